@@ -1,0 +1,328 @@
+"""One complete YAML file a stage, checked by a strict, frozen pydantic model; every key is also a flag.
+
+    tiebreak dpo --config configs/quickstart/dpo.yaml --beta 0.2 --training.learning-rate 1e-5
+
+Flags are laid over the file before anything is checked, so that both are held to one standard: all faults are listed
+together, each with its place, what was allowed and the nearest right key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tiebreak.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class AdapterConfig(Section):
+    """The LoRA adapter (Hu et al. 2021). A policy that has one already is continued with its own; see `method`."""
+
+    method: Literal["lora", "qlora"] = "lora"
+    """lora, or qlora: the base weights in bitsandbytes NF4 (Dettmers et al. 2023)"""
+    r: int = Field(default=16, ge=1)
+    """rank of the update"""
+    alpha: int = Field(default=32, ge=1)
+    """the update is scaled by alpha / r"""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: str | list[str] = "all-linear"
+    """module names to adapt, or all-linear: every linear layer but the head"""
+
+
+class TrainingConfig(Section):
+    """What every trained stage shares; one row of metrics is logged every `logging_steps` optimizer steps."""
+
+    seed: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    """optimizer steps; overrides epochs"""
+    per_device_batch_size: int = Field(default=8, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    max_length_tokens: int = Field(default=512, ge=8)
+    """prompt and completion together; what is longer is dropped and counted, never cut"""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the GPU has it, float32 elsewhere"""
+    warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """share of the steps in which the learning rate rises from 0"""
+    lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    logging_steps: int = Field(default=1, ge=1)
+    eval_steps: int | None = Field(default=None, ge=1)
+    """evaluate on the validation split every so many optimizer steps, and at the end; null: at the end alone"""
+    save_steps: int = Field(default=50, ge=1)
+    """write a checkpoint every so many optimizer steps; a killed run goes on from the last one"""
+    trust_remote_code: bool = False
+    """run Python code that a hub model brings along"""
+
+
+class SamplingConfig(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(default=1.0, ge=0.0)
+    """0: greedy"""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    """0: no limit"""
+    max_new_tokens: int = Field(default=128, ge=1)
+
+
+class TrackingConfig(Section):
+    """W&B. The truth is the run folder's metrics.jsonl; W&B receives a copy."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online if the user has logged in to W&B, offline otherwise"""
+    project: str = "tiebreak"
+    group: str | None = None
+    """runs compared together; `tiebreak run` sets one a pipeline run"""
+    tags: list[str] = []
+
+
+class StageConfig(Section):
+    """What every stage's configuration has."""
+
+    output: str
+    """the folder this stage writes"""
+    tracking: TrackingConfig = TrackingConfig()
+
+
+C = TypeVar("C", bound=Section)
+
+
+def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
+    """The configuration that `arguments` (`--config FILE [--key value …]`) name.
+
+    Raises:
+        ConfigError: with every fault of the file and the flags.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        print_help(model, arguments, command)
+        raise SystemExit(0)
+    path, flags = _take_config_flag(arguments, command)
+    values = read_yaml(path) if path else {}
+    faults = list(_unknown_keys(values, model))
+    origin = f"{path}" if path else "the command line"
+    for key, words in _group_flags(flags):
+        fault = _lay_over(values, model, key, words)
+        if fault:
+            faults.append(fault)
+    try:
+        config = model.model_validate(_without_unknown(values, model))
+    except ValidationError as error:
+        faults += [_explain(fault, values) for fault in error.errors(include_url=False)]
+    if faults:
+        listed = "\n".join(f"  {fault}" for fault in faults)
+        raise ConfigError(f"{origin}: {len(faults)} fault(s)\n{listed}\n  all keys: tiebreak {command} --help")
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping; errors name the file and the line."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        raise ConfigError(f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")) from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{path}: must be a mapping of keys to values")
+    return value
+
+
+def dump_config(config: BaseModel) -> str:
+    """The resolved configuration as YAML, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def print_help(model: type[C], arguments: Sequence[str], command: str) -> None:
+    """Every key as a flag, with its type, and its default or the file's value where `--config` names one."""
+    import tyro
+
+    path, _ = _take_config_flag([a for a in arguments if a not in ("--help", "-h")], command)
+    values = _without_unknown(read_yaml(path), model) if path else {}
+    tyro.cli(
+        model,
+        default=_unchecked(model, values),
+        args=["--help"],
+        prog=f"tiebreak {command} --config FILE",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def _unchecked(model: type[C], values: dict[str, Any]) -> C:
+    import tyro
+
+    filled: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        if section is not None and isinstance(values.get(name), dict):
+            filled[name] = _unchecked(section, values[name])
+        elif name in values:
+            filled[name] = values[name]
+        else:
+            filled[name] = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+    return model.model_construct(**filled)
+
+
+def _take_config_flag(arguments: Sequence[str], command: str) -> tuple[Path | None, list[str]]:
+    rest, path, index = [], None, 0
+    while index < len(arguments):
+        word = arguments[index]
+        if word == "--config":
+            if index + 1 == len(arguments):
+                raise ConfigError(f"--config needs a file: tiebreak {command} --config FILE")
+            path, index = Path(arguments[index + 1]), index + 2
+        elif word.startswith("--config="):
+            path, index = Path(word.removeprefix("--config=")), index + 1
+        else:
+            rest.append(word)
+            index += 1
+    return path, rest
+
+
+def _group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """`--a.b 1 --c x y` as (a.b, [1]) and (c, [x, y]). A negative number is a value, not a flag."""
+    key: str | None = None
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            if key is not None:
+                yield key, values
+            key, _, value = word[2:].partition("=")
+            key, values = key.replace("-", "_"), [value] if value else []
+        elif key is None:
+            raise ConfigError(f"unexpected argument {word!r}: keys are given as --key value")
+        else:
+            values.append(word)
+    if key is not None:
+        yield key, values
+
+
+def _lay_over(values: dict[str, Any], model: type[Section], key: str, words: list[str]) -> str | None:
+    """Write one flag into `values`; returns the fault, if there is one."""
+    known = list(_all_keys(model))
+    if key not in known and not _inside_mapping(model, key):
+        return f"--{key}: no such key{_nearest(key, known)}"
+    if not words:
+        return f"--{key}: needs a value"
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[section]
+    parsed = [_parse_word(word) for word in words]
+    values[last] = parsed[0] if len(parsed) == 1 else parsed
+    return None
+
+
+def _parse_word(word: str) -> Any:
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+    return None if word == "None" else word if isinstance(value, (dict,)) and not word.startswith("{") else value
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section behind `Section` or `Section | None`."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def _item_section(annotation: Any) -> type[Section] | None:
+    """The Section inside `list[Section]`."""
+    if typing.get_origin(annotation) is list:
+        return _section_of(typing.get_args(annotation)[0])
+    return None
+
+
+def _all_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        yield prefix + name
+        if section is not None:
+            yield from _all_keys(section, f"{prefix}{name}.")
+
+
+def _inside_mapping(model: type[Section], key: str) -> bool:
+    name, _, rest = key.partition(".")
+    field = model.model_fields.get(name)
+    if field is None or not rest:
+        return False
+    section = _section_of(field.annotation)
+    return _inside_mapping(section, rest) if section else typing.get_origin(field.annotation) is dict
+
+
+def _unknown_keys(values: dict[str, Any], model: type[Section], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            yield f"{prefix}{key}: no such key{_nearest(key, list(model.model_fields), prefix)}"
+            continue
+        section, item = _section_of(field.annotation), _item_section(field.annotation)
+        if section is not None and isinstance(value, dict):
+            yield from _unknown_keys(value, section, f"{prefix}{key}.")
+        if item is not None and isinstance(value, list):
+            for index, entry in enumerate(value):
+                if isinstance(entry, dict):
+                    yield from _unknown_keys(entry, item, f"{prefix}{key}.{index}.")
+
+
+def _without_unknown(values: dict[str, Any], model: type[Section]) -> dict[str, Any]:
+    """`values` less the unknown keys, which are reported already, with the nearest right one beside them."""
+    kept = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            continue
+        section, item = _section_of(field.annotation), _item_section(field.annotation)
+        if section is not None and isinstance(value, dict):
+            value = _without_unknown(value, section)
+        elif item is not None and isinstance(value, list):
+            value = [_without_unknown(entry, item) if isinstance(entry, dict) else entry for entry in value]
+        kept[key] = value
+    return kept
+
+
+def _nearest(key: str, known: Sequence[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:
+        near = [k for k in known if k.endswith(f".{key}")][:1]
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(known)}"
+
+
+def _explain(fault: Any, values: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]"))
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"{where}: missing; add it to the file or give --{where}"
+    if not where:
+        return message
+    return f"{where}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"
+
+
+def arguments_of_process() -> list[str]:
+    """The words after the program's name."""
+    return sys.argv[1:]

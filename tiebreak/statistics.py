@@ -1,0 +1,36 @@
+"""Intervals for the figures that the reports print: no share or mean leaves a stage without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Interval = tuple[float, float]
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.959964) -> Interval:
+    """The 95% interval of a share of independent trials (Wilson 1927); (0, 1) when n is 0.
+
+    >>> tuple(round(edge, 4) for edge in wilson_interval(8, 10))
+    (0.4902, 0.9433)
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:
+    """The 95% percentile-bootstrap interval of a mean (Efron 1979), one value a prompt.
+
+    A comparison of two policies on the same prompts is paired by giving the per-prompt difference (or win).
+    """
+    if not len(values):
+        raise ValueError("no values to resample")
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(array), size=(resamples, len(array)))
+    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
