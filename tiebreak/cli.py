@@ -1,0 +1,95 @@
+"""The command line: `tiebreak COMMAND --config FILE [--key value …]`.
+
+Starts a stage by its module's name and imports nothing else, so that `tiebreak --help` answers at once. Each stage is
+also `python -m MODULE` and `accelerate launch … -m MODULE` with the same words after it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tiebreak import __version__
+from tiebreak.errors import ConfigError, exit_with_message
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and the module that runs it; `trains` marks those that take `--accelerate NAME`."""
+
+    name: str
+    module: str
+    summary: str
+    trains: bool = False
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("run", "tiebreak.pipeline", "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one"),
+        Command("prepare", "sft.prepare", "validate, deduplicate and split prompts and demonstrations"),
+        Command("sft", "sft.train", "supervised fine-tuning with LoRA", trains=True),
+        Command("sample", "preference.sample", "several completions a prompt, as pairs to judge"),
+        Command("label", "labeling_ui.label", "serve pairs to raters; export, verify and count their judgments"),
+        Command("reward", "reward.train", "a reward model from preferences", trains=True),
+        Command("dpo", "preference.dpo", "direct preference optimisation", trains=True),
+        Command("ppo", "preference.ppo", "proximal policy optimisation against a reward model", trains=True),
+        Command("evaluate", "evaluation.evaluate", "policies on held-out prompts"),
+        Command("compare", "evaluation.compare", "one report over the whole recipe: report.html, report.json"),
+        Command("inspect", "tiebreak.inspect", "what is in a run folder, and what it was made from"),
+    )
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(help_page())
+        return
+    if words[0] in ("--version", "-V"):
+        print(__version__)
+        return
+    exit_with_message(lambda: _dispatch(words))
+
+
+def _dispatch(words: list[str]) -> None:
+    command = COMMANDS.get(words[0])
+    if command is None:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        raise ConfigError(
+            f"no such command: {words[0]}" + (f"; did you mean {near[0]}?" if near else "") + " ('tiebreak --help' lists them)"
+        )
+    rest = words[1:]
+    if "--accelerate" in rest:
+        from tiebreak.launch import exec_accelerate
+
+        exec_accelerate(command, rest)
+    importlib.import_module(command.module).main(rest)
+
+
+def help_page() -> str:
+    """What `tiebreak --help` prints."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()]
+    return "\n".join(
+        [
+            "usage: tiebreak COMMAND --config FILE [--key value …] [--accelerate NAME]",
+            "",
+            "From raw prompts to an aligned language model, through the judgments of expert raters.",
+            "",
+            *lines,
+            "",
+            "Every key of a configuration is a flag: 'tiebreak COMMAND --help' lists them.",
+            "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml.",
+            "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
