@@ -338,8 +338,9 @@ def load_reward_model(
     if source.folder is None:
         return get_peft_model(base, lora_config(adapter or AdapterConfig(), "SEQ_CLS"))
     _require_same_adapter(source, adapter)
+    head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
     model = get_peft_model(base, lora_config(saved_adapter(source), "SEQ_CLS"))
-    loaded = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_FILE))
+    loaded = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_FILE) | head)
     if loaded.unexpected_keys:
         raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {loaded.unexpected_keys[:3]}")
     return model

@@ -79,7 +79,7 @@ class RunRecorder:
                     stage = json.loads((Path(one["source"]) / "manifest.json").read_text())["stage"]
                     self._wandb.use_artifact(f"{stage}-{one['id']}:latest")
         self._wandb.log_artifact(artifact)
-        self._wandb.finish(quiet=True)
+        self._wandb.finish()
 
 
 def _finite(value: float) -> float | None:
