@@ -103,7 +103,7 @@ class Run:
         configuration = self.config.model_dump(mode="json")
         identity = {
             "stage": self.stage,
-            "config": {k: v for k, v in configuration.items() if k not in _NOT_IDENTITY},
+            "config": _comparable_config(self.config, self.inputs),
             "inputs": {name: one.id for name, one in self.inputs.items()},
             "outputs": outputs,
         }
@@ -125,6 +125,9 @@ class Run:
         }
         write_json(self.folder / MANIFEST, manifest)
         self.finished = True
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         return manifest
 
 
@@ -165,10 +168,14 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str]) -> Run
 
 def fingerprint_of(config: StageConfig, stage: str, inputs: Mapping[str, Input]) -> str:
     """A hash of all that decides what a stage will make: its name, configuration and inputs."""
-    configuration = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
-    sources = {one.source for one in inputs.values()}
-    configuration = _replace_sources(configuration, {source: "input" for source in sources})
+    configuration = _comparable_config(config, inputs)
     return _hash_json({"stage": stage, "config": configuration, "inputs": {n: i.id for n, i in inputs.items()}})
+
+
+def _comparable_config(config: StageConfig, inputs: Mapping[str, Input]) -> Any:
+    """The configuration less what says where things lie: output, tracking, and the paths of its inputs."""
+    configuration = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    return _replace_sources(configuration, {one.source: "input" for one in inputs.values()})
 
 
 def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
@@ -187,10 +194,16 @@ def folder_state(folder: Path, fingerprint: str) -> str:
     if (folder / MANIFEST).exists():
         return "finished" if read_manifest(folder).get("fingerprint") == fingerprint else "other"
     run_file = folder / RUN_FILE
-    if not run_file.exists():
-        entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        return "new" if entries <= {RESOLVED_CONFIG, "final", "run.lock"} else "other"
-    return "cut off" if json.loads(run_file.read_text())["fingerprint"] == fingerprint else "other"
+    if run_file.exists() and json.loads(run_file.read_text())["fingerprint"] == fingerprint:
+        return "cut off"
+    return "new" if _holds_nothing(folder) else "other"
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
+    entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    ours = {RESOLVED_CONFIG, RUN_FILE, "run.lock", "final", "checkpoints", "wandb"}
+    return entries <= ours and not any(folder.glob(f"checkpoints/checkpoint-*/{CHECKPOINT_MARKER}"))
 
 
 def identify_input(source: str) -> Input:
