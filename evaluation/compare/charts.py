@@ -85,6 +85,19 @@ def number(value: float | None, digits: int | None = None) -> str:
     return shown.replace("-", MINUS)
 
 
+def first_and_last(first: float, last: float) -> str:
+    """Two figures of one curve, with the same digits.
+
+    >>> first_and_last(39, 39.62), first_and_last(0, 0.6231)
+    ('39.0 → 39.6', '0.000 → 0.623')
+    """
+    largest = max(abs(first), abs(last))
+    if largest < 1e-3:
+        return f"{number(first)} → {number(last)}"
+    digits = min(4, max(0, 2 - math.floor(math.log10(largest))))
+    return f"{number(first, digits)} → {number(last, digits)}"
+
+
 def tick_labels(values: Sequence[float]) -> list[str]:
     """Labels of one axis, all with the digits that its step needs."""
     if len(values) < 2:
@@ -170,7 +183,7 @@ def line_key(tone: str, held_out: bool) -> Markup:
 
 # --- marks in tables -------------------------------------------------------------------------------------------------
 
-WHISKER_WIDTH, WHISKER_INSET = 170, 8
+WHISKER_WIDTH, WHISKER_INSET = 150, 8
 
 
 def mark(shape: str, x: float, y: float, classes: str, size: float = 4.5) -> Markup:
@@ -250,7 +263,8 @@ def outcome_bar(better: int, equal: int, worse: int) -> Markup:
     total, at, parts = better + equal + worse, 0.0, []
     for count, kind in ((better, "better"), (equal, "equal"), (worse, "worse")):
         width = 150 * count / total
-        parts.append(el("rect", cls=f"outcome-{kind}", x=at, width=max(width - 1, 0.0), height=12))
+        if count:  # half a pixel of air on each side: the last stretch is drawn as an outline
+            parts.append(el("rect", cls=f"outcome-{kind}", x=at + 0.5, y=0.5, width=max(width - 1, 0.5), height=11))
         at += width
     return _bar(150, 12, *parts)
 

@@ -222,7 +222,7 @@ def _check_inputs(link: Link) -> None:
             if now != one["id"]:
                 raise HandoffError(
                     f"{one['source']} now holds another run ({short(now)}) than the one that {link.folder} was made "
-                    f"from ({short(one['id'])}, its '{name}'): run 'tiebreak {link.stage}' again, or put the old one back"
+                    f"from ({short(one['id'])}, its '{name}'): run 'tiebreak {link.stage}' again"
                 )
 
 
@@ -327,13 +327,13 @@ def _claim(parts: Mapping[str, str], baseline: str) -> str:
     phrases = {
         "better": f"wins more often than {sft}",
         "worse": f"loses more often than it wins against {sft}",
-        "undecided": f"cannot be told from {sft}",
+        "undecided": f"cannot be told apart from {sft}",
         "unknown": f"was not compared with {sft}",
     }
     plural = {
         "better": f"win more often than {sft}",
         "worse": f"lose more often than they win against {sft}",
-        "undecided": f"cannot be told from {sft}",
+        "undecided": f"cannot be told apart from {sft}",
         "unknown": f"were not compared with {sft}",
     }
     clauses = []

@@ -63,7 +63,7 @@ def svg(
     fixed: bool = False,
     **more: object,
 ) -> Markup:
-    """An SVG drawing, of its own size where `fixed`. With a `label` it is an image to screen readers, else decoration."""
+    """An SVG drawing, of its own size where `fixed`; an image to screen readers with a `label`, decoration without."""
     role = {"role": "img", "aria_label": label} if label else {"aria_hidden": "true"}
     size = {"width": width, "height": height} if fixed else {}
     return el("svg", *content, cls=cls, viewBox=f"0 0 {width} {height}", **size, **role, **more)

@@ -229,9 +229,9 @@ def _policies(report: Report, marks: Marks) -> Markup:
     rows = [_policy_row(name, row, report, marks) for name, row in policies.items()]
     n = " or ".join(number(v) for v in sorted({row["n_prompts"] for row in policies.values()}))
     note = (
-        f"Means over {n} held-out prompts, the same for every policy. Intervals are 95% percentile bootstraps over "
-        "prompts. A win rate counts a tie as half a win; 50% is no difference. Cut off: answers that reached the limit of "
-        "tokens. Repetition: runs of four words that came before in the answer."
+        f"Means over {n} held-out prompts, the same for every policy. Intervals are 95% percentile bootstraps "
+        "over prompts. A win rate counts a tie as half a win; 50% is no difference. Cut off: answers that reached the "
+        "limit of tokens. Repetition: runs of four words that came before in the answer."
     )
     return join(_table(headings, rows), _note(note))
 
@@ -364,8 +364,9 @@ def _against(report: Report, marks: Marks) -> Markup | None:
 
 
 def _beside(row: Row, key: str, interval: str | None, form: Form) -> Markup:
-    value = row.get(key)
-    return el("td", "–" if value is None else _ranged(value, row.get(interval) if interval else None, form), cls="n")
+    value, edges = row.get(key), row.get(interval) if interval else None
+    shown = "–" if value is None else _ranged(value, edges, form)
+    return el("td", shown, None if edges else el("small"), cls="n")  # an empty interval keeps the figures in line
 
 
 # --- reward against KL -----------------------------------------------------------------------------------------------
@@ -415,7 +416,8 @@ def _outlying(
 
 # --- training curves -------------------------------------------------------------------------------------------------
 
-_CURVE_TONES = ("sft", "dpo", "ppo", "extra", "other", "base")
+_STAGE_TONES = {"sft": "sft", "dpo": "dpo", "ppo": "ppo"}
+_FURTHER_TONES = ("base", "other", "extra", "sft", "dpo", "ppo")
 
 
 def _curves(trained: Sequence[Trained]) -> Markup | None:
@@ -429,22 +431,20 @@ def _curves(trained: Sequence[Trained]) -> Markup | None:
             "span", el("code", run.folder), f", {number(steps)} steps, run ", el("code", short(run.id)), cls="note-text"
         )
         parts.append(el("div", el("h3", label(run.stage)), where, cls="stage-head"))
-        parts.append(el("div", [_panel(panel) for panel in main], cls="panels"))
+        parts.append(el("div", [_panel(panel, run.stage) for panel in main], cls="panels"))
         if further:
-            drawn = el("div", [_panel(panel) for panel in further], cls="panels")
+            drawn = el("div", [_panel(panel, run.stage) for panel in further], cls="panels")
             parts.append(el("details", el("summary", f"{len(further)} further figures"), drawn))
     note = _note("Solid: training data. Dashed: held-out data. Beside each name: its first and last value.")
     return join(note, parts) if parts else None
 
 
-def _panel(panel: Panel) -> Markup:
-    tones = _panel_tones(panel)
+def _panel(panel: Panel, stage: str) -> Markup:
+    tones = _panel_tones(panel, _STAGE_TONES.get(stage, "extra"))
     legend = [_legend_entry(curve, tone) for curve, tone in zip(panel.curves, tones, strict=True)]
     each = max(curve.steps_a_point for curve in panel.curves)
     notes = [f"each point the mean of {each} rows"] if each > 1 else []
-    notes += [
-        f"{c.skipped} values of {c.key} were not finite numbers and are not drawn" for c in panel.curves if c.skipped
-    ]
+    notes += [f"not drawn, because not finite: {c.skipped} of {c.key}" for c in panel.curves if c.skipped]
     return el(
         "figure",
         el("figcaption", el("b", panel.title), el("div", legend, cls="legend")),
@@ -454,16 +454,17 @@ def _panel(panel: Panel) -> Markup:
     )
 
 
-def _panel_tones(panel: Panel) -> list[str]:
-    """A figure and its held-out twin share a colour: the dashes tell them apart."""
+def _panel_tones(panel: Panel, first: str) -> list[str]:
+    """The stage's own colour first. A figure and its held-out twin share one: the dashes tell them apart."""
+    tones = [first, *(tone for tone in _FURTHER_TONES if tone != first)]
     names = [base_name(curve.key).rpartition("/")[2].removesuffix("s") for curve in panel.curves]
     order = list(dict.fromkeys(names))
-    return [_CURVE_TONES[order.index(name) % len(_CURVE_TONES)] for name in names]
+    return [tones[order.index(name) % len(tones)] for name in names]
 
 
 def _legend_entry(curve: Curve, tone: str) -> Markup:
     first, last = curve.points[0][1], curve.points[-1][1]
-    values = number(last) if len(curve.points) == 1 else f"{number(first)} → {number(last)}"
+    values = number(last) if len(curve.points) == 1 else charts.first_and_last(first, last)
     return el("span", charts.line_key(tone, curve.held_out), f"{curve.key} {values}")
 
 
