@@ -26,9 +26,8 @@ from tiebreak import runs
 from tiebreak.config import read_yaml
 from tiebreak.errors import RunError, exit_with_message
 
-_USUAL = (
-    "id stage fingerprint config inputs outputs tiebreak git_commit packages machine finished_at seconds peak_memory_bytes"
-).split()
+_MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
+_USUAL = ("id", "stage", "fingerprint", "config", "inputs", "outputs", *_MADE)
 """What every manifest has; the rest are the stage's own facts."""
 _NOT_FIGURES = ("step", "epoch")
 
@@ -144,7 +143,7 @@ def inspect_run(folder: str) -> Inspection:
         logged_rows=len(rows),
         last_metrics=last_metrics(rows),
         facts={key: value for key, value in told.items() if key not in _USUAL} if finished else {},
-        made={key: told.get(key) for key in _USUAL[6:]} if finished else {},
+        made={key: told.get(key) for key in _MADE} if finished else {},
     )
 
 
@@ -260,7 +259,7 @@ def _outputs(path: Path, recorded: Mapping[str, str]) -> list[OutputState]:
 
 def describe(one: Inspection) -> str:
     """An inspection as text."""
-    lines = [f"{one.folder}: {one.stage}, {one.state}", *_table([("id", one.id or "-")]), *_table(_made(one.made))]
+    lines = [f"{one.folder}: {one.stage}, {one.state}", *_table([("id", one.id or "-"), *_made(one.made)])]
     if one.inputs:
         lines += [
             "",

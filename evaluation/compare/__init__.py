@@ -112,7 +112,7 @@ def summary_table(report: dict[str, Any]) -> list[str]:
     for name, row in report["policies"].items():
         rows.append(
             [
-                label(name)[:18],
+                label(name)[:16],
                 f"{row['rubric_mean']:.3f}",
                 _interval(row["rubric_interval"], lambda v: f"{v:.3f}"),
                 "-" if row["win_rate_vs_sft"] is None else percent(row["win_rate_vs_sft"]),
