@@ -264,7 +264,7 @@ def describe(one: Inspection) -> str:
         lines += [
             "",
             "made from",
-            *_table([(i.name, f"{i.source}  ({i.kind}, {i.id[:12]}: {i.state})") for i in one.inputs]),
+            *_table([(i.name, _input_words(i)) for i in one.inputs]),
         ]
     if one.outputs:
         lines += [
@@ -283,6 +283,10 @@ def describe(one: Inspection) -> str:
     if one.faults:
         lines += ["", *(f"NOT AS IT WAS: {fault}" for fault in one.faults)]
     return "\n".join(lines)
+
+
+def _input_words(one: InputState) -> str:
+    return one.source if one.kind == "name" else f"{one.source}  ({one.kind}, {one.id[:12]}: {one.state})"
 
 
 _OUTPUT_WORDS = {"same": "same hash", "changed": "CHANGED", "gone": "GONE", "unknown": "not in the manifest"}

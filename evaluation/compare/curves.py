@@ -72,7 +72,9 @@ PLANS: dict[str, tuple[_Plan, ...]] = {
         _Plan("Score of the reward model", "score", ("objective/scores",)),
         _Plan("KL from the SFT policy", "nats per answer", ("objective/kl",), 0.0),
         _Plan("Reward, score − KL penalty", "score", ("objective/rlhf_reward",)),
-        _Plan("Entropy", "nats", ("objective/entropy", "policy/entropy_avg")),
+        _Plan("Length of rollouts", "tokens", ("completions/mean_length",)),
+        _Plan("Entropy of rollouts", "nats per answer", ("objective/entropy",)),
+        _Plan("Entropy of the policy", "nats per token", ("policy/entropy_avg",)),
         _Plan("Policy loss", "", ("loss/policy_avg",)),
         _Plan("Value loss", "", ("loss/value_avg",)),
         _Plan("Clipped share", "share of tokens", ("policy/clipfrac_avg", "val/clipfrac_avg")),
@@ -128,12 +130,12 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
         if not _is_number(step) or not math.isfinite(step):
             continue
         for key, value in row.items():
-            if key in _NEVER or any(part in key for part in _NEVER_PARTS) or not _is_number(value):
+            if base_name(key) in _NEVER or any(part in key for part in _NEVER_PARTS):
                 continue
-            if math.isfinite(value):
+            if value is None or (_is_number(value) and not math.isfinite(value)):
+                skipped[key] = skipped.get(key, 0) + 1  # a recorder writes what is not finite as null
+            elif _is_number(value):
                 points.setdefault(key, {})[float(step)] = float(value)  # a step logged again after a resume counts once
-            else:
-                skipped[key] = skipped.get(key, 0) + 1
     curves = []
     for key, by_step in points.items():
         thinned, each = thin(sorted(by_step.items()))

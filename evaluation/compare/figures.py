@@ -236,7 +236,7 @@ def build_report(
     kinds = sorted({*evaluation.kinds, *(kind for link in links for kind in kinds_of(link.manifest))})
     report: dict[str, Any] = {
         "title": title,
-        "headline": headline(evaluation, kinds),
+        "headline": headline(evaluation, kinds, links),
         "policies": {name: figures.model_dump(mode="json") for name, figures in evaluation.policies.items()},
         "baseline": evaluation.baseline,
         "yardstick": evaluation.yardstick,
@@ -308,7 +308,7 @@ def verdict(interval: Interval | None) -> str:
     return "better" if interval[0] > 0.5 else "worse" if interval[1] < 0.5 else "undecided"
 
 
-def headline(evaluation: Evaluation, kinds: Sequence[str]) -> dict[str, Any]:
+def headline(evaluation: Evaluation, kinds: Sequence[str], links: Sequence[Link] = ()) -> dict[str, Any]:
     """What changed, in words that claim no more than the intervals do."""
     names, base_line = list(evaluation.policies), evaluation.baseline
     start = names.index(base_line) + 1 if base_line in names else 0
@@ -317,7 +317,7 @@ def headline(evaluation: Evaluation, kinds: Sequence[str]) -> dict[str, Any]:
     return {
         "claim": _claim(parts, base_line),
         "sentences": [_sentence(name, parts[name], evaluation) for name in subjects],
-        "caveats": _caveats(evaluation, kinds),
+        "caveats": [*_caveats(evaluation, kinds), *_reward_caveats(links)],
         "verdicts": parts,
     }
 
@@ -378,16 +378,46 @@ def _caveats(evaluation: Evaluation, kinds: Sequence[str]) -> list[str]:
     return rows
 
 
+def _reward_caveats(links: Sequence[Link]) -> list[str]:
+    """A reward model that is not shown to beat a coin on held-out preferences makes its scores, and PPO's, moot."""
+    rows = []
+    for link in links:
+        metrics = dict(link.manifest.get("metrics") or {})
+        interval = metrics.get("held_out_accuracy_interval")
+        if link.stage == "reward" and interval and interval[0] <= 0.5:
+            rows.append(
+                f"The reward model is right about {percent(metrics['held_out_accuracy'])} of held-out preferences "
+                f"(95% interval {_edge(interval[0])} to {_edge(interval[1])}, which does not exclude chance): "
+                "read its scores with care."
+            )
+    return rows
+
+
 def stage_facts(link: Link) -> dict[str, Any]:
     """What a stage's manifest says of its work, less everything that time or the machine decides."""
-    counts, metrics = link.manifest.get("counts"), link.manifest.get("metrics")
+    counts, metrics = _noted_counts(link), link.manifest.get("metrics")
     facts: dict[str, Any] = {"stage": link.stage, "id": link.id, "kinds": list(kinds_of(link.manifest))}
-    if isinstance(counts, dict) and counts:
+    if counts:
         facts["counts"] = _finite(counts)
     if isinstance(metrics, dict):
         steady = {k: v for k, v in _finite(metrics).items() if not _is_timing(k)}
         facts |= {"metrics": steady} if steady else {}
     return facts
+
+
+def _noted_counts(link: Link) -> dict[str, Any]:
+    """Counts in a stage's manifest, and the reasons for what it dropped in the report beside its data."""
+    told = link.manifest.get("counts")
+    counts = dict(told) if isinstance(told, dict) else {}
+    path = Path(link.folder) / "final" / "report.json"
+    if link.stage in ("prepare", "sample", "label") and path.is_file():
+        report = json.loads(path.read_text(encoding="utf-8"))
+        preferences = report.get("preferences")
+        if isinstance(report.get("dropped"), dict):
+            counts["dropped, by reason"] = report["dropped"]
+        if isinstance(preferences, dict):
+            counts["preferences"] = {k: v for k, v in preferences.items() if k in ("total", "dropped", "outcomes")}
+    return counts
 
 
 def _is_timing(key: str) -> bool:

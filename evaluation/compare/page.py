@@ -54,7 +54,7 @@ def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sam
         ("against", "Side by side with other evaluations", _against(report, marks)),
         ("changes", "What each stage changed", _changes(report, marks)),
         ("kl", "Reward against KL", _reward_against_kl(report, trained, marks)),
-        ("curves", "Training curves", _curves(trained)),
+        ("curves", "Training curves", _curves(report, trained)),
         ("data", "From prompts to preferences", _data(report)),
         ("samples", "Answers side by side", _samples(report, samples, marks)),
         ("chain", "What it was made from", _chain(report)),
@@ -420,8 +420,9 @@ _STAGE_TONES = {"sft": "sft", "dpo": "dpo", "ppo": "ppo"}
 _FURTHER_TONES = ("base", "other", "extra", "sft", "dpo", "ppo")
 
 
-def _curves(trained: Sequence[Trained]) -> Markup | None:
-    parts = []
+def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
+    final = {stage["id"]: stage.get("metrics", {}) for stage in report["stages"]}
+    parts: list[Markup | None] = []
     for run in trained:
         main, further = read_panels(run.rows, run.stage)
         if not main:
@@ -431,12 +432,30 @@ def _curves(trained: Sequence[Trained]) -> Markup | None:
             "span", el("code", run.folder), f", {number(steps)} steps, run ", el("code", short(run.id)), cls="note-text"
         )
         parts.append(el("div", el("h3", label(run.stage)), where, cls="stage-head"))
+        drawn_keys = {curve.key for panel in (*main, *further) for curve in panel.curves}
+        at_end = final_figures({k: v for k, v in final.get(run.id, {}).items() if k not in drawn_keys})
+        parts.append(_note(f"At the end: {', '.join(at_end)}.") if at_end else None)
         parts.append(el("div", [_panel(panel, run.stage) for panel in main], cls="panels"))
         if further:
             drawn = el("div", [_panel(panel, run.stage) for panel in further], cls="panels")
             parts.append(el("details", el("summary", f"{len(further)} further figures"), drawn))
     note = _note("Solid: training data. Dashed: held-out data. Beside each name: its first and last value.")
     return join(note, parts) if parts else None
+
+
+def final_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """A stage's final figures as words, each beside its interval.
+
+    >>> final_figures({"held_out_accuracy": 0.75, "held_out_accuracy_interval": [0.6, 0.86], "n": 40})
+    ['held out accuracy 0.750 (95% interval 0.600 to 0.860)', 'n 40']
+    """
+    told = []
+    for key, value in metrics.items():
+        edges = metrics.get(f"{key}_interval")
+        if isinstance(value, (int, float)):
+            words = f"{key.replace('_', ' ')} {number(value)}"
+            told.append(f"{words} (95% interval {number(edges[0])} to {number(edges[1])})" if edges else words)
+    return told
 
 
 def _panel(panel: Panel, stage: str) -> Markup:
@@ -457,9 +476,19 @@ def _panel(panel: Panel, stage: str) -> Markup:
 def _panel_tones(panel: Panel, first: str) -> list[str]:
     """The stage's own colour first. A figure and its held-out twin share one: the dashes tell them apart."""
     tones = [first, *(tone for tone in _FURTHER_TONES if tone != first)]
-    names = [base_name(curve.key).rpartition("/")[2].removesuffix("s") for curve in panel.curves]
+    trained = [base_name(curve.key) for curve in panel.curves if not curve.held_out]
+    names = [_twin(curve, trained) for curve in panel.curves]
     order = list(dict.fromkeys(names))
     return [tones[order.index(name) % len(tones)] for name in names]
+
+
+def _twin(curve: Curve, trained: Sequence[str]) -> str:
+    """The training figure that a held-out one belongs to, by its whole name or its last part; else its own name."""
+    name = base_name(curve.key)
+    if not curve.held_out or name in trained:
+        return name
+    last = name.rpartition("/")[2].removesuffix("s")
+    return next((one for one in trained if one.rpartition("/")[2].removesuffix("s") == last), name)
 
 
 def _legend_entry(curve: Curve, tone: str) -> Markup:

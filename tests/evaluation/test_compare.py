@@ -354,6 +354,22 @@ def test_a_losing_policy_is_said_to_lose(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
+def test_a_reward_model_no_better_than_chance_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [answer(p, policy, 3, "a", 0.0, 0.0) for policy in ("sft", "ppo") for p in range(30)]
+    for name, interval in (("weak", [0.44, 0.71]), ("strong", [0.51, 0.71])):
+        metrics = {"held_out_accuracy": 0.58, "held_out_accuracy_interval": interval}
+        reward = write_run(
+            Path(name), "reward", {}, {"head.json": {"name": name}}, [{"step": 1, "loss": 0.7}], metrics=metrics
+        )
+        evaluation = write_evaluation(Path(f"evaluate-{name}"), rows, {"reward_model": reward})
+        caveats = report_of(evaluation, f"report-{name}")["headline"]["caveats"]
+        said = "The reward model is right about 58% of held-out preferences (95% interval 44% to 71%"
+        assert any(caveat.startswith(said) for caveat in caveats) == (name == "weak")
+        page = Path(f"report-{name}/report.html").read_text(encoding="utf-8")
+        assert "held out accuracy 0.580 (95% interval" in page
+
+
 def test_simulated_raters_are_named_even_if_only_a_stage_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,12 +532,13 @@ def test_panels_take_a_figure_and_its_held_out_twin_and_lose_nothing() -> None:
         },
         {"step": 1, "loss": 0.7},  # logged again after a resume: the later one counts
         {"step": 2, "loss": float("nan"), "rewards/margins": 0.2},
-        {"step": 2, "eval_loss": 0.6, "eval_runtime": 3.0},
+        {"step": 2, "eval_loss": 0.6, "eval_runtime": 3.0, "eval_num_tokens": 99.0},
+        {"step": 3, "loss": None},  # how a recorder writes what is not finite
     ]
     main, further = read_panels(rows, "dpo")
     assert [panel.title for panel in main] == ["Loss", "Margin of implicit rewards"]
     assert [(c.key, c.points, c.held_out, c.skipped) for c in main[0].curves] == [
-        ("loss", ((1.0, 0.7),), False, 1),
+        ("loss", ((1.0, 0.7),), False, 2),
         ("eval_loss", ((2.0, 0.6),), True, 0),
     ]
     assert [panel.title for panel in further] == ["new/figure"]
