@@ -119,7 +119,7 @@ def spread(values: Sequence[float], padding: float = 0.06) -> tuple[float, float
 
 def _axes(frame: Frame, x_label: str, y_label: str, x_ticks: Sequence[float]) -> list[Markup]:
     parts = []
-    y_ticks = ticks(*frame.y)
+    y_ticks = ticks(*frame.y, 5)
     for value, shown in zip(y_ticks, tick_labels(y_ticks), strict=True):
         y = frame.py(value)
         parts += [line(frame.left, y, frame.end, y, "grid"), text(frame.left - 6, y + 3.5, shown, "tick", "end")]
