@@ -12,6 +12,7 @@ simulated raters in `OUTPUT/store/`. The two never share one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from labeling_ui.store import LEASE_SECONDS, Store, default_store_url
 from labeling_ui.verify import verify
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
-from tiebreak.records import read_pairs
+from tiebreak.records import Pair, read_pairs
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
 
 if TYPE_CHECKING:
@@ -116,50 +117,61 @@ def _switch_simulate(words: list[str]) -> list[str]:
 
 def label_by_simulation(config: LabelConfig) -> None:
     """Simulated raters judge everything, and the preferences are exported."""
+    pairs = read_some_pairs(config)
     run = start_run(config, "label", {"pairs": config.pairs})
     if run.finished:
         print(f"{run.folder} is finished already: nothing to do")
         return
     store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
     refuse_people(store)
-    add_pairs(store, config)
+    add_pairs(store, config, pairs)
     simulate(store, config.simulate or SimulateConfig())
     report = export(store, run)
     store.close()
     print(describe(report, run))
 
 
-def add_pairs(store: Store, config: LabelConfig) -> int:
-    """Put the configured pairs into the store; returns how many are new there."""
-    identity = identify_input(config.pairs).id
+def read_some_pairs(config: LabelConfig) -> list[Pair]:
+    """The configured pairs: read before any store is made, so that broken ones leave nothing behind."""
+    identify_input(config.pairs)
     pairs = read_pairs(config.pairs)
     if not pairs:
         raise HandoffError(f"{config.pairs} holds no pair: there is nothing to judge")
+    return pairs
+
+
+def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
+    """Put the pairs into the store; returns how many are new there."""
+    identity = identify_input(config.pairs).id
     return store.add_pairs(pairs, overlap=config.overlap, seed=config.seed, source=config.pairs, source_id=identity)
 
 
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
+    pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
     _refuse_simulated(store)
-    new = add_pairs(store, config)
+    new = add_pairs(store, config, pairs)
     from labeling_ui.server import create_app, run_server
 
     app = create_app(store, build_page(config))
-    status = store.status()
-    print(
-        f"{status['pairs']} pairs ({new} new), {sum(status['judgments'].values())} of {status['judgments_wanted']} "
-        "judgments"
-    )
-    print(f"judgments are kept in {store.url}")
-    print(f"rate at http://{_shown_host(config.host)}:{config.port}   (Ctrl-C stops; nothing is lost)", flush=True)
-    run_server(app, config.host, config.port)
+    _greet(store, config, new)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_server(app, config.host, config.port)
     judged = sum(store.status()["judgments"].values())
     store.close()
     print(
         f"\n{judged} judgments in {store.url}. For training: "
         f"tiebreak label export --store {store.url} --output {config.output}"
     )
+
+
+def _greet(store: Store, config: LabelConfig, new: int) -> None:
+    status = store.status()
+    judged = sum(status["judgments"].values())
+    print(f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments")
+    print(f"judgments are kept in {store.url}")
+    print(f"rate at http://{_shown_host(config.host)}:{config.port}   (Ctrl-C stops; nothing is lost)", flush=True)
 
 
 def build_page(config: LabelConfig) -> PageConfig:

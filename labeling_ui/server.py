@@ -139,6 +139,12 @@ def web_manifest(desk: DeskOf) -> dict[str, str]:
     return {"name": desk.page.title, "start_url": "/rate/", "display": "standalone"}
 
 
+@api.get("/favicon.ico", include_in_schema=False)
+def icon() -> Response:
+    """None; browsers ask for one."""
+    return Response(status_code=204)
+
+
 @api.get("/api/me")
 def who_am_i(desk: DeskOf, rater: Me) -> dict[str, Any]:
     """The rater, and how far they have come."""
