@@ -492,3 +492,31 @@ def first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(explain(error))
     return str(error).splitlines()[0]
+
+
+def is_held_out(identity: str, share: float, seed: int = 0) -> bool:
+    """Whether a prompt of data that names no splits is held out: decided by its id, so every stage decides alike."""
+    digest = hashlib.sha256(f"{seed}:{identity}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
+
+
+def split_preferences(preferences: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
+    """(train, validation), by prompt. Rows that name a split keep it; the test split's are left out of both.
+
+    Raises:
+        DataError: one prompt stands in two splits.
+    """
+    splits: dict[str, set[str]] = {}
+    parts: dict[str, list[Preference]] = {"train": [], "validation": [], "test": []}
+    for preference in preferences:
+        identity = preference.prompt_id or prompt_id(preference.prompt)
+        split = preference.split or ("validation" if is_held_out(identity, share) else "train")
+        splits.setdefault(identity, set()).add(split)
+        parts[split].append(preference)
+    leaked = [identity for identity, names in splits.items() if len(names) > 1]
+    if leaked:
+        raise DataError(
+            f"{len(leaked)} prompt(s) stand in two splits, so held-out figures would be false",
+            [f"{identity}: {', '.join(sorted(splits[identity]))}" for identity in leaked],
+        )
+    return parts["train"], parts["validation"]

@@ -26,12 +26,12 @@ _NUMBER_WITH_UNIT = re.compile(rf"(?<![\w.])\d+(?:[.,]\d+)?(?:\s?(?:-|–|to|and
 _PH_VALUE = re.compile(r"\b(?:ph|ec)\b\D{0,20}\d+(?:\.\d+)?", re.IGNORECASE)
 
 IMPERATIVES = frozenset(
-    """add adjust aerate aim aerate apply avoid begin bring buy calibrate change check clean clear clip cool cover cut darken
-    dilute dim dip discard dissolve drain drop dry dump empty ensure feed fill filter fit fix flush give grow hang harvest
-    hold increase insulate install isolate keep leave let lift limit lower maintain mark measure mix mount move open
-    overlap pick place plant plug pour prune pull pump put raise record reduce refill remove repeat replace reset rinse
-    rotate run scrub seal separate set shade shake shorten siphon skip slow soak space spray sprinkle stake start stir
-    stop store supply swap switch take test thin throw tie top track transplant treat trim try turn use vent wait wash
+    """add adjust aerate aim apply ask avoid begin blend bring build buy calibrate change check choose clean clear clip confirm
+    cool cover cut darken dilute dim dip discard dissolve drain drill drop dry dump empty ensure feed fill filter finish fit fix flush give
+    grow hang harvest hold increase inspect insulate install isolate keep leave let lift limit look lower maintain make
+    mark measure mix mount move nip open overlap paint pick pinch place plant plug pour prune pull pump put raise record reduce refill remove repeat replace reset rinse
+    rotate run scrub seal separate set shade shake shorten shut siphon skip slow soak sow space spray spread squeeze sprinkle stake start stir
+    stop store strip supply swap switch take test thin throw tie tilt top track transplant treat trim try tuck turn unplug use vent wait wash
     water wear wipe wrap""".split()
 )
 _LEADS_IN = r"(?:first|then|next|now|also|instead|finally|always|once a \w+|every \w+|for \w+|to \w+[^,.]{0,40}),?\s+"

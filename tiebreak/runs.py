@@ -351,3 +351,35 @@ def progress(total: int, what: str) -> Iterator[Any]:
 
     with tqdm(total=total, desc=what, disable=not is_main_process(), mininterval=1.0, dynamic_ncols=True) as bar:
         yield bar
+
+
+def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str) -> list[Any]:
+    """`compute(keys of one batch)` for every batch, each kept on disk as soon as it is done.
+
+    A stage that was cut off computes only the batches that are missing, in the same batches as before, so it ends in the
+    same result. `compute` returns a JSON value for each key.
+    """
+    partial = run.folder / "partial" / what.replace(" ", "-")
+    partial.mkdir(parents=True, exist_ok=True)
+    results: list[Any] = []
+    with progress(len(keys), what) as bar:
+        for number, start in enumerate(range(0, len(keys), batch_size)):
+            file = partial / f"{number:05d}.json"
+            if not file.exists():
+                write_json(file, compute(keys[start : start + batch_size]))
+            results += json.loads(file.read_text())
+            bar.update(len(keys[start : start + batch_size]))
+    return results
+
+
+def clear_partial(run: Run) -> None:
+    """Remove what `in_batches` kept; called once the run is finished."""
+    shutil.rmtree(run.folder / "partial", ignore_errors=True)
+
+
+def say(*lines: str) -> None:
+    """Print to standard error, from the main process alone: standard output is for results."""
+    if is_main_process():
+        import sys
+
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

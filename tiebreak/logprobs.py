@@ -1,0 +1,94 @@
+"""Log-probabilities of completions under a policy, and scores under a reward model, in padded batches.
+
+Masks come from lengths and never from token ids, so a padding token that also occurs in a text does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Example = tuple[Sequence[int], Sequence[int]]
+"""(prompt ids, completion ids)"""
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), each of shape (rows, longest)."""
+    width = max(map(len, rows))
+    ids = torch.tensor([list(r) + [pad_id] * (width - len(r)) for r in rows], device=device)
+    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=device)
+    return ids, mask
+
+
+def selected_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[target]. Logits of shape (…, vocabulary), targets (…); in float32."""
+    logits = logits.float()
+    return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def completion_logps(model: nn.Module, examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Per-token log-probabilities of completions.
+
+    Returns:
+        (logps, mask), each of shape (examples, longest completion): token t of completion i is logps[i, t].
+    """
+    device = next(model.parameters()).device
+    ids, mask = pad_right([[*p, *c] for p, c in examples], pad_id, device)
+    keep = ids.shape[1] - min(len(p) for p, _ in examples) + 1  # the head on what precedes a completion token, no more
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
+    first = ids.shape[1] - keep
+    lengths = torch.tensor([len(c) for _, c in examples], device=device)
+    starts = torch.tensor([len(p) for p, _ in examples], device=device)
+    steps = torch.arange(int(lengths.max()), device=device)
+    completion_mask = steps < lengths[:, None]
+    at = (starts[:, None] + steps).clamp(max=ids.shape[1] - 1)
+    rows = torch.arange(len(examples), device=device)[:, None]
+    logps = selected_logps(logits[rows, at - 1 - first], ids[rows, at])
+    return logps * completion_mask, completion_mask
+
+
+@torch.no_grad()
+def completion_logps_in_batches(
+    model: nn.Module,
+    examples: Sequence[Example],
+    pad_id: int,
+    batch_size: int,
+    on_batch: Callable[[int], object] = lambda rows: None,
+) -> list[list[float]]:
+    """`completion_logps` of many examples, batched by length; a list of floats each, in the examples' order."""
+    results: list[list[float]] = [[] for _ in examples]
+    for rows in batches_by_length([len(p) + len(c) for p, c in examples], batch_size):
+        logps, _ = completion_logps(model, [examples[r] for r in rows], pad_id)
+        for row, values in zip(rows, logps.tolist(), strict=True):
+            results[row] = values[: len(examples[row][1])]
+        on_batch(len(rows))
+    return results
+
+
+@torch.no_grad()
+def scores_in_batches(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    pad_id: int,
+    batch_size: int,
+    on_batch: Callable[[int], object] = lambda rows: None,
+) -> list[float]:
+    """A reward model's score of each sequence (prompt and completion), read at its last token."""
+    device = next(model.parameters()).device
+    results = [0.0] * len(sequences)
+    for rows in batches_by_length([len(s) for s in sequences], batch_size):
+        ids, mask = pad_right([sequences[r] for r in rows], pad_id, device)
+        scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
+        for row, score in zip(rows, scores.float().tolist(), strict=True):
+            results[row] = score
+        on_batch(len(rows))
+    return results
+
+
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Row numbers in batches of near-equal length."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,536 @@
+"""The only code that loads or saves a model.
+
+A model is named by a run folder, a hub id, a local path, or `bundled:…`. Whatever a stage trains is one LoRA adapter on
+the base weights (and, for a reward model, a score head), so every policy of a recipe is the same base with another
+adapter, and PPO can hold them all on one backbone. `final/model.json` pins base weights, adapter, tokenizer and chat
+template by hash; loading checks them. `final/probe.json` holds what the model answered before it was saved; every load
+repeats that and refuses a model that answers differently.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tiebreak.bundled import PREFIX, cache_folder, load_bundled
+from tiebreak.chat import check_tokenizer
+from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
+from tiebreak.records import write_json
+from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ModelKind = Literal["policy", "reward"]
+MODEL_FILE = "model.json"
+PROBE_FILE = "probe.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+PROBE_TOLERANCE = 1e-5
+"""In a fresh process on the machine that trained, float32."""
+PROBE_TOLERANCE_ELSEWHERE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+"""Another machine's kernels add in another order; per log-probability, in nats."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found, with the hashes that pin it."""
+
+    name: str
+    """as the configuration names it"""
+    kind: ModelKind
+    id: str
+    """the manifest's id, or the base's name"""
+    base: str
+    base_path: Path
+    base_sha256: str
+    folder: Path | None
+    """`final/` of the run it came from; None for a base model"""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder or self.base_path
+
+
+def find_model(name: str, kind: ModelKind = "policy") -> ModelSource:
+    """Find a model by run folder, path, hub id or bundled name, and check what its run pinned.
+
+    Raises:
+        RunError: a run folder that is not finished.
+        ModelError: nothing by that name, or no safetensors in it.
+        HandoffError: a run of another kind, or one whose base weights are no longer the same.
+    """
+    path = Path(name)
+    if (path / MANIFEST).is_file():
+        return _find_trained(name, kind)
+    if (path / RUN_FILE).is_file():
+        raise RunError(f"{name} is not finished (it has no {MANIFEST}): run its stage to the end first")
+    base_path = _find_base(name)
+    return ModelSource(name, kind, name, name, base_path, base_sha256(base_path), None)
+
+
+def _find_trained(name: str, kind: ModelKind) -> ModelSource:
+    manifest = read_manifest(name)
+    final = Path(name) / "final"
+    if not (final / MODEL_FILE).is_file():
+        raise HandoffError(f"{name} holds a finished {manifest['stage']!r} run, which has no model in it")
+    pinned = json.loads((final / MODEL_FILE).read_text())
+    if pinned["kind"] != kind:
+        article = "a reward model" if pinned["kind"] == "reward" else "a policy"
+        raise HandoffError(f"{name} is {article}, and a {kind} model was asked for here")
+    for file, expected in ((ADAPTER_FILE, pinned["adapter_sha256"]),):
+        if hash_file(final / file) != expected:
+            raise HandoffError(f"{final / file} is not the file that was saved: its hash differs; train it again")
+    base_path = _find_base(pinned["base"])
+    found = base_sha256(base_path)
+    if found != pinned["base_sha256"]:
+        raise HandoffError(
+            f"{name} was trained on other weights of {pinned['base']} (sha256 {pinned['base_sha256'][:12]}…) than those "
+            f"there now ({found[:12]}…): restore them, or train again"
+        )
+    return ModelSource(name, kind, manifest["id"], pinned["base"], base_path, found, final)
+
+
+def _find_base(name: str) -> Path:
+    if name.startswith(PREFIX):
+        return load_bundled(name)
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name} is neither a model (no config.json) nor a finished run (no {MANIFEST})")
+        _require_safetensors(path, name)
+        return path
+    if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
+        raise ModelError(f"no such model: {name} is not there; run the stage that writes it first, or mend the path")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        path = Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot get {name!r} from the hub ({str(error).splitlines()[0]}): name a local folder with safetensors, "
+            f"or bundled:smollm2-135m-instruct, which needs no hub"
+        ) from error
+    _require_safetensors(path, name)
+    return path
+
+
+def _require_safetensors(path: Path, name: str) -> None:
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{name} has no .safetensors weights; pickled ones are not loaded: convert them first")
+
+
+def base_sha256(path: Path) -> str:
+    """One hash over a model's configuration and weights, remembered by size and time so that it is computed once."""
+    files = sorted([path / "config.json", *path.glob("*.safetensors")])
+    stamp = hash_text(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]))
+    remembered = cache_folder() / "hashes" / stamp
+    if remembered.is_file():
+        return remembered.read_text()
+    digest = hash_text(json.dumps([(f.name, hash_file(f)) for f in files]))
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    temporary = remembered.with_suffix(f".{os.getpid()}")
+    temporary.write_text(digest)
+    temporary.replace(remembered)
+    return digest
+
+
+# --- tokenizer ---------------------------------------------------------------------------------------------------------
+
+
+def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token of its own.
+
+    Raises:
+        HandoffError: no chat template or end-of-sequence token, no token to pad with, or not the pinned tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trust_remote_code)
+    _separate_pad_from_eos(tokenizer)
+    check_tokenizer(tokenizer, source.name)
+    if source.folder is not None:
+        pinned = json.loads((source.folder / MODEL_FILE).read_text())
+        for key, found in tokenizer_facts(tokenizer).items():
+            if pinned[key] != found:
+                raise HandoffError(f"{source.name}: its {key.removesuffix('_sha256')} is not the one it was trained with")
+    return tokenizer
+
+
+def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer whose padding is missing, or is its end-of-sequence token, another special token to pad with."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    special = [token for token in tokenizer.added_tokens_encoder if tokenizer.added_tokens_encoder[token] != tokenizer.eos_token_id]
+    by_name = [token for token in special if "pad" in token.lower()] or [
+        token for token in special if any(word in token.lower() for word in ("endoftext", "reserved", "unk", "extra"))
+    ]
+    if by_name:
+        tokenizer.pad_token = by_name[0]
+
+
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Hashes that pin what text becomes which ids."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    ids = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
+    return {
+        "tokenizer_sha256": hash_text(json.dumps([state, ids], sort_keys=True)),
+        "chat_template_sha256": hash_text(str(tokenizer.chat_template)),
+    }
+
+
+def require_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, what: str) -> None:
+    """Refuse two models that would read one text as different ids.
+
+    Raises:
+        HandoffError: naming which of tokenizer and chat template differs.
+    """
+    first, second = tokenizer_facts(one), tokenizer_facts(other)
+    differing = [key.removesuffix("_sha256").replace("_", " ") for key in first if first[key] != second[key]]
+    if differing:
+        raise HandoffError(f"{what}: their {' and '.join(differing)} differ, so one would misread what the other wrote")
+
+
+# --- loading -----------------------------------------------------------------------------------------------------------
+
+
+def resolve_precision(training: TrainingConfig) -> torch.dtype:
+    """The number format to train in on this machine.
+
+    Raises:
+        MachineError: a setting that needs a GPU, on a machine without one.
+    """
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and training.precision == "float16":
+        raise MachineError(
+            "training.precision: float16 needs a GPU, and this machine has none: use auto, float32 or bfloat16"
+        )
+    if not has_gpu and training.attention == "flash_attention_2":
+        raise MachineError(
+            "training.attention: flash_attention_2 needs a GPU, and this machine has none: use auto, sdpa or eager"
+        )
+    if training.precision == "auto":
+        return torch.bfloat16 if has_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[training.precision]
+
+
+def load_base(
+    source: ModelSource, training: TrainingConfig, kind: ModelKind = "policy", quantized: bool = False
+) -> PreTrainedModel:
+    """The base weights: a causal language model, or for `reward` a sequence classifier with one output.
+
+    Under ZeRO-3 this must be called before the training arguments are made: the model is loaded whole and DeepSpeed
+    shards it when training starts, which keeps adapters that are copied or saved here whole as well.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers.utils import logging as transformers_logging
+
+    dtype = resolve_precision(training)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": training.trust_remote_code,
+    }
+    if training.attention != "auto":
+        options["attn_implementation"] = training.attention
+    if quantized:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=["lm_head", "score"],
+        )
+    loader = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
+    if kind == "reward":
+        options["num_labels"] = 1
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a causal model's weights in a classifier: the new head is expected
+    transformers_logging.disable_progress_bar()
+    try:
+        model = loader.from_pretrained(source.base_path, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source.base} cannot be loaded: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model.config.use_cache = False
+    return model
+
+
+def load_policy(
+    source: ModelSource, training: TrainingConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> PeftModel:
+    """A policy to train: the run's own adapter, gone on with, or a new one on a base model.
+
+    Raises:
+        ConfigError: an adapter is asked for that is not the one the policy has.
+    """
+    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    quantized = is_quantized(source, adapter)
+    base = load_base(source, training, quantized=quantized)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    if quantized:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
+    torch.manual_seed(training.seed)
+    if source.folder is None:
+        return get_peft_model(base, lora_config(adapter or AdapterConfig(), "CAUSAL_LM"))
+    _require_same_adapter(source, adapter)
+    model = PeftModel.from_pretrained(base, source.folder, is_trainable=True)
+    verify_probe(model, source.folder)
+    return model
+
+
+def load_frozen_policy(source: ModelSource, training: TrainingConfig) -> nn.Module:
+    """A policy to sample from or to measure, in eval mode, on this process's device.
+
+    In float32 the adapter is merged into the weights, which is exact to rounding and saves its matrix products.
+    """
+    from peft import PeftModel
+
+    quantized = is_quantized(source, None)
+    model: nn.Module = load_base(source, training, quantized=quantized)
+    if source.folder is not None:
+        model = PeftModel.from_pretrained(model, source.folder)
+        verify_probe(model, source.folder)
+        if not quantized and resolve_precision(training) == torch.float32:
+            model = model.merge_and_unload()
+    if torch.cuda.is_available() and not quantized:
+        model = model.to("cuda")
+    return model.eval().requires_grad_(False)
+
+
+def load_reward_model(
+    source: ModelSource, training: TrainingConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> PeftModel:
+    """A reward model to train: a policy's adapter as its start, and a new score head.
+
+    The head is drawn from N(0, 1/(d+1)) with d the hidden size (Huang et al. 2024, detail 11; Stiennon et al. 2020).
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    quantized = is_quantized(source, adapter)
+    base = load_base(source, training, kind="reward", quantized=quantized)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    torch.manual_seed(training.seed)
+    hidden = base.config.get_text_config().hidden_size
+    nn.init.normal_(base.score.weight, std=(hidden + 1) ** -0.5)
+    if quantized:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
+    if source.folder is None:
+        return get_peft_model(base, lora_config(adapter or AdapterConfig(), "SEQ_CLS"))
+    _require_same_adapter(source, adapter)
+    model = get_peft_model(base, lora_config(saved_adapter(source), "SEQ_CLS"))
+    loaded = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_FILE))
+    if loaded.unexpected_keys:
+        raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {loaded.unexpected_keys[:3]}")
+    return model
+
+
+def load_trained_reward_model(source: ModelSource, training: TrainingConfig) -> PeftModel:
+    """A finished reward model to score with, in eval mode, its probe repeated."""
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    if source.folder is None:
+        raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
+    base = load_base(source, training, kind="reward", quantized=is_quantized(source, None))
+    base.config.pad_token_id = AutoTokenizer.from_pretrained(source.folder).pad_token_id
+    model = PeftModel.from_pretrained(base, source.folder)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    verify_probe(model, source.folder)
+    return model.eval().requires_grad_(False)
+
+
+def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
+    """Whether the base weights are to be held in NF4: as the configuration says, or as the run was trained."""
+    if adapter is not None:
+        return adapter.method == "qlora"
+    return source.folder is not None and bool(json.loads((source.folder / MODEL_FILE).read_text())["quantized"])
+
+
+def lora_config(adapter: AdapterConfig, task: str) -> Any:
+    """PEFT's configuration of ours."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        task_type=task,
+    )
+
+
+def saved_adapter(source: ModelSource) -> AdapterConfig:
+    """The adapter a run was trained with."""
+    if source.folder is None:
+        raise ValueError("a base model has no adapter")
+    return AdapterConfig.model_validate(json.loads((source.folder / MODEL_FILE).read_text())["adapter"])
+
+
+def _require_same_adapter(source: ModelSource, adapter: AdapterConfig | None) -> None:
+    """A trained policy's adapter is gone on with, so the configuration may not ask for another shape."""
+    if adapter is None:
+        return
+    saved = saved_adapter(source)
+    differing = [k for k in ("r", "alpha", "target_modules") if getattr(saved, k) != getattr(adapter, k)]
+    if differing:
+        listed = ", ".join(f"adapter.{k}: {getattr(adapter, k)!r} (it has {getattr(saved, k)!r})" for k in differing)
+        raise ConfigError(
+            f"{source.name} has an adapter of its own, which this stage goes on with, and the configuration asks for "
+            f"another: {listed}. Set `adapter: null`, or the same values"
+        )
+
+
+# --- adapters on one backbone -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Run with another adapter, and leave what trains as it is.
+
+    PEFT's own `set_adapter` also switches `requires_grad`, which would stop the policy from training after the first
+    reference pass.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, names in zip(layers, before, strict=True):
+            layer._active_adapter = names
+
+
+@contextmanager
+def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere."""
+    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
+            yield
+    else:
+        yield
+
+
+def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:
+    """An adapter's weights (a score head with them) on the CPU, under the names PEFT saves. All ranks must call it."""
+    from peft import get_peft_model_state_dict
+
+    named = {key: parameter for key, parameter in model.named_parameters() if f".{name}." in key}
+    with gathered(list(named.values())):
+        whole = {key: parameter.detach().to("cpu", copy=True) for key, parameter in named.items()}
+    state = get_peft_model_state_dict(model, state_dict=whole, adapter_name=name, save_embedding_layers=False)
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+# --- saving ------------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(
+    folder: Path,
+    model: PeftModel,
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    source: ModelSource,
+    kind: ModelKind,
+    adapter: AdapterConfig,
+    name: str = "default",
+) -> dict[str, Any]:
+    """Write an adapter with all that pins it; returns the facts for the manifest."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    config = model.peft_config[name]
+    config.base_model_name_or_path = source.base
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    facts = {
+        "kind": kind,
+        "base": source.base,
+        "base_sha256": source.base_sha256,
+        "adapter_sha256": hash_file(folder / ADAPTER_FILE),
+        "quantized": adapter.method == "qlora",
+        "adapter": adapter.model_dump(),
+        **tokenizer_facts(tokenizer),
+    }
+    write_json(folder / MODEL_FILE, facts)
+    return facts
+
+
+# --- the probe ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
+    """What a model answers to fixed ids: log-probabilities of ids[1:], or the one score of a reward model."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batch = torch.tensor([ids], device=device)
+    logits = model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
+    model.train(training)
+    if logits.shape[-1] == 1:
+        return [float(logits.item())]
+    logps = torch.log_softmax(logits[0, :-1].float(), dim=-1)
+    return [float(v) for v in logps.gather(-1, batch[0, 1:, None]).squeeze(-1)]
+
+
+def write_probe(folder: Path, ids: list[int], values: list[float], model: nn.Module) -> None:
+    """Keep what the model answers now, beside it."""
+    dtype = str(next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)).removeprefix("torch.")
+    write_json(folder / PROBE_FILE, {"input_ids": ids, "values": values, "dtype": dtype})
+
+
+def probe_difference(model: nn.Module, folder: Path) -> float:
+    """The largest difference between what a loaded model answers and what it answered before it was saved."""
+    probe = json.loads((folder / PROBE_FILE).read_text())
+    now = probe_values(model, probe["input_ids"])
+    return max(abs(a - b) for a, b in zip(now, probe["values"], strict=True))
+
+
+def verify_probe(model: nn.Module, folder: Path, tolerance: float | None = None) -> float:
+    """Refuse a loaded model that does not answer as it did before it was saved.
+
+    Raises:
+        HandoffError: naming the difference.
+    """
+    if not (folder / PROBE_FILE).is_file():
+        raise HandoffError(f"{folder} has no {PROBE_FILE}: it was not written by a finished training stage")
+    saved = getattr(torch, json.loads((folder / PROBE_FILE).read_text())["dtype"])
+    here = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
+    coarser = max((saved, here), key=lambda dtype: PROBE_TOLERANCE_ELSEWHERE[dtype])
+    allowed = PROBE_TOLERANCE_ELSEWHERE[coarser] if tolerance is None else tolerance
+    difference = probe_difference(model, folder)
+    if not difference <= allowed:
+        raise HandoffError(
+            f"{folder}: the model does not answer as it did before it was saved (largest difference {difference:.3g}, "
+            f"allowed {allowed:.0e}); its weights, its base or a library changed"
+        )
+    return difference

@@ -1,0 +1,80 @@
+"""Load a saved model in a process that shares nothing with the one that trained it, and repeat its probe.
+
+    python -m tiebreak.reload runs/quickstart/sft/final [REQUEST.json]
+
+Every training stage runs this before it finishes. Prints one JSON line: the largest difference, and a sample for each
+prompt of the request. On request the adapter is also merged into the weights and saved as a plain model.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.errors import exit_with_message
+from tiebreak.generation import row_seed, sample_completions
+from tiebreak.models import (
+    MODEL_FILE,
+    PROBE_FILE,
+    PROBE_TOLERANCE,
+    ModelSource,
+    _find_base,
+    load_base,
+    load_tokenizer,
+    verify_probe,
+)
+from tiebreak.records import to_messages
+
+
+def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """What a consumer of `final` would see: {"difference": float, "samples": [text, …]}.
+
+    Raises:
+        HandoffError: the model does not answer as it did before it was saved: to 1e-5 in float32.
+    """
+    from peft import PeftModel
+
+    pinned = json.loads((final / MODEL_FILE).read_text())
+    dtype = json.loads((final / PROBE_FILE).read_text())["dtype"]
+    base = _find_base(pinned["base"])
+    source = ModelSource(str(final), pinned["kind"], "", pinned["base"], base, pinned["base_sha256"], final)
+    training = TrainingConfig.model_validate({"precision": dtype})
+    tokenizer = load_tokenizer(source)
+    model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model = PeftModel.from_pretrained(model, final)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    exact = dtype == "float32" and not pinned["quantized"]
+    difference = verify_probe(model, final, PROBE_TOLERANCE if exact else None)
+    model.eval()
+    samples: list[str] = []
+    if pinned["kind"] == "policy" and request.get("prompts"):
+        prompts = [encode_prompt(tokenizer, to_messages(messages)) for messages in request["prompts"]]
+        drawn = sample_completions(
+            model,
+            prompts,
+            [row_seed("samples", number) for number in range(len(prompts))],
+            SamplingConfig.model_validate(request["sampling"]),
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            batch_size=len(prompts),
+        )
+        samples = [decode_completion(tokenizer, one.ids) for one in drawn]
+    if request.get("merged"):
+        whole = model.merge_and_unload()
+        whole.config.use_cache = True
+        whole.save_pretrained(request["merged"])
+        tokenizer.save_pretrained(request["merged"])
+    return {"difference": difference, "samples": samples}
+
+
+if __name__ == "__main__":
+    asked = json.loads(Path(sys.argv[2]).read_text()) if len(sys.argv) > 2 else {}
+    exit_with_message(lambda: print(json.dumps(reload(Path(sys.argv[1]), asked))))

@@ -1,0 +1,241 @@
+"""What the trained stages share: arguments, the preflight, checkpoints, and a finish that proves the saved model.
+
+The trainers themselves are TRL's and transformers'; this file holds what surrounds `trainer.train()` in each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tiebreak.chat import Encoded, check_encoded, coloured_mask
+from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.errors import DataError, HandoffError
+from tiebreak.models import (
+    ModelKind,
+    ModelSource,
+    adapter_state,
+    probe_values,
+    resolve_precision,
+    save_adapter,
+    write_probe,
+)
+from tiebreak.records import Prompt, write_json
+from tiebreak.runs import Run, read_metrics, say
+from tiebreak.tracking import RunCallback, RunRecorder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+SAMPLED_PROMPTS = 4
+PROBE_TOKENS = 96
+
+
+def common_arguments(training: TrainingConfig, run: Run) -> dict[str, Any]:
+    """The keys that transformers' TrainingArguments and all of TRL's configurations share."""
+    dtype = resolve_precision(training)
+    return {
+        "output_dir": str(run.checkpoints),
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.per_device_batch_size,
+        "per_device_eval_batch_size": training.per_device_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "warmup_steps": training.warmup_share,  # transformers reads a value below 1 as a share of the steps
+        "lr_scheduler_type": training.lr_scheduler,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": training.logging_steps,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen, not smoothed over
+        "eval_strategy": "steps" if training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": training.save_steps,
+        "save_total_limit": 2,  # the newest is deleted last, so one complete checkpoint is always there
+        "report_to": "none",  # W&B is told by tiebreak.tracking
+        "disable_tqdm": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+    }
+
+
+def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str) -> list[Any]:
+    """Rows within `max_length_tokens`. Longer ones are dropped, counted and said, never cut.
+
+    Raises:
+        DataError: all of them are too long.
+    """
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    if rows and not kept:
+        raise DataError(
+            f"every one of the {len(rows)} {what} is longer than training.max_length_tokens ({limit}; the shortest has "
+            f"{min(lengths)} tokens): raise it, or shorten them"
+        )
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} of {len(rows)} {what} are longer than {limit} tokens and were left out")
+    return kept
+
+
+def preflight(examples: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+    """Check every example, and show one with its loss mask before any time is spent on training.
+
+    Raises:
+        DataError: there is none.
+        HandoffError: one has nothing to learn, or two end-of-sequence tokens.
+    """
+    if not examples:
+        raise DataError(f"no {what} to train on: the inputs hold none for the train split")
+    for number, example in enumerate(examples, start=1):
+        check_encoded(example, tokenizer, f"{what} {number}")
+    trained = sum(map(sum, (e.loss_mask for e in examples)))
+    total = sum(len(e.input_ids) for e in examples)
+    say(
+        f"{len(examples)} {what}: {total} tokens, {trained} of them trained on. The first, trained tokens marked:",
+        coloured_mask(tokenizer, examples[0]),
+        "",
+    )
+
+
+def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
+    """Train from the last complete checkpoint if there is one, then evaluate once at the end.
+
+    Raises:
+        HandoffError: the loss stopped being a number.
+    """
+    trainer.add_callback(RunCallback(recorder))
+    checkpoint = run.checkpoint
+    if checkpoint:
+        say(f"going on from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    last = [row for row in read_metrics(run.folder) if "loss" in row]
+    if last and last[-1]["loss"] is None:
+        raise HandoffError(
+            f"the loss stopped being a number at step {last[-1]['step']}: lower training.learning_rate or look at the "
+            f"data; the checkpoints before it are in {run.checkpoints}"
+        )
+    step = trainer.state.global_step
+    evaluated = any(row["step"] == step and "eval_loss" in row for row in read_metrics(run.folder))
+    if trainer.eval_dataset is not None and not _agreed(trainer, evaluated):
+        trainer.evaluate()
+
+
+def _agreed(trainer: Trainer, mine: bool) -> bool:
+    """What the main process saw, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    value = [mine]
+    if trainer.accelerator.num_processes > 1:
+        broadcast_object_list(value, from_process=0)
+    return value[0]
+
+
+def finish_adapter(
+    trainer: Trainer,
+    run: Run,
+    recorder: RunRecorder,
+    *,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    source: ModelSource,
+    kind: ModelKind,
+    adapter: AdapterConfig,
+    probe_ids: list[int],
+    metrics: dict[str, Any],
+    facts: dict[str, Any],
+    prompts: Sequence[Prompt] = (),
+    sampling: SamplingConfig | None = None,
+    merged: bool = False,
+) -> None:
+    """Save the adapter, reload it in a fresh process, compare, sample from it, and only then finish the run.
+
+    Under ZeRO every process must call it; the main one writes.
+
+    Raises:
+        HandoffError: the reloaded model answers differently.
+    """
+    state = adapter_state(model)
+    ids = probe_ids[:PROBE_TOKENS]
+    values = probe_values(_forward(trainer, model), ids)
+    if trainer.is_world_process_zero():
+        pinned = save_adapter(run.final, model, state, tokenizer, source, kind, adapter)
+        write_probe(run.final, ids, values, model)
+        request = {
+            "prompts": [[m.model_dump() for m in prompt.messages] for prompt in prompts[:SAMPLED_PROMPTS]],
+            "sampling": (sampling or SamplingConfig()).model_dump(),
+            "merged": str(run.final / "merged") if merged else None,
+        }
+        reloaded = _reload(run, request)
+        say(f"reloaded in a fresh process: the largest difference is {reloaded['difference']:.1e}")
+        if reloaded["samples"]:
+            texts = [prompt.messages[-1].content for prompt in prompts[:SAMPLED_PROMPTS]]
+            recorder.table("samples", ["prompt", "completion"], list(zip(texts, reloaded["samples"], strict=True)))
+        run.facts |= {"model": pinned, "probe_difference": reloaded["difference"], "metrics": metrics, **facts}
+        recorder.finish(run.finish())
+    trainer.accelerator.wait_for_everyone()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _forward(trainer: Trainer, model: Any) -> Any:
+    """The module to call: under ZeRO-3 the submodules' own hooks gather what they need."""
+    return model
+
+
+def _reload(run: Run, request: dict[str, Any]) -> dict[str, Any]:
+    """Hand `final/` to a process that shares nothing with this one.
+
+    Raises:
+        HandoffError: it cannot be loaded there, or answers differently.
+    """
+    asked = run.folder / ".reload.json"
+    write_json(asked, request)
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ours and not name.startswith(("ACCELERATE_", "TORCHELASTIC_", "OMP_NUM"))
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "tiebreak.reload", str(run.final), str(asked)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise HandoffError(f"{run.final} was saved, but a fresh process cannot use it: {reason}")
+    asked.unlink()
+    answer: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def last_metrics(folder: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The newest value of each of `keys` in a run's metrics."""
+    found: dict[str, Any] = {}
+    for row in read_metrics(folder):
+        found |= {key: row[key] for key in keys if row.get(key) is not None}
+    return found
+
+
+def describe(config: StageConfig, run: Run) -> bool:
+    """Say what is about to happen; True if there is nothing left to do."""
+    if run.finished:
+        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+        return True
+    say(f"{run.stage}: writing {run.folder}" + (f" (going on from {run.checkpoint})" if run.checkpoint else ""))
+    return False
