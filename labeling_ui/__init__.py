@@ -1,0 +1,2 @@
+"""The raters' app: a store of judgments that loses nothing, assignment, pages, simulated raters, export. Never
+torch."""

@@ -1,0 +1,318 @@
+"""The labelling stage: pairs go in, raters judge them in the browser, preferences come out.
+
+    tiebreak label --config FILE                                serve the raters' page until Ctrl-C
+    tiebreak label --config FILE --simulate true                let simulated raters judge, then export
+    tiebreak label export --config FILE                         write the run folder that training reads
+    tiebreak label export --store URL --output FOLDER           the same, from the store alone
+    tiebreak label status|verify --config FILE|--store URL [--json]
+
+People's judgments live in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
+simulated raters in `OUTPUT/store/`. The two never share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+from labeling_ui.export import export
+from labeling_ui.schema import StoreError
+from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
+from labeling_ui.store import LEASE_SECONDS, Store, default_store_url
+from labeling_ui.verify import verify
+from tiebreak.config import Section, StageConfig, load_config
+from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
+from tiebreak.records import Pair, read_pairs
+from tiebreak.runs import Run, identify_input, read_manifest, start_run
+
+if TYPE_CHECKING:
+    from labeling_ui.server import PageConfig
+
+
+class LabelConfig(StageConfig):
+    """Pairs to judge, by whom, and where the judgments go."""
+
+    pairs: str
+    """what to judge: a run folder of sample, or a .jsonl file of Pair records"""
+    store: str | None = None
+    """URL of the label store; null: sqlite:///OUTPUT.sqlite for people, OUTPUT/store/labels.sqlite for simulated
+    raters"""
+    overlap: int = Field(default=1, ge=1, le=100)
+    """raters a pair"""
+    seed: int = Field(default=0, ge=0)
+    """decides, with the rater and the pair, which answer stands on which side"""
+    lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
+    """a pair given to a rater who goes away is free for others after this long"""
+    host: str = "127.0.0.1"
+    port: int = Field(default=7860, ge=1, le=65535)
+    title: str = "Which answer is better?"
+    guidelines: str = ""
+    """what raters should go by: Markdown, or the path of a .md file"""
+    guideline_version: str = "1"
+    """recorded with every judgment; change it with the text"""
+    simulate: SimulateConfig | None = None
+    """simulated raters in place of people; true takes all defaults, false turns the section off"""
+
+    @field_validator("simulate", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        return {} if value is True else None if value is False else value
+
+    @property
+    def simulated(self) -> bool:
+        """True where the raters are not people."""
+        return self.simulate is not None and self.simulate.enabled
+
+    @property
+    def store_url(self) -> str:
+        """The label store's URL."""
+        output = Path(self.output)
+        beside = output.with_name(f"{output.name}.sqlite")
+        return self.store or default_store_url(output / "store" / "labels.sqlite" if self.simulated else beside)
+
+
+class StoreArguments(Section):
+    """What a command on a store takes where there is no configuration."""
+
+    store: str
+    output: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak label`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_message(lambda: _dispatch(words))
+
+
+def _dispatch(words: list[str]) -> None:
+    commands: dict[str, Callable[[list[str]], None]] = {"export": _export, "status": _status, "verify": _verify}
+    if words and not words[0].startswith("-"):
+        if words[0] not in commands:
+            raise ConfigError(
+                f"no such command: label {words[0]}; one of {', '.join(commands)}, or --config FILE to serve"
+            )
+        commands[words[0]](words[1:])
+        return
+    config = load_config(LabelConfig, _switch_simulate(words), "label")
+    if config.simulated:
+        label_by_simulation(config)
+    else:
+        serve(config)
+
+
+def _switch_simulate(words: list[str]) -> list[str]:
+    """`--simulate true|false` switches the section on or off and leaves its other keys as the file has them."""
+    joined = [part for word in words for part in (word.split("=", 1) if word.startswith("--simulate=") else [word])]
+    return ["--simulate.enabled" if word == "--simulate" else word for word in joined]
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+def label_by_simulation(config: LabelConfig) -> None:
+    """Simulated raters judge everything, and the preferences are exported."""
+    pairs = read_some_pairs(config)
+    run = start_run(config, "label", {"pairs": config.pairs})
+    if run.finished:
+        print(f"{run.folder} is finished already: nothing to do")
+        return
+    store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
+    refuse_people(store)
+    add_pairs(store, config, pairs)
+    simulate(store, config.simulate or SimulateConfig())
+    report = export(store, run)
+    store.close()
+    print(describe(report, run))
+
+
+def read_some_pairs(config: LabelConfig) -> list[Pair]:
+    """The configured pairs: read before any store is made, so that broken ones leave nothing behind."""
+    identify_input(config.pairs)
+    pairs = read_pairs(config.pairs)
+    if not pairs:
+        raise HandoffError(f"{config.pairs} holds no pair: there is nothing to judge")
+    return pairs
+
+
+def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
+    """Put the pairs into the store; returns how many are new there."""
+    identity = identify_input(config.pairs).id
+    return store.add_pairs(pairs, overlap=config.overlap, seed=config.seed, source=config.pairs, source_id=identity)
+
+
+def serve(config: LabelConfig) -> None:
+    """Serve the raters' page until Ctrl-C."""
+    pairs = read_some_pairs(config)
+    store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
+    _refuse_simulated(store)
+    new = add_pairs(store, config, pairs)
+    from labeling_ui.server import create_app, run_server
+
+    app = create_app(store, build_page(config))
+    _greet(store, config, new)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_server(app, config.host, config.port)
+    judged = sum(store.status()["judgments"].values())
+    store.close()
+    print(
+        f"\n{judged} judgments in {store.url}. For training: "
+        f"tiebreak label export --store {store.url} --output {config.output}"
+    )
+
+
+def _greet(store: Store, config: LabelConfig, new: int) -> None:
+    status = store.status()
+    judged = sum(status["judgments"].values())
+    print(f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments")
+    print(f"judgments are kept in {store.url}")
+    print(f"rate at http://{_shown_host(config.host)}:{config.port}   (Ctrl-C stops; nothing is lost)", flush=True)
+
+
+def build_page(config: LabelConfig) -> PageConfig:
+    """What the page shows; reads the guidelines' file."""
+    from labeling_ui.server import PageConfig
+
+    guidelines = config.guidelines
+    if guidelines.endswith(".md") and "\n" not in guidelines:
+        try:
+            guidelines = Path(guidelines).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
+    local = {"127.0.0.1", "localhost", "::1", config.host}
+    hosts = () if config.host in ("0.0.0.0", "::") else tuple(sorted(local))
+    return PageConfig(config.title, guidelines, config.guideline_version, hosts)
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _refuse_simulated(store: Store) -> None:
+    if any(rater.kind == "simulated" for rater in store.raters()):
+        raise StoreError(
+            f"{store.url} is the store of simulated raters: people's judgments never go into it. Give another --store"
+        )
+
+
+# --- export, status, verify -------------------------------------------------------------------------------------------
+
+
+def _export(words: list[str]) -> None:
+    if _has_config(words):
+        config = load_config(LabelConfig, _switch_simulate(words), "label export")
+        store = Store.open(config.store_url)
+        _match_pairs(store, config)
+    else:
+        given = load_config(StoreArguments, words, "label export")
+        if given.output is None:
+            raise ConfigError("label export: --output is missing: the folder to write")
+        store = Store.open(given.store)
+        config = _config_of_store(store, given.output)
+    run = start_run(config, "label", {"pairs": config.pairs} if config.pairs else {})
+    if run.finished:
+        _check_exported(store, run)
+        print(f"{run.folder} holds this export already: nothing to do")
+        return
+    print(describe(export(store, run), run))
+
+
+def _match_pairs(store: Store, config: LabelConfig) -> None:
+    sources = [identity for _, identity in store.campaign().get("sources", [])]
+    if identify_input(config.pairs).id not in sources:
+        raise HandoffError(
+            f"{store.url} does not hold the pairs of {config.pairs}: serve them once with 'tiebreak label --config …', "
+            "or export what is there with 'tiebreak label export --store URL --output FOLDER'"
+        )
+
+
+def _config_of_store(store: Store, output: str) -> LabelConfig:
+    """The configuration that a store's own settings amount to. Pairs that are no longer where they were are left
+    out."""
+    settings = store.campaign()
+    pairs = ""
+    for source, identity in settings.get("sources", []):
+        try:
+            pairs = source if identify_input(source).id == identity else pairs
+        except TiebreakError:
+            continue
+    url = store.engine.url.render_as_string(hide_password=True)
+    return LabelConfig(
+        output=output, pairs=pairs, store=url, overlap=settings.get("overlap", 1), seed=settings.get("seed", 0)
+    )
+
+
+def _check_exported(store: Store, run: Run) -> None:
+    then, now = read_manifest(run.folder).get("event_log_head"), store.status()["head"]
+    if then != now:
+        raise RunError(
+            f"{run.folder} holds an earlier export of {store.url}, and nothing is overwritten: "
+            "give another --output, or move that folder away"
+        )
+
+
+def _status(words: list[str]) -> None:
+    store, as_json = _open_for_reading(words, "label status")
+    status = store.status()
+    if as_json:
+        print(json.dumps(status, indent=2))
+        return
+    kinds = ", ".join(f"{count} {kind}" for kind, count in status["judgments"].items()) or "none"
+    print(
+        f"{status['store']}\n  pairs       {status['pairs']} ({status['items']} items, {status['items_judged']} judged)"
+    )
+    print(f"  judgments   {kinds} of {status['judgments_wanted']} wanted\n  raters      {status['raters']}")
+    print(f"  event log   {status['events']} events, head {status['head'][:16]}")
+
+
+def _verify(words: list[str]) -> None:
+    store, as_json = _open_for_reading(words, "label verify")
+    found = verify(store)
+    if as_json:
+        print(json.dumps({"ok": not found.faults, **vars(found)}, indent=2))
+    elif not found.faults:
+        print(f"{store.url}: whole. {found.events} events, {found.judgments} judgments, head {found.head[:16]}")
+    if found.faults:
+        listed = "\n".join(f"  {fault}" for fault in found.faults[:50])
+        raise StoreError(f"{store.url}: {len(found.faults)} fault(s)\n{listed}")
+
+
+def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:
+    rest = [word for word in words if word != "--json"]
+    if _has_config(rest):
+        url = load_config(LabelConfig, _switch_simulate(rest), command).store_url
+    else:
+        url = load_config(StoreArguments, rest, command).store
+    return Store.open(url), len(rest) < len(words)
+
+
+def _has_config(words: list[str]) -> bool:
+    return any(word == "--config" or word.startswith("--config=") for word in words)
+
+
+def describe(report: dict[str, Any], run: Run) -> str:
+    """A run's report in a few lines."""
+    judgments, preferences = report["judgments"], report["preferences"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in judgments["kinds"].items())
+    lines = [
+        f"{preferences['total']} preferences from {kinds} judgments of {report['pairs']['judged']} pairs, "
+        f"in {run.folder}"
+    ]
+    for kind, agreement in report["agreement"].items():
+        share = agreement["percent_with_ties"]
+        if share["value"] is not None:
+            low, high = share["interval"]
+            lines.append(
+                f"{kind} raters agree on {share['value']:.1%} [{low:.1%}, {high:.1%}] of {share['n']} pairs of votes, "
+                "ties among them"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,676 @@
+"""The label store: pairs, raters, who judges what, and the log of everything that happened.
+
+Every change is one transaction that appends to the event log and updates the tables derived from it. What the store
+promises, whatever the number of threads, processes and servers on it:
+
+- an acknowledged judgment is on disk, and submitting it again changes nothing;
+- no pair is held or judged by more raters than its overlap, and none is given to a rater twice;
+- a judgment carries the sides as they were assigned, never as a client claims them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
+from sqlalchemy.engine import Connection, Engine
+
+from labeling_ui.schema import (
+    ASSIGNMENTS,
+    DRAFTS,
+    EVENTS,
+    ITEMS,
+    JUDGMENTS,
+    LOG_HEAD,
+    PAIRS,
+    RATERS,
+    READ_ONLY,
+    SETTINGS,
+    SUBMISSIONS,
+    StoreError,
+    build_engine,
+    migrate,
+)
+from tiebreak.errors import TiebreakError
+from tiebreak.records import Judgment, Pair, Record, content_id
+
+LEASE_SECONDS = 20 * 60
+MAX_HELD = 3
+"""Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
+FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
+ASPECTS = ("helpful", "honest", "harmless")
+MAX_RATIONALE_CHARACTERS = 4_000
+MAX_EDITED_CHARACTERS = 100_000
+
+RaterKind = Literal["human", "simulated", "model"]
+Role = Literal["rater", "lead"]
+
+
+class RefusedError(TiebreakError):
+    """The store will not do what was asked: someone else's pair, a lease that ran out, a second answer."""
+
+
+@dataclass(frozen=True)
+class Rater:
+    """Someone who judges. `id` is the pseudonym that exports carry; `name` stays in the store."""
+
+    id: str
+    name: str
+    kind: RaterKind
+    role: Role
+    disabled: bool = False
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One item given to one rater, with its sides. `item_id` is the pair's id, or one of the K(K−1)/2 within a larger
+    pair."""
+
+    id: str
+    item_id: str
+    rater_id: str
+    left_id: str
+    right_id: str
+    pair: Pair
+    draft: dict[str, Any] | None = None
+
+
+class Submission(Record):
+    """What a rater sends. The sides are not in it: the store knows which were shown."""
+
+    client_id: str = Field(min_length=8, max_length=64)
+    """made by the client, once a judgment: sending it again is harmless"""
+    pair_id: str = Field(max_length=200)
+    answer: StrictInt | None = Field(default=None, ge=-3, le=3)
+    both_bad: StrictBool = False
+    skip: StrictBool = False
+    aspects: dict[str, StrictInt] = Field(default_factory=dict)
+    rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
+    edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
+    flags: tuple[str, ...] = ()
+    guideline_version: str = Field(default="", max_length=100)
+    seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+
+    @field_validator("client_id", "pair_id", "rationale", "edited_text", "guideline_version")
+    @classmethod
+    def _storable(cls, text: str | None) -> str | None:
+        if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+            raise ValueError("holds NUL or broken Unicode")
+        return text
+
+    @field_validator("flags")
+    @classmethod
+    def _known_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [flag for flag in flags if flag not in FLAGS]:
+            raise ValueError(f"unknown flag {unknown[0]!r}: one of {', '.join(FLAGS)}")
+        return tuple(sorted(set(flags)))
+
+    @field_validator("aspects")
+    @classmethod
+    def _known_aspects(cls, aspects: dict[str, int]) -> dict[str, int]:
+        for name, answer in aspects.items():
+            if name not in ASPECTS or not -3 <= answer <= 3:
+                raise ValueError(f"{name[:40]!r}: an aspect is one of {', '.join(ASPECTS)}, answered from -3 to 3")
+        return aspects
+
+    @model_validator(mode="after")
+    def _answered_once(self) -> Submission:
+        if (self.answer is not None) + self.both_bad + self.skip != 1:
+            raise ValueError("exactly one of answer, both_bad and skip must be given")
+        return self
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The reply to a submission; `replayed` if it was in the store already."""
+
+    judgment_id: str
+    judgment: Judgment
+    replayed: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one rater, and the whole campaign, has come."""
+
+    done: int
+    judged: int
+    wanted: int
+    available: int
+    """items this rater could still be given"""
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def default_store_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return f"sqlite:///{path}"
+
+
+class Store:
+    """One label store. Safe to share between threads, and between processes by opening it in each."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        url: str,
+        *,
+        clock: Callable[[], int] | None = wall_clock_ms,
+        lease_seconds: int = LEASE_SECONDS,
+    ) -> None:
+        """`clock` None: time is the number of the event, so that simulated campaigns leave the same log every time."""
+        self.engine = engine
+        self.url = url
+        self.lease_ms = lease_seconds * 1000
+        self._clock = clock
+        self._writing = threading.Lock()  # fair and instant between our threads; SQLite's own waiting is by polling
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        create: bool = False,
+        clock: Callable[[], int] | None = wall_clock_ms,
+        lease_seconds: int = LEASE_SECONDS,
+    ) -> Store:
+        """Open a store and bring it to the present schema.
+
+        Raises:
+            StoreError: there is none and `create` is false, or it cannot be opened.
+        """
+        engine = build_engine(url)
+        if engine.dialect.name == "sqlite" and engine.url.database:
+            file = Path(engine.url.database)
+            if create:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            elif not file.is_file():
+                raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' makes one from pairs")
+        migrate(engine, url)
+        return cls(engine, url, clock=clock, lease_seconds=lease_seconds)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+    # --- transactions and the log -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[_Transaction]:
+        with self._writing, self.engine.begin() as connection:
+            head = sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash)
+            if connection.dialect.name != "sqlite":
+                head = (
+                    head.with_for_update()
+                )  # the log is one chain: its head is the lock that BEGIN IMMEDIATE is on SQLite
+            seq, digest = connection.execute(head).one()
+            transaction = _Transaction(connection, seq, digest, self._clock)
+            yield transaction
+            transaction.write_head()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that sees one state of the store and takes no lock."""
+        with self.engine.connect().execution_options(**READ_ONLY) as connection:
+            yield connection
+
+    # --- what there is to judge ---------------------------------------------------------------------------------------
+
+    def add_pairs(self, pairs: Sequence[Pair], *, overlap: int, seed: int, source: str, source_id: str) -> int:
+        """Add the pairs that are not there yet; returns how many were new. Pairs of K completions become K(K−1)/2
+        items.
+
+        Raises:
+            StoreError: the store was begun with another overlap or seed, or holds another pair under the same id.
+        """
+        with self._write() as tx:
+            _match_campaign(tx, {"overlap": overlap, "seed": seed}, self.url)
+            known = {row.id: row.record for row in tx.connection.execute(sa.select(PAIRS.c.id, PAIRS.c.record))}
+            new: dict[str, Pair] = {}
+            for pair in pairs:
+                there = known.get(pair.id) or (new[pair.id].model_dump_json() if pair.id in new else None)
+                if there is not None and there != pair.model_dump_json():
+                    raise StoreError(
+                        f"two different pairs have the id {pair.id} (in {source} and in {self.url}): mend {source}"
+                    )
+                if there is None:
+                    new[pair.id] = pair
+            if new:
+                _insert_pairs(
+                    tx, list(new.values()), first=len(known), overlap=overlap, source=source, source_id=source_id
+                )
+            return len(new)
+
+    def campaign(self) -> dict[str, Any]:
+        """The settings the store was begun with: overlap, seed, and `sources`, [source, id] of the pairs."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
+        return {row.name: json.loads(row.value) for row in rows}
+
+    # --- raters -------------------------------------------------------------------------------------------------------
+
+    def add_rater(
+        self,
+        name: str,
+        *,
+        kind: RaterKind = "human",
+        role: Role = "rater",
+        rater_id: str | None = None,
+        password_hash: str | None = None,
+    ) -> Rater:
+        """Add a rater, or return the one of that name if it is of the same kind and has no password of its own.
+
+        Raises:
+            StoreError: the name is taken, or people and simulated raters would share the store.
+        """
+        rater = Rater(rater_id or f"rater-{secrets.token_hex(4)}", name, kind, role)
+        with self._write() as tx:
+            rows = tx.connection.execute(sa.select(RATERS)).all()
+            for row in rows:
+                if row.name == name:
+                    if row.kind == kind and password_hash is None and row.password_hash is None:
+                        return _as_rater(row)
+                    raise StoreError(f"there is a rater named {name!r} in {self.url} already")
+            if any((row.kind == "simulated") != (kind == "simulated") for row in rows):
+                held = "simulated raters" if kind != "simulated" else "people"
+                raise StoreError(
+                    f"{self.url} is the store of {held}, and {kind} judgments must never mix with theirs: "
+                    "give another --store"
+                )
+            now = tx.event("rater_added", rater_id=rater.id, payload={"kind": kind, "role": role})
+            values = {"password_hash": password_hash, "disabled": 0, "cursor": 0, "created_at_ms": now}
+            tx.connection.execute(sa.insert(RATERS).values(id=rater.id, name=name, kind=kind, role=role, **values))
+        return rater
+
+    def raters(self) -> list[Rater]:
+        """Everyone, in the order they were added."""
+        with self.reading() as connection:
+            query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
+            return [_as_rater(row) for row in connection.execute(query)]
+
+    # --- the work -----------------------------------------------------------------------------------------------------
+
+    def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
+        """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them.
+
+        Args:
+            holding: items the client has already, which are passed over.
+
+        Raises:
+            RefusedError: there is no such rater, or they are disabled.
+        """
+        with self._write() as tx:
+            return self._claim(tx, rater_id, holding)
+
+    def submit(self, rater_id: str, submission: Submission) -> Stored:
+        """Store a judgment. When this returns, it is on disk.
+
+        Raises:
+            RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its
+            place.
+        """
+        with self._write() as tx:
+            return self._submit(tx, rater_id, submission)
+
+    def submit_and_claim(
+        self, rater_id: str, submission: Submission, holding: Sequence[str] = ()
+    ) -> tuple[Stored, Assignment | None]:
+        """`submit`, then `claim`, in one transaction."""
+        with self._write() as tx:
+            stored = self._submit(tx, rater_id, submission)
+            return stored, self._claim(tx, rater_id, holding)
+
+    def _claim(self, tx: _Transaction, rater_id: str, holding: Sequence[str]) -> Assignment | None:
+        rater = _active_rater(tx.connection, rater_id)
+        self._lapse_expired(tx)
+        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state != "done")
+        waiting = tx.connection.execute(query.order_by(ASSIGNMENTS.c.seq)).all()
+        for row in waiting:
+            if row.item_id not in holding and self._resume(tx, row):
+                return _load_assignment(tx.connection, row)
+        if sum(row.state == "open" for row in waiting) >= MAX_HELD:
+            return None
+        return self._assign_new(tx, rater_id, rater.cursor)
+
+    def _resume(self, tx: _Transaction, row: Any) -> bool:
+        """Take up an unanswered assignment again; False if it lapsed and others have its place."""
+        now = tx.now()
+        if row.state == "lapsed" and not _take_place(tx.connection, row.item_id):
+            return False
+        if row.state == "lapsed" or row.lease_until_ms - now < self.lease_ms / 2:
+            kind = "reopened" if row.state == "lapsed" else "renewed"
+            tx.event(kind, rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
+            values = {"state": "open", "lease_until_ms": now + self.lease_ms}
+            tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(values))
+        return True
+
+    def _assign_new(self, tx: _Transaction, rater_id: str, cursor: int) -> Assignment | None:
+        # Everything before the cursor is full or was this rater's already: a claim stays quick in a store of a million.
+        given = sa.select(ASSIGNMENTS.c.id).where(
+            ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id
+        )
+        query = sa.select(ITEMS).where(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.position >= cursor, ~given.exists())
+        item = tx.connection.execute(query.order_by(ITEMS.c.position).limit(1)).first()
+        if item is None or not _take_place(tx.connection, item.id):
+            return None
+        left, right = shuffle_sides(
+            item.first_id, item.second_id, seed=tx.setting("seed"), rater_id=rater_id, item_id=item.id
+        )
+        identity = content_id("assignment", item.id, rater_id)
+        sides = {"left": left, "right": right}
+        now = tx.event("assigned", rater_id=rater_id, item_id=item.id, payload={"assignment": identity, **sides})
+        values = {"id": identity, "item_id": item.id, "rater_id": rater_id, "left_id": left, "right_id": right}
+        lease = {"state": "open", "lease_until_ms": now + self.lease_ms, "seq": tx.seq}
+        tx.connection.execute(sa.insert(ASSIGNMENTS).values(**values, **lease))
+        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(cursor=item.position + 1))
+        return Assignment(identity, item.id, rater_id, left, right, _load_pair(tx.connection, item.pair_id))
+
+    def _lapse_expired(self, tx: _Transaction) -> None:
+        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.state == "open", ASSIGNMENTS.c.lease_until_ms < tx.now())
+        for row in tx.connection.execute(query.order_by(ASSIGNMENTS.c.lease_until_ms).limit(100)).all():
+            tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
+            tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(state="lapsed"))
+            free = sa.update(ITEMS).where(ITEMS.c.id == row.item_id).values(taken=ITEMS.c.taken - 1)
+            position = tx.connection.scalar(free.returning(ITEMS.c.position))
+            tx.connection.execute(sa.update(RATERS).where(RATERS.c.cursor > position).values(cursor=position))
+
+    def _submit(self, tx: _Transaction, rater_id: str, submission: Submission) -> Stored:
+        rater = _active_rater(tx.connection, rater_id)
+        body_hash = hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
+        replayed = _find_replay(tx.connection, rater_id, submission.client_id, body_hash)
+        if replayed is not None:
+            return replayed
+        assignment = self._assignment_to_answer(tx, rater_id, submission.pair_id)
+        judgment = _as_judgment(tx.connection, assignment, submission, rater)
+        identity = content_id("judgment", rater_id, submission.client_id)
+        payload = {
+            "judgment_id": identity,
+            "assignment": assignment.id,
+            "client_id": submission.client_id,
+            "judgment": judgment.model_dump(mode="json"),
+        }
+        tx.event(
+            "skipped" if judgment.skip else "submitted", rater_id=rater_id, item_id=assignment.item_id, payload=payload
+        )
+        values = {"id": identity, "assignment_id": assignment.id, "item_id": assignment.item_id, "rater_id": rater_id}
+        record = {"kind": judgment.kind, "record": judgment.model_dump_json(), "seq": tx.seq}
+        tx.connection.execute(sa.insert(JUDGMENTS).values(**values, **record))
+        remembered = {
+            "rater_id": rater_id,
+            "client_id": submission.client_id,
+            "judgment_id": identity,
+            "body_hash": body_hash,
+        }
+        tx.connection.execute(sa.insert(SUBMISSIONS).values(remembered))
+        tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == assignment.id).values(state="done"))
+        tx.connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == assignment.id))
+        return Stored(identity, judgment)
+
+    def _assignment_to_answer(self, tx: _Transaction, rater_id: str, item_id: str) -> Any:
+        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.item_id == item_id, ASSIGNMENTS.c.rater_id == rater_id)
+        row = tx.connection.execute(query).first()
+        if row is None:
+            raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
+        if row.state == "done":
+            raise RefusedError(f"pair {item_id} has your judgment already: undo that one to change it")
+        # A lease that ran out costs nothing while the place is free; work done late is taken if it can be.
+        if row.state == "lapsed" and not self._resume(tx, row):
+            raise RefusedError(
+                f"your time for pair {item_id} ran out and other raters have judged it: go on with the next"
+            )
+        return row
+
+    # --- counts -------------------------------------------------------------------------------------------------------
+
+    def progress(self, rater_id: str) -> Progress:
+        """How far the rater and the campaign have come."""
+        with self.reading() as connection:
+            done = _count(connection, sa.select(JUDGMENTS.c.id).where(JUDGMENTS.c.rater_id == rater_id))
+            judged = _count(connection, sa.select(JUDGMENTS.c.id))
+            wanted = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
+            given = sa.select(ASSIGNMENTS.c.id).where(
+                ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state == "done"
+            )
+            mine = sa.select(ASSIGNMENTS.c.id).where(
+                ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state == "open"
+            )
+            free = sa.or_(ITEMS.c.taken < ITEMS.c.overlap, mine.exists())
+            available = _count(connection, sa.select(ITEMS.c.id).where(free, ~given.exists()))
+        return Progress(done, judged, int(wanted), available)
+
+    def status(self) -> dict[str, Any]:
+        """Counts of everything, and the head of the log."""
+        with self.reading() as connection:
+            kinds = connection.execute(sa.select(JUDGMENTS.c.kind, sa.func.count()).group_by(JUDGMENTS.c.kind)).all()
+            states = connection.execute(
+                sa.select(ASSIGNMENTS.c.state, sa.func.count()).group_by(ASSIGNMENTS.c.state)
+            ).all()
+            head = connection.execute(sa.select(LOG_HEAD)).one()
+            wanted = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
+            judged_by = sa.select(sa.func.count().label("n")).select_from(JUDGMENTS).group_by(JUDGMENTS.c.item_id)
+            return {
+                "store": self.engine.url.render_as_string(hide_password=True),
+                "pairs": _count(connection, sa.select(PAIRS.c.id)),
+                "items": _count(connection, sa.select(ITEMS.c.id)),
+                "items_judged": _count(connection, judged_by),
+                "judgments": {row[0]: row[1] for row in kinds},
+                "judgments_wanted": int(wanted),
+                "assignments": {row[0]: row[1] for row in states},
+                "raters": _count(connection, sa.select(RATERS.c.id)),
+                "events": head.seq,
+                "head": head.hash,
+            }
+
+    # --- reading out --------------------------------------------------------------------------------------------------
+
+    def pairs(self) -> list[Pair]:
+        """All pairs, in the order they were added."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(PAIRS.c.record).order_by(PAIRS.c.position))
+            return [Pair.model_validate_json(row.record) for row in rows]
+
+    def judgments(self) -> tuple[list[Judgment], str]:
+        """The current judgments, by pair and rater, and the log's head hash they are the state of."""
+        with self.reading() as connection:
+            query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id)).all()
+            head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
+        return [Judgment.model_validate_json(row.record) for row in rows], head
+
+
+class _Transaction:
+    """A writing transaction: its connection, and the log it appends to."""
+
+    def __init__(self, connection: Connection, seq: int, digest: str, clock: Callable[[], int] | None) -> None:
+        self.connection = connection
+        self.seq = seq
+        self._hash = digest
+        self._clock = clock
+        self._first_seq = seq
+        self._settings: dict[str, Any] = {}
+
+    def now(self) -> int:
+        """Milliseconds since 1970, or the number of the event to come where the clock is the log."""
+        return self._clock() if self._clock else self.seq + 1
+
+    def event(
+        self, kind: str, *, payload: dict[str, Any], rater_id: str | None = None, item_id: str | None = None
+    ) -> int:
+        """Append to the log; returns the event's time in milliseconds."""
+        at_ms = self.now()
+        text = canonical_json(payload)
+        digest = event_hash(self._hash, self.seq + 1, at_ms, kind, rater_id, item_id, text)
+        row = {"at_ms": at_ms, "kind": kind, "rater_id": rater_id, "item_id": item_id, "payload": text}
+        self.connection.execute(sa.insert(EVENTS).values(seq=self.seq + 1, previous=self._hash, hash=digest, **row))
+        self.seq, self._hash = self.seq + 1, digest
+        return at_ms
+
+    def write_head(self) -> None:
+        """Record where the log now ends."""
+        if self.seq != self._first_seq:
+            self.connection.execute(sa.update(LOG_HEAD).values(seq=self.seq, hash=self._hash))
+
+    def setting(self, name: str) -> Any:
+        """One of the campaign's settings."""
+        if not self._settings:
+            rows = self.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
+            self._settings = {row.name: json.loads(row.value) for row in rows}
+        return self._settings[name]
+
+
+def canonical_json(value: object) -> str:
+    """One text for one value, whatever the machine."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def event_hash(
+    previous: str, seq: int, at_ms: int, kind: str, rater_id: str | None, item_id: str | None, payload: str
+) -> str:
+    """sha256 over an event and the hash of the one before."""
+    return hashlib.sha256(canonical_json([previous, seq, at_ms, kind, rater_id, item_id, payload]).encode()).hexdigest()
+
+
+def shuffle_sides(first: str, second: str, *, seed: int, rater_id: str, item_id: str) -> tuple[str, str]:
+    """(left, right): half of all raters see one order and half the other, each always the same one."""
+    digest = hashlib.sha256(canonical_json([seed, rater_id, item_id]).encode()).digest()
+    return (first, second) if digest[0] % 2 == 0 else (second, first)
+
+
+@dataclass(frozen=True)
+class Item:
+    """Two completions of a pair, to be judged against each other."""
+
+    id: str
+    pair_id: str
+    first_id: str
+    second_id: str
+
+
+def items_of(pair: Pair) -> list[Item]:
+    """A pair of two is one item with the pair's own id; a larger one gives every two of its completions."""
+    if len(pair.completions) == 2:
+        return [Item(pair.id, pair.id, pair.completions[0].id, pair.completions[1].id)]
+    return [
+        Item(f"{pair.id}:{i}-{j}", pair.id, pair.completions[i].id, pair.completions[j].id)
+        for i, j in itertools.combinations(range(len(pair.completions)), 2)
+    ]
+
+
+def pairs_digest(records: Iterable[str]) -> str:
+    """A hash of pair records, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(hashlib.sha256(record.encode()).digest())
+    return digest.hexdigest()
+
+
+def _match_campaign(tx: _Transaction, settings: dict[str, Any], url: str) -> None:
+    rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
+    known = {row.name: json.loads(row.value) for row in rows}
+    if not known:
+        tx.event("campaign_begun", payload=settings)
+        for name, value in {**settings, "sources": []}.items():
+            tx.connection.execute(sa.insert(SETTINGS).values(name=name, value=json.dumps(value)))
+        return
+    for name, value in settings.items():
+        if known.get(name) != value:
+            raise StoreError(
+                f"{url} was begun with {name} {known.get(name)}, and the configuration says {value}: "
+                f"set {name} back, or give another --store"
+            )
+
+
+def _insert_pairs(
+    tx: _Transaction, pairs: list[Pair], *, first: int, overlap: int, source: str, source_id: str
+) -> None:
+    records = [pair.model_dump_json() for pair in pairs]
+    rows = [
+        {"id": p.id, "position": first + n, "record": r} for n, (p, r) in enumerate(zip(pairs, records, strict=True))
+    ]
+    tx.connection.execute(sa.insert(PAIRS), rows)
+    position = tx.connection.scalar(sa.select(sa.func.count()).select_from(ITEMS)) or 0
+    items = [item for pair in pairs for item in items_of(pair)]
+    tx.connection.execute(
+        sa.insert(ITEMS),
+        [vars(item) | {"position": position + n, "overlap": overlap, "taken": 0} for n, item in enumerate(items)],
+    )
+    facts = {"first": first, "count": len(pairs), "digest": pairs_digest(records), "overlap": overlap}
+    # The path is not in the log: the same campaign has the same log wherever it lies.
+    tx.event("pairs_added", payload={**facts, "source_id": source_id})
+    sources = json.dumps([*tx.setting("sources"), [source, source_id]])
+    tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "sources").values(value=sources))
+
+
+def _take_place(connection: Connection, item_id: str) -> bool:
+    """One atomic statement: a place of the item, if one is free."""
+    free = sa.update(ITEMS).where(ITEMS.c.id == item_id, ITEMS.c.taken < ITEMS.c.overlap)
+    return connection.execute(free.values(taken=ITEMS.c.taken + 1)).rowcount == 1
+
+
+def _active_rater(connection: Connection, rater_id: str) -> Any:
+    row = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
+    if row is None or row.disabled:
+        raise RefusedError("this rater is not, or no longer, part of the campaign: ask its lead")
+    return row
+
+
+def _as_rater(row: Any) -> Rater:
+    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled))
+
+
+def _load_pair(connection: Connection, pair_id: str) -> Pair:
+    record = connection.scalar(sa.select(PAIRS.c.record).where(PAIRS.c.id == pair_id))
+    return Pair.model_validate_json(record or "")
+
+
+def _load_assignment(connection: Connection, row: Any) -> Assignment:
+    pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == row.item_id)) or ""
+    draft = connection.scalar(sa.select(DRAFTS.c.body).where(DRAFTS.c.assignment_id == row.id))
+    pair = _load_pair(connection, pair_id)
+    return Assignment(
+        row.id, row.item_id, row.rater_id, row.left_id, row.right_id, pair, json.loads(draft) if draft else None
+    )
+
+
+def _find_replay(connection: Connection, rater_id: str, client_id: str, body_hash: str) -> Stored | None:
+    query = sa.select(SUBMISSIONS).where(SUBMISSIONS.c.rater_id == rater_id, SUBMISSIONS.c.client_id == client_id)
+    row = connection.execute(query).first()
+    if row is None:
+        return None
+    if row.body_hash != body_hash:
+        raise RefusedError(f"client_id {client_id} was used for another judgment: make a new one for each")
+    record = connection.scalar(sa.select(JUDGMENTS.c.record).where(JUDGMENTS.c.id == row.judgment_id))
+    if record is None:
+        raise RefusedError("that judgment was undone since: answer the pair again")
+    return Stored(row.judgment_id, Judgment.model_validate_json(record), replayed=True)
+
+
+def _as_judgment(connection: Connection, assignment: Any, submission: Submission, rater: Any) -> Judgment:
+    pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == assignment.item_id)) or ""
+    said = submission.model_dump(exclude={"client_id", "pair_id"})
+    sides = {"left": assignment.left_id, "right": assignment.right_id}
+    return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **sides, **said)
+
+
+def _count(connection: Connection, query: sa.Select[Any]) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(query.subquery())) or 0
+
+
+def count_kinds(judgments: Sequence[Judgment]) -> dict[str, int]:
+    """How many judgments are of which kind."""
+    return dict(sorted(Counter(judgment.kind for judgment in judgments).items()))

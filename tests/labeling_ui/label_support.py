@@ -1,0 +1,132 @@
+"""Pairs, stores and commands that the labelling tests share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from labeling_ui.store import Store, Submission, wall_clock_ms
+from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+GOOD = (
+    "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes, then measure it again and repeat until it "
+    "holds at {n}."
+)
+MIDDLING = "Add 5 ml of nutrient to the tub number {n}."
+POOR = "Great question! It is important to consider many things, and there are {n} of them, and it depends"
+
+
+def make_pair(n: int, first: str = "first answer", second: str = "second answer", more: tuple[str, ...] = ()) -> Pair:
+    """A pair (or larger) with ids `pair-n`, `n-0`, `n-1`, …"""
+    messages = (Message(role="user", content=f"question {n}?"),)
+    texts = (first, second, *more)
+    completions = tuple(
+        Completion(id=f"{n}-{k}", text=text, policy=f"secret-model-{k}", finished=k == 0)
+        for k, text in enumerate(texts)
+    )
+    return Pair(id=f"pair-{n}", prompt_id=prompt_id(messages), messages=messages, completions=completions)
+
+
+def rubric_pairs(count: int) -> list[Pair]:
+    """Pairs whose answers the rubric tells apart: GOOD meets all six criteria, MIDDLING fewer, POOR hardly any."""
+    kinds = [(GOOD, POOR), (MIDDLING, GOOD), (POOR, MIDDLING)]
+    return [make_pair(n, *(text.format(n=n) for text in kinds[n % 3])) for n in range(count)]
+
+
+def open_store(
+    folder: Path,
+    pairs: list[Pair],
+    *,
+    overlap: int = 1,
+    raters: int = 1,
+    clock: Callable[[], int] | None = wall_clock_ms,
+    lease_seconds: int = 1200,
+) -> Store:
+    """A store with pairs and raters r0, r1, …"""
+    store = Store.open(f"sqlite:///{folder}/labels.sqlite", create=True, clock=clock, lease_seconds=lease_seconds)
+    store.add_pairs(pairs, overlap=overlap, seed=0, source="test", source_id="test")
+    for n in range(raters):
+        store.add_rater(f"rater {n}", rater_id=f"r{n}")
+    return store
+
+
+def answer(pair_id: str, value: int = 1, client_id: str = "") -> Submission:
+    """A plain judgment."""
+    return Submission(client_id=client_id or f"client-{pair_id}", pair_id=pair_id, answer=value)
+
+
+def tiebreak(*words: str, ok: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The real command line, in a process of its own."""
+    command = [sys.executable, "-m", "tiebreak.cli", *words]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=cwd, env=environment(), check=False
+    )
+    assert (result.returncode == 0) is ok, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def environment() -> dict[str, str]:
+    """This one, with our packages found."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def write_pairs(folder: Path, pairs: list[Pair]) -> Path:
+    """A .jsonl of pairs."""
+    path = folder / "pairs.jsonl"
+    write_jsonl(path, pairs)
+    return path
+
+
+@contextmanager
+def serving(folder: Path, pairs: list[Pair], *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`tiebreak label` serving `pairs`: the address, and the process."""
+    port = free_port()
+    arguments = [
+        "--output",
+        str(folder / "label"),
+        "--pairs",
+        str(write_pairs(folder, pairs)),
+        "--port",
+        str(port),
+        *words,
+    ]
+    command = [sys.executable, "-m", "tiebreak.cli", "label", *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_up(address, process)
+        yield address, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=20)
+
+
+def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(300):
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended: {process.communicate()}")
+        try:
+            with urllib.request.urlopen(f"{address}/openapi.json", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError("the server did not come up")

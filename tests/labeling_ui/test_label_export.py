@@ -1,0 +1,300 @@
+"""From judgments to preferences: a hand-worked campaign, sides, simulated raters, the command line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
+
+from labeling_ui.aggregate import build_preferences, decide, group_judgments, percent_agreement
+from labeling_ui.label import LabelConfig
+from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
+from labeling_ui.store import Store
+from labeling_ui.verify import verify
+from tiebreak.config import load_config
+from tiebreak.records import Judgment, Preference, read_pairs, read_preferences
+from tiebreak.rubric import score_rubric
+from tiebreak.runs import read_manifest
+
+
+def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
+    """A judgment of pair n; swapped: completion 1 on the left."""
+    left, right = (f"{n}-1", f"{n}-0") if swapped else (f"{n}-0", f"{n}-1")
+    return Judgment(pair_id=f"pair-{n}", rater_id=rater, left=left, right=right, answer=answer, kind="human", **more)  # type: ignore[arg-type]
+
+
+HAND_WORKED = [
+    # Pair 0: three raters prefer completion 1; answers 3, 2 and (sides swapped) −1 → strength (3 + 2 + 1) / 3 = 2.
+    said(0, "a", 3), said(0, "b", 2), said(0, "c", -1, swapped=True),
+    # Pair 1: two for completion 0 with 1 and 3, one for completion 1 → agreement 2/3, strength 2.
+    said(1, "a", -1), said(1, "b", 3, swapped=True), said(1, "c", 1),
+    # Pair 2: a tie, a both-bad, one preference: neither has most votes.
+    said(2, "a", 0), said(2, "b", None, both_bad=True), said(2, "c", 2),
+    # Pair 3: one each and a tie: split. Pair 4: skipped by the only rater. Pair 5: one vote and a skip.
+    said(3, "a", 1), said(3, "b", -1), said(3, "c", 0),
+    said(4, "a", None, skip=True),
+    said(5, "a", -3), said(5, "b", None, skip=True),
+]  # fmt: skip
+
+
+def preferences_of(judgments: list[Judgment]) -> tuple[list[Preference], dict[str, int]]:
+    return build_preferences([make_pair(n) for n in range(6)], group_judgments(judgments))
+
+
+def test_hand_worked_campaign() -> None:
+    preferences, outcomes = preferences_of(HAND_WORKED)
+    facts = [(p.pair_id, p.chosen_text, p.rejected_text, p.strength, p.agreement, p.raters) for p in preferences]
+    assert facts == [
+        ("pair-0", "second answer", "first answer", 2.0, 1.0, ("a", "b", "c")),
+        ("pair-1", "first answer", "second answer", 2.0, pytest.approx(2 / 3, abs=1e-6), ("a", "b", "c")),
+        ("pair-5", "first answer", "second answer", 3.0, 1.0, ("a",)),
+    ]
+    assert outcomes == {"preferred": 3, "tie": 1, "both_bad": 0, "split": 1, "skipped": 1}
+    assert [(p.chosen_finished, p.rejected_finished) for p in preferences] == [
+        (False, True),
+        (True, False),
+        (True, False),
+    ]
+    assert {p.kind for p in preferences} == {"human"}
+
+
+def test_hand_worked_agreement() -> None:
+    groups = group_judgments(HAND_WORKED)
+    # Pairs of votes that agree / all: pair 0: 3/3, pair 1: 1/3, pair 2: 1/3 (tie and both-bad are both neither), pair
+    # 3: 0/3.
+    with_ties = percent_agreement(groups, ties=True)
+    assert (with_ties.value, with_ties.n) == (pytest.approx(5 / 12), 12)
+    # Without: pair 0: 3/3, pair 1: 1/3, pair 3: 0/1.
+    without = percent_agreement(groups, ties=False)
+    assert (without.value, without.n) == (pytest.approx(4 / 7), 7)
+
+
+def test_swapping_the_sides_and_the_sign_changes_no_preference() -> None:
+    mirrored = [
+        j.model_copy(update={"left": j.right, "right": j.left, "answer": None if j.answer is None else -j.answer})
+        for j in HAND_WORKED
+    ]
+    assert preferences_of(mirrored) == preferences_of(HAND_WORKED)
+    turned = [j.model_copy(update={"left": j.right, "right": j.left}) for j in HAND_WORKED]
+    chosen = [(p.chosen, p.rejected) for p in preferences_of(HAND_WORKED)[0]]
+    assert [(p.rejected, p.chosen) for p in preferences_of(turned)[0]] == chosen
+
+
+def test_kinds_are_never_aggregated_together() -> None:
+    model = said(0, "m", -3).model_copy(update={"kind": "model"})
+    preferences, _ = preferences_of([said(0, "a", 3), model])
+    assert [(p.kind, p.chosen_text) for p in preferences] == [("human", "second answer"), ("model", "first answer")]
+
+
+def test_both_bad_is_told_from_a_tie() -> None:
+    (group,) = group_judgments([said(0, r, None, both_bad=True) for r in "ab"] + [said(0, "c", 0)])
+    assert decide(group).reason == "both_bad"
+
+
+# --- simulated raters -------------------------------------------------------------------------------------------------
+
+
+def test_the_rubrics_answer_by_hand() -> None:
+    # POOR against GOOD: all but the length fails or little less; the difference is three criteria or more.
+    pair = rubric_pairs(1)[0]
+    good, poor = (completion.text for completion in pair.completions)
+    assert score_rubric(good).score == 1.0
+    assert score_rubric(poor).score <= 0.5
+    assert rubric_answer(good, poor, 0.08) == -3
+    assert rubric_answer(poor, good, 0.08) == 3
+    assert rubric_answer(good, good, 0.08) == 0
+    assert rubric_answer(good, "Add 5 ml to the tub.", 0.08) == -1, "only the length is missing: one criterion"
+    assert rubric_answer(good, "Add 5 ml to the tub.", 0.2) == 0, "a difference within the threshold is a tie"
+
+
+def test_the_stated_error_rate_is_the_measured_one(tmp_path: Path) -> None:
+    store = open_store(tmp_path, rubric_pairs(300), overlap=3, raters=3)
+    config = SimulateConfig(error_rate=0.2)
+    wrong = total = 0
+    for rater in ("r0", "r1", "r2"):
+        for pair in store.pairs():
+            for left, right in ((0, 1), (1, 0)):
+                assignment = claimed(pair, rater, left, right)
+                truth = rubric_answer(pair.completions[left].text, pair.completions[right].text, config.tie_threshold)
+                wrong += judge(assignment, config).answer != truth
+                total += 1
+    # 900 independent draws (each seen from both sides): 0.2 within four standard deviations.
+    assert total == 1800
+    assert abs(wrong / total - 0.2) < 4 * (0.2 * 0.8 / 900) ** 0.5
+    assert judge(claimed(store.pairs()[0], "r0", 0, 1), SimulateConfig(error_rate=0.0)).answer == -3
+
+
+def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped-def]
+    from labeling_ui.store import Assignment
+
+    return Assignment(f"{pair.id}-{rater}", pair.id, rater, pair.completions[left].id, pair.completions[right].id, pair)
+
+
+def test_simulated_errors_do_not_depend_on_the_side() -> None:
+    for pair in rubric_pairs(30):
+        one, other = (
+            judge(claimed(pair, "r", *sides), SimulateConfig(error_rate=0.5)).answer for sides in ((0, 1), (1, 0))
+        )
+        assert one == -(other or 0)
+
+
+def label_words(folder: Path, *more: str) -> list[str]:
+    return ["label", "--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--overlap", "2", *more]
+
+
+SIMULATE = ("--simulate", "true", "--simulate.raters", "3")
+FILES = ("preferences.jsonl", "judgments.jsonl", "report.json")
+
+
+def test_simulated_run_through_the_command_line_is_deterministic_and_survives_kill(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+        write_pairs(folder, [*rubric_pairs(120), make_pair(500, "a b", "c d", ("e f",))])
+    result = tiebreak(*label_words(whole, *SIMULATE))
+    assert "simulated judgments" in result.stdout
+    kill_half_way(label_words(cut, *SIMULATE), cut / "label" / "store" / "labels.sqlite")
+    assert not (cut / "label" / "manifest.json").exists()
+    tiebreak(*label_words(cut, *SIMULATE))
+    for name in FILES:
+        assert (whole / "label/final" / name).read_bytes() == (cut / "label/final" / name).read_bytes(), name
+    manifests = [read_manifest(folder / "label") for folder in (whole, cut)]
+    assert manifests[0]["outputs"] == manifests[1]["outputs"]
+    assert manifests[0]["kinds"] == {"simulated": (120 + 3) * 2}
+    check_simulated_run(whole)
+    assert "nothing to do" in tiebreak(*label_words(whole, *SIMULATE)).stdout
+
+
+def kill_half_way(words: list[str], database: Path) -> None:
+    """Start the command and SIGKILL it when some, not all, judgments are in the store."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tiebreak.cli", *words], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+    )
+    for _ in range(3000):
+        if count_judgments(database) >= 40:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    assert 40 <= count_judgments(database) < 246
+
+
+def count_judgments(database: Path) -> int:
+    if not database.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT count(*) FROM judgments").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def check_simulated_run(folder: Path) -> None:
+    preferences = read_preferences(str(folder / "label"))
+    assert {preference.kind for preference in preferences} == {"simulated"}
+    assert {rater for preference in preferences for rater in preference.raters or ()} == {
+        f"simulated-{n}" for n in range(3)
+    }
+    rubric = [score_rubric(p.chosen_text).score - score_rubric(p.rejected_text).score for p in preferences]
+    assert sum(difference > 0 for difference in rubric) / len(rubric) > 0.9, (
+        "raters who err in one of ten go by the rubric"
+    )
+    report = json.loads((folder / "label/final/report.json").read_text())
+    assert report["judgments"]["kinds"] == {"simulated": 246}
+    assert report["preferences"]["total"] + report["preferences"]["dropped"] == 123
+    assert sum(report["preferences"]["outcomes"].values()) == 123
+    store = Store.open(f"sqlite:///{folder}/label/store/labels.sqlite")
+    assert verify(store).faults == []
+    assert verify(store).head == report["event_log_head"]
+
+
+def test_another_seed_gives_other_judgments(tmp_path: Path) -> None:
+    records = []
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        store = Store.open(f"sqlite:///{tmp_path}/{seed}/labels.sqlite", create=True, clock=None)
+        store.add_pairs(rubric_pairs(20), overlap=2, seed=0, source="t", source_id="t")
+        assert simulate(store, SimulateConfig(raters=2, error_rate=0.5, seed=seed)) == 40
+        records.append(store.judgments()[0])
+    assert records[0] != records[1]
+
+
+def test_simulating_into_a_store_of_people_is_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path, rubric_pairs(3), raters=1)
+    store.close()
+    write_pairs(tmp_path, rubric_pairs(3))
+    before = (tmp_path / "labels.sqlite").read_bytes()
+    result = tiebreak(*label_words(tmp_path, *SIMULATE, "--store", store.url), ok=False)
+    assert "not simulated" in result.stderr
+    assert (tmp_path / "labels.sqlite").read_bytes() == before
+
+
+# --- the other commands -----------------------------------------------------------------------------------------------
+
+
+def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(2)], raters=1)
+    nothing = tiebreak("label", "export", "--store", store.url, "--output", str(tmp_path / "out"), ok=False)
+    assert "no judgment" in nothing.stderr
+    from label_support import answer
+
+    first = store.claim("r0")
+    assert first is not None
+    store.submit("r0", answer("pair-0", -3))
+    tiebreak("label", "export", "--store", store.url, "--output", str(tmp_path / "out"))
+    (preference,) = read_preferences(str(tmp_path / "out"))
+    winner = {c.id: c.text for c in first.pair.completions}[first.left_id]
+    assert (preference.chosen_text, preference.kind, preference.raters) == (winner, "human", ("r0",))
+    status = json.loads(tiebreak("label", "status", "--store", store.url, "--json").stdout)
+    assert (status["judgments"], status["judgments_wanted"]) == ({"human": 1}, 2)
+    assert json.loads(tiebreak("label", "verify", "--store", store.url, "--json").stdout)["ok"] is True
+    store.claim("r0")
+    store.submit("r0", answer("pair-1", 0))
+    again = tiebreak("label", "export", "--store", store.url, "--output", str(tmp_path / "out"), ok=False)
+    assert "earlier export" in again.stderr
+    with sqlite3.connect(tmp_path / "labels.sqlite") as connection:
+        connection.execute("DELETE FROM judgments")
+    broken = tiebreak("label", "verify", "--store", store.url, "--json", ok=False)
+    assert json.loads(broken.stdout)["ok"] is False
+    assert "not as the log tells" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"id": 1', "pairs.jsonl:1: not JSON"),
+        ('{"id": "p", "prompt_id": "q", "messages": [], "completions": []}', "two or more completions"),
+        ("", "holds no pair"),
+    ],
+)
+def test_broken_pairs_are_told_and_leave_no_store(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(content)
+    result = tiebreak(*label_words(tmp_path), ok=False)
+    assert told in result.stderr
+    assert not (tmp_path / "label.sqlite").exists()
+
+
+def test_the_quickstarts_configuration_and_the_simulate_switch() -> None:
+    file = "configs/quickstart/label.yaml"
+    config = load_config(LabelConfig, ["--config", str(ROOT / file)], "label")
+    assert config.simulated
+    assert config.simulate is not None
+    assert (config.simulate.raters, config.simulate.error_rate, config.overlap) == (3, 0.1, 3)
+    assert config.store_url == "sqlite:///runs/quickstart/label/store/labels.sqlite"
+    by_hand = load_config(LabelConfig, ["--config", str(ROOT / file), "--simulate.enabled", "false"], "label")
+    assert not by_hand.simulated
+    assert by_hand.store_url == "sqlite:///runs/quickstart/label.sqlite"
+    assert not LabelConfig(output="o", pairs="p", simulate=False).simulated  # type: ignore[arg-type]
+    assert LabelConfig(output="o", pairs="p", simulate=True).simulated  # type: ignore[arg-type]
+
+
+def test_pairs_round_trip(tmp_path: Path) -> None:
+    pairs = rubric_pairs(5)
+    assert read_pairs(str(write_pairs(tmp_path, pairs))) == pairs

@@ -1,0 +1,193 @@
+"""The page and its API, in a real server and a real browser."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from label_support import make_pair, serving
+
+from labeling_ui.markup import render
+from labeling_ui.store import Store
+from labeling_ui.verify import verify
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync"
+)
+EVIL = (
+    "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
+    "[press](javascript:window.pwned=1) ![picture](http://pictures.invalid/x.png) <http://links.invalid> "
+    "${window.pwned=1} {{value}} \u202egnp.exe"
+)
+
+
+def judgments_in(folder: Path) -> list[tuple[str, str, int | None]]:
+    store = Store.open(f"sqlite:///{folder}/label.sqlite")
+    assert verify(store).faults == []
+    return [(j.pair_id, j.left, j.answer) for j in store.judgments()[0]]
+
+
+# --- the API ----------------------------------------------------------------------------------------------------------
+
+
+def test_kill_right_after_an_acknowledged_judgment_loses_nothing(tmp_path: Path) -> None:
+    pairs = [make_pair(n) for n in range(3)]
+    acknowledged = []
+    with serving(tmp_path, pairs) as (address, process):
+        pair = httpx.get(f"{address}/api/next").json()
+        for answer in (3, -2):
+            body = {"client_id": f"client-{pair['pair_id']}", "pair_id": pair["pair_id"], "answer": answer}
+            reply = httpx.post(f"{address}/api/judgments", json=body).raise_for_status().json()
+            acknowledged.append((pair["pair_id"], pair["left"]["id"], answer))
+            assert reply["judgment"]["left"] == pair["left"]["id"]
+            pair = reply["next"]
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    assert judgments_in(tmp_path) == acknowledged
+    with serving(tmp_path, pairs) as (address, process):
+        replayed = httpx.post(f"{address}/api/judgments", json=body).json()
+        assert replayed["replayed"] is True
+        assert httpx.get(f"{address}/api/next").json() == pair, "what was held is given again, on the same sides"
+        progress = httpx.get(f"{address}/api/me").json()["progress"]
+        assert progress == {"done": 2, "judged": 2, "wanted": 3, "available": 1}
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+    assert f"tiebreak label export --store sqlite:///{tmp_path}/label.sqlite" in output
+    assert judgments_in(tmp_path) == acknowledged
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder, [make_pair(n) for n in range(4)]) as (address, _):
+        yield address, folder
+
+
+def test_bad_requests_are_refused_in_words(server: tuple[str, Path]) -> None:
+    address, folder = server
+    pair = httpx.get(f"{address}/api/next").json()
+    assert "secret-model" not in httpx.get(f"{address}/api/next").text, "raters must not know which model is which"
+    good = {"client_id": "client-01", "pair_id": pair["pair_id"], "answer": 1}
+    refused = {
+        422: [{**good, "answer": 7}, {**good, "rater_id": "someone"}, {**good, "holding": "x"}, {"pair_id": "x"}],
+        409: [{**good, "pair_id": "pair-3"}, {**good, "pair_id": "no-such"}],
+        413: [{**good, "rationale": "x" * 700_000}],
+    }
+    for status, bodies in refused.items():
+        for body in bodies:
+            reply = httpx.post(f"{address}/api/judgments", json=body)
+            assert reply.status_code == status, reply.text
+            assert reply.json()["detail"]
+    elsewhere = httpx.post(f"{address}/api/judgments", json=good, headers={"Origin": "http://evil.invalid"})
+    assert elsewhere.status_code == 403
+    assert httpx.get(f"{address}/api/next", headers={"Host": "evil.invalid"}).status_code == 421
+    assert judgments_in(folder) == []
+
+
+CLOSED = (
+    "gradio_api/upload gradio_api/token gradio_api/info gradio_api/file=/etc/passwd gradio_api/runs "
+    "gradio_api/proxy=http://x.invalid monitoring"
+)
+
+
+@pytest.mark.parametrize("path", CLOSED.split())
+def test_what_gradio_offers_beside_the_page_is_closed(server: tuple[str, Path], path: str) -> None:
+    address, _ = server
+    assert httpx.get(f"{address}/rate/{path}").status_code == 404
+    policy = httpx.get(f"{address}/rate/").headers["content-security-policy"]
+    assert "img-src 'self' data:" in policy
+    assert "connect-src 'self'" in policy
+
+
+# --- text that is not trusted -----------------------------------------------------------------------------------------
+
+
+def test_markup_is_inert() -> None:
+    html = render(EVIL)
+    for active in ("<script", "<img", "<svg", "<a ", "onerror='", "href", "src="):
+        assert active not in html.replace("&lt;img src=x onerror=", ""), active
+    assert "&lt;script&gt;" in html
+    assert "⟨U+202E⟩gnp.exe" in html
+    assert "<strong>bold</strong>" in render("**bold**")
+    assert render("[good](https://a.invalid/b)").count("https://a.invalid/b") == 2, "a link's target is told"
+    assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
+
+
+# --- the browser ------------------------------------------------------------------------------------------------------
+
+needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@needs_chromium
+def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-untyped-def]
+    pairs = [make_pair(0, EVIL, "**plain** answer"), *(make_pair(n) for n in range(1, 9))]
+    with serving(tmp_path, pairs) as (address, _):
+        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        elsewhere, errors = [], []
+        page.on(
+            "request", lambda request: elsewhere.append(request.url) if not request.url.startswith(address) else None
+        )
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(address)
+        shown = []
+        for key in ("1", "7", "4", "t", "b", "s", "5"):
+            page.wait_for_selector(f".desk[aria-busy=false][data-pair=pair-{len(shown)}]")
+            shown.append(page.inner_text("[data-side=left] .text"))
+            assert_in_view(page)
+            if not shown[1:]:
+                for dead in ("Control+1", "Alt+2", "x", "9"):
+                    page.keyboard.press(dead)
+                page.keyboard.press("?")
+                page.keyboard.press("3")  # the card is open: this is no judgment
+                page.keyboard.press("Escape")
+            page.keyboard.press(key)
+        page.wait_for_selector(".desk[data-pair=pair-7]")
+        assert errors == []
+        page.context.set_offline(True)
+        page.keyboard.press("2")
+        page.wait_for_selector(".banner:visible")
+        assert page.get_attribute(".desk", "data-pair") == "pair-7", "it moved on before the judgment was kept"
+        page.context.set_offline(False)
+        page.wait_for_selector(".desk[data-pair=pair-8]")
+        assert not page.is_visible(".banner")
+        page.click("button[data-answer='2']")
+        page.wait_for_selector(".rest:visible")
+        assert page.inner_text(".count") == "9 of 9"
+        assert page.evaluate("window.pwned") is None
+        page.close()
+    assert elsewhere == []
+    store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
+    told = [(j.answer, j.both_bad, j.skip) for j in store.judgments()[0]]
+    assert told == [
+        (-3, False, False), (3, False, False), (0, False, False), (0, False, False),
+        (None, True, False), (None, False, True), (1, False, False), (-2, False, False), (2, False, False),
+    ]  # fmt: skip
+    texts = {completion.id: completion.text for pair in pairs for completion in pair.completions}
+    for judgment, text in list(zip(store.judgments()[0], shown, strict=False))[1:]:
+        assert texts[judgment.left] == text, "the side that is stored is the side that was shown"
+    assert verify(store).faults == []
+
+
+def assert_in_view(page) -> None:  # type: ignore[no-untyped-def]
+    for selector in (".prompt", "[data-side=left]", "[data-side=right]", ".dock"):
+        box = page.locator(selector).bounding_box()
+        assert box is not None
+        assert box["height"] > 20
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 769, f"{selector} is not on the screen"

@@ -1,0 +1,299 @@
+"""The store: no pair over its overlap, none twice, nothing lost, nothing changed unseen."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sqlite3
+import threading
+from collections import Counter
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from label_support import answer, make_pair, open_store
+from pydantic import ValidationError
+
+from labeling_ui.schema import METADATA, MIGRATIONS, StoreError, build_engine
+from labeling_ui.store import RefusedError, Store, Submission, items_of, shuffle_sides
+from labeling_ui.verify import verify
+from tiebreak.records import Completion, Pair
+
+
+def work(url: str, rater_id: str, start: Barrier | None = None) -> None:
+    """A rater in a closed loop, until nothing is left."""
+    store = Store.open(url)
+    if start:
+        start.wait(30)
+    while (assignment := store.claim(rater_id)) is not None:
+        store.submit(rater_id, answer(assignment.item_id, 2, f"{rater_id}-{assignment.item_id}"))
+    store.close()
+
+
+def rows(store: Store, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(store.engine.url.database or "") as connection:
+        return connection.execute(query).fetchall()
+
+
+def assert_whole(store: Store) -> None:
+    found = verify(store)
+    assert found.faults == []
+    assert found.events > 0
+
+
+def test_four_processes_fill_every_place_once(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(30)], overlap=3, raters=4)
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(4)
+    workers = [context.Process(target=work, args=(store.url, f"r{n}", start)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    judged = rows(store, "SELECT item_id, rater_id FROM judgments")
+    assert len(judged) == len(set(judged)) == 30 * 3
+    assert set(Counter(item for item, _ in judged).values()) == {3}
+    assert len({rater for _, rater in judged}) == 4
+    assigned = rows(store, "SELECT item_id, rater_id FROM events WHERE kind = 'assigned'")
+    assert len(assigned) == len(set(assigned)) == 90
+    assert_whole(store)
+
+
+def test_threads_of_one_rater_are_never_given_a_pair_twice(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(12)], raters=1)
+    faults: list[BaseException] = []
+
+    def judge() -> None:
+        while (assignment := store.claim("r0")) is not None:
+            try:
+                store.submit("r0", answer(assignment.item_id))
+            except RefusedError:
+                continue  # another tab of the same rater was quicker
+            except Exception as error:  # noqa: BLE001
+                faults.append(error)
+
+    tabs = [threading.Thread(target=judge) for _ in range(4)]
+    for tab in tabs:
+        tab.start()
+    for tab in tabs:
+        tab.join(60)
+    assert faults == []
+    assert rows(store, "SELECT count(*), count(DISTINCT item_id) FROM judgments") == [(12, 12)]
+    assert_whole(store)
+
+
+def test_submitting_again_changes_nothing(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=1)
+    store.claim("r0")
+    first = store.submit("r0", answer("pair-0", 3, "client-01"))
+    events = store.status()["events"]
+    again = store.submit("r0", answer("pair-0", 3, "client-01"))
+    assert (again.judgment_id, again.judgment, again.replayed) == (first.judgment_id, first.judgment, True)
+    assert store.status()["events"] == events
+    with pytest.raises(RefusedError, match="used for another judgment"):
+        store.submit("r0", answer("pair-0", -3, "client-01"))
+    with pytest.raises(RefusedError, match="your judgment already"):
+        store.submit("r0", answer("pair-0", -3, "client-02"))
+    assert [judgment.answer for judgment in store.judgments()[0]] == [3]
+
+
+def test_what_is_held_is_given_again_and_what_the_client_holds_is_passed_over(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(9)], raters=1)
+    assert [store.claim("r0").item_id for _ in range(3)] == ["pair-0"] * 3  # type: ignore[union-attr]
+    assert store.claim("r0", ["pair-0"]).item_id == "pair-1"  # type: ignore[union-attr]
+    assert store.claim("r0", ["pair-0", "pair-1"]).item_id == "pair-2"  # type: ignore[union-attr]
+    assert store.claim("r0", ["pair-0", "pair-1", "pair-2"]) is None, "no rater may hoard the campaign's pairs"
+
+
+def test_only_what_was_assigned_can_be_judged(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=2)
+    store.claim("r0")
+    for rater, pair in (("r1", "pair-0"), ("r0", "pair-1"), ("r0", "no-such-pair"), ("nobody", "pair-0")):
+        with pytest.raises(RefusedError):
+            store.submit(rater, answer(pair))
+    assert store.judgments()[0] == []
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.ms = 1_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+
+def test_a_lapsed_lease_frees_the_place_and_late_work_counts_only_while_it_is_free(tmp_path: Path) -> None:
+    clock = Clock()
+    store = open_store(tmp_path, [make_pair(0)], raters=3, clock=clock, lease_seconds=60)
+    store.claim("r0")
+    assert store.claim("r1") is None
+    clock.ms += 61_000
+    late = store.claim("r1")
+    assert late is not None
+    assert late.item_id == "pair-0"
+    with pytest.raises(RefusedError, match="ran out"):
+        store.submit("r0", answer("pair-0"))
+    clock.ms += 61_000
+    assert store.claim("r2") is not None  # r1's lease is over too
+    clock.ms += 61_000
+    store.claim("r2", ["pair-0"])  # whatever claims sweeps; r2 holds nothing that lives now
+    stored = store.submit("r1", answer("pair-0", 2, "late-client"))  # nobody has taken the place since
+    assert stored.judgment.rater_id == "r1"
+    assert [judgment.rater_id for judgment in store.judgments()[0]] == ["r1"]
+    assert_whole(store)
+
+
+def test_sides_are_even_and_each_raters_own(tmp_path: Path) -> None:
+    shown = Counter(
+        shuffle_sides("a", "b", seed=0, rater_id=f"r{r}", item_id=f"i{i}")[0] for r in range(40) for i in range(50)
+    )
+    assert shown.total() == 2000
+    assert abs(shown["a"] - 1000) < 4 * (2000 * 0.25) ** 0.5  # four standard deviations of a fair coin
+    store = open_store(tmp_path, [make_pair(n) for n in range(20)], raters=1)
+    while (assignment := store.claim("r0")) is not None:
+        stored = store.submit("r0", answer(assignment.item_id))
+        assert (stored.judgment.left, stored.judgment.right) == (assignment.left_id, assignment.right_id)
+    lefts = {judgment.left.rpartition("-")[2] for judgment in store.judgments()[0]}
+    assert lefts == {"0", "1"}
+
+
+def test_a_pair_of_four_becomes_all_six_items() -> None:
+    pair = make_pair(0, "a", "b", ("c", "d"))
+    items = items_of(pair)
+    assert {(item.first_id, item.second_id) for item in items} == {
+        ("0-0", "0-1"), ("0-0", "0-2"), ("0-0", "0-3"), ("0-1", "0-2"), ("0-1", "0-3"), ("0-2", "0-3")
+    }  # fmt: skip
+    assert len({item.id for item in items}) == 6
+    assert items_of(make_pair(1))[0].id == "pair-1"
+
+
+# --- tampering --------------------------------------------------------------------------------------------------------
+
+
+def judged_store(tmp_path: Path) -> Store:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
+    work(store.url, "r0")
+    assert_whole(store)
+    return store
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE events SET payload = '{}' WHERE seq = 3", "DELETE FROM events WHERE seq = 3"]
+)
+def test_the_log_refuses_to_be_changed(tmp_path: Path, statement: str) -> None:
+    store = judged_store(tmp_path)
+    connection = sqlite3.connect(store.engine.url.database or "")
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        connection.execute(statement)
+    connection.close()
+    assert_whole(store)
+
+
+FORGERIES = {
+    "an answer in the log": ("UPDATE events SET payload = replace(payload, '\"answer\":2', '\"answer\":-2')", "chain"),
+    "the first event": ("DELETE FROM events WHERE seq = 1", "chain"),
+    "the last event": ("DELETE FROM events WHERE seq = (SELECT max(seq) FROM events)", "missing at the end"),
+    "a label": (
+        "UPDATE judgments SET record = replace(record, '\"answer\":2', '\"answer\":-2')",
+        "not as the log tells",
+    ),
+    "a lost label": ("DELETE FROM judgments WHERE seq = (SELECT max(seq) FROM judgments)", "not as the log tells"),
+    "a side": ("UPDATE assignments SET left_id = right_id, right_id = left_id", "not as the log tells"),
+    "a text": ("UPDATE pairs SET record = replace(record, 'first', 'third')", "not those that were added"),
+    "who a rater is": ("UPDATE raters SET kind = 'model'", "not as the log tells"),
+    "how many have judged": ("UPDATE items SET taken = 0", "its count of raters"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_verify_finds_what_was_tampered_with(tmp_path: Path, forgery: str) -> None:
+    store = judged_store(tmp_path)
+    statement, told = FORGERIES[forgery]
+    with sqlite3.connect(store.engine.url.database or "") as connection:
+        connection.execute("DROP TRIGGER events_no_update")
+        connection.execute("DROP TRIGGER events_no_delete")
+        assert connection.execute(statement).rowcount > 0
+    assert told in "\n".join(verify(store).faults)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"answer": 4}, {"answer": -4}, {"answer": 1.5}, {"answer": True}, {"answer": "1"}, {"answer": None},
+        {"both_bad": True}, {"skip": True}, {"both_bad": 1}, {"client_id": "short"}, {"client_id": "x" * 65},
+        {"rationale": "x" * 4001}, {"rationale": "a\0b"}, {"rationale": "\ud800"}, {"edited_text": "x" * 100_001},
+        {"flags": ["no-such-flag"]}, {"aspects": {"helpful": 9}}, {"aspects": {"beautiful": 1}},
+        {"seconds_active": -1}, {"seconds_active": float("nan")}, {"rater_id": "someone else"}, {"left": "0-0"},
+        {"kind": "human"},
+    ],
+)  # fmt: skip
+def test_faulty_judgments_are_refused(fault: dict[str, object]) -> None:
+    good = {"client_id": "client-01", "pair_id": "pair-0", "answer": 1}
+    Submission.model_validate(good)
+    with pytest.raises(ValidationError):
+        Submission.model_validate({**good, **fault})
+
+
+def test_people_and_simulated_raters_never_share_a_store(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=1)
+    with pytest.raises(StoreError, match="never mix"):
+        store.add_rater("simulated-0", kind="simulated")
+
+
+def test_a_store_keeps_its_overlap_and_its_pairs(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], overlap=2)
+    with pytest.raises(StoreError, match="overlap 2"):
+        store.add_pairs([make_pair(0)], overlap=3, seed=0, source="t", source_id="t")
+    with pytest.raises(StoreError, match="two different pairs"):
+        store.add_pairs([make_pair(0, "another text")], overlap=2, seed=0, source="t", source_id="t")
+    added = store.add_pairs([make_pair(0), make_pair(1)], overlap=2, seed=0, source="t", source_id="t2")
+    assert added == 1
+    assert [pair.id for pair in store.pairs()] == ["pair-0", "pair-1"]
+    assert_whole(store)
+
+
+def test_identical_completions_are_no_pair() -> None:
+    completions = tuple(Completion(id=f"c{k}", text="the same ", policy="p") for k in range(2))
+    with pytest.raises(ValidationError, match="nothing to judge"):
+        Pair(id="p", prompt_id="q", messages=(), completions=completions)
+
+
+def test_a_newer_store_and_no_store_are_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)])
+    with sqlite3.connect(store.engine.url.database or "") as connection:
+        connection.execute("INSERT INTO schema_migrations VALUES (?, 0)", (len(MIGRATIONS) + 1,))
+    with pytest.raises(StoreError, match="update Tiebreak"):
+        Store.open(store.url)
+    with pytest.raises(StoreError, match="no label store"):
+        Store.open(f"sqlite:///{tmp_path}/nothing.sqlite")
+    (tmp_path / "text.sqlite").write_text("not a database " * 100)
+    with pytest.raises(StoreError, match="cannot open"):
+        Store.open(f"sqlite:///{tmp_path}/text.sqlite")
+    with pytest.raises(StoreError, match="in memory"):
+        build_engine("sqlite://")
+
+
+def test_migrations_make_the_tables_that_the_code_reads(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [])
+    inspector = sa.inspect(store.engine)
+    for name, table in METADATA.tables.items():
+        assert {column["name"] for column in inspector.get_columns(name)} == {
+            column.name for column in table.columns
+        }, name
+
+
+def test_durability_settings_hold(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [])
+    with store.engine.connect() as connection:
+        pragma = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
+        }
+    assert pragma == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
+    assert json.loads(json.dumps(store.campaign())) == {"overlap": 1, "seed": 0, "sources": []}
