@@ -23,6 +23,7 @@ from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, Training
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
 from tiebreak.models import find_model, load_policy, load_tokenizer, resolve_precision, saved_adapter
+from tiebreak.pairwise import share_prefixes
 from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
 from tiebreak.runs import Run, start_run
 from tiebreak.tracking import RunRecorder
@@ -57,6 +58,8 @@ class DPOConfig(StageConfig):
     """share of labels taken to be wrong (conservative DPO)"""
     precompute_reference: bool = False
     """compute the reference's log-probabilities once; pays from the second epoch on"""
+    share_prefixes: bool = True
+    """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B"""
 
@@ -125,6 +128,8 @@ def train_dpo(config: DPOConfig) -> None:
         eval_dataset=to_dataset(validation_set) if validation_set else None,
         processing_class=tokenizer,
     )
+    if config.share_prefixes:
+        share_prefixes(trainer.model)
     train(trainer, run, recorder)
     finish_adapter(
         trainer,

@@ -21,6 +21,7 @@ from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import find_model, load_reward_model, load_tokenizer, saved_adapter
+from tiebreak.pairwise import share_prefixes
 from tiebreak.records import Preference, read_preferences, split_preferences, write_json, write_jsonl
 from tiebreak.runs import Run, start_run
 from tiebreak.statistics import wilson_interval
@@ -52,6 +53,8 @@ class RewardConfig(StageConfig):
     small margin); rows without a strength have none"""
     centering: float = Field(default=0.01, ge=0.0)
     """weight of the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
+    share_prefixes: bool = True
+    """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def train_reward(config: RewardConfig) -> None:
         eval_dataset=to_dataset(validation_set) if validation_set else None,
         processing_class=tokenizer,
     )
+    if config.share_prefixes:
+        share_prefixes(trainer.model)
     train(trainer, run, recorder)
 
     def report(answer: dict[str, Any]) -> dict[str, Any]:

@@ -230,8 +230,18 @@ def _lay_over(values: dict[str, Any], model: type[Section], key: str, words: lis
         values[section] = dict(inner) if isinstance(inner, dict) else {}
         values = values[section]
     parsed = [_parse_word(word) for word in words]
-    values[last] = parsed[0] if len(parsed) == 1 else parsed
+    values[last] = parsed if len(parsed) > 1 or (_is_list(model, key) and not isinstance(parsed[0], list)) else parsed[0]
     return None
+
+
+def _is_list(model: type[Section], key: str) -> bool:
+    """Whether a key takes a list, so that one word for it is a list of one."""
+    name, _, rest = key.partition(".")
+    field = model.model_fields.get(name)
+    section = _section_of(field.annotation) if field else None
+    if rest:
+        return section is not None and _is_list(section, rest)
+    return field is not None and typing.get_origin(field.annotation) is list
 
 
 def _parse_word(word: str) -> Any:
