@@ -428,11 +428,15 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere."""
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+    """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere.
+
+    What an outer context or a module's own hook holds whole already is left to them: gathering twice is an error.
+    """
+    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name == "NOT_AVAILABLE"]
+    if sharded:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
+        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
             yield
     else:
         yield
