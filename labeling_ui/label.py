@@ -112,7 +112,7 @@ def _switch_simulate(words: list[str]) -> list[str]:
     return ["--simulate.enabled" if word == "--simulate" else word for word in joined]
 
 
-# --- the stage --------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 def label_by_simulation(config: LabelConfig) -> None:
@@ -200,7 +200,7 @@ def _refuse_simulated(store: Store) -> None:
         )
 
 
-# --- export, status, verify -------------------------------------------------------------------------------------------
+# --- export, status, verify ---
 
 
 def _export(words: list[str]) -> None:

@@ -107,7 +107,7 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
     return app
 
 
-# --- the API ----------------------------------------------------------------------------------------------------------
+# --- the API ---
 
 api = APIRouter()
 
@@ -205,7 +205,7 @@ def as_json(assignment: Assignment | None) -> dict[str, Any] | None:
     return {"pair_id": assignment.item_id, "messages": messages, **sides, "draft": assignment.draft}
 
 
-# --- what every request passes ----------------------------------------------------------------------------------------
+# --- what every request passes ---
 
 
 def _guard(app: FastAPI, page: PageConfig) -> None:
@@ -237,7 +237,7 @@ def _refusal(request: Request, page: PageConfig) -> Response | None:
     return None
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page ---
 
 
 def build_theme() -> gr.themes.Base:

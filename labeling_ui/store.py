@@ -208,7 +208,7 @@ class Store:
         """Give all connections back."""
         self.engine.dispose()
 
-    # --- transactions and the log -------------------------------------------------------------------------------------
+    # --- transactions and the log ---
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[_Transaction]:
@@ -229,7 +229,7 @@ class Store:
         with self.engine.connect().execution_options(**READ_ONLY) as connection:
             yield connection
 
-    # --- what there is to judge ---------------------------------------------------------------------------------------
+    # --- what there is to judge ---
 
     def add_pairs(self, pairs: Sequence[Pair], *, overlap: int, seed: int, source: str, source_id: str) -> int:
         """Add the pairs that are not there yet; returns how many were new. Pairs of K completions become K(K−1)/2
@@ -262,7 +262,7 @@ class Store:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
         return {row.name: json.loads(row.value) for row in rows}
 
-    # --- raters -------------------------------------------------------------------------------------------------------
+    # --- raters ---
 
     def add_rater(
         self,
@@ -303,7 +303,7 @@ class Store:
             query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
             return [_as_rater(row) for row in connection.execute(query)]
 
-    # --- the work -----------------------------------------------------------------------------------------------------
+    # --- the work ---
 
     def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
         """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them.
@@ -435,7 +435,7 @@ class Store:
             )
         return row
 
-    # --- counts -------------------------------------------------------------------------------------------------------
+    # --- counts ---
 
     def progress(self, rater_id: str) -> Progress:
         """How far the rater and the campaign have come."""
@@ -476,7 +476,7 @@ class Store:
                 "head": head.hash,
             }
 
-    # --- reading out --------------------------------------------------------------------------------------------------
+    # --- reading out ---
 
     def pairs(self) -> list[Pair]:
         """All pairs, in the order they were added."""

@@ -90,5 +90,8 @@ def logits_are_plain(model: nn.Module) -> bool:
     """Whether logits are head(hidden) and nothing more: no soft cap, no scale, as in most architectures."""
     text = model.config.get_text_config()
     capped = getattr(text, "final_logit_softcapping", None)
-    scales = [getattr(text, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")]
+    scales = [
+        getattr(text, name, None)
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    ]
     return capped is None and all(scale in (None, 1, 1.0) for scale in scales)

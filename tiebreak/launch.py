@@ -60,7 +60,16 @@ def exec_accelerate(command: Command, words: Sequence[str]) -> None:
         raise ConfigError(f"--accelerate needs a name: one of {', '.join(accelerate_names())}")
     rest = [*words[:at], *words[at + 2 :]]
     file = accelerate_file(words[at + 1])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", command.module, *rest]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(file),
+        "-m",
+        command.module,
+        *rest,
+    ]
     os.execve(sys.executable, launch, {**os.environ, **process_settings()})
 
 

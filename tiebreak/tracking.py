@@ -58,7 +58,9 @@ class RunRecorder:
         if not is_main_process():
             return
         path = self.run.folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows))
+        path.write_text(
+            "".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows)
+        )
         if self._wandb is not None:
             import wandb
 
@@ -95,7 +97,12 @@ def start_wandb(run: Run) -> Any:
     import wandb
 
     seed = getattr(getattr(run.config, "training", None), "seed", None)
-    tags = [run.stage, *tracking.tags, *([f"seed-{seed}"] if seed is not None else []), *([c] if (c := git_commit()) else [])]
+    tags = [
+        run.stage,
+        *tracking.tags,
+        *([f"seed-{seed}"] if seed is not None else []),
+        *([c] if (c := git_commit()) else []),
+    ]
     return wandb.init(
         project=tracking.project,
         group=tracking.group or os.environ.get("TIEBREAK_GROUP"),
@@ -124,7 +131,7 @@ def _has_netrc_login() -> bool:
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
 
 
-class RunCallback(TrainerCallback):  # type: ignore[misc]
+class RunCallback(TrainerCallback):
     """Writes the trainer's logs to the run, and marks a checkpoint complete once all of it is on disk."""
 
     def __init__(self, recorder: RunRecorder) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
-from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.models import (
     ModelKind,
@@ -235,7 +235,7 @@ def last_metrics(folder: Path, keys: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def describe(config: StageConfig, run: Run) -> bool:
+def describe(run: Run) -> bool:
     """Say what is about to happen; True if there is nothing left to do."""
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")

@@ -32,7 +32,7 @@ def judgments_in(folder: Path) -> list[tuple[str, str, int | None]]:
     return [(j.pair_id, j.left, j.answer) for j in store.judgments()[0]]
 
 
-# --- the API ----------------------------------------------------------------------------------------------------------
+# --- the API ---
 
 
 def test_kill_right_after_an_acknowledged_judgment_loses_nothing(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_what_gradio_offers_beside_the_page_is_closed(server: tuple[str, Path], 
     assert "connect-src 'self'" in policy
 
 
-# --- text that is not trusted -----------------------------------------------------------------------------------------
+# --- text that is not trusted ---
 
 
 def test_markup_is_inert() -> None:
@@ -118,7 +118,7 @@ def test_markup_is_inert() -> None:
     assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
 
 
-# --- the browser ------------------------------------------------------------------------------------------------------
+# --- the browser ---
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}")
 
