@@ -165,7 +165,8 @@ class _StrictLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                told = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -369,7 +370,8 @@ def _filled(values: dict[str, Any], model: type[Section]) -> dict[str, Any]:
 
 def _nearest(key: str, known: Sequence[str], prefix: str = "") -> str:
     near = [k for k in known if k.endswith(f".{key}")][:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(k for k in known if '.' not in k)}"
+    here = ", ".join(k for k in known if "." not in k)
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {here}"
 
 
 def _explain(fault: Any, values: dict[str, Any]) -> str:

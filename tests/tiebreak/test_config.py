@@ -28,11 +28,11 @@ class StudyConfig(StageConfig):
 
     beta: float = Field(default=0.1, gt=0)
     title: str = "Study"
-    splits: list[Literal["train", "validation", "test"]] = ["train"]
-    notes: list[str] = []
+    splits: list[Literal["train", "validation", "test"]] = Field(default=["train"])
+    notes: list[str] = Field(default=[])
     modules: str | list[str] = "all-linear"
-    policies: dict[str, str] = {}
-    draws: list[Draw] = [Draw()]
+    policies: dict[str, str] = Field(default={})
+    draws: list[Draw] = Field(default=[Draw()])
     max_prompts: int | None = Field(default=None, ge=1)
     offset: float = 0.0
     training: TrainingConfig = TrainingConfig(learning_rate=3e-6, warmup_share=0.0)
@@ -115,7 +115,8 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
     text = "output: out\nbeta: 0.5\ntraining: {seed: 4, epochs: 3}\nnotes: [one, two]\n"
     config = load(
         tmp_path, text, "--beta=0.25", "--training.seed", "9", "--notes", "three", "--max-prompts", "12",
-        "--offset", "-1.5", "--splits", "train", "test", "--policies.my-base", "bundled:a", "--training.learning-rate", "1e-5",
+        "--offset", "-1.5", "--splits", "train", "test", "--policies.my-base", "bundled:a",
+        "--training.learning-rate", "1e-5",
     )  # fmt: skip
     assert (config.beta, config.training.seed, config.training.epochs) == (0.25, 9, 3)
     assert config.notes == ["three"]
@@ -229,7 +230,7 @@ def test_help_lists_every_key_with_the_files_values(tmp_path: Path, capsys: pyte
         assert value in shown
 
 
-# --- the files that the repository ships -------------------------------------------------------------------------------
+# --- the files that the repository ships ------------------------------------------------------------------------------
 
 STAGE_FILES = sorted(p for p in (REPOSITORY / "configs").glob("**/*.yaml") if p.parent.name != "accelerate")
 ACCELERATE_FILES = sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml"))
