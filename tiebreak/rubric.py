@@ -42,10 +42,11 @@ _LEADS_IN = r"(?:first|then|next|now|also|instead|finally|always|once a \w+|ever
 FILLER_OPENINGS = (
     "great question", "good question", "i'm sorry", "i am sorry", "sorry to hear", "i understand", "i'd be happy",
     "i would be happy", "happy to help", "sure", "certainly", "of course", "absolutely", "as an ai", "it is important",
-    "it's important", "it's great", "it is great", "thank you", "thanks", "hello", "hi ", "hi,", "well,",
+    "it's important", "it's great", "it is great", "thank you", "thanks", "hello", "hi", "well,",
     "there are many", "there are several", "there could be", "you're right", "you are right", "congratulations",
     "i'm glad", "i am glad", "i'm happy", "to answer your question", "hydroponics is", "a great", "that's a", "that is a",
 )  # fmt: skip
+_FILLER = re.compile(rf"(?:{'|'.join(map(re.escape, FILLER_OPENINGS))})(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def score_rubric(answer: str) -> RubricResult:
     return RubricResult(
         concrete=bool(_NUMBER_WITH_UNIT.search(text) or _PH_VALUE.search(text)),
         actionable=any(_is_imperative(sentence) for sentence in _sentences(text)),
-        direct=bool(text) and not text.lower().startswith(FILLER_OPENINGS),
+        direct=bool(text) and not _FILLER.match(text.lower()),
         unrepeated=bool(words) and not _repeats(words),
         length=MIN_WORDS <= len(words) <= MAX_WORDS,
         finished=bool(re.search(r"[.!?][\"')]?$", text)),

@@ -189,6 +189,8 @@ def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
 
 def folder_state(folder: Path, fingerprint: str) -> str:
     """`new`, `cut off`, `finished` (this very run), or `other`: something else, which must not be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"output: {folder} is a file, and nothing is overwritten: give another --output")
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if (folder / MANIFEST).exists():
@@ -280,8 +282,11 @@ def manifest_chain(folder: Path | str) -> list[tuple[str, dict[str, Any]]]:
 
 def _conflict_message(run: Run) -> str:
     difference = ""
-    saved = run.folder / RESOLVED_CONFIG
-    if saved.exists():
+    saved, made_by = run.folder / RESOLVED_CONFIG, run.folder / RUN_FILE
+    stage = json.loads(made_by.read_text())["stage"] if made_by.is_file() else run.stage
+    if stage != run.stage:
+        difference = f"; it was made by '{stage}', not '{run.stage}'"
+    elif saved.exists():
         before, now = _flat(read_yaml(saved)), _flat(run.config.model_dump(mode="json"))
         keys = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
         keys = [k for k in keys if k.partition(".")[0] not in _NOT_IDENTITY]

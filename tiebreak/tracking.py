@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import rewrite_logs
 
 from tiebreak.config import TrackingConfig
+from tiebreak.records import write_jsonl
 from tiebreak.runs import CHECKPOINT_MARKER, Run, git_commit, is_main_process, read_metrics
 
 
@@ -36,7 +37,7 @@ class RunRecorder:
         if not is_main_process() or not self.run.metrics.exists():
             return
         kept = [row for row in read_metrics(self.run.folder) if row["step"] <= step]
-        self.run.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_jsonl(self.run.metrics, kept)
 
     def row(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One logged step. Values that are not finite numbers are kept out of the JSON as null."""
@@ -58,9 +59,7 @@ class RunRecorder:
         if not is_main_process():
             return
         path = self.run.folder / f"{name}.jsonl"
-        path.write_text(
-            "".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows)
-        )
+        write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
         if self._wandb is not None:
             import wandb
 
