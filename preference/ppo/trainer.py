@@ -102,7 +102,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.validation_prompts = list(validation_prompts)
         self.state_file = state_file
         self._queue: list[MicroBatch] = []
-        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._shares: dict[str, list[float]] = defaultdict(list)
+        self._rollout_means: dict[str, float] = {}
         self._scale: tuple[float, float] | None = None
         world = max(1, args.world_size)
         steps = Steps(args.max_steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * world)
@@ -298,7 +299,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             "policy/entropy_avg": entropy,
             "val/ratio": policy.ratio,
         }.items():
-            self._sums[name].append(float((tokens * share).sum()))
+            self._shares[name].append(float((tokens * share).sum()))
         loss = ((policy.loss + s.vf_coef * value) * share).sum()
         if not torch.isfinite(loss):
             raise HandoffError(
@@ -313,9 +314,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         """Means over all processes' episodes, under the names of TRL's PPO trainer."""
         per_episode = self._per_episode(episodes, targets.kl, targets.shaped_scores)
         for name, values in per_episode.items():
-            self._sums[name] = [float(self.accelerator.gather(values).mean())]
-        self._sums["val/num_eos_tokens"] = [float(self.accelerator.reduce(episodes.finished.sum(), reduction="sum"))]
-        self._sums["episode"] = [float((number + 1) * self.settings.episodes_per_rollout)]
+            self._rollout_means[name] = float(self.accelerator.gather(values).mean())
+        finished = self.accelerator.reduce(episodes.finished.sum(), reduction="sum")
+        self._rollout_means["val/num_eos_tokens"] = float(finished)
+        self._rollout_means["episode"] = float((number + 1) * self.settings.episodes_per_rollout)
 
     def _per_episode(self, episodes: Episodes, kl: Tensor, shaped_scores: Tensor) -> dict[str, Tensor]:
         non_score = -self.settings.kl_coef * kl.sum(-1)
@@ -329,18 +331,19 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's log, with what this rollout gathered."""
+        """The trainer's log, with what the newest rollout and the steps since the last log gave."""
         if "loss" in logs:
-            per_step = self.args.gradient_accumulation_steps
-            for name, values in self._sums.items():
-                once = len(values) == 1
-                logs[name] = values[0] if once else self._mean_over_processes(sum(values) * per_step / len(values))
-            self._sums.clear()
+            logs |= self._rollout_means
+            for name, shares in self._shares.items():
+                steps = len(shares) / self.args.gradient_accumulation_steps
+                logs[name] = self._over_processes(sum(shares)) / steps
+            self._rollout_means.clear()
+            self._shares.clear()
         super().log(logs, start_time)
 
-    def _mean_over_processes(self, value: float) -> float:
-        gathered_values = gather_object([value]) if self.accelerator.num_processes > 1 else [value]
-        return sum(gathered_values)  # every process holds its share of the minibatch's tokens
+    def _over_processes(self, share: float) -> float:
+        """The sum of what each process's tokens add to a mean over the tokens of all."""
+        return float(sum(gather_object([share]))) if self.accelerator.num_processes > 1 else share
 
     @torch.no_grad()
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
