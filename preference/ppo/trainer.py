@@ -9,7 +9,6 @@ the same prompts, completions and minibatches as an uncut one.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -181,9 +180,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
                 pad_id=backbone.pad_id,
                 batch_size=max(len(prompts), 1),
             )
-            return assess(
+            episodes = assess(
                 backbone, prompts, sampled, self.args.per_device_train_batch_size, self.settings.sampling.temperature
             )
+        _require_finite_scores(episodes)
+        return episodes
 
     def _check_first_kl(self, number: int, episodes: Episodes) -> None:
         """Before the first update policy and reference are one model, so the KL between them is 0.
@@ -216,8 +217,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             self._scale = float(scores.mean()), float(scores.std(correction=0))
             if self.is_world_process_zero():
                 write_json(self.state_file, {"score_mean": self._scale[0], "score_std": self._scale[1]})
-        if not all(map(math.isfinite, self._scale)):
-            raise HandoffError("the reward model gave a score that is not a number: look at its run before going on")
         return self._scale
 
     def _targets(self, episodes: Episodes, mean: float, std: float) -> Targets:
@@ -390,6 +389,20 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if missing:
             raise HandoffError(f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one")
         backbone.load_state_dict(state, strict=False)
+
+
+def _require_finite_scores(episodes: Episodes) -> None:
+    """Refuse to learn from scores that are not numbers.
+
+    Raises:
+        HandoffError: saying how many.
+    """
+    broken = int((~episodes.scores.isfinite()).sum())
+    if broken:
+        raise HandoffError(
+            f"the reward model gave {broken} of {len(episodes)} completions a score that is not a finite number; nothing "
+            "was learned from them: look at the reward run's metrics, and train it again at a lower learning rate"
+        )
 
 
 @contextmanager
