@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -423,11 +423,3 @@ def whole_model(wrapped: nn.Module, backbone: nn.Module) -> Iterator[None]:
             yield
         finally:
             add_hooks(wrapped)
-
-
-def agree(value: Any) -> Any:
-    """The main process's value, on every process."""
-    values = [value]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        broadcast_object_list(values, from_process=0)
-    return values[0]
