@@ -84,7 +84,9 @@ class CheckedDPOTrainer(DPOTrainer):
         result = super()._compute_loss(model, inputs, return_outputs)
         if self.state.global_step == 0 and self.model.training:
             loss = result[0] if return_outputs else result
-            check_reference(float(loss), self._metrics["train"], self.loss_types, self.args.bf16, self.args.fp16)
+            check_reference(
+                float(loss.detach()), self._metrics["train"], self.loss_types, self.args.bf16, self.args.fp16
+            )
         return result
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,10 @@ class Backbone(nn.Module):
         entropy = zeros.masked_scatter(mask, head.entropy)
         values = self.value_head(before.float()).squeeze(-1) * mask
         return logps, values, entropy
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What transformers' trainer calls for `training.gradient_checkpointing`."""
+        self.lm.get_base_model().activation_checkpointing_enable(**options)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last hidden states under the adapter that is active, shape (episodes, length, hidden)."""

@@ -14,11 +14,6 @@ from torch import Tensor
 KLEstimator = Literal["k1", "k3"]
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean over the tokens that count."""
-    return (values * mask).sum() / mask.sum()
-
-
 def per_token_kl(logps: Tensor, reference_logps: Tensor, estimator: KLEstimator) -> Tensor:
     """An estimate of KL(policy ‖ reference) at each sampled token (Schulman 2020, "Approximating KL divergence").
 

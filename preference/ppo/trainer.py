@@ -9,7 +9,6 @@ the same prompts, completions and minibatches as an uncut one.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -102,7 +101,8 @@ class PPOTrainer(Trainer):
         self.validation_prompts = list(validation_prompts)
         self.state_file = state_file
         self._queue: list[MicroBatch] = []
-        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._shares: dict[str, list[float]] = defaultdict(list)
+        self._rollout_means: dict[str, float] = {}
         self._scale: tuple[float, float] | None = None
         world = max(1, args.world_size)
         steps = Steps(args.max_steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * world)
@@ -183,6 +183,7 @@ class PPOTrainer(Trainer):
             episodes: Episodes = assess(
                 backbone, prompts, sampled, self.args.per_device_train_batch_size, self.settings.sampling.temperature
             )
+        _require_finite_scores(episodes)
         return episodes
 
     def _check_first_kl(self, number: int, episodes: Episodes) -> None:
@@ -216,8 +217,6 @@ class PPOTrainer(Trainer):
             self._scale = float(scores.mean()), float(scores.std(correction=0))
             if self.is_world_process_zero():
                 write_json(self.state_file, {"score_mean": self._scale[0], "score_std": self._scale[1]})
-        if not all(map(math.isfinite, self._scale)):
-            raise HandoffError("the reward model gave a score that is not a number: look at its run before going on")
         return self._scale
 
     def _targets(self, episodes: Episodes, mean: float, std: float) -> Targets:
@@ -305,7 +304,7 @@ class PPOTrainer(Trainer):
             "policy/entropy_avg": entropy,
             "val/ratio": policy.ratio,
         }.items():
-            self._sums[name].append(float((tokens * share).sum()))
+            self._shares[name].append(float((tokens * share).sum()))
         loss = ((policy.loss + s.vf_coef * value) * share).sum()
         if not torch.isfinite(loss):
             raise HandoffError(
@@ -320,9 +319,10 @@ class PPOTrainer(Trainer):
         """Means over all processes' episodes, under the names of TRL's PPO trainer."""
         per_episode = self._per_episode(episodes, targets.kl, targets.shaped_scores)
         for name, values in per_episode.items():
-            self._sums[name] = [float(self.accelerator.gather(values).mean())]
-        self._sums["val/num_eos_tokens"] = [float(self.accelerator.reduce(episodes.finished.sum(), reduction="sum"))]
-        self._sums["episode"] = [float((number + 1) * self.settings.episodes_per_rollout)]
+            self._rollout_means[name] = float(self.accelerator.gather(values).mean())
+        finished = self.accelerator.reduce(episodes.finished.sum(), reduction="sum")
+        self._rollout_means["val/num_eos_tokens"] = float(finished)
+        self._rollout_means["episode"] = float((number + 1) * self.settings.episodes_per_rollout)
 
     def _per_episode(self, episodes: Episodes, kl: Tensor, shaped_scores: Tensor) -> dict[str, Tensor]:
         non_score = -self.settings.kl_coef * kl.sum(-1)
@@ -336,18 +336,19 @@ class PPOTrainer(Trainer):
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's log, with what this rollout gathered."""
+        """The trainer's log, with what the newest rollout and the steps since the last log gave."""
         if "loss" in logs:
-            per_step = self.args.gradient_accumulation_steps
-            for name, values in self._sums.items():
-                once = len(values) == 1
-                logs[name] = values[0] if once else self._mean_over_processes(sum(values) * per_step / len(values))
-            self._sums.clear()
+            logs |= self._rollout_means
+            for name, shares in self._shares.items():
+                steps = len(shares) / self.args.gradient_accumulation_steps
+                logs[name] = self._over_processes(sum(shares)) / steps
+            self._rollout_means.clear()
+            self._shares.clear()
         super().log(logs, start_time)
 
-    def _mean_over_processes(self, value: float) -> float:
-        gathered_values = gather_object([value]) if self.accelerator.num_processes > 1 else [value]
-        return sum(gathered_values)  # every process holds its share of the minibatch's tokens
+    def _over_processes(self, share: float) -> float:
+        """The sum of what each process's tokens add to a mean over the tokens of all."""
+        return float(sum(gather_object([share]))) if self.accelerator.num_processes > 1 else share
 
     @torch.no_grad()
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -398,6 +399,20 @@ class PPOTrainer(Trainer):
         backbone.load_state_dict(state, strict=False)
 
 
+def _require_finite_scores(episodes: Episodes) -> None:
+    """Refuse to learn from scores that are not numbers.
+
+    Raises:
+        HandoffError: saying how many.
+    """
+    broken = int((~episodes.scores.isfinite()).sum())
+    if broken:
+        raise HandoffError(
+            f"the reward model gave {broken} of {len(episodes)} completions a score that is not a finite number; nothing "
+            "was learned from them: look at the reward run's metrics, and train it again at a lower learning rate"
+        )
+
+
 @contextmanager
 def whole_model(wrapped: nn.Module, backbone: nn.Module) -> Iterator[None]:
     """Under ZeRO-3, gather every shard once and call the modules plainly, with no gathering step by step.
@@ -416,11 +431,3 @@ def whole_model(wrapped: nn.Module, backbone: nn.Module) -> Iterator[None]:
             yield
         finally:
             add_hooks(wrapped)
-
-
-def agree(value: Any) -> Any:
-    """The main process's value, on every process."""
-    values = [value]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        broadcast_object_list(values, from_process=0)
-    return values[0]
