@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from labeling_ui.accounts import needs_login
 from labeling_ui.export import export
 from labeling_ui.schema import StoreError
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
@@ -32,7 +33,10 @@ from tiebreak.records import Pair, read_pairs
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
 
 if TYPE_CHECKING:
-    from labeling_ui.server import PageConfig
+    from labeling_ui.pages import PageConfig
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class LabelConfig(StageConfig):
@@ -50,7 +54,10 @@ class LabelConfig(StageConfig):
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair given to a rater who goes away is free for others after this long"""
     host: str = "127.0.0.1"
+    """0.0.0.0 listens to the network; that needs raters with passwords, and HTTPS in front"""
     port: int = Field(default=7860, ge=1, le=65535)
+    hosts: list[str] = Field(default_factory=list)
+    """further names under which the page may be reached, as behind a proxy"""
     title: str = "Which answer is better?"
     guidelines: str = ""
     """what raters should go by: Markdown, or the path of a .md file"""
@@ -151,6 +158,11 @@ def serve(config: LabelConfig) -> None:
     pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
     _refuse_simulated(store)
+    if config.host not in LOOPBACK and not needs_login(store):
+        raise ConfigError(
+            f"host {config.host} is open to the network, and nobody in {store.url} has a password: add raters first, "
+            f"with 'tiebreak raters add NAME --store {store.url}'"
+        )
     new = add_pairs(store, config, pairs)
     from labeling_ui.server import create_app, run_server
 
@@ -176,7 +188,7 @@ def _greet(store: Store, config: LabelConfig, new: int) -> None:
 
 def build_page(config: LabelConfig) -> PageConfig:
     """What the page shows; reads the guidelines' file."""
-    from labeling_ui.server import PageConfig
+    from labeling_ui.pages import PageConfig
 
     guidelines = config.guidelines
     if guidelines.endswith(".md") and "\n" not in guidelines:
@@ -184,9 +196,9 @@ def build_page(config: LabelConfig) -> PageConfig:
             guidelines = Path(guidelines).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
-    local = {"127.0.0.1", "localhost", "::1", config.host}
-    hosts = () if config.host in ("0.0.0.0", "::") else tuple(sorted(local))
-    return PageConfig(config.title, guidelines, config.guideline_version, hosts)
+    known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
+    anyone = config.host in ("0.0.0.0", "::") and not config.hosts
+    return PageConfig(config.title, guidelines, config.guideline_version, () if anyone else tuple(sorted(known)))
 
 
 def _shown_host(host: str) -> str:
@@ -195,9 +207,7 @@ def _shown_host(host: str) -> str:
 
 def _refuse_simulated(store: Store) -> None:
     if any(rater.kind == "simulated" for rater in store.raters()):
-        raise StoreError(
-            f"{store.url} is the store of simulated raters: people's judgments never go into it. Give another --store"
-        )
+        raise StoreError(f"{store.url} is the store of simulated raters, where no people judge: give another --store")
 
 
 # --- export, status, verify -------------------------------------------------------------------------------------------

@@ -108,6 +108,13 @@ SESSIONS = Table(
     Column("csrf_token", String),
     Column("expires_at_ms", BigInteger),
 )
+ACCEPTANCES = Table(
+    "acceptances",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("version", String),
+    Column("at_ms", BigInteger),
+)
 EVENTS = Table(
     "events",
     METADATA,
@@ -206,6 +213,8 @@ CREATE TABLE drafts (assignment_id TEXT PRIMARY KEY REFERENCES assignments (id),
 CREATE TABLE sessions (
   token_hash TEXT PRIMARY KEY, rater_id TEXT NOT NULL REFERENCES raters (id), csrf_token TEXT NOT NULL,
   expires_at_ms BIGINT NOT NULL);
+CREATE TABLE acceptances (
+  rater_id TEXT PRIMARY KEY REFERENCES raters (id), version TEXT NOT NULL, at_ms BIGINT NOT NULL);
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY, at_ms BIGINT NOT NULL, kind TEXT NOT NULL, rater_id TEXT, item_id TEXT,
   payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE);

@@ -11,9 +11,11 @@ promises, whatever the number of threads, processes and servers on it:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import secrets
 import threading
 import time
@@ -28,6 +30,7 @@ from pydantic import Field, StrictBool, StrictInt, field_validator, model_valida
 from sqlalchemy.engine import Connection, Engine
 
 from labeling_ui.schema import (
+    ACCEPTANCES,
     ASSIGNMENTS,
     DRAFTS,
     EVENTS,
@@ -87,12 +90,9 @@ class Assignment:
     draft: dict[str, Any] | None = None
 
 
-class Submission(Record):
-    """What a rater sends. The sides are not in it: the store knows which were shown."""
+class Draft(Record):
+    """What a rater may say beside and before the answer. The sides are not in it: the store knows which were shown."""
 
-    client_id: str = Field(min_length=8, max_length=64)
-    """made by the client, once a judgment: sending it again is harmless"""
-    pair_id: str = Field(max_length=200)
     answer: StrictInt | None = Field(default=None, ge=-3, le=3)
     both_bad: StrictBool = False
     skip: StrictBool = False
@@ -100,21 +100,17 @@ class Submission(Record):
     rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
     edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
     flags: tuple[str, ...] = ()
-    guideline_version: str = Field(default="", max_length=100)
-    seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
 
-    @field_validator("client_id", "pair_id", "rationale", "edited_text", "guideline_version")
+    @field_validator("rationale", "edited_text")
     @classmethod
     def _storable(cls, text: str | None) -> str | None:
-        if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
-            raise ValueError("holds NUL or broken Unicode")
-        return text
+        return storable(text)
 
     @field_validator("flags")
     @classmethod
     def _known_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [flag for flag in flags if flag not in FLAGS]:
-            raise ValueError(f"unknown flag {unknown[0]!r}: one of {', '.join(FLAGS)}")
+            raise ValueError(f"unknown flag {unknown[0][:40]!r}: one of {', '.join(FLAGS)}")
         return tuple(sorted(set(flags)))
 
     @field_validator("aspects")
@@ -125,11 +121,37 @@ class Submission(Record):
                 raise ValueError(f"{name[:40]!r}: an aspect is one of {', '.join(ASPECTS)}, answered from -3 to 3")
         return aspects
 
+
+class Submission(Draft):
+    """A whole judgment, as a rater sends it."""
+
+    client_id: str = Field(min_length=1, max_length=64)
+    """made by the client, once a judgment: sending it again is harmless"""
+    pair_id: str = Field(max_length=200)
+    guideline_version: str = Field(default="", max_length=100)
+    seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+    client_at_ms: StrictInt | None = Field(default=None, ge=0, le=2**52)
+    """the client's clock; the server's stands beside it in the log"""
+
+    @field_validator("client_id", "pair_id", "guideline_version")
+    @classmethod
+    def _storable_too(cls, text: str | None) -> str | None:
+        return storable(text)
+
     @model_validator(mode="after")
     def _answered_once(self) -> Submission:
         if (self.answer is not None) + self.both_bad + self.skip != 1:
             raise ValueError("exactly one of answer, both_bad and skip must be given")
+        if self.edited_text is not None and not self.answer:
+            raise ValueError("edited_text mends the better answer: it needs an answer that prefers a side")
         return self
+
+
+def storable(text: str | None) -> str | None:
+    """`text`, if every store can hold it. Raises ValueError for NUL and halves of surrogate pairs."""
+    if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ValueError("holds NUL or broken Unicode")
+    return text
 
 
 @dataclass(frozen=True)
@@ -178,7 +200,9 @@ class Store:
         self.url = url
         self.lease_ms = lease_seconds * 1000
         self._clock = clock
-        self._writing = threading.Lock()  # fair and instant between our threads; SQLite's own waiting is by polling
+        self._turn = (
+            _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
+        )
 
     @classmethod
     def open(
@@ -207,19 +231,22 @@ class Store:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+        if self._turn:
+            self._turn.close()
 
     # --- transactions and the log -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[_Transaction]:
-        with self._writing, self.engine.begin() as connection:
+    def writing(self) -> Iterator[Transaction]:
+        """A transaction that alone writes, until it commits to disk."""
+        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
             head = sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash)
             if connection.dialect.name != "sqlite":
                 head = (
                     head.with_for_update()
                 )  # the log is one chain: its head is the lock that BEGIN IMMEDIATE is on SQLite
             seq, digest = connection.execute(head).one()
-            transaction = _Transaction(connection, seq, digest, self._clock)
+            transaction = Transaction(connection, seq, digest, self._clock)
             yield transaction
             transaction.write_head()
 
@@ -238,7 +265,7 @@ class Store:
         Raises:
             StoreError: the store was begun with another overlap or seed, or holds another pair under the same id.
         """
-        with self._write() as tx:
+        with self.writing() as tx:
             _match_campaign(tx, {"overlap": overlap, "seed": seed}, self.url)
             known = {row.id: row.record for row in tx.connection.execute(sa.select(PAIRS.c.id, PAIRS.c.record))}
             new: dict[str, Pair] = {}
@@ -273,13 +300,13 @@ class Store:
         rater_id: str | None = None,
         password_hash: str | None = None,
     ) -> Rater:
-        """Add a rater, or return the one of that name if it is of the same kind and has no password of its own.
+        """Add a rater, or return the one of that name if it is of the same kind and neither has a password.
 
         Raises:
             StoreError: the name is taken, or people and simulated raters would share the store.
         """
         rater = Rater(rater_id or f"rater-{secrets.token_hex(4)}", name, kind, role)
-        with self._write() as tx:
+        with self.writing() as tx:
             rows = tx.connection.execute(sa.select(RATERS)).all()
             for row in rows:
                 if row.name == name:
@@ -303,6 +330,21 @@ class Store:
             query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
             return [_as_rater(row) for row in connection.execute(query)]
 
+    def accept(self, rater_id: str, version: str) -> None:
+        """Record that a rater has read a version of the guidelines."""
+        if self.accepted(rater_id, version):
+            return
+        with self.writing() as tx:
+            now = tx.event("guidelines_accepted", rater_id=rater_id, payload={"version": version})
+            tx.connection.execute(sa.delete(ACCEPTANCES).where(ACCEPTANCES.c.rater_id == rater_id))
+            tx.connection.execute(sa.insert(ACCEPTANCES).values(rater_id=rater_id, version=version, at_ms=now))
+
+    def accepted(self, rater_id: str, version: str) -> bool:
+        """Whether a rater has read this version."""
+        with self.reading() as connection:
+            query = sa.select(ACCEPTANCES.c.version).where(ACCEPTANCES.c.rater_id == rater_id)
+            return connection.scalar(query) == version
+
     # --- the work -----------------------------------------------------------------------------------------------------
 
     def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
@@ -314,7 +356,7 @@ class Store:
         Raises:
             RefusedError: there is no such rater, or they are disabled.
         """
-        with self._write() as tx:
+        with self.writing() as tx:
             return self._claim(tx, rater_id, holding)
 
     def submit(self, rater_id: str, submission: Submission) -> Stored:
@@ -324,18 +366,64 @@ class Store:
             RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its
             place.
         """
-        with self._write() as tx:
+        with self.writing() as tx:
             return self._submit(tx, rater_id, submission)
 
     def submit_and_claim(
         self, rater_id: str, submission: Submission, holding: Sequence[str] = ()
     ) -> tuple[Stored, Assignment | None]:
         """`submit`, then `claim`, in one transaction."""
-        with self._write() as tx:
+        with self.writing() as tx:
             stored = self._submit(tx, rater_id, submission)
             return stored, self._claim(tx, rater_id, holding)
 
-    def _claim(self, tx: _Transaction, rater_id: str, holding: Sequence[str]) -> Assignment | None:
+    def undo(self, rater_id: str, judgment_id: str) -> Assignment:
+        """Take a judgment back: the pair is the rater's again, on the same sides, with what they had said as its draft.
+
+        Raises:
+            RefusedError: it is not theirs, or was undone already.
+        """
+        with self.writing() as tx:
+            _active_rater(tx.connection, rater_id)
+            query = sa.select(JUDGMENTS).where(JUDGMENTS.c.id == judgment_id, JUDGMENTS.c.rater_id == rater_id)
+            judgment = tx.connection.execute(query).first()
+            if judgment is None:
+                raise RefusedError("there is no such judgment of yours to undo")
+            payload = {"assignment": judgment.assignment_id, "judgment_id": judgment_id}
+            tx.event("undone", rater_id=rater_id, item_id=judgment.item_id, payload=payload)
+            tx.connection.execute(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == judgment_id))
+            self._renew(tx, judgment.assignment_id)
+            said = Judgment.model_validate_json(judgment.record).model_dump(
+                mode="json", include=set(Draft.model_fields)
+            )
+            _write_draft(tx, judgment.assignment_id, canonical_json(said))
+            row = tx.connection.execute(sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.id == judgment.assignment_id)).one()
+            return _load_assignment(tx.connection, row)
+
+    def save_draft(self, rater_id: str, item_id: str, draft: Draft) -> None:
+        """Keep what a rater has begun, and their lease with it.
+
+        Raises:
+            RefusedError: the item is not theirs to judge.
+        """
+        with self.writing() as tx:
+            _active_rater(tx.connection, rater_id)
+            assignment = self._assignment_to_answer(tx, rater_id, item_id)
+            body = draft.model_dump_json()
+            digest = hashlib.sha256(body.encode()).hexdigest()
+            tx.event(
+                "draft", rater_id=rater_id, item_id=item_id, payload={"assignment": assignment.id, "sha256": digest}
+            )
+            _write_draft(tx, assignment.id, body)
+            self._renew(tx, assignment.id)
+
+    def last_judgment(self, rater_id: str) -> str | None:
+        """The id of the rater's latest judgment that stands."""
+        with self.reading() as connection:
+            query = sa.select(JUDGMENTS.c.id).where(JUDGMENTS.c.rater_id == rater_id)
+            return connection.scalar(query.order_by(JUDGMENTS.c.seq.desc()).limit(1))
+
+    def _claim(self, tx: Transaction, rater_id: str, holding: Sequence[str]) -> Assignment | None:
         rater = _active_rater(tx.connection, rater_id)
         self._lapse_expired(tx)
         query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state != "done")
@@ -347,7 +435,7 @@ class Store:
             return None
         return self._assign_new(tx, rater_id, rater.cursor)
 
-    def _resume(self, tx: _Transaction, row: Any) -> bool:
+    def _resume(self, tx: Transaction, row: Any) -> bool:
         """Take up an unanswered assignment again; False if it lapsed and others have its place."""
         now = tx.now()
         if row.state == "lapsed" and not _take_place(tx.connection, row.item_id):
@@ -355,11 +443,14 @@ class Store:
         if row.state == "lapsed" or row.lease_until_ms - now < self.lease_ms / 2:
             kind = "reopened" if row.state == "lapsed" else "renewed"
             tx.event(kind, rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
-            values = {"state": "open", "lease_until_ms": now + self.lease_ms}
-            tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(values))
+            self._renew(tx, row.id)
         return True
 
-    def _assign_new(self, tx: _Transaction, rater_id: str, cursor: int) -> Assignment | None:
+    def _renew(self, tx: Transaction, assignment_id: str) -> None:
+        values = {"state": "open", "lease_until_ms": tx.now() + self.lease_ms}
+        tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == assignment_id).values(values))
+
+    def _assign_new(self, tx: Transaction, rater_id: str, cursor: int) -> Assignment | None:
         # Everything before the cursor is full or was this rater's already: a claim stays quick in a store of a million.
         given = sa.select(ASSIGNMENTS.c.id).where(
             ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id
@@ -380,7 +471,7 @@ class Store:
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(cursor=item.position + 1))
         return Assignment(identity, item.id, rater_id, left, right, _load_pair(tx.connection, item.pair_id))
 
-    def _lapse_expired(self, tx: _Transaction) -> None:
+    def _lapse_expired(self, tx: Transaction) -> None:
         query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.state == "open", ASSIGNMENTS.c.lease_until_ms < tx.now())
         for row in tx.connection.execute(query.order_by(ASSIGNMENTS.c.lease_until_ms).limit(100)).all():
             tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
@@ -389,7 +480,7 @@ class Store:
             position = tx.connection.scalar(free.returning(ITEMS.c.position))
             tx.connection.execute(sa.update(RATERS).where(RATERS.c.cursor > position).values(cursor=position))
 
-    def _submit(self, tx: _Transaction, rater_id: str, submission: Submission) -> Stored:
+    def _submit(self, tx: Transaction, rater_id: str, submission: Submission) -> Stored:
         rater = _active_rater(tx.connection, rater_id)
         body_hash = hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
         replayed = _find_replay(tx.connection, rater_id, submission.client_id, body_hash)
@@ -421,7 +512,7 @@ class Store:
         tx.connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == assignment.id))
         return Stored(identity, judgment)
 
-    def _assignment_to_answer(self, tx: _Transaction, rater_id: str, item_id: str) -> Any:
+    def _assignment_to_answer(self, tx: Transaction, rater_id: str, item_id: str) -> Any:
         query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.item_id == item_id, ASSIGNMENTS.c.rater_id == rater_id)
         row = tx.connection.execute(query).first()
         if row is None:
@@ -493,7 +584,33 @@ class Store:
         return [Judgment.model_validate_json(row.record) for row in rows], head
 
 
-class _Transaction:
+class _Turn:
+    """Whose turn it is to write to a SQLite file, among threads and processes.
+
+    SQLite waits for its write lock by polling, up to 0.1 s a time, so that of several busy processes one may starve. A lock
+    that the kernel hands on costs nothing, and ends with the process that holds it. It only orders the writers: what keeps
+    them apart is still SQLite's own lock.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._threads = threading.Lock()
+        self._file = os.open(database.with_name(f"{database.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self) -> None:
+        with self._threads:
+            os.close(self._file)
+            self._file = -1
+
+
+class Transaction:
     """A writing transaction: its connection, and the log it appends to."""
 
     def __init__(self, connection: Connection, seq: int, digest: str, clock: Callable[[], int] | None) -> None:
@@ -579,7 +696,7 @@ def pairs_digest(records: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _match_campaign(tx: _Transaction, settings: dict[str, Any], url: str) -> None:
+def _match_campaign(tx: Transaction, settings: dict[str, Any], url: str) -> None:
     rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
     known = {row.name: json.loads(row.value) for row in rows}
     if not known:
@@ -595,9 +712,7 @@ def _match_campaign(tx: _Transaction, settings: dict[str, Any], url: str) -> Non
             )
 
 
-def _insert_pairs(
-    tx: _Transaction, pairs: list[Pair], *, first: int, overlap: int, source: str, source_id: str
-) -> None:
+def _insert_pairs(tx: Transaction, pairs: list[Pair], *, first: int, overlap: int, source: str, source_id: str) -> None:
     records = [pair.model_dump_json() for pair in pairs]
     rows = [
         {"id": p.id, "position": first + n, "record": r} for n, (p, r) in enumerate(zip(pairs, records, strict=True))
@@ -660,9 +775,14 @@ def _find_replay(connection: Connection, rater_id: str, client_id: str, body_has
     return Stored(row.judgment_id, Judgment.model_validate_json(record), replayed=True)
 
 
+def _write_draft(tx: Transaction, assignment_id: str, body: str) -> None:
+    tx.connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == assignment_id))
+    tx.connection.execute(sa.insert(DRAFTS).values(assignment_id=assignment_id, body=body, at_ms=tx.now()))
+
+
 def _as_judgment(connection: Connection, assignment: Any, submission: Submission, rater: Any) -> Judgment:
     pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == assignment.item_id)) or ""
-    said = submission.model_dump(exclude={"client_id", "pair_id"})
+    said = submission.model_dump(exclude={"client_id", "pair_id", "client_at_ms"})
     sides = {"left": assignment.left_id, "right": assignment.right_id}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **sides, **said)
 

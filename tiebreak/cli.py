@@ -33,6 +33,7 @@ COMMANDS = {
         Command("sft", "sft.train", "supervised fine-tuning with LoRA", trains=True),
         Command("sample", "preference.sample", "several completions a prompt, as pairs to judge"),
         Command("label", "labeling_ui.label", "serve pairs to raters; export, verify and count their judgments"),
+        Command("raters", "labeling_ui.raters", "who may rate: add, disable, reset, list"),
         Command("reward", "reward.train", "a reward model from preferences", trains=True),
         Command("dpo", "preference.dpo", "direct preference optimisation", trains=True),
         Command("ppo", "preference.ppo", "proximal policy optimisation against a reward model", trains=True),
