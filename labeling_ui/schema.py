@@ -68,6 +68,7 @@ ASSIGNMENTS = Table(
     Column("id", String, primary_key=True),
     Column("item_id", String),
     Column("rater_id", String),
+    Column("occasion", Integer),
     Column("left_id", String),
     Column("right_id", String),
     Column("state", String),
@@ -195,8 +196,9 @@ CREATE TABLE raters (
   cursor INTEGER NOT NULL DEFAULT 0, created_at_ms BIGINT NOT NULL);
 CREATE TABLE assignments (
   id TEXT PRIMARY KEY, item_id TEXT NOT NULL REFERENCES items (id), rater_id TEXT NOT NULL REFERENCES raters (id),
-  left_id TEXT NOT NULL, right_id TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('open', 'done', 'lapsed')),
-  lease_until_ms BIGINT NOT NULL, seq INTEGER NOT NULL, UNIQUE (item_id, rater_id));
+  occasion INTEGER NOT NULL DEFAULT 0, left_id TEXT NOT NULL, right_id TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'lapsed')),
+  lease_until_ms BIGINT NOT NULL, seq INTEGER NOT NULL, UNIQUE (item_id, rater_id, occasion));
 CREATE INDEX assignments_waiting ON assignments (rater_id, seq) WHERE state <> 'done';
 CREATE INDEX assignments_leases ON assignments (lease_until_ms) WHERE state = 'open';
 CREATE TABLE judgments (

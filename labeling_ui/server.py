@@ -29,9 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from labeling_ui.accounts import LoginLimit, Session, find_session, log_in, log_out, needs_login
+from labeling_ui.agreement import PUBLISHED, measure_agreement
 from labeling_ui.markup import render
 from labeling_ui.pages import PageConfig, mount_pages
-from labeling_ui.store import Assignment, Draft, Rater, RefusedError, Store, Submission
+from labeling_ui.store import DAY_MS, Assignment, Draft, Rater, RefusedError, Store, Submission, wall_clock_ms
 from tiebreak.errors import MachineError
 from tiebreak.records import explain
 
@@ -292,14 +293,30 @@ lead_api = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
 
 @lead_api.get("/status")
 def lead_status(desk: DeskOf) -> dict[str, Any]:
-    """Counts of everything."""
-    return desk.store.status()
+    """Counts of everything, the pace of the last day, and when all will be judged if it holds."""
+    status = desk.store.status()
+    judged = sum(status["judgments"].values())
+    last_day, raters = desk.store.judged_since(wall_clock_ms() - DAY_MS)
+    left = max(0, status["judgments_wanted"] - judged)
+    return {
+        **status,
+        "last_day": {"judgments": last_day, "raters": raters},
+        "days_left": round(left / last_day, 1) if last_day else None if left else 0.0,
+        "by_day": desk.store.judged_by_day(),
+    }
+
+
+@lead_api.get("/agreement")
+def lead_agreement(desk: DeskOf) -> dict[str, Any]:
+    """How far the raters agree, now, beside the published figures."""
+    measured = measure_agreement(desk.store.pairs(), desk.store.judgments()[0])
+    return {**measured, "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
 
 
 @lead_api.get("/raters")
 def lead_raters(desk: DeskOf) -> list[dict[str, Any]]:
-    """Everyone, and how much they have done."""
-    return [{**vars(rater), "judgments": desk.store.progress(rater.id).done} for rater in desk.store.raters()]
+    """Everyone who may judge."""
+    return [vars(rater) for rater in desk.store.raters()]
 
 
 # --- what every request passes ----------------------------------------------------------------------------------------

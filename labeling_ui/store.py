@@ -50,6 +50,7 @@ from tiebreak.errors import TiebreakError
 from tiebreak.records import Judgment, Pair, Record, content_id
 
 LEASE_SECONDS = 20 * 60
+DAY_MS = 86_400_000
 MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
 FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
@@ -263,10 +264,10 @@ class Store:
         items.
 
         Raises:
-            StoreError: the store was begun with another overlap or seed, or holds another pair under the same id.
+            StoreError: the store was begun with another seed, or holds another pair under the same id.
         """
         with self.writing() as tx:
-            _match_campaign(tx, {"overlap": overlap, "seed": seed}, self.url)
+            _match_campaign(tx, overlap=overlap, seed=seed, url=self.url)
             known = {row.id: row.record for row in tx.connection.execute(sa.select(PAIRS.c.id, PAIRS.c.record))}
             new: dict[str, Pair] = {}
             for pair in pairs:
@@ -462,10 +463,17 @@ class Store:
         left, right = shuffle_sides(
             item.first_id, item.second_id, seed=tx.setting("seed"), rater_id=rater_id, item_id=item.id
         )
-        identity = content_id("assignment", item.id, rater_id)
+        identity = assignment_id(item.id, rater_id)
         sides = {"left": left, "right": right}
         now = tx.event("assigned", rater_id=rater_id, item_id=item.id, payload={"assignment": identity, **sides})
-        values = {"id": identity, "item_id": item.id, "rater_id": rater_id, "left_id": left, "right_id": right}
+        values = {
+            "id": identity,
+            "item_id": item.id,
+            "rater_id": rater_id,
+            "occasion": 0,
+            "left_id": left,
+            "right_id": right,
+        }
         lease = {"state": "open", "lease_until_ms": now + self.lease_ms, "seq": tx.seq}
         tx.connection.execute(sa.insert(ASSIGNMENTS).values(**values, **lease))
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(cursor=item.position + 1))
@@ -514,7 +522,7 @@ class Store:
 
     def _assignment_to_answer(self, tx: Transaction, rater_id: str, item_id: str) -> Any:
         query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.item_id == item_id, ASSIGNMENTS.c.rater_id == rater_id)
-        row = tx.connection.execute(query).first()
+        row = tx.connection.execute(query.order_by(ASSIGNMENTS.c.occasion.desc())).first()
         if row is None:
             raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
         if row.state == "done":
@@ -567,6 +575,24 @@ class Store:
                 "head": head.hash,
             }
 
+    def judged_by_day(self) -> dict[str, int]:
+        """Judgments by UTC day, undone ones among them; days without any are left out."""
+        day = EVENTS.c.at_ms.op("/")(
+            sa.literal_column(str(DAY_MS))
+        )  # whole numbers divide whole on SQLite and Postgres
+        query = sa.select(day.label("day"), sa.func.count()).where(EVENTS.c.kind.in_(("submitted", "skipped")))
+        with self.reading() as connection:
+            rows = connection.execute(query.group_by("day").order_by("day")).all()
+        return {time.strftime("%Y-%m-%d", time.gmtime(int(row[0]) * DAY_MS // 1000)): row[1] for row in rows}
+
+    def judged_since(self, at_ms: int) -> tuple[int, int]:
+        """Judgments after a time, and the raters who made them."""
+        query = sa.select(sa.func.count(), sa.func.count(sa.distinct(EVENTS.c.rater_id)))
+        query = query.where(EVENTS.c.kind.in_(("submitted", "skipped")), EVENTS.c.at_ms > at_ms)
+        with self.reading() as connection:
+            count, raters = connection.execute(query).one()
+        return count, raters
+
     # --- reading out --------------------------------------------------------------------------------------------------
 
     def pairs(self) -> list[Pair]:
@@ -579,7 +605,7 @@ class Store:
         """The current judgments, by pair and rater, and the log's head hash they are the state of."""
         with self.reading() as connection:
             query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id)).all()
+            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
         return [Judgment.model_validate_json(row.record) for row in rows], head
 
@@ -587,9 +613,9 @@ class Store:
 class _Turn:
     """Whose turn it is to write to a SQLite file, among threads and processes.
 
-    SQLite waits for its write lock by polling, up to 0.1 s a time, so that of several busy processes one may starve. A lock
-    that the kernel hands on costs nothing, and ends with the process that holds it. It only orders the writers: what keeps
-    them apart is still SQLite's own lock.
+    SQLite waits for its write lock by polling, up to 0.1 s a time, so that of several busy processes one may starve.
+    A lock that the kernel hands on costs nothing, and ends with the process that holds it. It only orders the
+    writers: what keeps them apart is still SQLite's own lock.
     """
 
     def __init__(self, database: Path) -> None:
@@ -668,6 +694,11 @@ def shuffle_sides(first: str, second: str, *, seed: int, rater_id: str, item_id:
     return (first, second) if digest[0] % 2 == 0 else (second, first)
 
 
+def assignment_id(item_id: str, rater_id: str, occasion: int = 0) -> str:
+    """The id of an assignment. Occasions after the first are repeats."""
+    return content_id("assignment", item_id, rater_id, occasion)
+
+
 @dataclass(frozen=True)
 class Item:
     """Two completions of a pair, to be judged against each other."""
@@ -696,20 +727,25 @@ def pairs_digest(records: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _match_campaign(tx: Transaction, settings: dict[str, Any], url: str) -> None:
+def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> None:
+    """Begin the campaign, or go on with it: its seed stays, its overlap may change."""
     rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
     known = {row.name: json.loads(row.value) for row in rows}
     if not known:
-        tx.event("campaign_begun", payload=settings)
-        for name, value in {**settings, "sources": []}.items():
+        tx.event("campaign_begun", payload={"overlap": overlap, "seed": seed})
+        for name, value in {"overlap": overlap, "seed": seed, "sources": []}.items():
             tx.connection.execute(sa.insert(SETTINGS).values(name=name, value=json.dumps(value)))
-        return
-    for name, value in settings.items():
-        if known.get(name) != value:
-            raise StoreError(
-                f"{url} was begun with {name} {known.get(name)}, and the configuration says {value}: "
-                f"set {name} back, or give another --store"
-            )
+    elif known["seed"] != seed:
+        raise StoreError(
+            f"{url} was begun with seed {known['seed']}, and the configuration says {seed}: "
+            "set it back, or give another --store"
+        )
+    elif known["overlap"] != overlap:
+        tx.event("overlap_changed", payload={"overlap": overlap})
+        tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "overlap").values(value=json.dumps(overlap)))
+        enough = sa.case((ITEMS.c.taken > overlap, ITEMS.c.taken), else_=overlap)
+        tx.connection.execute(sa.update(ITEMS).values(overlap=enough))
+        tx.connection.execute(sa.update(RATERS).values(cursor=0))
 
 
 def _insert_pairs(tx: Transaction, pairs: list[Pair], *, first: int, overlap: int, source: str, source_id: str) -> None:

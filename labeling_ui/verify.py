@@ -84,6 +84,11 @@ def _apply(rebuilt: _Rebuilt, event: Any) -> None:
             rebuilt.assignments[payload["assignment"]]["state"] = "open"
         case "lapsed":
             rebuilt.assignments[payload["assignment"]]["state"] = "lapsed"
+        case "imported":
+            sides = {"left": payload["judgment"]["left"], "right": payload["judgment"]["right"]}
+            who = {"item": event.item_id, "rater": event.rater_id}
+            rebuilt.assignments[payload["assignment"]] = {**who, **sides, "state": "done"}
+            rebuilt.judgments[payload["judgment_id"]] = payload
         case "submitted" | "skipped":
             rebuilt.assignments[payload["assignment"]]["state"] = "done"
             rebuilt.judgments[payload["judgment_id"]] = payload
