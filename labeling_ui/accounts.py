@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+from labeling_ui import statements as st
 from labeling_ui.schema import RATERS, SESSIONS, StoreError
 from labeling_ui.store import Rater, Role, Store, wall_clock_ms
 from tiebreak.errors import ConfigError
@@ -44,8 +45,7 @@ class Session:
 def needs_login(store: Store) -> bool:
     """True where somebody has a password: then everybody logs in."""
     with store.reading() as connection:
-        account = sa.select(RATERS.c.id).where(RATERS.c.password_hash.is_not(None)).limit(1)
-        return connection.execute(account).first() is not None
+        return connection.execute(st.ANY_ACCOUNT).first() is not None
 
 
 def add_account(store: Store, name: str, role: Role, password: str) -> Rater:
@@ -105,13 +105,8 @@ def log_in(store: Store, name: str, password: str) -> Session | None:
 
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, if it lives and its rater is not disabled."""
-    query = (
-        sa.select(RATERS, SESSIONS.c.csrf_token)
-        .join(SESSIONS, SESSIONS.c.rater_id == RATERS.c.id)
-        .where(SESSIONS.c.token_hash == _token_hash(token), SESSIONS.c.expires_at_ms > wall_clock_ms())
-    )
     with store.reading() as connection:
-        row = connection.execute(query).first()
+        row = connection.execute(st.SESSION, {"token_hash": _token_hash(token), "now_ms": wall_clock_ms()}).first()
     if row is None or row.disabled:
         return None
     return Session(Rater(row.id, row.name, row.kind, row.role), row.csrf_token)

@@ -23,6 +23,9 @@ BUSY_TIMEOUT_MS = 15_000
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
 
+NOT_DURABLE = {"tiebreak_durable": False}
+"""Execution options of a transaction that a crash of the machine may undo (`synchronous=NORMAL`)."""
+
 METADATA = MetaData()
 
 SCHEMA_MIGRATIONS = Table(
@@ -155,7 +158,8 @@ def build_engine(url: str) -> Engine:
             raise StoreError(
                 f"{url}: a label store in memory would lose every judgment; name a file: sqlite:///labels.sqlite"
             )
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+        patience = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+        engine = sa.create_engine(parsed, connect_args=patience, pool_size=50)
     except (SQLAlchemyError, ImportError) as error:
         raise StoreError(
             f"cannot open the label store {url}: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
@@ -174,9 +178,13 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    synchronous = "FULL" if options.get("tiebreak_durable", True) else "NORMAL"
+    if connection.info.get("synchronous", "FULL") != synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+        connection.info["synchronous"] = synchronous
     # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
-    read_only = connection.get_execution_options().get("tiebreak_read_only")
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
 # --- migrations -------------------------------------------------------------------------------------------------------

@@ -17,16 +17,20 @@ from __future__ import annotations
 
 import hmac
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import uvicorn
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
 
 from labeling_ui.accounts import LoginLimit, Session, find_session, log_in, log_out, needs_login
 from labeling_ui.agreement import PUBLISHED, measure_agreement
@@ -39,6 +43,7 @@ from tiebreak.records import explain
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"
 MAX_BODY_BYTES = 600_000
+PAGES = ("/rate", "/lead", "/login")
 
 _POLICY = "; ".join(
     (
@@ -74,6 +79,15 @@ class Desk:
     store: Store
     page: PageConfig
     limit: LoginLimit = field(default_factory=LoginLimit)
+    turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+
+    async def write(self, work: Callable[[], object]) -> JSONResponse:
+        """Do `work`, which writes to the store, and reply with what it returns.
+
+        One at a time and in the order of arrival: the store takes one writer anyway, and threads that wait for it would
+        only take the interpreter from the one that has it.
+        """
+        return JSONResponse(await to_thread.run_sync(work, limiter=self.turn))
 
 
 def create_app(store: Store, page: PageConfig) -> FastAPI:
@@ -82,7 +96,7 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
     app.state.desk = Desk(store, page)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
-    _guard(app, page)
+    app.add_middleware(Guard, page=page)
     app.include_router(api)
     app.include_router(lead_api)
     app.add_exception_handler(RefusedError, _refused)
@@ -90,8 +104,12 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
     return app
 
 
-def desk_of(request: Request) -> Desk:
+async def desk_of(request: Request) -> Desk:
     """The application's store and page."""
+    return _desk(request)
+
+
+def _desk(request: Request) -> Desk:
     desk: Desk = request.app.state.desk
     return desk
 
@@ -101,7 +119,7 @@ def desk_of(request: Request) -> Desk:
 
 def session_of(request: Request) -> Session | None:
     """The request's session, from its cookie alone; one person's store without accounts needs none."""
-    desk = desk_of(request)
+    desk = _desk(request)
     token = request.cookies.get(SESSION_COOKIE)
     session = find_session(desk.store, token) if token else None
     if session is None and not needs_login(desk.store):
@@ -109,15 +127,15 @@ def session_of(request: Request) -> Session | None:
     return session
 
 
-def current_session(request: Request) -> Session:
-    """Who is asking. Never taken from what the client posts."""
+async def current_session(request: Request) -> Session:
+    """Who is asking. Never taken from what the client posts. (One indexed read: quicker than a change of threads.)"""
     session = session_of(request)
     if session is None:
         raise HTTPException(401, "log in first")
     return session
 
 
-def writing_session(
+async def writing_session(
     session: Annotated[Session, Depends(current_session)], x_csrf_token: Annotated[str, Header(max_length=200)] = ""
 ) -> Session:
     """Who is asking for a change: the request must carry the session's token, which no other site can read."""
@@ -126,7 +144,7 @@ def writing_session(
     return session
 
 
-def lead_session(session: Annotated[Session, Depends(current_session)]) -> Session:
+async def lead_session(session: Annotated[Session, Depends(current_session)]) -> Session:
     """Only leads."""
     if session.rater.role != "lead":
         raise HTTPException(403, "this is for leads")
@@ -225,41 +243,57 @@ def accept_guidelines(desk: DeskOf, session: Writer, body: Acceptance) -> dict[s
 
 
 @api.get("/api/next")
-def next_pair(
+async def next_pair(
     desk: DeskOf, session: Reader, holding: Annotated[str, Query(max_length=2_000)] = ""
-) -> dict[str, Any] | None:
+) -> JSONResponse:
     """The rater's next pair, or null. `holding` names the pairs that the client has already."""
-    return as_json(desk.store.claim(session.rater.id, [one for one in holding.split(",") if one]))
+    held = [one for one in holding.split(",") if one]
+    return await desk.write(lambda: as_json(desk.store.claim(session.rater.id, held)))
 
 
 @api.put("/api/drafts/{pair_id}")
-def save_draft(desk: DeskOf, session: Writer, pair_id: str, body: Annotated[dict[str, Any], Body()]) -> dict[str, bool]:
+async def save_draft(
+    desk: DeskOf, session: Writer, pair_id: str, body: Annotated[dict[str, Any], Body()]
+) -> JSONResponse:
     """Keep what the rater has begun, and their lease with it."""
-    desk.store.save_draft(session.rater.id, pair_id, _checked(Draft, body))
-    return {"ok": True}
+    draft = _checked(Draft, body)
+
+    def save() -> dict[str, bool]:
+        desk.store.save_draft(session.rater.id, pair_id, draft)
+        return {"ok": True}
+
+    return await desk.write(save)
 
 
 @api.post("/api/judgments")
-def judge(desk: DeskOf, session: Writer, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+async def judge(desk: DeskOf, session: Writer, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Store a judgment. When the reply comes, it is on disk. `holding` may list the pairs the client has already."""
-    body = dict(body)
     holding = body.pop("holding", [])
     if not isinstance(holding, list) or len(holding) > 10 or not all(isinstance(one, str) for one in holding):
         raise HTTPException(422, "holding: must be a list of at most 10 pair ids")
-    stored, following = desk.store.submit_and_claim(session.rater.id, _checked(Submission, body), holding)
-    return {
-        "judgment_id": stored.judgment_id,
-        "judgment": stored.judgment.model_dump(mode="json"),
-        "replayed": stored.replayed,
-        "next": as_json(following),
-    }
+    submission = _checked(Submission, body)
+
+    def store() -> dict[str, Any]:
+        stored, following = desk.store.submit_and_claim(session.rater.id, submission, holding)
+        return {
+            "judgment_id": stored.judgment_id,
+            "judgment": stored.judgment.model_dump(mode="json"),
+            "replayed": stored.replayed,
+            "next": as_json(following),
+        }
+
+    return await desk.write(store)
 
 
 @api.post("/api/judgments/{judgment_id}/undo")
-def undo(desk: DeskOf, session: Writer, judgment_id: str) -> dict[str, Any]:
+async def undo(desk: DeskOf, session: Writer, judgment_id: str) -> JSONResponse:
     """Take a judgment back: `pair` is to be judged again, with what was said as its draft."""
-    pair = desk.store.undo(session.rater.id, judgment_id)
-    return {"pair": as_json(pair), "last_judgment": desk.store.last_judgment(session.rater.id)}
+
+    def take_back() -> dict[str, Any]:
+        pair = desk.store.undo(session.rater.id, judgment_id)
+        return {"pair": as_json(pair), "last_judgment": desk.store.last_judgment(session.rater.id)}
+
+    return await desk.write(take_back)
 
 
 def _checked(model: type[M], body: dict[str, Any]) -> M:
@@ -322,16 +356,34 @@ def lead_raters(desk: DeskOf) -> list[dict[str, Any]]:
 # --- what every request passes ----------------------------------------------------------------------------------------
 
 
-def _guard(app: FastAPI, page: PageConfig) -> None:
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        refusal = _refusal(request, page) or await run_in_threadpool(_page_refusal, request)
-        response = refusal or await call_next(request)
-        for name, value in _HEADERS.items():
-            response.headers[name] = value
+class Guard:
+    """The outermost layer: refuses what no handler should see, and puts the security headers on every reply."""
+
+    def __init__(self, app: ASGIApp, page: PageConfig) -> None:
+        self.app = app
+        self.page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        headers = dict(_HEADERS)
         if request.url.path.startswith("/api/"):
-            response.headers["Cache-Control"] = "no-store"
-        return response
+            headers["Cache-Control"] = "no-store"
+
+        async def send_guarded(message: ASGIMessage) -> None:
+            if message["type"] == "http.response.start":
+                kept = MutableHeaders(scope=message)
+                for name, value in headers.items():
+                    kept[name] = value
+            await send(message)
+
+        refusal = _refusal(request, self.page)
+        if refusal is None and request.url.path.startswith(PAGES):
+            refusal = await run_in_threadpool(_page_refusal, request)
+        await (refusal or self.app)(scope, receive, send_guarded)
 
 
 def _refusal(request: Request, page: PageConfig) -> Response | None:
@@ -355,8 +407,6 @@ def _refusal(request: Request, page: PageConfig) -> Response | None:
 def _page_refusal(request: Request) -> Response | None:
     """Pages are for those who have logged in, /lead/ for leads; of Gradio's own routes only what pages need is open."""
     mount, _, rest = request.url.path.lstrip("/").partition("/")
-    if mount not in ("rate", "lead", "login"):
-        return None
     if rest and (request.method != "GET" or not rest.startswith(_GRADIO_NEEDS)):
         return JSONResponse({"detail": "not found"}, status_code=404)
     if mount == "login" or rest.startswith(("assets/", "static/", "theme.css")):

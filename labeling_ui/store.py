@@ -29,19 +29,19 @@ import sqlalchemy as sa
 from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 from sqlalchemy.engine import Connection, Engine
 
+from labeling_ui import statements as st
 from labeling_ui.schema import (
     ACCEPTANCES,
     ASSIGNMENTS,
-    DRAFTS,
     EVENTS,
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
+    NOT_DURABLE,
     PAIRS,
     RATERS,
     READ_ONLY,
     SETTINGS,
-    SUBMISSIONS,
     StoreError,
     build_engine,
     migrate,
@@ -51,6 +51,7 @@ from tiebreak.records import Judgment, Pair, Record, content_id
 
 LEASE_SECONDS = 20 * 60
 DAY_MS = 86_400_000
+PAIRS_IN_MEMORY = 5_000
 MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
 FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
@@ -201,6 +202,9 @@ class Store:
         self.url = url
         self.lease_ms = lease_seconds * 1000
         self._clock = clock
+        self._hasty = engine.execution_options(**NOT_DURABLE)
+        self._pairs: dict[str, Pair] = {}
+        self._campaign_seed: int | None = None
         self._turn = (
             _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
         )
@@ -238,14 +242,15 @@ class Store:
     # --- transactions and the log -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Transaction]:
-        """A transaction that alone writes, until it commits to disk."""
-        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
-            head = sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash)
-            if connection.dialect.name != "sqlite":
-                head = (
-                    head.with_for_update()
-                )  # the log is one chain: its head is the lock that BEGIN IMMEDIATE is on SQLite
+    def writing(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """A transaction that alone writes. Durable: when this returns, it is on disk, whatever happens to the machine.
+
+        Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
+        """
+        engine = self.engine if durable else self._hasty
+        with self._turn or contextlib.nullcontext(), engine.begin() as connection:
+            # The log is one chain: on Postgres its head is the lock that BEGIN IMMEDIATE is on SQLite.
+            head = st.HEAD if connection.dialect.name == "sqlite" else st.HEAD_LOCKED
             seq, digest = connection.execute(head).one()
             transaction = Transaction(connection, seq, digest, self._clock)
             yield transaction
@@ -357,7 +362,7 @@ class Store:
         Raises:
             RefusedError: there is no such rater, or they are disabled.
         """
-        with self.writing() as tx:
+        with self.writing(durable=False) as tx:
             return self._claim(tx, rater_id, holding)
 
     def submit(self, rater_id: str, submission: Submission) -> Stored:
@@ -399,7 +404,7 @@ class Store:
             )
             _write_draft(tx, judgment.assignment_id, canonical_json(said))
             row = tx.connection.execute(sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.id == judgment.assignment_id)).one()
-            return _load_assignment(tx.connection, row)
+            return self._load_assignment(tx.connection, row)
 
     def save_draft(self, rater_id: str, item_id: str, draft: Draft) -> None:
         """Keep what a rater has begun, and their lease with it.
@@ -427,11 +432,10 @@ class Store:
     def _claim(self, tx: Transaction, rater_id: str, holding: Sequence[str]) -> Assignment | None:
         rater = _active_rater(tx.connection, rater_id)
         self._lapse_expired(tx)
-        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state != "done")
-        waiting = tx.connection.execute(query.order_by(ASSIGNMENTS.c.seq)).all()
+        waiting = tx.connection.execute(st.WAITING, {"rater": rater_id}).all()
         for row in waiting:
             if row.item_id not in holding and self._resume(tx, row):
-                return _load_assignment(tx.connection, row)
+                return self._load_assignment(tx.connection, row)
         if sum(row.state == "open" for row in waiting) >= MAX_HELD:
             return None
         return self._assign_new(tx, rater_id, rater.cursor)
@@ -447,21 +451,15 @@ class Store:
             self._renew(tx, row.id)
         return True
 
-    def _renew(self, tx: Transaction, assignment_id: str) -> None:
-        values = {"state": "open", "lease_until_ms": tx.now() + self.lease_ms}
-        tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == assignment_id).values(values))
+    def _renew(self, tx: Transaction, assignment: str) -> None:
+        tx.connection.execute(st.RENEW_LEASE, {"assignment": assignment, "until_ms": tx.now() + self.lease_ms})
 
     def _assign_new(self, tx: Transaction, rater_id: str, cursor: int) -> Assignment | None:
-        # Everything before the cursor is full or was this rater's already: a claim stays quick in a store of a million.
-        given = sa.select(ASSIGNMENTS.c.id).where(
-            ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id
-        )
-        query = sa.select(ITEMS).where(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.position >= cursor, ~given.exists())
-        item = tx.connection.execute(query.order_by(ITEMS.c.position).limit(1)).first()
+        item = tx.connection.execute(st.NEXT_ITEM, {"rater": rater_id, "from_position": cursor}).first()
         if item is None or not _take_place(tx.connection, item.id):
             return None
         left, right = shuffle_sides(
-            item.first_id, item.second_id, seed=tx.setting("seed"), rater_id=rater_id, item_id=item.id
+            item.first_id, item.second_id, seed=self._seed(tx), rater_id=rater_id, item_id=item.id
         )
         identity = assignment_id(item.id, rater_id)
         sides = {"left": left, "right": right}
@@ -475,13 +473,12 @@ class Store:
             "right_id": right,
         }
         lease = {"state": "open", "lease_until_ms": now + self.lease_ms, "seq": tx.seq}
-        tx.connection.execute(sa.insert(ASSIGNMENTS).values(**values, **lease))
-        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(cursor=item.position + 1))
-        return Assignment(identity, item.id, rater_id, left, right, _load_pair(tx.connection, item.pair_id))
+        tx.connection.execute(st.ADD_ASSIGNMENT, {**values, **lease})
+        tx.connection.execute(st.MOVE_CURSOR, {"rater": rater_id, "to_cursor": item.position + 1})
+        return Assignment(identity, item.id, rater_id, left, right, self._load_pair(tx.connection, item.pair_id))
 
     def _lapse_expired(self, tx: Transaction) -> None:
-        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.state == "open", ASSIGNMENTS.c.lease_until_ms < tx.now())
-        for row in tx.connection.execute(query.order_by(ASSIGNMENTS.c.lease_until_ms).limit(100)).all():
+        for row in tx.connection.execute(st.EXPIRED, {"now_ms": tx.now()}).all():
             tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
             tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(state="lapsed"))
             free = sa.update(ITEMS).where(ITEMS.c.id == row.item_id).values(taken=ITEMS.c.taken - 1)
@@ -508,21 +505,20 @@ class Store:
         )
         values = {"id": identity, "assignment_id": assignment.id, "item_id": assignment.item_id, "rater_id": rater_id}
         record = {"kind": judgment.kind, "record": judgment.model_dump_json(), "seq": tx.seq}
-        tx.connection.execute(sa.insert(JUDGMENTS).values(**values, **record))
+        tx.connection.execute(st.ADD_JUDGMENT, {**values, **record})
         remembered = {
             "rater_id": rater_id,
             "client_id": submission.client_id,
             "judgment_id": identity,
             "body_hash": body_hash,
         }
-        tx.connection.execute(sa.insert(SUBMISSIONS).values(remembered))
-        tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == assignment.id).values(state="done"))
-        tx.connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == assignment.id))
+        tx.connection.execute(st.ADD_SUBMISSION, remembered)
+        tx.connection.execute(st.FINISH_ASSIGNMENT, {"assignment": assignment.id})
+        tx.connection.execute(st.DROP_DRAFT, {"assignment": assignment.id})
         return Stored(identity, judgment)
 
     def _assignment_to_answer(self, tx: Transaction, rater_id: str, item_id: str) -> Any:
-        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.item_id == item_id, ASSIGNMENTS.c.rater_id == rater_id)
-        row = tx.connection.execute(query.order_by(ASSIGNMENTS.c.occasion.desc())).first()
+        row = tx.connection.execute(st.ASSIGNMENTS_OF, {"item": item_id, "rater": rater_id}).first()
         if row is None:
             raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
         if row.state == "done":
@@ -533,6 +529,28 @@ class Store:
                 f"your time for pair {item_id} ran out and other raters have judged it: go on with the next"
             )
         return row
+
+    def _load_assignment(self, connection: Connection, row: Any) -> Assignment:
+        pair_id = connection.scalar(st.PAIR_OF_ITEM, {"item": row.item_id}) or ""
+        draft = connection.scalar(st.DRAFT, {"assignment": row.id})
+        pair = self._load_pair(connection, pair_id)
+        said = json.loads(draft) if draft else None
+        return Assignment(row.id, row.item_id, row.rater_id, row.left_id, row.right_id, pair, said)
+
+    def _load_pair(self, connection: Connection, pair_id: str) -> Pair:
+        """From memory where it can be: pairs never change."""
+        pair = self._pairs.get(pair_id)
+        if pair is None:
+            pair = Pair.model_validate_json(connection.scalar(st.PAIR_RECORD, {"pair": pair_id}) or "")
+            if len(self._pairs) >= PAIRS_IN_MEMORY:
+                self._pairs.clear()
+            self._pairs[pair_id] = pair
+        return pair
+
+    def _seed(self, tx: Transaction) -> Any:
+        if self._campaign_seed is None:
+            self._campaign_seed = tx.setting("seed")
+        return self._campaign_seed
 
     # --- counts -------------------------------------------------------------------------------------------------------
 
@@ -659,19 +677,19 @@ class Transaction:
         text = canonical_json(payload)
         digest = event_hash(self._hash, self.seq + 1, at_ms, kind, rater_id, item_id, text)
         row = {"at_ms": at_ms, "kind": kind, "rater_id": rater_id, "item_id": item_id, "payload": text}
-        self.connection.execute(sa.insert(EVENTS).values(seq=self.seq + 1, previous=self._hash, hash=digest, **row))
+        self.connection.execute(st.ADD_EVENT, {"seq": self.seq + 1, "previous": self._hash, "hash": digest, **row})
         self.seq, self._hash = self.seq + 1, digest
         return at_ms
 
     def write_head(self) -> None:
         """Record where the log now ends."""
         if self.seq != self._first_seq:
-            self.connection.execute(sa.update(LOG_HEAD).values(seq=self.seq, hash=self._hash))
+            self.connection.execute(st.MOVE_HEAD, {"to_seq": self.seq, "to_hash": self._hash})
 
     def setting(self, name: str) -> Any:
         """One of the campaign's settings."""
         if not self._settings:
-            rows = self.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
+            rows = self.connection.execute(st.SETTING_ROWS).all()
             self._settings = {row.name: json.loads(row.value) for row in rows}
         return self._settings[name]
 
@@ -769,12 +787,11 @@ def _insert_pairs(tx: Transaction, pairs: list[Pair], *, first: int, overlap: in
 
 def _take_place(connection: Connection, item_id: str) -> bool:
     """One atomic statement: a place of the item, if one is free."""
-    free = sa.update(ITEMS).where(ITEMS.c.id == item_id, ITEMS.c.taken < ITEMS.c.overlap)
-    return connection.execute(free.values(taken=ITEMS.c.taken + 1)).rowcount == 1
+    return connection.execute(st.TAKE_PLACE, {"item": item_id}).rowcount == 1
 
 
 def _active_rater(connection: Connection, rater_id: str) -> Any:
-    row = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
+    row = connection.execute(st.RATER, {"rater": rater_id}).first()
     if row is None or row.disabled:
         raise RefusedError("this rater is not, or no longer, part of the campaign: ask its lead")
     return row
@@ -784,23 +801,8 @@ def _as_rater(row: Any) -> Rater:
     return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled))
 
 
-def _load_pair(connection: Connection, pair_id: str) -> Pair:
-    record = connection.scalar(sa.select(PAIRS.c.record).where(PAIRS.c.id == pair_id))
-    return Pair.model_validate_json(record or "")
-
-
-def _load_assignment(connection: Connection, row: Any) -> Assignment:
-    pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == row.item_id)) or ""
-    draft = connection.scalar(sa.select(DRAFTS.c.body).where(DRAFTS.c.assignment_id == row.id))
-    pair = _load_pair(connection, pair_id)
-    return Assignment(
-        row.id, row.item_id, row.rater_id, row.left_id, row.right_id, pair, json.loads(draft) if draft else None
-    )
-
-
 def _find_replay(connection: Connection, rater_id: str, client_id: str, body_hash: str) -> Stored | None:
-    query = sa.select(SUBMISSIONS).where(SUBMISSIONS.c.rater_id == rater_id, SUBMISSIONS.c.client_id == client_id)
-    row = connection.execute(query).first()
+    row = connection.execute(st.SUBMISSION, {"rater": rater_id, "client": client_id}).first()
     if row is None:
         return None
     if row.body_hash != body_hash:
@@ -812,12 +814,12 @@ def _find_replay(connection: Connection, rater_id: str, client_id: str, body_has
 
 
 def _write_draft(tx: Transaction, assignment_id: str, body: str) -> None:
-    tx.connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == assignment_id))
-    tx.connection.execute(sa.insert(DRAFTS).values(assignment_id=assignment_id, body=body, at_ms=tx.now()))
+    tx.connection.execute(st.DROP_DRAFT, {"assignment": assignment_id})
+    tx.connection.execute(st.ADD_DRAFT, {"assignment_id": assignment_id, "body": body, "at_ms": tx.now()})
 
 
 def _as_judgment(connection: Connection, assignment: Any, submission: Submission, rater: Any) -> Judgment:
-    pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == assignment.item_id)) or ""
+    pair_id = connection.scalar(st.PAIR_OF_ITEM, {"item": assignment.item_id}) or ""
     said = submission.model_dump(exclude={"client_id", "pair_id", "client_at_ms"})
     sides = {"left": assignment.left_id, "right": assignment.right_id}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **sides, **said)
