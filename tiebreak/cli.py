@@ -39,6 +39,7 @@ COMMANDS = {
         Command("sft", "sft.train", "supervised fine-tuning with LoRA", trains=True, heavy=True),
         Command("sample", "preference.sample", "several completions a prompt, as pairs to judge", heavy=True),
         Command("label", "labeling_ui.label", "serve pairs to raters; export, verify and count their judgments"),
+        Command("raters", "labeling_ui.raters", "who may rate: add, disable, reset, list"),
         Command("reward", "reward.train", "a reward model from preferences", trains=True, heavy=True),
         Command("dpo", "preference.dpo", "direct preference optimisation", trains=True, heavy=True),
         Command(

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
-from labeling_ui.aggregate import build_preferences, decide, group_judgments, percent_agreement
+from labeling_ui.aggregate import build_preferences, decide, group_judgments
+from labeling_ui.agreement import percent_agreement
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store

@@ -8,17 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from label_support import make_pair, serving
+from label_support import browser_page, make_pair, needs_chromium, serving
 
 from labeling_ui.markup import render
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-)
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
     "[press](javascript:window.pwned=1) ![picture](http://pictures.invalid/x.png) <http://links.invalid> "
@@ -120,24 +115,11 @@ def test_markup_is_inert() -> None:
 
 # --- the browser ---
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield chromium
-        chromium.close()
-
 
 @needs_chromium
-def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-untyped-def]
+def test_labelling_by_keys(tmp_path: Path) -> None:
     pairs = [make_pair(0, EVIL, "**plain** answer"), *(make_pair(n) for n in range(1, 9))]
-    with serving(tmp_path, pairs) as (address, _):
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+    with serving(tmp_path, pairs) as (address, _), browser_page() as page:
         elsewhere, errors = [], []
         page.on(
             "request", lambda request: elsewhere.append(request.url) if not request.url.startswith(address) else None
@@ -170,7 +152,6 @@ def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-
         page.wait_for_selector(".rest:visible")
         assert page.inner_text(".count") == "9 of 9"
         assert page.evaluate("window.pwned") is None
-        page.close()
     assert elsewhere == []
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
     told = [(j.answer, j.both_bad, j.skip) for j in store.judgments()[0]]
