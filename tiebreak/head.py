@@ -20,7 +20,7 @@ CHUNK_TOKENS = 512
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """One value a token, each of shape (tokens,), in float32 or, of a float64 model, float64. Only `logps` has a gradient."""
+    """One value a token, each of shape (tokens,), in float32, or float64 of such a model. Only `logps` has a gradient."""
 
     logps: Tensor
     entropy: Tensor
