@@ -81,9 +81,10 @@ def _dispatch(words: list[str]) -> None:
 
         exec_accelerate(command, rest)
     if command.heavy:
-        from tiebreak.launch import settle_process
+        from tiebreak.launch import quiet_upstream, settle_process
 
-        settle_process()  # before torch is imported
+        settle_process()  # both before torch is imported
+        quiet_upstream()
     importlib.import_module(command.module).main(rest)
 
 

@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
 from tiebreak.config import TrackingConfig
@@ -128,6 +128,33 @@ def tracking_mode(tracking: TrackingConfig) -> Any:
 def _has_netrc_login() -> bool:
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
+
+
+class ProgressLine(ProgressCallback):
+    """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
+
+    SHOWN: ClassVar = {
+        "loss": "loss",
+        "mean_token_accuracy": "token accuracy",
+        "accuracy": "accuracy",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "objective/scores": "score",
+        "objective/kl": "KL",
+    }
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs:
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
 
 
 class RunCallback(TrainerCallback):

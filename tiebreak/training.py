@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import ProgressCallback
 
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
@@ -29,7 +30,7 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, read_metrics, say
-from tiebreak.tracking import RunCallback, RunRecorder
+from tiebreak.tracking import ProgressLine, RunCallback, RunRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -117,6 +118,8 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     Raises:
         HandoffError: the loss stopped being a number.
     """
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressLine())
     trainer.add_callback(RunCallback(recorder))
     if hasattr(trainer, "create_model_card"):
         trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
