@@ -63,6 +63,8 @@ class PPOConfig(StageConfig):
     """taken from the (normalised) score of a completion that was cut off (N+)"""
     normalise_scores: bool = True
     """by mean and deviation of the scores of the policy's first completions (N+)"""
+    whiten_rewards: bool = False
+    """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
     max_validation_prompts: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
@@ -166,7 +168,7 @@ def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
         cliprange=config.cliprange,
         cliprange_value=config.cliprange_value,
         vf_coef=config.vf_coef,
-        whiten_rewards=False,
+        whiten_rewards=config.whiten_rewards,
         missing_eos_penalty=config.missing_eos_penalty,
         normalise_scores=config.normalise_scores,
         sampling=config.sampling,
