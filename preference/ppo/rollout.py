@@ -10,7 +10,6 @@ from torch import Tensor
 
 from preference.ppo.backbone import Backbone
 from preference.ppo.losses import (
-    KLEstimator,
     penalise_unfinished,
     per_token_kl,
     token_rewards,
@@ -112,10 +111,9 @@ def to_rewards(
     score_std: float,
     missing_eos_penalty: float,
     kl_coef: float,
-    kl_estimator: KLEstimator,
 ) -> Rewards:
     """Normalised scores with their penalties, less the KL to the reference; not whitened."""
     scores = (episodes.scores - score_mean) / max(score_std, 1e-6)
     scores = penalise_unfinished(scores, episodes.finished, missing_eos_penalty)
-    kl = per_token_kl(episodes.logps, episodes.reference_logps, kl_estimator) * episodes.mask
+    kl = per_token_kl(episodes.logps, episodes.reference_logps) * episodes.mask
     return Rewards(token_rewards(scores, kl, episodes.mask, kl_coef), kl, scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
@@ -53,7 +53,6 @@ class PPOConfig(StageConfig):
     """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
     kl_coef: float = Field(default=0.05, ge=0.0)
     """weight of the KL to the reference in the reward (N+)"""
-    kl_estimator: Literal["k1", "k3"] = "k1"
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     cliprange: float = Field(default=0.2, gt=0.0)
@@ -162,7 +161,6 @@ def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
         episodes_per_rollout=config.episodes_per_rollout,
         ppo_epochs=config.ppo_epochs,
         kl_coef=config.kl_coef,
-        kl_estimator=config.kl_estimator,
         gamma=config.gamma,
         lam=config.lam,
         cliprange=config.cliprange,

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from preference.ppo.backbone import Backbone
-from preference.ppo.losses import KLEstimator, generalised_advantages, policy_loss, value_loss, whiten
+from preference.ppo.losses import generalised_advantages, policy_loss, value_loss, whiten
 from preference.ppo.rollout import Batch, Episodes, Rewards, assess, to_batch, to_rewards
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
@@ -44,7 +44,6 @@ class PPOSettings:
     """over all processes"""
     ppo_epochs: int
     kl_coef: float
-    kl_estimator: KLEstimator
     gamma: float
     lam: float
     cliprange: float
@@ -228,7 +227,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             score_std=std,
             missing_eos_penalty=s.missing_eos_penalty,
             kl_coef=s.kl_coef,
-            kl_estimator=s.kl_estimator,
         )
 
     def _advantages(self, episodes: Episodes, rewards: Tensor) -> tuple[Tensor, Tensor]:
