@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from labeling_ui.aggregate import build_preferences, group_judgments, percent_agreement
+from labeling_ui.aggregate import build_preferences, group_judgments
+from labeling_ui.agreement import percent_agreement
 from labeling_ui.store import Store, count_kinds
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, Preference, write_json, write_jsonl

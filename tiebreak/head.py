@@ -20,7 +20,7 @@ CHUNK_TOKENS = 512
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """One value a token, each of shape (tokens,), in float32 or, of a float64 model, float64. Only `logps` has a gradient."""
+    """One value a token, each of shape (tokens,), in float32, or float64 of such a model. Only `logps` has a gradient."""
 
     logps: Tensor
     entropy: Tensor
@@ -91,5 +91,8 @@ def logits_are_plain(model: nn.Module) -> bool:
     """Whether logits are head(hidden) and nothing more: no soft cap, no scale, as in most architectures."""
     text = model.config.get_text_config()
     capped = getattr(text, "final_logit_softcapping", None)
-    scales = [getattr(text, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")]
+    scales = [
+        getattr(text, name, None)
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    ]
     return capped is None and all(scale in (None, 1, 1.0) for scale in scales)

@@ -189,6 +189,8 @@ def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
 
 def folder_state(folder: Path, fingerprint: str) -> str:
     """`new`, `cut off`, `finished` (this very run), or `other`: something else, which must not be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"output: {folder} is a file, and nothing is overwritten: give another --output")
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if (folder / MANIFEST).exists():
@@ -223,7 +225,9 @@ def identify_input(source: str) -> Input:
                 f"{path / RESOLVED_CONFIG}' to the end first"
             )
         if (path / "config.json").is_file():
-            return Input(source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()}))
+            return Input(
+                source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
+            )
         raise RunError(f"{path} is neither a run folder nor a model: it has no {MANIFEST} and no config.json")
     if path.is_file():
         return Input(source, "file", hash_file(path))
@@ -278,13 +282,18 @@ def manifest_chain(folder: Path | str) -> list[tuple[str, dict[str, Any]]]:
 
 def _conflict_message(run: Run) -> str:
     difference = ""
-    saved = run.folder / RESOLVED_CONFIG
-    if saved.exists():
+    saved, made_by = run.folder / RESOLVED_CONFIG, run.folder / RUN_FILE
+    stage = json.loads(made_by.read_text())["stage"] if made_by.is_file() else run.stage
+    if stage != run.stage:
+        difference = f"; it was made by '{stage}', not '{run.stage}'"
+    elif saved.exists():
         before, now = _flat(read_yaml(saved)), _flat(run.config.model_dump(mode="json"))
         keys = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
         keys = [k for k in keys if k.partition(".")[0] not in _NOT_IDENTITY]
         if keys:
-            difference = "; it differs in " + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5])
+            difference = "; it differs in " + ", ".join(
+                f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5]
+            )
         else:
             difference = "; its configuration is the same, its inputs are not"
     return (

@@ -45,7 +45,9 @@ POLICY, REFERENCE, REWARD = "default", "reference", "reward"
 class Backbone(nn.Module):
     """One language model with three adapters and two heads. `forward` is the policy's training pass."""
 
-    def __init__(self, lm: PeftModel, score_head: nn.Linear | None, reward_model: nn.Module | None, pad_id: int) -> None:
+    def __init__(
+        self, lm: PeftModel, score_head: nn.Linear | None, reward_model: nn.Module | None, pad_id: int
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.score_head = score_head

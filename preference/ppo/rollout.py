@@ -48,7 +48,9 @@ class Batch:
     mask: Tensor
 
 
-def to_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Batch:
+def to_batch(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> Batch:
     """Prompts and completions padded on the right, with the positions of the completion tokens."""
     ids, attention = pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], pad_id, device)
     lengths = torch.tensor([len(c) for c in completions], device=device)

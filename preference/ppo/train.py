@@ -88,16 +88,22 @@ def train_ppo(config: PPOConfig) -> None:
     """The stage."""
     inputs = {"policy": config.policy, "reward_model": config.reward_model, "prompts": config.prompts}
     run = start_run(config, "ppo", inputs)
-    if describe(config, run):
+    if describe(run):
         return
     source, reward = find_model(config.policy), find_model(config.reward_model, kind="reward")
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
-    require_same_tokenizer(tokenizer, load_tokenizer(reward), f"policy {config.policy} and reward model {config.reward_model}")
+    require_same_tokenizer(
+        tokenizer, load_tokenizer(reward), f"policy {config.policy} and reward model {config.reward_model}"
+    )
     prompts, validation = split_prompts(config)
     encoded = encode(prompts, tokenizer, config)
     say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0]), "")
     backbone = load_backbone(source, reward, config.training, config.adapter, tokenizer)
-    say("policy, reference and reward model share one backbone" if backbone.score_head is not None else "the reward model's base differs: it is held apart")
+    say(
+        "policy, reference and reward model share one backbone"
+        if backbone.score_head is not None
+        else "the reward model's base differs: it is held apart"
+    )
     recorder = RunRecorder(run)
     args = build_ppo_args(config, run)
     trainer = PPOTrainer(
@@ -121,9 +127,16 @@ def train_ppo(config: PPOConfig) -> None:
         adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
         probe_ids=probe_ids(encoded),
         metrics=last_metrics(
-            run.folder, ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl")
+            run.folder,
+            ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl"),
         ),
-        facts={"counts": {"prompts": len(encoded), "episodes": trainer.state.global_step // trainer.steps_per_rollout * config.episodes_per_rollout}, "kinds": reward_kinds(reward)},
+        facts={
+            "counts": {
+                "prompts": len(encoded),
+                "episodes": trainer.state.global_step // trainer.steps_per_rollout * config.episodes_per_rollout,
+            },
+            "kinds": reward_kinds(reward),
+        },
         prompts=validation or prompts,
         sampling=config.sampling,
     )
@@ -146,7 +159,9 @@ def encode(prompts: list[Prompt], tokenizer: Any, config: PPOConfig) -> list[lis
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     room = config.training.max_length_tokens - config.sampling.max_new_tokens
     if room < 1:
-        raise ConfigError("training.max_length_tokens must exceed sampling.max_new_tokens: it holds prompt and completion")
+        raise ConfigError(
+            "training.max_length_tokens must exceed sampling.max_new_tokens: it holds prompt and completion"
+        )
     return drop_too_long(encoded, [len(ids) for ids in encoded], room, "prompts")
 
 

@@ -83,7 +83,7 @@ class Steps(Dataset[dict[str, int]]):
         return {"step": index}
 
 
-class PPOTrainer(Trainer):  # type: ignore[misc]
+class PPOTrainer(Trainer):
     """PPO on one backbone."""
 
     def __init__(
@@ -110,16 +110,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             args=args,
             train_dataset=steps,
             eval_dataset=Steps(1) if validation_prompts else None,
-            data_collator=lambda rows: {},  # noqa: ARG005  the trainer calls it; the rows say nothing
+            data_collator=lambda rows: {},
         )
         self.model_accepts_loss_kwargs = False
 
-    # --- sizes --------------------------------------------------------------------------------------------------------
+    # --- sizes ---
 
     @property
     def episodes_here(self) -> int:
         """Episodes of a rollout on this process."""
-        return self.settings.episodes_per_rollout // self.accelerator.num_processes
+        return self.settings.episodes_per_rollout // int(self.accelerator.num_processes)
 
     @property
     def minibatch_here(self) -> int:
@@ -131,7 +131,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         """Optimizer steps that one rollout feeds."""
         return self.settings.ppo_epochs * (self.episodes_here // self.minibatch_here)
 
-    # --- one rollout ----------------------------------------------------------------------------------------------------
+    # --- one rollout ---
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Called by the trainer before each forward pass: hands it the next micro-batch."""
@@ -179,7 +179,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
                 pad_id=backbone.pad_id,
                 batch_size=max(len(prompts), 1),
             )
-            episodes = assess(
+            episodes: Episodes = assess(
                 backbone, prompts, sampled, self.args.per_device_train_batch_size, self.settings.sampling.temperature
             )
         _require_finite_scores(episodes)
@@ -275,10 +275,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             episodes.logps.device,
         )
         width = batch.mask.shape[1]
-        cut = [t[rows, :width] for t in (episodes.logps, episodes.values, advantages, returns)]
-        return MicroBatch(batch, *cut, tokens_in_minibatch=tokens)
+        return MicroBatch(
+            batch,
+            old_logps=episodes.logps[rows, :width],
+            old_values=episodes.values[rows, :width],
+            advantages=advantages[rows, :width],
+            returns=returns[rows, :width],
+            tokens_in_minibatch=tokens,
+        )
 
-    # --- the update -----------------------------------------------------------------------------------------------------
+    # --- the update ---
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -314,7 +320,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             )
         return loss * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
-    # --- what is logged -------------------------------------------------------------------------------------------------
+    # --- what is logged ---
 
     def _log_rollout(self, number: int, episodes: Episodes, rewards: Rewards) -> None:
         """Means over all processes' episodes, under the names of TRL's PPO trainer."""
@@ -370,10 +376,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         metrics[f"{metric_key_prefix}_loss"] = -metrics[f"{metric_key_prefix}_objective/scores"]
         self.model.train()
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------------
+    # --- checkpoints ---
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """What trains: the policy's adapter and the value head. The rest is pinned by hash in the manifests."""
@@ -394,7 +400,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         backbone = self.accelerator.unwrap_model(model or self.model)
         missing = set(backbone.trainable_names()) - set(state)
         if missing:
-            raise HandoffError(f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one")
+            raise HandoffError(
+                f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
+            )
         backbone.load_state_dict(state, strict=False)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
-from labeling_ui.aggregate import build_preferences, decide, group_judgments, percent_agreement
+from labeling_ui.aggregate import build_preferences, decide, group_judgments
+from labeling_ui.agreement import percent_agreement
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
@@ -98,7 +99,7 @@ def test_both_bad_is_told_from_a_tie() -> None:
     assert decide(group).reason == "both_bad"
 
 
-# --- simulated raters -------------------------------------------------------------------------------------------------
+# --- simulated raters ---
 
 
 def test_the_rubrics_answer_by_hand() -> None:
@@ -236,7 +237,7 @@ def test_simulating_into_a_store_of_people_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "labels.sqlite").read_bytes() == before
 
 
-# --- the other commands -----------------------------------------------------------------------------------------------
+# --- the other commands ---
 
 
 def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:

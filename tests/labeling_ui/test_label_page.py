@@ -8,17 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from label_support import make_pair, serving
+from label_support import browser_page, make_pair, needs_chromium, serving
 
 from labeling_ui.markup import render
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-)
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
     "[press](javascript:window.pwned=1) ![picture](http://pictures.invalid/x.png) <http://links.invalid> "
@@ -32,7 +27,7 @@ def judgments_in(folder: Path) -> list[tuple[str, str, int | None]]:
     return [(j.pair_id, j.left, j.answer) for j in store.judgments()[0]]
 
 
-# --- the API ----------------------------------------------------------------------------------------------------------
+# --- the API ---
 
 
 def test_kill_right_after_an_acknowledged_judgment_loses_nothing(tmp_path: Path) -> None:
@@ -104,7 +99,7 @@ def test_what_gradio_offers_beside_the_page_is_closed(server: tuple[str, Path], 
     assert "connect-src 'self'" in policy
 
 
-# --- text that is not trusted -----------------------------------------------------------------------------------------
+# --- text that is not trusted ---
 
 
 def test_markup_is_inert() -> None:
@@ -118,26 +113,13 @@ def test_markup_is_inert() -> None:
     assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
 
 
-# --- the browser ------------------------------------------------------------------------------------------------------
-
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield chromium
-        chromium.close()
+# --- the browser ---
 
 
 @needs_chromium
-def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-untyped-def]
+def test_labelling_by_keys(tmp_path: Path) -> None:
     pairs = [make_pair(0, EVIL, "**plain** answer"), *(make_pair(n) for n in range(1, 9))]
-    with serving(tmp_path, pairs) as (address, _):
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+    with serving(tmp_path, pairs) as (address, _), browser_page() as page:
         elsewhere, errors = [], []
         page.on(
             "request", lambda request: elsewhere.append(request.url) if not request.url.startswith(address) else None
@@ -170,7 +152,6 @@ def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-
         page.wait_for_selector(".rest:visible")
         assert page.inner_text(".count") == "9 of 9"
         assert page.evaluate("window.pwned") is None
-        page.close()
     assert elsewhere == []
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
     told = [(j.answer, j.both_bad, j.skip) for j in store.judgments()[0]]
