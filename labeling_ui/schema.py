@@ -187,7 +187,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
-# --- migrations -------------------------------------------------------------------------------------------------------
+# --- migrations ---
 
 _FIRST_TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);

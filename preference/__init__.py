@@ -1,0 +1,1 @@
+"""Sampling pairs, and preference optimisation: DPO and PPO."""

@@ -1,0 +1,1 @@
+"""The reward model, and the report on whether to trust it."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from tiebreak.errors import ConfigError
 
@@ -25,7 +25,17 @@ from tiebreak.errors import ConfigError
 class Section(BaseModel):
     """A frozen part of a configuration that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """YAML's `true` is no 1: pydantic would take it for one."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        options = typing.get_args(annotation) or (annotation,)
+        if isinstance(value, bool) and bool not in options and not {int, float}.isdisjoint(options):
+            raise ValueError("must be a number")
+        return value
 
 
 class AdapterConfig(Section):
@@ -123,9 +133,9 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
         if fault:
             faults.append(fault)
     try:
-        config = model.model_validate(_without_unknown(values, model))
+        config = model.model_validate(_filled(_without_unknown(values, model), model))
     except ValidationError as error:
-        faults += [_explain(fault, values) for fault in error.errors(include_url=False)]
+        faults += [_explain(fault) for fault in error.errors(include_url=False)]
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ConfigError(f"{origin}: {len(faults)} fault(s)\n{listed}\n  all keys: tiebreak {command} --help")
@@ -135,10 +145,12 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping; errors name the file and the line."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ConfigError(f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")) from None
+        raise ConfigError(
+            f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if value is None:
@@ -146,6 +158,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
     return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice: YAML would let the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                told = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def dump_config(config: BaseModel) -> str:
@@ -158,7 +182,7 @@ def print_help(model: type[C], arguments: Sequence[str], command: str) -> None:
     import tyro
 
     path, _ = _take_config_flag([a for a in arguments if a not in ("--help", "-h")], command)
-    values = _without_unknown(read_yaml(path), model) if path else {}
+    values = _filled(_without_unknown(read_yaml(path), model), model) if path else {}
     tyro.cli(
         model,
         default=_unchecked(model, values),
@@ -208,7 +232,7 @@ def _group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             if key is not None:
                 yield key, values
             key, _, value = word[2:].partition("=")
-            key, values = key.replace("-", "_"), [value] if value else []
+            values = [value] if value else []
         elif key is None:
             raise ConfigError(f"unexpected argument {word!r}: keys are given as --key value")
         else:
@@ -220,8 +244,10 @@ def _group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def _lay_over(values: dict[str, Any], model: type[Section], key: str, words: list[str]) -> str | None:
     """Write one flag into `values`; returns the fault, if there is one."""
     known = list(_all_keys(model))
-    if key not in known and not _inside_mapping(model, key):
-        return f"--{key}: no such key{_nearest(key, known)}"
+    if key.replace("-", "_") in known:
+        key = key.replace("-", "_")
+    elif not _inside_mapping(model, key):
+        return f"--{key}: no such key{_nearest(key.replace('-', '_'), known)}"
     if not words:
         return f"--{key}: needs a value"
     *sections, last = key.split(".")
@@ -229,12 +255,39 @@ def _lay_over(values: dict[str, Any], model: type[Section], key: str, words: lis
         inner = values.get(section)
         values[section] = dict(inner) if isinstance(inner, dict) else {}
         values = values[section]
-    parsed = [_parse_word(word) for word in words]
-    values[last] = parsed[0] if len(parsed) == 1 else parsed
+    parsed = [_parse_word(word, is_text=_is_text(model, key)) for word in words]
+    values[last] = (
+        parsed if len(parsed) > 1 or (_is_list(model, key) and not isinstance(parsed[0], list)) else parsed[0]
+    )
     return None
 
 
-def _parse_word(word: str) -> Any:
+def _is_list(model: type[Section], key: str) -> bool:
+    """Whether a key takes a list, so that one word for it is a list of one."""
+    name, _, rest = key.partition(".")
+    field = model.model_fields.get(name)
+    section = _section_of(field.annotation) if field else None
+    if rest:
+        return section is not None and _is_list(section, rest)
+    return field is not None and typing.get_origin(field.annotation) is list
+
+
+def _is_text(model: type[Section], key: str) -> bool:
+    """Whether a key takes text, so that a word for it is taken as it stands: `--guideline-version 2` is no number."""
+    name, _, rest = key.partition(".")
+    field = model.model_fields.get(name)
+    if field is None:
+        return False
+    section = _section_of(field.annotation)
+    if rest and section is not None:
+        return _is_text(section, rest)
+    options = typing.get_args(field.annotation) or (field.annotation,)
+    return options[-1] is str or set(options) <= {str, types.NoneType, list[str]}
+
+
+def _parse_word(word: str, is_text: bool = False) -> Any:
+    if is_text and not word.startswith(("[", "{")) and word not in ("null", "None", "~"):
+        return word
     try:
         value = yaml.safe_load(word)
     except yaml.YAMLError:
@@ -279,7 +332,7 @@ def _unknown_keys(values: dict[str, Any], model: type[Section], prefix: str = ""
     for key, value in values.items():
         field = model.model_fields.get(key)
         if field is None:
-            yield f"{prefix}{key}: no such key{_nearest(key, list(model.model_fields), prefix)}"
+            yield f"{prefix}{key}: no such key{_nearest(key, list(_all_keys(model)), prefix)}"
             continue
         section, item = _section_of(field.annotation), _item_section(field.annotation)
         if section is not None and isinstance(value, dict):
@@ -306,20 +359,34 @@ def _without_unknown(values: dict[str, Any], model: type[Section]) -> dict[str, 
     return kept
 
 
+def _filled(values: dict[str, Any], model: type[Section]) -> dict[str, Any]:
+    """`values`, the sections among them completed with the stage's own defaults: naming one key of `training` must not
+    reset its other keys to what another stage would take."""
+    filled = dict(values)
+    for name, field in model.model_fields.items():
+        section, value = _section_of(field.annotation), values.get(name)
+        if section is not None and isinstance(value, dict):
+            default = field.get_default(call_default_factory=True)
+            stated = default.model_dump(exclude_unset=True) if isinstance(default, Section) else {}
+            filled[name] = _filled(stated | value, section)
+    return filled
+
+
 def _nearest(key: str, known: Sequence[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:
-        near = [k for k in known if k.endswith(f".{key}")][:1]
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(known)}"
+    near = [k for k in known if k.endswith(f".{key}")][:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    here = ", ".join(k for k in known if "." not in k)
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {here}"
 
 
-def _explain(fault: Any, values: dict[str, Any]) -> str:
+def _explain(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]"))
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{where}: missing; add it to the file or give --{where}"
     if not where:
         return message
+    if isinstance(fault["input"], dict):
+        return f"{where}: {message[0].lower()}{message[1:]}"
     return f"{where}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"
 
 

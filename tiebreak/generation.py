@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.config import SamplingConfig
+from tiebreak.logprobs import selected_logps
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Sampled:
 
     ids: list[int]
     finished: bool
+    logps: list[float]
+    """of each token under softmax(logits / temperature), before top_k and top_p cut it; temperature 1 where greedy"""
 
 
 def row_seed(*parts: object) -> int:
@@ -74,6 +77,7 @@ def _sample_batch(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
     written: list[list[int]] = [[] for _ in prompts]
+    logps: list[list[float]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the shrinking batch belongs to
     cache = DynamicCache()
     for step in range(sampling.max_new_tokens):
@@ -86,8 +90,10 @@ def _sample_batch(
             logits_to_keep=1,
         ).logits[:, -1]
         tokens = draw(logits, uniforms[rows, step], sampling)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+        chosen = selected_logps(logits / (sampling.temperature or 1.0), tokens)
+        for row, token, logp in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
             written[row].append(token)
+            logps[row].append(logp)
         going = (tokens != eos_id).nonzero().flatten()
         if not len(going):
             break
@@ -98,7 +104,7 @@ def _sample_batch(
             cache.batch_select_indices(going)
             ids, mask, positions = ids[going], mask[going], positions[going]
             rows = [rows[i] for i in going.tolist()]
-    return [Sampled(ids=row, finished=row[-1] == eos_id) for row in written]
+    return [Sampled(ids, ids[-1] == eos_id, values) for ids, values in zip(written, logps, strict=True)]
 
 
 def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:

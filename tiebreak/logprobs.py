@@ -5,7 +5,7 @@ Masks come from lengths and never from token ids, so a padding token that also o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,10 @@ def selected_logps(logits: Tensor, targets: Tensor) -> Tensor:
     return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
 
-def completion_logps(model: nn.Module, examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Per-token log-probabilities of completions.
+def completion_logps(
+    model: nn.Module, examples: Sequence[Example], pad_id: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Per-token log-probabilities of completions under softmax(logits / temperature).
 
     Returns:
         (logps, mask), each of shape (examples, longest completion): token t of completion i is logps[i, t].
@@ -45,7 +47,7 @@ def completion_logps(model: nn.Module, examples: Sequence[Example], pad_id: int)
     completion_mask = steps < lengths[:, None]
     at = (starts[:, None] + steps).clamp(max=ids.shape[1] - 1)
     rows = torch.arange(len(examples), device=device)[:, None]
-    logps = selected_logps(logits[rows, at - 1 - first], ids[rows, at])
+    logps = selected_logps(logits[rows, at - 1 - first] / temperature, ids[rows, at])
     return logps * completion_mask, completion_mask
 
 
@@ -55,15 +57,14 @@ def completion_logps_in_batches(
     examples: Sequence[Example],
     pad_id: int,
     batch_size: int,
-    on_batch: Callable[[int], object] = lambda rows: None,
+    temperature: float = 1.0,
 ) -> list[list[float]]:
     """`completion_logps` of many examples, batched by length; a list of floats each, in the examples' order."""
     results: list[list[float]] = [[] for _ in examples]
     for rows in batches_by_length([len(p) + len(c) for p, c in examples], batch_size):
-        logps, _ = completion_logps(model, [examples[r] for r in rows], pad_id)
+        logps, _ = completion_logps(model, [examples[r] for r in rows], pad_id, temperature)
         for row, values in zip(rows, logps.tolist(), strict=True):
             results[row] = values[: len(examples[row][1])]
-        on_batch(len(rows))
     return results
 
 
@@ -73,7 +74,6 @@ def scores_in_batches(
     sequences: Sequence[Sequence[int]],
     pad_id: int,
     batch_size: int,
-    on_batch: Callable[[int], object] = lambda rows: None,
 ) -> list[float]:
     """A reward model's score of each sequence (prompt and completion), read at its last token."""
     device = next(model.parameters()).device
@@ -83,7 +83,6 @@ def scores_in_batches(
         scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
         for row, score in zip(rows, scores.float().tolist(), strict=True):
             results[row] = score
-        on_batch(len(rows))
     return results
 
 

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -25,7 +25,7 @@ Kind = Literal["human", "simulated", "model", "unstated"]
 class Record(BaseModel):
     """A frozen row. Unknown fields are refused: a misspelt column would otherwise be lost in silence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Message(Record):
@@ -151,7 +151,7 @@ class Preference(Record):
     prompt: Messages
     chosen: Messages
     rejected: Messages
-    strength: float | None = None
+    strength: float | None = Field(default=None, ge=0)
     """1 (slightly better) to 3 (much better), the mean over the raters who agree; None where it was not asked."""
     agreement: float | None = None
     raters: tuple[str, ...] | None = None
@@ -173,6 +173,10 @@ class Preference(Record):
 
     @model_validator(mode="after")
     def _differ(self) -> Preference:
+        if not self.prompt or self.prompt[-1].role != "user" or not self.prompt[-1].content.strip():
+            raise ValueError("a prompt ends with what the user says")
+        if any([message.role for message in side] not in ([], ["assistant"]) for side in (self.chosen, self.rejected)):
+            raise ValueError("chosen and rejected must each be one message of the assistant, after the same prompt")
         if not _text(self.chosen).strip() or not _text(self.rejected).strip():
             raise ValueError("a completion is empty")
         if _text(self.chosen).strip() == _text(self.rejected).strip():
@@ -197,7 +201,7 @@ def assistant(text: str) -> Messages:
     return (Message(role="assistant", content=text),)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ---
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -272,9 +276,7 @@ def read_rows(source: str, final_name: str | None = None) -> list[Row]:
 
 def _file_rows(path: Path) -> list[Row]:
     if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        return [(f"{path}:row {n}", row) for n, row in enumerate(parquet.read_table(path).to_pylist(), start=1)]
+        return _parquet_rows(path)
     if path.suffix not in (".jsonl", ".json"):
         raise DataError(f"{path}: unknown kind of file; give a .jsonl or a .parquet file")
     rows: list[Row] = []
@@ -285,7 +287,7 @@ def _file_rows(path: Path) -> list[Row]:
                 continue
             where = f"{path}:{number}"
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = json.loads(line.decode("utf-8").rstrip("\r\n"))
             except UnicodeDecodeError as error:
                 faults.append(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
                 continue
@@ -301,6 +303,16 @@ def _file_rows(path: Path) -> list[Row]:
     return rows
 
 
+def _parquet_rows(path: Path) -> list[Row]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return [(f"{path}:row {n}", row) for n, row in enumerate(rows, start=1)]
+
+
 def _hub_rows(source: str) -> list[Row]:
     name, _, split = source.removeprefix("hub:").partition("@")
     if not split:
@@ -309,8 +321,10 @@ def _hub_rows(source: str) -> list[Row]:
 
     try:
         dataset = load_dataset(name, split=split)
-    except Exception as error:  # noqa: BLE001  the library raises a dozen kinds; the user needs one message
-        raise DataError(f"cannot read {source} from the hub: {error}. Offline, give a .jsonl or .parquet file") from error
+    except Exception as error:
+        raise DataError(
+            f"cannot read {source} from the hub: {error}. Offline, give a .jsonl or .parquet file"
+        ) from error
     return [(f"{source} row {n}", dict(row)) for n, row in enumerate(dataset, start=1)]
 
 
@@ -334,7 +348,7 @@ def explain(error: ValidationError) -> Iterator[str]:
         yield f"{key}: {message}" if key else message
 
 
-# --- inputs in TRL's formats ------------------------------------------------------------------------------------------
+# --- inputs in TRL's formats ---
 
 
 def to_messages(value: object, role: str = "user") -> Messages:
@@ -344,7 +358,7 @@ def to_messages(value: object, role: str = "user") -> Messages:
     if not isinstance(value, Sequence) or not value:
         raise ValueError("neither a string nor a list of messages")
     return tuple(
-        Message.model_validate({k: m[k] for k in ("role", "content")} if isinstance(m, dict) and "role" in m else m)
+        Message.model_validate({k: m[k] for k in ("role", "content") if k in m} if isinstance(m, dict) else m)
         for m in value
     )
 
@@ -360,7 +374,7 @@ def read_prompts(source: str, splits: Sequence[Split]) -> list[Prompt]:
         return [prompt for prompt in records if prompt.split in splits]
     prompts, faults = [], []
     for where, row in rows:
-        if row.get("split") is not None and row["split"] not in splits:
+        if _in_other_split(row, splits):
             continue
         try:
             prompts.append(parse_prompt(row, split=splits[0]))
@@ -368,6 +382,11 @@ def read_prompts(source: str, splits: Sequence[Split]) -> list[Prompt]:
             faults.append(f"{where}: {first_line(error)}")
     _refuse(faults, source)
     return prompts
+
+
+def _in_other_split(row: dict[str, Any], splits: Sequence[Split]) -> bool:
+    """Whether a row belongs to a split that is not wanted. A name that is no split's is left for the parser to refuse."""
+    return row.get("split") in get_args(Split) and row["split"] not in splits
 
 
 def parse_prompt(row: dict[str, Any], split: Split = "train", source: str = "") -> Prompt:
@@ -418,7 +437,7 @@ def read_demonstrations(source: str, splits: Sequence[Split]) -> list[Demonstrat
         return [d for d in _validated(rows, Demonstration, source) if d.prompt.split in splits]
     demonstrations, faults = [], []
     for where, row in rows:
-        if row.get("split") is not None and row["split"] not in splits:
+        if _in_other_split(row, splits):
             continue
         try:
             demonstrations.append(parse_demonstration(row, split=splits[0]))
@@ -453,9 +472,7 @@ def read_preferences(source: str) -> list[Preference]:
     return preferences
 
 
-_PREFERENCE_EXTRAS = (
-    "strength agreement raters weight kind pair_id split chosen_finished rejected_finished".split()
-)
+_PREFERENCE_EXTRAS = "strength agreement raters weight kind pair_id split chosen_finished rejected_finished".split()
 
 
 def _parse_preference(row: dict[str, Any]) -> Preference:
@@ -477,7 +494,7 @@ def _split_implicit_prompt(chosen: Messages, rejected: Messages) -> tuple[Messag
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
-    if shared == 0 or chosen[shared - 1].role == "assistant" and shared == 1:
+    if shared == 0 or (chosen[shared - 1].role == "assistant" and shared == 1):
         raise ValueError("no column 'prompt', and chosen and rejected share no first messages to take as one")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 

@@ -103,7 +103,7 @@ class Run:
         configuration = self.config.model_dump(mode="json")
         identity = {
             "stage": self.stage,
-            "config": {k: v for k, v in configuration.items() if k not in _NOT_IDENTITY},
+            "config": _comparable_config(self.config, self.inputs),
             "inputs": {name: one.id for name, one in self.inputs.items()},
             "outputs": outputs,
         }
@@ -125,6 +125,9 @@ class Run:
         }
         write_json(self.folder / MANIFEST, manifest)
         self.finished = True
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         return manifest
 
 
@@ -165,10 +168,14 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str]) -> Run
 
 def fingerprint_of(config: StageConfig, stage: str, inputs: Mapping[str, Input]) -> str:
     """A hash of all that decides what a stage will make: its name, configuration and inputs."""
-    configuration = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
-    sources = {one.source for one in inputs.values()}
-    configuration = _replace_sources(configuration, {source: "input" for source in sources})
+    configuration = _comparable_config(config, inputs)
     return _hash_json({"stage": stage, "config": configuration, "inputs": {n: i.id for n, i in inputs.items()}})
+
+
+def _comparable_config(config: StageConfig, inputs: Mapping[str, Input]) -> Any:
+    """The configuration less what says where things lie: output, tracking, and the paths of its inputs."""
+    configuration = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    return _replace_sources(configuration, {one.source: "input" for one in inputs.values()})
 
 
 def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
@@ -182,15 +189,23 @@ def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
 
 def folder_state(folder: Path, fingerprint: str) -> str:
     """`new`, `cut off`, `finished` (this very run), or `other`: something else, which must not be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"output: {folder} is a file, and nothing is overwritten: give another --output")
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
     if (folder / MANIFEST).exists():
         return "finished" if read_manifest(folder).get("fingerprint") == fingerprint else "other"
     run_file = folder / RUN_FILE
-    if not run_file.exists():
-        entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-        return "new" if entries <= {RESOLVED_CONFIG, "final", "run.lock"} else "other"
-    return "cut off" if json.loads(run_file.read_text())["fingerprint"] == fingerprint else "other"
+    if run_file.exists() and json.loads(run_file.read_text())["fingerprint"] == fingerprint:
+        return "cut off"
+    return "new" if _holds_nothing(folder) else "other"
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
+    entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    ours = {RESOLVED_CONFIG, RUN_FILE, "run.lock", "final", "checkpoints", "wandb"}
+    return entries <= ours and not any(folder.glob(f"checkpoints/checkpoint-*/{CHECKPOINT_MARKER}"))
 
 
 def identify_input(source: str) -> Input:
@@ -210,7 +225,9 @@ def identify_input(source: str) -> Input:
                 f"{path / RESOLVED_CONFIG}' to the end first"
             )
         if (path / "config.json").is_file():
-            return Input(source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()}))
+            return Input(
+                source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
+            )
         raise RunError(f"{path} is neither a run folder nor a model: it has no {MANIFEST} and no config.json")
     if path.is_file():
         return Input(source, "file", hash_file(path))
@@ -265,13 +282,18 @@ def manifest_chain(folder: Path | str) -> list[tuple[str, dict[str, Any]]]:
 
 def _conflict_message(run: Run) -> str:
     difference = ""
-    saved = run.folder / RESOLVED_CONFIG
-    if saved.exists():
+    saved, made_by = run.folder / RESOLVED_CONFIG, run.folder / RUN_FILE
+    stage = json.loads(made_by.read_text())["stage"] if made_by.is_file() else run.stage
+    if stage != run.stage:
+        difference = f"; it was made by '{stage}', not '{run.stage}'"
+    elif saved.exists():
         before, now = _flat(read_yaml(saved)), _flat(run.config.model_dump(mode="json"))
         keys = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
         keys = [k for k in keys if k.partition(".")[0] not in _NOT_IDENTITY]
         if keys:
-            difference = "; it differs in " + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5])
+            difference = "; it differs in " + ", ".join(
+                f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5]
+            )
         else:
             difference = "; its configuration is the same, its inputs are not"
     return (

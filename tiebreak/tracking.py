@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
 from tiebreak.config import TrackingConfig
+from tiebreak.records import write_jsonl
 from tiebreak.runs import CHECKPOINT_MARKER, Run, git_commit, is_main_process, read_metrics
 
 
@@ -36,7 +37,7 @@ class RunRecorder:
         if not is_main_process() or not self.run.metrics.exists():
             return
         kept = [row for row in read_metrics(self.run.folder) if row["step"] <= step]
-        self.run.metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_jsonl(self.run.metrics, kept)
 
     def row(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One logged step. Values that are not finite numbers are kept out of the JSON as null."""
@@ -58,7 +59,7 @@ class RunRecorder:
         if not is_main_process():
             return
         path = self.run.folder / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(dict(zip(columns, r, strict=True)), ensure_ascii=False) + "\n" for r in rows))
+        write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
         if self._wandb is not None:
             import wandb
 
@@ -79,7 +80,7 @@ class RunRecorder:
                     stage = json.loads((Path(one["source"]) / "manifest.json").read_text())["stage"]
                     self._wandb.use_artifact(f"{stage}-{one['id']}:latest")
         self._wandb.log_artifact(artifact)
-        self._wandb.finish(quiet=True)
+        self._wandb.finish()
 
 
 def _finite(value: float) -> float | None:
@@ -95,7 +96,12 @@ def start_wandb(run: Run) -> Any:
     import wandb
 
     seed = getattr(getattr(run.config, "training", None), "seed", None)
-    tags = [run.stage, *tracking.tags, *([f"seed-{seed}"] if seed is not None else []), *([c] if (c := git_commit()) else [])]
+    tags = [
+        run.stage,
+        *tracking.tags,
+        *([f"seed-{seed}"] if seed is not None else []),
+        *([c] if (c := git_commit()) else []),
+    ]
     return wandb.init(
         project=tracking.project,
         group=tracking.group or os.environ.get("TIEBREAK_GROUP"),
@@ -124,7 +130,34 @@ def _has_netrc_login() -> bool:
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
 
 
-class RunCallback(TrainerCallback):  # type: ignore[misc]
+class ProgressLine(ProgressCallback):
+    """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
+
+    SHOWN: ClassVar = {
+        "loss": "loss",
+        "mean_token_accuracy": "token accuracy",
+        "accuracy": "accuracy",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "objective/scores": "score",
+        "objective/kl": "KL",
+    }
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs:
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+class RunCallback(TrainerCallback):
     """Writes the trainer's logs to the run, and marks a checkpoint complete once all of it is on disk."""
 
     def __init__(self, recorder: RunRecorder) -> None:

@@ -9,14 +9,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import ProgressCallback
 
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
-from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.models import (
     ModelKind,
@@ -29,7 +30,7 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, read_metrics, say
-from tiebreak.tracking import RunCallback, RunRecorder
+from tiebreak.tracking import ProgressLine, RunCallback, RunRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -55,7 +56,8 @@ def common_arguments(training: TrainingConfig, run: Run) -> dict[str, Any]:
         "lr_scheduler_type": training.lr_scheduler,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
-        "gradient_checkpointing": training.gradient_checkpointing,
+        "activation_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing": None,  # the name transformers deprecates, and TRL switches on by default
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "use_cpu": not torch.cuda.is_available(),
@@ -116,7 +118,11 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     Raises:
         HandoffError: the loss stopped being a number.
     """
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressLine())
     trainer.add_callback(RunCallback(recorder))
+    if hasattr(trainer, "create_model_card"):
+        trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
     checkpoint = run.checkpoint
     if checkpoint:
         say(f"going on from {checkpoint}")
@@ -159,17 +165,20 @@ def finish_adapter(
     prompts: Sequence[Prompt] = (),
     sampling: SamplingConfig | None = None,
     merged: bool = False,
+    sequences: Sequence[list[int]] = (),
+    on_reloaded: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: {},
 ) -> None:
     """Save the adapter, reload it in a fresh process, compare, sample from it, and only then finish the run.
 
-    Under ZeRO every process must call it; the main one writes.
+    Under ZeRO every process must call it; the main one writes. `on_reloaded` hears what the fresh process answered (the
+    scores of `sequences`, for a reward model), and returns further metrics.
 
     Raises:
         HandoffError: the reloaded model answers differently.
     """
     state = adapter_state(model)
     ids = probe_ids[:PROBE_TOKENS]
-    values = probe_values(_forward(trainer, model), ids)
+    values = probe_values(model, ids)
     if trainer.is_world_process_zero():
         pinned = save_adapter(run.final, model, state, tokenizer, source, kind, adapter)
         write_probe(run.final, ids, values, model)
@@ -177,22 +186,19 @@ def finish_adapter(
             "prompts": [[m.model_dump() for m in prompt.messages] for prompt in prompts[:SAMPLED_PROMPTS]],
             "sampling": (sampling or SamplingConfig()).model_dump(),
             "merged": str(run.final / "merged") if merged else None,
+            "sequences": list(sequences),
         }
         reloaded = _reload(run, request)
         say(f"reloaded in a fresh process: the largest difference is {reloaded['difference']:.1e}")
         if reloaded["samples"]:
             texts = [prompt.messages[-1].content for prompt in prompts[:SAMPLED_PROMPTS]]
             recorder.table("samples", ["prompt", "completion"], list(zip(texts, reloaded["samples"], strict=True)))
+        metrics = metrics | on_reloaded(reloaded)
         run.facts |= {"model": pinned, "probe_difference": reloaded["difference"], "metrics": metrics, **facts}
         recorder.finish(run.finish())
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _forward(trainer: Trainer, model: Any) -> Any:
-    """The module to call: under ZeRO-3 the submodules' own hooks gather what they need."""
-    return model
 
 
 def _reload(run: Run, request: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +238,7 @@ def last_metrics(folder: Path, keys: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def describe(config: StageConfig, run: Run) -> bool:
+def describe(run: Run) -> bool:
     """Say what is about to happen; True if there is nothing left to do."""
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")

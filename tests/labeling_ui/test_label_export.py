@@ -111,7 +111,7 @@ def test_both_bad_is_told_from_a_tie() -> None:
     assert decide(group).reason == "both_bad"
 
 
-# --- simulated raters -------------------------------------------------------------------------------------------------
+# --- simulated raters ---
 
 
 def test_the_rubrics_answer_by_hand() -> None:
@@ -249,7 +249,7 @@ def test_simulating_into_a_store_of_people_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "labels.sqlite").read_bytes() == before
 
 
-# --- the other commands -----------------------------------------------------------------------------------------------
+# --- the other commands ---
 
 
 def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:

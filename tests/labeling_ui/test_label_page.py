@@ -29,7 +29,7 @@ def judgments_in(folder: Path) -> list[tuple[str, str, int | None]]:
     return [(j.pair_id, j.left, j.answer) for j in store.judgments()[0]]
 
 
-# --- the API ----------------------------------------------------------------------------------------------------------
+# --- the API ---
 
 
 def test_kill_right_after_an_acknowledged_judgment_loses_nothing(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_gradio_offers_beside_the_page_is_closed(server: tuple[str, Path], 
     assert "connect-src 'self'" in policy
 
 
-# --- text that is not trusted -----------------------------------------------------------------------------------------
+# --- text that is not trusted ---
 
 
 def test_markup_is_inert() -> None:
@@ -156,7 +156,7 @@ def test_formulas_that_would_harm_are_inert_and_quick(bomb: str) -> None:
     assert all(not name.startswith("m") or "@class" not in name for name in found)
 
 
-# --- the browser ------------------------------------------------------------------------------------------------------
+# --- the browser ---
 
 
 @needs_chromium

@@ -171,7 +171,7 @@ def test_a_pair_of_four_becomes_all_six_items() -> None:
     assert items_of(make_pair(1))[0].id == "pair-1"
 
 
-# --- tampering --------------------------------------------------------------------------------------------------------
+# --- tampering ---
 
 
 def judged_store(tmp_path: Path) -> Store:
@@ -220,7 +220,7 @@ def test_verify_finds_what_was_tampered_with(tmp_path: Path, forgery: str) -> No
     assert told in "\n".join(verify(store).faults)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 @pytest.mark.parametrize(

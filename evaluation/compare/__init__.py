@@ -1,0 +1,147 @@
+"""The last stage: one report over everything that led to an evaluation.
+
+    tiebreak compare --config configs/quickstart/compare.yaml
+    tiebreak compare --config configs/quickstart/compare.yaml --output runs/two-seeds --against runs/seed1/evaluate
+
+Writes into its run folder `report.json`, for programs, and `report.html`, for people: one file that opens with no
+network. It draws what finished folders hold and computes nothing anew but differences paired by prompt. It refuses to
+put two numbers side by side that cannot be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from evaluation.compare.figures import Evaluation, Link, build_report, label, percent, read_chain, read_evaluation
+from evaluation.compare.page import Trained, build_page
+from evaluation.compare.samples import select_samples
+from tiebreak import runs
+from tiebreak.config import StageConfig
+from tiebreak.launch import stage_main
+from tiebreak.records import write_json, write_text_atomically
+
+Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+class CompareConfig(StageConfig):
+    """What is reported, and where the report goes."""
+
+    output: str = "runs/quickstart/compare"
+    evaluation: str
+    """the folder of a finished *evaluate* run"""
+    runs: Folders = Field(default=[])
+    """further run folders whose curves to show; the runs that the evaluation was made from are always shown"""
+    against: Folders = Field(default=[])
+    """folders of further *evaluate* runs on the same prompts, such as another seed's"""
+    title: str = "Tiebreak: comparison of policies"
+    samples: int = Field(default=60, ge=0)
+    """prompts whose answers are shown side by side"""
+    next_step: str = "tiebreak label --config configs/quickstart/label.yaml"
+    """the command that is printed last: how to judge by hand"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `tiebreak compare`."""
+    stage_main("compare", CompareConfig, compare, arguments)
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Write the report and print its table; returns what report.json says."""
+    evaluation = read_evaluation(config.evaluation)
+    against = [read_evaluation(folder) for folder in config.against]
+    links = read_chain(config.evaluation, config.runs)
+    report = build_report(evaluation, links, against, config.title)
+    run = runs.start_run(config, "compare", _inputs(config))
+    if not run.finished:
+        write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
+    if not run.finished or not all((run.folder / name).is_file() for name in ("report.json", "report.html")):
+        page = build_page(report, _trained(links), select_samples(evaluation, config.samples))
+        write_json(run.folder / "report.json", report)
+        write_text_atomically(run.folder / "report.html", page)
+    if not run.finished:
+        run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
+        run.finish()
+    said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    print_summary(said, run.folder / "report.html", config.next_step)
+    return dict(said)
+
+
+def _inputs(config: CompareConfig) -> dict[str, str]:
+    further = {f"runs.{at}": folder for at, folder in enumerate(config.runs)}
+    return {"evaluation": config.evaluation, **further, **{f"against.{at}": f for at, f in enumerate(config.against)}}
+
+
+def _trained(links: Sequence[Link]) -> list[Trained]:
+    """Runs that logged metrics, in the order of the chain."""
+    everyone = [Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder)) for link in links]
+    return [run for run in everyone if run.rows]
+
+
+# --- on the terminal ---
+
+
+def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
+    """The table, where the report lies, and how to go on; plain text, whatever standard output is."""
+    lines = ["", report["headline"]["claim"] + ".", *report["headline"]["caveats"], ""]
+    lines += summary_table(report)
+    lines += ["", f"report:         {page.resolve().as_uri()}", f"label by hand:  {next_step}"]
+    _say("\n".join(lines))
+
+
+def summary_table(report: dict[str, Any]) -> list[str]:
+    """The policies as lines of at most 100 columns."""
+    head = [
+        "policy",
+        "rubric",
+        "95% interval",
+        f"win vs {label(report['baseline'])}",
+        "95% interval",
+        "score",
+        "KL",
+        "tokens",
+        "prompts",
+    ]
+    rows = [head]
+    for name, row in report["policies"].items():
+        rows.append(
+            [
+                label(name)[:16],
+                f"{row['rubric_mean']:.3f}",
+                _interval(row["rubric_interval"], lambda v: f"{v:.3f}"),
+                "-" if row["win_rate_vs_sft"] is None else percent(row["win_rate_vs_sft"]),
+                _interval(row["win_rate_interval"], percent),
+                "-" if row["score_mean"] is None else f"{row['score_mean']:.2f}",
+                "-" if row["kl_per_sequence"] is None else f"{row['kl_per_sequence']:.1f}",
+                f"{row['length_tokens_mean']:.1f}",
+                str(row["n_prompts"]),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _interval(interval: Sequence[float] | None, form: Any) -> str:
+    return f"{form(interval[0])} to {form(interval[1])}" if interval else "-"
+
+
+def _say(text: str) -> None:
+    """Print, even where the terminal knows no UTF-8 or the reader of a pipe has gone."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+__all__ = ["CompareConfig", "Evaluation", "compare", "main", "print_summary", "summary_table"]

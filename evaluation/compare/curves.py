@@ -1,0 +1,168 @@
+"""Which of a stage's logged figures are drawn, in which panels, under which names.
+
+A panel takes a figure and its held-out twin (`loss`, `eval_loss`). What is not on the stage's list is still drawn, in
+panels of its own after the others, so that a new metric never goes unseen; what is missing leaves no empty box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Point = tuple[float, float]
+
+MAX_POINTS = 240
+"""More steps than this are drawn as means of equal runs of steps: a panel is about 300 pixels wide."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One figure over the steps. `held_out` marks those measured on data that was not trained on."""
+
+    key: str
+    points: tuple[Point, ...]
+    held_out: bool
+    skipped: int = 0
+    """values that were not finite numbers, and are not drawn"""
+    steps_a_point: int = 1
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small chart: what, its unit, its curves, and a value to hold them against."""
+
+    title: str
+    unit: str
+    curves: tuple[Curve, ...]
+    reference: float | None = None
+    reference_name: str = ""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    title: str
+    unit: str
+    keys: tuple[str, ...]
+    reference: float | None = None
+    reference_name: str = ""
+
+
+PLANS: dict[str, tuple[_Plan, ...]] = {
+    "sft": (
+        _Plan("Loss", "nats per token", ("loss",)),
+        _Plan("Token accuracy", "share of tokens", ("mean_token_accuracy",)),
+        _Plan("Entropy", "nats per token", ("entropy",)),
+    ),
+    "reward": (
+        _Plan("Loss", "nats per pair", ("loss",)),
+        _Plan("Accuracy", "share of pairs", ("accuracy", "accuracies"), 0.5, "chance"),
+        _Plan("Margin, chosen − rejected", "score", ("margin", "margins"), 0.0),
+        _Plan("Mean score", "score", ("mean_reward", "min_reward", "max_reward")),
+    ),
+    "dpo": (
+        _Plan("Loss", "nats per pair", ("loss",), math.log(2), "ln 2"),
+        _Plan("Accuracy of implicit rewards", "share of pairs", ("rewards/accuracies",), 0.5, "chance"),
+        _Plan("Margin of implicit rewards", "implicit reward", ("rewards/margins",), 0.0),
+        _Plan("Implicit rewards", "implicit reward", ("rewards/chosen", "rewards/rejected"), 0.0),
+        _Plan("Log-probability of answers", "nats per answer", ("logps/chosen", "logps/rejected")),
+    ),
+    "ppo": (
+        _Plan("Score of the reward model", "score", ("objective/scores",)),
+        _Plan("KL from the SFT policy", "nats per answer", ("objective/kl",), 0.0),
+        _Plan("Reward, score − KL penalty", "score", ("objective/rlhf_reward",)),
+        _Plan("Length of rollouts", "tokens", ("completions/mean_length",)),
+        _Plan("Entropy of rollouts", "nats per answer", ("objective/entropy",)),
+        _Plan("Entropy of the policy", "nats per token", ("policy/entropy_avg",)),
+        _Plan("Policy loss", "", ("loss/policy_avg",)),
+        _Plan("Value loss", "", ("loss/value_avg",)),
+        _Plan("Clipped share", "share of tokens", ("policy/clipfrac_avg", "val/clipfrac_avg")),
+        _Plan("KL of an update, approximate", "nats per token", ("policy/approxkl_avg",)),
+    ),
+}
+
+_NEVER = ("epoch", "episode", "step", "total_flos", "num_tokens", "num_input_tokens_seen", "train_loss")
+_NEVER_PARTS = ("seconds", "runtime", "per_second", "memory", "flos")
+
+
+def read_panels(rows: Sequence[dict[str, Any]], stage: str) -> tuple[list[Panel], list[Panel]]:
+    """Panels of a stage's metrics rows: those that matter for the stage, then all further figures."""
+    curves = {curve.key: curve for curve in _curves(rows)}
+    chosen = []
+    for plan in PLANS.get(stage, ()):
+        taken = [key for key in curves if base_name(key) in plan.keys or _loosely(key, plan.keys)]
+        mine = sorted((curves.pop(key) for key in taken), key=lambda c: _rank(c, plan.keys))
+        if mine:
+            chosen.append(Panel(plan.title, plan.unit, tuple(mine), plan.reference, plan.reference_name))
+    rest: dict[str, list[Curve]] = {}
+    for key, curve in curves.items():
+        rest.setdefault(base_name(key), []).append(curve)
+    others = [Panel(name, "", tuple(sorted(group, key=lambda c: c.held_out))) for name, group in sorted(rest.items())]
+    return (chosen, others) if chosen else (others, [])
+
+
+def base_name(key: str) -> str:
+    """A figure's name without the mark of held-out data: eval_loss → loss, eval/scores → scores."""
+    return key.removeprefix("eval_").removeprefix("eval/")
+
+
+def _is_held_out(key: str) -> bool:
+    return base_name(key) != key
+
+
+def _loosely(key: str, wanted: Iterable[str]) -> bool:
+    """True if a held-out figure is a planned one without its group: eval/score for objective/scores."""
+    name = base_name(key).removesuffix("s")
+    return _is_held_out(key) and any(one.rpartition("/")[2].removesuffix("s") == name for one in wanted)
+
+
+def _rank(curve: Curve, keys: Sequence[str]) -> tuple[int, bool]:
+    name = base_name(curve.key)
+    return (keys.index(name) if name in keys else len(keys), curve.held_out)
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
+    points: dict[str, dict[float, float]] = {}
+    skipped: dict[str, int] = {}
+    for position, row in enumerate(rows, start=1):
+        step = row.get("step", position)
+        if not _is_number(step) or not math.isfinite(step):
+            continue
+        for key, value in row.items():
+            if base_name(key) in _NEVER or any(part in key for part in _NEVER_PARTS):
+                continue
+            if value is None or (_is_number(value) and not math.isfinite(value)):
+                skipped[key] = skipped.get(key, 0) + 1  # a recorder writes what is not finite as null
+            elif _is_number(value):
+                points.setdefault(key, {})[float(step)] = float(value)  # a step logged again after a resume counts once
+    curves = []
+    for key, by_step in points.items():
+        thinned, each = thin(sorted(by_step.items()))
+        curves.append(Curve(key, tuple(thinned), _is_held_out(key), skipped.get(key, 0), each))
+    return curves
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def thin(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[list[Point], int]:
+    """At most `most` points, each the mean of as many neighbours; and how many that is."""
+    each = -(-len(points) // most) if points else 1
+    if each == 1:
+        return list(points), 1
+    groups = [points[i : i + each] for i in range(0, len(points), each)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups], each
+
+
+def reward_against_kl(rows: Sequence[dict[str, Any]], most: int = 40) -> list[tuple[float, float, float]]:
+    """(step, KL, score) of PPO's rollouts, thinned; [] where the run logged none."""
+    path = []
+    for row in rows:
+        values = (row.get("step"), row.get("objective/kl"), row.get("objective/scores"))
+        if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            path.append(tuple(float(v) for v in values if v is not None))
+    each = -(-len(path) // most) if path else 1
+    groups = [path[i : i + each] for i in range(0, len(path), each)]
+    return [(g[-1][0], sum(p[1] for p in g) / len(g), sum(p[2] for p in g) / len(g)) for g in groups]

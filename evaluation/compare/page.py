@@ -1,0 +1,682 @@
+"""The report as one HTML page that needs nothing else: style, script and charts are in it, and its content policy
+allows no request. Text from prompts and models is shown as plain text, never as HTML or Markdown.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from evaluation.compare import charts
+from evaluation.compare.charts import Scale, Spot, number
+from evaluation.compare.curves import Curve, Panel, base_name, read_panels, reward_against_kl
+from evaluation.compare.figures import Answer, label, percent, short
+from evaluation.compare.markup import Markup, el, join
+from evaluation.compare.samples import Sample, missed
+
+Report = Mapping[str, Any]
+Row = Mapping[str, Any]
+Marks = Mapping[str, tuple[str, str]]
+"""A policy's tone and shape."""
+Form = Callable[[float], str]
+
+_KNOWN_MARKS = {
+    "base": ("base", "circle"),
+    "sft": ("sft", "square"),
+    "dpo": ("dpo", "diamond"),
+    "ppo": ("ppo", "triangle"),
+}
+_FURTHER_MARKS = (("extra", "wedge"), ("other", "circle"), ("extra", "square"), ("other", "diamond"))
+_RUBRIC_SCALE = Scale(0.0, 1.0, ((0.0, "0"), (0.5, "0.5"), (1.0, "1")))
+_WIN_SCALE = Scale(0.0, 1.0, ((0.0, "0%"), (0.5, "50%"), (1.0, "100%")), reference=0.5)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of the chain with the rows that it logged."""
+
+    stage: str
+    folder: str
+    id: str
+    rows: list[dict[str, Any]]
+
+
+def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sample]) -> str:
+    """The whole page."""
+    marks = policy_marks(list(report["policies"]))
+    sections = [
+        ("figures", "Policies", _policies(report, marks)),
+        ("against", "Side by side with other evaluations", _against(report, marks)),
+        ("changes", "What each stage changed", _changes(report, marks)),
+        ("kl", "Reward against KL", _reward_against_kl(report, trained, marks)),
+        ("curves", "Training curves", _curves(report, trained)),
+        ("data", "From prompts to preferences", _data(report)),
+        ("samples", "Answers side by side", _samples(report, samples, marks)),
+        ("chain", "What it was made from", _chain(report)),
+    ]
+    kept = [(key, title, body) for key, title, body in sections if body]
+    links = [el("a", title, href=f"#{key}") for key, title, _ in kept]
+    style, script = Markup(_asset("page.css")), Markup(_asset("page.js"))
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=_content_policy(style, script)),
+        el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name_="referrer", content="no-referrer"),
+        el("link", rel="icon", href="data:,"),
+        el("title", report["title"]),
+        el("style", style),
+    )
+    body = el(
+        "body",
+        el("main", _head(report, links), [el("section", el("h2", t), b, id=k) for k, t, b in kept]),
+        el("script", embedded_json(report), type="application/json", id="report"),
+        el("script", script),
+    )
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _asset(name: str) -> str:
+    return resources.files("evaluation.compare").joinpath(name).read_text(encoding="utf-8")
+
+
+def _content_policy(style: str, script: str) -> str:
+    """Our own style and script by their hashes; nothing else, from nowhere."""
+    style_hash, script_hash = (base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (style, script))
+    return (
+        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def embedded_json(value: object) -> Markup:
+    """JSON that can stand inside a script element: no `<`, `>` or `&`, so nothing in it can close the element."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def policy_marks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Tone and shape by policy: the same for base, SFT, DPO and PPO in every report."""
+    further = iter(_FURTHER_MARKS * (len(names) // 4 + 1))
+    return {name: _KNOWN_MARKS.get(name) or next(further) for name in names}
+
+
+# --- pieces of tables ---
+
+
+def _named(policy: str, marks: Marks) -> Markup:
+    return join(charts.swatch(*marks[policy]), label(policy))
+
+
+def _note(*content: object) -> Markup:
+    return el("p", *content, cls="note-text")
+
+
+def _heading(title: str, unit: str = "", numeric: bool = False, scale: Scale | None = None) -> Markup:
+    below = el("span", unit, cls="unit") if unit else None
+    axis = charts.whisker_axis(scale) if scale else None
+    return el("th", title, below, axis, scope="col", cls="n" if numeric else "")
+
+
+def _cell(name: str, *content: object, cls: str = "", absent: bool = False) -> Markup:
+    """A cell that knows its column's name: on a narrow screen the name stands beside it."""
+    return el("td", *content, cls=f"{cls} absent".strip() if absent else cls, data_name=name)
+
+
+def _figure(name: str, value: float | None, form: Form) -> Markup:
+    return _cell(name, "–" if value is None else form(value), cls="n", absent=value is None)
+
+
+def _table(headings: Sequence[Markup], rows: Sequence[Markup], cls: str = "stack") -> Markup:
+    head = el("thead", el("tr", list(headings))) if headings else None
+    return el("table", head, el("tbody", list(rows)), cls=cls)
+
+
+def _ranged(value: float, interval: Sequence[float] | None, form: Form) -> Markup:
+    """A figure with its interval in small print."""
+    edges = el("small", f" {form(interval[0])} to {form(interval[1])}") if interval else None
+    return el("span", form(value), edges, cls="value")
+
+
+def _measured(name: str, value: float, interval: Sequence[float] | None, scale: Scale, form: Form, mark: Any) -> Markup:
+    drawn = charts.whisker(value, interval, scale, *mark)
+    return _cell(name, drawn, _ranged(value, interval, form), cls="measure")
+
+
+def two_digits(value: float) -> str:
+    """0.71"""
+    return number(value, 2)
+
+
+def one_digit(value: float) -> str:
+    """12.3"""
+    return number(value, 1)
+
+
+def finer_percent(share: float) -> str:
+    """4.7%"""
+    return f"{number(100 * share, 1)}%"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """+0.12, −0.12, 0.00"""
+    shown = number(value, digits)
+    return f"+{shown}" if value > 0 and any(digit in shown for digit in "123456789") else shown
+
+
+def signed_points(share: float) -> str:
+    """A difference of shares in percentage points: +4.7"""
+    return signed(100 * share, 1)
+
+
+# --- head ---
+
+
+def _head(report: Report, links: Sequence[Markup]) -> Markup:
+    told = report["headline"]
+    facts = {
+        "Prompts": f"{number(max(row['n_prompts'] for row in report['policies'].values()))} held out",
+        "Yardstick": report["yardstick"],
+        "Raters": ", ".join(report["kinds"]) or "not stated",
+        "Answers drawn with": _sampling(report["sampling"]),
+        "Evaluated": _finished(report),
+    }
+    return el(
+        "header",
+        el("p", report["title"], cls="eyebrow"),
+        el("h1", told["claim"]),
+        el("p", " ".join(told["sentences"]), cls="lead"),
+        [el("p", caveat, cls="caveat") for caveat in told["caveats"]],
+        el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
+        el("nav", list(links), aria_label="Sections"),
+    )
+
+
+def _sampling(sampling: Row) -> str:
+    words = {"max_new_tokens": "at most {} tokens", "top_p": "top-p {}", "top_k": "top-k {}"}
+    simple = {k: v for k, v in sampling.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
+    shown = {k: v for k, v in simple.items() if (k, v) != ("top_k", 0)}
+    return ", ".join(words.get(k, k.replace("_", " ") + " {}").format(v) for k, v in shown.items())
+
+
+def _finished(report: Report) -> str:
+    times = [row["finished_at"] for row in report["timings"]["stages"] if row["stage"] == "evaluate"]
+    return str(times[-1] or "").replace("T", " ").replace("Z", " UTC") if times else ""
+
+
+# --- policies ---
+
+
+def _policies(report: Report, marks: Marks) -> Markup:
+    policies, baseline = report["policies"], label(report["baseline"])
+    headings = [
+        _heading("Policy"),
+        _heading("Rubric score", "mean, 95% interval", scale=_RUBRIC_SCALE),
+        _heading(f"Win rate against {baseline}", "95% interval", scale=_WIN_SCALE),
+        _heading("Score", "reward model", numeric=True),
+        _heading(f"KL from {baseline}", "nats per answer", numeric=True),
+        _heading("Length", "tokens", numeric=True),
+        _heading("Cut off", "share", numeric=True),
+        _heading("Repetition", "share", numeric=True),
+    ]
+    rows = [_policy_row(name, row, report, marks) for name, row in policies.items()]
+    n = " or ".join(number(v) for v in sorted({row["n_prompts"] for row in policies.values()}))
+    note = (
+        f"Means over {n} held-out prompts, the same for every policy. Intervals are 95% percentile bootstraps "
+        "over prompts. A win rate counts a tie as half a win; 50% is no difference. Cut off: answers that reached the "
+        "limit of tokens. Repetition: runs of four words that came before in the answer."
+    )
+    return join(_table(headings, rows), _note(note))
+
+
+def _policy_row(name: str, row: Row, report: Report, marks: Marks) -> Markup:
+    win, rate = f"Win rate against {label(report['baseline'])}", row["win_rate_vs_sft"]
+    if rate is None:
+        win_cell = _cell(
+            win, el("small", "the baseline") if name == report["baseline"] else "–", cls="measure", absent=True
+        )
+    else:
+        win_cell = _measured(win, rate, row["win_rate_interval"], _WIN_SCALE, percent, marks[name])
+    score = row["score_mean"]
+    return el(
+        "tr",
+        el("th", _named(name, marks), scope="row"),
+        _measured("Rubric score", row["rubric_mean"], row["rubric_interval"], _RUBRIC_SCALE, two_digits, marks[name]),
+        win_cell,
+        _figure("Score", None, two_digits)
+        if score is None
+        else _cell("Score", _ranged(score, row["score_interval"], two_digits), cls="n two-lines"),
+        _figure("KL, nats per answer", row["kl_per_sequence"], one_digit),
+        _figure("Length, tokens", row["length_tokens_mean"], one_digit),
+        _figure("Cut off", row["unfinished_share"], finer_percent),
+        _figure("Repetition", row["repetition_mean"], finer_percent),
+    )
+
+
+# --- what each stage changed ---
+
+
+def _changes(report: Report, marks: Marks) -> Markup | None:
+    changes = report["changes"]
+    if not changes:
+        return None
+    edges = [abs(edge) for row in changes for edge in (*row["rubric_difference_interval"], row["rubric_difference"])]
+    reach = next(limit for limit in (0.1, 0.2, 0.5, 1.0) if limit >= min(max(edges), 1.0))
+    scale = Scale(-reach, reach, ((-reach, f"−{reach}"), (0.0, "0"), (reach, f"+{reach}")), reference=0.0)
+    headings = [
+        _heading("Stage"),
+        _heading("Change of the rubric score", "paired by prompt, 95% interval", scale=scale),
+        _heading("Prompts", "better, equal, worse"),
+        _heading("Length", "tokens", numeric=True),
+        _heading("Cut off", "points", numeric=True),
+        _heading("Repetition", "points", numeric=True),
+        _heading("Time", numeric=True),
+        _heading("Peak memory", numeric=True),
+    ]
+    rows = [_change_row(row, scale, report, marks) for row in changes]
+    return join(_table(headings, rows), _criteria(report, marks))
+
+
+def _change_row(row: Row, scale: Scale, report: Report, marks: Marks) -> Markup:
+    name, counts = row["policy"], (row["prompts_better"], row["prompts_equal"], row["prompts_worse"])
+    interval = row["rubric_difference_interval"]
+    costs = [time for time in report["timings"]["stages"] if time["stage"] == name]
+    cost = costs[-1] if costs else {}
+    return el(
+        "tr",
+        el("th", _named(name, marks), el("small", f" from {label(row['from'])}"), scope="row"),
+        _measured("Rubric score", row["rubric_difference"], interval, scale, signed, marks[name]),
+        _cell(
+            "Better, equal, worse",
+            charts.outcome_bar(*counts),
+            el("span", ", ".join(map(str, counts)), cls="value"),
+            cls="measure",
+        ),
+        _figure("Length, tokens", row["length_tokens_difference"], lambda v: signed(v, 1)),
+        _figure("Cut off, points", row["unfinished_difference"], signed_points),
+        _figure("Repetition, points", row["repetition_difference"], signed_points),
+        _figure("Time", cost.get("seconds"), duration),
+        _figure("Peak memory", cost.get("peak_memory_bytes"), memory),
+    )
+
+
+def _criteria(report: Report, marks: Marks) -> Markup | None:
+    policies = report["policies"]
+    names = list(dict.fromkeys(criterion for row in policies.values() for criterion in row["criteria"]))
+    if not names:
+        return None
+    rows = []
+    for name in names:
+        cells = []
+        for policy, row in policies.items():
+            share = row["criteria"].get(name)
+            drawn = (
+                "–"
+                if share is None
+                else join(charts.share_bar(share, marks[policy][0]), " ", el("span", percent(share)))
+            )
+            cells.append(_cell(label(policy), drawn, cls="share"))
+        rows.append(el("tr", el("th", name, scope="row"), cells))
+    headings = [_heading("Criterion"), *(el("th", _named(policy, marks), scope="col") for policy in policies)]
+    return join(el("h3", "Share of answers that meet each criterion"), _table(headings, rows))
+
+
+# --- side by side with other evaluations ---
+
+
+def _against(report: Report, marks: Marks) -> Markup | None:
+    if "against" not in report:
+        return None
+    against = report["against"]
+    evaluations = against["evaluations"]
+    policies = list(dict.fromkeys(name for one in evaluations for name in one["policies"]))
+    marks = {**policy_marks(policies), **marks}
+    measures: list[tuple[str, str, str | None, Form]] = [
+        ("Rubric score", "rubric_mean", "rubric_interval", two_digits),
+        (f"Win rate against {label(report['baseline'])}", "win_rate_vs_sft", "win_rate_interval", percent),
+        ("KL, nats per answer", "kl_per_sequence", None, one_digit),
+        ("Length, tokens", "length_tokens_mean", None, one_digit),
+    ]
+    if against["score_comparable"]:
+        measures.insert(2, ("Score", "score_mean", "score_interval", two_digits))
+    rows = []
+    for policy in policies:
+        figures = [one["policies"].get(policy, {}) for one in evaluations]
+        told = [m for m in measures if any(row.get(m[1]) is not None for row in figures)]
+        for at, measure in enumerate(told):
+            first = el("th", _named(policy, marks), scope="rowgroup", rowspan=len(told)) if at == 0 else None
+            rows.append(el("tr", first, el("td", measure[0]), [_beside(row, *measure[1:]) for row in figures]))
+    headings = [_heading("Policy"), _heading("Figure"), *(_heading(one["name"], numeric=True) for one in evaluations)]
+    note = "All on the same prompts, with the same yardstick and the same sampling settings."
+    if not against["score_comparable"]:
+        note += (
+            " Scores of the reward model are left out: they do not come from one reward model, and the scores of two "
+            "have no common scale."
+        )
+    return join(el("div", _table(headings, rows, cls="beside"), cls="scroll"), _note(note))
+
+
+def _beside(row: Row, key: str, interval: str | None, form: Form) -> Markup:
+    value, edges = row.get(key), row.get(interval) if interval else None
+    shown = "–" if value is None else _ranged(value, edges, form)
+    return el("td", shown, None if edges else el("small"), cls="n")  # an empty interval keeps the figures in line
+
+
+# --- reward against KL ---
+
+
+def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
+    ppo = [run for run in trained if run.stage == "ppo"]
+    path = reward_against_kl(ppo[-1].rows) if ppo else []
+    spots = [
+        Spot(label(name), row["kl_per_sequence"] or 0.0, row["score_mean"], row["score_interval"], *marks[name])
+        for name, row in report["policies"].items()
+        if row["score_mean"] is not None and (row["kl_per_sequence"] is not None or name == report["baseline"])
+    ]
+    near, far = _outlying(spots, path, report)
+    if len(near) + len(path) < 2:
+        return None
+    legend = [el("span", charts.swatch(s.tone, s.shape), f"{s.name}, held-out prompts") for s in near]
+    if path:
+        legend.append(
+            el("span", charts.line_key("ppo", False), "PPO's rollouts on training prompts, darker with the steps")
+        )
+    outside = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in far)
+    side = el(
+        "div",
+        el("div", legend, cls="legend column"),
+        _note(
+            "What optimisation paid for its score: up is better liked by the reward model, right is further from the "
+            "SFT policy. A score that rises while the rubric does not is a sign of over-optimisation."
+        ),
+        _note("Whiskers are 95% intervals over prompts."),
+        _note(f"Too far right to be drawn. {outside}.") if far else None,
+    )
+    return el("div", el("figure", charts.kl_chart(path, near)), side, cls="split")
+
+
+def _outlying(
+    spots: Sequence[Spot], path: Sequence[tuple[float, float, float]], report: Report
+) -> tuple[list[Spot], list[Spot]]:
+    """An untrained policy far to the right would flatten all the rest: it is told in words instead."""
+    names = list(report["policies"])
+    start = names.index(report["baseline"]) if report["baseline"] in names else 0
+    untrained = {label(name) for name in names[:start]}
+    reach = max([0.0, *(kl for _, kl, _ in path), *(s.kl for s in spots if s.name not in untrained)])
+    far = [s for s in spots if s.name in untrained and reach > 0 and s.kl > 3 * reach]
+    return [s for s in spots if s not in far], far
+
+
+# --- training curves ---
+
+_STAGE_TONES = {"sft": "sft", "dpo": "dpo", "ppo": "ppo"}
+_FURTHER_TONES = ("base", "other", "extra", "sft", "dpo", "ppo")
+
+
+def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
+    final = {stage["id"]: stage.get("metrics", {}) for stage in report["stages"]}
+    parts: list[Markup | None] = []
+    for run in trained:
+        main, further = read_panels(run.rows, run.stage)
+        if not main:
+            continue
+        steps = max((row.get("step") or 0) for row in run.rows)
+        where = el(
+            "span", el("code", run.folder), f", {number(steps)} steps, run ", el("code", short(run.id)), cls="note-text"
+        )
+        parts.append(el("div", el("h3", label(run.stage)), where, cls="stage-head"))
+        drawn_keys = {curve.key for panel in (*main, *further) for curve in panel.curves}
+        at_end = final_figures({k: v for k, v in final.get(run.id, {}).items() if k not in drawn_keys})
+        parts.append(_note(f"At the end: {', '.join(at_end)}.") if at_end else None)
+        parts.append(el("div", [_panel(panel, run.stage) for panel in main], cls="panels"))
+        if further:
+            drawn = el("div", [_panel(panel, run.stage) for panel in further], cls="panels")
+            parts.append(el("details", el("summary", f"{len(further)} further figures"), drawn))
+    note = _note("Solid: training data. Dashed: held-out data. Beside each name: its first and last value.")
+    return join(note, parts) if parts else None
+
+
+def final_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """A stage's final figures as words, each beside its interval.
+
+    >>> final_figures({"held_out_accuracy": 0.75, "held_out_accuracy_interval": [0.6, 0.86], "n": 40})
+    ['held out accuracy 0.750 (95% interval 0.600 to 0.860)', 'n 40']
+    """
+    told = []
+    for key, value in metrics.items():
+        edges = metrics.get(f"{key}_interval")
+        if isinstance(value, (int, float)):
+            words = f"{key.replace('_', ' ')} {number(value)}"
+            told.append(f"{words} (95% interval {number(edges[0])} to {number(edges[1])})" if edges else words)
+    return told
+
+
+def _panel(panel: Panel, stage: str) -> Markup:
+    tones = _panel_tones(panel, _STAGE_TONES.get(stage, "extra"))
+    legend = [_legend_entry(curve, tone) for curve, tone in zip(panel.curves, tones, strict=True)]
+    each = max(curve.steps_a_point for curve in panel.curves)
+    notes = [f"each point the mean of {each} rows"] if each > 1 else []
+    notes += [f"not drawn, because not finite: {c.skipped} of {c.key}" for c in panel.curves if c.skipped]
+    return el(
+        "figure",
+        el("figcaption", el("b", panel.title), el("div", legend, cls="legend")),
+        charts.line_chart(panel, tones),
+        el("output", cls="readout"),
+        el("span", "; ".join(notes), cls="note-text") if notes else None,
+    )
+
+
+def _panel_tones(panel: Panel, first: str) -> list[str]:
+    """The stage's own colour first. A figure and its held-out twin share one: the dashes tell them apart."""
+    tones = [first, *(tone for tone in _FURTHER_TONES if tone != first)]
+    trained = [base_name(curve.key) for curve in panel.curves if not curve.held_out]
+    names = [_twin(curve, trained) for curve in panel.curves]
+    order = list(dict.fromkeys(names))
+    return [tones[order.index(name) % len(tones)] for name in names]
+
+
+def _twin(curve: Curve, trained: Sequence[str]) -> str:
+    """The training figure that a held-out one belongs to, by its whole name or its last part; else its own name."""
+    name = base_name(curve.key)
+    if not curve.held_out or name in trained:
+        return name
+    last = name.rpartition("/")[2].removesuffix("s")
+    return next((one for one in trained if one.rpartition("/")[2].removesuffix("s") == last), name)
+
+
+def _legend_entry(curve: Curve, tone: str) -> Markup:
+    first, last = curve.points[0][1], curve.points[-1][1]
+    values = number(last) if len(curve.points) == 1 else charts.first_and_last(first, last)
+    return el("span", charts.line_key(tone, curve.held_out), f"{curve.key} {values}")
+
+
+# --- data ---
+
+
+def _data(report: Report) -> Markup | None:
+    data = report["data"]
+    if not data:
+        return None
+    most = max(row["rows"] for row in data)
+    rows = [
+        el(
+            "tr",
+            el("th", row["what"], scope="row"),
+            _cell("Rows", number(row["rows"]), cls="n"),
+            _cell("", charts.count_bar(row["rows"], most), cls="count-bar"),
+            _cell("Of these", ", ".join(f"{k} {number(v)}" for k, v in row["by"].items()) or "–", absent=not row["by"]),
+            _cell("Written by", row["stage"]),
+        )
+        for row in data
+    ]
+    headings = [
+        _heading("Records"),
+        _heading("Rows", numeric=True),
+        el("th"),
+        _heading("Of these"),
+        _heading("Written by"),
+    ]
+    noted = [
+        el("tr", el("th", stage["stage"], scope="row"), _cell("Counts", ", ".join(flat_counts(stage["counts"]))))
+        for stage in report["stages"]
+        if "counts" in stage
+    ]
+    further = el("details", el("summary", "Counts that the stages noted"), _table([], noted)) if noted else None
+    return join(_table(headings, rows), further)
+
+
+def flat_counts(counts: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Nested counts as lines of words.
+
+    >>> flat_counts({"kept": 210, "dropped": {"near_duplicate": 3}})
+    ['kept 210', 'dropped: near duplicate 3']
+    """
+    rows: list[str] = []
+    for key, value in counts.items():
+        name = prefix + str(key).replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += flat_counts(value, f"{name}: ")
+        elif isinstance(value, (int, float)):
+            rows.append(f"{name} {number(value)}")
+    return rows
+
+
+# --- samples ---
+
+
+def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup | None:
+    if not samples:
+        return None
+    total = max(row["n_prompts"] for row in report["policies"].values())
+    chosen = (
+        f"All {total} prompts."
+        if len(samples) >= total
+        else f"{len(samples)} of {total} prompts: the largest gains, the largest losses and random ones by turns."
+    )
+    note = " Gain and loss: the change of the rubric score from the policy that the one named was trained from."
+    more = el(
+        "p",
+        el("button", "Show more", type="button", id="more"),
+        " ",
+        el("span", cls="note-text", id="tally", role="status"),
+        cls="more",
+        hidden=True,
+    )
+    cards = el("div", [_sample(sample, marks) for sample in samples], id="sample-list")
+    return join(_note(chosen, note), _sample_controls(report, marks), cards, more)
+
+
+def _sample_controls(report: Report, marks: Marks) -> Markup:
+    orders = {"random": "random", "gain": "largest gain first", "loss": "largest loss first"}
+    subjects = [row["policy"] for row in reversed(report["changes"])]
+    boxes = [
+        el("label", el("input", type="checkbox", name_="policy", value=name, checked=True), _named(name, marks))
+        for name in report["policies"]
+    ]
+    return el(
+        "div",
+        el(
+            "label", "Order ", el("select", [el("option", said, value=key) for key, said in orders.items()], id="order")
+        ),
+        el("label", "of ", el("select", [el("option", label(name), value=name) for name in subjects], id="subject")),
+        el("label", "Containing ", el("input", type="search", id="search", size=16)),
+        el("fieldset", el("legend", "Show"), boxes),
+        cls="controls",
+        hidden=True,
+    )
+
+
+def _sample(sample: Sample, marks: Marks) -> Markup:
+    only = len(sample.messages) == 1
+    turns = [el("p", None if only else el("span", m.role, cls="role"), m.content, cls="turn") for m in sample.messages]
+    answers = [_answer(name, answer, sample.change.get(name), marks) for name, answer in sample.answers.items()]
+    change = json.dumps({name: round(value, 6) for name, value in sample.change.items()})
+    body = [el("div", turns, cls="prompt"), el("div", answers, cls="answers")]
+    return el("article", body, cls="sample", data_place=sample.place, data_change=change)
+
+
+def _answer(name: str, answer: Answer, change: float | None, marks: Marks) -> Markup:
+    facts = [f"rubric {number(answer.rubric_score, 2)}" + (f" ({signed(change)})" if change else "")]
+    facts += [f"score {number(answer.score, 2)}"] if answer.score is not None else []
+    facts += [f"{answer.length_tokens} tokens"] + ([] if answer.finished else ["cut off"])
+    lacking = missed(answer)
+    return el(
+        "div",
+        el("header", el("strong", _named(name, marks)), " ", ", ".join(facts)),
+        el("p", answer.text, cls="turn") if answer.text.strip() else el("p", "an empty answer", cls="empty"),
+        el("footer", f"not met: {', '.join(lacking)}") if lacking else None,
+        cls="answer",
+        data_policy=name,
+    )
+
+
+# --- chain ---
+
+
+def _chain(report: Report) -> Markup:
+    stages_of = {row["id"]: row["stage"] for row in report["chain"]}
+    timings = {row["id"]: row for row in report["timings"]["stages"]}
+    shared = _shared_packages(list(timings.values()))
+    headings = [_heading(title) for title in ("Stage", "Folder", "Id", "Made from", "Git commit")]
+    headings += [_heading("Time", numeric=True), _heading("Peak memory", numeric=True)]
+    rows = [_chain_row(row, timings[row["id"]], stages_of, shared) for row in report["chain"]]
+    machines = sorted({str(row["machine"]) for row in timings.values() if row["machine"]})
+    notes = [f"All stages together: {duration(sum(row['seconds'] or 0 for row in timings.values()))}."]
+    notes += [f"Machine: {'; '.join(machines)}."] if machines else []
+    notes += (
+        [f"Packages, the same in every stage: {', '.join(f'{k} {v}' for k, v in shared.items())}."] if shared else []
+    )
+    return join(
+        _note(
+            "Every figure above can be traced to these runs. An id is a hash of what a run did: its stage, "
+            "configuration, inputs and outputs. A + after a commit: files differed from it."
+        ),
+        el("div", _table(headings, rows, cls="chain stack"), cls="scroll"),
+        _note(" ".join(notes)),
+    )
+
+
+def _chain_row(row: Row, time: Row, stages_of: Mapping[str, str], shared: Mapping[str, str]) -> Markup:
+    inputs = []
+    for name, one in row["inputs"].items():
+        made = label(stages_of[one["id"]]) if one["id"] in stages_of else time["sources"].get(name, "")
+        identity = None if one["kind"] == "name" else el("code", short(one["id"]), title=one["id"])
+        inputs.append(el("span", f"{name}: {made} ", identity, cls="input"))
+    own = ", ".join(f"{k} {v}" for k, v in (time["packages"] or {}).items() if shared.get(k) != v)
+    return el(
+        "tr",
+        el("th", label(row["stage"]), scope="row"),
+        _cell("Folder", el("code", time["folder"])),
+        _cell("Id", el("code", short(row["id"]), title=row["id"])),
+        _cell("Made from", el("span", inputs or "–")),
+        _cell("Git commit", el("code", time["git_commit"] or "–"), el("small", f" {own}") if own else None),
+        _figure("Time", time["seconds"], duration),
+        _figure("Peak memory", time["peak_memory_bytes"], memory),
+    )
+
+
+def _shared_packages(rows: Sequence[Row]) -> dict[str, str]:
+    """Versions that every stage ran with."""
+    every = [row["packages"] or {} for row in rows]
+    return {k: v for k, v in every[0].items() if all(one.get(k) == v for one in every)} if every else {}
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 05 s, 2 h 07 min"""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def memory(count: float) -> str:
+    """1.85 GiB, 120 MiB"""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,67 @@
+"""Which prompts the report shows side by side, and in what order a reader can put them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evaluation.compare.figures import Answer, Evaluation, reference_of
+from tiebreak.records import Message
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with every policy's answer.
+
+    `change` is the rubric's difference from the policy that the one named was trained from.
+    """
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    answers: dict[str, Answer]
+    change: dict[str, float]
+    place: int
+    """position in an order that depends on nothing but the prompt: the report's random order"""
+
+
+def select_samples(evaluation: Evaluation, most: int) -> list[Sample]:
+    """At most `most` prompts in random order: by turns the largest gain, the largest loss and a random one of a policy.
+
+    The losses are taken as often as the gains, so that nothing flatters the policy that was trained last.
+    """
+    everyone = _samples(evaluation)
+    trained = [name for name in evaluation.policies if reference_of(evaluation, name)]
+    queues: list[list[Sample]] = [everyone]
+    for name in trained:
+        queues.append(sorted(everyone, key=lambda s: (-s.change[name], s.place)))
+        queues.append(sorted(everyone, key=lambda s: (s.change[name], s.place)))
+    taken: dict[str, Sample] = {}
+    for turn in range(len(everyone)):
+        for queue in queues:
+            if len(taken) < most:
+                taken.setdefault(queue[turn].prompt_id, queue[turn])
+    return sorted(taken.values(), key=lambda s: s.place)
+
+
+def _samples(evaluation: Evaluation) -> list[Sample]:
+    by_prompt: dict[str, dict[str, Answer]] = {}
+    for answer in evaluation.answers:
+        by_prompt.setdefault(answer.prompt_id, {}).setdefault(answer.policy, answer)
+    scores = {name: evaluation.per_prompt(name) for name in evaluation.policies}
+    shuffled = sorted(by_prompt, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
+    samples = []
+    for place, prompt in enumerate(shuffled):
+        answers = {name: by_prompt[prompt][name] for name in evaluation.policies}
+        change = {}
+        for name in evaluation.policies:
+            origin = reference_of(evaluation, name)
+            if origin is not None:
+                change[name] = scores[name][prompt] - scores[origin][prompt]
+        samples.append(Sample(prompt, next(iter(answers.values())).messages, answers, change, place))
+    return samples
+
+
+def missed(answer: Answer) -> Sequence[str]:
+    """Names of the criteria that an answer does not meet."""
+    return [name for name, met in answer.rubric.items() if not met]

@@ -1,0 +1,222 @@
+"""Direct preference optimisation (Rafailov et al. 2023): TRL's DPOTrainer, its reference checked.
+
+    tiebreak dpo --config configs/quickstart/dpo.yaml --beta 0.2
+    accelerate launch --config_file configs/accelerate/zero2.yaml -m preference.dpo --config configs/quickstart/dpo.yaml
+
+The reference is the policy as it was when training started. That is not assumed: before the first update every implicit
+reward must be 0 and the loss ln 2, or the run stops.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+from trl import DPOTrainer
+
+from tiebreak.chat import Encoded, encode_completion
+from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.errors import DataError, HandoffError
+from tiebreak.launch import stage_main
+from tiebreak.models import find_model, load_policy, load_tokenizer, resolve_precision, saved_adapter
+from tiebreak.pairwise import share_prefixes
+from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
+from tiebreak.runs import Run, start_run
+from tiebreak.tracking import RunRecorder
+from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, preflight, train
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+    from trl import DPOConfig as DPOArguments
+
+REFERENCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""How far the first loss may be from ln 2. In float32 as DESIGN demands; the others' own rounding is larger."""
+
+
+class DPOConfig(StageConfig):
+    """`tiebreak dpo`"""
+
+    policy: str
+    """the policy to start from, which is also the reference: usually the SFT run"""
+    preferences: str
+    """a label run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's columns"""
+    adapter: AdapterConfig | None = None
+    """null: the policy's own, gone on with; a policy without one gets the default"""
+    training: TrainingConfig = TrainingConfig()
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of raw data that names no splits"""
+    beta: float = Field(default=0.1, gt=0.0)
+    """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
+    loss_type: list[str] = ["sigmoid"]
+    """one or more of TRL's losses: sigmoid, ipo, hinge, robust, exo_pair, nca_pair, apo_zero, …"""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """share of labels taken to be wrong (conservative DPO)"""
+    precompute_reference: bool = False
+    """compute the reference's log-probabilities once; pays from the second epoch on"""
+    share_prefixes: bool = True
+    """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
+    """for the sample completions that go to W&B"""
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Token ids of a preference."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class CheckedDPOTrainer(DPOTrainer):
+    """TRL's trainer on rows that tiebreak.chat has tokenised, and with its reference checked at the first batch."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        """Nothing: TRL would tokenise again, and close answers that were cut off."""
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        result = super()._compute_loss(model, inputs, return_outputs)
+        if self.state.global_step == 0 and self.model.training:
+            loss = result[0] if return_outputs else result
+            check_reference(
+                float(loss.detach()), self._metrics["train"], self.loss_types, self.args.bf16, self.args.fp16
+            )
+        return result
+
+
+def check_reference(
+    loss: float, metrics: dict[str, list[float]], losses: Sequence[str], bf16: bool, fp16: bool
+) -> None:
+    """Before the first update policy and reference are one model: implicit rewards are 0, the sigmoid loss is ln 2.
+
+    Raises:
+        HandoffError: they are not.
+    """
+    tolerance = REFERENCE_TOLERANCE[torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32]
+    rewards = [metrics[key][-1] for key in ("rewards/chosen", "rewards/rejected") if metrics.get(key)]
+    if any(not abs(reward) <= tolerance for reward in rewards) or (
+        list(losses) == ["sigmoid"] and not abs(loss - math.log(2)) <= tolerance
+    ):
+        raise HandoffError(
+            f"the reference is not the policy that training starts from: the first loss is {loss:.6f}, not ln 2 = "
+            f"{math.log(2):.6f}, and the implicit rewards are {rewards}; nothing was trained"
+        )
+
+
+def train_dpo(config: DPOConfig) -> None:
+    """The stage."""
+    run = start_run(config, "dpo", {"policy": config.policy, "preferences": config.preferences})
+    if describe(run):
+        return
+    source = find_model(config.policy)
+    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
+    if not training:
+        raise DataError(f"{config.preferences} has no preference of the train split")
+    train_set = encode(training, tokenizer, config)
+    validation_set = encode(validation, tokenizer, config)
+    preflight(
+        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
+        tokenizer,
+        "preferences",
+    )
+    model = load_policy(source, config.training, config.adapter, tokenizer)
+
+    recorder = RunRecorder(run)
+    trainer = CheckedDPOTrainer(
+        model=model,
+        args=build_dpo_args(config, run),
+        train_dataset=to_dataset(train_set),
+        eval_dataset=to_dataset(validation_set) if validation_set else None,
+        processing_class=tokenizer,
+    )
+    if config.share_prefixes:
+        share_prefixes(trainer.model)
+    train(trainer, run, recorder)
+    finish_adapter(
+        trainer,
+        run,
+        recorder,
+        model=trainer.model,
+        tokenizer=tokenizer,
+        source=source,
+        kind="policy",
+        adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
+        probe_ids=train_set[0].prompt + train_set[0].chosen,
+        metrics=last_metrics(
+            run.folder, ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
+        ),
+        facts={
+            "counts": {"train": len(train_set), "validation": len(validation_set)},
+            "kinds": sorted({preference.kind for preference in training}),
+            "precision": str(resolve_precision(config.training)),
+        },
+        prompts=[Prompt(id=p.prompt_id, messages=p.prompt) for p in validation or training],
+        sampling=config.sampling,
+    )
+
+
+def encode(
+    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: DPOConfig
+) -> list[EncodedPair]:
+    """Token ids of the preferences that fit."""
+    encoded = []
+    for preference in preferences:
+        prompt, chosen = encode_completion(
+            tokenizer, preference.prompt, preference.chosen_text, preference.chosen_finished
+        )
+        _, rejected = encode_completion(
+            tokenizer, preference.prompt, preference.rejected_text, preference.rejected_finished
+        )
+        encoded.append(EncodedPair(prompt, chosen, rejected))
+    lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
+    return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")
+
+
+def to_dataset(examples: Sequence[EncodedPair]) -> Dataset:
+    """What TRL's collator takes."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [
+            {
+                "prompt_ids": e.prompt,
+                "chosen_ids": e.chosen,
+                "rejected_ids": e.rejected,
+                "length": len(e.prompt) + max(len(e.chosen), len(e.rejected)),
+            }
+            for e in examples
+        ]
+    )
+
+
+def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
+    """TRL's arguments."""
+    from trl import DPOConfig as DPOArguments
+
+    return DPOArguments(
+        **common_arguments(config.training, run),
+        beta=config.beta,
+        loss_type=config.loss_type,
+        label_smoothing=config.label_smoothing,
+        precompute_ref_log_probs=config.precompute_reference,
+        max_length=None,  # rows that are too long were left out already
+        pad_to_multiple_of=None,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak dpo`, or `python -m preference.dpo`."""
+    stage_main("dpo", DPOConfig, train_dpo, arguments)
+
+
+if __name__ == "__main__":
+    main()

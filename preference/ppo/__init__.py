@@ -1,0 +1,26 @@
+"""Proximal policy optimisation against a reward model, on one backbone.
+
+    tiebreak ppo --config configs/quickstart/ppo.yaml
+    accelerate launch --config_file configs/accelerate/zero2.yaml -m preference.ppo --config configs/quickstart/ppo.yaml
+
+TRL has no PPO trainer since 1.13, so this one is our own. It follows Schulman et al. 2017 and, where it takes a default
+from there, "The N+ Implementation Details of RLHF with PPO" (Huang et al. 2024).
+
+    losses.py     the mathematics, as pure functions
+    backbone.py   policy, reference, reward model and value head on one set of base weights
+    rollout.py    completions, their scores, rewards and advantages
+    trainer.py    the loop, on transformers.Trainer
+    train.py      the stage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak ppo`, or `python -m preference.ppo`."""
+    from preference.ppo.train import PPOConfig, train_ppo
+    from tiebreak.launch import stage_main
+
+    stage_main("ppo", PPOConfig, train_ppo, arguments)

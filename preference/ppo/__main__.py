@@ -1,0 +1,5 @@
+"""`python -m preference.ppo`"""
+
+from preference.ppo import main
+
+main()

@@ -1,0 +1,97 @@
+"""PPO's mathematics. Every tensor has shape (episodes, tokens) unless said; `mask` is 1 on tokens the policy wrote.
+
+Token t's value V_t is the critic's estimate before the token is written; its advantage speaks of writing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k3"]
+
+
+def per_token_kl(logps: Tensor, reference_logps: Tensor, estimator: KLEstimator) -> Tensor:
+    """An estimate of KL(policy ‖ reference) at each sampled token (Schulman 2020, "Approximating KL divergence").
+
+    With log-ratio d = log π − log π_ref, k1 = d is unbiased and may be negative; k3 = exp(−d) − 1 + d is unbiased
+    too, never negative, and of lower variance.
+    """
+    difference = logps - reference_logps
+    if estimator == "k1":
+        return difference
+    return torch.expm1(-difference) + difference
+
+
+def penalise_unfinished(scores: Tensor, finished: Tensor, penalty: float) -> Tensor:
+    """Scores less `penalty` for completions with no end-of-sequence token. Shapes (episodes,). Huang et al. 2024, 4.1."""
+    return scores - penalty * (~finished).to(scores.dtype)
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """r_t = −kl_coef·KL_t, and the score at the last token (Ziegler et al. 2019, Eq. 2). `scores` has shape (episodes,)."""
+    rewards = -kl_coef * kl * mask
+    last = mask.sum(-1).long() - 1
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    return rewards
+
+
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, Eq. 16): (advantages, returns).
+
+    δ_t = r_t + γ·V_{t+1} − V_t and A_t = δ_t + γλ·A_{t+1}; past the last token both V and A are 0. Returns are A + V.
+    Masked tokens must come after the others.
+    """
+    advantages = torch.zeros_like(rewards)
+    following, carried = torch.zeros_like(rewards[:, 0]), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * following - values[:, t]
+        carried = (delta + gamma * lam * carried) * mask[:, t]
+        following = values[:, t] * mask[:, t]
+        advantages[:, t] = carried
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, keep_mean: bool = False) -> Tensor:
+    """(values − mean)/std over the tokens that count, plus the mean again where `keep_mean` (Huang et al. 2024, 4.8).
+
+    Mean and variance come from the caller, who takes them over all processes.
+    """
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened + mean if keep_mean else whitened) * mask
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A loss a token, and what is logged of it; all of shape (episodes, tokens)."""
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    approximate_kl: Tensor
+
+
+def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float) -> PolicyLoss:
+    """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) with ρ = π/π_old (Schulman et al. 2017, Eq. 7), a token."""
+    difference = logps - old_logps
+    ratio = difference.exp()
+    plain = -advantages * ratio
+    limited = -advantages * ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
+    return PolicyLoss(
+        loss=torch.maximum(plain, limited),
+        ratio=ratio.detach(),
+        clipped=(limited > plain).float().detach(),
+        approximate_kl=(0.5 * difference**2).detach(),
+    )
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
+    """½·max((V − R)², (clip(V, V_old ± ε) − R)²) a token, and where the clip decides (Huang et al. 2024, 4.6)."""
+    limited = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    plain, clipped = (values - returns) ** 2, (limited - returns) ** 2
+    return 0.5 * torch.maximum(plain, clipped), (clipped > plain).float().detach()

@@ -1,0 +1,179 @@
+"""Draw several completions a prompt from a policy, and write them as pairs to judge.
+
+    tiebreak sample --config configs/quickstart/sample.yaml
+
+A row's seed comes from the run's seed, its prompt and its number, so the same command draws the same completions, also
+after a crash. Completions of one prompt that say the same are one; a prompt left with a single completion gives no pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.errors import DataError
+from tiebreak.generation import row_seed, sample_completions
+from tiebreak.launch import stage_main
+from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
+from tiebreak.records import (
+    Completion,
+    Pair,
+    Prompt,
+    SamplingSettings,
+    Split,
+    content_id,
+    read_prompts,
+    write_json,
+    write_jsonl,
+)
+from tiebreak.runs import clear_partial, in_batches, say, start_run
+
+
+class SampleConfig(StageConfig):
+    """`tiebreak sample`"""
+
+    policy: str
+    """the policy to sample from: usually the SFT run"""
+    prompts: str
+    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    splits: list[Split] = ["train", "validation"]
+    """which of the prompts; never test, whose prompts are for the final figures"""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """take so many, spread over the splits as they are; null: all"""
+    completions_per_prompt: int = Field(default=2, ge=2)
+    sampling: list[SamplingConfig] = [SamplingConfig()]
+    """the settings to draw with; completion number n uses setting n modulo their count"""
+    seed: int = 0
+    batch_size: int = Field(default=32, ge=1)
+    round: int = Field(default=0, ge=0)
+    """0: the first; later rounds sample from the policy that the one before made"""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    training: TrainingConfig = TrainingConfig()
+    """precision and attention to load the policy with"""
+
+
+def sample(config: SampleConfig) -> None:
+    """The stage."""
+    run = start_run(config, "sample", {"policy": config.policy, "prompts": config.prompts})
+    if run.finished:
+        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+        return
+    prompts = choose_prompts(config)
+    source = find_model(config.policy)
+    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    encoded = {prompt.id: encode_prompt(tokenizer, prompt.messages) for prompt in prompts}
+    too_long = [
+        f"{p.id}: {len(encoded[p.id])} tokens" for p in prompts if len(encoded[p.id]) > config.max_prompt_tokens
+    ]
+    if too_long:
+        raise DataError(
+            f"{len(too_long)} prompt(s) are longer than max_prompt_tokens ({config.max_prompt_tokens}): raise it, or drop "
+            "them in prepare",
+            too_long,
+        )
+    model = load_frozen_policy(source, config.training)
+    drawn: dict[tuple[str, int], Completion] = {}
+    for number in range(min(len(config.sampling), config.completions_per_prompt)):
+        setting = config.sampling[number]
+        numbers = range(number, config.completions_per_prompt, len(config.sampling))
+        keys = sorted(((p.id, n) for p in prompts for n in numbers), key=lambda key: (len(encoded[key[0]]), key))
+
+        def draw(batch: list[tuple[str, int]], setting: SamplingConfig = setting) -> list[dict[str, Any]]:
+            sampled = sample_completions(
+                model,
+                [encoded[identity] for identity, _ in batch],
+                [row_seed(config.seed, config.round, identity, n) for identity, n in batch],
+                setting,
+                eos_id=tokenizer.eos_token_id,
+                pad_id=tokenizer.pad_token_id,
+                batch_size=config.batch_size,
+            )
+            return [{"text": decode_completion(tokenizer, one.ids), "finished": one.finished} for one in sampled]
+
+        rows = in_batches(run, keys, config.batch_size, draw, f"sampling {number + 1} of {len(config.sampling)}")
+        for (identity, n), row in zip(keys, rows, strict=True):
+            drawn[identity, n] = to_completion(identity, n, row, source.id, setting, config)
+    pairs, left_out = to_pairs(prompts, drawn, config)
+    if not pairs:
+        raise DataError("no prompt has two different completions: raise sampling.temperature")
+    write_jsonl(run.final / "pairs.jsonl", pairs)
+    counts = {"prompts": len(prompts), "completions": len(drawn), "pairs": len(pairs), **left_out}
+    counts |= {"unfinished": sum(not completion.finished for completion in drawn.values())}
+    write_json(run.final / "report.json", {"counts": counts})
+    run.facts["counts"] = counts
+    run.finish()
+    clear_partial(run)
+    say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
+
+
+def choose_prompts(config: SampleConfig) -> list[Prompt]:
+    """The prompts of the wanted splits, cut to `max_prompts` by a hash of their ids.
+
+    Raises:
+        DataError: there are none, or the test split was asked for.
+    """
+    if "test" in config.splits:
+        raise DataError("splits: test prompts are for the final figures; sample from train and validation")
+    prompts = read_prompts(config.prompts, config.splits)
+    if not prompts:
+        raise DataError(f"{config.prompts} has no prompts of the split(s) {', '.join(config.splits)}")
+    ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", config.seed, p.id))
+    return ranked[: config.max_prompts]
+
+
+def to_completion(
+    identity: str, number: int, row: dict[str, Any], policy: str, setting: SamplingConfig, config: SampleConfig
+) -> Completion:
+    """A drawn row as a record."""
+    seed = row_seed(config.seed, config.round, identity, number)
+    return Completion(
+        id=content_id("completion", identity, row["text"], policy, seed),
+        text=row["text"],
+        policy=policy,
+        sampling=SamplingSettings.model_validate(setting.model_dump()),
+        seed=seed,
+        finished=row["finished"],
+    )
+
+
+def to_pairs(
+    prompts: list[Prompt], drawn: dict[tuple[str, int], Completion], config: SampleConfig
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs of different completions, and how many were left out: identical or empty completions, single prompts."""
+    pairs, counts = [], {"identical_or_empty": 0, "prompts_without_pair": 0}
+    for prompt in prompts:
+        different: dict[str, Completion] = {}
+        for number in range(config.completions_per_prompt):
+            completion = drawn[prompt.id, number]
+            if completion.text.strip() and completion.text.strip() not in different:
+                different[completion.text.strip()] = completion
+            else:
+                counts["identical_or_empty"] += 1
+        if len(different) < 2:
+            counts["prompts_without_pair"] += 1
+            continue
+        completions = tuple(different.values())
+        pairs.append(
+            Pair(
+                id=content_id("pair", prompt.id, sorted(c.id for c in completions), config.round),
+                prompt_id=prompt.id,
+                messages=prompt.messages,
+                completions=completions,
+                round=config.round,
+                split=prompt.split,
+            )
+        )
+    return pairs, counts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak sample`, or `python -m preference.sample`."""
+    stage_main("sample", SampleConfig, sample, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""Read raw prompts and demonstrations, check every row, drop duplicates, and split by prompt, once.
+
+    tiebreak prepare --config configs/quickstart/prepare.yaml
+
+Every later stage takes its split from here, so a prompt that was held out once is held out for ever. Prompts that have a
+demonstration go to train or validation alone: the test split is for prompts that no expert has answered.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import Field, model_validator
+
+from tiebreak.config import Section, StageConfig
+from tiebreak.errors import DataError
+from tiebreak.launch import stage_main
+from tiebreak.records import (
+    Demonstration,
+    Message,
+    Prompt,
+    Split,
+    content_id,
+    first_line,
+    parse_demonstration,
+    parse_prompt,
+    prompt_id,
+    read_rows,
+    write_json,
+    write_jsonl,
+)
+from tiebreak.runs import Run, say, start_run
+
+
+class SplitShares(Section):
+    """How prompts without a demonstration are shared out; the rest of them train."""
+
+    validation: float = Field(default=0.1, ge=0.0, lt=1.0)
+    test: float = Field(default=0.3, ge=0.0, lt=1.0)
+    demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of the prompts that have a demonstration; the rest of them train"""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> SplitShares:
+        if self.validation + self.test >= 1.0:
+            raise ValueError("split.validation and split.test together leave nothing to train on")
+        return self
+
+
+class PrepareConfig(StageConfig):
+    """`tiebreak prepare`"""
+
+    prompts: list[str] = []
+    """files in TRL's prompt-only format (`prompt`), or hub:NAME@SPLIT"""
+    demonstrations: list[str] = []
+    """files in TRL's prompt-completion or `messages` format, or hub:NAME@SPLIT"""
+    policy: str = "bundled:smollm2-135m-instruct"
+    """the model whose tokenizer counts the lengths"""
+    max_prompt_tokens: int = Field(default=384, ge=1)
+    max_completion_tokens: int = Field(default=512, ge=1)
+    near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
+    """prompts whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
+    split: SplitShares = SplitShares()
+
+    @model_validator(mode="after")
+    def _something(self) -> PrepareConfig:
+        if not self.prompts and not self.demonstrations:
+            raise ValueError("neither prompts nor demonstrations: name at least one file")
+        return self
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that was left out, where it stood, and why."""
+
+    where: str
+    reason: str
+    text: str
+
+
+@dataclass
+class Gathered:
+    """Rows that were read and are well formed, with where each stood."""
+
+    prompts: list[tuple[str, Prompt]] = field(default_factory=list)
+    demonstrations: list[tuple[str, Demonstration]] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    read: Counter[str] = field(default_factory=Counter)
+    normalised: int = 0
+
+
+def prepare(config: PrepareConfig) -> None:
+    """The stage."""
+    sources = [*config.prompts, *config.demonstrations]
+    run = start_run(config, "prepare", {f"data_{n}": source for n, source in enumerate(sources)})
+    if run.finished:
+        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+        return
+    data = gather(config)
+    drop_duplicates(data, config.near_duplicate)
+    lengths = drop_long(data, config)
+    prompts, demonstrations = assign_splits(data, config.split)
+    write_jsonl(run.final / "prompts.jsonl", prompts)
+    write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
+    write_jsonl(run.final / "dropped.jsonl", [vars(one) for one in data.dropped])
+    report = data_report(data, prompts, demonstrations, lengths)
+    write_json(run.final / "report.json", report)
+    run.facts["counts"] = report["counts"]
+    run.finish()
+    say_report(run, report)
+
+
+def gather(config: PrepareConfig) -> Gathered:
+    """Read and check every row of every source.
+
+    Raises:
+        DataError: with every fault of every file.
+    """
+    data = Gathered()
+    faults: list[str] = []
+    for source in config.prompts:
+        for where, row in _rows(source, faults):
+            data.read["prompts"] += 1
+            parsed = _parsed(row, source, where, parse_prompt, faults)
+            if parsed is not None:
+                prompt, changed = _normalise_prompt(parsed)
+                data.normalised += changed
+                data.prompts.append((where, prompt))
+    for source in config.demonstrations:
+        for where, row in _rows(source, faults):
+            data.read["demonstrations"] += 1
+            shown = _parsed(row, source, where, parse_demonstration, faults)
+            if shown is not None:
+                prompt, changed = _normalise_prompt(shown.prompt)
+                completion = normalise(shown.completion)
+                data.normalised += changed or completion != shown.completion
+                data.demonstrations.append((where, Demonstration(prompt=prompt, completion=completion)))
+    if faults:
+        raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
+    if not data.prompts and not data.demonstrations:
+        raise DataError(f"no rows in {', '.join([*config.prompts, *config.demonstrations])}")
+    return data
+
+
+P = TypeVar("P", Prompt, Demonstration)
+
+
+def _rows(source: str, faults: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        return read_rows(source)
+    except DataError as error:
+        faults += error.faults or [str(error)]
+        return []
+
+
+def _parsed(row: dict[str, Any], source: str, where: str, parse: Callable[..., P], faults: list[str]) -> P | None:
+    try:
+        return parse(row, source=source)
+    except ValueError as error:
+        faults.append(f"{where}: {first_line(error)}")
+        return None
+
+
+def normalise(text: str) -> str:
+    """NFC, \\n line ends, no control or zero-width characters, no blanks at line ends or around the whole."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    text = re.sub("[\u200b\u2060\ufeff]", "", text)
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def _normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
+    messages = tuple(Message(role=m.role, content=normalise(m.content)) for m in prompt.messages)
+    if not messages[-1].content:
+        messages = prompt.messages
+    return prompt.model_copy(update={"messages": messages, "id": prompt_id(messages)}), messages != prompt.messages
+
+
+# --- duplicates ---
+
+
+def drop_duplicates(data: Gathered, threshold: float) -> None:
+    """Drop exact and near duplicates; a prompt that also stands among the demonstrations gives way to it.
+
+    Two answers to one prompt are two demonstrations, and both are kept.
+    """
+    data.demonstrations = _unique(
+        data.demonstrations,
+        lambda d: content_id("demonstration", d.prompt.id, d.completion),
+        lambda d: f"{_prompt_text(d.prompt)}\n{d.completion}",
+        threshold,
+        data.dropped,
+    )
+    shown = {d.prompt.id: f"demonstration:{where}" for where, d in data.demonstrations}
+    before = [(where, d.prompt) for where, d in data.demonstrations]
+    kept: list[tuple[str, Prompt]] = []
+    for where, prompt in data.prompts:
+        if prompt.id in shown:
+            data.dropped.append(Dropped(where, f"the same prompt as {shown[prompt.id]}", _prompt_text(prompt)))
+        else:
+            kept.append((where, prompt))
+    everything = _unique(
+        [*before, *kept], lambda p: p.id, _prompt_text, threshold, data.dropped, keep_first=len(before)
+    )
+    data.prompts = everything[len(before) :]
+
+
+def _unique(
+    rows: Sequence[tuple[str, Any]],
+    identity: Callable[[Any], str],
+    text: Callable[[Any], str],
+    threshold: float,
+    dropped: list[Dropped],
+    keep_first: int = 0,
+) -> list[tuple[str, Any]]:
+    """`rows` less later duplicates. The first `keep_first` are compared against and never dropped."""
+    seen: dict[str, str] = {}
+    exact: list[tuple[str, Any]] = []
+    for number, (where, row) in enumerate(rows):
+        if number >= keep_first and identity(row) in seen:
+            dropped.append(Dropped(where, f"the same as {seen[identity(row)]}", text(row)))
+        else:
+            seen.setdefault(identity(row), where)
+            exact.append((where, row))
+    if threshold >= 1.0:
+        return exact
+    earlier = near_duplicates([trigrams(text(row)) for _, row in exact], threshold)
+    kept = []
+    for number, (where, row) in enumerate(exact):
+        if number in earlier and number >= keep_first:
+            other, overlap = earlier[number]
+            dropped.append(Dropped(where, f"near duplicate of {exact[other][0]} (overlap {overlap:.2f})", text(row)))
+        else:
+            kept.append((where, row))
+    return kept
+
+
+def trigrams(text: str) -> frozenset[tuple[str, ...]]:
+    """The word trigrams of a text, in lower case, without punctuation; the whole text if it has fewer words."""
+    words = re.findall(r"\w+", text.lower())
+    if len(words) < 3:
+        return frozenset([tuple(words)])
+    return frozenset(zip(words, words[1:], words[2:], strict=False))
+
+
+def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[int, tuple[int, float]]:
+    """For each set that overlaps an earlier kept one by the threshold or more: (the earlier one, Jaccard overlap).
+
+    Exact, not sampled: by prefix filtering (Bayardo et al. 2007), two sets can only reach the threshold if they share one
+    of their |x| − ⌈t·|x|⌉ + 1 rarest members, so only those are looked up.
+    """
+    rarity = Counter(member for one in sets for member in one)
+    index: dict[Any, list[int]] = defaultdict(list)
+    found: dict[int, tuple[int, float]] = {}
+    for number, one in enumerate(sets):
+        ordered = sorted(one, key=lambda member: (rarity[member], member))
+        prefix = ordered[: len(ordered) - math.ceil(threshold * len(ordered)) + 1]
+        candidates = sorted({other for member in prefix for other in index[member]})
+        for other in candidates:
+            overlap = len(one & sets[other]) / len(one | sets[other])
+            if overlap >= threshold:
+                found[number] = (other, overlap)
+                break
+        else:
+            for member in prefix:
+                index[member].append(number)
+    return found
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    return "\n".join(message.content for message in prompt.messages)
+
+
+# --- lengths and splits ---
+
+
+def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
+    """Drop what is longer than the limits; returns the lengths in tokens of what stays."""
+    from tiebreak.chat import encode_completion, encode_prompt
+    from tiebreak.models import find_model, load_tokenizer
+
+    tokenizer = load_tokenizer(find_model(config.policy))
+    lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
+    prompts: list[tuple[str, Prompt]] = []
+    for where, prompt in data.prompts:
+        length = len(encode_prompt(tokenizer, prompt.messages))
+        if length > config.max_prompt_tokens:
+            reason = f"the prompt has {length} tokens, more than max_prompt_tokens ({config.max_prompt_tokens})"
+            data.dropped.append(Dropped(where, reason, _prompt_text(prompt)))
+        else:
+            lengths["prompt_tokens"].append(length)
+            prompts.append((where, prompt))
+    demonstrations: list[tuple[str, Demonstration]] = []
+    for where, shown in data.demonstrations:
+        before, after = encode_completion(tokenizer, shown.prompt.messages, shown.completion)
+        if len(before) > config.max_prompt_tokens or len(after) > config.max_completion_tokens:
+            reason = f"{len(before)} + {len(after)} tokens, more than max_prompt_tokens or max_completion_tokens"
+            data.dropped.append(Dropped(where, reason, _prompt_text(shown.prompt)))
+        else:
+            lengths["completion_tokens"].append(len(after))
+            demonstrations.append((where, shown))
+    data.prompts, data.demonstrations = prompts, demonstrations
+    if not prompts and not demonstrations:
+        raise DataError("every row is longer than max_prompt_tokens or max_completion_tokens: raise them")
+    return lengths
+
+
+def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
+    """Give every prompt its split. Returns (all prompts, demonstrations); counts are the shares, to the nearest row.
+
+    Which rows fall where depends on the seed and on a row's content alone, not on the order of the files.
+    """
+    shown = {d.prompt.id: d.prompt for _, d in data.demonstrations}
+    bare = {p.id: p for _, p in data.prompts}
+    splits: dict[str, Split] = {}
+    ranked = _ranked(list(bare), shares.seed)
+    tests, validations = round(shares.test * len(ranked)), round(shares.validation * len(ranked))
+    for rank, identity in enumerate(ranked):
+        splits[identity] = "test" if rank < tests else "validation" if rank < tests + validations else "train"
+    ranked = _ranked(list(shown), shares.seed)
+    for rank, identity in enumerate(ranked):
+        splits[identity] = "validation" if rank < round(shares.demonstrations_validation * len(ranked)) else "train"
+    prompts = [p.model_copy(update={"split": splits[p.id]}) for p in [*bare.values(), *shown.values()]]
+    by_id = {p.id: p for p in prompts}
+    return prompts, [d.model_copy(update={"prompt": by_id[d.prompt.id]}) for _, d in data.demonstrations]
+
+
+def _ranked(identities: list[str], seed: int) -> list[str]:
+    return sorted(identities, key=lambda identity: content_id("rank", seed, identity))
+
+
+# --- the report ---
+
+
+def data_report(
+    data: Gathered, prompts: list[Prompt], demonstrations: list[Demonstration], lengths: dict[str, list[int]]
+) -> dict[str, Any]:
+    """What was read, what is left, how long it is, and what was dropped and why."""
+    reasons = Counter(re.sub(r"( of| as) .*|^the prompt has.*|^\d+ \+.*", _short, one.reason) for one in data.dropped)
+    return {
+        "counts": {
+            "read": dict(data.read),
+            "normalised": data.normalised,
+            "dropped": len(data.dropped),
+            "prompts": dict(sorted(Counter(p.split for p in prompts).items())),
+            "demonstrations": dict(sorted(Counter(d.prompt.split for d in demonstrations).items())),
+        },
+        "lengths": {name: _quantiles(values) for name, values in lengths.items() if values},
+        "dropped": dict(reasons.most_common()),
+        "tags": dict(Counter(tag for p in prompts for tag in p.tags).most_common()),
+    }
+
+
+def _short(match: re.Match[str]) -> str:
+    return "too long" if match.group()[0] != " " else match.group(1)
+
+
+def _quantiles(values: list[int]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "min": ordered[0],
+        "median": statistics.median(ordered),
+        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "max": ordered[-1],
+        "mean": round(statistics.fmean(ordered), 1),
+    }
+
+
+def say_report(run: Run, report: dict[str, Any]) -> None:
+    """The report in a few lines."""
+    counts = report["counts"]
+    say(
+        f"read {counts['read']}, dropped {counts['dropped']} {report['dropped'] or ''}",
+        f"prompts {counts['prompts']}, demonstrations {counts['demonstrations']}",
+        *(f"{name}: {values}" for name, values in report["lengths"].items()),
+        f"every dropped row: {run.final / 'dropped.jsonl'}",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak prepare`, or `python -m sft.prepare`."""
+    stage_main("prepare", PrepareConfig, prepare, arguments)
+
+
+if __name__ == "__main__":
+    main()

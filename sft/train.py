@@ -1,0 +1,180 @@
+"""Supervised fine-tuning: TRL's SFTTrainer with a LoRA adapter, loss on the assistant's tokens alone.
+
+tiebreak sft --config configs/quickstart/sft.yaml
+accelerate launch --config_file configs/accelerate/zero2.yaml -m sft.train --config configs/quickstart/sft.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tiebreak.chat import Encoded, encode_conversation
+from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.errors import DataError
+from tiebreak.launch import stage_main
+from tiebreak.models import find_model, load_policy, load_tokenizer, saved_adapter
+from tiebreak.records import Demonstration, assistant, is_held_out, read_demonstrations
+from tiebreak.runs import Run, start_run
+from tiebreak.tracking import RunRecorder
+from tiebreak.training import (
+    common_arguments,
+    describe,
+    drop_too_long,
+    finish_adapter,
+    last_metrics,
+    preflight,
+    train,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+    from trl import SFTConfig as SFTArguments
+
+
+class SFTConfig(StageConfig):
+    """`tiebreak sft`"""
+
+    policy: str
+    """the model to start from: a hub id, a path, bundled:…, or a run folder whose adapter is gone on with"""
+    demonstrations: str
+    """a prepare run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's prompt-completion or messages format"""
+    adapter: AdapterConfig | None = AdapterConfig()
+    """null: the policy's own"""
+    training: TrainingConfig = TrainingConfig()
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of raw data that names no splits"""
+    loss_on: Literal["last_answer", "all_answers"] = "last_answer"
+    """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
+    packing: bool = False
+    """fill rows with several examples; needs flash attention, without which they would see one another"""
+    merge: bool = False
+    """also save base and adapter merged, as a plain model, in final/merged"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
+    """for the sample completions that go to W&B"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SFTConfig:
+        if self.packing and self.training.attention != "flash_attention_2":
+            raise ValueError(
+                "packing needs training.attention: flash_attention_2; with others packed rows see one another"
+            )
+        if self.merge and self.adapter is not None and self.adapter.method == "qlora":
+            raise ValueError("merge: an adapter cannot be merged into 4-bit weights without loss; set it to false")
+        return self
+
+
+def train_sft(config: SFTConfig) -> None:
+    """The stage."""
+    run = start_run(config, "sft", {"policy": config.policy, "demonstrations": config.demonstrations})
+    if describe(run):
+        return
+    source = find_model(config.policy)
+    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    training, validation = split_demonstrations(config)
+    train_set = encode(training, tokenizer, config)
+    validation_set = encode(validation, tokenizer, config) if validation else []
+    preflight(train_set, tokenizer, "demonstrations")
+    model = load_policy(source, config.training, config.adapter, tokenizer)
+
+    from trl import SFTTrainer
+
+    recorder = RunRecorder(run)
+    trainer = SFTTrainer(
+        model=model,
+        args=build_sft_args(config, run),
+        train_dataset=to_dataset(train_set),
+        eval_dataset=to_dataset(validation_set) if validation_set else None,
+        processing_class=tokenizer,
+    )
+    train(trainer, run, recorder)
+    finish_adapter(
+        trainer,
+        run,
+        recorder,
+        model=trainer.model,
+        tokenizer=tokenizer,
+        source=source,
+        kind="policy",
+        adapter=config.adapter or saved_adapter(source),
+        probe_ids=train_set[0].input_ids,
+        metrics=last_metrics(run.folder, ("loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy")),
+        facts={"counts": {"train": len(train_set), "validation": len(validation_set)}},
+        prompts=[shown.prompt for shown in validation or training],
+        sampling=config.sampling,
+        merged=config.merge,
+    )
+
+
+def split_demonstrations(config: SFTConfig) -> tuple[list[Demonstration], list[Demonstration]]:
+    """(train, validation): as prepared, or by prompt where raw data names no splits.
+
+    Raises:
+        DataError: nothing to train on.
+    """
+    training = read_demonstrations(config.demonstrations, ["train"])
+    validation = read_demonstrations(config.demonstrations, ["validation"])
+    if [d.prompt.id for d in training] == [d.prompt.id for d in validation]:
+        held_out = {d.prompt.id for d in training if is_held_out(d.prompt.id, config.validation_share)}
+        training, validation = (
+            [d for d in training if d.prompt.id not in held_out],
+            [d for d in validation if d.prompt.id in held_out],
+        )
+    leaked = {d.prompt.id for d in training} & {d.prompt.id for d in validation}
+    if leaked:
+        raise DataError(f"{len(leaked)} prompt(s) stand in both train and validation", sorted(leaked))
+    return training, validation
+
+
+def encode(shown: list[Demonstration], tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> list[Encoded]:
+    """Token ids and loss masks of the demonstrations that fit."""
+    encoded = [
+        encode_conversation(
+            tokenizer, (*d.prompt.messages, *assistant(d.completion)), last_only=config.loss_on == "last_answer"
+        )
+        for d in shown
+    ]
+    limit = config.training.max_length_tokens
+    return drop_too_long(encoded, [len(e.input_ids) for e in encoded], limit, "demonstrations")
+
+
+def to_dataset(examples: list[Encoded]) -> Dataset:
+    """What TRL's collator takes: ids, and labels with −100 where nothing is learned."""
+    from datasets import Dataset
+
+    rows: list[dict[str, Any]] = [
+        {
+            "input_ids": e.input_ids,
+            "labels": [i if m else -100 for i, m in zip(e.input_ids, e.loss_mask, strict=True)],
+            "length": len(e.input_ids),
+        }
+        for e in examples
+    ]
+    return Dataset.from_list(rows)
+
+
+def build_sft_args(config: SFTConfig, run: Run) -> SFTArguments:
+    """TRL's arguments."""
+    from trl import SFTConfig as SFTArguments
+
+    return SFTArguments(
+        **common_arguments(config.training, run),
+        max_length=None,  # rows that are too long were left out already
+        packing=config.packing,
+        pad_to_multiple_of=None,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        dataset_kwargs={"skip_prepare_dataset": not config.packing},
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak sft`, or `python -m sft.train`."""
+    stage_main("sft", SFTConfig, train_sft, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The command line's face: quick, light, and helpful to whoever mistypes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, run_command, succeed
+
+from tiebreak import __version__
+from tiebreak.cli import COMMANDS, help_page
+
+HEAVY = ("torch", "transformers", "trl", "peft", "gradio", "fastapi", "wandb", "datasets", "numpy", "pydantic", "yaml")
+
+
+def test_help_answers_in_under_three_tenths_of_a_second() -> None:
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        result = succeed("--help")
+        seconds.append(time.perf_counter() - begun)
+        assert all(name in result.stdout for name in COMMANDS)
+    assert min(seconds) < 0.3, seconds
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from tiebreak.cli import main; main(['--help']); "
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("words", [(), ("-h",), ("help",)])
+def test_help_by_other_names(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    from tiebreak.cli import main
+
+    main(words)
+    assert capsys.readouterr().out.strip() == help_page().strip()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from tiebreak.cli import main
+
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_command_is_answered_with_the_nearest() -> None:
+    result = run_command("evalaute", "--config", "x.yaml")
+    assert result.returncode == 2
+    assert (
+        result.stderr.strip()
+        == "error: no such command: evalaute; did you mean evaluate? ('tiebreak --help' lists them)"
+    )
+    assert result.stdout == ""
+    assert "did you mean" not in run_command("zzzz").stderr
+
+
+def test_every_command_has_its_module() -> None:
+    for command in COMMANDS.values():
+        assert importlib.util.find_spec(command.module) is not None, command
+
+
+def test_accelerate_is_for_stages_that_train() -> None:
+    result = run_command("prepare", "--config", "x.yaml", "--accelerate", "cpu")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "runs in one process" in result.stderr
+    result = run_command("dpo", "--accelerate", "zero9", "--config", "x.yaml")
+    assert result.returncode == 2
+    assert "no accelerate configuration 'zero9': one of cpu, cpu_zero2" in result.stderr
+    assert "--accelerate needs a name" in run_command("dpo", "--accelerate").stderr
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = REPOSITORY / "README.md"
+    if not readme.exists():
+        pytest.skip("no README.md yet")
+    text = readme.read_text()
+    assert [name for name in COMMANDS if f"tiebreak {name}" not in text and f"`{name}`" not in text] == []

@@ -1,0 +1,417 @@
+"""Records and their files: stable ids, TRL's formats in, every fault with its place, and round trips."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from pydantic import BaseModel, ValidationError
+
+from tiebreak.errors import DataError, RunError
+from tiebreak.records import (
+    Completion,
+    Judgment,
+    Message,
+    Preference,
+    Prompt,
+    assistant,
+    content_id,
+    is_held_out,
+    prompt_id,
+    read_demonstrations,
+    read_pairs,
+    read_preferences,
+    read_prompts,
+    read_records,
+    read_rows,
+    split_preferences,
+    write_jsonl,
+)
+
+ASK = [{"role": "user", "content": "Why do the roots turn brown?"}]
+GOOD = [{"role": "assistant", "content": "Cool the water to 18 °C today."}]
+BAD = [{"role": "assistant", "content": "It depends."}]
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def faults_of(error: pytest.ExceptionInfo[DataError]) -> list[str]:
+    return error.value.faults
+
+
+# --- ids -------------------------------------------------------------------------------------------------------------
+
+
+def test_ids_come_from_content_alone() -> None:
+    assert content_id("x", {"a": 1, "b": 2}) == content_id("x", {"b": 2, "a": 1})
+    assert content_id("x", "ab", "c") != content_id("x", "a", "bc")
+    one = Message.model_validate({"role": "user", "content": "hi"})
+    other = Message.model_validate({"content": "hi", "role": "user"})
+    assert prompt_id([one]) == prompt_id([other])
+    assert prompt_id([one]) != prompt_id([Message(role="system", content="hi")])
+    # worked by hand: sha256 of the canonical JSON below
+    import hashlib
+
+    canonical = '[[["user","hi"]]]'
+    assert prompt_id([one]) == "prompt-" + hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def test_key_order_and_further_columns_leave_a_raw_prompt_as_it_is(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "p.jsonl",
+        [
+            '{"prompt": [{"role": "user", "content": "hi"}]}',
+            '{"note": 3, "prompt": [{"content": "hi", "role": "user"}]}',
+        ],
+    )
+    first, second = read_prompts(source, ["train"])
+    assert first == second
+
+
+# --- TRL's formats ---------------------------------------------------------------------------------------------------
+
+
+def test_standard_and_conversational_prompts_are_one(tmp_path: Path) -> None:
+    rows = [{"prompt": ASK[0]["content"]}, {"prompt": ASK}, {"messages": ASK}]
+    first, second, third = read_prompts(write(tmp_path / "p.jsonl", rows), ["train"])
+    assert first == second == third
+    assert first.messages == (Message(role="user", content="Why do the roots turn brown?"),)
+
+
+def test_standard_and_conversational_demonstrations_are_one(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASK[0]["content"], "completion": GOOD[0]["content"]},
+        {"prompt": ASK, "completion": GOOD},
+        {"messages": ASK + GOOD},
+    ]
+    first, second, third = read_demonstrations(write(tmp_path / "d.jsonl", rows), ["train"])
+    assert first == second == third
+    assert (first.prompt.id, first.completion) == (prompt_id(first.prompt.messages), GOOD[0]["content"])
+
+
+def test_standard_conversational_and_implicit_prompt_preferences_are_one(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASK[0]["content"], "chosen": GOOD[0]["content"], "rejected": BAD[0]["content"]},
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD},
+        {"chosen": ASK + GOOD, "rejected": ASK + BAD},
+    ]
+    first, second, third = read_preferences(write(tmp_path / "p.jsonl", rows))
+    assert first == second == third
+    assert (first.chosen_text, first.rejected_text) == (GOOD[0]["content"], BAD[0]["content"])
+    assert first.prompt_id == prompt_id(first.prompt)
+    assert (first.raters, first.kind, first.split) == (None, "unstated", None)
+
+
+def test_an_implicit_prompt_of_several_turns(tmp_path: Path) -> None:
+    shared = [*ASK, *BAD, {"role": "user", "content": "How exactly?"}]
+    (one,) = read_preferences(write(tmp_path / "p.jsonl", [{"chosen": shared + GOOD, "rejected": shared + BAD}]))
+    assert [m.role for m in one.prompt] == ["user", "assistant", "user"]
+    assert one.chosen_text == GOOD[0]["content"]
+
+
+def test_parquet_holds_what_jsonl_holds(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": ASK, "chosen": GOOD, "rejected": BAD, "strength": 2.0, "raters": ["a", "b"], "kind": "human"},
+        {"prompt": ASK, "chosen": BAD, "rejected": GOOD, "strength": None, "raters": None, "kind": None},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    from_parquet = read_preferences(str(tmp_path / "p.parquet"))
+    assert from_parquet == read_preferences(write(tmp_path / "p.jsonl", rows))
+    assert from_parquet[0].raters == ("a", "b")
+    assert from_parquet[1].strength is None
+
+
+def test_a_broken_parquet_file_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match=r"p\.parquet: cannot be read as Parquet"):
+        read_preferences(str(tmp_path / "p.parquet"))
+
+
+def test_a_row_that_names_a_split_counts_for_it_alone(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b", "split": "validation"}, {"prompt": "c", "split": "test"}]
+    source = write(tmp_path / "p.jsonl", rows)
+    assert [p.messages[0].content for p in read_prompts(source, ["train"])] == ["a"]
+    assert [(p.messages[0].content, p.split) for p in read_prompts(source, ["validation", "test"])] == [
+        ("a", "validation"),
+        ("b", "validation"),
+        ("c", "test"),
+    ]
+
+
+@pytest.mark.parametrize("read", [read_prompts, read_demonstrations])
+def test_a_split_that_is_none_is_refused_and_not_left_out(tmp_path: Path, read: Any) -> None:
+    source = write(
+        tmp_path / "p.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d", "split": "dev"}]
+    )
+    with pytest.raises(DataError) as caught:
+        read(source, ["train"])
+    assert len(faults_of(caught)) == 1
+    assert faults_of(caught)[0].startswith(f"{source}:2: split: ")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"prompt": "fine"}\n{"prompt": \n\n[1, 2]\n{"prompt": "\xff"}\n"text"\n')
+    with pytest.raises(DataError) as caught:
+        read_prompts(str(path), ["train"])
+    assert faults_of(caught) == [
+        f"{path}:2: not JSON (Expecting value at column 12)",
+        f"{path}:4: a list, not an object",
+        f"{path}:5: not UTF-8 (invalid start byte at byte 12)",
+        f"{path}:6: a str, not an object",
+    ]
+    assert "4 broken line(s); mend or remove them" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"text": "hello"}, "no column 'prompt'"),
+        ({"prompt": None}, "neither a string nor a list"),
+        ('{"prompt": NaN}', "neither a string nor a list"),
+        ({"prompt": []}, "neither a string nor a list"),
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": [{"role": "user", "content": None}]}, "content: Input should be a valid string"),
+        ({"prompt": [{"role": "robot", "content": "a"}]}, "role: Input should be 'system', 'user' or 'assistant'"),
+        ({"prompt": [{"role": "user"}]}, "content: Field required"),
+        ({"prompt": [{"content": "hi"}]}, "role: Field required"),
+        ({"prompt": ASK + GOOD}, "the last message is the assistant's"),
+        ({"prompt": ["hi"]}, "Message"),
+        ('{"prompt": "\\ud800"}', "surrogate"),
+    ],
+)
+def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, told: str) -> None:
+    source = write(tmp_path / "p.jsonl", [{"prompt": "fine"}, row])
+    with pytest.raises(DataError, match=told) as caught:
+        read_prompts(source, ["train"])
+    assert len(faults_of(caught)) == 1
+    assert faults_of(caught)[0].startswith(f"{source}:2: ")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": ASK}, "no column 'completion' or 'messages'"),
+        ({"prompt": ASK, "completion": " \n"}, "the completion is empty"),
+        ({"prompt": ASK, "completion": None}, "neither a string nor a list"),
+        ({"prompt": ASK, "completion": ASK}, "must be one assistant message"),
+        ({"prompt": ASK, "completion": GOOD + GOOD}, "must be one assistant message"),
+        ({"messages": ASK}, "must end with the assistant's answer"),
+        ({"completion": "a"}, "no column 'prompt'"),
+    ],
+)
+def test_each_fault_of_a_demonstration(tmp_path: Path, row: Any, told: str) -> None:
+    source = write(tmp_path / "d.jsonl", [{"prompt": ASK, "completion": GOOD}, row])
+    with pytest.raises(DataError, match=told) as caught:
+        read_demonstrations(source, ["train"])
+    assert [fault.partition(": ")[0] for fault in faults_of(caught)] == [f"{source}:2"]
+
+
+def preference(**changes: Any) -> dict[str, Any]:
+    return {"prompt": ASK, "chosen": GOOD, "rejected": BAD, **changes}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": ASK, "chosen": GOOD}, "no column 'rejected'"),
+        (preference(chosen=" "), "a completion is empty"),
+        (preference(chosen="Same.", rejected=" Same.\n"), "chosen and rejected are the same text"),
+        (preference(raters=[]), "no rater stands behind this preference"),
+        (preference(strength=-1), "strength: Input should be greater than or equal to 0"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "strength": NaN}', "strength: .*finite"),
+        (preference(split="dev"), "split: "),
+        (preference(kind="robot"), "kind: "),
+        (preference(prompt=ASK + GOOD), "a prompt ends with what the user says"),
+        (preference(prompt=" "), "a prompt ends with what the user says"),
+        (preference(chosen=ASK + GOOD), "one message of the assistant"),
+        ({"chosen": GOOD, "rejected": BAD}, "share no first messages"),
+        ({"chosen": ASK, "rejected": ASK + BAD}, "a completion is empty"),
+        ({"chosen": "User: hi\nA", "rejected": "User: hi\nB"}, "share no first messages"),
+    ],
+)
+def test_each_fault_of_a_preference(tmp_path: Path, row: Any, told: str) -> None:
+    source = write(tmp_path / "p.jsonl", [preference(), row])
+    with pytest.raises(DataError, match=told) as caught:
+        read_preferences(source)
+    assert {fault.partition(": ")[0] for fault in faults_of(caught)} == {f"{source}:2"}
+
+
+def completion(text: str, number: int = 0) -> Completion:
+    return Completion(id=f"c{number}", text=text, policy="p")
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [(["a", " a "], "the same"), (["a", " "], "empty"), (["a"], "two or more")],
+)
+def test_a_pair_must_be_judgeable(tmp_path: Path, texts: list[str], told: str) -> None:
+    base = {"id": "x", "prompt_id": "y", "messages": ASK}
+    rows = [{**base, "completions": [completion(t, n).model_dump() for n, t in enumerate(texts)]}]
+    source = write(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(DataError, match=told) as caught:
+        read_pairs(source)
+    assert faults_of(caught)[0].startswith(f"{source}:1: ")
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({}, "exactly one of"),
+        ({"answer": 1, "skip": True}, "exactly one of"),
+        ({"both_bad": True, "skip": True}, "exactly one of"),
+        ({"answer": 4}, "less than or equal to 3"),
+        ({"answer": 0, "right": "l"}, "the same completion"),
+    ],
+)
+def test_a_judgment_is_answered_once(answer: dict[str, Any], told: str) -> None:
+    row = {"pair_id": "p", "rater_id": "r", "left": "l", "right": "r", "kind": "human"}
+    assert Judgment.model_validate({**row, "answer": 0}).answer == 0
+    with pytest.raises(ValidationError, match=told):
+        Judgment.model_validate({**row, **answer})
+
+
+def test_a_misspelt_field_of_our_own_records_is_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.jsonl", [{"id": "a", "messages": ASK, "spilt": "train"}])
+    with pytest.raises(DataError, match="spilt"):
+        read_records(Path(source), Prompt)
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or run folder"):
+        read_rows(str(tmp_path / "no.jsonl"))
+    (tmp_path / "x.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=r"give a \.jsonl or a \.parquet"):
+        read_rows(str(tmp_path / "x.csv"))
+    with pytest.raises(RunError, match="no finished run"):
+        read_rows(str(tmp_path), "prompts.jsonl")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds no prompts\.jsonl"):
+        read_rows(str(tmp_path), "prompts.jsonl")
+    with pytest.raises(DataError, match="name the split"):
+        read_rows("hub:some/data")
+
+
+def test_only_so_many_faults_are_printed() -> None:
+    error = DataError("many", [f"line {n}" for n in range(70)])
+    assert str(error).splitlines()[-1] == "  … and 20 more"
+    assert len(str(error).splitlines()) == 52
+    assert len(error.faults) == 70
+
+
+# --- round trips -----------------------------------------------------------------------------------------------------
+
+texts = st.text(min_size=1, max_size=30)
+said = texts.filter(lambda text: bool(text.strip()))
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+splits = st.sampled_from(["train", "validation", "test"])
+messages = st.lists(
+    st.builds(Message, role=st.sampled_from(["system", "user", "assistant"]), content=st.text(max_size=20))
+)
+prompts = st.builds(
+    Prompt,
+    id=texts,
+    messages=messages.map(tuple),
+    split=splits,
+    source=texts,
+    tags=st.lists(texts, max_size=3).map(tuple),
+)
+judgments = st.builds(
+    Judgment,
+    pair_id=texts,
+    rater_id=texts,
+    left=st.just("l"),
+    right=st.just("r"),
+    answer=st.integers(-3, 3),
+    aspects=st.dictionaries(texts, st.integers(-3, 3), max_size=2),
+    rationale=st.text(max_size=20),
+    edited_text=st.none() | texts,
+    seconds_active=st.none() | numbers,
+    kind=st.sampled_from(["human", "simulated", "model"]),
+)
+preferences = st.builds(
+    lambda ask, sides, strength, raters, split: Preference(
+        prompt=(Message(role="user", content=ask),),
+        chosen=assistant(sides[0]),
+        rejected=assistant(sides[1]),
+        strength=strength,
+        raters=raters,
+        split=split,
+    ),
+    said,
+    st.lists(said, min_size=2, max_size=2, unique_by=str.strip),
+    st.none() | st.floats(0, 3),
+    st.none() | st.lists(texts, min_size=1, max_size=3).map(tuple),
+    st.none() | splits,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.one_of(*(st.lists(one, min_size=1, max_size=4) for one in (prompts, judgments, preferences))))
+def test_what_is_written_is_read_back(tmp_path: Path, rows: list[BaseModel]) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_records(tmp_path / "rows.jsonl", type(rows[0])) == rows
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(preferences, min_size=1, max_size=4))
+def test_our_preferences_are_trls_raw_rows_too(tmp_path: Path, rows: list[Preference]) -> None:
+    """Read as raw data, a file of our own records means the same; ids are made anew."""
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    read = read_preferences(str(tmp_path / "rows.jsonl"))
+    assert [r.model_copy(update={"prompt_id": ""}) for r in read] == rows
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def preferences_of(asks: list[str], split: str | None = None) -> list[Preference]:
+    return [
+        Preference.model_validate(
+            {"prompt": [{"role": "user", "content": a}], "chosen": GOOD, "rejected": BAD, "split": split}
+        )
+        for a in asks
+    ]
+
+
+def test_named_splits_are_kept_and_test_is_in_neither() -> None:
+    rows = [*preferences_of(["a"], "train"), *preferences_of(["b"], "validation"), *preferences_of(["c"], "test")]
+    assert split_preferences(rows, 0.5) == (rows[:1], rows[1:2])
+
+
+def test_unnamed_rows_are_split_by_prompt_in_their_share() -> None:
+    asks = [f"Question {n}?" for n in range(1000)]
+    training, validation = split_preferences(preferences_of(asks) + preferences_of(asks), 0.2)
+    apart = {p.prompt for p in training}, {p.prompt for p in validation}
+    assert not apart[0] & apart[1]
+    assert len(training) + len(validation) == 2000
+    share = len(apart[1]) / 1000
+    assert abs(share - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 1000)  # four standard deviations of a fair draw
+    assert {p.prompt for p in split_preferences(preferences_of(asks[::-1]), 0.2)[1]} == apart[1]
+
+
+def test_a_larger_share_holds_out_what_a_smaller_one_did() -> None:
+    small = {n for n in range(500) if is_held_out(str(n), 0.1)}
+    large = {n for n in range(500) if is_held_out(str(n), 0.3)}
+    assert small < large
+    assert not any(is_held_out(str(n), 0.0) for n in range(500))
+
+
+def test_a_prompt_in_two_splits_is_refused() -> None:
+    rows = [*preferences_of(["a", "b"], "train"), *preferences_of(["b"], "validation")]
+    with pytest.raises(DataError, match=r"1 prompt.* in two splits") as caught:
+        split_preferences(rows, 0.1)
+    assert faults_of(caught) == [f"{prompt_id(rows[1].prompt)}: train, validation"]
