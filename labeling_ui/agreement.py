@@ -161,7 +161,7 @@ def sign(value: int) -> int:
     return (value > 0) - (value < 0)
 
 
-# --- a whole store ----------------------------------------------------------------------------------------------------
+# --- a whole store ---
 
 
 def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _switch_simulate(words: list[str]) -> list[str]:
     return ["--simulate.enabled" if word == "--simulate" else word for word in joined]
 
 
-# --- the stage --------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 def label_by_simulation(config: LabelConfig) -> None:

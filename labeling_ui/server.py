@@ -114,7 +114,7 @@ def _desk(request: Request) -> Desk:
     return desk
 
 
-# --- who is asking ----------------------------------------------------------------------------------------------------
+# --- who is asking ---
 
 
 def session_of(request: Request) -> Session | None:
@@ -156,7 +156,7 @@ DeskOf = Annotated[Desk, Depends(desk_of)]
 Reader = Annotated[Session, Depends(current_session)]
 Writer = Annotated[Session, Depends(writing_session)]
 
-# --- the raters' API --------------------------------------------------------------------------------------------------
+# --- the raters' API ---
 
 api = APIRouter()
 
@@ -320,7 +320,7 @@ def as_json(assignment: Assignment | None) -> dict[str, Any] | None:
     return {"pair_id": assignment.item_id, "messages": messages, **sides, "draft": assignment.draft}
 
 
-# --- the leads' API ---------------------------------------------------------------------------------------------------
+# --- the leads' API ---
 
 lead_api = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
 
@@ -353,7 +353,7 @@ def lead_raters(desk: DeskOf) -> list[dict[str, Any]]:
     return [vars(rater) for rater in desk.store.raters()]
 
 
-# --- what every request passes ----------------------------------------------------------------------------------------
+# --- what every request passes ---
 
 
 class Guard:

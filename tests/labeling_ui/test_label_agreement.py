@@ -40,7 +40,7 @@ def said(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: A
     return Judgment(pair_id=pair, rater_id=rater, left=left, right=right, answer=answer, kind="human", **more)
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------------
+# --- by hand ---
 
 
 def test_kappa_of_cohens_own_kind_of_table() -> None:
@@ -126,7 +126,7 @@ def test_sides_and_lengths_of_raters() -> None:
     }
 
 
-# --- import -----------------------------------------------------------------------------------------------------------
+# --- import ---
 
 
 def test_importing_twice_changes_nothing_and_faults_are_all_told(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_import_goes_on_with_a_campaign(tmp_path: Path) -> None:
     assert verify(store).faults == []
 
 
-# --- published figures ------------------------------------------------------------------------------------------------
+# --- published figures ---
 
 
 def imported_agreement(folder: Path, pairs: Iterable[Pair], judgments: Iterable[Judgment]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from label_support import ROOT, environment, make_pair, open_store, rubric_pairs
 
 from labeling_ui.aggregate import build_preferences, decide, group_judgments
 from labeling_ui.agreement import percent_agreement
+from labeling_ui.export import build_edits
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
@@ -92,6 +93,17 @@ def test_kinds_are_never_aggregated_together() -> None:
     model = said(0, "m", -3).model_copy(update={"kind": "model"})
     preferences, _ = preferences_of([said(0, "a", 3), model])
     assert [(p.kind, p.chosen_text) for p in preferences] == [("human", "second answer"), ("model", "first answer")]
+
+
+def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
+    edited = said(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, mended"})
+    unchanged = said(0, "b", 2).model_copy(update={"edited_text": "second answer "})
+    machine = edited.model_copy(update={"rater_id": "m", "kind": "model"})
+    (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, said(0, "c", 1)])
+    assert edit.demonstration.completion == "second answer, mended"
+    assert edit.demonstration.prompt.messages == make_pair(0).messages
+    assert (edit.preference.chosen_text, edit.preference.rejected_text) == ("second answer, mended", "second answer")
+    assert edit.preference.raters == ("a",)
 
 
 def test_both_bad_is_told_from_a_tie() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -111,6 +113,47 @@ def test_markup_is_inert() -> None:
     assert "<strong>bold</strong>" in render("**bold**")
     assert render("[good](https://a.invalid/b)").count("https://a.invalid/b") == 2, "a link's target is told"
     assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
+
+
+def tags(fragment: str) -> set[str]:
+    """The elements that an HTML parser finds, attributes and all."""
+    found: set[str] = set()
+
+    class Finder(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update([tag, *(f"{tag}@{name}" for name, _ in attrs)])
+
+    Finder().feed(fragment)
+    return found
+
+
+def test_formulas_are_drawn_by_the_browser() -> None:
+    for source in (r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"\[\frac{a}{b}\]", "$$\n\\frac{a}{b}\n$$"):
+        assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in render(f"so {source}."), source
+    assert 'display="block"' in render(r"\[x\]")
+    for money in ("$5 and $10", "it costs $ 5, or 5 $", r"\$5\$", "`$x$`"):
+        assert "<math" not in render(money), money
+    assert render("$5 and $10, but $y$").count("<math") == 1
+
+
+BOMBS = [
+    r"$\text{<img src=x onerror=window.pwned=1>}$", r"$\href{javascript:window.pwned=1}{x}$", r"$\class{evil}{x}$",
+    r"$\style{background:url(http://pictures.invalid)}{x}$", r'$\color{red" onload="window.pwned=1}{x}$',
+    r"$<script>window.pwned=1</script>$", r"$\unicode{<b>}$", r"\[\begin{matrix}" + "a&" * 900 + r"\end{matrix}\]",
+    "$" + "{" * 900 + "x" + "}" * 900 + "$", r"$\def\a{\a\a}\a$", "$" + r"\sqrt{" * 300 + "x" + "}" * 300 + "$",
+    "$x^" * 400 + "$", "$a$ " * 5_000, "\\(" * 5_000, "$" * 20_000,
+    "$$" + "\\left(" * 250 + "$$", r"$\newcommand{\x}{y}\x$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
+def test_formulas_that_would_harm_are_inert_and_quick(bomb: str) -> None:
+    begun = time.process_time()
+    found = tags(render(bomb))
+    assert time.process_time() - begun < 2
+    assert not found & {"img", "script", "a", "style", "b"}
+    assert not {name for name in found if name.endswith(("@href", "@style", "@onload", "@onerror", "@src"))}
+    assert all(not name.startswith("m") or "@class" not in name for name in found)
 
 
 # --- the browser ---
