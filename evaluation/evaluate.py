@@ -80,7 +80,7 @@ class Yardstick:
             ConfigError: there is no such function.
         """
         if name == "rubric":
-            return cls(lambda prompt, answer: (score_rubric(answer).score, dict(vars(score_rubric(answer)))))  # noqa: ARG005
+            return cls(lambda prompt, answer: (score_rubric(answer).score, dict(vars(score_rubric(answer)))))
         module, _, function = name.partition(":")
         try:
             found = getattr(importlib.import_module(module), function)
@@ -101,7 +101,7 @@ def evaluate(config: EvaluateConfig) -> None:
     prompts = choose_prompts(config)
     answers = {name: answer_prompts(config, run, name, prompts) for name in config.policies}
     add_baseline_logps(config, run, prompts, answers)
-    add_scores(config, run, prompts, answers)
+    add_scores(config, run, answers)
     rows = to_rows(config, prompts, answers)
     report = to_report(config, rows)
     write_jsonl(run.final / "completions.jsonl", rows)
@@ -168,7 +168,9 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
     return in_order(order, answers)
 
 
-def add_baseline_logps(config: EvaluateConfig, run: Run, prompts: list[Prompt], answers: dict[str, list[Answer]]) -> None:
+def add_baseline_logps(
+    config: EvaluateConfig, run: Run, prompts: list[Prompt], answers: dict[str, list[Answer]]
+) -> None:
     """What the baseline thinks of every policy's answers, for the KL. Policies of another tokenizer have none."""
     source = find_model(config.policies[config.baseline])
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
@@ -188,9 +190,10 @@ def add_baseline_logps(config: EvaluateConfig, run: Run, prompts: list[Prompt], 
                 model.append(load_frozen_policy(source, config.training))
             examples = [(own[n]["prompt_ids"], own[n]["ids"]) for n in batch]
             temperature = config.sampling.temperature or 1.0
-            return completion_logps_in_batches(
+            found: list[list[float]] = completion_logps_in_batches(
                 model[0], examples, tokenizer.pad_token_id, config.batch_size, temperature
             )
+            return found
 
         order = by_length([len(a["prompt_ids"]) + len(a["ids"]) for a in own])
         values = in_order(order, in_batches(run, order, config.batch_size, logps, f"KL of {name}"))
@@ -200,7 +203,7 @@ def add_baseline_logps(config: EvaluateConfig, run: Run, prompts: list[Prompt], 
     gc.collect()
 
 
-def add_scores(config: EvaluateConfig, run: Run, prompts: list[Prompt], answers: dict[str, list[Answer]]) -> None:
+def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]]) -> None:
     """The reward model's score of every answer."""
     if config.reward_model is None:
         for own in answers.values():
@@ -218,7 +221,8 @@ def add_scores(config: EvaluateConfig, run: Run, prompts: list[Prompt], answers:
             if not model:
                 model.append(load_trained_reward_model(source, config.training))
             sequences = [own[n]["prompt_ids"] + own[n]["ids"] for n in batch]
-            return scores_in_batches(model[0], sequences, tokenizer.pad_token_id, config.batch_size)
+            found: list[float] = scores_in_batches(model[0], sequences, tokenizer.pad_token_id, config.batch_size)
+            return found
 
         order = by_length([len(a["prompt_ids"]) + len(a["ids"]) for a in own])
         values = in_order(order, in_batches(run, order, config.batch_size, score, f"scores of {name}"))

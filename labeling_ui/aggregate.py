@@ -7,12 +7,10 @@ so that it does not matter on which side anything stood. Judgments of different 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from tiebreak.records import Judgment, Kind, Pair, Preference, assistant
-from tiebreak.statistics import Interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,16 @@ def decide(group: Group) -> Verdict:
     `agreement` is the share of all votes (ties and both-bad among them) that the winning opinion has, `strength` the
     mean of its raters' answers, 1 (slightly better) to 3 (much better).
     """
-    n = len(group.votes)
+    votes = list({vote.rater_id: vote for vote in group.votes}.values())  # of a rater's repeats, the last
+    n = len(votes)
     if n == 0:
         return Verdict(None, None, None, 0.0, (), "skipped")
-    for_first = [vote for vote in group.votes if vote.value > 0]
-    for_second = [vote for vote in group.votes if vote.value < 0]
-    neither = [vote for vote in group.votes if vote.value == 0]
+    for_first = [vote for vote in votes if vote.value > 0]
+    for_second = [vote for vote in votes if vote.value < 0]
+    neither = [vote for vote in votes if vote.value == 0]
     sides = [(for_first, group.first, group.second), (for_second, group.second, group.first)]
     winners, winner, loser = max(sides, key=lambda side: len(side[0]))
-    raters = tuple(sorted(vote.rater_id for vote in group.votes))
+    raters = tuple(sorted(vote.rater_id for vote in votes))
     if len(winners) > max(len(neither), n - len(neither) - len(winners)):
         strength = sum(abs(vote.value) for vote in winners) / len(winners)
         return Verdict(winner, loser, strength, len(winners) / n, raters, "preferred")
@@ -133,40 +132,3 @@ def _as_preference(pair: Pair, group: Group, verdict: Verdict, winner: str, lose
         chosen_finished=chosen.finished,
         rejected_finished=rejected.finished,
     )
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share, of how many, with its 95% interval."""
-
-    value: float | None
-    n: int
-    interval: Interval
-
-    def as_json(self) -> dict[str, object]:
-        """Rounded, for a report."""
-        value = None if self.value is None else round(self.value, 6)
-        return {"value": value, "n": self.n, "interval": [round(edge, 6) for edge in self.interval]}
-
-
-def percent_agreement(groups: Sequence[Group], *, ties: bool) -> Share:
-    """The share of pairs of raters on the same item who say the same: first, second or (with `ties`) neither.
-
-    Without ties only those pairs count where both raters prefer a side (Zheng et al. 2023, section 4.2). The interval
-    takes the pairs of raters as independent, which they are not quite where one rater is in several.
-    """
-    same = total = 0
-    for a, b in _rater_pairs(groups):
-        if ties or (a.value and b.value):
-            total += 1
-            same += _sign(a.value) == _sign(b.value)
-    return Share(same / total if total else None, total, wilson_interval(same, total))
-
-
-def _rater_pairs(groups: Sequence[Group]) -> Iterator[tuple[Vote, Vote]]:
-    for group in groups:
-        yield from combinations(group.votes, 2)
-
-
-def _sign(value: int) -> int:
-    return (value > 0) - (value < 0)

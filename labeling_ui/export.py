@@ -1,16 +1,20 @@
-"""The run folder that the next stages read: `final/preferences.jsonl`, `judgments.jsonl` and `report.json`.
+"""The run folder that the next stages read: `final/preferences.jsonl`, `judgments.jsonl` and `report.json`; where
+raters edited answers also `demonstrations.jsonl` (for SFT) and `edit_preferences.jsonl` (the edit over the answer it
+mends).
 
 tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from labeling_ui.aggregate import build_preferences, group_judgments, percent_agreement
+from labeling_ui.aggregate import build_preferences, group_judgments
+from labeling_ui.agreement import percent_agreement
 from labeling_ui.store import Store, count_kinds
 from tiebreak.errors import DataError
-from tiebreak.records import Judgment, Pair, Preference, write_json, write_jsonl
+from tiebreak.records import Demonstration, Judgment, Pair, Preference, Prompt, assistant, write_json, write_jsonl
 from tiebreak.runs import Run
 
 
@@ -29,6 +33,11 @@ def export(store: Store, run: Run) -> dict[str, Any]:
     report = build_report(pairs, judgments, preferences, reasons, head)
     write_jsonl(run.final / "preferences.jsonl", preferences)
     write_jsonl(run.final / "judgments.jsonl", judgments)
+    edits = build_edits(pairs, judgments)
+    if edits:
+        write_jsonl(run.final / "demonstrations.jsonl", [edit.demonstration for edit in edits])
+        write_jsonl(run.final / "edit_preferences.jsonl", [edit.preference for edit in edits])
+    report["edits"] = len(edits)
     write_json(run.final / "report.json", report)
     run.facts |= {
         "kinds": report["judgments"]["kinds"],
@@ -39,6 +48,44 @@ def export(store: Store, run: Run) -> dict[str, Any]:
     }
     run.finish()
     return report
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A rater's better version of the better answer: a demonstration, preferred to the answer it mends."""
+
+    demonstration: Demonstration
+    preference: Preference
+
+
+def build_edits(pairs: list[Pair], judgments: list[Judgment]) -> list[Edit]:
+    """`edited > chosen` of every judgment with an edit; `chosen > rejected` is among the preferences. People's only."""
+    known = {pair.id: pair for pair in pairs}
+    edits = []
+    for judgment in judgments:
+        if judgment.edited_text is None or not judgment.answer or judgment.kind != "human":
+            continue
+        pair = known[judgment.pair_id]
+        better = judgment.left if judgment.answer < 0 else judgment.right
+        (text,) = [completion.text for completion in pair.completions if completion.id == better]
+        if judgment.edited_text.strip() in ("", text.strip()):
+            continue
+        prompt = Prompt(id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater")
+        edits.append(Edit(Demonstration(prompt=prompt, completion=judgment.edited_text), _prefer(pair, judgment, text)))
+    return edits
+
+
+def _prefer(pair: Pair, judgment: Judgment, text: str) -> Preference:
+    return Preference(
+        prompt=pair.messages,
+        chosen=assistant(judgment.edited_text or ""),
+        rejected=assistant(text),
+        raters=(judgment.rater_id,),
+        kind=judgment.kind,
+        pair_id=pair.id,
+        prompt_id=pair.prompt_id,
+        split=pair.split,
+    )
 
 
 def build_report(

@@ -4,7 +4,8 @@
     tiebreak label --config FILE --simulate true                let simulated raters judge, then export
     tiebreak label export --config FILE                         write the run folder that training reads
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
-    tiebreak label status|verify --config FILE|--store URL [--json]
+    tiebreak label import --pairs FILE --judgments FILE --store URL     judgments that were made elsewhere
+    tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
 People's judgments live in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
 simulated raters in `OUTPUT/store/`. The two never share one.
@@ -21,18 +22,24 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from labeling_ui.accounts import needs_login
+from labeling_ui.agreement import measure_agreement, print_agreement
 from labeling_ui.export import export
+from labeling_ui.importing import import_records
 from labeling_ui.schema import StoreError
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store import LEASE_SECONDS, Store, default_store_url
 from labeling_ui.verify import verify
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
-from tiebreak.records import Pair, read_pairs
+from tiebreak.records import Judgment, Pair, read_pairs, read_records
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
 
 if TYPE_CHECKING:
-    from labeling_ui.server import PageConfig
+    from labeling_ui.pages import PageConfig
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class LabelConfig(StageConfig):
@@ -50,7 +57,10 @@ class LabelConfig(StageConfig):
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair given to a rater who goes away is free for others after this long"""
     host: str = "127.0.0.1"
+    """0.0.0.0 listens to the network; that needs raters with passwords, and HTTPS in front"""
     port: int = Field(default=7860, ge=1, le=65535)
+    hosts: list[str] = Field(default_factory=list)
+    """further names under which the page may be reached, as behind a proxy"""
     title: str = "Which answer is better?"
     guidelines: str = ""
     """what raters should go by: Markdown, or the path of a .md file"""
@@ -77,6 +87,14 @@ class LabelConfig(StageConfig):
         return self.store or default_store_url(output / "store" / "labels.sqlite" if self.simulated else beside)
 
 
+class ImportArguments(Section):
+    """What `tiebreak label import` takes."""
+
+    store: str
+    pairs: str
+    judgments: str | None = None
+
+
 class StoreArguments(Section):
     """What a command on a store takes where there is no configuration."""
 
@@ -91,7 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(words: list[str]) -> None:
-    commands: dict[str, Callable[[list[str]], None]] = {"export": _export, "status": _status, "verify": _verify}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "export": _export,
+        "import": _import,
+        "status": _status,
+        "verify": _verify,
+        "agreement": _agreement,
+    }
     if words and not words[0].startswith("-"):
         if words[0] not in commands:
             raise ConfigError(
@@ -112,7 +136,7 @@ def _switch_simulate(words: list[str]) -> list[str]:
     return ["--simulate.enabled" if word == "--simulate" else word for word in joined]
 
 
-# --- the stage --------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 def label_by_simulation(config: LabelConfig) -> None:
@@ -151,6 +175,11 @@ def serve(config: LabelConfig) -> None:
     pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
     _refuse_simulated(store)
+    if config.host not in LOOPBACK and not needs_login(store):
+        raise ConfigError(
+            f"host {config.host} is open to the network, and nobody in {store.url} has a password: add raters first, "
+            f"with 'tiebreak raters add NAME --store {store.url}'"
+        )
     new = add_pairs(store, config, pairs)
     from labeling_ui.server import create_app, run_server
 
@@ -176,7 +205,7 @@ def _greet(store: Store, config: LabelConfig, new: int) -> None:
 
 def build_page(config: LabelConfig) -> PageConfig:
     """What the page shows; reads the guidelines' file."""
-    from labeling_ui.server import PageConfig
+    from labeling_ui.pages import PageConfig
 
     guidelines = config.guidelines
     if guidelines.endswith(".md") and "\n" not in guidelines:
@@ -184,9 +213,9 @@ def build_page(config: LabelConfig) -> PageConfig:
             guidelines = Path(guidelines).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
-    local = {"127.0.0.1", "localhost", "::1", config.host}
-    hosts = () if config.host in ("0.0.0.0", "::") else tuple(sorted(local))
-    return PageConfig(config.title, guidelines, config.guideline_version, hosts)
+    known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
+    anyone = config.host in ("0.0.0.0", "::") and not config.hosts
+    return PageConfig(config.title, guidelines, config.guideline_version, () if anyone else tuple(sorted(known)))
 
 
 def _shown_host(host: str) -> str:
@@ -195,12 +224,11 @@ def _shown_host(host: str) -> str:
 
 def _refuse_simulated(store: Store) -> None:
     if any(rater.kind == "simulated" for rater in store.raters()):
-        raise StoreError(
-            f"{store.url} is the store of simulated raters: people's judgments never go into it. Give another --store"
-        )
+        raise StoreError(f"{store.url} is the store of simulated raters, where no people judge: give another --store")
 
 
-# --- export, status, verify -------------------------------------------------------------------------------------------
+# --- export, import, status, verify, agreement
+# -------------------------------------------------------------------------------------------
 
 
 def _export(words: list[str]) -> None:
@@ -280,6 +308,23 @@ def _verify(words: list[str]) -> None:
     if found.faults:
         listed = "\n".join(f"  {fault}" for fault in found.faults[:50])
         raise StoreError(f"{store.url}: {len(found.faults)} fault(s)\n{listed}")
+
+
+def _import(words: list[str]) -> None:
+    given = load_config(ImportArguments, words, "label import")
+    pairs = read_pairs(given.pairs)
+    judgments = read_records(Path(given.judgments), Judgment) if given.judgments else []
+    store = Store.open(given.store, create=True)
+    identity = identify_input(given.pairs).id
+    added = import_records(store, pairs, judgments, source=given.pairs, source_id=identity)
+    print(f"{added.pairs} pairs and {added.judgments} judgments were new to {store.url}")
+
+
+def _agreement(words: list[str]) -> None:
+    store, as_json = _open_for_reading(words, "label agreement")
+    judgments, _ = store.judgments()
+    measured = measure_agreement(store.pairs(), judgments)
+    print(json.dumps(measured, indent=2) if as_json else print_agreement(measured))
 
 
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:

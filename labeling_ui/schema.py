@@ -23,6 +23,9 @@ BUSY_TIMEOUT_MS = 15_000
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
 
+NOT_DURABLE = {"tiebreak_durable": False}
+"""Execution options of a transaction that a crash of the machine may undo (`synchronous=NORMAL`)."""
+
 METADATA = MetaData()
 
 SCHEMA_MIGRATIONS = Table(
@@ -68,6 +71,7 @@ ASSIGNMENTS = Table(
     Column("id", String, primary_key=True),
     Column("item_id", String),
     Column("rater_id", String),
+    Column("occasion", Integer),
     Column("left_id", String),
     Column("right_id", String),
     Column("state", String),
@@ -108,6 +112,13 @@ SESSIONS = Table(
     Column("csrf_token", String),
     Column("expires_at_ms", BigInteger),
 )
+ACCEPTANCES = Table(
+    "acceptances",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("version", String),
+    Column("at_ms", BigInteger),
+)
 EVENTS = Table(
     "events",
     METADATA,
@@ -147,7 +158,8 @@ def build_engine(url: str) -> Engine:
             raise StoreError(
                 f"{url}: a label store in memory would lose every judgment; name a file: sqlite:///labels.sqlite"
             )
-        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
+        patience = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+        engine = sa.create_engine(parsed, connect_args=patience, pool_size=50)
     except (SQLAlchemyError, ImportError) as error:
         raise StoreError(
             f"cannot open the label store {url}: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
@@ -166,12 +178,16 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    synchronous = "FULL" if options.get("tiebreak_durable", True) else "NORMAL"
+    if connection.info.get("synchronous", "FULL") != synchronous:
+        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+        connection.info["synchronous"] = synchronous
     # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
-    read_only = connection.get_execution_options().get("tiebreak_read_only")
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
-# --- migrations -------------------------------------------------------------------------------------------------------
+# --- migrations ---
 
 _FIRST_TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -188,8 +204,9 @@ CREATE TABLE raters (
   cursor INTEGER NOT NULL DEFAULT 0, created_at_ms BIGINT NOT NULL);
 CREATE TABLE assignments (
   id TEXT PRIMARY KEY, item_id TEXT NOT NULL REFERENCES items (id), rater_id TEXT NOT NULL REFERENCES raters (id),
-  left_id TEXT NOT NULL, right_id TEXT NOT NULL, state TEXT NOT NULL CHECK (state IN ('open', 'done', 'lapsed')),
-  lease_until_ms BIGINT NOT NULL, seq INTEGER NOT NULL, UNIQUE (item_id, rater_id));
+  occasion INTEGER NOT NULL DEFAULT 0, left_id TEXT NOT NULL, right_id TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'lapsed')),
+  lease_until_ms BIGINT NOT NULL, seq INTEGER NOT NULL, UNIQUE (item_id, rater_id, occasion));
 CREATE INDEX assignments_waiting ON assignments (rater_id, seq) WHERE state <> 'done';
 CREATE INDEX assignments_leases ON assignments (lease_until_ms) WHERE state = 'open';
 CREATE TABLE judgments (
@@ -206,6 +223,8 @@ CREATE TABLE drafts (assignment_id TEXT PRIMARY KEY REFERENCES assignments (id),
 CREATE TABLE sessions (
   token_hash TEXT PRIMARY KEY, rater_id TEXT NOT NULL REFERENCES raters (id), csrf_token TEXT NOT NULL,
   expires_at_ms BIGINT NOT NULL);
+CREATE TABLE acceptances (
+  rater_id TEXT PRIMARY KEY REFERENCES raters (id), version TEXT NOT NULL, at_ms BIGINT NOT NULL);
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY, at_ms BIGINT NOT NULL, kind TEXT NOT NULL, rater_id TEXT, item_id TEXT,
   payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE);

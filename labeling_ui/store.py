@@ -11,9 +11,11 @@ promises, whatever the number of threads, processes and servers on it:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import secrets
 import threading
 import time
@@ -27,18 +29,19 @@ import sqlalchemy as sa
 from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 from sqlalchemy.engine import Connection, Engine
 
+from labeling_ui import statements as st
 from labeling_ui.schema import (
+    ACCEPTANCES,
     ASSIGNMENTS,
-    DRAFTS,
     EVENTS,
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
+    NOT_DURABLE,
     PAIRS,
     RATERS,
     READ_ONLY,
     SETTINGS,
-    SUBMISSIONS,
     StoreError,
     build_engine,
     migrate,
@@ -47,6 +50,8 @@ from tiebreak.errors import TiebreakError
 from tiebreak.records import Judgment, Pair, Record, content_id
 
 LEASE_SECONDS = 20 * 60
+DAY_MS = 86_400_000
+PAIRS_IN_MEMORY = 5_000
 MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
 FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
@@ -87,12 +92,9 @@ class Assignment:
     draft: dict[str, Any] | None = None
 
 
-class Submission(Record):
-    """What a rater sends. The sides are not in it: the store knows which were shown."""
+class Draft(Record):
+    """What a rater may say beside and before the answer. The sides are not in it: the store knows which were shown."""
 
-    client_id: str = Field(min_length=8, max_length=64)
-    """made by the client, once a judgment: sending it again is harmless"""
-    pair_id: str = Field(max_length=200)
     answer: StrictInt | None = Field(default=None, ge=-3, le=3)
     both_bad: StrictBool = False
     skip: StrictBool = False
@@ -100,21 +102,17 @@ class Submission(Record):
     rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
     edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
     flags: tuple[str, ...] = ()
-    guideline_version: str = Field(default="", max_length=100)
-    seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
 
-    @field_validator("client_id", "pair_id", "rationale", "edited_text", "guideline_version")
+    @field_validator("rationale", "edited_text")
     @classmethod
     def _storable(cls, text: str | None) -> str | None:
-        if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
-            raise ValueError("holds NUL or broken Unicode")
-        return text
+        return storable(text)
 
     @field_validator("flags")
     @classmethod
     def _known_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [flag for flag in flags if flag not in FLAGS]:
-            raise ValueError(f"unknown flag {unknown[0]!r}: one of {', '.join(FLAGS)}")
+            raise ValueError(f"unknown flag {unknown[0][:40]!r}: one of {', '.join(FLAGS)}")
         return tuple(sorted(set(flags)))
 
     @field_validator("aspects")
@@ -125,11 +123,37 @@ class Submission(Record):
                 raise ValueError(f"{name[:40]!r}: an aspect is one of {', '.join(ASPECTS)}, answered from -3 to 3")
         return aspects
 
+
+class Submission(Draft):
+    """A whole judgment, as a rater sends it."""
+
+    client_id: str = Field(min_length=1, max_length=64)
+    """made by the client, once a judgment: sending it again is harmless"""
+    pair_id: str = Field(max_length=200)
+    guideline_version: str = Field(default="", max_length=100)
+    seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+    client_at_ms: StrictInt | None = Field(default=None, ge=0, le=2**52)
+    """the client's clock; the server's stands beside it in the log"""
+
+    @field_validator("client_id", "pair_id", "guideline_version")
+    @classmethod
+    def _storable_too(cls, text: str | None) -> str | None:
+        return storable(text)
+
     @model_validator(mode="after")
     def _answered_once(self) -> Submission:
         if (self.answer is not None) + self.both_bad + self.skip != 1:
             raise ValueError("exactly one of answer, both_bad and skip must be given")
+        if self.edited_text is not None and not self.answer:
+            raise ValueError("edited_text mends the better answer: it needs an answer that prefers a side")
         return self
+
+
+def storable(text: str | None) -> str | None:
+    """`text`, if every store can hold it. Raises ValueError for NUL and halves of surrogate pairs."""
+    if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ValueError("holds NUL or broken Unicode")
+    return text
 
 
 @dataclass(frozen=True)
@@ -178,7 +202,12 @@ class Store:
         self.url = url
         self.lease_ms = lease_seconds * 1000
         self._clock = clock
-        self._writing = threading.Lock()  # fair and instant between our threads; SQLite's own waiting is by polling
+        self._hasty = engine.execution_options(**NOT_DURABLE)
+        self._pairs: dict[str, Pair] = {}
+        self._campaign_seed: int | None = None
+        self._turn = (
+            _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
+        )
 
     @classmethod
     def open(
@@ -207,19 +236,23 @@ class Store:
     def close(self) -> None:
         """Give all connections back."""
         self.engine.dispose()
+        if self._turn:
+            self._turn.close()
 
     # --- transactions and the log -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[_Transaction]:
-        with self._writing, self.engine.begin() as connection:
-            head = sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash)
-            if connection.dialect.name != "sqlite":
-                head = (
-                    head.with_for_update()
-                )  # the log is one chain: its head is the lock that BEGIN IMMEDIATE is on SQLite
+    def writing(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """A transaction that alone writes. Durable: when this returns, it is on disk, whatever happens to the machine.
+
+        Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
+        """
+        engine = self.engine if durable else self._hasty
+        with self._turn or contextlib.nullcontext(), engine.begin() as connection:
+            # The log is one chain: on Postgres its head is the lock that BEGIN IMMEDIATE is on SQLite.
+            head = st.HEAD if connection.dialect.name == "sqlite" else st.HEAD_LOCKED
             seq, digest = connection.execute(head).one()
-            transaction = _Transaction(connection, seq, digest, self._clock)
+            transaction = Transaction(connection, seq, digest, self._clock)
             yield transaction
             transaction.write_head()
 
@@ -236,10 +269,10 @@ class Store:
         items.
 
         Raises:
-            StoreError: the store was begun with another overlap or seed, or holds another pair under the same id.
+            StoreError: the store was begun with another seed, or holds another pair under the same id.
         """
-        with self._write() as tx:
-            _match_campaign(tx, {"overlap": overlap, "seed": seed}, self.url)
+        with self.writing() as tx:
+            _match_campaign(tx, overlap=overlap, seed=seed, url=self.url)
             known = {row.id: row.record for row in tx.connection.execute(sa.select(PAIRS.c.id, PAIRS.c.record))}
             new: dict[str, Pair] = {}
             for pair in pairs:
@@ -273,13 +306,13 @@ class Store:
         rater_id: str | None = None,
         password_hash: str | None = None,
     ) -> Rater:
-        """Add a rater, or return the one of that name if it is of the same kind and has no password of its own.
+        """Add a rater, or return the one of that name if it is of the same kind and neither has a password.
 
         Raises:
             StoreError: the name is taken, or people and simulated raters would share the store.
         """
         rater = Rater(rater_id or f"rater-{secrets.token_hex(4)}", name, kind, role)
-        with self._write() as tx:
+        with self.writing() as tx:
             rows = tx.connection.execute(sa.select(RATERS)).all()
             for row in rows:
                 if row.name == name:
@@ -303,6 +336,21 @@ class Store:
             query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
             return [_as_rater(row) for row in connection.execute(query)]
 
+    def accept(self, rater_id: str, version: str) -> None:
+        """Record that a rater has read a version of the guidelines."""
+        if self.accepted(rater_id, version):
+            return
+        with self.writing() as tx:
+            now = tx.event("guidelines_accepted", rater_id=rater_id, payload={"version": version})
+            tx.connection.execute(sa.delete(ACCEPTANCES).where(ACCEPTANCES.c.rater_id == rater_id))
+            tx.connection.execute(sa.insert(ACCEPTANCES).values(rater_id=rater_id, version=version, at_ms=now))
+
+    def accepted(self, rater_id: str, version: str) -> bool:
+        """Whether a rater has read this version."""
+        with self.reading() as connection:
+            query = sa.select(ACCEPTANCES.c.version).where(ACCEPTANCES.c.rater_id == rater_id)
+            return connection.scalar(query) == version
+
     # --- the work -----------------------------------------------------------------------------------------------------
 
     def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
@@ -314,7 +362,7 @@ class Store:
         Raises:
             RefusedError: there is no such rater, or they are disabled.
         """
-        with self._write() as tx:
+        with self.writing(durable=False) as tx:
             return self._claim(tx, rater_id, holding)
 
     def submit(self, rater_id: str, submission: Submission) -> Stored:
@@ -324,30 +372,75 @@ class Store:
             RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its
             place.
         """
-        with self._write() as tx:
+        with self.writing() as tx:
             return self._submit(tx, rater_id, submission)
 
     def submit_and_claim(
         self, rater_id: str, submission: Submission, holding: Sequence[str] = ()
     ) -> tuple[Stored, Assignment | None]:
         """`submit`, then `claim`, in one transaction."""
-        with self._write() as tx:
+        with self.writing() as tx:
             stored = self._submit(tx, rater_id, submission)
             return stored, self._claim(tx, rater_id, holding)
 
-    def _claim(self, tx: _Transaction, rater_id: str, holding: Sequence[str]) -> Assignment | None:
+    def undo(self, rater_id: str, judgment_id: str) -> Assignment:
+        """Take a judgment back: the pair is the rater's again, on the same sides, with what they had said as its draft.
+
+        Raises:
+            RefusedError: it is not theirs, or was undone already.
+        """
+        with self.writing() as tx:
+            _active_rater(tx.connection, rater_id)
+            query = sa.select(JUDGMENTS).where(JUDGMENTS.c.id == judgment_id, JUDGMENTS.c.rater_id == rater_id)
+            judgment = tx.connection.execute(query).first()
+            if judgment is None:
+                raise RefusedError("there is no such judgment of yours to undo")
+            payload = {"assignment": judgment.assignment_id, "judgment_id": judgment_id}
+            tx.event("undone", rater_id=rater_id, item_id=judgment.item_id, payload=payload)
+            tx.connection.execute(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == judgment_id))
+            self._renew(tx, judgment.assignment_id)
+            said = Judgment.model_validate_json(judgment.record).model_dump(
+                mode="json", include=set(Draft.model_fields)
+            )
+            _write_draft(tx, judgment.assignment_id, canonical_json(said))
+            row = tx.connection.execute(sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.id == judgment.assignment_id)).one()
+            return self._load_assignment(tx.connection, row)
+
+    def save_draft(self, rater_id: str, item_id: str, draft: Draft) -> None:
+        """Keep what a rater has begun, and their lease with it.
+
+        Raises:
+            RefusedError: the item is not theirs to judge.
+        """
+        with self.writing() as tx:
+            _active_rater(tx.connection, rater_id)
+            assignment = self._assignment_to_answer(tx, rater_id, item_id)
+            body = draft.model_dump_json()
+            digest = hashlib.sha256(body.encode()).hexdigest()
+            tx.event(
+                "draft", rater_id=rater_id, item_id=item_id, payload={"assignment": assignment.id, "sha256": digest}
+            )
+            _write_draft(tx, assignment.id, body)
+            self._renew(tx, assignment.id)
+
+    def last_judgment(self, rater_id: str) -> str | None:
+        """The id of the rater's latest judgment that stands."""
+        with self.reading() as connection:
+            query = sa.select(JUDGMENTS.c.id).where(JUDGMENTS.c.rater_id == rater_id)
+            return connection.scalar(query.order_by(JUDGMENTS.c.seq.desc()).limit(1))
+
+    def _claim(self, tx: Transaction, rater_id: str, holding: Sequence[str]) -> Assignment | None:
         rater = _active_rater(tx.connection, rater_id)
         self._lapse_expired(tx)
-        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state != "done")
-        waiting = tx.connection.execute(query.order_by(ASSIGNMENTS.c.seq)).all()
+        waiting = tx.connection.execute(st.WAITING, {"rater": rater_id}).all()
         for row in waiting:
             if row.item_id not in holding and self._resume(tx, row):
-                return _load_assignment(tx.connection, row)
+                return self._load_assignment(tx.connection, row)
         if sum(row.state == "open" for row in waiting) >= MAX_HELD:
             return None
         return self._assign_new(tx, rater_id, rater.cursor)
 
-    def _resume(self, tx: _Transaction, row: Any) -> bool:
+    def _resume(self, tx: Transaction, row: Any) -> bool:
         """Take up an unanswered assignment again; False if it lapsed and others have its place."""
         now = tx.now()
         if row.state == "lapsed" and not _take_place(tx.connection, row.item_id):
@@ -355,41 +448,44 @@ class Store:
         if row.state == "lapsed" or row.lease_until_ms - now < self.lease_ms / 2:
             kind = "reopened" if row.state == "lapsed" else "renewed"
             tx.event(kind, rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
-            values = {"state": "open", "lease_until_ms": now + self.lease_ms}
-            tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(values))
+            self._renew(tx, row.id)
         return True
 
-    def _assign_new(self, tx: _Transaction, rater_id: str, cursor: int) -> Assignment | None:
-        # Everything before the cursor is full or was this rater's already: a claim stays quick in a store of a million.
-        given = sa.select(ASSIGNMENTS.c.id).where(
-            ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id
-        )
-        query = sa.select(ITEMS).where(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.position >= cursor, ~given.exists())
-        item = tx.connection.execute(query.order_by(ITEMS.c.position).limit(1)).first()
+    def _renew(self, tx: Transaction, assignment: str) -> None:
+        tx.connection.execute(st.RENEW_LEASE, {"assignment": assignment, "until_ms": tx.now() + self.lease_ms})
+
+    def _assign_new(self, tx: Transaction, rater_id: str, cursor: int) -> Assignment | None:
+        item = tx.connection.execute(st.NEXT_ITEM, {"rater": rater_id, "from_position": cursor}).first()
         if item is None or not _take_place(tx.connection, item.id):
             return None
         left, right = shuffle_sides(
-            item.first_id, item.second_id, seed=tx.setting("seed"), rater_id=rater_id, item_id=item.id
+            item.first_id, item.second_id, seed=self._seed(tx), rater_id=rater_id, item_id=item.id
         )
-        identity = content_id("assignment", item.id, rater_id)
+        identity = assignment_id(item.id, rater_id)
         sides = {"left": left, "right": right}
         now = tx.event("assigned", rater_id=rater_id, item_id=item.id, payload={"assignment": identity, **sides})
-        values = {"id": identity, "item_id": item.id, "rater_id": rater_id, "left_id": left, "right_id": right}
+        values = {
+            "id": identity,
+            "item_id": item.id,
+            "rater_id": rater_id,
+            "occasion": 0,
+            "left_id": left,
+            "right_id": right,
+        }
         lease = {"state": "open", "lease_until_ms": now + self.lease_ms, "seq": tx.seq}
-        tx.connection.execute(sa.insert(ASSIGNMENTS).values(**values, **lease))
-        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(cursor=item.position + 1))
-        return Assignment(identity, item.id, rater_id, left, right, _load_pair(tx.connection, item.pair_id))
+        tx.connection.execute(st.ADD_ASSIGNMENT, {**values, **lease})
+        tx.connection.execute(st.MOVE_CURSOR, {"rater": rater_id, "to_cursor": item.position + 1})
+        return Assignment(identity, item.id, rater_id, left, right, self._load_pair(tx.connection, item.pair_id))
 
-    def _lapse_expired(self, tx: _Transaction) -> None:
-        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.state == "open", ASSIGNMENTS.c.lease_until_ms < tx.now())
-        for row in tx.connection.execute(query.order_by(ASSIGNMENTS.c.lease_until_ms).limit(100)).all():
+    def _lapse_expired(self, tx: Transaction) -> None:
+        for row in tx.connection.execute(st.EXPIRED, {"now_ms": tx.now()}).all():
             tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
             tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(state="lapsed"))
             free = sa.update(ITEMS).where(ITEMS.c.id == row.item_id).values(taken=ITEMS.c.taken - 1)
             position = tx.connection.scalar(free.returning(ITEMS.c.position))
             tx.connection.execute(sa.update(RATERS).where(RATERS.c.cursor > position).values(cursor=position))
 
-    def _submit(self, tx: _Transaction, rater_id: str, submission: Submission) -> Stored:
+    def _submit(self, tx: Transaction, rater_id: str, submission: Submission) -> Stored:
         rater = _active_rater(tx.connection, rater_id)
         body_hash = hashlib.sha256(submission.model_dump_json().encode()).hexdigest()
         replayed = _find_replay(tx.connection, rater_id, submission.client_id, body_hash)
@@ -409,21 +505,20 @@ class Store:
         )
         values = {"id": identity, "assignment_id": assignment.id, "item_id": assignment.item_id, "rater_id": rater_id}
         record = {"kind": judgment.kind, "record": judgment.model_dump_json(), "seq": tx.seq}
-        tx.connection.execute(sa.insert(JUDGMENTS).values(**values, **record))
+        tx.connection.execute(st.ADD_JUDGMENT, {**values, **record})
         remembered = {
             "rater_id": rater_id,
             "client_id": submission.client_id,
             "judgment_id": identity,
             "body_hash": body_hash,
         }
-        tx.connection.execute(sa.insert(SUBMISSIONS).values(remembered))
-        tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == assignment.id).values(state="done"))
-        tx.connection.execute(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == assignment.id))
+        tx.connection.execute(st.ADD_SUBMISSION, remembered)
+        tx.connection.execute(st.FINISH_ASSIGNMENT, {"assignment": assignment.id})
+        tx.connection.execute(st.DROP_DRAFT, {"assignment": assignment.id})
         return Stored(identity, judgment)
 
-    def _assignment_to_answer(self, tx: _Transaction, rater_id: str, item_id: str) -> Any:
-        query = sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.item_id == item_id, ASSIGNMENTS.c.rater_id == rater_id)
-        row = tx.connection.execute(query).first()
+    def _assignment_to_answer(self, tx: Transaction, rater_id: str, item_id: str) -> Any:
+        row = tx.connection.execute(st.ASSIGNMENTS_OF, {"item": item_id, "rater": rater_id}).first()
         if row is None:
             raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
         if row.state == "done":
@@ -434,6 +529,28 @@ class Store:
                 f"your time for pair {item_id} ran out and other raters have judged it: go on with the next"
             )
         return row
+
+    def _load_assignment(self, connection: Connection, row: Any) -> Assignment:
+        pair_id = connection.scalar(st.PAIR_OF_ITEM, {"item": row.item_id}) or ""
+        draft = connection.scalar(st.DRAFT, {"assignment": row.id})
+        pair = self._load_pair(connection, pair_id)
+        said = json.loads(draft) if draft else None
+        return Assignment(row.id, row.item_id, row.rater_id, row.left_id, row.right_id, pair, said)
+
+    def _load_pair(self, connection: Connection, pair_id: str) -> Pair:
+        """From memory where it can be: pairs never change."""
+        pair = self._pairs.get(pair_id)
+        if pair is None:
+            pair = Pair.model_validate_json(connection.scalar(st.PAIR_RECORD, {"pair": pair_id}) or "")
+            if len(self._pairs) >= PAIRS_IN_MEMORY:
+                self._pairs.clear()
+            self._pairs[pair_id] = pair
+        return pair
+
+    def _seed(self, tx: Transaction) -> Any:
+        if self._campaign_seed is None:
+            self._campaign_seed = tx.setting("seed")
+        return self._campaign_seed
 
     # --- counts -------------------------------------------------------------------------------------------------------
 
@@ -476,6 +593,24 @@ class Store:
                 "head": head.hash,
             }
 
+    def judged_by_day(self) -> dict[str, int]:
+        """Judgments by UTC day, undone ones among them; days without any are left out."""
+        day = EVENTS.c.at_ms.op("/")(
+            sa.literal_column(str(DAY_MS))
+        )  # whole numbers divide whole on SQLite and Postgres
+        query = sa.select(day.label("day"), sa.func.count()).where(EVENTS.c.kind.in_(("submitted", "skipped")))
+        with self.reading() as connection:
+            rows = connection.execute(query.group_by("day").order_by("day")).all()
+        return {time.strftime("%Y-%m-%d", time.gmtime(int(row[0]) * DAY_MS // 1000)): row[1] for row in rows}
+
+    def judged_since(self, at_ms: int) -> tuple[int, int]:
+        """Judgments after a time, and the raters who made them."""
+        query = sa.select(sa.func.count(), sa.func.count(sa.distinct(EVENTS.c.rater_id)))
+        query = query.where(EVENTS.c.kind.in_(("submitted", "skipped")), EVENTS.c.at_ms > at_ms)
+        with self.reading() as connection:
+            count, raters = connection.execute(query).one()
+        return count, raters
+
     # --- reading out --------------------------------------------------------------------------------------------------
 
     def pairs(self) -> list[Pair]:
@@ -488,12 +623,38 @@ class Store:
         """The current judgments, by pair and rater, and the log's head hash they are the state of."""
         with self.reading() as connection:
             query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id)).all()
+            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
         return [Judgment.model_validate_json(row.record) for row in rows], head
 
 
-class _Transaction:
+class _Turn:
+    """Whose turn it is to write to a SQLite file, among threads and processes.
+
+    SQLite waits for its write lock by polling, up to 0.1 s a time, so that of several busy processes one may starve.
+    A lock that the kernel hands on costs nothing, and ends with the process that holds it. It only orders the
+    writers: what keeps them apart is still SQLite's own lock.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._threads = threading.Lock()
+        self._file = os.open(database.with_name(f"{database.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self) -> None:
+        with self._threads:
+            os.close(self._file)
+            self._file = -1
+
+
+class Transaction:
     """A writing transaction: its connection, and the log it appends to."""
 
     def __init__(self, connection: Connection, seq: int, digest: str, clock: Callable[[], int] | None) -> None:
@@ -516,19 +677,19 @@ class _Transaction:
         text = canonical_json(payload)
         digest = event_hash(self._hash, self.seq + 1, at_ms, kind, rater_id, item_id, text)
         row = {"at_ms": at_ms, "kind": kind, "rater_id": rater_id, "item_id": item_id, "payload": text}
-        self.connection.execute(sa.insert(EVENTS).values(seq=self.seq + 1, previous=self._hash, hash=digest, **row))
+        self.connection.execute(st.ADD_EVENT, {"seq": self.seq + 1, "previous": self._hash, "hash": digest, **row})
         self.seq, self._hash = self.seq + 1, digest
         return at_ms
 
     def write_head(self) -> None:
         """Record where the log now ends."""
         if self.seq != self._first_seq:
-            self.connection.execute(sa.update(LOG_HEAD).values(seq=self.seq, hash=self._hash))
+            self.connection.execute(st.MOVE_HEAD, {"to_seq": self.seq, "to_hash": self._hash})
 
     def setting(self, name: str) -> Any:
         """One of the campaign's settings."""
         if not self._settings:
-            rows = self.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
+            rows = self.connection.execute(st.SETTING_ROWS).all()
             self._settings = {row.name: json.loads(row.value) for row in rows}
         return self._settings[name]
 
@@ -549,6 +710,11 @@ def shuffle_sides(first: str, second: str, *, seed: int, rater_id: str, item_id:
     """(left, right): half of all raters see one order and half the other, each always the same one."""
     digest = hashlib.sha256(canonical_json([seed, rater_id, item_id]).encode()).digest()
     return (first, second) if digest[0] % 2 == 0 else (second, first)
+
+
+def assignment_id(item_id: str, rater_id: str, occasion: int = 0) -> str:
+    """The id of an assignment. Occasions after the first are repeats."""
+    return content_id("assignment", item_id, rater_id, occasion)
 
 
 @dataclass(frozen=True)
@@ -579,25 +745,28 @@ def pairs_digest(records: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _match_campaign(tx: _Transaction, settings: dict[str, Any], url: str) -> None:
+def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> None:
+    """Begin the campaign, or go on with it: its seed stays, its overlap may change."""
     rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
     known = {row.name: json.loads(row.value) for row in rows}
     if not known:
-        tx.event("campaign_begun", payload=settings)
-        for name, value in {**settings, "sources": []}.items():
+        tx.event("campaign_begun", payload={"overlap": overlap, "seed": seed})
+        for name, value in {"overlap": overlap, "seed": seed, "sources": []}.items():
             tx.connection.execute(sa.insert(SETTINGS).values(name=name, value=json.dumps(value)))
-        return
-    for name, value in settings.items():
-        if known.get(name) != value:
-            raise StoreError(
-                f"{url} was begun with {name} {known.get(name)}, and the configuration says {value}: "
-                f"set {name} back, or give another --store"
-            )
+    elif known["seed"] != seed:
+        raise StoreError(
+            f"{url} was begun with seed {known['seed']}, and the configuration says {seed}: "
+            "set it back, or give another --store"
+        )
+    elif known["overlap"] != overlap:
+        tx.event("overlap_changed", payload={"overlap": overlap})
+        tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "overlap").values(value=json.dumps(overlap)))
+        enough = sa.case((ITEMS.c.taken > overlap, ITEMS.c.taken), else_=overlap)
+        tx.connection.execute(sa.update(ITEMS).values(overlap=enough))
+        tx.connection.execute(sa.update(RATERS).values(cursor=0))
 
 
-def _insert_pairs(
-    tx: _Transaction, pairs: list[Pair], *, first: int, overlap: int, source: str, source_id: str
-) -> None:
+def _insert_pairs(tx: Transaction, pairs: list[Pair], *, first: int, overlap: int, source: str, source_id: str) -> None:
     records = [pair.model_dump_json() for pair in pairs]
     rows = [
         {"id": p.id, "position": first + n, "record": r} for n, (p, r) in enumerate(zip(pairs, records, strict=True))
@@ -618,12 +787,11 @@ def _insert_pairs(
 
 def _take_place(connection: Connection, item_id: str) -> bool:
     """One atomic statement: a place of the item, if one is free."""
-    free = sa.update(ITEMS).where(ITEMS.c.id == item_id, ITEMS.c.taken < ITEMS.c.overlap)
-    return connection.execute(free.values(taken=ITEMS.c.taken + 1)).rowcount == 1
+    return connection.execute(st.TAKE_PLACE, {"item": item_id}).rowcount == 1
 
 
 def _active_rater(connection: Connection, rater_id: str) -> Any:
-    row = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
+    row = connection.execute(st.RATER, {"rater": rater_id}).first()
     if row is None or row.disabled:
         raise RefusedError("this rater is not, or no longer, part of the campaign: ask its lead")
     return row
@@ -633,23 +801,8 @@ def _as_rater(row: Any) -> Rater:
     return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled))
 
 
-def _load_pair(connection: Connection, pair_id: str) -> Pair:
-    record = connection.scalar(sa.select(PAIRS.c.record).where(PAIRS.c.id == pair_id))
-    return Pair.model_validate_json(record or "")
-
-
-def _load_assignment(connection: Connection, row: Any) -> Assignment:
-    pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == row.item_id)) or ""
-    draft = connection.scalar(sa.select(DRAFTS.c.body).where(DRAFTS.c.assignment_id == row.id))
-    pair = _load_pair(connection, pair_id)
-    return Assignment(
-        row.id, row.item_id, row.rater_id, row.left_id, row.right_id, pair, json.loads(draft) if draft else None
-    )
-
-
 def _find_replay(connection: Connection, rater_id: str, client_id: str, body_hash: str) -> Stored | None:
-    query = sa.select(SUBMISSIONS).where(SUBMISSIONS.c.rater_id == rater_id, SUBMISSIONS.c.client_id == client_id)
-    row = connection.execute(query).first()
+    row = connection.execute(st.SUBMISSION, {"rater": rater_id, "client": client_id}).first()
     if row is None:
         return None
     if row.body_hash != body_hash:
@@ -660,9 +813,14 @@ def _find_replay(connection: Connection, rater_id: str, client_id: str, body_has
     return Stored(row.judgment_id, Judgment.model_validate_json(record), replayed=True)
 
 
+def _write_draft(tx: Transaction, assignment_id: str, body: str) -> None:
+    tx.connection.execute(st.DROP_DRAFT, {"assignment": assignment_id})
+    tx.connection.execute(st.ADD_DRAFT, {"assignment_id": assignment_id, "body": body, "at_ms": tx.now()})
+
+
 def _as_judgment(connection: Connection, assignment: Any, submission: Submission, rater: Any) -> Judgment:
-    pair_id = connection.scalar(sa.select(ITEMS.c.pair_id).where(ITEMS.c.id == assignment.item_id)) or ""
-    said = submission.model_dump(exclude={"client_id", "pair_id"})
+    pair_id = connection.scalar(st.PAIR_OF_ITEM, {"item": assignment.item_id}) or ""
+    said = submission.model_dump(exclude={"client_id", "pair_id", "client_at_ms"})
     sides = {"left": assignment.left_id, "right": assignment.right_id}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **sides, **said)
 

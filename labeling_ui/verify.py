@@ -30,7 +30,7 @@ class _Rebuilt:
 
     assignments: dict[str, dict[str, str]] = field(default_factory=dict)
     judgments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    raters: dict[str, dict[str, str]] = field(default_factory=dict)
+    raters: dict[str, dict[str, Any]] = field(default_factory=dict)
     imports: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -73,7 +73,9 @@ def _apply(rebuilt: _Rebuilt, event: Any) -> None:
         case "pairs_added":
             rebuilt.imports.append(payload)
         case "rater_added":
-            rebuilt.raters[event.rater_id] = payload
+            rebuilt.raters[event.rater_id] = {"kind": payload["kind"], "role": payload["role"], "disabled": 0}
+        case "rater_disabled" | "rater_enabled":
+            rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
         case "assigned":
             sides = {"left": payload["left"], "right": payload["right"]}
             who = {"item": event.item_id, "rater": event.rater_id}
@@ -82,6 +84,11 @@ def _apply(rebuilt: _Rebuilt, event: Any) -> None:
             rebuilt.assignments[payload["assignment"]]["state"] = "open"
         case "lapsed":
             rebuilt.assignments[payload["assignment"]]["state"] = "lapsed"
+        case "imported":
+            sides = {"left": payload["judgment"]["left"], "right": payload["judgment"]["right"]}
+            who = {"item": event.item_id, "rater": event.rater_id}
+            rebuilt.assignments[payload["assignment"]] = {**who, **sides, "state": "done"}
+            rebuilt.judgments[payload["judgment_id"]] = payload
         case "submitted" | "skipped":
             rebuilt.assignments[payload["assignment"]]["state"] = "done"
             rebuilt.judgments[payload["judgment_id"]] = payload
@@ -110,7 +117,10 @@ def _compare_pairs(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
 
 
 def _compare_raters(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
-    rows = {row.id: {"kind": row.kind, "role": row.role} for row in connection.execute(sa.select(RATERS))}
+    rows = {
+        row.id: {"kind": row.kind, "role": row.role, "disabled": row.disabled}
+        for row in connection.execute(sa.select(RATERS))
+    }
     return [f"rater {name}: not as the log tells" for name in _unequal(rows, rebuilt.raters)]
 
 

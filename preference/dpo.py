@@ -73,7 +73,7 @@ class EncodedPair:
     rejected: list[int]
 
 
-class CheckedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class CheckedDPOTrainer(DPOTrainer):
     """TRL's trainer on rows that tiebreak.chat has tokenised, and with its reference checked at the first batch."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
@@ -84,11 +84,15 @@ class CheckedDPOTrainer(DPOTrainer):  # type: ignore[misc]
         result = super()._compute_loss(model, inputs, return_outputs)
         if self.state.global_step == 0 and self.model.training:
             loss = result[0] if return_outputs else result
-            check_reference(float(loss), self._metrics["train"], self.loss_types, self.args.bf16, self.args.fp16)
+            check_reference(
+                float(loss.detach()), self._metrics["train"], self.loss_types, self.args.bf16, self.args.fp16
+            )
         return result
 
 
-def check_reference(loss: float, metrics: dict[str, list[float]], losses: Sequence[str], bf16: bool, fp16: bool) -> None:
+def check_reference(
+    loss: float, metrics: dict[str, list[float]], losses: Sequence[str], bf16: bool, fp16: bool
+) -> None:
     """Before the first update policy and reference are one model: implicit rewards are 0, the sigmoid loss is ln 2.
 
     Raises:
@@ -108,7 +112,7 @@ def check_reference(loss: float, metrics: dict[str, list[float]], losses: Sequen
 def train_dpo(config: DPOConfig) -> None:
     """The stage."""
     run = start_run(config, "dpo", {"policy": config.policy, "preferences": config.preferences})
-    if describe(config, run):
+    if describe(run):
         return
     source = find_model(config.policy)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
@@ -117,7 +121,11 @@ def train_dpo(config: DPOConfig) -> None:
         raise DataError(f"{config.preferences} has no preference of the train split")
     train_set = encode(training, tokenizer, config)
     validation_set = encode(validation, tokenizer, config)
-    preflight([Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set], tokenizer, "preferences")
+    preflight(
+        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
+        tokenizer,
+        "preferences",
+    )
     model = load_policy(source, config.training, config.adapter, tokenizer)
 
     recorder = RunRecorder(run)
@@ -141,7 +149,9 @@ def train_dpo(config: DPOConfig) -> None:
         kind="policy",
         adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
         probe_ids=train_set[0].prompt + train_set[0].chosen,
-        metrics=last_metrics(run.folder, ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")),
+        metrics=last_metrics(
+            run.folder, ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
+        ),
         facts={
             "counts": {"train": len(train_set), "validation": len(validation_set)},
             "kinds": sorted({preference.kind for preference in training}),
@@ -152,7 +162,9 @@ def train_dpo(config: DPOConfig) -> None:
     )
 
 
-def encode(preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: DPOConfig) -> list[EncodedPair]:
+def encode(
+    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: DPOConfig
+) -> list[EncodedPair]:
     """Token ids of the preferences that fit."""
     encoded = []
     for preference in preferences:

@@ -19,7 +19,17 @@ from tiebreak.errors import DataError
 from tiebreak.generation import row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
-from tiebreak.records import Completion, Pair, Prompt, SamplingSettings, Split, content_id, read_prompts, write_json, write_jsonl
+from tiebreak.records import (
+    Completion,
+    Pair,
+    Prompt,
+    SamplingSettings,
+    Split,
+    content_id,
+    read_prompts,
+    write_json,
+    write_jsonl,
+)
 from tiebreak.runs import clear_partial, in_batches, say, start_run
 
 
@@ -65,7 +75,9 @@ def sample(config: SampleConfig) -> None:
     source = find_model(config.policy)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     encoded = {prompt.id: encode_prompt(tokenizer, prompt.messages) for prompt in prompts}
-    too_long = [f"{p.id}: {len(encoded[p.id])} tokens" for p in prompts if len(encoded[p.id]) > config.max_prompt_tokens]
+    too_long = [
+        f"{p.id}: {len(encoded[p.id])} tokens" for p in prompts if len(encoded[p.id]) > config.max_prompt_tokens
+    ]
     if too_long:
         raise DataError(
             f"{len(too_long)} prompt(s) are longer than max_prompt_tokens ({config.max_prompt_tokens}): raise it, or drop "

@@ -71,7 +71,7 @@ class EncodedPreference:
 def train_reward(config: RewardConfig) -> None:
     """The stage."""
     run = start_run(config, "reward", {"policy": config.policy, "preferences": config.preferences})
-    if describe(config, run):
+    if describe(run):
         return
     source = find_model(config.policy)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
@@ -80,7 +80,11 @@ def train_reward(config: RewardConfig) -> None:
         raise DataError(f"{config.preferences} has no preference of the train split")
     train_set = encode(training, tokenizer, config)
     validation_set = encode(validation, tokenizer, config)
-    preflight([Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set], tokenizer, "preferences")
+    preflight(
+        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
+        tokenizer,
+        "preferences",
+    )
     model = load_reward_model(source, config.training, config.adapter, tokenizer)
 
     from trl import RewardTrainer
@@ -120,7 +124,9 @@ def train_reward(config: RewardConfig) -> None:
     )
 
 
-def encode(preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RewardConfig) -> list[EncodedPreference]:
+def encode(
+    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RewardConfig
+) -> list[EncodedPreference]:
     """Token ids and margins of the preferences that fit."""
     encoded = []
     for preference in preferences:
@@ -191,7 +197,10 @@ def held_out_report(run: Run, examples: Sequence[EncodedPreference], scores: Seq
     rows = zip(examples, chosen, rejected, strict=True)
     write_jsonl(
         run.final / "validation_scores.jsonl",
-        [{"prompt_id": e.source.prompt_id, "pair_id": e.source.pair_id, "chosen": c, "rejected": r} for e, c, r in rows],
+        [
+            {"prompt_id": e.source.prompt_id, "pair_id": e.source.pair_id, "chosen": c, "rejected": r}
+            for e, c, r in rows
+        ],
     )
     return {f"held_out_{key}": value for key, value in report.items()}
 

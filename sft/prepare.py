@@ -185,9 +185,7 @@ def _rows(source: str, faults: list[str]) -> list[tuple[str, dict[str, Any]]]:
         return []
 
 
-def _parsed(
-    row: dict[str, Any], source: str, where: str, parse: Callable[..., P], faults: list[str]
-) -> P | None:
+def _parsed(row: dict[str, Any], source: str, where: str, parse: Callable[..., P], faults: list[str]) -> P | None:
     try:
         return parse(row, source=source)
     except ValueError as error:
@@ -208,7 +206,7 @@ def _normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
     return prompt.model_copy(update={"messages": messages, "id": prompt_id(messages)}), messages != prompt.messages
 
 
-# --- duplicates ---------------------------------------------------------------------------------------------------------
+# --- duplicates ---
 
 
 def drop_duplicates(data: Gathered, threshold: float) -> None:
@@ -231,7 +229,9 @@ def drop_duplicates(data: Gathered, threshold: float) -> None:
             data.dropped.append(Dropped(where, f"the same prompt as {shown[prompt.id]}", _prompt_text(prompt)))
         else:
             kept.append((where, prompt))
-    everything = _unique([*before, *kept], lambda p: p.id, _prompt_text, threshold, data.dropped, keep_first=len(before))
+    everything = _unique(
+        [*before, *kept], lambda p: p.id, _prompt_text, threshold, data.dropped, keep_first=len(before)
+    )
     data.prompts = everything[len(before) :]
 
 
@@ -302,7 +302,7 @@ def _prompt_text(prompt: Prompt) -> str:
     return "\n".join(message.content for message in prompt.messages)
 
 
-# --- lengths and splits -------------------------------------------------------------------------------------------------
+# --- lengths and splits ---
 
 
 def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
@@ -372,7 +372,7 @@ def _ranked(identities: list[str], seed: int) -> list[str]:
     return sorted(identities, key=lambda identity: content_id("rank", seed, identity))
 
 
-# --- the report ---------------------------------------------------------------------------------------------------------
+# --- the report ---
 
 
 def data_report(

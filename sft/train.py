@@ -1,7 +1,7 @@
 """Supervised fine-tuning: TRL's SFTTrainer with a LoRA adapter, loss on the assistant's tokens alone.
 
-    tiebreak sft --config configs/quickstart/sft.yaml
-    accelerate launch --config_file configs/accelerate/zero2.yaml -m sft.train --config configs/quickstart/sft.yaml
+tiebreak sft --config configs/quickstart/sft.yaml
+accelerate launch --config_file configs/accelerate/zero2.yaml -m sft.train --config configs/quickstart/sft.yaml
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class SFTConfig(StageConfig):
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:
         if self.packing and self.training.attention != "flash_attention_2":
-            raise ValueError("packing needs training.attention: flash_attention_2; with others packed rows see one another")
+            raise ValueError(
+                "packing needs training.attention: flash_attention_2; with others packed rows see one another"
+            )
         if self.merge and self.adapter is not None and self.adapter.method == "qlora":
             raise ValueError("merge: an adapter cannot be merged into 4-bit weights without loss; set it to false")
         return self
@@ -68,7 +70,7 @@ class SFTConfig(StageConfig):
 def train_sft(config: SFTConfig) -> None:
     """The stage."""
     run = start_run(config, "sft", {"policy": config.policy, "demonstrations": config.demonstrations})
-    if describe(config, run):
+    if describe(run):
         return
     source = find_model(config.policy)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)

@@ -44,7 +44,9 @@ def run_command(
 def succeed(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """`tiebreak …`, which must end well."""
     result = run_command(*words, **options)
-    assert result.returncode == 0, f"tiebreak {' '.join(map(str, words))}\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
+    assert result.returncode == 0, (
+        f"tiebreak {' '.join(map(str, words))}\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
+    )
     return result
 
 
@@ -67,7 +69,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-TINY_TRAINING = {"seed": 0, "learning_rate": 1e-3, "per_device_batch_size": 2, "max_length_tokens": 128, "save_steps": 1}
+TINY_TRAINING = {
+    "seed": 0,
+    "learning_rate": 1e-3,
+    "per_device_batch_size": 2,
+    "max_length_tokens": 128,
+    "save_steps": 1,
+}
 
 
 def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
@@ -81,8 +89,8 @@ def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -108,7 +116,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def raw_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small raw data in TRL's formats: prompts, demonstrations and preferences."""
     folder = tmp_path_factory.mktemp("data")
-    crops = "basil lettuce mint tomato pepper kale chard cress dill rocket thyme sage".split()
+    crops = [
+        "basil",
+        "lettuce",
+        "mint",
+        "tomato",
+        "pepper",
+        "kale",
+        "chard",
+        "cress",
+        "dill",
+        "rocket",
+        "thyme",
+        "sage",
+    ]
     ask = ["Why are my {} leaves pale?", "How often should I feed {} in summer?"]
     prompts = [q.format(c) for c in crops for q in ask]
     write_rows(folder / "prompts.jsonl", [{"prompt": [{"role": "user", "content": p}]} for p in prompts])
@@ -117,7 +138,9 @@ def raw_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             {
                 "prompt": [{"role": "user", "content": f"What does {c} need at night?"}],
-                "completion": [{"role": "assistant", "content": f"Keep the {c} at {n + 15} degrees and dark for 8 hours."}],
+                "completion": [
+                    {"role": "assistant", "content": f"Keep the {c} at {n + 15} degrees and dark for 8 hours."}
+                ],
             }
             for n, c in enumerate(crops)
         ],

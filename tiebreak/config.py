@@ -135,7 +135,7 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
     try:
         config = model.model_validate(_filled(_without_unknown(values, model), model))
     except ValidationError as error:
-        faults += [_explain(fault, values) for fault in error.errors(include_url=False)]
+        faults += [_explain(fault) for fault in error.errors(include_url=False)]
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ConfigError(f"{origin}: {len(faults)} fault(s)\n{listed}\n  all keys: tiebreak {command} --help")
@@ -148,7 +148,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ConfigError(f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")) from None
+        raise ConfigError(
+            f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if value is None:
@@ -254,7 +256,9 @@ def _lay_over(values: dict[str, Any], model: type[Section], key: str, words: lis
         values[section] = dict(inner) if isinstance(inner, dict) else {}
         values = values[section]
     parsed = [_parse_word(word, is_text=_is_text(model, key)) for word in words]
-    values[last] = parsed if len(parsed) > 1 or (_is_list(model, key) and not isinstance(parsed[0], list)) else parsed[0]
+    values[last] = (
+        parsed if len(parsed) > 1 or (_is_list(model, key) and not isinstance(parsed[0], list)) else parsed[0]
+    )
     return None
 
 
@@ -374,7 +378,7 @@ def _nearest(key: str, known: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {here}"
 
 
-def _explain(fault: Any, values: dict[str, Any]) -> str:
+def _explain(fault: Any) -> str:
     where = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]"))
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "missing":

@@ -1,12 +1,12 @@
 """Every error a user can cause, as one tree.
 
-    TiebreakError            what went wrong, where, and the next step; printed without a traceback, exit status 1
-    ├── ConfigError          a configuration file or flag is wrong; exit status 2
-    ├── DataError            an input row or file is broken; carries every fault found, not the first
-    ├── RunError             a run folder is missing, unfinished, or holds another run
-    ├── HandoffError         what one stage wrote is not what the next one needs
-    ├── ModelError           a model cannot be found, loaded or saved
-    └── MachineError         this machine cannot do it: no such device, no space left
+TiebreakError            what went wrong, where, and the next step; printed without a traceback, exit status 1
+├── ConfigError          a configuration file or flag is wrong; exit status 2
+├── DataError            an input row or file is broken; carries every fault found, not the first
+├── RunError             a run folder is missing, unfinished, or holds another run
+├── HandoffError         what one stage wrote is not what the next one needs
+├── ModelError           a model cannot be found, loaded or saved
+└── MachineError         this machine cannot do it: no such device, no space left
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ CHUNK_TOKENS = 512
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """One value a token, each of shape (tokens,). Only `logps` carries a gradient."""
+    """One value a token, each of shape (tokens,), in float32, or float64 of such a model. Only `logps` has a gradient."""
 
     logps: Tensor
     entropy: Tensor
@@ -39,7 +39,8 @@ class _TokenLogps(torch.autograd.Function):
         slopes: list[Tensor] = []
         wanted = ctx.needs_input_grad[0]
         for h, y in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-            logits = nn.functional.linear(h, weight, bias).float() / temperature
+            logits = nn.functional.linear(h, weight, bias)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
             log_normaliser = logits.logsumexp(-1)
             picked = logits.gather(-1, y[:, None]).squeeze(-1)
             means, top = logits.mean(-1) * temperature, logits.argmax(-1) == y
@@ -47,7 +48,7 @@ class _TokenLogps(torch.autograd.Function):
             probabilities = log_probabilities.exp()
             entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
             if wanted:
-                slope = weight[y].float() - (probabilities.to(weight.dtype) @ weight).float()
+                slope = weight[y].to(logits.dtype) - (probabilities.to(weight.dtype) @ weight).to(logits.dtype)
                 slopes.append(slope / temperature)
             outputs.append((picked - log_normaliser, entropy, means, top))
         logps, entropy, means, top = (torch.cat(parts) for parts in zip(*outputs, strict=True))
@@ -90,5 +91,8 @@ def logits_are_plain(model: nn.Module) -> bool:
     """Whether logits are head(hidden) and nothing more: no soft cap, no scale, as in most architectures."""
     text = model.config.get_text_config()
     capped = getattr(text, "final_logit_softcapping", None)
-    scales = [getattr(text, name, None) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")]
+    scales = [
+        getattr(text, name, None)
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+    ]
     return capped is None and all(scale in (None, 1, 1.0) for scale in scales)

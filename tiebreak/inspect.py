@@ -115,7 +115,7 @@ def _print_all(inspections: Sequence[Inspection], as_json: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# --- looking ---------------------------------------------------------------------------------------------------------
+# --- looking ---
 
 
 def inspect_run(folder: str) -> Inspection:
@@ -254,7 +254,7 @@ def _outputs(path: Path, recorded: Mapping[str, str]) -> list[OutputState]:
     return states
 
 
-# --- telling ---------------------------------------------------------------------------------------------------------
+# --- telling ---
 
 
 def describe(one: Inspection) -> str:

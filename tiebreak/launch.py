@@ -9,8 +9,10 @@ is the same run as
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from tiebreak.cli import Command
 
 C = TypeVar("C", bound=StageConfig)
+
+_UPSTREAM_NOISE = (
+    "Setting accelerator to CPU",  # DeepSpeed, on every machine without a GPU
+    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes, without an optional faster kernel
+)
 
 ACCELERATE_CONFIGS = Path("configs/accelerate")
 
@@ -35,7 +42,20 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
     """What every stage's `main` is: read the configuration, run `body`, print what a user can mend as one message."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     settle_process()
+    quiet_upstream()
     exit_with_message(lambda: body(load_config(model, words, stage)))
+
+
+def quiet_upstream() -> None:
+    """Keep out of users' sight what libraries say of things that are as they should be. Called before they are imported."""
+
+    def speaks_to_the_user(record: logging.LogRecord) -> bool:
+        return not any(phrase in str(record.msg) for phrase in _UPSTREAM_NOISE)
+
+    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(speaks_to_the_user)
+    # PEFT and TRL still read a name that transformers has deprecated
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def settle_process() -> None:
@@ -60,7 +80,16 @@ def exec_accelerate(command: Command, words: Sequence[str]) -> None:
         raise ConfigError(f"--accelerate needs a name: one of {', '.join(accelerate_names())}")
     rest = [*words[:at], *words[at + 2 :]]
     file = accelerate_file(words[at + 1])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "-m", command.module, *rest]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(file),
+        "-m",
+        command.module,
+        *rest,
+    ]
     os.execve(sys.executable, launch, {**os.environ, **process_settings()})
 
 

@@ -150,7 +150,7 @@ def base_sha256(path: Path) -> str:
     return digest
 
 
-# --- tokenizer ---------------------------------------------------------------------------------------------------------
+# --- tokenizer ---
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -168,7 +168,9 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
         pinned = json.loads((source.folder / MODEL_FILE).read_text())
         for key, found in tokenizer_facts(tokenizer).items():
             if pinned[key] != found:
-                raise HandoffError(f"{source.name}: its {key.removesuffix('_sha256')} is not the one it was trained with")
+                raise HandoffError(
+                    f"{source.name}: its {key.removesuffix('_sha256')} is not the one it was trained with"
+                )
     return tokenizer
 
 
@@ -176,7 +178,11 @@ def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a tokenizer whose padding is missing, or is its end-of-sequence token, another special token to pad with."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
-    special = [token for token in tokenizer.added_tokens_encoder if tokenizer.added_tokens_encoder[token] != tokenizer.eos_token_id]
+    special = [
+        token
+        for token in tokenizer.added_tokens_encoder
+        if tokenizer.added_tokens_encoder[token] != tokenizer.eos_token_id
+    ]
     by_name = [token for token in special if "pad" in token.lower()] or [
         token for token in special if any(word in token.lower() for word in ("endoftext", "reserved", "unk", "extra"))
     ]
@@ -208,7 +214,7 @@ def require_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokeni
         raise HandoffError(f"{what}: their {' and '.join(differing)} differ, so one would misread what the other wrote")
 
 
-# --- loading -----------------------------------------------------------------------------------------------------------
+# --- loading ---
 
 
 def resolve_precision(training: TrainingConfig) -> torch.dtype:
@@ -403,7 +409,7 @@ def _require_same_adapter(source: ModelSource, adapter: AdapterConfig | None) ->
         )
 
 
-# --- adapters on one backbone -------------------------------------------------------------------------------------------
+# --- adapters on one backbone ---
 
 
 @contextmanager
@@ -428,11 +434,15 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere."""
-    if any(hasattr(parameter, "ds_id") for parameter in parameters):
+    """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere.
+
+    What an outer context or a module's own hook holds whole already is left to them: gathering twice is an error.
+    """
+    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name == "NOT_AVAILABLE"]
+    if sharded:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
+        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
             yield
     else:
         yield
@@ -449,7 +459,7 @@ def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:
     return {key: value.contiguous() for key, value in state.items()}
 
 
-# --- saving ------------------------------------------------------------------------------------------------------------
+# --- saving ---
 
 
 def save_adapter(
@@ -485,7 +495,7 @@ def save_adapter(
     return facts
 
 
-# --- the probe ----------------------------------------------------------------------------------------------------------
+# --- the probe ---
 
 
 @torch.no_grad()
@@ -513,7 +523,7 @@ def probe_difference(model: nn.Module, folder: Path) -> float:
     """The largest difference between what a loaded model answers and what it answered before it was saved."""
     probe = json.loads((folder / PROBE_FILE).read_text())
     now = probe_values(model, probe["input_ids"])
-    return max(abs(a - b) for a, b in zip(now, probe["values"], strict=True))
+    return max(abs(float(a) - float(b)) for a, b in zip(now, probe["values"], strict=True))
 
 
 def verify_probe(model: nn.Module, folder: Path, tolerance: float | None = None) -> float:
@@ -528,7 +538,7 @@ def verify_probe(model: nn.Module, folder: Path, tolerance: float | None = None)
     here = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     coarser = max((saved, here), key=lambda dtype: PROBE_TOLERANCE_ELSEWHERE[dtype])
     allowed = PROBE_TOLERANCE_ELSEWHERE[coarser] if tolerance is None else tolerance
-    difference = probe_difference(model, folder)
+    difference: float = probe_difference(model, folder)
     if not difference <= allowed:
         raise HandoffError(
             f"{folder}: the model does not answer as it did before it was saved (largest difference {difference:.3g}, "

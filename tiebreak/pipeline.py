@@ -24,7 +24,7 @@ from tiebreak.cli import COMMANDS
 from tiebreak.config import Section, StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, RunError, TiebreakError, exit_with_message
 from tiebreak.launch import accelerate_file, process_settings
-from tiebreak.runs import MANIFEST, RUN_FILE, folder_state, read_manifest
+from tiebreak.runs import MANIFEST, RUN_FILE, read_manifest
 
 
 class StageEntry(Section):
@@ -85,7 +85,7 @@ def run_pipeline(config: PipelineConfig) -> None:
             _move_aside(folder)
         elif state == "cut off":
             print(f"going on with {folder}: {why}", file=sys.stderr, flush=True)
-        if _waits_for_people(entry, words, folder):
+        if _waits_for_people(entry, words):
             return
         _start(entry, words, group, config)
     print(f"\nall {len(config.stages)} stages done in {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
@@ -195,13 +195,13 @@ def _option(words: Sequence[str], key: str) -> str | None:
     return words[flags[-1] + 1] if flags else None
 
 
-def _waits_for_people(entry: StageEntry, words: Sequence[str], folder: Path) -> bool:
+def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
     """Stop before labelling when nobody simulates it, and say how it goes on."""
     if entry.stage != "label":
         return False
     model = config_class("label")
     config = load_config(model, list(words), "label")
-    if getattr(config, "simulate", None):
+    if getattr(config, "simulated", False):
         return False
     given = " ".join(words)
     print(
@@ -258,7 +258,9 @@ def _heading(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak run`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if "--replace" in words and (words.index("--replace") + 1 == len(words) or words[words.index("--replace") + 1].startswith("--")):
+    if "--replace" in words and (
+        words.index("--replace") + 1 == len(words) or words[words.index("--replace") + 1].startswith("--")
+    ):
         words.insert(words.index("--replace") + 1, "true")
     exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")))
 

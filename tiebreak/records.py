@@ -201,7 +201,7 @@ def assistant(text: str) -> Messages:
     return (Message(role="assistant", content=text),)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ---
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -321,8 +321,10 @@ def _hub_rows(source: str) -> list[Row]:
 
     try:
         dataset = load_dataset(name, split=split)
-    except Exception as error:  # noqa: BLE001  the library raises a dozen kinds; the user needs one message
-        raise DataError(f"cannot read {source} from the hub: {error}. Offline, give a .jsonl or .parquet file") from error
+    except Exception as error:
+        raise DataError(
+            f"cannot read {source} from the hub: {error}. Offline, give a .jsonl or .parquet file"
+        ) from error
     return [(f"{source} row {n}", dict(row)) for n, row in enumerate(dataset, start=1)]
 
 
@@ -346,7 +348,7 @@ def explain(error: ValidationError) -> Iterator[str]:
         yield f"{key}: {message}" if key else message
 
 
-# --- inputs in TRL's formats ------------------------------------------------------------------------------------------
+# --- inputs in TRL's formats ---
 
 
 def to_messages(value: object, role: str = "user") -> Messages:
@@ -470,9 +472,7 @@ def read_preferences(source: str) -> list[Preference]:
     return preferences
 
 
-_PREFERENCE_EXTRAS = (
-    "strength agreement raters weight kind pair_id split chosen_finished rejected_finished".split()
-)
+_PREFERENCE_EXTRAS = "strength agreement raters weight kind pair_id split chosen_finished rejected_finished".split()
 
 
 def _parse_preference(row: dict[str, Any]) -> Preference:
@@ -494,7 +494,7 @@ def _split_implicit_prompt(chosen: Messages, rejected: Messages) -> tuple[Messag
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
-    if shared == 0 or chosen[shared - 1].role == "assistant" and shared == 1:
+    if shared == 0 or (chosen[shared - 1].role == "assistant" and shared == 1):
         raise ValueError("no column 'prompt', and chosen and rejected share no first messages to take as one")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 

@@ -22,26 +22,29 @@ _UNIT = (
     r"mm|cm|m\b|inch(?:es)?|in\b|feet|foot|ft|seconds?|minutes?|min\b|hours?|hrs?|h\b|days?|weeks?|months?|"
     r"watts?|w\b|lux|umol|µmol|ppfd|volts?|v\b|amps?|times|plants?|leaves|lph|gph|l/h|l/min|rpm)"
 )
-_NUMBER_WITH_UNIT = re.compile(rf"(?<![\w.])\d+(?:[.,]\d+)?(?:\s?(?:-|–|to|and)\s?\d+(?:[.,]\d+)?)?\s?-?{_UNIT}", re.IGNORECASE)
+_NUMBER_WITH_UNIT = re.compile(
+    rf"(?<![\w.])\d+(?:[.,]\d+)?(?:\s?(?:-|–|to|and)\s?\d+(?:[.,]\d+)?)?\s?-?{_UNIT}", re.IGNORECASE
+)
 _PH_VALUE = re.compile(r"\b(?:ph|ec)\b\D{0,20}\d+(?:\.\d+)?", re.IGNORECASE)
 
 IMPERATIVES = frozenset(
-    """add adjust aerate aim apply ask avoid begin blend bring build buy calibrate change check choose clean clear clip confirm
-    cool cover cut darken dilute dim dip discard dissolve drain drill drop dry dump empty ensure feed fill filter finish fit fix flush give
-    grow hang harvest hold increase inspect insulate install isolate keep leave let lift limit look lower maintain make
-    mark measure mix mount move nip open overlap paint pick pinch place plant plug pour prune pull pump put raise record reduce refill remove repeat replace reset rinse
-    rotate run scrub seal separate set shade shake shorten shut siphon skip slow soak sow space spray spread squeeze sprinkle stake start stir
-    stop store strip supply swap switch take test thin throw tie tilt top track transplant treat trim try tuck turn unplug use vent wait wash
-    water wear wipe wrap""".split()
+    """add adjust aerate aim apply ask avoid begin blend bring build buy calibrate change check choose clean clear clip
+    confirm cool cover cut darken dilute dim dip discard dissolve drain drill drop dry dump empty ensure feed
+    fill filter finish fit fix flush give grow hang harvest hold increase inspect insulate install isolate keep
+    leave let lift limit look lower maintain make mark measure mix mount move nip open overlap paint pick pinch
+    place plant plug pour prune pull pump put raise record reduce refill remove repeat replace reset rinse
+    rotate run scrub seal separate set shade shake shorten shut siphon skip slow soak sow space spray spread
+    squeeze sprinkle stake start stir stop store strip supply swap switch take test thin throw tie tilt top
+    track transplant treat trim try tuck turn unplug use vent wait wash water wear wipe wrap""".split()
 )
 _LEADS_IN = r"(?:first|then|next|now|also|instead|finally|always|once a \w+|every \w+|for \w+|to \w+[^,.]{0,40}),?\s+"
 
 FILLER_OPENINGS = (
-    "great question", "good question", "i'm sorry", "i am sorry", "sorry to hear", "i understand", "i'd be happy", "i would be happy",
-    "happy to help", "sure", "certainly", "of course", "absolutely", "as an ai", "it is important", "it's important",
-    "it's great", "it is great", "thank you", "thanks", "hello", "hi", "well,", "there are many", "there are several", "there could be",
-    "you're right", "you are right", "congratulations", "i'm glad", "i am glad", "i'm happy", "to answer your question",
-    "hydroponics is", "a great", "that's a", "that is a",
+    "great question", "good question", "i'm sorry", "i am sorry", "sorry to hear", "i understand", "i'd be happy",
+    "i would be happy", "happy to help", "sure", "certainly", "of course", "absolutely", "as an ai", "it is important",
+    "it's important", "it's great", "it is great", "thank you", "thanks", "hello", "hi", "well,",
+    "there are many", "there are several", "there could be", "you're right", "you are right", "congratulations",
+    "i'm glad", "i am glad", "i'm happy", "to answer your question", "hydroponics is", "a great", "that's a", "that is a",
 )  # fmt: skip
 _FILLER = re.compile(rf"(?:{'|'.join(map(re.escape, FILLER_OPENINGS))})(?!\w)")
 
@@ -66,7 +69,7 @@ class RubricResult:
     @property
     def score(self) -> float:
         """Share of the criteria met, 0 to 1."""
-        met = asdict(self).values()
+        met = [bool(value) for value in asdict(self).values()]
         return sum(met) / len(met)
 
 

@@ -228,7 +228,9 @@ def identify_input(source: str) -> Input:
                 f"{path / RESOLVED_CONFIG}' to the end first"
             )
         if (path / "config.json").is_file():
-            return Input(source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()}))
+            return Input(
+                source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
+            )
         raise RunError(f"{path} is neither a run folder nor a model: it has no {MANIFEST} and no config.json")
     if path.is_file():
         return Input(source, "file", hash_file(path))
@@ -292,7 +294,9 @@ def _conflict_message(run: Run) -> str:
         keys = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
         keys = [k for k in keys if k.partition(".")[0] not in _NOT_IDENTITY]
         if keys:
-            difference = "; it differs in " + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5])
+            difference = "; it differs in " + ", ".join(
+                f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5]
+            )
         else:
             difference = "; its configuration is the same, its inputs are not"
     return (

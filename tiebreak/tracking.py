@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import rewrite_logs
 
 from tiebreak.config import TrackingConfig
@@ -96,7 +96,12 @@ def start_wandb(run: Run) -> Any:
     import wandb
 
     seed = getattr(getattr(run.config, "training", None), "seed", None)
-    tags = [run.stage, *tracking.tags, *([f"seed-{seed}"] if seed is not None else []), *([c] if (c := git_commit()) else [])]
+    tags = [
+        run.stage,
+        *tracking.tags,
+        *([f"seed-{seed}"] if seed is not None else []),
+        *([c] if (c := git_commit()) else []),
+    ]
     return wandb.init(
         project=tracking.project,
         group=tracking.group or os.environ.get("TIEBREAK_GROUP"),
@@ -125,7 +130,34 @@ def _has_netrc_login() -> bool:
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
 
 
-class RunCallback(TrainerCallback):  # type: ignore[misc]
+class ProgressLine(ProgressCallback):
+    """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
+
+    SHOWN: ClassVar = {
+        "loss": "loss",
+        "mean_token_accuracy": "token accuracy",
+        "accuracy": "accuracy",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "objective/scores": "score",
+        "objective/kl": "KL",
+    }
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs:
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+class RunCallback(TrainerCallback):
     """Writes the trainer's logs to the run, and marks a checkpoint complete once all of it is on disk."""
 
     def __init__(self, recorder: RunRecorder) -> None:

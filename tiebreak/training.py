@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import ProgressCallback
 
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
-from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.models import (
     ModelKind,
@@ -29,7 +30,7 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, read_metrics, say
-from tiebreak.tracking import RunCallback, RunRecorder
+from tiebreak.tracking import ProgressLine, RunCallback, RunRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -117,6 +118,8 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     Raises:
         HandoffError: the loss stopped being a number.
     """
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressLine())
     trainer.add_callback(RunCallback(recorder))
     if hasattr(trainer, "create_model_card"):
         trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
@@ -204,6 +207,7 @@ def _reload(run: Run, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         HandoffError: it cannot be loaded there, or answers differently.
     """
+    say("loading what was saved in a fresh process, to compare")
     asked = run.folder / ".reload.json"
     write_json(asked, request)
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -235,7 +239,7 @@ def last_metrics(folder: Path, keys: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def describe(config: StageConfig, run: Run) -> bool:
+def describe(run: Run) -> bool:
     """Say what is about to happen; True if there is nothing left to do."""
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")

@@ -84,7 +84,7 @@ def _trained(links: Sequence[Link]) -> list[Trained]:
     return [run for run in everyone if run.rows]
 
 
-# --- on the terminal -------------------------------------------------------------------------------------------------
+# --- on the terminal ---
 
 
 def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:

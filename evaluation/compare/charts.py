@@ -181,7 +181,7 @@ def line_key(tone: str, held_out: bool) -> Markup:
     return svg(22, 8, el("polyline", cls=f"curve tone-{tone}{dashed}", points="1,4 21,4"), fixed=True)
 
 
-# --- marks in tables -------------------------------------------------------------------------------------------------
+# --- marks in tables ---
 
 WHISKER_WIDTH, WHISKER_INSET = 150, 8
 
@@ -269,7 +269,7 @@ def outcome_bar(better: int, equal: int, worse: int) -> Markup:
     return _bar(150, 12, *parts)
 
 
-# --- reward against KL -----------------------------------------------------------------------------------------------
+# --- reward against KL ---
 
 
 @dataclass(frozen=True)

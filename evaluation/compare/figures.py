@@ -108,7 +108,7 @@ class Link:
         return str(self.manifest["id"])
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
 def read_evaluation(folder: str) -> Evaluation:
@@ -226,7 +226,7 @@ def _check_inputs(link: Link) -> None:
                 )
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- figures ---
 
 
 def build_report(
@@ -463,7 +463,7 @@ def _prompt_split(row: Mapping[str, Any]) -> object:
     return prompt.get("split") if isinstance(prompt, dict) else None
 
 
-# --- several evaluations side by side --------------------------------------------------------------------------------
+# --- several evaluations side by side ---
 
 
 def side_by_side(first: Evaluation, others: Sequence[Evaluation]) -> dict[str, Any]:
@@ -538,7 +538,7 @@ def distinct_names(folders: Sequence[str]) -> list[str]:
     return ["/".join(p[i] for i in differing) or str(folder) for p, folder in zip(parts, folders, strict=True)]
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- words ---
 
 
 def kinds_of(facts: Mapping[str, Any]) -> tuple[str, ...]:

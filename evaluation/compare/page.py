@@ -108,7 +108,7 @@ def policy_marks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: _KNOWN_MARKS.get(name) or next(further) for name in names}
 
 
-# --- pieces of tables ------------------------------------------------------------------------------------------------
+# --- pieces of tables ---
 
 
 def _named(policy: str, marks: Marks) -> Markup:
@@ -176,7 +176,7 @@ def signed_points(share: float) -> str:
     return signed(100 * share, 1)
 
 
-# --- head ------------------------------------------------------------------------------------------------------------
+# --- head ---
 
 
 def _head(report: Report, links: Sequence[Markup]) -> Markup:
@@ -211,7 +211,7 @@ def _finished(report: Report) -> str:
     return str(times[-1] or "").replace("T", " ").replace("Z", " UTC") if times else ""
 
 
-# --- policies --------------------------------------------------------------------------------------------------------
+# --- policies ---
 
 
 def _policies(report: Report, marks: Marks) -> Markup:
@@ -260,7 +260,7 @@ def _policy_row(name: str, row: Row, report: Report, marks: Marks) -> Markup:
     )
 
 
-# --- what each stage changed -----------------------------------------------------------------------------------------
+# --- what each stage changed ---
 
 
 def _changes(report: Report, marks: Marks) -> Markup | None:
@@ -328,7 +328,7 @@ def _criteria(report: Report, marks: Marks) -> Markup | None:
     return join(el("h3", "Share of answers that meet each criterion"), _table(headings, rows))
 
 
-# --- side by side with other evaluations -----------------------------------------------------------------------------
+# --- side by side with other evaluations ---
 
 
 def _against(report: Report, marks: Marks) -> Markup | None:
@@ -369,7 +369,7 @@ def _beside(row: Row, key: str, interval: str | None, form: Form) -> Markup:
     return el("td", shown, None if edges else el("small"), cls="n")  # an empty interval keeps the figures in line
 
 
-# --- reward against KL -----------------------------------------------------------------------------------------------
+# --- reward against KL ---
 
 
 def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
@@ -414,7 +414,7 @@ def _outlying(
     return [s for s in spots if s not in far], far
 
 
-# --- training curves -------------------------------------------------------------------------------------------------
+# --- training curves ---
 
 _STAGE_TONES = {"sft": "sft", "dpo": "dpo", "ppo": "ppo"}
 _FURTHER_TONES = ("base", "other", "extra", "sft", "dpo", "ppo")
@@ -497,7 +497,7 @@ def _legend_entry(curve: Curve, tone: str) -> Markup:
     return el("span", charts.line_key(tone, curve.held_out), f"{curve.key} {values}")
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data ---
 
 
 def _data(report: Report) -> Markup | None:
@@ -548,7 +548,7 @@ def flat_counts(counts: Mapping[str, Any], prefix: str = "") -> list[str]:
     return rows
 
 
-# --- samples ---------------------------------------------------------------------------------------------------------
+# --- samples ---
 
 
 def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup | None:
@@ -617,7 +617,7 @@ def _answer(name: str, answer: Answer, change: float | None, marks: Marks) -> Ma
     )
 
 
-# --- chain -----------------------------------------------------------------------------------------------------------
+# --- chain ---
 
 
 def _chain(report: Report) -> Markup:

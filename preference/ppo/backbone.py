@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,9 @@ POLICY, REFERENCE, REWARD = "default", "reference", "reward"
 class Backbone(nn.Module):
     """One language model with three adapters and two heads. `forward` is the policy's training pass."""
 
-    def __init__(self, lm: PeftModel, score_head: nn.Linear | None, reward_model: nn.Module | None, pad_id: int) -> None:
+    def __init__(
+        self, lm: PeftModel, score_head: nn.Linear | None, reward_model: nn.Module | None, pad_id: int
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.score_head = score_head
@@ -76,6 +78,10 @@ class Backbone(nn.Module):
         entropy = zeros.masked_scatter(mask, head.entropy)
         values = self.value_head(before.float()).squeeze(-1) * mask
         return logps, values, entropy
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What transformers' trainer calls for `training.gradient_checkpointing`."""
+        self.lm.get_base_model().activation_checkpointing_enable(**options)
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The last hidden states under the adapter that is active, shape (episodes, length, hidden)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
@@ -53,7 +53,6 @@ class PPOConfig(StageConfig):
     """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
     kl_coef: float = Field(default=0.05, ge=0.0)
     """weight of the KL to the reference in the reward (N+)"""
-    kl_estimator: Literal["k1", "k3"] = "k1"
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     cliprange: float = Field(default=0.2, gt=0.0)
@@ -63,6 +62,8 @@ class PPOConfig(StageConfig):
     """taken from the (normalised) score of a completion that was cut off (N+)"""
     normalise_scores: bool = True
     """by mean and deviation of the scores of the policy's first completions (N+)"""
+    whiten_rewards: bool = False
+    """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
     max_validation_prompts: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
@@ -87,16 +88,22 @@ def train_ppo(config: PPOConfig) -> None:
     """The stage."""
     inputs = {"policy": config.policy, "reward_model": config.reward_model, "prompts": config.prompts}
     run = start_run(config, "ppo", inputs)
-    if describe(config, run):
+    if describe(run):
         return
     source, reward = find_model(config.policy), find_model(config.reward_model, kind="reward")
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
-    require_same_tokenizer(tokenizer, load_tokenizer(reward), f"policy {config.policy} and reward model {config.reward_model}")
+    require_same_tokenizer(
+        tokenizer, load_tokenizer(reward), f"policy {config.policy} and reward model {config.reward_model}"
+    )
     prompts, validation = split_prompts(config)
     encoded = encode(prompts, tokenizer, config)
     say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0]), "")
     backbone = load_backbone(source, reward, config.training, config.adapter, tokenizer)
-    say("policy, reference and reward model share one backbone" if backbone.score_head is not None else "the reward model's base differs: it is held apart")
+    say(
+        "policy, reference and reward model share one backbone"
+        if backbone.score_head is not None
+        else "the reward model's base differs: it is held apart"
+    )
     recorder = RunRecorder(run)
     args = build_ppo_args(config, run)
     trainer = PPOTrainer(
@@ -120,9 +127,16 @@ def train_ppo(config: PPOConfig) -> None:
         adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
         probe_ids=probe_ids(encoded),
         metrics=last_metrics(
-            run.folder, ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl")
+            run.folder,
+            ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl"),
         ),
-        facts={"counts": {"prompts": len(encoded), "episodes": trainer.state.global_step // trainer.steps_per_rollout * config.episodes_per_rollout}, "kinds": reward_kinds(reward)},
+        facts={
+            "counts": {
+                "prompts": len(encoded),
+                "episodes": trainer.state.global_step // trainer.steps_per_rollout * config.episodes_per_rollout,
+            },
+            "kinds": reward_kinds(reward),
+        },
         prompts=validation or prompts,
         sampling=config.sampling,
     )
@@ -145,7 +159,9 @@ def encode(prompts: list[Prompt], tokenizer: Any, config: PPOConfig) -> list[lis
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     room = config.training.max_length_tokens - config.sampling.max_new_tokens
     if room < 1:
-        raise ConfigError("training.max_length_tokens must exceed sampling.max_new_tokens: it holds prompt and completion")
+        raise ConfigError(
+            "training.max_length_tokens must exceed sampling.max_new_tokens: it holds prompt and completion"
+        )
     return drop_too_long(encoded, [len(ids) for ids in encoded], room, "prompts")
 
 
@@ -160,13 +176,12 @@ def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
         episodes_per_rollout=config.episodes_per_rollout,
         ppo_epochs=config.ppo_epochs,
         kl_coef=config.kl_coef,
-        kl_estimator=config.kl_estimator,
         gamma=config.gamma,
         lam=config.lam,
         cliprange=config.cliprange,
         cliprange_value=config.cliprange_value,
         vf_coef=config.vf_coef,
-        whiten_rewards=False,
+        whiten_rewards=config.whiten_rewards,
         missing_eos_penalty=config.missing_eos_penalty,
         normalise_scores=config.normalise_scores,
         sampling=config.sampling,

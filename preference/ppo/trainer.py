@@ -9,7 +9,6 @@ the same prompts, completions and minibatches as an uncut one.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from preference.ppo.backbone import Backbone
-from preference.ppo.losses import KLEstimator, policy_loss, value_loss, whiten
-from preference.ppo.rollout import Batch, Episodes, Targets, assess, to_batch, to_targets
+from preference.ppo.losses import generalised_advantages, policy_loss, value_loss, whiten
+from preference.ppo.rollout import Batch, Episodes, Rewards, assess, to_batch, to_rewards
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed, sample_completions
@@ -45,7 +44,6 @@ class PPOSettings:
     """over all processes"""
     ppo_epochs: int
     kl_coef: float
-    kl_estimator: KLEstimator
     gamma: float
     lam: float
     cliprange: float
@@ -85,7 +83,7 @@ class Steps(Dataset[dict[str, int]]):
         return {"step": index}
 
 
-class PPOTrainer(Trainer):  # type: ignore[misc]
+class PPOTrainer(Trainer):
     """PPO on one backbone."""
 
     def __init__(
@@ -102,7 +100,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.validation_prompts = list(validation_prompts)
         self.state_file = state_file
         self._queue: list[MicroBatch] = []
-        self._sums: dict[str, list[float]] = defaultdict(list)
+        self._shares: dict[str, list[float]] = defaultdict(list)
+        self._rollout_means: dict[str, float] = {}
         self._scale: tuple[float, float] | None = None
         world = max(1, args.world_size)
         steps = Steps(args.max_steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * world)
@@ -111,16 +110,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             args=args,
             train_dataset=steps,
             eval_dataset=Steps(1) if validation_prompts else None,
-            data_collator=lambda rows: {},  # noqa: ARG005  the trainer calls it; the rows say nothing
+            data_collator=lambda rows: {},
         )
         self.model_accepts_loss_kwargs = False
 
-    # --- sizes --------------------------------------------------------------------------------------------------------
+    # --- sizes ---
 
     @property
     def episodes_here(self) -> int:
         """Episodes of a rollout on this process."""
-        return self.settings.episodes_per_rollout // self.accelerator.num_processes
+        return self.settings.episodes_per_rollout // int(self.accelerator.num_processes)
 
     @property
     def minibatch_here(self) -> int:
@@ -132,7 +131,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         """Optimizer steps that one rollout feeds."""
         return self.settings.ppo_epochs * (self.episodes_here // self.minibatch_here)
 
-    # --- one rollout ----------------------------------------------------------------------------------------------------
+    # --- one rollout ---
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Called by the trainer before each forward pass: hands it the next micro-batch."""
@@ -147,11 +146,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         prompts, seeds = self._choose_prompts(number)
         episodes = self._sample_and_assess(prompts, seeds)
         self._check_first_kl(number, episodes)
-        mean, std = self._score_scale(episodes)
-        targets = self._targets(episodes, mean, std)
-        self._log_rollout(number, episodes, targets)
+        rewards = self._rewards(episodes)
+        self._log_rollout(number, episodes, rewards)
+        advantages, returns = self._advantages(episodes, rewards.tokens)
         self.model.train()
-        return self._to_micro_batches(number, episodes, targets)
+        return self._to_micro_batches(number, episodes, advantages, returns)
 
     def _choose_prompts(self, number: int) -> tuple[list[list[int]], list[int]]:
         """This process's prompts of rollout `number`, and a seed each: every prompt once, then anew in another order."""
@@ -180,9 +179,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
                 pad_id=backbone.pad_id,
                 batch_size=max(len(prompts), 1),
             )
-            return assess(
+            episodes: Episodes = assess(
                 backbone, prompts, sampled, self.args.per_device_train_batch_size, self.settings.sampling.temperature
             )
+        _require_finite_scores(episodes)
+        return episodes
 
     def _check_first_kl(self, number: int, episodes: Episodes) -> None:
         """Before the first update policy and reference are one model, so the KL between them is 0.
@@ -215,24 +216,26 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             self._scale = float(scores.mean()), float(scores.std(correction=0))
             if self.is_world_process_zero():
                 write_json(self.state_file, {"score_mean": self._scale[0], "score_std": self._scale[1]})
-        if not all(map(math.isfinite, self._scale)):
-            raise HandoffError("the reward model gave a score that is not a number: look at its run before going on")
         return self._scale
 
-    def _targets(self, episodes: Episodes, mean: float, std: float) -> Targets:
+    def _rewards(self, episodes: Episodes) -> Rewards:
         s = self.settings
-        targets = to_targets(
+        mean, std = self._score_scale(episodes)
+        return to_rewards(
             episodes,
             score_mean=mean,
             score_std=std,
             missing_eos_penalty=s.missing_eos_penalty,
             kl_coef=s.kl_coef,
-            kl_estimator=s.kl_estimator,
-            gamma=s.gamma,
-            lam=s.lam,
         )
-        advantages = whiten(targets.advantages, episodes.mask, *self._moments(targets.advantages, episodes.mask))
-        return Targets(advantages, targets.returns, targets.kl, targets.shaped_scores)
+
+    def _advantages(self, episodes: Episodes, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """(whitened advantages, returns). Rewards, where they are whitened, keep their mean (Huang et al. 2024, 4.8)."""
+        s, mask = self.settings, episodes.mask
+        if s.whiten_rewards:
+            rewards = whiten(rewards, mask, *self._moments(rewards, mask), keep_mean=True)
+        advantages, returns = generalised_advantages(rewards, episodes.values, mask, s.gamma, s.lam)
+        return whiten(advantages, mask, *self._moments(advantages, mask)), returns
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over the tokens of all processes."""
@@ -241,7 +244,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         variance = self.accelerator.reduce((((values - mean) ** 2) * mask).sum(), reduction="sum") / count
         return mean, variance
 
-    def _to_micro_batches(self, number: int, episodes: Episodes, targets: Targets) -> list[MicroBatch]:
+    def _to_micro_batches(
+        self, number: int, episodes: Episodes, advantages: Tensor, returns: Tensor
+    ) -> list[MicroBatch]:
         """The rollout's episodes in a new order each PPO epoch, cut into micro-batches."""
         rank = self.accelerator.process_index
         minibatches: list[list[int]] = []
@@ -255,12 +260,14 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         counts = self.accelerator.reduce(counts, reduction="sum")
         size = self.args.per_device_train_batch_size
         return [
-            self._micro_batch(episodes, targets, rows[start : start + size], float(tokens))
+            self._micro_batch(episodes, advantages, returns, rows[start : start + size], float(tokens))
             for rows, tokens in zip(minibatches, counts, strict=True)
             for start in range(0, len(rows), size)
         ]
 
-    def _micro_batch(self, episodes: Episodes, targets: Targets, rows: list[int], tokens: float) -> MicroBatch:
+    def _micro_batch(
+        self, episodes: Episodes, advantages: Tensor, returns: Tensor, rows: list[int], tokens: float
+    ) -> MicroBatch:
         batch = to_batch(
             [episodes.prompts[r] for r in rows],
             [episodes.completions[r] for r in rows],
@@ -268,10 +275,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             episodes.logps.device,
         )
         width = batch.mask.shape[1]
-        cut = [t[rows, :width] for t in (episodes.logps, episodes.values, targets.advantages, targets.returns)]
-        return MicroBatch(batch, *cut, tokens_in_minibatch=tokens)
+        return MicroBatch(
+            batch,
+            old_logps=episodes.logps[rows, :width],
+            old_values=episodes.values[rows, :width],
+            advantages=advantages[rows, :width],
+            returns=returns[rows, :width],
+            tokens_in_minibatch=tokens,
+        )
 
-    # --- the update -----------------------------------------------------------------------------------------------------
+    # --- the update ---
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -298,7 +311,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             "policy/entropy_avg": entropy,
             "val/ratio": policy.ratio,
         }.items():
-            self._sums[name].append(float((tokens * share).sum()))
+            self._shares[name].append(float((tokens * share).sum()))
         loss = ((policy.loss + s.vf_coef * value) * share).sum()
         if not torch.isfinite(loss):
             raise HandoffError(
@@ -307,15 +320,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             )
         return loss * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
-    # --- what is logged -------------------------------------------------------------------------------------------------
+    # --- what is logged ---
 
-    def _log_rollout(self, number: int, episodes: Episodes, targets: Targets) -> None:
+    def _log_rollout(self, number: int, episodes: Episodes, rewards: Rewards) -> None:
         """Means over all processes' episodes, under the names of TRL's PPO trainer."""
-        per_episode = self._per_episode(episodes, targets.kl, targets.shaped_scores)
+        per_episode = self._per_episode(episodes, rewards.kl, rewards.shaped_scores)
         for name, values in per_episode.items():
-            self._sums[name] = [float(self.accelerator.gather(values).mean())]
-        self._sums["val/num_eos_tokens"] = [float(self.accelerator.reduce(episodes.finished.sum(), reduction="sum"))]
-        self._sums["episode"] = [float((number + 1) * self.settings.episodes_per_rollout)]
+            self._rollout_means[name] = float(self.accelerator.gather(values).mean())
+        finished = self.accelerator.reduce(episodes.finished.sum(), reduction="sum")
+        self._rollout_means["val/num_eos_tokens"] = float(finished)
+        self._rollout_means["episode"] = float((number + 1) * self.settings.episodes_per_rollout)
 
     def _per_episode(self, episodes: Episodes, kl: Tensor, shaped_scores: Tensor) -> dict[str, Tensor]:
         non_score = -self.settings.kl_coef * kl.sum(-1)
@@ -329,18 +343,19 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's log, with what this rollout gathered."""
+        """The trainer's log, with what the newest rollout and the steps since the last log gave."""
         if "loss" in logs:
-            per_step = self.args.gradient_accumulation_steps
-            for name, values in self._sums.items():
-                once = len(values) == 1
-                logs[name] = values[0] if once else self._mean_over_processes(sum(values) * per_step / len(values))
-            self._sums.clear()
+            logs |= self._rollout_means
+            for name, shares in self._shares.items():
+                steps = len(shares) / self.args.gradient_accumulation_steps
+                logs[name] = self._over_processes(sum(shares)) / steps
+            self._rollout_means.clear()
+            self._shares.clear()
         super().log(logs, start_time)
 
-    def _mean_over_processes(self, value: float) -> float:
-        gathered_values = gather_object([value]) if self.accelerator.num_processes > 1 else [value]
-        return sum(gathered_values)  # every process holds its share of the minibatch's tokens
+    def _over_processes(self, share: float) -> float:
+        """The sum of what each process's tokens add to a mean over the tokens of all."""
+        return float(sum(gather_object([share]))) if self.accelerator.num_processes > 1 else share
 
     @torch.no_grad()
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
@@ -361,10 +376,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         metrics[f"{metric_key_prefix}_loss"] = -metrics[f"{metric_key_prefix}_objective/scores"]
         self.model.train()
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # --- checkpoints ------------------------------------------------------------------------------------------------------
+    # --- checkpoints ---
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """What trains: the policy's adapter and the value head. The rest is pinned by hash in the manifests."""
@@ -385,8 +400,24 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         backbone = self.accelerator.unwrap_model(model or self.model)
         missing = set(backbone.trainable_names()) - set(state)
         if missing:
-            raise HandoffError(f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one")
+            raise HandoffError(
+                f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
+            )
         backbone.load_state_dict(state, strict=False)
+
+
+def _require_finite_scores(episodes: Episodes) -> None:
+    """Refuse to learn from scores that are not numbers.
+
+    Raises:
+        HandoffError: saying how many.
+    """
+    broken = int((~episodes.scores.isfinite()).sum())
+    if broken:
+        raise HandoffError(
+            f"the reward model gave {broken} of {len(episodes)} completions a score that is not a finite number; nothing "
+            "was learned from them: look at the reward run's metrics, and train it again at a lower learning rate"
+        )
 
 
 @contextmanager
@@ -407,11 +438,3 @@ def whole_model(wrapped: nn.Module, backbone: nn.Module) -> Iterator[None]:
             yield
         finally:
             add_hooks(wrapped)
-
-
-def agree(value: Any) -> Any:
-    """The main process's value, on every process."""
-    values = [value]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        broadcast_object_list(values, from_process=0)
-    return values[0]

@@ -248,7 +248,7 @@ def write_recipe(root: Path, rows: list[dict[str, Any]] | None = None, steps: in
     return write_evaluation(root / "evaluate", rows or hand_rows(), inputs)
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- figures ---
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_a_cut_off_compare_ends_in_the_same_report(recipe: str, tmp_path: Path) 
     assert runs.read_manifest(folder)["id"] == identity
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused ---
 
 
 def test_refuses_an_unfinished_evaluation(recipe: str) -> None:
@@ -516,7 +516,7 @@ def test_another_seed_stands_beside_the_first_but_not_its_scores(recipe: str) ->
     assert "do not come from one reward model" not in Path("runs/again/report.html").read_text(encoding="utf-8")
 
 
-# --- curves and charts -----------------------------------------------------------------------------------------------
+# --- curves and charts ---
 
 
 def test_panels_take_a_figure_and_its_held_out_twin_and_lose_nothing() -> None:
@@ -624,7 +624,7 @@ def test_names_that_tell_folders_apart() -> None:
     assert distinct_names(["a/evaluate", "b/c/evaluate"]) == ["a/evaluate", "b/c/evaluate"]
 
 
-# --- markup ----------------------------------------------------------------------------------------------------------
+# --- markup ---
 
 
 def test_everything_is_escaped_but_what_was_built() -> None:
@@ -640,7 +640,7 @@ def test_embedded_json_cannot_close_its_element() -> None:
     assert json.loads(text) == hostile
 
 
-# --- in a browser ----------------------------------------------------------------------------------------------------
+# --- in a browser ---
 
 HOSTILE = (
     "</p></script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>"
@@ -769,7 +769,7 @@ def test_page_without_a_script_shows_everything(recipe: str, browser: Any) -> No
     assert page.locator(".controls:visible").count() == 0
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command ---
 
 
 def run_command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -11,10 +11,19 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from labeling_ui.store import Store, Submission, wall_clock_ms
 from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
 
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync"
+)
+needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}")
 ROOT = Path(__file__).parents[2]
 GOOD = (
     "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes, then measure it again and repeat until it "
@@ -130,3 +139,14 @@ def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
         except OSError:
             time.sleep(0.1)
     raise RuntimeError("the server did not come up")
+
+
+@contextmanager
+def browser_page(**context: Any) -> Iterator[Any]:
+    """A page of a new Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield browser.new_page(**{"viewport": {"width": 1366, "height": 768}, **context})
+        browser.close()

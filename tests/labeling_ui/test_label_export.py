@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
-from labeling_ui.aggregate import build_preferences, decide, group_judgments, percent_agreement
+from labeling_ui.aggregate import build_preferences, decide, group_judgments
+from labeling_ui.agreement import percent_agreement
+from labeling_ui.export import build_edits
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
@@ -93,12 +95,23 @@ def test_kinds_are_never_aggregated_together() -> None:
     assert [(p.kind, p.chosen_text) for p in preferences] == [("human", "second answer"), ("model", "first answer")]
 
 
+def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
+    edited = said(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, mended"})
+    unchanged = said(0, "b", 2).model_copy(update={"edited_text": "second answer "})
+    machine = edited.model_copy(update={"rater_id": "m", "kind": "model"})
+    (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, said(0, "c", 1)])
+    assert edit.demonstration.completion == "second answer, mended"
+    assert edit.demonstration.prompt.messages == make_pair(0).messages
+    assert (edit.preference.chosen_text, edit.preference.rejected_text) == ("second answer, mended", "second answer")
+    assert edit.preference.raters == ("a",)
+
+
 def test_both_bad_is_told_from_a_tie() -> None:
     (group,) = group_judgments([said(0, r, None, both_bad=True) for r in "ab"] + [said(0, "c", 0)])
     assert decide(group).reason == "both_bad"
 
 
-# --- simulated raters -------------------------------------------------------------------------------------------------
+# --- simulated raters ---
 
 
 def test_the_rubrics_answer_by_hand() -> None:
@@ -236,7 +249,7 @@ def test_simulating_into_a_store_of_people_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "labels.sqlite").read_bytes() == before
 
 
-# --- the other commands -----------------------------------------------------------------------------------------------
+# --- the other commands ---
 
 
 def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
 import pytest
-from label_support import make_pair, serving
+from label_support import browser_page, make_pair, needs_chromium, serving
 
 from labeling_ui.markup import render
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-)
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
     "[press](javascript:window.pwned=1) ![picture](http://pictures.invalid/x.png) <http://links.invalid> "
@@ -32,7 +29,7 @@ def judgments_in(folder: Path) -> list[tuple[str, str, int | None]]:
     return [(j.pair_id, j.left, j.answer) for j in store.judgments()[0]]
 
 
-# --- the API ----------------------------------------------------------------------------------------------------------
+# --- the API ---
 
 
 def test_kill_right_after_an_acknowledged_judgment_loses_nothing(tmp_path: Path) -> None:
@@ -104,7 +101,7 @@ def test_what_gradio_offers_beside_the_page_is_closed(server: tuple[str, Path], 
     assert "connect-src 'self'" in policy
 
 
-# --- text that is not trusted -----------------------------------------------------------------------------------------
+# --- text that is not trusted ---
 
 
 def test_markup_is_inert() -> None:
@@ -118,26 +115,54 @@ def test_markup_is_inert() -> None:
     assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
 
 
-# --- the browser ------------------------------------------------------------------------------------------------------
+def tags(fragment: str) -> set[str]:
+    """The elements that an HTML parser finds, attributes and all."""
+    found: set[str] = set()
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no {CHROMIUM}")
+    class Finder(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update([tag, *(f"{tag}@{name}" for name, _ in attrs)])
+
+    Finder().feed(fragment)
+    return found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
+def test_formulas_are_drawn_by_the_browser() -> None:
+    for source in (r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"\[\frac{a}{b}\]", "$$\n\\frac{a}{b}\n$$"):
+        assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in render(f"so {source}."), source
+    assert 'display="block"' in render(r"\[x\]")
+    for money in ("$5 and $10", "it costs $ 5, or 5 $", r"\$5\$", "`$x$`"):
+        assert "<math" not in render(money), money
+    assert render("$5 and $10, but $y$").count("<math") == 1
 
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield chromium
-        chromium.close()
+
+BOMBS = [
+    r"$\text{<img src=x onerror=window.pwned=1>}$", r"$\href{javascript:window.pwned=1}{x}$", r"$\class{evil}{x}$",
+    r"$\style{background:url(http://pictures.invalid)}{x}$", r'$\color{red" onload="window.pwned=1}{x}$',
+    r"$<script>window.pwned=1</script>$", r"$\unicode{<b>}$", r"\[\begin{matrix}" + "a&" * 900 + r"\end{matrix}\]",
+    "$" + "{" * 900 + "x" + "}" * 900 + "$", r"$\def\a{\a\a}\a$", "$" + r"\sqrt{" * 300 + "x" + "}" * 300 + "$",
+    "$x^" * 400 + "$", "$a$ " * 5_000, "\\(" * 5_000, "$" * 20_000,
+    "$$" + "\\left(" * 250 + "$$", r"$\newcommand{\x}{y}\x$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
+def test_formulas_that_would_harm_are_inert_and_quick(bomb: str) -> None:
+    begun = time.process_time()
+    found = tags(render(bomb))
+    assert time.process_time() - begun < 2
+    assert not found & {"img", "script", "a", "style", "b"}
+    assert not {name for name in found if name.endswith(("@href", "@style", "@onload", "@onerror", "@src"))}
+    assert all(not name.startswith("m") or "@class" not in name for name in found)
+
+
+# --- the browser ---
 
 
 @needs_chromium
-def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-untyped-def]
+def test_labelling_by_keys(tmp_path: Path) -> None:
     pairs = [make_pair(0, EVIL, "**plain** answer"), *(make_pair(n) for n in range(1, 9))]
-    with serving(tmp_path, pairs) as (address, _):
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+    with serving(tmp_path, pairs) as (address, _), browser_page() as page:
         elsewhere, errors = [], []
         page.on(
             "request", lambda request: elsewhere.append(request.url) if not request.url.startswith(address) else None
@@ -170,7 +195,6 @@ def test_labelling_by_keys(tmp_path: Path, browser) -> None:  # type: ignore[no-
         page.wait_for_selector(".rest:visible")
         assert page.inner_text(".count") == "9 of 9"
         assert page.evaluate("window.pwned") is None
-        page.close()
     assert elsewhere == []
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
     told = [(j.answer, j.both_bad, j.skip) for j in store.judgments()[0]]

@@ -171,7 +171,7 @@ def test_a_pair_of_four_becomes_all_six_items() -> None:
     assert items_of(make_pair(1))[0].id == "pair-1"
 
 
-# --- tampering --------------------------------------------------------------------------------------------------------
+# --- tampering ---
 
 
 def judged_store(tmp_path: Path) -> Store:
@@ -220,14 +220,15 @@ def test_verify_finds_what_was_tampered_with(tmp_path: Path, forgery: str) -> No
     assert told in "\n".join(verify(store).faults)
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ---
 
 
 @pytest.mark.parametrize(
     "fault",
     [
         {"answer": 4}, {"answer": -4}, {"answer": 1.5}, {"answer": True}, {"answer": "1"}, {"answer": None},
-        {"both_bad": True}, {"skip": True}, {"both_bad": 1}, {"client_id": "short"}, {"client_id": "x" * 65},
+        {"both_bad": True}, {"skip": True}, {"both_bad": 1}, {"client_id": ""}, {"client_id": "x" * 65},
+        {"edited_text": "e", "answer": 0},
         {"rationale": "x" * 4001}, {"rationale": "a\0b"}, {"rationale": "\ud800"}, {"edited_text": "x" * 100_001},
         {"flags": ["no-such-flag"]}, {"aspects": {"helpful": 9}}, {"aspects": {"beautiful": 1}},
         {"seconds_active": -1}, {"seconds_active": float("nan")}, {"rater_id": "someone else"}, {"left": "0-0"},
@@ -247,15 +248,27 @@ def test_people_and_simulated_raters_never_share_a_store(tmp_path: Path) -> None
         store.add_rater("simulated-0", kind="simulated")
 
 
-def test_a_store_keeps_its_overlap_and_its_pairs(tmp_path: Path) -> None:
+def test_a_store_keeps_its_seed_and_its_pairs(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(0)], overlap=2)
-    with pytest.raises(StoreError, match="overlap 2"):
-        store.add_pairs([make_pair(0)], overlap=3, seed=0, source="t", source_id="t")
+    with pytest.raises(StoreError, match="seed 0"):
+        store.add_pairs([make_pair(0)], overlap=2, seed=1, source="t", source_id="t")
     with pytest.raises(StoreError, match="two different pairs"):
         store.add_pairs([make_pair(0, "another text")], overlap=2, seed=0, source="t", source_id="t")
     added = store.add_pairs([make_pair(0), make_pair(1)], overlap=2, seed=0, source="t", source_id="t2")
     assert added == 1
     assert [pair.id for pair in store.pairs()] == ["pair-0", "pair-1"]
+    assert_whole(store)
+
+
+def test_a_lead_may_change_the_overlap(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=1, raters=3)
+    work(store.url, "r0")
+    assert store.claim("r1") is None
+    store.add_pairs([], overlap=2, seed=0, source="t", source_id="t")
+    work(store.url, "r1")
+    store.add_pairs([], overlap=1, seed=0, source="t", source_id="t")
+    assert store.claim("r2") is None
+    assert store.status()["judgments"] == {"human": 4}
     assert_whole(store)
 
 

@@ -1,0 +1,179 @@
+"""Raters who log in: passwords (argon2), sessions in the store, and a limit on guessing.
+
+A store with no account is one person's: the page then works without a login, on this machine alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from labeling_ui import statements as st
+from labeling_ui.schema import RATERS, SESSIONS, StoreError
+from labeling_ui.store import Rater, Role, Store, wall_clock_ms
+from tiebreak.errors import ConfigError
+
+SESSION_DAYS = 14
+MAX_PASSWORD_CHARACTERS = 1_000
+MAX_FAILURES = 8
+FAILURE_WINDOW_SECONDS = 300
+MAX_NAMES_WATCHED = 10_000
+
+# 19 MiB, two passes, one lane: OWASP's recommendation, and twenty raters who log in at once fit in memory.
+_HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+_NOBODYS_HASH = _HASHER.hash(secrets.token_urlsafe())
+"""Checked where there is no such rater, so that an unknown name takes as long as a wrong password."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A rater who has logged in. `token` is known to their browser alone; the store has its hash."""
+
+    rater: Rater
+    csrf_token: str
+    token: str = ""
+
+
+def needs_login(store: Store) -> bool:
+    """True where somebody has a password: then everybody logs in."""
+    with store.reading() as connection:
+        return connection.execute(st.ANY_ACCOUNT).first() is not None
+
+
+def add_account(store: Store, name: str, role: Role, password: str) -> Rater:
+    """A rater who can log in.
+
+    Raises:
+        StoreError: the name is taken.
+        ConfigError: the name or the password cannot be used.
+    """
+    check_name(name)
+    return store.add_rater(name, role=role, password_hash=hash_password(password))
+
+
+def reset_password(store: Store, name: str, password: str) -> None:
+    """Set a new password, end the rater's sessions, and let them in again if they were disabled."""
+    hashed = hash_password(password)
+    with store.writing() as tx:
+        row = _find(tx.connection, name, store)
+        tx.event("password_reset", rater_id=row.id, payload={})
+        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
+        tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
+        if row.disabled:
+            tx.event("rater_enabled", rater_id=row.id, payload={})
+            tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(disabled=0))
+
+
+def disable(store: Store, name: str) -> None:
+    """End a rater's part: no login, no pair, no judgment more. What they judged stays."""
+    with store.writing() as tx:
+        row = _find(tx.connection, name, store)
+        if not row.disabled:
+            tx.event("rater_disabled", rater_id=row.id, payload={})
+        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(disabled=1))
+        tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
+
+
+def log_in(store: Store, name: str, password: str) -> Session | None:
+    """A new session, or None: no such rater, a wrong password, or disabled – which of them is not told."""
+    with store.reading() as connection:
+        row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
+    known = row is not None and row.password_hash is not None
+    right = _verify(row.password_hash if row is not None and known else _NOBODYS_HASH, password)
+    if row is None or not known or not right or row.disabled:
+        return None
+    session = Session(
+        Rater(row.id, row.name, row.kind, row.role),
+        csrf_token=secrets.token_urlsafe(24),
+        token=secrets.token_urlsafe(32),
+    )
+    expires = wall_clock_ms() + SESSION_DAYS * 86_400_000
+    with store.writing() as tx:
+        tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at_ms < wall_clock_ms()))
+        row_of = {"token_hash": _token_hash(session.token), "rater_id": row.id, "csrf_token": session.csrf_token}
+        tx.connection.execute(sa.insert(SESSIONS).values(**row_of, expires_at_ms=expires))
+    return session
+
+
+def find_session(store: Store, token: str) -> Session | None:
+    """The session of a browser's token, if it lives and its rater is not disabled."""
+    with store.reading() as connection:
+        row = connection.execute(st.SESSION, {"token_hash": _token_hash(token), "now_ms": wall_clock_ms()}).first()
+    if row is None or row.disabled:
+        return None
+    return Session(Rater(row.id, row.name, row.kind, row.role), row.csrf_token)
+
+
+def log_out(store: Store, token: str) -> None:
+    """End a session."""
+    with store.writing() as tx:
+        tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.token_hash == _token_hash(token)))
+
+
+def hash_password(password: str) -> str:
+    """argon2id. Raises ConfigError for a password that is empty or absurdly long."""
+    if not password.strip() or len(password) > MAX_PASSWORD_CHARACTERS:
+        raise ConfigError(f"a password has 1 to {MAX_PASSWORD_CHARACTERS} characters")
+    return _HASHER.hash(password)
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for a name that cannot be typed into a login."""
+    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
+        raise ConfigError(
+            f"{name[:100]!r} cannot be a rater's name: 1 to 100 printable characters, no space at the ends"
+        )
+
+
+def _verify(hashed: str, password: str) -> bool:
+    if len(password) > MAX_PASSWORD_CHARACTERS:
+        return False
+    try:
+        return _HASHER.verify(hashed, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def _token_hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[object, ...]]:
+    row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
+    if row is None:
+        raise StoreError(f"no rater named {name!r} in {store.url}: 'tiebreak raters list --store URL' names them")
+    return row
+
+
+class LoginLimit:
+    """At most `MAX_FAILURES` wrong passwords in `FAILURE_WINDOW_SECONDS`, by name and by address."""
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, list[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def allows(self, *keys: str) -> bool:
+        """True if none of the keys has failed too often lately."""
+        with self._lock:
+            return all(len(self._recent(key)) < MAX_FAILURES for key in keys)
+
+    def failed(self, *keys: str) -> None:
+        """Count a failure."""
+        with self._lock:
+            for key in keys:
+                self._failures[key] = [*self._recent(key), time.monotonic()]
+                self._failures.move_to_end(key)
+            while len(self._failures) > MAX_NAMES_WATCHED:
+                self._failures.popitem(last=False)
+
+    def _recent(self, key: str) -> list[float]:
+        since = time.monotonic() - FAILURE_WINDOW_SECONDS
+        return [at for at in self._failures.get(key, []) if at > since]
