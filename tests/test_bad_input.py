@@ -23,10 +23,6 @@ BAD = [{"role": "assistant", "content": "It depends."}]
 QUIET = ("--tracking.mode", "disabled")
 
 
-# PEFT asks transformers for a property by a name that it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
 def write_lines(path: Path, *lines: object) -> Path:
     """A JSON Lines file, broken lines (given as text) among the rows."""
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
