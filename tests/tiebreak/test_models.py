@@ -35,9 +35,6 @@ from tiebreak.models import (
 )
 from tiebreak.runs import start_run
 
-# PEFT asks transformers for a property by a name that it deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 TRAINING = TrainingConfig(precision="float32")
 ADAPTER = AdapterConfig(r=4, alpha=8)
 IDS = [1, 520, 9531, 198, 77, 4093, 2]
