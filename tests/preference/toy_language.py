@@ -31,7 +31,7 @@ ANSWERS: tuple[tuple[int, ...], ...] = (
     *((a, b) for a in range(VOCABULARY) if a != EOS for b in range(VOCABULARY) if b != EOS),
 )
 LEVELS = (0.0, math.log(3), 2 * math.log(3))
-"""rewards; under Bradley-Terry one level beats the one below it 3 times in 4, and the one two below 9 in 10"""
+"""rewards; by Bradley and Terry's model an answer beats one of the level below it 3 times in 4"""
 
 
 def build_toy_policy(seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
@@ -145,19 +145,22 @@ Row = tuple[list[int], list[int], list[int]]
 
 
 def toy_preferences(rewards: Tensor, rivals: int, seed: int = 0) -> list[Row]:
-    """Each answer against `rivals` others, in exactly the shares that Bradley-Terry gives: 1:1, 3:1 or 9:1.
+    """Each answer against `rivals` others a level above or below it: four rows a pair, one after the other.
 
-    Whatever is compared, the DPO loss over these rows has its minimum where β·log π/π_ref differs from r by a constant
-    for each prompt, so no noise of labels stands between the trainer and π*.
+    In three of them the better answer is chosen and in one the worse, which are Bradley and Terry's shares exactly. So
+    the DPO loss over the rows has its minimum at π*, and over a batch of whole pairs no noise of labels.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows: list[Row] = []
+    level = (rewards / LEVELS[1]).round()
+    pairs: list[Row] = []
     for i, prompt in enumerate(PROMPTS):
-        for _ in range(rivals):
-            circle = torch.randperm(len(ANSWERS), generator=generator).tolist()  # connected, whatever the seed
-            for one, other in zip(circle, circle[1:] + circle[:1], strict=True):
-                better, worse = sorted((one, other), key=lambda j: float(rewards[i, j]), reverse=True)
-                wins = round(math.exp(float(rewards[i, better] - rewards[i, worse])))
-                row = (list(prompt), list(ANSWERS[better]), list(ANSWERS[worse]))
-                rows += [row] * wins + [(row[0], row[2], row[1])]
+        for one in range(len(ANSWERS)):
+            near = ((level[i] - level[i, one]).abs() == 1).nonzero().flatten()
+            for other in near[torch.randperm(len(near), generator=generator)[:rivals]].tolist():
+                better, worse = (one, other) if level[i, one] > level[i, other] else (other, one)
+                pairs.append((list(prompt), list(ANSWERS[better]), list(ANSWERS[worse])))
+    rows: list[Row] = []
+    for number in torch.randperm(len(pairs), generator=generator).tolist():
+        prompt_ids, chosen, rejected = pairs[number]
+        rows += [(prompt_ids, chosen, rejected)] * 3 + [(prompt_ids, rejected, chosen)]
     return rows
