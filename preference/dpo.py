@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from trl import DPOTrainer
 
 from tiebreak.chat import Encoded, encode_completion
@@ -38,6 +38,9 @@ REFERENCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16:
 """How far the first loss may be from ln 2. In float32 as DESIGN demands; the others' own rounding is larger."""
 
 
+SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+
+
 class DPOConfig(StageConfig):
     """`tiebreak dpo`"""
 
@@ -55,13 +58,22 @@ class DPOConfig(StageConfig):
     loss_type: list[str] = ["sigmoid"]
     """one or more of TRL's losses: sigmoid, ipo, hinge, robust, exo_pair, nca_pair, apo_zero, …"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """share of labels taken to be wrong (conservative DPO)"""
+    """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
     precompute_reference: bool = False
     """compute the reference's log-probabilities once; pays from the second epoch on"""
     share_prefixes: bool = True
     """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B"""
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> DPOConfig:
+        if self.label_smoothing and not SMOOTHED_LOSSES & set(self.loss_type):
+            raise ValueError(
+                f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; give it 0, or add one that knows it: "
+                f"{', '.join(sorted(SMOOTHED_LOSSES))}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

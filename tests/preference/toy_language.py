@@ -1,7 +1,7 @@
-"""A language small enough to enumerate: twelve tokens, three prompts, every answer of at most two tokens.
+"""A language small enough to enumerate: eight tokens, three prompts, every answer of at most two tokens.
 
-A policy writes until <eos> or for two tokens, so its answers are `<eos>`, `a <eos>`, and `a b`, which is cut off: 133
-in all, whose probabilities are read off two forward passes and add up to 1. With a known reward the optimum of
+A policy writes until <eos> or for two tokens, so its answers are `<eos>`, `a <eos>`, and `a b`, which is cut off: 57 in
+all, whose probabilities are read off two forward passes and add up to 1. With a known reward the optimum of
 E[r] − β·KL(π ‖ π_ref) is known too: π*(y|x) ∝ π_ref(y|x)·exp(r(x,y)/β) (Ziegler et al. 2019; Rafailov et al. 2023,
 Eq. 4).
 """
@@ -19,6 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from preference.ppo.backbone import POLICY, REFERENCE, Backbone, _copy_adapter, _train_only
+
 PAD, EOS, VOCABULARY = 0, 1, 8
 PROMPTS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (5, 2, 4))
 """Of different lengths, so that padding plays its part, and none of one token alone: a transformer cannot tell 2 from
@@ -29,11 +31,11 @@ ANSWERS: tuple[tuple[int, ...], ...] = (
     *((a, b) for a in range(VOCABULARY) if a != EOS for b in range(VOCABULARY) if b != EOS),
 )
 LEVELS = (0.0, math.log(3), 2 * math.log(3))
-"""rewards; under Bradley-Terry one level beats the one below it 3 times in 4, and the one two below 9 in 10"""
+"""rewards; by Bradley and Terry's model an answer beats one of the level below it 3 times in 4"""
 
 
 def build_toy_policy(seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """A random two-layer Llama over the twelve tokens."""
+    """A random two-layer Llama over the eight tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -63,7 +65,7 @@ def with_adapter(policy: LlamaForCausalLM, rank: int = 32, seed: int = 0) -> Pef
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
-    """Twelve words, one a token."""
+    """Eight words, one a token."""
     words = ["<pad>", "<eos>", *(f"w{n}" for n in range(2, VOCABULARY))]
     backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -127,7 +129,15 @@ class KnownReward(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> _Scored:
         lengths = attention_mask.sum(1).tolist()
         rows = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
-        return _Scored(torch.tensor([[self.table[row]] for row in rows]))
+        return _Scored(torch.tensor([[self.table[row]] for row in rows], device=input_ids.device))
+
+
+def build_toy_backbone(policy: LlamaForCausalLM, reward_model: nn.Module) -> Backbone:
+    """The PPO stage's backbone: policy and reference on one base, a value head, and a reward model that stands apart."""
+    lm = with_adapter(policy)
+    _copy_adapter(lm, POLICY, REFERENCE)
+    _train_only(lm, POLICY)
+    return Backbone(lm, None, reward_model, PAD)
 
 
 Row = tuple[list[int], list[int], list[int]]
@@ -135,19 +145,22 @@ Row = tuple[list[int], list[int], list[int]]
 
 
 def toy_preferences(rewards: Tensor, rivals: int, seed: int = 0) -> list[Row]:
-    """Each answer against `rivals` others, in exactly the shares that Bradley-Terry gives: 1:1, 3:1 or 9:1.
+    """Each answer against `rivals` others a level above or below it: four rows a pair, one after the other.
 
-    Whatever is compared, the DPO loss over these rows has its minimum where β·log π/π_ref differs from r by a constant
-    for each prompt, so no noise of labels stands between the trainer and π*.
+    In three of them the better answer is chosen and in one the worse, which are Bradley and Terry's shares exactly. So
+    the DPO loss over the rows has its minimum at π*, and over a batch of whole pairs no noise of labels.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows: list[Row] = []
+    level = (rewards / LEVELS[1]).round()
+    pairs: list[Row] = []
     for i, prompt in enumerate(PROMPTS):
-        for _ in range(rivals):
-            circle = torch.randperm(len(ANSWERS), generator=generator).tolist()  # connected, whatever the seed
-            for one, other in zip(circle, circle[1:] + circle[:1], strict=True):
-                better, worse = sorted((one, other), key=lambda j: float(rewards[i, j]), reverse=True)
-                wins = round(math.exp(float(rewards[i, better] - rewards[i, worse])))
-                row = (list(prompt), list(ANSWERS[better]), list(ANSWERS[worse]))
-                rows += [row] * wins + [(row[0], row[2], row[1])]
+        for one in range(len(ANSWERS)):
+            near = ((level[i] - level[i, one]).abs() == 1).nonzero().flatten()
+            for other in near[torch.randperm(len(near), generator=generator)[:rivals]].tolist():
+                better, worse = (one, other) if level[i, one] > level[i, other] else (other, one)
+                pairs.append((list(prompt), list(ANSWERS[better]), list(ANSWERS[worse])))
+    rows: list[Row] = []
+    for number in torch.randperm(len(pairs), generator=generator).tolist():
+        prompt_ids, chosen, rejected = pairs[number]
+        rows += [(prompt_ids, chosen, rejected)] * 3 + [(prompt_ids, rejected, chosen)]
     return rows

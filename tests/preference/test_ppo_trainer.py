@@ -1,0 +1,488 @@
+"""The PPO loop on a policy small enough to be run many times: what must not change it, and what it must refuse.
+
+Run as a program, it writes what a training run logged and learned to a file, for the test of several processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from toy_language import (
+    ANSWERS,
+    EOS,
+    PROMPTS,
+    KnownReward,
+    answer_logps,
+    build_toy_backbone,
+    build_toy_policy,
+    toy_rewards,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from preference.ppo.backbone import Backbone, load_backbone
+from preference.ppo.rollout import Episodes
+from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
+from preference.ppo.trainer import MicroBatch, PPOTrainer
+from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
+from tiebreak.errors import HandoffError
+from tiebreak.logprobs import scores_in_batches
+from tiebreak.models import (
+    PROBE_FILE,
+    ModelSource,
+    adapter_state,
+    base_sha256,
+    load_reward_model,
+    load_tokenizer,
+    load_trained_reward_model,
+    probe_values,
+    save_adapter,
+    write_probe,
+)
+from tiebreak.runs import Run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+Rows = list[dict[str, float]]
+
+
+class Watched(PPOTrainer):
+    """Keeps what it rolled out."""
+
+    def __init__(self, *args: Any) -> None:
+        self.rollouts: list[tuple[Episodes, list[MicroBatch]]] = []
+        super().__init__(*args)
+
+    def _roll_out(self) -> list[MicroBatch]:
+        micro_batches = super()._roll_out()
+        self.rollouts.append((self.assessed, list(micro_batches)))
+        return micro_batches
+
+    def _sample_and_assess(self, prompts: list[list[int]], seeds: list[int]) -> Episodes:
+        self.assessed = super()._sample_and_assess(prompts, seeds)
+        return self.assessed
+
+
+def build_trainer(
+    folder: Path,
+    *,
+    batch: int = 4,
+    accumulation: int = 1,
+    reward_model: nn.Module | None = None,
+    training: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Watched:
+    """A trainer as the stage builds it, on the toy language: 12 episodes a rollout, two rollouts, two PPO epochs."""
+    chosen: dict[str, Any] = {
+        "episodes_per_rollout": 12,
+        "rollouts": 2,
+        "ppo_epochs": 2,
+        "kl_coef": 0.2,
+        "sampling": SamplingConfig(temperature=1.0, max_new_tokens=2),
+    }
+    config = PPOConfig(
+        output=str(folder),
+        policy="",
+        reward_model="",
+        prompts="",
+        training=TrainingConfig(
+            **{
+                "learning_rate": 1e-2,
+                "per_device_batch_size": batch,
+                "gradient_accumulation_steps": accumulation,
+                "warmup_share": 0.0,
+                "precision": "float32",
+                "save_steps": 1,
+            }
+            | (training or {})
+        ),
+        **chosen | settings,
+    )
+    run = Run(folder=folder, stage="ppo", config=config, inputs={}, fingerprint="")
+    args = build_ppo_args(config, run)
+    args.logging_steps, args.disable_tqdm = 1, True
+    backbone = build_toy_backbone(build_toy_policy(), reward_model or KnownReward(toy_rewards()))
+    return Watched(
+        backbone, args, ppo_settings(config, EOS), [list(p) for p in PROMPTS], [], folder / "score_scale.json"
+    )
+
+
+def backbone_of(trainer: PPOTrainer) -> Backbone:
+    backbone: Backbone = trainer.accelerator.unwrap_model(trainer.model)
+    return backbone
+
+
+def trained(trainer: PPOTrainer) -> dict[str, Tensor]:
+    """A copy of what trains: the policy's adapter and the value head."""
+    backbone = backbone_of(trainer)
+    names = set(backbone.trainable_names())
+    return {name: p.detach().clone() for name, p in backbone.named_parameters() if name in names}
+
+
+def logged(trainer: PPOTrainer) -> Rows:
+    timings = ("epoch", "step", "learning_rate")
+    rows = [{k: v for k, v in row.items() if k not in timings} for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == trainer.state.max_steps
+    return rows
+
+
+def assert_same_run(rows: Rows, weights: dict[str, Tensor], other_rows: Rows, other: dict[str, Tensor]) -> None:
+    assert len(rows) == len(other_rows)
+    for step, (one, two) in enumerate(zip(rows, other_rows, strict=True)):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert one[key] == pytest.approx(two[key], rel=1e-3, abs=2e-5), f"{key} at step {step}"
+    assert weights.keys() == other.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], other[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# --- what must not change a run
+
+
+def test_one_batch_of_four_is_four_batches_of_one(tmp_path: Path) -> None:
+    """Completions differ in length, so a mean of micro-batches' means would differ from the mean over tokens."""
+    runs = {}
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        trainer = build_trainer(tmp_path / f"{batch}", batch=batch, accumulation=accumulation)
+        start = trained(trainer)
+        trainer.train()
+        runs[batch] = (logged(trainer), trained(trainer))
+        assert {len(c) for c in trainer.rollouts[0][0].completions} == {1, 2}
+    moved = max(float((runs[4][1][name] - start[name]).abs().max()) for name in start)
+    assert moved > 0.01
+    for batch in (2, 1):
+        assert_same_run(*runs[4], *runs[batch])
+
+
+ONE_STEP_AN_EPOCH = {"batch": 12, "episodes_per_rollout": 12}
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """12 episodes a step on one process, 6 on each of two: the same prompts, seeds, losses, means and weights.
+
+    One micro-batch a log is where a mean could be taken for the main process's share of it.
+    """
+    trainer = build_trainer(tmp_path / "one", **ONE_STEP_AN_EPOCH)
+    trainer.train()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "two")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    rows = json.loads((tmp_path / "two" / "rows.json").read_text())
+    assert_same_run(logged(trainer), trained(trainer), rows, load_file(tmp_path / "two" / "weights.safetensors"))
+
+
+class StopAt(TrainerCallback):  # type: ignore[misc]
+    """Cuts a run off after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == self.step:
+            control.should_training_stop = True
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Scores are normalised by the first rollout's, which a resumed run must not take from its own."""
+    whole = build_trainer(tmp_path / "whole", rollouts=3)
+    whole.train()
+    assert whole.steps_per_rollout == 6
+    cut = build_trainer(tmp_path / "cut", rollouts=3)
+    cut.add_callback(StopAt(9))  # in the middle of the second rollout
+    cut.train()
+    checkpoints = sorted(p.name for p in (tmp_path / "cut" / "checkpoints").glob("checkpoint-*"))
+    assert checkpoints[0] == "checkpoint-6"
+    resumed = build_trainer(tmp_path / "cut", rollouts=3)
+    start = trained(resumed)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoints" / "checkpoint-6"))
+    assert [len(t.rollouts) for t in (whole, cut, resumed)] == [3, 2, 2]
+    uncut, after = trained(whole), trained(resumed)
+    assert not torch.equal(start["value_head.weight"], after["value_head.weight"])
+    for name, weight in uncut.items():
+        assert torch.equal(weight, after[name]), name
+    one, two = (
+        {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row} for trainer in (whole, resumed)
+    )
+    assert one == two
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    plain = build_trainer(tmp_path / "plain")
+    plain.train()
+    checkpointed = build_trainer(tmp_path / "checkpointed", training={"gradient_checkpointing": True})
+    checkpointed.train()
+    assert backbone_of(checkpointed).lm.get_base_model().is_activation_checkpointing
+    assert_same_run(logged(plain), trained(plain), logged(checkpointed), trained(checkpointed))
+
+
+def test_only_the_policys_adapter_and_the_value_head_change(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path)
+    backbone = backbone_of(trainer)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in backbone.named_parameters() if not torch.equal(p, before[name])}
+    expected = {name for name in before if ".default." in name} | {"value_head.weight", "value_head.bias"}
+    assert changed == expected
+    assert set(backbone.trainable_names()) == expected
+    assert len(before) > 2 * len(expected)  # base weights and the reference stay
+
+
+# --- what is logged
+
+
+def test_the_first_step_is_logged_as_worked_by_hand(tmp_path: Path) -> None:
+    """All episodes in one minibatch, before any update, with gamma = lam = 1 and scores as they are.
+
+    Policy and reference are one and values are 0, so every token's return is its episode's score: the value loss is
+    half the mean of its square over tokens, ρ = 1, the KL is 0, and the policy loss is −mean(whitened A) = 0.
+    """
+    trainer = build_trainer(
+        tmp_path, **ONE_STEP_AN_EPOCH, normalise_scores=False, missing_eos_penalty=0.0, lam=1.0, rollouts=1, vf_coef=0.5
+    )
+    trainer.train()
+    episodes, _ = trainer.rollouts[0]
+    first, second = logged(trainer)
+    rewards = toy_rewards()
+    known = [
+        float(rewards[PROMPTS.index(tuple(p)), ANSWERS.index(tuple(c))])
+        for p, c in zip(episodes.prompts, episodes.completions, strict=True)
+    ]
+    lengths = [len(c) for c in episodes.completions]
+    tokens = sum(lengths)
+    value_loss = sum(n * score**2 for n, score in zip(lengths, known, strict=True)) / tokens / 2
+    expected = {
+        "loss/value_avg": value_loss,
+        "loss/policy_avg": 0.0,
+        "loss": 0.5 * value_loss,
+        "val/ratio": 1.0,
+        "policy/approxkl_avg": 0.0,
+        "policy/clipfrac_avg": 0.0,
+        "val/clipfrac_avg": 0.0,
+        "objective/kl": 0.0,
+        "objective/non_score_reward": 0.0,
+        "objective/scores": sum(known) / 12,
+        "objective/rlhf_reward": sum(known) / 12,
+        "completions/mean_length": tokens / 12,
+        "val/num_eos_tokens": sum(c[-1] == EOS for c in episodes.completions),
+        "episode": 12,
+    }
+    for key, value in expected.items():
+        assert first[key] == pytest.approx(value, abs=1e-5), key
+    assert second["val/ratio"] != first["val/ratio"]
+    assert second["policy/approxkl_avg"] > 1e-6
+    assert "objective/kl" not in second  # a rollout's means are logged once
+
+
+def test_the_policys_probabilities_and_entropy_are_the_plain_forwards(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, **ONE_STEP_AN_EPOCH, rollouts=1)
+    exact = answer_logps(backbone_of(trainer).lm)
+    first_entropy = [-float((e.exp() * e).sum()) for e in first_token_logps(exact)]
+    trainer.train()
+    episodes, _ = trainer.rollouts[0]
+    for row, (prompt, completion) in enumerate(zip(episodes.prompts, episodes.completions, strict=True)):
+        p = PROMPTS.index(tuple(prompt))
+        assert float(episodes.logps[row].sum()) == pytest.approx(
+            float(exact[p, ANSWERS.index(tuple(completion))]), abs=1e-5
+        )
+        assert float(episodes.entropy[row, 0]) == pytest.approx(first_entropy[p], abs=1e-5)
+    mean = float(episodes.entropy.sum() / episodes.mask.sum())
+    assert logged(trainer)[0]["policy/entropy_avg"] == pytest.approx(mean, abs=1e-5)
+
+
+def first_token_logps(logps: Tensor) -> list[Tensor]:
+    """The distribution of the first token of each prompt's answer, by adding up the answers that begin with it."""
+    tokens = range(max(max(answer) for answer in ANSWERS) + 1)
+    begins = torch.tensor([[answer[0] == token for answer in ANSWERS] for token in tokens])
+    return [torch.stack([row[which].logsumexp(0) for which in begins]) for row in logps]
+
+
+def test_every_prompt_comes_once_a_lap(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path)
+    laps = [trainer._choose_prompts(0), trainer._choose_prompts(1)]
+    chosen = [tuple(prompt) for prompts, _ in laps for prompt in prompts]
+    for start in range(0, len(chosen), len(PROMPTS)):
+        assert set(chosen[start : start + len(PROMPTS)]) == set(PROMPTS)
+    seeds = [seed for _, seeds in laps for seed in seeds]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_whitened_rewards_have_deviation_1_and_their_own_mean(tmp_path: Path) -> None:
+    """With gamma = lam = 1, values 0 and no KL yet, a return less the next token's is the token's reward."""
+    plain, white = (
+        build_trainer(
+            tmp_path / str(on),
+            **ONE_STEP_AN_EPOCH,
+            rollouts=1,
+            ppo_epochs=1,
+            lam=1.0,
+            normalise_scores=False,
+            whiten_rewards=on,
+        )
+        for on in (False, True)
+    )
+    rewards = []
+    for trainer in (plain, white):
+        trainer.train()
+        micro = trainer.rollouts[0][1][0]
+        after = torch.nn.functional.pad(micro.returns[:, 1:], (0, 1))
+        rewards.append((micro.returns - after)[micro.batch.mask].double())
+    before, after = rewards
+    assert float(before.std(correction=0)) != pytest.approx(1.0, abs=0.05)
+    expected = (before - before.mean()) / before.std(correction=0) + before.mean()
+    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_are_normalised_by_the_first_rollout_for_good(tmp_path: Path) -> None:
+    """Rewards 2·r + 5 and r are one task; the scale is kept beside the checkpoints."""
+    rewards = toy_rewards()
+    trainers = [
+        build_trainer(tmp_path / str(n), reward_model=KnownReward(r)) for n, r in enumerate((rewards, 2 * rewards + 5))
+    ]
+    for trainer in trainers:
+        trainer.train()
+    plain, shifted = (logged(trainer) for trainer in trainers)
+    assert [row["loss"] for row in plain] == pytest.approx([row["loss"] for row in shifted], rel=1e-3, abs=1e-4)
+    first = trainers[0].rollouts[0][0].scores
+    saved = json.loads((tmp_path / "0" / "score_scale.json").read_text())
+    assert saved["score_mean"] == pytest.approx(float(first.mean()), abs=1e-6)
+    assert saved["score_std"] == pytest.approx(float(first.std(correction=0)), abs=1e-6)
+    assert plain[0]["objective/rlhf_reward"] == pytest.approx(-unfinished_share(trainers[0]), abs=1e-5)
+
+
+def unfinished_share(trainer: Watched) -> float:
+    """The mean penalty of the first rollout, at 1 an unfinished completion: normalised scores themselves average 0."""
+    completions = trainer.rollouts[0][0].completions
+    return sum(c[-1] != EOS for c in completions) / len(completions)
+
+
+# --- what is refused
+
+
+def test_another_reference_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path)
+    with torch.no_grad():
+        for name, parameter in backbone_of(trainer).named_parameters():
+            if ".reference." in name and "lora_B" in name:
+                parameter.add_(0.01)
+    start = trained(trainer)
+    with pytest.raises(HandoffError, match="reference is not the policy"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(weight, start[name]) for name, weight in trained(trainer).items())
+
+
+class Failing(KnownReward):
+    """Gives no number from some call on."""
+
+    def __init__(self, good_calls: int) -> None:
+        super().__init__(toy_rewards())
+        self.good_calls = good_calls
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        scored = super().forward(input_ids, attention_mask, **options)
+        self.good_calls -= 1
+        return scored if self.good_calls >= 0 else replace(scored, logits=scored.logits * float("nan"))
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("good_calls", "steps"), [(0, 0), (3, 6)], ids=["at once", "in the second rollout"])
+def test_a_reward_that_is_not_a_number_stops_the_run(
+    tmp_path: Path, normalise: bool, good_calls: int, steps: int
+) -> None:
+    trainer = build_trainer(tmp_path, reward_model=Failing(good_calls), normalise_scores=normalise)
+    with pytest.raises(
+        HandoffError, match="reward model gave 12 of 12 completions a score that is not a finite number"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == steps
+
+
+# --- the reward model on the policy's backbone
+
+
+TRAINING = TrainingConfig(precision="float32")
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSource, ModelSource]:
+    """(a base model, a reward model saved as its stage saves it, with an adapter of another rank)."""
+    base = ModelSource(str(tiny_model), "policy", "tiny", str(tiny_model), tiny_model, base_sha256(tiny_model), None)
+    tokenizer = load_tokenizer(base)
+    adapter = AdapterConfig(r=4, alpha=8)
+    model = load_reward_model(base, TRAINING, adapter, tokenizer)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("reward") / "final"
+    save_adapter(folder, model, adapter_state(model), tokenizer, base, "reward", adapter)
+    ids = list(range(40, 60))
+    write_probe(folder, ids, probe_values(model, ids), model)
+    return base, replace(base, name="reward", kind="reward", id="r", folder=folder)
+
+
+def test_the_mounted_reward_adapter_scores_as_the_reward_model_alone(sources: tuple[ModelSource, ModelSource]) -> None:
+    policy, reward = sources
+    tokenizer = load_tokenizer(policy)
+    backbone = load_backbone(policy, reward, TRAINING, AdapterConfig(r=8, alpha=8), tokenizer)
+    assert backbone.score_head is not None
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(20, 4000, (n,), generator=generator).tolist() for n in (1, 3, 17, 40)]
+    alone = scores_in_batches(load_trained_reward_model(reward, TRAINING), sequences, tokenizer.pad_token_id, 2)
+    mounted = backbone.scores(sequences).tolist()
+    assert mounted == pytest.approx(alone, abs=1e-5, rel=1e-5)
+    assert max(alone) - min(alone) > 0.05
+    plain = backbone.lm.get_base_model()
+    with backbone.lm.disable_adapter():
+        hidden = plain.base_model(torch.tensor([sequences[2]])).last_hidden_state[0, -1]
+    assert abs(float(backbone.score_head(hidden)) - alone[2]) > 0.01  # the adapter has a part in it
+
+
+def test_a_reward_model_that_scores_otherwise_than_when_saved_is_refused(
+    sources: tuple[ModelSource, ModelSource],
+) -> None:
+    policy, reward = sources
+    assert reward.folder is not None
+    saved = (reward.folder / PROBE_FILE).read_text()
+    probe = json.loads(saved)
+    (reward.folder / PROBE_FILE).write_text(json.dumps(probe | {"values": [probe["values"][0] + 0.5]}))
+    try:
+        with pytest.raises(HandoffError, match="scores its probe"):
+            load_backbone(policy, reward, TRAINING, AdapterConfig(r=8, alpha=8), load_tokenizer(policy))
+    finally:
+        (reward.folder / PROBE_FILE).write_text(saved)
+
+
+def write_run(folder: Path) -> None:
+    """The half of `test_two_processes_are_one` that each of two processes runs."""
+    from safetensors.torch import save_file
+
+    trainer = build_trainer(folder, **ONE_STEP_AN_EPOCH | {"batch": 6})
+    trainer.train()
+    assert trainer.accelerator.num_processes == 2
+    if trainer.is_world_process_zero():
+        (folder / "rows.json").write_text(json.dumps(logged(trainer)))
+        save_file(trained(trainer), folder / "weights.safetensors")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    write_run(Path(sys.argv[1]))
