@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from labeling_ui.schema import ASSIGNMENTS, ITEMS, JUDGMENTS, RATERS
+from labeling_ui import statements as st
+from labeling_ui.schema import ASSIGNMENTS, JUDGMENTS, RATERS
 from labeling_ui.store import Item, Store, Transaction, assignment_id, canonical_json, items_of
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, content_id
@@ -112,9 +113,7 @@ def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, 
     who = {"item_id": item.id, "rater_id": judgment.rater_id}
     sides = {"left_id": judgment.left, "right_id": judgment.right}
     state = {"state": "done", "lease_until_ms": now, "seq": tx.seq, "occasion": occasion}
-    tx.connection.execute(sa.insert(ASSIGNMENTS).values(id=assignment, **who, **sides, **state))
+    tx.connection.execute(st.ADD_ASSIGNMENT, {"id": assignment, **who, **sides, **state})
     row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind}
-    tx.connection.execute(sa.insert(JUDGMENTS).values(**row, record=judgment.model_dump_json(), seq=tx.seq))
-    taken = ITEMS.c.taken + 1
-    raised = sa.case((taken > ITEMS.c.overlap, taken), else_=ITEMS.c.overlap)
-    tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item.id).values(taken=taken, overlap=raised))
+    tx.connection.execute(st.ADD_JUDGMENT, {**row, "record": judgment.model_dump_json(), "seq": tx.seq})
+    tx.connection.execute(st.RAISE_OVERLAP, {"item": item.id})

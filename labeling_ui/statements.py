@@ -41,6 +41,14 @@ TAKE_PLACE = (
     .where(ITEMS.c.id == bindparam("item"), ITEMS.c.taken < ITEMS.c.overlap)
     .values(taken=ITEMS.c.taken + 1)
 )
+_ONE_MORE = ITEMS.c.taken + 1
+RAISE_OVERLAP = (
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"))
+    .values(taken=_ONE_MORE, overlap=sa.case((ITEMS.c.overlap < _ONE_MORE, _ONE_MORE), else_=ITEMS.c.overlap))
+)
+"""One judgment more, from elsewhere: the overlap grows where it must."""
+
 _GIVEN = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == bindparam("rater")
 )
