@@ -18,6 +18,8 @@ from __future__ import annotations
 import hmac
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -75,12 +77,39 @@ _GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startu
 """What the pages take from Gradio; the rest (uploads, files, proxy, tokens, its own API) is closed."""
 
 
+class LatestAgreement:
+    """The agreement of a store, measured again when something has happened, and not more often than it can bear.
+
+    In a store of a million judgments it takes long: leads who look then see figures that are up to ten times as old as
+    they take to measure.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._head = "nothing measured"
+        self._measured: dict[str, Any] = {}
+        self._fresh_until = 0.0
+
+    def __call__(self) -> dict[str, Any]:
+        """The figures."""
+        with self._lock:
+            head = self._store.status()["head"]
+            if head != self._head and time.monotonic() >= self._fresh_until:
+                begun = time.monotonic()
+                self._measured = measure_agreement(self._store.pairs(), self._store.judgments()[0])
+                self._head, took = head, time.monotonic() - begun
+                self._fresh_until = time.monotonic() + 10 * took
+            return self._measured
+
+
 @dataclass(frozen=True)
 class Desk:
     """What the handlers work on; lies in the application's state."""
 
     store: Store
     page: PageConfig
+    agreement: LatestAgreement
     limit: LoginLimit = field(default_factory=LoginLimit)
     turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
@@ -96,7 +125,7 @@ class Desk:
 def create_app(store: Store, page: PageConfig) -> FastAPI:
     """The whole application."""
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None)
-    app.state.desk = Desk(store, page)
+    app.state.desk = Desk(store, page, LatestAgreement(store))
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.add_middleware(Guard, page=page)
@@ -372,8 +401,7 @@ def lead_status(desk: DeskOf) -> dict[str, Any]:
 @lead_api.get("/agreement")
 def lead_agreement(desk: DeskOf) -> dict[str, Any]:
     """How far the raters agree, now, beside the published figures."""
-    measured = measure_agreement(desk.store.pairs(), desk.store.judgments()[0])
-    return {**measured, "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
+    return {**desk.agreement(), "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
 
 
 @lead_api.get("/raters")
