@@ -108,7 +108,12 @@ def _insert(tx: Transaction, judgments: Sequence[Judgment], items: Sequence[Item
 
 def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, occasion: int) -> None:
     assignment = assignment_id(item.id, judgment.rater_id, occasion)
-    payload = {"judgment_id": identity, "assignment": assignment, "judgment": judgment.model_dump(mode="json")}
+    payload: dict[str, object] = {
+        "judgment_id": identity,
+        "assignment": assignment,
+        "judgment": judgment.model_dump(mode="json"),
+    }
+    payload["occasion"] = occasion
     now = tx.event("imported", rater_id=judgment.rater_id, item_id=item.id, payload=payload)
     who = {"item_id": item.id, "rater_id": judgment.rater_id}
     sides = {"left_id": judgment.left, "right_id": judgment.right}
@@ -116,4 +121,5 @@ def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, 
     tx.connection.execute(st.ADD_ASSIGNMENT, {"id": assignment, **who, **sides, **state})
     row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind}
     tx.connection.execute(st.ADD_JUDGMENT, {**row, "record": judgment.model_dump_json(), "seq": tx.seq})
-    tx.connection.execute(st.RAISE_OVERLAP, {"item": item.id})
+    if occasion == 0:
+        tx.connection.execute(st.RAISE_OVERLAP, {"item": item.id})

@@ -54,6 +54,8 @@ class LabelConfig(StageConfig):
     """raters a pair"""
     seed: int = Field(default=0, ge=0)
     """decides, with the rater and the pair, which answer stands on which side"""
+    repeat_share: float = Field(default=0.0, ge=0.0, le=0.5)
+    """share of pairs that a rater gets a second time, unannounced: how far they agree with themselves"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair given to a rater who goes away is free for others after this long"""
     host: str = "127.0.0.1"
@@ -177,6 +179,7 @@ def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
+    store.repeat_share = config.repeat_share
     _refuse_simulated(store)
     if config.host not in LOOPBACK and not needs_login(store):
         raise ConfigError(

@@ -76,6 +76,20 @@ ASSIGNMENTS_OF = (
     .where(ASSIGNMENTS.c.item_id == bindparam("item"), ASSIGNMENTS.c.rater_id == bindparam("rater"))
     .order_by(ASSIGNMENTS.c.occasion.desc())
 )
+COUNT_OF_RATER = sa.select(sa.func.count()).select_from(JUDGMENTS).where(JUDGMENTS.c.rater_id == bindparam("rater"))
+JUDGED_AT = (
+    sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.left_id, ASSIGNMENTS.c.right_id, ITEMS.c.pair_id)
+    .join(JUDGMENTS, JUDGMENTS.c.assignment_id == ASSIGNMENTS.c.id)
+    .join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id)
+    .where(JUDGMENTS.c.rater_id == bindparam("rater"))
+    .order_by(JUDGMENTS.c.seq)
+    .limit(1)
+    .offset(bindparam("place"))
+)
+"""The rater's judgment number `place`, the oldest being 0."""
+
+_REPEATS = sa.select(sa.func.count()).select_from(ASSIGNMENTS).where(ASSIGNMENTS.c.occasion > 0).scalar_subquery()
+COUNT_WANTED = sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.overlap), 0) + _REPEATS)
 ADD_ASSIGNMENT = sa.insert(ASSIGNMENTS)
 FINISH_ASSIGNMENT = sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")).values(state="done")
 RENEW_LEASE = (
