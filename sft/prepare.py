@@ -299,6 +299,7 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
             lengths["prompt_tokens"].append(length)
             prompts.append((where, prompt))
     demonstrations: list[tuple[str, Demonstration]] = []
+    _refuse_ends(data.demonstrations, tokenizer.eos_token)
     for where, shown in data.demonstrations:
         before, after = encode_completion(tokenizer, shown.prompt.messages, shown.completion)
         if len(before) > config.max_prompt_tokens or len(after) > config.max_completion_tokens:
@@ -311,6 +312,17 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     if not prompts and not demonstrations:
         raise DataError("every row is longer than max_prompt_tokens or max_completion_tokens: raise them")
     return lengths
+
+
+def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], eos: str) -> None:
+    """Refuse answers that hold the end-of-sequence token, which the chat template writes already."""
+    faults = [
+        f"{where}: the completion holds {eos!r}: there would be two end-of-sequence tokens; remove it"
+        for where, shown in demonstrations
+        if eos in shown.completion
+    ]
+    if faults:
+        raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
 
 
 def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:

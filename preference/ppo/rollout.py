@@ -10,8 +10,6 @@ from torch import Tensor
 
 from preference.ppo.backbone import Backbone
 from preference.ppo.losses import (
-    KLEstimator,
-    generalised_advantages,
     penalise_unfinished,
     per_token_kl,
     token_rewards,
@@ -97,32 +95,27 @@ def assess(
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the update learns from, of shape (episodes, tokens), and the parts of the reward for the log."""
+class Rewards:
+    """What each token earns, and the parts of it for the log."""
 
-    advantages: Tensor
-    returns: Tensor
+    tokens: Tensor
+    """shape (episodes, tokens)"""
     kl: Tensor
-    """a token"""
+    """shape (episodes, tokens)"""
     shaped_scores: Tensor
     """normalised, with penalties; shape (episodes,)"""
 
 
-def to_targets(
+def to_rewards(
     episodes: Episodes,
     *,
     score_mean: float,
     score_std: float,
     missing_eos_penalty: float,
     kl_coef: float,
-    kl_estimator: KLEstimator,
-    gamma: float,
-    lam: float,
-) -> Targets:
-    """Rewards, then advantages and returns, not whitened yet."""
+) -> Rewards:
+    """Normalised scores with their penalties, less the KL to the reference; not whitened."""
     scores = (episodes.scores - score_mean) / max(score_std, 1e-6)
     scores = penalise_unfinished(scores, episodes.finished, missing_eos_penalty)
-    kl = per_token_kl(episodes.logps, episodes.reference_logps, kl_estimator) * episodes.mask
-    rewards = token_rewards(scores, kl, episodes.mask, kl_coef)
-    advantages, returns = generalised_advantages(rewards, episodes.values, episodes.mask, gamma, lam)
-    return Targets(advantages, returns, kl, scores)
+    kl = per_token_kl(episodes.logps, episodes.reference_logps) * episodes.mask
+    return Rewards(token_rewards(scores, kl, episodes.mask, kl_coef), kl, scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
@@ -53,7 +53,6 @@ class PPOConfig(StageConfig):
     """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
     kl_coef: float = Field(default=0.05, ge=0.0)
     """weight of the KL to the reference in the reward (N+)"""
-    kl_estimator: Literal["k1", "k3"] = "k1"
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     cliprange: float = Field(default=0.2, gt=0.0)
@@ -63,6 +62,8 @@ class PPOConfig(StageConfig):
     """taken from the (normalised) score of a completion that was cut off (N+)"""
     normalise_scores: bool = True
     """by mean and deviation of the scores of the policy's first completions (N+)"""
+    whiten_rewards: bool = False
+    """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
     max_validation_prompts: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
@@ -175,13 +176,12 @@ def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
         episodes_per_rollout=config.episodes_per_rollout,
         ppo_epochs=config.ppo_epochs,
         kl_coef=config.kl_coef,
-        kl_estimator=config.kl_estimator,
         gamma=config.gamma,
         lam=config.lam,
         cliprange=config.cliprange,
         cliprange_value=config.cliprange_value,
         vf_coef=config.vf_coef,
-        whiten_rewards=False,
+        whiten_rewards=config.whiten_rewards,
         missing_eos_penalty=config.missing_eos_penalty,
         normalise_scores=config.normalise_scores,
         sampling=config.sampling,

@@ -24,8 +24,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from preference.ppo.backbone import Backbone
-from preference.ppo.losses import KLEstimator, policy_loss, value_loss, whiten
-from preference.ppo.rollout import Batch, Episodes, Targets, assess, to_batch, to_targets
+from preference.ppo.losses import generalised_advantages, policy_loss, value_loss, whiten
+from preference.ppo.rollout import Batch, Episodes, Rewards, assess, to_batch, to_rewards
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed, sample_completions
@@ -44,7 +44,6 @@ class PPOSettings:
     """over all processes"""
     ppo_epochs: int
     kl_coef: float
-    kl_estimator: KLEstimator
     gamma: float
     lam: float
     cliprange: float
@@ -147,11 +146,11 @@ class PPOTrainer(Trainer):
         prompts, seeds = self._choose_prompts(number)
         episodes = self._sample_and_assess(prompts, seeds)
         self._check_first_kl(number, episodes)
-        mean, std = self._score_scale(episodes)
-        targets = self._targets(episodes, mean, std)
-        self._log_rollout(number, episodes, targets)
+        rewards = self._rewards(episodes)
+        self._log_rollout(number, episodes, rewards)
+        advantages, returns = self._advantages(episodes, rewards.tokens)
         self.model.train()
-        return self._to_micro_batches(number, episodes, targets)
+        return self._to_micro_batches(number, episodes, advantages, returns)
 
     def _choose_prompts(self, number: int) -> tuple[list[list[int]], list[int]]:
         """This process's prompts of rollout `number`, and a seed each: every prompt once, then anew in another order."""
@@ -219,20 +218,24 @@ class PPOTrainer(Trainer):
                 write_json(self.state_file, {"score_mean": self._scale[0], "score_std": self._scale[1]})
         return self._scale
 
-    def _targets(self, episodes: Episodes, mean: float, std: float) -> Targets:
+    def _rewards(self, episodes: Episodes) -> Rewards:
         s = self.settings
-        targets = to_targets(
+        mean, std = self._score_scale(episodes)
+        return to_rewards(
             episodes,
             score_mean=mean,
             score_std=std,
             missing_eos_penalty=s.missing_eos_penalty,
             kl_coef=s.kl_coef,
-            kl_estimator=s.kl_estimator,
-            gamma=s.gamma,
-            lam=s.lam,
         )
-        advantages = whiten(targets.advantages, episodes.mask, *self._moments(targets.advantages, episodes.mask))
-        return Targets(advantages, targets.returns, targets.kl, targets.shaped_scores)
+
+    def _advantages(self, episodes: Episodes, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """(whitened advantages, returns). Rewards, where they are whitened, keep their mean (Huang et al. 2024, 4.8)."""
+        s, mask = self.settings, episodes.mask
+        if s.whiten_rewards:
+            rewards = whiten(rewards, mask, *self._moments(rewards, mask), keep_mean=True)
+        advantages, returns = generalised_advantages(rewards, episodes.values, mask, s.gamma, s.lam)
+        return whiten(advantages, mask, *self._moments(advantages, mask)), returns
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over the tokens of all processes."""
@@ -241,7 +244,9 @@ class PPOTrainer(Trainer):
         variance = self.accelerator.reduce((((values - mean) ** 2) * mask).sum(), reduction="sum") / count
         return mean, variance
 
-    def _to_micro_batches(self, number: int, episodes: Episodes, targets: Targets) -> list[MicroBatch]:
+    def _to_micro_batches(
+        self, number: int, episodes: Episodes, advantages: Tensor, returns: Tensor
+    ) -> list[MicroBatch]:
         """The rollout's episodes in a new order each PPO epoch, cut into micro-batches."""
         rank = self.accelerator.process_index
         minibatches: list[list[int]] = []
@@ -255,12 +260,14 @@ class PPOTrainer(Trainer):
         counts = self.accelerator.reduce(counts, reduction="sum")
         size = self.args.per_device_train_batch_size
         return [
-            self._micro_batch(episodes, targets, rows[start : start + size], float(tokens))
+            self._micro_batch(episodes, advantages, returns, rows[start : start + size], float(tokens))
             for rows, tokens in zip(minibatches, counts, strict=True)
             for start in range(0, len(rows), size)
         ]
 
-    def _micro_batch(self, episodes: Episodes, targets: Targets, rows: list[int], tokens: float) -> MicroBatch:
+    def _micro_batch(
+        self, episodes: Episodes, advantages: Tensor, returns: Tensor, rows: list[int], tokens: float
+    ) -> MicroBatch:
         batch = to_batch(
             [episodes.prompts[r] for r in rows],
             [episodes.completions[r] for r in rows],
@@ -272,8 +279,8 @@ class PPOTrainer(Trainer):
             batch,
             old_logps=episodes.logps[rows, :width],
             old_values=episodes.values[rows, :width],
-            advantages=targets.advantages[rows, :width],
-            returns=targets.returns[rows, :width],
+            advantages=advantages[rows, :width],
+            returns=returns[rows, :width],
             tokens_in_minibatch=tokens,
         )
 
@@ -315,9 +322,9 @@ class PPOTrainer(Trainer):
 
     # --- what is logged ---
 
-    def _log_rollout(self, number: int, episodes: Episodes, targets: Targets) -> None:
+    def _log_rollout(self, number: int, episodes: Episodes, rewards: Rewards) -> None:
         """Means over all processes' episodes, under the names of TRL's PPO trainer."""
-        per_episode = self._per_episode(episodes, targets.kl, targets.shaped_scores)
+        per_episode = self._per_episode(episodes, rewards.kl, rewards.shaped_scores)
         for name, values in per_episode.items():
             self._rollout_means[name] = float(self.accelerator.gather(values).mean())
         finished = self.accelerator.reduce(episodes.finished.sum(), reduction="sum")
