@@ -7,18 +7,22 @@ tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output ru
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from labeling_ui.aggregate import build_preferences, group_judgments
+from labeling_ui.aggregate import build_preferences, decide, group_judgments
 from labeling_ui.agreement import percent_agreement
 from labeling_ui.store import Store, count_kinds
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Judgment, Pair, Preference, Prompt, assistant, write_json, write_jsonl
 from tiebreak.runs import Run
 
+Format = Literal["parquet", "unpaired"]
 
-def export(store: Store, run: Run) -> dict[str, Any]:
+
+def export(store: Store, run: Run, formats: Sequence[Format] = ()) -> dict[str, Any]:
     """Write the store's labels into an open run folder and finish it; returns the report.
 
     Raises:
@@ -33,6 +37,10 @@ def export(store: Store, run: Run) -> dict[str, Any]:
     report = build_report(pairs, judgments, preferences, reasons, head)
     write_jsonl(run.final / "preferences.jsonl", preferences)
     write_jsonl(run.final / "judgments.jsonl", judgments)
+    if "parquet" in formats:
+        write_parquet(run.final / "parquet", preferences)
+    if "unpaired" in formats:
+        write_jsonl(run.final / "unpaired.jsonl", unpaired(pairs, judgments, preferences))
     edits = build_edits(pairs, judgments)
     if edits:
         write_jsonl(run.final / "demonstrations.jsonl", [edit.demonstration for edit in edits])
@@ -48,6 +56,45 @@ def export(store: Store, run: Run) -> dict[str, Any]:
     }
     run.finish()
     return report
+
+
+def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
+    """One file a split, as `datasets.load_dataset(FOLDER)` reads them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [preference.model_dump(mode="json") for preference in preferences if preference.split == split]
+        if rows:
+            parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
+
+
+def unpaired(
+    pairs: Sequence[Pair], judgments: Sequence[Judgment], preferences: Sequence[Preference]
+) -> Iterator[dict[str, Any]]:
+    """TRL's unpaired format: the chosen answer is good and the rejected one bad, and so are both of a pair called
+    both bad.
+
+    An answer that is good in one row and bad in another (of a pair of three or more) is left out: it is neither.
+    """
+    labels: dict[tuple[str, str, str], set[bool]] = {}
+    known = {pair.id: pair for pair in pairs}
+    for preference in preferences:
+        for text, good in ((preference.chosen_text, True), (preference.rejected_text, False)):
+            labels.setdefault((preference.pair_id or "", text, preference.kind), set()).add(good)
+    for group in group_judgments(judgments):
+        if decide(group).reason == "both_bad":
+            texts = {completion.id: completion.text for completion in known[group.pair_id].completions}
+            for side in (group.first, group.second):
+                labels.setdefault((group.pair_id, texts[side], group.kind), set()).add(False)
+    for (pair_id, text, kind), label in labels.items():
+        if len(label) == 1:
+            pair = known[pair_id]
+            prompt = [message.model_dump() for message in pair.messages]
+            completion = [{"role": "assistant", "content": text}]
+            row = {"prompt": prompt, "completion": completion, "label": label == {True}}
+            yield {**row, "kind": kind, "pair_id": pair_id, "split": pair.split}
 
 
 @dataclass(frozen=True)

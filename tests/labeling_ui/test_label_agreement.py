@@ -209,7 +209,9 @@ def test_mt_bench(tmp_path: Path) -> None:
         n = numbers.setdefault(key, len(numbers))
         answer = 0 if vote["winner"] == "tie" else -2 if vote["winner"] == "model_a" else 2
         judgments.append(said(f"pair-{n}", vote["judge"], answer, swapped=vote["model_a"] == second))
-    measured = imported_agreement(tmp_path, [make_pair(n) for n in numbers.values()], judgments)
+    store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite", create=True)
+    import_records(store, [make_pair(n) for n in numbers.values()], judgments, source="t", source_id="t")
+    measured = measure_agreement(store.pairs(), store.judgments()[0])
     assert len(numbers) == 1814
     assert measured["judgments"] == 3355
     with_ties, without = measured["percent_with_ties"], measured["percent_without_ties"]
