@@ -181,10 +181,10 @@ def serve(config: LabelConfig) -> None:
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
     store.repeat_share = config.repeat_share
     _refuse_simulated(store)
-    if config.host not in LOOPBACK and not needs_login(store):
+    if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
-            f"host {config.host} is open to the network, and nobody in {store.url} has a password: add raters first, "
-            f"with 'tiebreak raters add NAME --store {store.url}'"
+            f"{config.host} and {config.hosts} would open the page to the network, and nobody in {store.url} has a "
+            f"password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
     new = add_pairs(store, config, pairs)
     from labeling_ui.server import create_app, run_server

@@ -182,9 +182,10 @@ def test_a_draft_survives_and_undo_gives_the_pair_back_with_what_was_said(
     assert verify(store).faults == []
 
 
-def test_no_login_no_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", [("--host", "0.0.0.0"), ("--hosts", "labels.example")])
+def test_no_login_no_network(tmp_path: Path, opened: tuple[str, str]) -> None:
     (tmp_path / "pairs.jsonl").write_text(make_pair(0).model_dump_json())
-    words = ["--output", str(tmp_path / "label"), "--pairs", str(tmp_path / "pairs.jsonl"), "--host", "0.0.0.0"]
+    words = ["--output", str(tmp_path / "label"), "--pairs", str(tmp_path / "pairs.jsonl"), *opened]
     result = tiebreak("label", *words, ok=False)
     assert "nobody" in result.stderr
     assert "tiebreak raters add" in result.stderr
