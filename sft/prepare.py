@@ -284,7 +284,7 @@ def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[in
     found: dict[int, tuple[int, float]] = {}
     for number, one in enumerate(sets):
         ordered = sorted(one, key=lambda member: (rarity[member], member))
-        needed = math.ceil(threshold * len(ordered) - 1e-9)  # 0.55·20 is 11.000000000000002 in floating point
+        needed = math.ceil(threshold * len(ordered) - 1e-9)  # 0.56·25 is 14.000000000000002 in floating point
         prefix = ordered[: len(ordered) - needed + 1]
         candidates = sorted({other for member in prefix for other in index[member]})
         for other in candidates:

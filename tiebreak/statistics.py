@@ -20,7 +20,8 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> Interval:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    low = float(centre - half) if successes else 0.0  # exactly so, and not to rounding
+    return low, float(centre + half) if successes < n else 1.0
 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:

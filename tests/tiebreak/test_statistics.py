@@ -20,6 +20,7 @@ def test_wilson_by_hand() -> None:
     low, high = wilson_interval(8, 10, z=2.0)
     assert (low, high) == pytest.approx((1 / 1.4 - 2 / 1.4 * 0.026**0.5, 1 / 1.4 + 2 / 1.4 * 0.026**0.5))
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    assert (wilson_interval(0, 3)[0], wilson_interval(3, 3)[1]) == (0.0, 1.0)
 
 
 def test_the_bootstrap_covers_a_normals_mean_as_often_as_it_says() -> None:
