@@ -74,13 +74,18 @@ class Verdict:
     """`preferred`, or why there is none: `tie`, `both_bad`, `split`, `skipped`"""
 
 
+def first_votes(group: Group) -> list[Vote]:
+    """One vote a rater: the first. A repeat measures the rater, and would count them twice."""
+    return list({vote.rater_id: vote for vote in reversed(group.votes)}.values())[::-1]
+
+
 def decide(group: Group) -> Verdict:
     """The side that more raters prefer than prefer the other, and than call neither better; else none.
 
     `agreement` is the share of all votes (ties and both-bad among them) that the winning opinion has, `strength` the
     mean of its raters' answers, 1 (slightly better) to 3 (much better).
     """
-    votes = list({vote.rater_id: vote for vote in group.votes}.values())  # of a rater's repeats, the last
+    votes = first_votes(group)
     n = len(votes)
     if n == 0:
         return Verdict(None, None, None, 0.0, (), "skipped")

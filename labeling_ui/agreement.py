@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeling_ui.aggregate import Group, Vote, group_judgments
+from labeling_ui.aggregate import Group, Vote, first_votes, group_judgments
 from tiebreak.records import Judgment, Pair
 from tiebreak.statistics import Interval, wilson_interval
 
@@ -161,7 +161,7 @@ def sign(value: int) -> int:
     return (value > 0) - (value < 0)
 
 
-# --- a whole store ----------------------------------------------------------------------------------------------------
+# --- a whole store ---
 
 
 def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> d
 
 def _measure(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
     groups = group_judgments(judgments)
-    votes = [[vote.value for vote in group.votes] for group in groups]
+    votes = [[vote.value for vote in first_votes(group)] for group in groups]
     signs = [[sign(value) for value in unit] for unit in votes]
     return {
         "judgments": len(judgments),
@@ -196,12 +196,12 @@ def _measure(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, 
 
 
 def kappa_by_raters(groups: Sequence[Group]) -> dict[tuple[str, str], Figure]:
-    """κ of every two raters who share an item; of a rater's repeats the last counts."""
+    """κ of every two raters who share an item; a rater's first answer counts, not a repeat."""
     shared: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for group in groups:
-        last = {vote.rater_id: vote.value for vote in group.votes}
-        for a, b in combinations(sorted(last), 2):
-            shared[a, b].append((last[a], last[b]))
+        said = {vote.rater_id: vote.value for vote in first_votes(group)}
+        for a, b in combinations(sorted(said), 2):
+            shared[a, b].append((said[a], said[b]))
     return {raters: cohen_kappa(shared[raters]) for raters in sorted(shared)}
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from labeling_ui.schema import ASSIGNMENTS, ITEMS, JUDGMENTS, RATERS
+from labeling_ui import statements as st
+from labeling_ui.schema import ASSIGNMENTS, JUDGMENTS, RATERS
 from labeling_ui.store import Item, Store, Transaction, assignment_id, canonical_json, items_of
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, content_id
@@ -107,14 +108,18 @@ def _insert(tx: Transaction, judgments: Sequence[Judgment], items: Sequence[Item
 
 def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, occasion: int) -> None:
     assignment = assignment_id(item.id, judgment.rater_id, occasion)
-    payload = {"judgment_id": identity, "assignment": assignment, "judgment": judgment.model_dump(mode="json")}
+    payload: dict[str, object] = {
+        "judgment_id": identity,
+        "assignment": assignment,
+        "judgment": judgment.model_dump(mode="json"),
+    }
+    payload["occasion"] = occasion
     now = tx.event("imported", rater_id=judgment.rater_id, item_id=item.id, payload=payload)
     who = {"item_id": item.id, "rater_id": judgment.rater_id}
     sides = {"left_id": judgment.left, "right_id": judgment.right}
     state = {"state": "done", "lease_until_ms": now, "seq": tx.seq, "occasion": occasion}
-    tx.connection.execute(sa.insert(ASSIGNMENTS).values(id=assignment, **who, **sides, **state))
+    tx.connection.execute(st.ADD_ASSIGNMENT, {"id": assignment, **who, **sides, **state})
     row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind}
-    tx.connection.execute(sa.insert(JUDGMENTS).values(**row, record=judgment.model_dump_json(), seq=tx.seq))
-    taken = ITEMS.c.taken + 1
-    raised = sa.case((taken > ITEMS.c.overlap, taken), else_=ITEMS.c.overlap)
-    tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item.id).values(taken=taken, overlap=raised))
+    tx.connection.execute(st.ADD_JUDGMENT, {**row, "record": judgment.model_dump_json(), "seq": tx.seq})
+    if occasion == 0:
+        tx.connection.execute(st.RAISE_OVERLAP, {"item": item.id})

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 
 from labeling_ui.accounts import needs_login
 from labeling_ui.agreement import measure_agreement, print_agreement
-from labeling_ui.export import export
+from labeling_ui.export import Format, export
 from labeling_ui.importing import import_records
 from labeling_ui.schema import StoreError
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
@@ -54,6 +54,8 @@ class LabelConfig(StageConfig):
     """raters a pair"""
     seed: int = Field(default=0, ge=0)
     """decides, with the rater and the pair, which answer stands on which side"""
+    repeat_share: float = Field(default=0.0, ge=0.0, le=0.5)
+    """share of pairs that a rater gets a second time, unannounced: how far they agree with themselves"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair given to a rater who goes away is free for others after this long"""
     host: str = "127.0.0.1"
@@ -66,6 +68,8 @@ class LabelConfig(StageConfig):
     """what raters should go by: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
     """recorded with every judgment; change it with the text"""
+    formats: list[Format] = Field(default_factory=list)
+    """further forms of the preferences: parquet (a folder for datasets.load_dataset), unpaired (for KTO)"""
     simulate: SimulateConfig | None = None
     """simulated raters in place of people; true takes all defaults, false turns the section off"""
 
@@ -100,6 +104,7 @@ class StoreArguments(Section):
 
     store: str
     output: str | None = None
+    formats: list[Format] = Field(default_factory=list)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,7 +141,7 @@ def _switch_simulate(words: list[str]) -> list[str]:
     return ["--simulate.enabled" if word == "--simulate" else word for word in joined]
 
 
-# --- the stage --------------------------------------------------------------------------------------------------------
+# --- the stage ---
 
 
 def label_by_simulation(config: LabelConfig) -> None:
@@ -150,7 +155,7 @@ def label_by_simulation(config: LabelConfig) -> None:
     refuse_people(store)
     add_pairs(store, config, pairs)
     simulate(store, config.simulate or SimulateConfig())
-    report = export(store, run)
+    report = export(store, run, config.formats)
     store.close()
     print(describe(report, run))
 
@@ -174,6 +179,7 @@ def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
+    store.repeat_share = config.repeat_share
     _refuse_simulated(store)
     if config.host not in LOOPBACK and not needs_login(store):
         raise ConfigError(
@@ -241,13 +247,13 @@ def _export(words: list[str]) -> None:
         if given.output is None:
             raise ConfigError("label export: --output is missing: the folder to write")
         store = Store.open(given.store)
-        config = _config_of_store(store, given.output)
+        config = _config_of_store(store, given.output, given.formats)
     run = start_run(config, "label", {"pairs": config.pairs} if config.pairs else {})
     if run.finished:
         _check_exported(store, run)
         print(f"{run.folder} holds this export already: nothing to do")
         return
-    print(describe(export(store, run), run))
+    print(describe(export(store, run, config.formats), run))
 
 
 def _match_pairs(store: Store, config: LabelConfig) -> None:
@@ -259,7 +265,7 @@ def _match_pairs(store: Store, config: LabelConfig) -> None:
         )
 
 
-def _config_of_store(store: Store, output: str) -> LabelConfig:
+def _config_of_store(store: Store, output: str, formats: list[Format]) -> LabelConfig:
     """The configuration that a store's own settings amount to. Pairs that are no longer where they were are left
     out."""
     settings = store.campaign()
@@ -270,9 +276,8 @@ def _config_of_store(store: Store, output: str) -> LabelConfig:
         except TiebreakError:
             continue
     url = store.engine.url.render_as_string(hide_password=True)
-    return LabelConfig(
-        output=output, pairs=pairs, store=url, overlap=settings.get("overlap", 1), seed=settings.get("seed", 0)
-    )
+    known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
+    return LabelConfig(output=output, pairs=pairs, store=url, formats=formats, **known)
 
 
 def _check_exported(store: Store, run: Run) -> None:

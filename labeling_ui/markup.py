@@ -18,6 +18,8 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from labeling_ui.mathematics import add_mathematics, render_formula
+
 MAX_MARKDOWN_CHARACTERS = 60_000
 """Longer texts are shown as they are, unformatted: a megabyte of Markdown would make the rater wait."""
 
@@ -59,10 +61,13 @@ class _Inert(RendererHTML):
         target = html.escape(str(token.attrGet("src") or ""))
         return f"<span class='picture'>[picture: {html.escape(token.content)} {target}]</span>"
 
+    def formula(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
+        return render_formula(tokens[index].content, display=bool(tokens[index].meta["display"]))
+
 
 def _build_markdown() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_Inert)
-    return markdown.enable(["table", "strikethrough"])
+    return add_mathematics(markdown.enable(["table", "strikethrough"]))
 
 
 _MARKDOWN = _build_markdown()

@@ -256,7 +256,11 @@ def _migrate_001_first_tables(connection: Connection) -> None:
         connection.exec_driver_sql(trigger)
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_migrate_001_first_tables,)
+def _migrate_002_repeats(connection: Connection) -> None:
+    connection.exec_driver_sql("CREATE INDEX assignments_repeats ON assignments (rater_id) WHERE occasion > 0")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_migrate_001_first_tables, _migrate_002_repeats)
 
 
 def migrate(engine: Engine, url: str) -> None:

@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import hmac
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -25,8 +28,10 @@ from urllib.parse import urlsplit
 import uvicorn
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,7 +41,7 @@ from labeling_ui.accounts import LoginLimit, Session, find_session, log_in, log_
 from labeling_ui.agreement import PUBLISHED, measure_agreement
 from labeling_ui.markup import render
 from labeling_ui.pages import PageConfig, mount_pages
-from labeling_ui.store import DAY_MS, Assignment, Draft, Rater, RefusedError, Store, Submission, wall_clock_ms
+from labeling_ui.store import DAY_MS, Assignment, Draft, Rater, RefusedError, Store, Submission, storable, wall_clock_ms
 from tiebreak.errors import MachineError
 from tiebreak.records import explain
 
@@ -72,12 +77,39 @@ _GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startu
 """What the pages take from Gradio; the rest (uploads, files, proxy, tokens, its own API) is closed."""
 
 
+class LatestAgreement:
+    """The agreement of a store, measured again when something has happened, and not more often than it can bear.
+
+    In a store of a million judgments it takes long: leads who look then see figures that are up to ten times as old as
+    they take to measure.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._head = "nothing measured"
+        self._measured: dict[str, Any] = {}
+        self._fresh_until = 0.0
+
+    def __call__(self) -> dict[str, Any]:
+        """The figures."""
+        with self._lock:
+            head = self._store.status()["head"]
+            if head != self._head and time.monotonic() >= self._fresh_until:
+                begun = time.monotonic()
+                self._measured = measure_agreement(self._store.pairs(), self._store.judgments()[0])
+                self._head, took = head, time.monotonic() - begun
+                self._fresh_until = time.monotonic() + 10 * took
+            return self._measured
+
+
 @dataclass(frozen=True)
 class Desk:
     """What the handlers work on; lies in the application's state."""
 
     store: Store
     page: PageConfig
+    agreement: LatestAgreement
     limit: LoginLimit = field(default_factory=LoginLimit)
     turn: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
@@ -93,13 +125,15 @@ class Desk:
 def create_app(store: Store, page: PageConfig) -> FastAPI:
     """The whole application."""
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None)
-    app.state.desk = Desk(store, page)
+    app.state.desk = Desk(store, page, LatestAgreement(store))
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.add_middleware(Guard, page=page)
     app.include_router(api)
     app.include_router(lead_api)
     app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(SQLAlchemyError, _unavailable)
     mount_pages(app, page)
     return app
 
@@ -114,7 +148,7 @@ def _desk(request: Request) -> Desk:
     return desk
 
 
-# --- who is asking ----------------------------------------------------------------------------------------------------
+# --- who is asking ---
 
 
 def session_of(request: Request) -> Session | None:
@@ -156,7 +190,7 @@ DeskOf = Annotated[Desk, Depends(desk_of)]
 Reader = Annotated[Session, Depends(current_session)]
 Writer = Annotated[Session, Depends(writing_session)]
 
-# --- the raters' API --------------------------------------------------------------------------------------------------
+# --- the raters' API ---
 
 api = APIRouter()
 
@@ -168,6 +202,8 @@ class Login(BaseModel):
 
     username: str = Field(max_length=200)
     password: str = Field(max_length=2_000)
+
+    _storable = field_validator("username", "password")(storable)
 
 
 @api.get("/", include_in_schema=False)
@@ -233,6 +269,8 @@ class Acceptance(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: str = Field(max_length=100)
+
+    _storable = field_validator("version")(storable)
 
 
 @api.post("/api/guidelines/accept")
@@ -300,11 +338,31 @@ def _checked(model: type[M], body: dict[str, Any]) -> M:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise HTTPException(422, list(explain(error))) from error
+        raise HTTPException(422, [_printable(fault) for fault in explain(error)]) from error
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, status_code=409)
+    return JSONResponse({"detail": _printable(str(error))}, status_code=409)
+
+
+def _malformed(_request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI found wrong, without the values: a password must not come back in a reply."""
+    faults = error.errors() if isinstance(error, RequestValidationError) else []
+    return JSONResponse(
+        {"detail": [_printable(f"{fault['loc'][-1]}: {fault['msg']}") for fault in faults]}, status_code=422
+    )
+
+
+def _unavailable(_request: Request, error: Exception) -> JSONResponse:
+    """A full disk, a locked store: nothing was stored, and the page keeps the judgment and tries again."""
+    cause = error.__cause__ or error
+    print(f"error: the label store cannot be used: {cause}", file=sys.stderr, flush=True)
+    return JSONResponse({"detail": "the label store cannot be used just now: nothing was stored"}, status_code=503)
+
+
+def _printable(text: str) -> str:
+    """`text` as every reply can carry it: halves of surrogate pairs are replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")[:1_000]
 
 
 def as_json(assignment: Assignment | None) -> dict[str, Any] | None:
@@ -320,7 +378,7 @@ def as_json(assignment: Assignment | None) -> dict[str, Any] | None:
     return {"pair_id": assignment.item_id, "messages": messages, **sides, "draft": assignment.draft}
 
 
-# --- the leads' API ---------------------------------------------------------------------------------------------------
+# --- the leads' API ---
 
 lead_api = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
 
@@ -343,8 +401,7 @@ def lead_status(desk: DeskOf) -> dict[str, Any]:
 @lead_api.get("/agreement")
 def lead_agreement(desk: DeskOf) -> dict[str, Any]:
     """How far the raters agree, now, beside the published figures."""
-    measured = measure_agreement(desk.store.pairs(), desk.store.judgments()[0])
-    return {**measured, "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
+    return {**desk.agreement(), "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
 
 
 @lead_api.get("/raters")
@@ -353,7 +410,7 @@ def lead_raters(desk: DeskOf) -> list[dict[str, Any]]:
     return [vars(rater) for rater in desk.store.raters()]
 
 
-# --- what every request passes ----------------------------------------------------------------------------------------
+# --- what every request passes ---
 
 
 class Guard:
@@ -388,6 +445,8 @@ class Guard:
 
 def _refusal(request: Request, page: PageConfig) -> Response | None:
     """Why a request goes no further, or None."""
+    if "\0" in request.url.path or "%00" in request.url.query:
+        return JSONResponse({"detail": "NUL has no place in an address"}, status_code=400)
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if page.hosts and host not in page.hosts:
         return JSONResponse({"detail": f"this server does not answer to the name {host!r}"}, status_code=421)

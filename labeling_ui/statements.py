@@ -41,6 +41,14 @@ TAKE_PLACE = (
     .where(ITEMS.c.id == bindparam("item"), ITEMS.c.taken < ITEMS.c.overlap)
     .values(taken=ITEMS.c.taken + 1)
 )
+_ONE_MORE = ITEMS.c.taken + 1
+RAISE_OVERLAP = (
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"))
+    .values(taken=_ONE_MORE, overlap=sa.case((ITEMS.c.overlap < _ONE_MORE, _ONE_MORE), else_=ITEMS.c.overlap))
+)
+"""One judgment more, from elsewhere: the overlap grows where it must."""
+
 _GIVEN = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == bindparam("rater")
 )
@@ -68,6 +76,20 @@ ASSIGNMENTS_OF = (
     .where(ASSIGNMENTS.c.item_id == bindparam("item"), ASSIGNMENTS.c.rater_id == bindparam("rater"))
     .order_by(ASSIGNMENTS.c.occasion.desc())
 )
+COUNT_OF_RATER = sa.select(sa.func.count()).select_from(JUDGMENTS).where(JUDGMENTS.c.rater_id == bindparam("rater"))
+JUDGED_AT = (
+    sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.left_id, ASSIGNMENTS.c.right_id, ITEMS.c.pair_id)
+    .join(JUDGMENTS, JUDGMENTS.c.assignment_id == ASSIGNMENTS.c.id)
+    .join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id)
+    .where(JUDGMENTS.c.rater_id == bindparam("rater"))
+    .order_by(JUDGMENTS.c.seq)
+    .limit(1)
+    .offset(bindparam("place"))
+)
+"""The rater's judgment number `place`, the oldest being 0."""
+
+_REPEATS = sa.select(sa.func.count()).select_from(ASSIGNMENTS).where(ASSIGNMENTS.c.occasion > 0).scalar_subquery()
+COUNT_WANTED = sa.select(sa.func.coalesce(sa.func.sum(ITEMS.c.overlap), 0) + _REPEATS)
 ADD_ASSIGNMENT = sa.insert(ASSIGNMENTS)
 FINISH_ASSIGNMENT = sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")).values(state="done")
 RENEW_LEASE = (

@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import secrets
 import threading
 import time
@@ -52,6 +53,8 @@ from tiebreak.records import Judgment, Pair, Record, content_id
 LEASE_SECONDS = 20 * 60
 DAY_MS = 86_400_000
 PAIRS_IN_MEMORY = 5_000
+REPEAT_AFTER = 20
+"""A repeat comes after at least this many other judgments."""
 MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
 FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
@@ -201,6 +204,8 @@ class Store:
         self.engine = engine
         self.url = url
         self.lease_ms = lease_seconds * 1000
+        self.repeat_share = 0.0
+        """the share of pairs given to a rater a second time, unannounced, to measure their consistency"""
         self._clock = clock
         self._hasty = engine.execution_options(**NOT_DURABLE)
         self._pairs: dict[str, Pair] = {}
@@ -438,12 +443,12 @@ class Store:
                 return self._load_assignment(tx.connection, row)
         if sum(row.state == "open" for row in waiting) >= MAX_HELD:
             return None
-        return self._assign_new(tx, rater_id, rater.cursor)
+        return self._assign_repeat(tx, rater_id, len(waiting)) or self._assign_new(tx, rater_id, rater.cursor)
 
     def _resume(self, tx: Transaction, row: Any) -> bool:
         """Take up an unanswered assignment again; False if it lapsed and others have its place."""
         now = tx.now()
-        if row.state == "lapsed" and not _take_place(tx.connection, row.item_id):
+        if row.state == "lapsed" and row.occasion == 0 and not _take_place(tx.connection, row.item_id):
             return False
         if row.state == "lapsed" or row.lease_until_ms - now < self.lease_ms / 2:
             kind = "reopened" if row.state == "lapsed" else "renewed"
@@ -458,29 +463,44 @@ class Store:
         item = tx.connection.execute(st.NEXT_ITEM, {"rater": rater_id, "from_position": cursor}).first()
         if item is None or not _take_place(tx.connection, item.id):
             return None
-        left, right = shuffle_sides(
-            item.first_id, item.second_id, seed=self._seed(tx), rater_id=rater_id, item_id=item.id
-        )
-        identity = assignment_id(item.id, rater_id)
-        sides = {"left": left, "right": right}
-        now = tx.event("assigned", rater_id=rater_id, item_id=item.id, payload={"assignment": identity, **sides})
-        values = {
-            "id": identity,
-            "item_id": item.id,
-            "rater_id": rater_id,
-            "occasion": 0,
-            "left_id": left,
-            "right_id": right,
-        }
-        lease = {"state": "open", "lease_until_ms": now + self.lease_ms, "seq": tx.seq}
-        tx.connection.execute(st.ADD_ASSIGNMENT, {**values, **lease})
+        sides = shuffle_sides(item.first_id, item.second_id, seed=self._seed(tx), rater_id=rater_id, item_id=item.id)
         tx.connection.execute(st.MOVE_CURSOR, {"rater": rater_id, "to_cursor": item.position + 1})
-        return Assignment(identity, item.id, rater_id, left, right, self._load_pair(tx.connection, item.pair_id))
+        return self._assign(tx, item.id, item.pair_id, rater_id, sides, occasion=0)
+
+    def _assign_repeat(self, tx: Transaction, rater_id: str, waiting: int) -> Assignment | None:
+        """Now and then, unannounced, a pair that the rater judged a while ago; it takes nobody's place."""
+        if not self.repeat_share:
+            return None
+        judged = tx.connection.scalar(st.COUNT_OF_RATER, {"rater": rater_id}) or 0
+        chance = random.Random(content_id("repeat", self._seed(tx), rater_id, judged, waiting))
+        if judged <= REPEAT_AFTER or chance.random() >= self.repeat_share:
+            return None
+        place = {"rater": rater_id, "place": chance.randrange(judged - REPEAT_AFTER)}
+        first = tx.connection.execute(st.JUDGED_AT, place).one()
+        given = tx.connection.execute(st.ASSIGNMENTS_OF, {"item": first.item_id, "rater": rater_id}).all()
+        if len(given) > 1:
+            return None
+        again = f"{first.item_id} again"  # shuffled anew: the side alone must not bring the same answer back
+        sides = shuffle_sides(first.left_id, first.right_id, seed=self._seed(tx), rater_id=rater_id, item_id=again)
+        return self._assign(tx, first.item_id, first.pair_id, rater_id, sides, occasion=1)
+
+    def _assign(
+        self, tx: Transaction, item_id: str, pair_id: str, rater_id: str, sides: tuple[str, str], *, occasion: int
+    ) -> Assignment:
+        identity = assignment_id(item_id, rater_id, occasion)
+        payload = {"assignment": identity, "left": sides[0], "right": sides[1], "occasion": occasion}
+        now = tx.event("assigned", rater_id=rater_id, item_id=item_id, payload=payload)
+        who = {"id": identity, "item_id": item_id, "rater_id": rater_id, "occasion": occasion}
+        lease = {"state": "open", "lease_until_ms": now + self.lease_ms, "seq": tx.seq}
+        tx.connection.execute(st.ADD_ASSIGNMENT, {**who, "left_id": sides[0], "right_id": sides[1], **lease})
+        return Assignment(identity, item_id, rater_id, *sides, self._load_pair(tx.connection, pair_id))
 
     def _lapse_expired(self, tx: Transaction) -> None:
         for row in tx.connection.execute(st.EXPIRED, {"now_ms": tx.now()}).all():
             tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
             tx.connection.execute(sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == row.id).values(state="lapsed"))
+            if row.occasion:
+                continue
             free = sa.update(ITEMS).where(ITEMS.c.id == row.item_id).values(taken=ITEMS.c.taken - 1)
             position = tx.connection.scalar(free.returning(ITEMS.c.position))
             tx.connection.execute(sa.update(RATERS).where(RATERS.c.cursor > position).values(cursor=position))
@@ -518,9 +538,10 @@ class Store:
         return Stored(identity, judgment)
 
     def _assignment_to_answer(self, tx: Transaction, rater_id: str, item_id: str) -> Any:
-        row = tx.connection.execute(st.ASSIGNMENTS_OF, {"item": item_id, "rater": rater_id}).first()
-        if row is None:
+        rows = tx.connection.execute(st.ASSIGNMENTS_OF, {"item": item_id, "rater": rater_id}).all()
+        if not rows:
             raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
+        row = next((row for row in rows if row.state != "done"), rows[0])
         if row.state == "done":
             raise RefusedError(f"pair {item_id} has your judgment already: undo that one to change it")
         # A lease that ran out costs nothing while the place is free; work done late is taken if it can be.
@@ -559,7 +580,7 @@ class Store:
         with self.reading() as connection:
             done = _count(connection, sa.select(JUDGMENTS.c.id).where(JUDGMENTS.c.rater_id == rater_id))
             judged = _count(connection, sa.select(JUDGMENTS.c.id))
-            wanted = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
+            wanted = connection.scalar(st.COUNT_WANTED) or 0
             given = sa.select(ASSIGNMENTS.c.id).where(
                 ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == rater_id, ASSIGNMENTS.c.state == "done"
             )
@@ -578,7 +599,7 @@ class Store:
                 sa.select(ASSIGNMENTS.c.state, sa.func.count()).group_by(ASSIGNMENTS.c.state)
             ).all()
             head = connection.execute(sa.select(LOG_HEAD)).one()
-            wanted = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
+            wanted = connection.scalar(st.COUNT_WANTED) or 0
             judged_by = sa.select(sa.func.count().label("n")).select_from(JUDGMENTS).group_by(JUDGMENTS.c.item_id)
             return {
                 "store": self.engine.url.render_as_string(hide_password=True),

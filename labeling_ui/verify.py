@@ -31,6 +31,7 @@ class _Rebuilt:
     assignments: dict[str, dict[str, str]] = field(default_factory=dict)
     judgments: dict[str, dict[str, Any]] = field(default_factory=dict)
     raters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    repeats: set[str] = field(default_factory=set)
     imports: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -80,6 +81,7 @@ def _apply(rebuilt: _Rebuilt, event: Any) -> None:
             sides = {"left": payload["left"], "right": payload["right"]}
             who = {"item": event.item_id, "rater": event.rater_id}
             rebuilt.assignments[payload["assignment"]] = {**who, **sides, "state": "open"}
+            rebuilt.repeats |= {payload["assignment"]} if payload.get("occasion") else set()
         case "reopened" | "renewed":
             rebuilt.assignments[payload["assignment"]]["state"] = "open"
         case "lapsed":
@@ -88,6 +90,7 @@ def _apply(rebuilt: _Rebuilt, event: Any) -> None:
             sides = {"left": payload["judgment"]["left"], "right": payload["judgment"]["right"]}
             who = {"item": event.item_id, "rater": event.rater_id}
             rebuilt.assignments[payload["assignment"]] = {**who, **sides, "state": "done"}
+            rebuilt.repeats |= {payload["assignment"]} if payload.get("occasion") else set()
             rebuilt.judgments[payload["judgment_id"]] = payload
         case "submitted" | "skipped":
             rebuilt.assignments[payload["assignment"]]["state"] = "done"
@@ -137,8 +140,9 @@ def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]
     }
     faults = [f"assignment {name}: not as the log tells" for name in _unequal(rows, rebuilt.assignments)]
     taken: dict[str, int] = {}
-    for one in rebuilt.assignments.values():
-        taken[one["item"]] = taken.get(one["item"], 0) + (one["state"] != "lapsed")
+    for name, one in rebuilt.assignments.items():
+        if name not in rebuilt.repeats:
+            taken[one["item"]] = taken.get(one["item"], 0) + (one["state"] != "lapsed")
     for item in connection.execute(sa.select(ITEMS)):
         held = taken.get(item.id, 0)
         if held > item.overlap:

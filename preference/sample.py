@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
@@ -54,6 +54,15 @@ class SampleConfig(StageConfig):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     training: TrainingConfig = TrainingConfig()
     """precision and attention to load the policy with"""
+
+    @model_validator(mode="after")
+    def _every_setting_is_used(self) -> SampleConfig:
+        if not 1 <= len(self.sampling) <= self.completions_per_prompt:
+            raise ValueError(
+                f"sampling: {len(self.sampling)} settings for {self.completions_per_prompt} completions_per_prompt; "
+                "give one at least, and no more than there are completions"
+            )
+        return self
 
 
 def sample(config: SampleConfig) -> None:

@@ -13,8 +13,9 @@ import re
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
@@ -110,12 +111,29 @@ def prepare(config: PrepareConfig) -> None:
     prompts, demonstrations = assign_splits(data, config.split)
     write_jsonl(run.final / "prompts.jsonl", prompts)
     write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
-    write_jsonl(run.final / "dropped.jsonl", [vars(one) for one in data.dropped])
+    names = file_names(sources)
+    write_jsonl(run.final / "dropped.jsonl", [_by_name(one, names) for one in data.dropped])
     report = data_report(data, prompts, demonstrations, lengths)
     write_json(run.final / "report.json", report)
     run.facts["counts"] = report["counts"]
     run.finish()
     say_report(run, report)
+
+
+def file_names(sources: Sequence[str]) -> dict[str, str]:
+    """What each source is called in the run: its file's name, so that the same data makes one run wherever it lies.
+
+    Sources stay as they are where two files have one name.
+    """
+    names = {source: source if source.startswith("hub:") else Path(source).name for source in sources}
+    return names if len(set(names.values())) == len(names) else {source: source for source in sources}
+
+
+def _by_name(dropped: Dropped, names: Mapping[str, str]) -> dict[str, str]:
+    where, reason = dropped.where, dropped.reason
+    for source, name in names.items():
+        where, reason = where.replace(f"{source}:", f"{name}:"), reason.replace(f"{source}:", f"{name}:")
+    return {"where": where, "reason": reason, "text": dropped.text}
 
 
 def gather(config: PrepareConfig) -> Gathered:
@@ -126,23 +144,29 @@ def gather(config: PrepareConfig) -> Gathered:
     """
     data = Gathered()
     faults: list[str] = []
+    names = file_names([*config.prompts, *config.demonstrations])
     for source in config.prompts:
         for where, row in _rows(source, faults):
             data.read["prompts"] += 1
-            parsed = _parsed(row, source, where, parse_prompt, faults)
+            parsed = _parsed(row, names[source], where, parse_prompt, faults)
             if parsed is not None:
                 prompt, changed = _normalise_prompt(parsed)
                 data.normalised += changed
                 data.prompts.append((where, prompt))
+                if not prompt.messages[-1].content:
+                    faults.append(f"{where}: the prompt is empty but for characters that cannot be seen")
     for source in config.demonstrations:
         for where, row in _rows(source, faults):
             data.read["demonstrations"] += 1
-            shown = _parsed(row, source, where, parse_demonstration, faults)
+            shown = _parsed(row, names[source], where, parse_demonstration, faults)
             if shown is not None:
                 prompt, changed = _normalise_prompt(shown.prompt)
                 completion = normalise(shown.completion)
                 data.normalised += changed or completion != shown.completion
                 data.demonstrations.append((where, Demonstration(prompt=prompt, completion=completion)))
+                if not completion or not prompt.messages[-1].content:
+                    part = "prompt" if completion else "completion"
+                    faults.append(f"{where}: the {part} is empty but for characters that cannot be seen")
     if faults:
         raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
     if not data.prompts and not data.demonstrations:
@@ -171,16 +195,14 @@ def _parsed(row: dict[str, Any], source: str, where: str, parse: Callable[..., P
 
 def normalise(text: str) -> str:
     """NFC, \\n line ends, no control or zero-width characters, no blanks at line ends or around the whole."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    text = re.sub("[\u200b\u2060\ufeff]", "", text)
+    text = unicodedata.normalize("NFC", re.sub("[\u200b\u2060\ufeff]", "", text))  # last: they may part what composes
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
 def _normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
     messages = tuple(Message(role=m.role, content=normalise(m.content)) for m in prompt.messages)
-    if not messages[-1].content:
-        messages = prompt.messages
     return prompt.model_copy(update={"messages": messages, "id": prompt_id(messages)}), messages != prompt.messages
 
 
@@ -245,7 +267,7 @@ def _unique(
 
 def trigrams(text: str) -> frozenset[tuple[str, ...]]:
     """The word trigrams of a text, in lower case, without punctuation; the whole text if it has fewer words."""
-    words = re.findall(r"\w+", text.lower())
+    words = re.findall(r"\w+", text.lower()) or [text]
     if len(words) < 3:
         return frozenset([tuple(words)])
     return frozenset(zip(words, words[1:], words[2:], strict=False))
@@ -262,7 +284,8 @@ def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[in
     found: dict[int, tuple[int, float]] = {}
     for number, one in enumerate(sets):
         ordered = sorted(one, key=lambda member: (rarity[member], member))
-        prefix = ordered[: len(ordered) - math.ceil(threshold * len(ordered)) + 1]
+        needed = math.ceil(threshold * len(ordered) - 1e-9)  # 0.55·20 is 11.000000000000002 in floating point
+        prefix = ordered[: len(ordered) - needed + 1]
         candidates = sorted({other for member in prefix for other in index[member]})
         for other in candidates:
             overlap = len(one & sets[other]) / len(one | sets[other])
@@ -299,6 +322,7 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
             lengths["prompt_tokens"].append(length)
             prompts.append((where, prompt))
     demonstrations: list[tuple[str, Demonstration]] = []
+    _refuse_ends(data.demonstrations, tokenizer.eos_token)
     for where, shown in data.demonstrations:
         before, after = encode_completion(tokenizer, shown.prompt.messages, shown.completion)
         if len(before) > config.max_prompt_tokens or len(after) > config.max_completion_tokens:
@@ -311,6 +335,17 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     if not prompts and not demonstrations:
         raise DataError("every row is longer than max_prompt_tokens or max_completion_tokens: raise them")
     return lengths
+
+
+def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], eos: str) -> None:
+    """Refuse answers that hold the end-of-sequence token, which the chat template writes already."""
+    faults = [
+        f"{where}: the completion holds {eos!r}: there would be two end-of-sequence tokens; remove it"
+        for where, shown in demonstrations
+        if eos in shown.completion
+    ]
+    if faults:
+        raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
 
 
 def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:

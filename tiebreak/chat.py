@@ -32,7 +32,7 @@ class Encoded:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Token ids of a conversation up to where the assistant begins to write."""
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    return _encode(tokenizer, _render(tokenizer, messages, add_generation_prompt=True))
 
 
 def encode_completion(
@@ -41,11 +41,22 @@ def encode_completion(
     """(prompt ids, completion ids) of one answer. An unfinished answer has no end-of-sequence token.
 
     Raises:
-        HandoffError: the chat template renders the prompt differently once the answer follows it.
+        HandoffError: the chat template renders the prompt differently once the answer follows it, or the answer holds
+            an end-of-sequence token of its own.
     """
-    prompt = encode_prompt(tokenizer, messages)
-    whole = _render(tokenizer, (*messages, Message(role="assistant", content=text)))
-    completion = _assistant_part(tokenizer, prompt, whole)
+    before = _render(tokenizer, messages, add_generation_prompt=True)
+    after = _render(tokenizer, (*messages, Message(role="assistant", content=text)))
+    prompt, whole = _encode(tokenizer, before), _encode(tokenizer, after)
+    if whole[: len(prompt)] == prompt:
+        rest = whole[len(prompt) :]
+    elif after.startswith(before):
+        rest = _encode(tokenizer, after[len(before) :])  # the answer's first blanks would merge with the prompt's last
+    else:
+        raise HandoffError(
+            "the chat template renders a prompt differently once the answer follows it, so the policy would be trained "
+            "on a context it never sees when it writes: use a template whose generation prompt is a prefix of the whole"
+        )
+    completion = _up_to_eos(tokenizer, rest, text)
     return prompt, completion if finished else completion[:-1]
 
 
@@ -72,12 +83,17 @@ def decode_completion(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) ->
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False
-) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages],
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
+) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": m.role, "content": m.content} for m in messages],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
     )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -85,17 +101,16 @@ def _render(
     return ids
 
 
-def _assistant_part(tokenizer: PreTrainedTokenizerBase, prompt: list[int], whole: list[int]) -> list[int]:
-    """What follows the prompt, up to and with the first end-of-sequence token."""
-    if whole[: len(prompt)] != prompt:
-        raise HandoffError(
-            "the chat template renders a prompt differently once the answer follows it, so the policy would be trained "
-            "on a context it never sees when it writes: use a template whose generation prompt is a prefix of the whole"
-        )
-    rest = whole[len(prompt) :]
+def _up_to_eos(tokenizer: PreTrainedTokenizerBase, rest: list[int], text: str) -> list[int]:
+    """What the assistant writes, up to and with its end-of-sequence token."""
     eos = tokenizer.eos_token_id
     if eos not in rest:
         return [*rest, int(eos)]  # a template that closes a turn with no token of its own
+    if rest.count(eos) > 1:
+        raise HandoffError(
+            f"two end-of-sequence tokens ({tokenizer.eos_token!r}) in one answer, so the policy would learn to stop at "
+            f"the first: remove it from the data, or mend the template if the text has none: {text[:80]!r}"
+        )
     return rest[: rest.index(eos) + 1]
 
 

@@ -12,10 +12,20 @@ TiebreakError            what went wrong, where, and the next step; printed with
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 MAX_FAULTS_SHOWN = 50
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_ELSEWHERE = (
+    *(os.strerror(number) for number in _DISK_FULL),
+    *(f"os error {number}" for number in _DISK_FULL),  # safetensors and tokenizers
+    "inline_container.cc",  # torch.save: the archive's end is not where it should be
+    "database or disk is full",  # SQLite
+)
+"""What libraries that raise no OSError say of a full disk."""
 
 
 class TiebreakError(Exception):
@@ -63,10 +73,11 @@ def exit_with_message(main: Callable[[], object]) -> None:
         main()
     except TiebreakError as error:
         _fail(str(error), error.exit_status)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
+        name = getattr(error, "filename", None)
+        where = f" while writing {name}" if name else ""
         _fail(
             f"no space left on the device{where}: free some space and run the same command again; "
             "finished stages and complete checkpoints are kept",
@@ -74,6 +85,12 @@ def exit_with_message(main: Callable[[], object]) -> None:
         )
     except KeyboardInterrupt:
         _fail("interrupted: the same command goes on from the last checkpoint", 130)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _DISK_FULL
+    return any(told in str(error) for told in _DISK_FULL_ELSEWHERE)
 
 
 def _fail(message: str, status: int) -> None:

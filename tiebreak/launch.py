@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tiebreak.config import StageConfig, load_config
-from tiebreak.errors import ConfigError, exit_with_message
+from tiebreak.config import StageConfig, load_config, read_yaml
+from tiebreak.errors import ConfigError, MachineError, exit_with_message
 
 if TYPE_CHECKING:
     from tiebreak.cli import Command
@@ -104,8 +104,32 @@ def accelerate_names() -> list[str]:
 
 
 def accelerate_file(name: str) -> Path:
-    """The accelerate file called `name`, or the path itself."""
+    """The accelerate file called `name`, or the path itself.
+
+    Raises:
+        ConfigError: there is no such file.
+        MachineError: it asks for more GPUs than this machine has; accelerate would go on without them in silence.
+    """
     for file in (ACCELERATE_CONFIGS / f"{name}.yaml", Path(name)):
         if file.is_file():
+            _require_devices(file)
             return file
     raise ConfigError(f"no accelerate configuration {name!r}: one of {', '.join(accelerate_names())}, or a file's path")
+
+
+def _require_devices(file: Path) -> None:
+    values = read_yaml(file)
+    if values.get("use_cpu"):
+        return
+    import torch  # only here: starting on the CPU need not wait for it
+
+    found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    if not found:
+        on_cpu = [stem for stem in accelerate_names() if stem.startswith("cpu")]
+        raise MachineError(f"{file} is for GPUs, and this machine has none: use --accelerate {' or '.join(on_cpu)}")
+    wanted = int(values.get("num_processes") or 1) // int(values.get("num_machines") or 1)
+    if wanted > found:
+        raise MachineError(
+            f"{file} starts {wanted} processes, one a GPU, and this machine has {found}: set num_processes in a copy of "
+            "it, and give that file's path to --accelerate"
+        )

@@ -77,10 +77,13 @@ def scores_in_batches(
 ) -> list[float]:
     """A reward model's score of each sequence (prompt and completion), read at its last token."""
     device = next(model.parameters()).device
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     results = [0.0] * len(sequences)
     for rows in batches_by_length([len(s) for s in sequences], batch_size):
         ids, mask = pad_right([sequences[r] for r in rows], pad_id, device)
-        scores = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1)
+        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(rows), device=device), mask.sum(1) - 1]
+        scores = whole.score(last).squeeze(-1)  # the classifier's own forward reads at the last id that is no padding
         for row, score in zip(rows, scores.float().tolist(), strict=True):
             results[row] = score
     return results

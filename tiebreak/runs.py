@@ -151,7 +151,10 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str]) -> Run
         return run
     if not is_main_process():
         return run
-    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:
+        raise RunError(f"output: {run.folder} cannot be made ({error.strerror}): give another --output") from error
     run._lock = _lock_folder(run.folder)
     for leftover in run.checkpoints.glob("checkpoint-*"):
         if not (leftover / CHECKPOINT_MARKER).exists():

@@ -207,6 +207,7 @@ def _reload(run: Run, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         HandoffError: it cannot be loaded there, or answers differently.
     """
+    say("loading what was saved in a fresh process, to compare")
     asked = run.folder / ".reload.json"
     write_json(asked, request)
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")

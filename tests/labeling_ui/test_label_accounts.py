@@ -41,11 +41,11 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, st
     url = f"sqlite:///{folder}/label.sqlite"
     raters("add", "first rater", "--role", "rater", "--password-stdin", "--store", url, password=PASSWORD + "\n")
     store = Store.open(url)
-    for name, role in (("second rater", "rater"), ("the lead", "lead"), ("gone", "rater")):
+    for name, role in (("second rater", "rater"), ("editor", "rater"), ("the lead", "lead"), ("gone", "rater")):
         add_account(store, name, role, PASSWORD)  # type: ignore[arg-type]
     raters("disable", "gone", "--store", url)
     store.close()
-    with serving(folder, [make_pair(n) for n in range(12)], "--guidelines", "Be **fair**.") as (address, _):
+    with serving(folder, [make_pair(n) for n in range(30)], "--guidelines", "Be **fair**.") as (address, _):
         yield address, url
 
 
@@ -71,7 +71,8 @@ def test_raters_are_listed_by_pseudonym_and_passwords_are_hashed(campaign: tuple
     _, url = campaign
     listed = json.loads(raters("list", "--store", url, "--json").stdout)
     assert [(one["name"], one["role"], one["disabled"]) for one in listed] == [
-        ("first rater", "rater", False), ("second rater", "rater", False), ("the lead", "lead", False),
+        ("first rater", "rater", False), ("second rater", "rater", False), ("editor", "rater", False),
+        ("the lead", "lead", False),
         ("gone", "rater", True),
     ]  # fmt: skip
     assert all(one["id"].startswith("rater-") and one["name"] not in one["id"] for one in listed)
@@ -79,7 +80,7 @@ def test_raters_are_listed_by_pseudonym_and_passwords_are_hashed(campaign: tuple
         hashes = [row[0] for row in connection.execute("SELECT password_hash FROM raters")]
         log = " ".join(row[0] for row in connection.execute("SELECT payload FROM events"))
     assert all(one.startswith("$argon2id$") for one in hashes)
-    assert len(set(hashes)) == 4
+    assert len(set(hashes)) == 5
     assert "argon2" not in log
     assert "rater named 'nobody'" in raters("disable", "nobody", "--store", url, ok=False).stderr
     assert "already" in raters("add", "the lead", "--password-stdin", "--store", url, password="x\n", ok=False).stderr
@@ -160,7 +161,7 @@ def test_a_draft_survives_and_undo_gives_the_pair_back_with_what_was_said(
     again = logged_in("the lead").get("/api/next").json()
     assert again["pair_id"] == pair["pair_id"]
     assert {key: again["draft"][key] for key in draft} == draft
-    assert client.put("/api/drafts/pair-11", json=draft).status_code == 409, "not given to this rater"
+    assert client.put("/api/drafts/pair-29", json=draft).status_code == 409, "not given to this rater"
     assert client.put(f"/api/drafts/{pair['pair_id']}", json={"rationale": "x" * 4001}).status_code == 422
 
     said = body_for(pair, "with-reason", answer=-2, rationale="because", flags=["unsafe"], edited_text="better still")
@@ -232,11 +233,42 @@ def test_guessing_is_limited() -> None:
 
 
 @needs_chromium
+def test_the_leads_page(campaign: tuple[str, str], logged_in: LogIn) -> None:
+    address, url = campaign
+    one, other = logged_in("first rater"), logged_in("second rater")
+    for n in range(2):
+        for client in (one, other):
+            pair = client.get("/api/next").json()
+            said = body_for(pair, f"lead-{n}", answer=2, seconds_active=10.0)
+            assert client.post("/api/judgments", json=said).status_code == 200
+    status = logged_in("the lead").get("/api/lead/status").json()
+    judged = len(Store.open(url).judgments()[0])
+    assert judged >= 4
+    assert status["judgments"] == {"human": judged}
+    assert status["last_day"]["judgments"] >= judged
+    assert sum(status["by_day"].values()) >= judged
+    with browser_page() as page:
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(f"{address}/login/")
+        page.fill("[name=username]", "the lead")
+        page.fill("[name=password]", PASSWORD)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("[data-card=guidelines] .primary")
+        page.goto(f"{address}/lead/")
+        page.wait_for_selector(".lead-desk[aria-busy=false]")
+        assert f"{judged} of 30" in page.inner_text(".tiles")
+        names = page.locator(".raters tbody th").all_inner_texts()
+        assert {"first rater", "second rater"} <= set(names)
+        assert errors == []
+
+
+@needs_chromium
 def test_the_page_with_login_edit_and_undo(campaign: tuple[str, str]) -> None:
     address, url = campaign
     with browser_page() as page:
         page.goto(f"{address}/rate/")
-        page.fill("[name=username]", "second rater")
+        page.fill("[name=username]", "editor")
         page.fill("[name=password]", "wrong")
         page.keyboard.press("Enter")
         page.wait_for_selector(".problem:visible")
@@ -276,7 +308,7 @@ def test_the_page_with_login_edit_and_undo(campaign: tuple[str, str]) -> None:
         page.keyboard.press("Enter")
         page.wait_for_function("document.querySelector('.count').textContent.startsWith('1 ')")
     store = Store.open(url)
-    rater = next(rater.id for rater in store.raters() if rater.name == "second rater")
+    rater = next(rater.id for rater in store.raters() if rater.name == "editor")
     (judgment,) = [j for j in store.judgments()[0] if j.rater_id == rater]
     assert (judgment.pair_id, judgment.answer, judgment.rationale, judgment.flags) == (
         first, 2, "1 bad, two good", ("personal_data",)

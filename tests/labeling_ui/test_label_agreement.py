@@ -40,7 +40,7 @@ def said(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: A
     return Judgment(pair_id=pair, rater_id=rater, left=left, right=right, answer=answer, kind="human", **more)
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------------
+# --- by hand ---
 
 
 def test_kappa_of_cohens_own_kind_of_table() -> None:
@@ -126,7 +126,7 @@ def test_sides_and_lengths_of_raters() -> None:
     }
 
 
-# --- import -----------------------------------------------------------------------------------------------------------
+# --- import ---
 
 
 def test_importing_twice_changes_nothing_and_faults_are_all_told(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_import_goes_on_with_a_campaign(tmp_path: Path) -> None:
     assert verify(store).faults == []
 
 
-# --- published figures ------------------------------------------------------------------------------------------------
+# --- published figures ---
 
 
 def imported_agreement(folder: Path, pairs: Iterable[Pair], judgments: Iterable[Judgment]) -> dict[str, Any]:
@@ -209,7 +209,9 @@ def test_mt_bench(tmp_path: Path) -> None:
         n = numbers.setdefault(key, len(numbers))
         answer = 0 if vote["winner"] == "tie" else -2 if vote["winner"] == "model_a" else 2
         judgments.append(said(f"pair-{n}", vote["judge"], answer, swapped=vote["model_a"] == second))
-    measured = imported_agreement(tmp_path, [make_pair(n) for n in numbers.values()], judgments)
+    store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite", create=True)
+    import_records(store, [make_pair(n) for n in numbers.values()], judgments, source="t", source_id="t")
+    measured = measure_agreement(store.pairs(), store.judgments()[0])
     assert len(numbers) == 1814
     assert measured["judgments"] == 3355
     with_ties, without = measured["percent_with_ties"], measured["percent_without_ties"]

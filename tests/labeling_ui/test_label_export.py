@@ -15,6 +15,7 @@ from label_support import ROOT, environment, make_pair, open_store, rubric_pairs
 
 from labeling_ui.aggregate import build_preferences, decide, group_judgments
 from labeling_ui.agreement import percent_agreement
+from labeling_ui.export import build_edits, unpaired
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
@@ -94,6 +95,27 @@ def test_kinds_are_never_aggregated_together() -> None:
     assert [(p.kind, p.chosen_text) for p in preferences] == [("human", "second answer"), ("model", "first answer")]
 
 
+def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
+    edited = said(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, mended"})
+    unchanged = said(0, "b", 2).model_copy(update={"edited_text": "second answer "})
+    machine = edited.model_copy(update={"rater_id": "m", "kind": "model"})
+    (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, said(0, "c", 1)])
+    assert edit.demonstration.completion == "second answer, mended"
+    assert edit.demonstration.prompt.messages == make_pair(0).messages
+    assert (edit.preference.chosen_text, edit.preference.rejected_text) == ("second answer, mended", "second answer")
+    assert edit.preference.raters == ("a",)
+
+
+def test_unpaired_labels() -> None:
+    preferences, _ = preferences_of([said(0, "a", 2)])
+    judgments = [said(0, "a", 2), said(1, "a", None, both_bad=True), said(2, "a", 0)]
+    rows = list(unpaired([make_pair(n) for n in range(3)], judgments, preferences))
+    assert [(row["pair_id"], row["completion"][0]["content"], row["label"]) for row in rows] == [
+        ("pair-0", "second answer", True), ("pair-0", "first answer", False),
+        ("pair-1", "first answer", False), ("pair-1", "second answer", False),
+    ]  # fmt: skip
+
+
 def test_both_bad_is_told_from_a_tie() -> None:
     (group,) = group_judgments([said(0, r, None, both_bad=True) for r in "ab"] + [said(0, "c", 0)])
     assert decide(group).reason == "both_bad"
@@ -150,7 +172,7 @@ def label_words(folder: Path, *more: str) -> list[str]:
     return ["label", "--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--overlap", "2", *more]
 
 
-SIMULATE = ("--simulate", "true", "--simulate.raters", "3")
+SIMULATE = ("--simulate", "true", "--simulate.raters", "3", "--formats", "parquet", "unpaired")
 FILES = ("preferences.jsonl", "judgments.jsonl", "report.json")
 
 
@@ -207,6 +229,10 @@ def check_simulated_run(folder: Path) -> None:
     assert sum(difference > 0 for difference in rubric) / len(rubric) > 0.9, (
         "raters who err in one of ten go by the rubric"
     )
+    parquet = read_preferences(str(folder / "label/final/parquet/train.parquet"))
+    assert [(p.chosen, p.rejected, p.weight, p.kind) for p in parquet] == [
+        (p.chosen, p.rejected, p.weight, p.kind) for p in preferences
+    ]
     report = json.loads((folder / "label/final/report.json").read_text())
     assert report["judgments"]["kinds"] == {"simulated": 246}
     assert report["preferences"]["total"] + report["preferences"]["dropped"] == 123

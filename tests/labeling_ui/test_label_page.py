@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import sqlite3
+import time
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
 import pytest
-from label_support import browser_page, make_pair, needs_chromium, serving
+import sqlalchemy as sa
+from fastapi import FastAPI
+from label_support import browser_page, make_pair, needs_chromium, open_store, serving
 
 from labeling_ui.markup import render
 from labeling_ui.store import Store
@@ -90,6 +96,80 @@ CLOSED = (
 )
 
 
+RAW = [
+    ("POST", "/api/judgments", b"\xff\xfe{"), ("POST", "/api/judgments", b"[1]"), ("POST", "/api/judgments", b"{" * 50_000),
+    ("POST", "/api/judgments", b'{"client_id": "c", "pair_id": "\\ud800", "answer": 1}'),
+    ("POST", "/api/judgments", b'{"client_id": "c", "pair_id": "p\\u0000", "answer": 1}'),
+    ("POST", "/api/judgments", b'{"client_id": "c", "pair_id": "pair-0", "answer": 1, "flags": ["\\ud800"], "\\udc00": 1}'),
+    ("POST", "/api/judgments", b'{"client_id": "c", "pair_id": "pair-0", "answer": 1e999}'),
+    ("PUT", "/api/drafts/pair-0", b'{"rationale": "\\ud800"}'), ("PUT", "/api/drafts/%00", b'{"rationale": "x"}'),
+    ("POST", "/api/login", b'{"username": "\\ud800", "password": "hidden-word"}'),
+    ("POST", "/api/login", b'{"username": 1, "password": "hidden-word"}'),
+    ("POST", "/api/guidelines/accept", b'{"version": "\\u0000"}'),
+    ("GET", "/api/next?holding=%00", b""), ("GET", "/api/next?holding=" + "x" * 3_000, b""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path", "body"), RAW, ids=range(len(RAW)))
+def test_malformed_requests_are_refused_and_break_nothing(
+    server: tuple[str, Path], method: str, path: str, body: bytes
+) -> None:
+    address, _ = server
+    reply = httpx.request(method, address + path, content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code in (400, 422), reply.text
+    assert "hidden-word" not in reply.text
+    assert httpx.get(f"{address}/api/me").status_code == 200
+
+
+def post(app: FastAPI, body: dict[str, object]) -> httpx.Response:
+    """One judgment, to the application itself."""
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/api/judgments", json=body)
+
+    return asyncio.run(send())
+
+
+@pytest.mark.parametrize("fault", ["locked", "full"])
+def test_a_locked_or_full_store_is_told_and_nothing_is_half_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    from labeling_ui.pages import PageConfig  # imports Gradio: slow, and no other test needs it here
+    from labeling_ui.server import create_app
+
+    monkeypatch.setattr("labeling_ui.schema.BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr("labeling_ui.server.mount_pages", lambda _app, _page: None)  # Gradio leaves event loops open
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    app = create_app(store, PageConfig("t", hosts=()))
+    store.claim("local")
+    body = {"client_id": "c", "pair_id": "pair-0", "answer": 1, "edited_text": "x" * 90_000}
+    other = sqlite3.connect(tmp_path / "labels.sqlite", isolation_level=None)
+    pages = other.execute("PRAGMA page_count").fetchone()[0]
+
+    def limit(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+
+    if fault == "locked":
+        other.execute("BEGIN IMMEDIATE")
+    else:
+        sa.event.listen(store.engine, "begin", limit)
+    reply = post(app, body)
+    assert reply.status_code == 503
+    assert "nothing was stored" in reply.json()["detail"]
+    assert fault in capsys.readouterr().err
+    assert store.status()["judgments"] == {}
+    if fault == "locked":
+        other.execute("ROLLBACK")
+    else:
+        pages = 1_000_000
+    other.close()
+    assert post(app, body).json()["replayed"] is False
+    assert verify(store).faults == []
+    store.close()
+
+
 @pytest.mark.parametrize("path", CLOSED.split())
 def test_what_gradio_offers_beside_the_page_is_closed(server: tuple[str, Path], path: str) -> None:
     address, _ = server
@@ -111,6 +191,47 @@ def test_markup_is_inert() -> None:
     assert "<strong>bold</strong>" in render("**bold**")
     assert render("[good](https://a.invalid/b)").count("https://a.invalid/b") == 2, "a link's target is told"
     assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
+
+
+def tags(fragment: str) -> set[str]:
+    """The elements that an HTML parser finds, attributes and all."""
+    found: set[str] = set()
+
+    class Finder(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update([tag, *(f"{tag}@{name}" for name, _ in attrs)])
+
+    Finder().feed(fragment)
+    return found
+
+
+def test_formulas_are_drawn_by_the_browser() -> None:
+    for source in (r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"\[\frac{a}{b}\]", "$$\n\\frac{a}{b}\n$$"):
+        assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in render(f"so {source}."), source
+    assert 'display="block"' in render(r"\[x\]")
+    for money in ("$5 and $10", "it costs $ 5, or 5 $", r"\$5\$", "`$x$`"):
+        assert "<math" not in render(money), money
+    assert render("$5 and $10, but $y$").count("<math") == 1
+
+
+BOMBS = [
+    r"$\text{<img src=x onerror=window.pwned=1>}$", r"$\href{javascript:window.pwned=1}{x}$", r"$\class{evil}{x}$",
+    r"$\style{background:url(http://pictures.invalid)}{x}$", r'$\color{red" onload="window.pwned=1}{x}$',
+    r"$<script>window.pwned=1</script>$", r"$\unicode{<b>}$", r"\[\begin{matrix}" + "a&" * 900 + r"\end{matrix}\]",
+    "$" + "{" * 900 + "x" + "}" * 900 + "$", r"$\def\a{\a\a}\a$", "$" + r"\sqrt{" * 300 + "x" + "}" * 300 + "$",
+    "$x^" * 400 + "$", "$a$ " * 5_000, "\\(" * 5_000, "$" * 20_000,
+    "$$" + "\\left(" * 250 + "$$", r"$\newcommand{\x}{y}\x$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
+def test_formulas_that_would_harm_are_inert_and_quick(bomb: str) -> None:
+    begun = time.process_time()
+    found = tags(render(bomb))
+    assert time.process_time() - begun < 2
+    assert not found & {"img", "script", "a", "style", "b"}
+    assert not {name for name in found if name.endswith(("@href", "@style", "@onload", "@onerror", "@src"))}
+    assert all(not name.startswith("m") or "@class" not in name for name in found)
 
 
 # --- the browser ---

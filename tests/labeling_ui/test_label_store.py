@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from label_support import answer, make_pair, open_store
 from pydantic import ValidationError
 
+from labeling_ui.aggregate import build_preferences, group_judgments
+from labeling_ui.agreement import measure_agreement
 from labeling_ui.schema import METADATA, MIGRATIONS, StoreError, build_engine
 from labeling_ui.store import RefusedError, Store, Submission, items_of, shuffle_sides
 from labeling_ui.verify import verify
@@ -169,6 +171,31 @@ def test_a_pair_of_four_becomes_all_six_items() -> None:
     }  # fmt: skip
     assert len({item.id for item in items}) == 6
     assert items_of(make_pair(1))[0].id == "pair-1"
+
+
+def test_repeats_are_rare_unannounced_and_take_nobodys_place(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(220)], overlap=1, raters=1)
+    store.repeat_share = 0.2
+    order: list[str] = []
+    while (assignment := store.claim("r0")) is not None:
+        order.append(assignment.item_id)
+        stored = store.submit("r0", answer(assignment.item_id, 2, f"client-{len(order)}"))
+        assert (stored.judgment.left, stored.judgment.right) == (assignment.left_id, assignment.right_id)
+    seen = Counter(order)
+    assert len(seen) == 220
+    assert set(seen.values()) == {1, 2}, "nothing is given a third time"
+    repeats = [item for item, times in seen.items() if times == 2]
+    assert 20 <= len(repeats) <= 70  # 0.2 of about 240 claims, less those that met a pair repeated already
+    gaps = [len(order) - 1 - order[::-1].index(item) - order.index(item) for item in repeats]
+    assert min(gaps) > 20
+    consistency = measure_agreement(store.pairs(), store.judgments()[0])["self_consistency"]
+    assert consistency["n"] == len(repeats)
+    assert 0 < consistency["value"] < 1, "always 'right', on sides that are shuffled anew"
+    preferences, _ = build_preferences(store.pairs(), group_judgments(store.judgments()[0]))
+    assert len(preferences) == 220
+    assert {preference.raters for preference in preferences} == {("r0",)}
+    assert store.status()["judgments_wanted"] == len(order)
+    assert_whole(store)
 
 
 # --- tampering ---

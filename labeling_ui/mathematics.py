@@ -1,0 +1,117 @@
+"""LaTeX in prompts and answers, as MathML that the browser draws by itself: no script, no font, no request.
+
+Formulas come from models and strangers like all the rest. They are parsed within limits, and what the parser gives is
+written out anew from an allowlist of elements and attributes; what cannot be parsed is shown as its source.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element
+
+from latex2mathml.converter import convert_to_element
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_FORMULA_CHARACTERS = 2_000
+MAX_NESTING = 40
+MAX_FORMULAS = 300
+DELIMITERS = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False))
+"""Opening, closing, and whether the formula stands by itself."""
+
+_MACROS = re.compile(
+    r"\\(?:def|edef|gdef|xdef|let|futurelet|newcommand|renewcommand|providecommand|csname|input|include)\b"
+)
+_ELEMENTS = """
+math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle merror mpadded mphantom mfenced menclose msub msup msubsup
+munder mover munderover mmultiscripts mprescripts none mtable mtr mtd maligngroup malignmark
+"""
+_ATTRIBUTES = """
+display displaystyle scriptlevel mathvariant mathcolor mathsize stretchy fence separator form lspace rspace accent
+accentunder linethickness numalign denomalign columnalign rowalign columnspacing rowspacing columnlines rowlines frame
+width height depth minsize maxsize largeop movablelimits symmetric notation linebreak
+"""
+_ALLOWED_ELEMENTS = frozenset(_ELEMENTS.split())
+_ALLOWED_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
+_PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
+
+
+def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
+    r"""Let `$…$`, `$$…$$`, `\(…\)` and `\[…\]` be formulas."""
+    markdown.inline.ruler.before("escape", "formula", _formula_rule)
+    return markdown
+
+
+def render_formula(source: str, *, display: bool) -> str:
+    """A formula as MathML, or as its source where it cannot or must not be parsed."""
+    plain = f"<code class='formula'>{html.escape(source)}</code>"
+    if len(source) > MAX_FORMULA_CHARACTERS or _nesting(source) > MAX_NESTING or _MACROS.search(source):
+        return plain
+    try:
+        element = convert_to_element(source, display="block" if display else "inline")
+        return "".join(_write(element))
+    except Exception:  # noqa: BLE001  the parser raises a dozen kinds, RecursionError among them, on what is not LaTeX
+        return plain
+
+
+def _write(element: Element) -> Iterator[str]:
+    if element.tag not in _ALLOWED_ELEMENTS:
+        raise ValueError(f"element {element.tag}")
+    yield f"<{element.tag}"
+    for name, value in element.attrib.items():
+        if name in _ALLOWED_ATTRIBUTES and _PLAIN_VALUE.fullmatch(value):
+            yield f' {name}="{html.escape(value)}"'
+    yield ">"
+    # The parser leaves entities in texts, and takes markup in \text{…} for text: undo the one, escape the other.
+    yield html.escape(html.unescape(element.text or ""))
+    for child in element:
+        yield from _write(child)
+    yield f"</{element.tag}>"
+
+
+def _nesting(source: str) -> int:
+    depth = deepest = 0
+    for character in source:
+        depth += (character == "{") - (character == "}")
+        deepest = max(deepest, depth)
+    return max(deepest, source.count("\\left"), source.count("\\begin"))
+
+
+def _formula_rule(state: StateInline, silent: bool) -> bool:
+    for opening, closing, display in DELIMITERS:
+        if not state.src.startswith(opening, state.pos):
+            continue
+        begin = state.pos + len(opening)
+        end = _find_closing(state.src, begin, closing, state.posMax)
+        if end < 0 or not state.src[begin:end].strip():
+            continue
+        if state.env.setdefault("formulas", 0) >= MAX_FORMULAS:
+            return False
+        if not silent:
+            state.env["formulas"] += 1
+            token = state.push("formula", "math", 0)
+            token.content = state.src[begin:end].strip()
+            token.meta = {"display": display}
+        state.pos = end + len(closing)
+        return True
+    return False
+
+
+def _find_closing(source: str, begin: int, closing: str, limit: int) -> int:
+    """Where the formula ends; −1 if it does not. A single dollar follows Pandoc: no space inside, no digit after."""
+    limit = min(limit, begin + MAX_FORMULA_CHARACTERS + 1)
+    if closing == "$" and source[begin : begin + 1].isspace():
+        return -1
+    end = source.find(closing, begin, limit)
+    while end >= 0:
+        escaped = source[end - 1] == "\\" and closing[0] == "$"
+        if not escaped:
+            price = closing == "$" and (source[end - 1].isspace() or source[end + 1 : end + 2].isdigit())
+            return -1 if price else end
+        end = source.find(closing, end + 1, limit)
+    return -1

@@ -1,0 +1,287 @@
+"""Preparation: what counts as one text, what is dropped and why, and splits that no prompt crosses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import read_rows, write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.prepare import (
+    Gathered,
+    PrepareConfig,
+    SplitShares,
+    assign_splits,
+    file_names,
+    gather,
+    near_duplicates,
+    normalise,
+    prepare,
+    trigrams,
+)
+from tiebreak.errors import DataError
+from tiebreak.records import Demonstration, Message, Prompt, prompt_id, read_demonstrations, read_prompts
+from tiebreak.runs import read_manifest
+
+
+def make_prompt(text: str) -> Prompt:
+    messages = (Message(role="user", content=text),)
+    return Prompt(id=prompt_id(messages), messages=messages)
+
+
+def run(
+    folder: Path, model: Path, prompts: Sequence[Any] = (), demonstrations: Sequence[Any] = (), **values: Any
+) -> Path:
+    """A finished prepare run on these rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        name: [str(write_rows(folder / f"{name}.jsonl", list(rows)))]
+        for name, rows in (("prompts", prompts), ("demonstrations", demonstrations))
+        if rows
+    }
+    prepare(PrepareConfig.model_validate({"output": str(folder / "run"), "policy": str(model), **files, **values}))
+    return folder / "run"
+
+
+def texts(folder: Path) -> list[str]:
+    return [row["messages"][-1]["content"] for row in read_rows(folder / "final" / "prompts.jsonl")]
+
+
+def report_of(folder: Path) -> Any:
+    return json.loads((folder / "final" / "report.json").read_text())
+
+
+# --- one text --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("  a \r\n b\t\r c ", "a\n b\n c"),
+        ("e\u0301", "é"),
+        ("e\u200b\u0301", "é"),
+        ("a\u200b\ufeff\u2060b\x00\x07", "ab"),
+        ("a\n\n\n", "a"),
+        ("a\tb", "a\tb"),
+    ],
+)
+def test_normalising_by_hand(raw: str, expected: str) -> None:
+    assert normalise(raw) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("aé e\u0301\u200b\ufeff\r\n\t\x00 \u2028\u0307İ")))
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    once = normalise(text)
+    assert normalise(once) == once
+    assert unicodedata.is_normalized("NFC", once)
+    assert once == once.strip()
+
+
+def test_what_is_empty_but_for_unseen_characters_is_a_fault(tmp_path: Path) -> None:
+    prompts = write_rows(tmp_path / "p.jsonl", [{"prompt": "fine?"}, {"prompt": "\u200b\ufeff"}])
+    shown = write_rows(
+        tmp_path / "d.jsonl", [{"prompt": "a?", "completion": "\u2060"}, {"prompt": "\u200b", "completion": "b"}]
+    )
+    config = PrepareConfig(output="x", prompts=[str(prompts)], demonstrations=[str(shown)])
+    with pytest.raises(DataError) as caught:
+        gather(config)
+    assert caught.value.faults == [
+        f"{prompts}:2: the prompt is empty but for characters that cannot be seen",
+        f"{shown}:1: the completion is empty but for characters that cannot be seen",
+        f"{shown}:2: the prompt is empty but for characters that cannot be seen",
+    ]
+
+
+def test_trigrams_by_hand() -> None:
+    assert trigrams("Why are the Roots, brown?") == {
+        ("why", "are", "the"),
+        ("are", "the", "roots"),
+        ("the", "roots", "brown"),
+    }
+    assert trigrams("Why so?") == {("why", "so")}
+    assert trigrams("?!") != trigrams("!?")
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.55, 0.7, 0.8, 1.0])
+def test_near_duplicates_are_those_that_comparing_all_finds(threshold: float) -> None:
+    pick = random.Random(0)
+    sets = [frozenset(pick.sample(range(30), pick.choice([1, 4, 10, 20]))) for _ in range(120)]
+    # pairs that overlap by exactly 11 of 20, and by 4 of 5
+    sets += [
+        frozenset(range(100, 120)),
+        frozenset(range(109, 120)),
+        frozenset(range(200, 205)),
+        frozenset(range(200, 204)),
+    ]
+    expected: dict[int, float] = {}
+    for number, one in enumerate(sets):
+        overlaps = [len(one & sets[k]) / len(one | sets[k]) for k in range(number) if k not in expected]
+        if any(overlap >= threshold for overlap in overlaps):
+            expected[number] = next(overlap for overlap in overlaps if overlap >= threshold)
+    found = near_duplicates(sets, threshold)
+    assert {number: overlap for number, (_, overlap) in found.items()} == expected
+    assert all(len(sets[n] & sets[k]) / len(sets[n] | sets[k]) == overlap for n, (k, overlap) in found.items())
+    if threshold < 1:
+        assert expected
+
+
+# --- what is dropped -------------------------------------------------------------------------------------------------
+
+
+def test_duplicates_are_dropped_with_where_and_why(tmp_path: Path, tiny_model: Path) -> None:
+    ask = "Why do the roots of my lettuce turn brown in a warm summer tank"
+    prompts = [
+        {"prompt": f"{ask}?"},
+        {"prompt": f"  {ask}?\r\n"},  # the same once normalised
+        {"prompt": f"{ask} now?"},  # 11 trigrams of 12 in common
+        {"prompt": "How often should basil be fed in winter?"},  # has a demonstration
+        {"prompt": "What light does mint need?"},
+    ]
+    shown = [
+        {"prompt": "How often should basil be fed in winter?", "completion": "Feed it once a week."},
+        {"prompt": "How often should basil be fed in winter?", "completion": "Halve the dose and wait."},
+        {"prompt": "How often should basil be fed in winter?", "completion": "Feed it once a week."},
+    ]
+    folder = run(tmp_path, tiny_model, prompts, shown)
+    assert texts(folder) == [f"{ask}?", "What light does mint need?", "How often should basil be fed in winter?"]
+    assert [r["completion"] for r in read_rows(folder / "final" / "demonstrations.jsonl")] == [
+        "Feed it once a week.",
+        "Halve the dose and wait.",
+    ]
+    dropped = {r["where"]: r["reason"] for r in read_rows(folder / "final" / "dropped.jsonl")}
+    assert set(dropped) == {"prompts.jsonl:2", "prompts.jsonl:3", "prompts.jsonl:4", "demonstrations.jsonl:3"}
+    assert dropped["prompts.jsonl:2"] == "the same as prompts.jsonl:1"
+    assert "near duplicate" in dropped["prompts.jsonl:3"]
+    assert "(overlap 0.92)" in dropped["prompts.jsonl:3"]  # 11/12
+    assert "the same prompt as demonstration" in dropped["prompts.jsonl:4"]
+    counts = report_of(folder)["counts"]
+    assert counts["read"] == {"prompts": 5, "demonstrations": 3}
+    assert (counts["dropped"], counts["normalised"]) == (4, 1)
+    assert read_manifest(folder)["counts"] == counts
+
+
+def test_a_threshold_of_one_drops_exact_duplicates_alone(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [
+        {"prompt": "Why are the roots brown?"},
+        {"prompt": "why are the roots brown"},
+        {"prompt": "Why are the roots brown?"},
+    ]
+    assert len(texts(run(tmp_path / "a", tiny_model, rows, near_duplicate=1.0))) == 2
+    assert len(texts(run(tmp_path / "b", tiny_model, rows, near_duplicate=0.99))) == 1
+
+
+def test_what_is_too_long_is_dropped_and_counted(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = [{"prompt": "Short one?"}, {"prompt": "A much longer question " * 30 + "?"}]
+    shown = [
+        {"prompt": "What does cress need?", "completion": "Light."},
+        {"prompt": "What does dill need?", "completion": "Light and then more of it, " * 10},
+    ]
+    folder = run(tmp_path, tiny_model, prompts, shown, max_prompt_tokens=60, max_completion_tokens=20)
+    assert set(texts(folder)) == {"Short one?", "What does cress need?"}
+    reasons = [r["reason"] for r in read_rows(folder / "final" / "dropped.jsonl")]
+    assert any("more than max_prompt_tokens (60)" in reason for reason in reasons)
+    assert report_of(folder)["dropped"] == {"too long": 2}
+    with pytest.raises(DataError, match="every row is longer"):
+        run(tmp_path / "all", tiny_model, prompts, max_prompt_tokens=5)
+
+
+def test_lengths_are_those_of_the_models_own_template(tmp_path: Path, tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    asked = ["Why?", "How cold may it get at night in the tank?"]
+    folder = run(tmp_path, tiny_model, [{"prompt": p} for p in asked])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    lengths = sorted(
+        len(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": p}], add_generation_prompt=True, return_dict=False
+            )
+        )
+        for p in asked
+    )
+    found = report_of(folder)["lengths"]["prompt_tokens"]
+    assert (found["min"], found["max"], found["mean"]) == (lengths[0], lengths[1], sum(lengths) / 2)
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
+
+
+def gathered(count: int, shown: int) -> Gathered:
+    data = Gathered()
+    data.prompts = [(f"p:{n}", make_prompt(f"Question {n}?")) for n in range(count)]
+    data.demonstrations = [
+        (f"d:{n}", Demonstration(prompt=make_prompt(f"Shown {n // 2}?"), completion=f"Answer {n}."))
+        for n in range(shown)
+    ]
+    return data
+
+
+def test_the_shares_are_met_to_the_row_and_no_prompt_crosses() -> None:
+    prompts, demonstrations = assign_splits(gathered(50, 40), SplitShares(validation=0.1, test=0.3))
+    ids = [p.id for p in prompts]
+    assert len(ids) == len(set(ids)) == 70
+    bare = [p.split for p in prompts if p.messages[0].content.startswith("Question")]
+    assert {split: bare.count(split) for split in ("train", "validation", "test")} == {
+        "train": 30,
+        "validation": 5,
+        "test": 15,
+    }
+    # 20 prompts have two demonstrations each: a tenth of the prompts is 2, so 4 demonstrations, and none is tested on
+    assert [d.prompt.split for d in demonstrations].count("validation") == 4
+    assert [d.prompt.split for d in demonstrations].count("test") == 0
+    by_id = {p.id: p.split for p in prompts}
+    assert all(by_id[d.prompt.id] == d.prompt.split for d in demonstrations)
+
+
+def test_splits_depend_on_content_and_seed_and_not_on_order() -> None:
+    data, turned = gathered(40, 0), gathered(40, 0)
+    turned.prompts.reverse()
+    splits = {p.id: p.split for p in assign_splits(data, SplitShares())[0]}
+    assert {p.id: p.split for p in assign_splits(turned, SplitShares())[0]} == splits
+    assert {p.id: p.split for p in assign_splits(gathered(40, 0), SplitShares(seed=1))[0]} != splits
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
+    with pytest.raises(ValueError, match="leave nothing to train on"):
+        SplitShares(validation=0.6, test=0.4)
+    with pytest.raises(ValueError, match="neither prompts nor demonstrations"):
+        PrepareConfig(output="x")
+
+
+def test_the_folder_is_read_back_split_by_split(tmp_path: Path, tiny_model: Path, raw_data: Path) -> None:
+    config = PrepareConfig(
+        output=str(tmp_path / "run"),
+        prompts=[str(raw_data / "prompts.jsonl")],
+        demonstrations=[str(raw_data / "demonstrations.jsonl")],
+        policy=str(tiny_model),
+    )
+    prepare(config)
+    parts = {split: read_prompts(config.output, [split]) for split in ("train", "validation", "test")}
+    assert {split: len(rows) for split, rows in parts.items()} == report_of(Path(config.output))["counts"]["prompts"]
+    for one, other in itertools.combinations(parts.values(), 2):
+        assert not {p.id for p in one} & {p.id for p in other}
+    shown = read_demonstrations(config.output, ["train", "validation"])
+    assert {d.prompt.id for d in shown} <= {p.id for p in parts["train"] + parts["validation"]}
+    assert len(shown) == 12
+
+
+def test_the_same_data_makes_the_same_run_wherever_it_lies(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": f"Question number {n % 5} about roots?"} for n in range(6)]
+    first, second = (run(tmp_path / name, tiny_model, rows, near_duplicate=1.0) for name in ("a", "b"))
+    assert read_manifest(first)["id"] == read_manifest(second)["id"]
+    (dropped,) = read_rows(first / "final" / "dropped.jsonl")
+    assert (dropped["where"], dropped["reason"]) == ("prompts.jsonl:6", "the same as prompts.jsonl:1")
+
+
+def test_two_files_of_one_name_keep_their_paths_apart() -> None:
+    assert file_names(["a/x.jsonl", "b/y.jsonl"]) == {"a/x.jsonl": "x.jsonl", "b/y.jsonl": "y.jsonl"}
+    assert file_names(["a/x.jsonl", "b/x.jsonl"]) == {"a/x.jsonl": "a/x.jsonl", "b/x.jsonl": "b/x.jsonl"}
