@@ -279,7 +279,7 @@ def to_report(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, A
     baseline = [row["rubric_score"] for row in by_policy[config.baseline]]
     policies = {
         name: policy_figures(own, None if name == config.baseline else baseline, config.seed)
-        | {"source": config.policies[name], "id": find_model(config.policies[name]).id}
+        | named_source(config.policies[name])
         for name, own in by_policy.items()
     }
     return {
@@ -290,6 +290,13 @@ def to_report(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, A
         "split": config.split,
         "kinds": kinds_behind(config),
     }
+
+
+def named_source(policy: str) -> dict[str, str]:
+    """What a policy is, without its path, which says nothing of it: the stage that made it, or the base's name."""
+    found = find_model(policy)
+    made_by = found.base if found.folder is None else str(read_manifest(found.folder.parent)["stage"])
+    return {"source": made_by, "id": found.id}
 
 
 def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, seed: int) -> dict[str, Any]:

@@ -51,13 +51,14 @@ def write_recipe(folder: Path, model: Path) -> Path:
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tiebreak.cli", "run", "--config", str(recipe)],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=(recipe.parent / "killed.log").open("ab"),
-        start_new_session=True,
-    )
+    with (recipe.parent / "killed.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tiebreak.cli", "run", "--config", str(recipe)],
+            cwd=REPOSITORY,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def kill_once_there(recipe: Path, marker: str) -> bool:

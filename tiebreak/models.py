@@ -481,6 +481,7 @@ def save_adapter(
     config.base_model_name_or_path = source.base
     config.inference_mode = True
     config.save_pretrained(folder)
+    _in_fixed_order(folder / "adapter_config.json")
     tokenizer.save_pretrained(folder)
     facts = {
         "kind": kind,
@@ -493,6 +494,12 @@ def save_adapter(
     }
     write_json(folder / MODEL_FILE, facts)
     return facts
+
+
+def _in_fixed_order(path: Path) -> None:
+    """PEFT writes sets, whose order changes from process to process: equal runs must write equal bytes."""
+    values = json.loads(path.read_text())
+    write_json(path, {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(values.items())})
 
 
 # --- the probe ---
@@ -515,8 +522,11 @@ def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
 
 def write_probe(folder: Path, ids: list[int], values: list[float], model: nn.Module) -> None:
     """Keep what the model answers now, beside it."""
-    dtype = str(next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)).removeprefix("torch.")
-    write_json(folder / PROBE_FILE, {"input_ids": ids, "values": values, "dtype": dtype})
+    dtypes = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
+    coarsest = max(dtypes, key=lambda dtype: PROBE_TOLERANCE_ELSEWHERE[dtype])  # QLoRA adapters train in bfloat16
+    names = {"dtype": dtypes[0], "coarsest_dtype": coarsest}
+    written = {key: str(dtype).removeprefix("torch.") for key, dtype in names.items()}
+    write_json(folder / PROBE_FILE, {"input_ids": ids, "values": values, **written})
 
 
 def probe_difference(model: nn.Module, folder: Path) -> float:
@@ -534,7 +544,7 @@ def verify_probe(model: nn.Module, folder: Path, tolerance: float | None = None)
     """
     if not (folder / PROBE_FILE).is_file():
         raise HandoffError(f"{folder} has no {PROBE_FILE}: it was not written by a finished training stage")
-    saved = getattr(torch, json.loads((folder / PROBE_FILE).read_text())["dtype"])
+    saved = getattr(torch, json.loads((folder / PROBE_FILE).read_text())["coarsest_dtype"])
     here = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
     coarser = max((saved, here), key=lambda dtype: PROBE_TOLERANCE_ELSEWHERE[dtype])
     allowed = PROBE_TOLERANCE_ELSEWHERE[coarser] if tolerance is None else tolerance
