@@ -18,11 +18,11 @@ import torch
 from pydantic import Field, model_validator
 from trl import DPOTrainer
 
-from tiebreak.chat import Encoded, encode_completion
+from tiebreak.chat import Encoded, encode_preference
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
-from tiebreak.models import find_model, load_policy, load_tokenizer, resolve_precision, saved_adapter
+from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer, resolve_precision
 from tiebreak.pairwise import share_prefixes
 from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
 from tiebreak.runs import Run, start_run
@@ -159,7 +159,7 @@ def train_dpo(config: DPOConfig) -> None:
         tokenizer=tokenizer,
         source=source,
         kind="policy",
-        adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
+        adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].prompt + train_set[0].chosen,
         metrics=last_metrics(
             run.folder, ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
@@ -180,12 +180,7 @@ def encode(
     """Token ids of the preferences that fit."""
     encoded = []
     for preference in preferences:
-        prompt, chosen = encode_completion(
-            tokenizer, preference.prompt, preference.chosen_text, preference.chosen_finished
-        )
-        _, rejected = encode_completion(
-            tokenizer, preference.prompt, preference.rejected_text, preference.rejected_finished
-        )
+        prompt, chosen, rejected = encode_preference(tokenizer, preference)
         encoded.append(EncodedPair(prompt, chosen, rejected))
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
     return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from tiebreak.chat import Encoded, encode_completion
+from tiebreak.chat import Encoded, encode_preference
 from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
-from tiebreak.models import find_model, load_reward_model, load_tokenizer, saved_adapter
+from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
 from tiebreak.pairwise import share_prefixes
 from tiebreak.records import Preference, read_preferences, split_preferences, write_json, write_jsonl
 from tiebreak.runs import Run, start_run
@@ -112,7 +112,7 @@ def train_reward(config: RewardConfig) -> None:
         tokenizer=tokenizer,
         source=source,
         kind="reward",
-        adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
+        adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].prompt + train_set[0].chosen,
         metrics=last_metrics(run.folder, ("loss", "accuracy", "margin", "eval_loss")),
         facts={
@@ -130,12 +130,7 @@ def encode(
     """Token ids and margins of the preferences that fit."""
     encoded = []
     for preference in preferences:
-        prompt, chosen = encode_completion(
-            tokenizer, preference.prompt, preference.chosen_text, preference.chosen_finished
-        )
-        _, rejected = encode_completion(
-            tokenizer, preference.prompt, preference.rejected_text, preference.rejected_finished
-        )
+        prompt, chosen, rejected = encode_preference(tokenizer, preference)
         margin = config.margin_scale * (preference.strength or 0.0) / MAX_STRENGTH
         encoded.append(EncodedPreference(prompt, chosen, rejected, margin, preference))
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]

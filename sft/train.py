@@ -15,7 +15,7 @@ from tiebreak.chat import Encoded, encode_conversation
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
-from tiebreak.models import find_model, load_policy, load_tokenizer, saved_adapter
+from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer
 from tiebreak.records import Demonstration, assistant, is_held_out, read_demonstrations
 from tiebreak.runs import Run, start_run
 from tiebreak.tracking import RunRecorder
@@ -99,7 +99,7 @@ def train_sft(config: SFTConfig) -> None:
         tokenizer=tokenizer,
         source=source,
         kind="policy",
-        adapter=config.adapter or saved_adapter(source),
+        adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].input_ids,
         metrics=last_metrics(run.folder, ("loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy")),
         facts={"counts": {"train": len(train_set), "validation": len(validation_set)}},

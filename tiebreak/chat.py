@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tiebreak.errors import HandoffError
-from tiebreak.records import Message, Messages
+from tiebreak.records import Message, Messages, Preference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,17 @@ def encode_completion(
         )
     completion = _up_to_eos(tokenizer, rest, text)
     return prompt, completion if finished else completion[:-1]
+
+
+def encode_preference(
+    tokenizer: PreTrainedTokenizerBase, preference: Preference
+) -> tuple[list[int], list[int], list[int]]:
+    """(prompt ids, chosen ids, rejected ids)."""
+    prompt, chosen = encode_completion(tokenizer, preference.prompt, preference.chosen_text, preference.chosen_finished)
+    _, rejected = encode_completion(
+        tokenizer, preference.prompt, preference.rejected_text, preference.rejected_finished
+    )
+    return prompt, chosen, rejected
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, last_only: bool = False) -> Encoded:

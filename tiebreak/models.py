@@ -395,6 +395,11 @@ def saved_adapter(source: ModelSource) -> AdapterConfig:
     return AdapterConfig.model_validate(json.loads((source.folder / MODEL_FILE).read_text())["adapter"])
 
 
+def adapter_of(source: ModelSource, asked: AdapterConfig | None) -> AdapterConfig:
+    """The adapter a stage trains: the one asked for, else the policy's own, else the default on a base model."""
+    return asked or (saved_adapter(source) if source.folder else AdapterConfig())
+
+
 def _require_same_adapter(source: ModelSource, adapter: AdapterConfig | None) -> None:
     """A trained policy's adapter is gone on with, so the configuration may not ask for another shape."""
     if adapter is None:

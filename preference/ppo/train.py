@@ -16,11 +16,11 @@ from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, Training
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.models import (
     ModelSource,
+    adapter_of,
     find_model,
     gathered,
     load_tokenizer,
     require_same_tokenizer,
-    saved_adapter,
 )
 from tiebreak.records import Prompt, is_held_out, read_prompts
 from tiebreak.runs import Run, say, start_run
@@ -124,7 +124,7 @@ def train_ppo(config: PPOConfig) -> None:
         tokenizer=tokenizer,
         source=source,
         kind="policy",
-        adapter=config.adapter or (saved_adapter(source) if source.folder else AdapterConfig()),
+        adapter=adapter_of(source, config.adapter),
         probe_ids=probe_ids(encoded),
         metrics=last_metrics(
             run.folder,
