@@ -279,3 +279,13 @@ def test_two_tokenizers_are_one_only_if_every_text_becomes_the_same_ids(tiny_mod
     third.chat_template = "{{ 1 }}"
     with pytest.raises(HandoffError, match="two: their chat template differ"):
         require_same_tokenizer(one, third, "two")
+
+
+def test_a_base_model_without_a_named_adapter_gets_the_default(tmp_path: Path) -> None:
+    """`adapter: null` on a base model once failed after training, when the adapter's shape was asked for."""
+    from tiebreak.config import AdapterConfig
+    from tiebreak.models import ModelSource, adapter_of
+
+    base = ModelSource("base", "policy", "base", "base", tmp_path, "0" * 64, None)
+    assert adapter_of(base, None) == AdapterConfig()
+    assert adapter_of(base, AdapterConfig(r=4)).r == 4
