@@ -45,7 +45,7 @@ class Session:
 def needs_login(store: Store) -> bool:
     """True where somebody has a password: then everybody logs in."""
     with store.reading() as connection:
-        return connection.execute(st.ANY_ACCOUNT).first() is not None
+        return st.ANY_ACCOUNT.one(connection) is not None
 
 
 def add_account(store: Store, name: str, role: Role, password: str) -> Rater:
@@ -106,7 +106,7 @@ def log_in(store: Store, name: str, password: str) -> Session | None:
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, if it lives and its rater is not disabled."""
     with store.reading() as connection:
-        row = connection.execute(st.SESSION, {"token_hash": _token_hash(token), "now_ms": wall_clock_ms()}).first()
+        row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=wall_clock_ms())
     if row is None or row.disabled:
         return None
     return Session(Rater(row.id, row.name, row.kind, row.role), row.csrf_token)

@@ -8,6 +8,7 @@ again from it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from tiebreak.errors import TiebreakError
 
 BUSY_TIMEOUT_MS = 15_000
+HOUR_MS = 3_600_000
+MAX_PRIORITY = 100
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
 
@@ -52,6 +55,32 @@ ITEMS = Table(
     Column("second_id", String),
     Column("overlap", Integer),
     Column("taken", Integer),
+    Column("task", String),
+    Column("batch", String),
+    Column("pool", String),
+    Column("turn", BigInteger),
+    Column("offered", Integer),
+    Column("freed", Integer),
+    Column("for_first", Integer),
+    Column("for_second", Integer),
+    Column("for_neither", Integer),
+    Column("disputed", Integer),
+)
+BATCHES = Table(
+    "batches",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("priority", Integer),
+    Column("pool", String),
+    Column("overlap", Integer),
+    Column("paused", Integer),
+)
+GOLD = Table(
+    "gold",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("preferred_id", String),
+    Column("number", Integer),
 )
 RATERS = Table(
     "raters",
@@ -62,8 +91,19 @@ RATERS = Table(
     Column("role", String),
     Column("password_hash", String),
     Column("disabled", Integer),
-    Column("cursor", Integer),
+    Column("cursor", BigInteger),
     Column("created_at_ms", BigInteger),
+    Column("pool", String),
+    Column("judged", Integer),
+)
+INVITATIONS = Table(
+    "invitations",
+    METADATA,
+    Column("token_hash", String, primary_key=True),
+    Column("role", String),
+    Column("pool", String),
+    Column("expires_at_ms", BigInteger),
+    Column("used_by", String),
 )
 ASSIGNMENTS = Table(
     "assignments",
@@ -77,6 +117,8 @@ ASSIGNMENTS = Table(
     Column("state", String),
     Column("lease_until_ms", BigInteger),
     Column("seq", Integer),
+    Column("shown", Text),
+    Column("shown_at_ms", BigInteger),
 )
 JUDGMENTS = Table(
     "judgments",
@@ -88,6 +130,29 @@ JUDGMENTS = Table(
     Column("kind", String),
     Column("record", Text),
     Column("seq", Integer),
+    Column("occasion", Integer),
+    Column("vote", Integer),
+    Column("at_ms", BigInteger),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+)
+RATER_HOURS = Table(
+    "rater_hours",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("judged", Integer),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+)
+ADJUDICATIONS = Table(
+    "adjudications",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("lead_id", String),
+    Column("record", Text),
+    Column("seq", Integer),
+    Column("at_ms", BigInteger),
 )
 SUBMISSIONS = Table(
     "submissions",
@@ -116,6 +181,7 @@ ACCEPTANCES = Table(
     "acceptances",
     METADATA,
     Column("rater_id", String, primary_key=True),
+    Column("document", String, primary_key=True),
     Column("version", String),
     Column("at_ms", BigInteger),
 )
@@ -247,10 +313,14 @@ _POSTGRES_TRIGGERS = (
 )
 
 
-def _migrate_001_first_tables(connection: Connection) -> None:
-    for statement in _FIRST_TABLES.split(";\n"):
+def _run_all(connection: Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             connection.exec_driver_sql(statement)
+
+
+def _migrate_001_first_tables(connection: Connection) -> None:
+    _run_all(connection, _FIRST_TABLES)
     triggers = _SQLITE_TRIGGERS if connection.dialect.name == "sqlite" else _POSTGRES_TRIGGERS
     for trigger in triggers:
         connection.exec_driver_sql(trigger)
@@ -260,7 +330,115 @@ def _migrate_002_repeats(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX assignments_repeats ON assignments (rater_id) WHERE occasion > 0")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_migrate_001_first_tables, _migrate_002_repeats)
+_CAMPAIGNS = """
+ALTER TABLE items ADD COLUMN task TEXT NOT NULL DEFAULT 'pair' CHECK (task IN ('pair', 'ranking'));
+ALTER TABLE items ADD COLUMN batch TEXT NOT NULL DEFAULT '';
+ALTER TABLE items ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE items ADD COLUMN turn BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN offered INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE items ADD COLUMN freed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_first INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_second INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_neither INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
+DROP INDEX items_open;
+CREATE INDEX items_open ON items (pool, turn) WHERE taken < overlap AND offered = 1;
+CREATE INDEX items_freed ON items (turn) WHERE freed = 1;
+CREATE INDEX items_disputed ON items (disputed, turn) WHERE disputed > 0;
+CREATE TABLE batches (
+  name TEXT PRIMARY KEY, priority INTEGER NOT NULL, pool TEXT NOT NULL, overlap INTEGER NOT NULL,
+  paused INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE gold (
+  item_id TEXT PRIMARY KEY REFERENCES items (id), preferred_id TEXT, number INTEGER NOT NULL UNIQUE);
+ALTER TABLE raters ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE raters ADD COLUMN judged INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE invitations (
+  token_hash TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('rater', 'lead')), pool TEXT NOT NULL,
+  expires_at_ms BIGINT NOT NULL, used_by TEXT);
+ALTER TABLE assignments ADD COLUMN shown TEXT NOT NULL DEFAULT '';
+ALTER TABLE assignments ADD COLUMN shown_at_ms BIGINT;
+ALTER TABLE judgments ADD COLUMN occasion INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN vote INTEGER;
+ALTER TABLE judgments ADD COLUMN at_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN active_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN idle_ms BIGINT NOT NULL DEFAULT 0;
+CREATE TABLE rater_hours (
+  rater_id TEXT NOT NULL, hour INTEGER NOT NULL, judged INTEGER NOT NULL DEFAULT 0, active_ms BIGINT NOT NULL DEFAULT 0,
+  idle_ms BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (rater_id, hour));
+CREATE TABLE adjudications (
+  item_id TEXT PRIMARY KEY REFERENCES items (id), lead_id TEXT NOT NULL, record TEXT NOT NULL, seq INTEGER NOT NULL,
+  at_ms BIGINT NOT NULL);
+ALTER TABLE acceptances RENAME TO acceptances_before;
+CREATE TABLE acceptances (
+  rater_id TEXT NOT NULL REFERENCES raters (id), document TEXT NOT NULL CHECK (document IN ('guidelines', 'consent')),
+  version TEXT NOT NULL, at_ms BIGINT NOT NULL, PRIMARY KEY (rater_id, document));
+INSERT INTO acceptances (rater_id, document, version, at_ms)
+  SELECT rater_id, 'guidelines', version, at_ms FROM acceptances_before;
+DROP TABLE acceptances_before;
+"""
+
+FIRST_TURN = MAX_PRIORITY << 32
+"""The turn of the first item of priority 0. Higher priorities come before, in steps of 2^32."""
+
+
+def turn_of(priority: int, position: int) -> int:
+    """Where an item stands in the order in which items are given: by priority, then as they were added."""
+    return (MAX_PRIORITY - priority << 32) + position
+
+
+def _migrate_003_campaigns(connection: Connection) -> None:
+    _run_all(connection, _CAMPAIGNS)
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql("ALTER TABLE raters ALTER COLUMN cursor TYPE BIGINT")
+    connection.exec_driver_sql(f"UPDATE items SET turn = position + {FIRST_TURN}")
+    connection.exec_driver_sql("UPDATE raters SET cursor = 0")
+    _count_what_is_there(connection)
+
+
+def _count_what_is_there(connection: Connection) -> None:
+    """Fill the columns that came with this migration from the records and the log."""
+    times = dict(connection.execute(sa.select(EVENTS.c.seq, EVENTS.c.at_ms)).all())
+    query = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.record, JUDGMENTS.c.seq, ASSIGNMENTS.c.occasion, ITEMS.c.first_id)
+    query = query.join(ASSIGNMENTS, ASSIGNMENTS.c.id == JUDGMENTS.c.assignment_id)
+    for row in connection.execute(query.join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)).all():
+        said = json.loads(row.record)
+        vote = vote_of(said["answer"], skip=said["skip"], left_is_first=said["left"] == row.first_id)
+        active = round(1000 * (said.get("seconds_active") or 0))
+        counted = {"vote": vote, "at_ms": times[row.seq], "active_ms": active, "occasion": row.occasion}
+        connection.execute(sa.update(JUDGMENTS).where(JUDGMENTS.c.id == row.id).values(**counted))
+    _run_all(connection, _RECOUNT)
+
+
+_RECOUNT = f"""
+INSERT INTO rater_hours (rater_id, hour, judged, active_ms, idle_ms)
+  SELECT rater_id, at_ms / {HOUR_MS}, count(*), sum(active_ms), 0 FROM judgments GROUP BY rater_id, at_ms / {HOUR_MS};
+UPDATE raters SET judged = (SELECT count(*) FROM judgments WHERE judgments.rater_id = raters.id);
+UPDATE items SET
+  for_first = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote > 0),
+  for_second = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote < 0),
+  for_neither = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote = 0);
+UPDATE items SET disputed = CASE WHEN for_first > 0 AND for_second > 0 THEN 2
+  WHEN for_first + for_second > 0 AND for_neither > 0 THEN 1 ELSE 0 END
+"""
+
+
+def vote_of(answer: int | None, *, skip: bool, left_is_first: bool) -> int | None:
+    """An answer about the sides as shown as one about the item's completions: +3 the first much better … −3 the second.
+
+    0 is a tie or both bad; None is a skip, which says nothing about them.
+    """
+    if skip:
+        return None
+    if answer is None:
+        return 0
+    return -answer if left_is_first else answer
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _migrate_001_first_tables,
+    _migrate_002_repeats,
+    _migrate_003_campaigns,
+)
 
 
 def migrate(engine: Engine, url: str) -> None:

@@ -39,9 +39,11 @@ from starlette.types import Message as ASGIMessage
 
 from labeling_ui.accounts import LoginLimit, Session, find_session, log_in, log_out, needs_login
 from labeling_ui.agreement import PUBLISHED, measure_agreement
+from labeling_ui.answers import Draft, Submission, storable
+from labeling_ui.assigning import Assignment, RefusedError
 from labeling_ui.markup import render
 from labeling_ui.pages import PageConfig, mount_pages
-from labeling_ui.store import DAY_MS, Assignment, Draft, Rater, RefusedError, Store, Submission, storable, wall_clock_ms
+from labeling_ui.store import Rater, Store, wall_clock_ms
 from tiebreak.errors import MachineError
 from tiebreak.records import explain
 
@@ -388,7 +390,7 @@ def lead_status(desk: DeskOf) -> dict[str, Any]:
     """Counts of everything, the pace of the last day, and when all will be judged if it holds."""
     status = desk.store.status()
     judged = sum(status["judgments"].values())
-    last_day, raters = desk.store.judged_since(wall_clock_ms() - DAY_MS)
+    last_day, raters = desk.store.judged_since(wall_clock_ms() - 86_400_000)
     left = max(0, status["judgments_wanted"] - judged)
     return {
         **status,

@@ -9,8 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from labeling_ui.items import items_of, pairs_digest
+from labeling_ui.log import event_hash
 from labeling_ui.schema import ASSIGNMENTS, EVENTS, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, RATERS
-from labeling_ui.store import Store, event_hash, items_of, pairs_digest
+from labeling_ui.store import Store
 from tiebreak.records import Judgment, Pair
 
 
@@ -92,6 +94,8 @@ def _apply(rebuilt: _Rebuilt, event: Any) -> None:
             rebuilt.assignments[payload["assignment"]] = {**who, **sides, "state": "done"}
             rebuilt.repeats |= {payload["assignment"]} if payload.get("occasion") else set()
             rebuilt.judgments[payload["judgment_id"]] = payload
+        case "amended":
+            rebuilt.judgments[payload["judgment_id"]] = payload
         case "submitted" | "skipped":
             rebuilt.assignments[payload["assignment"]]["state"] = "done"
             rebuilt.judgments[payload["judgment_id"]] = payload
@@ -110,7 +114,12 @@ def _compare_pairs(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         told += one["count"]
     if told != len(records):
         faults.append(f"the log tells of {told} pairs, and {len(records)} are there")
-    wanted = [item for record in records for item in items_of(Pair.model_validate_json(record))]
+    ranked = [one.get("ranking", False) for one in rebuilt.imports for _ in range(one["count"])]
+    wanted = [
+        item
+        for record, ranking in zip(records, ranked, strict=False)
+        for item in items_of(Pair.model_validate_json(record), ranking=ranking)
+    ]
     there = connection.execute(sa.select(ITEMS).order_by(ITEMS.c.position)).all()
     if [(i.id, i.pair_id, i.first_id, i.second_id) for i in wanted] != [
         (i.id, i.pair_id, i.first_id, i.second_id) for i in there

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from labeling_ui.store import Store, Submission, wall_clock_ms
+from labeling_ui.answers import Submission
+from labeling_ui.store import Store, wall_clock_ms
 from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -15,7 +15,9 @@ import pytest
 from label_support import ROOT, browser_page, environment, make_pair, needs_chromium, serving, tiebreak
 
 from labeling_ui.accounts import LoginLimit, add_account, disable, find_session, log_in, log_out, reset_password
-from labeling_ui.store import Draft, RefusedError, Store
+from labeling_ui.answers import Draft
+from labeling_ui.assigning import RefusedError
+from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from tiebreak.errors import TiebreakError
 

@@ -17,8 +17,11 @@ from pydantic import ValidationError
 
 from labeling_ui.aggregate import build_preferences, group_judgments
 from labeling_ui.agreement import measure_agreement
+from labeling_ui.answers import Submission
+from labeling_ui.assigning import RefusedError
+from labeling_ui.items import items_of, shuffle_sides
 from labeling_ui.schema import METADATA, MIGRATIONS, StoreError, build_engine
-from labeling_ui.store import RefusedError, Store, Submission, items_of, shuffle_sides
+from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from tiebreak.records import Completion, Pair
 
@@ -175,7 +178,7 @@ def test_a_pair_of_four_becomes_all_six_items() -> None:
 
 def test_repeats_are_rare_unannounced_and_take_nobodys_place(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(n) for n in range(220)], overlap=1, raters=1)
-    store.repeat_share = 0.2
+    store.rules.repeat_share = 0.2
     order: list[str] = []
     while (assignment := store.claim("r0")) is not None:
         order.append(assignment.item_id)
