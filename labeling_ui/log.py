@@ -32,7 +32,7 @@ EventKind = Literal[
 class Prepared:
     """A statement that is compiled once a dialect. Its rows are tuples with names."""
 
-    def __init__(self, statement: sa.Executable) -> None:
+    def __init__(self, statement: sa.ClauseElement) -> None:
         self._statement = statement
         self._compiled: dict[str, tuple[str, tuple[str, ...] | None, dict[str, Any]]] = {}
         self._row: Any = None

@@ -35,7 +35,7 @@ from labeling_ui.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.counts import Past, Progress, Work
 from labeling_ui.judging import Stored
-from labeling_ui.log import Transaction
+from labeling_ui.log import EventKind, Transaction
 from labeling_ui.schema import (
     ACCEPTANCES,
     BATCHES,
@@ -283,7 +283,7 @@ class Store:
         """Record that a rater has read a version of the guidelines, or consented to a version of the consent."""
 
         def record(tx: Transaction) -> None:
-            kind: Any = "guidelines_accepted" if document == "guidelines" else "consent_given"
+            kind: EventKind = "guidelines_accepted" if document == "guidelines" else "consent_given"
             now = tx.event(kind, rater_id=rater_id, payload={"version": version})
             mine = sa.and_(ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == document)
             tx.connection.execute(sa.delete(ACCEPTANCES).where(mine))
@@ -499,9 +499,8 @@ def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: 
         )
     payload = {"kind": rater.kind, "role": rater.role, "pool": rater.pool}
     now = tx.event("rater_added", rater_id=rater.id, payload=payload)
-    values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash}
-    values |= {"disabled": 0, "cursor": 0, "judged": 0, "created_at_ms": now}
-    tx.connection.execute(sa.insert(RATERS).values(**values))
+    values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash, "created_at_ms": now}
+    tx.connection.execute(sa.insert(RATERS).values(**values, disabled=0, cursor=0, judged=0))
     return rater
 
 
