@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from labeling_ui.schema import EVENTS, LOG_HEAD, SETTINGS
 
@@ -136,12 +136,14 @@ class Transaction:
         self.connection.exec_driver_sql("SAVEPOINT part")
         try:
             yield
+        except OperationalError:
+            raise  # a full disk, a deadlock: the database has given up the whole transaction
         except BaseException:
             self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+            self.connection.exec_driver_sql("RELEASE SAVEPOINT part")
             self._head, self._written = head, written
             raise
-        finally:
-            self.connection.exec_driver_sql("RELEASE SAVEPOINT part")
+        self.connection.exec_driver_sql("RELEASE SAVEPOINT part")
 
     def write_head(self) -> None:
         """Record where the log now ends."""

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from labeling_ui import adjudication, assigning, campaign, counts, judging
 from labeling_ui import statements as st
@@ -171,8 +171,10 @@ class Store:
     def transact_all(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
         """Do all `works` in one durable transaction, each by itself: one that fails undoes itself alone.
 
-        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned, or the
-        RefusedError it raised.
+        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned or raised.
+
+        Raises:
+            OperationalError: the database cannot go on (a full disk, a lock that is not let go): nothing was stored.
         """
 
         def do(tx: Transaction) -> list[Any]:
@@ -181,8 +183,10 @@ class Store:
                 try:
                     with tx.savepoint():
                         results.append(work(tx))
-                except RefusedError as refused:
-                    results.append(refused)
+                except OperationalError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it is for whoever asked for this work
+                    results.append(error)
             return results
 
         return self.transact(do)
