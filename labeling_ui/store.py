@@ -43,13 +43,13 @@ from labeling_ui.schema import (
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
-    NOT_DURABLE,
     PAIRS,
     RATERS,
     READ_ONLY,
     SETTINGS,
     StoreError,
     build_engine,
+    flush_to_disk,
     migrate,
 )
 from tiebreak.records import Judgment, Pair
@@ -102,7 +102,6 @@ class Store:
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self._clock = clock
-        self._hasty = engine.execution_options(**NOT_DURABLE)
         self._turn = (
             _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
         )
@@ -145,11 +144,12 @@ class Store:
 
         Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
         """
-        engine = self.engine if durable else self._hasty
-        with self._turn or contextlib.nullcontext(), engine.begin() as connection:
+        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
             transaction = Transaction(connection, self._clock)
             yield transaction
             transaction.write_head()
+        if durable:
+            flush_to_disk(self.engine)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
