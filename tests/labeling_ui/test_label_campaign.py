@@ -58,8 +58,8 @@ def assert_whole(store: Store) -> None:
 # --- batches, pools, priorities ---
 
 
-def test_urgent_batches_come_first_and_paused_ones_not_at_all(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=2)
+def test_urgent_batches_come_first_and_paused_ones_not_at_all(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], raters=2)
     add(store, [make_pair(2)], "later", priority=-5)
     add(store, [make_pair(3)], "urgent", priority=7)
     add(store, [make_pair(4)], "stopped", priority=9)
@@ -73,8 +73,8 @@ def test_urgent_batches_come_first_and_paused_ones_not_at_all(tmp_path: Path) ->
     assert_whole(store)
 
 
-def test_a_batch_that_becomes_urgent_overtakes(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
+def test_a_batch_that_becomes_urgent_overtakes(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(3)], raters=1)
     add(store, [make_pair(n) for n in range(3, 6)], "second")
     prefer(store, "r0", "0-0")
     store.change_batch("second", BatchChange(priority=1))
@@ -82,8 +82,8 @@ def test_a_batch_that_becomes_urgent_overtakes(tmp_path: Path) -> None:
     assert_whole(store)
 
 
-def test_a_pool_is_for_its_own_raters(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0), make_pair(3)], overlap=3, raters=1)
+def test_a_pool_is_for_its_own_raters(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(3)], overlap=3, raters=1)
     store.add_rater("one who reads German", rater_id="german", pool="german")
     add(store, [make_pair(1)], "German", overlap=2, pool="german")
     add(store, [make_pair(2)], "French", pool="french")
@@ -95,9 +95,9 @@ def test_a_pool_is_for_its_own_raters(tmp_path: Path) -> None:
     assert_whole(store)
 
 
-def test_a_place_that_was_left_is_taken_by_those_who_are_past_it(tmp_path: Path) -> None:
+def test_a_place_that_was_left_is_taken_by_those_who_are_past_it(url: str) -> None:
     now = [10_000_000]
-    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=2, clock=lambda: now[0], lease_seconds=60)
+    store = open_store(url, [make_pair(n) for n in range(3)], raters=2, clock=lambda: now[0], lease_seconds=60)
     assert store.claim("r0").item_id == "pair-0"  # type: ignore[union-attr]
     assert judge_all(store, "r1") == ["pair-1", "pair-2"]
     now[0] += 61_000
@@ -109,8 +109,8 @@ def test_a_place_that_was_left_is_taken_by_those_who_are_past_it(tmp_path: Path)
 # --- gold ---
 
 
-def test_gold_comes_to_every_rater_takes_no_place_and_is_counted(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(120)], raters=2)
+def test_gold_comes_to_every_rater_takes_no_place_and_is_counted(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(120)], raters=2)
     for n in range(100, 110):
         store.set_gold(f"pair-{n}", f"{n}-0")
     store.set_gold("pair-110", None)
@@ -143,8 +143,8 @@ def test_gold_comes_to_every_rater_takes_no_place_and_is_counted(tmp_path: Path)
 # --- rankings ---
 
 
-def test_a_ranking_is_one_judgment_and_implies_every_pair(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [], raters=1)
+def test_a_ranking_is_one_judgment_and_implies_every_pair(url: str) -> None:
+    store = open_store(url, [], raters=1)
     pair = make_pair(0, "a", "b", ("c", "d"))
     add(store, [pair, make_pair(1)], "", ranking=True)
     given = store.claim("r0")
@@ -183,8 +183,8 @@ def test_a_ranking_is_one_judgment_and_implies_every_pair(tmp_path: Path) -> Non
 # --- disagreements ---
 
 
-def test_leads_settle_what_raters_disagree_about_and_nothing_of_theirs_changes(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(4)], overlap=2, raters=2)
+def test_leads_settle_what_raters_disagree_about_and_nothing_of_theirs_changes(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(4)], overlap=2, raters=2)
     lead = store.add_rater("the lead", rater_id="lead", role="lead")
     for n in range(4):  # pair-0: agreed; 1: opposite sides; 2: a side and a tie; 3: opposite sides
         prefer(store, "r0", f"{n}-0")
@@ -217,8 +217,8 @@ def test_leads_settle_what_raters_disagree_about_and_nothing_of_theirs_changes(t
 # --- amending, undoing, and what the log keeps ---
 
 
-def test_amending_keeps_the_sides_and_both_answers_in_the_log(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0)], overlap=2, raters=2)
+def test_amending_keeps_the_sides_and_both_answers_in_the_log(url: str) -> None:
+    store = open_store(url, [make_pair(0)], overlap=2, raters=2)
     prefer(store, "r0", "0-0")
     prefer(store, "r1", "0-1")
     first = store.history("r0")[0]
@@ -244,9 +244,9 @@ def test_amending_keeps_the_sides_and_both_answers_in_the_log(tmp_path: Path) ->
     assert_whole(store)
 
 
-def test_everything_a_rater_may_say_is_kept(tmp_path: Path) -> None:
+def test_everything_a_rater_may_say_is_kept(url: str) -> None:
     now = [7_200_000]
-    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=1, clock=lambda: now[0])
+    store = open_store(url, [make_pair(0), make_pair(1)], raters=1, clock=lambda: now[0])
     said = {
         "answer": -2, "aspects": {"helpful": -3, "honest": 0}, "rationale": "=cmd()|'/c calc'!A0", "flags": ["unsafe"],
         "edited_text": "better still", "guideline_version": "7", "seconds_active": 12.5, "seconds_idle": 30.0,
