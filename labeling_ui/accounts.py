@@ -27,6 +27,8 @@ from tiebreak.errors import ConfigError
 SESSION_DAYS = 14
 MAX_PASSWORD_CHARACTERS = 1_000
 INVITATION_DAYS = 7
+INVITATION_PATH = "/login/#invitation="
+"""The token is behind a #: browsers send it to no server and write it to no log."""
 MAX_FAILURES = 8
 MAX_FAILURES_OF_NAME = 40
 MAX_FAILURES_OF_ADDRESS = 100
@@ -206,6 +208,13 @@ def _verify(hashed: str, password: str) -> bool:
 
 def _token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def find_rater(store: Store, name: str) -> Rater:
+    """The rater of that name. Raises StoreError if there is none."""
+    with store.reading() as connection:
+        row: Any = _find(connection, name, store)
+    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool)
 
 
 def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[object, ...]]:

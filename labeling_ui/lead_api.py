@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui import adjudication
-from labeling_ui.accounts import INVITATION_DAYS, enable_rater, invite
+from labeling_ui.accounts import INVITATION_DAYS, INVITATION_PATH, enable_rater, invite
 from labeling_ui.agreement import PUBLISHED, measure_agreement
 from labeling_ui.answers import Submission, storable
 from labeling_ui.campaign import BatchChange
@@ -132,9 +132,9 @@ def change_rater(desk: DeskOf, _lead: LeadWriting, rater_id: str, body: RaterCha
 
 @router.post("/invitations")
 def make_invitation(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, str]:
-    """A link's path. The token is behind a #: browsers send it to no server and write it to no log."""
+    """The path of a link that gives an account, once."""
     token = invite(desk.store, lead.rater.id, role=body.role, pool=body.pool, days=body.days)
-    return {"token": token, "path": f"/login/#invitation={token}"}
+    return {"token": token, "path": f"{INVITATION_PATH}{token}"}
 
 
 @router.get("/batches")
