@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from tiebreak.records import Judgment, Kind, Pair, Preference, assistant
 
@@ -48,7 +49,7 @@ def group_judgments(judgments: Sequence[Judgment]) -> list[Group]:
     """Votes by pair, completions and kind, in the order in which each group first appears."""
     votes: dict[tuple[str, str, str, Kind], list[Vote]] = {}
     skips: Counter[tuple[str, str, str, Kind]] = Counter()
-    for judgment in judgments:
+    for judgment in chain.from_iterable(one.pairwise() for one in judgments):
         first, second = sorted((judgment.left, judgment.right))
         key = (judgment.pair_id, first, second, judgment.kind)
         cast = votes.setdefault(key, [])

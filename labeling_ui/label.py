@@ -24,11 +24,12 @@ from pydantic import Field, field_validator
 
 from labeling_ui.accounts import needs_login
 from labeling_ui.agreement import measure_agreement, print_agreement
+from labeling_ui.assigning import LEASE_SECONDS
 from labeling_ui.export import Format, export
 from labeling_ui.importing import import_records
-from labeling_ui.schema import StoreError
+from labeling_ui.schema import MAX_PRIORITY, StoreError
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
-from labeling_ui.store import LEASE_SECONDS, Store, default_store_url
+from labeling_ui.store import Store, default_store_url
 from labeling_ui.verify import verify
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
@@ -54,8 +55,20 @@ class LabelConfig(StageConfig):
     """raters a pair"""
     seed: int = Field(default=0, ge=0)
     """decides, with the rater and the pair, which answer stands on which side"""
-    repeat_share: float = Field(default=0.0, ge=0.0, le=0.5)
+    ranking: bool = False
+    """pairs of more than two completions are put in order at once; false: judged two by two"""
+    batch: str = Field(default="", max_length=100)
+    """the batch that these pairs are added to; a lead steers each by itself"""
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """of the batch: higher ones are given out first"""
+    pool: str = Field(default="", max_length=100)
+    """of the batch: the group of raters it is for; empty for everybody"""
+    repeat_share: float = Field(default=0.05, ge=0.0, le=0.5)
     """share of pairs that a rater gets a second time, unannounced: how far they agree with themselves"""
+    gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
+    """share of gold pairs among those that a rater gets, as long as there are gold pairs they have not had"""
+    show_gold_agreement: bool = False
+    """raters see how far they agree with gold"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair given to a rater who goes away is free for others after this long"""
     host: str = "127.0.0.1"
@@ -68,6 +81,10 @@ class LabelConfig(StageConfig):
     """what raters should go by: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
     """recorded with every judgment; change it with the text"""
+    consent: str = ""
+    """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
+    consent_version: str = "1"
+    """recorded with their consent; who has agreed to another is asked again"""
     formats: list[Format] = Field(default_factory=list)
     """further forms of the preferences: parquet (a folder for datasets.load_dataset), unpaired (for KTO)"""
     simulate: SimulateConfig | None = None
@@ -172,14 +189,24 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
 def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
     """Put the pairs into the store; returns how many are new there."""
     identity = identify_input(config.pairs).id
-    return store.add_pairs(pairs, overlap=config.overlap, seed=config.seed, source=config.pairs, source_id=identity)
+    return store.add_pairs(
+        pairs,
+        overlap=config.overlap,
+        seed=config.seed,
+        source=config.pairs,
+        source_id=identity,
+        ranking=config.ranking,
+        batch=config.batch,
+        priority=config.priority,
+        pool=config.pool,
+    )
 
 
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
-    store.repeat_share = config.repeat_share
+    store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
@@ -213,15 +240,28 @@ def build_page(config: LabelConfig) -> PageConfig:
     """What the page shows; reads the guidelines' file."""
     from labeling_ui.pages import PageConfig
 
-    guidelines = config.guidelines
-    if guidelines.endswith(".md") and "\n" not in guidelines:
-        try:
-            guidelines = Path(guidelines).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
+    guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
     known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
     anyone = config.host in ("0.0.0.0", "::") and not config.hosts
-    return PageConfig(config.title, guidelines, config.guideline_version, () if anyone else tuple(sorted(known)))
+    return PageConfig(
+        title=config.title,
+        guidelines=guidelines,
+        guideline_version=config.guideline_version,
+        consent=consent,
+        consent_version=config.consent_version,
+        show_gold_agreement=config.show_gold_agreement,
+        hosts=() if anyone else tuple(sorted(known)),
+    )
+
+
+def _text_of(key: str, given: str) -> str:
+    """Markdown as it stands in the configuration, or in the .md file that it names."""
+    if not given.endswith(".md") or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: cannot read {given}: {error}") from error
 
 
 def _shown_host(host: str) -> str:

@@ -155,9 +155,10 @@ def test_the_stated_error_rate_is_the_measured_one(tmp_path: Path) -> None:
 
 
 def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped-def]
-    from labeling_ui.store import Assignment
+    from labeling_ui.assigning import Assignment
 
-    return Assignment(f"{pair.id}-{rater}", pair.id, rater, pair.completions[left].id, pair.completions[right].id, pair)
+    sides = (pair.completions[left].id, pair.completions[right].id)
+    return Assignment(f"{pair.id}-{rater}", pair.id, rater, sides, pair)
 
 
 def test_simulated_errors_do_not_depend_on_the_side() -> None:
