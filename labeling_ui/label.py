@@ -18,7 +18,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -81,6 +81,12 @@ class LabelConfig(StageConfig):
     """what raters should go by: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
     """recorded with every judgment; change it with the text"""
+    aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
+    """asked beside the whole judgment, each on the same bar"""
+    ask_reason: bool = True
+    """raters may say why, in a line"""
+    words: str | None = None
+    """a .json file whose words take the place of the pages' own, as for another language"""
     consent: str = ""
     """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
     consent_version: str = "1"
@@ -238,7 +244,7 @@ def _greet(store: Store, config: LabelConfig, new: int) -> None:
 
 def build_page(config: LabelConfig) -> PageConfig:
     """What the page shows; reads the guidelines' file."""
-    from labeling_ui.pages import PageConfig
+    from labeling_ui.pages import PageConfig, load_words
 
     guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
     known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
@@ -250,6 +256,9 @@ def build_page(config: LabelConfig) -> PageConfig:
         consent=consent,
         consent_version=config.consent_version,
         show_gold_agreement=config.show_gold_agreement,
+        aspects=tuple(config.aspects),
+        reason=config.ask_reason,
+        words=load_words(config.words),
         hosts=() if anyone else tuple(sorted(known)),
     )
 
