@@ -26,7 +26,7 @@ from tiebreak.errors import ConfigError
 FILES = Path(__file__).parent
 SCRIPTS = {
     "login": ("call.js", "login.js"),
-    "rate": ("call.js", "outbox.js", "pair.js", "ranking.js", "work.js", "rate.js"),
+    "rate": ("call.js", "outbox.js", "pair.js", "ranking.js", "work.js", "talk.js", "rate.js"),
     "lead": ("call.js", "disputes.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
@@ -73,6 +73,10 @@ class PageConfig:
     """asked beside the whole judgment, each on the same bar"""
     reason: bool = True
     """whether a reason is asked for"""
+    converse: bool = False
+    """whether raters hold conversations with the policies"""
+    system: str = ""
+    """the system prompt of those"""
     words: dict[str, str] = field(default_factory=load_words)
 
 
@@ -107,6 +111,7 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         "consent": render(page.consent) if page.consent else "",
         "aspects": list(page.aspects),
         "reason": page.reason,
+        "converse": page.converse,
         "flags": list(FLAGS),
         "skip_reasons": list(SKIP_REASONS),
         "words": page.words,

@@ -19,6 +19,7 @@ function show(pair) {
   desk.dataset.pair = pair ? pair.pair_id : '';
   for (const part of ['.prompt', '.answers', '.dock']) find(part).hidden = !pair;
   find('.rest').hidden = Boolean(pair);
+  find('.compose').hidden = true;
   desk.setAttribute('aria-busy', 'false');
   if (!pair) return;
   const prompt = find('.prompt');

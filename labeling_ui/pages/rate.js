@@ -21,7 +21,7 @@ function take(pair) {
     queue.push(normal(pair));
     exhausted = false;
   } else if (!pair && !unsent().length) exhausted = true;
-  if (!current) proceed();
+  if (!current && !talk) proceed();
 }
 
 function proceed() {
@@ -66,7 +66,7 @@ async function fetchAhead() {
 }
 
 setInterval(() => {
-  if (current || document.hidden || undoing || unsent().length) return;
+  if (current || talk || document.hidden || undoing || unsent().length) return;
   exhausted = false; // what another rater gave back may be free now
   fetchAhead();
 }, LOOK_AGAIN_MS);
@@ -91,9 +91,11 @@ function judge(said, button) {
   if (amending) { amend(body); return; }
   if (button) button.classList.add('chosen');
   count(1);
+  const judged = current;
   current = null; // from here on it is the outbox's
   post(body, acknowledged, turnedDown);
-  proceed();
+  if (talk) continueTalk(judged, body);
+  else proceed();
 }
 
 function acknowledged(reply) {
@@ -111,7 +113,7 @@ function turnedDown(error) {
 
 // Take the latest judgment back: its pair is on the screen again, with what was said.
 async function undo() {
-  if (undoing || amending) return;
+  if (undoing || amending || (talk && talk.phase !== 'writing')) return;
   undoing = true;
   try {
     if (current && current.draft) saveDraft();
@@ -123,11 +125,12 @@ async function undo() {
     queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
     count(-1);
     show(normal(reply.pair));
+    if (talk) Object.assign(talk, { number: talk.number - 1, phase: 'judging' });
   } catch (error) {
     warn(error.message, 'refused');
   } finally {
     undoing = false;
-    undoButton().disabled = !lastJudgment;
+    undoButton().disabled = !lastJudgment || Boolean(talk);
   }
 }
 
@@ -179,6 +182,8 @@ desk.addEventListener('click', (event) => {
   if (button.dataset.open) open(button.dataset.open);
   else if (button.dataset.menu !== undefined) button.setAttribute('aria-expanded', String(find('nav').classList.toggle('open')));
   else if (button.dataset.theme !== undefined) switchTheme();
+  else if (button.dataset.talk !== undefined) { if (talk) endTalk(); else beginTalk(); }
+  else if (button.dataset.send !== undefined) send();
   else if (button.dataset.leave !== undefined) drain(acknowledged, turnedDown).then(leave);
   else if (button.dataset.amend) { card('work').close(); beginAmending(button.dataset.amend); }
   else if (button.dataset.earlier !== undefined) showEarlier();
@@ -205,6 +210,7 @@ document.addEventListener('keydown', (event) => {
   const { key } = event;
   if (target.closest(typing)) {
     if (key === 'Escape' || (key === 'Enter' && target === reason)) target.blur();
+    if (key === 'Enter' && target === turnField && !event.shiftKey) { event.preventDefault(); send(); }
     return;
   }
   if (scroll(target, key)) { event.preventDefault(); return; }
@@ -228,6 +234,7 @@ document.addEventListener('keydown', (event) => {
 function actOf(key, shift, target) {
   const letter = key.toLowerCase();
   const digit = /^[1-9]$/.test(key) ? Number(key) : 0;
+  if (letter === 'c' && props.value.converse) return talk ? endTalk : beginTalk;
   if (!current) return letter === 'u' ? () => press(undoButton()) : undefined;
   if (key === 'Escape') return mode !== 'scale' ? () => enter('scale') : amending ? stopAmending : undefined;
   if (mode === 'skip') return skipAct(digit, key, letter);
@@ -324,6 +331,7 @@ function openGuidelines() {
 async function begin() {
   layOutDetails();
   card('consent').querySelector('.text').innerHTML = props.value.consent;
+  for (const part of all('[data-talk], .for-talk')) part.hidden = !props.value.converse;
   for (const line of all('.for-aspects')) line.hidden = !props.value.aspects.length;
   const me = await insist('/api/me');
   csrfToken = me.csrf_token;
@@ -338,6 +346,7 @@ async function begin() {
   if (!me.consent_given) await ask('consent', me.consent_version);
   if (!me.guidelines_accepted) await ask('guidelines', me.guideline_version);
   await drain(acknowledged, turnedDown); // what an earlier window could not send
+  if (props.value.converse) await resumeTalk();
   take(await insist(nextPath()));
   fetchAhead();
 }

@@ -74,6 +74,7 @@ function saidIn(judgment) {
 // --- amending: the judgment stands until another answer takes its place
 
 async function beginAmending(id) {
+  if (talk && talk.phase !== 'writing') return;
   try {
     const past = await call(`/api/judgments/${encodeURIComponent(id)}`);
     if (current && !amending) { saveDraft(); queue.unshift(current); }
@@ -100,6 +101,7 @@ function stopAmending() {
   amending = null;
   warn('');
   current = null;
-  proceed();
+  if (talk) write();
+  else proceed();
 }
 
