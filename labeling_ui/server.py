@@ -42,7 +42,8 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
     for refusal in (RefusedError, StoreError, ConfigError):
         app.add_exception_handler(refusal, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(SQLAlchemyError, _unavailable)
+    for failure in (SQLAlchemyError, OSError):
+        app.add_exception_handler(failure, _unavailable)
     mount_pages(app, page)
     return app
 

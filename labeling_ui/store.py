@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from labeling_ui import adjudication, assigning, campaign, counts, judging
 from labeling_ui import statements as st
@@ -43,13 +43,13 @@ from labeling_ui.schema import (
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
-    NOT_DURABLE,
     PAIRS,
     RATERS,
     READ_ONLY,
     SETTINGS,
     StoreError,
     build_engine,
+    flush_to_disk,
     migrate,
 )
 from tiebreak.records import Judgment, Pair
@@ -102,7 +102,6 @@ class Store:
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self._clock = clock
-        self._hasty = engine.execution_options(**NOT_DURABLE)
         self._turn = (
             _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
         )
@@ -145,11 +144,12 @@ class Store:
 
         Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
         """
-        engine = self.engine if durable else self._hasty
-        with self._turn or contextlib.nullcontext(), engine.begin() as connection:
+        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
             transaction = Transaction(connection, self._clock)
             yield transaction
             transaction.write_head()
+        if durable:
+            flush_to_disk(self.engine)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -171,8 +171,10 @@ class Store:
     def transact_all(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
         """Do all `works` in one durable transaction, each by itself: one that fails undoes itself alone.
 
-        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned, or the
-        RefusedError it raised.
+        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned or raised.
+
+        Raises:
+            OperationalError: the database cannot go on (a full disk, a lock that is not let go): nothing was stored.
         """
 
         def do(tx: Transaction) -> list[Any]:
@@ -181,8 +183,10 @@ class Store:
                 try:
                     with tx.savepoint():
                         results.append(work(tx))
-                except RefusedError as refused:
-                    results.append(refused)
+                except OperationalError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it is for whoever asked for this work
+                    results.append(error)
             return results
 
         return self.transact(do)
