@@ -51,7 +51,8 @@ def render(text: str) -> str:
     """`text` as safe HTML."""
     visible = show_hidden(text)
     if len(visible) <= MAX_MARKDOWN_CHARACTERS and visible.count("[") <= MAX_BRACKETS:
-        tokens = _MARKDOWN.parse(visible, env := {})
+        env: dict[str, Any] = {}
+        tokens = _MARKDOWN.parse(visible, env)
         if max((token.level for token in tokens), default=0) < MAX_LEVELS - 1:
             return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
     return "".join(f"<pre class='plain'>{html.escape(piece)}</pre>" for piece in _PIECE.findall(visible))

@@ -20,10 +20,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tiebreak.chat import decode_completion, encode_prompt
-from tiebreak.config import SamplingConfig, Section, TrainingConfig
-from tiebreak.errors import TiebreakError
+from tiebreak.config import SamplingConfig, Section, TrainingConfig, load_config
+from tiebreak.errors import TiebreakError, exit_with_message
 from tiebreak.generation import row_seed, sample_completions
-from tiebreak.launch import stage_main
+from tiebreak.launch import quiet_upstream, settle_process
 from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
 from tiebreak.records import Completion, Message, SamplingSettings, content_id
 
@@ -117,7 +117,10 @@ def _reply(policies: Sequence[Policy], asked: dict[str, Any], config: AnswerConf
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m preference.answer`."""
-    stage_main("answer", AnswerConfig, serve, arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    settle_process()
+    quiet_upstream()
+    exit_with_message(lambda: serve(load_config(AnswerConfig, words, "answer")))
 
 
 if __name__ == "__main__":

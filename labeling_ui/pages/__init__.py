@@ -42,7 +42,7 @@ def load_words(path: str | None = None) -> dict[str, str]:
     if not path:
         return words
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        given: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"words: cannot read {path}: {error}") from error
     unknown = sorted(set(given) - set(words)) if isinstance(given, dict) else ["no object of words"]
@@ -50,7 +50,8 @@ def load_words(path: str | None = None) -> dict[str, str]:
         raise ConfigError(
             f"words: {path} must hold texts under the keys of {FILES / 'words.json'}: {', '.join(unknown[:5])}"
         )
-    return words | given
+    words.update(given)
+    return words
 
 
 @dataclass(frozen=True)

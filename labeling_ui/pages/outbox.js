@@ -31,7 +31,7 @@ async function sendAll(arrived, turnedDown) {
   for (let waiting = unsent(); waiting.length; waiting = unsent()) {
     const [key, body] = waiting[0];
     try {
-      const reply = await insist('/api/judgments', { method: 'POST', body: { ...body, holding: held() } }, 'lost');
+      const reply = await insist('/api/judgments', { method: 'POST', body: { ...body, holding: held() } });
       localStorage.removeItem(key);
       arrived(reply, body);
     } catch (error) {
@@ -46,7 +46,7 @@ async function sendAll(arrived, turnedDown) {
 }
 
 // Try until the server answers, and say so while it does not.
-async function insist(path, options, message = 'waiting') {
+async function insist(path, options) {
   for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
     try {
       const reply = await call(path, options);
@@ -54,7 +54,7 @@ async function insist(path, options, message = 'waiting') {
       return reply;
     } catch (error) {
       if (error.refused) throw error;
-      warn(words[message], 'lost');
+      warn(words[unsent().length ? 'lost' : 'waiting'], 'lost');
       await pause(wait);
     }
   }

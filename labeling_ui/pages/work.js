@@ -90,7 +90,7 @@ async function amend(body) {
   const id = amending;
   const { pair_id: _, ...answer } = body;
   try {
-    await insist(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer }, 'waiting');
+    await insist(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer });
     stopAmending();
   } catch (error) {
     warn(error.message, 'refused');
