@@ -92,7 +92,9 @@ def ask(tx: Transaction, rater_id: str, asked: Ask, system: str) -> str:
     if asked.number:
         before = _messages_so_far(tx.connection, rater_id, asked)
     messages = (*before, Message(role="user", content=asked.text))
-    tx.connection.execute(sa.delete(TURNS).where(TURNS.c.id == identity))
+    # What the rater has asked elsewhere and left behind is not worth an answer: one turn waits for each rater at most.
+    left = sa.and_(TURNS.c.rater_id == rater_id, TURNS.c.state == "waiting")
+    tx.connection.execute(sa.delete(TURNS).where(sa.or_(TURNS.c.id == identity, left)))
     row = {"id": identity, "conversation_id": asked.conversation_id, "rater_id": rater_id, "number": asked.number}
     told = canonical_json([message.model_dump() for message in messages])
     queued = {"state": "waiting", "asked_at_ms": tx.now(), "taken_until_ms": 0, "pair_id": None, "error": ""}

@@ -89,7 +89,7 @@ def flags_of(config: ConverseConfig) -> list[str]:
 def start_worker(config: ConverseConfig, store_url: str) -> subprocess.Popen[bytes]:
     """The worker, in a process of its own; closing its standard input ends it."""
     command = [sys.executable, "-m", "labeling_ui.worker", "--store", store_url, *flags_of(config)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is the server's alone
 
 
 def work(store: Store, answerer: Answerer) -> None:

@@ -66,14 +66,10 @@ function spoken(judgment) {
 
 async function settle(said) {
   const body = { ...said, pair_id: opened.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
-  try {
-    await call('/api/lead/adjudications', { method: 'POST', body });
-    opened = null;
-    await showDisputes();
-    refresh();
-  } catch (error) {
-    warn(error.status ? error.message : words.waiting, 'lost');
-  }
+  if (!await change('/api/lead/adjudications', 'POST', body)) return;
+  opened = null;
+  await showDisputes();
+  refresh();
 }
 
 function nextDispute() {

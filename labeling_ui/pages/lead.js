@@ -173,20 +173,50 @@ function shareCell(figure) {
 }
 
 function showRaters(measured) {
-  const head = ['rater', 'judgments', 'agrees', 'self', 'left', 'longer', 'ties', 'both_bad', 'skipped', 'seconds', 'marks'];
+  const head = ['rater', 'judgments', 'agrees', 'self', 'left', 'longer', 'ties', 'both_bad', 'skipped', 'seconds', 'marks', 'part'];
   find('.raters thead').replaceChildren(make('tr', {}, ...head.map((name) => make('th', { scope: 'col' }, words[`col.${name}`]))));
-  const rows = measured.judgments ? [measured, ...Object.values(measured.other_kinds)].flatMap((kind) => kind.raters).sort((a, b) => nameOf(a.rater).localeCompare(nameOf(b.rater))) : [];
-  find('.raters tbody').replaceChildren(...rows.map((row) => {
-    const rater = names[row.rater] || {};
-    const state = rater.disabled ? words['lead.disabled'] : rater.kind && rater.kind !== 'human' ? rater.kind : '';
-    const marks = row.marks || [];
-    return make('tr', {},
-      make('th', { scope: 'row' }, rater.name || '', ' ', make('span', { class: 'note' }, [row.rater, state].filter(Boolean).join(', '))),
-      make('td', {}, whole(row.judgments)), shareCell(row.agrees), shareCell(row.self_consistency), shareCell(row.left_side), shareCell(row.longer_side),
-      make('td', {}, whole(row.ties)), make('td', {}, whole(row.both_bad)), make('td', {}, whole(row.skipped)),
-      make('td', {}, row.median_seconds === null ? '–' : String(row.median_seconds)),
-      make('td', { class: marks.length ? 'marked' : '' }, marks.join(', ')));
-  }));
+  const rows = measured.judgments ? [measured, ...Object.values(measured.other_kinds)].flatMap((kind) => kind.raters) : [];
+  const judging = Object.fromEntries(rows.map((row) => [row.rater, row]));
+  const raters = Object.values(names).sort((a, b) => a.name.localeCompare(b.name));
+  find('.raters tbody').replaceChildren(...raters.map((rater) => raterRow(rater, judging[rater.id])));
+}
+
+function raterRow(rater, row) {
+  const state = [rater.id, rater.role === 'lead' ? words['lead.lead'] : '', rater.kind === 'human' ? '' : rater.kind, rater.pool];
+  const who = make('th', { scope: 'row' }, rater.name, ' ', make('span', { class: 'note' }, state.filter(Boolean).join(', ')));
+  const change = make('td', {}, make('button', { type: 'button', class: 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled) },
+    words[rater.disabled ? 'lead.enable' : 'lead.disable']));
+  if (!row) return make('tr', {}, who, make('td', { class: 'note', colspan: '10' }, words['lead.novotes']), change);
+  const seconds = row.median_seconds === null ? '–' : String(row.median_seconds);
+  const marks = row.marks || [];
+  return make('tr', {}, who, make('td', {}, whole(row.judgments)),
+    ...[row.agrees, row.self_consistency, row.left_side, row.longer_side].map(shareCell),
+    ...[whole(row.ties), whole(row.both_bad), whole(row.skipped), seconds].map((text) => make('td', {}, text)),
+    make('td', { class: marks.length ? 'marked' : '' }, marks.join(', ')), change);
+}
+
+async function changeRater(button) {
+  await change(`/api/lead/raters/${encodeURIComponent(button.dataset.rater)}`, 'PUT', { disabled: button.dataset.disabled === 'true' });
+  refresh();
+}
+
+// A link that makes one account, once. What follows the # is sent to no server.
+async function invite(role) {
+  const made = await change('/api/lead/invitations', 'POST', { role });
+  if (!made) return;
+  const field = find('.invitation input');
+  field.value = window.location.origin + made.path;
+  find('.invitation').hidden = false;
+  field.select();
+}
+
+async function change(path, method, body) {
+  try {
+    return await call(path, { method, body });
+  } catch (error) {
+    warn(error.status ? error.message : words.waiting, 'lost');
+    return null;
+  }
 }
 
 // --- the page
@@ -218,6 +248,8 @@ desk.addEventListener('click', (event) => {
   if (button.dataset.view) view(button.dataset.view);
   else if (button.dataset.theme !== undefined) switchTheme();
   else if (button.dataset.leave !== undefined) leave();
+  else if (button.dataset.rater) changeRater(button);
+  else if (button.dataset.invite) invite(button.dataset.invite);
   else settleBy(button);
 });
 

@@ -234,6 +234,7 @@ document.addEventListener('keydown', (event) => {
 function actOf(key, shift, target) {
   const letter = key.toLowerCase();
   const digit = /^[1-9]$/.test(key) ? Number(key) : 0;
+  if (key === 'Escape' && card('guidelines').open) return () => card('guidelines').close();
   if (letter === 'c' && props.value.converse) return talk ? endTalk : beginTalk;
   if (!current) return letter === 'u' ? () => press(undoButton()) : undefined;
   if (key === 'Escape') return mode !== 'scale' ? () => enter('scale') : amending ? stopAmending : undefined;
@@ -339,8 +340,8 @@ async function begin() {
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
   lastJudgment = me.last_judgment;
-  done = me.progress.done;
-  total = me.progress.done + me.progress.available;
+  done = me.progress.done + unsent().length;
+  total = me.progress.done + me.progress.available; // what is not sent yet is held, and so among the available
   count(0);
   if (props.value.guidelines) layOutGuidelines();
   if (!me.consent_given) await ask('consent', me.consent_version);
