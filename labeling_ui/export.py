@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from labeling_ui.aggregate import build_preferences, decide, group_judgments
-from labeling_ui.agreement import percent_agreement
+from labeling_ui.agreement import measure_percent
 from labeling_ui.store import Store, count_kinds
+from labeling_ui.votes import read_votes
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Judgment, Pair, Preference, Prompt, assistant, write_json, write_jsonl
 from tiebreak.runs import Run
@@ -159,12 +160,6 @@ def build_report(
             "share_dropped": round(dropped / len(groups), 6),
             "outcomes": reasons,
         },
-        "agreement": {
-            kind: {
-                "percent_with_ties": percent_agreement([g for g in groups if g.kind == kind], ties=True).as_json(),
-                "percent_without_ties": percent_agreement([g for g in groups if g.kind == kind], ties=False).as_json(),
-            }
-            for kind in kinds
-        },
+        "agreement": {kind: measure_percent(read_votes(pairs, judgments, kind)) for kind in kinds},
         "event_log_head": head,
     }

@@ -20,6 +20,7 @@ from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
+from labeling_ui.votes import read_votes
 from tiebreak.config import load_config
 from tiebreak.records import Judgment, Preference, read_pairs, read_preferences
 from tiebreak.rubric import score_rubric
@@ -68,13 +69,13 @@ def test_hand_worked_campaign() -> None:
 
 
 def test_hand_worked_agreement() -> None:
-    groups = group_judgments(HAND_WORKED)
+    votes = read_votes([], HAND_WORKED, "human")
     # Pairs of votes that agree / all: pair 0: 3/3, pair 1: 1/3, pair 2: 1/3 (tie and both-bad are both neither), pair
     # 3: 0/3.
-    with_ties = percent_agreement(groups, ties=True)
+    with_ties = percent_agreement(votes, ties=True)
     assert (with_ties.value, with_ties.n) == (pytest.approx(5 / 12), 12)
     # Without: pair 0: 3/3, pair 1: 1/3, pair 3: 0/1.
-    without = percent_agreement(groups, ties=False)
+    without = percent_agreement(votes, ties=False)
     assert (without.value, without.n) == (pytest.approx(4 / 7), 7)
 
 
