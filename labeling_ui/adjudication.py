@@ -100,6 +100,6 @@ def _as_seen_by(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> As
     item = st.ITEM.one(tx.connection, item=item_id)
     if item is None or item.task != "pair":
         raise RefusedError(f"there is no pair of two named {item_id} to settle")
-    about = {"seed": rules.seed(tx), "rater_id": lead_id, "item_id": f"{item_id} settled"}
-    sides = shuffle_sides(item.first_id, item.second_id, **about)
+    seed, own = rules.seed(tx), f"{item_id} settled"
+    sides = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=lead_id, item_id=own)
     return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, rules.load_pair(tx.connection, item.pair_id))

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui import statements as st
 from labeling_ui.items import assignment_id, shuffle_all, shuffle_sides
-from labeling_ui.log import Transaction, canonical_json
+from labeling_ui.log import EventKind, Transaction, canonical_json
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Pair, content_id
 
@@ -124,7 +124,7 @@ def resume(tx: Transaction, rules: Rules, row: Any) -> bool:
         if not st.TAKE_PLACE.do(tx.connection, item=row.item_id):
             return False
     if row.state == "lapsed" or row.lease_until_ms - tx.now() < rules.lease_ms / 2:
-        kind = "reopened" if row.state == "lapsed" else "renewed"
+        kind: EventKind = "reopened" if row.state == "lapsed" else "renewed"
         tx.event(kind, rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
         renew(tx, rules, row.id)
     return True
@@ -216,11 +216,13 @@ def _assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion
     identity = assignment_id(item.id, rater_id, occasion)
     pair = rules.load_pair(tx.connection, item.pair_id)
     # A repeat is shuffled anew: the side alone must not bring the same answer back.
-    about = {"seed": rules.seed(tx), "rater_id": rater_id, "item_id": f"{item.id} again" if occasion else item.id}
+    seed, drawn_for = rules.seed(tx), f"{item.id} again" if occasion else item.id
+    shown: tuple[str, ...]
     if item.task == "ranking":
-        shown = shuffle_all([completion.id for completion in pair.completions], **about)
+        ids = [completion.id for completion in pair.completions]
+        shown = shuffle_all(ids, seed=seed, rater_id=rater_id, item_id=drawn_for)
     else:
-        shown = shuffle_sides(item.first_id, item.second_id, **about)
+        shown = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=rater_id, item_id=drawn_for)
     payload: dict[str, Any] = {"assignment": identity, "left": shown[0], "right": shown[1], "occasion": occasion}
     if item.task == "ranking":
         payload["shown"] = shown

@@ -22,7 +22,7 @@ from labeling_ui.assigning import (
     resume,
     shown_of,
 )
-from labeling_ui.log import Transaction, canonical_json
+from labeling_ui.log import EventKind, Transaction, canonical_json
 from labeling_ui.schema import HOUR_MS, vote_of
 from tiebreak.records import Judgment, content_id
 
@@ -164,8 +164,8 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
         told = "an order of its completions (ranking)" if ranks else "an answer about its two sides"
         raise RefusedError(f"this pair of {len(shown)} takes {told}")
     said = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
-    sides = {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
-    return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **sides, **said)
+    said |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
+    return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **said)
 
 
 def count_vote(
@@ -204,7 +204,7 @@ def _vote(judgment: Judgment | None, item: Any) -> int | None:
 
 def _log_judgment(
     tx: Transaction,
-    kind: Any,
+    kind: EventKind,
     identity: str,
     assignment: Any,
     judgment: Judgment,

@@ -189,9 +189,17 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
 def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
     """Put the pairs into the store; returns how many are new there."""
     identity = identify_input(config.pairs).id
-    batch = {"batch": config.batch, "priority": config.priority, "pool": config.pool, "ranking": config.ranking}
-    about = {"source": config.pairs, "source_id": identity}
-    return store.add_pairs(pairs, overlap=config.overlap, seed=config.seed, **about, **batch)
+    return store.add_pairs(
+        pairs,
+        overlap=config.overlap,
+        seed=config.seed,
+        source=config.pairs,
+        source_id=identity,
+        ranking=config.ranking,
+        batch=config.batch,
+        priority=config.priority,
+        pool=config.pool,
+    )
 
 
 def serve(config: LabelConfig) -> None:
@@ -232,15 +240,28 @@ def build_page(config: LabelConfig) -> PageConfig:
     """What the page shows; reads the guidelines' file."""
     from labeling_ui.pages import PageConfig
 
-    guidelines = config.guidelines
-    if guidelines.endswith(".md") and "\n" not in guidelines:
-        try:
-            guidelines = Path(guidelines).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
+    guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
     known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
     anyone = config.host in ("0.0.0.0", "::") and not config.hosts
-    return PageConfig(config.title, guidelines, config.guideline_version, () if anyone else tuple(sorted(known)))
+    return PageConfig(
+        title=config.title,
+        guidelines=guidelines,
+        guideline_version=config.guideline_version,
+        consent=consent,
+        consent_version=config.consent_version,
+        show_gold_agreement=config.show_gold_agreement,
+        hosts=() if anyone else tuple(sorted(known)),
+    )
+
+
+def _text_of(key: str, given: str) -> str:
+    """Markdown as it stands in the configuration, or in the .md file that it names."""
+    if not given.endswith(".md") or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: cannot read {given}: {error}") from error
 
 
 def _shown_host(host: str) -> str:

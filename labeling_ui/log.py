@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from labeling_ui.schema import EVENTS, LOG_HEAD, SETTINGS
 
@@ -32,7 +32,7 @@ EventKind = Literal[
 class Prepared:
     """A statement that is compiled once a dialect. Its rows are tuples with names."""
 
-    def __init__(self, statement: sa.Executable) -> None:
+    def __init__(self, statement: sa.ClauseElement) -> None:
         self._statement = statement
         self._compiled: dict[str, tuple[str, tuple[str, ...] | None, dict[str, Any]]] = {}
         self._row: Any = None
@@ -90,6 +90,10 @@ class Prepared:
 _HEAD = Prepared(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
 _MOVE_HEAD = Prepared(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))
 _ADD_EVENT = Prepared(sa.insert(EVENTS))
+_SAVE = Prepared(sa.text("SAVEPOINT part"))
+_GO_BACK = Prepared(sa.text("ROLLBACK TO SAVEPOINT part"))
+_LET_GO = Prepared(sa.text("RELEASE SAVEPOINT part"))
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class Transaction:
@@ -133,15 +137,17 @@ class Transaction:
     def savepoint(self) -> Iterator[None]:
         """What fails inside is undone by itself, the log's end included."""
         head, written = self._head, self._written
-        self.connection.exec_driver_sql("SAVEPOINT part")
+        _SAVE.do(self.connection)
         try:
             yield
+        except OperationalError:
+            raise  # a full disk, a deadlock: the database has given up the whole transaction
         except BaseException:
-            self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+            _GO_BACK.do(self.connection)
+            _LET_GO.do(self.connection)
             self._head, self._written = head, written
             raise
-        finally:
-            self.connection.exec_driver_sql("RELEASE SAVEPOINT part")
+        _LET_GO.do(self.connection)
 
     def write_head(self) -> None:
         """Record where the log now ends."""
@@ -164,7 +170,7 @@ class Transaction:
 
 def canonical_json(value: object) -> str:
     """One text for one value, whatever the machine."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(value)
 
 
 def event_hash(

@@ -1,7 +1,7 @@
 """The tables of the label store and the numbered migrations that make them.
 
-SQLite by default (WAL, `synchronous=FULL`, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL
-keeps to what both understand; ids are ours, so no table counts for itself. The event log `events` is the truth:
+SQLite by default (WAL, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL keeps to what both
+understand; ids are ours, so no table counts for itself. The event log `events` is the truth:
 triggers forbid its update and delete, and every row carries the hash of the one before. All other tables can be made
 again from it.
 """
@@ -9,6 +9,7 @@ again from it.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 
@@ -21,13 +22,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from tiebreak.errors import TiebreakError
 
 BUSY_TIMEOUT_MS = 15_000
+PAGES_TO_CHECKPOINT = 8_000
 HOUR_MS = 3_600_000
 MAX_PRIORITY = 100
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
-
-NOT_DURABLE = {"tiebreak_durable": False}
-"""Execution options of a transaction that a crash of the machine may undo (`synchronous=NORMAL`)."""
 
 METADATA = MetaData()
 
@@ -238,19 +237,44 @@ def build_engine(url: str) -> Engine:
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None  # sqlite3 begins nothing by itself: _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+    # NORMAL: what FULL does within the commit, the store does after it, when others may write again (`flush_to_disk`).
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}",
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "foreign_keys=ON",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    synchronous = "FULL" if options.get("tiebreak_durable", True) else "NORMAL"
-    if connection.info.get("synchronous", "FULL") != synchronous:
-        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
-        connection.info["synchronous"] = synchronous
     # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
-    connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
+    read_only = connection.get_execution_options().get("tiebreak_read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def flush_to_disk(engine: Engine) -> None:
+    """Return when every transaction that was committed before is on the disk.
+
+    SQLite's own way, `synchronous=FULL`, waits for the disk while it holds the write lock: one after the other. Here the
+    commit writes the log (the file `-wal`), lets the next writer in, and then waits; writers that wait at the same time
+    wait for the same write of the disk. A log that is gone was moved into the database, which is on disk by then.
+
+    Raises:
+        OSError: the disk does not confirm it.
+    """
+    if engine.dialect.name != "sqlite":
+        return  # Postgres's commit returns when it is on disk, and lets those who wait share the write by itself
+    try:
+        log = os.open(f"{engine.url.database}-wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fdatasync(log)
+    finally:
+        os.close(log)
 
 
 # --- migrations ---

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from labeling_ui import adjudication, assigning, campaign, counts, judging
 from labeling_ui import statements as st
@@ -35,7 +35,7 @@ from labeling_ui.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.counts import Past, Progress, Work
 from labeling_ui.judging import Stored
-from labeling_ui.log import Transaction
+from labeling_ui.log import EventKind, Transaction
 from labeling_ui.schema import (
     ACCEPTANCES,
     BATCHES,
@@ -43,13 +43,13 @@ from labeling_ui.schema import (
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
-    NOT_DURABLE,
     PAIRS,
     RATERS,
     READ_ONLY,
     SETTINGS,
     StoreError,
     build_engine,
+    flush_to_disk,
     migrate,
 )
 from tiebreak.records import Judgment, Pair
@@ -102,7 +102,6 @@ class Store:
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self._clock = clock
-        self._hasty = engine.execution_options(**NOT_DURABLE)
         self._turn = (
             _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
         )
@@ -145,11 +144,12 @@ class Store:
 
         Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
         """
-        engine = self.engine if durable else self._hasty
-        with self._turn or contextlib.nullcontext(), engine.begin() as connection:
+        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
             transaction = Transaction(connection, self._clock)
             yield transaction
             transaction.write_head()
+        if durable:
+            flush_to_disk(self.engine)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -171,8 +171,10 @@ class Store:
     def transact_all(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
         """Do all `works` in one durable transaction, each by itself: one that fails undoes itself alone.
 
-        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned, or the
-        RefusedError it raised.
+        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned or raised.
+
+        Raises:
+            OperationalError: the database cannot go on (a full disk, a lock that is not let go): nothing was stored.
         """
 
         def do(tx: Transaction) -> list[Any]:
@@ -181,8 +183,10 @@ class Store:
                 try:
                     with tx.savepoint():
                         results.append(work(tx))
-                except RefusedError as refused:
-                    results.append(refused)
+                except OperationalError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it is for whoever asked for this work
+                    results.append(error)
             return results
 
         return self.transact(do)
@@ -283,7 +287,7 @@ class Store:
         """Record that a rater has read a version of the guidelines, or consented to a version of the consent."""
 
         def record(tx: Transaction) -> None:
-            kind: Any = "guidelines_accepted" if document == "guidelines" else "consent_given"
+            kind: EventKind = "guidelines_accepted" if document == "guidelines" else "consent_given"
             now = tx.event(kind, rater_id=rater_id, payload={"version": version})
             mine = sa.and_(ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == document)
             tx.connection.execute(sa.delete(ACCEPTANCES).where(mine))
@@ -499,9 +503,8 @@ def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: 
         )
     payload = {"kind": rater.kind, "role": rater.role, "pool": rater.pool}
     now = tx.event("rater_added", rater_id=rater.id, payload=payload)
-    values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash}
-    values |= {"disabled": 0, "cursor": 0, "judged": 0, "created_at_ms": now}
-    tx.connection.execute(sa.insert(RATERS).values(**values))
+    values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash, "created_at_ms": now}
+    tx.connection.execute(sa.insert(RATERS).values(**values, disabled=0, cursor=0, judged=0))
     return rater
 
 

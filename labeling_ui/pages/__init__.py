@@ -24,6 +24,11 @@ class PageConfig:
     guidelines: str = ""
     """Markdown"""
     guideline_version: str = ""
+    consent: str = ""
+    """Markdown"""
+    consent_version: str = ""
+    show_gold_agreement: bool = False
+    """raters see how far they agree with gold"""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
     """names under which the server may be called: a page elsewhere that points its own name here is refused; () for
     any"""

@@ -60,6 +60,8 @@ def logged_in(campaign: tuple[str, str]) -> Iterator[Callable[[str], httpx.Clien
             client = clients.enter_context(httpx.Client(base_url=campaign[0]))
             reply = client.post("/api/login", json={"username": name, "password": PASSWORD}).raise_for_status().json()
             client.headers["X-CSRF-Token"] = reply["csrf_token"]
+            if reply["role"] == "rater":
+                client.post("/api/guidelines/accept", json={"version": "1"}).raise_for_status()
             return client
 
         yield log_in_as
@@ -156,11 +158,11 @@ def test_a_draft_survives_and_undo_gives_the_pair_back_with_what_was_said(
     campaign: tuple[str, str], logged_in: LogIn
 ) -> None:
     _, url = campaign
-    client = logged_in("the lead")
+    client = logged_in("second rater")
     pair = client.get("/api/next").json()
     draft = {"rationale": "because", "flags": ["unsafe"], "answer": -2}
     assert client.put(f"/api/drafts/{pair['pair_id']}", json=draft).json() == {"ok": True}
-    again = logged_in("the lead").get("/api/next").json()
+    again = logged_in("second rater").get("/api/next").json()
     assert again["pair_id"] == pair["pair_id"]
     assert {key: again["draft"][key] for key in draft} == draft
     assert client.put("/api/drafts/pair-29", json=draft).status_code == 409, "not given to this rater"
@@ -228,11 +230,18 @@ def test_sessions_end_with_the_password_and_the_part(tmp_path: Path) -> None:
 def test_guessing_is_limited() -> None:
     limit = LoginLimit()
     for _ in range(8):
-        assert limit.allows("name a")
-        limit.failed("name a")
-    assert not limit.allows("name a")
-    assert not limit.allows("name b", "name a")
-    assert limit.allows("name b")
+        assert limit.allows("1.1.1.1", "a")
+        limit.failed("1.1.1.1", "a")
+    assert not limit.allows("1.1.1.1", "a")
+    assert limit.allows("2.2.2.2", "a"), "a stranger's guesses must not lock the rater out"
+    assert limit.allows("1.1.1.1", "b")
+    for n in range(32):
+        limit.failed(f"3.3.3.{n}", "a")
+    assert not limit.allows("2.2.2.2", "a"), "guessed at from everywhere"
+    for n in range(92):
+        assert limit.allows("1.1.1.1")
+        limit.failed("1.1.1.1", f"name {n}")
+    assert not limit.allows("1.1.1.1", "b")
 
 
 @needs_chromium

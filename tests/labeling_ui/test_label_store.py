@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import multiprocessing
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -332,11 +333,37 @@ def test_migrations_make_the_tables_that_the_code_reads(tmp_path: Path) -> None:
         }, name
 
 
-def test_durability_settings_hold(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [])
+def test_a_judgment_is_acknowledged_when_the_disk_has_it_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
+    first, second = (store.claim("r0", held) for held in ((), ("pair-0",)))
+    assert first is not None
+    assert second is not None
+    confirmed: list[int] = []
+    to_disk = os.fdatasync
+
+    def watch(file: int) -> None:
+        assert os.readlink(f"/proc/self/fd/{file}").endswith("labels.sqlite-wal")
+        with sqlite3.connect(tmp_path / "labels.sqlite", timeout=0) as other:  # committed, and others may write
+            confirmed.append(other.execute("SELECT count(*) FROM judgments").fetchone()[0])
+            other.execute("BEGIN IMMEDIATE")
+        to_disk(file)
+
+    monkeypatch.setattr(os, "fdatasync", watch)
+    store.submit("r0", answer(first.item_id))
+    assert confirmed == [1]
+    store.claim("r0")
+    assert confirmed == [1], "who is given what need not wait for the disk"
+
+    def fail(_file: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        store.submit("r0", answer(second.item_id))
+    monkeypatch.setattr(os, "fdatasync", watch)
+    assert store.submit("r0", answer(second.item_id)).replayed
+    assert confirmed == [1, 2], "what is sent again waits for the disk again"
     with store.engine.connect() as connection:
-        pragma = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
-        }
-    assert pragma == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
-    assert json.loads(json.dumps(store.campaign())) == {"overlap": 1, "seed": 0, "sources": []}
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
