@@ -35,6 +35,7 @@ from tiebreak.records import Prompt, Split, content_id, read_prompts, write_json
 from tiebreak.rubric import repeated_share, score_rubric
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import bootstrap_interval
+from tiebreak.tracking import track
 
 
 class EvaluateConfig(StageConfig):
@@ -107,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_jsonl(run.final / "completions.jsonl", rows)
     write_json(run.final / "report.json", report)
     run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
-    run.finish()
+    track(run, run.finish(), [run.final / "completions.jsonl"])
     clear_partial(run)
     for name, figures in report["policies"].items():
         win = "" if figures["win_rate_vs_sft"] is None else f", win rate {figures['win_rate_vs_sft']:.2f}"

@@ -42,6 +42,7 @@ from tiebreak.records import (
     write_text_atomically,
 )
 from tiebreak.runs import Run
+from tiebreak.tracking import track
 
 Format = Literal["parquet", "datasets", "unpaired", "csv"]
 
@@ -105,7 +106,7 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
         "pairs": len(labels.pairs),
         "event_log_head": labels.head,
     }
-    run.finish()
+    track(run, run.finish())
     return report
 
 
