@@ -62,7 +62,7 @@ def _share_of_pairs(cast: Votes, one: Integers, other: Integers, kept: Any, ties
     if not ties:
         kept = kept & (sign[one] != 0) & (sign[other] != 0)
     one, other = one[kept], other[kept]
-    same = np.bincount(cast.item[one], weights=sign[one] == sign[other])
+    same: Floats = np.bincount(cast.item[one], weights=sign[one] == sign[other]).astype(np.float64)
     return share_of_clusters(same, np.bincount(cast.item[one]).astype(np.float64))
 
 
@@ -126,10 +126,10 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
         values: the scale's values.
         interval: differences count by their square; else (nominal) any two different values differ the same.
     """
-    tallies = tallies[tallies.sum(axis=1) > 1].astype(np.float64)
-    if not len(tallies):
+    paired: Floats = tallies[tallies.sum(axis=1) > 1].astype(np.float64)
+    if not len(paired):
         return Figure(None, 0, None)
-    looks, many = _looks(tallies)
+    looks, many = _looks(paired)
     distance = np.array([[float((a - b) ** 2) if interval else float(a != b) for b in values] for a in values])
     votes = looks.sum(axis=1)
     # Observed: within an item, each ordered pair of its m votes, divided by m − 1. A value is at no distance of itself.
@@ -140,9 +140,10 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
         n = marginal.sum(axis=1)
         observed = (weights @ within) / n
         expected = np.einsum("ba,ac,bc->b", marginal, distance, marginal) / (n * (n - 1))
-        return 1 - np.divide(observed, expected, out=np.full(len(n), np.nan), where=expected > 0)
+        ratio: Floats = np.divide(observed, expected, out=np.full(len(n), np.nan), where=expected > 0)
+        return 1 - ratio
 
-    return _bootstrap(alpha, many, int(tallies.sum()))
+    return _bootstrap(alpha, many, int(paired.sum()))
 
 
 def tally(votes: Votes, values: Sequence[int], said: Steps) -> Integers:

@@ -80,7 +80,7 @@ def _agreement_by_rater(votes: Votes, *, with_others: bool) -> dict[int, Figure]
         one, other = np.concatenate([one, other]), np.concatenate([other, one])
     items = int(votes.item.max()) + 1 if len(votes) else 1
     cluster, row = np.unique(cast.rater[one] * items + cast.item[one], return_inverse=True)
-    same = np.bincount(row, weights=cast.sign[one] == cast.sign[other], minlength=len(cluster))
+    same: Floats = np.bincount(row, weights=cast.sign[one] == cast.sign[other], minlength=len(cluster)).astype(float)
     trials = np.bincount(row, minlength=len(cluster)).astype(np.float64)
     numbers, starts = np.unique(cluster // items, return_index=True)
     parts = zip(numbers, np.split(same, starts[1:]), np.split(trials, starts[1:]), strict=bool(len(numbers)))
@@ -90,13 +90,15 @@ def _agreement_by_rater(votes: Votes, *, with_others: bool) -> dict[int, Figure]
 def _left(votes: Votes) -> Floats:
     """1 where the left side was preferred, 0 where the right one was; others left out."""
     decided = votes.where(votes.value != 0)
-    return ((decided.value > 0) == decided.left_first).astype(np.float64)
+    left: Floats = ((decided.value > 0) == decided.left_first).astype(np.float64)
+    return left
 
 
 def _longer(votes: Votes) -> Floats:
     """1 where the longer answer was preferred, 0 where the shorter one was; others left out."""
     decided = votes.where((votes.value != 0) & (votes.first_longer != 0))
-    return (decided.sign == decided.first_longer).astype(np.float64)
+    longer: Floats = (decided.sign == decided.first_longer).astype(np.float64)
+    return longer
 
 
 def _side_leanings(raters: Mapping[int, Votes]) -> dict[int, dict[str, Any]]:

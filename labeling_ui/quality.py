@@ -230,10 +230,10 @@ def _dawid_skene_tables(
     raters = len(ballots.rater_ids)
     cell = ballots.rater * 3 + ballots.sign + 1
     weighed = (chances * weights[:, None])[ballots.item]
-    counts = np.stack(
+    counts: Floats = np.stack(
         [np.bincount(cell, weights=weighed[:, z], minlength=raters * 3).reshape(raters, 3) for z in range(3)], axis=1
     )
-    prior = weights @ chances
+    prior: Floats = weights @ chances
     if symmetric:
         counts, prior = (counts + counts[:, ::-1, ::-1]) / 2, (prior + prior[::-1]) / 2
     if pooled_votes:
@@ -329,8 +329,8 @@ def _differences(ballots: Ballots, discrimination: Floats, readiness: Floats) ->
 
 def _agree_with_known(known: Integers) -> Floats:
     """Which differences a known answer leaves, shape (items, grid); all of them where there is none."""
-    left = (known[:, None] == UNKNOWN) | (np.sign(GRID) == known[:, None])
-    return left.astype(np.float64)
+    left: Floats = ((known[:, None] == UNKNOWN) | (np.sign(GRID) == known[:, None])).astype(np.float64)
+    return left
 
 
 def _rater_steps(ballots: Ballots, differences: Floats, discrimination: Floats, readiness: Floats) -> Floats:
