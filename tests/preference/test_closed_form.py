@@ -31,7 +31,7 @@ from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import PPOTrainer
 from tiebreak.config import SamplingConfig, TrainingConfig
-from tiebreak.pairwise import share_prefixes
+from tiebreak.pairwise import pack_forward
 from tiebreak.runs import Run
 
 BETA = 1.0
@@ -142,7 +142,7 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         train_dataset=to_dataset([EncodedPair(*row) for row in rows]),
         processing_class=toy_tokenizer(),
     )
-    assert share_prefixes(trainer.model)
+    assert pack_forward(trainer.model, together=2)
     trainer.train()
     reference, best = start
     reached = answer_logps(trainer.model)
