@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.generation import row_seed, sample_completions
+from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.models import (
@@ -35,6 +35,7 @@ from tiebreak.records import Prompt, Split, content_id, read_prompts, write_json
 from tiebreak.rubric import repeated_share, score_rubric
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import bootstrap_interval
+from tiebreak.tracking import track
 
 
 class EvaluateConfig(StageConfig):
@@ -107,7 +108,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_jsonl(run.final / "completions.jsonl", rows)
     write_json(run.final / "report.json", report)
     run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
-    run.finish()
+    track(run, run.finish(), [run.final / "completions.jsonl"])
     clear_partial(run)
     for name, figures in report["policies"].items():
         win = "" if figures["win_rate_vs_sft"] is None else f", win rate {figures['win_rate_vs_sft']:.2f}"
@@ -138,7 +139,7 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
     model: list[Any] = []
 
-    def answer(batch: list[int]) -> list[Answer]:
+    def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:
         if not model:
             model.append(load_frozen_policy(source, config.training))
         sampled = sample_completions(
@@ -149,6 +150,7 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
             batch_size=config.batch_size,
+            on_done=advance,
         )
         return [
             {
@@ -162,7 +164,7 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
         ]
 
     order = by_length([len(ids) for ids in encoded])
-    answers: list[Answer] = in_batches(run, order, config.batch_size, answer, f"answers of {name}")
+    answers: list[Answer] = in_batches(run, order, BATCHES_A_CALL * config.batch_size, answer, f"answers of {name}")
     model.clear()
     gc.collect()
     return in_order(order, answers)
@@ -185,7 +187,7 @@ def add_baseline_logps(
                 answer["baseline_logps"] = answer["logps"] if name == config.baseline else None
             continue
 
-        def logps(batch: list[int], own: list[Answer] = own) -> list[list[float]]:
+        def logps(batch: list[int], _: object, own: list[Answer] = own) -> list[list[float]]:
             if not model:
                 model.append(load_frozen_policy(source, config.training))
             examples = [(own[n]["prompt_ids"], own[n]["ids"]) for n in batch]
@@ -217,7 +219,7 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
         policy = load_tokenizer(find_model(config.policies[name]), config.training.trust_remote_code)
         require_same_tokenizer(policy, tokenizer, f"policy {name} and reward model {config.reward_model}")
 
-        def score(batch: list[int], own: list[Answer] = own) -> list[float]:
+        def score(batch: list[int], _: object, own: list[Answer] = own) -> list[float]:
             if not model:
                 model.append(load_trained_reward_model(source, config.training))
             sequences = [own[n]["prompt_ids"] + own[n]["ids"] for n in batch]

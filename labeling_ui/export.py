@@ -18,6 +18,7 @@ from labeling_ui.store import Store, count_kinds
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Judgment, Pair, Preference, Prompt, assistant, write_json, write_jsonl
 from tiebreak.runs import Run
+from tiebreak.tracking import track
 
 Format = Literal["parquet", "unpaired"]
 
@@ -54,7 +55,7 @@ def export(store: Store, run: Run, formats: Sequence[Format] = ()) -> dict[str, 
         "pairs": len(pairs),
         "event_log_head": head,
     }
-    run.finish()
+    track(run, run.finish())
     return report
 
 

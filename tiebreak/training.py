@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import ProgressCallback
 
+from tiebreak.callbacks import ProgressLine, RunCallback
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
@@ -30,7 +31,7 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, read_metrics, say
-from tiebreak.tracking import ProgressLine, RunCallback, RunRecorder
+from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer

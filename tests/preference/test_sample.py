@@ -113,7 +113,7 @@ def values(tiny_model: Path, raw_data: Path) -> dict[str, Any]:
             {"temperature": 1.0, "top_k": 50, "max_new_tokens": 6},
             {"temperature": 0.5, "top_k": 20, "max_new_tokens": 4},
         ],
-        "batch_size": 4,
+        "batch_size": 1,
         "tracking": {"mode": "disabled"},
     }
 
