@@ -157,7 +157,7 @@ def _assign_in_turn(tx: Transaction, rules: Rules, rater: Any) -> Assignment | N
             st.MOVE_CURSOR.do(tx.connection, rater=rater.id, to_cursor=cursor)
     if item is None or not st.TAKE_PLACE.do(tx.connection, item=item.id):
         return None
-    return _assign(tx, rules, item, rater.id, occasion=0)
+    return assign(tx, rules, item, rater.id, occasion=0)
 
 
 def _next_in_turn(connection: Connection, rater: Any) -> tuple[Any, int]:
@@ -206,7 +206,7 @@ def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Rando
     if item is None or st.LOCK_ITEM.one(tx.connection, item=item.id) is None:
         return None
     st.MAKE_PLACE.do(tx.connection, item=item.id)
-    return _assign(tx, rules, item, rater.id, occasion=0)
+    return assign(tx, rules, item, rater.id, occasion=0)
 
 
 def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
@@ -219,10 +219,11 @@ def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Ran
     given = st.ASSIGNMENTS_OF.all(tx.connection, item=row.item_id, rater=rater.id)
     if len(given) > 1 or item.task == "ranking":
         return None
-    return _assign(tx, rules, item, rater.id, occasion=1)
+    return assign(tx, rules, item, rater.id, occasion=1)
 
 
-def _assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion: int) -> Assignment:
+def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion: int) -> Assignment:
+    """Give an item to a rater, on sides of their own; its place is taken already."""
     identity = assignment_id(item.id, rater_id, occasion)
     pair = rules.load_pair(tx.connection, item.pair_id)
     # A repeat is shuffled anew: the side alone must not bring the same answer back.

@@ -84,6 +84,13 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
     return len(new)
 
 
+def add_new_pair(tx: Transaction, pair: Pair, batch: Batch, source: Source) -> None:
+    """Add one pair that cannot be there yet, to a campaign that has begun."""
+    _match_batch(tx, batch)
+    first = tx.connection.scalar(sa.select(sa.func.count()).select_from(PAIRS)) or 0
+    _insert_pairs(tx, [pair], batch, first=first, source=source)
+
+
 def find_batch(connection: sa.Connection, name: str) -> Batch | None:
     """The batch of that name."""
     row = connection.execute(sa.select(BATCHES).where(BATCHES.c.name == name)).first()
@@ -191,5 +198,6 @@ def _insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, first: in
     facts |= {"batch": batch.name, "ranking": source.ranking}
     # The path is not in the log: the same campaign has the same log wherever it lies.
     tx.event("pairs_added", payload={**facts, "source_id": source.id})
-    sources = json.dumps([*tx.setting("sources"), [source.name, source.id]])
-    tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "sources").values(value=sources))
+    if [source.name, source.id] not in tx.setting("sources"):
+        sources = json.dumps([*tx.setting("sources"), [source.name, source.id]])
+        tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "sources").values(value=sources))

@@ -153,6 +153,20 @@ ADJUDICATIONS = Table(
     Column("seq", Integer),
     Column("at_ms", BigInteger),
 )
+TURNS = Table(
+    "turns",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("conversation_id", String),
+    Column("rater_id", String),
+    Column("number", Integer),
+    Column("messages", Text),
+    Column("state", String),
+    Column("asked_at_ms", BigInteger),
+    Column("taken_until_ms", BigInteger),
+    Column("pair_id", String),
+    Column("error", Text),
+)
 SUBMISSIONS = Table(
     "submissions",
     METADATA,
@@ -478,10 +492,27 @@ def vote_of(answer: int | None, *, skip: bool, left_is_first: bool) -> int | Non
     return -answer if left_is_first else answer
 
 
+_CONVERSATIONS = """
+CREATE TABLE turns (
+  id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL, rater_id TEXT NOT NULL REFERENCES raters (id),
+  number INTEGER NOT NULL, messages TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'ready', 'failed')),
+  asked_at_ms BIGINT NOT NULL, taken_until_ms BIGINT NOT NULL, pair_id TEXT REFERENCES pairs (id), error TEXT NOT NULL);
+CREATE INDEX turns_waiting ON turns (asked_at_ms) WHERE state IN ('waiting', 'working');
+CREATE INDEX turns_of_rater ON turns (rater_id, asked_at_ms);
+"""
+
+
+def _migrate_004_conversations(connection: Connection) -> None:
+    """The queue between raters who write and the process that answers them; what is answered is a pair."""
+    _run_all(connection, _CONVERSATIONS)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
     _migrate_003_campaigns,
+    _migrate_004_conversations,
 )
 
 

@@ -1,7 +1,7 @@
 """The web application: a small HTTP API over the store, and the pages as Gradio Blocks on top of it.
 
 GET  /rate/  /lead/  /login/        the pages
-/api/…                              the raters' API (`api`), /api/lead/… the leads' (`lead_api`)
+/api/…                              the raters' API (`api`, `talk_api`), /api/lead/… the leads' (`lead_api`)
 GET  /openapi.json                  both, described
 """
 
@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 
-from labeling_ui import api, lead_api
+from labeling_ui import api, lead_api, talk_api
 from labeling_ui.accounts import needs_login
 from labeling_ui.assigning import RefusedError
 from labeling_ui.desk import LOCAL_RATER, Desk, DeskOf, Writer, printable
@@ -35,6 +35,7 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.add_middleware(Guard, page=page)
     app.include_router(api.router)
+    app.include_router(talk_api.router)
     app.include_router(lead_api.router)
     for path, handler in (("/", home), ("/manifest.json", web_manifest), ("/favicon.ico", icon)):
         app.add_api_route(path, handler, include_in_schema=False)

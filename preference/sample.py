@@ -31,6 +31,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs import clear_partial, in_batches, say, start_run
+from tiebreak.tracking import track
 
 
 class SampleConfig(StageConfig):
@@ -120,7 +121,7 @@ def sample(config: SampleConfig) -> None:
     counts |= {"unfinished": sum(not completion.finished for completion in drawn.values())}
     write_json(run.final / "report.json", {"counts": counts})
     run.facts["counts"] = counts
-    run.finish()
+    track(run, run.finish())
     clear_partial(run)
     say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
 

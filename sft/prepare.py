@@ -39,6 +39,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs import Run, say, start_run
+from tiebreak.tracking import track
 
 
 class SplitShares(Section):
@@ -127,7 +128,7 @@ def prepare(config: PrepareConfig) -> None:
     report = data_report(data, prompts, demonstrations, lengths)
     write_json(run.final / "report.json", report)
     run.facts["counts"] = report["counts"]
-    run.finish()
+    track(run, run.finish())
     say_report(run, report)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -11,7 +12,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -104,6 +104,13 @@ def write_pairs(folder: Path, pairs: list[Pair]) -> Path:
     return path
 
 
+def write_words(folder: Path, words: dict[str, str]) -> Path:
+    """A .json file of words for the pages."""
+    path = folder / "words.json"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    return path
+
+
 @contextmanager
 def serving(folder: Path, pairs: list[Pair], *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`tiebreak label` serving `pairs`: the address, and the process."""
@@ -141,14 +148,3 @@ def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
         except OSError:
             time.sleep(0.1)
     raise RuntimeError("the server did not come up")
-
-
-@contextmanager
-def browser_page(**context: Any) -> Iterator[Any]:
-    """A page of a new Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield browser.new_page(**{"viewport": {"width": 1366, "height": 768}, **context})
-        browser.close()

@@ -195,7 +195,7 @@ def test_repeats_are_rare_unannounced_and_take_nobodys_place(url: str) -> None:
     consistency = measure_agreement(store.pairs(), store.judgments()[0])["self_consistency"]
     assert consistency["n"] == len(repeats)
     assert 0 < consistency["value"] < 1, "always 'right', on sides that are shuffled anew"
-    preferences, _ = build_preferences(store.pairs(), group_judgments(store.judgments()[0]))
+    preferences = build_preferences(store.pairs(), group_judgments(store.judgments()[0])).preferences
     assert len(preferences) == 220
     assert {preference.raters for preference in preferences} == {("r0",)}
     assert store.status()["judgments_wanted"] == len(order)
