@@ -202,11 +202,12 @@ def _assign_planned(tx: Transaction, rules: Rules, rater: Any, waiting: int) -> 
 
 def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
     # Where in the circle to start is each rater's own: two who sit side by side do not meet the same pair at once.
-    item = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=chance.randrange(1_000))
-    if item is None or st.LOCK_ITEM.one(tx.connection, item=item.id) is None:
+    start = chance.randrange(max(1, st.COUNT_GOLD.one(tx.connection).n))
+    gold = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=start)
+    if gold is None or st.LOCK_ITEM.one(tx.connection, item=gold.item_id) is None:
         return None
-    st.MAKE_PLACE.do(tx.connection, item=item.id)
-    return assign(tx, rules, item, rater.id, occasion=0)
+    st.MAKE_PLACE.do(tx.connection, item=gold.item_id)
+    return assign(tx, rules, st.ITEM.one(tx.connection, item=gold.item_id), rater.id, occasion=0)
 
 
 def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
