@@ -360,7 +360,7 @@ def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelC
 
 
 def _check_exported(store: Store, run: Run) -> None:
-    then, now = read_manifest(run.folder).get("event_log_head"), store.status()["head"]
+    then, now = read_manifest(run.folder).get("event_log_head"), store.head()
     if then != now:
         raise RunError(
             f"{run.folder} holds an earlier export of {store.url}, and nothing is overwritten: "

@@ -51,7 +51,7 @@ class LatestAgreement:
     def __call__(self) -> dict[str, Any]:
         """The figures."""
         with self._lock:
-            head = self._store.status()["head"]
+            head = self._store.head()
             if head != self._head and time.monotonic() >= self._fresh_until:
                 begun = time.monotonic()
                 self._measured = measure_agreement(self._store.pairs(), self._store.judgments()[0])

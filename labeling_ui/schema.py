@@ -382,7 +382,7 @@ ALTER TABLE items ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
 DROP INDEX items_open;
 CREATE INDEX items_open ON items (pool, turn) WHERE taken < overlap AND offered = 1;
 CREATE INDEX items_freed ON items (turn) WHERE freed = 1;
-CREATE INDEX items_disputed ON items (disputed, turn) WHERE disputed > 0;
+CREATE INDEX items_disputed ON items (disputed DESC, turn) WHERE disputed > 0;
 CREATE TABLE batches (
   name TEXT PRIMARY KEY, priority INTEGER NOT NULL, pool TEXT NOT NULL, overlap INTEGER NOT NULL,
   paused INTEGER NOT NULL DEFAULT 0);

@@ -435,6 +435,11 @@ class Store:
         with self.reading() as connection:
             return {"store": self.engine.url.render_as_string(hide_password=True), **counts.status(connection)}
 
+    def head(self) -> str:
+        """The hash of the log's last event: another as soon as anything has happened."""
+        with self.reading() as connection:
+            return connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
+
     def judged_by_day(self) -> dict[str, int]:
         """Judgments that stand, by UTC day."""
         with self.reading() as connection:
