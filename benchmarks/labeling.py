@@ -108,14 +108,16 @@ def summary(times: Sequence[float]) -> dict[str, object]:
 def check(store: Store, acknowledged: set[str] | None = None) -> dict[str, object]:
     """What became of the judgments: only what should not be there; {} if all is well."""
     with store.reading() as connection:
-        stored = connection.execute(sa.select(JUDGMENTS.c.id, JUDGMENTS.c.item_id, JUDGMENTS.c.rater_id)).all()
+        judged = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.item_id, JUDGMENTS.c.rater_id, JUDGMENTS.c.occasion)
+        everything = connection.execute(judged).all()
         overlap = {row.id: row.overlap for row in connection.execute(sa.select(ITEMS.c.id, ITEMS.c.overlap))}
         given = connection.execute(
             sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.rater_id).where(ASSIGNMENTS.c.occasion == 0)
         ).all()
+    stored = [row for row in everything if row.occasion == 0]  # a planned repeat is no second place
     raters = Counter(row.item_id for row in stored)
     found = {
-        "acknowledged and lost": len((acknowledged or set()) - {row.id for row in stored}),
+        "acknowledged and lost": len((acknowledged or set()) - {row.id for row in everything}),
         "doubled": len(stored) - len({(row.item_id, row.rater_id) for row in stored}),
         "over their overlap": sum(count > overlap[item] for item, count in raters.items()),
         "assigned twice": len(given) - len({tuple(row) for row in given}),
