@@ -352,7 +352,7 @@ def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelC
             pairs = source if identify_input(source).id == identity else pairs
         except TiebreakError:
             continue
-    url = store.engine.url.render_as_string(hide_password=True)
+    url = store.url
     known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
     return LabelConfig(
         output=output, pairs=pairs, store=url, formats=given.formats, aggregation=given.aggregation, **known

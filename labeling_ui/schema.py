@@ -232,16 +232,21 @@ def build_engine(url: str) -> Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed)
+            return sa.create_engine(parsed, pool_size=20, pool_pre_ping=True)
         if not parsed.database or parsed.database == ":memory:":
             raise StoreError(
                 f"{url}: a label store in memory would lose every judgment; name a file: sqlite:///labels.sqlite"
             )
         patience = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
         engine = sa.create_engine(parsed, connect_args=patience, pool_size=50)
-    except (SQLAlchemyError, ImportError) as error:
+    except ImportError as error:
         raise StoreError(
-            f"cannot open the label store {url}: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
+            f"the label store's database needs a driver that is not installed ({error.name}): "
+            "for postgresql+psycopg://…, pip install 'tiebreak[postgres]'"
+        ) from error
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"this is no label store's URL: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
         ) from error
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)

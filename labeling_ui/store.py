@@ -97,7 +97,8 @@ class Store:
         clock: Callable[[], int] | None = wall_clock_ms,
         lease_seconds: int = LEASE_SECONDS,
     ) -> None:
-        """`clock` None: time is the number of the event, so that simulated campaigns leave the same log every time."""
+        """`url` is for messages, without its password. `clock` None: time is the number of the event, so that simulated
+        campaigns leave the same log every time."""
         self.engine = engine
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
@@ -127,8 +128,9 @@ class Store:
                 file.parent.mkdir(parents=True, exist_ok=True)
             elif not file.is_file():
                 raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' makes one from pairs")
-        migrate(engine, url)
-        return cls(engine, url, clock=clock, lease_seconds=lease_seconds)
+        shown = engine.url.render_as_string(hide_password=True)
+        migrate(engine, shown)
+        return cls(engine, shown, clock=clock, lease_seconds=lease_seconds)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -433,7 +435,7 @@ class Store:
     def status(self) -> dict[str, Any]:
         """Counts of everything, and the head of the log."""
         with self.reading() as connection:
-            return {"store": self.engine.url.render_as_string(hide_password=True), **counts.status(connection)}
+            return {"store": self.url, **counts.status(connection)}
 
     def head(self) -> str:
         """The hash of the log's last event: another as soon as anything has happened."""

@@ -367,3 +367,10 @@ def test_a_judgment_is_acknowledged_when_the_disk_has_it_and_not_before(
     assert confirmed == [1, 2], "what is sent again waits for the disk again"
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_password_in_a_url_is_in_no_message() -> None:
+    for url in ("postgresql+psycopg://me:hidden@127.0.0.1:1/none", "nosuch://me:hidden@host/x"):
+        with pytest.raises(StoreError) as told:
+            Store.open(url)
+        assert "hidden" not in str(told.value)
