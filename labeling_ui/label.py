@@ -352,10 +352,9 @@ def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelC
             pairs = source if identify_input(source).id == identity else pairs
         except TiebreakError:
             continue
-    url = store.url
     known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
     return LabelConfig(
-        output=output, pairs=pairs, store=url, formats=given.formats, aggregation=given.aggregation, **known
+        output=output, pairs=pairs, store=store.url, formats=given.formats, aggregation=given.aggregation, **known
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sqlite3
 import subprocess
@@ -106,6 +107,19 @@ def test_nothing_is_open_without_a_session(campaign: tuple[str, str]) -> None:
         assert (reply.status_code, reply.headers["location"]) == (303, "/login/")
         assert httpx.get(f"{address}/{page}/config").status_code == 303
     assert httpx.get(f"{address}/login/").status_code == 200
+    port = int(address.rpartition(":")[2])
+    for path in (
+        "/%6cead/",
+        "//lead/config",
+        "/lead/./config",
+        "/rate/../lead/config",
+        "/login/../lead/config",
+        "/LEAD/",
+    ):
+        asked = http.client.HTTPConnection("127.0.0.1", port)  # a client that does not tidy the path up
+        asked.request("GET", path)
+        assert asked.getresponse().status in (303, 404), path
+        asked.close()
 
 
 def test_a_wrong_name_and_a_wrong_password_are_told_alike(campaign: tuple[str, str], logged_in: LogIn) -> None:

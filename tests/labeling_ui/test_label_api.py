@@ -146,6 +146,20 @@ def test_nobody_sees_or_changes_anothers_judgments(campaign: Campaign) -> None:
         assert campaign.call("one", "PUT", path, faulty).status_code == 422, faulty
 
 
+def test_nothing_comes_in_by_websocket(campaign: Campaign) -> None:
+    sent: list[dict[str, object]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/api/me", "headers": [], "query_string": b"", "subprotocols": []}
+    run(campaign.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
 # --- what is asked first ---
 
 
