@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
 import multiprocessing
 import os
@@ -43,7 +42,7 @@ import sqlalchemy as sa
 
 from labeling_ui.accounts import add_account
 from labeling_ui.answers import Submission
-from labeling_ui.schema import ASSIGNMENTS, EVENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
+from labeling_ui.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
 from labeling_ui.store import Store, wall_clock_ms
 from labeling_ui.verify import verify
 from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id, write_jsonl
@@ -75,7 +74,9 @@ def build_pairs(count: int, words_each: int = 180) -> list[Pair]:
     for n in range(count):
         messages = (Message(role="user", content=f"Question {n}: " + " ".join(chance.choices(words, k=40))),)
         completions = tuple(
-            Completion(id=f"{n}-{side}", text=f"{side} " + " ".join(chance.choices(words, k=words_each)), policy="p")
+            Completion(
+                id=f"pair-{n}-{side}", text=f"{side} " + " ".join(chance.choices(words, k=words_each)), policy="p"
+            )
             for side in "ab"
         )
         pairs.append(Pair(id=f"pair-{n}", prompt_id=prompt_id(messages), messages=messages, completions=completions))
@@ -343,37 +344,42 @@ def fill(store: Store, pairs: int) -> int:
     """Write `pairs` times `VOTES_OF_MANY` judgments of `RATERS_OF_MANY` raters as rows; returns how many."""
     now, count = wall_clock_ms(), pairs * VOTES_OF_MANY
     raters = [f"rater-{n}" for n in range(RATERS_OF_MANY)]
+    begun: int = store.status()["events"]
 
-    def rows(table: str) -> Iterator[dict[str, object]]:
-        for n in range(count):
-            item, rater = n // VOTES_OF_MANY, raters[n % RATERS_OF_MANY]
-            about = {"item_id": f"pair-{item}", "rater_id": rater}
-            at_ms = now - (count - n) * 500
-            if table == "events":
-                for k, kind in enumerate(("assigned", "submitted")):
-                    digest = hashlib.sha256(f"{n} {k}".encode()).hexdigest()
-                    event = {"seq": 2 * n + k + 1, "at_ms": at_ms, "kind": kind, "payload": "{}" * 150, **about}
-                    yield {**event, "previous": "", "hash": digest}
-            elif table == "assignments":
-                sides = {"left_id": f"{item}-a", "right_id": f"{item}-b", "shown": "", "shown_at_ms": None}
-                state = {"state": "done", "occasion": 0, "lease_until_ms": at_ms, "seq": 2 * n + 1}
-                yield {"id": f"assignment-{n:08}", **about, **sides, **state}
-            else:
-                answer = random.choice((-3, -2, -1, 0, 1, 2, 3))
-                sides = {"left": f"{item}-a", "right": f"{item}-b"}
-                said = Judgment.model_construct(
-                    pair_id=f"pair-{item}", rater_id=rater, answer=answer, kind="human", **sides
-                )
-                work = {"at_ms": at_ms, "active_ms": 20_000, "idle_ms": 0, "vote": -answer, "occasion": 0}
-                known = {"id": f"judgment-{n:08}", "assignment_id": f"assignment-{n:08}", "kind": "human"}
-                yield {**known, **about, **work, "record": said.model_dump_json(), "seq": 2 * n + 2}
-
+    ids = [(n, f"pair-{n // VOTES_OF_MANY}", raters[n % RATERS_OF_MANY]) for n in range(count)]
+    times = range(now - 500 * count, now, 500)
+    said = {
+        answer: Judgment(pair_id="PAIR", rater_id="RATER", left="PAIR-a", right="PAIR-b", answer=answer, kind="human")
+        for answer in (-3, -2, -1, 0, 1, 2, 3)
+    }
+    records = {answer: judgment.model_dump_json() for answer, judgment in said.items()}
+    answers = random.Random(0).choices(list(records), k=count)
+    payload = "{}" * 150
+    tables = {
+        "events (seq, at_ms, kind, rater_id, item_id, payload, previous, hash)": (
+            (begun + 2 * n + k + 1, times[n], kind, rater, pair, payload, "", f"{hash((n, k)):064x}")
+            for n, pair, rater in ids
+            for k, kind in enumerate(("assigned", "submitted"))
+        ),
+        "assignments (id, item_id, rater_id, left_id, right_id, state, lease_until_ms, seq)": (
+            (f"assignment-{n:08}", pair, rater, f"{pair}-a", f"{pair}-b", "done", times[n], begun + 2 * n + 1)
+            for n, pair, rater in ids
+        ),
+        "judgments (id, assignment_id, item_id, rater_id, kind, record, seq, vote, at_ms, active_ms)": (
+            (
+                f"judgment-{n:08}", f"assignment-{n:08}", pair, rater, "human",
+                records[answers[n]].replace("PAIR", pair).replace("RATER", rater),
+                begun + 2 * n + 2, -answers[n], times[n], 20_000,
+            )
+            for n, pair, rater in ids
+        ),
+    }  # fmt: skip
     with store.engine.begin() as connection:
         connection.exec_driver_sql("PRAGMA cache_size=-1500000")
-        for table in (EVENTS, ASSIGNMENTS, JUDGMENTS):
-            insert = sa.insert(table).compile(dialect=connection.dialect)
-            names, driver = insert.positiontup or [], connection.connection.cursor()
-            driver.executemany(str(insert), ([row[name] for name in names] for row in rows(table.name)))
+        driver = connection.connection.cursor()
+        for table, rows in tables.items():
+            marks = ", ".join("?" for _ in table.split(","))
+            driver.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
         judged = sa.select(sa.func.count()).where(JUDGMENTS.c.rater_id == RATERS.c.id).scalar_subquery()
         connection.execute(sa.update(RATERS).where(RATERS.c.id.in_(raters)).values(judged=judged))
         votes = {
@@ -393,7 +399,7 @@ def fill(store: Store, pairs: int) -> int:
             JUDGMENTS.c.rater_id, JUDGMENTS.c.at_ms / HOUR_MS, sa.func.count(), sa.func.sum(JUDGMENTS.c.active_ms), 0
         ).group_by(JUDGMENTS.c.rater_id, sa.text("2"))
         connection.execute(sa.insert(RATER_HOURS).from_select(list(RATER_HOURS.c.keys()), hours))
-        connection.execute(sa.update(LOG_HEAD).values(seq=2 * count))
+        connection.execute(sa.update(LOG_HEAD).values(seq=begun + 2 * count))
     return count
 
 
