@@ -113,10 +113,14 @@ def active_rater(connection: Connection, rater_id: str) -> Any:
 
 def claim(tx: Transaction, rules: Rules, rater_id: str, holding: Sequence[str]) -> Assignment | None:
     """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them."""
-    rater = active_rater(tx.connection, rater_id)
+    return claim_for(tx, rules, active_rater(tx.connection, rater_id), holding)
+
+
+def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str]) -> Assignment | None:
+    """`claim`, where the rater's row is known."""
     if rules.time_to_sweep(tx.now()):
         _lapse_expired(tx)
-    waiting = st.WAITING.all(tx.connection, rater=rater_id)
+    waiting = st.WAITING.all(tx.connection, rater=rater.id)
     for row in waiting:
         if row.item_id not in holding and resume(tx, rules, row):
             return load_assignment(tx.connection, rules, row)

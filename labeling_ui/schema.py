@@ -336,7 +336,7 @@ CREATE TABLE acceptances (
   rater_id TEXT PRIMARY KEY REFERENCES raters (id), version TEXT NOT NULL, at_ms BIGINT NOT NULL);
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY, at_ms BIGINT NOT NULL, kind TEXT NOT NULL, rater_id TEXT, item_id TEXT,
-  payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE);
+  payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE log_head (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL);
 INSERT INTO log_head (id, seq, hash) VALUES (1, 0, '');
 """

@@ -339,8 +339,10 @@ class Store:
         self, tx: Transaction, rater_id: str, submission: Submission, holding: Sequence[str] = ()
     ) -> tuple[Stored, Assignment | None]:
         """The same in a transaction that is there."""
-        stored = judging.submit(tx, self.rules, rater_id, submission)
-        return stored, assigning.claim(tx, self.rules, rater_id, holding)
+        rater = assigning.active_rater(tx.connection, rater_id)
+        stored = judging.submit_for(tx, self.rules, rater, submission)
+        counted = rater if stored.replayed else rater._replace(judged=rater.judged + 1)
+        return stored, assigning.claim_for(tx, self.rules, counted, holding)
 
     def amend(self, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
         """Put another answer in the place of a judgment's; the log keeps both.
