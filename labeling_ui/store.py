@@ -156,7 +156,9 @@ class Store:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection that sees one state of the store and takes no lock."""
-        with self.engine.connect().execution_options(**READ_ONLY) as connection:
+        sqlite = self.engine.dialect.name == "sqlite"
+        options: dict[str, Any] = READ_ONLY if sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(**options) as connection:
             yield connection
 
     def transact(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:

@@ -208,6 +208,23 @@ def test_an_invitation_gives_one_account_once(campaign: Campaign) -> None:
     assert campaign.call("one", "POST", "/api/lead/invitations", {}).status_code == 403
 
 
+def test_raters_see_their_agreement_with_gold_only_where_the_lead_allows(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(2)], raters=0)
+    campaign = Campaign(store)
+    pair = campaign.call("one", "GET", "/api/next").json()
+    store.set_gold(pair["pair_id"], pair["left"]["id"])
+    assert campaign.judge("one", "c", answer=-3, seconds_active=90.0, seconds_idle=5.0).status_code == 200
+    me = campaign.call("one", "GET", "/api/me").json()
+    assert me["gold_agreement"] is None
+    assert me["today"] == {"judged": 1, "active_seconds": 90.0, "idle_seconds": 5.0, "pace_per_hour": 40.0}
+    tomorrow = int(time.time() * 1000) + 86_400_000
+    assert campaign.call("one", "GET", f"/api/me?since_ms={tomorrow}").json()["today"]["judged"] == 0
+    campaign.app = create_app(store, replace(PAGE, show_gold_agreement=True))
+    assert campaign.call("one", "GET", "/api/me").json()["gold_agreement"] == {"right": 1, "n": 1}
+    assert "gold" not in campaign.call("one", "GET", "/api/next").text, "a gold pair looks like any other"
+    store.close()
+
+
 # --- all at once ---
 
 

@@ -122,6 +122,16 @@ def test_only_what_was_assigned_can_be_judged(url: str) -> None:
     assert store.judgments()[0] == []
 
 
+def test_a_reader_sees_one_state_while_others_write(url: str) -> None:
+    store = open_store(url, [make_pair(0)], raters=1)
+    query = sa.text("SELECT seq FROM log_head")
+    with store.reading() as connection:
+        before = connection.scalar(query)
+        assert store.claim("r0") is not None
+        assert connection.scalar(query) == before
+    assert store.status()["events"] == before + 1
+
+
 class Clock:
     """A clock that the test moves."""
 
