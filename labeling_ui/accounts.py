@@ -234,21 +234,29 @@ class LoginLimit:
         self._failures: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allows(self, address: str, name: str = "") -> bool:
-        """True if neither has failed too often lately. Without a name, that is asked of the address alone."""
+    def attempt(self, address: str, name: str = "") -> bool:
+        """Whether one more may be tried; it counts as a failure until it is `forgiven`, so that many at once are many.
+
+        Without a name the address alone is asked.
+        """
         limits = {(address, name): MAX_FAILURES, ("", name): MAX_FAILURES_OF_NAME}
         asked = (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
         with self._lock:
-            return all(len(self._recent(key)) < limit for key, limit in asked.items())
-
-    def failed(self, address: str, name: str = "") -> None:
-        """Count a failure."""
-        with self._lock:
-            for key in {(address, name), ("", name), (address, "")}:
+            if any(len(self._recent(key)) >= limit for key, limit in asked.items()):
+                return False
+            for key in asked:
                 self._failures[key] = [*self._recent(key), time.monotonic()]
                 self._failures.move_to_end(key)
             while len(self._failures) > MAX_NAMES_WATCHED:
                 self._failures.popitem(last=False)
+            return True
+
+    def forgive(self, address: str, name: str = "") -> None:
+        """The latest attempt was right."""
+        with self._lock:
+            for key in {(address, name), ("", name), (address, "")}:
+                if self._failures.get(key):
+                    self._failures[key].pop()
 
     def _recent(self, key: tuple[str, str]) -> list[float]:
         since = time.monotonic() - FAILURE_WINDOW_SECONDS
