@@ -178,36 +178,74 @@ class Load:
     """rater → (pair, number) of the last draft that was acknowledged and not yet followed by a judgment"""
 
 
-async def send(client: httpx.AsyncClient, method: str, path: str, body: object = None) -> Any:
-    """A request, tried again until the server answers: it may be dead just now."""
-    while True:
-        try:
-            reply = await client.request(method, path, json=body)
-        except httpx.TransportError:
-            await asyncio.sleep(0.05)
-            continue
-        return reply.raise_for_status().json()
+class Browser:
+    """One rater's connection, kept open. It takes little of the machine, which the server has to share with thirty."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, port = address.removeprefix("http://").partition(":")
+        self._port = int(port)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._kept: dict[str, str] = {}
+
+    async def log_in(self, name: str) -> None:
+        """Begin a session; later requests carry it."""
+        reply = await self.send("POST", "/api/login", {"username": name, "password": PASSWORD})
+        self._kept["X-CSRF-Token"] = reply["csrf_token"]
+
+    async def send(self, method: str, path: str, body: object = None) -> Any:
+        """A request, tried again until the server answers: it may be dead just now."""
+        content = b"" if body is None else json.dumps(body).encode()
+        headers = {"Host": f"{self._host}:{self._port}", "Content-Length": str(len(content)), **self._kept}
+        headers["Content-Type"] = "application/json"
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        while True:
+            try:
+                return await self._exchange("\r\n".join(lines).encode() + content)
+            except (OSError, asyncio.IncompleteReadError):
+                self.close()
+                await asyncio.sleep(0.05)
+
+    async def _exchange(self, request: bytes) -> Any:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        await writer.drain()
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        content = await reader.readexactly(int(headers["content-length"]))
+        if not status.startswith("HTTP/1.1 200"):
+            raise SystemExit(f"{status}: {content[:300]!r}")
+        if "set-cookie" in headers:
+            self._kept["Cookie"] = headers["set-cookie"].partition(";")[0]
+        return json.loads(content)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+        self._streams = None
 
 
 async def rate(load: Load, name: str, until: float) -> None:
     """One rater's work."""
-    async with httpx.AsyncClient(base_url=load.address, timeout=60) as client:
-        login = await send(client, "POST", "/api/login", {"username": name, "password": PASSWORD})
-        client.headers["X-CSRF-Token"] = login["csrf_token"]
-        pair, count = await send(client, "GET", "/api/next"), 0
-        await asyncio.sleep(random.uniform(0, load.think[1]))
-        while pair and time.monotonic() < until:
-            if load.drafts:
-                await send(client, "PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
-                load.latest_draft[name] = (pair["pair_id"], count)
-            await asyncio.sleep(random.uniform(*load.think))
-            said = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
-            begun = time.perf_counter()
-            reply = await send(client, "POST", "/api/judgments", {"client_id": f"{name}-{count}", **said})
-            load.times.append(time.perf_counter() - begun)
-            load.acknowledged.add(reply["judgment_id"])
-            load.latest_draft.pop(name, None)
-            pair, count = reply["next"], count + 1
+    browser = Browser(load.address)
+    await browser.log_in(name)
+    pair, count = await browser.send("GET", "/api/next"), 0
+    await asyncio.sleep(random.uniform(0, load.think[1]))
+    while pair and time.monotonic() < until:
+        if load.drafts:
+            await browser.send("PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
+            load.latest_draft[name] = (pair["pair_id"], count)
+        await asyncio.sleep(random.uniform(*load.think))
+        said = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
+        begun = time.perf_counter()
+        reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **said})
+        load.times.append(time.perf_counter() - begun)
+        load.acknowledged.add(reply["judgment_id"])
+        load.latest_draft.pop(name, None)
+        pair, count = reply["next"], count + 1
+    browser.close()
 
 
 async def rate_all(load: Load, raters: int, seconds: float) -> None:
@@ -317,11 +355,12 @@ async def count_lost_drafts(load: Load) -> int:
     """Drafts that were acknowledged and are not there, in that state or a later one."""
     lost = 0
     for name, (pair_id, number) in load.latest_draft.items():
-        async with httpx.AsyncClient(base_url=load.address, timeout=60) as client:
-            await send(client, "POST", "/api/login", {"username": name, "password": PASSWORD})
-            pair = await send(client, "GET", "/api/next")
-            if pair and pair["pair_id"] == pair_id:  # else the judgment arrived, and its reply did not
-                lost += pair["draft"] is None or int(pair["draft"]["rationale"]) < number
+        browser = Browser(load.address)
+        await browser.log_in(name)
+        pair = await browser.send("GET", "/api/next")
+        if pair and pair["pair_id"] == pair_id:  # else the judgment arrived, and its reply did not
+            lost += pair["draft"] is None or int(pair["draft"]["rationale"]) < number
+        browser.close()
     return lost
 
 
@@ -404,27 +443,29 @@ def fill(store: Store, pairs: int) -> int:
 
 
 async def measure_in_the_mass(address: str, seconds: float) -> tuple[list[float], list[float]]:
-    """Times of GET /api/next after each judgment, and of the dashboard's three requests together."""
+    """Times from a judgment to the next pair, and of the dashboard's three requests together."""
     nexts: list[float] = []
     dashboards: list[float] = []
-    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
-        login = await send(client, "POST", "/api/login", {"username": "the lead", "password": PASSWORD})
-        client.headers["X-CSRF-Token"] = login["csrf_token"]
+    paths = ("/api/lead/status", "/api/lead/agreement", "/api/lead/raters")
+    lead, *others = [Browser(address) for _ in paths]
+    for browser in (lead, *others):
+        await browser.log_in("the lead")
+    begun = time.perf_counter()
+    await asyncio.gather(*(one.send("GET", path) for one, path in zip((lead, *others), paths, strict=True)))
+    print(f"  the first dashboard after a start took {time.perf_counter() - begun:.1f} s", flush=True)
+    until = time.monotonic() + seconds
+    pair = await lead.send("GET", "/api/next")
+    while time.monotonic() < until:
+        said = {"client_id": f"c{len(nexts)}", "pair_id": pair["pair_id"], "answer": 1}
         begun = time.perf_counter()
-        await asyncio.gather(*(send(client, "GET", f"/api/lead/{one}") for one in ("status", "agreement", "raters")))
-        print(f"  the first agreement after a start took {time.perf_counter() - begun:.1f} s", flush=True)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        pair = (await lead.send("POST", "/api/judgments", said))["next"]
+        nexts.append(time.perf_counter() - begun)
+        if len(nexts) % 20 == 0:
             begun = time.perf_counter()
-            pair = await send(client, "GET", "/api/next")
-            nexts.append(time.perf_counter() - begun)
-            said = {"client_id": f"c{len(nexts)}", "pair_id": pair["pair_id"], "answer": 1}
-            await send(client, "POST", "/api/judgments", said | {"holding": ["-"]})
-            if len(nexts) % 20 == 0:
-                begun = time.perf_counter()
-                paths = [f"/api/lead/{one}" for one in ("status", "agreement", "raters")]
-                await asyncio.gather(*(send(client, "GET", path) for path in paths))
-                dashboards.append(time.perf_counter() - begun)
+            await asyncio.gather(*(one.send("GET", path) for one, path in zip((lead, *others), paths, strict=True)))
+            dashboards.append(time.perf_counter() - begun)
+    for browser in (lead, *others):
+        browser.close()
     return nexts, dashboards
 
 

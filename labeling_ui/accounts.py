@@ -169,7 +169,7 @@ def _begin_session(tx: Transaction, rater: Rater) -> Session:
 
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, if it lives and its rater is not disabled."""
-    with store.reading() as connection:
+    with store.glancing() as connection:
         row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=wall_clock_ms())
     if row is None or row.disabled:
         return None

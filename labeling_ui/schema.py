@@ -28,6 +28,9 @@ MAX_PRIORITY = 100
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
 
+ONE_STATEMENT = {"tiebreak_one_statement": True}
+"""Execution options of a connection that reads once: one statement sees one state without a transaction around it."""
+
 METADATA = MetaData()
 
 SCHEMA_MIGRATIONS = Table(
@@ -270,8 +273,9 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
-    read_only = connection.get_execution_options().get("tiebreak_read_only")
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get("tiebreak_one_statement"):
+        connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
 def flush_to_disk(engine: Engine) -> None:
