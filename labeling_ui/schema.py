@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
@@ -259,14 +260,13 @@ def build_engine(url: str) -> Engine:
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None  # sqlite3 begins nothing by itself: _begin_sqlite does
     cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    row = cursor.fetchone()
     # NORMAL: what FULL does within the commit, the store does after it, when others may write again (`flush_to_disk`).
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "foreign_keys=ON",
-    ):
+    # Where the file system allows no WAL, there is no log to flush.
+    synchronous = "NORMAL" if row is not None and row[0] == "wal" else "FULL"
+    settings = f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"
+    for pragma in (f"synchronous={synchronous}", *settings):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
@@ -278,26 +278,27 @@ def _begin_sqlite(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
-def flush_to_disk(engine: Engine) -> None:
-    """Return when every transaction that was committed before is on the disk.
+def flush_to_disk(log: Path) -> None:
+    """Return when every transaction that was committed to a SQLite file before is on the disk.
 
     SQLite's own way, `synchronous=FULL`, waits for the disk while it holds the write lock: one after the other. Here the
-    commit writes the log (the file `-wal`), lets the next writer in, and then waits; writers that wait at the same time
-    wait for the same write of the disk. A log that is gone was moved into the database, which is on disk by then.
+    commit writes the log, lets the next writer in, and then waits; writers that wait at the same time wait for the same
+    write of the disk. A log that is gone was moved into the database, which is on disk by then.
+
+    Args:
+        log: the database's file `-wal`.
 
     Raises:
         OSError: the disk does not confirm it.
     """
-    if engine.dialect.name != "sqlite":
-        return  # Postgres's commit returns when it is on disk, and lets those who wait share the write by itself
     try:
-        log = os.open(f"{engine.url.database}-wal", os.O_RDONLY)
+        file = os.open(log, os.O_RDONLY)
     except FileNotFoundError:
         return
     try:
-        os.fdatasync(log)
+        os.fdatasync(file)
     finally:
-        os.close(log)
+        os.close(file)
 
 
 # --- migrations ---

@@ -104,9 +104,9 @@ class Store:
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self._clock = clock
-        self._turn = (
-            _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
-        )
+        database = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._turn = _Turn(Path(database)) if database else None
+        self._log = Path(f"{database}-wal").absolute() if database else None
 
     @classmethod
     def open(
@@ -151,8 +151,8 @@ class Store:
             transaction = Transaction(connection, self._clock)
             yield transaction
             transaction.write_head()
-        if durable:
-            flush_to_disk(self.engine)
+        if durable and self._log is not None:
+            flush_to_disk(self._log)  # Postgres's commit returns when it is on disk, and shares that wait by itself
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
