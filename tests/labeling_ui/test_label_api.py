@@ -71,8 +71,8 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> Iterator[Campaign]:
-    store = open_store(tmp_path, [make_pair(n) for n in range(12)], overlap=2, raters=0)
+def campaign(url: str) -> Iterator[Campaign]:
+    store = open_store(url, [make_pair(n) for n in range(12)], overlap=2, raters=0)
     made = Campaign(store)
     yield made
     assert verify(store).faults == []
@@ -163,8 +163,8 @@ def test_nothing_comes_in_by_websocket(campaign: Campaign) -> None:
 # --- what is asked first ---
 
 
-def test_guidelines_and_consent_come_before_the_first_judgment(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=0)
+def test_guidelines_and_consent_come_before_the_first_judgment(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(3)], raters=0)
     page = replace(PAGE, guidelines="Be fair.", guideline_version="2", consent="May we?", consent_version="1")
     campaign = Campaign(store, page)
     assert campaign.judge("one", "a", answer=1).status_code == 403
@@ -246,9 +246,9 @@ def test_the_same_judgment_sent_many_times_at_once_is_stored_once(campaign: Camp
     assert len(campaign.store.judgments()[0]) == 2
 
 
-def test_what_fails_in_company_fails_alone(tmp_path: Path) -> None:
+def test_what_fails_in_company_fails_alone(url: str) -> None:
     """Changes that share a transaction: one that is refused and one that breaks leave no trace among the others."""
-    store = open_store(tmp_path, [make_pair(n) for n in range(4)], overlap=1, raters=4)
+    store = open_store(url, [make_pair(n) for n in range(4)], overlap=1, raters=4)
     for n in range(4):
         store.claim(f"r{n}")
     writer = Writer(store)
