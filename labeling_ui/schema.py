@@ -518,11 +518,17 @@ def _migrate_004_conversations(connection: Connection) -> None:
     _run_all(connection, _CONVERSATIONS)
 
 
+def _migrate_005_latest_judgments(connection: Connection) -> None:
+    """The lead's page reads what was judged since it last looked."""
+    connection.exec_driver_sql("CREATE INDEX judgments_in_order ON judgments (seq)")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
     _migrate_003_campaigns,
     _migrate_004_conversations,
+    _migrate_005_latest_judgments,
 )
 
 
