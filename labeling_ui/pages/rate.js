@@ -176,11 +176,17 @@ function open(name) {
   }
 }
 
+function toggleMenu(opened) {
+  find('nav').classList.toggle('open', opened);
+  find('[data-menu]').setAttribute('aria-expanded', String(opened));
+}
+
 desk.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
+  if (button.closest('nav')) toggleMenu(false);
   if (button.dataset.open) open(button.dataset.open);
-  else if (button.dataset.menu !== undefined) button.setAttribute('aria-expanded', String(find('nav').classList.toggle('open')));
+  else if (button.dataset.menu !== undefined) toggleMenu(!find('nav').classList.contains('open'));
   else if (button.dataset.theme !== undefined) switchTheme();
   else if (button.dataset.talk !== undefined) { if (talk) endTalk(); else beginTalk(); }
   else if (button.dataset.send !== undefined) send();

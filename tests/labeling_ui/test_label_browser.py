@@ -18,7 +18,7 @@ from labeling_ui.desk import SESSION_COOKIE
 from labeling_ui.schema import EVENTS
 from labeling_ui.store import Store, Submission
 from labeling_ui.verify import verify
-from tiebreak.records import Judgment, Pair
+from tiebreak.records import Judgment, Message, Pair
 
 pytestmark = needs_chromium
 
@@ -40,9 +40,11 @@ CHOICES = 3
 
 
 def campaign() -> list[Pair]:
-    """Hostile pairs, plain ones, and a ranking."""
+    """Hostile pairs, plain ones, one with a long conversation, and a ranking."""
     pairs = [make_pair(n, *texts) for n, texts in enumerate(HOSTILE)]
     pairs += [make_pair(n, f"first {n}", LONG if n == 5 else f"second {n}") for n in range(len(HOSTILE), 12)]
+    talk = [Message(role="assistant" if n % 2 else "user", content=LONG[:900]) for n in range(7)]
+    pairs[7] = pairs[7].model_copy(update={"messages": tuple(talk)})
     return [*pairs, make_pair(12, "one", "two", ("three",))]
 
 
