@@ -167,14 +167,24 @@ def _next_in_turn(connection: Connection, rater: Any) -> tuple[Any, int]:
     """
     found = []
     for pool in {"", rater.pool}:
-        given = {"rater": rater.id, "pool": pool, "from_turn": rater.cursor}
-        item = st.NEXT_UNLOCKED.one(connection, **given)
-        first = item if connection.dialect.name == "sqlite" else st.NEXT_IN_TURN.one(connection, **given)
-        found += [(item, first.turn)] if item is not None and first is not None else []
+        item, first = _next_of_pool(connection, {"rater": rater.id, "pool": pool, "from_turn": rater.cursor})
+        found += [(item, first.turn)] if item is not None else []
     if not found:
         return None, rater.cursor
     item, _ = min(found, key=lambda one: one[0].turn)
     return item, min([item.turn + 1, *(first for other, first in found if first < other.turn)])
+
+
+def _next_of_pool(connection: Connection, given: dict[str, Any]) -> tuple[Any, Any]:
+    """(the first item that can be had, the first that there is); they differ on Postgres alone."""
+    item = st.NEXT_UNLOCKED.one(connection, **given)
+    if connection.dialect.name == "sqlite":
+        return item, item
+    first = st.NEXT_IN_TURN.one(connection, **given)
+    while item is None and first is not None:  # all that is left is in others' hands: wait for what they leave
+        item = st.NEXT_AFTER_OTHERS.one(connection, **given)
+        first = st.NEXT_IN_TURN.one(connection, **given)
+    return item, first if first is not None else item
 
 
 def _assign_planned(tx: Transaction, rules: Rules, rater: Any, waiting: int) -> Assignment | None:

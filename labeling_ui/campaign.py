@@ -166,7 +166,7 @@ def _write_batch(tx: Transaction, batch: Batch, *, known: bool) -> None:
     enough = sa.case((ITEMS.c.taken > batch.overlap, ITEMS.c.taken), else_=batch.overlap)
     is_gold = sa.select(GOLD.c.item_id).where(GOLD.c.item_id == ITEMS.c.id).exists()
     offered = sa.case((is_gold, 0), else_=int(not batch.paused))
-    turn = ITEMS.c.position + turn_of(batch.priority, 0)
+    turn = sa.cast(ITEMS.c.position, sa.BigInteger) + sa.literal(turn_of(batch.priority, 0), sa.BigInteger)
     steered = {"overlap": enough, "offered": offered, "freed": 0, "turn": turn, "pool": batch.pool}
     changed = tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.batch == batch.name).values(**steered))
     if changed.rowcount:

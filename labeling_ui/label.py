@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from labeling_ui.accounts import needs_login
+from labeling_ui.aggregate import AggregationConfig
 from labeling_ui.agreement import measure_agreement, print_agreement
 from labeling_ui.assigning import LEASE_SECONDS
 from labeling_ui.export import Format, export
@@ -94,8 +95,10 @@ class LabelConfig(StageConfig):
     """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
     consent_version: str = "1"
     """recorded with their consent; who has agreed to another is asked again"""
+    aggregation: AggregationConfig = AggregationConfig()
     formats: list[Format] = Field(default_factory=list)
-    """further forms of the preferences: parquet (a folder for datasets.load_dataset), unpaired (for KTO)"""
+    """further forms: parquet (a folder for datasets.load_dataset), datasets (one for load_from_disk), unpaired (for
+    KTO), csv (the judgments, for spreadsheets)"""
     simulate: SimulateConfig | None = None
     """simulated raters in place of people; true takes all defaults, false turns the section off"""
 
@@ -137,6 +140,7 @@ class StoreArguments(Section):
     store: str
     output: str | None = None
     formats: list[Format] = Field(default_factory=list)
+    aggregation: AggregationConfig = AggregationConfig()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -187,7 +191,7 @@ def label_by_simulation(config: LabelConfig) -> None:
     refuse_people(store)
     add_pairs(store, config, pairs)
     simulate(store, config.simulate or SimulateConfig())
-    report = export(store, run, config.formats)
+    report = export(store, run, config.aggregation, config.formats)
     store.close()
     print(describe(report, run))
 
@@ -320,13 +324,13 @@ def _export(words: list[str]) -> None:
         if given.output is None:
             raise ConfigError("label export: --output is missing: the folder to write")
         store = Store.open(given.store)
-        config = _config_of_store(store, given.output, given.formats)
+        config = _config_of_store(store, given.output, given)
     run = start_run(config, "label", {"pairs": config.pairs} if config.pairs else {})
     if run.finished:
         _check_exported(store, run)
         print(f"{run.folder} holds this export already: nothing to do")
         return
-    print(describe(export(store, run, config.formats), run))
+    print(describe(export(store, run, config.aggregation, config.formats), run))
 
 
 def _match_pairs(store: Store, config: LabelConfig) -> None:
@@ -338,7 +342,7 @@ def _match_pairs(store: Store, config: LabelConfig) -> None:
         )
 
 
-def _config_of_store(store: Store, output: str, formats: list[Format]) -> LabelConfig:
+def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelConfig:
     """The configuration that a store's own settings amount to. Pairs that are no longer where they were are left
     out."""
     settings = store.campaign()
@@ -350,7 +354,9 @@ def _config_of_store(store: Store, output: str, formats: list[Format]) -> LabelC
             continue
     url = store.engine.url.render_as_string(hide_password=True)
     known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
-    return LabelConfig(output=output, pairs=pairs, store=url, formats=formats, **known)
+    return LabelConfig(
+        output=output, pairs=pairs, store=url, formats=given.formats, aggregation=given.aggregation, **known
+    )
 
 
 def _check_exported(store: Store, run: Run) -> None:

@@ -99,9 +99,9 @@ _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 class Transaction:
     """A writing transaction: its connection, and the log it appends to.
 
-    On Postgres the log's head is locked from the first event on, so that the chain is one. Whoever holds it waits for
-    nobody's items: they are locked before, or passed over where another holds them (`SKIP LOCKED`). That is what keeps
-    two transactions from waiting for each other.
+    On Postgres the log's head is locked from the first event on, so that the chain is one. Items are locked before it, or
+    passed over where another holds them (`SKIP LOCKED`), so that two transactions seldom wait for each other; where they
+    do, for the last items of a campaign, Postgres ends one and `Store.transact` begins it anew.
     """
 
     def __init__(self, connection: Connection, clock: Callable[[], int] | None) -> None:

@@ -435,29 +435,49 @@ def _migrate_003_campaigns(connection: Connection) -> None:
 
 def _count_what_is_there(connection: Connection) -> None:
     """Fill the columns that came with this migration from the records and the log."""
-    times = dict(connection.execute(sa.select(EVENTS.c.seq, EVENTS.c.at_ms)).all())
+    times = {row.seq: row.at_ms for row in connection.execute(sa.select(EVENTS.c.seq, EVENTS.c.at_ms))}
     query = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.record, JUDGMENTS.c.seq, ASSIGNMENTS.c.occasion, ITEMS.c.first_id)
     query = query.join(ASSIGNMENTS, ASSIGNMENTS.c.id == JUDGMENTS.c.assignment_id)
     for row in connection.execute(query.join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)).all():
         said = json.loads(row.record)
         vote = vote_of(said["answer"], skip=said["skip"], left_is_first=said["left"] == row.first_id)
-        active = round(1000 * (said.get("seconds_active") or 0))
-        counted = {"vote": vote, "at_ms": times[row.seq], "active_ms": active, "occasion": row.occasion}
+        counted = {"vote": vote, "at_ms": times[row.seq], "occasion": row.occasion}
+        if not row.id.startswith("imported-"):
+            counted["active_ms"] = round(1000 * (said.get("seconds_active") or 0))
         connection.execute(sa.update(JUDGMENTS).where(JUDGMENTS.c.id == row.id).values(**counted))
     _run_all(connection, _RECOUNT)
+    _count_hours(connection)
 
 
-_RECOUNT = f"""
-INSERT INTO rater_hours (rater_id, hour, judged, active_ms, idle_ms)
-  SELECT rater_id, at_ms / {HOUR_MS}, count(*), sum(active_ms), 0 FROM judgments GROUP BY rater_id, at_ms / {HOUR_MS};
+_RECOUNT = """
 UPDATE raters SET judged = (SELECT count(*) FROM judgments WHERE judgments.rater_id = raters.id);
 UPDATE items SET
   for_first = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote > 0),
   for_second = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote < 0),
   for_neither = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote = 0);
 UPDATE items SET disputed = CASE WHEN for_first > 0 AND for_second > 0 THEN 2
-  WHEN for_first + for_second > 0 AND for_neither > 0 THEN 1 ELSE 0 END
+  WHEN for_first + for_second > 0 AND for_neither > 0 THEN 1 ELSE 0 END;
 """
+
+
+def _count_hours(connection: Connection) -> None:
+    """The work of each rater and hour, from the log: time spent on what was undone since counts too."""
+    kinds = ("submitted", "skipped", "imported", "undone")
+    hours: dict[tuple[str, int], list[int]] = {}
+    judged_in: dict[str, int] = {}
+    for event in connection.execute(sa.select(EVENTS).where(EVENTS.c.kind.in_(kinds)).order_by(EVENTS.c.seq)):
+        payload = json.loads(event.payload)
+        judgment, active_ms = payload["judgment_id"], 0
+        if event.kind in ("submitted", "skipped"):
+            active_ms = round(1000 * (payload["judgment"].get("seconds_active") or 0))
+        if event.kind != "undone":
+            judged_in[judgment] = -1 if event.kind == "imported" else event.at_ms // HOUR_MS
+        counts = hours.setdefault((event.rater_id, judged_in[judgment]), [0, 0])
+        counts[0] += -1 if event.kind == "undone" else 1
+        counts[1] += active_ms
+    for (rater_id, hour), (judged, active_ms) in hours.items():
+        row = {"rater_id": rater_id, "hour": hour, "judged": judged, "active_ms": active_ms, "idle_ms": 0}
+        connection.execute(sa.insert(RATER_HOURS).values(**row))
 
 
 def vote_of(answer: int | None, *, skip: bool, left_is_first: bool) -> int | None:

@@ -74,6 +74,7 @@ _IN_TURN = (
 )
 NEXT_IN_TURN = Prepared(_IN_TURN)
 NEXT_UNLOCKED = Prepared(_IN_TURN.with_for_update(skip_locked=True))
+NEXT_AFTER_OTHERS = Prepared(_IN_TURN.with_for_update())
 """Everything before the rater's cursor is full or was theirs already: a claim stays quick in a store of a million."""
 NEXT_FREED = Prepared(
     sa.select(ITEMS)

@@ -184,10 +184,17 @@ class Preference(Record):
     rejected: Messages
     strength: float | None = Field(default=None, ge=0)
     """1 (slightly better) to 3 (much better), the mean over the raters who agree; None where it was not asked."""
+    margin: float | None = Field(default=None, ge=0)
+    """TRL's column: strength / 3 (Touvron et al. 2023, Table 27, small margin)."""
     agreement: float | None = None
+    """Share of the votes, ties among them, that prefer `chosen`."""
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    """Soft label: the chance that `chosen` is the better one; 0.5 for a tie that is kept."""
     raters: tuple[str, ...] | None = None
     """Pseudonymous ids of the raters behind it; None where the data does not say."""
     weight: float = 1.0
+    adjudicated: bool = False
+    """Settled by a lead, who then is the only one in `raters`."""
     kind: Kind = "unstated"
     pair_id: str | None = None
     prompt_id: str = ""
@@ -503,7 +510,9 @@ def read_preferences(source: str) -> list[Preference]:
     return preferences
 
 
-_PREFERENCE_EXTRAS = "strength agreement raters weight kind pair_id split chosen_finished rejected_finished".split()
+_PREFERENCE_EXTRAS = (
+    "strength margin agreement confidence raters weight adjudicated kind pair_id split chosen_finished rejected_finished"
+).split()
 
 
 def _parse_preference(row: dict[str, Any]) -> Preference:

@@ -52,7 +52,7 @@ def rubric_pairs(count: int) -> list[Pair]:
 
 
 def open_store(
-    folder: Path,
+    where: Path | str,
     pairs: list[Pair],
     *,
     overlap: int = 1,
@@ -60,8 +60,9 @@ def open_store(
     clock: Callable[[], int] | None = wall_clock_ms,
     lease_seconds: int = 1200,
 ) -> Store:
-    """A store with pairs and raters r0, r1, …"""
-    store = Store.open(f"sqlite:///{folder}/labels.sqlite", create=True, clock=clock, lease_seconds=lease_seconds)
+    """A store with pairs and raters r0, r1, … `where` is a URL, or a folder for a SQLite file."""
+    url = where if isinstance(where, str) else f"sqlite:///{where}/labels.sqlite"
+    store = Store.open(url, create=True, clock=clock, lease_seconds=lease_seconds)
     store.add_pairs(pairs, overlap=overlap, seed=0, source="test", source_id="test")
     for n in range(raters):
         store.add_rater(f"rater {n}", rater_id=f"r{n}")
