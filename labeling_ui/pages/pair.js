@@ -1,6 +1,5 @@
 // The pair on the screen: its texts, and everything a rater says beside the answer itself (edit, reason, flags, aspects).
 // All texts arrive as HTML that the server made inert.
-const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
 const SAVE_AFTER_MS = 800; // a draft is on the server within two seconds of a change
 const IDLE_AFTER_MS = 60000;
 const reason = find('[name=rationale]');

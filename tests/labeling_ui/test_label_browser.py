@@ -55,6 +55,8 @@ class Site:
     address: str
     store: Store
     browser: Any
+    elsewhere: list[str]
+    """requests to other hosts, by any of the pages"""
 
     def open(self, rater: str, *, role: Any = "rater", path: str = "/rate/", after: int = 0, **context: Any) -> Any:
         """A page of a new rater, who has accepted the guidelines and judged the first `after` pairs."""
@@ -73,6 +75,7 @@ class Site:
         window = self.browser.new_context(**{"viewport": {"width": 1366, "height": 768}, **context})
         window.add_cookies([{"name": SESSION_COOKIE, "value": session.token, "url": self.address}])
         window.set_default_timeout(20_000)
+        window.on("request", lambda one: None if one.url.startswith(self.address) else self.elsewhere.append(one.url))
         page = window.new_page()
         page.goto(self.address + path)
         page.wait_for_selector(".desk[aria-busy=false]")
@@ -101,8 +104,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     words += ["--guidelines", "Prefer the **true** answer.", "--show-gold-agreement", "true"]
     with serving(folder, campaign(), *words) as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield Site(address, store, browser)
+        site = Site(address, store, browser, [])
+        yield site
         browser.close()
+    assert site.elsewhere == []
     assert verify(store).faults == []
     store.close()
 
@@ -131,9 +136,7 @@ def eventually(page: Any, found: Callable[[], bool], what: str) -> None:
 
 def test_judging_by_keys(site: Site) -> None:
     page = site.open("keys")
-    elsewhere: list[str] = []
     errors: list[str] = []
-    page.on("request", lambda one: None if one.url.startswith(site.address) else elsewhere.append(one.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.reload()
@@ -159,7 +162,7 @@ def test_judging_by_keys(site: Site) -> None:
     assert site.events("keys").count("shown") >= 8
     assert page.evaluate("window.pwned") is None
     assert errors == []
-    assert elsewhere == []
+    assert site.elsewhere == []
 
 
 def in_view(page: Any, *selectors: str) -> None:
