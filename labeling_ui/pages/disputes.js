@@ -2,10 +2,11 @@
 const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-next]' };
 let disputes = [];
 let opened = null; // the dispute on the screen
+let settled = false; // whether those are listed that are settled already
 
 async function showDisputes(openNext = true) {
   try {
-    disputes = await call('/api/lead/disputes?limit=200');
+    disputes = await call(`/api/lead/disputes?limit=200&adjudicated=${settled}`);
     listDisputes();
     if (openNext && (!opened || !disputes.some((one) => one.item_id === opened.pair.pair_id))) {
       if (disputes.length) await openDispute(disputes[0].item_id);
@@ -29,7 +30,7 @@ function listDisputes() {
 
 function closeDispute() {
   opened = null;
-  find('.case').replaceChildren(make('p', { class: 'note' }, words['disputes.none']));
+  find('.case').replaceChildren(make('p', { class: 'note' }, words[settled ? 'disputes.none_settled' : 'disputes.none']));
 }
 
 async function openDispute(id) {
@@ -71,6 +72,12 @@ function nextDispute() {
 }
 
 function settleBy(button) {
+  if (button.dataset.settled !== undefined) {
+    settled = !settled;
+    button.setAttribute('aria-pressed', String(settled));
+    showDisputes();
+    return;
+  }
   if (button.dataset.dispute) openDispute(button.dataset.dispute);
   else if (button.dataset.answer !== undefined) settle({ answer: Number(button.dataset.answer) });
   else if (button.dataset.both_bad !== undefined) settle({ both_bad: true });

@@ -211,7 +211,7 @@ const PLAIN = {
 };
 
 document.addEventListener('keydown', (event) => {
-  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (event.isComposing || event.keyCode === 229 || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   const target = event.target.closest ? event.target : document.body;
   const { key } = event;
   if (target.closest(typing)) {

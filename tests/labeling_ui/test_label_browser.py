@@ -42,8 +42,9 @@ CHOICES = 3
 def campaign() -> list[Pair]:
     """Hostile pairs, plain ones, one with a long conversation, and a ranking."""
     pairs = [make_pair(n, *texts) for n, texts in enumerate(HOSTILE)]
-    pairs += [make_pair(n, f"first {n}", LONG if n == 5 else f"second {n}") for n in range(len(HOSTILE), 12)]
+    pairs += [make_pair(n, f"first {n}", f"second {n}") for n in range(len(HOSTILE), 12)]
     talk = [Message(role="assistant" if n % 2 else "user", content=LONG[:900]) for n in range(7)]
+    pairs[5] = make_pair(5, "first\r\nline\rand more", LONG.replace("\n", "\r\n"))
     pairs[7] = pairs[7].model_copy(update={"messages": tuple(talk)})
     return [*pairs, make_pair(12, "one", "two", ("three",))]
 
@@ -212,6 +213,15 @@ def test_drafts_are_saved_and_come_back(site: Site) -> None:
     (judgment,) = site.judgments("drafts", 4)
     assert judgment.aspects == {"helpful": 2, "honest": -1}
     assert (judgment.flags, judgment.rationale, judgment.answer) == (("personal_data",), "because", -2)
+
+
+def test_a_look_into_the_editor_is_no_edit(site: Site) -> None:
+    page = site.open("looks", after=5)
+    on(page, 5)
+    press(page, "e", "Escape", "6")
+    on(page, 6)
+    eventually(page, lambda: len(site.judgments("looks", 5)) == 1, "a judgment")
+    assert site.judgments("looks", 5)[0].edited_text is None
 
 
 def test_an_edit_goes_with_the_better_answer_alone(site: Site) -> None:
@@ -464,6 +474,9 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     left = page.inner_text(".side-left .text")
     press(page, "1")
     page.wait_for_function(f"document.querySelectorAll('.disputes li').length === {waiting - 1}")
+    page.click("[data-settled]")
+    page.wait_for_function("document.querySelectorAll('.disputes li').length === 1")
+    page.wait_for_selector(".case .note >> text=A is much better")
     (settled,) = site.store.adjudications()
     assert (settled.pair_id, settled.answer) == (first.pair_id, -3)
     texts = {completion.id: completion.text for pair in campaign() for completion in pair.completions}
