@@ -37,12 +37,20 @@ async function sendAll(arrived, turnedDown) {
     } catch (error) {
       if (error.status === 401 || error.status === 403) { // kept: sent after the next login
         warn(error.message, 'refused');
+        if (error.status === 403) startAgain();
         return;
       }
       localStorage.removeItem(key);
       turnedDown(error, body);
     }
   }
+}
+
+// Load the page again, which asks for whatever is missing (a new version of the guidelines, say); once a minute at most.
+function startAgain() {
+  const lately = Number(sessionStorage.getItem('tiebreak-started')) > Date.now() - 60000;
+  sessionStorage.setItem('tiebreak-started', Date.now());
+  if (!lately) window.location.reload();
 }
 
 // Try until the server answers, and say so while it does not.

@@ -79,12 +79,14 @@ async function beginAmending(id) {
 async function amend(body) {
   const id = amending;
   const { pair_id: _, ...answer } = body;
+  busy = true;
   try {
     await insist(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer });
     stopAmending();
   } catch (error) {
     warn(error.message, 'refused');
   }
+  busy = false;
 }
 
 function stopAmending() {

@@ -474,6 +474,7 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     left = page.inner_text(".side-left .text")
     press(page, "1")
     page.wait_for_function(f"document.querySelectorAll('.disputes li').length === {waiting - 1}")
+    page.wait_for_function(f"document.querySelector('.badge').textContent === '{waiting - 1}'")
     page.click("[data-settled]")
     page.wait_for_function("document.querySelectorAll('.disputes li').length === 1")
     page.wait_for_selector(".case .note >> text=A is much better")
