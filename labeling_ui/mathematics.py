@@ -19,6 +19,8 @@ from markdown_it.rules_inline import StateInline
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from markdown_it.ruler import RuleOptionsType
+
 MAX_FORMULA_CHARACTERS = 2_000
 MAX_NESTING = 40
 MAX_FORMULAS = 300
@@ -45,7 +47,7 @@ _PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
 def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
     r"""Let `$…$`, `$$…$$`, `\(…\)` and `\[…\]` be formulas."""
     markdown.inline.ruler.before("escape", "formula", _formula_rule)
-    interrupts = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    interrupts: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     markdown.block.ruler.before("fence", "formula", _formula_block_rule, interrupts)
     return markdown
 
