@@ -4,7 +4,22 @@ const words = props.value.words;
 const find = (selector) => desk.querySelector(selector);
 const all = (selector) => [...desk.querySelectorAll(selector)];
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const kept = openStorage();
 let csrfToken = '';
+
+// The browser's storage; this window's memory where it is forbidden.
+function openStorage() {
+  try {
+    localStorage.setItem('tiebreak', '');
+    return localStorage;
+  } catch (error) {
+    return Object.create({
+      getItem(key) { return this[key] ?? null; },
+      setItem(key, value) { this[key] = String(value); },
+      removeItem(key) { delete this[key]; },
+    });
+  }
+}
 
 // A request's JSON; ends at the login page when the session has ended. `refused` marks errors that no repetition mends.
 async function call(path, { method = 'GET', body } = {}) {
@@ -75,11 +90,11 @@ function leave() {
 
 function switchTheme() {
   const dark = document.body.classList.toggle('dark');
-  localStorage.setItem('tiebreak-theme', dark ? 'dark' : 'light');
+  kept.setItem('tiebreak-theme', dark ? 'dark' : 'light');
 }
 
 document.documentElement.lang = words.language;
-const chosenTheme = localStorage.getItem('tiebreak-theme');
+const chosenTheme = kept.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
 for (const title of all('.title')) title.textContent = props.value.title;
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 
 import httpx
@@ -172,9 +174,25 @@ def test_a_conversation_in_the_browser(tmp_path: Path, tiny_model: Path) -> None
         page.keyboard.press("c")
         page.wait_for_selector(".desk[data-pair=pair-0]")
         browser.close()
+    for _ in range(100):  # the server was killed; whoever answered for it ends too
+        left = [told for told in commands() if "labeling_ui.worker" in told or "preference.answer" in told]
+        if not any(str(tmp_path) in told or str(tiny_model) in told for told in left):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"still there: {left}")
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
     judgments = {judgment.pair_id: judgment for judgment in store.judgments()[0]}
     assert [judgments[str(first)].answer, len(judgments)] == [3, 2]
     pair = next(one for one in store.pairs() if one.id == first)
     assert better == next(one.text for one in pair.completions if one.id == judgments[str(first)].right)
     assert verify(store).faults == []
+
+
+def commands() -> list[str]:
+    """The command lines of all processes."""
+    told = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            told.append(path.read_text(errors="replace").replace("\0", " "))
+    return told
