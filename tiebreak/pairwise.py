@@ -46,7 +46,7 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
     Returns:
         False, having said why, where the architecture cannot take it and the plain forward stays.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = whole_model(model)
     reason = why_not(base)
     if reason:
         say(f"the plain forward stays: {type(base).__name__} cannot take packed rows, as {reason}")
@@ -63,6 +63,17 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
 
     base.forward = types.MethodType(forward, base)
     return True
+
+
+def whole_model(model: nn.Module) -> nn.Module:
+    """The model under a PEFT wrapper, its adapters still in it."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
+def packs(model: nn.Module) -> bool:
+    """Whether `hidden_states` may be asked of a model, which is tried once."""
+    return bool(model.config._attn_implementation == TREE_ATTENTION) or not why_not(model)
 
 
 def why_not(model: nn.Module) -> str:
@@ -179,7 +190,7 @@ def _log_probs(
 
 
 def packed_log_probs(
-    model: nn.Module, packing: Packing, sequence: Tensor, step: Tensor, targets: Tensor
+    model: nn.Module, packing: Packing, sequence: Tensor, step: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[HeadOutput, tuple[Tensor, Tensor]]:
     """What the head makes of token `step` of `sequence` for `targets`, each of shape (tokens,).
 
@@ -188,7 +199,7 @@ def packed_log_probs(
     """
 
     def one_pass(row: PackedRow, at: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-        out = token_logps(hidden_states(model, row)[at], model.get_output_embeddings(), wanted)
+        out = token_logps(hidden_states(model, row)[at], model.get_output_embeddings(), wanted, temperature)
         return out.logps, out.entropy, out.mean_logits, out.is_top1
 
     chosen = [(packing.row[sequence] == number).nonzero().squeeze(1) for number in range(len(packing.rows))]
