@@ -113,8 +113,9 @@ def _differs(model: nn.Module) -> str:
     """Why packed rows give other hidden states than plain ones, on sequences that share some tokens; empty if not."""
     window = _window(model)
     vocabulary = model.config.get_text_config().vocab_size
-    ids = [number % vocabulary for number in (7, 11, 3, 9, 5, 13, 8, 4)]
-    sequences = [ids[:6], [*ids[:4], *ids[6:]], ids[2:5]]
+    ids = [number % vocabulary for number in (7, 11, 3, 9, 5, 13, 8, 4, 6, 12, 10, 2)]
+    # two of one prompt, and a third that begins alike
+    sequences = [ids[:11], [*ids[:9], ids[11]], [*ids[:8], ids[3], ids[1]]]
     packing = pack_sequences(sequences, [[0, 1], [2]], device=next(model.parameters()).device)
     with _evaluating(model):
         try:

@@ -153,10 +153,11 @@ labels were flipped: ¾·¾ + ¼·¼ = 5/8. `exo_pair` takes the better side for
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path, loss: str) -> None:
-    """200 steps of 64 pairs, each pair in its shares within one batch. Measured: sigmoid 0.024, MEASURED.
+    """200 steps of 64 pairs, each pair in its shares within one batch. Measured: 0.024 sigmoid, 0.024 robust, 0.026 exo_pair.
 
     Rows come in the order they are in, as batches drawn from all of them would tear the shares apart (and ones grouped
-    by length would hold a single prompt each), which more than doubles the distance. Rows are packed, as by default.
+    by length would hold a single prompt each), which more than doubles the distance. `exo_pair` computes them packed, as the stage does by default; with the others'
+    hundreds of rows of five tokens a step that takes three times as long as padding.
     """
     smoothing, better, worse, batch = LOSSES[loss]
     config = DPOConfig(
@@ -181,5 +182,7 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
     trainer.train()
     reference, best = start
     reached = answer_logps(trainer.model)
-    print(f"{loss}: total variation {total_variation(reached, best):.4f}, before {total_variation(reference, best):.4f}")
+    print(
+        f"{loss}: total variation {total_variation(reached, best):.4f}, before {total_variation(reference, best):.4f}"
+    )
     assert total_variation(reached, best) < 0.05
