@@ -91,7 +91,7 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
     config = PPOConfig(
         output=str(tmp_path),
         policy="",
-        reward_model="",
+        reward_model="table",
         prompts="",
         training=training(None, 128),
         episodes_per_rollout=512,
@@ -105,14 +105,14 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         normalise_scores=False,
     )
     run = Run(folder=tmp_path, stage="ppo", config=config, inputs={}, fingerprint="")
-    backbone = build_toy_backbone(build_toy_policy(), KnownReward(toy_rewards()))
+    backbone = build_toy_backbone(build_toy_policy())
     trainer = PPOTrainer(
         backbone,
         quiet(build_ppo_args(config, run), 8),
         ppo_settings(config, EOS),
+        [KnownReward(toy_rewards())],
         [list(prompt) for prompt in PROMPTS],
         [],
-        tmp_path / "score_scale.json",
     )
     trainer.train()
     reference, best = start
