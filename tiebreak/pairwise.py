@@ -172,7 +172,7 @@ def _log_probs(
     model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]
 ) -> Any:
     """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
-    if not kwargs.get("fused_lm_head"):
+    if not kwargs.get("fused_lm_head") or kwargs.get("output_router_logits"):
         return plain_forward(**kwargs)
     from trl.trainer.utils import FusedCausalLMOutput
 
