@@ -50,9 +50,10 @@ class Batch:
 class Backbone(nn.Module):
     """One language model with its adapters, and the value head. `forward` is the policy's training pass."""
 
-    def __init__(self, lm: PeftModel, pad_id: int) -> None:
+    def __init__(self, lm: PeftModel, pad_id: int, reference: str = REFERENCE) -> None:
         super().__init__()
         self.lm = lm
+        self.reference = reference
         self.value_head = nn.Linear(
             lm.config.get_text_config().hidden_size, 1, device=next(lm.parameters()).device, dtype=torch.float32
         )
@@ -117,10 +118,6 @@ class Backbone(nn.Module):
         """Log-probabilities alone, in the shape of `forward`'s, under the adapter that is active."""
         hidden = self.hidden_states(batch.layout)[batch.before]
         return _spread(self._head(hidden, batch.targets, temperature).logps, batch.mask)
-
-    def trainable_names(self) -> list[str]:
-        """Names of the parameters that train: the policy's adapter and the value head."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def load_value_head(self, file: Path) -> None:
         """Start the critic from another run's.
