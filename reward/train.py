@@ -15,18 +15,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
+from trl import RewardTrainer
 
 from tiebreak.chat import Encoded, encode_preference
 from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
-from tiebreak.pairwise import share_prefixes
+from tiebreak.pairwise import pack_forward
+from tiebreak.passes import StepInPasses
 from tiebreak.records import Preference, read_preferences, split_preferences, write_json, write_jsonl
 from tiebreak.runs import Run, start_run
 from tiebreak.statistics import wilson_interval
 from tiebreak.tracking import RunRecorder
-from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, preflight, train
+from tiebreak.training import (
+    common_arguments,
+    describe,
+    drop_too_long,
+    evaluation_rows,
+    finish_adapter,
+    last_metrics,
+    preflight,
+    train,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +65,7 @@ class RewardConfig(StageConfig):
     centering: float = Field(default=0.01, ge=0.0)
     """weight of the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
     share_prefixes: bool = True
-    """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,10 @@ class EncodedPreference:
     rejected: list[int]
     margin: float
     source: Preference
+
+
+class PackedRewardTrainer(StepInPasses, RewardTrainer):
+    """TRL's trainer, its step in passes."""
 
 
 def train_reward(config: RewardConfig) -> None:
@@ -87,18 +102,17 @@ def train_reward(config: RewardConfig) -> None:
     )
     model = load_reward_model(source, config.training, config.adapter, tokenizer)
 
-    from trl import RewardTrainer
-
     recorder = RunRecorder(run)
-    trainer = RewardTrainer(
+    trainer = PackedRewardTrainer(
         model=model,
         args=build_reward_args(config, run),
         train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(validation_set) if validation_set else None,
+        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
         processing_class=tokenizer,
     )
+    trainer.tokens_per_pass = config.training.tokens_per_pass
     if config.share_prefixes:
-        share_prefixes(trainer.model)
+        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
     train(trainer, run, recorder)
 
     def report(answer: dict[str, Any]) -> dict[str, Any]:

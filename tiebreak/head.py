@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tiebreak.models import gathered
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,22 @@ class _TokenLogps(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         for h, y in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
             logits = nn.functional.linear(h, weight, bias)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-            log_normaliser = logits.logsumexp(-1)
-            picked = logits.gather(-1, y[:, None]).squeeze(-1)
-            means, top = logits.mean(-1) * temperature, logits.argmax(-1) == y
-            log_probabilities = logits.sub_(log_normaliser[:, None])  # in place: the logits are not needed again
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            means, top = logits.mean(-1), logits.argmax(-1) == y
+            if temperature != 1.0:
+                logits /= temperature
+            log_probabilities = logits.log_softmax(-1)
+            del logits
+            picked = log_probabilities.gather(-1, y[:, None]).squeeze(-1)
             probabilities = log_probabilities.exp()
             entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
             if wanted:
-                slope = weight[y].to(logits.dtype) - (probabilities.to(weight.dtype) @ weight).to(logits.dtype)
+                slope = weight[y].to(picked.dtype) - (probabilities.to(weight.dtype) @ weight).to(picked.dtype)
                 slopes.append(slope / temperature)
             if wanted and entropy_gradient:  # dH/dlogit_v = −p_v·(log p_v + H)
                 pull = probabilities * (log_probabilities + entropy[:, None])
-                entropy_slopes.append((pull.to(weight.dtype) @ weight).to(logits.dtype) / -temperature)
-            outputs.append((picked - log_normaliser, entropy, means, top))
+                entropy_slopes.append((pull.to(weight.dtype) @ weight).to(picked.dtype) / -temperature)
+            outputs.append((picked, entropy, means, top))
         logps, entropy, means, top = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         if wanted:
             ctx.save_for_backward(*(torch.cat(parts) for parts in (slopes, entropy_slopes) if parts))

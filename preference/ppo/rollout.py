@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from preference.adapters import POLICY, merged_adapter
-from preference.packing import batches_by_tokens
+from preference.layout import batches_by_tokens
 from preference.ppo.backbone import Backbone
 from preference.ppo.losses import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from preference.rewards import TOKENS_AT_ONCE, Reward, score_all
