@@ -151,18 +151,32 @@ class Preference(Record):
     prompt: Messages
     chosen: Messages
     rejected: Messages
-    strength: float | None = Field(default=None, ge=0)
+    strength: float | None = None
     """1 (slightly better) to 3 (much better), the mean over the raters who agree; None where it was not asked."""
-    agreement: float | None = None
+    agreement: float | None = Field(default=None, ge=0, le=1)
     raters: tuple[str, ...] | None = None
     """Pseudonymous ids of the raters behind it; None where the data does not say."""
-    weight: float = 1.0
+    margin: float | None = None
+    """By how much the scores must differ, in units of score; 0 or more, for the chosen answer is the better one."""
+    weight: float = Field(default=1.0, ge=0)
     kind: Kind = "unstated"
     pair_id: str | None = None
     prompt_id: str = ""
+    source: str = ""
+    tags: tuple[str, ...] = ()
     split: Split | None = None
     chosen_finished: bool = True
     rejected_finished: bool = True
+
+    @field_validator("margin", "strength")
+    @classmethod
+    def _of_the_right_sign(cls, value: float | None) -> float | None:
+        if value is not None and value < 0:
+            raise ValueError(
+                f"{value:g} is below 0 and says that the rejected answer is the better one: swap chosen and rejected, or "
+                "mend its sign"
+            )
+        return value
 
     @field_validator("raters")
     @classmethod
@@ -472,7 +486,9 @@ def read_preferences(source: str) -> list[Preference]:
     return preferences
 
 
-_PREFERENCE_EXTRAS = "strength agreement raters weight kind pair_id split chosen_finished rejected_finished".split()
+_PREFERENCE_EXTRAS = (
+    "strength agreement raters margin weight kind pair_id split chosen_finished rejected_finished".split()
+)
 
 
 def _parse_preference(row: dict[str, Any]) -> Preference:
@@ -486,6 +502,9 @@ def _parse_preference(row: dict[str, Any]) -> Preference:
     else:
         prompt, chosen, rejected = _split_implicit_prompt(to_messages(row["chosen"]), to_messages(row["rejected"]))
     extras = {key: row[key] for key in _PREFERENCE_EXTRAS if row.get(key) is not None}
+    for key, kind in (("source", str), ("tags", list)):  # of another type, they are columns of the data's own
+        if isinstance(row.get(key), kind):
+            extras[key] = row[key]
     return Preference(prompt=prompt, chosen=chosen, rejected=rejected, prompt_id=prompt_id(prompt), **extras)
 
 
