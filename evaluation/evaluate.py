@@ -13,6 +13,7 @@ import importlib
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from pydantic import Field, model_validator
 from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.generation import row_seed, sample_completions
+from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.models import (
@@ -35,6 +36,7 @@ from tiebreak.records import Prompt, Split, content_id, read_prompts, write_json
 from tiebreak.rubric import repeated_share, score_rubric
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import bootstrap_interval
+from tiebreak.tracking import track
 
 
 class EvaluateConfig(StageConfig):
@@ -107,7 +109,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_jsonl(run.final / "completions.jsonl", rows)
     write_json(run.final / "report.json", report)
     run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
-    run.finish()
+    track(run, run.finish(), [run.final / "completions.jsonl"])
     clear_partial(run)
     for name, figures in report["policies"].items():
         win = "" if figures["win_rate_vs_sft"] is None else f", win rate {figures['win_rate_vs_sft']:.2f}"
@@ -136,19 +138,18 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
     source = find_model(config.policies[name])
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
-    model: list[Any] = []
+    model = cache(lambda: load_frozen_policy(source, config.training))
 
-    def answer(batch: list[int]) -> list[Answer]:
-        if not model:
-            model.append(load_frozen_policy(source, config.training))
+    def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:
         sampled = sample_completions(
-            model[0],
+            model(),
             [encoded[n] for n in batch],
             [row_seed(config.seed, "evaluate", prompts[n].id) for n in batch],
             config.sampling,
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
             batch_size=config.batch_size,
+            on_done=advance,
         )
         return [
             {
@@ -162,8 +163,8 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
         ]
 
     order = by_length([len(ids) for ids in encoded])
-    answers: list[Answer] = in_batches(run, order, config.batch_size, answer, f"answers of {name}")
-    model.clear()
+    answers: list[Answer] = in_batches(run, order, BATCHES_A_CALL * config.batch_size, answer, f"answers of {name}")
+    model.cache_clear()
     gc.collect()
     return in_order(order, answers)
 
@@ -174,32 +175,26 @@ def add_baseline_logps(
     """What the baseline thinks of every policy's answers, for the KL. Policies of another tokenizer have none."""
     source = find_model(config.policies[config.baseline])
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
-    model: list[Any] = []
+    model = cache(lambda: load_frozen_policy(source, config.training))
+
+    def logps(batch: list[Answer]) -> list[list[float]]:
+        examples = [(answer["prompt_ids"], answer["ids"]) for answer in batch]
+        temperature = config.sampling.temperature or 1.0
+        pad, size = tokenizer.pad_token_id, config.batch_size
+        found: list[list[float]] = completion_logps_in_batches(model(), examples, pad, size, temperature)
+        return found
+
     for name, own in answers.items():
-        comparable = name != config.baseline and all(
+        comparable = all(
             encode_prompt(tokenizer, prompt.messages) == answer["prompt_ids"]
             for prompt, answer in zip(prompts, own, strict=True)
         )
-        if not comparable:
+        if name == config.baseline or not comparable:
             for answer in own:
                 answer["baseline_logps"] = answer["logps"] if name == config.baseline else None
-            continue
-
-        def logps(batch: list[int], own: list[Answer] = own) -> list[list[float]]:
-            if not model:
-                model.append(load_frozen_policy(source, config.training))
-            examples = [(own[n]["prompt_ids"], own[n]["ids"]) for n in batch]
-            temperature = config.sampling.temperature or 1.0
-            found: list[list[float]] = completion_logps_in_batches(
-                model[0], examples, tokenizer.pad_token_id, config.batch_size, temperature
-            )
-            return found
-
-        order = by_length([len(a["prompt_ids"]) + len(a["ids"]) for a in own])
-        values = in_order(order, in_batches(run, order, config.batch_size, logps, f"KL of {name}"))
-        for answer, value in zip(own, values, strict=True):
-            answer["baseline_logps"] = value
-    model.clear()
+        else:
+            _add(config, run, own, "baseline_logps", logps, f"KL of {name}")
+    model.cache_clear()
     gc.collect()
 
 
@@ -212,26 +207,36 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
         return
     source = find_model(config.reward_model, kind="reward")
     tokenizer = load_tokenizer(source)
-    model: list[Any] = []
+    model = cache(lambda: load_trained_reward_model(source, config.training))
+
+    def scores(batch: list[Answer]) -> list[float]:
+        sequences = [answer["prompt_ids"] + answer["ids"] for answer in batch]
+        found: list[float] = scores_in_batches(model(), sequences, tokenizer.pad_token_id, config.batch_size)
+        return found
+
     for name, own in answers.items():
         policy = load_tokenizer(find_model(config.policies[name]), config.training.trust_remote_code)
         require_same_tokenizer(policy, tokenizer, f"policy {name} and reward model {config.reward_model}")
-
-        def score(batch: list[int], own: list[Answer] = own) -> list[float]:
-            if not model:
-                model.append(load_trained_reward_model(source, config.training))
-            sequences = [own[n]["prompt_ids"] + own[n]["ids"] for n in batch]
-            found: list[float] = scores_in_batches(model[0], sequences, tokenizer.pad_token_id, config.batch_size)
-            return found
-
-        order = by_length([len(a["prompt_ids"]) + len(a["ids"]) for a in own])
-        values = in_order(order, in_batches(run, order, config.batch_size, score, f"scores of {name}"))
-        for answer, value in zip(own, values, strict=True):
-            answer["score"] = value
-    model.clear()
+        _add(config, run, own, "score", scores, f"scores of {name}")
+    model.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _add(
+    config: EvaluateConfig,
+    run: Run,
+    own: list[Answer],
+    key: str,
+    measure: Callable[[list[Answer]], list[Any]],
+    what: str,
+) -> None:
+    """Measure every answer, in batches that a crash does not undo, and keep the value under `key`."""
+    order = by_length([len(answer["prompt_ids"]) + len(answer["ids"]) for answer in own])
+    values = in_batches(run, order, config.batch_size, lambda batch, _: measure([own[n] for n in batch]), what)
+    for answer, value in zip(own, in_order(order, values), strict=True):
+        answer[key] = value
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:

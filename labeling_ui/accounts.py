@@ -11,19 +11,25 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from labeling_ui import statements as st
-from labeling_ui.schema import RATERS, SESSIONS, StoreError
-from labeling_ui.store import Rater, Role, Store, wall_clock_ms
+from labeling_ui.assigning import RefusedError
+from labeling_ui.log import Transaction
+from labeling_ui.schema import INVITATIONS, RATERS, SESSIONS, StoreError
+from labeling_ui.store import Rater, Role, Store, insert_rater, wall_clock_ms
 from tiebreak.errors import ConfigError
 
 SESSION_DAYS = 14
 MAX_PASSWORD_CHARACTERS = 1_000
+INVITATION_DAYS = 7
 MAX_FAILURES = 8
+MAX_FAILURES_OF_NAME = 40
+MAX_FAILURES_OF_ADDRESS = 100
 FAILURE_WINDOW_SECONDS = 300
 MAX_NAMES_WATCHED = 10_000
 
@@ -45,10 +51,10 @@ class Session:
 def needs_login(store: Store) -> bool:
     """True where somebody has a password: then everybody logs in."""
     with store.reading() as connection:
-        return connection.execute(st.ANY_ACCOUNT).first() is not None
+        return st.ANY_ACCOUNT.one(connection) is not None
 
 
-def add_account(store: Store, name: str, role: Role, password: str) -> Rater:
+def add_account(store: Store, name: str, role: Role, password: str, pool: str = "") -> Rater:
     """A rater who can log in.
 
     Raises:
@@ -56,7 +62,7 @@ def add_account(store: Store, name: str, role: Role, password: str) -> Rater:
         ConfigError: the name or the password cannot be used.
     """
     check_name(name)
-    return store.add_rater(name, role=role, password_hash=hash_password(password))
+    return store.add_rater(name, role=role, password_hash=hash_password(password), pool=pool)
 
 
 def reset_password(store: Store, name: str, password: str) -> None:
@@ -67,19 +73,74 @@ def reset_password(store: Store, name: str, password: str) -> None:
         tx.event("password_reset", rater_id=row.id, payload={})
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
-        if row.disabled:
-            tx.event("rater_enabled", rater_id=row.id, payload={})
-            tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(disabled=0))
+        _set_disabled(tx, row, disabled=False)
 
 
 def disable(store: Store, name: str) -> None:
     """End a rater's part: no login, no pair, no judgment more. What they judged stays."""
     with store.writing() as tx:
-        row = _find(tx.connection, name, store)
-        if not row.disabled:
-            tx.event("rater_disabled", rater_id=row.id, payload={})
-        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(disabled=1))
+        _set_disabled(tx, _find(tx.connection, name, store), disabled=True)
+
+
+def enable_rater(store: Store, rater_id: str, *, enabled: bool) -> None:
+    """End a rater's part, or let them in again.
+
+    Raises:
+        RefusedError: there is no such rater.
+    """
+
+    def change(tx: Transaction) -> None:
+        row = tx.connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
+        if row is None:
+            raise RefusedError(f"there is no rater {rater_id}")
+        _set_disabled(tx, row, disabled=not enabled)
+
+    store.transact(change)
+
+
+def _set_disabled(tx: Transaction, row: Any, *, disabled: bool) -> None:
+    if bool(row.disabled) != disabled:
+        tx.event("rater_disabled" if disabled else "rater_enabled", rater_id=row.id, payload={})
+        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(disabled=int(disabled)))
+    if disabled:
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
+
+
+def invite(store: Store, by: str | None, *, role: Role = "rater", pool: str = "", days: int = INVITATION_DAYS) -> str:
+    """A token that gives an account, once, within `days`. The store has its hash alone."""
+    token = secrets.token_urlsafe(24)
+
+    def record(tx: Transaction) -> None:
+        tx.event("invited", rater_id=by, payload={"role": role, "pool": pool, "days": days})
+        about = {"role": role, "pool": pool, "expires_at_ms": wall_clock_ms() + days * 86_400_000, "used_by": None}
+        tx.connection.execute(sa.insert(INVITATIONS).values(token_hash=_token_hash(token), **about))
+
+    store.transact(record)
+    return token
+
+
+def accept_invitation(store: Store, token: str, name: str, password: str) -> Session | None:
+    """The account that an invitation gives, and its first session; None for one that was used or has run out.
+
+    Raises:
+        StoreError: the name is taken.
+        ConfigError: the name or the password cannot be used.
+    """
+    check_name(name)
+    hashed = hash_password(password)
+
+    def take(tx: Transaction) -> Session | None:
+        mine = INVITATIONS.c.token_hash == _token_hash(token)
+        open_still = sa.and_(mine, INVITATIONS.c.used_by.is_(None), INVITATIONS.c.expires_at_ms > wall_clock_ms())
+        row = tx.connection.execute(sa.select(INVITATIONS).where(open_still).with_for_update()).first()
+        if row is None:
+            return None
+        rater = Rater(f"rater-{secrets.token_hex(4)}", name, "human", row.role, pool=row.pool)
+        insert_rater(tx, rater, hashed, store.url)
+        tx.connection.execute(sa.update(INVITATIONS).where(mine).values(used_by=rater.id))
+        return _begin_session(tx, rater)
+
+    return store.transact(take)
 
 
 def log_in(store: Store, name: str, password: str) -> Session | None:
@@ -90,26 +151,27 @@ def log_in(store: Store, name: str, password: str) -> Session | None:
     right = _verify(row.password_hash if row is not None and known else _NOBODYS_HASH, password)
     if row is None or not known or not right or row.disabled:
         return None
-    session = Session(
-        Rater(row.id, row.name, row.kind, row.role),
-        csrf_token=secrets.token_urlsafe(24),
-        token=secrets.token_urlsafe(32),
-    )
-    expires = wall_clock_ms() + SESSION_DAYS * 86_400_000
-    with store.writing() as tx:
-        tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at_ms < wall_clock_ms()))
-        row_of = {"token_hash": _token_hash(session.token), "rater_id": row.id, "csrf_token": session.csrf_token}
-        tx.connection.execute(sa.insert(SESSIONS).values(**row_of, expires_at_ms=expires))
+    rater = Rater(row.id, row.name, row.kind, row.role, pool=row.pool)
+    return store.transact(lambda tx: _begin_session(tx, rater))
+
+
+def _begin_session(tx: Transaction, rater: Rater) -> Session:
+    session = Session(rater, csrf_token=secrets.token_urlsafe(24), token=secrets.token_urlsafe(32))
+    now = wall_clock_ms()
+    tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at_ms < now))
+    known = {"token_hash": _token_hash(session.token), "rater_id": rater.id, "csrf_token": session.csrf_token}
+    expires = now + SESSION_DAYS * 86_400_000
+    tx.connection.execute(sa.insert(SESSIONS).values(**known, expires_at_ms=expires))
     return session
 
 
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, if it lives and its rater is not disabled."""
     with store.reading() as connection:
-        row = connection.execute(st.SESSION, {"token_hash": _token_hash(token), "now_ms": wall_clock_ms()}).first()
+        row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=wall_clock_ms())
     if row is None or row.disabled:
         return None
-    return Session(Rater(row.id, row.name, row.kind, row.role), row.csrf_token)
+    return Session(Rater(row.id, row.name, row.kind, row.role, pool=row.pool), row.csrf_token)
 
 
 def log_out(store: Store, token: str) -> None:
@@ -154,26 +216,31 @@ def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[ob
 
 
 class LoginLimit:
-    """At most `MAX_FAILURES` wrong passwords in `FAILURE_WINDOW_SECONDS`, by name and by address."""
+    """At most so many wrong passwords in `FAILURE_WINDOW_SECONDS`: by a name from one address, by a name, by an address.
+
+    A room of raters behind one address may mistype, and nobody can lock a colleague out for long.
+    """
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, list[float]] = OrderedDict()
+        self._failures: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allows(self, *keys: str) -> bool:
-        """True if none of the keys has failed too often lately."""
+    def allows(self, address: str, name: str = "") -> bool:
+        """True if neither has failed too often lately. Without a name, that is asked of the address alone."""
+        limits = {(address, name): MAX_FAILURES, ("", name): MAX_FAILURES_OF_NAME}
+        asked = (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
         with self._lock:
-            return all(len(self._recent(key)) < MAX_FAILURES for key in keys)
+            return all(len(self._recent(key)) < limit for key, limit in asked.items())
 
-    def failed(self, *keys: str) -> None:
+    def failed(self, address: str, name: str = "") -> None:
         """Count a failure."""
         with self._lock:
-            for key in keys:
+            for key in {(address, name), ("", name), (address, "")}:
                 self._failures[key] = [*self._recent(key), time.monotonic()]
                 self._failures.move_to_end(key)
             while len(self._failures) > MAX_NAMES_WATCHED:
                 self._failures.popitem(last=False)
 
-    def _recent(self, key: str) -> list[float]:
+    def _recent(self, key: tuple[str, str]) -> list[float]:
         since = time.monotonic() - FAILURE_WINDOW_SECONDS
         return [at for at in self._failures.get(key, []) if at > since]

@@ -2,27 +2,27 @@
 
     tiebreak label agreement --store URL [--json]
 
-Every figure has its n and a 95% interval. Intervals resample items, not votes: votes about one item are not
-independent. Agreement is about which side is better (first, second, neither); the interval-scaled α also about how
-much.
+Every figure has its n and a 95% interval. Votes about one item are not independent, so items, not votes, are what
+the intervals count. Agreement is about which side is better (first, second, neither); the interval-scaled α also
+about how much. Leanings and pace of each rater, which no agreement shows, are in `labeling_ui.habits`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from labeling_ui.aggregate import Group, Vote, first_votes, group_judgments
-from tiebreak.records import Judgment, Pair
-from tiebreak.statistics import Interval, wilson_interval
+from labeling_ui.figures import Figure, share_of_clusters
+from labeling_ui.habits import describe_raters, overall_habits
+from labeling_ui.votes import KINDS, Floats, Integers, Steps, Votes, read_votes
+from tiebreak.records import Judgment, Kind, Pair
+from tiebreak.statistics import wilson_interval
 
 RESAMPLES = 2_000
+DRAWS = 20_000_000
+"""Where items look so different that 2,000 resamples would take longer than a page may, fewer are drawn; 200 at least."""
 SIDES = (-1, 0, 1)
 STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
 PUBLISHED = (
@@ -31,234 +31,204 @@ PUBLISHED = (
     ("MT-Bench humans, ties among them (Zheng et al. 2023)", "63%"),
     ("MT-Bench humans, without ties", "81%"),
 )
-
-Matrix = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure, of how many, with its 95% interval. `value` is None where it is not defined."""
-
-    value: float | None
-    n: int
-    interval: Interval | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Rounded, for a report."""
-        edges = None if self.interval is None else [round(edge, 6) for edge in self.interval]
-        return {"value": None if self.value is None else round(self.value, 6), "n": self.n, "interval": edges}
+Z = 1.959964
+SHOWN = 20
+"""pairs of raters whose κ the printed page lists"""
 
 
-def percent_agreement(groups: Sequence[Group], *, ties: bool) -> Figure:
+# --- shares ---
+
+
+def percent_agreement(votes: Votes, *, ties: bool) -> Figure:
     """The share of pairs of raters on the same item who say the same: first, second or (with `ties`) neither.
 
     Without ties only those pairs count where both raters prefer a side (Zheng et al. 2023, section 4.2). A rater is not
     compared with themselves.
     """
-    counts = Counter(_pairs_that_agree(group.votes, ties) for group in groups)
-    rows = np.array(list(counts), dtype=np.float64).reshape(-1, 2)
-
-    def share(weights: Matrix) -> Matrix:
-        same, total = (weights @ rows).T
-        return _ratio(same, total)
-
-    n = int(sum(total * many for (_, total), many in counts.items()))
-    return _figure(share, np.array(list(counts.values()), dtype=np.int64), n)
+    cast = votes.cast
+    one, other = cast.pairs
+    return _share_of_pairs(cast, one, other, cast.rater[one] != cast.rater[other], ties)
 
 
-def _pairs_that_agree(votes: Sequence[Vote], ties: bool) -> tuple[int, int]:
-    same = total = 0
-    for a, b in combinations(votes, 2):
-        if a.rater_id != b.rater_id and (ties or (a.value and b.value)):
-            total += 1
-            same += sign(a.value) == sign(b.value)
-    return same, total
+def self_consistency(votes: Votes) -> Figure:
+    """The share of repeats in which a rater says the same again."""
+    cast = votes.cast
+    one, other = cast.pairs
+    return _share_of_pairs(cast, one, other, cast.rater[one] == cast.rater[other], ties=True)
 
 
-def cohen_kappa(pairs: Sequence[tuple[int, int]]) -> Figure:
-    """Cohen's κ (1960) of two raters over the items both judged; None where chance alone would have them agree.
+def _share_of_pairs(cast: Votes, one: Integers, other: Integers, kept: Any, ties: bool) -> Figure:
+    sign = cast.sign
+    if not ties:
+        kept = kept & (sign[one] != 0) & (sign[other] != 0)
+    one, other = one[kept], other[kept]
+    same: Floats = np.bincount(cast.item[one], weights=sign[one] == sign[other]).astype(np.float64)
+    return share_of_clusters(same, np.bincount(cast.item[one]).astype(np.float64))
 
-    >>> round(cohen_kappa([(1, 1)] * 20 + [(1, -1)] * 5 + [(-1, 1)] * 10 + [(-1, -1)] * 15).value, 6)
+
+# --- chance taken off ---
+
+
+def cohen_kappa(table: Floats) -> Figure:
+    """Cohen's κ (1960) of two raters from their table of counts, shape (categories, categories); None where chance
+    alone would have them agree.
+
+    The interval is from the large-sample variance (Fleiss, Cohen & Everitt 1969); where they always agree, which has
+    none, from Wilson's interval of the share on which they agree.
+
+    >>> round(cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])).value, 6)
     0.4
     """
-    cells = Counter((sign(a), sign(b)) for a, b in pairs)
-    places = {(a, b): 3 * i + j for i, a in enumerate(SIDES) for j, b in enumerate(SIDES)}
-    rows = np.zeros((len(cells), 9))
-    for n, cell in enumerate(cells):
-        rows[n, places[cell]] = 1
+    n = float(table.sum())
+    if not n:
+        return Figure(None, 0, None)
+    shares = table / n
+    rows, columns = shares.sum(axis=1), shares.sum(axis=0)
+    observed, chance = float(np.trace(shares)), float(rows @ columns)
+    if np.isclose(chance, 1.0):
+        return Figure(None, int(n), None)
+    kappa = (observed - chance) / (1 - chance)
+    if np.isclose(observed, 1.0):
+        low = wilson_interval(n, n)[0]
+        return Figure(1.0, int(n), ((low - chance) / (1 - chance), 1.0))
+    # Fleiss, Cohen & Everitt 1969, Eq. 13: agreements, disagreements, and the term of the mean.
+    both = rows[None, :] + columns[:, None]
+    agreeing = float((np.diag(shares) * (1 - np.diag(both) * (1 - kappa)) ** 2).sum())
+    disagreeing = (1 - kappa) ** 2 * float((shares * both**2).sum() - (np.diag(shares) * np.diag(both) ** 2).sum())
+    variance = (agreeing + disagreeing - (kappa - chance * (1 - kappa)) ** 2) / ((1 - chance) ** 2 * n)
+    half = Z * float(np.sqrt(max(variance, 0.0)))
+    return Figure(kappa, int(n), (max(kappa - half, -1.0), min(kappa + half, 1.0)))
 
-    def kappa(weights: Matrix) -> Matrix:
-        table = (weights @ rows).reshape(-1, 3, 3)
-        total = table.sum(axis=(1, 2))
-        observed = np.trace(table, axis1=1, axis2=2) / total
-        expected = (table.sum(axis=1) * table.sum(axis=2)).sum(axis=1) / total**2
-        return _ratio(observed - expected, 1 - expected)
 
-    return _figure(kappa, np.array(list(cells.values()), dtype=np.int64), len(pairs))
+def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:
+    """κ of every two raters who share an item; a rater's first answer counts, not a repeat."""
+    firsts = votes.first_cast
+    one, other = firsts.pairs
+    swap = firsts.rater[one] > firsts.rater[other]
+    one, other = np.where(swap, other, one), np.where(swap, one, other)
+    size, sides = len(firsts.rater_ids), len(SIDES)
+    cell = (firsts.sign[one] + 1) * sides + firsts.sign[other] + 1
+    pair, row = np.unique(firsts.rater[one] * size + firsts.rater[other], return_inverse=True)
+    tables = np.bincount(row * sides**2 + cell, minlength=len(pair) * sides**2).reshape(-1, sides, sides)
+    kappas = {}
+    for number, table in zip(pair, tables, strict=True):
+        names = sorted((firsts.rater_ids[number // size], firsts.rater_ids[number % size]))
+        kappas[names[0], names[1]] = cohen_kappa(table.astype(np.float64))
+    return dict(sorted(kappas.items()))
 
 
-def krippendorff_alpha(units: Sequence[Sequence[int]], values: Sequence[int], *, interval: bool) -> Figure:
+def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bool) -> Figure:
     """Krippendorff's α (2011) for any number of raters and missing votes; `n` is the number of votes that can be
     paired.
 
     Args:
-        units: the votes about each item.
+        tallies: how many votes each item has for each value, shape (items, values).
         values: the scale's values.
         interval: differences count by their square; else (nominal) any two different values differ the same.
     """
+    paired: Floats = tallies[tallies.sum(axis=1) > 1].astype(np.float64)
+    if not len(paired):
+        return Figure(None, 0, None)
+    looks, many = _looks(paired)
     distance = np.array([[float((a - b) ** 2) if interval else float(a != b) for b in values] for a in values])
-    place = {value: n for n, value in enumerate(values)}
-    counts = Counter(tuple(sorted(votes)) for votes in units if len(votes) > 1)
-    rows = np.array([_coincidences([place[v] for v in votes], len(values)) for votes in counts])
-    rows = rows.reshape(len(counts), len(values) ** 2)
+    votes = looks.sum(axis=1)
+    # Observed: within an item, each ordered pair of its m votes, divided by m − 1. A value is at no distance of itself.
+    within = np.einsum("ia,ac,ic->i", looks, distance, looks) / (votes - 1)
 
-    def alpha(weights: Matrix) -> Matrix:
-        matrix = (weights @ rows).reshape(-1, len(values), len(values))
-        marginal = matrix.sum(axis=2)
+    def alpha(weights: Floats) -> Floats:
+        marginal = weights @ looks
         n = marginal.sum(axis=1)
-        observed = (matrix * distance).sum(axis=(1, 2)) / n
+        observed = (weights @ within) / n
         expected = np.einsum("ba,ac,bc->b", marginal, distance, marginal) / (n * (n - 1))
-        return 1 - _ratio(observed, expected)
+        ratio: Floats = np.divide(observed, expected, out=np.full(len(n), np.nan), where=expected > 0)
+        return 1 - ratio
 
-    votes = sum(len(unit) * many for unit, many in counts.items())
-    return _figure(alpha, np.array(list(counts.values()), dtype=np.int64), votes)
-
-
-def _coincidences(votes: Sequence[int], size: int) -> Matrix:
-    """One item's part of the coincidence matrix: each ordered pair of its m votes, divided by m − 1; flat."""
-    tally = np.bincount(votes, minlength=size).astype(np.float64)
-    return ((np.outer(tally, tally) - np.diag(tally)) / (len(votes) - 1)).ravel()
+    return _bootstrap(alpha, many, int(paired.sum()))
 
 
-def _ratio(part: Matrix, whole: Matrix) -> Matrix:
-    """part / whole; nan where there is no whole."""
-    ratio: Matrix = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
-    return ratio
+def tally(votes: Votes, values: Sequence[int], said: Steps) -> Integers:
+    """How many votes each item has for each value of `said` (one value a vote), shape (items, values)."""
+    _, row = np.unique(votes.item, return_inverse=True)
+    cell = row * len(values) + (said - values[0])
+    size = int(row.max()) + 1 if len(row) else 0
+    return np.bincount(cell, minlength=size * len(values)).reshape(-1, len(values))
 
 
-def _figure(statistic: Callable[[Matrix], Matrix], counts: NDArray[np.int64], n: int) -> Figure:
+def _looks(rows: Floats) -> tuple[Floats, Integers]:
+    """The different rows, and how many there are of each."""
+    rows = np.ascontiguousarray(rows)
+    whole = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+    _, first, many = np.unique(whole, return_index=True, return_counts=True)
+    return rows[first], many
+
+
+def _bootstrap(statistic: Callable[[Floats], Floats], many: Integers, n: int) -> Figure:
     """`statistic` at the data, and its percentile-bootstrap interval (Efron 1979) over items.
 
-    Items that look alike are resampled together (`counts` of each look), so a million items cost what their looks cost.
+    Items that look alike are resampled together (`many` of each look), so a million items cost what their looks cost.
+    Where every resample comes out the same, the data cannot say how far off the figure may be: no interval.
     """
-    total = int(counts.sum())
-    if n == 0 or total == 0:
-        return Figure(None, n, None)
-    value = float(statistic(counts[None, :].astype(np.float64))[0])
+    value = float(statistic(many[None, :].astype(np.float64))[0])
     if not np.isfinite(value):
         return Figure(None, n, None)
-    draws = np.random.default_rng(0).multinomial(total, counts / total, size=RESAMPLES).astype(np.float64)
-    resampled = statistic(draws)
+    total, chance = int(many.sum()), np.random.default_rng(0)
+    size = max(200, min(RESAMPLES, DRAWS // len(many)))
+    part = max(1, 2_000_000 // len(many))
+    resampled = np.concatenate(
+        [
+            statistic(chance.multinomial(total, many / total, size=min(part, size - done)).astype(np.float64))
+            for done in range(0, size, part)
+        ]
+    )
     resampled = resampled[np.isfinite(resampled)]
-    if not len(resampled):
+    if not len(resampled) or np.ptp(resampled) == 0:
         return Figure(value, n, None)
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Figure(value, n, (float(low), float(high)))
-
-
-def sign(value: int) -> int:
-    """−1, 0 or 1."""
-    return (value > 0) - (value < 0)
 
 
 # --- a whole store ---
 
 
 def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
-    """All figures. Kinds are measured each by itself: people's first, those of others under `other_kinds`."""
-    kinds = sorted({judgment.kind for judgment in judgments}, key=("human", "model", "simulated").index)
-    measured = {kind: _measure(pairs, [j for j in judgments if j.kind == kind]) for kind in kinds}
+    """All figures of some records. Kinds are measured each by itself: people's first, others under `other_kinds`."""
+    return measure_votes({kind: read_votes(pairs, judgments, kind) for kind in KINDS})
+
+
+def measure_votes(votes: Mapping[Kind, Votes]) -> dict[str, Any]:
+    """All figures of the votes of each kind; kinds without any are left out."""
+    measured = {kind: _measure(votes[kind]) for kind in KINDS if kind in votes and len(votes[kind])}
     if not measured:
         return {"kind": None, "judgments": 0}
-    first, *others = kinds
+    first, *others = measured
     return {"kind": first, **measured[first], "other_kinds": {kind: measured[kind] for kind in others}}
 
 
-def _measure(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
-    groups = group_judgments(judgments)
-    votes = [[vote.value for vote in first_votes(group)] for group in groups]
-    signs = [[sign(value) for value in unit] for unit in votes]
+def _measure(votes: Votes) -> dict[str, Any]:
+    firsts = votes.first_cast
     return {
-        "judgments": len(judgments),
-        "items": len(groups),
-        "percent_with_ties": percent_agreement(groups, ties=True).as_json(),
-        "percent_without_ties": percent_agreement(groups, ties=False).as_json(),
+        "judgments": len(votes),
+        "items": len(np.unique(votes.item)),
+        **measure_percent(votes),
         "cohen_kappa": [
-            {"raters": list(raters), **figure.as_json()} for raters, figure in kappa_by_raters(groups).items()
+            {"raters": list(raters), **figure.as_json()} for raters, figure in kappa_by_raters(votes).items()
         ],
         "krippendorff_alpha": {
-            "nominal": krippendorff_alpha(signs, SIDES, interval=False).as_json(),
-            "interval": krippendorff_alpha(votes, STRENGTHS, interval=True).as_json(),
+            "nominal": krippendorff_alpha(tally(firsts, SIDES, firsts.sign), SIDES, interval=False).as_json(),
+            "interval": krippendorff_alpha(tally(firsts, STRENGTHS, firsts.value), STRENGTHS, interval=True).as_json(),
         },
-        "self_consistency": self_consistency(groups).as_json(),
-        "raters": describe_raters(pairs, judgments, groups),
+        "self_consistency": self_consistency(votes).as_json(),
+        **overall_habits(votes),
+        "raters": describe_raters(votes),
     }
 
 
-def kappa_by_raters(groups: Sequence[Group]) -> dict[tuple[str, str], Figure]:
-    """κ of every two raters who share an item; a rater's first answer counts, not a repeat."""
-    shared: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for group in groups:
-        said = {vote.rater_id: vote.value for vote in first_votes(group)}
-        for a, b in combinations(sorted(said), 2):
-            shared[a, b].append((said[a], said[b]))
-    return {raters: cohen_kappa(shared[raters]) for raters in sorted(shared)}
-
-
-def self_consistency(groups: Sequence[Group]) -> Figure:
-    """The share of repeats in which a rater says the same again."""
-    same = total = 0
-    for group in groups:
-        for a, b in combinations(group.votes, 2):
-            if a.rater_id == b.rater_id:
-                total += 1
-                same += sign(a.value) == sign(b.value)
-    return Figure(same / total if total else None, total, wilson_interval(same, total) if total else None)
-
-
-def describe_raters(
-    pairs: Sequence[Pair], judgments: Sequence[Judgment], groups: Sequence[Group]
-) -> list[dict[str, Any]]:
-    """A row a rater: how much, how often with the others, how often the left and the longer side, ties, median seconds.
-
-    A rater without a leaning has an interval around 0.5; one that leaves 0.5 out is worth a look.
-    """
-    lengths = {(pair.id, c.id): len(c.text) for pair in pairs for c in pair.completions}
-    with_others: dict[str, list[bool]] = defaultdict(list)
-    for group in groups:
-        for a, b in combinations(group.votes, 2):
-            if a.rater_id != b.rater_id:
-                for rater in (a.rater_id, b.rater_id):
-                    with_others[rater].append(sign(a.value) == sign(b.value))
-    by_rater: dict[str, list[Judgment]] = defaultdict(list)
-    for judgment in judgments:
-        by_rater[judgment.rater_id].append(judgment)
-    return [
-        {"rater": rater, "agrees": _share(with_others[rater]).as_json(), **_describe_rater(by_rater[rater], lengths)}
-        for rater in sorted(by_rater)
-    ]
-
-
-def _describe_rater(said: Sequence[Judgment], lengths: dict[tuple[str, str], int]) -> dict[str, Any]:
-    decided = [j for j in said if j.answer]
-    longer = [
-        (lengths.get((j.pair_id, j.right), 0) - lengths.get((j.pair_id, j.left), 0)) * (j.answer or 0) for j in decided
-    ]
-    seconds = [j.seconds_active for j in said if j.seconds_active is not None]
+def measure_percent(votes: Votes) -> dict[str, Any]:
+    """Percent agreement with and without ties."""
     return {
-        "judgments": len(said),
-        "ties": sum(j.answer == 0 for j in said),
-        "both_bad": sum(j.both_bad for j in said),
-        "skipped": sum(j.skip for j in said),
-        "left_side": _share([(j.answer or 0) < 0 for j in decided]).as_json(),
-        "longer_side": _share([difference > 0 for difference in longer if difference]).as_json(),
-        "median_seconds": round(float(np.median(seconds)), 1) if seconds else None,
+        "percent_with_ties": percent_agreement(votes, ties=True).as_json(),
+        "percent_without_ties": percent_agreement(votes, ties=False).as_json(),
     }
-
-
-def _share(outcomes: Sequence[bool]) -> Figure:
-    n = len(outcomes)
-    return Figure(sum(outcomes) / n if n else None, n, wilson_interval(sum(outcomes), n) if n else None)
 
 
 def print_agreement(measured: dict[str, Any]) -> str:
@@ -271,12 +241,16 @@ def print_agreement(measured: dict[str, Any]) -> str:
         ("Krippendorff's α, which side", measured["krippendorff_alpha"]["nominal"], "{:.3f}"),
         ("Krippendorff's α, how much", measured["krippendorff_alpha"]["interval"], "{:.3f}"),
         ("raters with themselves", measured["self_consistency"], "{:.1%}"),
-        *((f"Cohen's κ, {' and '.join(k['raters'])}", k, "{:.3f}") for k in measured["cohen_kappa"][:20]),
+        ("left side preferred", measured["left_side"], "{:.1%}"),
+        ("longer answer preferred", measured["longer_side"], "{:.1%}"),
+        *((f"Cohen's κ, {' and '.join(k['raters'])}", k, "{:.3f}") for k in measured["cohen_kappa"][:SHOWN]),
     ]
     lines = [f"{measured['judgments']} {measured['kind']} judgments of {measured['items']} items"]
     lines += [f"  {name:<46} {_shown(figure, form)}" for name, figure, form in rows]
-    if len(measured["cohen_kappa"]) > 20:
-        lines.append(f"  … and κ of {len(measured['cohen_kappa']) - 20} more pairs of raters: --json")
+    if len(measured["cohen_kappa"]) > SHOWN:
+        lines.append(f"  … and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
+    marked = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
+    lines += ["worth a look:", *(f"  {rater:<46} {marks}" for rater, marks in marked)] if marked else []
     lines += ["published, for comparison:", *(f"  {name:<72} {figure}" for name, figure in PUBLISHED)]
     return "\n".join(lines)
 

@@ -1,61 +1,152 @@
-"""The run folder that the next stages read: `final/preferences.jsonl`, `judgments.jsonl` and `report.json`; where
-raters edited answers also `demonstrations.jsonl` (for SFT) and `edit_preferences.jsonl` (the edit over the answer it
-mends).
+"""The run folder that the next stages read: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
+`report.json`; what leads settled in `adjudications.jsonl`; where raters edited answers also `demonstrations.jsonl` (for
+SFT) and `edit_preferences.jsonl` (edited > chosen > rejected).
 
-tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
+    tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
 """
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from labeling_ui.aggregate import build_preferences, decide, group_judgments
-from labeling_ui.agreement import percent_agreement
+from labeling_ui.aggregate import (
+    Aggregated,
+    AggregationConfig,
+    Key,
+    Known,
+    Vote,
+    as_vote,
+    build_preferences,
+    group_judgments,
+)
+from labeling_ui.agreement import measure_percent
+from labeling_ui.items import items_of
 from labeling_ui.store import Store, count_kinds
+from labeling_ui.votes import KINDS, read_votes
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Judgment, Pair, Preference, Prompt, assistant, write_json, write_jsonl
+from tiebreak.records import (
+    Demonstration,
+    Judgment,
+    Pair,
+    Preference,
+    Prompt,
+    assistant,
+    write_json,
+    write_jsonl,
+    write_text_atomically,
+)
 from tiebreak.runs import Run
+from tiebreak.tracking import track
 
-Format = Literal["parquet", "unpaired"]
+Format = Literal["parquet", "datasets", "unpaired", "csv"]
 
 
-def export(store: Store, run: Run, formats: Sequence[Format] = ()) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Labels:
+    """All that a store holds about its pairs. Nothing in it is younger than the log's `head`."""
+
+    pairs: list[Pair]
+    judgments: list[Judgment]
+    adjudications: list[Judgment]
+    known: Known
+    head: str
+
+
+def read_labels(store: Store) -> Labels:
+    """A store's labels.
+
+    Raises:
+        DataError: there is no judgment.
+    """
+    pairs, adjudications, gold = store.pairs(), store.adjudications(), store.gold()
+    judgments, head = store.judgments()
+    if not judgments and not adjudications:
+        raise DataError(f"{store.url} holds no judgment yet: there is nothing to export")
+    items = {item.id: item for pair in pairs for item in items_of(pair)}
+    known_gold: dict[Key, Vote] = {}
+    for one in gold:
+        item = items[one.item_id]
+        first, second = sorted((item.first_id, item.second_id))
+        side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
+        known_gold[item.pair_id, first, second] = Vote("gold", side)
+    settled = {_key(one): vote for one in adjudications if (vote := as_vote(one)) is not None}
+    return Labels(pairs, judgments, adjudications, Known(settled, known_gold), head)
+
+
+def _key(judgment: Judgment) -> Key:
+    first, second = sorted((judgment.left, judgment.right))
+    return judgment.pair_id, first, second
+
+
+def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[Format] = ()) -> dict[str, Any]:
     """Write the store's labels into an open run folder and finish it; returns the report.
 
     Raises:
-        DataError: there is no judgment to export.
+        DataError: there is no judgment to export, or a rater to leave out is not there.
     """
-    judgments, head = store.judgments()
-    if not judgments:
-        raise DataError(f"{store.url} holds no judgment yet: there is nothing to export")
-    pairs = store.pairs()
-    groups = group_judgments(judgments)
-    preferences, reasons = build_preferences(pairs, groups)
-    report = build_report(pairs, judgments, preferences, reasons, head)
-    write_jsonl(run.final / "preferences.jsonl", preferences)
-    write_jsonl(run.final / "judgments.jsonl", judgments)
-    if "parquet" in formats:
-        write_parquet(run.final / "parquet", preferences)
-    if "unpaired" in formats:
-        write_jsonl(run.final / "unpaired.jsonl", unpaired(pairs, judgments, preferences))
-    edits = build_edits(pairs, judgments)
-    if edits:
-        write_jsonl(run.final / "demonstrations.jsonl", [edit.demonstration for edit in edits])
-        write_jsonl(run.final / "edit_preferences.jsonl", [edit.preference for edit in edits])
+    labels = read_labels(store)
+    kept = _leave_out(labels.judgments, config.exclude_raters)
+    aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known)
+    edits = build_edits(labels.pairs, kept)
+    report = build_report(labels, kept, aggregated, config)
     report["edits"] = len(edits)
+    _write_records(run.final, labels, aggregated, edits)
+    _write_formats(run.final, labels, aggregated, config, formats)
     write_json(run.final / "report.json", report)
     run.facts |= {
         "kinds": report["judgments"]["kinds"],
-        "preferences": len(preferences),
-        "judgments": len(judgments),
-        "pairs": len(pairs),
-        "event_log_head": head,
+        "preferences": len(aggregated.preferences),
+        "judgments": len(labels.judgments),
+        "pairs": len(labels.pairs),
+        "event_log_head": labels.head,
     }
-    run.finish()
+    track(run, run.finish())
     return report
+
+
+def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str]) -> list[Judgment]:
+    there = {judgment.rater_id for judgment in judgments}
+    if unknown := sorted(set(raters) - there):
+        raise DataError(
+            f"aggregation.exclude_raters: no judgment is of {', '.join(unknown)}; ids are in 'tiebreak raters list'"
+        )
+    return [judgment for judgment in judgments if judgment.rater_id not in raters]
+
+
+def _write_records(folder: Path, labels: Labels, aggregated: Aggregated, edits: Sequence[Edit]) -> None:
+    write_jsonl(folder / "preferences.jsonl", aggregated.preferences)
+    write_jsonl(folder / "judgments.jsonl", labels.judgments)
+    if labels.adjudications:
+        write_jsonl(folder / "adjudications.jsonl", labels.adjudications)
+    if edits:
+        write_jsonl(folder / "demonstrations.jsonl", [edit.demonstration for edit in edits])
+        write_jsonl(folder / "edit_preferences.jsonl", [one for edit in edits for one in edit.preferences])
+
+
+def _write_formats(
+    folder: Path, labels: Labels, aggregated: Aggregated, config: AggregationConfig, formats: Sequence[Format]
+) -> None:
+    if "parquet" in formats:
+        write_parquet(folder / "parquet", aggregated.preferences)
+    if "datasets" in formats:
+        write_dataset(folder / "datasets", aggregated.preferences)
+    if "unpaired" in formats:
+        write_jsonl(folder / "unpaired.jsonl", unpaired(labels.pairs, aggregated, config.both_bad == "unpaired"))
+    if "csv" in formats:
+        write_text_atomically(folder / "judgments.csv", judgments_as_csv(labels.judgments))
+
+
+def _rows_by_split(preferences: Sequence[Preference]) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for preference in preferences:
+        rows.setdefault(preference.split or "train", []).append(preference.model_dump(mode="json"))
+    return rows
 
 
 def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
@@ -64,27 +155,33 @@ def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
     from pyarrow import parquet
 
     folder.mkdir()
-    for split in ("train", "validation", "test"):
-        rows = [preference.model_dump(mode="json") for preference in preferences if preference.split == split]
-        if rows:
-            parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
+    for split, rows in _rows_by_split(preferences).items():
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
 
 
-def unpaired(
-    pairs: Sequence[Pair], judgments: Sequence[Judgment], preferences: Sequence[Preference]
-) -> Iterator[dict[str, Any]]:
-    """TRL's unpaired format: the chosen answer is good and the rejected one bad, and so are both of a pair called
-    both bad.
+def write_dataset(folder: Path, preferences: Sequence[Preference]) -> None:
+    """What `datasets.load_from_disk(FOLDER)` reads: a dataset a split."""
+    from datasets import Dataset, DatasetDict
 
-    An answer that is good in one row and bad in another (of a pair of three or more) is left out: it is neither.
+    DatasetDict({split: Dataset.from_list(rows) for split, rows in _rows_by_split(preferences).items()}).save_to_disk(
+        folder
+    )
+
+
+def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool) -> Iterator[dict[str, Any]]:
+    """TRL's unpaired format: the chosen answer is good and the rejected one bad, and so, if wanted, are both of a pair
+    called both bad.
+
+    An answer that is good in one row and bad in another (of a pair of three or more, or of a tie kept both ways) is
+    left out: it is neither.
     """
     labels: dict[tuple[str, str, str], set[bool]] = {}
     known = {pair.id: pair for pair in pairs}
-    for preference in preferences:
+    for preference in aggregated.preferences:
         for text, good in ((preference.chosen_text, True), (preference.rejected_text, False)):
             labels.setdefault((preference.pair_id or "", text, preference.kind), set()).add(good)
-    for group in group_judgments(judgments):
-        if decide(group).reason == "both_bad":
+    for group, verdict in aggregated.verdicts:
+        if with_both_bad and verdict.reason == "both_bad":
             texts = {completion.id: completion.text for completion in known[group.pair_id].completions}
             for side in (group.first, group.second):
                 labels.setdefault((group.pair_id, texts[side], group.kind), set()).add(False)
@@ -97,35 +194,72 @@ def unpaired(
             yield {**row, "kind": kind, "pair_id": pair_id, "split": pair.split}
 
 
+# --- a table for spreadsheets ---
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What makes a spreadsheet run a cell instead of showing it (OWASP, CSV injection)."""
+
+
+def judgments_as_csv(judgments: Sequence[Judgment]) -> str:
+    """The judgments as a table; text that a spreadsheet would take for a formula begins with an apostrophe."""
+    columns = [name for name in Judgment.model_fields if name != "shown"]
+    out = io.StringIO(newline="")
+    table = csv.writer(out)
+    table.writerow(columns)
+    for judgment in judgments:
+        row = judgment.model_dump(mode="json")
+        table.writerow([_cell(row[name]) for name in columns])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, dict):
+        value = "; ".join(f"{name}: {answer}" for name, answer in value.items())
+    elif isinstance(value, list):
+        value = " > ".join(" = ".join(one) if isinstance(one, list) else one for one in value)
+    text = str(value)
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+# --- edits ---
+
+
 @dataclass(frozen=True)
 class Edit:
-    """A rater's better version of the better answer: a demonstration, preferred to the answer it mends."""
+    """A rater's better version of the better answer: a demonstration, preferred to both answers."""
 
     demonstration: Demonstration
-    preference: Preference
+    preferences: tuple[Preference, ...]
+    """edited > chosen, and edited > rejected"""
 
 
-def build_edits(pairs: list[Pair], judgments: list[Judgment]) -> list[Edit]:
-    """`edited > chosen` of every judgment with an edit; `chosen > rejected` is among the preferences. People's only."""
+def build_edits(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[Edit]:
+    """Of every judgment with an edit; its own `chosen > rejected` is among the votes. People's only."""
     known = {pair.id: pair for pair in pairs}
     edits = []
     for judgment in judgments:
         if judgment.edited_text is None or not judgment.answer or judgment.kind != "human":
             continue
         pair = known[judgment.pair_id]
-        better = judgment.left if judgment.answer < 0 else judgment.right
-        (text,) = [completion.text for completion in pair.completions if completion.id == better]
-        if judgment.edited_text.strip() in ("", text.strip()):
+        texts = {completion.id: completion.text for completion in pair.completions}
+        sides = (judgment.left, judgment.right) if judgment.answer < 0 else (judgment.right, judgment.left)
+        better, worse = (texts[side] for side in sides)
+        edited = judgment.edited_text
+        if edited.strip() in ("", better.strip()):
             continue
         prompt = Prompt(id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater")
-        edits.append(Edit(Demonstration(prompt=prompt, completion=judgment.edited_text), _prefer(pair, judgment, text)))
+        beaten = [text for text in (better, worse) if text.strip() != edited.strip()]
+        preferences = tuple(_prefer_edit(pair, judgment, edited, text) for text in beaten)
+        edits.append(Edit(Demonstration(prompt=prompt, completion=edited), preferences))
     return edits
 
 
-def _prefer(pair: Pair, judgment: Judgment, text: str) -> Preference:
+def _prefer_edit(pair: Pair, judgment: Judgment, edited: str, text: str) -> Preference:
     return Preference(
         prompt=pair.messages,
-        chosen=assistant(judgment.edited_text or ""),
+        chosen=assistant(edited),
         rejected=assistant(text),
         raters=(judgment.rater_id,),
         kind=judgment.kind,
@@ -135,36 +269,69 @@ def _prefer(pair: Pair, judgment: Judgment, text: str) -> Preference:
     )
 
 
+# --- the report ---
+
+
 def build_report(
-    pairs: list[Pair], judgments: list[Judgment], preferences: list[Preference], reasons: dict[str, int], head: str
+    labels: Labels, kept: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
 ) -> dict[str, Any]:
     """Counts, agreement (each kind by itself), and what was dropped and why."""
-    groups = group_judgments(judgments)
-    kinds = count_kinds(judgments)
-    dropped = len(groups) - len(preferences)
+    judgments, preferences = labels.judgments, aggregated.preferences
+    used = {"preferred", "tie"} if config.ties == "both_ways" else {"preferred"}
+    dropped = sum(verdict.reason not in used for _, verdict in aggregated.verdicts)
+    repeats = Counter((j.rater_id, j.kind, _key(j)) for j in judgments if not j.skip)
     return {
-        "pairs": {"total": len(pairs), "judged": len({judgment.pair_id for judgment in judgments})},
+        "pairs": {"total": len(labels.pairs), "judged": len({judgment.pair_id for judgment in judgments})},
         "judgments": {
             "total": len(judgments),
-            "kinds": kinds,
+            "kinds": count_kinds(judgments),
             "ties": sum(judgment.answer == 0 for judgment in judgments),
             "both_bad": sum(judgment.both_bad for judgment in judgments),
             "skipped": sum(judgment.skip for judgment in judgments),
+            "repeats": sum(count - 1 for count in repeats.values()),
             "raters": len({judgment.rater_id for judgment in judgments}),
         },
         "preferences": {
             "total": len(preferences),
             "by_split": {s: sum(p.split == s for p in preferences) for s in ("train", "validation", "test")},
             "dropped": dropped,
-            "share_dropped": round(dropped / len(groups), 6),
-            "outcomes": reasons,
+            "share_dropped": round(dropped / max(len(aggregated.verdicts), 1), 6),
+            "outcomes": aggregated.reasons,
         },
-        "agreement": {
-            kind: {
-                "percent_with_ties": percent_agreement([g for g in groups if g.kind == kind], ties=True).as_json(),
-                "percent_without_ties": percent_agreement([g for g in groups if g.kind == kind], ties=False).as_json(),
-            }
-            for kind in kinds
+        "aggregation": config.model_dump(mode="json"),
+        "adjudicated": {
+            "total": sum(verdict.adjudicated for _, verdict in aggregated.verdicts),
+            "preferences": sum(preference.adjudicated for preference in preferences),
+            "overruled": aggregated.overruled,
         },
-        "event_log_head": head,
+        "reliability": {
+            kind: [
+                {"rater": one.rater_id, "accuracy": one.accuracy.as_json(), "discrimination": one.discrimination}
+                for one in raters
+            ]
+            for kind, raters in aggregated.reliabilities.items()
+        },
+        "agreement": _report_agreement(labels, kept, aggregated, config),
+        "event_log_head": labels.head,
     }
+
+
+def _report_agreement(
+    labels: Labels, kept: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
+) -> dict[str, Any]:
+    """Agreement of all raters on all pairs; where some were left out, beside it that of the others.
+
+    The figure after filtering lies inside the one before, so that neither is reported without the other.
+    """
+    left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
+    rest = [judgment for judgment in kept if judgment.ranking is not None or _key(judgment) not in left_out]
+    filtered = len(rest) < len(labels.judgments)
+    told: dict[str, Any] = {}
+    for kind in KINDS:
+        if any(judgment.kind == kind for judgment in labels.judgments):
+            told[kind] = measure_percent(read_votes(labels.pairs, labels.judgments, kind))
+            if filtered:
+                after = measure_percent(read_votes(labels.pairs, rest, kind))
+                without = {"raters": config.exclude_raters, "comparisons": len(left_out)}
+                told[kind]["after_filtering"] = {**after, "left_out": without}
+    return told

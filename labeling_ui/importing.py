@@ -15,10 +15,16 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from labeling_ui import statements as st
+from labeling_ui.items import Item, assignment_id, items_of
+from labeling_ui.judging import count_vote, count_work
+from labeling_ui.log import Transaction, canonical_json
 from labeling_ui.schema import ASSIGNMENTS, JUDGMENTS, RATERS
-from labeling_ui.store import Item, Store, Transaction, assignment_id, canonical_json, items_of
+from labeling_ui.store import Store
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, content_id
+
+IMPORTED_AT_MS = -1
+"""Of judgments made elsewhere nobody knows when: they count towards no day."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,14 @@ def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, 
     }
     payload["occasion"] = occasion
     now = tx.event("imported", rater_id=judgment.rater_id, item_id=item.id, payload=payload)
-    who = {"item_id": item.id, "rater_id": judgment.rater_id}
-    sides = {"left_id": judgment.left, "right_id": judgment.right}
-    state = {"state": "done", "lease_until_ms": now, "seq": tx.seq, "occasion": occasion}
-    tx.connection.execute(st.ADD_ASSIGNMENT, {"id": assignment, **who, **sides, **state})
-    row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind}
-    tx.connection.execute(st.ADD_JUDGMENT, {**row, "record": judgment.model_dump_json(), "seq": tx.seq})
+    who = {"item_id": item.id, "rater_id": judgment.rater_id, "occasion": occasion}
+    sides = {"left_id": judgment.left, "right_id": judgment.right, "shown": "", "shown_at_ms": None}
+    state = {"state": "done", "lease_until_ms": now, "seq": tx.seq}
+    st.ADD_ASSIGNMENT.do(tx.connection, id=assignment, **who, **sides, **state)
+    vote = count_vote(tx, item, occasion, before=None, now=judgment)
+    row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind, "vote": vote, "at_ms": now}
+    record = {"record": judgment.model_dump_json(), "seq": tx.seq, "active_ms": 0, "idle_ms": 0}
+    st.ADD_JUDGMENT.do(tx.connection, **row, **record)
+    count_work(tx, judgment.rater_id, IMPORTED_AT_MS, judged=1)
     if occasion == 0:
-        tx.connection.execute(st.RAISE_OVERLAP, {"item": item.id})
+        st.MAKE_PLACE.do(tx.connection, item=item.id)

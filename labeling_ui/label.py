@@ -16,20 +16,23 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from labeling_ui.accounts import needs_login
+from labeling_ui.aggregate import AggregationConfig
 from labeling_ui.agreement import measure_agreement, print_agreement
+from labeling_ui.assigning import LEASE_SECONDS
 from labeling_ui.export import Format, export
 from labeling_ui.importing import import_records
-from labeling_ui.schema import StoreError
+from labeling_ui.schema import MAX_PRIORITY, StoreError
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
-from labeling_ui.store import LEASE_SECONDS, Store, default_store_url
+from labeling_ui.store import Store, default_store_url
 from labeling_ui.verify import verify
+from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
 from tiebreak.records import Judgment, Pair, read_pairs, read_records
@@ -45,8 +48,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class LabelConfig(StageConfig):
     """Pairs to judge, by whom, and where the judgments go."""
 
-    pairs: str
-    """what to judge: a run folder of sample, or a .jsonl file of Pair records"""
+    pairs: str = ""
+    """what to judge: a run folder of sample, or a .jsonl file of Pair records; may be missing where raters converse"""
+    converse: ConverseConfig | None = None
+    """raters write, two policies answer, and the better answer is what the conversation goes on with"""
     store: str | None = None
     """URL of the label store; null: sqlite:///OUTPUT.sqlite for people, OUTPUT/store/labels.sqlite for simulated
     raters"""
@@ -54,8 +59,20 @@ class LabelConfig(StageConfig):
     """raters a pair"""
     seed: int = Field(default=0, ge=0)
     """decides, with the rater and the pair, which answer stands on which side"""
-    repeat_share: float = Field(default=0.0, ge=0.0, le=0.5)
+    ranking: bool = False
+    """pairs of more than two completions are put in order at once; false: judged two by two"""
+    batch: str = Field(default="", max_length=100)
+    """the batch that these pairs are added to; a lead steers each by itself"""
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """of the batch: higher ones are given out first"""
+    pool: str = Field(default="", max_length=100)
+    """of the batch: the group of raters it is for; empty for everybody"""
+    repeat_share: float = Field(default=0.05, ge=0.0, le=0.5)
     """share of pairs that a rater gets a second time, unannounced: how far they agree with themselves"""
+    gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
+    """share of gold pairs among those that a rater gets, as long as there are gold pairs they have not had"""
+    show_gold_agreement: bool = False
+    """raters see how far they agree with gold"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair given to a rater who goes away is free for others after this long"""
     host: str = "127.0.0.1"
@@ -68,10 +85,28 @@ class LabelConfig(StageConfig):
     """what raters should go by: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
     """recorded with every judgment; change it with the text"""
+    aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
+    """asked beside the whole judgment, each on the same bar"""
+    ask_reason: bool = True
+    """raters may say why, in a line"""
+    words: str | None = None
+    """a .json file whose words take the place of the pages' own, as for another language"""
+    consent: str = ""
+    """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
+    consent_version: str = "1"
+    """recorded with their consent; who has agreed to another is asked again"""
+    aggregation: AggregationConfig = AggregationConfig()
     formats: list[Format] = Field(default_factory=list)
-    """further forms of the preferences: parquet (a folder for datasets.load_dataset), unpaired (for KTO)"""
+    """further forms: parquet (a folder for datasets.load_dataset), datasets (one for load_from_disk), unpaired (for
+    KTO), csv (the judgments, for spreadsheets)"""
     simulate: SimulateConfig | None = None
     """simulated raters in place of people; true takes all defaults, false turns the section off"""
+
+    @model_validator(mode="after")
+    def _something_to_judge(self) -> LabelConfig:
+        if not self.pairs and (self.converse is None or self.simulated):
+            raise ValueError("pairs: missing: a run folder of sample, or a .jsonl file of Pair records")
+        return self
 
     @field_validator("simulate", mode="before")
     @classmethod
@@ -105,6 +140,7 @@ class StoreArguments(Section):
     store: str
     output: str | None = None
     formats: list[Format] = Field(default_factory=list)
+    aggregation: AggregationConfig = AggregationConfig()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,13 +191,15 @@ def label_by_simulation(config: LabelConfig) -> None:
     refuse_people(store)
     add_pairs(store, config, pairs)
     simulate(store, config.simulate or SimulateConfig())
-    report = export(store, run, config.formats)
+    report = export(store, run, config.aggregation, config.formats)
     store.close()
     print(describe(report, run))
 
 
 def read_some_pairs(config: LabelConfig) -> list[Pair]:
     """The configured pairs: read before any store is made, so that broken ones leave nothing behind."""
+    if not config.pairs:
+        return []
     identify_input(config.pairs)
     pairs = read_pairs(config.pairs)
     if not pairs:
@@ -171,15 +209,25 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
 
 def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
     """Put the pairs into the store; returns how many are new there."""
-    identity = identify_input(config.pairs).id
-    return store.add_pairs(pairs, overlap=config.overlap, seed=config.seed, source=config.pairs, source_id=identity)
+    identity = identify_input(config.pairs).id if config.pairs else ""
+    return store.add_pairs(
+        pairs,
+        overlap=config.overlap,
+        seed=config.seed,
+        source=config.pairs,
+        source_id=identity,
+        ranking=config.ranking,
+        batch=config.batch,
+        priority=config.priority,
+        pool=config.pool,
+    )
 
 
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
     store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
-    store.repeat_share = config.repeat_share
+    store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
@@ -191,7 +239,7 @@ def serve(config: LabelConfig) -> None:
 
     app = create_app(store, build_page(config))
     _greet(store, config, new)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _answering(config):
         run_server(app, config.host, config.port)
     judged = sum(store.status()["judgments"].values())
     store.close()
@@ -199,6 +247,17 @@ def serve(config: LabelConfig) -> None:
         f"\n{judged} judgments in {store.url}. For training: "
         f"tiebreak label export --store {store.url} --output {config.output}"
     )
+
+
+@contextlib.contextmanager
+def _answering(config: LabelConfig) -> Iterator[None]:
+    """The process that answers conversations, where there are any, for as long as the page is served."""
+    worker = start_worker(config.converse, config.store_url) if config.converse else None
+    try:
+        yield
+    finally:
+        if worker is not None:
+            worker.communicate()  # closes its standard input, which ends it
 
 
 def _greet(store: Store, config: LabelConfig, new: int) -> None:
@@ -211,17 +270,35 @@ def _greet(store: Store, config: LabelConfig, new: int) -> None:
 
 def build_page(config: LabelConfig) -> PageConfig:
     """What the page shows; reads the guidelines' file."""
-    from labeling_ui.pages import PageConfig
+    from labeling_ui.pages import PageConfig, load_words
 
-    guidelines = config.guidelines
-    if guidelines.endswith(".md") and "\n" not in guidelines:
-        try:
-            guidelines = Path(guidelines).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
+    guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
     known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
     anyone = config.host in ("0.0.0.0", "::") and not config.hosts
-    return PageConfig(config.title, guidelines, config.guideline_version, () if anyone else tuple(sorted(known)))
+    return PageConfig(
+        title=config.title,
+        guidelines=guidelines,
+        guideline_version=config.guideline_version,
+        consent=consent,
+        consent_version=config.consent_version,
+        show_gold_agreement=config.show_gold_agreement,
+        aspects=tuple(config.aspects),
+        reason=config.ask_reason,
+        words=load_words(config.words),
+        converse=config.converse is not None,
+        system=config.converse.system if config.converse else "",
+        hosts=() if anyone else tuple(sorted(known)),
+    )
+
+
+def _text_of(key: str, given: str) -> str:
+    """Markdown as it stands in the configuration, or in the .md file that it names."""
+    if not given.endswith(".md") or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: cannot read {given}: {error}") from error
 
 
 def _shown_host(host: str) -> str:
@@ -247,25 +324,25 @@ def _export(words: list[str]) -> None:
         if given.output is None:
             raise ConfigError("label export: --output is missing: the folder to write")
         store = Store.open(given.store)
-        config = _config_of_store(store, given.output, given.formats)
+        config = _config_of_store(store, given.output, given)
     run = start_run(config, "label", {"pairs": config.pairs} if config.pairs else {})
     if run.finished:
         _check_exported(store, run)
         print(f"{run.folder} holds this export already: nothing to do")
         return
-    print(describe(export(store, run, config.formats), run))
+    print(describe(export(store, run, config.aggregation, config.formats), run))
 
 
 def _match_pairs(store: Store, config: LabelConfig) -> None:
     sources = [identity for _, identity in store.campaign().get("sources", [])]
-    if identify_input(config.pairs).id not in sources:
+    if config.pairs and identify_input(config.pairs).id not in sources:
         raise HandoffError(
             f"{store.url} does not hold the pairs of {config.pairs}: serve them once with 'tiebreak label --config …', "
             "or export what is there with 'tiebreak label export --store URL --output FOLDER'"
         )
 
 
-def _config_of_store(store: Store, output: str, formats: list[Format]) -> LabelConfig:
+def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelConfig:
     """The configuration that a store's own settings amount to. Pairs that are no longer where they were are left
     out."""
     settings = store.campaign()
@@ -277,7 +354,9 @@ def _config_of_store(store: Store, output: str, formats: list[Format]) -> LabelC
             continue
     url = store.engine.url.render_as_string(hide_password=True)
     known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
-    return LabelConfig(output=output, pairs=pairs, store=url, formats=formats, **known)
+    return LabelConfig(
+        output=output, pairs=pairs, store=url, formats=given.formats, aggregation=given.aggregation, **known
+    )
 
 
 def _check_exported(store: Store, run: Run) -> None:

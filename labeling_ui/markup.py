@@ -23,25 +23,54 @@ from labeling_ui.mathematics import add_mathematics, render_formula
 MAX_MARKDOWN_CHARACTERS = 60_000
 """Longer texts are shown as they are, unformatted: a megabyte of Markdown would make the rater wait."""
 
+MAX_BRACKETS = 3_000
+"""Each may begin a link, and the parser looks for its end through the rest of the text: quadratic in their number."""
+
+MAX_LEVELS = 100
+"""Quotations and lists within each other. The parser drops what lies deeper: such texts are shown as they are, too."""
+
+PLAIN_PIECE_CHARACTERS = 20_000
+"""Unformatted text comes in pieces, of which the browser lays out those that are in view."""
+
+_FLAG_OF_A_REGION = "\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f"
+_VARIATIONS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
 _HIDDEN = re.compile(
-    "[\u200b\u2060-\u2064\ufeff\u202a-\u202e\u2066-\u2069\u061c\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\ud800-\udfff]"
+    f"{_FLAG_OF_A_REGION}|"  # the one use that tag characters have; kept
+    "(?P<hidden>"
+    "[\u200b\u2060-\u206f\ufeff\u202a-\u202e\u061c"  # zero width, bidirectional embeddings, overrides and isolates
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0\ufff9-\ufffb"  # soft hyphen, fillers, annotations
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\ud800-\udfff"  # control characters, halves of surrogate pairs
+    "\U000e0000-\U000e007f\U0001d173-\U0001d17a]"  # tags: a whole alphabet that nobody sees
+    f"|(?<=[A-Za-z{_VARIATIONS}])[{_VARIATIONS}]"  # variations of letters that have none, and runs of them
+    "|(?<=[\x00-\x7f])[\u200c\u200d])"  # joiners, which scripts and emoji need, behind ASCII, which does not
 )
-"""Zero-width characters (not the joiners that scripts and emoji need), bidirectional overrides, control characters,
-halves of surrogate pairs."""
 
 
 @lru_cache(maxsize=4096)
 def render(text: str) -> str:
     """`text` as safe HTML."""
     visible = show_hidden(text)
-    if len(visible) > MAX_MARKDOWN_CHARACTERS:
-        return f"<pre class='plain'>{html.escape(visible)}</pre>"
-    return str(_MARKDOWN.render(visible))
+    if len(visible) <= MAX_MARKDOWN_CHARACTERS and visible.count("[") <= MAX_BRACKETS:
+        env: dict[str, Any] = {}
+        tokens = _MARKDOWN.parse(visible, env)
+        if max((token.level for token in tokens), default=0) < MAX_LEVELS - 1:
+            return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
+    return "".join(f"<pre class='plain'>{html.escape(piece)}</pre>" for piece in _PIECE.findall(visible))
+
+
+_PIECE = re.compile(f".{{1,{PLAIN_PIECE_CHARACTERS}}}(?:\n|\\Z)|.{{1,{PLAIN_PIECE_CHARACTERS}}}", re.DOTALL)
+"""As many whole lines as go into a piece, or a part of a longer line."""
 
 
 def show_hidden(text: str) -> str:
     """Characters that hide or reorder text, written as ⟨U+202E⟩."""
-    return _HIDDEN.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", text.replace("\r\n", "\n").replace("\r", "\n"))
+    lines = re.sub("\r\n?|[\u2028\u2029]", "\n", text)
+    return _HIDDEN.sub(_written_out, lines)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    hidden = match["hidden"]
+    return f"⟨U+{ord(hidden):04X}⟩" if hidden else match.group()
 
 
 class _Inert(RendererHTML):
@@ -66,7 +95,7 @@ class _Inert(RendererHTML):
 
 
 def _build_markdown() -> MarkdownIt:
-    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_Inert)
+    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_LEVELS}, renderer_cls=_Inert)
     return add_mathematics(markdown.enable(["table", "strikethrough"]))
 
 

@@ -1,13 +1,15 @@
 """The tables of the label store and the numbered migrations that make them.
 
-SQLite by default (WAL, `synchronous=FULL`, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL
-keeps to what both understand; ids are ours, so no table counts for itself. The event log `events` is the truth:
+SQLite by default (WAL, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL keeps to what both
+understand; ids are ours, so no table counts for itself. The event log `events` is the truth:
 triggers forbid its update and delete, and every row carries the hash of the one before. All other tables can be made
 again from it.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable
 
@@ -20,11 +22,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from tiebreak.errors import TiebreakError
 
 BUSY_TIMEOUT_MS = 15_000
+PAGES_TO_CHECKPOINT = 8_000
+HOUR_MS = 3_600_000
+MAX_PRIORITY = 100
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
-
-NOT_DURABLE = {"tiebreak_durable": False}
-"""Execution options of a transaction that a crash of the machine may undo (`synchronous=NORMAL`)."""
 
 METADATA = MetaData()
 
@@ -52,6 +54,32 @@ ITEMS = Table(
     Column("second_id", String),
     Column("overlap", Integer),
     Column("taken", Integer),
+    Column("task", String),
+    Column("batch", String),
+    Column("pool", String),
+    Column("turn", BigInteger),
+    Column("offered", Integer),
+    Column("freed", Integer),
+    Column("for_first", Integer),
+    Column("for_second", Integer),
+    Column("for_neither", Integer),
+    Column("disputed", Integer),
+)
+BATCHES = Table(
+    "batches",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("priority", Integer),
+    Column("pool", String),
+    Column("overlap", Integer),
+    Column("paused", Integer),
+)
+GOLD = Table(
+    "gold",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("preferred_id", String),
+    Column("number", Integer),
 )
 RATERS = Table(
     "raters",
@@ -62,8 +90,19 @@ RATERS = Table(
     Column("role", String),
     Column("password_hash", String),
     Column("disabled", Integer),
-    Column("cursor", Integer),
+    Column("cursor", BigInteger),
     Column("created_at_ms", BigInteger),
+    Column("pool", String),
+    Column("judged", Integer),
+)
+INVITATIONS = Table(
+    "invitations",
+    METADATA,
+    Column("token_hash", String, primary_key=True),
+    Column("role", String),
+    Column("pool", String),
+    Column("expires_at_ms", BigInteger),
+    Column("used_by", String),
 )
 ASSIGNMENTS = Table(
     "assignments",
@@ -77,6 +116,8 @@ ASSIGNMENTS = Table(
     Column("state", String),
     Column("lease_until_ms", BigInteger),
     Column("seq", Integer),
+    Column("shown", Text),
+    Column("shown_at_ms", BigInteger),
 )
 JUDGMENTS = Table(
     "judgments",
@@ -88,6 +129,43 @@ JUDGMENTS = Table(
     Column("kind", String),
     Column("record", Text),
     Column("seq", Integer),
+    Column("occasion", Integer),
+    Column("vote", Integer),
+    Column("at_ms", BigInteger),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+)
+RATER_HOURS = Table(
+    "rater_hours",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("judged", Integer),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+)
+ADJUDICATIONS = Table(
+    "adjudications",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("lead_id", String),
+    Column("record", Text),
+    Column("seq", Integer),
+    Column("at_ms", BigInteger),
+)
+TURNS = Table(
+    "turns",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("conversation_id", String),
+    Column("rater_id", String),
+    Column("number", Integer),
+    Column("messages", Text),
+    Column("state", String),
+    Column("asked_at_ms", BigInteger),
+    Column("taken_until_ms", BigInteger),
+    Column("pair_id", String),
+    Column("error", Text),
 )
 SUBMISSIONS = Table(
     "submissions",
@@ -116,6 +194,7 @@ ACCEPTANCES = Table(
     "acceptances",
     METADATA,
     Column("rater_id", String, primary_key=True),
+    Column("document", String, primary_key=True),
     Column("version", String),
     Column("at_ms", BigInteger),
 )
@@ -172,19 +251,44 @@ def build_engine(url: str) -> Engine:
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None  # sqlite3 begins nothing by itself: _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+    # NORMAL: what FULL does within the commit, the store does after it, when others may write again (`flush_to_disk`).
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}",
+        f"busy_timeout={BUSY_TIMEOUT_MS}",
+        "foreign_keys=ON",
+    ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    synchronous = "FULL" if options.get("tiebreak_durable", True) else "NORMAL"
-    if connection.info.get("synchronous", "FULL") != synchronous:
-        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
-        connection.info["synchronous"] = synchronous
     # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
-    connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
+    read_only = connection.get_execution_options().get("tiebreak_read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def flush_to_disk(engine: Engine) -> None:
+    """Return when every transaction that was committed before is on the disk.
+
+    SQLite's own way, `synchronous=FULL`, waits for the disk while it holds the write lock: one after the other. Here the
+    commit writes the log (the file `-wal`), lets the next writer in, and then waits; writers that wait at the same time
+    wait for the same write of the disk. A log that is gone was moved into the database, which is on disk by then.
+
+    Raises:
+        OSError: the disk does not confirm it.
+    """
+    if engine.dialect.name != "sqlite":
+        return  # Postgres's commit returns when it is on disk, and lets those who wait share the write by itself
+    try:
+        log = os.open(f"{engine.url.database}-wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fdatasync(log)
+    finally:
+        os.close(log)
 
 
 # --- migrations ---
@@ -247,10 +351,14 @@ _POSTGRES_TRIGGERS = (
 )
 
 
-def _migrate_001_first_tables(connection: Connection) -> None:
-    for statement in _FIRST_TABLES.split(";\n"):
+def _run_all(connection: Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             connection.exec_driver_sql(statement)
+
+
+def _migrate_001_first_tables(connection: Connection) -> None:
+    _run_all(connection, _FIRST_TABLES)
     triggers = _SQLITE_TRIGGERS if connection.dialect.name == "sqlite" else _POSTGRES_TRIGGERS
     for trigger in triggers:
         connection.exec_driver_sql(trigger)
@@ -260,7 +368,152 @@ def _migrate_002_repeats(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX assignments_repeats ON assignments (rater_id) WHERE occasion > 0")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_migrate_001_first_tables, _migrate_002_repeats)
+_CAMPAIGNS = """
+ALTER TABLE items ADD COLUMN task TEXT NOT NULL DEFAULT 'pair' CHECK (task IN ('pair', 'ranking'));
+ALTER TABLE items ADD COLUMN batch TEXT NOT NULL DEFAULT '';
+ALTER TABLE items ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE items ADD COLUMN turn BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN offered INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE items ADD COLUMN freed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_first INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_second INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_neither INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
+DROP INDEX items_open;
+CREATE INDEX items_open ON items (pool, turn) WHERE taken < overlap AND offered = 1;
+CREATE INDEX items_freed ON items (turn) WHERE freed = 1;
+CREATE INDEX items_disputed ON items (disputed, turn) WHERE disputed > 0;
+CREATE TABLE batches (
+  name TEXT PRIMARY KEY, priority INTEGER NOT NULL, pool TEXT NOT NULL, overlap INTEGER NOT NULL,
+  paused INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE gold (
+  item_id TEXT PRIMARY KEY REFERENCES items (id), preferred_id TEXT, number INTEGER NOT NULL UNIQUE);
+ALTER TABLE raters ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE raters ADD COLUMN judged INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE invitations (
+  token_hash TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('rater', 'lead')), pool TEXT NOT NULL,
+  expires_at_ms BIGINT NOT NULL, used_by TEXT);
+ALTER TABLE assignments ADD COLUMN shown TEXT NOT NULL DEFAULT '';
+ALTER TABLE assignments ADD COLUMN shown_at_ms BIGINT;
+ALTER TABLE judgments ADD COLUMN occasion INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN vote INTEGER;
+ALTER TABLE judgments ADD COLUMN at_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN active_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN idle_ms BIGINT NOT NULL DEFAULT 0;
+CREATE TABLE rater_hours (
+  rater_id TEXT NOT NULL, hour INTEGER NOT NULL, judged INTEGER NOT NULL DEFAULT 0, active_ms BIGINT NOT NULL DEFAULT 0,
+  idle_ms BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (rater_id, hour));
+CREATE TABLE adjudications (
+  item_id TEXT PRIMARY KEY REFERENCES items (id), lead_id TEXT NOT NULL, record TEXT NOT NULL, seq INTEGER NOT NULL,
+  at_ms BIGINT NOT NULL);
+ALTER TABLE acceptances RENAME TO acceptances_before;
+CREATE TABLE acceptances (
+  rater_id TEXT NOT NULL REFERENCES raters (id), document TEXT NOT NULL CHECK (document IN ('guidelines', 'consent')),
+  version TEXT NOT NULL, at_ms BIGINT NOT NULL, PRIMARY KEY (rater_id, document));
+INSERT INTO acceptances (rater_id, document, version, at_ms)
+  SELECT rater_id, 'guidelines', version, at_ms FROM acceptances_before;
+DROP TABLE acceptances_before;
+"""
+
+FIRST_TURN = MAX_PRIORITY << 32
+"""The turn of the first item of priority 0. Higher priorities come before, in steps of 2^32."""
+
+
+def turn_of(priority: int, position: int) -> int:
+    """Where an item stands in the order in which items are given: by priority, then as they were added."""
+    return (MAX_PRIORITY - priority << 32) + position
+
+
+def _migrate_003_campaigns(connection: Connection) -> None:
+    _run_all(connection, _CAMPAIGNS)
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql("ALTER TABLE raters ALTER COLUMN cursor TYPE BIGINT")
+    connection.exec_driver_sql(f"UPDATE items SET turn = position + {FIRST_TURN}")
+    connection.exec_driver_sql("UPDATE raters SET cursor = 0")
+    _count_what_is_there(connection)
+
+
+def _count_what_is_there(connection: Connection) -> None:
+    """Fill the columns that came with this migration from the records and the log."""
+    times = {row.seq: row.at_ms for row in connection.execute(sa.select(EVENTS.c.seq, EVENTS.c.at_ms))}
+    query = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.record, JUDGMENTS.c.seq, ASSIGNMENTS.c.occasion, ITEMS.c.first_id)
+    query = query.join(ASSIGNMENTS, ASSIGNMENTS.c.id == JUDGMENTS.c.assignment_id)
+    for row in connection.execute(query.join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)).all():
+        said = json.loads(row.record)
+        vote = vote_of(said["answer"], skip=said["skip"], left_is_first=said["left"] == row.first_id)
+        counted = {"vote": vote, "at_ms": times[row.seq], "occasion": row.occasion}
+        if not row.id.startswith("imported-"):
+            counted["active_ms"] = round(1000 * (said.get("seconds_active") or 0))
+        connection.execute(sa.update(JUDGMENTS).where(JUDGMENTS.c.id == row.id).values(**counted))
+    _run_all(connection, _RECOUNT)
+    _count_hours(connection)
+
+
+_RECOUNT = """
+UPDATE raters SET judged = (SELECT count(*) FROM judgments WHERE judgments.rater_id = raters.id);
+UPDATE items SET
+  for_first = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote > 0),
+  for_second = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote < 0),
+  for_neither = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote = 0);
+UPDATE items SET disputed = CASE WHEN for_first > 0 AND for_second > 0 THEN 2
+  WHEN for_first + for_second > 0 AND for_neither > 0 THEN 1 ELSE 0 END;
+"""
+
+
+def _count_hours(connection: Connection) -> None:
+    """The work of each rater and hour, from the log: time spent on what was undone since counts too."""
+    kinds = ("submitted", "skipped", "imported", "undone")
+    hours: dict[tuple[str, int], list[int]] = {}
+    judged_in: dict[str, int] = {}
+    for event in connection.execute(sa.select(EVENTS).where(EVENTS.c.kind.in_(kinds)).order_by(EVENTS.c.seq)):
+        payload = json.loads(event.payload)
+        judgment, active_ms = payload["judgment_id"], 0
+        if event.kind in ("submitted", "skipped"):
+            active_ms = round(1000 * (payload["judgment"].get("seconds_active") or 0))
+        if event.kind != "undone":
+            judged_in[judgment] = -1 if event.kind == "imported" else event.at_ms // HOUR_MS
+        counts = hours.setdefault((event.rater_id, judged_in[judgment]), [0, 0])
+        counts[0] += -1 if event.kind == "undone" else 1
+        counts[1] += active_ms
+    for (rater_id, hour), (judged, active_ms) in hours.items():
+        row = {"rater_id": rater_id, "hour": hour, "judged": judged, "active_ms": active_ms, "idle_ms": 0}
+        connection.execute(sa.insert(RATER_HOURS).values(**row))
+
+
+def vote_of(answer: int | None, *, skip: bool, left_is_first: bool) -> int | None:
+    """An answer about the sides as shown as one about the item's completions: +3 the first much better … −3 the second.
+
+    0 is a tie or both bad; None is a skip, which says nothing about them.
+    """
+    if skip:
+        return None
+    if answer is None:
+        return 0
+    return -answer if left_is_first else answer
+
+
+_CONVERSATIONS = """
+CREATE TABLE turns (
+  id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL, rater_id TEXT NOT NULL REFERENCES raters (id),
+  number INTEGER NOT NULL, messages TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'ready', 'failed')),
+  asked_at_ms BIGINT NOT NULL, taken_until_ms BIGINT NOT NULL, pair_id TEXT REFERENCES pairs (id), error TEXT NOT NULL);
+CREATE INDEX turns_waiting ON turns (asked_at_ms) WHERE state IN ('waiting', 'working');
+CREATE INDEX turns_of_rater ON turns (rater_id, asked_at_ms);
+"""
+
+
+def _migrate_004_conversations(connection: Connection) -> None:
+    """The queue between raters who write and the process that answers them; what is answered is a pair."""
+    _run_all(connection, _CONVERSATIONS)
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _migrate_001_first_tables,
+    _migrate_002_repeats,
+    _migrate_003_campaigns,
+    _migrate_004_conversations,
+)
 
 
 def migrate(engine: Engine, url: str) -> None:

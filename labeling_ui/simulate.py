@@ -11,7 +11,9 @@ from functools import lru_cache
 
 from pydantic import Field, field_validator
 
-from labeling_ui.store import Assignment, RefusedError, Store, Submission
+from labeling_ui.answers import Submission
+from labeling_ui.assigning import Assignment, RefusedError
+from labeling_ui.store import Store
 from tiebreak.config import Section
 from tiebreak.records import content_id
 from tiebreak.rubric import score_rubric

@@ -18,16 +18,35 @@ import torch
 from pydantic import Field, model_validator
 from trl import DPOTrainer
 
+from preference.reference import ReferenceLogps
 from tiebreak.chat import Encoded, encode_preference
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
-from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer, resolve_precision
-from tiebreak.pairwise import share_prefixes
+from tiebreak.models import (
+    ADAPTER_FILE,
+    ModelSource,
+    adapter_of,
+    find_model,
+    load_policy,
+    load_tokenizer,
+    resolve_precision,
+)
+from tiebreak.pairwise import pack_forward
+from tiebreak.passes import StepInPasses
 from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
-from tiebreak.runs import Run, start_run
+from tiebreak.runs import Run, hash_file, installed_versions, start_run
 from tiebreak.tracking import RunRecorder
-from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, preflight, train
+from tiebreak.training import (
+    common_arguments,
+    describe,
+    drop_too_long,
+    evaluation_rows,
+    finish_adapter,
+    last_metrics,
+    preflight,
+    train,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,6 +58,8 @@ REFERENCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16:
 
 
 SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+LOSSES_OF_BATCHES = {"aot", "aot_unpaired", "sft"}
+"""Those that are no mean over pairs: they sort a batch, or average over its tokens."""
 
 
 class DPOConfig(StageConfig):
@@ -59,10 +80,10 @@ class DPOConfig(StageConfig):
     """one or more of TRL's losses: sigmoid, ipo, hinge, robust, exo_pair, nca_pair, apo_zero, …"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
-    precompute_reference: bool = False
-    """compute the reference's log-probabilities once; pays from the second epoch on"""
+    cache_reference: bool = True
+    """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
     share_prefixes: bool = True
-    """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B"""
 
@@ -85,14 +106,24 @@ class EncodedPair:
     rejected: list[int]
 
 
-class CheckedDPOTrainer(DPOTrainer):
+class CheckedDPOTrainer(StepInPasses, DPOTrainer):
     """TRL's trainer on rows that tiebreak.chat has tokenised, and with its reference checked at the first batch."""
+
+    reference: ReferenceLogps | None = None
+    """set: what the reference says of a pair is looked up before it is computed"""
+
+    def is_mean_over_groups(self) -> bool:
+        return not LOSSES_OF_BATCHES & set(self.loss_types)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """Nothing: TRL would tokenise again, and close answers that were cut off."""
         return dataset
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        if self.reference is not None:
+            self.precompute_ref_logps = True  # TRL reads the two columns then
+            columns = self.reference.of(inputs, lambda pairs: self.compute_ref_log_probs(self.model, pairs))
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = columns
         result = super()._compute_loss(model, inputs, return_outputs)
         if self.state.global_step == 0 and self.model.training:
             loss = result[0] if return_outputs else result
@@ -145,11 +176,14 @@ def train_dpo(config: DPOConfig) -> None:
         model=model,
         args=build_dpo_args(config, run),
         train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(validation_set) if validation_set else None,
+        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
         processing_class=tokenizer,
     )
+    trainer.tokens_per_pass = config.training.tokens_per_pass
     if config.share_prefixes:
-        share_prefixes(trainer.model)
+        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
+    if config.cache_reference and not is_sharded(trainer):
+        trainer.reference = ReferenceLogps(reference_facts(trainer, source))
     train(trainer, run, recorder)
     finish_adapter(
         trainer,
@@ -172,6 +206,26 @@ def train_dpo(config: DPOConfig) -> None:
         prompts=[Prompt(id=p.prompt_id, messages=p.prompt) for p in validation or training],
         sampling=config.sampling,
     )
+
+
+def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
+    """All that the reference's log-probabilities of a pair depend on but the pair."""
+    versions = installed_versions()
+    return {
+        "base": source.base_sha256,
+        "adapter": hash_file(source.folder / ADAPTER_FILE) if source.folder else None,
+        "dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
+        "autocast": [trainer.args.bf16, trainer.args.fp16],
+        "device": trainer.args.device.type,
+        "packed": trainer.model.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+        **{name: versions.get(name) for name in ("torch", "transformers", "peft", "trl")},
+    }
+
+
+def is_sharded(trainer: DPOTrainer) -> bool:
+    """Whether a forward needs all processes, so that none may leave one out."""
+    return bool(trainer.is_fsdp_enabled or getattr(trainer.accelerator.state, "deepspeed_plugin", None))
 
 
 def encode(
@@ -212,7 +266,6 @@ def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
         beta=config.beta,
         loss_type=config.loss_type,
         label_smoothing=config.label_smoothing,
-        precompute_ref_log_probs=config.precompute_reference,
         max_length=None,  # rows that are too long were left out already
         pad_to_multiple_of=None,
         train_sampling_strategy="group_by_length",

@@ -8,7 +8,7 @@ after a crash. Completions of one prompt that say the same are one; a prompt lef
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
-from tiebreak.generation import row_seed, sample_completions
+from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
 from tiebreak.records import (
@@ -31,6 +31,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs import clear_partial, in_batches, say, start_run
+from tiebreak.tracking import track
 
 
 class SampleConfig(StageConfig):
@@ -49,6 +50,7 @@ class SampleConfig(StageConfig):
     """the settings to draw with; completion number n uses setting n modulo their count"""
     seed: int = 0
     batch_size: int = Field(default=32, ge=1)
+    """completions written at once; the next ones take the places of those that are done"""
     round: int = Field(default=0, ge=0)
     """0: the first; later rounds sample from the policy that the one before made"""
     max_prompt_tokens: int = Field(default=1024, ge=1)
@@ -91,7 +93,9 @@ def sample(config: SampleConfig) -> None:
         numbers = range(number, config.completions_per_prompt, len(config.sampling))
         keys = sorted(((p.id, n) for p in prompts for n in numbers), key=lambda key: (len(encoded[key[0]]), key))
 
-        def draw(batch: list[tuple[str, int]], setting: SamplingConfig = setting) -> list[dict[str, Any]]:
+        def draw(
+            batch: list[tuple[str, int]], advance: Callable[[int], object], setting: SamplingConfig = setting
+        ) -> list[dict[str, Any]]:
             sampled = sample_completions(
                 model,
                 [encoded[identity] for identity, _ in batch],
@@ -100,10 +104,13 @@ def sample(config: SampleConfig) -> None:
                 eos_id=tokenizer.eos_token_id,
                 pad_id=tokenizer.pad_token_id,
                 batch_size=config.batch_size,
+                on_done=advance,
             )
             return [{"text": decode_completion(tokenizer, one.ids), "finished": one.finished} for one in sampled]
 
-        rows = in_batches(run, keys, config.batch_size, draw, f"sampling {number + 1} of {len(config.sampling)}")
+        rows = in_batches(
+            run, keys, BATCHES_A_CALL * config.batch_size, draw, f"sampling {number + 1} of {len(config.sampling)}"
+        )
         for (identity, n), row in zip(keys, rows, strict=True):
             drawn[identity, n] = to_completion(identity, n, row, source.id, setting, config)
     pairs, left_out = to_pairs(prompts, drawn, config)
@@ -114,13 +121,14 @@ def sample(config: SampleConfig) -> None:
     counts |= {"unfinished": sum(not completion.finished for completion in drawn.values())}
     write_json(run.final / "report.json", {"counts": counts})
     run.facts["counts"] = counts
-    run.finish()
+    track(run, run.finish())
     clear_partial(run)
     say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
 
 
 def choose_prompts(config: SampleConfig) -> list[Prompt]:
-    """The prompts of the wanted splits, cut to `max_prompts` by a hash of their ids.
+    """The prompts of the wanted splits in an order by a hash of their ids, each split spread evenly over it, cut to
+    `max_prompts`.
 
     Raises:
         DataError: there are none, or the test split was asked for.
@@ -130,8 +138,11 @@ def choose_prompts(config: SampleConfig) -> list[Prompt]:
     prompts = read_prompts(config.prompts, config.splits)
     if not prompts:
         raise DataError(f"{config.prompts} has no prompts of the split(s) {', '.join(config.splits)}")
-    ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", config.seed, p.id))
-    return ranked[: config.max_prompts]
+    places: list[tuple[float, str, Prompt]] = []
+    for split in dict.fromkeys(config.splits):
+        inside = {content_id("sample", config.seed, p.id): p for p in prompts if p.split == split}
+        places += [((n + 0.5) / len(inside), rank, inside[rank]) for n, rank in enumerate(sorted(inside))]
+    return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])][: config.max_prompts]
 
 
 def to_completion(

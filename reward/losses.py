@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_STRENGTH = 3
+TIE = 0.5
+"""The probability that either answer of a kept tie is the better one."""
 PSEUDO_VOTES = 0.5
 """Added to each side's votes, so that one rater alone is no certainty (Krichevsky and Trofimov 1981)."""
 
@@ -55,7 +57,7 @@ def target_of(agreement: float | None, raters: int | None) -> float:
     if agreement is None:
         return 1.0
     share = agreement if raters is None else (agreement * raters + PSEUDO_VOTES) / (raters + 2 * PSEUDO_VOTES)
-    return max(share, 0.5)
+    return max(share, TIE)
 
 
 def bootstrap_counts(groups: Sequence[str], members: int, seed: int) -> npt.NDArray[np.float64]:

@@ -22,6 +22,7 @@ from pydantic import Field
 from reward.examples import EncodedPreference, encode
 from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
+from reward.losses import TIE
 from reward.origin import Origin, trace_origin
 from reward.page import build_page
 from tiebreak.config import StageConfig, TrainingConfig
@@ -111,8 +112,11 @@ def build_exam(
     max_length_tokens: int,
     samples: Sequence[list[int]] = (),
 ) -> Exam:
-    """An exam on held-out preferences; those that are too long are left out, counted and said."""
-    examples = encode(preferences, tokenizer, max_length_tokens)
+    """An exam on held-out preferences; kept ties, which no answer gets right, and those that are too long are left out."""
+    decided = [preference for preference in preferences if preference.confidence != TIE]
+    if len(decided) < len(preferences):
+        say(f"{len(preferences) - len(decided)} of {len(preferences)} held-out preferences are ties: not examined")
+    examples = encode(decided, tokenizer, max_length_tokens)
     garbage = make_garbage(examples, tokenizer, garbage_prompts, max_length_tokens)
     return Exam(examples, garbage, list(samples))
 

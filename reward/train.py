@@ -19,19 +19,28 @@ from pydantic import Field
 
 from reward import report
 from reward.examples import EncodedPreference, encode
-from reward.losses import bootstrap_counts, margin_of, mean_one, target_of
+from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
 from reward.origin import trace_origin
+from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Encoded, encode_completion
 from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
-from tiebreak.pairwise import share_prefixes
+from tiebreak.pairwise import pack_forward
 from tiebreak.records import Preference, read_pairs, read_preferences, split_preferences, write_json
 from tiebreak.runs import Run, say, start_run
 from tiebreak.scores import ScoreScale, write_score_scale
 from tiebreak.tracking import RunRecorder
-from tiebreak.training import common_arguments, describe, finish_adapter, last_metrics, preflight, train
+from tiebreak.training import (
+    common_arguments,
+    describe,
+    evaluation_rows,
+    finish_adapter,
+    last_metrics,
+    preflight,
+    train,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,12 +61,12 @@ class RewardConfig(StageConfig):
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of raw data that names no splits"""
     strength_as: Literal["margin", "weight", "nothing"] = "margin"
-    """what a strength s (1 to 3) does: its pair must be told apart by margin_scale·s/3 (Touvron et al. 2023, Eq. 2 and
-    Table 27), or counts s times (scaled Bradley-Terry, Wang et al. 2024); a row's own margin holds with any of them"""
+    """what a strength s (1 to 3) does: its pair must be told apart by a margin (Touvron et al. 2023, Eq. 2), or counts s
+    times (scaled Bradley-Terry, Wang et al. 2024)"""
     margin_scale: float = Field(default=1.0, ge=0.0)
-    """1: the small margins of Touvron et al.; rows without a strength have none"""
+    """times the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
     soft_labels: bool = False
-    """learn the share of raters who agree in place of certainty; see reward.losses.target_of"""
+    """learn the row's confidence, or the share of raters who agree, in place of certainty; see reward.losses.target_of"""
     use_weights: bool = True
     """count each pair by its weight; all weights together leave the learning rate as it is"""
     centering: float = Field(default=0.01, ge=0.0)
@@ -72,7 +81,7 @@ class RewardConfig(StageConfig):
     garbage_prompts: int = Field(default=16, ge=0)
     """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
     share_prefixes: bool = True
-    """compute each pair in one row, its prompt once (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
 
 
 def train_reward(config: RewardConfig) -> None:
@@ -90,6 +99,7 @@ def train_reward(config: RewardConfig) -> None:
     train_set = label(encode(training, tokenizer, longest), config)
     samples = encode_samples(config, tokenizer)
     exam = report.build_exam(validation, tokenizer, config.garbage_prompts, longest, samples)
+    evaluated = label(exam.examples, config, bootstrap=False)
     origin = trace_origin(config.preferences)
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
@@ -98,19 +108,17 @@ def train_reward(config: RewardConfig) -> None:
     )
     model = load_reward_model(source, config.training, config.adapter, tokenizer, config.members)
 
-    from reward.trainer import LabelCollator, LabelledRewardTrainer
-
     recorder = RunRecorder(run)
-    trainer = LabelledRewardTrainer(
+    trainer = PackedRewardTrainer(
         model=model,
         args=build_reward_args(config, run),
-        data_collator=LabelCollator(tokenizer.pad_token_id),
         train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(label(exam.examples, config, bootstrap=False)) if exam.examples else None,
+        eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
         processing_class=tokenizer,
     )
+    trainer.tokens_per_pass = config.training.tokens_per_pass
     if config.share_prefixes:
-        share_prefixes(trainer.model)
+        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
     train(trainer, run, recorder)
 
     def examined(answer: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +176,7 @@ def label(
         dataclasses.replace(
             example,
             margin=_margin_of(example.source, config),
-            target=target_of(example.source.agreement, _voters(example.source)) if config.soft_labels else 1.0,
+            target=_target_of(example.source, config),
             weight=tuple(row),
         )
         for example, row in zip(examples, mean_one(weights).tolist(), strict=True)
@@ -176,19 +184,28 @@ def label(
 
 
 def _margin_of(preference: Preference, config: RewardConfig) -> float:
+    if config.strength_as != "margin" or preference.confidence == TIE:
+        return 0.0
     if preference.margin is not None:
-        return preference.margin
-    return margin_of(preference.strength, config.margin_scale) if config.strength_as == "margin" else 0.0
+        return config.margin_scale * preference.margin
+    return margin_of(preference.strength, config.margin_scale)
+
+
+def _target_of(preference: Preference, config: RewardConfig) -> float:
+    """A tie that was kept is one whether or not labels are soft: neither side is the better one."""
+    if preference.confidence == TIE:
+        return TIE
+    if not config.soft_labels:
+        return 1.0
+    if preference.confidence is not None:
+        return max(preference.confidence, TIE)
+    return target_of(preference.agreement, len(preference.raters) if preference.raters is not None else None)
 
 
 def _weight_of(preference: Preference, config: RewardConfig) -> float:
     weight = preference.weight if config.use_weights else 1.0
     strength = preference.strength if config.strength_as == "weight" else None
-    return weight * (1.0 if strength is None else strength)
-
-
-def _voters(preference: Preference) -> int | None:
-    return len(preference.raters) if preference.raters is not None else None
+    return weight * (strength or 1.0)  # no strength, and a kept tie's strength of 0, count once
 
 
 def encode_samples(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -14,6 +14,7 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from reward.losses import centring_loss, preference_loss
+from tiebreak.passes import StepInPasses
 
 LABELS = ("margin", "target", "weight")
 
@@ -31,6 +32,10 @@ class LabelCollator(DataCollatorForPreference):
 class LabelledRewardTrainer(RewardTrainer):
     """A RewardTrainer whose rows say how far their label can be trusted."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.data_collator = LabelCollator(self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -47,3 +52,7 @@ class LabelledRewardTrainer(RewardTrainer):
         """How far the members are apart: the mean deviation of chosen − rejected over them."""
         spread = self.accelerator.gather_for_metrics(difference.detach().std(-1, correction=0).mean()).mean()
         self._metrics["train" if self.model.training else "eval"]["spread"].append(spread.item())
+
+
+class PackedRewardTrainer(StepInPasses, LabelledRewardTrainer):
+    """The same, its step in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""

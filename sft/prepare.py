@@ -2,8 +2,9 @@
 
     tiebreak prepare --config configs/quickstart/prepare.yaml
 
-Every later stage takes its split from here, so a prompt that was held out once is held out for ever. Prompts that have a
-demonstration go to train or validation alone: the test split is for prompts that no expert has answered.
+Every later stage takes its split from here, so a prompt that was held out once is held out for ever. A row that names its
+`split` keeps it. Of the others, prompts that have a demonstration go to train or validation alone: the test split is for
+prompts that no expert has answered.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs import Run, say, start_run
+from tiebreak.tracking import track
 
 
 class SplitShares(Section):
@@ -95,7 +97,17 @@ class Gathered:
     demonstrations: list[tuple[str, Demonstration]] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     read: Counter[str] = field(default_factory=Counter)
+    splits: dict[str, tuple[Split, str]] = field(default_factory=dict)
+    """prompt id → the split that its rows name, and where the first of them stood"""
     normalised: int = 0
+
+    def keep_split(self, where: str, row: Mapping[str, Any], prompt: Prompt, faults: list[str]) -> None:
+        """Note the split that a row names; two splits for one prompt are a fault."""
+        if not row.get("split"):
+            return
+        named, first = self.splits.setdefault(prompt.id, (prompt.split, where))
+        if named != prompt.split:
+            faults.append(f"{where}: split {prompt.split!r}, but the same prompt is in {named!r} at {first}")
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -116,7 +128,7 @@ def prepare(config: PrepareConfig) -> None:
     report = data_report(data, prompts, demonstrations, lengths)
     write_json(run.final / "report.json", report)
     run.facts["counts"] = report["counts"]
-    run.finish()
+    track(run, run.finish())
     say_report(run, report)
 
 
@@ -153,6 +165,7 @@ def gather(config: PrepareConfig) -> Gathered:
                 prompt, changed = _normalise_prompt(parsed)
                 data.normalised += changed
                 data.prompts.append((where, prompt))
+                data.keep_split(where, row, prompt, faults)
                 if not prompt.messages[-1].content:
                     faults.append(f"{where}: the prompt is empty but for characters that cannot be seen")
     for source in config.demonstrations:
@@ -164,6 +177,7 @@ def gather(config: PrepareConfig) -> Gathered:
                 completion = normalise(shown.completion)
                 data.normalised += changed or completion != shown.completion
                 data.demonstrations.append((where, Demonstration(prompt=prompt, completion=completion)))
+                data.keep_split(where, row, prompt, faults)
                 if not completion or not prompt.messages[-1].content:
                     part = "prompt" if completion else "completion"
                     faults.append(f"{where}: the {part} is empty but for characters that cannot be seen")
@@ -349,18 +363,20 @@ def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], eos: str) 
 
 
 def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
-    """Give every prompt its split. Returns (all prompts, demonstrations); counts are the shares, to the nearest row.
+    """Give every prompt its split. Returns (all prompts, demonstrations).
+
+    A split that the rows name stays; the other prompts are shared out, counts to the nearest row.
 
     Which rows fall where depends on the seed and on a row's content alone, not on the order of the files.
     """
     shown = {d.prompt.id: d.prompt for _, d in data.demonstrations}
     bare = {p.id: p for _, p in data.prompts}
-    splits: dict[str, Split] = {}
-    ranked = _ranked(list(bare), shares.seed)
+    splits = {identity: split for identity, (split, _) in data.splits.items()}
+    ranked = _ranked(bare.keys() - splits.keys(), shares.seed)
     tests, validations = round(shares.test * len(ranked)), round(shares.validation * len(ranked))
     for rank, identity in enumerate(ranked):
         splits[identity] = "test" if rank < tests else "validation" if rank < tests + validations else "train"
-    ranked = _ranked(list(shown), shares.seed)
+    ranked = _ranked(shown.keys() - splits.keys(), shares.seed)
     for rank, identity in enumerate(ranked):
         splits[identity] = "validation" if rank < round(shares.demonstrations_validation * len(ranked)) else "train"
     prompts = [p.model_copy(update={"split": splits[p.id]}) for p in [*bare.values(), *shown.values()]]
@@ -368,7 +384,7 @@ def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], li
     return prompts, [d.model_copy(update={"prompt": by_id[d.prompt.id]}) for _, d in data.demonstrations]
 
 
-def _ranked(identities: list[str], seed: int) -> list[str]:
+def _ranked(identities: Iterable[str], seed: int) -> list[str]:
     return sorted(identities, key=lambda identity: content_id("rank", seed, identity))
 
 

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
+from trl import SFTTrainer
 
 from tiebreak.chat import Encoded, encode_conversation
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer
+from tiebreak.pairwise import pack_forward
+from tiebreak.passes import StepInPasses
 from tiebreak.records import Demonstration, assistant, is_held_out, read_demonstrations
 from tiebreak.runs import Run, start_run
 from tiebreak.tracking import RunRecorder
@@ -23,6 +26,7 @@ from tiebreak.training import (
     common_arguments,
     describe,
     drop_too_long,
+    evaluation_rows,
     finish_adapter,
     last_metrics,
     preflight,
@@ -49,8 +53,8 @@ class SFTConfig(StageConfig):
     """of raw data that names no splits"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
     """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
-    packing: bool = False
-    """fill rows with several examples; needs flash attention, without which they would see one another"""
+    padding_free: bool = True
+    """compute no padding (see tiebreak.pairwise); false: TRL's own layout"""
     merge: bool = False
     """also save base and adapter merged, as a plain model, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
@@ -58,13 +62,21 @@ class SFTConfig(StageConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:
-        if self.packing and self.training.attention != "flash_attention_2":
-            raise ValueError(
-                "packing needs training.attention: flash_attention_2; with others packed rows see one another"
-            )
         if self.merge and self.adapter is not None and self.adapter.method == "qlora":
             raise ValueError("merge: an adapter cannot be merged into 4-bit weights without loss; set it to false")
         return self
+
+
+class PackedSFTTrainer(StepInPasses, SFTTrainer):
+    """TRL's trainer, its step in passes, each weighted by the tokens it learns from."""
+
+    together = 1
+
+    def weight(self, inputs: dict[str, Any]) -> int:
+        return int((inputs["labels"] != -100).sum())
+
+    def adds_up(self, num_items_in_batch: Any) -> bool:
+        return num_items_in_batch is not None  # TRL divides by the tokens of the whole step then
 
 
 def train_sft(config: SFTConfig) -> None:
@@ -80,16 +92,17 @@ def train_sft(config: SFTConfig) -> None:
     preflight(train_set, tokenizer, "demonstrations")
     model = load_policy(source, config.training, config.adapter, tokenizer)
 
-    from trl import SFTTrainer
-
     recorder = RunRecorder(run)
-    trainer = SFTTrainer(
+    trainer = PackedSFTTrainer(
         model=model,
         args=build_sft_args(config, run),
         train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(validation_set) if validation_set else None,
+        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
         processing_class=tokenizer,
     )
+    trainer.tokens_per_pass = config.training.tokens_per_pass
+    if config.padding_free:
+        pack_forward(trainer.model, together=1, tokens_per_pass=config.training.tokens_per_pass)
     train(trainer, run, recorder)
     finish_adapter(
         trainer,
@@ -163,11 +176,10 @@ def build_sft_args(config: SFTConfig, run: Run) -> SFTArguments:
     return SFTArguments(
         **common_arguments(config.training, run),
         max_length=None,  # rows that are too long were left out already
-        packing=config.packing,
         pad_to_multiple_of=None,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
-        dataset_kwargs={"skip_prepare_dataset": not config.packing},
+        dataset_kwargs={"skip_prepare_dataset": True},
     )
 
 

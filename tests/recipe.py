@@ -47,6 +47,7 @@ def stage_configs(folder: Path, model: Path, data: Path) -> dict[str, dict[str, 
             "rollouts": 3,
             "ppo_epochs": 1,
             "max_validation_prompts": 4,
+            "stop_when_all_cut_off": False,  # a random model ends none of its answers
             "sampling": SHORT,
         },
     }

@@ -40,6 +40,7 @@ def write_recipe(folder: Path, model: Path) -> Path:
             "rollouts": 3,
             "ppo_epochs": 1,
             "max_validation_prompts": 2,
+            "stop_when_all_cut_off": False,
         },
         "evaluate": {"policies.base": str(model), "max_prompts": 4, "batch_size": 2, **short},
         "compare": {},

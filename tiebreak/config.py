@@ -72,10 +72,14 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     gradient_checkpointing: bool = False
+    tokens_per_pass: int = Field(default=2048, ge=1)
+    """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key"""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     logging_steps: int = Field(default=1, ge=1)
     eval_steps: int | None = Field(default=None, ge=1)
     """evaluate on the validation split every so many optimizer steps, and at the end; null: at the end alone"""
+    eval_rows: int | None = Field(default=None, ge=1)
+    """evaluate on at most so many rows of the validation split, always the same; null: on all of them"""
     save_steps: int = Field(default=50, ge=1)
     """write a checkpoint every so many optimizer steps; a killed run goes on from the last one"""
     trust_remote_code: bool = False

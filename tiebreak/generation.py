@@ -2,19 +2,28 @@
 
 Each row draws from a generator of its own, seeded by the caller, so a completion does not depend on which rows share
 its batch (but for the last bits of a matrix product), and a sampling stage that was cut off goes on to the same end.
+
+A step costs what its matrix products cost: keys and values are written in place, a prompt that several rows share is
+read once, and rows that wait take the places of those that are done, so the batch stays full to the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tiebreak.config import SamplingConfig
 from tiebreak.logprobs import selected_logps
+
+BATCHES_A_CALL = 4
+"""how many times `batch_size` rows a stage hands over at once, and keeps on disk together"""
+ADMITTED_TOGETHER = 0.25
+"""share of the batch that must be free before waiting rows are let in: a pass over a few short prompts is a slow one"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ def row_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@torch.no_grad()
 def sample_completions(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -42,77 +52,187 @@ def sample_completions(
     eos_id: int,
     pad_id: int,
     batch_size: int,
-    on_batch: Callable[[int], object] = lambda rows: None,
+    on_done: Callable[[int], object] = lambda rows: None,
 ) -> list[Sampled]:
     """One completion for each prompt, in the prompts' order.
 
-    Rows are batched by length, so that little is padded. `on_batch` hears how many rows each batch finished.
+    Args:
+        batch_size: rows written at once; memory follows it.
+        on_done: hears how many rows a step finished.
     """
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    results: list[Sampled | None] = [None] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = _sample_batch(model, [prompts[r] for r in rows], [seeds[r] for r in rows], sampling, eos_id, pad_id)
-        for row, sampled in zip(rows, batch, strict=True):
-            results[row] = sampled
-        on_batch(len(rows))
-    return [sampled for sampled in results if sampled is not None]
+    waiting = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), *prompts[n]))  # the longest is popped first
+    slots = min(batch_size, len(prompts))
+    rows: list[_Row] = []
+    results: dict[int, Sampled] = {}
+    window = _Window(slots, max(map(len, prompts), default=0), sampling.max_new_tokens, reused=len(prompts) > slots)
+    logits: Tensor | None = None
+    while rows or waiting:
+        free = slots - len(rows)
+        if waiting and (not rows or free >= min(len(waiting), max(1, int(slots * ADMITTED_TOGETHER)))):
+            entering = [waiting.pop() for _ in range(min(free, len(waiting)))]
+            first = window.admit(model, [prompts[n] for n in entering], pad_id)
+            logits = first if logits is None or not rows else torch.cat([logits, first])
+            rows += [_Row(n, _uniforms(seeds[n], sampling.max_new_tokens)) for n in entering]
+        if logits is None:
+            raise RuntimeError("no row was let in")
+        uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64)
+        tokens = draw(logits, uniforms.to(logits.device), sampling)
+        logps = selected_logps(logits / (sampling.temperature or 1.0), tokens)
+        for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
+            row.ids.append(token)
+            row.logps.append(logp)
+        done = [at for at, row in enumerate(rows) if row.ids[-1] == eos_id or len(row.ids) == sampling.max_new_tokens]
+        results |= {rows[at].place: Sampled(rows[at].ids, rows[at].ids[-1] == eos_id, rows[at].logps) for at in done}
+        if done:
+            on_done(len(done))
+        kept = window.release(done)
+        rows = [rows[at] for at in kept]
+        if rows:
+            logits = window.step(model, tokens[kept])
+    return [results[n] for n in range(len(prompts))]
 
 
-@torch.no_grad()
-def _sample_batch(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    sampling: SamplingConfig,
-    eos_id: int,
-    pad_id: int,
-) -> list[Sampled]:
-    from transformers import DynamicCache
+@dataclass
+class _Row:
+    """A completion in the making. Row number n of the list stands in slot n of the window."""
 
-    device = next(model.parameters()).device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    uniforms = _uniforms(seeds, sampling.max_new_tokens).to(device)
-    written: list[list[int]] = [[] for _ in prompts]
-    logps: list[list[float]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # which prompt each row of the shrinking batch belongs to
-    cache = DynamicCache()
-    for step in range(sampling.max_new_tokens):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        tokens = draw(logits, uniforms[rows, step], sampling)
-        chosen = selected_logps(logits / (sampling.temperature or 1.0), tokens)
-        for row, token, logp in zip(rows, tokens.tolist(), chosen.tolist(), strict=True):
-            written[row].append(token)
-            logps[row].append(logp)
-        going = (tokens != eos_id).nonzero().flatten()
-        if not len(going):
-            break
-        positions = positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        ids = tokens[:, None]
-        if len(going) < len(rows):
-            cache.batch_select_indices(going)
-            ids, mask, positions = ids[going], mask[going], positions[going]
-            rows = [rows[i] for i in going.tolist()]
-    return [Sampled(ids, ids[-1] == eos_id, values) for ids, values in zip(written, logps, strict=True)]
+    place: int
+    """in the caller's order"""
+    uniforms: list[float]
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
 
 
-def _uniforms(seeds: Sequence[int], steps: int) -> Tensor:
-    """One uniform number a row and step, each row from its own generator. Shape (rows, steps)."""
-    draws = torch.empty(len(seeds), steps, dtype=torch.float64)
-    for row, seed in enumerate(seeds):
-        draws[row].uniform_(generator=torch.Generator().manual_seed(seed))
-    return draws
+def _uniforms(seed: int, steps: int) -> list[float]:
+    """The numbers in [0, 1) that a row's tokens are drawn with, one a step, from a generator of its own."""
+    drawn: list[float] = torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
+    return drawn
+
+
+class _Window:
+    """Keys and values of the rows being written: a buffer a layer, of shape (slots, heads, columns, head size).
+
+    All rows write into the same column, so a step is one assignment a layer, where `DynamicCache` copies all that came
+    before. A row's tokens stand in the columns from its start to the present one; what lies before is masked.
+    """
+
+    def __init__(self, slots: int, longest: int, max_new_tokens: int, *, reused: bool) -> None:
+        self.slots = slots
+        self.longest = longest
+        self.columns = longest + max_new_tokens * (2 if reused else 1)
+        self.next = longest  # the column to be written
+        self.starts: list[int] = []
+        self.layers: list[_WindowLayer] = []
+
+    @property
+    def first(self) -> int:
+        """The first column that any row still reads."""
+        return min(self.starts, default=self.next)
+
+    def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """Read prompts into free slots. Logits of what follows them, shape (prompts, vocabulary)."""
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        width = max(map(len, different))
+        device = next(model.parameters()).device
+        ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in different], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in different], device=device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        read = DynamicCache()
+        logits = _last_logits(model, ids, mask, positions, read)
+        if not self.layers:
+            self.layers = [_WindowLayer(self, layer) for layer in read.layers]
+        number = {prompt: at for at, prompt in enumerate(different)}
+        sources = torch.tensor([number[tuple(p)] for p in prompts], device=device)
+        here = (
+            slice(len(self.starts), len(self.starts) + len(prompts)),
+            slice(None),
+            slice(self.next - width, self.next),
+        )
+        for layer, source in zip(self.layers, read.layers, strict=True):
+            for buffer, values in layer.filled(source):
+                buffer[here] = values[sources.to(values.device)]
+        self.starts += [self.next - len(p) for p in prompts]
+        return logits[sources]
+
+    def step(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Write a token a row, shape (rows,). Logits of what follows, shape (rows, vocabulary)."""
+        if self.next == self.columns:
+            self._shift()
+        starts = torch.tensor(self.starts, device=tokens.device)[:, None]
+        mask = (torch.arange(self.first, self.next + 1, device=tokens.device) >= starts).long()
+        logits = _last_logits(model, tokens[:, None], mask, self.next - starts, Cache(layers=list(self.layers)))
+        self.next += 1
+        return logits
+
+    def release(self, done: Sequence[int]) -> list[int]:
+        """Free the slots of rows that are done; the last rows move into them. Which row is now in each slot."""
+        rows = list(range(len(self.starts)))
+        for slot in reversed(done):
+            last = len(rows) - 1
+            if slot != last:
+                for layer in self.layers:
+                    for buffer in layer.buffers:
+                        buffer[slot, :, self.first : self.next] = buffer[last, :, self.first : self.next]
+                rows[slot], self.starts[slot] = rows[last], self.starts[last]
+            rows.pop()
+            self.starts.pop()
+        return rows
+
+    def _shift(self) -> None:
+        """Move everything to the left, out of the columns that nobody reads any more."""
+        by = min(self.first, self.next - self.longest)
+        for layer in self.layers:
+            for buffer in layer.buffers:
+                buffer[:, :, : self.next - by] = buffer[:, :, by : self.next].clone()
+        self.starts = [start - by for start in self.starts]
+        self.next -= by
+
+
+class _WindowLayer(DynamicLayer):
+    """One layer of the window, as a model's attention sees it: the rows that stand, from their first column on."""
+
+    def __init__(self, window: _Window, like: DynamicLayer) -> None:
+        """Buffers like the keys and values that the model made of a prompt; none for a layer that uses another's."""
+        super().__init__()
+        self._window = window
+        self.is_initialized = True
+        self.buffers = [
+            made.new_zeros(window.slots, made.shape[1], window.columns, made.shape[3])
+            for made in (like.keys, like.values)
+            if made is not None
+        ]
+
+    def filled(self, source: DynamicLayer) -> list[tuple[Tensor, Tensor]]:
+        """Each buffer with what `source` holds for it."""
+        made = [values for values in (source.keys, source.values) if values is not None]
+        return list(zip(self.buffers, made, strict=True))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write one token a row, shape (rows, heads, 1, head size); all that the rows read."""
+        window = self._window
+        keys, values = self.buffers
+        rows, read = len(key_states), slice(window.first, window.next + 1)
+        keys[:rows, :, window.next] = key_states[:, :, 0]
+        values[:rows, :, window.next] = value_states[:, :, 0]
+        return keys[:rows, :, read], values[:rows, :, read]
+
+    def get_seq_length(self) -> int:
+        """Columns before the one that is being written."""
+        return self._window.next - self._window.first
+
+
+def _last_logits(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits
+    return logits[:, -1]
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -136,8 +256,22 @@ def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    cumulative = probabilities.double().cumsum(-1)
+    """The first token whose cumulated probability is above `uniform`, in float64. Found among blocks, then within one:
+    summing up the whole vocabulary for every row took as long as three layers of a small model."""
+    rows, size = probabilities.shape
+    block = max(1, int(size**0.5))
+    blocks = nn.functional.pad(probabilities, (0, -size % block)).view(rows, -1, block)
+    sums = blocks.sum(-1, dtype=torch.float64)
+    cumulative = sums.cumsum(-1)
     target = uniform.double() * cumulative[:, -1]
+    at = _first_above(cumulative, target, sums)
+    within = blocks[torch.arange(rows, device=at.device), at].double()
+    before = cumulative.gather(-1, at[:, None]).squeeze(-1) - sums.gather(-1, at[:, None]).squeeze(-1)
+    return at * block + _first_above(within.cumsum(-1), target - before, within)
+
+
+def _first_above(cumulative: Tensor, target: Tensor, parts: Tensor) -> Tensor:
+    """Index of the first cumulative sum above the target; rounding must not pick past the last part that is not 0."""
     picked = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
-    last = (probabilities > 0).long().cumsum(-1).argmax(-1)  # rounding must not pick past the last possible token
+    last = parts.shape[-1] - 1 - (parts > 0).flip(-1).byte().argmax(-1)
     return torch.minimum(picked, last)

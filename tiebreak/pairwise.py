@@ -1,106 +1,47 @@
-"""One forward pass for both completions of a pair.
+"""One forward pass for all completions of a prompt, with no padding, in place of a model's own.
 
-TRL lays a batch of pairs out as 2·B padded rows, so every prompt is computed twice and every short row is padded to the
-longest. Here each pair is one row: the tokens that both sequences begin with, then the rest of the first, then the rest
-of the second, with an attention mask under which neither rest sees the other, and with the position ids that each would
-have had. Hidden states are those of the plain forward, and with them every log-probability, score and gradient.
-(Shared-prefix training: arXiv 2410.20305.)
+TRL lays a batch of pairs out as 2·B padded rows: every prompt is computed twice, and every short row as far as the
+longest. Here a batch is packed (tiebreak.packing), each prompt once, and cut into passes of at most `tokens_per_pass`
+tokens, so time and memory follow the tokens there are. Hidden states are those of the plain forward, and with them
+every log-probability, score and gradient.
 
-    share_prefixes(trainer.model)     # TRL's trainers go on as they are, losses and metrics included
+    pack_forward(trainer.model, together=2)     # TRL's trainers go on as they are, losses and metrics included
 
-What the language-model head makes of a hidden state is computed for completion tokens alone; see tiebreak.head.
+What the language-model head makes of a hidden state is computed for completion tokens alone (tiebreak.head), and what
+LoRA adds to a linear layer in fewer passes over memory (tiebreak.lora).
 """
 
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from tiebreak.head import logits_are_plain, token_logps
+from tiebreak.attention import TREE_ATTENTION
+from tiebreak.head import HeadOutput, logits_are_plain, token_logps
+from tiebreak.lora import fuse_lora
+from tiebreak.packing import PackedRow, Packing, pack_padded, pack_sequences
 from tiebreak.runs import say
 
-
-@dataclass(frozen=True)
-class PackedPairs:
-    """2·B rows of one layout as B rows of the other. L is the longest packed row, T the longest plain one."""
-
-    input_ids: Tensor
-    """shape (B, L)"""
-    position_ids: Tensor
-    """shape (B, L)"""
-    may_attend: Tensor
-    """bool, shape (B, 1, L, L)"""
-    place: Tensor
-    """where token t of plain row r stands in packed row r mod B; shape (2·B, T)"""
-
-    def unpack(self, hidden: Tensor) -> Tensor:
-        """Hidden states of shape (B, L, d) in the plain layout, (2·B, T, d)."""
-        rows = hidden.repeat(2, 1, 1)
-        return rows.gather(1, self.place[..., None].expand(-1, -1, hidden.shape[-1]))
+TOKENS_PER_PASS = 2048
+"""Enough to keep a processor's matrix products at their full rate; activations of a 135M model take 1.3 MB each."""
 
 
-def pack_pairs(input_ids: Tensor, attention_mask: Tensor, pad_id: int) -> PackedPairs:
-    """Pack rows r and r + B, which are padded on the right, into one.
-
-    Args:
-        input_ids, attention_mask: shape (2·B, T), the first sequences of all pairs before the second ones.
-    """
-    pairs, width = input_ids.shape[0] // 2, input_ids.shape[1]
-    lengths = attention_mask.sum(1)
-    first, second = lengths[:pairs], lengths[pairs:]
-    shared = shared_prefix_lengths(input_ids, lengths)
-    total = first + second - shared
-    longest = int(total.max())
-    steps = torch.arange(longest, device=input_ids.device)
-    in_first = steps < first[:, None]
-    in_second = ~in_first & (steps < total[:, None])
-    # where packed token s comes from: token s of the first row, or token s − first + shared of the second
-    from_second = (steps - first[:, None] + shared[:, None]).clamp(0, width - 1)
-    from_first = steps.clamp(max=width - 1).expand(pairs, -1)
-    position_ids = torch.where(in_second, from_second, torch.where(in_first, from_first, 0))
-    ids = torch.where(in_second, input_ids[pairs:].gather(1, from_second), input_ids[:pairs].gather(1, from_first))
-    ids = torch.where(in_first | in_second, ids, pad_id)
-    in_prefix = steps < shared[:, None]
-    segment = torch.where(in_prefix, 0, torch.where(in_first, 1, torch.where(in_second, 2, 3)))
-    same = (segment[:, :, None] == segment[:, None, :]) | in_prefix[:, None, :]
-    may_attend = (same & (steps[:, None] >= steps))[:, None]
-    plain = torch.arange(width, device=input_ids.device)
-    beyond = plain - shared[:, None] + first[:, None]
-    place = torch.cat([plain.expand(pairs, -1), torch.where(plain < shared[:, None], plain, beyond)])
-    return PackedPairs(ids, position_ids, may_attend, place.clamp(max=longest - 1))
-
-
-def shared_prefix_lengths(input_ids: Tensor, lengths: Tensor) -> Tensor:
-    """How many tokens rows r and r + B begin with in common, shape (B,); one less than the shorter row at most."""
-    pairs = input_ids.shape[0] // 2
-    equal = (input_ids[:pairs] == input_ids[pairs:]).cumprod(1).sum(1)
-    return torch.minimum(equal, torch.minimum(lengths[:pairs], lengths[pairs:]) - 1)
-
-
-def why_not(model: nn.Module) -> str:
-    """Why an architecture cannot take the packed form; empty if it can."""
-    text = model.config.get_text_config()
-    attention = getattr(model.config, "_attn_implementation", None)
-    if attention not in ("sdpa", "eager"):
-        return f"attention {attention} takes no mask of its own"
-    if any(kind != "full_attention" for kind in getattr(text, "layer_types", None) or []):
-        return "some of its layers do not attend to everything before them"
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        return "its attention slides over a window"
-    if not logits_are_plain(model):
-        return "its logits are capped or scaled after the head"
-    return ""
-
-
-def share_prefixes(model: nn.Module) -> bool:
-    """Let a model that one of TRL's pairwise trainers holds compute each pair in one row.
+def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKENS_PER_PASS) -> bool:
+    """Let a model that one of TRL's trainers holds compute its batches packed.
 
     A causal model keeps TRL's own contract (`fused_lm_head=True` returns log-probabilities of the labels); a sequence
     classifier returns a score a row. Calls of any other form, generation among them, go to the forward that was there.
+
+    Args:
+        together: how many rows of a batch have the same prompt: 2 in TRL's batches of pairs, 1 where rows are their own.
+        tokens_per_pass: where a batch has more, it is computed in several passes. While training, a pass is then
+            computed again for its gradient, which costs a forward; tiebreak.passes avoids that where the loss allows.
 
     Returns:
         False, having said why, where the architecture cannot take it and the plain forward stays.
@@ -108,40 +49,122 @@ def share_prefixes(model: nn.Module) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     reason = why_not(base)
     if reason:
-        say(f"the plain forward stays: {type(base).__name__} cannot take pairs in one row, as {reason}")
+        say(f"the plain forward stays: {type(base).__name__} cannot take packed rows, as {reason}")
         return False
+    fuse_lora(model)
     plain_forward = base.forward
     patched = _scores if hasattr(base, "score") else _log_probs
-    base.forward = types.MethodType(lambda self, *args, **kwargs: patched(self, plain_forward, *args, **kwargs), base)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs.get("input_ids")
+        if args or ids is None or kwargs.get("attention_mask") is None or ids.shape[0] % together:
+            return plain_forward(*args, **kwargs)
+        return patched(self, plain_forward, together, tokens_per_pass, kwargs)
+
+    base.forward = types.MethodType(forward, base)
     return True
 
 
-def _hidden_states(model: nn.Module, packed: PackedPairs) -> Tensor:
-    mask = packed.may_attend
-    if model.config._attn_implementation == "eager":
-        dtype = next(model.parameters()).dtype
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+def why_not(model: nn.Module) -> str:
+    """Why an architecture cannot take packed rows; empty if it can, and then it attends within trees from now on.
+
+    What cannot be read from its configuration is tried: a few tokens, packed and plain.
+    """
+    before = getattr(model.config, "_attn_implementation", None)
+    if before not in ("sdpa", TREE_ATTENTION):
+        return f"attention {before} is not torch's own (sdpa)"
+    if not hasattr(model, "score") and not logits_are_plain(model):
+        return "its logits are capped or scaled after the head"
+    model.set_attn_implementation(TREE_ATTENTION)
+    if model.config._attn_implementation != TREE_ATTENTION:
+        return "its attention cannot be exchanged"
+    reason: str = _differs(model)
+    if reason:
+        model.set_attn_implementation(before)
+    return reason
+
+
+def hidden_states(model: nn.Module, row: PackedRow) -> Tensor:
+    """Last hidden states of a packed row, shape (N, hidden), by a model for which `why_not` had nothing to say."""
+    causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
     hidden: Tensor = model.base_model(
-        input_ids=packed.input_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False
+        input_ids=row.input_ids,
+        attention_mask=causal,
+        position_ids=row.position_ids,
+        packed_row=row,
+        use_cache=False,
     ).last_hidden_state
-    return hidden
+    return hidden[0]
 
 
-def _log_probs(model: nn.Module, plain_forward: Any, *args: Any, **kwargs: Any) -> Any:
+@torch.no_grad()
+def _differs(model: nn.Module) -> str:
+    """Why packed rows give other hidden states than plain ones, on sequences that share some tokens; empty if not."""
+    window = _window(model)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [number % vocabulary for number in (7, 11, 3, 9, 5, 13, 8, 4)]
+    sequences = [ids[:6], [*ids[:4], *ids[6:]], ids[2:5]]
+    packing = pack_sequences(sequences, [[0, 1], [2]], device=next(model.parameters()).device)
+    with _evaluating(model):
+        try:
+            packed = hidden_states(model, packing.rows[0])
+        except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError, AttributeError) as error:
+            return f"it was tried and failed: {str(error).splitlines()[0]}"
+        for number, sequence in enumerate(sequences):
+            row = packing.rows[0].input_ids.new_tensor([sequence])
+            plain = model.base_model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)[0][0]
+            steps = torch.arange(len(sequence), device=row.device)
+            there = packed[packing.place(torch.full_like(steps, number), steps)]
+            allowed = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.05
+            if not bool((there - plain).abs().max() <= allowed * plain.abs().max()):
+                return "it was tried, and its hidden states were others than those of plain rows"
+    if window is not None and window not in packing.rows[0].windows:
+        return "its attention slides over a window that it does not name"
+    return ""
+
+
+def _window(model: nn.Module) -> int | None:
+    """The window that some layer's attention slides over."""
+    text = model.config.get_text_config()
+    window: int | None = getattr(text, "sliding_window", None)
+    layers = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in layers if layers else getattr(text, "use_sliding_window", True)
+    return window if slides else None
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _in_passes(compute: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """`compute` of each; where there are several and gradients are wanted, none keeps its activations for them."""
+    if len(arguments) == 1 or not torch.is_grad_enabled():
+        return [compute(*each) for each in arguments]
+    return [checkpoint(compute, *each, use_reentrant=False) for each in arguments]
+
+
+def _log_probs(
+    model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]
+) -> Any:
     """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
-    if args or not kwargs.get("fused_lm_head") or kwargs["input_ids"].shape[0] % 2:
-        return plain_forward(*args, **kwargs)
+    if not kwargs.get("fused_lm_head"):
+        return plain_forward(**kwargs)
     from trl.trainer.utils import FusedCausalLMOutput
 
     labels = kwargs["labels"][:, 1:]
-    packed = pack_pairs(kwargs["input_ids"], kwargs["attention_mask"], model.config.get_text_config().pad_token_id or 0)
     wanted = labels != -100
+    packing = pack_padded(kwargs["input_ids"], kwargs["attention_mask"], together, tokens_per_pass, last=False)
     rows, steps = wanted.nonzero(as_tuple=True)
-    hidden = _hidden_states(model, packed)[rows % len(packed.input_ids), packed.place[rows, steps]]
-    out = token_logps(hidden, model.get_output_embeddings(), labels[wanted])
+    out, cells = packed_log_probs(model, packing, rows, steps, labels[wanted])
 
     def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+        return values.new_zeros(wanted.shape).index_put(cells, values)
 
     return FusedCausalLMOutput(
         loss=-out.logps.sum() / wanted.sum().clamp(min=1),
@@ -155,15 +178,49 @@ def _log_probs(model: nn.Module, plain_forward: Any, *args: Any, **kwargs: Any) 
     )
 
 
-def _scores(model: nn.Module, plain_forward: Any, *args: Any, **kwargs: Any) -> Any:
-    """A sequence classifier's logits, shape (2·B, 1), each read at its row's last token."""
-    ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-    if args or ids is None or mask is None or ids.shape[0] % 2 or kwargs.get("labels") is not None:
-        return plain_forward(*args, **kwargs)
+def packed_log_probs(
+    model: nn.Module, packing: Packing, sequence: Tensor, step: Tensor, targets: Tensor
+) -> tuple[HeadOutput, tuple[Tensor, Tensor]]:
+    """What the head makes of token `step` of `sequence` for `targets`, each of shape (tokens,).
+
+    Returns:
+        It, and the (sequence, step) that each value is of: their order is that of the passes.
+    """
+
+    def one_pass(row: PackedRow, at: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+        out = token_logps(hidden_states(model, row)[at], model.get_output_embeddings(), wanted)
+        return out.logps, out.entropy, out.mean_logits, out.is_top1
+
+    chosen = [(packing.row[sequence] == number).nonzero().squeeze(1) for number in range(len(packing.rows))]
+    arguments = [
+        (row, packing.place(sequence[picked], step[picked]), targets[picked])
+        for row, picked in zip(packing.rows, chosen, strict=True)
+    ]
+    columns = zip(*_in_passes(one_pass, arguments), strict=True)
+    order = torch.cat(chosen)
+    return HeadOutput(*(torch.cat(column) for column in columns)), (sequence[order], step[order])
+
+
+def _scores(model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]) -> Any:
+    """A sequence classifier's logits, shape (rows, 1), each read at its row's last token."""
+    if kwargs.get("labels") is not None:
+        return plain_forward(**kwargs)
     from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-    packed = pack_pairs(ids, mask, model.config.get_text_config().pad_token_id or 0)
-    rows = torch.arange(len(ids), device=ids.device)
-    last = packed.place[rows, mask.sum(1) - 1]
-    hidden = _hidden_states(model, packed)[rows % len(packed.input_ids), last]
-    return SequenceClassifierOutputWithPast(logits=model.score(hidden))
+    mask = kwargs["attention_mask"]
+    packing = pack_padded(kwargs["input_ids"], mask, together, tokens_per_pass)
+    return SequenceClassifierOutputWithPast(logits=packed_scores(model, packing, mask.sum(1) - 1))
+
+
+def packed_scores(model: nn.Module, packing: Packing, last: Tensor) -> Tensor:
+    """A sequence classifier's score of every sequence, read at its token `last`; shape (sequences, labels)."""
+
+    def one_pass(row: PackedRow, at: Tensor) -> Tensor:
+        scores: Tensor = model.score(hidden_states(model, row)[at])
+        return scores
+
+    numbers = torch.arange(len(last), device=last.device)
+    chosen = [numbers[packing.row == number] for number in range(len(packing.rows))]
+    arguments = [(row, packing.place(picked, last[picked])) for row, picked in zip(packing.rows, chosen, strict=True)]
+    scores = torch.cat(_in_passes(one_pass, arguments))
+    return scores[torch.cat(chosen).argsort()]

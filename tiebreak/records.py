@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -118,7 +119,7 @@ class Judgment(Record):
     """One rater's answer about a pair, with the sides as they were shown.
 
     `answer` runs from −3 (left much better) through 0 (a tie) to +3 (right much better); it is None when the rater
-    skipped or called both bad.
+    skipped, called both bad, or put more than two completions in order.
     """
 
     pair_id: str
@@ -128,6 +129,11 @@ class Judgment(Record):
     answer: int | None = Field(default=None, ge=-3, le=3)
     both_bad: bool = False
     skip: bool = False
+    skip_reason: str = ""
+    ranking: tuple[tuple[str, ...], ...] | None = None
+    """completions from best to worst; those within a group are equal"""
+    shown: tuple[str, ...] = ()
+    """of a ranking: its completions in the order in which they were shown, `left` and `right` being the first two"""
     aspects: dict[str, int] = {}
     rationale: str = ""
     edited_text: str | None = None
@@ -138,11 +144,36 @@ class Judgment(Record):
 
     @model_validator(mode="after")
     def _answered_once(self) -> Judgment:
-        if (self.answer is not None) + self.both_bad + self.skip != 1:
-            raise ValueError("exactly one of answer, both_bad and skip must be given")
+        if (self.answer is not None) + self.both_bad + self.skip + (self.ranking is not None) != 1:
+            raise ValueError("exactly one of answer, both_bad, skip and ranking must be given")
         if self.left == self.right:
             raise ValueError("left and right are the same completion")
+        if self.skip_reason and not self.skip:
+            raise ValueError("skip_reason is given, and nothing was skipped")
+        if self.ranking is not None and sorted(chain.from_iterable(self.ranking)) != sorted(set(self.shown)):
+            raise ValueError("ranking must hold every completion that was shown, once")
         return self
+
+    def pairwise(self) -> list[Judgment]:
+        """Itself; or of K ranked completions the K(K−1)/2 judgments that the order implies.
+
+        An order tells which is better and not by how much: its answers are −1, 0 and +1.
+        """
+        if self.ranking is None:
+            return [self]
+        place = {identity: n for n, group in enumerate(self.ranking) for identity in group}
+        return [
+            self.model_copy(
+                update={
+                    "left": left,
+                    "right": right,
+                    "answer": (place[left] > place[right]) - (place[left] < place[right]),
+                    "ranking": None,
+                    "shown": (),
+                }
+            )
+            for left, right in combinations(self.shown, 2)
+        ]
 
 
 class Preference(Record):
@@ -153,12 +184,18 @@ class Preference(Record):
     rejected: Messages
     strength: float | None = None
     """1 (slightly better) to 3 (much better), the mean over the raters who agree; None where it was not asked."""
+    margin: float | None = None
+    """TRL's column, 0 or more: by how much the scores must differ. Exports give strength / 3 (Touvron et al. 2023, Table
+    27, small margin)."""
     agreement: float | None = Field(default=None, ge=0, le=1)
+    """Share of the votes, ties among them, that prefer `chosen`."""
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    """Soft label: the chance that `chosen` is the better one; 0.5 for a tie that is kept."""
     raters: tuple[str, ...] | None = None
     """Pseudonymous ids of the raters behind it; None where the data does not say."""
-    margin: float | None = None
-    """By how much the scores must differ, in units of score; 0 or more, for the chosen answer is the better one."""
     weight: float = Field(default=1.0, ge=0)
+    adjudicated: bool = False
+    """Settled by a lead, who then is the only one in `raters`."""
     kind: Kind = "unstated"
     pair_id: str | None = None
     prompt_id: str = ""
@@ -487,8 +524,8 @@ def read_preferences(source: str) -> list[Preference]:
 
 
 _PREFERENCE_EXTRAS = (
-    "strength agreement raters margin weight kind pair_id split chosen_finished rejected_finished".split()
-)
+    "strength margin agreement confidence raters weight adjudicated kind pair_id split chosen_finished rejected_finished"
+).split()
 
 
 def _parse_preference(row: dict[str, Any]) -> Preference:

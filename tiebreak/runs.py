@@ -379,10 +379,10 @@ def progress(total: int, what: str) -> Iterator[Any]:
 
 
 def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str) -> list[Any]:
-    """`compute(keys of one batch)` for every batch, each kept on disk as soon as it is done.
+    """`compute(keys of one batch, advance)` for every batch, each kept on disk as soon as it is done.
 
     A stage that was cut off computes only the batches that are missing, in the same batches as before, so it ends in the
-    same result. `compute` returns a JSON value for each key.
+    same result. `compute` returns a JSON value for each key, and may call `advance(count)` as keys get done.
     """
     partial = run.folder / "partial" / what.replace(" ", "-")
     partial.mkdir(parents=True, exist_ok=True)
@@ -391,9 +391,9 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
         for number, start in enumerate(range(0, len(keys), batch_size)):
             file = partial / f"{number:05d}.json"
             if not file.exists():
-                write_json(file, compute(keys[start : start + batch_size]))
+                write_json(file, compute(keys[start : start + batch_size], bar.update))
             results += json.loads(file.read_text())
-            bar.update(len(keys[start : start + batch_size]))
+            bar.update(len(results) - bar.n)
     return results
 
 

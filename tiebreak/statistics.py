@@ -12,6 +12,8 @@ Interval = tuple[float, float]
 def wilson_interval(successes: float, n: float, z: float = 1.959964) -> Interval:
     """The 95% interval of a share of independent trials (Wilson 1927); (0, 1) when n is 0.
 
+    Neither needs to be whole: n may be the number of independent trials that dependent ones are worth.
+
     >>> tuple(round(edge, 4) for edge in wilson_interval(8, 10))
     (0.4902, 0.9433)
     """

@@ -1,4 +1,4 @@
-"""What a run tells: rows in its own metrics.jsonl, and a copy to W&B.
+"""What a run tells: rows in its own metrics.jsonl, and a copy to W&B. No torch: the labelling app tells of its run too.
 
 The truth is metrics.jsonl. W&B receives the same figures under the names transformers gives them there (`train/loss`,
 `eval/loss`, …), one group a pipeline run, `job_type` the stage, offline unless the user has logged in. Read an offline
@@ -13,14 +13,11 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
-
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import rewrite_logs
+from typing import Any
 
 from tiebreak.config import TrackingConfig
 from tiebreak.records import write_jsonl
-from tiebreak.runs import CHECKPOINT_MARKER, Run, git_commit, is_main_process, read_metrics
+from tiebreak.runs import Run, git_commit, is_main_process, read_metrics, say
 
 
 class RunRecorder:
@@ -52,7 +49,7 @@ class RunRecorder:
             file.flush()
         self._last_step, self._last_time = step, now
         if self._wandb is not None:
-            self._wandb.log({**rewrite_logs(values), "train/global_step": step})
+            self._wandb.log({**_wandb_names(values), "train/global_step": step})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table of examples, in W&B and as a file of the run folder."""
@@ -65,22 +62,48 @@ class RunRecorder:
 
             self._wandb.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Close W&B with the run's final figures and its manifest as an artifact, linked to those it was made from."""
+    def finish(self, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Close W&B with the run's final figures and an artifact, linked to those it was made from.
+
+        Args:
+            files: what the artifact holds beside the manifest.
+        """
         if self._wandb is None:
             return
         import wandb
 
         self._wandb.summary.update({"manifest_id": manifest["id"], **dict(manifest.get("metrics", {}))})
         artifact = wandb.Artifact(f"{self.run.stage}-{manifest['id']}", type=self.run.stage, metadata=dict(manifest))
-        artifact.add_file(str(self.run.folder / "manifest.json"))
+        for path in (self.run.folder / "manifest.json", *files):
+            artifact.add_file(str(path))
         if not self._wandb.settings._offline:
-            for one in manifest["inputs"].values():
-                if one["kind"] == "run":
-                    stage = json.loads((Path(one["source"]) / "manifest.json").read_text())["stage"]
-                    self._wandb.use_artifact(f"{stage}-{one['id']}:latest")
+            _link(self._wandb, manifest["inputs"])
         self._wandb.log_artifact(artifact)
         self._wandb.finish()
+
+
+def _link(tracked: Any, inputs: Mapping[str, Any]) -> None:
+    """Name what a run was made from. A run that was made offline is not there, which costs the link alone."""
+    import wandb
+
+    for one in inputs.values():
+        if one["kind"] != "run":
+            continue
+        stage = json.loads((Path(one["source"]) / "manifest.json").read_text())["stage"]
+        try:
+            tracked.use_artifact(f"{stage}-{one['id']}:latest")
+        except (wandb.Error, ValueError) as error:
+            say(f"W&B: no link to {one['source']}, whose artifact is not there ({error})")
+
+
+def track(run: Run, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+    """Tell W&B of a finished run that trained nothing: its figures, its manifest, and `files`."""
+    RunRecorder(run).finish(manifest, files)
+
+
+def _wandb_names(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The names that transformers gives its figures in W&B: eval_loss is eval/loss, loss is train/loss."""
+    return {f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}": value for key, value in values.items()}
 
 
 def _finite(value: float) -> float | None:
@@ -128,62 +151,3 @@ def tracking_mode(tracking: TrackingConfig) -> Any:
 def _has_netrc_login() -> bool:
     netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
-
-
-class ProgressLine(ProgressCallback):
-    """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
-
-    SHOWN: ClassVar = {
-        "loss": "loss",
-        "mean_token_accuracy": "token accuracy",
-        "accuracy": "accuracy",
-        "rewards/accuracies": "accuracy",
-        "rewards/margins": "margin",
-        "objective/scores": "score",
-        "objective/kl": "KL",
-    }
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.training_bar is not None and logs:
-            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
-
-
-class RunCallback(TrainerCallback):
-    """Writes the trainer's logs to the run, and marks a checkpoint complete once all of it is on disk."""
-
-    def __init__(self, recorder: RunRecorder) -> None:
-        self.recorder = recorder
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.recorder.keep_up_to(state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "train_runtime" not in logs:
-            self.recorder.row(state.global_step, logs)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            (folder / CHECKPOINT_MARKER).touch()

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import ProgressCallback
 
+from tiebreak.callbacks import ProgressLine, RunCallback
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
@@ -30,10 +31,12 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, read_metrics, say
-from tiebreak.tracking import ProgressLine, RunCallback, RunRecorder
+from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
+
+Row = TypeVar("Row")
 
 SAMPLED_PROMPTS = 4
 PROBE_TOKENS = 96
@@ -90,6 +93,13 @@ def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} of {len(rows)} {what} are longer than {limit} tokens and were left out")
     return kept
+
+
+def evaluation_rows(rows: Sequence[Row], training: TrainingConfig) -> list[Row]:
+    """The validation rows that training evaluates on: all, or `training.eval_rows` of them at even distances."""
+    if training.eval_rows is None or len(rows) <= training.eval_rows:
+        return list(rows)
+    return [rows[number * len(rows) // training.eval_rows] for number in range(training.eval_rows)]
 
 
 def preflight(examples: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, what: str) -> None:

@@ -27,6 +27,7 @@ from tiebreak.config import StageConfig
 from tiebreak.launch import stage_main
 from tiebreak.page.numbers import percent
 from tiebreak.records import write_json, write_text_atomically
+from tiebreak.tracking import track
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
@@ -68,7 +69,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         write_text_atomically(run.folder / "report.html", page)
     if not run.finished:
         run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
-        run.finish()
+        track(run, run.finish(), [run.folder / "report.html", run.folder / "report.json"])
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     print_summary(said, run.folder / "report.html", config.next_step)
     return dict(said)

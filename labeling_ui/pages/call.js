@@ -1,6 +1,12 @@
-// Shared by all pages: requests that carry the session's token, and end at the login page when the session has ended.
+// Shared by all pages: the words, requests that carry the session's token, and small tools for the document.
+const desk = element.querySelector('.desk');
+const words = props.value.words;
+const find = (selector) => desk.querySelector(selector);
+const all = (selector) => [...desk.querySelectorAll(selector)];
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 let csrfToken = '';
 
+// A request's JSON; ends at the login page when the session has ended. `refused` marks errors that no repetition mends.
 async function call(path, { method = 'GET', body } = {}) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET') headers['X-CSRF-Token'] = csrfToken;
@@ -8,15 +14,58 @@ async function call(path, { method = 'GET', body } = {}) {
   const response = await fetch(path, {
     method, headers, credentials: 'same-origin', body: body === undefined ? undefined : JSON.stringify(body),
   });
+  if (response.status >= 500) throw new Error('server');
   const reply = await response.json();
   if (response.ok) return reply;
   if (response.status === 401 && path !== '/api/login') window.location.href = '/login/';
-  if (response.status >= 500) throw new Error('server');
   const refused = new Error(typeof reply.detail === 'string' ? reply.detail : [reply.detail || 'refused'].flat().join('; '));
-  refused.refused = true;
+  refused.refused = response.status !== 429;
   refused.status = response.status;
   throw refused;
 }
 
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+// The words under `key`, with {name} filled in.
+function say(key, values = {}) {
+  return words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+}
+
+function make(tag, attributes = {}, ...children) {
+  const one = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === 'html') one.innerHTML = value; // only ever what the server's markup.render made inert
+    else if (value !== null && value !== false) one.setAttribute(name, value === true ? '' : value);
+  }
+  one.append(...children.filter((child) => child !== null));
+  return one;
+}
+
+const percent = (value) => `${(100 * value).toFixed(1)}%`;
+const between = (value) => Math.max(0, Math.min(1, value));
+
+// A figure under its name; `share` draws a bar.
+function tile(name, value, note = '', share = null) {
+  const bar = share === null ? null : make('div', { class: 'bar' }, make('div', { class: 'fill', style: `width:${percent(between(share))}` }));
+  return make('div', { class: 'tile' }, make('span', { class: 'name' }, name), make('strong', {}, value), make('span', { class: 'note' }, note), bar);
+}
+
+function warn(text, kind = '') {
+  const banner = find('.banner');
+  if (banner.textContent !== text) banner.textContent = text;
+  banner.dataset.kind = text ? kind : '';
+  banner.hidden = !text;
+}
+
+function leave() {
+  return call('/api/logout', { method: 'POST' }).finally(() => { window.location.href = '/login/'; });
+}
+
+function switchTheme() {
+  const dark = document.body.classList.toggle('dark');
+  localStorage.setItem('tiebreak-theme', dark ? 'dark' : 'light');
+}
+
+document.documentElement.lang = words.language;
+const chosenTheme = localStorage.getItem('tiebreak-theme');
+if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
+for (const title of all('.title')) title.textContent = props.value.title;
 

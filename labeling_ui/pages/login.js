@@ -1,17 +1,23 @@
+// Log in, or make the account that an invitation gives, and go on to work.
 const form = element.querySelector('.login');
 const problem = element.querySelector('.problem');
-element.querySelector('.title').textContent = props.value.title;
+const [, token] = window.location.hash.match(/^#invitation=([\w-]+)$/) || [];
 form.elements.username.focus();
+if (token) {
+  form.querySelector('.invited').hidden = false;
+  form.querySelector('button').textContent = words['invited.begin'];
+  form.elements.password.autocomplete = 'new-password';
+}
 
 form.addEventListener('submit', async (event) => {
   event.preventDefault();
   problem.hidden = true;
-  const body = { username: form.elements.username.value, password: form.elements.password.value };
+  const body = { username: form.elements.username.value, password: form.elements.password.value, ...(token && { token }) };
   try {
-    await call('/api/login', { method: 'POST', body });
+    await call(token ? '/api/invitations/accept' : '/api/login', { method: 'POST', body });
     window.location.href = '/rate/';
   } catch (error) {
-    problem.textContent = error.refused ? error.message : 'The server does not answer. Try again.';
+    problem.textContent = error.status ? error.message : words['login.failed'];
     problem.hidden = false;
     form.elements.password.select();
   }

@@ -1,235 +1,137 @@
-// The raters' page. A judgment is on the server's disk before the next pair is shown; the next pairs are fetched ahead, so
-// that showing one takes no request. All texts arrive as HTML that the server made inert.
-const desk = element.querySelector('.desk');
-const find = (selector) => desk.querySelector(selector);
-const all = (selector) => [...desk.querySelectorAll(selector)];
-const banner = find('.banner');
-const reason = find('[name=rationale]');
-const answers = all('.dock button:not([data-undo])');
-const undoButton = find('[data-undo]');
+// The raters' page: the order of work, keys and buttons. The next pairs are fetched ahead, so that showing one takes no
+// request.
+const AHEAD = 2; // with the pair on the screen, what one rater may hold
+const LOOK_AGAIN_MS = 60000;
+const SCROLL_STEP = 80;
 
-const IDLE_AFTER_MS = 60000;
-const SAVE_AFTER_MS = 800; // a draft is on the server within two seconds of a change
-const words = {
-  lost: 'Not saved yet: the server does not answer. Your judgment is kept here and sent again…',
-  done: ['All done', 'There is no pair left for you. Thank you.'],
-  waiting: 'The server does not answer; this page tries again by itself.',
-  otherSide: (edited, judged) => `You edited ${edited} and judged ${judged} the better one. Judge ${edited} better, or undo the edit.`,
-};
-
-let current = null; // the pair on the screen
-let queue = []; // the pairs after it
-let judged = []; // ids of judgments that undo takes back, the latest last
-let sending = false;
-let drafted = null; // the answer given before undo: Enter keeps it
-let saveTimer = 0;
-let shownAt = 0;
-let idleMs = 0;
-let lastMove = 0;
+let queue = []; // the pairs after the one on the screen
+let exhausted = false; // the server had nothing more
+let lastJudgment = null; // the id of the judgment that undo takes back
+let undoing = false;
 let done = 0;
 let total = 0;
 
-// Try until the server answers: a judgment is not given up because a cable was pulled.
-async function insist(path, options, message = words.waiting) {
-  for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
-    try {
-      const reply = await call(path, options);
-      if (banner.dataset.kind === 'lost') say('');
-      return reply;
-    } catch (error) {
-      if (error.refused) throw error;
-      say(message, 'lost');
-      await pause(wait);
-    }
-  }
+// --- the flow of pairs
+
+const normal = (pair) => pair && { ...pair, answers: pair.task === 'ranking' ? pair.completions : [pair.left, pair.right] };
+const held = () => [...(current ? [current] : []), ...queue].map((pair) => pair.pair_id);
+
+function take(pair) {
+  if (pair && ![...held(), ...unsent().map(([, body]) => body.pair_id)].includes(pair.pair_id)) {
+    queue.push(normal(pair));
+    exhausted = false;
+  } else if (!pair && !unsent().length) exhausted = true;
+  if (!current && !talk) proceed();
 }
 
-function say(text, kind = '') {
-  banner.textContent = text;
-  banner.dataset.kind = kind;
-  banner.hidden = !text;
+function proceed() {
+  const next = queue.shift() || null;
+  show(next);
+  if (next) report(next);
+  undoButton().disabled = !lastJudgment && !unsent().length;
+  if (!next) rest();
+  else fetchAhead();
 }
 
-// --- showing a pair
-
-function show(pair) {
-  current = pair;
-  desk.dataset.pair = pair ? pair.pair_id : '';
-  for (const part of ['.prompt', '.answers', '.details']) find(part).hidden = !pair;
-  find('.rest').hidden = Boolean(pair);
-  for (const button of answers) button.disabled = !pair;
-  undoButton.disabled = !judged.length;
-  desk.setAttribute('aria-busy', 'false');
-  if (!pair) {
-    [find('.rest h2').textContent, find('.rest p').textContent] = words.done;
-    return;
-  }
-  const prompt = find('.prompt');
-  prompt.replaceChildren(...pair.messages.map(turn));
-  prompt.scrollTop = pair.messages.length > 1 ? prompt.scrollHeight : 0; // the last turn is the one that is answered
-  for (const side of ['left', 'right']) {
-    const text = find(`[data-side=${side}] .text`);
-    text.innerHTML = pair[side].html;
-    text.scrollTop = 0;
-    edit(side, null);
-  }
-  restore(pair.draft || {});
-  shownAt = lastMove = performance.now();
-  idleMs = 0;
+// The server learns which pair is on the screen: its lease begins.
+function report(pair) {
+  const body = { client_at_ms: Date.now() };
+  call(`/api/shown/${encodeURIComponent(pair.pair_id)}`, { method: 'POST', body }).catch(() => {}); // the judgment will tell
 }
 
-function turn(message) {
-  const block = document.createElement('div');
-  block.className = `turn ${message.role}`;
-  const who = document.createElement('span');
-  who.className = 'who';
-  who.textContent = { user: 'User', assistant: 'Assistant', system: 'System' }[message.role];
-  const text = document.createElement('div');
-  text.className = 'text';
-  text.innerHTML = message.html;
-  block.append(who, text);
-  return block;
+function rest() {
+  const finished = exhausted && !unsent().length;
+  find('.rest').classList.toggle('finished', finished);
+  find('.rest h2').textContent = finished ? words.done : '';
+  find('.rest p').textContent = words[finished ? 'done.more' : 'fetching'];
+  desk.setAttribute('aria-busy', String(!finished));
+  find('.dock').hidden = !finished;
 }
 
-function restore(draft) {
-  reason.value = draft.rationale || '';
-  for (const box of all('.flag input')) box.checked = (draft.flags || []).includes(box.value);
-  drafted = answers.find((button) => (button.dataset.do ? draft[button.dataset.do] : Number(button.dataset.answer) === draft.answer)) || null;
-  for (const button of answers) button.classList.toggle('chosen', button === drafted);
-  if (draft.edited_text && draft.answer) edit(draft.answer < 0 ? 'left' : 'right', draft.edited_text);
-}
+const nextPath = () => `/api/next?holding=${encodeURIComponent([...held(), ...unsent().map(([, body]) => body.pair_id)].join(','))}`;
+let fetching = false;
 
-// --- editing
-
-function edit(side, text) {
-  const pane = find(`[data-side=${side}]`);
-  const field = pane.querySelector('textarea');
-  field.hidden = text === null;
-  pane.querySelector('.text').hidden = text !== null;
-  pane.querySelector('.edit').textContent = text === null ? 'Edit' : 'Drop edit';
-  field.value = text === null ? '' : text;
-}
-
-function toggleEdit(side) {
-  const field = find(`[data-side=${side}] textarea`);
-  if (!field.hidden) edit(side, null);
-  else {
-    edit(side === 'left' ? 'right' : 'left', null);
-    edit(side, current[side].text);
-    field.focus();
-  }
-  changed();
-}
-
-function editedSide() {
-  return ['left', 'right'].find((side) => {
-    const field = find(`[data-side=${side}] textarea`);
-    return !field.hidden && field.value.trim() && field.value !== current[side].text;
-  });
-}
-
-// --- drafts
-
-function details() {
-  const side = editedSide();
-  return {
-    rationale: reason.value,
-    flags: all('.flag input:checked').map((box) => box.value),
-    edited_text: side ? find(`[data-side=${side}] textarea`).value : null,
-  };
-}
-
-function changed() {
-  if (!saveTimer && current) saveTimer = setTimeout(saveDraft, SAVE_AFTER_MS);
-}
-
-async function saveDraft() {
-  saveTimer = 0;
-  if (!current || sending) return;
-  const side = editedSide();
-  const body = { ...details(), answer: side ? (side === 'left' ? -1 : 1) : null };
-  current.draft = body;
+async function fetchAhead() {
+  if (fetching || exhausted || queue.length >= AHEAD) return;
+  fetching = true;
+  const before = held().length;
   try {
-    await call(`/api/drafts/${encodeURIComponent(current.pair_id)}`, { method: 'PUT', body });
+    take(await insist(nextPath()));
   } catch (error) {
-    if (!error.refused) changed();
+    warn(error.message, 'refused');
+    exhausted = true;
   }
+  fetching = false;
+  if (held().length > before) fetchAhead();
 }
 
-// --- judging
+setInterval(() => {
+  if (current || talk || document.hidden || undoing || unsent().length) return;
+  exhausted = false; // what another rater gave back may be free now
+  fetchAhead();
+}, LOOK_AGAIN_MS);
 
-function newId() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
-}
-
-async function judge(said, button) {
-  if (!current || sending) return;
+function judge(said, button) {
+  if (!current || undoing) return;
   const side = editedSide();
   if (side && !(said.answer && (said.answer < 0) === (side === 'left'))) {
-    const name = { left: 'A', right: 'B' };
-    say(words.otherSide(name[side], said.answer ? name[side === 'left' ? 'right' : 'left'] : 'neither'), 'edit');
+    warn(say('edit.other', { edited: letterFor(side) }), 'edit');
     return;
   }
-  sending = true;
   clearTimeout(saveTimer);
   saveTimer = 0;
-  desk.setAttribute('aria-busy', 'true');
-  for (const one of answers) one.classList.toggle('chosen', one === button);
+  if (['edit', 'refused'].includes(find('.banner').dataset.kind)) warn('');
   const body = {
-    ...details(), ...said,
+    ...details(), ...said, ...timeSpent(),
     client_id: newId(),
     pair_id: current.pair_id,
     guideline_version: props.value.guideline_version,
-    seconds_active: Math.max(0, Math.round((performance.now() - shownAt - idleMs) / 100) / 10),
     client_at_ms: Date.now(),
-    holding: queue.map((pair) => pair.pair_id),
   };
-  let following = null;
-  try {
-    const reply = await insist('/api/judgments', { method: 'POST', body }, words.lost);
-    judged.push(reply.judgment_id);
-    following = reply.next;
-    say('');
-    count(1);
-  } catch (error) {
-    say(error.message, 'refused');
-    following = await insist(nextPath());
-  }
-  if (following) queue.push(following);
-  sending = false;
-  show(queue.shift() || null);
+  if (amending) { amend(body); return; }
+  if (button) button.classList.add('chosen');
+  count(1);
+  const judged = current;
+  current = null; // from here on it is the outbox's
+  post(body, acknowledged, turnedDown);
+  if (talk) continueTalk(judged, body);
+  else proceed();
+}
+
+function acknowledged(reply) {
+  lastJudgment = reply.judgment_id;
+  undoButton().disabled = false;
+  take(reply.next);
+}
+
+function turnedDown(error) {
+  warn(say('refused', { detail: error.message }), 'refused');
+  count(-1);
+  exhausted = false;
   fetchAhead();
 }
 
+// Take the latest judgment back: its pair is on the screen again, with what was said.
 async function undo() {
-  if (sending || !judged.length) return;
-  sending = true;
+  if (undoing || amending || (talk && talk.phase !== 'writing')) return;
+  undoing = true;
   try {
-    const reply = await insist(`/api/judgments/${judged.pop()}/undo`, { method: 'POST' });
+    if (current && current.draft) saveDraft();
+    await drain(acknowledged, turnedDown);
+    if (!lastJudgment) return;
+    const reply = await insist(`/api/judgments/${encodeURIComponent(lastJudgment)}/undo`, { method: 'POST' });
+    lastJudgment = reply.last_judgment;
     if (current) queue.unshift(current);
-    if (!judged.length && reply.last_judgment) judged.push(reply.last_judgment);
+    queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
     count(-1);
-    sending = false;
-    show(reply.pair);
+    show(normal(reply.pair));
+    if (talk) Object.assign(talk, { number: talk.number - 1, phase: 'judging' });
   } catch (error) {
-    say(error.message, 'refused');
+    warn(error.message, 'refused');
+  } finally {
+    undoing = false;
+    undoButton().disabled = !lastJudgment || Boolean(talk);
   }
-  sending = false;
-  undoButton.disabled = !judged.length;
-}
-
-function nextPath() {
-  const holding = [...queue, ...(current ? [current] : [])].map((pair) => pair.pair_id);
-  return `/api/next?holding=${encodeURIComponent(holding.join(','))}`;
-}
-
-async function fetchAhead() {
-  if (queue.length || !current) return;
-  const shown = current;
-  try {
-    const pair = await call(nextPath());
-    if (pair && current === shown && !sending && !queue.length) queue.push(pair);
-  } catch (error) { /* the reply to the judgment brings the next pair too */ }
 }
 
 function count(more) {
@@ -238,96 +140,216 @@ function count(more) {
   bar.setAttribute('aria-valuenow', done);
   bar.setAttribute('aria-valuemax', Math.max(total, done));
   bar.firstElementChild.style.width = total ? `${Math.min(100, (100 * done) / total)}%` : '0';
-  find('.count').textContent = `${done} of ${total}`;
+  find('.count').textContent = say('progress.of', { done, total: Math.max(total, done) });
 }
 
-// --- keys and buttons
+// --- buttons
+
+const undoButton = () => find('[data-undo]');
+const card = (name) => find(`[data-card=${name}]`);
 
 function press(button) {
   if (button.disabled) return;
-  if (button === undoButton) undo();
-  else if (button.dataset.answer !== undefined) judge({ answer: Number(button.dataset.answer) }, button);
-  else judge({ [button.dataset.do]: true }, button);
+  const { answer: value, do: what, reason: why } = button.dataset;
+  if (button === undoButton()) undo();
+  else if (value !== undefined) judge({ answer: Number(value) }, button);
+  else if (what) judge({ [what]: true }, button);
+  else if (button.dataset.skip !== undefined) enter('skip');
+  else if (why !== undefined) judge({ skip: true, skip_reason: why });
+  else if (button.dataset.back !== undefined) enter('scale');
+  else if (button.dataset.rank !== undefined) judge({ ranking: order.map((group) => group.map(idOf)) });
+  else if (button.dataset.clear !== undefined) { order = []; tieNext = false; reordered(); }
+  else if (button.dataset.relation !== undefined) {
+    const flat = flatOrder();
+    flat[button.dataset.relation].equal = !flat[button.dataset.relation].equal;
+    fromFlat(flat);
+    reordered();
+  } else if (button.dataset.value !== undefined) setAspect(button.parentElement, Number(button.dataset.value));
 }
 
 function open(name) {
-  const card = find(`[data-card=${name}]`);
-  if (card.open) card.close();
-  else card.showModal();
+  if (card(name).open) card(name).close();
+  else if (name === 'guidelines') openGuidelines();
+  else {
+    if (name === 'work') showWork();
+    card(name).showModal();
+  }
 }
 
 desk.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
   if (button.dataset.open) open(button.dataset.open);
+  else if (button.dataset.menu !== undefined) button.setAttribute('aria-expanded', String(find('nav').classList.toggle('open')));
+  else if (button.dataset.theme !== undefined) switchTheme();
+  else if (button.dataset.talk !== undefined) { if (talk) endTalk(); else beginTalk(); }
+  else if (button.dataset.send !== undefined) send();
+  else if (button.dataset.leave !== undefined) drain(acknowledged, turnedDown).then(leave);
+  else if (button.dataset.amend) { card('work').close(); beginAmending(button.dataset.amend); }
+  else if (button.dataset.earlier !== undefined) showEarlier();
+  else if (button.dataset.chip) { if (event.detail === 0) place(button.dataset.chip, tieNext); return; }
   else if (button.classList.contains('edit')) toggleEdit(button.closest('.answer').dataset.side);
-  else if (button.dataset.leave !== undefined) call('/api/logout', { method: 'POST' }).finally(() => { window.location.href = '/login/'; });
+  else if (button.classList.contains('place')) place(button.closest('.answer').dataset.letter, tieNext);
   else if (button.closest('.dock')) press(button);
   else return;
-  if (!button.closest('dialog')) button.blur(); // or Enter would press it again
+  if (!button.closest('dialog') && event.detail > 0) button.blur(); // or Enter would press it again
 });
 
 desk.addEventListener('input', changed);
 
-const KEYS = { t: '[data-answer="0"]', b: '[data-do=both_bad]', s: '[data-do=skip]', u: '[data-undo]' };
+// --- keys: dead while typing, with modifiers, on repeat and while an input method composes
+
+const typing = 'input:not([type=checkbox]), textarea, select, [contenteditable=true]';
+const PLAIN = {
+  t: () => find('[data-answer="0"]'), b: () => find('[data-do=both_bad]'), s: () => find('[data-skip]'), u: undoButton,
+};
 
 document.addEventListener('keydown', (event) => {
-  if (event.repeat || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const field = event.target.closest && event.target.closest('input:not([type=checkbox]), textarea, select, [contenteditable=true]');
-  if (field) {
-    if (event.key === 'Escape' || (event.key === 'Enter' && field === reason)) field.blur();
+  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  const target = event.target.closest ? event.target : document.body;
+  const { key } = event;
+  if (target.closest(typing)) {
+    if (key === 'Escape' || (key === 'Enter' && target === reason)) target.blur();
+    if (key === 'Enter' && target === turnField && !event.shiftKey) { event.preventDefault(); send(); }
     return;
   }
-  if (event.key === '?') { event.preventDefault(); open('keys'); return; }
-  if (find('dialog[open]')) return;
-  const key = event.key.toLowerCase();
-  if (key === 'e' && current) { event.preventDefault(); toggleEdit(event.shiftKey ? 'right' : 'left'); return; }
-  if (key === 'r' && current) { event.preventDefault(); reason.focus(); return; }
-  if (key === 'enter' && event.target.closest && event.target.closest('button, a')) return;
-  const button = /^[1-7]$/.test(key) ? find(`[data-answer="${Number(key) - 4}"]`)
-    : key === 'enter' ? drafted : KEYS[key] && find(KEYS[key]);
-  if (!button) return;
+  if (scroll(target, key)) { event.preventDefault(); return; }
+  if (event.repeat) return;
+  if (key === 'Enter' && target.closest('button, a')) return;
+  if (key === '?' || (!find('dialog[open]:modal') && ['g', 'w'].includes(key.toLowerCase()))) {
+    const name = { '?': 'keys', g: 'guidelines', w: 'work' }[key.toLowerCase()];
+    if (name === 'guidelines' && !props.value.guidelines) return;
+    event.preventDefault();
+    open(name);
+    return;
+  }
+  if (find('dialog[open]:modal')) return;
+  const act = actOf(key, event.shiftKey, target);
+  if (!act) return;
   event.preventDefault();
-  press(button);
+  act();
 });
 
-for (const kind of ['mousemove', 'keydown', 'scroll', 'pointerdown']) {
-  document.addEventListener(kind, () => {
-    const now = performance.now();
-    if (now - lastMove > IDLE_AFTER_MS) idleMs += now - lastMove;
-    lastMove = now;
-  }, { capture: true, passive: true });
+// What a key does just now, as a function; undefined if nothing.
+function actOf(key, shift, target) {
+  const letter = key.toLowerCase();
+  const digit = /^[1-9]$/.test(key) ? Number(key) : 0;
+  if (key === 'Escape' && card('guidelines').open) return () => card('guidelines').close();
+  if (letter === 'c' && props.value.converse) return talk ? endTalk : beginTalk;
+  if (!current) return letter === 'u' ? () => press(undoButton()) : undefined;
+  if (key === 'Escape') return mode !== 'scale' ? () => enter('scale') : amending ? stopAmending : undefined;
+  if (mode === 'skip') return skipAct(digit, key, letter);
+  if (mode === 'flags' && (digit || key === 'Enter' || letter === 'f')) return () => (digit ? toggleFlag(digit) : enter('scale'));
+  if (mode === 'aspect' && digit && digit <= 7) return () => answerAspect(digit - 4);
+  if (letter === 'a' && all('.aspect').length) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % all('.aspect').length : 0);
+  if (letter === 'f') return () => enter('flags');
+  if (letter === 'r' && props.value.reason) return () => reason.focus();
+  if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
+  if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'right' : 'left');
+  if (digit && digit <= 7) return () => press(find(`[data-answer="${digit - 4}"]`));
+  if (key === 'Enter') return drafted ? () => press(drafted) : undefined;
+  return PLAIN[letter] && (() => press(PLAIN[letter]()));
+}
+
+function skipAct(digit, key, letter) {
+  if (digit) {
+    const button = find(`[data-reason="${props.value.skip_reasons[digit - 1] || 'none'}"]`);
+    return button ? () => press(button) : undefined;
+  }
+  return key === 'Enter' || letter === 's' ? () => press(find('[data-reason=""]')) : undefined;
+}
+
+function rankAct(digit, key, letter, target) {
+  const focused = target.closest('[data-chip]');
+  if (focused && (key === 'ArrowLeft' || key === 'ArrowRight')) return () => chipKey(focused.dataset.chip, key);
+  if (digit) return digit <= current.answers.length ? () => place(LETTERS[digit - 1], tieNext) : undefined;
+  if (key === '=' || letter === 't') return () => { tieNext = Boolean(order.length) && !tieNext; drawOrder(); };
+  if (key === 'Backspace') return takeBack;
+  if (key === 'Enter') return () => press(find('[data-rank]'));
+  return 'bsu'.includes(letter) ? () => press(PLAIN[letter]()) : undefined;
+}
+
+function toggleFlag(digit) {
+  const box = all('.flag input')[digit - 1];
+  if (!box) return;
+  box.checked = !box.checked;
+  changed();
+}
+
+function answerAspect(value) {
+  setAspect(all('.aspect')[aspectAt], value);
+  if (aspectAt + 1 < all('.aspect').length) enter('aspect', aspectAt + 1);
+  else enter('scale');
+}
+
+// Arrows, the space bar and Page Up and Down move all answers together, unless a pane of its own has the focus.
+function scroll(target, key) {
+  const page = find('.answers').clientHeight * 0.85;
+  const by = { ArrowDown: SCROLL_STEP, ArrowUp: -SCROLL_STEP, PageDown: page, PageUp: -page, ' ': page }[key];
+  if (by === undefined || target.closest('button, a, label, input, dialog, .prompt, .answer .text')) return false;
+  for (const pane of [...all('.answer .text'), find('.stage')]) pane.scrollBy({ top: by, behavior: 'auto' });
+  return true;
+}
+
+// --- consent and guidelines: each accepted once a version; the guidelines are then a panel beside the answers
+
+function layOutGuidelines() {
+  const { guidelines, guideline_version: version } = props.value;
+  card('guidelines').querySelector('.text').innerHTML = guidelines;
+  card('guidelines').querySelector('.version').textContent = say('guidelines.version', { version });
+  find('[data-open=guidelines]').hidden = false;
+  card('guidelines').addEventListener('close', () => desk.classList.remove('with-guidelines'));
+}
+
+// Shows a document until it is accepted; the server takes no judgment before.
+async function ask(name, version) {
+  const panel = card(name);
+  const button = panel.querySelector('form button');
+  const keepOpen = (event) => event.preventDefault();
+  const close = button.textContent;
+  button.textContent = words[`${name}.accept`];
+  button.classList.replace('plain', 'primary');
+  panel.classList.add('asking');
+  panel.addEventListener('cancel', keepOpen);
+  panel.showModal();
+  panel.querySelector('.text').focus();
+  await new Promise((resolve) => { panel.addEventListener('close', resolve, { once: true }); });
+  panel.removeEventListener('cancel', keepOpen);
+  panel.classList.remove('asking');
+  button.classList.replace('primary', 'plain');
+  button.textContent = close;
+  await insist(`/api/${name}/accept`, { method: 'POST', body: { version } });
+}
+
+function openGuidelines() {
+  desk.classList.add('with-guidelines');
+  card('guidelines').show();
+  document.activeElement.blur(); // the panel stays open beside the work
 }
 
 // --- the beginning
 
 async function begin() {
-  find('.title').textContent = props.value.title;
+  layOutDetails();
+  card('consent').querySelector('.text').innerHTML = props.value.consent;
+  for (const part of all('[data-talk], .for-talk')) part.hidden = !props.value.converse;
+  for (const line of all('.for-aspects')) line.hidden = !props.value.aspects.length;
   const me = await insist('/api/me');
   csrfToken = me.csrf_token;
+  outboxKey = `${OUTBOX}${me.rater_id}:`;
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
-  judged = me.last_judgment ? [me.last_judgment] : [];
-  done = me.progress.done;
-  total = me.progress.done + me.progress.available;
+  lastJudgment = me.last_judgment;
+  done = me.progress.done + unsent().length;
+  total = me.progress.done + me.progress.available; // what is not sent yet is held, and so among the available
   count(0);
-  if (props.value.guidelines) guidelines(me);
-  show(await insist('/api/next'));
+  if (props.value.guidelines) layOutGuidelines();
+  if (!me.consent_given) await ask('consent', me.consent_version);
+  if (!me.guidelines_accepted) await ask('guidelines', me.guideline_version);
+  await drain(acknowledged, turnedDown); // what an earlier window could not send
+  if (props.value.converse) await resumeTalk();
+  take(await insist(nextPath()));
   fetchAhead();
 }
 
-function guidelines(me) {
-  const card = find('[data-card=guidelines]');
-  card.querySelector('.text').innerHTML = props.value.guidelines;
-  find('[data-open=guidelines]').hidden = false;
-  if (!csrfToken || me.guidelines_accepted) return; // one's own machine asks nobody to agree
-  card.showModal();
-  card.addEventListener('cancel', (event) => { if (!me.guidelines_accepted) event.preventDefault(); });
-  card.addEventListener('close', () => {
-    if (me.guidelines_accepted) return;
-    me.guidelines_accepted = true;
-    insist('/api/guidelines/accept', { method: 'POST', body: { version: props.value.guideline_version } });
-  });
-}
-
-begin().catch((error) => say(error.message, 'refused'));
+begin().catch((error) => warn(error.message, 'refused'));

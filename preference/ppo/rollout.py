@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from preference.adapters import POLICY, REFERENCE, merged_adapter
+from preference.packing import batches_by_tokens
 from preference.ppo.backbone import Backbone
-from preference.ppo.losses import (
-    penalise_unfinished,
-    per_token_kl,
-    token_rewards,
-)
-from tiebreak.generation import Sampled
-from tiebreak.logprobs import batches_by_length, pad_right
+from preference.ppo.losses import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
+from preference.rewards import TOKENS_AT_ONCE, Reward, score_all
+from tiebreak.config import SamplingConfig
+from tiebreak.generation import sample_completions
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Episodes:
     finished: Tensor
     """shape (episodes,)"""
     scores: Tensor
-    """as the reward model gives them, before normalisation and penalties; shape (episodes,)"""
+    """as the rewards give them, before normalisation, weights and penalties; shape (rewards, episodes)"""
     logps: Tensor
     reference_logps: Tensor
     values: Tensor
@@ -37,55 +36,62 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each completion, shape (episodes,)."""
+        return self.mask.sum(-1)
 
-@dataclass(frozen=True)
-class Batch:
-    """Episodes in the shape that the backbone takes."""
+    @property
+    def kl(self) -> Tensor:
+        """log π − log π_ref a token (k1), 0 where masked: what the reward holds."""
+        return per_token_kl(self.logps, self.reference_logps) * self.mask
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    at: Tensor
-    mask: Tensor
-
-
-def to_batch(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> Batch:
-    """Prompts and completions padded on the right, with the positions of the completion tokens."""
-    ids, attention = pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], pad_id, device)
-    lengths = torch.tensor([len(c) for c in completions], device=device)
-    steps = torch.arange(int(lengths.max()), device=device)
-    mask = steps < lengths[:, None]
-    starts = torch.tensor([len(p) for p in prompts], device=device)
-    at = (starts[:, None] + steps).clamp(max=ids.shape[1] - 1)
-    return Batch(ids, attention, at, mask)
+    @property
+    def kl_k3(self) -> Tensor:
+        """The same divergence by the estimate of less variance, for what only watches it."""
+        return per_token_kl_k3(self.logps, self.reference_logps) * self.mask
 
 
 @torch.no_grad()
-def assess(
-    backbone: Backbone, prompts: Sequence[list[int]], sampled: Sequence[Sampled], batch_size: int, temperature: float
+def roll_out(
+    backbone: Backbone,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    rewards: Sequence[Reward],
+    *,
+    eos_id: int,
 ) -> Episodes:
-    """Log-probabilities under policy and reference, values and scores of sampled completions."""
-    device = backbone.value_head.weight.device
+    """Draw a completion for each prompt, and compute all that is asked of it."""
+    with merged_adapter(backbone.lm, POLICY):
+        sampled = sample_completions(
+            backbone.lm,
+            prompts,
+            seeds,
+            sampling,
+            eos_id=eos_id,
+            pad_id=backbone.pad_id,
+            batch_size=max(len(prompts), 1),
+        )
     completions = [one.ids for one in sampled]
-    width = max(map(len, completions))
-    shape = (len(prompts), width)
-    logps, reference, values, entropy = (torch.zeros(shape, device=device) for _ in range(4))
-    mask = torch.zeros(shape, dtype=torch.bool, device=device)
-    scores = torch.zeros(len(prompts), device=device)
-    for rows in batches_by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_size):
-        batch = to_batch([prompts[r] for r in rows], [completions[r] for r in rows], backbone.pad_id, device)
-        inside = slice(0, batch.mask.shape[1])
-        arguments = (batch.input_ids, batch.attention_mask, batch.at, batch.mask, temperature)
-        logps[rows, inside], values[rows, inside], entropy[rows, inside] = backbone(*arguments)
-        reference[rows, inside] = backbone.reference_logps(*arguments)
-        mask[rows, inside] = batch.mask
-        scores[rows] = backbone.scores([[*prompts[r], *completions[r]] for r in rows])
+    lengths = torch.tensor([len(ids) for ids in completions], device=backbone.device)
+    mask = torch.arange(int(lengths.max()), device=backbone.device) < lengths[:, None]
+    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    groups = list(batches_by_tokens(sequences, TOKENS_AT_ONCE))
+    batches = [backbone.to_batch([prompts[r] for r in rows], [completions[r] for r in rows]) for rows in groups]
+    logps, reference, values, entropy = (torch.zeros(mask.shape, device=backbone.device) for _ in range(4))
+    with merged_adapter(backbone.lm, POLICY):
+        for rows, batch in zip(groups, batches, strict=True):
+            inside = slice(0, batch.mask.shape[1])
+            logps[rows, inside], values[rows, inside], entropy[rows, inside] = backbone(batch, sampling.temperature)
+    with merged_adapter(backbone.lm, REFERENCE):
+        for rows, batch in zip(groups, batches, strict=True):
+            reference[rows, : batch.mask.shape[1]] = backbone.logps(batch, sampling.temperature)
     return Episodes(
         prompts=[list(p) for p in prompts],
         completions=completions,
-        finished=torch.tensor([one.finished for one in sampled], device=device),
-        scores=scores,
+        finished=torch.tensor([one.finished for one in sampled], device=backbone.device),
+        scores=score_all(rewards, prompts, completions).to(backbone.device),
         logps=logps,
         reference_logps=reference,
         values=values,
@@ -95,27 +101,36 @@ def assess(
 
 
 @dataclass(frozen=True)
-class Rewards:
+class Shaping:
+    """How scores become rewards."""
+
+    weights: tuple[float, ...]
+    scales: tuple[tuple[float, float], ...]
+    """(mean, standard deviation) to normalise each reward's scores by; (0, 1) leaves them as they are"""
+    missing_eos_penalty: float
+    length_penalty: float
+    kl_coef: float
+
+
+@dataclass(frozen=True)
+class TokenRewards:
     """What each token earns, and the parts of it for the log."""
 
     tokens: Tensor
     """shape (episodes, tokens)"""
-    kl: Tensor
-    """shape (episodes, tokens)"""
     shaped_scores: Tensor
-    """normalised, with penalties; shape (episodes,)"""
+    """normalised, weighted, added up, with penalties; shape (episodes,)"""
 
 
-def to_rewards(
-    episodes: Episodes,
-    *,
-    score_mean: float,
-    score_std: float,
-    missing_eos_penalty: float,
-    kl_coef: float,
-) -> Rewards:
-    """Normalised scores with their penalties, less the KL to the reference; not whitened."""
-    scores = (episodes.scores - score_mean) / max(score_std, 1e-6)
-    scores = penalise_unfinished(scores, episodes.finished, missing_eos_penalty)
-    kl = per_token_kl(episodes.logps, episodes.reference_logps) * episodes.mask
-    return Rewards(token_rewards(scores, kl, episodes.mask, kl_coef), kl, scores)
+def to_rewards(episodes: Episodes, shaping: Shaping) -> TokenRewards:
+    """The score, less the KL to the reference; not whitened."""
+    scores = shape_scores(
+        episodes.scores,
+        episodes.finished,
+        episodes.lengths,
+        weights=shaping.weights,
+        scales=shaping.scales,
+        missing_eos_penalty=shaping.missing_eos_penalty,
+        length_penalty=shaping.length_penalty,
+    )
+    return TokenRewards(token_rewards(scores, episodes.kl, episodes.mask, shaping.kl_coef), scores)

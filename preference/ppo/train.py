@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
-from preference.ppo.backbone import Backbone, load_backbone
+from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.trainer import PPOSettings, PPOTrainer
+from preference.rewards import MountedReward, Reward, RewardApart, RewardConfig, function_file, load_rewards
 from tiebreak.chat import encode_prompt
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.models import (
-    ModelSource,
-    adapter_of,
-    find_model,
-    gathered,
-    load_tokenizer,
-    require_same_tokenizer,
-)
+from tiebreak.models import adapter_of, find_model, gathered, load_tokenizer
 from tiebreak.records import Prompt, is_held_out, read_prompts
-from tiebreak.runs import Run, say, start_run
+from tiebreak.runs import Run, read_manifest, say, start_run
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
 
@@ -33,12 +29,17 @@ class PPOConfig(StageConfig):
 
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
-    reward_model: str
-    """a finished reward run"""
+    reward_model: str | None = None
+    """a finished reward run, with weight 1"""
+    rewards: list[RewardConfig] = []
+    """further rewards, or all of them where reward_model is null: {model: RUN, weight: W} or {function:
+    package.module:function, weight: W}"""
     prompts: str
     """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = None
     """null: the policy's own, gone on with; a policy without one gets the default"""
+    value_head: str | None = None
+    """a finished PPO run whose critic to start from; null: one that says 0, the mean of the normalised scores"""
     training: TrainingConfig = TrainingConfig(learning_rate=3e-6)
     """per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on each process"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -52,22 +53,43 @@ class PPOConfig(StageConfig):
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
     kl_coef: float = Field(default=0.05, ge=0.0)
-    """weight of the KL to the reference in the reward (N+)"""
+    """weight of the KL to the reference in the reward (N+), taken a token as log π − log π_ref (k1); where kl_target is
+    set, its value at the start"""
+    kl_target: float | None = Field(default=None, gt=0.0)
+    """nats a completion that kl_coef is moved to hold the KL at (Ziegler et al. 2019); null: kl_coef is fixed. Control,
+    and max_kl, read the KL by the steadier estimate k3, which must not stand in the reward: see preference/ppo/losses.py"""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """episodes in which kl_coef changes by a fifth at most"""
+    max_kl: float | None = Field(default=None, gt=0.0)
+    """stop where a rollout's KL to the reference, in nats a completion, is above this"""
+    target_step_kl: float | None = Field(default=None, gt=0.0)
+    """skip what is left of a rollout's updates once one of them is this far from the policy that sampled it, in nats a
+    token (policy/approxkl_avg)"""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     cliprange: float = Field(default=0.2, gt=0.0)
     cliprange_value: float = Field(default=0.2, gt=0.0)
     vf_coef: float = Field(default=0.1, ge=0.0)
+    entropy_coef: float = Field(default=0.0, ge=0.0)
+    """weight of the policy's entropy, in nats a token, which is added to what is maximised"""
     missing_eos_penalty: float = Field(default=1.0, ge=0.0)
     """taken from the (normalised) score of a completion that was cut off (N+)"""
+    length_penalty: float = Field(default=0.0, ge=0.0)
+    """taken from the (normalised) score for each token of a completion"""
     normalise_scores: bool = True
-    """by mean and deviation of the scores of the policy's first completions (N+)"""
+    """each reward by mean and deviation of its scores of the policy's first completions, before any training (N+)"""
     whiten_rewards: bool = False
     """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
+    whiten_advantages: bool = True
+    """to mean 0 and deviation 1 over a rollout's tokens (N+)"""
+    stop_when_all_cut_off: bool = True
+    """refuse a rollout of which no completion ends within sampling.max_new_tokens"""
     max_validation_prompts: int = Field(default=32, ge=0)
 
     @model_validator(mode="after")
     def _possible(self) -> PPOConfig:
+        if self.reward_model is None and not self.rewards:
+            raise ValueError("reward_model: missing; name a finished reward run, or give rewards")
         if self.sampling.top_k or self.sampling.top_p < 1.0:
             raise ValueError(
                 "sampling: PPO needs top_k 0 and top_p 1; a cut distribution is not the one whose log-probabilities are "
@@ -83,36 +105,49 @@ class PPOConfig(StageConfig):
             )
         return self
 
+    @property
+    def all_rewards(self) -> list[RewardConfig]:
+        """reward_model and rewards as one list."""
+        return [*([RewardConfig(model=self.reward_model)] if self.reward_model else []), *self.rewards]
+
+
+def stage_inputs(config: PPOConfig) -> dict[str, str]:
+    """What the stage reads, the files of reward functions included: their content is part of a run's identity."""
+    inputs = {"policy": config.policy, "prompts": config.prompts}
+    if config.reward_model:
+        inputs["reward_model"] = config.reward_model
+    for number, reward in enumerate(config.rewards):
+        source = reward.model or function_file(reward.function or "")
+        if source:
+            inputs[f"rewards.{number}"] = source
+    if config.value_head:
+        inputs["value_head"] = config.value_head
+    return inputs
+
 
 def train_ppo(config: PPOConfig) -> None:
     """The stage."""
-    inputs = {"policy": config.policy, "reward_model": config.reward_model, "prompts": config.prompts}
-    run = start_run(config, "ppo", inputs)
+    run = start_run(config, "ppo", stage_inputs(config))
     if describe(run):
         return
-    source, reward = find_model(config.policy), find_model(config.reward_model, kind="reward")
+    source = find_model(config.policy)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
-    require_same_tokenizer(
-        tokenizer, load_tokenizer(reward), f"policy {config.policy} and reward model {config.reward_model}"
-    )
     prompts, validation = split_prompts(config)
-    encoded = encode(prompts, tokenizer, config)
-    say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0]), "")
-    backbone = load_backbone(source, reward, config.training, config.adapter, tokenizer)
-    say(
-        "policy, reference and reward model share one backbone"
-        if backbone.score_head is not None
-        else "the reward model's base differs: it is held apart"
-    )
+    encoded, held_out = encode(prompts, tokenizer, config), encode(validation, tokenizer, config)
+    say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0][0]), "")
+    backbone = load_backbone(source, config.training, config.adapter, tokenizer)
+    if config.value_head:
+        backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
+    rewards = load_rewards(config.all_rewards, backbone, source, tokenizer, encoded + held_out, config.training)
+    say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in rewards))
     recorder = RunRecorder(run)
-    args = build_ppo_args(config, run)
     trainer = PPOTrainer(
         backbone,
-        args,
+        build_ppo_args(config, run),
         ppo_settings(config, tokenizer.eos_token_id),
-        encoded,
-        encode(validation, tokenizer, config),
-        run.folder / "score_scale.json",
+        rewards,
+        [ids for ids, _ in encoded],
+        [ids for ids, _ in held_out],
     )
     train(trainer, run, recorder)
     save_value_head(trainer, run)
@@ -125,7 +160,7 @@ def train_ppo(config: PPOConfig) -> None:
         source=source,
         kind="policy",
         adapter=adapter_of(source, config.adapter),
-        probe_ids=probe_ids(encoded),
+        probe_ids=probe_ids([ids for ids, _ in encoded]),
         metrics=last_metrics(
             run.folder,
             ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl"),
@@ -135,11 +170,17 @@ def train_ppo(config: PPOConfig) -> None:
                 "prompts": len(encoded),
                 "episodes": trainer.state.global_step // trainer.steps_per_rollout * config.episodes_per_rollout,
             },
-            "kinds": reward_kinds(reward),
+            "kinds": reward_kinds(config),
         },
         prompts=validation or prompts,
         sampling=config.sampling,
     )
+
+
+def _where_held(reward: Reward) -> str:
+    if isinstance(reward, MountedReward):
+        return ", on the policy's own backbone"
+    return ", held apart, as its base or tokenizer differs" if isinstance(reward, RewardApart) else ""
 
 
 def split_prompts(config: PPOConfig) -> tuple[list[Prompt], list[Prompt]]:
@@ -154,15 +195,15 @@ def split_prompts(config: PPOConfig) -> tuple[list[Prompt], list[Prompt]]:
     return training, validation[: config.max_validation_prompts]
 
 
-def encode(prompts: list[Prompt], tokenizer: Any, config: PPOConfig) -> list[list[int]]:
-    """Token ids of the prompts that leave room for a completion."""
-    encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+def encode(prompts: list[Prompt], tokenizer: Any, config: PPOConfig) -> list[tuple[list[int], Prompt]]:
+    """(token ids, prompt) of the prompts that leave room for a completion."""
+    encoded = [(encode_prompt(tokenizer, prompt.messages), prompt) for prompt in prompts]
     room = config.training.max_length_tokens - config.sampling.max_new_tokens
     if room < 1:
         raise ConfigError(
             "training.max_length_tokens must exceed sampling.max_new_tokens: it holds prompt and completion"
         )
-    return drop_too_long(encoded, [len(ids) for ids in encoded], room, "prompts")
+    return drop_too_long(encoded, [len(ids) for ids, _ in encoded], room, "prompts")
 
 
 def probe_ids(encoded: list[list[int]]) -> list[int]:
@@ -172,22 +213,8 @@ def probe_ids(encoded: list[list[int]]) -> list[int]:
 
 def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
     """The algorithm's part of the configuration."""
-    return PPOSettings(
-        episodes_per_rollout=config.episodes_per_rollout,
-        ppo_epochs=config.ppo_epochs,
-        kl_coef=config.kl_coef,
-        gamma=config.gamma,
-        lam=config.lam,
-        cliprange=config.cliprange,
-        cliprange_value=config.cliprange_value,
-        vf_coef=config.vf_coef,
-        whiten_rewards=config.whiten_rewards,
-        missing_eos_penalty=config.missing_eos_penalty,
-        normalise_scores=config.normalise_scores,
-        sampling=config.sampling,
-        seed=config.training.seed,
-        eos_id=eos_id,
-    )
+    taken = {field.name for field in fields(PPOSettings)} - {"seed", "eos_id"}
+    return PPOSettings(**{name: getattr(config, name) for name in taken}, seed=config.training.seed, eos_id=eos_id)
 
 
 def build_ppo_args(config: PPOConfig, run: Run) -> TrainingArguments:
@@ -227,14 +254,10 @@ def save_value_head(trainer: PPOTrainer, run: Run) -> None:
     with gathered(list(backbone.value_head.parameters())):
         state = {name: value.detach().cpu().clone() for name, value in backbone.value_head.state_dict().items()}
     if trainer.is_world_process_zero():
-        save_file(state, run.final / "value_head.safetensors", metadata={"format": "pt"})
+        save_file(state, run.final / VALUE_HEAD_FILE, metadata={"format": "pt"})
 
 
-def reward_kinds(reward: ModelSource) -> list[str]:
-    """The kinds of the judgments behind a reward model, carried on to every figure that rests on it."""
-    import json
-
-    if reward.folder is None:
-        return []
-    manifest = json.loads((reward.folder.parent / "manifest.json").read_text())
-    return list(manifest.get("kinds", []))
+def reward_kinds(config: PPOConfig) -> list[str]:
+    """The kinds of the judgments behind the reward models, carried on to every figure that rests on them."""
+    models = [reward.model for reward in config.all_rewards if reward.model]
+    return sorted({kind for model in models for kind in read_manifest(model).get("kinds", [])})

@@ -3,7 +3,8 @@
 The trainer believes it runs over a data set of optimizer steps. A rollout feeds `steps_per_rollout` of them: at the
 first, completions are drawn and assessed; then each step takes its micro-batches from what the rollout left. Everything
 random is seeded by the step's number, and checkpoints fall on the border between two rollouts, so a resumed run draws
-the same prompts, completions and minibatches as an uncut one.
+the same prompts, completions and minibatches as an uncut one. What the loop itself has learned (the scores' scale, the
+KL coefficient) is in each checkpoint, in `ppo_state.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from preference.ppo.backbone import Backbone
-from preference.ppo.losses import generalised_advantages, policy_loss, value_loss, whiten
-from preference.ppo.rollout import Batch, Episodes, Rewards, assess, to_batch, to_rewards
+from preference.ppo.backbone import Backbone, Batch
+from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
+from preference.ppo.rollout import Episodes, Shaping, TokenRewards, roll_out, to_rewards
+from preference.rewards import Reward
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.generation import row_seed, sample_completions
+from tiebreak.generation import row_seed
 from tiebreak.models import gathered
 from tiebreak.records import write_json
+from tiebreak.runs import say
 
 FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 TRAINABLE_FILE = "model.safetensors"
+STATE_FILE = "ppo_state.json"
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,35 @@ class PPOSettings:
     """over all processes"""
     ppo_epochs: int
     kl_coef: float
+    kl_target: float | None
+    """nats a completion; None: kl_coef is fixed"""
+    kl_horizon: int
+    max_kl: float | None
+    target_step_kl: float | None
     gamma: float
     lam: float
     cliprange: float
     cliprange_value: float
     vf_coef: float
+    entropy_coef: float
     whiten_rewards: bool
+    whiten_advantages: bool
     missing_eos_penalty: float
+    length_penalty: float
     normalise_scores: bool
+    stop_when_all_cut_off: bool
     sampling: SamplingConfig
     seed: int
     eos_id: int
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What the loop has learned so far, beside the weights."""
+
+    kl_coef: float
+    scales: tuple[tuple[float, float], ...] | None = None
+    """(mean, standard deviation) of each reward on the first rollout, which the policy wrote before training"""
 
 
 @dataclass(frozen=True)
@@ -91,18 +113,20 @@ class PPOTrainer(Trainer):
         backbone: Backbone,
         args: TrainingArguments,
         settings: PPOSettings,
+        rewards: Sequence[Reward],
         prompts: Sequence[list[int]],
         validation_prompts: Sequence[list[int]],
-        state_file: Path,
     ) -> None:
         self.settings = settings
+        self.rewards = list(rewards)
+        self.loop = LoopState(settings.kl_coef)
         self.prompts = list(prompts)
         self.validation_prompts = list(validation_prompts)
-        self.state_file = state_file
         self._queue: list[MicroBatch] = []
         self._shares: dict[str, list[float]] = defaultdict(list)
         self._rollout_means: dict[str, float] = {}
-        self._scale: tuple[float, float] | None = None
+        self._rest_is_skipped = False
+        self._resumed_from: str | None = None
         world = max(1, args.world_size)
         steps = Steps(args.max_steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * world)
         super().__init__(
@@ -142,12 +166,19 @@ class PPOTrainer(Trainer):
         return {"micro_batch": self._queue.pop(0)}
 
     def _roll_out(self) -> list[MicroBatch]:
+        if self._resumed_from is not None:
+            # The trainer did so before it made its data loader, which draws a number: a reward function would see it.
+            self._load_rng_state(self._resumed_from)
+            self._resumed_from = None
         number = self.state.global_step // self.steps_per_rollout
         prompts, seeds = self._choose_prompts(number)
         episodes = self._sample_and_assess(prompts, seeds)
         self._check_first_kl(number, episodes)
-        rewards = self._rewards(episodes)
-        self._log_rollout(number, episodes, rewards)
+        self._check_collapse(episodes)
+        self._set_scales(episodes)
+        rewards = to_rewards(episodes, self.shaping)
+        kl = self._log_rollout(number, episodes, rewards)
+        self._control_kl(kl)
         advantages, returns = self._advantages(episodes, rewards.tokens)
         self.model.train()
         return self._to_micro_batches(number, episodes, advantages, returns)
@@ -170,19 +201,9 @@ class PPOTrainer(Trainer):
         backbone: Backbone = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
         backbone.eval()
         with whole_model(self.model_wrapped, backbone), self.accelerator.autocast():
-            sampled = sample_completions(
-                backbone.lm,
-                prompts,
-                seeds,
-                self.settings.sampling,
-                eos_id=self.settings.eos_id,
-                pad_id=backbone.pad_id,
-                batch_size=max(len(prompts), 1),
+            episodes: Episodes = roll_out(
+                backbone, prompts, seeds, self.settings.sampling, self.rewards, eos_id=self.settings.eos_id
             )
-            episodes: Episodes = assess(
-                backbone, prompts, sampled, self.args.per_device_train_batch_size, self.settings.sampling.temperature
-            )
-        _require_finite_scores(episodes)
         return episodes
 
     def _check_first_kl(self, number: int, episodes: Episodes) -> None:
@@ -201,33 +222,78 @@ class PPOTrainer(Trainer):
                 f"log-probabilities differ by up to {worst:.3g} a token; nothing was trained"
             )
 
-    def _score_scale(self, episodes: Episodes) -> tuple[float, float]:
-        """Mean and standard deviation of the scores of the first rollout, which the SFT policy wrote.
+    def _check_collapse(self, episodes: Episodes) -> None:
+        """Refuse to go on where there is nothing to learn from: no answer ends, or all of them end at once.
 
-        Scores are normalised by them from then on (Huang et al. 2024, 4.4); kept beside the checkpoints.
+        Raises:
+            HandoffError: saying which, and what to change.
         """
-        if not self.settings.normalise_scores:
-            return 0.0, 1.0
-        if self._scale is None and self.state_file.exists():
-            saved = json.loads(self.state_file.read_text())
-            self._scale = saved["score_mean"], saved["score_std"]
-        if self._scale is None:
-            scores = self.accelerator.gather(episodes.scores)
-            self._scale = float(scores.mean()), float(scores.std(correction=0))
-            if self.is_world_process_zero():
-                write_json(self.state_file, {"score_mean": self._scale[0], "score_std": self._scale[1]})
-        return self._scale
-
-    def _rewards(self, episodes: Episodes) -> Rewards:
-        s = self.settings
-        mean, std = self._score_scale(episodes)
-        return to_rewards(
-            episodes,
-            score_mean=mean,
-            score_std=std,
-            missing_eos_penalty=s.missing_eos_penalty,
-            kl_coef=s.kl_coef,
+        step = self.state.global_step
+        kept = f"the checkpoints before step {step} are kept" if step else "nothing was trained"
+        ended, empty, count = (
+            int(self.accelerator.reduce(number, reduction="sum"))
+            for number in (
+                episodes.finished.sum(),
+                (episodes.finished & (episodes.lengths == 1)).sum(),
+                torch.tensor(len(episodes), device=episodes.mask.device),
+            )
         )
+        if self.settings.stop_when_all_cut_off and not ended:
+            raise HandoffError(
+                f"all {count} completions of a rollout were cut off at sampling.max_new_tokens "
+                f"({self.settings.sampling.max_new_tokens}): their scores say nothing of whole answers. Raise it, or train "
+                f"the SFT policy on answers that end; or set stop_when_all_cut_off: false if they are meant to; {kept}"
+            )
+        if empty == count:
+            raise HandoffError(
+                f"all {count} completions of a rollout are an end-of-sequence token and nothing else: the policy has "
+                f"collapsed. Lower training.learning_rate, raise kl_coef, or lower length_penalty; {kept}"
+            )
+
+    def _set_scales(self, episodes: Episodes) -> None:
+        """Once, on the first rollout, which the policy wrote before any training: by what scores are normalised.
+
+        Each reward is normalised alone, so that weights speak of rewards on one scale (Huang et al. 2024, 4.4). A reward
+        that does not vary there has nothing to be divided by, and is only shifted.
+        """
+        if self.loop.scales is not None:
+            return
+        scales = [(0.0, 1.0)] * len(self.rewards)
+        if self.settings.normalise_scores:
+            scores = self.accelerator.gather(episodes.scores.T.contiguous()).double()
+            deviations = [float(d) for d in scores.std(0, correction=0)]
+            scales = [
+                (float(m), d if d > 1e-6 * max(1.0, abs(float(m))) else 1.0)
+                for m, d in zip(scores.mean(0), deviations, strict=True)
+            ]
+        self.loop = replace(self.loop, scales=tuple(scales))
+
+    @property
+    def shaping(self) -> Shaping:
+        """How scores become rewards now."""
+        s = self.settings
+        return Shaping(
+            weights=tuple(reward.weight for reward in self.rewards),
+            scales=self.loop.scales or ((0.0, 1.0),) * len(self.rewards),
+            missing_eos_penalty=s.missing_eos_penalty,
+            length_penalty=s.length_penalty,
+            kl_coef=self.loop.kl_coef,
+        )
+
+    def _control_kl(self, kl: float) -> None:
+        """After a rollout's rewards: the coefficient for the next one, and an end where the policy has gone too far."""
+        s = self.settings
+        if s.kl_target is not None:
+            coefficient = next_kl_coef(
+                self.loop.kl_coef, kl, target=s.kl_target, horizon=s.kl_horizon, episodes=s.episodes_per_rollout
+            )
+            self.loop = replace(self.loop, kl_coef=coefficient)
+        self._rest_is_skipped = s.max_kl is not None and kl > s.max_kl
+        if self._rest_is_skipped:
+            say(
+                f"stopped at step {self.state.global_step}: the KL to the reference is {kl:.3f}, above max_kl ({s.max_kl})"
+            )
+            self.control.should_training_stop = True
 
     def _advantages(self, episodes: Episodes, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """(whitened advantages, returns). Rewards, where they are whitened, keep their mean (Huang et al. 2024, 4.8)."""
@@ -235,7 +301,9 @@ class PPOTrainer(Trainer):
         if s.whiten_rewards:
             rewards = whiten(rewards, mask, *self._moments(rewards, mask), keep_mean=True)
         advantages, returns = generalised_advantages(rewards, episodes.values, mask, s.gamma, s.lam)
-        return whiten(advantages, mask, *self._moments(advantages, mask)), returns
+        if s.whiten_advantages:
+            advantages = whiten(advantages, mask, *self._moments(advantages, mask))
+        return advantages, returns
 
     def _moments(self, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance over the tokens of all processes."""
@@ -268,12 +336,8 @@ class PPOTrainer(Trainer):
     def _micro_batch(
         self, episodes: Episodes, advantages: Tensor, returns: Tensor, rows: list[int], tokens: float
     ) -> MicroBatch:
-        batch = to_batch(
-            [episodes.prompts[r] for r in rows],
-            [episodes.completions[r] for r in rows],
-            self.accelerator.unwrap_model(self.model).pad_id,
-            episodes.logps.device,
-        )
+        backbone: Backbone = self.accelerator.unwrap_model(self.model)
+        batch = backbone.to_batch([episodes.prompts[r] for r in rows], [episodes.completions[r] for r in rows])
         width = batch.mask.shape[1]
         return MicroBatch(
             batch,
@@ -286,6 +350,31 @@ class PPOTrainer(Trainer):
 
     # --- the update ---
 
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """A pass over one micro-batch; none once the rollout's rest is skipped, which leaves the weights as they are.
+
+        Parameters without a gradient are passed over by the optimizer, its moments and weight decay included.
+        """
+        if not self._queue:
+            self._rest_is_skipped = False
+            self._queue = self._roll_out()
+        if self._rest_is_skipped:
+            self._queue.pop(0)
+            return torch.zeros((), device=self.args.device)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._watch_step_kl()
+        return loss
+
+    def _watch_step_kl(self) -> None:
+        """Skip the rest of a rollout's updates once one of them has moved the policy too far from the one that sampled."""
+        target = self.settings.target_step_kl
+        shares = self._shares["policy/approxkl_avg"]
+        accumulated = self.args.gradient_accumulation_steps
+        if target is None or len(self._queue) % accumulated:
+            return
+        if self._over_processes(sum(shares[-accumulated:])) > target:
+            self._rest_is_skipped = True
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -296,9 +385,7 @@ class PPOTrainer(Trainer):
         """
         micro: MicroBatch = inputs["micro_batch"]
         batch, s = micro.batch, self.settings
-        logps, values, entropy = model(
-            batch.input_ids, batch.attention_mask, batch.at, batch.mask, s.sampling.temperature
-        )
+        logps, values, entropy = model(batch, s.sampling.temperature, s.entropy_coef > 0.0)
         policy = policy_loss(logps, micro.old_logps, micro.advantages, s.cliprange)
         value, value_clipped = value_loss(values, micro.old_values, micro.returns, s.cliprange_value)
         share = batch.mask / micro.tokens_in_minibatch
@@ -308,11 +395,11 @@ class PPOTrainer(Trainer):
             "policy/approxkl_avg": policy.approximate_kl,
             "policy/clipfrac_avg": policy.clipped,
             "val/clipfrac_avg": value_clipped,
-            "policy/entropy_avg": entropy,
+            "policy/entropy_avg": entropy.detach(),
             "val/ratio": policy.ratio,
         }.items():
             self._shares[name].append(float((tokens * share).sum()))
-        loss = ((policy.loss + s.vf_coef * value) * share).sum()
+        loss = ((policy.loss + s.vf_coef * value - s.entropy_coef * entropy) * share).sum()
         if not torch.isfinite(loss):
             raise HandoffError(
                 f"PPO's loss is not a number at step {self.state.global_step}: lower training.learning_rate or raise "
@@ -322,24 +409,29 @@ class PPOTrainer(Trainer):
 
     # --- what is logged ---
 
-    def _log_rollout(self, number: int, episodes: Episodes, rewards: Rewards) -> None:
-        """Means over all processes' episodes, under the names of TRL's PPO trainer."""
-        per_episode = self._per_episode(episodes, rewards.kl, rewards.shaped_scores)
-        for name, values in per_episode.items():
+    def _log_rollout(self, number: int, episodes: Episodes, rewards: TokenRewards) -> float:
+        """Means over all processes' episodes, under the names of TRL's PPO trainer; returns the KL (k3) a completion."""
+        for name, values in self._per_episode(episodes, rewards.shaped_scores).items():
             self._rollout_means[name] = float(self.accelerator.gather(values).mean())
         finished = self.accelerator.reduce(episodes.finished.sum(), reduction="sum")
         self._rollout_means["val/num_eos_tokens"] = float(finished)
+        self._rollout_means["objective/kl_coef"] = self.loop.kl_coef
         self._rollout_means["episode"] = float((number + 1) * self.settings.episodes_per_rollout)
+        return self._rollout_means["objective/kl_k3"]
 
-    def _per_episode(self, episodes: Episodes, kl: Tensor, shaped_scores: Tensor) -> dict[str, Tensor]:
-        non_score = -self.settings.kl_coef * kl.sum(-1)
+    def _per_episode(self, episodes: Episodes, shaped_scores: Tensor) -> dict[str, Tensor]:
+        kl = episodes.kl.sum(-1)
+        weights = torch.tensor([reward.weight for reward in self.rewards], device=kl.device)
+        each = {f"rewards/{r.name}/mean": scores for r, scores in zip(self.rewards, episodes.scores, strict=True)}
         return {
-            "objective/kl": (episodes.logps - episodes.reference_logps).mul(episodes.mask).sum(-1),
+            "objective/kl": kl,
+            "objective/kl_k3": episodes.kl_k3.sum(-1),
             "objective/entropy": (-episodes.logps * episodes.mask).sum(-1),
-            "objective/non_score_reward": non_score,
-            "objective/scores": episodes.scores,
-            "objective/rlhf_reward": shaped_scores + non_score,
-            "completions/mean_length": episodes.mask.sum(-1).float(),
+            "objective/non_score_reward": -self.loop.kl_coef * kl,
+            "objective/scores": weights @ episodes.scores,
+            "objective/rlhf_reward": shaped_scores - self.loop.kl_coef * kl,
+            "completions/mean_length": episodes.lengths.float(),
+            **(each if len(each) > 1 else {}),
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -365,13 +457,11 @@ class PPOTrainer(Trainer):
         mine = range(rank, max(whole, 1), world) if whole >= world else range(len(self.validation_prompts))
         prompts = [self.validation_prompts[i] for i in mine]
         episodes = self._sample_and_assess(prompts, [row_seed(self.settings.seed, "evaluation", i) for i in mine])
-        kl = (episodes.logps - episodes.reference_logps) * episodes.mask
-        figures = self._per_episode(episodes, kl, episodes.scores)
+        figures = self._per_episode(episodes, to_rewards(episodes, self.shaping).shaped_scores)
         figures["unfinished"] = (~episodes.finished).float()
         metrics = {
             f"{metric_key_prefix}_{name}": float(self.accelerator.gather(values).mean())
             for name, values in figures.items()
-            if name != "objective/rlhf_reward"
         }
         metrics[f"{metric_key_prefix}_loss"] = -metrics[f"{metric_key_prefix}_objective/scores"]
         self.model.train()
@@ -395,6 +485,12 @@ class PPOTrainer(Trainer):
             metadata={"format": "pt"},
         )
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_json(folder / STATE_FILE, asdict(self.loop))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         state = load_file(Path(resume_from_checkpoint) / TRAINABLE_FILE)
         backbone = self.accelerator.unwrap_model(model or self.model)
@@ -404,20 +500,10 @@ class PPOTrainer(Trainer):
                 f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
             )
         backbone.load_state_dict(state, strict=False)
-
-
-def _require_finite_scores(episodes: Episodes) -> None:
-    """Refuse to learn from scores that are not numbers.
-
-    Raises:
-        HandoffError: saying how many.
-    """
-    broken = int((~episodes.scores.isfinite()).sum())
-    if broken:
-        raise HandoffError(
-            f"the reward model gave {broken} of {len(episodes)} completions a score that is not a finite number; nothing "
-            "was learned from them: look at the reward run's metrics, and train it again at a lower learning rate"
-        )
+        self._resumed_from = resume_from_checkpoint
+        loop = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
+        scales = tuple((float(mean), float(deviation)) for mean, deviation in loop["scales"])
+        self.loop = LoopState(float(loop["kl_coef"]), scales)
 
 
 @contextmanager

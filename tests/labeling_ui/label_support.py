@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -11,11 +12,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from labeling_ui.store import Store, Submission, wall_clock_ms
+from labeling_ui.answers import Submission
+from labeling_ui.store import Store, wall_clock_ms
 from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -51,7 +52,7 @@ def rubric_pairs(count: int) -> list[Pair]:
 
 
 def open_store(
-    folder: Path,
+    where: Path | str,
     pairs: list[Pair],
     *,
     overlap: int = 1,
@@ -59,8 +60,9 @@ def open_store(
     clock: Callable[[], int] | None = wall_clock_ms,
     lease_seconds: int = 1200,
 ) -> Store:
-    """A store with pairs and raters r0, r1, …"""
-    store = Store.open(f"sqlite:///{folder}/labels.sqlite", create=True, clock=clock, lease_seconds=lease_seconds)
+    """A store with pairs and raters r0, r1, … `where` is a URL, or a folder for a SQLite file."""
+    url = where if isinstance(where, str) else f"sqlite:///{where}/labels.sqlite"
+    store = Store.open(url, create=True, clock=clock, lease_seconds=lease_seconds)
     store.add_pairs(pairs, overlap=overlap, seed=0, source="test", source_id="test")
     for n in range(raters):
         store.add_rater(f"rater {n}", rater_id=f"r{n}")
@@ -102,6 +104,13 @@ def write_pairs(folder: Path, pairs: list[Pair]) -> Path:
     return path
 
 
+def write_words(folder: Path, words: dict[str, str]) -> Path:
+    """A .json file of words for the pages."""
+    path = folder / "words.json"
+    path.write_text(json.dumps(words), encoding="utf-8")
+    return path
+
+
 @contextmanager
 def serving(folder: Path, pairs: list[Pair], *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`tiebreak label` serving `pairs`: the address, and the process."""
@@ -139,14 +148,3 @@ def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
         except OSError:
             time.sleep(0.1)
     raise RuntimeError("the server did not come up")
-
-
-@contextmanager
-def browser_page(**context: Any) -> Iterator[Any]:
-    """A page of a new Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield browser.new_page(**{"viewport": {"width": 1366, "height": 768}, **context})
-        browser.close()

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from label_support import ROOT, browser_page, environment, make_pair, needs_chromium, serving, tiebreak
+from label_support import ROOT, environment, make_pair, serving, tiebreak
 
 from labeling_ui.accounts import LoginLimit, add_account, disable, find_session, log_in, log_out, reset_password
-from labeling_ui.store import Draft, RefusedError, Store
+from labeling_ui.answers import Draft
+from labeling_ui.assigning import RefusedError
+from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from tiebreak.errors import TiebreakError
 
@@ -58,6 +60,8 @@ def logged_in(campaign: tuple[str, str]) -> Iterator[Callable[[str], httpx.Clien
             client = clients.enter_context(httpx.Client(base_url=campaign[0]))
             reply = client.post("/api/login", json={"username": name, "password": PASSWORD}).raise_for_status().json()
             client.headers["X-CSRF-Token"] = reply["csrf_token"]
+            if reply["role"] == "rater":
+                client.post("/api/guidelines/accept", json={"version": "1"}).raise_for_status()
             return client
 
         yield log_in_as
@@ -154,11 +158,11 @@ def test_a_draft_survives_and_undo_gives_the_pair_back_with_what_was_said(
     campaign: tuple[str, str], logged_in: LogIn
 ) -> None:
     _, url = campaign
-    client = logged_in("the lead")
+    client = logged_in("second rater")
     pair = client.get("/api/next").json()
     draft = {"rationale": "because", "flags": ["unsafe"], "answer": -2}
     assert client.put(f"/api/drafts/{pair['pair_id']}", json=draft).json() == {"ok": True}
-    again = logged_in("the lead").get("/api/next").json()
+    again = logged_in("second rater").get("/api/next").json()
     assert again["pair_id"] == pair["pair_id"]
     assert {key: again["draft"][key] for key in draft} == draft
     assert client.put("/api/drafts/pair-29", json=draft).status_code == 409, "not given to this rater"
@@ -226,16 +230,22 @@ def test_sessions_end_with_the_password_and_the_part(tmp_path: Path) -> None:
 def test_guessing_is_limited() -> None:
     limit = LoginLimit()
     for _ in range(8):
-        assert limit.allows("name a")
-        limit.failed("name a")
-    assert not limit.allows("name a")
-    assert not limit.allows("name b", "name a")
-    assert limit.allows("name b")
+        assert limit.allows("1.1.1.1", "a")
+        limit.failed("1.1.1.1", "a")
+    assert not limit.allows("1.1.1.1", "a")
+    assert limit.allows("2.2.2.2", "a"), "a stranger's guesses must not lock the rater out"
+    assert limit.allows("1.1.1.1", "b")
+    for n in range(32):
+        limit.failed(f"3.3.3.{n}", "a")
+    assert not limit.allows("2.2.2.2", "a"), "guessed at from everywhere"
+    for n in range(92):
+        assert limit.allows("1.1.1.1")
+        limit.failed("1.1.1.1", f"name {n}")
+    assert not limit.allows("1.1.1.1", "b")
 
 
-@needs_chromium
-def test_the_leads_page(campaign: tuple[str, str], logged_in: LogIn) -> None:
-    address, url = campaign
+def test_the_leads_status(campaign: tuple[str, str], logged_in: LogIn) -> None:
+    _, url = campaign
     one, other = logged_in("first rater"), logged_in("second rater")
     for n in range(2):
         for client in (one, other):
@@ -248,73 +258,3 @@ def test_the_leads_page(campaign: tuple[str, str], logged_in: LogIn) -> None:
     assert status["judgments"] == {"human": judged}
     assert status["last_day"]["judgments"] >= judged
     assert sum(status["by_day"].values()) >= judged
-    with browser_page() as page:
-        errors: list[str] = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(f"{address}/login/")
-        page.fill("[name=username]", "the lead")
-        page.fill("[name=password]", PASSWORD)
-        page.keyboard.press("Enter")
-        page.wait_for_selector("[data-card=guidelines] .primary")
-        page.goto(f"{address}/lead/")
-        page.wait_for_selector(".lead-desk[aria-busy=false]")
-        assert f"{judged} of 30" in page.inner_text(".tiles")
-        names = page.locator(".raters tbody th").all_inner_texts()
-        assert {"first rater", "second rater"} <= set(names)
-        assert errors == []
-
-
-@needs_chromium
-def test_the_page_with_login_edit_and_undo(campaign: tuple[str, str]) -> None:
-    address, url = campaign
-    with browser_page() as page:
-        page.goto(f"{address}/rate/")
-        page.fill("[name=username]", "editor")
-        page.fill("[name=password]", "wrong")
-        page.keyboard.press("Enter")
-        page.wait_for_selector(".problem:visible")
-        page.fill("[name=password]", PASSWORD)
-        page.keyboard.press("Enter")
-        page.wait_for_selector("[data-card=guidelines][open]")
-        assert page.inner_text("[data-card=guidelines] strong") == "fair"
-        page.wait_for_selector(".desk[aria-busy=false]")
-        page.keyboard.press("1")
-        page.keyboard.press("Escape")  # guidelines are accepted, not waved away
-        assert page.is_visible("[data-card=guidelines]")
-        page.click("[data-card=guidelines] .primary")
-        first = page.get_attribute(".desk", "data-pair")
-        page.keyboard.press("r")
-        page.keyboard.type("1 bad, two good")
-        page.keyboard.press("Enter")
-        page.check(".flag input[value=personal_data]")
-        page.keyboard.press("Shift+E")
-        page.keyboard.type(" EDITED")
-        page.keyboard.press("Escape")
-        page.keyboard.press("1")
-        page.wait_for_selector(".banner:visible")  # B was edited, A judged better
-        page.wait_for_timeout(1500)  # the draft's two seconds
-        page.reload()
-        page.wait_for_selector(".desk[aria-busy=false]")
-        assert page.input_value("[name=rationale]") == "1 bad, two good"
-        assert page.input_value("[data-side=right] textarea").endswith(" EDITED")
-        page.keyboard.press("6")
-        page.wait_for_function("first => document.querySelector('.desk').dataset.pair !== first", arg=first)
-        page.keyboard.press("4")
-        page.wait_for_function("document.querySelector('.count').textContent.startsWith('2 ')")
-        page.keyboard.press("u")
-        page.wait_for_function("document.querySelector('.count').textContent.startsWith('1 ')")
-        page.keyboard.press("u")
-        page.wait_for_selector(f".desk[aria-busy=false][data-pair='{first}']")
-        assert page.inner_text(".dock .chosen span") == "B is better"
-        page.keyboard.press("Enter")
-        page.wait_for_function("document.querySelector('.count').textContent.startsWith('1 ')")
-    store = Store.open(url)
-    rater = next(rater.id for rater in store.raters() if rater.name == "editor")
-    (judgment,) = [j for j in store.judgments()[0] if j.rater_id == rater]
-    assert (judgment.pair_id, judgment.answer, judgment.rationale, judgment.flags) == (
-        first, 2, "1 bad, two good", ("personal_data",)
-    )  # fmt: skip
-    assert (judgment.edited_text or "").endswith(" EDITED")
-    assert judgment.guideline_version == "1"
-    assert judgment.seconds_active is not None
-    assert verify(store).faults == []

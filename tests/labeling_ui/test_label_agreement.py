@@ -1,4 +1,4 @@
-"""Agreement: by hand, against another implementation, and against published figures on real data."""
+"""Agreement: by hand, against other implementations, and against published figures on real data."""
 
 from __future__ import annotations
 
@@ -6,30 +6,38 @@ import csv
 import json
 import math
 import random
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import krippendorff
 import numpy as np
+import pandas
 import pytest
 from label_support import make_pair, open_store, tiebreak
+from scipy import stats
 
-from labeling_ui.aggregate import group_judgments
 from labeling_ui.agreement import (
     SIDES,
     STRENGTHS,
     cohen_kappa,
+    kappa_by_raters,
     krippendorff_alpha,
     measure_agreement,
+    measure_votes,
     percent_agreement,
     self_consistency,
 )
+from labeling_ui.figures import share_of_clusters
+from labeling_ui.habits import adjust_for_many, sign_test, two_shares_test
 from labeling_ui.importing import import_records
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
+from labeling_ui.votes import Votes, read_votes, votes_of_columns
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, write_jsonl
+from tiebreak.statistics import wilson_interval
 
 DATA = Path("/work/shared/data")
 
@@ -43,26 +51,54 @@ def said(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: A
 # --- by hand ---
 
 
+def votes(judgments: list[Judgment], pairs: Sequence[Pair] = ()) -> Votes:
+    return read_votes(pairs, judgments, "human")
+
+
 def test_kappa_of_cohens_own_kind_of_table() -> None:
     # 50 items: both yes 20, both no 15, yes-no 5, no-yes 10. Observed 0.7, chance 0.5·0.6 + 0.5·0.4 = 0.5, κ = 0.4.
-    figure = cohen_kappa([(1, 1)] * 20 + [(1, -1)] * 5 + [(-1, 1)] * 10 + [(-1, -1)] * 15)
+    figure = cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]]))
     assert figure.value == pytest.approx(0.4)
     assert figure.n == 50
-    assert figure.interval is not None
-    low, high = figure.interval
-    # The large-sample standard error (Fleiss, Cohen & Everitt 1969) of this table is 0.127.
-    assert (low, high) == (pytest.approx(0.4 - 1.96 * 0.127, abs=0.04), pytest.approx(0.4 + 1.96 * 0.127, abs=0.04))
-    assert cohen_kappa([(2, 3), (-1, -3), (0, 0)]).value == 1.0, "how much is not asked, only which side"
-    assert cohen_kappa([(1, 1)] * 5).value is None, "chance alone would have them agree"
-    assert cohen_kappa([]).value is None
+    # statsmodels 0.15, stats.inter_rater.cohens_kappa: std_kappa 0.126996…
+    assert figure.interval == pytest.approx((0.4 - 1.959964 * 0.12699606, 0.4 + 1.959964 * 0.12699606), abs=1e-6)
+    assert cohen_kappa(np.diag([5.0, 0.0, 0.0])).value is None, "chance alone would have them agree"
+    assert cohen_kappa(np.zeros((3, 3))).value is None
+
+
+def test_kappa_where_raters_always_agree_is_not_certain() -> None:
+    # Half and half: chance 0.5. Wilson's low edge of 10 of 10 is 10 / (10 + 1.96²) = 0.722, and κ there 0.445.
+    figure = cohen_kappa(np.diag([5.0, 0.0, 5.0]))
+    assert figure.value == 1.0
+    assert figure.interval == pytest.approx((0.4449, 1.0), abs=1e-3)
+
+
+def test_kappas_interval_covers_the_truth_as_often_as_it_says() -> None:
+    # Both say what is so with chance 0.85 each, of two sides: they agree with chance 0.745, by chance 0.5: κ = 0.49.
+    chance, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        right = chance.random((2, 100)) < 0.85
+        truth = chance.random(100) < 0.5
+        one, other = right == truth
+        interval = cohen_kappa(np.histogram2d(one, other, bins=2)[0]).interval
+        covered += interval is not None and interval[0] <= 0.49 <= interval[1]
+    assert 925 <= covered <= 970
+
+
+def test_kappa_by_raters_asks_which_side_and_not_how_much() -> None:
+    judgments = [said(f"pair-{n}", "a", value) for n, value in enumerate((2, -1, 0))]
+    judgments += [said(f"pair-{n}", "b", -value, swapped=True) for n, value in enumerate((3, -3, 0))]
+    judgments += [said("pair-0", "a", -3), said("pair-7", "c", 1)]
+    ((raters, figure),) = kappa_by_raters(votes(judgments)).items()
+    assert raters == ("a", "b")
+    assert (figure.value, figure.n) == (1.0, 3), "a's repeat is passed over"
 
 
 def test_alpha_of_krippendorffs_own_example() -> None:
     # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: two observers, ten units, binary
     # data with a nominal alpha of 0.095.
-    one = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
-    other = [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
-    figure = krippendorff_alpha(list(zip(one, other, strict=True)), (0, 1), interval=False)
+    ones = np.array([1, 2, 1, 0, 0, 1, 0, 0, 1, 0])
+    figure = krippendorff_alpha(np.stack([2 - ones, ones], axis=1), (0, 1), interval=False)
     assert figure.value == pytest.approx(0.095, abs=5e-4)
     assert figure.n == 20
 
@@ -75,9 +111,9 @@ def test_alpha_is_the_krippendorff_packages(seed: int, level: str) -> None:
     table = []
     for _ in range(60):
         truth = chance.choice(values)
-        votes = [truth if chance.random() < 0.6 else chance.choice(values) for _ in range(5)]
-        table.append([math.nan if chance.random() < 0.3 else vote for vote in votes])
-    units = [[int(vote) for vote in row if not math.isnan(vote)] for row in table]
+        cast = [truth if chance.random() < 0.6 else chance.choice(values) for _ in range(5)]
+        table.append([math.nan if chance.random() < 0.3 else vote for vote in cast])
+    units = np.array([[sum(vote == value for vote in row) for value in values] for row in table])
     figure = krippendorff_alpha(units, values, interval=level == "interval")
     theirs = krippendorff.alpha(np.array(table).T, level_of_measurement=level, value_domain=list(values))
     assert figure.value == pytest.approx(theirs, abs=1e-12)
@@ -85,27 +121,45 @@ def test_alpha_is_the_krippendorff_packages(seed: int, level: str) -> None:
     assert figure.interval[0] < theirs < figure.interval[1]
 
 
-def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says() -> None:
-    covered = 0
-    for seed in range(60):
-        chance = random.Random(seed)
-        judgments = []
-        for n in range(60):
-            judgments += [said(f"pair-{n}", "a", 1), said(f"pair-{n}", "b", 1 if chance.random() < 0.7 else -1)]
-        interval = percent_agreement(group_judgments(judgments), ties=True).interval
-        assert interval is not None
-        covered += interval[0] <= 0.7 <= interval[1]
-    assert 51 <= covered <= 60  # 57 expected of 60 at 95%; below 51 is a chance of 1 in 200
+def test_alpha_is_crowd_kits() -> None:
+    crowdkit = pytest.importorskip("crowdkit.metrics.data")
+    chance = random.Random(5)
+    rows = [(f"{n}", f"r{k}", chance.choice((0, 0, 1))) for n in range(40) for k in range(3) if chance.random() < 0.9]
+    judgments = [said(f"pair-{task}", worker, label or -1) for task, worker, label in rows]
+    table = pandas.DataFrame(rows, columns=["task", "worker", "label"])
+    measured = measure_agreement([], judgments)["krippendorff_alpha"]["nominal"]
+    assert measured["value"] == pytest.approx(crowdkit.alpha_krippendorff(table), abs=1e-6)
+
+
+def test_the_interval_of_a_share_covers_the_truth_as_often_as_it_says() -> None:
+    # Four raters who say "first" with a chance that differs by item: pairs of votes of one item go together.
+    # P(two agree) is E[p² + (1 − p)²] = (0.9² + 0.1²)/2 + (0.6² + 0.4²)/2 = 0.67 of these two kinds of item.
+    chance, covered = np.random.default_rng(0), 0
+    for _ in range(300):
+        first = (chance.random((60, 4)) < chance.choice([0.9, 0.6], size=(60, 1))).sum(axis=1)
+        agreeing = (first * (first - 1) + (4 - first) * (3 - first)) / 2
+        low, high = share_of_clusters(agreeing, np.full(60, 6.0)).interval or (1.0, 0.0)
+        covered += low <= 0.67 <= high
+    assert 273 <= covered <= 297  # 285 expected of 300 at 95%, less or more three standard deviations
+
+
+def test_a_share_of_items_that_all_agree_counts_items_and_not_votes() -> None:
+    figure = share_of_clusters(np.full(10, 3.0), np.full(10, 3.0))
+    assert (figure.value, figure.n, figure.interval) == (1.0, 30, wilson_interval(10, 10))
+    single = share_of_clusters(np.array([1.0, 0.0, 1.0]), np.ones(3))
+    assert single.interval == pytest.approx(wilson_interval(2, 3)), "items of one trial each are independent trials"
 
 
 def test_a_raters_repeats_are_consistency_not_agreement() -> None:
     judgments = [said("pair-0", "a", 2), said("pair-0", "a", -2), said("pair-0", "b", 3, swapped=True)]
     judgments += [said("pair-1", "a", 1), said("pair-1", "a", 3)]
-    groups = group_judgments(judgments)
-    with_ties = percent_agreement(groups, ties=True)
+    with_ties = percent_agreement(votes(judgments), ties=True)
     assert (with_ties.value, with_ties.n) == (0.5, 2), "each of a's two answers against b's; not against each other"
-    consistency = self_consistency(groups)
+    consistency = self_consistency(votes(judgments))
     assert (consistency.value, consistency.n) == (0.5, 2)
+
+
+# --- habits ---
 
 
 def test_sides_and_lengths_of_raters() -> None:
@@ -114,16 +168,64 @@ def test_sides_and_lengths_of_raters() -> None:
     judgments += [
         said(pair.id, "long-lover", -2 if n % 2 == 0 else 2, swapped=n % 2 == 0) for n, pair in enumerate(pairs)
     ]
-    rows = {row["rater"]: row for row in measure_agreement(pairs, judgments)["raters"]}
-    assert rows["left-lover"]["left_side"]["value"] == 1.0
-    assert rows["left-lover"]["left_side"]["interval"][0] > 0.8
+    measured = measure_agreement(pairs, judgments)
+    rows = {row["rater"]: row for row in measured["raters"]}
+    left = rows["left-lover"]["left_side"]
+    assert (left["value"], left["n"]) == (1.0, 20)
+    assert left["interval"] == pytest.approx(wilson_interval(20, 20), abs=1e-6)
+    assert left["p"] == pytest.approx(2 * 0.5**20, rel=1e-4)
+    assert left["p_adjusted"] == pytest.approx(4 * 0.5**20, rel=1e-4), "Holm: the smaller of two p-values counts twice"
     assert rows["left-lover"]["longer_side"]["value"] == 0.5
     assert rows["long-lover"]["left_side"]["value"] == 0.5
-    assert rows["long-lover"]["longer_side"] == {
-        "value": 1.0,
-        "n": 20,
-        "interval": rows["left-lover"]["left_side"]["interval"],
-    }
+    longer = rows["long-lover"]["longer_side"]
+    assert (longer["value"], longer["n"], longer["others"]) == (1.0, 20, 0.5)
+    assert rows["left-lover"]["marks"] == ["left side", "shorter answers"]
+    assert rows["long-lover"]["marks"] == ["longer answers"]
+    assert (measured["left_side"]["value"], measured["longer_side"]["value"]) == (0.75, 0.75)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (3, 10), (9, 10), (50, 100), (460, 1000), (1, 2000)])
+def test_the_sign_test_is_scipys(successes: int, n: int) -> None:
+    assert sign_test(successes, n) == pytest.approx(stats.binomtest(successes, n).pvalue, rel=1e-9)
+
+
+def test_two_shares_and_holm_are_statsmodels() -> None:
+    # statsmodels 0.15: proportions_ztest([30, 45], [50, 120]), and multipletests([.01, .04, .03, .5], method="holm").
+    assert two_shares_test(30, 50, 45, 120) == pytest.approx(0.0071005, abs=1e-7)
+    assert adjust_for_many([0.01, None, 0.04, 0.03, 0.5]) == pytest.approx([0.04, None, 0.09, 0.09, 0.5])
+    assert two_shares_test(5, 5, 7, 7) is None
+    assert two_shares_test(0, 0, 7, 9) is None
+
+
+def test_pace_outliers_by_hand() -> None:
+    # Medians 10, 11, 12, 13 and 1 seconds: in logs the median is 2.398, the deviations 0.095, 0, 0.087, 0.167, 2.398;
+    # MAD 0.0953, a robust standard deviation of 0.1413, and the fast one lies 17 of them below.
+    judgments = []
+    for rater, seconds in zip("abcde", (10.0, 11.0, 12.0, 13.0, 1.0), strict=True):
+        judgments += [said(f"pair-{n}", rater, 1, seconds_active=seconds) for n in range(3)]
+    rows = {row["rater"]: row for row in measure_agreement([], judgments)["raters"]}
+    assert [rows[rater]["speed"]["outlier"] for rater in "abcde"] == [None, None, None, None, "fast"]
+    assert rows["e"]["speed"]["z"] == pytest.approx(-math.log(11) * 0.6745 / math.log(1.1), abs=0.01)
+    assert (rows["e"]["speed"]["hasty"], rows["a"]["speed"]["hasty"]) == (1.0, 0.0)
+    assert rows["e"]["median_seconds"] == 1.0
+    unmeasured = measure_agreement([], [said("pair-0", "a", 1)])["raters"][0]
+    assert (unmeasured["median_seconds"], unmeasured["speed"]["outlier"]) == (None, None)
+
+
+def test_a_million_judgments_are_measured_in_the_time_of_a_page() -> None:
+    chance, items, raters = np.random.default_rng(0), 333_334, 30
+    rater = np.argsort(chance.random((items, raters)), axis=1)[:, :3].ravel()
+    n = items * 3
+    value = np.clip(np.repeat(chance.integers(-3, 4, items), 3) + chance.integers(-2, 3, n), -3, 3)
+    flags = [np.zeros(n), np.zeros(n), chance.random(n) < 0.5]
+    rest = [chance.integers(-1, 2, n), np.exp(chance.normal(3, 0.5, n))]
+    columns = np.stack([np.repeat(np.arange(items), 3), rater, value, *flags, *rest])
+    cast = votes_of_columns(tuple(f"r{k}" for k in range(raters)), columns)
+    begun = time.process_time()
+    measured = measure_votes({"human": cast})
+    assert time.process_time() - begun < 6, "1.3 s where nothing else runs"
+    assert measured["judgments"] == n
+    assert len(measured["cohen_kappa"]) == 30 * 29 / 2
 
 
 # --- import ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import signal
 import sqlite3
@@ -9,17 +11,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
-from labeling_ui.aggregate import build_preferences, decide, group_judgments
+from labeling_ui.aggregate import (
+    Aggregated,
+    AggregationConfig,
+    Known,
+    Vote,
+    build_preferences,
+    decide,
+    group_judgments,
+)
 from labeling_ui.agreement import percent_agreement
-from labeling_ui.export import build_edits, unpaired
+from labeling_ui.export import build_edits, judgments_as_csv, unpaired
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
+from labeling_ui.votes import read_votes
 from tiebreak.config import load_config
 from tiebreak.records import Judgment, Preference, read_pairs, read_preferences
 from tiebreak.rubric import score_rubric
@@ -46,8 +58,15 @@ HAND_WORKED = [
 ]  # fmt: skip
 
 
+def aggregated(
+    judgments: list[Judgment], config: AggregationConfig | None = None, known: Known | None = None
+) -> Aggregated:
+    return build_preferences([make_pair(n) for n in range(6)], group_judgments(judgments), config, known)
+
+
 def preferences_of(judgments: list[Judgment]) -> tuple[list[Preference], dict[str, int]]:
-    return build_preferences([make_pair(n) for n in range(6)], group_judgments(judgments))
+    made = aggregated(judgments)
+    return made.preferences, {reason: count for reason, count in made.reasons.items() if count}
 
 
 def test_hand_worked_campaign() -> None:
@@ -58,7 +77,7 @@ def test_hand_worked_campaign() -> None:
         ("pair-1", "first answer", "second answer", 2.0, pytest.approx(2 / 3, abs=1e-6), ("a", "b", "c")),
         ("pair-5", "first answer", "second answer", 3.0, 1.0, ("a",)),
     ]
-    assert outcomes == {"preferred": 3, "tie": 1, "both_bad": 0, "split": 1, "skipped": 1}
+    assert outcomes == {"preferred": 3, "tie": 1, "split": 1, "skipped": 1}
     assert [(p.chosen_finished, p.rejected_finished) for p in preferences] == [
         (False, True),
         (True, False),
@@ -68,13 +87,13 @@ def test_hand_worked_campaign() -> None:
 
 
 def test_hand_worked_agreement() -> None:
-    groups = group_judgments(HAND_WORKED)
+    votes = read_votes([], HAND_WORKED, "human")
     # Pairs of votes that agree / all: pair 0: 3/3, pair 1: 1/3, pair 2: 1/3 (tie and both-bad are both neither), pair
     # 3: 0/3.
-    with_ties = percent_agreement(groups, ties=True)
+    with_ties = percent_agreement(votes, ties=True)
     assert (with_ties.value, with_ties.n) == (pytest.approx(5 / 12), 12)
     # Without: pair 0: 3/3, pair 1: 1/3, pair 3: 0/1.
-    without = percent_agreement(groups, ties=False)
+    without = percent_agreement(votes, ties=False)
     assert (without.value, without.n) == (pytest.approx(4 / 7), 7)
 
 
@@ -102,18 +121,102 @@ def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
     (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, said(0, "c", 1)])
     assert edit.demonstration.completion == "second answer, mended"
     assert edit.demonstration.prompt.messages == make_pair(0).messages
-    assert (edit.preference.chosen_text, edit.preference.rejected_text) == ("second answer, mended", "second answer")
-    assert edit.preference.raters == ("a",)
+    # edited > chosen > rejected: the middle one is the judgment's own.
+    assert [(p.chosen_text, p.rejected_text, p.raters) for p in edit.preferences] == [
+        ("second answer, mended", "second answer", ("a",)),
+        ("second answer, mended", "first answer", ("a",)),
+    ]
 
 
 def test_unpaired_labels() -> None:
-    preferences, _ = preferences_of([said(0, "a", 2)])
     judgments = [said(0, "a", 2), said(1, "a", None, both_bad=True), said(2, "a", 0)]
-    rows = list(unpaired([make_pair(n) for n in range(3)], judgments, preferences))
-    assert [(row["pair_id"], row["completion"][0]["content"], row["label"]) for row in rows] == [
+    made, pairs = aggregated(judgments), [make_pair(n) for n in range(3)]
+    rows = [(row["pair_id"], row["completion"][0]["content"], row["label"]) for row in unpaired(pairs, made, True)]
+    assert rows == [
         ("pair-0", "second answer", True), ("pair-0", "first answer", False),
         ("pair-1", "first answer", False), ("pair-1", "second answer", False),
     ]  # fmt: skip
+    assert len(list(unpaired(pairs, made, False))) == 2, "both bad is used nowhere"
+    both_ways = aggregated(judgments, AggregationConfig(ties="both_ways"))
+    assert [row["pair_id"] for row in unpaired(pairs, both_ways, False)] == ["pair-0"] * 2, "a tie is neither"
+
+
+def test_ties_kept_both_ways_carry_half_the_weight() -> None:
+    preferences = aggregated(HAND_WORKED, AggregationConfig(ties="both_ways")).preferences
+    both = [p for p in preferences if p.pair_id == "pair-2"]
+    assert [(p.chosen_text, p.weight, p.strength, p.margin, p.confidence) for p in both] == [
+        ("first answer", 0.5, 0.0, 0.0, 0.5),
+        ("second answer", 0.5, 0.0, 0.0, 0.5),
+    ]
+    assert len(preferences) == 5, "splits stay out"
+
+
+def test_what_becomes_of_skips_few_votes_doubt_and_flags() -> None:
+    def reasons(**config: Any) -> dict[str, int]:
+        return {r: n for r, n in aggregated(HAND_WORKED, AggregationConfig(**config)).reasons.items() if n}
+
+    # Counted, the skip of pair 5 stands against its one vote; pair 4 stays skipped.
+    assert reasons(skips="count") == {"preferred": 2, "tie": 1, "split": 2, "skipped": 1}
+    assert reasons(min_votes=2) == {"preferred": 2, "tie": 1, "split": 1, "skipped": 1, "few_votes": 1}
+    assert reasons(min_confidence=0.7) == {"preferred": 2, "tie": 1, "split": 1, "skipped": 1, "unsure": 1}
+    flagged = [*HAND_WORKED, said(0, "d", None, skip=True).model_copy(update={"flags": ("unsafe",)})]
+    made = aggregated(flagged, AggregationConfig(drop_flagged=["unsafe"]))
+    assert (made.reasons["flagged"], [p.pair_id for p in made.preferences]) == (1, ["pair-1", "pair-5"])
+    assert len(aggregated(flagged, AggregationConfig(drop_flagged=["broken_prompt"])).preferences) == 3
+
+
+def test_what_leads_settle_overrides_and_is_told_apart() -> None:
+    # The lead turns pair 1 round (2 of 3 raters had said otherwise), settles pair 3, and a pair nobody judged.
+    settled = {("pair-1", "1-0", "1-1"): Vote("lead", -2), ("pair-3", "3-0", "3-1"): Vote("lead", 3)}
+    settled |= {("pair-0", "0-0", "0-1"): Vote("lead", -1), ("pair-2", "2-0", "2-1"): Vote("lead", 0)}
+    known = Known(adjudicated=settled)
+    made = aggregated([j for j in HAND_WORKED if j.pair_id != "pair-5"], known=known)
+    facts = {p.pair_id: (p.chosen_text, p.strength, p.agreement, p.weight, p.raters) for p in made.preferences}
+    assert facts == {
+        "pair-0": ("second answer", 1.0, 1.0, 1.0, ("lead",)),
+        "pair-1": ("second answer", 2.0, pytest.approx(1 / 3, abs=1e-6), 1.0, ("lead",)),
+        "pair-3": ("first answer", 3.0, pytest.approx(1 / 3, abs=1e-6), 1.0, ("lead",)),
+    }
+    assert {p.adjudicated for p in made.preferences} == {True}
+    assert made.overruled == 2, "pairs 1 and 3; pair 2 was a tie to the raters, too"
+    unjudged = aggregated([], known=Known(adjudicated={("pair-5", "5-0", "5-1"): Vote("lead", 2)}))
+    assert [(p.pair_id, p.agreement) for p in unjudged.preferences] == [("pair-5", 0.0)]
+
+
+def test_gold_trains_nothing_unless_it_is_kept() -> None:
+    known = Known(gold={("pair-1", "1-0", "1-1"): Vote("gold", -1)})
+    made = aggregated(HAND_WORKED, known=known)
+    assert (made.reasons["gold"], [p.pair_id for p in made.preferences]) == (1, ["pair-0", "pair-5"])
+    (gold,) = [
+        p for p in aggregated(HAND_WORKED, AggregationConfig(gold="keep"), known).preferences if p.pair_id == "pair-1"
+    ]
+    assert (gold.chosen_text, gold.raters, gold.strength, gold.confidence) == ("second answer", ("gold",), None, 1.0)
+
+
+@pytest.mark.parametrize("method", ["dawid_skene", "bradley_terry"])
+def test_models_give_soft_labels_and_weights(method: Literal["dawid_skene", "bradley_terry"]) -> None:
+    # Raters a and b always agree; c says the opposite, except of pair 5, which b skipped.
+    judgments = [said(n, rater, 2 if n % 2 else -2) for n in range(5) for rater in "ab"]
+    judgments += [said(n, "c", -2 if n % 2 else 2) for n in range(5)] + [said(5, "a", 2), said(5, "c", -2)]
+    made = aggregated(judgments, AggregationConfig(method=method))
+    assert [p.chosen_text == "second answer" for p in made.preferences] == [n % 2 == 1 for n in range(6)]
+    for preference in made.preferences:
+        assert preference.confidence is not None
+        assert preference.weight == pytest.approx(2 * preference.confidence - 1, abs=1e-5)
+        assert (preference.strength, preference.margin) == (2.0, pytest.approx(2 / 3, abs=1e-6))
+    last = made.preferences[5]
+    assert last.agreement == 0.5, "one against one: a is believed"
+    assert aggregated(judgments[-2:]).reasons["split"] == 1, "to the majority, that is nobody's"
+    accuracies = {one.rater_id: one.accuracy.value or 0 for one in made.reliabilities["human"]}
+    assert accuracies["c"] < 0.5 < min(accuracies["a"], accuracies["b"])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =HYPERLINK()", "＝1", "\r=1"])
+def test_a_spreadsheet_shows_a_formula_and_does_not_run_it(text: str) -> None:
+    judgment = said(0, "a", -3).model_copy(update={"rationale": text, "edited_text": "1 - 1"})
+    (row,) = csv.DictReader(io.StringIO(judgments_as_csv([judgment]), newline=""))
+    assert row["rationale"] == f"'{text}"
+    assert (row["answer"], row["edited_text"], row["pair_id"]) == ("-3", "1 - 1", "pair-0")
 
 
 def test_both_bad_is_told_from_a_tie() -> None:
@@ -155,9 +258,10 @@ def test_the_stated_error_rate_is_the_measured_one(tmp_path: Path) -> None:
 
 
 def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped-def]
-    from labeling_ui.store import Assignment
+    from labeling_ui.assigning import Assignment
 
-    return Assignment(f"{pair.id}-{rater}", pair.id, rater, pair.completions[left].id, pair.completions[right].id, pair)
+    sides = (pair.completions[left].id, pair.completions[right].id)
+    return Assignment(f"{pair.id}-{rater}", pair.id, rater, sides, pair)
 
 
 def test_simulated_errors_do_not_depend_on_the_side() -> None:
@@ -172,7 +276,7 @@ def label_words(folder: Path, *more: str) -> list[str]:
     return ["label", "--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--overlap", "2", *more]
 
 
-SIMULATE = ("--simulate", "true", "--simulate.raters", "3", "--formats", "parquet", "unpaired")
+SIMULATE = ("--simulate", "true", "--simulate.raters", "3", "--formats", "parquet", "unpaired", "datasets", "csv")
 FILES = ("preferences.jsonl", "judgments.jsonl", "report.json")
 
 

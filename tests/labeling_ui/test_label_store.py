@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import multiprocessing
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -17,8 +18,11 @@ from pydantic import ValidationError
 
 from labeling_ui.aggregate import build_preferences, group_judgments
 from labeling_ui.agreement import measure_agreement
+from labeling_ui.answers import Submission
+from labeling_ui.assigning import RefusedError
+from labeling_ui.items import items_of, shuffle_sides
 from labeling_ui.schema import METADATA, MIGRATIONS, StoreError, build_engine
-from labeling_ui.store import RefusedError, Store, Submission, items_of, shuffle_sides
+from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from tiebreak.records import Completion, Pair
 
@@ -34,8 +38,8 @@ def work(url: str, rater_id: str, start: Barrier | None = None) -> None:
 
 
 def rows(store: Store, query: str) -> list[tuple[object, ...]]:
-    with sqlite3.connect(store.engine.url.database or "") as connection:
-        return connection.execute(query).fetchall()
+    with store.reading() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(query))]
 
 
 def assert_whole(store: Store) -> None:
@@ -44,8 +48,8 @@ def assert_whole(store: Store) -> None:
     assert found.events > 0
 
 
-def test_four_processes_fill_every_place_once(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(30)], overlap=3, raters=4)
+def test_four_processes_fill_every_place_once(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(30)], overlap=3, raters=4)
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(4)
     workers = [context.Process(target=work, args=(store.url, f"r{n}", start)) for n in range(4)]
@@ -63,8 +67,8 @@ def test_four_processes_fill_every_place_once(tmp_path: Path) -> None:
     assert_whole(store)
 
 
-def test_threads_of_one_rater_are_never_given_a_pair_twice(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(12)], raters=1)
+def test_threads_of_one_rater_are_never_given_a_pair_twice(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(12)], raters=1)
     faults: list[BaseException] = []
 
     def judge() -> None:
@@ -86,8 +90,8 @@ def test_threads_of_one_rater_are_never_given_a_pair_twice(tmp_path: Path) -> No
     assert_whole(store)
 
 
-def test_submitting_again_changes_nothing(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=1)
+def test_submitting_again_changes_nothing(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], raters=1)
     store.claim("r0")
     first = store.submit("r0", answer("pair-0", 3, "client-01"))
     events = store.status()["events"]
@@ -101,16 +105,16 @@ def test_submitting_again_changes_nothing(tmp_path: Path) -> None:
     assert [judgment.answer for judgment in store.judgments()[0]] == [3]
 
 
-def test_what_is_held_is_given_again_and_what_the_client_holds_is_passed_over(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(9)], raters=1)
+def test_what_is_held_is_given_again_and_what_the_client_holds_is_passed_over(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(9)], raters=1)
     assert [store.claim("r0").item_id for _ in range(3)] == ["pair-0"] * 3  # type: ignore[union-attr]
     assert store.claim("r0", ["pair-0"]).item_id == "pair-1"  # type: ignore[union-attr]
     assert store.claim("r0", ["pair-0", "pair-1"]).item_id == "pair-2"  # type: ignore[union-attr]
     assert store.claim("r0", ["pair-0", "pair-1", "pair-2"]) is None, "no rater may hoard the campaign's pairs"
 
 
-def test_only_what_was_assigned_can_be_judged(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=2)
+def test_only_what_was_assigned_can_be_judged(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], raters=2)
     store.claim("r0")
     for rater, pair in (("r1", "pair-0"), ("r0", "pair-1"), ("r0", "no-such-pair"), ("nobody", "pair-0")):
         with pytest.raises(RefusedError):
@@ -128,9 +132,9 @@ class Clock:
         return self.ms
 
 
-def test_a_lapsed_lease_frees_the_place_and_late_work_counts_only_while_it_is_free(tmp_path: Path) -> None:
+def test_a_lapsed_lease_frees_the_place_and_late_work_counts_only_while_it_is_free(url: str) -> None:
     clock = Clock()
-    store = open_store(tmp_path, [make_pair(0)], raters=3, clock=clock, lease_seconds=60)
+    store = open_store(url, [make_pair(0)], raters=3, clock=clock, lease_seconds=60)
     store.claim("r0")
     assert store.claim("r1") is None
     clock.ms += 61_000
@@ -149,13 +153,13 @@ def test_a_lapsed_lease_frees_the_place_and_late_work_counts_only_while_it_is_fr
     assert_whole(store)
 
 
-def test_sides_are_even_and_each_raters_own(tmp_path: Path) -> None:
+def test_sides_are_even_and_each_raters_own(url: str) -> None:
     shown = Counter(
         shuffle_sides("a", "b", seed=0, rater_id=f"r{r}", item_id=f"i{i}")[0] for r in range(40) for i in range(50)
     )
     assert shown.total() == 2000
     assert abs(shown["a"] - 1000) < 4 * (2000 * 0.25) ** 0.5  # four standard deviations of a fair coin
-    store = open_store(tmp_path, [make_pair(n) for n in range(20)], raters=1)
+    store = open_store(url, [make_pair(n) for n in range(20)], raters=1)
     while (assignment := store.claim("r0")) is not None:
         stored = store.submit("r0", answer(assignment.item_id))
         assert (stored.judgment.left, stored.judgment.right) == (assignment.left_id, assignment.right_id)
@@ -173,9 +177,9 @@ def test_a_pair_of_four_becomes_all_six_items() -> None:
     assert items_of(make_pair(1))[0].id == "pair-1"
 
 
-def test_repeats_are_rare_unannounced_and_take_nobodys_place(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(220)], overlap=1, raters=1)
-    store.repeat_share = 0.2
+def test_repeats_are_rare_unannounced_and_take_nobodys_place(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(220)], overlap=1, raters=1)
+    store.rules.repeat_share = 0.2
     order: list[str] = []
     while (assignment := store.claim("r0")) is not None:
         order.append(assignment.item_id)
@@ -191,7 +195,7 @@ def test_repeats_are_rare_unannounced_and_take_nobodys_place(tmp_path: Path) -> 
     consistency = measure_agreement(store.pairs(), store.judgments()[0])["self_consistency"]
     assert consistency["n"] == len(repeats)
     assert 0 < consistency["value"] < 1, "always 'right', on sides that are shuffled anew"
-    preferences, _ = build_preferences(store.pairs(), group_judgments(store.judgments()[0]))
+    preferences = build_preferences(store.pairs(), group_judgments(store.judgments()[0])).preferences
     assert len(preferences) == 220
     assert {preference.raters for preference in preferences} == {("r0",)}
     assert store.status()["judgments_wanted"] == len(order)
@@ -269,14 +273,14 @@ def test_faulty_judgments_are_refused(fault: dict[str, object]) -> None:
         Submission.model_validate({**good, **fault})
 
 
-def test_people_and_simulated_raters_never_share_a_store(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0)], raters=1)
+def test_people_and_simulated_raters_never_share_a_store(url: str) -> None:
+    store = open_store(url, [make_pair(0)], raters=1)
     with pytest.raises(StoreError, match="never mix"):
         store.add_rater("simulated-0", kind="simulated")
 
 
-def test_a_store_keeps_its_seed_and_its_pairs(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0)], overlap=2)
+def test_a_store_keeps_its_seed_and_its_pairs(url: str) -> None:
+    store = open_store(url, [make_pair(0)], overlap=2)
     with pytest.raises(StoreError, match="seed 0"):
         store.add_pairs([make_pair(0)], overlap=2, seed=1, source="t", source_id="t")
     with pytest.raises(StoreError, match="two different pairs"):
@@ -287,8 +291,8 @@ def test_a_store_keeps_its_seed_and_its_pairs(tmp_path: Path) -> None:
     assert_whole(store)
 
 
-def test_a_lead_may_change_the_overlap(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=1, raters=3)
+def test_a_lead_may_change_the_overlap(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], overlap=1, raters=3)
     work(store.url, "r0")
     assert store.claim("r1") is None
     store.add_pairs([], overlap=2, seed=0, source="t", source_id="t")
@@ -320,8 +324,8 @@ def test_a_newer_store_and_no_store_are_refused(tmp_path: Path) -> None:
         build_engine("sqlite://")
 
 
-def test_migrations_make_the_tables_that_the_code_reads(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [])
+def test_migrations_make_the_tables_that_the_code_reads(url: str) -> None:
+    store = open_store(url, [])
     inspector = sa.inspect(store.engine)
     for name, table in METADATA.tables.items():
         assert {column["name"] for column in inspector.get_columns(name)} == {
@@ -329,11 +333,37 @@ def test_migrations_make_the_tables_that_the_code_reads(tmp_path: Path) -> None:
         }, name
 
 
-def test_durability_settings_hold(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [])
+def test_a_judgment_is_acknowledged_when_the_disk_has_it_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
+    first, second = (store.claim("r0", held) for held in ((), ("pair-0",)))
+    assert first is not None
+    assert second is not None
+    confirmed: list[int] = []
+    to_disk = os.fdatasync
+
+    def watch(file: int) -> None:
+        assert os.readlink(f"/proc/self/fd/{file}").endswith("labels.sqlite-wal")
+        with sqlite3.connect(tmp_path / "labels.sqlite", timeout=0) as other:  # committed, and others may write
+            confirmed.append(other.execute("SELECT count(*) FROM judgments").fetchone()[0])
+            other.execute("BEGIN IMMEDIATE")
+        to_disk(file)
+
+    monkeypatch.setattr(os, "fdatasync", watch)
+    store.submit("r0", answer(first.item_id))
+    assert confirmed == [1]
+    store.claim("r0")
+    assert confirmed == [1], "who is given what need not wait for the disk"
+
+    def fail(_file: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        store.submit("r0", answer(second.item_id))
+    monkeypatch.setattr(os, "fdatasync", watch)
+    assert store.submit("r0", answer(second.item_id)).replayed
+    assert confirmed == [1, 2], "what is sent again waits for the disk again"
     with store.engine.connect() as connection:
-        pragma = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")
-        }
-    assert pragma == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
-    assert json.loads(json.dumps(store.campaign())) == {"overlap": 1, "seed": 0, "sources": []}
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"

@@ -31,7 +31,7 @@ from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import PPOTrainer
 from tiebreak.config import SamplingConfig, TrainingConfig
-from tiebreak.pairwise import share_prefixes
+from tiebreak.pairwise import pack_forward
 from tiebreak.runs import Run
 
 BETA = 1.0
@@ -91,7 +91,7 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
     config = PPOConfig(
         output=str(tmp_path),
         policy="",
-        reward_model="",
+        reward_model="table",
         prompts="",
         training=training(None, 128),
         episodes_per_rollout=512,
@@ -105,14 +105,14 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         normalise_scores=False,
     )
     run = Run(folder=tmp_path, stage="ppo", config=config, inputs={}, fingerprint="")
-    backbone = build_toy_backbone(build_toy_policy(), KnownReward(toy_rewards()))
+    backbone = build_toy_backbone(build_toy_policy())
     trainer = PPOTrainer(
         backbone,
         quiet(build_ppo_args(config, run), 8),
         ppo_settings(config, EOS),
+        [KnownReward(toy_rewards())],
         [list(prompt) for prompt in PROMPTS],
         [],
-        tmp_path / "score_scale.json",
     )
     trainer.train()
     reference, best = start
@@ -142,7 +142,7 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         train_dataset=to_dataset([EncodedPair(*row) for row in rows]),
         processing_class=toy_tokenizer(),
     )
-    assert share_prefixes(trainer.model)
+    assert pack_forward(trainer.model, together=2)
     trainer.train()
     reference, best = start
     reached = answer_logps(trainer.model)

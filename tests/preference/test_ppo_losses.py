@@ -13,9 +13,11 @@ from torch import Tensor
 
 from preference.ppo.losses import (
     generalised_advantages,
-    penalise_unfinished,
+    next_kl_coef,
     per_token_kl,
+    per_token_kl_k3,
     policy_loss,
+    shape_scores,
     token_rewards,
     value_loss,
     whiten,
@@ -135,11 +137,6 @@ def test_the_kl_is_its_mean() -> None:
     assert float((tensor(p) * estimates).sum()) == pytest.approx(float((p * np.log(p / q)).sum()), abs=1e-12)
 
 
-def k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """The estimate that TRL's PPO offers in place of ours."""
-    return torch.expm1(reference_logps - logps) + logps - reference_logps
-
-
 def ascend(estimate: Callable[[Tensor, Tensor], Tensor], rewards: Tensor, reference: Tensor, beta: float) -> Tensor:
     """Where exact policy-gradient ascent on E[r − β·estimate] leads a softmax over a few answers, in 100 steps."""
     logits = reference.log().clone()
@@ -155,17 +152,55 @@ def test_with_our_kl_in_the_reward_ascent_ends_at_the_tilted_reference_and_with_
     """The KL is taken from the reward, so what counts is the gradient of its estimate, not its mean.
 
     E[k1·∇log π] is the KL's gradient. E[k3·∇log π] is another vector, which vanishes to first order at the reference
-    and points away from it beyond: the policy runs to one answer whatever β is. That is why there is no choice of it.
+    and points away from it beyond: the policy runs to one answer whatever β is. That is why it is only watched.
     """
     reference, rewards = tensor([0.4, 0.3, 0.2, 0.1]), tensor([0.0, 1.0, -1.0, 0.5])
     target = (reference.log() + rewards / beta).softmax(0)
     torch.testing.assert_close(ascend(per_token_kl, rewards, reference, beta), target, atol=1e-5, rtol=0)
-    assert float(ascend(k3, rewards, reference, beta).max()) > 0.99 > float(target.max()) + 0.5
+    assert float(ascend(per_token_kl_k3, rewards, reference, beta).max()) > 0.99 > float(target.max()) + 0.5
 
 
-def test_only_unfinished_completions_are_penalised() -> None:
-    scores = penalise_unfinished(tensor([2.0, 2.0]), torch.tensor([True, False]), penalty=0.5)
-    assert scores.tolist() == [2.0, 1.5]
+@pytest.mark.parametrize("seed", range(3))
+def test_both_estimates_have_the_divergence_as_their_mean_and_k3_is_the_steadier(seed: int) -> None:
+    """Exactly, over all answers of a softmax: Σ p·k1 = Σ p·k3 = KL(p ‖ q), and k3 is nowhere negative."""
+    rng = np.random.default_rng(seed)
+    q = rng.dirichlet(np.ones(12) * 3)
+    p = q * np.exp(rng.normal(size=12) * 0.2)
+    p /= p.sum()
+    kl = float((p * np.log(p / q)).sum())
+    estimates = [f(tensor(np.log(p)), tensor(np.log(q))).numpy() for f in (per_token_kl, per_token_kl_k3)]
+    means = [float((p * e).sum()) for e in estimates]
+    assert means == pytest.approx([kl, kl], abs=1e-12)
+    variances = [float((p * (e - kl) ** 2).sum()) for e in estimates]
+    assert variances[1] < variances[0] / 10
+    assert (estimates[1] >= 0).all()
+
+
+def test_scores_are_normalised_weighted_and_penalised() -> None:
+    """Rewards (3, 5) and (1, 0) with scales (1, 2) and (0, 1), weights 1 and −0.5.
+
+    (3 − 1)/2 − 0.5·1 = 0.5 and (5 − 1)/2 − 0.5·0 = 2. The second was cut off: less 0.5. Lengths 4 and 10, each token
+    0.1: less 0.4 and 1. That is 0.1 and 0.5.
+    """
+    shaped = shape_scores(
+        tensor([[3.0, 5.0], [1.0, 0.0]]),
+        torch.tensor([True, False]),
+        torch.tensor([4, 10]),
+        weights=[1.0, -0.5],
+        scales=[(1.0, 2.0), (0.0, 1.0)],
+        missing_eos_penalty=0.5,
+        length_penalty=0.1,
+    )
+    torch.testing.assert_close(shaped, tensor([0.1, 0.5]))
+
+
+def test_the_kl_coefficient_by_hand() -> None:
+    """Target 6, horizon 10,000, 500 episodes: KL 6.6 is 0.1 too much, so ×(1 + 0.1·0.05); 60 and 0 are clipped at ±0.2."""
+    step = {"target": 6.0, "horizon": 10_000, "episodes": 500}
+    assert next_kl_coef(0.2, 6.6, **step) == pytest.approx(0.2 * 1.005)
+    assert next_kl_coef(0.2, 60.0, **step) == pytest.approx(0.2 * 1.01)
+    assert next_kl_coef(0.2, 0.0, **step) == pytest.approx(0.2 * 0.99)
+    assert next_kl_coef(0.2, 6.0, **step) == 0.2
 
 
 # --- whitening -----------------------------------------------------------------------------------------------------

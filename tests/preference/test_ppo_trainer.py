@@ -5,18 +5,23 @@ Run as a program, it writes what a training run logged and learned to a file, fo
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
+import random
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from toy_language import (
     ANSWERS,
     EOS,
@@ -32,7 +37,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from preference.ppo.backbone import Backbone, load_backbone
 from preference.ppo.rollout import Episodes
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
-from preference.ppo.trainer import MicroBatch, PPOTrainer
+from preference.ppo.trainer import STATE_FILE, LoopState, MicroBatch, PPOTrainer
+from preference.rewards import Conversations, MountedReward, Reward, load_reward
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.logprobs import scores_in_batches
@@ -62,7 +68,7 @@ class Watched(PPOTrainer):
         super().__init__(*args)
 
     def _roll_out(self) -> list[MicroBatch]:
-        micro_batches = super()._roll_out()
+        micro_batches: list[MicroBatch] = super()._roll_out()
         self.rollouts.append((self.assessed, list(micro_batches)))
         return micro_batches
 
@@ -76,7 +82,7 @@ def build_trainer(
     *,
     batch: int = 4,
     accumulation: int = 1,
-    reward_model: nn.Module | None = None,
+    rewards: list[Reward] | None = None,
     training: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Watched:
@@ -91,7 +97,7 @@ def build_trainer(
     config = PPOConfig(
         output=str(folder),
         policy="",
-        reward_model="",
+        reward_model="table",
         prompts="",
         training=TrainingConfig(
             **{
@@ -109,9 +115,10 @@ def build_trainer(
     run = Run(folder=folder, stage="ppo", config=config, inputs={}, fingerprint="")
     args = build_ppo_args(config, run)
     args.logging_steps, args.disable_tqdm = 1, True
-    backbone = build_toy_backbone(build_toy_policy(), reward_model or KnownReward(toy_rewards()))
+    known: list[Reward] = [KnownReward(toy_rewards())]
+    prompts = [list(p) for p in PROMPTS]
     return Watched(
-        backbone, args, ppo_settings(config, EOS), [list(p) for p in PROMPTS], [], folder / "score_scale.json"
+        build_toy_backbone(build_toy_policy()), args, ppo_settings(config, EOS), rewards or known, prompts, prompts
     )
 
 
@@ -198,17 +205,27 @@ class StopAt(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
 
+def noisy_reward() -> list[Reward]:
+    """A user's reward that draws from each of the generators there are."""
+    return [
+        KnownReward(toy_rewards()),
+        Judge(lambda c: random.random() + float(np.random.rand()) + float(torch.rand(())), name="noise"),
+    ]
+
+
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
-    """Scores are normalised by the first rollout's, which a resumed run must not take from its own."""
-    whole = build_trainer(tmp_path / "whole", rollouts=3)
+    """Optimizer, prompt order, the scores' scale, the KL coefficient and the state of every generator go on."""
+    settings: dict[str, Any] = {"rollouts": 3, "kl_target": 0.01, "kl_horizon": 20}
+    whole = build_trainer(tmp_path / "whole", rewards=noisy_reward(), **settings)
     whole.train()
     assert whole.steps_per_rollout == 6
-    cut = build_trainer(tmp_path / "cut", rollouts=3)
+    cut = build_trainer(tmp_path / "cut", rewards=noisy_reward(), **settings)
     cut.add_callback(StopAt(9))  # in the middle of the second rollout
     cut.train()
     checkpoints = sorted(p.name for p in (tmp_path / "cut" / "checkpoints").glob("checkpoint-*"))
     assert checkpoints[0] == "checkpoint-6"
-    resumed = build_trainer(tmp_path / "cut", rollouts=3)
+    random.seed(9)
+    resumed = build_trainer(tmp_path / "cut", rewards=noisy_reward(), **settings)
     start = trained(resumed)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoints" / "checkpoint-6"))
     assert [len(t.rollouts) for t in (whole, cut, resumed)] == [3, 2, 2]
@@ -220,6 +237,9 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
         {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row} for trainer in (whole, resumed)
     )
     assert one == two
+    assert whole.loop == resumed.loop != LoopState(whole.settings.kl_coef)
+    scores = [trainer.rollouts[-1][0].scores for trainer in (whole, resumed)]
+    assert torch.equal(*scores)
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
@@ -349,19 +369,18 @@ def test_whitened_rewards_have_deviation_1_and_their_own_mean(tmp_path: Path) ->
 
 
 def test_scores_are_normalised_by_the_first_rollout_for_good(tmp_path: Path) -> None:
-    """Rewards 2·r + 5 and r are one task; the scale is kept beside the checkpoints."""
+    """Rewards 2·r + 5 and r are one task; the scale is kept in the checkpoints."""
     rewards = toy_rewards()
     trainers = [
-        build_trainer(tmp_path / str(n), reward_model=KnownReward(r)) for n, r in enumerate((rewards, 2 * rewards + 5))
+        build_trainer(tmp_path / str(n), rewards=[KnownReward(r)]) for n, r in enumerate((rewards, 2 * rewards + 5))
     ]
     for trainer in trainers:
         trainer.train()
     plain, shifted = (logged(trainer) for trainer in trainers)
     assert [row["loss"] for row in plain] == pytest.approx([row["loss"] for row in shifted], rel=1e-3, abs=1e-4)
-    first = trainers[0].rollouts[0][0].scores
-    saved = json.loads((tmp_path / "0" / "score_scale.json").read_text())
-    assert saved["score_mean"] == pytest.approx(float(first.mean()), abs=1e-6)
-    assert saved["score_std"] == pytest.approx(float(first.std(correction=0)), abs=1e-6)
+    first = trainers[0].rollouts[0][0].scores[0]
+    saved = json.loads((tmp_path / "0" / "checkpoints" / "checkpoint-6" / STATE_FILE).read_text())
+    assert saved["scales"] == [[pytest.approx(float(first.mean())), pytest.approx(float(first.std(correction=0)))]]
     assert plain[0]["objective/rlhf_reward"] == pytest.approx(-unfinished_share(trainers[0]), abs=1e-5)
 
 
@@ -394,23 +413,201 @@ class Failing(KnownReward):
         super().__init__(toy_rewards())
         self.good_calls = good_calls
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
-        scored = super().forward(input_ids, attention_mask, **options)
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        scored = super().scores(prompts, completions)
         self.good_calls -= 1
-        return scored if self.good_calls >= 0 else replace(scored, logits=scored.logits * float("nan"))
+        return scored if self.good_calls >= 0 else [math.nan] * len(scored)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize(("good_calls", "steps"), [(0, 0), (3, 6)], ids=["at once", "in the second rollout"])
+@pytest.mark.parametrize(("good_calls", "steps"), [(0, 0), (1, 6)], ids=["at once", "in the second rollout"])
 def test_a_reward_that_is_not_a_number_stops_the_run(
     tmp_path: Path, normalise: bool, good_calls: int, steps: int
 ) -> None:
-    trainer = build_trainer(tmp_path, reward_model=Failing(good_calls), normalise_scores=normalise)
-    with pytest.raises(
-        HandoffError, match="reward model gave 12 of 12 completions a score that is not a finite number"
-    ):
+    trainer = build_trainer(tmp_path, rewards=[Failing(good_calls)], normalise_scores=normalise)
+    with pytest.raises(HandoffError, match="the table gave 12 of 12 completions a score that is not a finite number"):
         trainer.train()
     assert trainer.state.global_step == steps
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward by a rule."""
+
+    rule: Callable[[list[int]], float]
+    weight: float = 1.0
+    name: str = "the rule"
+
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        return [self.rule(list(c)) for c in completions]
+
+
+def complete_checkpoints(folder: Path) -> list[str]:
+    return sorted(p.parent.name for p in (folder / "checkpoints").glob("checkpoint-*/model.safetensors"))
+
+
+def test_a_policy_that_collapses_to_eos_stops_with_its_checkpoints_kept(tmp_path: Path) -> None:
+    """Nothing counts but shortness, so the policy learns to write its end at once."""
+    trainer = build_trainer(
+        tmp_path,
+        rewards=[Judge(lambda c: 0.0)],
+        rollouts=60,
+        length_penalty=5.0,
+        kl_coef=0.0,
+        training={"learning_rate": 5e-2},
+    )
+    with pytest.raises(HandoffError, match=r"end-of-sequence token and nothing else.*collapsed.*kept"):
+        trainer.train()
+    assert trainer.state.global_step > 6
+    assert complete_checkpoints(tmp_path)
+
+
+def test_completions_that_are_all_cut_off_stop_the_run_with_its_checkpoints_kept(tmp_path: Path) -> None:
+    """Not ending is what is rewarded here, so at last no completion ends."""
+    settings: dict[str, Any] = {
+        "rewards": [Judge(lambda c: float(c[-1] != EOS))],
+        "rollouts": 60,
+        "missing_eos_penalty": 0.0,
+        "kl_coef": 0.0,
+        "training": {"learning_rate": 5e-2},
+    }
+    trainer = build_trainer(tmp_path / "stops", **settings)
+    with pytest.raises(HandoffError, match=r"all 12 completions .* cut off at sampling.max_new_tokens \(2\).*Raise it"):
+        trainer.train()
+    assert complete_checkpoints(tmp_path / "stops")
+    allowed = build_trainer(tmp_path / "goes on", **settings | {"rollouts": 12}, stop_when_all_cut_off=False)
+    allowed.train()
+    assert any(not bool(episodes.finished.any()) for episodes, _ in allowed.rollouts)
+
+
+def test_a_value_head_of_another_size_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    backbone = build_toy_backbone(build_toy_policy())
+    file = tmp_path / "value_head.safetensors"
+    with pytest.raises(HandoffError, match="is not there"):
+        backbone.load_value_head(file)
+    save_file({"weight": torch.ones(1, 32), "bias": torch.ones(1)}, file)
+    backbone.load_value_head(file)
+    assert backbone.value_head.weight.sum() == 32
+    save_file({"weight": torch.ones(1, 16), "bias": torch.ones(1)}, file)
+    with pytest.raises(HandoffError, match=r"hidden states of size 16.*have 32.*value_head: null"):
+        backbone.load_value_head(file)
+
+
+# --- held-out prompts
+
+
+def test_evaluation_is_of_the_held_out_prompts_and_changes_nothing(tmp_path: Path) -> None:
+    """Its means are those of the table over what it drew, the same each time; training goes on as if it had not been."""
+    quiet = build_trainer(tmp_path / "quiet")
+    quiet.train()
+    trainer = build_trainer(tmp_path / "evaluated")
+    one = trainer.evaluate()
+    drawn = trainer.assessed
+    assert [tuple(p) for p in drawn.prompts] == list(PROMPTS)
+    table = KnownReward(toy_rewards()).scores(drawn.prompts, drawn.completions)
+    assert one["eval_objective/scores"] == pytest.approx(sum(table) / 3, abs=1e-6)
+    assert one["eval_objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert one["eval_completions/mean_length"] == pytest.approx(sum(map(len, drawn.completions)) / 3)
+    assert one["eval_unfinished"] == pytest.approx(sum(c[-1] != EOS for c in drawn.completions) / 3)
+    assert one["eval_loss"] == -one["eval_objective/scores"]
+    assert trainer.evaluate() == one
+    trainer.rollouts.clear()
+    trainer.train()
+    assert all(torch.equal(weight, trained(quiet)[name]) for name, weight in trained(trainer).items())
+    after = trainer.evaluate()
+    assert after["eval_objective/kl"] != one["eval_objective/kl"]
+
+
+# --- control
+
+
+def test_the_kl_coefficient_follows_its_controller(tmp_path: Path) -> None:
+    """β ← β·(1 + clip(KL/target − 1, ±0.2)·12/60), from the KL of the rollout before."""
+    trainer = build_trainer(tmp_path, rollouts=5, kl_target=0.05, kl_horizon=60)
+    trainer.train()
+    rows = [row for row in logged(trainer) if "objective/kl_coef" in row]
+    assert len(rows) == 5
+    for before, after in itertools.pairwise(rows):
+        error = min(max(before["objective/kl_k3"] / 0.05 - 1, -0.2), 0.2)
+        assert after["objective/kl_coef"] == pytest.approx(before["objective/kl_coef"] * (1 + error / 5))
+    assert rows[1]["objective/kl_coef"] < rows[0]["objective/kl_coef"]  # no divergence at first
+    assert rows[-1]["objective/kl_coef"] > min(row["objective/kl_coef"] for row in rows)
+    non_score = rows[-1]["objective/non_score_reward"]
+    assert non_score == pytest.approx(-rows[-1]["objective/kl_coef"] * rows[-1]["objective/kl"], abs=1e-6)
+
+
+def test_a_run_stops_above_max_kl_with_the_weights_it_had(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, rollouts=40, kl_coef=0.0, max_kl=0.1, training={"learning_rate": 3e-2})
+    seen: list[dict[str, Tensor]] = []
+    roll_out = trainer._roll_out
+
+    def watched() -> list[MicroBatch]:
+        seen.append(trained(trainer))
+        return roll_out()
+
+    trainer._roll_out = watched  # type: ignore[method-assign]
+    trainer.train()
+    kls = [float(episodes.kl_k3.sum(-1).mean()) for episodes, _ in trainer.rollouts]
+    assert max(kls[:-1]) <= 0.1 < kls[-1]
+    assert 1 < len(kls) < 40
+    assert all(torch.equal(weight, seen[-1][name]) for name, weight in trained(trainer).items())
+
+
+def test_updates_past_target_step_kl_are_skipped(tmp_path: Path) -> None:
+    """Below any movement only each rollout's first two steps count: that at rest, and that which sees it moved."""
+    free = build_trainer(tmp_path / "free", **ONE_STEP_AN_EPOCH, ppo_epochs=4, rollouts=1)
+    held = build_trainer(tmp_path / "held", **ONE_STEP_AN_EPOCH, ppo_epochs=4, rollouts=1, target_step_kl=1e-9)
+    two = build_trainer(tmp_path / "two", **ONE_STEP_AN_EPOCH, ppo_epochs=2, rollouts=1)
+    for trainer in (free, held, two):
+        trainer.args.lr_scheduler_type = "constant"
+        trainer.train()
+    assert held.state.global_step == 4
+    assert all(torch.equal(weight, trained(two)[name]) for name, weight in trained(held).items())
+    assert any(not torch.equal(weight, trained(free)[name]) for name, weight in trained(held).items())
+
+
+def test_an_entropy_bonus_keeps_the_policy_broad(tmp_path: Path) -> None:
+    entropies = []
+    for coefficient in (0.0, 1.0):
+        trainer = build_trainer(
+            tmp_path / str(coefficient), rollouts=8, kl_coef=0.0, entropy_coef=coefficient, stop_when_all_cut_off=False
+        )
+        trainer.train()
+        entropies.append(logged(trainer)[-1]["policy/entropy_avg"])
+    assert entropies[1] > entropies[0] + 0.05
+
+
+def test_advantages_are_whitened_unless_told_not_to(tmp_path: Path) -> None:
+    """With values 0, gamma = lam = 1 and no KL yet, an advantage is the return, whitened over the tokens or not."""
+    plain, white = (
+        build_trainer(tmp_path / str(on), **ONE_STEP_AN_EPOCH, rollouts=1, ppo_epochs=1, lam=1.0, whiten_advantages=on)
+        for on in (False, True)
+    )
+    for trainer in (plain, white):
+        trainer.train()
+    (left,), (right,) = (t.rollouts[0][1] for t in (plain, white))
+    torch.testing.assert_close(left.advantages, left.returns)
+    counted = left.returns[left.batch.mask]
+    expected = (counted - counted.mean()) / counted.std(correction=0)
+    torch.testing.assert_close(right.advantages[right.batch.mask], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_several_rewards_are_normalised_each_and_weighted(tmp_path: Path) -> None:
+    """A table and length, the second against: on the first rollout each has mean 0 and deviation 1, whatever its scale."""
+    rewards: list[Reward] = [KnownReward(toy_rewards()), Judge(lambda c: 100.0 + 7.0 * len(c), -0.5, "length")]
+    trainer = build_trainer(tmp_path, **ONE_STEP_AN_EPOCH, rollouts=1, rewards=rewards, missing_eos_penalty=0.0)
+    trainer.train()
+    table, length = trainer.rollouts[0][0].scores.double()
+    standard = [(s - s.mean()) / s.std(correction=0) for s in (table, length)]
+    first = logged(trainer)[0]
+    assert first["objective/rlhf_reward"] == pytest.approx(float((standard[0] - 0.5 * standard[1]).mean()), abs=1e-5)
+    assert first["rewards/length/mean"] == pytest.approx(float(length.mean()), rel=1e-6)
+    assert first["objective/scores"] == pytest.approx(float((table - 0.5 * length).mean()), rel=1e-5)
+    micro = trainer.rollouts[0][1][0]
+    best = float((standard[0] - 0.5 * standard[1]).max())
+    assert float(micro.returns.max()) == pytest.approx(best, abs=1e-4)  # no KL yet: a return is the score
 
 
 # --- the reward model on the policy's backbone
@@ -438,21 +635,27 @@ def sources(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return base, replace(base, name="reward", kind="reward", id="r", folder=folder)
 
 
+def mount(backbone: Backbone, policy: ModelSource, reward: ModelSource) -> Reward:
+    return load_reward(reward, 1.0, backbone, policy, Conversations(load_tokenizer(policy), {}), TRAINING, "reward")
+
+
 def test_the_mounted_reward_adapter_scores_as_the_reward_model_alone(sources: tuple[ModelSource, ModelSource]) -> None:
     policy, reward = sources
     tokenizer = load_tokenizer(policy)
-    backbone = load_backbone(policy, reward, TRAINING, AdapterConfig(r=8, alpha=8), tokenizer)
-    assert backbone.score_head is not None
+    backbone = load_backbone(policy, TRAINING, AdapterConfig(r=8, alpha=8), tokenizer)
+    mounted = mount(backbone, policy, reward)
+    assert isinstance(mounted, MountedReward)
     generator = torch.Generator().manual_seed(0)
     sequences = [torch.randint(20, 4000, (n,), generator=generator).tolist() for n in (1, 3, 17, 40)]
     alone = scores_in_batches(load_trained_reward_model(reward, TRAINING), sequences, tokenizer.pad_token_id, 2)
-    mounted = backbone.scores(sequences).tolist()
-    assert mounted == pytest.approx(alone, abs=1e-5, rel=1e-5)
+    backbone.eval()
+    together = mounted.scores([s[:1] for s in sequences], [s[1:] for s in sequences])
+    assert together == pytest.approx(alone, abs=1e-5, rel=1e-5)
     assert max(alone) - min(alone) > 0.05
     plain = backbone.lm.get_base_model()
     with backbone.lm.disable_adapter():
         hidden = plain.base_model(torch.tensor([sequences[2]])).last_hidden_state[0, -1]
-    assert abs(float(backbone.score_head(hidden)) - alone[2]) > 0.01  # the adapter has a part in it
+    assert abs(float(mounted.head(hidden)) - alone[2]) > 0.01  # the adapter has a part in it
 
 
 def test_a_reward_model_that_scores_otherwise_than_when_saved_is_refused(
@@ -465,7 +668,7 @@ def test_a_reward_model_that_scores_otherwise_than_when_saved_is_refused(
     (reward.folder / PROBE_FILE).write_text(json.dumps(probe | {"values": [probe["values"][0] + 0.5]}))
     try:
         with pytest.raises(HandoffError, match="scores its probe"):
-            load_backbone(policy, reward, TRAINING, AdapterConfig(r=8, alpha=8), load_tokenizer(policy))
+            mount(load_backbone(policy, TRAINING, AdapterConfig(r=8, alpha=8), load_tokenizer(policy)), policy, reward)
     finally:
         (reward.folder / PROBE_FILE).write_text(saved)
 

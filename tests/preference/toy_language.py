@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -19,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from preference.ppo.backbone import POLICY, REFERENCE, Backbone, _copy_adapter, _train_only
+from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.ppo.backbone import Backbone
 
 PAD, EOS, VOCABULARY = 0, 1, 8
 PROMPTS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (5, 2, 4))
@@ -110,34 +110,29 @@ def total_variation(one: Tensor, other: Tensor) -> float:
     return float((one.exp() - other.exp()).abs().sum(1).mean() / 2)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    logits: Tensor
+class KnownReward:
+    """A reward that answers from a table."""
 
+    name = "the table"
 
-class KnownReward(nn.Module):
-    """Stands where PPO holds a reward model: called as a sequence classifier is, it answers from a table."""
-
-    def __init__(self, rewards: Tensor) -> None:
-        super().__init__()
+    def __init__(self, rewards: Tensor, weight: float = 1.0) -> None:
+        self.weight = weight
         self.table = {
-            (*prompt, *answer): float(rewards[i, j])
+            (prompt, answer): float(rewards[i, j])
             for i, prompt in enumerate(PROMPTS)
             for j, answer in enumerate(ANSWERS)
         }
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> _Scored:
-        lengths = attention_mask.sum(1).tolist()
-        rows = [tuple(ids[:n]) for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
-        return _Scored(torch.tensor([[self.table[row]] for row in rows], device=input_ids.device))
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        return [self.table[tuple(p), tuple(c)] for p, c in zip(prompts, completions, strict=True)]
 
 
-def build_toy_backbone(policy: LlamaForCausalLM, reward_model: nn.Module) -> Backbone:
-    """The PPO stage's backbone: policy and reference on one base, a value head, and a reward model that stands apart."""
+def build_toy_backbone(policy: LlamaForCausalLM) -> Backbone:
+    """The PPO stage's backbone: policy and reference on one base, and a value head."""
     lm = with_adapter(policy)
-    _copy_adapter(lm, POLICY, REFERENCE)
-    _train_only(lm, POLICY)
-    return Backbone(lm, None, reward_model, PAD)
+    copy_adapter(lm, POLICY, REFERENCE)
+    train_only(lm, POLICY)
+    return Backbone(lm, PAD)
 
 
 Row = tuple[list[int], list[int], list[int]]

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,29 @@ def test_splits_depend_on_content_and_seed_and_not_on_order() -> None:
     splits = {p.id: p.split for p in assign_splits(data, SplitShares())[0]}
     assert {p.id: p.split for p in assign_splits(turned, SplitShares())[0]} == splits
     assert {p.id: p.split for p in assign_splits(gathered(40, 0), SplitShares(seed=1))[0]} != splits
+
+
+def test_a_split_that_a_row_names_is_kept(tmp_path: Path, tiny_model: Path) -> None:
+    """30 of 40 prompts are left to be shared out: 9 test, 3 validation."""
+    named = ["test"] * 4 + ["validation"] * 3 + ["train"] * 3
+    rows: list[dict[str, Any]] = [{"prompt": f"{n} litres: what now?", "split": split} for n, split in enumerate(named)]
+    rows += [{"prompt": f"{n} plants: what now?"} for n in range(30)]
+    folder = run(tmp_path, tiny_model, rows, near_duplicate=1.0)
+    prompts = read_prompts(str(folder), ["train", "validation", "test"])
+    found = {p.messages[0].content: p.split for p in prompts}
+    assert [found[row["prompt"]] for row in rows[:10]] == named
+    assert Counter(found[row["prompt"]] for row in rows[10:]) == {"train": 18, "validation": 3, "test": 9}
+
+
+def test_one_prompt_in_two_named_splits_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": "Why?", "split": "train"}, {"prompt": "How?"}, {"prompt": "Why? ", "split": "test"}]
+    with pytest.raises(DataError) as raised:
+        run(tmp_path, tiny_model, rows)
+    (fault,) = raised.value.faults
+    where, said = fault.split(": split ")
+    assert where.endswith("prompts.jsonl:3")
+    assert said.startswith("'test', but the same prompt is in 'train' at ")
+    assert said.endswith("prompts.jsonl:1")
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:

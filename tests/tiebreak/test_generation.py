@@ -101,10 +101,46 @@ def test_logps_are_a_plain_forwards(model: Any, temperature: float, measured_at:
         assert sampled.logps == pytest.approx(expected, abs=5e-5)
 
 
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_rows_that_wait_take_the_places_of_those_that_are_done(model: Any, batch_size: int) -> None:
+    """Rows of very different lengths, for the end is one of the four likeliest tokens: each as if it were alone."""
+    rows = prompts(14)
+    sampling = SamplingConfig(temperature=1.0, top_k=4, max_new_tokens=9)
+    seeds = list(range(len(rows)))
+    whole = sample(model, rows, seeds, sampling, batch_size=len(rows))
+    ends = {token for sampled in whole for token in sampled.ids[2:5]}
+    eos = max(ends, key=lambda token: sum(token in sampled.ids for sampled in whole))
+    expected = [s.ids[: s.ids.index(eos) + 1] if eos in s.ids else s.ids for s in whole]
+    assert len({len(ids) for ids in expected}) > 1
+    told: list[int] = []
+    crowded = sample(model, rows, seeds, sampling, eos_id=eos, batch_size=batch_size, on_done=told.append)
+    assert [s.ids for s in crowded] == expected
+    assert sum(told) == len(rows)
+    for sampled, alone in zip(crowded, whole, strict=True):
+        assert sampled.logps == pytest.approx(alone.logps[: len(sampled.ids)], abs=1e-5)
+
+
+def test_nothing_is_computed_twice_or_on_rows_that_are_done(model: Any) -> None:
+    """Tokens given to the model: each different prompt once, and each written token but a row's last."""
+    asked = prompts(3)
+    rows, given = [row for row in asked for _ in range(4)], 0
+
+    def count(_module: Any, _args: Any, options: dict[str, Any]) -> None:
+        nonlocal given
+        given += int(options["attention_mask"][:, -options["input_ids"].shape[1] :].sum())
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        sampled = sample(model, rows, list(range(12)), SamplingConfig(top_k=5, max_new_tokens=7), batch_size=12)
+    finally:
+        hook.remove()
+    assert given == sum(map(len, asked)) + sum(len(one.ids) - 1 for one in sampled)
+
+
 def test_progress_is_told_row_by_row(model: Any) -> None:
     told: list[int] = []
-    sample(model, prompts(), [0] * 6, SamplingConfig(max_new_tokens=2), on_batch=told.append)
-    assert told == [4, 2]
+    sample(model, prompts(), [0] * 6, SamplingConfig(max_new_tokens=2), on_done=told.append)
+    assert sum(told) == 6
 
 
 # --- one draw --------------------------------------------------------------------------------------------------------

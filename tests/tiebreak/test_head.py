@@ -64,6 +64,21 @@ def test_a_uniform_head_by_hand() -> None:
     torch.testing.assert_close(out.entropy, log_v.expand(2))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_entropy_has_autograds_gradient_where_it_is_asked_for(temperature: float) -> None:
+    head = frozen_head(bias=True).double()
+    start = torch.randn(5, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    targets, weights = torch.arange(5), torch.linspace(-1, 2, 5, dtype=torch.float64)
+    ours, plain = start.clone().requires_grad_(), start.clone().requires_grad_()
+    out = token_logps(ours, head, targets, temperature, entropy_gradient=True)
+    (out.logps.sum() + (weights * out.entropy).sum()).backward()
+    logps = (head(plain) / temperature).log_softmax(-1)
+    entropy = -(logps.exp() * logps).sum(-1)
+    (logps.gather(-1, targets[:, None]).sum() + (weights * entropy).sum()).backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+    assert not token_logps(ours, head, targets, temperature).entropy.requires_grad
+
+
 def test_no_tokens_give_a_gradient_of_zero() -> None:
     hidden = torch.randn(0, HIDDEN, requires_grad=True)
     out = token_logps(hidden, frozen_head(bias=False), torch.zeros(0, dtype=torch.long))

@@ -1,8 +1,9 @@
-"""Pairs in one row: the packing by hand, and equality with the plain padded forward in all that training sees."""
+"""Packed rows: the packing by hand, and equality with the plain padded forward in all that training sees."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +16,30 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BloomConfig,
     Gemma2Config,
+    GemmaConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Trainer,
+    Qwen3Config,
 )
 
 from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args
 from preference.dpo import to_dataset as to_dpo_dataset
-from reward.train import EncodedPreference, RewardConfig, build_reward_args
+from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, build_reward_args
 from reward.train import to_dataset as to_reward_dataset
+from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
+from sft.train import to_dataset as to_sft_dataset
+from tiebreak.chat import Encoded
 from tiebreak.config import TrainingConfig
-from tiebreak.head import token_logps
-from tiebreak.pairwise import pack_pairs, share_prefixes, shared_prefix_lengths, why_not
+from tiebreak.packing import Packing, Tree, pack_padded, pack_sequences
+from tiebreak.pairwise import pack_forward, packed_scores, why_not
 from tiebreak.records import Message, Preference
 from tiebreak.runs import Run
 
@@ -42,64 +50,69 @@ PAD, VOCABULARY = 0, 31
 
 
 def test_packing_by_hand() -> None:
-    """Prompt 5 6; completions 7 8 and 7 9 4. They begin with 5 6 7 in common.
+    """Prompt 5 6; completions 7 8 and 7 9 4. They begin with 5 6 7 in common. A row of its own follows: 3 2.
 
-    packed      5 6 7 | 8 | 9 4
-    positions   0 1 2 | 3 | 3 4
+    packed      5 6 7 | 8 | 9 4 || 3 2
+    positions   0 1 2 | 3 | 3 4 || 0 1
     8 sees 5 6 7 8, and 4 sees 5 6 7 9 4.
     """
-    ids = torch.tensor([[5, 6, 7, 8, PAD], [5, 6, 7, 9, 4]])
-    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
-    packed = pack_pairs(ids, mask, PAD)
-    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 4]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 3, 4]]
-    assert packed.may_attend.int().tolist() == [
-        [
-            [
-                [1, 0, 0, 0, 0, 0],
-                [1, 1, 0, 0, 0, 0],
-                [1, 1, 1, 0, 0, 0],
-                [1, 1, 1, 1, 0, 0],
-                [1, 1, 1, 0, 1, 0],
-                [1, 1, 1, 0, 1, 1],
-            ]
-        ]
-    ]
-    assert packed.place[0, :4].tolist() == [0, 1, 2, 3]
-    assert packed.place[1].tolist() == [0, 1, 2, 4, 5]
+    packing = pack_sequences([[5, 6, 7, 8], [5, 6, 7, 9, 4], [3, 2]], [[0, 1], [2]])
+    (row,) = packing.rows
+    assert row.input_ids.tolist() == [[5, 6, 7, 8, 9, 4, 3, 2]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1]]
+    assert row.trees == (Tree(3, (1, 2)), Tree(2, ()))
+    pair, alone = row.masks(None)
+    assert pair.shared is None  # causal
+    assert alone.shared is None
+    assert pair.rests.int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 1, 0], [1, 1, 1, 0, 1, 1]]
+    assert places(packing, 0, 4) == [0, 1, 2, 3]
+    assert places(packing, 1, 5) == [0, 1, 2, 4, 5]
+    assert places(packing, 2, 2) == [6, 7]
 
 
-def test_rows_of_other_lengths_are_packed_beside_each_other() -> None:
-    """A pair with nothing in common (3 | 2 1) beside a longer one (5 6 | 7 | 8): the shorter row is padded.
-
-    Padding stands at position 0 and is seen by padding alone.
-    """
-    ids = torch.tensor([[3, PAD, PAD], [5, 6, 7], [2, 1, PAD], [5, 6, 8]])
-    mask = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0], [1, 1, 1]])
-    packed = pack_pairs(ids, mask, PAD)
-    assert packed.input_ids.tolist() == [[3, 2, 1, PAD], [5, 6, 7, 8]]
-    assert packed.position_ids.tolist() == [[0, 0, 1, 0], [0, 1, 2, 2]]
-    assert packed.may_attend[0, 0].int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
-    assert [packed.place[row, : int(mask[row].sum())].tolist() for row in range(4)] == [
-        [0],
-        [0, 1, 2],
-        [1, 2],
-        [0, 1, 3],
-    ]
+def places(packing: Packing, sequence: int, tokens: int) -> list[int]:
+    steps = torch.arange(tokens)
+    return packing.place(torch.full_like(steps, sequence), steps).tolist()
 
 
-def test_a_sequences_own_last_token_is_never_shared() -> None:
-    """Where one sequence begins the other, or equals it, each still has a token of its own to be read at."""
-    ids = torch.tensor([[5, 6, 7], [5, 6, PAD], [5, 6, 7], [5, 6, 7]])
-    assert shared_prefix_lengths(ids, torch.tensor([3, 2, 3, 3])).tolist() == [2, 1]
+def test_a_window_counts_positions_and_not_places() -> None:
+    """With a window of 2, the last token of 5 6 9 4 sees 9 and itself, though 8 stands nearer to it than 6."""
+    row = pack_sequences([[5, 6, 8], [5, 6, 9, 4]], [[0, 1]]).rows[0]
+    (masks,) = row.masks(2)
+    assert masks.rests.int().tolist() == [[0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert masks.shared is None  # two tokens never look back further
+    (narrow,) = row.masks(1)
+    assert narrow.shared is not None
+    assert narrow.shared.int().tolist() == [[1, 0], [0, 1]]
 
 
-def test_unpacking_returns_every_token_to_its_row() -> None:
-    """Hidden states that hold their token's id come back as the plain rows, whatever was packed."""
+def test_one_sequence_may_begin_the_other_or_equal_it() -> None:
+    packing = pack_sequences([[5, 6, 7], [5, 6], [4, 4], [4, 4]], [[0, 1], [2, 3]])
+    assert packing.rows[0].input_ids.tolist() == [[5, 6, 7, 4, 4]]
+    assert [places(packing, n, 2) for n in range(4)] == [[0, 1], [0, 1], [3, 4], [3, 4]]
+
+
+def test_strangers_are_trees_of_their_own() -> None:
+    assert pack_sequences([[5, 6], [7]], [[0, 1]]).rows[0].trees == (Tree(2, ()), Tree(1, ()))
+
+
+def test_a_row_is_closed_before_it_exceeds_the_budget_and_a_tree_is_never_torn() -> None:
+    """Trees of 4, 3, 9 and 1 tokens under a budget of 7."""
+    sequences = [[1, 2, 3], [1, 2, 4], [5, 6], [5, 7], list(range(10, 19)), list(range(10, 18)), [9], [9]]
+    packing = pack_sequences(sequences, [[0, 1], [2, 3], [4, 5], [6, 7]], tokens_per_row=7)
+    assert [row.input_ids.shape[1] for row in packing.rows] == [7, 9, 1]
+    assert packing.row.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_every_token_is_found_again_and_the_last_only_where_it_is_wanted(last: bool) -> None:
     ids, mask, _ = batch_of(CASES["mixed"])
-    packed = pack_pairs(ids, mask, PAD)
-    back = packed.unpack(packed.input_ids[..., None].float()).squeeze(-1).long()
-    assert torch.equal(back[mask.bool()], ids[mask.bool()])
+    packing = pack_padded(ids, mask, together=2, tokens_per_row=9, last=last)
+    assert len(packing.rows) > 1
+    for number, length in enumerate(mask.sum(1).tolist()):
+        kept = length if last else max(length - 1, 1)
+        row = packing.rows[int(packing.row[number])].input_ids[0]
+        assert row[places(packing, number, kept)].tolist() == ids[number, :kept].tolist()
 
 
 # --- equality with the plain forward
@@ -116,6 +129,7 @@ CASES = {
     "a prompt in common": [Pair([5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]), Pair([3, 4], [5, 6], [7])],
     "completions begin alike": [Pair([5, 6], [7, 8, 9, 10, 11], [7, 8, 9, 12]), Pair([5], [6, 7], [6, 8])],
     "nothing in common": [Pair([], [5, 6, 7], [8, 9, 10, 11]), Pair([], [9, 4], [10, 4, 5])],
+    "nothing in common, and one token": [Pair([], [5], [8, 9, 10])],
     "one token each": [Pair([5, 6, 7], [8], [9]), Pair([4], [8], [9])],
     "one begins the other": [Pair([5, 6], [7, 8], [7, 8, 9]), Pair([5], [6, 7, 8, 9], [6])],
     "mixed": [Pair([5] * 9, [6, 5, 5], [5, 5, 7, 8]), Pair([3, 4], [8], [9, 10, 11]), Pair([], [4, 5], [6, 7])],
@@ -147,11 +161,19 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "initializer_range": 0.3,
 }
+GROUPED = {**SIZES, "num_key_value_heads": 2}
 ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**SIZES, num_key_value_heads=2),
-    "qwen2": lambda: Qwen2Config(**SIZES, num_key_value_heads=2),
-    "mistral": lambda: MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=None),
+    "llama": lambda: LlamaConfig(**GROUPED),
+    "qwen2": lambda: Qwen2Config(**GROUPED),
+    "qwen2 with a window": lambda: Qwen2Config(
+        **GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=1
+    ),
+    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=4),
+    "gemma": lambda: GemmaConfig(**GROUPED, head_dim=4),
+    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=None),
+    "mistral with a window": lambda: MistralConfig(**GROUPED, sliding_window=4),
     "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
+    "phi": lambda: PhiConfig(**SIZES),
 }
 
 
@@ -205,13 +227,13 @@ def tolerances(dtype: torch.dtype) -> dict[str, float]:
     return {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
 
 
-def assert_same_log_probs(model: PeftModel, pairs: list[Pair], dtype: torch.dtype) -> None:
+def assert_same_log_probs(model: PeftModel, pairs: list[Pair], dtype: torch.dtype, tokens_per_pass: int = 1000) -> None:
     model.train()
     logps, entropy, mean_logits, is_top1 = plain_log_probs(model, pairs)
     (logps * weights_like(logps)).sum().backward()
     expected = gradients(model)
     shared = copy.deepcopy(model)
-    assert share_prefixes(shared)
+    assert pack_forward(shared, together=2, tokens_per_pass=tokens_per_pass)
     ids, mask, labels = batch_of(pairs)
     out = shared(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
     (out.log_probs * weights_like(out.log_probs)).sum().backward()
@@ -226,11 +248,14 @@ def assert_same_log_probs(model: PeftModel, pairs: list[Pair], dtype: torch.dtyp
         torch.testing.assert_close(found[name], gradient, **allowed, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_log_probs_and_their_gradients_are_the_plain_forwards(architecture: str, attention: str) -> None:
-    model = build(ARCHITECTURES[architecture](), attention=attention)
-    assert_same_log_probs(model, CASES["mixed"], torch.float32)
+def test_log_probs_and_their_gradients_are_the_plain_forwards(architecture: str) -> None:
+    assert_same_log_probs(build(ARCHITECTURES[architecture]()), CASES["mixed"], torch.float32)
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 9])
+def test_passes_change_nothing(tokens_per_pass: int) -> None:
+    assert_same_log_probs(build(ARCHITECTURES["llama"]()), CASES["mixed"], torch.float32, tokens_per_pass)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -240,16 +265,16 @@ def test_in_float64_they_agree_to_1e_9(case: str) -> None:
     assert_same_log_probs(model, CASES[case], torch.float64)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("tokens_per_pass", [1000, 9])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_scores_and_their_gradients_are_the_plain_forwards(architecture: str, attention: str) -> None:
-    model = build(ARCHITECTURES[architecture](), AutoModelForSequenceClassification, attention)
+def test_scores_and_their_gradients_are_the_plain_forwards(architecture: str, tokens_per_pass: int) -> None:
+    model = build(ARCHITECTURES[architecture](), AutoModelForSequenceClassification)
     ids, mask, _ = batch_of(CASES["mixed"])
     plain = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     (plain * weights_like(plain)).sum().backward()
     expected = gradients(model)
     shared = copy.deepcopy(model)
-    assert share_prefixes(shared)
+    assert pack_forward(shared, together=2, tokens_per_pass=tokens_per_pass)
     scores = shared(input_ids=ids, attention_mask=mask, use_cache=False).logits
     (scores * weights_like(scores)).sum().backward()
     found = gradients(shared)
@@ -259,10 +284,70 @@ def test_scores_and_their_gradients_are_the_plain_forwards(architecture: str, at
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5)
 
 
+def test_five_completions_of_a_prompt_are_scored_as_rows_of_their_own() -> None:
+    """One prompt of three tokens, one of two, and five completions of each, nine tokens in all."""
+    prompts = ([5, 6, 7], [4, 9])
+    endings = ([8], [8, 3], [10, 11, 12], [13], [14, 8])
+    sequences = [[*prompt, *ending] for ending in endings for prompt in prompts]
+    groups = [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
+    model = build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification).get_base_model()
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=torch.tensor([s])).logits for s in sequences])
+        assert not why_not(model)
+        for budget in (None, 13):
+            packing = pack_sequences(sequences, groups, tokens_per_row=budget)
+            assert sum(row.input_ids.shape[1] for row in packing.rows) == (3 + 9) + (2 + 9)
+            scores = packed_scores(model, packing, torch.tensor([len(s) - 1 for s in sequences]))
+            torch.testing.assert_close(scores, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_they_differ_by_no_more_than_padding_does() -> None:
+    """The yardstick is float32: the packed forward may be as far from it as the plain one in bfloat16, and half again."""
+    exact = build(ARCHITECTURES["llama"]())
+    rounded = copy.deepcopy(exact).to(torch.bfloat16)
+    ids, mask, labels = batch_of(CASES["mixed"] + CASES["a prompt in common"])
+    with torch.no_grad():
+        truth = plain_log_probs(exact, CASES["mixed"] + CASES["a prompt in common"])[0]
+        plain = plain_log_probs(rounded, CASES["mixed"] + CASES["a prompt in common"])[0]
+        assert pack_forward(rounded, together=2)
+        out = rounded(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    noise = (plain.float() - truth).abs().mean()
+    assert 1e-4 < noise < 0.5
+    assert (out.log_probs - truth).abs().mean() < 1.5 * noise
+
+
+def test_a_lora_layer_that_is_not_plain_goes_to_pefts_forward() -> None:
+    """With its adapter switched off it is its base layer; with dropout it is PEFT's layer, random numbers included."""
+    from tiebreak.lora import fuse_lora
+
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+
+    def layer_of(dropout: float) -> Any:
+        torch.manual_seed(0)
+        layer = torch.nn.Sequential(torch.nn.Linear(16, 8))
+        model = get_peft_model(layer, LoraConfig(r=4, target_modules=["0"], lora_dropout=dropout))
+        torch.nn.init.normal_(model.base_model.model[0].lora_B["default"].weight)
+        return model
+
+    plain, fused = layer_of(0.0), layer_of(0.0)
+    assert fuse_lora(fused) == 1
+    torch.testing.assert_close(fused(x), plain(x))
+    assert type(fused(x).grad_fn).__name__ == "_LoraLinearBackward"
+    with fused.disable_adapter(), plain.disable_adapter():
+        assert torch.equal(fused(x), plain(x))
+    dropped, reference = layer_of(0.5), layer_of(0.5)
+    fuse_lora(dropped)
+    torch.manual_seed(1)
+    values = dropped(x)
+    torch.manual_seed(1)
+    assert torch.equal(values, reference(x))
+    assert torch.allclose(dropped.eval()(x), reference.eval()(x), atol=1e-6)
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     model = build(ARCHITECTURES["llama"]())
     ids, mask, labels = batch_of(CASES["mixed"])
-    assert share_prefixes(model)
+    assert pack_forward(model, together=2)
     passes: list[int] = []
     layer = model.get_base_model().base_model.layers[0]
     layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -285,7 +370,7 @@ def test_calls_of_other_forms_go_to_the_plain_forward() -> None:
     model = build(ARCHITECTURES["llama"]())
     ids, mask, _ = batch_of(CASES["mixed"])
     before = model(input_ids=ids, attention_mask=mask).logits
-    assert share_prefixes(model)
+    assert pack_forward(model, together=2)
     assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
     assert model.generate(ids[:1, :3], max_new_tokens=2, do_sample=False).shape == (1, 5)
 
@@ -294,64 +379,56 @@ def test_calls_of_other_forms_go_to_the_plain_forward() -> None:
 
 
 def gemma2() -> PreTrainedConfig:
-    return Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=4, query_pre_attn_scalar=4, sliding_window=8)
+    return Gemma2Config(**GROUPED, head_dim=4, query_pre_attn_scalar=4, sliding_window=8)
 
 
-def mistral_with_a_window() -> PreTrainedConfig:
-    return MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=4)
+def bloom() -> PreTrainedConfig:
+    """Tells positions by its mask, not by position ids."""
+    return BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=4, pad_token_id=PAD)
+
+
+def mamba() -> PreTrainedConfig:
+    """Has no attention."""
+    return MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=PAD)
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
-    [(gemma2, "do not attend to everything"), (mistral_with_a_window, "slides over a window")],
-    ids=["gemma2", "mistral"],
+    ("config", "attention", "reason"),
+    [
+        (gemma2, "eager", "not torch's own"),
+        (bloom, "eager", "not torch's own"),
+        (ARCHITECTURES["llama"], "eager", "not torch's own"),
+        (mamba, None, "cannot be exchanged|tried|not torch's own"),
+    ],
+    ids=["gemma2", "bloom", "llama asked for eager", "mamba"],
 )
 def test_an_architecture_that_cannot_take_it_keeps_the_plain_forward_and_says_so(
-    config: Callable[[], PreTrainedConfig], reason: str, capsys: pytest.CaptureFixture[str]
+    config: Callable[[], PreTrainedConfig], attention: str | None, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = build(config(), attention="eager")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(), attn_implementation=attention)
     ids, mask, _ = batch_of(CASES["mixed"])
     before = model(input_ids=ids, attention_mask=mask).logits
-    assert reason in why_not(model.get_base_model())
-    assert not share_prefixes(model)
-    assert reason in capsys.readouterr().err
+    assert re.search(reason, why_not(model))
+    assert not pack_forward(model, together=2)
+    assert re.search(reason, capsys.readouterr().err)
     assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, before)
 
 
+def test_an_architecture_is_believed_only_after_a_trial() -> None:
+    """A Llama whose rotary embedding counts places in the row, whatever position ids it is given."""
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]())
+    rotary = model.model.rotary_emb
+    plain = rotary.forward
+    rotary.forward = lambda x, position_ids: plain(x, torch.arange(x.shape[1])[None])
+    assert "hidden states were others" in why_not(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_capped_logits_are_refused_for_their_own_sake() -> None:
-    """Full attention everywhere, and a soft cap after the head."""
-    config = gemma2()
-    config.layer_types = ["full_attention"] * 2
-    config.sliding_window = None
-    assert "capped or scaled" in why_not(build(config, attention="eager").get_base_model())
-
-
-# --- the head
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("tokens", [1, 700])
-def test_the_heads_chunks_give_autograds_values_and_gradient(tokens: int, temperature: float) -> None:
-    """700 tokens are two chunks. The oracle is log_softmax of whole logits, with torch's own gradient."""
-    torch.manual_seed(0)
-    head = torch.nn.Linear(8, VOCABULARY).requires_grad_(False)
-    hidden = torch.randn(tokens, 8, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (tokens,))
-    weights = torch.randn(tokens)
-    logps = (head(hidden) / temperature).log_softmax(-1)
-    (logps[torch.arange(tokens), targets] * weights).sum().backward()
-    expected, hidden.grad = hidden.grad, None
-    out = token_logps(hidden, head, targets, temperature)
-    (out.logps * weights).sum().backward()
-    torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(out.logps, logps[torch.arange(tokens), targets])
-    torch.testing.assert_close(out.entropy, -(logps.exp() * logps).sum(-1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(out.mean_logits, head(hidden).mean(-1))
-
-
-def test_a_head_that_trains_is_refused() -> None:
-    with pytest.raises(ValueError, match="head is trained"):
-        token_logps(torch.zeros(1, 8), torch.nn.Linear(8, VOCABULARY), torch.tensor([0]))
+    model = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]())
+    model.config.final_logit_softcapping = 30.0
+    assert "capped or scaled" in why_not(model)
 
 
 # --- through TRL's trainers
@@ -379,16 +456,26 @@ def words() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w1")
 
 
-def losses(trainer: Trainer, share: bool, folder: Path) -> list[dict[str, float]]:
-    """The rows that ten steps log."""
-    if share:
-        assert share_prefixes(trainer.model)
+LAYOUTS: list[tuple[str, int]] = [("one pass", 1000), ("passes", 25)]
+"""Three pairs have at most 75 tokens, so under a budget of 25 a step takes two passes or three."""
+
+
+def losses(trainer: Any, together: int, tokens_per_pass: int | None) -> list[dict[str, float]]:
+    """The rows that ten steps log; without a budget, by TRL's own padded forward."""
+    steps: list[int] = []
+    if tokens_per_pass is None:
+        trainer.tokens_per_pass = 10**6
+    else:
+        trainer.tokens_per_pass = tokens_per_pass
+        assert pack_forward(trainer.model, together=together, tokens_per_pass=tokens_per_pass)
+    step = trainer._step
+    trainer._step = lambda *args: (steps.append(1), step(*args))[1]
     trainer.args.save_strategy = "no"
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert len(rows) == 10
     assert len({row["loss"] for row in rows}) > 5  # it trains
-    assert not any(folder.rglob("*.safetensors"))
+    assert len(steps) > 12 if tokens_per_pass == 25 else len(steps) == 10
     return rows
 
 
@@ -398,43 +485,106 @@ def assert_same_rows(one: list[dict[str, float]], other: list[dict[str, float]],
             assert a[key] == pytest.approx(b[key], abs=1e-3), f"{key} at step {step}"
 
 
-def test_dpo_through_trl_logs_the_same_with_and_without(tmp_path: Path) -> None:
-    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING, beta=0.5)
+def dpo_rows(folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoid") -> list[dict[str, float]]:
+    config = DPOConfig(
+        output=str(folder), policy="", preferences="", training=TRAINING, beta=0.5, loss_type=[loss_type]
+    )
+    run = Run(folder=folder, stage="dpo", config=config, inputs={}, fingerprint="")
+    trainer = CheckedDPOTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_dpo_args(config, run),
+        train_dataset=to_dpo_dataset([EncodedPair(p.prompt, p.chosen, p.rejected) for p in random_pairs()]),
+        processing_class=words(),
+    )
+    return losses(trainer, 2, tokens_per_pass)
+
+
+@pytest.fixture(scope="module")
+def plain_dpo(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    return dpo_rows(tmp_path_factory.mktemp("dpo"), None)
+
+
+PAIR_METRICS = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm"]
+
+
+@pytest.mark.parametrize(("layout", "tokens_per_pass"), LAYOUTS)
+def test_dpo_logs_what_trl_logs(
+    plain_dpo: list[dict[str, float]], tmp_path: Path, layout: str, tokens_per_pass: int
+) -> None:
+    """Metrics that average over tokens are TRL's in one pass; in several they are averages weighted by pairs."""
+    of_tokens = ["logits/rejected", "entropy", "mean_token_accuracy"] if layout == "one pass" else []
+    assert_same_rows(dpo_rows(tmp_path, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
+
+
+def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_path: Path) -> None:
+    """`aot` sorts the batch's log-ratios. The step stays one, and its forward is cut instead."""
+    plain = dpo_rows(tmp_path / "plain", None, "aot")
+    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING, beta=0.5, loss_type=["aot"])
     run = Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")
-    pairs = [EncodedPair(p.prompt, p.chosen, p.rejected) for p in random_pairs()]
+    trainer = CheckedDPOTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_dpo_args(config, run),
+        train_dataset=to_dpo_dataset([EncodedPair(p.prompt, p.chosen, p.rejected) for p in random_pairs()]),
+        processing_class=words(),
+    )
+    trainer.tokens_per_pass = 25
+    assert pack_forward(trainer.model, together=2, tokens_per_pass=25)
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert_same_rows(rows, plain, PAIR_METRICS)
 
-    def rows(share: bool) -> list[dict[str, float]]:
-        trainer = CheckedDPOTrainer(
-            model=build(ARCHITECTURES["llama"]()),
-            args=build_dpo_args(config, run),
-            train_dataset=to_dpo_dataset(pairs),
-            processing_class=words(),
-        )
-        return losses(trainer, share, tmp_path)
 
-    keys = ["loss", "rewards/margins", "logps/chosen", "logits/rejected", "entropy", "mean_token_accuracy", "grad_norm"]
-    assert_same_rows(rows(share=True), rows(share=False), keys)
-
-
-def test_reward_training_through_trl_logs_the_same_with_and_without(tmp_path: Path) -> None:
-    from trl import RewardTrainer
-
-    config = RewardConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING)
-    run = Run(folder=tmp_path, stage="reward", config=config, inputs={}, fingerprint="")
+def reward_rows(folder: Path, tokens_per_pass: int | None) -> list[dict[str, float]]:
+    config = RewardConfig(output=str(folder), policy="", preferences="", training=TRAINING)
+    run = Run(folder=folder, stage="reward", config=config, inputs={}, fingerprint="")
     source = Preference(
         prompt=(Message(role="user", content="x"),),
         chosen=(Message(role="assistant", content="y"),),
         rejected=(Message(role="assistant", content="z"),),
     )
     pairs = [EncodedPreference(p.prompt, p.chosen, p.rejected, n % 3 / 3, source) for n, p in enumerate(random_pairs())]
+    trainer = PackedRewardTrainer(
+        model=build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
+        args=build_reward_args(config, run),
+        train_dataset=to_reward_dataset(pairs),
+        processing_class=words(),
+    )
+    return losses(trainer, 2, tokens_per_pass)
 
-    def rows(share: bool) -> list[dict[str, float]]:
-        trainer = RewardTrainer(
-            model=build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
-            args=build_reward_args(config, run),
-            train_dataset=to_reward_dataset(pairs),
-            processing_class=words(),
-        )
-        return losses(trainer, share, tmp_path)
 
-    assert_same_rows(rows(share=True), rows(share=False), ["loss", "margin", "mean_reward", "accuracy", "grad_norm"])
+def test_reward_training_logs_what_trl_logs(tmp_path: Path) -> None:
+    plain = reward_rows(tmp_path / "plain", None)
+    keys = ["loss", "margin", "mean_reward", "min_reward", "max_reward", "accuracy", "grad_norm"]
+    for layout, tokens_per_pass in LAYOUTS:
+        assert_same_rows(reward_rows(tmp_path / layout, tokens_per_pass), plain, keys)
+
+
+def sft_rows(folder: Path, tokens_per_pass: int | None, accumulation: int) -> list[dict[str, float]]:
+    training = TRAINING.model_copy(
+        update={"per_device_batch_size": 6 // accumulation, "gradient_accumulation_steps": accumulation, "epochs": 3}
+    )
+    config = SFTConfig(output=str(folder), policy="", demonstrations="", training=training)
+    run = Run(folder=folder, stage="sft", config=config, inputs={}, fingerprint="")
+    rows = [Encoded(p.prompt + p.chosen, [0] * len(p.prompt) + [1] * len(p.chosen)) for p in random_pairs()]
+    trainer = PackedSFTTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_sft_args(config, run),
+        train_dataset=to_sft_dataset(rows),
+        processing_class=words(),
+    )
+    if accumulation > 1:
+        assert pack_forward(trainer.model, together=1)
+        trainer.args.save_strategy = "no"
+        trainer.train()
+        return [row for row in trainer.state.log_history if "loss" in row]
+    return losses(trainer, 1, tokens_per_pass)
+
+
+def test_sft_logs_what_trl_logs(tmp_path: Path) -> None:
+    """Alone, in passes, and accumulated over batches: the mean is over the tokens of the whole step in each."""
+    plain = sft_rows(tmp_path / "plain", None, 1)
+    for layout, tokens_per_pass in LAYOUTS:
+        assert_same_rows(sft_rows(tmp_path / layout, tokens_per_pass, 1), plain, ["loss", "grad_norm"])
+    # TRL logs the sum of the accumulated batches' losses here, each divided by the tokens of the step
+    assert len(sft_rows(tmp_path / "accumulated", 1000, 3)) == 10

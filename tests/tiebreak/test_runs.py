@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -279,10 +280,11 @@ def test_batches_are_computed_once_over_a_crash(tmp_path: Path, data: Path) -> N
     run = start(tmp_path / "run", data)
     computed: list[list[int]] = []
 
-    def square(batch: list[int]) -> list[int]:
+    def square(batch: list[int], advance: Callable[[int], object]) -> list[int]:
         if len(computed) == 2:
             raise KeyboardInterrupt
         computed.append(batch)
+        advance(1)
         return [n * n for n in batch]
 
     with pytest.raises(KeyboardInterrupt):

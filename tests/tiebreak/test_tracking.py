@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tiebreak.config import StageConfig, TrackingConfig
-from tiebreak.runs import Run, read_metrics
-from tiebreak.tracking import RunRecorder, tracking_mode
+from tiebreak.runs import Run, read_metrics, start_run
+from tiebreak.tracking import RunRecorder, track, tracking_mode
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +95,17 @@ def test_other_processes_of_a_launch_write_nothing(recorder: RunRecorder, monkey
     recorder.table("samples", ["a"], [["b"]])
     assert [row["step"] for row in read_metrics(recorder.run.folder)] == [1]
     assert not (recorder.run.folder / "samples.jsonl").exists()
+
+
+def test_a_stage_that_trains_nothing_reads_back_from_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIEBREAK_GROUP", "recipe-1")
+    config = StageConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(mode="offline", tags=["mine"]))
+    run = start_run(config, "study", {})
+    run.facts["metrics"] = {"sft": {"rubric_mean": 0.7125}}
+    (run.final / "answers.jsonl").write_text("{}\n")
+    track(run, run.finish(), [run.final / "answers.jsonl"])
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    for fact in ("recipe-1", '"study"', "mine", "rubric_mean", "0.7125", "answers.jsonl", "manifest.json"):
+        assert fact in told

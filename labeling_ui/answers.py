@@ -1,0 +1,120 @@
+"""What a rater may say about a pair: the checked forms of what clients send.
+
+The sides are in none of them: the store knows which were shown.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
+
+from tiebreak.records import Record
+
+FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
+ASPECTS = ("helpful", "honest", "harmless")
+SKIP_REASONS = ("cannot_decide", "not_my_field", "broken", "too_long", "other")
+MAX_RATIONALE_CHARACTERS = 4_000
+MAX_EDITED_CHARACTERS = 100_000
+MAX_RANKED = 20
+
+Ranking = tuple[tuple[str, ...], ...]
+
+
+class Draft(Record):
+    """What a rater may say beside and before the answer."""
+
+    answer: StrictInt | None = Field(default=None, ge=-3, le=3)
+    both_bad: StrictBool = False
+    skip: StrictBool = False
+    skip_reason: str = ""
+    ranking: Ranking | None = None
+    """of a pair of more than two: ids of completions from best to worst, those within a group being equal"""
+    aspects: dict[str, StrictInt] = Field(default_factory=dict)
+    rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
+    edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
+    flags: tuple[str, ...] = ()
+
+    @field_validator("rationale", "edited_text")
+    @classmethod
+    def _storable(cls, text: str | None) -> str | None:
+        return storable(text)
+
+    @field_validator("flags")
+    @classmethod
+    def _known_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [flag for flag in flags if flag not in FLAGS]:
+            raise ValueError(f"unknown flag {unknown[0][:40]!r}: one of {', '.join(FLAGS)}")
+        return tuple(sorted(set(flags)))
+
+    @field_validator("skip_reason")
+    @classmethod
+    def _known_reason(cls, reason: str) -> str:
+        if reason and reason not in SKIP_REASONS:
+            raise ValueError(f"unknown reason {reason[:40]!r}: one of {', '.join(SKIP_REASONS)}")
+        return reason
+
+    @field_validator("aspects")
+    @classmethod
+    def _known_aspects(cls, aspects: dict[str, int]) -> dict[str, int]:
+        for name, answer in aspects.items():
+            if name not in ASPECTS or not -3 <= answer <= 3:
+                raise ValueError(f"{name[:40]!r}: an aspect is one of {', '.join(ASPECTS)}, answered from -3 to 3")
+        return aspects
+
+    @field_validator("ranking")
+    @classmethod
+    def _each_once(cls, ranking: Ranking | None) -> Ranking | None:
+        if ranking is not None:
+            ranked = list(chain.from_iterable(ranking))
+            if not 2 <= len(ranked) <= MAX_RANKED or len(set(ranked)) < len(ranked) or not all(ranking):
+                raise ValueError(
+                    f"a ranking holds 2 to {MAX_RANKED} completions, each once, in groups that are not empty"
+                )
+        return ranking
+
+
+class Answer(Draft):
+    """A whole answer: exactly one of the things that can be said about a pair."""
+
+    guideline_version: str = Field(default="", max_length=100)
+    seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
+    seconds_idle: float | None = Field(default=None, ge=0, le=86_400 * 30, allow_inf_nan=False)
+    """the time the pair was on the screen and nothing moved; kept in the log beside the judgment"""
+    client_at_ms: StrictInt | None = Field(default=None, ge=0, le=2**52)
+    """the client's clock; the server's stands beside it in the log"""
+
+    @field_validator("guideline_version")
+    @classmethod
+    def _storable_version(cls, text: str | None) -> str | None:
+        return storable(text)
+
+    @model_validator(mode="after")
+    def _answered_once(self) -> Answer:
+        if (self.answer is not None) + self.both_bad + self.skip + (self.ranking is not None) != 1:
+            raise ValueError("exactly one of answer, both_bad, skip and ranking must be given")
+        if self.edited_text is not None and not self.answer:
+            raise ValueError("edited_text mends the better answer: it needs an answer that prefers a side")
+        if self.skip_reason and not self.skip:
+            raise ValueError("skip_reason is given, and nothing was skipped")
+        return self
+
+
+class Submission(Answer):
+    """A judgment, as a rater sends it."""
+
+    client_id: str = Field(min_length=1, max_length=64)
+    """made by the client, once a judgment: sending it again is harmless"""
+    pair_id: str = Field(max_length=200)
+
+    @field_validator("client_id", "pair_id")
+    @classmethod
+    def _storable_too(cls, text: str | None) -> str | None:
+        return storable(text)
+
+
+def storable(text: str | None) -> str | None:
+    """`text`, if every store can hold it. Raises ValueError for NUL and halves of surrogate pairs."""
+    if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ValueError("holds NUL or broken Unicode")
+    return text

@@ -1,0 +1,98 @@
+// Disagreements, settled by a lead: the pair, what its raters said, and the lead's own answer beside theirs.
+const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-next]' };
+let disputes = [];
+let opened = null; // the dispute on the screen
+
+async function showDisputes(openNext = true) {
+  try {
+    disputes = await call('/api/lead/disputes?limit=200');
+    listDisputes();
+    if (openNext && (!opened || !disputes.some((one) => one.item_id === opened.pair.pair_id))) {
+      if (disputes.length) await openDispute(disputes[0].item_id);
+      else closeDispute();
+    }
+  } catch (error) {
+    warn(error.status ? error.message : words.waiting, 'lost');
+  }
+}
+
+function listDisputes() {
+  find('.disputes').replaceChildren(...disputes.map((one, n) => {
+    const votes = [one.for_first, one.for_neither, one.for_second];
+    const chosen = opened && opened.pair.pair_id === one.item_id;
+    return make('li', {}, make('button', { type: 'button', 'data-dispute': one.item_id, 'aria-current': String(Boolean(chosen)) },
+      make('span', {}, `${n + 1}. `, words[one.about_side ? 'disputes.side' : 'disputes.tie']),
+      make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((votesFor) => make('i', { style: `flex:${votesFor}` }))),
+      make('span', { class: 'note' }, say('disputes.votes', { first: one.for_first, second: one.for_second, neither: one.for_neither }))));
+  }));
+}
+
+function closeDispute() {
+  opened = null;
+  find('.case').replaceChildren(make('p', { class: 'note' }, words['disputes.none']));
+}
+
+async function openDispute(id) {
+  opened = await call(`/api/lead/disputes/${encodeURIComponent(id)}`);
+  listDisputes();
+  const { pair, judgments, adjudicated } = opened;
+  find('.case').replaceChildren(
+    make('div', { class: 'turns', tabindex: '0', 'aria-label': words.prompt, role: 'group' }, ...pair.messages.map((message) => make('div', { class: 'turn' },
+      make('span', { class: 'who' }, words[message.role]), make('div', { class: 'text', dir: 'auto', html: message.html })))),
+    make('div', { class: 'sides' }, ...['left', 'right'].map((side) => make('div', { class: `side-${side}`, tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: side === 'left' ? 'A' : 'B' }) },
+      make('h3', {}, side === 'left' ? 'A' : 'B'), make('div', { class: 'text', dir: 'auto', html: pair[side].html })))),
+    make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
+    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: spoken(adjudicated) })) : make('span'),
+    make('div', { class: 'answering' },
+      make('input', { name: 'rationale', maxlength: '4000', placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
+      make('div', { class: 'bar7' }, ...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', { type: 'button', 'data-answer': value, class: value < 0 ? 'left' : value ? 'right' : '' },
+        make('kbd', {}, String(value + 4)), words[`scale.${value}`])),
+      make('button', { type: 'button', 'data-both_bad': true }, make('kbd', {}, 'B'), words.both_bad),
+      make('button', { type: 'button', 'data-next': true }, make('kbd', {}, 'N'), words['disputes.next'])),
+      make('span', { class: 'note' }, words['disputes.hint'])),
+  );
+}
+
+function vote(judgment) {
+  return make('tr', {}, make('th', { scope: 'row' }, nameOf(judgment.rater_id)), make('td', {}, spoken(judgment)), make('td', {}, judgment.rationale));
+}
+
+// What somebody said, with the sides as they stand before the lead: each rater saw them in an order of their own.
+function spoken(judgment) {
+  if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
+  if (judgment.both_bad) return words.both_bad;
+  return words[`scale.${judgment.left === opened.pair.left.id ? judgment.answer : 0 - judgment.answer}`];
+}
+
+async function settle(said) {
+  const body = { ...said, pair_id: opened.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
+  if (!await change('/api/lead/adjudications', 'POST', body)) return;
+  opened = null;
+  await showDisputes();
+  refresh();
+}
+
+function nextDispute() {
+  const at = disputes.findIndex((one) => one.item_id === opened.pair.pair_id);
+  openDispute(disputes[(at + 1) % disputes.length].item_id);
+}
+
+function settleBy(button) {
+  if (button.dataset.dispute) openDispute(button.dataset.dispute);
+  else if (button.dataset.answer !== undefined) settle({ answer: Number(button.dataset.answer) });
+  else if (button.dataset.both_bad !== undefined) settle({ both_bad: true });
+  else if (button.dataset.next !== undefined) nextDispute();
+}
+
+document.addEventListener('keydown', (event) => {
+  if (desk.dataset.view !== 'disputes' || !opened || event.repeat || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest && event.target.closest('input')) {
+    if (event.key === 'Escape' || event.key === 'Enter') event.target.blur();
+    return;
+  }
+  const button = /^[1-7]$/.test(event.key) ? find(`.case [data-answer="${Number(event.key) - 4}"]`) : SETTLING_KEYS[event.key.toLowerCase()] && find(`.case ${SETTLING_KEYS[event.key.toLowerCase()]}`);
+  if (!button) return;
+  event.preventDefault();
+  settleBy(button);
+});
+

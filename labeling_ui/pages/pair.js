@@ -1,0 +1,219 @@
+// The pair on the screen: its texts, and everything a rater says beside the answer itself (edit, reason, flags, aspects).
+// All texts arrive as HTML that the server made inert.
+const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
+const SAVE_AFTER_MS = 800; // a draft is on the server within two seconds of a change
+const IDLE_AFTER_MS = 60000;
+const reason = find('[name=rationale]');
+
+let current = null;
+let mode = 'scale'; // what the number keys answer: scale, aspect, flags or skip
+let aspectAt = 0;
+let drafted = null; // the button of the answer given before undo: Enter keeps it
+let saveTimer = 0;
+let shownAt = 0;
+let idleMs = 0;
+let lastMove = 0;
+
+function show(pair) {
+  current = pair;
+  desk.dataset.pair = pair ? pair.pair_id : '';
+  for (const part of ['.prompt', '.answers', '.dock']) find(part).hidden = !pair;
+  find('.rest').hidden = Boolean(pair);
+  find('.compose').hidden = true;
+  desk.setAttribute('aria-busy', 'false');
+  if (!pair) return;
+  const prompt = find('.prompt');
+  prompt.replaceChildren(...pair.messages.map(turn));
+  find('.answers').replaceChildren(...pair.answers.map(answer));
+  find('.answers').style.setProperty('--columns', pair.answers.length);
+  desk.dataset.task = pair.answers.length > 2 ? 'ranking' : 'pair';
+  find('.scale').hidden = pair.answers.length > 2;
+  find('.ranking').hidden = pair.answers.length === 2;
+  find('[data-do=both_bad] span').textContent = words[pair.answers.length > 2 ? 'all_bad' : 'both_bad'];
+  find('.stage').scrollTop = 0;
+  prompt.scrollTop = pair.messages.length > 1 ? prompt.scrollHeight : 0; // the last turn is the one that is answered
+  restore(pair.draft || {});
+  enter('scale');
+  shownAt = lastMove = performance.now();
+  idleMs = 0;
+}
+
+function turn(message) {
+  return make('div', { class: `turn ${message.role}` },
+    make('span', { class: 'who' }, words[message.role]),
+    make('div', { class: 'text', dir: 'auto', html: message.html }));
+}
+
+function answer(one, n) {
+  const letter = LETTERS[n];
+  const side = n === 0 ? 'left' : n === 1 ? 'right' : letter;
+  const pair = current.answers.length === 2;
+  return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
+    make('header', {}, make('h2', {}, letter), make('span', { class: 'note' }),
+      pair ? make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }) }, words.edit)
+        : make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1)))),
+    make('div', { class: 'text', tabindex: '0', dir: 'auto', html: one.html }),
+    pair ? make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: '100000', dir: 'auto', hidden: true }) : null);
+}
+
+// --- what the number keys answer
+
+function enter(next, at = 0) {
+  mode = next;
+  aspectAt = at;
+  desk.dataset.mode = next;
+  find('.skipping').hidden = next !== 'skip';
+  find('.judging').hidden = next === 'skip';
+  all('.aspect').forEach((row, n) => row.classList.toggle('armed', next === 'aspect' && n === at));
+}
+
+// --- aspects, flags, reason
+
+function layOutDetails() {
+  const aspects = props.value.aspects;
+  find('.aspects').hidden = !aspects.length;
+  find('.aspects').append(...(aspects.length ? [make('kbd', {}, 'A')] : []), ...aspects.map((name) => {
+    const label = words[`aspect.${name}`];
+    const steps = [-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
+      type: 'button', role: 'radio', 'aria-checked': 'false', 'data-value': value, 'aria-label': `${label}: ${words[`scale.${value}`]}`, title: words[`scale.${value}`],
+    }, String(value + 4)));
+    return make('div', { class: 'aspect', 'data-aspect': name, role: 'radiogroup', 'aria-label': label }, make('span', { class: 'name' }, label), ...steps);
+  }));
+  find('.reason').hidden = !props.value.reason;
+  find('.flags').append(...props.value.flags.map((name, n) => make('label', { class: 'flag' },
+    make('input', { type: 'checkbox', value: name }), make('kbd', { class: 'digit' }, String(n + 1)), words[`flag.${name}`])));
+  find('.scale').append(...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
+    type: 'button', 'data-answer': value, class: value === 0 ? 'tie' : value < 0 ? 'left' : 'right', 'aria-label': words[`scale.${value}`],
+  }, make('kbd', {}, String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]))));
+  find('.skipping').append(...props.value.skip_reasons.map((name, n) => make('button', { type: 'button', 'data-reason': name },
+    make('kbd', {}, String(n + 1)), make('span', {}, words[`skip.${name}`]))),
+    make('button', { type: 'button', 'data-reason': '' }, make('kbd', {}, '↵'), make('span', {}, words['skip.plain'])),
+    make('button', { type: 'button', 'data-back': true }, make('kbd', {}, 'Esc'), make('span', {}, words.back)));
+}
+
+function setAspect(row, value) {
+  for (const step of row.querySelectorAll('[role=radio]')) {
+    const chosen = value !== null && Number(step.dataset.value) === value && step.getAttribute('aria-checked') !== 'true';
+    step.setAttribute('aria-checked', String(chosen));
+  }
+  changed();
+}
+
+function aspects() {
+  const said = all('.aspect').map((row) => [row.dataset.aspect, row.querySelector('[aria-checked=true]')]);
+  return Object.fromEntries(said.filter(([, step]) => step).map(([name, step]) => [name, Number(step.dataset.value)]));
+}
+
+function restore(draft) {
+  reason.value = draft.rationale || '';
+  for (const box of all('.flag input')) box.checked = (draft.flags || []).includes(box.value);
+  for (const row of all('.aspect')) {
+    for (const step of row.querySelectorAll('[role=radio]')) {
+      step.setAttribute('aria-checked', String((draft.aspects || {})[row.dataset.aspect] === Number(step.dataset.value)));
+    }
+  }
+  order = current.answers.length > 2 ? (draft.ranking || []).map((group) => group.map(letterOf)) : [];
+  drawOrder();
+  drafted = draft.both_bad ? find('[data-do=both_bad]') : draft.skip ? find('[data-skip]')
+    : Number.isInteger(draft.answer) ? find(`[data-answer="${draft.answer}"]`) : null;
+  for (const button of all('.judging button')) button.classList.toggle('chosen', button === drafted);
+  if (draft.edited_text && draft.answer) edit(draft.answer < 0 ? 'left' : 'right', draft.edited_text);
+}
+
+// --- editing the better answer in place
+
+const editor = (side) => find(`[data-side=${side}] textarea`);
+const letterFor = (side) => (side === 'left' ? 'A' : 'B');
+
+function edit(side, text) {
+  const pane = find(`[data-side=${side}]`);
+  editor(side).hidden = text === null;
+  pane.querySelector('.text').hidden = text !== null;
+  pane.querySelector('.edit').textContent = words[text === null ? 'edit' : 'edit.drop'];
+  pane.querySelector('.note').textContent = text === null ? '' : say('edit.hint', { letter: letterFor(side) });
+  editor(side).value = text === null ? '' : text;
+}
+
+function toggleEdit(side) {
+  if (!editor(side).hidden) edit(side, null);
+  else {
+    edit(side === 'left' ? 'right' : 'left', null);
+    edit(side, current[side].text);
+    editor(side).focus();
+    editor(side).setSelectionRange(0, 0);
+    editor(side).scrollTop = 0;
+  }
+  changed();
+}
+
+function editedSide() {
+  return current.answers.length > 2 ? undefined : ['left', 'right'].find((side) => {
+    const field = editor(side);
+    return !field.hidden && field.value.trim() && field.value !== current[side].text;
+  });
+}
+
+// --- drafts
+
+function details() {
+  const side = editedSide();
+  return {
+    rationale: reason.value,
+    flags: all('.flag input:checked').map((box) => box.value),
+    aspects: aspects(),
+    edited_text: side ? editor(side).value : null,
+  };
+}
+
+function draftOf() {
+  const side = editedSide();
+  const ranking = order.flat().length > 1 ? order.map((group) => group.map(idOf)) : null;
+  return { ...details(), answer: side ? (side === 'left' ? -1 : 1) : null, ranking };
+}
+
+function changed() {
+  if (!current || amending) return;
+  current.draft = draftOf();
+  if (!saveTimer) saveTimer = setTimeout(saveDraft, SAVE_AFTER_MS);
+}
+
+async function saveDraft() {
+  clearTimeout(saveTimer);
+  saveTimer = 0;
+  const pair = current;
+  if (!pair || !pair.draft || amending) return;
+  try {
+    await call(`/api/drafts/${encodeURIComponent(pair.pair_id)}`, { method: 'PUT', body: pair.draft });
+    if (find('.banner').dataset.kind === 'draft') warn('');
+  } catch (error) {
+    if (error.refused || pair !== current) return;
+    warn(words['lost.draft'], 'draft');
+    saveTimer = saveTimer || setTimeout(saveDraft, 1000);
+  }
+}
+
+// --- time with the pair, and time away from it
+
+function moved() {
+  const now = performance.now();
+  if (now - lastMove > IDLE_AFTER_MS) idleMs += now - lastMove;
+  lastMove = now;
+}
+
+for (const kind of ['mousemove', 'keydown', 'scroll', 'pointerdown']) {
+  document.addEventListener(kind, moved, { capture: true, passive: true });
+}
+
+document.addEventListener('visibilitychange', () => {
+  const now = performance.now();
+  if (!document.hidden) idleMs += now - lastMove; // whatever was done meanwhile was not done here
+  lastMove = now;
+});
+
+function timeSpent() {
+  const whole = performance.now() - shownAt;
+  const idle = Math.min(whole, idleMs);
+  const seconds = (ms) => Math.round(ms / 100) / 10;
+  return { seconds_active: seconds(whole - idle), seconds_idle: seconds(idle) };
+}
+

@@ -1,0 +1,107 @@
+// My work: what the rater did today, at which pace, and their judgments, each to be amended.
+let amending = null; // the id of the judgment that is on the screen to be amended
+let earliest = null; // the `seq` of the last judgment that the history shows
+
+const midnight = () => new Date().setHours(0, 0, 0, 0);
+
+function duration(seconds) {
+  const minutes = Math.round(seconds / 60);
+  return minutes < 60 ? say('time.minutes', { minutes }) : say('time.hours', { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
+}
+
+async function showWork() {
+  const place = find('.work');
+  place.setAttribute('aria-busy', 'true');
+  try {
+    const [me, past] = await Promise.all([call(`/api/me?since_ms=${midnight()}`), call('/api/history?limit=20')]);
+    const { today, gold_agreement: gold } = me;
+    const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';
+    earliest = null;
+    place.replaceChildren(
+      make('div', { class: 'tiles' },
+        tile(words['work.today'], String(today.judged)),
+        tile(words['work.total'], String(me.progress.done)),
+        tile(words['work.pace'], today.pace_per_hour === null ? '–' : String(Math.round(today.pace_per_hour)), words['work.pace.unit']),
+        tile(words['work.active'], duration(today.active_seconds)),
+        tile(words['work.idle'], duration(today.idle_seconds)),
+        ...(gold ? [tile(words['work.gold'], share, gold.n ? say('work.gold.note', gold) : '')] : [])),
+      make('h3', {}, words['work.history']),
+      past.length ? make('div', { class: 'history', tabindex: '0' }, make('table', { class: 'plain-table' }, make('tbody'))) : make('p', { class: 'note' }, words['work.none']),
+      make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
+    );
+    addHistory(past);
+  } catch (error) {
+    place.textContent = error.status ? error.message : words.waiting;
+  }
+  place.setAttribute('aria-busy', 'false');
+}
+
+async function showEarlier() {
+  try {
+    addHistory(await call(`/api/history?limit=20&before=${earliest}`));
+  } catch (error) {
+    warn(error.status ? error.message : words.waiting, 'refused');
+  }
+}
+
+function addHistory(past) {
+  if (!past.length) { find('[data-earlier]').hidden = true; return; }
+  find('.history tbody').append(...past.map((one) => make('tr', {},
+    make('td', {}, whenOf(one.at_ms)),
+    make('td', { class: 'about', dir: 'auto' }, one.prompt),
+    make('td', {}, saidIn(one.judgment)),
+    make('td', {}, make('button', { type: 'button', class: 'plain', 'data-amend': one.judgment_id }, words['work.amend'])))));
+  earliest = past[past.length - 1].seq;
+  find('[data-earlier]').hidden = past.length < 20;
+}
+
+function whenOf(at) {
+  const time = new Date(at);
+  const hour = time.toLocaleTimeString(words.language, { hour: '2-digit', minute: '2-digit' });
+  return at >= midnight() ? hour : `${time.toLocaleDateString(words.language, { day: 'numeric', month: 'short' })} ${hour}`;
+}
+
+function saidIn(judgment) {
+  if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
+  if (judgment.both_bad) return words.both_bad;
+  if (judgment.ranking) {
+    const letters = (group) => group.map((id) => LETTERS[judgment.shown.indexOf(id)]).join(' = ');
+    return say('said.ranking', { order: judgment.ranking.map(letters).join(' › ') });
+  }
+  return words[`scale.${judgment.answer}`] + (judgment.edited_text === null ? '' : `, ${words['said.edited']}`);
+}
+
+// --- amending: the judgment stands until another answer takes its place
+
+async function beginAmending(id) {
+  if (talk && talk.phase !== 'writing') return;
+  try {
+    const past = await call(`/api/judgments/${encodeURIComponent(id)}`);
+    if (current && !amending) { saveDraft(); queue.unshift(current); }
+    show(normal({ ...past.pair, draft: past.judgment }));
+    amending = id;
+    warn(words.amending, 'amending');
+  } catch (error) {
+    warn(error.status ? error.message : words.waiting, 'refused');
+  }
+}
+
+async function amend(body) {
+  const id = amending;
+  const { pair_id: _, ...answer } = body;
+  try {
+    await insist(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer });
+    stopAmending();
+  } catch (error) {
+    warn(error.message, 'refused');
+  }
+}
+
+function stopAmending() {
+  amending = null;
+  warn('');
+  current = null;
+  if (talk) write();
+  else proceed();
+}
+

@@ -1,0 +1,134 @@
+"""The process that answers conversations. `tiebreak label` starts it where the configuration has `converse`.
+
+    python -m labeling_ui.worker --store URL --policies RUN RUN
+
+It takes turns from the queue in the store, has the models (a process of their own, `preference.answer`) write two
+answers, and puts them back as a pair. It ends with the server that started it, whatever ends that: its standard input is
+a pipe from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from labeling_ui import conversations
+from labeling_ui.store import Store
+from tiebreak.config import SamplingConfig, Section, load_config
+from tiebreak.errors import exit_with_message
+from tiebreak.records import Completion
+
+LOOK_SECONDS = 0.25
+FAILED = "no answer came: ask again"
+
+
+class ConverseConfig(Section):
+    """Who answers in conversations, and how."""
+
+    policies: list[str] = Field(min_length=1, max_length=2)
+    """the two that answer: run folders, paths, hub ids or bundled:…; one alone answers twice"""
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=256)
+    """how both draw their answers"""
+    system: str = ""
+    """the system prompt of every conversation"""
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """a longer conversation is refused in words"""
+
+
+class WorkerArguments(ConverseConfig):
+    """What the worker takes."""
+
+    store: str
+
+
+class Answerer:
+    """The models, in a process that is started when first needed and again when it has died."""
+
+    def __init__(self, config: ConverseConfig) -> None:
+        self._command = [sys.executable, "-m", "preference.answer", *flags_of(config)]
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self, request: conversations.Request) -> list[Completion]:
+        """Two answers.
+
+        Raises:
+            RuntimeError: there are none, for the reason it tells.
+        """
+        if self._process is None or self._process.poll() is not None:
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
+        asked = {"id": request.turn_id, "messages": [message.model_dump() for message in request.messages]}
+        try:
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline() if self._process.stdout else ""
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(FAILED)
+        reply = json.loads(line)
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return [Completion.model_validate(one) for one in reply["completions"]]
+
+
+def flags_of(config: ConverseConfig) -> list[str]:
+    """The flags that `preference.answer` shares with this process."""
+    flags = ["--policies", *config.policies, "--max-prompt-tokens", str(config.max_prompt_tokens)]
+    for key, value in config.sampling.model_dump().items():
+        flags += [f"--sampling.{key}", str(value)]
+    return flags
+
+
+def start_worker(config: ConverseConfig, store_url: str) -> subprocess.Popen[bytes]:
+    """The worker, in a process of its own; closing its standard input ends it."""
+    command = [sys.executable, "-m", "labeling_ui.worker", "--store", store_url, *flags_of(config)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is the server's alone
+
+
+def work(store: Store, answerer: Answerer) -> None:
+    """Answer turns as they come, without end."""
+    while True:
+        request = store.transact(conversations.take)
+        if request is None:
+            time.sleep(LOOK_SECONDS)
+            continue
+        answer_one(store, answerer, request)
+
+
+def answer_one(store: Store, answerer: Answerer, request: conversations.Request) -> None:
+    """Answer a turn, or tell its rater why not."""
+    try:
+        completions = answerer(request)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error)
+        store.transact(lambda tx: conversations.fail(tx, request.turn_id, reason))
+        return
+    store.transact(lambda tx: conversations.answer(tx, store.rules, request.turn_id, completions))
+
+
+def _end_with_the_server() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m labeling_ui.worker`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+
+    def body() -> None:
+        config = load_config(WorkerArguments, words, "label worker")
+        threading.Thread(target=_end_with_the_server, daemon=True).start()
+        work(Store.open(config.store), Answerer(config))
+
+    exit_with_message(body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Several adapters on one set of base weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from tiebreak.models import active_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+POLICY, REFERENCE = "default", "reference"
+
+
+def copy_adapter(lm: PeftModel, source: str, name: str) -> None:
+    """Add an adapter `name` with the weights that `source` has now."""
+    lm.add_adapter(name, lm.peft_config[source])
+    parameters = dict(lm.named_parameters())
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            if f".{name}." in key:
+                parameter.copy_(parameters[key.replace(f".{name}.", f".{source}.")])
+
+
+def train_only(lm: PeftModel, name: str) -> None:
+    """Activate an adapter, and let nothing else have a gradient."""
+    lm.set_adapter(name)
+    for key, parameter in lm.named_parameters():
+        parameter.requires_grad_(f".{name}." in key)
+
+
+@contextmanager
+def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
+    """Compute with an adapter added to the weights, which saves its matrix products, and leave the weights as they were.
+
+    The weights' own memory is set aside, not subtracted from, so nothing is rounded away. Only where that is exact to
+    rounding and the weights are at hand: in float32, neither quantised nor sharded; elsewhere the adapter is active.
+    """
+    from peft.tuners.lora import Linear
+
+    layers = [module for module in lm.modules() if isinstance(module, Linear)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    if not layers or any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
+        with active_adapter(lm, name):
+            yield
+        return
+    before = [(weight.data, layer._disable_adapters) for layer, weight in zip(layers, weights, strict=True)]
+    with torch.no_grad():
+        for layer, weight in zip(layers, weights, strict=True):
+            weight.data = weight.data + layer.get_delta_weight(name)
+            layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, weight, (data, disabled) in zip(layers, weights, before, strict=True):
+            weight.data = data
+            layer._disable_adapters = disabled

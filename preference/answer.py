@@ -1,0 +1,127 @@
+"""Two answers to a conversation, as often as asked: the models behind the labelling app's conversation mode.
+
+    python -m preference.answer --policies RUN RUN
+
+Reads a JSON object a line, `id` and `messages`, and writes one: `id` and two `completions`, or `error`. Standard output
+carries nothing else. Ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.config import SamplingConfig, Section, TrainingConfig, load_config
+from tiebreak.errors import TiebreakError, exit_with_message
+from tiebreak.generation import row_seed, sample_completions
+from tiebreak.launch import quiet_upstream, settle_process
+from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
+from tiebreak.records import Completion, Message, SamplingSettings, content_id
+
+ATTEMPTS = 5
+"""Answers that say the same, or nothing, cannot be compared: so often others are drawn."""
+
+
+class AnswerConfig(Section):
+    """`python -m preference.answer`"""
+
+    policies: list[str] = Field(min_length=1, max_length=2)
+    sampling: SamplingConfig = SamplingConfig()
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model that answers."""
+
+    id: str
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+
+
+class UnansweredError(TiebreakError):
+    """There is no answer, for a reason that the rater should know."""
+
+
+def load_policy(name: str) -> Policy:
+    """A policy by its run folder, path, hub id or bundled:…"""
+    source = find_model(name)
+    training = TrainingConfig()
+    return Policy(source.id, load_frozen_policy(source, training), load_tokenizer(source, training.trust_remote_code))
+
+
+def answer_twice(
+    policies: Sequence[Policy], identity: str, messages: Sequence[Message], config: AnswerConfig
+) -> list[Completion]:
+    """Two answers that differ, one of each policy; of one policy alone, both.
+
+    Raises:
+        UnansweredError: the conversation is too long, or no two answers differ.
+    """
+    answers: list[Completion] = []
+    for number in range(2):
+        policy = policies[number % len(policies)]
+        said = {one.text for one in answers}
+        drawn = (_draw(policy, row_seed(identity, number, n), messages, config) for n in range(ATTEMPTS))
+        found = next((one for one in drawn if one.text and one.text not in said), None)
+        if found is None:
+            raise UnansweredError("both answers are the same, or one is empty: ask in other words")
+        answers.append(found)
+    return answers
+
+
+def _draw(policy: Policy, seed: int, messages: Sequence[Message], config: AnswerConfig) -> Completion:
+    prompt = encode_prompt(policy.tokenizer, messages)
+    if len(prompt) > config.max_prompt_tokens:
+        raise UnansweredError(f"this conversation has become too long ({len(prompt)} tokens): begin another")
+    ends = {"eos_id": policy.tokenizer.eos_token_id, "pad_id": policy.tokenizer.pad_token_id}
+    (sampled,) = sample_completions(policy.model, [prompt], [seed], config.sampling, **ends, batch_size=1)
+    text = decode_completion(policy.tokenizer, sampled.ids)
+    return Completion(
+        id=content_id("completion", text, policy.id, seed),
+        text=text,
+        policy=policy.id,
+        sampling=SamplingSettings.model_validate(config.sampling.model_dump()),
+        seed=seed,
+        finished=sampled.finished,
+    )
+
+
+def serve(config: AnswerConfig) -> None:
+    """Answer line by line."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print must not come between the replies
+    policies = [load_policy(name) for name in dict.fromkeys(config.policies)]
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(_reply(policies, asked, config)), file=replies, flush=True)
+
+
+def _reply(policies: Sequence[Policy], asked: dict[str, Any], config: AnswerConfig) -> dict[str, Any]:
+    messages = [Message.model_validate(one) for one in asked["messages"]]
+    try:
+        answers = answer_twice(policies, asked["id"], messages, config)
+    except UnansweredError as error:
+        return {"id": asked["id"], "error": str(error)}
+    return {"id": asked["id"], "completions": [one.model_dump(mode="json") for one in answers]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m preference.answer`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    settle_process()
+    quiet_upstream()
+    exit_with_message(lambda: serve(load_config(AnswerConfig, words, "answer")))
+
+
+if __name__ == "__main__":
+    main()

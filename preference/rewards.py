@@ -1,0 +1,383 @@
+"""What completions are scored by: reward models and Python functions, each with a weight.
+
+    reward_model: runs/quickstart/reward                     # weight 1
+    rewards:
+      - {function: my_rewards:is_polite, weight: 0.5}        # a function of an installed or local package
+      - {model: runs/other/reward, weight: 0.3}
+
+A reward model on the policy's own base weights is mounted on them as one more adapter; another one is held apart, and one
+with another tokenizer reads the text. A function is called as TRL calls its reward functions, so TRL's own ones serve:
+`function(prompts=…, completions=…)` with lists of messages, and returns a number for each completion.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from preference.adapters import merged_adapter
+from preference.packing import Layout, batches_by_tokens
+from tiebreak.chat import decode_completion, encode_completion
+from tiebreak.config import Section, TrainingConfig
+from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.logprobs import scores_in_batches
+from tiebreak.models import (
+    ADAPTER_FILE,
+    PROBE_FILE,
+    PROBE_TOLERANCE_ELSEWHERE,
+    ModelSource,
+    find_model,
+    is_quantized,
+    load_tokenizer,
+    load_trained_reward_model,
+    lora_config,
+    saved_adapter,
+    tokenizer_facts,
+)
+from tiebreak.records import Message, Prompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS_AT_ONCE = 4096
+"""of a pass without gradients: enough to keep a machine busy, and little beside what an update needs"""
+ROWS_AT_ONCE = 16
+"""of a pass that is padded"""
+
+
+class RewardConfig(Section):
+    """One of several rewards: a reward model or a function."""
+
+    model: str | None = None
+    """a finished reward run"""
+    function: str | None = None
+    """package.module:function"""
+    weight: float = 1.0
+    """of its score in the sum; below 0: a penalty"""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("a reward is either a model or a function (package.module:function): give one of them")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"function: {self.function!r} is not of the form package.module:function")
+        return self
+
+
+class Reward(Protocol):
+    """Something that scores completions."""
+
+    @property
+    def name(self) -> str:
+        """As the configuration names it."""
+
+    @property
+    def weight(self) -> float:
+        """Of its score in the sum."""
+
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Sequence[float]:
+        """A score for each completion."""
+
+
+class LanguageModelHost(Protocol):
+    """A policy that reward models can be mounted on."""
+
+    lm: PeftModel
+
+    def lay_out(self, sequences: Sequence[Sequence[int]]) -> Layout:
+        """Token ids as the model takes them."""
+
+    def hidden_states(self, layout: Layout) -> Tensor:
+        """Flattened to (tokens, hidden), under the adapter that is active."""
+
+
+@dataclass(frozen=True)
+class MountedReward:
+    """A reward model as an adapter of the policy's base weights, with its score head."""
+
+    name: str
+    weight: float
+    host: LanguageModelHost
+    adapter: str
+    head: nn.Linear
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        """Read at each sequence's last token."""
+        sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+        results = [0.0] * len(sequences)
+        with merged_adapter(self.host.lm, self.adapter):
+            for rows in batches_by_tokens(sequences, TOKENS_AT_ONCE):
+                layout = self.host.lay_out([sequences[row] for row in rows])
+                last = torch.stack([places[-1] for places in layout.places])
+                hidden = self.host.hidden_states(layout)[last]
+                scored = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+                for row, score in zip(rows, scored.tolist(), strict=True):
+                    results[row] = score
+        return results
+
+
+@dataclass(frozen=True)
+class RewardApart:
+    """A reward model on base weights of its own, read as it was trained."""
+
+    name: str
+    weight: float
+    model: nn.Module
+    pad_id: int
+    read: Callable[[Sequence[int], Sequence[int]], Sequence[int]] = lambda prompt, completion: [*prompt, *completion]
+    """its own token ids of a prompt and a completion that are given in the policy's"""
+
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        """Read at each sequence's last token."""
+        sequences = [self.read(p, c) for p, c in zip(prompts, completions, strict=True)]
+        scored: list[float] = scores_in_batches(self.model, sequences, self.pad_id, ROWS_AT_ONCE)
+        return scored
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """From token ids back to what was said."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Mapping[tuple[int, ...], tuple[Message, ...]]
+
+    def prompt(self, ids: Sequence[int]) -> tuple[Message, ...]:
+        """The conversation that these ids encode."""
+        return self.prompts[tuple(ids)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A completion's text."""
+        return decode_completion(self.tokenizer, ids)
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A Python function as a reward."""
+
+    name: str
+    weight: float
+    function: Callable[..., Any]
+    conversations: Conversations
+
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        """What it returns, checked.
+
+        Raises:
+            HandoffError: it raises, or returns no list of numbers, or one of another length.
+        """
+        told = self.conversations
+        try:
+            returned = self.function(
+                prompts=[[m.model_dump(include={"role", "content"}) for m in told.prompt(p)] for p in prompts],
+                completions=[[{"role": "assistant", "content": told.text(c)}] for c in completions],
+                completion_ids=[list(c) for c in completions],
+            )
+        except Exception as error:
+            raise HandoffError(
+                f"the reward function {self.name} raised {type(error).__name__}: {error}{_where(error)}; mend it, and run "
+                "the same command again: it goes on from the last checkpoint"
+            ) from error
+        return _numbers(returned, len(completions), self.name)
+
+
+def _where(error: Exception) -> str:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})" if frame is not None else ""
+
+
+def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
+    try:
+        values = [float(value) for value in returned]
+    except (TypeError, ValueError) as error:
+        raise HandoffError(
+            f"the reward function {name} returned {type(returned).__name__}: {str(error)[:80]}; it must return a list "
+            "with a number for each completion"
+        ) from error
+    if len(values) != wanted:
+        raise HandoffError(
+            f"the reward function {name} returned {len(values)} scores for {wanted} completions: it must return one for "
+            "each, in their order"
+        )
+    return values
+
+
+def score_all(
+    rewards: Sequence[Reward], prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> Tensor:
+    """Every reward's score of every completion, shape (rewards, completions).
+
+    Raises:
+        HandoffError: a score is not a finite number.
+    """
+    rows = []
+    for reward in rewards:
+        scores = list(reward.scores(prompts, completions))
+        broken = sum(not math.isfinite(score) for score in scores)
+        if broken:
+            raise HandoffError(
+                f"{reward.name} gave {broken} of {len(scores)} completions a score that is not a finite number; nothing "
+                "was learned from them. For a reward model: look at its run's metrics, and train it again at a lower "
+                "learning rate; for a function: mend it. The checkpoints are kept"
+            )
+        rows.append(scores)
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+# --- finding and mounting ---
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function `package.module:function`, looked for where Python looks and in the current folder.
+
+    Raises:
+        ConfigError: no such module or function.
+    """
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"rewards: no module {error.name!r} for {name}: install it, or start where it lies"
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(f"rewards: {module} has no function {attribute!r}") from error
+    if not callable(found):
+        raise ConfigError(f"rewards: {name} is no function")
+    return found  # type: ignore[no-any-return]
+
+
+def function_file(name: str) -> str | None:
+    """The file that a reward function is written in, whose content a run's identity rests on."""
+    try:
+        return inspect.getsourcefile(load_function(name))
+    except TypeError:  # built in: no file
+        return None
+
+
+def load_rewards(
+    configs: Sequence[RewardConfig],
+    host: LanguageModelHost,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[list[int], Prompt]],
+    training: TrainingConfig,
+) -> list[Reward]:
+    """Everything completions are scored by, mounted on the policy where the base weights are the same."""
+    conversations = Conversations(tokenizer, {tuple(ids): prompt.messages for ids, prompt in prompts})
+    rewards: list[Reward] = []
+    for number, config in enumerate(configs):
+        if config.function is not None:
+            rewards.append(
+                FunctionReward(config.function, config.weight, load_function(config.function), conversations)
+            )
+        elif config.model is not None:
+            found = find_model(config.model, kind="reward")
+            rewards.append(
+                load_reward(found, config.weight, host, source, conversations, training, f"reward{number or ''}")
+            )
+    return rewards
+
+
+def load_reward(
+    reward: ModelSource,
+    weight: float,
+    host: LanguageModelHost,
+    policy: ModelSource,
+    conversations: Conversations,
+    training: TrainingConfig,
+    adapter: str,
+) -> Reward:
+    """A reward model, mounted as `adapter` where it has the policy's base weights, precision and tokenizer.
+
+    Raises:
+        HandoffError: mounted, it scores otherwise than it did when it was saved.
+    """
+    own = load_tokenizer(reward, training.trust_remote_code)
+    one_language = tokenizer_facts(own) == tokenizer_facts(conversations.tokenizer)
+    held_as_policy = _is_quantized(host.lm) == is_quantized(reward, None)
+    if one_language and reward.base_sha256 == policy.base_sha256 and held_as_policy:
+        head = mount_adapter(host.lm, reward, adapter)
+        mounted = MountedReward(reward.name, weight, host, adapter, head)
+        _verify_probe(mounted, reward)
+        return mounted
+    model = load_trained_reward_model(reward, training)
+    if one_language:
+        return RewardApart(reward.name, weight, model, own.pad_token_id)
+
+    def read(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
+        finished = bool(completion) and completion[-1] == conversations.tokenizer.eos_token_id
+        before, after = encode_completion(
+            own, conversations.prompt(prompt), conversations.text(completion), finished=finished
+        )
+        return before + after
+
+    return RewardApart(reward.name, weight, model, own.pad_token_id, read)
+
+
+def _is_quantized(lm: PeftModel) -> bool:
+    return bool(getattr(lm.get_base_model(), "is_loaded_in_4bit", False))
+
+
+def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
+    """Add the reward model's adapter to the policy's base weights; returns its score head. The policy's stays active.
+
+    Raises:
+        HandoffError: it is no reward model, or its adapter does not fit.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if reward.folder is None:
+        raise HandoffError(f"{reward.name} is a base model: reward_model must name the folder of a finished reward run")
+    state = load_file(reward.folder / ADAPTER_FILE)
+    heads = [key for key in state if key.endswith("score.weight")]
+    if len(heads) != 1:
+        raise HandoffError(f"{reward.folder / ADAPTER_FILE} has no score head: it is not a reward model")
+    weight = state.pop(heads[0])
+    lm.add_adapter(name, lora_config(saved_adapter(reward), "CAUSAL_LM"))
+    loaded = set_peft_model_state_dict(lm, state, adapter_name=name)
+    if loaded.unexpected_keys:
+        raise HandoffError(f"{reward.name}: its adapter does not fit this backbone: {loaded.unexpected_keys[:3]}")
+    for key, parameter in lm.named_parameters():
+        if f".{name}." in key:
+            parameter.requires_grad_(False)
+    head = nn.Linear(weight.shape[1], 1, bias=False, device=next(lm.parameters()).device, dtype=torch.float32)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+    return head.requires_grad_(False)
+
+
+def _verify_probe(mounted: MountedReward, reward: ModelSource) -> None:
+    """The reward model, moved onto the policy's backbone, must score as it did where it was trained."""
+    if reward.folder is None:
+        return
+    probe = json.loads((reward.folder / PROBE_FILE).read_text())
+    training = mounted.host.lm.training
+    mounted.host.lm.eval()
+    (score,) = mounted.scores([probe["input_ids"]], [[]])
+    mounted.host.lm.train(training)
+    allowed = PROBE_TOLERANCE_ELSEWHERE[
+        next(p.dtype for p in mounted.host.lm.parameters() if p.dtype.is_floating_point)
+    ]
+    if not abs(score - probe["values"][0]) <= max(allowed, allowed * abs(probe["values"][0])):
+        raise HandoffError(
+            f"{reward.name}: on this backbone it scores its probe {score:.6f}, and scored it {probe['values'][0]:.6f} "
+            "when it was saved"
+        )

@@ -1,0 +1,511 @@
+"""The pages in a real Chromium, on a real server: what raters and leads do there, and what becomes of it in the store."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving, write_words
+
+from labeling_ui.accounts import add_account, log_in
+from labeling_ui.desk import SESSION_COOKIE
+from labeling_ui.schema import EVENTS
+from labeling_ui.store import Store, Submission
+from labeling_ui.verify import verify
+from tiebreak.records import Judgment, Pair
+
+pytestmark = needs_chromium
+
+PASSWORD = "a long password"
+EVIL = (
+    "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
+    "[press](javascript:window.pwned=1) ![picture](http://pictures.invalid/x.png) <http://links.invalid> "
+    "${window.pwned=1} {{value}} \u202egnp.exe $\\href{javascript:window.pwned=1}{x}$"
+)
+LONG = "A paragraph of an answer that goes on for a while, so that it fills more than one line.\n\n" * 60
+HOSTILE = [
+    (EVIL, "**plain** answer"),
+    ("x" * 1_000_000, "short"),
+    ("a\u0301" * 3_000, "\u05d0\u05d1\u05d2 right to left \u05d3\u05d4"),
+    ("| " * 200 + "\n" + "|-" * 200 + "\n", "$$" + "x^{" * 30 + "y" + "}" * 30 + "$$"),
+]
+CHOICES = 3
+"""answers of the last pair, which is a ranking"""
+
+
+def campaign() -> list[Pair]:
+    """Hostile pairs, plain ones, and a ranking."""
+    pairs = [make_pair(n, *texts) for n, texts in enumerate(HOSTILE)]
+    pairs += [make_pair(n, f"first {n}", LONG if n == 5 else f"second {n}") for n in range(len(HOSTILE), 12)]
+    return [*pairs, make_pair(12, "one", "two", ("three",))]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A campaign that is served, and a browser."""
+
+    address: str
+    store: Store
+    browser: Any
+
+    def open(self, rater: str, *, role: Any = "rater", path: str = "/rate/", after: int = 0, **context: Any) -> Any:
+        """A page of a new rater, who has accepted the guidelines and judged the first `after` pairs."""
+        rater_id = add_account(self.store, rater, role, PASSWORD).id
+        self.store.accept(rater_id, "1")
+        for n in range(after):
+            given = self.store.claim(rater_id)
+            assert given is not None
+            self.store.submit(rater_id, Submission(client_id=f"before-{n}", pair_id=given.item_id, answer=0))
+        return self.page(rater, path, **context)
+
+    def page(self, rater: str, path: str = "/rate/", **context: Any) -> Any:
+        """A page of a rater who is there."""
+        session = log_in(self.store, rater, PASSWORD)
+        assert session is not None
+        window = self.browser.new_context(**{"viewport": {"width": 1366, "height": 768}, **context})
+        window.add_cookies([{"name": SESSION_COOKIE, "value": session.token, "url": self.address}])
+        window.set_default_timeout(20_000)
+        page = window.new_page()
+        page.goto(self.address + path)
+        page.wait_for_selector(".desk[aria-busy=false]")
+        return page
+
+    def judgments(self, rater: str, after: int = 0) -> list[Judgment]:
+        """A rater's judgments that stand, the oldest first."""
+        rater_id = next(one.id for one in self.store.raters() if one.name == rater)
+        return [past.judgment for past in reversed(self.store.history(rater_id))][after:]
+
+    def events(self, rater: str) -> list[str]:
+        """What the log says of a rater."""
+        rater_id = next(one.id for one in self.store.raters() if one.name == rater)
+        with self.store.reading() as connection:
+            return list(connection.scalars(sa.select(EVENTS.c.kind).where(EVENTS.c.rater_id == rater_id)))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    from playwright.sync_api import sync_playwright
+
+    folder = tmp_path_factory.mktemp("browser")
+    store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
+    add_account(store, "first", "rater", PASSWORD)
+    words = ["--overlap", "60", "--ranking", "true", "--aspects", "helpful", "honest", "harmless"]
+    words += ["--guidelines", "Prefer the **true** answer.", "--show-gold-agreement", "true"]
+    with serving(folder, campaign(), *words) as (address, _), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield Site(address, store, browser)
+        browser.close()
+    assert verify(store).faults == []
+    store.close()
+
+
+def on(page: Any, pair: int | str) -> None:
+    """Wait until a pair is on the screen."""
+    page.wait_for_selector(f".desk[data-pair=pair-{pair}]")
+
+
+def press(page: Any, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def eventually(page: Any, found: Callable[[], bool], what: str) -> None:
+    """Wait until the store says so; the page sends in the background."""
+    for _ in range(100):
+        if found():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(what)
+
+
+# --- judging ---
+
+
+def test_judging_by_keys(site: Site) -> None:
+    page = site.open("keys")
+    elsewhere: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda one: None if one.url.startswith(site.address) else elsewhere.append(one.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.reload()
+    shown = []
+    for n, keys in enumerate(["1", "7", "4", "t", "b", "s3", "5", "sEnter"]):
+        on(page, n)
+        shown.append(page.inner_text("[data-side=left] .text"))
+        in_view(page, ".prompt", "[data-side=left]", "[data-side=right]", ".scale", ".others")
+        if n == 0:
+            press(page, "Control+1", "Alt+2", "x", "9", "?", "3", "Escape")  # none of them is a judgment
+        press(page, *re.findall(r"[A-Z]\w+|.", keys))
+    on(page, 8)
+    eventually(page, lambda: len(site.judgments("keys")) == 8, "eight judgments")
+    told = [(j.answer, j.both_bad, j.skip_reason if j.skip else None) for j in site.judgments("keys")]
+    assert told == [
+        (-3, False, None), (3, False, None), (0, False, None), (0, False, None),
+        (None, True, None), (None, False, "broken"), (1, False, None), (None, False, ""),
+    ]  # fmt: skip
+    texts = {completion.id: completion.text for pair in campaign() for completion in pair.completions}
+    for judgment, text in list(zip(site.judgments("keys"), shown, strict=True))[4:]:
+        assert texts[judgment.left].split() == text.split(), "the side that is stored is the side that was shown"
+    assert all(0 <= (j.seconds_active or 0) < 60 for j in site.judgments("keys"))
+    assert site.events("keys").count("shown") >= 8
+    assert page.evaluate("window.pwned") is None
+    assert errors == []
+    assert elsewhere == []
+
+
+def in_view(page: Any, *selectors: str) -> None:
+    size = page.viewport_size
+    for selector in selectors:
+        box = page.locator(selector).bounding_box()
+        assert box is not None, selector
+        assert box["height"] > 20, selector
+        assert -0.5 <= box["y"] <= box["y"] + box["height"] <= size["height"] + 0.5, f"{selector} is not on the screen"
+        assert -0.5 <= box["x"] <= box["x"] + box["width"] <= size["width"] + 0.5, f"{selector} is not on the screen"
+
+
+def test_keys_are_dead_while_typing_on_repeat_and_during_composition(site: Site) -> None:
+    page = site.open("dead", after=4)
+    on(page, 4)
+    press(page, "r")
+    page.keyboard.type("17tbsu")
+    press(page, "Enter")
+    for event in ({"key": "1", "repeat": True}, {"key": "1", "isComposing": True}, {"key": "2", "metaKey": True}):
+        page.evaluate(
+            "(one) => document.body.dispatchEvent(new KeyboardEvent('keydown', {...one, bubbles: true}))", event
+        )
+    page.wait_for_timeout(100)
+    assert page.get_attribute(".desk", "data-pair") == "pair-4"
+    press(page, "6")
+    on(page, 5)
+    eventually(page, lambda: len(site.judgments("dead", 4)) == 1, "a judgment")
+    assert [(j.rationale, j.answer) for j in site.judgments("dead", 4)] == [("17tbsu", 2)]
+
+
+def test_drafts_are_saved_and_come_back(site: Site) -> None:
+    page = site.open("drafts", after=4)
+    on(page, 4)
+    press(page, "a", "6", "3", "Escape", "f", "2", "f", "r")
+    page.keyboard.type("because")
+    with page.expect_response(
+        lambda reply: "/api/drafts/" in reply.url and reply.request.method == "PUT", timeout=2_000
+    ):
+        pass
+    page.reload()
+    on(page, 4)
+    assert page.input_value("[name=rationale]") == "because"
+    assert page.is_checked(".flag input[value=personal_data]")
+    assert page.get_attribute("[data-aspect=honest] [data-value='-1']", "aria-checked") == "true"
+    press(page, "2")
+    eventually(page, lambda: len(site.judgments("drafts", 4)) == 1, "a judgment")
+    (judgment,) = site.judgments("drafts", 4)
+    assert judgment.aspects == {"helpful": 2, "honest": -1}
+    assert (judgment.flags, judgment.rationale, judgment.answer) == (("personal_data",), "because", -2)
+
+
+def test_an_edit_goes_with_the_better_answer_alone(site: Site) -> None:
+    page = site.open("edits", after=6)
+    on(page, 6)
+    before = page.inner_text("[data-side=left] .text")
+    press(page, "e")
+    page.keyboard.type("Better: ")
+    press(page, "Escape", "6")
+    assert "You edited A" in page.inner_text(".banner")
+    press(page, "3")
+    on(page, 7)
+    eventually(page, lambda: len(site.judgments("edits", 6)) == 1, "a judgment")
+    (judgment,) = site.judgments("edits", 6)
+    assert (judgment.answer, judgment.edited_text) == (-1, f"Better: {before}")
+
+
+def test_undo_goes_back_through_the_history_and_enter_keeps_the_answer(site: Site) -> None:
+    page = site.open("undoes", after=4)
+    for n, key in ((4, "1"), (5, "t"), (6, "7")):
+        on(page, n)
+        press(page, key)
+    on(page, 7)
+    page.reload()  # the history is the store's, not the window's
+    on(page, 7)
+    for n, answer in ((6, 3), (5, 0), (4, -3)):
+        press(page, "u")
+        on(page, n)
+        assert page.get_attribute(".judging .chosen", "data-answer") == str(answer)
+    press(page, "Enter", "6", "Enter")
+    on(page, 7)
+    eventually(page, lambda: len(site.judgments("undoes", 4)) == 3, "three judgments")
+    assert [j.answer for j in site.judgments("undoes", 4)] == [-3, 2, 3]
+    assert site.events("undoes").count("undone") == 3
+    assert page.inner_text(".count").startswith("7 of")
+
+
+def test_a_judgment_outlives_the_network_and_the_window(site: Site) -> None:
+    page = site.open("offline", after=4)
+    on(page, 4)
+    page.wait_for_function(
+        "performance.getEntriesByType('resource').filter((one) => /api.next/.test(one.name)).length > 2"
+    )
+    page.context.set_offline(True)
+    press(page, "1")
+    on(page, 5)  # the pair that was fetched ahead is shown all the same
+    page.wait_for_selector(".banner[data-kind=lost]:visible")
+    assert "Not saved yet" in page.inner_text(".banner")
+    assert site.judgments("offline", 4) == []
+    page.close()
+    page.context.set_offline(False)
+    page = page.context.new_page()
+    page.goto(site.address)
+    on(page, 5)
+    eventually(page, lambda: len(site.judgments("offline", 4)) == 1, "the judgment came late")
+    assert [(j.pair_id, j.answer) for j in site.judgments("offline", 4)] == [("pair-4", -3)]
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('tiebreak-judgment')).length") == 0
+    page.context.set_offline(True)
+    press(page, "7")
+    page.wait_for_selector(".banner[data-kind=lost]:visible")
+    page.context.set_offline(False)
+    page.wait_for_selector(".banner", state="hidden")
+    eventually(page, lambda: len(site.judgments("offline", 4)) == 2, "sent again")
+
+
+def test_more_than_two_answers_are_put_in_order_by_keys_and_by_dragging(site: Site) -> None:
+    page = site.open("ranks", after=12)
+    on(page, 12)
+    in_view(page, ".prompt", ".answers", ".ranking")
+    shown = [page.inner_text(f"[data-letter={letter}] .text").strip() for letter in "ABC"]
+    texts = {completion.id: completion.text for completion in campaign()[-1].completions}
+    press(page, "3", "=", "1", "Backspace", "1", "Enter")  # two of three: not yet an order
+    assert page.get_attribute(".desk", "data-pair") == "pair-12"
+    press(page, "2")
+    start, end = (page.locator(f".order [data-chip={letter}]").bounding_box() for letter in "BC")
+    page.mouse.move(start["x"] + 10, start["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(end["x"] - 5, end["y"] + 10, steps=5)
+    page.mouse.up()
+    assert page.inner_text(".order").split() == ["B", "›", "C", "›", "A"]
+    page.click(".order [data-relation='2']")
+    press(page, "Enter")
+    page.wait_for_selector(".rest.finished:visible")
+    eventually(page, lambda: len(site.judgments("ranks", 12)) == 1, "an order")
+    (judgment,) = site.judgments("ranks", 12)
+    assert judgment.ranking is not None
+    assert [{texts[one] for one in group} for group in judgment.ranking] == [{shown[1]}, {shown[2], shown[0]}]
+    press(page, "u")
+    on(page, 12)
+    assert page.inner_text(".order").split() == ["B", "›", "C", "=", "A"]
+
+
+def test_my_work_and_amending(site: Site) -> None:
+    page = site.open("works", after=5)
+    on(page, 5)
+    press(page, "w")
+    page.wait_for_selector(".history")
+    names, values = (page.locator(f".work .tile {part}").all_inner_texts() for part in (".name", "strong"))
+    figures = dict(zip(names, values, strict=True))
+    assert (figures["Today"], figures["In all"]) == ("5", "5")
+    assert page.locator(".history tr").count() == 5
+    assert "question 4?" in page.inner_text(".history tr:first-child")
+    page.click(".history tr:nth-child(2) [data-amend]")
+    on(page, 3)
+    assert page.get_attribute(".judging .chosen", "data-answer") == "0"
+    press(page, "6")
+    on(page, 5)
+    assert [j.answer for j in site.judgments("works")] == [0, 0, 0, 2, 0]
+    assert site.events("works").count("amended") == 1
+    assert site.events("works").count("undone") == 0
+
+
+def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_work(site: Site) -> None:
+    add_account(site.store, "new", "rater", PASSWORD)
+    page = site.browser.new_page(viewport={"width": 1366, "height": 768})
+    page.goto(site.address)
+    page.fill("[name=username]", "new")
+    page.fill("[name=password]", "wrong")
+    press(page, "Enter")
+    page.wait_for_selector(".problem:visible")
+    page.fill("[name=password]", PASSWORD)
+    press(page, "Enter")
+    page.wait_for_selector("dialog.asking[open]")
+    assert "Version 1" in page.inner_text("dialog.asking")
+    press(page, "Escape", "1")
+    assert page.is_visible("dialog.asking")
+    assert "guidelines_accepted" not in site.events("new")
+    page.click("dialog.asking button")
+    on(page, 0)
+    assert "guidelines_accepted" in site.events("new")
+    press(page, "1", "g")
+    on(page, 1)
+    assert page.is_visible("[data-card=guidelines]")
+    in_view(page, "[data-side=left]", "[data-side=right]", ".scale", "[data-card=guidelines]")
+    press(page, "2")  # the panel takes no keys
+    on(page, 2)
+    page.context.close()
+
+
+# --- what one sees ---
+
+
+def test_a_phone_shows_everything_without_scrolling_sideways(site: Site) -> None:
+    page = site.open("phone", viewport={"width": 390, "height": 844}, has_touch=True)
+    for n in range(len(HOSTILE)):
+        on(page, n)
+        stage = page.locator(".stage")
+        assert stage.evaluate("(pane) => pane.scrollWidth - pane.clientWidth") <= 0, n
+        in_view(page, ".scale", ".others")
+        assert all(box["height"] >= 40 for box in (one.bounding_box() for one in page.locator(".scale button").all()))
+        page.tap("[data-answer='1']")
+    on(page, len(HOSTILE))
+
+
+def test_focus_is_seen_wherever_tab_leads(site: Site) -> None:
+    page = site.open("tabs", after=4)
+    on(page, 4)
+    seen = set()
+    for _ in range(60):
+        press(page, "Tab")
+        name, outline = page.evaluate(
+            "[document.activeElement.outerHTML.slice(0, 80), getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        if "<body" not in name:
+            assert outline != "none", name
+            seen.add(name)
+    assert len(seen) > 30
+
+
+AXE_STATES: dict[str, tuple[str, ...]] = {
+    "rate": (), "keys": ("?",), "work": ("w",), "guidelines": ("g",), "skip": ("s",), "edit": ("e",), "flags": ("f",),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    return (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+def faults(page: Any, axe: str, rules: str = "") -> list[str]:
+    """What axe calls serious or worse, of all its rules or of one."""
+    page.evaluate(axe)
+    only = {"runOnly": [rules]} if rules else {}
+    found = page.evaluate("(options) => axe.run('#desk', options)", {"resultTypes": ["violations"], **only})
+    assert found["passes"], "axe looked at nothing"
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:300]}"
+        for one in found["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize(("scheme", "rules"), [("light", ""), ("dark", "color-contrast")])
+def test_axe_finds_nothing_serious(site: Site, axe: str, scheme: Any, rules: str) -> None:
+    name = f"axe {scheme}"
+    page = site.open(name, role="lead", after=4, color_scheme=scheme)
+    found = {}
+    for state, keys in AXE_STATES.items() if not rules else [("rate", ())]:
+        press(page, *keys)
+        page.wait_for_timeout(150)  # colours fade in
+        found[state] = faults(page, axe, rules)
+        press(page, "Escape", "Escape", *(("e",) if state == "edit" else ()))
+    page.goto(f"{site.address}/lead/")
+    page.wait_for_selector(".desk[aria-busy=false]")
+    found["lead"] = faults(page, axe, rules)
+    page.goto(f"{site.address}/login/")
+    page.wait_for_selector(".login")
+    found["login"] = faults(page, axe, rules)
+    page = site.open(f"{name} ranking", after=12, color_scheme=scheme)
+    found["ranking"] = faults(page, axe, rules)
+    page.set_viewport_size({"width": 390, "height": 844})
+    found["phone"] = faults(page, axe, rules)
+    press(page, "s", "Enter")
+    page.wait_for_selector(".rest.finished:visible")
+    found["done"] = faults(page, axe, rules)
+    assert {state: told for state, told in found.items() if told} == {}
+
+
+# --- leads ---
+
+
+def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> None:
+    for rater, key in (("for", 3), ("against", -3)):
+        rater_id = add_account(site.store, rater, "rater", PASSWORD).id
+        for n in range(5):
+            given = site.store.claim(rater_id)
+            assert given is not None
+            better = given.left_id.endswith("-0") == (key > 0)
+            site.store.submit(
+                rater_id, Submission(client_id=f"c{n}", pair_id=given.item_id, answer=-2 if better else 2)
+            )
+    page = site.open("lead", role="lead", path="/lead/")
+    judged = sum(site.store.status()["judgments"].values())
+    assert page.inner_text(".tiles .tile:first-child strong").startswith(f"{judged} of ")
+    assert page.is_visible(".chart svg")
+    measured = json.loads(page.evaluate("fetch('/api/lead/agreement').then((reply) => reply.text())"))
+    assert f"{measured['krippendorff_alpha']['nominal']['value']:.3f}".replace("-", "−") in page.inner_text(".figures")
+    assert "InstructGPT" in page.inner_text(".published")
+    page.click("button[data-view=raters]")
+    assert page.locator(".raters tbody tr").count() == len(site.store.raters())
+    assert page.locator(".raters tbody tr:not(:has([colspan]))").count() == len(measured["raters"])
+    page.click("[data-invite=rater]")
+    page.wait_for_selector(".invitation input:visible")
+    link = page.input_value(".invitation input")
+    page.click("button[data-view=disputes]")
+    page.wait_for_selector(".bar7")
+    first = site.store.disputes()[0]
+    waiting = page.locator(".disputes li").count()
+    left = page.inner_text(".side-left .text")
+    press(page, "1")
+    page.wait_for_function(f"document.querySelectorAll('.disputes li').length === {waiting - 1}")
+    (settled,) = site.store.adjudications()
+    assert (settled.pair_id, settled.answer) == (first.pair_id, -3)
+    texts = {completion.id: completion.text for pair in campaign() for completion in pair.completions}
+    assert show(texts[settled.left]) == show(left), "the side that is stored is the side that was shown"
+    page = site.browser.new_context().new_page()
+    page.goto(link)
+    page.fill("[name=username]", "invited")
+    page.fill("[name=password]", PASSWORD)
+    press(page, "Enter")
+    page.wait_for_selector("dialog.asking[open]")
+    assert [one.role for one in site.store.raters() if one.name == "invited"] == ["rater"]
+    page.context.close()
+
+
+def show(text: str) -> str:
+    """What is left of a text whichever way it is shown."""
+    return re.sub(r"\W", "", text)[:40]
+
+
+def test_raters_see_no_leads_pages(site: Site) -> None:
+    page = site.open("curious", after=4)
+    assert page.is_hidden("a.lead")
+    assert page.goto(f"{site.address}/lead/").status == 403
+
+
+# --- words ---
+
+
+def test_a_campaign_in_another_language(tmp_path: Path) -> None:
+    from labeling_ui.pages import load_words
+    from tiebreak.errors import ConfigError
+
+    words = load_words(str(write_words(tmp_path, {"skip": "Überspringen", "language": "de"})))
+    assert (words["skip"], words["undo"]) == ("Überspringen", "Undo")
+    with pytest.raises(ConfigError, match="skp"):
+        load_words(str(write_words(tmp_path, {"skp": "x"})))
+
+
+def test_every_word_on_the_pages_is_in_the_one_file() -> None:
+    from labeling_ui.pages import FILES, load_words
+
+    words = load_words()
+    pages = "".join(path.read_text(encoding="utf-8") for path in FILES.glob("*.html"))
+    scripts = "".join(path.read_text(encoding="utf-8") for path in FILES.glob("*.js"))
+    named = set(re.findall(r"\[\[([\w.-]+)\]\]", pages)) | set(re.findall(r"say\('([\w.-]+)'", scripts))
+    named |= set(re.findall(r"words\.(\w+)", scripts)) | set(re.findall(r"words\['([\w.-]+)'\]", scripts))
+    assert named <= set(words)
+    stray = re.sub(r"<kbd>[^<]*</kbd>|<[^>]*>|\[\[[\w.-]+\]\]", " ", pages)
+    assert re.findall(r"[A-Za-z]{2,}", stray) == []
+    assert re.findall(r'(?:aria-label|title|placeholder)="(?!\[\[)[^"]+"', pages) == []

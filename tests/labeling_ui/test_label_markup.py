@@ -1,0 +1,144 @@
+"""Text that is not trusted: nothing in it acts, nothing in it is hidden, and none of it is lost."""
+
+from __future__ import annotations
+
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from labeling_ui.markup import MAX_LEVELS, PLAIN_PIECE_CHARACTERS, render, show_hidden
+
+EVIL = (
+    "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
+    "[press](javascript:window.pwned=1) ![picture](http://pictures.invalid/x.png) <http://links.invalid> "
+    "${window.pwned=1} {{value}} \u202egnp.exe"
+)
+
+
+def test_markup_is_inert() -> None:
+    html = render(EVIL)
+    for active in ("<script", "<img", "<svg", "<a ", "onerror='", "href", "src="):
+        assert active not in html.replace("&lt;img src=x onerror=", ""), active
+    assert "&lt;script&gt;" in html
+    assert "⟨U+202E⟩gnp.exe" in html
+    assert "<strong>bold</strong>" in render("**bold**")
+    assert render("[good](https://a.invalid/b)").count("https://a.invalid/b") == 2, "a link's target is told"
+    assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
+
+
+def tags(fragment: str) -> set[str]:
+    """The elements that an HTML parser finds, attributes and all."""
+    found: set[str] = set()
+
+    class Finder(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            found.update([tag, *(f"{tag}@{name}" for name, _ in attrs)])
+
+    Finder().feed(fragment)
+    return found
+
+
+def test_formulas_are_drawn_by_the_browser() -> None:
+    for source in (r"$\frac{a}{b}$", r"\(\frac{a}{b}\)", r"\[\frac{a}{b}\]", "$$\n\\frac{a}{b}\n$$"):
+        assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in render(f"so {source}."), source
+    assert 'display="block"' in render(r"\[x\]")
+    for money in ("$5 and $10", "it costs $ 5, or 5 $", r"\$5\$", "`$x$`"):
+        assert "<math" not in render(money), money
+    assert render("$5 and $10, but $y$").count("<math") == 1
+
+
+BOMBS = [
+    r"$\text{<img src=x onerror=window.pwned=1>}$", r"$\href{javascript:window.pwned=1}{x}$", r"$\class{evil}{x}$",
+    r"$\style{background:url(http://pictures.invalid)}{x}$", r'$\color{red" onload="window.pwned=1}{x}$',
+    r"$<script>window.pwned=1</script>$", r"$\unicode{<b>}$", r"\[\begin{matrix}" + "a&" * 900 + r"\end{matrix}\]",
+    "$" + "{" * 900 + "x" + "}" * 900 + "$", r"$\def\a{\a\a}\a$", "$" + r"\sqrt{" * 300 + "x" + "}" * 300 + "$",
+    "$x^" * 400 + "$", "$a$ " * 5_000, "\\(" * 5_000, "$" * 20_000,
+    "$$" + "\\left(" * 250 + "$$", r"$\newcommand{\x}{y}\x$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=range(len(BOMBS)))
+def test_formulas_that_would_harm_are_inert_and_quick(bomb: str) -> None:
+    begun = time.process_time()
+    found = tags(render(bomb))
+    assert time.process_time() - begun < 2
+    assert not found & {"img", "script", "a", "style", "b"}
+    assert not {name for name in found if name.endswith(("@href", "@style", "@onload", "@onerror", "@src"))}
+    assert all(not name.startswith("m") or "@class" not in name for name in found)
+
+
+def words_of(fragment: str) -> str:
+    """The text that an HTML parser finds."""
+    found: list[str] = []
+
+    class Finder(HTMLParser):
+        def handle_data(self, data: str) -> None:
+            found.append(data)
+
+    Finder().feed(fragment)
+    return "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("pay\u200bpal", "pay⟨U+200B⟩pal"),
+        ("\u2067abc\u2069", "⟨U+2067⟩abc⟨U+2069⟩"),
+        ("pass\u200dword, pass\u200cword", "pass⟨U+200D⟩word, pass⟨U+200C⟩word"),
+        ("so\u00adft", "so⟨U+00AD⟩ft"),
+        ("tags \U000e0041\U000e0042", "tags ⟨U+E0041⟩⟨U+E0042⟩"),
+        ("a\ufe00\ufe01", "a⟨U+FE00⟩⟨U+FE01⟩"),
+        ("nul\0", "nul⟨U+0000⟩"),
+        ("half \ud800", "half ⟨U+D800⟩"),
+        ("a\r\nb\rc\u2028d", "a\nb\nc\nd"),
+    ],
+)
+def test_characters_that_hide_are_written_out(text: str, shown: str) -> None:
+    assert show_hidden(text) == shown
+    assert "".join(shown.split()) in "".join(words_of(render(text)).split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\U0001f469\u200d\U0001f467",  # a family, joined
+        "\u0646\u200c\u0645",  # Persian, with the non-joiner that its spelling asks for
+        "1\ufe0f\u20e3 \u2764\ufe0f",  # a keycap and a heart
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",  # the flag of England, made of tags
+        "e\u0301 \u05e9\u05b8\u05dc\u05d5\u05b9\u05dd",
+    ],
+)
+def test_scripts_and_emoji_are_left_as_they_are(text: str) -> None:
+    assert show_hidden(text) == text
+
+
+@pytest.mark.parametrize("depth", [5, 20, MAX_LEVELS // 2, MAX_LEVELS, 3 * MAX_LEVELS, 10_000])
+@pytest.mark.parametrize("marker", ["> ", "- ", "1. ", "* > "])
+def test_nothing_is_lost_however_deep_it_lies(marker: str, depth: int) -> None:
+    assert "deep words" in words_of(render(marker * depth + "deep words"))
+    indented = "".join(f"{'  ' * n}- x\n" for n in range(min(depth, 150))) + "  " * min(depth, 150) + "deep words"
+    assert "deep words" in words_of(render(indented))
+
+
+def test_a_megabyte_is_shown_whole_and_in_pieces() -> None:
+    text = "<b>line</b> and more of it\n" * 40_000 + "x" * 50_000
+    begun = time.process_time()
+    html = render(text)
+    assert time.process_time() - begun < 1
+    assert words_of(html) == text
+    assert html.count("<pre class='plain'>") >= len(text) / PLAIN_PIECE_CHARACTERS
+    assert tags(html) == {"pre", "pre@class"}
+
+
+SLOW = [
+    "[" * 30_000, "*_" * 15_000, "![" * 1_500 + "a" * 50_000, "[a](" * 1_500, "&" * 50_000, "<a:" * 15_000, "a**b" * 12_000,
+    "`a``b" * 9_000, "![" * 20_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SLOW, ids=range(len(SLOW)))
+def test_markdown_that_would_be_slow_is_quick(text: str) -> None:
+    begun = time.process_time()
+    render(text)
+    assert time.process_time() - begun < 4

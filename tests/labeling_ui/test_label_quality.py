@@ -1,0 +1,148 @@
+"""Models of raters: planted ones are found again, another implementation agrees, sides do not matter, gold is held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas
+import pytest
+
+from labeling_ui.quality import (
+    UNKNOWN,
+    Ballots,
+    fit_bradley_terry,
+    fit_dawid_skene,
+    measure_reliability,
+)
+from labeling_ui.votes import Floats, Integers
+
+ACCURACIES = np.linspace(0.45, 0.97, 10)
+DISCRIMINATIONS = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
+
+
+def ballots(item: Integers, rater: Integers, sign: Integers, raters: int, known: Integers | None = None) -> Ballots:
+    items = int(item.max()) + 1
+    names = tuple(f"r{n}" for n in range(raters))
+    return Ballots(names, item, rater, sign, np.arange(items), np.full(items, UNKNOWN) if known is None else known)
+
+
+def assigned(items: int, raters: int, each: int, chance: np.random.Generator) -> tuple[Integers, Integers]:
+    return np.repeat(np.arange(items), each), np.argsort(chance.random((items, raters)), axis=1)[:, :each].ravel()
+
+
+def planted_accuracies(items: int, each: int, seed: int = 0) -> tuple[Integers, Ballots]:
+    """Truth, and votes that are right with each rater's accuracy and else one of the two other answers."""
+    chance = np.random.default_rng(seed)
+    truth = chance.choice([-1, 0, 1], p=[0.4, 0.2, 0.4], size=items)
+    item, rater = assigned(items, len(ACCURACIES), each, chance)
+    right = chance.random(len(item)) < ACCURACIES[rater]
+    wrong = (truth[item] + 1 + chance.integers(1, 3, len(item))) % 3 - 1
+    return truth, ballots(item, rater, np.where(right, truth[item], wrong), len(ACCURACIES))
+
+
+def planted_discriminations(items: int, each: int, seed: int = 0) -> tuple[Floats, Ballots]:
+    """Differences of strengths, and votes with the odds of Davidson 1970, a tie between equals having e^−0.5 : 2."""
+    chance = np.random.default_rng(seed)
+    difference = chance.normal(size=items) - chance.normal(size=items)
+    item, rater = assigned(items, len(DISCRIMINATIONS), each, chance)
+    u = DISCRIMINATIONS[rater] * difference[item]
+    odds = np.exp(np.stack([-u / 2, np.full(len(u), -0.5), u / 2], axis=1))
+    cumulated = (odds / odds.sum(axis=1, keepdims=True)).cumsum(axis=1)
+    sign = (chance.random((len(u), 1)) > cumulated).sum(axis=1) - 1
+    return difference, ballots(item, rater, sign, len(DISCRIMINATIONS))
+
+
+def majority(votes: Ballots) -> Floats:
+    """How many more votes the first has than the second."""
+    return np.bincount(votes.item, weights=votes.sign.astype(float), minlength=len(votes.prompt))
+
+
+def test_dawid_skene_finds_planted_accuracies_and_beats_the_majority() -> None:
+    truth, votes = planted_accuracies(2000, 3)
+    fit, raters = measure_reliability("dawid_skene", votes)
+    assert fit.converged
+    assert [one.rater_id for one in raters] == sorted(votes.rater_ids)
+    found = np.array([one.accuracy.value for one in raters])
+    assert np.abs(found - ACCURACIES).max() < 0.06, "600 votes each: three standard errors of a known truth are 0.06"
+    covered = [
+        one.accuracy.interval[0] <= a <= one.accuracy.interval[1] for one, a in zip(raters, ACCURACIES, strict=True)
+    ]  # type: ignore[index]
+    assert sum(covered) >= 8, "9.5 of 10 expected at 95%"
+    right = (np.argmax(fit.chances, axis=1) - 1 == truth).mean()
+    assert right > (np.sign(majority(votes)) == truth).mean() + 0.03
+    # Soft labels are chances: of those given about 0.9, about nine in ten are so.
+    top = fit.chances.max(axis=1)
+    near = (top > 0.85) & (top < 0.95)
+    assert (np.argmax(fit.chances, axis=1) - 1 == truth)[near].mean() == pytest.approx(0.9, abs=0.06)
+
+
+def test_bradley_terry_finds_planted_discriminations_and_beats_the_majority() -> None:
+    difference, votes = planted_discriminations(3000, 3)
+    fit, raters = measure_reliability("bradley_terry", votes)
+    assert fit.converged
+    found = np.array([one.discrimination for one in raters])
+    assert np.corrcoef(found, DISCRIMINATIONS)[0, 1] > 0.97
+    assert np.abs(found - DISCRIMINATIONS)[:6].max() < 0.4, "the steepest are told apart less well"
+    assert found[0] < -0.5, "who answers the wrong way round is found out"
+    readiness = fit.parameters[1]
+    assert readiness.mean() == pytest.approx(-0.5, abs=0.15)
+    # The accuracy at d ~ N(0, 2), by simulation.
+    draws = np.abs(np.random.default_rng(1).normal(scale=2**0.5, size=200_000))
+    wanted = [float((1 / (1 + np.exp(-a * draws))).mean()) for a in DISCRIMINATIONS]
+    covered = [one.accuracy.interval[0] <= w <= one.accuracy.interval[1] for one, w in zip(raters, wanted, strict=True)]  # type: ignore[index]
+    assert sum(covered) >= 6
+    first = difference > 0
+    decided = majority(votes) != 0
+    assert ((fit.first_better > 0.5) == first)[decided].mean() > ((majority(votes) > 0) == first)[decided].mean() + 0.02
+    near = np.abs(np.abs(fit.first_better - 0.5) - 0.4) < 0.05
+    assert ((fit.first_better > 0.5) == first)[near].mean() == pytest.approx(0.9, abs=0.05), "soft labels are chances"
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.eval")  # crowd-kit 1.4.2 under pandas 3.1
+def test_dawid_skene_as_published_is_crowd_kits() -> None:
+    crowdkit = pytest.importorskip("crowdkit.aggregation.classification.dawid_skene")
+    _, votes = planted_accuracies(300, 5, seed=3)
+    ours = fit_dawid_skene(votes, symmetric=False, pooled_votes=0, iterations=1000)
+    table = pandas.DataFrame({"task": votes.item, "worker": votes.rater, "label": votes.sign})
+    theirs = crowdkit.DawidSkene(n_iter=1000, tol=1e-14).fit_predict_proba(table)
+    assert ours.chances == pytest.approx(theirs[[-1, 0, 1]].to_numpy(), abs=1e-3)
+
+
+@pytest.mark.parametrize("model", [fit_dawid_skene, fit_bradley_terry])
+def test_swapping_first_and_second_swaps_the_answer_and_nothing_else(model) -> None:  # type: ignore[no-untyped-def]
+    _, votes = planted_accuracies(200, 3)
+    fit, turned = model(votes), model(replace(votes, sign=-votes.sign))
+    assert turned.chances == pytest.approx(fit.chances[:, ::-1], abs=1e-9)
+    assert turned.first_better == pytest.approx(1 - fit.first_better, abs=1e-9)
+    assert turned.accuracy == pytest.approx(fit.accuracy, abs=1e-9)
+
+
+@pytest.mark.parametrize("model", [fit_dawid_skene, fit_bradley_terry])
+def test_gold_is_held_and_turns_the_majority_round(model) -> None:  # type: ignore[no-untyped-def]
+    # Three of four raters always say the opposite of the truth. Without gold they are believed; with it they are not.
+    chance = np.random.default_rng(0)
+    truth = chance.choice([-1, 1], size=60)
+    item, rater = np.repeat(np.arange(60), 4), np.tile(np.arange(4), 60)
+    sign = np.where(rater == 0, truth[item], -truth[item])
+    believed = model(ballots(item, rater, sign, 4))
+    assert (np.sign(believed.first_better - 0.5) == -truth).all()
+    assert believed.accuracy[0] < 0.5 < believed.accuracy[1]
+    known = np.where(np.arange(60) < 30, truth, UNKNOWN)
+    held = model(ballots(item, rater, sign, 4, known))
+    assert (np.argmax(held.chances, axis=1) - 1)[:30].tolist() == truth[:30].tolist()
+    assert (np.sign(held.first_better - 0.5) == truth).all()
+    assert held.accuracy[0] > 0.5 > held.accuracy[1]
+
+
+@pytest.mark.parametrize("model", [fit_dawid_skene, fit_bradley_terry])
+def test_few_votes_and_none_stay_finite(model) -> None:  # type: ignore[no-untyped-def]
+    nothing = np.empty(0, dtype=np.int64)
+    empty = model(Ballots(("a",), nothing, nothing, nothing, nothing, nothing))
+    assert empty.chances.shape == (0, 3)
+    one = model(ballots(np.array([0]), np.array([0]), np.array([1]), 1))
+    assert one.chances.argmax() == 2
+    assert 0.5 < one.first_better[0] < 1
+    unanimous = model(ballots(np.repeat(np.arange(50), 3), np.tile(np.arange(3), 50), np.ones(150, dtype=np.int64), 3))
+    assert np.isfinite(unanimous.chances).all()
+    assert (unanimous.accuracy > 0.8).all()

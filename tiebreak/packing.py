@@ -1,0 +1,175 @@
+"""Sequences laid end to end in one row, without padding, and what sequences of a group begin with laid there once.
+
+A batch in the plain layout is as wide as its longest row, and repeats a prompt for every completion of it. Here a group
+of sequences that begin alike is a tree: the tokens all of them begin with, then the rest of each; and trees follow one
+another in a row of at most so many tokens. tiebreak.attention keeps trees, and the rests within one, from seeing one
+another, so each token's hidden state is what it would be in a row of its own. (Shared-prefix training: arXiv 2410.20305.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Sequences that begin alike: what they share, then what follows it in each."""
+
+    shared: int
+    """tokens"""
+    rests: tuple[int, ...]
+    """tokens of each"""
+
+    @property
+    def tokens(self) -> int:
+        return self.shared + sum(self.rests)
+
+
+@dataclass(frozen=True)
+class TreeMasks:
+    """Who may attend to whom in one tree; None: causal, as it stands."""
+
+    shared: Tensor | None
+    """bool, shape (shared, shared)"""
+    rests: Tensor
+    """bool, shape (tokens of all rests, tokens of the tree)"""
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Trees end to end. N is the number of tokens."""
+
+    input_ids: Tensor
+    """shape (1, N)"""
+    position_ids: Tensor
+    """where each token stands in its own sequence; shape (1, N)"""
+    trees: tuple[Tree, ...]
+    _masks: dict[int | None, list[TreeMasks]] = field(default_factory=dict)
+
+    def masks(self, window: int | None) -> list[TreeMasks]:
+        """Those of every tree, under attention to the last `window` positions alone; made once, for all layers."""
+        if window not in self._masks:
+            positions = self.position_ids[0].split([tree.tokens for tree in self.trees])
+            self._masks[window] = [_tree_masks(t, p, window) for t, p in zip(self.trees, positions, strict=True)]
+        return self._masks[window]
+
+    @property
+    def windows(self) -> set[int | None]:
+        """Which have been asked for."""
+        return set(self._masks)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """All sequences of a batch, in as many rows as the token budget makes of them. S sequences."""
+
+    rows: tuple[PackedRow, ...]
+    row: Tensor
+    """which row a sequence is in; shape (S,)"""
+    shared: Tensor
+    """how many of its tokens it shares; shape (S,)"""
+    origin: Tensor
+    """where its first shared token stands in the row; shape (S,)"""
+    rest: Tensor
+    """where its first own token stands in the row; shape (S,)"""
+
+    def place(self, sequence: Tensor, step: Tensor) -> Tensor:
+        """Where token `step` of a sequence stands in its row."""
+        shared = self.shared[sequence]
+        return torch.where(step < shared, self.origin[sequence] + step, self.rest[sequence] + step - shared)
+
+
+def pack_sequences(
+    sequences: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]],
+    tokens_per_row: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Packing:
+    """Lay sequences into rows.
+
+    Args:
+        sequences: token ids; none may be empty.
+        groups: numbers of sequences that may begin alike; every sequence is in one group, and a group in one row.
+        tokens_per_row: start another row rather than exceed it, except for a tree that is longer by itself.
+    """
+    rows: list[PackedRow] = []
+    where: dict[int, tuple[int, int, int, int]] = {}
+    ids: list[int] = []
+    positions: list[int] = []
+    trees: list[Tree] = []
+
+    def close() -> None:
+        row_ids, row_positions = torch.tensor([ids, positions], dtype=torch.long, device=device).split(1)
+        rows.append(PackedRow(row_ids, row_positions, tuple(trees)))
+        ids.clear()
+        positions.clear()
+        trees.clear()
+
+    for group in _without_strangers(sequences, groups):
+        members = [sequences[number] for number in group]
+        shared = _shared_prefix(members)
+        tree = Tree(shared, tuple(len(member) - shared for member in members) if len(members) > 1 else ())
+        if ids and tokens_per_row is not None and len(ids) + tree.tokens > tokens_per_row:
+            close()
+        origin = len(ids)
+        ids += members[0][:shared]
+        positions += range(shared)
+        for number, member in zip(group, members, strict=True):
+            where[number] = (len(rows), shared, origin, len(ids))
+            ids += member[shared:]
+            positions += range(shared, len(member))
+        trees.append(tree)
+    close()
+    columns = torch.tensor([where[number] for number in range(len(sequences))], dtype=torch.long, device=device)
+    return Packing(tuple(rows), *columns.unbind(1))
+
+
+def pack_padded(
+    input_ids: Tensor, attention_mask: Tensor, together: int, tokens_per_row: int | None = None, last: bool = True
+) -> Packing:
+    """`pack_sequences` of rows padded on the right, in TRL's order: of B groups, row b + k·B is the k-th of group b.
+
+    Args:
+        input_ids, attention_mask: shape (together·B, T).
+        last: whether a row's last token is wanted too; where a row is read for the tokens that follow, it is not.
+    """
+    lengths = (attention_mask.sum(1) - int(not last)).clamp(min=1).tolist()
+    sequences = [row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)]
+    count = len(sequences) // together
+    groups = [[group + count * k for k in range(together)] for group in range(count)]
+    return pack_sequences(sequences, groups, tokens_per_row, input_ids.device)
+
+
+def _without_strangers(sequences: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The groups, those whose sequences share nothing taken apart: each of them is a tree that needs no mask."""
+    apart: list[Sequence[int]] = []
+    for group in groups:
+        alike = _shared_prefix([sequences[number] for number in group]) > 0
+        apart += [group] if alike else [[number] for number in group]
+    return apart
+
+
+def _shared_prefix(members: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    shortest = min(map(len, members))
+    for step in range(shortest):
+        if any(member[step] != members[0][step] for member in members[1:]):
+            return step
+    return shortest
+
+
+def _tree_masks(tree: Tree, positions: Tensor, window: int | None) -> TreeMasks:
+    branches = torch.repeat_interleave(
+        torch.arange(len(tree.rests) + 1, device=positions.device),
+        torch.tensor((tree.shared, *tree.rests), device=positions.device),
+    )
+    behind = positions[:, None] - positions
+    sees = (behind >= 0) & ((branches == 0) | (branches == branches[:, None]))
+    if window is not None:
+        sees &= behind < window
+    whole = window is None or window >= tree.shared
+    return TreeMasks(None if whole else sees[: tree.shared, : tree.shared], sees[tree.shared :])
