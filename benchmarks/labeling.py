@@ -1,6 +1,6 @@
 """How the labelling app holds up: the figures that its design promises, measured on the machine of the server.
 
-    python benchmarks/labeling.py                                   every part, in under four minutes
+    python benchmarks/labeling.py                                   every part
     python benchmarks/labeling.py --parts http think --seconds 60   some parts, longer
     python benchmarks/labeling.py --parts think --seconds 3600      an hour of 30 raters who think
 
