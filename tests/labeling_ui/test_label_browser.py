@@ -428,16 +428,17 @@ def test_axe_finds_nothing_serious(site: Site, axe: str, scheme: Any, rules: str
     page.goto(f"{site.address}/lead/")
     page.wait_for_selector(".desk[aria-busy=false]")
     found["lead"] = faults(page, axe, rules)
-    page.goto(f"{site.address}/login/")
-    page.wait_for_selector(".login")
-    found["login"] = faults(page, axe, rules)
-    page = site.open(f"{name} ranking", after=12, color_scheme=scheme)
-    found["ranking"] = faults(page, axe, rules)
-    page.set_viewport_size({"width": 390, "height": 844})
-    found["phone"] = faults(page, axe, rules)
-    press(page, "s", "Enter")
-    page.wait_for_selector(".rest.finished:visible")
-    found["done"] = faults(page, axe, rules)
+    if not rules:
+        page.goto(f"{site.address}/login/")
+        page.wait_for_selector(".login")
+        found["login"] = faults(page, axe, rules)
+        page = site.open(f"{name} ranking", after=12, color_scheme=scheme)
+        found["ranking"] = faults(page, axe, rules)
+        page.set_viewport_size({"width": 390, "height": 844})
+        found["phone"] = faults(page, axe, rules)
+        press(page, "s", "Enter")
+        page.wait_for_selector(".rest.finished:visible")
+        found["done"] = faults(page, axe, rules)
     assert {state: told for state, told in found.items() if told} == {}
 
 
