@@ -371,15 +371,14 @@ def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelC
             pairs = source if identify_input(source).id == identity else pairs
         except TiebreakError:
             continue
-    url = store.engine.url.render_as_string(hide_password=True)
     known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
     return LabelConfig(
-        output=output, pairs=pairs, store=url, formats=given.formats, aggregation=given.aggregation, **known
+        output=output, pairs=pairs, store=store.url, formats=given.formats, aggregation=given.aggregation, **known
     )
 
 
 def _check_exported(store: Store, run: Run) -> None:
-    then, now = read_manifest(run.folder).get("event_log_head"), store.status()["head"]
+    then, now = read_manifest(run.folder).get("event_log_head"), store.head()
     if then != now:
         raise RunError(
             f"{run.folder} holds an earlier export of {store.url}, and nothing is overwritten: "

@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui import adjudication
-from labeling_ui.accounts import INVITATION_DAYS, enable_rater, invite
+from labeling_ui.accounts import INVITATION_DAYS, INVITATION_PATH, enable_rater, invite
 from labeling_ui.agreement import PUBLISHED, measure_votes
 from labeling_ui.answers import Submission, storable
 from labeling_ui.campaign import BatchChange
@@ -53,7 +53,7 @@ class LatestAgreement:
     def __call__(self) -> dict[str, Any]:
         """The figures."""
         with self._lock:
-            head = self._store.status()["head"]
+            head = self._store.head()
             if head != self._head and time.monotonic() >= self._fresh_until:
                 begun = time.monotonic()
                 self._measured = measure_votes(self._votes.read())
@@ -134,9 +134,9 @@ def change_rater(desk: DeskOf, _lead: LeadWriting, rater_id: str, body: RaterCha
 
 @router.post("/invitations")
 def make_invitation(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, str]:
-    """A link's path. The token is behind a #: browsers send it to no server and write it to no log."""
+    """The path of a link that gives an account, once."""
     token = invite(desk.store, lead.rater.id, role=body.role, pool=body.pool, days=body.days)
-    return {"token": token, "path": f"/login/#invitation={token}"}
+    return {"token": token, "path": f"{INVITATION_PATH}{token}"}
 
 
 @router.get("/batches")
