@@ -9,29 +9,32 @@ backbone. The held-out figures are measured on the saved model, in a fresh proce
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
-from trl import RewardTrainer
 
-from tiebreak.chat import Encoded, encode_preference
+from reward import report
+from reward.examples import EncodedPreference, encode
+from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
+from reward.origin import trace_origin
+from reward.trainer import PackedRewardTrainer
+from tiebreak.chat import Encoded, encode_completion
 from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
 from tiebreak.pairwise import pack_forward
-from tiebreak.passes import StepInPasses
-from tiebreak.records import Preference, read_preferences, split_preferences, write_json, write_jsonl
-from tiebreak.runs import Run, start_run
-from tiebreak.statistics import wilson_interval
+from tiebreak.records import Preference, read_pairs, read_preferences, split_preferences, write_json
+from tiebreak.runs import Run, say, start_run
+from tiebreak.scores import ScoreScale, write_score_scale
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
     common_arguments,
     describe,
-    drop_too_long,
     evaluation_rows,
     finish_adapter,
     last_metrics,
@@ -43,8 +46,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
     from trl import RewardConfig as RewardArguments
-
-MAX_STRENGTH = 3
 
 
 class RewardConfig(StageConfig):
@@ -59,33 +60,34 @@ class RewardConfig(StageConfig):
     training: TrainingConfig = TrainingConfig()
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of raw data that names no splits"""
+    strength_as: Literal["margin", "weight", "nothing"] = "margin"
+    """what a strength s (1 to 3) does: its pair must be told apart by a margin (Touvron et al. 2023, Eq. 2), or counts s
+    times (scaled Bradley-Terry, Wang et al. 2024)"""
     margin_scale: float = Field(default=1.0, ge=0.0)
-    """a pair of strength s (1 to 3) must be told apart by margin_scale·s/3 (Touvron et al. 2023, Eq. 2 and Table 27,
-    small margin); rows without a strength have none"""
+    """times the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
+    soft_labels: bool = False
+    """learn the row's confidence, or the share of raters who agree, in place of certainty; see reward.losses.target_of"""
+    use_weights: bool = True
+    """count each pair by its weight; all weights together leave the learning rate as it is"""
     centering: float = Field(default=0.01, ge=0.0)
     """weight of the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
+    members: int = Field(default=1, ge=1, le=64)
+    """score heads on the one adapter, each trained on its own bootstrap of the prompts; their mean is the score, and
+    their spread says what the data leave open"""
+    samples: str | None = None
+    """a sample run, whose answers the finished model scores: PPO can normalise by their mean and deviation, so this should
+    be of the policy that PPO starts from; null: PPO measures its first rollout"""
+    max_samples: int = Field(default=256, ge=2)
+    garbage_prompts: int = Field(default=16, ge=0)
+    """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
     share_prefixes: bool = True
     """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
 
 
-@dataclass(frozen=True)
-class EncodedPreference:
-    """Token ids of a preference, and by how much its scores must differ."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    margin: float
-    source: Preference
-
-
-class PackedRewardTrainer(StepInPasses, RewardTrainer):
-    """TRL's trainer, its step in passes."""
-
-
 def train_reward(config: RewardConfig) -> None:
     """The stage."""
-    run = start_run(config, "reward", {"policy": config.policy, "preferences": config.preferences})
+    inputs = {"policy": config.policy, "preferences": config.preferences}
+    run = start_run(config, "reward", inputs | ({"samples": config.samples} if config.samples else {}))
     if describe(run):
         return
     source = find_model(config.policy)
@@ -93,21 +95,25 @@ def train_reward(config: RewardConfig) -> None:
     training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
-    train_set = encode(training, tokenizer, config)
-    validation_set = encode(validation, tokenizer, config)
+    longest = config.training.max_length_tokens
+    train_set = label(encode(training, tokenizer, longest), config)
+    samples = encode_samples(config, tokenizer)
+    exam = report.build_exam(validation, tokenizer, config.garbage_prompts, longest, samples)
+    evaluated = label(exam.examples, config, bootstrap=False)
+    origin = trace_origin(config.preferences)
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
         tokenizer,
         "preferences",
     )
-    model = load_reward_model(source, config.training, config.adapter, tokenizer)
+    model = load_reward_model(source, config.training, config.adapter, tokenizer, config.members)
 
     recorder = RunRecorder(run)
     trainer = PackedRewardTrainer(
         model=model,
         args=build_reward_args(config, run),
         train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
+        eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
         processing_class=tokenizer,
     )
     trainer.tokens_per_pass = config.training.tokens_per_pass
@@ -115,8 +121,16 @@ def train_reward(config: RewardConfig) -> None:
         pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
     train(trainer, run, recorder)
 
-    def report(answer: dict[str, Any]) -> dict[str, Any]:
-        return held_out_report(run, validation_set, answer["scores"])
+    def examined(answer: dict[str, Any]) -> dict[str, Any]:
+        marked = exam.mark(answer["scores"])
+        write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
+        if not marked.pairs:
+            say(f"{config.preferences} holds nothing out: there is no report on whether to trust this model")
+            write_score_scale(run.final, measure_scale(marked, None))
+            return {}
+        written = report.write_report(run, marked, origin, str(run.folder))
+        write_score_scale(run.final, measure_scale(marked, written["calibration"]["temperature"]))
+        return report.report_metrics(written)
 
     finish_adapter(
         trainer,
@@ -130,25 +144,93 @@ def train_reward(config: RewardConfig) -> None:
         probe_ids=train_set[0].prompt + train_set[0].chosen,
         metrics=last_metrics(run.folder, ("loss", "accuracy", "margin", "eval_loss")),
         facts={
-            "counts": {"train": len(train_set), "validation": len(validation_set)},
+            "counts": {"train": len(train_set), "validation": len(exam.examples)},
             "kinds": sorted({preference.kind for preference in training}),
         },
-        sequences=[e.prompt + side for e in validation_set for side in (e.chosen, e.rejected)],
-        on_reloaded=report,
+        sequences=exam.sequences(),
+        on_reloaded=examined,
     )
 
 
-def encode(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: RewardConfig
+def label(
+    examples: Sequence[EncodedPreference], config: RewardConfig, bootstrap: bool = True
 ) -> list[EncodedPreference]:
-    """Token ids and margins of the preferences that fit."""
-    encoded = []
-    for preference in preferences:
-        prompt, chosen, rejected = encode_preference(tokenizer, preference)
-        margin = config.margin_scale * (preference.strength or 0.0) / MAX_STRENGTH
-        encoded.append(EncodedPreference(prompt, chosen, rejected, margin, preference))
-    lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
-    return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")
+    """The examples with their margins, targets and weights.
+
+    Args:
+        bootstrap: whether the members of an ensemble see different rows, as in training; all see all where it is off.
+
+    Raises:
+        DataError: no example counts for anything.
+    """
+    if not examples:
+        return []
+    weights = np.array([[_weight_of(e.source, config)] for e in examples]).repeat(config.members, axis=1)
+    if not weights.any():
+        raise DataError(
+            "every preference has weight 0, so there is nothing to learn: mend the weights, or give --use-weights false"
+        )
+    if bootstrap:
+        weights = weights * bootstrap_counts([e.group for e in examples], config.members, config.training.seed)
+    return [
+        dataclasses.replace(
+            example,
+            margin=_margin_of(example.source, config),
+            target=_target_of(example.source, config),
+            weight=tuple(row),
+        )
+        for example, row in zip(examples, mean_one(weights).tolist(), strict=True)
+    ]
+
+
+def _margin_of(preference: Preference, config: RewardConfig) -> float:
+    if config.strength_as != "margin" or preference.confidence == TIE:
+        return 0.0
+    if preference.margin is not None:
+        return config.margin_scale * preference.margin
+    return margin_of(preference.strength, config.margin_scale)
+
+
+def _target_of(preference: Preference, config: RewardConfig) -> float:
+    """A tie that was kept is one whether or not labels are soft: neither side is the better one."""
+    if preference.confidence == TIE:
+        return TIE
+    if not config.soft_labels:
+        return 1.0
+    if preference.confidence is not None:
+        return max(preference.confidence, TIE)
+    return target_of(preference.agreement, len(preference.raters) if preference.raters is not None else None)
+
+
+def _weight_of(preference: Preference, config: RewardConfig) -> float:
+    weight = preference.weight if config.use_weights else 1.0
+    strength = preference.strength if config.strength_as == "weight" else None
+    return weight * (strength or 1.0)  # no strength, and a kept tie's strength of 0, count once
+
+
+def encode_samples(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Prompt and completion of at most `max_samples` answers of a sample run, spread evenly over it."""
+    if config.samples is None:
+        return []
+    answers = [(pair.messages, c) for pair in read_pairs(config.samples) for c in pair.completions]
+    count = min(config.max_samples, len(answers))
+    picked = [answers[place * len(answers) // count] for place in range(count)]
+    encoded = [encode_completion(tokenizer, messages, c.text, c.finished) for messages, c in picked]
+    return [prompt + completion for prompt, completion in encoded]
+
+
+def measure_scale(marked: report.Marked, temperature: float | None) -> ScoreScale:
+    """The scale of the scores: by the samples where there are any; members' offsets by all that was scored."""
+    real = [side for pair in marked.pairs for side in (pair.chosen, pair.rejected)] + marked.samples
+    offsets = np.array(real).mean(axis=0) - np.mean(real) if real else np.zeros(1)
+    means = [float(np.mean(members)) for members in marked.samples]
+    return ScoreScale(
+        temperature=temperature,
+        offsets=tuple(offsets.tolist()),
+        score_mean=float(np.mean(means)) if means else None,
+        score_std=float(np.std(means)) if means else None,
+        samples=len(means),
+    )
 
 
 def to_dataset(examples: Sequence[EncodedPreference]) -> Dataset:
@@ -161,6 +243,8 @@ def to_dataset(examples: Sequence[EncodedPreference]) -> Dataset:
                 "chosen_ids": e.prompt + e.chosen,
                 "rejected_ids": e.prompt + e.rejected,
                 "margin": e.margin,
+                "target": e.target,
+                "weight": list(e.weight),
                 "length": len(e.prompt) + max(len(e.chosen), len(e.rejected)),
             }
             for e in examples
@@ -182,41 +266,13 @@ def build_reward_args(config: RewardConfig, run: Run) -> RewardArguments:
     )
 
 
-def held_out_report(run: Run, examples: Sequence[EncodedPreference], scores: Sequence[float]) -> dict[str, Any]:
-    """Accuracy on preferences the training never saw, with its 95% interval, beside what length alone would get.
-
-    `scores` holds chosen and rejected in turn. Ties of length count as half.
-    """
-    if not examples:
-        return {}
-    chosen, rejected = scores[0::2], scores[1::2]
-    right = sum(c > r for c, r in zip(chosen, rejected, strict=True))
-    longer = sum(
-        1.0 if len(e.chosen) > len(e.rejected) else 0.5 if len(e.chosen) == len(e.rejected) else 0.0 for e in examples
-    )
-    report = {
-        "accuracy": right / len(examples),
-        "accuracy_interval": wilson_interval(right, len(examples)),
-        "n": len(examples),
-        "length_baseline": longer / len(examples),
-        "score_mean": statistics.fmean(scores),
-        "score_std": statistics.pstdev(scores),
-    }
-    write_json(run.final / "report.json", report)
-    rows = zip(examples, chosen, rejected, strict=True)
-    write_jsonl(
-        run.final / "validation_scores.jsonl",
-        [
-            {"prompt_id": e.source.prompt_id, "pair_id": e.source.pair_id, "chosen": c, "rejected": r}
-            for e, c, r in rows
-        ],
-    )
-    return {f"held_out_{key}": value for key, value in report.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`tiebreak reward`, or `python -m reward.train`."""
-    stage_main("reward", RewardConfig, train_reward, arguments)
+    """`tiebreak reward`, `tiebreak reward report`, or `python -m reward.train`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["report"]:
+        report.main(words[1:])
+    else:
+        stage_main("reward", RewardConfig, train_reward, words)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from lengths and never from token ids, so a padding token that also occurs in a 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -94,18 +95,28 @@ def completion_logps_in_batches(
     return results
 
 
-@torch.no_grad()
 def scores_in_batches(
     model: nn.Module,
     sequences: Sequence[Sequence[int]],
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """A reward model's score of each sequence (prompt and completion), read at its last token.
+    """A reward model's score of each sequence (prompt and completion), read at its last token; an ensemble's mean.
 
     Args:
         pad_id, batch_size: of padded batches, should the model need them.
     """
+    return [statistics.fmean(members) for members in member_scores_in_batches(model, sequences, pad_id, batch_size)]
+
+
+@torch.no_grad()
+def member_scores_in_batches(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    pad_id: int,
+    batch_size: int,
+) -> list[list[float]]:
+    """The scores that each member of a reward model gives to each sequence: one a sequence where it is no ensemble."""
     if not sequences:
         return []
     device = next(model.parameters()).device
@@ -115,14 +126,14 @@ def scores_in_batches(
         groups = by_beginning([sequence[:BEGINNING_TOKENS] for sequence in sequences])
         packing = pack_sequences(sequences, groups, TOKENS_PER_PASS, device)
         last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
-        scored: list[float] = packed_scores(whole, packing, last).squeeze(-1).float().tolist()
+        scored: list[list[float]] = packed_scores(whole, packing, last).float().tolist()
         return scored
-    results = [0.0] * len(sequences)
+    results: list[list[float]] = [[] for _ in sequences]
     for rows in batches_by_length([len(s) for s in sequences], batch_size):
         ids, mask = pad_right([sequences[r] for r in rows], pad_id, device)
         hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(rows), device=device), mask.sum(1) - 1]
-        scores = whole.score(last).squeeze(-1)  # the classifier's own forward reads at the last id that is no padding
+        scores = whole.score(last)  # the classifier's own forward reads at the last id that is no padding
         for row, score in zip(rows, scores.float().tolist(), strict=True):
             results[row] = score
     return results

@@ -238,9 +238,11 @@ def resolve_precision(training: TrainingConfig) -> torch.dtype:
 
 
 def load_base(
-    source: ModelSource, training: TrainingConfig, kind: ModelKind = "policy", quantized: bool = False
+    source: ModelSource, training: TrainingConfig, kind: ModelKind = "policy", quantized: bool = False, members: int = 1
 ) -> PreTrainedModel:
-    """The base weights: a causal language model, or for `reward` a sequence classifier with one output.
+    """The base weights: a causal language model, or for `reward` a sequence classifier with one output a member.
+
+    A finished reward model has as many members as it was trained with, whatever `members` says.
 
     Under ZeRO-3 this must be called before the training arguments are made: the model is loaded whole and DeepSpeed
     shards it when training starts, which keeps adapters that are copied or saved here whole as well.
@@ -266,7 +268,7 @@ def load_base(
         )
     loader = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
     if kind == "reward":
-        options["num_labels"] = 1
+        options["num_labels"] = _saved_members(source) if source.kind == "reward" else members
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a causal model's weights in a classifier: the new head is expected
     transformers_logging.disable_progress_bar()
@@ -323,10 +325,27 @@ def load_frozen_policy(source: ModelSource, training: TrainingConfig) -> nn.Modu
     return model.eval().requires_grad_(False)
 
 
+def _saved_members(source: ModelSource) -> int:
+    """How many score heads a finished reward model has: the rows of what was saved."""
+    from safetensors import safe_open
+
+    if source.folder is None:
+        return 1
+    with safe_open(source.folder / ADAPTER_FILE, framework="pt") as tensors:
+        heads = [tensors.get_slice(key).get_shape()[0] for key in tensors.keys() if key.endswith("score.weight")]  # noqa: SIM118
+    if len(heads) != 1:
+        raise HandoffError(f"{source.folder / ADAPTER_FILE} has no score head: it is not a reward model")
+    return int(heads[0])
+
+
 def load_reward_model(
-    source: ModelSource, training: TrainingConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
+    source: ModelSource,
+    training: TrainingConfig,
+    adapter: AdapterConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    members: int = 1,
 ) -> PeftModel:
-    """A reward model to train: a policy's adapter as its start, and a new score head.
+    """A reward model to train: a policy's adapter as its start, and a new score head of one row a member.
 
     The head is drawn from N(0, 1/(d+1)) with d the hidden size (Huang et al. 2024, detail 11; Stiennon et al. 2020).
     """
@@ -334,8 +353,9 @@ def load_reward_model(
     from safetensors.torch import load_file
 
     quantized = is_quantized(source, adapter)
-    base = load_base(source, training, kind="reward", quantized=quantized)
+    base = load_base(source, training, kind="reward", quantized=quantized, members=members)
     base.config.pad_token_id = tokenizer.pad_token_id
+    base.config.num_labels = 1  # TRL's trainer asks for one; what it makes of several heads, reward.trainer replaces
     torch.manual_seed(training.seed)
     hidden = base.config.get_text_config().hidden_size
     nn.init.normal_(base.score.weight, std=(hidden + 1) ** -0.5)
@@ -512,15 +532,15 @@ def _in_fixed_order(path: Path) -> None:
 
 @torch.no_grad()
 def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
-    """What a model answers to fixed ids: log-probabilities of ids[1:], or the one score of a reward model."""
+    """What a model answers to fixed ids: log-probabilities of ids[1:], or a reward model's score, of each member."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
     batch = torch.tensor([ids], device=device)
     logits = model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
     model.train(training)
-    if logits.shape[-1] == 1:
-        return [float(logits.item())]
+    if logits.ndim == 2:
+        return [float(score) for score in logits[0]]
     logps = torch.log_softmax(logits[0, :-1].float(), dim=-1)
     return [float(v) for v in logps.gather(-1, batch[0, 1:, None]).squeeze(-1)]
 

@@ -182,25 +182,38 @@ class Preference(Record):
     prompt: Messages
     chosen: Messages
     rejected: Messages
-    strength: float | None = Field(default=None, ge=0)
+    strength: float | None = None
     """1 (slightly better) to 3 (much better), the mean over the raters who agree; None where it was not asked."""
-    margin: float | None = Field(default=None, ge=0)
-    """TRL's column: strength / 3 (Touvron et al. 2023, Table 27, small margin)."""
-    agreement: float | None = None
+    margin: float | None = None
+    """TRL's column, 0 or more: by how much the scores must differ. Exports give strength / 3 (Touvron et al. 2023, Table
+    27, small margin)."""
+    agreement: float | None = Field(default=None, ge=0, le=1)
     """Share of the votes, ties among them, that prefer `chosen`."""
     confidence: float | None = Field(default=None, ge=0, le=1)
     """Soft label: the chance that `chosen` is the better one; 0.5 for a tie that is kept."""
     raters: tuple[str, ...] | None = None
     """Pseudonymous ids of the raters behind it; None where the data does not say."""
-    weight: float = 1.0
+    weight: float = Field(default=1.0, ge=0)
     adjudicated: bool = False
     """Settled by a lead, who then is the only one in `raters`."""
     kind: Kind = "unstated"
     pair_id: str | None = None
     prompt_id: str = ""
+    source: str = ""
+    tags: tuple[str, ...] = ()
     split: Split | None = None
     chosen_finished: bool = True
     rejected_finished: bool = True
+
+    @field_validator("margin", "strength")
+    @classmethod
+    def _of_the_right_sign(cls, value: float | None) -> float | None:
+        if value is not None and value < 0:
+            raise ValueError(
+                f"{value:g} is below 0 and says that the rejected answer is the better one: swap chosen and rejected, or "
+                "mend its sign"
+            )
+        return value
 
     @field_validator("raters")
     @classmethod
@@ -526,6 +539,9 @@ def _parse_preference(row: dict[str, Any]) -> Preference:
     else:
         prompt, chosen, rejected = _split_implicit_prompt(to_messages(row["chosen"]), to_messages(row["rejected"]))
     extras = {key: row[key] for key in _PREFERENCE_EXTRAS if row.get(key) is not None}
+    for key, kind in (("source", str), ("tags", list)):  # of another type, they are columns of the data's own
+        if isinstance(row.get(key), kind):
+            extras[key] = row[key]
     return Preference(prompt=prompt, chosen=chosen, rejected=rejected, prompt_id=prompt_id(prompt), **extras)
 
 

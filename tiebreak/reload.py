@@ -19,7 +19,7 @@ from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import exit_with_message
 from tiebreak.generation import row_seed, sample_completions
-from tiebreak.logprobs import scores_in_batches
+from tiebreak.logprobs import member_scores_in_batches
 from tiebreak.models import (
     MODEL_FILE,
     PROBE_FILE,
@@ -36,7 +36,8 @@ SCORE_BATCH = 16
 
 
 def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """What a consumer of `final` would see: {"difference": float, "samples": [text, …], "scores": [float, …]}.
+    """What a consumer of `final` would see: {"difference": float, "samples": [text, …], "scores": [[float of
+    each member], …]}.
 
     Raises:
         HandoffError: the model does not answer as it did before it was saved: to 1e-5 in float32.
@@ -70,9 +71,9 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
             batch_size=len(prompts),
         )
         samples = [decode_completion(tokenizer, one.ids) for one in drawn]
-    scores: list[float] = []
+    scores: list[list[float]] = []
     if pinned["kind"] == "reward" and request.get("sequences"):
-        scores = scores_in_batches(model, request["sequences"], tokenizer.pad_token_id, SCORE_BATCH)
+        scores = member_scores_in_batches(model, request["sequences"], tokenizer.pad_token_id, SCORE_BATCH)
     if request.get("merged"):
         whole = model.merge_and_unload()
         whole.config.use_cache = True

@@ -26,6 +26,28 @@ def wilson_interval(successes: float, n: float, z: float = 1.959964) -> Interval
     return low, float(centre + half) if successes < n else 1.0
 
 
+def clustered_interval(values: Sequence[float], groups: Sequence[str]) -> Interval:
+    """The 95% interval of a mean of values from 0 to 1 that come in groups, as several pairs of one prompt do.
+
+    Wilson's, with the number of independent values that would vary as much: n over the design effect (Kish 1965), at
+    most n. Where each value is a group of its own it is `wilson_interval`; where all values are 0, or all 1, nothing
+    tells how much a group's values depend on one another, and each group counts once.
+    """
+    n = len(values)
+    if n == 0:
+        return 0.0, 1.0
+    array = np.asarray(values, dtype=np.float64)
+    share = float(array.mean())
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    totals = np.bincount(group, weights=array - share)
+    if not 0.0 < share < 1.0:
+        return wilson_interval(share * len(totals), len(totals))
+    grouped = float(np.square(totals).sum()) / n**2
+    independent = share * (1 - share) / n
+    effective = n if grouped <= independent else n * independent / grouped
+    return wilson_interval(share * effective, effective)
+
+
 def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:
     """The 95% percentile-bootstrap interval of a mean (Efron 1979), one value a prompt.
 

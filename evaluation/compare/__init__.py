@@ -19,12 +19,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from evaluation.compare.figures import Evaluation, Link, build_report, label, percent, read_chain, read_evaluation
+from evaluation.compare.figures import Evaluation, Link, build_report, label, read_chain, read_evaluation
 from evaluation.compare.page import Trained, build_page
 from evaluation.compare.samples import select_samples
 from tiebreak import runs
 from tiebreak.config import StageConfig
 from tiebreak.launch import stage_main
+from tiebreak.page.numbers import percent
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.tracking import track
 

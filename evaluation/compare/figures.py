@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tiebreak import runs
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.page.numbers import percent, short
 from tiebreak.records import Message, explain, read_rows
 from tiebreak.statistics import Interval, bootstrap_interval
 
@@ -552,19 +553,9 @@ def label(policy: str) -> str:
     return policy.upper() if policy in ("sft", "dpo", "ppo") else policy
 
 
-def percent(share: float) -> str:
-    """0.744 as 74%."""
-    return f"{100 * share:.0f}%"
-
-
 def _edge(share: float) -> str:
     """A percentage that does not round onto the 50% it is held against."""
     return f"{100 * share:.1f}%" if percent(share) == "50%" and share != 0.5 else percent(share)
-
-
-def short(identity: str) -> str:
-    """The first letters of a hash, as people quote it."""
-    return identity[:10]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -4,26 +4,39 @@ allows no request. Text from prompts and models is shown as plain text, never as
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from evaluation.compare import charts
-from evaluation.compare.charts import Scale, Spot, number
+from evaluation.compare.charts import Spot
 from evaluation.compare.curves import Curve, Panel, base_name, read_panels, reward_against_kl
-from evaluation.compare.figures import Answer, label, percent, short
-from evaluation.compare.markup import Markup, el, join
+from evaluation.compare.figures import Answer, label
 from evaluation.compare.samples import Sample, missed
+from tiebreak.page.charts import Scale, count_bar, outcome_bar, share_bar, swatch
+from tiebreak.page.document import build_document
+from tiebreak.page.markup import Markup, el, join
+from tiebreak.page.numbers import (
+    duration,
+    finer_percent,
+    first_and_last,
+    memory,
+    number,
+    one_digit,
+    percent,
+    short,
+    signed,
+    signed_points,
+    two_digits,
+)
+from tiebreak.page.tables import Form, cell, figure, heading, measured, note, ranged, table
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 Marks = Mapping[str, tuple[str, str]]
 """A policy's tone and shape."""
-Form = Callable[[float], str]
 
 _KNOWN_MARKS = {
     "base": ("base", "circle"),
@@ -59,47 +72,8 @@ def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sam
         ("samples", "Answers side by side", _samples(report, samples, marks)),
         ("chain", "What it was made from", _chain(report)),
     ]
-    kept = [(key, title, body) for key, title, body in sections if body]
-    links = [el("a", title, href=f"#{key}") for key, title, _ in kept]
-    style, script = Markup(_asset("page.css")), Markup(_asset("page.js"))
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=_content_policy(style, script)),
-        el("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name_="referrer", content="no-referrer"),
-        el("link", rel="icon", href="data:,"),
-        el("title", report["title"]),
-        el("style", style),
-    )
-    body = el(
-        "body",
-        el("main", _head(report, links), [el("section", el("h2", t), b, id=k) for k, t, b in kept]),
-        el("script", embedded_json(report), type="application/json", id="report"),
-        el("script", script),
-    )
-    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
-
-
-def _asset(name: str) -> str:
-    return resources.files("evaluation.compare").joinpath(name).read_text(encoding="utf-8")
-
-
-def _content_policy(style: str, script: str) -> str:
-    """Our own style and script by their hashes; nothing else, from nowhere."""
-    style_hash, script_hash = (base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (style, script))
-    return (
-        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def embedded_json(value: object) -> Markup:
-    """JSON that can stand inside a script element: no `<`, `>` or `&`, so nothing in it can close the element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
+    script = resources.files("evaluation.compare").joinpath("page.js").read_text(encoding="utf-8")
+    return build_document(report["title"], _head(report), sections, report, script)
 
 
 def policy_marks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -112,74 +86,13 @@ def policy_marks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _named(policy: str, marks: Marks) -> Markup:
-    return join(charts.swatch(*marks[policy]), label(policy))
-
-
-def _note(*content: object) -> Markup:
-    return el("p", *content, cls="note-text")
-
-
-def _heading(title: str, unit: str = "", numeric: bool = False, scale: Scale | None = None) -> Markup:
-    below = el("span", unit, cls="unit") if unit else None
-    axis = charts.whisker_axis(scale) if scale else None
-    return el("th", title, below, axis, scope="col", cls="n" if numeric else "")
-
-
-def _cell(name: str, *content: object, cls: str = "", absent: bool = False) -> Markup:
-    """A cell that knows its column's name: on a narrow screen the name stands beside it."""
-    return el("td", *content, cls=f"{cls} absent".strip() if absent else cls, data_name=name)
-
-
-def _figure(name: str, value: float | None, form: Form) -> Markup:
-    return _cell(name, "–" if value is None else form(value), cls="n", absent=value is None)
-
-
-def _table(headings: Sequence[Markup], rows: Sequence[Markup], cls: str = "stack") -> Markup:
-    head = el("thead", el("tr", list(headings))) if headings else None
-    return el("table", head, el("tbody", list(rows)), cls=cls)
-
-
-def _ranged(value: float, interval: Sequence[float] | None, form: Form) -> Markup:
-    """A figure with its interval in small print."""
-    edges = el("small", f" {form(interval[0])} to {form(interval[1])}") if interval else None
-    return el("span", form(value), edges, cls="value")
-
-
-def _measured(name: str, value: float, interval: Sequence[float] | None, scale: Scale, form: Form, mark: Any) -> Markup:
-    drawn = charts.whisker(value, interval, scale, *mark)
-    return _cell(name, drawn, _ranged(value, interval, form), cls="measure")
-
-
-def two_digits(value: float) -> str:
-    """0.71"""
-    return number(value, 2)
-
-
-def one_digit(value: float) -> str:
-    """12.3"""
-    return number(value, 1)
-
-
-def finer_percent(share: float) -> str:
-    """4.7%"""
-    return f"{number(100 * share, 1)}%"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """+0.12, −0.12, 0.00"""
-    shown = number(value, digits)
-    return f"+{shown}" if value > 0 and any(digit in shown for digit in "123456789") else shown
-
-
-def signed_points(share: float) -> str:
-    """A difference of shares in percentage points: +4.7"""
-    return signed(100 * share, 1)
+    return join(swatch(*marks[policy]), label(policy))
 
 
 # --- head ---
 
 
-def _head(report: Report, links: Sequence[Markup]) -> Markup:
+def _head(report: Report) -> Markup:
     told = report["headline"]
     facts = {
         "Prompts": f"{number(max(row['n_prompts'] for row in report['policies'].values()))} held out",
@@ -188,14 +101,12 @@ def _head(report: Report, links: Sequence[Markup]) -> Markup:
         "Answers drawn with": _sampling(report["sampling"]),
         "Evaluated": _finished(report),
     }
-    return el(
-        "header",
+    return join(
         el("p", report["title"], cls="eyebrow"),
         el("h1", told["claim"]),
         el("p", " ".join(told["sentences"]), cls="lead"),
         [el("p", caveat, cls="caveat") for caveat in told["caveats"]],
         el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
-        el("nav", list(links), aria_label="Sections"),
     )
 
 
@@ -217,46 +128,46 @@ def _finished(report: Report) -> str:
 def _policies(report: Report, marks: Marks) -> Markup:
     policies, baseline = report["policies"], label(report["baseline"])
     headings = [
-        _heading("Policy"),
-        _heading("Rubric score", "mean, 95% interval", scale=_RUBRIC_SCALE),
-        _heading(f"Win rate against {baseline}", "95% interval", scale=_WIN_SCALE),
-        _heading("Score", "reward model", numeric=True),
-        _heading(f"KL from {baseline}", "nats per answer", numeric=True),
-        _heading("Length", "tokens", numeric=True),
-        _heading("Cut off", "share", numeric=True),
-        _heading("Repetition", "share", numeric=True),
+        heading("Policy"),
+        heading("Rubric score", "mean, 95% interval", scale=_RUBRIC_SCALE),
+        heading(f"Win rate against {baseline}", "95% interval", scale=_WIN_SCALE),
+        heading("Score", "reward model", numeric=True),
+        heading(f"KL from {baseline}", "nats per answer", numeric=True),
+        heading("Length", "tokens", numeric=True),
+        heading("Cut off", "share", numeric=True),
+        heading("Repetition", "share", numeric=True),
     ]
     rows = [_policy_row(name, row, report, marks) for name, row in policies.items()]
     n = " or ".join(number(v) for v in sorted({row["n_prompts"] for row in policies.values()}))
-    note = (
+    told = (
         f"Means over {n} held-out prompts, the same for every policy. Intervals are 95% percentile bootstraps "
         "over prompts. A win rate counts a tie as half a win; 50% is no difference. Cut off: answers that reached the "
         "limit of tokens. Repetition: runs of four words that came before in the answer."
     )
-    return join(_table(headings, rows), _note(note))
+    return join(table(headings, rows), note(told))
 
 
 def _policy_row(name: str, row: Row, report: Report, marks: Marks) -> Markup:
     win, rate = f"Win rate against {label(report['baseline'])}", row["win_rate_vs_sft"]
     if rate is None:
-        win_cell = _cell(
+        win_cell = cell(
             win, el("small", "the baseline") if name == report["baseline"] else "–", cls="measure", absent=True
         )
     else:
-        win_cell = _measured(win, rate, row["win_rate_interval"], _WIN_SCALE, percent, marks[name])
+        win_cell = measured(win, rate, row["win_rate_interval"], _WIN_SCALE, percent, marks[name])
     score = row["score_mean"]
     return el(
         "tr",
         el("th", _named(name, marks), scope="row"),
-        _measured("Rubric score", row["rubric_mean"], row["rubric_interval"], _RUBRIC_SCALE, two_digits, marks[name]),
+        measured("Rubric score", row["rubric_mean"], row["rubric_interval"], _RUBRIC_SCALE, two_digits, marks[name]),
         win_cell,
-        _figure("Score", None, two_digits)
+        figure("Score", None, two_digits)
         if score is None
-        else _cell("Score", _ranged(score, row["score_interval"], two_digits), cls="n two-lines"),
-        _figure("KL, nats per answer", row["kl_per_sequence"], one_digit),
-        _figure("Length, tokens", row["length_tokens_mean"], one_digit),
-        _figure("Cut off", row["unfinished_share"], finer_percent),
-        _figure("Repetition", row["repetition_mean"], finer_percent),
+        else cell("Score", ranged(score, row["score_interval"], two_digits), cls="n two-lines"),
+        figure("KL, nats per answer", row["kl_per_sequence"], one_digit),
+        figure("Length, tokens", row["length_tokens_mean"], one_digit),
+        figure("Cut off", row["unfinished_share"], finer_percent),
+        figure("Repetition", row["repetition_mean"], finer_percent),
     )
 
 
@@ -271,17 +182,17 @@ def _changes(report: Report, marks: Marks) -> Markup | None:
     reach = next(limit for limit in (0.1, 0.2, 0.5, 1.0) if limit >= min(max(edges), 1.0))
     scale = Scale(-reach, reach, ((-reach, f"−{reach}"), (0.0, "0"), (reach, f"+{reach}")), reference=0.0)
     headings = [
-        _heading("Stage"),
-        _heading("Change of the rubric score", "paired by prompt, 95% interval", scale=scale),
-        _heading("Prompts", "better, equal, worse"),
-        _heading("Length", "tokens", numeric=True),
-        _heading("Cut off", "points", numeric=True),
-        _heading("Repetition", "points", numeric=True),
-        _heading("Time", numeric=True),
-        _heading("Peak memory", numeric=True),
+        heading("Stage"),
+        heading("Change of the rubric score", "paired by prompt, 95% interval", scale=scale),
+        heading("Prompts", "better, equal, worse"),
+        heading("Length", "tokens", numeric=True),
+        heading("Cut off", "points", numeric=True),
+        heading("Repetition", "points", numeric=True),
+        heading("Time", numeric=True),
+        heading("Peak memory", numeric=True),
     ]
     rows = [_change_row(row, scale, report, marks) for row in changes]
-    return join(_table(headings, rows), _criteria(report, marks))
+    return join(table(headings, rows), _criteria(report, marks))
 
 
 def _change_row(row: Row, scale: Scale, report: Report, marks: Marks) -> Markup:
@@ -292,18 +203,18 @@ def _change_row(row: Row, scale: Scale, report: Report, marks: Marks) -> Markup:
     return el(
         "tr",
         el("th", _named(name, marks), el("small", f" from {label(row['from'])}"), scope="row"),
-        _measured("Rubric score", row["rubric_difference"], interval, scale, signed, marks[name]),
-        _cell(
+        measured("Rubric score", row["rubric_difference"], interval, scale, signed, marks[name]),
+        cell(
             "Better, equal, worse",
-            charts.outcome_bar(*counts),
+            outcome_bar(*counts),
             el("span", ", ".join(map(str, counts)), cls="value"),
             cls="measure",
         ),
-        _figure("Length, tokens", row["length_tokens_difference"], lambda v: signed(v, 1)),
-        _figure("Cut off, points", row["unfinished_difference"], signed_points),
-        _figure("Repetition, points", row["repetition_difference"], signed_points),
-        _figure("Time", cost.get("seconds"), duration),
-        _figure("Peak memory", cost.get("peak_memory_bytes"), memory),
+        figure("Length, tokens", row["length_tokens_difference"], lambda v: signed(v, 1)),
+        figure("Cut off, points", row["unfinished_difference"], signed_points),
+        figure("Repetition, points", row["repetition_difference"], signed_points),
+        figure("Time", cost.get("seconds"), duration),
+        figure("Peak memory", cost.get("peak_memory_bytes"), memory),
     )
 
 
@@ -317,15 +228,11 @@ def _criteria(report: Report, marks: Marks) -> Markup | None:
         cells = []
         for policy, row in policies.items():
             share = row["criteria"].get(name)
-            drawn = (
-                "–"
-                if share is None
-                else join(charts.share_bar(share, marks[policy][0]), " ", el("span", percent(share)))
-            )
-            cells.append(_cell(label(policy), drawn, cls="share"))
+            drawn = "–" if share is None else join(share_bar(share, marks[policy][0]), " ", el("span", percent(share)))
+            cells.append(cell(label(policy), drawn, cls="share"))
         rows.append(el("tr", el("th", name, scope="row"), cells))
-    headings = [_heading("Criterion"), *(el("th", _named(policy, marks), scope="col") for policy in policies)]
-    return join(el("h3", "Share of answers that meet each criterion"), _table(headings, rows))
+    headings = [heading("Criterion"), *(el("th", _named(policy, marks), scope="col") for policy in policies)]
+    return join(el("h3", "Share of answers that meet each criterion"), table(headings, rows))
 
 
 # --- side by side with other evaluations ---
@@ -353,19 +260,19 @@ def _against(report: Report, marks: Marks) -> Markup | None:
         for at, measure in enumerate(told):
             first = el("th", _named(policy, marks), scope="rowgroup", rowspan=len(told)) if at == 0 else None
             rows.append(el("tr", first, el("td", measure[0]), [_beside(row, *measure[1:]) for row in figures]))
-    headings = [_heading("Policy"), _heading("Figure"), *(_heading(one["name"], numeric=True) for one in evaluations)]
-    note = "All on the same prompts, with the same yardstick and the same sampling settings."
+    headings = [heading("Policy"), heading("Figure"), *(heading(one["name"], numeric=True) for one in evaluations)]
+    remark = "All on the same prompts, with the same yardstick and the same sampling settings."
     if not against["score_comparable"]:
-        note += (
+        remark += (
             " Scores of the reward model are left out: they do not come from one reward model, and the scores of two "
             "have no common scale."
         )
-    return join(el("div", _table(headings, rows, cls="beside"), cls="scroll"), _note(note))
+    return join(el("div", table(headings, rows, cls="beside"), cls="scroll"), note(remark))
 
 
 def _beside(row: Row, key: str, interval: str | None, form: Form) -> Markup:
     value, edges = row.get(key), row.get(interval) if interval else None
-    shown = "–" if value is None else _ranged(value, edges, form)
+    shown = "–" if value is None else ranged(value, edges, form)
     return el("td", shown, None if edges else el("small"), cls="n")  # an empty interval keeps the figures in line
 
 
@@ -383,7 +290,7 @@ def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
     near, far = _outlying(spots, path, report)
     if len(near) + len(path) < 2:
         return None
-    legend = [el("span", charts.swatch(s.tone, s.shape), f"{s.name}, held-out prompts") for s in near]
+    legend = [el("span", swatch(s.tone, s.shape), f"{s.name}, held-out prompts") for s in near]
     if path:
         legend.append(
             el("span", charts.line_key("ppo", False), "PPO's rollouts on training prompts, darker with the steps")
@@ -392,12 +299,12 @@ def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
     side = el(
         "div",
         el("div", legend, cls="legend column"),
-        _note(
+        note(
             "What optimisation paid for its score: up is better liked by the reward model, right is further from the "
             "SFT policy. A score that rises while the rubric does not is a sign of over-optimisation."
         ),
-        _note("Whiskers are 95% intervals over prompts."),
-        _note(f"Too far right to be drawn. {outside}.") if far else None,
+        note("Whiskers are 95% intervals over prompts."),
+        note(f"Too far right to be drawn. {outside}.") if far else None,
     )
     return el("div", el("figure", charts.kl_chart(path, near)), side, cls="split")
 
@@ -434,13 +341,13 @@ def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
         parts.append(el("div", el("h3", label(run.stage)), where, cls="stage-head"))
         drawn_keys = {curve.key for panel in (*main, *further) for curve in panel.curves}
         at_end = final_figures({k: v for k, v in final.get(run.id, {}).items() if k not in drawn_keys})
-        parts.append(_note(f"At the end: {', '.join(at_end)}.") if at_end else None)
+        parts.append(note(f"At the end: {', '.join(at_end)}.") if at_end else None)
         parts.append(el("div", [_panel(panel, run.stage) for panel in main], cls="panels"))
         if further:
             drawn = el("div", [_panel(panel, run.stage) for panel in further], cls="panels")
             parts.append(el("details", el("summary", f"{len(further)} further figures"), drawn))
-    note = _note("Solid: training data. Dashed: held-out data. Beside each name: its first and last value.")
-    return join(note, parts) if parts else None
+    legend = note("Solid: training data. Dashed: held-out data. Beside each name: its first and last value.")
+    return join(legend, parts) if parts else None
 
 
 def final_figures(metrics: Mapping[str, Any]) -> list[str]:
@@ -493,7 +400,7 @@ def _twin(curve: Curve, trained: Sequence[str]) -> str:
 
 def _legend_entry(curve: Curve, tone: str) -> Markup:
     first, last = curve.points[0][1], curve.points[-1][1]
-    values = number(last) if len(curve.points) == 1 else charts.first_and_last(first, last)
+    values = number(last) if len(curve.points) == 1 else first_and_last(first, last)
     return el("span", charts.line_key(tone, curve.held_out), f"{curve.key} {values}")
 
 
@@ -509,27 +416,27 @@ def _data(report: Report) -> Markup | None:
         el(
             "tr",
             el("th", row["what"], scope="row"),
-            _cell("Rows", number(row["rows"]), cls="n"),
-            _cell("", charts.count_bar(row["rows"], most), cls="count-bar"),
-            _cell("Of these", ", ".join(f"{k} {number(v)}" for k, v in row["by"].items()) or "–", absent=not row["by"]),
-            _cell("Written by", row["stage"]),
+            cell("Rows", number(row["rows"]), cls="n"),
+            cell("", count_bar(row["rows"], most), cls="count-bar"),
+            cell("Of these", ", ".join(f"{k} {number(v)}" for k, v in row["by"].items()) or "–", absent=not row["by"]),
+            cell("Written by", row["stage"]),
         )
         for row in data
     ]
     headings = [
-        _heading("Records"),
-        _heading("Rows", numeric=True),
+        heading("Records"),
+        heading("Rows", numeric=True),
         el("th"),
-        _heading("Of these"),
-        _heading("Written by"),
+        heading("Of these"),
+        heading("Written by"),
     ]
     noted = [
-        el("tr", el("th", stage["stage"], scope="row"), _cell("Counts", ", ".join(flat_counts(stage["counts"]))))
+        el("tr", el("th", stage["stage"], scope="row"), cell("Counts", ", ".join(flat_counts(stage["counts"]))))
         for stage in report["stages"]
         if "counts" in stage
     ]
-    further = el("details", el("summary", "Counts that the stages noted"), _table([], noted)) if noted else None
-    return join(_table(headings, rows), further)
+    further = el("details", el("summary", "Counts that the stages noted"), table([], noted)) if noted else None
+    return join(table(headings, rows), further)
 
 
 def flat_counts(counts: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -560,7 +467,7 @@ def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup 
         if len(samples) >= total
         else f"{len(samples)} of {total} prompts: the largest gains, the largest losses and random ones by turns."
     )
-    note = " Gain and loss: the change of the rubric score from the policy that the one named was trained from."
+    told = " Gain and loss: the change of the rubric score from the policy that the one named was trained from."
     more = el(
         "p",
         el("button", "Show more", type="button", id="more"),
@@ -570,7 +477,7 @@ def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup 
         hidden=True,
     )
     cards = el("div", [_sample(sample, marks) for sample in samples], id="sample-list")
-    return join(_note(chosen, note), _sample_controls(report, marks), cards, more)
+    return join(note(chosen, told), _sample_controls(report, marks), cards, more)
 
 
 def _sample_controls(report: Report, marks: Marks) -> Markup:
@@ -624,8 +531,8 @@ def _chain(report: Report) -> Markup:
     stages_of = {row["id"]: row["stage"] for row in report["chain"]}
     timings = {row["id"]: row for row in report["timings"]["stages"]}
     shared = _shared_packages(list(timings.values()))
-    headings = [_heading(title) for title in ("Stage", "Folder", "Id", "Made from", "Git commit")]
-    headings += [_heading("Time", numeric=True), _heading("Peak memory", numeric=True)]
+    headings = [heading(title) for title in ("Stage", "Folder", "Id", "Made from", "Git commit")]
+    headings += [heading("Time", numeric=True), heading("Peak memory", numeric=True)]
     rows = [_chain_row(row, timings[row["id"]], stages_of, shared) for row in report["chain"]]
     machines = sorted({str(row["machine"]) for row in timings.values() if row["machine"]})
     notes = [f"All stages together: {duration(sum(row['seconds'] or 0 for row in timings.values()))}."]
@@ -634,12 +541,12 @@ def _chain(report: Report) -> Markup:
         [f"Packages, the same in every stage: {', '.join(f'{k} {v}' for k, v in shared.items())}."] if shared else []
     )
     return join(
-        _note(
+        note(
             "Every figure above can be traced to these runs. An id is a hash of what a run did: its stage, "
             "configuration, inputs and outputs. A + after a commit: files differed from it."
         ),
-        el("div", _table(headings, rows, cls="chain stack"), cls="scroll"),
-        _note(" ".join(notes)),
+        el("div", table(headings, rows, cls="chain stack"), cls="scroll"),
+        note(" ".join(notes)),
     )
 
 
@@ -653,12 +560,12 @@ def _chain_row(row: Row, time: Row, stages_of: Mapping[str, str], shared: Mappin
     return el(
         "tr",
         el("th", label(row["stage"]), scope="row"),
-        _cell("Folder", el("code", time["folder"])),
-        _cell("Id", el("code", short(row["id"]), title=row["id"])),
-        _cell("Made from", el("span", inputs or "–")),
-        _cell("Git commit", el("code", time["git_commit"] or "–"), el("small", f" {own}") if own else None),
-        _figure("Time", time["seconds"], duration),
-        _figure("Peak memory", time["peak_memory_bytes"], memory),
+        cell("Folder", el("code", time["folder"])),
+        cell("Id", el("code", short(row["id"]), title=row["id"])),
+        cell("Made from", el("span", inputs or "–")),
+        cell("Git commit", el("code", time["git_commit"] or "–"), el("small", f" {own}") if own else None),
+        figure("Time", time["seconds"], duration),
+        figure("Peak memory", time["peak_memory_bytes"], memory),
     )
 
 
@@ -666,17 +573,3 @@ def _shared_packages(rows: Sequence[Row]) -> dict[str, str]:
     """Versions that every stage ran with."""
     every = [row["packages"] or {} for row in rows]
     return {k: v for k, v in every[0].items() if all(one.get(k) == v for one in every)} if every else {}
-
-
-def duration(seconds: float) -> str:
-    """45 s, 3 min 05 s, 2 h 07 min"""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def memory(count: float) -> str:
-    """1.85 GiB, 120 MiB"""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"

@@ -19,14 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.compare import CompareConfig, compare, summary_table
-from evaluation.compare.charts import line_chart, number, tick_labels, ticks
+from evaluation.compare.charts import line_chart
 from evaluation.compare.curves import MAX_POINTS, read_panels, reward_against_kl, thin
 from evaluation.compare.figures import distinct_names, verdict
-from evaluation.compare.markup import el, visible
-from evaluation.compare.page import embedded_json
 from tiebreak import runs
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.page.charts import tick_labels, ticks
+from tiebreak.page.document import embedded_json
+from tiebreak.page.markup import el, visible
+from tiebreak.page.numbers import number
 from tiebreak.records import write_json, write_jsonl
 from tiebreak.statistics import bootstrap_interval
 

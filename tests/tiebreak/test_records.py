@@ -231,7 +231,10 @@ def preference(**changes: Any) -> dict[str, Any]:
         (preference(chosen=" "), "a completion is empty"),
         (preference(chosen="Same.", rejected=" Same.\n"), "chosen and rejected are the same text"),
         (preference(raters=[]), "no rater stands behind this preference"),
-        (preference(strength=-1), "strength: Input should be greater than or equal to 0"),
+        (preference(strength=-1), "strength: -1 is below 0 and says that the rejected answer is the better one"),
+        (preference(margin=-0.5), "margin: -0.5 is below 0 .* swap chosen and rejected, or mend its sign"),
+        (preference(weight=-1), "weight: Input should be greater than or equal to 0"),
+        (preference(agreement=1.5), "agreement: Input should be less than or equal to 1"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "strength": NaN}', "strength: .*finite"),
         (preference(split="dev"), "split: "),
         (preference(kind="robot"), "kind: "),
@@ -248,6 +251,13 @@ def test_each_fault_of_a_preference(tmp_path: Path, row: Any, told: str) -> None
     with pytest.raises(DataError, match=told) as caught:
         read_preferences(source)
     assert {fault.partition(": ")[0] for fault in faults_of(caught)} == {f"{source}:2"}
+
+
+def test_a_preferences_source_and_tags_are_read_and_other_columns_of_those_names_left_alone(tmp_path: Path) -> None:
+    rows = [preference(source="forum", tags=["ph", "light"]), preference(source=3, tags="ph")]
+    first, second = read_preferences(write(tmp_path / "p.jsonl", rows))
+    assert (first.source, first.tags) == ("forum", ("ph", "light"))
+    assert (second.source, second.tags) == ("", ())
 
 
 def completion(text: str, number: int = 0) -> Completion:

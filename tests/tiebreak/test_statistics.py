@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tiebreak.statistics import bootstrap_interval, wilson_interval
+from tiebreak.statistics import bootstrap_interval, clustered_interval, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (57, 60), (413, 1000)])
@@ -46,3 +46,32 @@ def test_the_bootstrap_of_one_value_and_of_none() -> None:
     assert bootstrap_interval([0.25], resamples=10) == (0.25, 0.25)
     with pytest.raises(ValueError, match="no values"):
         bootstrap_interval([])
+
+
+def test_values_in_groups_of_their_own_have_wilsons_interval() -> None:
+    values = [1.0] * 8 + [0.0] * 2
+    assert clustered_interval(values, [str(n) for n in range(10)]) == pytest.approx(wilson_interval(8, 10))
+
+
+def test_rows_that_repeat_their_group_count_once() -> None:
+    """Each group's rows are equal, so ten groups of four say what ten rows say."""
+    values = [float(n >= 2) for n in range(10) for _ in range(4)]
+    groups = [str(n) for n in range(10) for _ in range(4)]
+    assert clustered_interval(values, groups) == pytest.approx(wilson_interval(8, 10))
+    assert clustered_interval([1.0] * 40, groups) == pytest.approx(wilson_interval(10, 10))
+    assert clustered_interval([], []) == (0.0, 1.0)
+
+
+def test_the_clustered_interval_covers_the_truth() -> None:
+    """200 draws of 40 prompts whose 6 pairs share most of their luck: Wilson's alone covers far fewer than 95%."""
+    rng = np.random.default_rng(1)
+    covered = naive = 0
+    for _ in range(200):
+        chance = rng.beta(0.7, 0.3, 40)  # mean .7
+        values = [float(rng.random() < p) for p in chance for _ in range(6)]
+        low, high = clustered_interval(values, [str(n) for n in range(40) for _ in range(6)])
+        covered += low <= 0.7 <= high
+        low, high = wilson_interval(sum(values), len(values))
+        naive += low <= 0.7 <= high
+    assert covered >= 182  # 95% less three standard errors
+    assert naive < 160

@@ -1,0 +1,134 @@
+"""Whether σ(difference of two scores) is the probability that the first answer is the better one, and how to make it so.
+
+A difference is score(chosen) − score(rejected); the model is right where it is positive. Everything here is a pure
+function of differences, and of the prompt that each comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tiebreak.statistics import Interval, clustered_interval
+
+Array = npt.NDArray[np.float64]
+BINS = 5
+"""of equal width over confidences from ½ to 1; more would hold a handful of held-out pairs each"""
+
+FOLDS = 10
+ROUNDING = 1e-9
+"""Scores that differ by less are equal."""
+
+
+def sigmoid(x: Array) -> Array:
+    """1/(1 + e^−x), for any x."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+
+
+def fit_temperature(differences: Sequence[float]) -> float | None:
+    """The T > 0 at which σ(difference/T) is likeliest (temperature scaling, Guo et al. 2017).
+
+    With Platt's targets (n + 1)/(n + 2) in place of certainty (Platt 1999), so that T stays above 0 where every
+    difference is positive. None where no T helps: the differences do not point to the better answers at all.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if not len(d) or float(np.abs(d).max()) < ROUNDING:
+        return None
+    target = (len(d) + 1) / (len(d) + 2)
+
+    def slope(inverse: float) -> float:
+        """Of the negative log-likelihood, in 1/T; it rises with 1/T, so one root is the minimum."""
+        return float((d * (sigmoid(d * inverse) - target)).mean())
+
+    if slope(0.0) >= 0.0:
+        return None
+    low, high = 0.0, 1.0 / float(np.abs(d).max())
+    while slope(high) < 0.0:
+        low, high = high, 2.0 * high
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if slope(middle) < 0.0 else (low, middle)
+    return 2.0 / (low + high)
+
+
+def cross_fitted(differences: Sequence[float], groups: Sequence[str]) -> list[float] | None:
+    """Each difference over a temperature fitted on other prompts: those of the other `FOLDS` − 1 folds.
+
+    So no figure is measured on the rows that it was fitted on, and all rows are measured. A fold for which no
+    temperature helps is held at 0: probability ½. None with fewer than two prompts.
+    """
+    names = sorted(set(groups), key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(names) < 2:
+        return None
+    fold = {name: place % FOLDS for place, name in enumerate(names)}
+    rows = list(zip(differences, groups, strict=True))
+    fitted = {one: fit_temperature([d for d, g in rows if fold[g] != one]) for one in set(fold.values())}
+    return [0.0 if (t := fitted[fold[group]]) is None else d / t for d, group in rows]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Pairs about which the model is equally sure."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    """mean probability that the model gave to the answer it prefers"""
+    accuracy: float
+    """share of them where that answer was the chosen one"""
+    interval: Interval
+
+
+def correctness(differences: Sequence[float]) -> list[float]:
+    """1 where the chosen answer has the higher score, ½ where the scores are equal, else 0."""
+    return [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
+
+
+def reliability(differences: Sequence[float], groups: Sequence[str], bins: int = BINS) -> list[Bin]:
+    """The bins that hold any pair, by confidence σ(|difference|)."""
+    confidences = sigmoid(np.abs(np.asarray(differences, dtype=np.float64)))
+    right = correctness(differences)
+    places = np.minimum(((confidences - 0.5) * 2 * bins).astype(int), bins - 1)
+    found = []
+    for place in range(bins):
+        rows = np.flatnonzero(places == place).tolist()
+        if rows:
+            values = [right[row] for row in rows]
+            found.append(
+                Bin(
+                    low=0.5 + place / (2 * bins),
+                    high=0.5 + (place + 1) / (2 * bins),
+                    n=len(rows),
+                    confidence=float(confidences[rows].mean()),
+                    accuracy=sum(values) / len(values),
+                    interval=clustered_interval(values, [groups[row] for row in rows]),
+                )
+            )
+    return found
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Σ share of pairs · |accuracy − confidence| over the bins (Naeini et al. 2015; Guo et al. 2017, Eq. 3)."""
+    total = sum(one.n for one in bins)
+    return sum(one.n / total * abs(one.accuracy - one.confidence) for one in bins)
+
+
+def negative_log_likelihood(differences: Sequence[float]) -> float:
+    """Mean −log σ(difference), in nats; ln 2 is a coin's."""
+    return float(np.logaddexp(0.0, -np.asarray(differences, dtype=np.float64)).mean())
+
+
+def measured(differences: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
+    """ECE, negative log-likelihood and the bins of a reliability diagram."""
+    bins = reliability(differences, groups)
+    return {
+        "ece": expected_calibration_error(bins),
+        "nll": negative_log_likelihood(differences),
+        "bins": [asdict(one) for one in bins],
+    }

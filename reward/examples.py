@@ -1,0 +1,44 @@
+"""Preferences as token ids: what reward training learns from, and what a reward model is examined on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tiebreak.chat import encode_preference
+from tiebreak.records import Preference, prompt_id
+from tiebreak.training import drop_too_long
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EncodedPreference:
+    """Token ids of a preference, and what its label says of the scores."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    margin: float
+    """by how much the scores must differ"""
+    source: Preference
+    target: float = 1.0
+    """the probability that the chosen answer is the better one"""
+    weight: tuple[float, ...] = (1.0,)
+    """how much the pair counts for each member"""
+
+    @property
+    def group(self) -> str:
+        """The prompt's id: pairs of one prompt are not independent."""
+        return self.source.prompt_id or prompt_id(self.source.prompt)
+
+
+def encode(
+    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, max_length_tokens: int
+) -> list[EncodedPreference]:
+    """Token ids of the preferences that fit, with no margin, a certain target and equal weights."""
+    encoded = [EncodedPreference(*encode_preference(tokenizer, p), margin=0.0, source=p) for p in preferences]
+    lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
+    return drop_too_long(encoded, lengths, max_length_tokens, "preferences")

@@ -1,0 +1,90 @@
+"""Answers that nobody would choose, made from held-out prompts: a reward model that likes them will be exploited.
+
+Optimisation finds whatever scores high, so what is looked for here is what policies are known to collapse to: nothing at
+all, one phrase over and over, the question said back, an answer that rambles on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reward.examples import EncodedPreference
+from tiebreak.chat import encode_completion, encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PHRASE_WORDS = 6
+OVERLONG = 3
+"""An over-long answer has this many times the tokens of the chosen one, where they fit."""
+WHAT = {
+    "empty": "nothing but the end of the answer",
+    "repeated": "its first words over and over",
+    "copied": "the prompt said back",
+    "over-long": "the chosen answer, then answers to other prompts",
+}
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A bad answer to the prompt of a held-out preference."""
+
+    kind: str
+    text: str
+    ids: list[int]
+    """prompt and answer"""
+    of: EncodedPreference
+
+
+def make_garbage(
+    examples: Sequence[EncodedPreference], tokenizer: PreTrainedTokenizerBase, prompts: int, max_length_tokens: int
+) -> list[Garbage]:
+    """One answer of each kind to each of at most `prompts` prompts, those that fit."""
+    by_prompt = {example.group: example for example in reversed(examples)}
+    order = sorted(by_prompt, key=lambda name: hashlib.sha256(name.encode()).digest())
+    picked = [by_prompt[name] for name in order[:prompts]]
+    others = [example.source.chosen_text for example in picked]
+    made = []
+    for place, example in enumerate(picked):
+        texts = {
+            "repeated": _repeated(example.source.chosen_text),
+            "copied": example.source.prompt[-1].content.replace(str(tokenizer.eos_token), "").strip(),
+        }
+        made.append(Garbage("empty", "", [*encode_prompt(tokenizer, example.source.prompt), _eos(tokenizer)], example))
+        made += [Garbage(kind, text, _ids(example, text, tokenizer), example) for kind, text in texts.items()]
+        long = _overlong(example, others[place + 1 :] + others[:place], tokenizer, max_length_tokens)
+        made += [long] if long else []
+    return [one for one in made if len(one.ids) <= max_length_tokens]
+
+
+def _repeated(text: str) -> str:
+    words = text.split()
+    phrase = " ".join(words[:PHRASE_WORDS])
+    return " ".join([phrase] * max(4, -(-len(words) // PHRASE_WORDS)))
+
+
+def _overlong(
+    example: EncodedPreference, others: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> Garbage | None:
+    """The longest within the limit and `OVERLONG` times the chosen answer; None where not one more answer fits."""
+    room = min(limit, len(example.prompt) + OVERLONG * len(example.chosen))
+    made = None
+    for text in itertools.accumulate(others, lambda a, b: f"{a}\n\n{b}", initial=example.source.chosen_text):
+        ids = _ids(example, text, tokenizer)
+        if len(ids) > room:
+            break
+        made = Garbage("over-long", text, ids, example) if text != example.source.chosen_text else None
+    return made
+
+
+def _ids(example: EncodedPreference, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    prompt, completion = encode_completion(tokenizer, example.source.prompt, text)
+    return prompt + completion
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
+    return int(tokenizer.eos_token_id)

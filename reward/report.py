@@ -1,0 +1,235 @@
+"""Whether to trust a reward model: its report, written when it is trained and again, on any preferences, by command.
+
+    tiebreak reward report --reward-model runs/quickstart/reward --output runs/quickstart/reward-report
+    tiebreak reward report --reward-model runs/quickstart/reward --preferences more.jsonl --output runs/more-report
+
+Writes into its run folder `report.json`, for programs, and `report.html`, for people: one file that opens with no
+network. Every figure is of preferences whose prompts the model was not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from reward.examples import EncodedPreference, encode
+from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
+from reward.garbage import Garbage, make_garbage
+from reward.losses import TIE
+from reward.origin import Origin, trace_origin
+from reward.page import build_page
+from tiebreak.config import StageConfig, TrainingConfig
+from tiebreak.errors import DataError, HandoffError
+from tiebreak.launch import stage_main
+from tiebreak.records import (
+    Preference,
+    prompt_id,
+    read_preferences,
+    split_preferences,
+    write_json,
+    write_jsonl,
+    write_text_atomically,
+)
+from tiebreak.runs import Run, identify_input, read_manifest, say, start_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRAINED_PROMPTS = "trained_prompts.json"
+"""Ids of the prompts that a reward model was trained on, in its `final/`."""
+
+
+class RewardReportConfig(StageConfig):
+    """`tiebreak reward report`"""
+
+    reward_model: str
+    """a finished reward run"""
+    preferences: str | None = None
+    """what to examine it on, of which rows that it was trained on are left out; null: those its own run held out"""
+    garbage_prompts: int = Field(default=16, ge=0)
+    """held-out prompts to which bad answers are made: empty, repeated, copied, over-long"""
+    batch_size: int = Field(default=16, ge=1)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a reward model is asked: held-out pairs, garbage made from them, and samples of a policy."""
+
+    examples: list[EncodedPreference]
+    garbage: list[Garbage]
+    samples: list[list[int]]
+    """prompt and completion"""
+
+    def sequences(self) -> list[list[int]]:
+        """Everything to be scored, in the order that `mark` expects."""
+        sides = [e.prompt + side for e in self.examples for side in (e.chosen, e.rejected)]
+        return [*sides, *(one.ids for one in self.garbage), *self.samples]
+
+    def mark(self, scores: Sequence[Sequence[float]]) -> Marked:
+        """The scores of `sequences()`, each a list over the members, given back to what they belong to.
+
+        Raises:
+            HandoffError: one of them is not a finite number.
+        """
+        broken = sum(not math.isfinite(score) for members in scores for score in members)
+        if broken:
+            raise HandoffError(
+                f"the reward model gives {broken} of {sum(map(len, scores))} scores that are not finite numbers, so "
+                "nothing can be measured or trained with it: lower training.learning_rate and train it again; its "
+                "checkpoints are kept"
+            )
+        rows = [tuple(members) for members in scores]
+        sides, rest = rows[: 2 * len(self.examples)], rows[2 * len(self.examples) :]
+        pairs = [ScoredPair(*of) for of in zip(self.examples, sides[0::2], sides[1::2], strict=True)]
+        by_example = {id(pair.example): pair for pair in pairs}
+        made = [
+            ScoredGarbage(one, statistics.fmean(members), by_example[id(one.of)])
+            for one, members in zip(self.garbage, rest, strict=False)
+        ]
+        return Marked(pairs, made, rest[len(self.garbage) :])
+
+
+@dataclass(frozen=True)
+class Marked:
+    """An exam with its scores."""
+
+    pairs: list[ScoredPair]
+    garbage: list[ScoredGarbage]
+    samples: list[tuple[float, ...]]
+
+
+def build_exam(
+    preferences: Sequence[Preference],
+    tokenizer: PreTrainedTokenizerBase,
+    garbage_prompts: int,
+    max_length_tokens: int,
+    samples: Sequence[list[int]] = (),
+) -> Exam:
+    """An exam on held-out preferences; kept ties, which no answer gets right, and those that are too long are left out."""
+    decided = [preference for preference in preferences if preference.confidence != TIE]
+    if len(decided) < len(preferences):
+        say(f"{len(preferences) - len(decided)} of {len(preferences)} held-out preferences are ties: not examined")
+    examples = encode(decided, tokenizer, max_length_tokens)
+    garbage = make_garbage(examples, tokenizer, garbage_prompts, max_length_tokens)
+    return Exam(examples, garbage, list(samples))
+
+
+def write_report(run: Run, marked: Marked, origin: Origin, reward_model: str) -> dict[str, Any]:
+    """Write `report.json`, `report.html` and the scores of each pair; returns the report.
+
+    What stands in `final/` names no folder, so that equal runs write equal bytes.
+    """
+    figures = build_figures(marked.pairs, marked.garbage, origin)
+    report = {"headline": headline(figures), **figures}
+    write_json(run.final / "report.json", report)
+    write_jsonl(run.final / "validation_scores.jsonl", [_scores_row(pair) for pair in marked.pairs])
+    write_json(run.folder / "report.json", report)
+    made_from = {name: one.source for name, one in run.inputs.items()} | {"reward_model": reward_model}
+    write_text_atomically(run.folder / "report.html", build_page(report, made_from))
+    say(
+        f"{report['headline']['claim']}.",
+        *report["headline"]["caveats"],
+        f"report: {(run.folder / 'report.html').resolve().as_uri()}",
+    )
+    return report
+
+
+def _scores_row(pair: ScoredPair) -> dict[str, Any]:
+    source = pair.example.source
+    return {
+        "prompt_id": source.prompt_id,
+        "pair_id": source.pair_id,
+        "chosen": statistics.fmean(pair.chosen),
+        "rejected": statistics.fmean(pair.rejected),
+        **({"chosen_members": pair.chosen, "rejected_members": pair.rejected} if len(pair.chosen) > 1 else {}),
+    }
+
+
+def report_metrics(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures that a manifest carries on to the recipe's own report."""
+    after = report["calibration"]["after"]
+    kept = ("accuracy", "accuracy_interval", "n", "length_baseline", "score_mean", "score_std")
+    told = {key: report[key] for key in kept} | {"ece": report["calibration"]["before"]["ece"]}
+    told |= {"ece_calibrated": after["ece"]} if after else {}
+    return {f"held_out_{key}": value for key, value in told.items()}
+
+
+# --- the command ---
+
+
+def report(config: RewardReportConfig) -> None:
+    """The command: score held-out preferences with a finished reward model, and write the report."""
+    from tiebreak.logprobs import member_scores_in_batches
+    from tiebreak.models import find_model, load_tokenizer, load_trained_reward_model
+
+    source = find_model(config.reward_model, kind="reward")
+    if source.folder is None:
+        raise HandoffError(f"{config.reward_model} is a base model: give the folder of a finished reward run")
+    preferences = config.preferences or _own_preferences(config.reward_model)
+    run = start_run(config, "reward report", {"reward_model": config.reward_model, "preferences": preferences})
+    if run.finished:
+        say(f"{run.folder} holds this very report already: nothing to do")
+        return
+    trained = read_manifest(config.reward_model)["config"]
+    training = TrainingConfig.model_validate(trained["training"])
+    tokenizer = load_tokenizer(source, training.trust_remote_code)
+    if config.preferences is None:
+        held_out = split_preferences(read_preferences(preferences), trained["validation_share"])[1]
+    else:
+        held_out = not_trained_on(read_preferences(preferences), source.folder)
+    if not held_out:
+        raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
+    exam = build_exam(held_out, tokenizer, config.garbage_prompts, training.max_length_tokens)
+    say(f"scoring {len(exam.sequences())} answers with {config.reward_model}")
+    model = load_trained_reward_model(source, training)
+    scores = member_scores_in_batches(model, exam.sequences(), tokenizer.pad_token_id, config.batch_size)
+    written = write_report(run, exam.mark(scores), trace_origin(preferences), config.reward_model)
+    run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
+    run.finish()
+
+
+def _own_preferences(reward_model: str) -> str:
+    """Where the preferences lie that a reward model was made from.
+
+    Raises:
+        HandoffError: something else lies there now.
+    """
+    made_from = read_manifest(reward_model)["inputs"]["preferences"]
+    source = str(made_from["source"])
+    if identify_input(source).id != made_from["id"]:
+        raise HandoffError(
+            f"{source} no longer holds the preferences that {reward_model} was made from: name others with --preferences"
+        )
+    return source
+
+
+def not_trained_on(preferences: Sequence[Preference], final: Path) -> list[Preference]:
+    """Rows of other preferences whose prompts a reward model has not seen in training."""
+    path = final / TRAINED_PROMPTS
+    if not path.is_file():
+        raise HandoffError(
+            f"{final} has no {TRAINED_PROMPTS}, so what it was trained on is not known: train it again with this version"
+        )
+    seen = set(json.loads(path.read_text()))
+    kept = [p for p in preferences if (p.prompt_id or prompt_id(p.prompt)) not in seen]
+    if len(kept) < len(preferences):
+        say(
+            f"{len(preferences) - len(kept)} of {len(preferences)} preferences have prompts it was trained on: left out"
+        )
+    return kept
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak reward report`, or `python -m reward.report`."""
+    stage_main("reward report", RewardReportConfig, report, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Figures as our pages print them: few digits, a true minus sign, an en dash for none."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "−"
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A figure as the page prints it: about three significant digits, a true minus sign, an en dash for none.
+
+    >>> number(0.6931), number(-12.345), number(1234567), number(2e-05), number(0)
+    ('0.693', '−12.3', '1,234,567', '2.0e−5', '0')
+    """
+    if value is None:
+        return "–"
+    if digits is not None:
+        shown = f"{value:,.{digits}f}"
+    elif value == 0 or (float(value).is_integer() and abs(value) >= 1):
+        shown = f"{value:,.0f}"
+    elif abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        shown = f"{mantissa}e{int(exponent)}"
+    else:
+        places = max(0, 2 - math.floor(math.log10(abs(value))))
+        shown = f"{value:,.{min(places, 4)}f}"
+    if not any(digit in shown for digit in "123456789"):
+        shown = shown.removeprefix("-")
+    return shown.replace("-", MINUS)
+
+
+def first_and_last(first: float, last: float) -> str:
+    """Two figures of one curve, with the same digits.
+
+    >>> first_and_last(39, 39.62), first_and_last(0, 0.6231)
+    ('39.0 → 39.6', '0.000 → 0.623')
+    """
+    largest = max(abs(first), abs(last))
+    if largest < 1e-3:
+        return f"{number(first)} → {number(last)}"
+    digits = min(4, max(0, 2 - math.floor(math.log10(largest))))
+    return f"{number(first, digits)} → {number(last, digits)}"
+
+
+def percent(share: float) -> str:
+    """0.744 as 74%."""
+    return f"{100 * share:.0f}%"
+
+
+def two_digits(value: float) -> str:
+    """0.71"""
+    return number(value, 2)
+
+
+def one_digit(value: float) -> str:
+    """12.3"""
+    return number(value, 1)
+
+
+def finer_percent(share: float) -> str:
+    """4.7%"""
+    return f"{number(100 * share, 1)}%"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """+0.12, −0.12, 0.00"""
+    shown = number(value, digits)
+    return f"+{shown}" if value > 0 and any(digit in shown for digit in "123456789") else shown
+
+
+def signed_points(share: float) -> str:
+    """A difference of shares in percentage points: +4.7"""
+    return signed(100 * share, 1)
+
+
+def short(identity: str) -> str:
+    """The first letters of a hash, as people quote it."""
+    return identity[:10]
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 05 s, 2 h 07 min"""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def memory(count: float) -> str:
+    """1.85 GiB, 120 MiB"""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
