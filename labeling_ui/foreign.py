@@ -145,9 +145,10 @@ def read_objects(path: Path) -> list[Row]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    decoder, rows, at = json.JSONDecoder(), [], 0
+    decoder, rows, at, line, counted = json.JSONDecoder(), [], 0, 1, 0
     while (at := _next_value(text, at)) < len(text):
-        where = f"{path}:{text.count(chr(10), 0, at) + 1}"
+        line, counted = line + text.count("\n", counted, at), at
+        where = f"{path}:{line}"
         try:
             value, at = decoder.raw_decode(text, at)
         except (json.JSONDecodeError, RecursionError) as error:

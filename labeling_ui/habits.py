@@ -2,7 +2,7 @@
 
 The sides are shuffled, so a rater who reads both answers prefers the left one half of the time. Longer answers may
 well be better, so a rater is compared with the others there. Every test is two-sided; over the raters of a campaign
-the p-values are adjusted (Holm 1979), so that one campaign in twenty marks anybody by chance.
+the p-values of each are adjusted (Holm 1979), so that either marks anybody by chance in one campaign of twenty.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ MAX_ITERATIONS = 500
 REPLICATES = (20, 100)
 """bootstrap replicates behind an interval: at least, at most"""
 REPLICATE_ITERATIONS = 25
-REPLICATED_VOTES = 500_000
+REPLICATED_VOTES = 300_000
 """votes refitted in all replicates together"""
 MOST_REPLICATED = 50_000
 """votes in one replicate; of more, some are drawn, and the interval is scaled to all"""

@@ -459,7 +459,9 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
     rows = load_from_disk(str(out / "final/datasets"))["train"]
     assert {"prompt", "chosen", "rejected", "margin", "weight", "confidence"} <= set(rows.column_names)
     assert rows[1]["margin"] == pytest.approx(2.5 / 3, abs=1e-6)
-    assert [row["rationale"] for row in csv.DictReader((out / "final/judgments.csv").open())] == ["'=1+1"] * 18
+    assert [
+        row["rationale"] for row in csv.DictReader(io.StringIO((out / "final/judgments.csv").read_text(), newline=""))
+    ] == ["'=1+1"] * 18
     edits = [json.loads(line) for line in (out / "final/edit_preferences.jsonl").read_text().splitlines()]
     told = [(one["pair_id"], one["rejected"][0]["content"]) for one in edits]
     assert told == [("pair-1", "second answer"), ("pair-1", "first answer")], "that of a gold pair trains nothing"

@@ -99,6 +99,17 @@ def test_bradley_terry_finds_planted_discriminations_and_beats_the_majority() ->
     assert ((fit.first_better > 0.5) == first)[near].mean() == pytest.approx(0.9, abs=0.05), "soft labels are chances"
 
 
+def test_intervals_from_some_of_many_votes_are_those_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, votes = planted_accuracies(2000, 3)
+
+    def widths() -> Floats:
+        return np.array([np.ptp(one.accuracy.interval) for one in measure_reliability("dawid_skene", votes)[1]])
+
+    whole = widths()
+    monkeypatch.setattr("labeling_ui.quality.MOST_REPLICATED", 1500)
+    assert float(np.median(widths() / whole)) == pytest.approx(1.0, abs=0.25)
+
+
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.eval")  # crowd-kit 1.4.2 under pandas 3.1
 def test_dawid_skene_as_published_is_crowd_kits() -> None:
     crowdkit = pytest.importorskip("crowdkit.aggregation.classification.dawid_skene")
