@@ -85,7 +85,7 @@ def completion_logps_in_batches(
     fuse_lora(model)
     device = next(model.parameters()).device
     sequences = [[*p, *c] for p, c in examples]
-    packing = pack_sequences(sequences, _by_beginning([p for p, _ in examples]), TOKENS_PER_PASS, device)
+    packing = pack_sequences(sequences, by_beginning([p for p, _ in examples]), TOKENS_PER_PASS, device)
     cells = [(row, len(p) + t - 1, token) for row, (p, c) in enumerate(examples) for t, token in enumerate(c)]
     numbers, steps, targets = torch.tensor(cells, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
     out, (of, _) = packed_log_probs(whole, packing, numbers, steps, targets, temperature)
@@ -112,7 +112,7 @@ def scores_in_batches(
     whole = whole_model(model)
     if packs(whole):
         fuse_lora(model)
-        groups = _by_beginning([sequence[:BEGINNING_TOKENS] for sequence in sequences])
+        groups = by_beginning([sequence[:BEGINNING_TOKENS] for sequence in sequences])
         packing = pack_sequences(sequences, groups, TOKENS_PER_PASS, device)
         last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
         scored: list[float] = packed_scores(whole, packing, last).squeeze(-1).float().tolist()
@@ -128,7 +128,7 @@ def scores_in_batches(
     return results
 
 
-def _by_beginning(beginnings: Sequence[Sequence[int]]) -> list[list[int]]:
+def by_beginning(beginnings: Sequence[Sequence[int]]) -> list[list[int]]:
     """Numbers of the rows that begin alike, together, a few at a time: their mask grows with the square."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, beginning in enumerate(beginnings):

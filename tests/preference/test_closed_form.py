@@ -28,7 +28,8 @@ from toy_language import (
 )
 
 from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
-from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
+from preference.ppo.groups import build_group_trainer
+from preference.ppo.train import PPOConfig, build_group_args, build_ppo_args, ppo_settings
 from preference.ppo.trainer import PPOTrainer
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.pairwise import pack_forward
@@ -110,10 +111,10 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         backbone,
         quiet(build_ppo_args(config, run), 8),
         ppo_settings(config, EOS),
-        [KnownReward(toy_rewards())],
         [list(prompt) for prompt in PROMPTS],
         [],
     )
+    trainer.rewards = [KnownReward(toy_rewards())]
     trainer.train()
     reference, best = start
     reached = answer_logps(backbone.lm)
@@ -122,6 +123,42 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
     # the KL that the trainer logs is the true one
     kl = float((reached.exp() * (reached - reference)).sum(1).mean())
     assert trainer.state.log_history[-2]["objective/kl"] == pytest.approx(kl, abs=0.1)
+
+
+def test_rloo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    """60 rollouts of 510 episodes, 34 completions a prompt. Measured: 0.013; with 30 rollouts 0.056.
+
+    TRL's trainer on our rollouts. Its KL is k1 in the reward, as PPO's; the baseline of siblings leaves the gradient
+    unbiased, and advantages are not normalised, so that β is β.
+    """
+    config = PPOConfig(
+        output=str(tmp_path),
+        algorithm="rloo",
+        completions_per_prompt=34,
+        policy="",
+        reward_model="table",
+        prompts="",
+        training=training(None, 102),
+        episodes_per_rollout=510,
+        rollouts=60,
+        ppo_epochs=1,
+        sampling=SamplingConfig(temperature=1.0, max_new_tokens=2),
+        kl_coef=BETA,
+        missing_eos_penalty=0.0,
+        normalise_scores=False,
+        whiten_advantages=False,
+    )
+    run = Run(folder=tmp_path, stage="ppo", config=config, inputs={}, fingerprint="")
+    lm = with_adapter(build_toy_policy())
+    prompts = [list(prompt) for prompt in PROMPTS] * 5
+    settings = ppo_settings(config, EOS)
+    trainer = build_group_trainer(lm, quiet(build_group_args(config, run), 8), settings, prompts, [], toy_tokenizer())
+    trainer.rewards = [KnownReward(toy_rewards())]
+    trainer.train()
+    reference, best = start
+    reached = answer_logps(lm)
+    print(f"RLOO: total variation {total_variation(reached, best):.4f}, before {total_variation(reference, best):.4f}")
+    assert total_variation(reached, best) < 0.05
 
 
 Rows = list[tuple[list[int], list[int], list[int]]]
