@@ -34,6 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
 
 from tiebreak.chat import encode_preference
 from tiebreak.config import TrainingConfig
@@ -86,10 +88,10 @@ def multi_turn(count: int, encode: Callable[[Preference], tuple[list[int], ...]]
     while len(pairs) < count:
         turns = chance.choice((1, 3, 3, 5))
         messages = tuple(
-            Message(role="user" if turn % 2 == 0 else "assistant", content=text(36 / turns, 0.6))
+            Message(role="user" if turn % 2 == 0 else "assistant", content=text(39 / turns, 0.9))
             for turn in range(turns)
         )
-        pair = _pair(encode, messages, text(26, 0.7), text(26, 0.7))
+        pair = _pair(encode, messages, text(26, 1.0), text(26, 1.0))
         if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= 256:
             pairs.append(pair)
     return pairs
@@ -200,14 +202,12 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         build = _ours if contestant == "ours" else _theirs
         trainer = build(case, contestant, base, pairs, rows, steps, tokenizer, folder)
         built = time.perf_counter() - started
-        clock = _Clock()
+        clock = Clock()
         trainer.add_callback(clock)
         trainer.train()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        products = _counted_products(trainer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    timed = clock.seconds[1:] or clock.seconds
-    seconds = statistics.median(timed)
+    seconds = statistics.median(clock.seconds[1:])
     precomputing = "trl " in contestant and case.stage == "dpo"
     setup = built / steps if precomputing else 0.0
     tokens = sum(pair.tokens if case.stage != "sft" else len(pair.prompt) + len(pair.chosen) for pair in pairs)
@@ -219,7 +219,7 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         peak_mib=peak,
         padded_tokens_a_row=_padded(case, pairs, rows),
         tokens_a_row=tokens / len(pairs),
-        matrix_product_share=products / seconds / product_rate(),
+        matrix_product_share=clock.products / seconds / product_rate(),
         steps=clock.seconds,
     )
 
@@ -233,18 +233,6 @@ def product_rate(size: int = 1536, repeats: int = 8) -> float:
         torch.mm(a, b)
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
-
-
-def _counted_products(trainer: Any) -> float:
-    """Floating-point operations of the matrix products in one step, on the first batch."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    batch = next(iter(trainer.get_train_dataloader()))
-    if getattr(trainer, "reference", None) is not None:
-        trainer.reference = type(trainer.reference)({"counted": True}, trainer.reference.path.parent)  # a first epoch's
-    with FlopCounterMode(display=False) as counter:
-        trainer.training_step(trainer.model, batch, None)
-    return float(counter.get_total_flops())
 
 
 def _padded(case: Case, pairs: Sequence[Pair], rows: int) -> float:
@@ -266,24 +254,26 @@ def _grouped_by_length(pairs: list[Pair], rows: int) -> list[Pair]:
     return [pair for batch in batches for pair in batch]
 
 
-class _Clock:
-    """A callback that times steps; made here, as importing transformers' class at the top would slow --help."""
+class Clock(TrainerCallback):
+    """Times steps, and counts the operations of the first one's matrix products, which is not among the timed."""
 
-    def __new__(cls) -> Any:
-        from transformers import TrainerCallback
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.products = 0.0
+        self._started = 0.0
+        self._counter: Any = None
 
-        class Clock(TrainerCallback):
-            def __init__(self) -> None:
-                self.seconds: list[float] = []
-                self._started = 0.0
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if not self.seconds:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+        self._started = time.perf_counter()
 
-            def on_step_begin(self, *_: Any, **__: Any) -> None:
-                self._started = time.perf_counter()
-
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                self.seconds.append(time.perf_counter() - self._started)
-
-        return Clock()
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+        if len(self.seconds) == 1:
+            self._counter.__exit__(None, None, None)
+            self.products = float(self._counter.get_total_flops())
 
 
 def _adapter(task: str) -> Any:
@@ -516,6 +506,8 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps < 2:
+        sys.exit("--steps: two at least, as the first is not timed")
     cases = [case for case in CASES if not options.only or case.name in options.only]
     if not cases:
         sys.exit(f"no such case: {options.only}; there are: {', '.join(case.name for case in CASES)}")

@@ -127,7 +127,8 @@ def sample(config: SampleConfig) -> None:
 
 
 def choose_prompts(config: SampleConfig) -> list[Prompt]:
-    """The prompts of the wanted splits, cut to `max_prompts` by a hash of their ids.
+    """The prompts of the wanted splits in an order by a hash of their ids, each split spread evenly over it, cut to
+    `max_prompts`.
 
     Raises:
         DataError: there are none, or the test split was asked for.
@@ -137,8 +138,11 @@ def choose_prompts(config: SampleConfig) -> list[Prompt]:
     prompts = read_prompts(config.prompts, config.splits)
     if not prompts:
         raise DataError(f"{config.prompts} has no prompts of the split(s) {', '.join(config.splits)}")
-    ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", config.seed, p.id))
-    return ranked[: config.max_prompts]
+    places: list[tuple[float, str, Prompt]] = []
+    for split in dict.fromkeys(config.splits):
+        inside = {content_id("sample", config.seed, p.id): p for p in prompts if p.split == split}
+        places += [((n + 0.5) / len(inside), rank, inside[rank]) for n, rank in enumerate(sorted(inside))]
+    return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])][: config.max_prompts]
 
 
 def to_completion(

@@ -51,6 +51,7 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
     if reason:
         say(f"the plain forward stays: {type(base).__name__} cannot take packed rows, as {reason}")
         return False
+    base.set_attn_implementation(TREE_ATTENTION)
     fuse_lora(model)
     plain_forward = base.forward
     patched = _scores if hasattr(base, "score") else _log_probs
@@ -72,12 +73,17 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 
 def packs(model: nn.Module) -> bool:
-    """Whether `hidden_states` may be asked of a model, which is tried once."""
-    return bool(model.config._attn_implementation == TREE_ATTENTION) or not why_not(model)
+    """Whether `hidden_states` may be asked of a model; if so, it attends within trees from now on."""
+    if model.config._attn_implementation == TREE_ATTENTION:
+        return True
+    able = not why_not(model)
+    if able:
+        model.set_attn_implementation(TREE_ATTENTION)
+    return able
 
 
 def why_not(model: nn.Module) -> str:
-    """Why an architecture cannot take packed rows; empty if it can, and then it attends within trees from now on.
+    """Why an architecture cannot take packed rows; empty if it can. The model is left as it was.
 
     What cannot be read from its configuration is tried: a few tokens, packed and plain.
     """
@@ -89,14 +95,15 @@ def why_not(model: nn.Module) -> str:
     model.set_attn_implementation(TREE_ATTENTION)
     if model.config._attn_implementation != TREE_ATTENTION:
         return "its attention cannot be exchanged"
-    reason: str = _differs(model)
-    if reason:
+    try:
+        reason: str = _differs(model)
+    finally:
         model.set_attn_implementation(before)
     return reason
 
 
 def hidden_states(model: nn.Module, row: PackedRow) -> Tensor:
-    """Last hidden states of a packed row, shape (N, hidden), by a model for which `why_not` had nothing to say."""
+    """Last hidden states of a packed row, shape (N, hidden), by a model that `packs`."""
     causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
     hidden: Tensor = model.base_model(
         input_ids=row.input_ids,
@@ -165,7 +172,7 @@ def _log_probs(
     model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]
 ) -> Any:
     """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
-    if not kwargs.get("fused_lm_head"):
+    if not kwargs.get("fused_lm_head") or kwargs.get("output_router_logits"):
         return plain_forward(**kwargs)
     from trl.trainer.utils import FusedCausalLMOutput
 

@@ -190,14 +190,11 @@ labels were flipped: ¾·¾ + ¼·¼ = 5/8. `exo_pair` takes the better side for
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path, loss: str) -> None:
-    """200 steps of 64 pairs, each pair in its shares within one batch.
+    """200 steps of 64 pairs, each pair in its shares within one batch. Measured: 0.024, 0.024 and 0.026.
 
-    Measured: 0.024 sigmoid, 0.024 robust, 0.026 exo_pair.
-
-    Rows come in the order they are in, as batches drawn from all of them would tear the shares apart (and ones
-    grouped by length would hold a single prompt each), which more than doubles the distance. `exo_pair` computes them
-    packed, as the stage does by default; with the others' hundreds of rows of five tokens a step that takes three
-    times as long as padding.
+    Rows come in the order they are in, as batches drawn from all of them would tear the shares apart (and ones grouped
+    by length would hold a single prompt each), which more than doubles the distance. `exo_pair` computes them packed, as
+    the stage does by default; with the others' hundreds of rows of five tokens, that takes three times as long.
     """
     smoothing, better, worse, batch = LOSSES[loss]
     config = DPOConfig(

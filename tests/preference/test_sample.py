@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, read_rows, write_rows
 
 from preference.sample import SampleConfig, choose_prompts, sample, to_pairs
+from sft.prepare import PrepareConfig, prepare
 from tiebreak.errors import DataError
 from tiebreak.records import Completion, Message, Prompt, prompt_id, read_pairs
 from tiebreak.runs import read_manifest
@@ -41,6 +42,16 @@ def test_prompts_are_chosen_by_content_and_seed(tmp_path: Path) -> None:
     assert choose_prompts(config_of(prompts=str(one), max_prompts=12))[:8] == first
     assert choose_prompts(config_of(prompts=str(one), max_prompts=8, seed=1)) != first
     assert len(choose_prompts(config_of(prompts=str(other)))) == 30
+
+
+@pytest.mark.parametrize("count", [8, 20, 40])
+def test_each_split_has_its_share_of_the_chosen(tiny_model: Path, tmp_path: Path, count: int) -> None:
+    """Of a *prepare* run with the same seed, whose own ranking must not decide which of them are taken."""
+    asked = write_rows(tmp_path / "a.jsonl", [{"prompt": f"Question {n}?"} for n in range(80)])
+    values = {"prompts": [str(asked)], "policy": str(tiny_model), "near_duplicate": 1.0, "split": {"validation": 0.25}}
+    prepare(PrepareConfig.model_validate({"output": str(tmp_path / "prepared"), **values}))
+    chosen = choose_prompts(config_of(prompts=str(tmp_path / "prepared"), max_prompts=count))
+    assert [p.split for p in chosen].count("validation") == round(count * 20 / 56)  # 24 of 80 are test prompts
 
 
 def test_test_prompts_are_never_sampled_from(tmp_path: Path) -> None:

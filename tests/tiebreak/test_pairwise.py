@@ -39,7 +39,7 @@ from sft.train import to_dataset as to_sft_dataset
 from tiebreak.chat import Encoded
 from tiebreak.config import TrainingConfig
 from tiebreak.packing import Packing, Tree, pack_padded, pack_sequences
-from tiebreak.pairwise import pack_forward, packed_scores, why_not
+from tiebreak.pairwise import pack_forward, packed_scores, packs, why_not
 from tiebreak.records import Message, Preference
 from tiebreak.runs import Run
 
@@ -319,7 +319,7 @@ def test_five_completions_of_a_prompt_are_scored_as_rows_of_their_own() -> None:
     model = build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification).get_base_model()
     with torch.no_grad():
         alone = torch.cat([model(input_ids=torch.tensor([s])).logits for s in sequences])
-        assert not why_not(model)
+        assert packs(model)
         for budget in (None, 13):
             packing = pack_sequences(sequences, groups, tokens_per_row=budget)
             assert sum(row.input_ids.shape[1] for row in packing.rows) == (3 + 9) + (2 + 9)
