@@ -1,4 +1,4 @@
-"""Proximal policy optimisation against a reward model, on one backbone.
+"""Policy optimisation against reward models and functions, on one backbone: PPO, RLOO, GRPO.
 
     tiebreak ppo --config configs/quickstart/ppo.yaml
     accelerate launch --config_file configs/accelerate/zero2.yaml -m preference.ppo --config configs/quickstart/ppo.yaml
@@ -7,10 +7,15 @@ TRL has no PPO trainer since 1.13, so this one is our own. It follows Schulman e
 from there, "The N+ Implementation Details of RLHF with PPO" (Huang et al. 2024).
 
     losses.py     the mathematics, as pure functions
-    backbone.py   policy, reference, reward model and value head on one set of base weights
+    backbone.py   policy, reference, mounted reward models and value head on one set of base weights
     rollout.py    completions, their scores, rewards and advantages
-    trainer.py    the loop, on transformers.Trainer
+    loop.py       what the three algorithms share: scores, held-out prompts, checkpoints
+    trainer.py    PPO, on transformers.Trainer
+    groups.py     RLOO and GRPO: TRL's trainers on the same rollouts and rewards
     train.py      the stage
+
+`algorithm: ppo|rloo|grpo` chooses. The KL in the reward is k1, log π − log π_ref; k3, which is steadier, is what control
+and early stops read, and must not stand in a reward (see losses.py).
 """
 
 from __future__ import annotations
