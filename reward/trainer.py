@@ -34,7 +34,7 @@ class LabelledRewardTrainer(RewardTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.data_collator = LabelCollator(self.data_collator.pad_token_id, self.data_collator.pad_to_multiple_of)
+        self.data_collator = LabelCollator(self.processing_class.pad_token_id, self.args.pad_to_multiple_of)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

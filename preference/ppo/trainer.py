@@ -27,7 +27,7 @@ from transformers import Trainer, TrainingArguments
 from preference.ppo.backbone import Backbone, Batch
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
 from preference.ppo.rollout import Episodes, Shaping, TokenRewards, roll_out, to_rewards
-from preference.rewards import Reward
+from preference.rewards import Reward, saved_scale
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
@@ -254,7 +254,8 @@ class PPOTrainer(Trainer):
         """Once, on the first rollout, which the policy wrote before any training: by what scores are normalised.
 
         Each reward is normalised alone, so that weights speak of rewards on one scale (Huang et al. 2024, 4.4). A reward
-        that does not vary there has nothing to be divided by, and is only shifted.
+        that does not vary there has nothing to be divided by, and is only shifted. A reward model whose run was given
+        samples of the policy says so itself, from more of them.
         """
         if self.loop.scales is not None:
             return
@@ -262,10 +263,11 @@ class PPOTrainer(Trainer):
         if self.settings.normalise_scores:
             scores = self.accelerator.gather(episodes.scores.T.contiguous()).double()
             deviations = [float(d) for d in scores.std(0, correction=0)]
-            scales = [
+            measured = [
                 (float(m), d if d > 1e-6 * max(1.0, abs(float(m))) else 1.0)
                 for m, d in zip(scores.mean(0), deviations, strict=True)
             ]
+            scales = [saved_scale(reward) or own for reward, own in zip(self.rewards, measured, strict=True)]
         self.loop = replace(self.loop, scales=tuple(scales))
 
     @property
