@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart smoke test lint unit setup wheel clean help
+.PHONY: quickstart smoke test lint unit setup wheel bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 20 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
+	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
 
 quickstart: setup
@@ -18,6 +19,9 @@ quickstart: setup
 smoke: setup
 	rm -rf runs/smoke
 	$(BIN)/tiebreak run --config configs/smoke/pipeline.yaml
+
+bench: setup
+	$(BIN)/python benchmarks/training.py
 
 test: lint unit
 

@@ -1,10 +1,18 @@
-"""How fast the labelling app answers: raters in a closed loop over HTTP, on the machine of the server.
+"""How the labelling app holds up: the figures that its design promises, measured on the machine of the server.
 
-    python benchmarks/labeling.py [--raters 10] [--seconds 20] [--think 0] [--kills 0]
+    python benchmarks/labeling.py                                   every part, in under four minutes
+    python benchmarks/labeling.py --parts http think --seconds 60   some parts, longer
+    python benchmarks/labeling.py --parts think --seconds 3600      an hour of 30 raters who think
 
-Starts `tiebreak label` on a store of its own, logs every rater in, and measures submit-and-next: the time from sending
-a judgment to having the next pair. Ends with a check that nothing was lost, doubled or given to too many raters.
-With --kills N the server is killed (SIGKILL) N times in the middle of the work and started again on the same store.
+    store     claim and submit from 10 processes at once, on the store itself
+    http      10 and 30 raters in a closed loop over HTTP, without thought: the time from sending a judgment to having
+              the next pair
+    think     30 raters with 5 to 15 seconds of thought
+    kills     the server is killed (SIGKILL) 20 times in the middle of 10 raters' work, and started again
+    million   one rater and a lead in a store of a million judgments (its rows are written directly)
+
+Every part on a running store ends with a check that nothing was lost, doubled or given to too many raters, and that the
+log is whole. Prints a table and, with --json FILE, writes the figures.
 """
 
 from __future__ import annotations
@@ -12,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import socket
@@ -21,6 +30,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -28,151 +41,493 @@ import httpx
 import sqlalchemy as sa
 
 from labeling_ui.accounts import add_account
-from labeling_ui.schema import JUDGMENTS
-from labeling_ui.store import Store
+from labeling_ui.answers import Submission
+from labeling_ui.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
+from labeling_ui.store import Store, wall_clock_ms
 from labeling_ui.verify import verify
-from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
+from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id, write_jsonl
 
 PASSWORD = "a password for the benchmark"
 OVERLAP = 3
+PARTS = ("store", "http", "think", "kills", "million")
+MANY = 1_000_000
+RATERS_OF_MANY = 40
+VOTES_OF_MANY = 4
+KILLS = 20
 
 
-def build_pairs(count: int) -> list[Pair]:
-    """Pairs of answers as long as real ones: about 1,000 characters."""
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    what: str
+    target: str
+    measured: dict[str, object]
+    reached: bool
+
+
+def build_pairs(count: int, words_each: int = 180) -> list[Pair]:
+    """Pairs of answers as long as real ones: about 1,000 characters at 180 words."""
     words = ["lower", "raise", "measure", "drain", "rinse", "water", "root", "leaf", "lamp", "tray", "litre", "degree"]
     chance = random.Random(0)
     pairs = []
     for n in range(count):
         messages = (Message(role="user", content=f"Question {n}: " + " ".join(chance.choices(words, k=40))),)
         completions = tuple(
-            Completion(id=f"{n}-{side}", text=" ".join(chance.choices(words, k=180)), policy="p") for side in "ab"
+            Completion(
+                id=f"pair-{n}-{side}", text=f"{side} " + " ".join(chance.choices(words, k=words_each)), policy="p"
+            )
+            for side in "ab"
         )
         pairs.append(Pair(id=f"pair-{n}", prompt_id=prompt_id(messages), messages=messages, completions=completions))
     return pairs
 
 
-async def send(client: httpx.AsyncClient, method: str, path: str, body: object = None) -> Any:
-    """A request, tried again until the server answers: it may be dead just now."""
-    while True:
-        try:
-            reply = await client.request(method, path, json=body)
-        except httpx.TransportError:
-            await asyncio.sleep(0.1)
-            continue
-        return reply.raise_for_status().json()
+def open_store(folder: Path, pairs: Sequence[Pair], overlap: int = OVERLAP) -> Store:
+    """A new store with `pairs`."""
+    store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
+    store.add_pairs(pairs, overlap=overlap, seed=0, source="benchmark", source_id="benchmark")
+    return store
 
 
-async def rate(address: str, name: str, until: float, think: float, times: list[float]) -> set[str]:
-    """One rater's work; returns the ids of the judgments that were acknowledged."""
-    acknowledged: set[str] = set()
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
-        login = await send(client, "POST", "/api/login", {"username": name, "password": PASSWORD})
-        client.headers["X-CSRF-Token"] = login["csrf_token"]
-        pair = await send(client, "GET", "/api/next")
-        while pair and time.monotonic() < until:
-            if think:
-                await asyncio.sleep(random.uniform(0.5, 1.5) * think)
-            client_id = f"{name}-{len(acknowledged)}"
-            body = {"client_id": client_id, "pair_id": pair["pair_id"], "answer": random.randint(-3, 3)}
-            begun = time.perf_counter()
-            reply = await send(client, "POST", "/api/judgments", body)
-            times.append(time.perf_counter() - begun)
-            acknowledged.add(reply["judgment_id"])
-            pair = reply["next"]
-    return acknowledged
+def percentile(times: Sequence[float], share: float) -> float:
+    """In milliseconds."""
+    ordered = sorted(times)
+    return round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
 
 
-async def kill_now_and_then(
-    folder: Path, port: int, server: list[subprocess.Popen[bytes]], kills: int, seconds: float
-) -> None:
-    """Kill the server every few seconds and start it again."""
-    for _ in range(kills):
-        await asyncio.sleep(seconds / kills * random.uniform(0.3, 0.9))
-        server[-1].kill()
-        server[-1].wait()
-        server.append(await asyncio.to_thread(serve, folder, port))
+def summary(times: Sequence[float]) -> dict[str, object]:
+    """The times of a run, in milliseconds."""
+    return {
+        "n": len(times),
+        "p50_ms": round(1000 * statistics.median(times), 1),
+        "p95_ms": percentile(times, 0.95),
+        "max_ms": round(1000 * max(times), 1),
+    }
 
 
-async def rate_all(
-    folder: Path, port: int, server: list[subprocess.Popen[bytes]], given: argparse.Namespace
-) -> tuple[list[float], set[str]]:
+def check(store: Store, acknowledged: set[str] | None = None) -> dict[str, object]:
+    """What became of the judgments: only what should not be there; {} if all is well."""
+    with store.reading() as connection:
+        judged = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.item_id, JUDGMENTS.c.rater_id, JUDGMENTS.c.occasion)
+        everything = connection.execute(judged).all()
+        overlap = {row.id: row.overlap for row in connection.execute(sa.select(ITEMS.c.id, ITEMS.c.overlap))}
+        given = connection.execute(
+            sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.rater_id).where(ASSIGNMENTS.c.occasion == 0)
+        ).all()
+    stored = [row for row in everything if row.occasion == 0]  # a planned repeat is no second place
+    raters = Counter(row.item_id for row in stored)
+    found = {
+        "acknowledged and lost": len((acknowledged or set()) - {row.id for row in everything}),
+        "doubled": len(stored) - len({(row.item_id, row.rater_id) for row in stored}),
+        "over their overlap": sum(count > overlap[item] for item, count in raters.items()),
+        "assigned twice": len(given) - len({tuple(row) for row in given}),
+        "faults of the log": len(verify(store).faults),
+    }
+    return {what: count for what, count in found.items() if count}
+
+
+# --- the store ---
+
+
+def work_in_process(url: str, rater_id: str, start: Barrier, seconds: float, done: Any) -> None:
+    """Claim and submit until the time is over."""
+    store = Store.open(url)
+    held = store.claim(rater_id)
+    start.wait()
+    until, count = time.monotonic() + seconds, 0
+    while held is not None and time.monotonic() < until:
+        said = Submission(client_id=f"{rater_id}-{count}", pair_id=held.item_id, answer=count % 7 - 3)
+        _, held = store.submit_and_claim(rater_id, said)
+        count += 1
+    done.put(count)
+    store.close()
+
+
+def measure_store(folder: Path, seconds: float) -> list[Row]:
+    """Ten processes."""
+    store = open_store(folder, build_pairs(int(900 * seconds), words_each=20))
+    names = [store.add_rater(f"rater {n}", rater_id=f"rater-{n}").id for n in range(10)]
+    store.engine.dispose()
+    context = multiprocessing.get_context("fork")
+    start, done = context.Barrier(len(names)), context.Queue()
+    workers = [context.Process(target=work_in_process, args=(store.url, name, start, seconds, done)) for name in names]
+    for worker in workers:
+        worker.start()
+    counts = [done.get(timeout=seconds + 60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    rate, faults = round(sum(counts) / seconds), check(store)
+    measured = {"claims and submissions a second": rate, "of one process": [min(counts), max(counts)], **faults}
+    return [Row("claim + submit in the store, 10 processes", ">= 500 a second", measured, rate >= 500 and not faults)]
+
+
+# --- over HTTP ---
+
+
+@dataclass
+class Load:
+    """Raters at work."""
+
+    address: str
+    think: tuple[float, float] = (0.0, 0.0)
+    drafts: bool = False
+    times: list[float] = field(default_factory=list)
+    acknowledged: set[str] = field(default_factory=set)
+    latest_draft: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """rater → (pair, number) of the last draft that was acknowledged and not yet followed by a judgment"""
+
+
+class Browser:
+    """One rater's connection, kept open. It takes little of the machine, which the server has to share with thirty."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, port = address.removeprefix("http://").partition(":")
+        self._port = int(port)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._kept: dict[str, str] = {}
+
+    async def log_in(self, name: str) -> None:
+        """Begin a session; later requests carry it."""
+        reply = await self.send("POST", "/api/login", {"username": name, "password": PASSWORD})
+        self._kept["X-CSRF-Token"] = reply["csrf_token"]
+
+    async def send(self, method: str, path: str, body: object = None) -> Any:
+        """A request, tried again until the server answers: it may be dead just now."""
+        content = b"" if body is None else json.dumps(body).encode()
+        headers = {"Host": f"{self._host}:{self._port}", "Content-Length": str(len(content)), **self._kept}
+        headers["Content-Type"] = "application/json"
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        while True:
+            try:
+                return await self._exchange("\r\n".join(lines).encode() + content)
+            except (OSError, asyncio.IncompleteReadError):
+                self.close()
+                await asyncio.sleep(0.05)
+
+    async def _exchange(self, request: bytes) -> Any:
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        await writer.drain()
+        status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        content = await reader.readexactly(int(headers["content-length"]))
+        if not status.startswith("HTTP/1.1 200"):
+            raise SystemExit(f"{status}: {content[:300]!r}")
+        if "set-cookie" in headers:
+            self._kept["Cookie"] = headers["set-cookie"].partition(";")[0]
+        return json.loads(content)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        if self._streams is not None:
+            self._streams[1].close()
+        self._streams = None
+
+
+async def rate(load: Load, name: str, until: float) -> None:
+    """One rater's work."""
+    browser = Browser(load.address)
+    await browser.log_in(name)
+    pair, count = await browser.send("GET", "/api/next"), 0
+    await asyncio.sleep(random.uniform(0, load.think[1]))
+    while pair and time.monotonic() < until:
+        if load.drafts:
+            await browser.send("PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
+            load.latest_draft[name] = (pair["pair_id"], count)
+        await asyncio.sleep(random.uniform(*load.think))
+        said = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
+        begun = time.perf_counter()
+        reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **said})
+        load.times.append(time.perf_counter() - begun)
+        load.acknowledged.add(reply["judgment_id"])
+        load.latest_draft.pop(name, None)
+        pair, count = reply["next"], count + 1
+    browser.close()
+
+
+async def rate_all(load: Load, raters: int, seconds: float) -> None:
     """All raters at once."""
-    times: list[float] = []
-    until = time.monotonic() + given.seconds
-    address = f"http://127.0.0.1:{port}"
-    work = [rate(address, f"rater {n}", until, given.think, times) for n in range(given.raters)]
-    *acknowledged, _ = await asyncio.gather(*work, kill_now_and_then(folder, port, server, given.kills, given.seconds))
-    return times, set().union(*(ids for ids in acknowledged if ids))
+    until = time.monotonic() + seconds
+    await asyncio.gather(*(rate(load, f"rater {n}", until) for n in range(raters)))
 
 
-def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """The server, in a process of its own."""
+@contextmanager
+def serving(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The server, in a process of its own: its address, and the process that is the last of the list."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = int(listening.getsockname()[1])
+    server = [start_server(folder, port)]
+    try:
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        server[-1].terminate()
+        server[-1].wait(20)
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Returns when it answers."""
     words = ["--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--port", str(port)]
     command = [sys.executable, "-m", "tiebreak.cli", "label", *words, "--overlap", str(OVERLAP)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    for _ in range(600):
+    for _ in range(1_200):
         try:
             httpx.get(f"http://127.0.0.1:{port}/openapi.json", timeout=2)
             return process
         except httpx.HTTPError:
-            time.sleep(0.1)
+            time.sleep(0.05)
     raise SystemExit("the server did not come up")
+
+
+def prepare(folder: Path, raters: int, pairs: int) -> Store:
+    """A store that a server can be started on."""
+    made = build_pairs(pairs)
+    write_jsonl(folder / "pairs.jsonl", made)
+    store = open_store(folder, made)
+    for n in range(raters):
+        add_account(store, f"rater {n}", "rater", PASSWORD)
+    return store
+
+
+def measure_http(
+    folder: Path, raters: int, seconds: float, think: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Load, Any]:
+    """A run, and what is wrong with the store after it."""
+    store = prepare(folder, raters, 400 + int(150 * seconds if think == (0.0, 0.0) else 4 * seconds))
+    with serving(folder) as (address, _):
+        load = Load(address, think)
+        asyncio.run(rate_all(load, raters, seconds))
+    faults = check(store, load.acknowledged)
+    store.close()
+    return load, faults
+
+
+def measure_closed_loop(folder: Path, seconds: float) -> list[Row]:
+    """Ten and thirty raters who do not think."""
+    rows = []
+    for raters, p50, p95 in ((10, None, 120.0), (30, 150.0, 400.0)):
+        inner = folder / str(raters)
+        inner.mkdir()
+        load, faults = measure_http(inner, raters, seconds)
+        measured = summary(load.times) | {"a second": round(len(load.times) / seconds), **faults}
+        good = percentile(load.times, 0.95) <= p95 and (p50 is None or percentile(load.times, 0.5) <= p50)
+        target = f"p95 <= {p95:.0f} ms" if p50 is None else f"p50 <= {p50:.0f}, p95 <= {p95:.0f} ms"
+        rows.append(
+            Row(f"submit and next over HTTP, {raters} raters, no thought", target, measured, good and not faults)
+        )
+    return rows
+
+
+def measure_thinking(folder: Path, seconds: float) -> list[Row]:
+    """Thirty raters with 5 to 15 seconds of thought."""
+    load, faults = measure_http(folder, 30, seconds, (5.0, 15.0))
+    good = percentile(load.times, 0.5) <= 30 and percentile(load.times, 0.95) <= 120
+    measured = summary(load.times) | faults
+    return [Row("30 raters with 5-15 s of thought", "p50 <= 30, p95 <= 120 ms", measured, good and not faults)]
+
+
+# --- killing the server ---
+
+
+async def kill_now_and_then(folder: Path, server: list[subprocess.Popen[bytes]], port: int, kills: int) -> None:
+    """Kill the server in the middle of the work, and start it again."""
+    for _ in range(kills):
+        await asyncio.sleep(random.uniform(0.2, 0.8))
+        server[-1].kill()
+        server[-1].wait()
+        server.append(await asyncio.to_thread(start_server, folder, port))
+
+
+async def rate_and_kill(load: Load, folder: Path, server: list[subprocess.Popen[bytes]], port: int, kills: int) -> None:
+    """Ten raters work until the last kill is a second ago."""
+    raters = [asyncio.create_task(rate(load, f"rater {n}", float("inf"))) for n in range(10)]
+    await kill_now_and_then(folder, server, port, kills)
+    await asyncio.sleep(1)
+    for task in raters:
+        task.cancel()
+    await asyncio.gather(*raters, return_exceptions=True)
+
+
+async def count_lost_drafts(load: Load) -> int:
+    """Drafts that were acknowledged and are not there, in that state or a later one."""
+    lost = 0
+    for name, (pair_id, number) in load.latest_draft.items():
+        browser = Browser(load.address)
+        await browser.log_in(name)
+        pair = await browser.send("GET", "/api/next")
+        if pair and pair["pair_id"] == pair_id:  # else the judgment arrived, and its reply did not
+            lost += pair["draft"] is None or int(pair["draft"]["rationale"]) < number
+        browser.close()
+    return lost
+
+
+def measure_kills(folder: Path, kills: int) -> list[Row]:
+    """Nothing that was acknowledged is gone."""
+    store = prepare(folder, 10, 3_000)
+    with serving(folder) as (address, server):
+        load = Load(address, drafts=True)
+        asyncio.run(rate_and_kill(load, folder, server, int(address.rpartition(":")[2]), kills))
+        lost = asyncio.run(count_lost_drafts(load))
+    faults = check(store, load.acknowledged) | ({"drafts lost": lost} if lost else {})
+    measured = {"kills": kills, "acknowledged judgments": len(load.acknowledged), **faults}
+    return [Row(f"SIGKILL {kills} times, 10 raters", "nothing lost or doubled", measured, not faults)]
+
+
+# --- a million judgments ---
+
+
+def fill(store: Store, pairs: int) -> int:
+    """Write `pairs` times `VOTES_OF_MANY` judgments of `RATERS_OF_MANY` raters as rows; returns how many."""
+    now, count = wall_clock_ms(), pairs * VOTES_OF_MANY
+    raters = [f"rater-{n}" for n in range(RATERS_OF_MANY)]
+    begun: int = store.status()["events"]
+
+    ids = [(n, f"pair-{n // VOTES_OF_MANY}", raters[n % RATERS_OF_MANY]) for n in range(count)]
+    times = range(now - 500 * count, now, 500)
+    said = {
+        answer: Judgment(pair_id="PAIR", rater_id="RATER", left="PAIR-a", right="PAIR-b", answer=answer, kind="human")
+        for answer in (-3, -2, -1, 0, 1, 2, 3)
+    }
+    records = {answer: judgment.model_dump_json() for answer, judgment in said.items()}
+    answers = random.Random(0).choices(list(records), k=count)
+    payload = "{}" * 150
+    tables = {
+        "events (seq, at_ms, kind, rater_id, item_id, payload, previous, hash)": (
+            (begun + 2 * n + k + 1, times[n], kind, rater, pair, payload, "", f"{hash((n, k)):064x}")
+            for n, pair, rater in ids
+            for k, kind in enumerate(("assigned", "submitted"))
+        ),
+        "assignments (id, item_id, rater_id, left_id, right_id, state, lease_until_ms, seq)": (
+            (f"assignment-{n:08}", pair, rater, f"{pair}-a", f"{pair}-b", "done", times[n], begun + 2 * n + 1)
+            for n, pair, rater in ids
+        ),
+        "judgments (id, assignment_id, item_id, rater_id, kind, record, seq, vote, at_ms, active_ms)": (
+            (
+                f"judgment-{n:08}", f"assignment-{n:08}", pair, rater, "human",
+                records[answers[n]].replace("PAIR", pair).replace("RATER", rater),
+                begun + 2 * n + 2, -answers[n], times[n], 20_000,
+            )
+            for n, pair, rater in ids
+        ),
+    }  # fmt: skip
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("PRAGMA cache_size=-1500000")
+        driver = connection.connection.cursor()
+        for table, rows in tables.items():
+            marks = ", ".join("?" for _ in table.split(","))
+            driver.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+        judged = sa.select(sa.func.count()).where(JUDGMENTS.c.rater_id == RATERS.c.id).scalar_subquery()
+        connection.execute(sa.update(RATERS).where(RATERS.c.id.in_(raters)).values(judged=judged))
+        votes = {
+            f"for_{name}": sa.select(sa.func.count())
+            .where(JUDGMENTS.c.item_id == ITEMS.c.id, condition)
+            .scalar_subquery()
+            for name, condition in (
+                ("first", JUDGMENTS.c.vote > 0),
+                ("second", JUDGMENTS.c.vote < 0),
+                ("neither", JUDGMENTS.c.vote == 0),
+            )
+        }
+        connection.execute(
+            sa.update(ITEMS).where(ITEMS.c.position < pairs).values(**votes, taken=VOTES_OF_MANY, disputed=2)
+        )
+        hours = sa.select(
+            JUDGMENTS.c.rater_id, JUDGMENTS.c.at_ms / HOUR_MS, sa.func.count(), sa.func.sum(JUDGMENTS.c.active_ms), 0
+        ).group_by(JUDGMENTS.c.rater_id, sa.text("2"))
+        connection.execute(sa.insert(RATER_HOURS).from_select(list(RATER_HOURS.c.keys()), hours))
+        connection.execute(sa.update(LOG_HEAD).values(seq=begun + 2 * count))
+    return count
+
+
+async def measure_in_the_mass(address: str, seconds: float) -> tuple[list[float], list[float]]:
+    """Times from a judgment to the next pair, and of the dashboard's three requests together."""
+    nexts: list[float] = []
+    dashboards: list[float] = []
+    paths = ("/api/lead/status", "/api/lead/agreement", "/api/lead/raters")
+    lead, *others = [Browser(address) for _ in paths]
+    for browser in (lead, *others):
+        await browser.log_in("the lead")
+    begun = time.perf_counter()
+    await asyncio.gather(*(one.send("GET", path) for one, path in zip((lead, *others), paths, strict=True)))
+    print(f"  the first dashboard after a start took {time.perf_counter() - begun:.1f} s", flush=True)
+    until = time.monotonic() + seconds
+    pair = await lead.send("GET", "/api/next")
+    while time.monotonic() < until:
+        said = {"client_id": f"c{len(nexts)}", "pair_id": pair["pair_id"], "answer": 1}
+        begun = time.perf_counter()
+        pair = (await lead.send("POST", "/api/judgments", said))["next"]
+        nexts.append(time.perf_counter() - begun)
+        if len(nexts) % 20 == 0:
+            begun = time.perf_counter()
+            await asyncio.gather(*(one.send("GET", path) for one, path in zip((lead, *others), paths, strict=True)))
+            dashboards.append(time.perf_counter() - begun)
+    for browser in (lead, *others):
+        browser.close()
+    return nexts, dashboards
+
+
+def measure_million(folder: Path, seconds: float) -> list[Row]:
+    """What grows must not make anybody wait."""
+    pairs = MANY // VOTES_OF_MANY
+    made = build_pairs(pairs + 5_000, words_each=15)
+    write_jsonl(folder / "pairs.jsonl", made[-1:])
+    store = open_store(folder, made, overlap=VOTES_OF_MANY)
+    for n in range(RATERS_OF_MANY):
+        store.add_rater(f"rater {n}", rater_id=f"rater-{n}")
+    add_account(store, "the lead", "lead", PASSWORD)
+    count = fill(store, pairs)
+    store.close()
+    with serving(folder) as (address, _):
+        nexts, dashboards = asyncio.run(measure_in_the_mass(address, seconds))
+    size = round((folder / "label.sqlite").stat().st_size / 1e9, 1)
+    rows = [
+        (f"next pair among {count:,} judgments ({size} GB)", "p95 <= 20 ms", nexts, 20.0),
+        (f"dashboard of {count:,} judgments", "<= 2 s", dashboards, 2_000.0),
+    ]
+    return [Row(what, target, summary(times), percentile(times, 0.95) <= limit) for what, target, times, limit in rows]
+
+
+# --- all of it ---
+
+
+def measure(part: str, folder: Path, seconds: float) -> list[Row]:
+    """One part's lines."""
+    match part:
+        case "store":
+            return measure_store(folder, seconds)
+        case "http":
+            return measure_closed_loop(folder, seconds)
+        case "think":
+            return measure_thinking(folder, max(seconds, 30.0))
+        case "kills":
+            return measure_kills(folder, KILLS)
+        case _:
+            return measure_million(folder, seconds)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raters", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--think", type=float, default=0, help="mean seconds of thought between judgments")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--folder", default=None, help="where the store lies; a temporary folder if not given")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each part runs")
+    parser.add_argument("--folder", default=None, help="where the stores lie; a temporary folder if not given")
+    parser.add_argument("--json", default=None, help="a file for the figures")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
-        folder = Path(name)
-        write_jsonl(folder / "pairs.jsonl", build_pairs(4_000))
-        store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
-        for n in range(given.raters):
-            add_account(store, f"rater {n}", "rater", PASSWORD)
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port = int(listening.getsockname()[1])
-        server = [serve(folder, port)]
-        try:
-            times, acknowledged = asyncio.run(rate_all(folder, port, server, given))
-        finally:
-            server[-1].terminate()
-            server[-1].wait(20)
-        print(json.dumps(summarise(given, times) | check(store, acknowledged), indent=2))
-
-
-def summarise(given: argparse.Namespace, times: list[float]) -> dict[str, object]:
-    """The times of a run."""
-    ordered = sorted(times)
-    return {
-        "cores": os.cpu_count(),
-        "raters": given.raters,
-        "think_seconds": given.think,
-        "kills": given.kills,
-        "p50_ms": round(1000 * statistics.median(ordered), 1),
-        "p95_ms": round(1000 * ordered[int(0.95 * len(ordered))], 1),
-        "max_ms": round(1000 * ordered[-1], 1),
-    }
-
-
-def check(store: Store, acknowledged: set[str]) -> dict[str, object]:
-    """What became of the judgments."""
-    with store.reading() as connection:
-        stored = connection.execute(sa.select(JUDGMENTS.c.id, JUDGMENTS.c.item_id, JUDGMENTS.c.rater_id)).all()
-    raters = Counter(row.item_id for row in stored)
-    return {
-        "acknowledged": len(acknowledged),
-        "stored": len(stored),
-        "acknowledged_and_lost": len(acknowledged - {row.id for row in stored}),
-        "doubled": len(stored) - len({(row.item_id, row.rater_id) for row in stored}),
-        "pairs_over_their_overlap": sum(count > OVERLAP for count in raters.values()),
-        "faults": verify(store).faults,
-    }
+    rows: list[Row] = []
+    for part in given.parts:
+        with tempfile.TemporaryDirectory(dir=given.folder) as name:
+            begun = time.monotonic()
+            rows += measure(part, Path(name), given.seconds)
+            print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
+    print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    for row in rows:
+        told = ", ".join(f"{name} {value}" for name, value in row.measured.items())
+        print(f"{'reached' if row.reached else 'MISSED ':<8} {row.what}: {told}   (target {row.target})")
+    if given.json:
+        Path(given.json).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from tiebreak.errors import ConfigError
 SESSION_DAYS = 14
 MAX_PASSWORD_CHARACTERS = 1_000
 INVITATION_DAYS = 7
+INVITATION_PATH = "/login/#invitation="
+"""The token is behind a #: browsers send it to no server and write it to no log."""
 MAX_FAILURES = 8
 MAX_FAILURES_OF_NAME = 40
 MAX_FAILURES_OF_ADDRESS = 100
@@ -167,7 +169,7 @@ def _begin_session(tx: Transaction, rater: Rater) -> Session:
 
 def find_session(store: Store, token: str) -> Session | None:
     """The session of a browser's token, if it lives and its rater is not disabled."""
-    with store.reading() as connection:
+    with store.glancing() as connection:
         row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=wall_clock_ms())
     if row is None or row.disabled:
         return None
@@ -208,6 +210,13 @@ def _token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def find_rater(store: Store, name: str) -> Rater:
+    """The rater of that name. Raises StoreError if there is none."""
+    with store.reading() as connection:
+        row: Any = _find(connection, name, store)
+    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool)
+
+
 def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[object, ...]]:
     row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
     if row is None:
@@ -225,21 +234,29 @@ class LoginLimit:
         self._failures: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def allows(self, address: str, name: str = "") -> bool:
-        """True if neither has failed too often lately. Without a name, that is asked of the address alone."""
+    def attempt(self, address: str, name: str = "") -> bool:
+        """Whether one more may be tried; it counts as a failure until it is `forgiven`, so that many at once are many.
+
+        Without a name the address alone is asked.
+        """
         limits = {(address, name): MAX_FAILURES, ("", name): MAX_FAILURES_OF_NAME}
         asked = (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
         with self._lock:
-            return all(len(self._recent(key)) < limit for key, limit in asked.items())
-
-    def failed(self, address: str, name: str = "") -> None:
-        """Count a failure."""
-        with self._lock:
-            for key in {(address, name), ("", name), (address, "")}:
+            if any(len(self._recent(key)) >= limit for key, limit in asked.items()):
+                return False
+            for key in asked:
                 self._failures[key] = [*self._recent(key), time.monotonic()]
                 self._failures.move_to_end(key)
             while len(self._failures) > MAX_NAMES_WATCHED:
                 self._failures.popitem(last=False)
+            return True
+
+    def forgive(self, address: str, name: str = "") -> None:
+        """The latest attempt was right."""
+        with self._lock:
+            for key in {(address, name), ("", name), (address, "")}:
+                if self._failures.get(key):
+                    self._failures[key].pop()
 
     def _recent(self, key: tuple[str, str]) -> list[float]:
         since = time.monotonic() - FAILURE_WINDOW_SECONDS

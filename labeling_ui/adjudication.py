@@ -46,7 +46,7 @@ def disputes(connection: Connection, *, limit: int, offset: int = 0, adjudicated
     settled = sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == ITEMS.c.id).exists()
     query = (
         sa.select(ITEMS)
-        .where(ITEMS.c.disputed > 0, settled if adjudicated else ~settled)
+        .where(ITEMS.c.disputed > sa.literal_column("0"), settled if adjudicated else ~settled)
         .order_by(ITEMS.c.disputed.desc(), ITEMS.c.turn)
     )
     return [

@@ -173,8 +173,9 @@ def decide_by_model(group: Group, chances: Sequence[float], first_better: float)
         return Verdict("skipped")
     side = 1 if chances[2] >= chances[0] else -1
     if chances[side + 1] <= max(chances[1], chances[1 - side]):
-        reason = _no_preference(votes) if chances[1] > chances[side + 1] else Verdict("split", raters=_raters(votes))
-        return replace(reason, agreement=_share(votes, 0))
+        neither = chances[1] > chances[side + 1]
+        verdict = _no_preference(votes) if neither else Verdict("split", raters=_raters(votes))
+        return replace(verdict, agreement=_share(votes, 0 if neither else side))
     confidence = first_better if side > 0 else 1 - first_better
     weight = max(2 * confidence - 1, 0.0)
     return replace(_prefer(group, side), agreement=_share(votes, side), confidence=confidence, weight=weight)
@@ -238,7 +239,7 @@ class Aggregated:
     reliabilities: dict[Kind, list[Reliability]]
     """of the models; empty under `majority`"""
     overruled: int
-    """adjudicated groups in which the raters alone would have come to something else"""
+    """adjudicated groups in which the majority of the raters said something else"""
 
 
 def build_preferences(
@@ -251,10 +252,7 @@ def build_preferences(
         groups = [count_skips(group) for group in groups]
     by_raters, reliabilities = _decide_all(groups, config.method, known)
     verdicts = [(group, _settle_or_drop(group, said, config, known)) for group, said in by_raters]
-    overruled = sum(
-        verdict.adjudicated and (said.reason, said.winner) != (verdict.reason, verdict.winner)
-        for (_, said), (_, verdict) in zip(by_raters, verdicts, strict=True)
-    )
+    overruled = sum(verdict.adjudicated and _overrules(verdict, decide(group)) for group, verdict in verdicts)
     by_id = {pair.id: pair for pair in pairs}
     preferences = [
         preference
@@ -263,6 +261,11 @@ def build_preferences(
     ]
     reasons = Counter(verdict.reason for _, verdict in verdicts)
     return Aggregated(preferences, {r: reasons[r] for r in REASONS}, verdicts, reliabilities, overruled)
+
+
+def _overrules(settled: Verdict, majority: Verdict) -> bool:
+    """Not measured against a model: that holds settled answers fixed and so agrees with them."""
+    return (settled.reason, settled.winner) != (majority.reason, majority.winner)
 
 
 def _unjudged(groups: Sequence[Group], known: Known) -> list[Group]:

@@ -9,7 +9,7 @@ about how much. Leanings and pace of each rater, which no agreement shows, are i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -250,9 +250,19 @@ def print_agreement(measured: dict[str, Any]) -> str:
     if len(measured["cohen_kappa"]) > SHOWN:
         lines.append(f"  … and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
     marked = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
+    if "reliability" in measured:
+        lines += ["chance that a rater says what is so, as the raters' own votes have it:"]
+        lines += list(_shown_reliability(measured["reliability"]))
     lines += ["worth a look:", *(f"  {rater:<46} {marks}" for rater, marks in marked)] if marked else []
     lines += ["published, for comparison:", *(f"  {name:<72} {figure}" for name, figure in PUBLISHED)]
     return "\n".join(lines)
+
+
+def _shown_reliability(reliability: dict[str, Any]) -> Iterator[str]:
+    models = {name: {one["rater"]: one["accuracy"] for one in told["raters"]} for name, told in reliability.items()}
+    for rater in models["dawid_skene"]:
+        told = [_shown(models[name][rater], "{:.1%}") for name in ("dawid_skene", "bradley_terry")]
+        yield f"  {rater:<46} Dawid-Skene {told[0]}; Bradley-Terry {told[1]}"
 
 
 def _shown(figure: dict[str, Any], form: str) -> str:

@@ -80,12 +80,12 @@ class Shown(_Body):
 def login(desk: DeskOf, request: Request, response: Response, body: Login) -> dict[str, str]:
     """Begin a session. A wrong name and a wrong password are told alike."""
     address = request.client.host if request.client else ""
-    if not desk.limit.allows(address, body.username):
+    if not desk.limit.attempt(address, body.username):
         raise HTTPException(429, "too many attempts: wait five minutes")
     session = log_in(desk.store, body.username, body.password)
     if session is None:
-        desk.limit.failed(address, body.username)
         raise HTTPException(401, "this name and password do not fit")
+    desk.limit.forgive(address, body.username)
     return _begin(session, request, response)
 
 
@@ -93,12 +93,12 @@ def login(desk: DeskOf, request: Request, response: Response, body: Login) -> di
 def accept(desk: DeskOf, request: Request, response: Response, body: Invited) -> dict[str, str]:
     """Make the account that an invitation gives, and begin its session. Each invitation works once."""
     address = request.client.host if request.client else ""
-    if not desk.limit.allows(address):
+    if not desk.limit.attempt(address):
         raise HTTPException(429, "too many attempts: wait five minutes")
     session = accept_invitation(desk.store, body.token, body.username, body.password)
     if session is None:
-        desk.limit.failed(address)
         raise HTTPException(403, "this invitation was used, or has run out: ask for another")
+    desk.limit.forgive(address)
     return _begin(session, request, response)
 
 

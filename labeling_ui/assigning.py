@@ -27,6 +27,7 @@ REPEAT_AFTER = 20
 MAX_HELD = 3
 """Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
 PAIRS_IN_MEMORY = 5_000
+SWEEP_EVERY_MS = 500
 
 
 class RefusedError(TiebreakError):
@@ -72,6 +73,7 @@ class Rules:
     gold_share: float = 0.0
     """share of items whose answer is known, among those that a rater gets while there are such left for them"""
     _seed: int | None = None
+    _swept_ms: int = -SWEEP_EVERY_MS
     _pairs: dict[str, Pair] = field(default_factory=dict)
 
     def seed(self, tx: Transaction) -> int:
@@ -79,6 +81,12 @@ class Rules:
         if self._seed is None:
             self._seed = int(tx.setting("seed"))
         return self._seed
+
+    def time_to_sweep(self, now_ms: int) -> bool:
+        """Whether leases that ran out should be looked for: now and then is enough, since they last for minutes."""
+        due = abs(now_ms - self._swept_ms) >= SWEEP_EVERY_MS
+        self._swept_ms = now_ms if due else self._swept_ms
+        return due
 
     def load_pair(self, connection: Connection, pair_id: str) -> Pair:
         """From memory where it can be: pairs never change."""
@@ -105,9 +113,14 @@ def active_rater(connection: Connection, rater_id: str) -> Any:
 
 def claim(tx: Transaction, rules: Rules, rater_id: str, holding: Sequence[str]) -> Assignment | None:
     """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them."""
-    rater = active_rater(tx.connection, rater_id)
-    _lapse_expired(tx)
-    waiting = st.WAITING.all(tx.connection, rater=rater_id)
+    return claim_for(tx, rules, active_rater(tx.connection, rater_id), holding)
+
+
+def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str]) -> Assignment | None:
+    """`claim`, where the rater's row is known."""
+    if rules.time_to_sweep(tx.now()):
+        _lapse_expired(tx)
+    waiting = st.WAITING.all(tx.connection, rater=rater.id)
     for row in waiting:
         if row.item_id not in holding and resume(tx, rules, row):
             return load_assignment(tx.connection, rules, row)
@@ -202,11 +215,12 @@ def _assign_planned(tx: Transaction, rules: Rules, rater: Any, waiting: int) -> 
 
 def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
     # Where in the circle to start is each rater's own: two who sit side by side do not meet the same pair at once.
-    item = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=chance.randrange(1_000))
-    if item is None or st.LOCK_ITEM.one(tx.connection, item=item.id) is None:
+    start = chance.randrange(max(1, st.COUNT_GOLD.one(tx.connection).n))
+    gold = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=start)
+    if gold is None or st.LOCK_ITEM.one(tx.connection, item=gold.item_id) is None:
         return None
-    st.MAKE_PLACE.do(tx.connection, item=item.id)
-    return assign(tx, rules, item, rater.id, occasion=0)
+    st.MAKE_PLACE.do(tx.connection, item=gold.item_id)
+    return assign(tx, rules, st.ITEM.one(tx.connection, item=gold.item_id), rater.id, occasion=0)
 
 
 def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:

@@ -20,6 +20,8 @@ from labeling_ui.log import Transaction
 from labeling_ui.schema import BATCHES, GOLD, ITEMS, MAX_PRIORITY, PAIRS, RATERS, SETTINGS, StoreError, turn_of
 from tiebreak.records import Pair, Record
 
+IDS_AT_ONCE = 500
+
 
 class BatchChange(Record):
     """What a lead may change of a batch; None leaves it as it is."""
@@ -68,7 +70,7 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
         StoreError: the store was begun with another seed, or holds another pair under the same id.
     """
     _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
-    known = {row.id: row.record for row in tx.connection.execute(sa.select(PAIRS.c.id, PAIRS.c.record))}
+    known = _known_records(tx.connection, [pair.id for pair in pairs])
     new: dict[str, Pair] = {}
     for pair in pairs:
         there = known.get(pair.id) or (new[pair.id].model_dump_json() if pair.id in new else None)
@@ -80,8 +82,18 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
             new[pair.id] = pair
     _match_batch(tx, batch)
     if new:
-        _insert_pairs(tx, list(new.values()), batch, first=len(known), source=source)
+        first = tx.connection.scalar(sa.select(sa.func.count()).select_from(PAIRS)) or 0
+        _insert_pairs(tx, list(new.values()), batch, first=first, source=source)
     return len(new)
+
+
+def _known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
+    """Of these pairs, the records of those that are there."""
+    known: dict[str, str] = {}
+    for n in range(0, len(ids), IDS_AT_ONCE):
+        query = sa.select(PAIRS.c.id, PAIRS.c.record).where(PAIRS.c.id.in_(ids[n : n + IDS_AT_ONCE]))
+        known |= {row.id: row.record for row in connection.execute(query)}
+    return known
 
 
 def add_new_pair(tx: Transaction, pair: Pair, batch: Batch, source: Source) -> None:

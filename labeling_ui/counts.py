@@ -87,12 +87,11 @@ def judged(connection: Connection) -> int:
 
 def wanted(connection: Connection) -> int:
     """Judgments that the campaign asks for: every item's overlap, and the repeats and gold given so far."""
-    is_gold = sa.select(GOLD.c.item_id).where(GOLD.c.item_id == ITEMS.c.id).exists()
-    gold = connection.scalar(sa.select(sa.func.sum(ITEMS.c.taken)).where(is_gold)) or 0
-    held_by_gold = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap)).where(is_gold)) or 0
-    regular = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
-    repeats = _count(connection, sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.occasion > 0))
-    return int(regular - held_by_gold + gold + repeats)
+    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
+    gold = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
+    of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(gold)
+    repeats = _count(connection, sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
+    return int(every + (connection.scalar(of_gold) or 0) + repeats)
 
 
 def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:
@@ -152,7 +151,9 @@ def _beginning(record: str) -> str:
 def status(connection: Connection) -> dict[str, Any]:
     """Counts of everything, and the head of the log."""
     kinds = sa.select(RATERS.c.kind, sa.func.sum(RATERS.c.judged)).group_by(RATERS.c.kind)
-    states = sa.select(ASSIGNMENTS.c.state, sa.func.count()).group_by(ASSIGNMENTS.c.state)
+    waiting = sa.select(ASSIGNMENTS.c.state, sa.func.count()).where(ASSIGNMENTS.c.state != sa.literal_column("'done'"))
+    states = {row[0]: row[1] for row in connection.execute(waiting.group_by(ASSIGNMENTS.c.state)).all()}
+    done = judged(connection)
     head = connection.execute(sa.select(LOG_HEAD)).one()
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     return {
@@ -161,7 +162,7 @@ def status(connection: Connection) -> dict[str, Any]:
         "items_judged": _count(connection, sa.select(ITEMS.c.id).where(voted > 0)),
         "judgments": {row[0]: int(row[1]) for row in connection.execute(kinds).all() if row[1]},
         "judgments_wanted": wanted(connection),
-        "assignments": {row[0]: row[1] for row in connection.execute(states).all()},
+        "assignments": states | ({"done": done} if done else {}),
         "raters": _count(connection, sa.select(RATERS.c.id)),
         "disputed": _count(connection, sa.select(ITEMS.c.id).where(ITEMS.c.disputed > 0)),
         "events": head.seq,

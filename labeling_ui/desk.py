@@ -25,6 +25,9 @@ SESSION_COOKIE = "tiebreak_session"
 MAX_TOGETHER = 64
 """Changes that share a transaction at most: whoever comes next waits for so many at the longest."""
 
+QUICK_CHARACTERS = 6_000
+"""So much text is laid out sooner than another thread is woken for it."""
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 Work = Callable[[Transaction], Any]
@@ -110,6 +113,9 @@ async def desk_of(request: Request) -> Desk:
 
 
 # --- who is asking ---
+# Each of these calls the one before by itself: FastAPI takes longer to resolve a chain of dependencies than they take.
+
+CsrfToken = Annotated[str, Header(max_length=200)]
 
 
 def session_of(request: Request) -> Session | None:
@@ -130,19 +136,17 @@ async def current_session(request: Request) -> Session:
     return session
 
 
-async def writing_session(
-    session: Annotated[Session, Depends(current_session)], x_csrf_token: Annotated[str, Header(max_length=200)] = ""
-) -> Session:
+async def writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
     """Who is asking for a change: the request must carry the session's token, which no other site can read."""
+    session = await current_session(request)
     if session.csrf_token and not hmac.compare_digest(session.csrf_token.encode(), x_csrf_token.encode()):
         raise HTTPException(403, "the header X-CSRF-Token is missing or wrong: log in again")
     return session
 
 
-async def judging_session(
-    desk: Annotated[Desk, Depends(desk_of)], session: Annotated[Session, Depends(writing_session)]
-) -> Session:
+async def judging_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
     """Who may judge: those who have accepted what the campaign asks them to."""
+    session, desk = await writing_session(request, x_csrf_token), await desk_of(request)
     documents: tuple[Document, ...] = ("consent", "guidelines")
     for document in documents:
         if not desk.has_accepted(session.rater.id, document):
@@ -150,18 +154,18 @@ async def judging_session(
     return session
 
 
-async def lead_session(session: Annotated[Session, Depends(current_session)]) -> Session:
+async def lead_session(request: Request) -> Session:
     """Only leads."""
+    session = await current_session(request)
     if session.rater.role != "lead":
         raise HTTPException(403, "this is for leads")
     return session
 
 
-async def lead_writing_session(
-    _lead: Annotated[Session, Depends(lead_session)], session: Annotated[Session, Depends(writing_session)]
-) -> Session:
+async def lead_writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
     """Only leads, and only from our own pages."""
-    return session
+    await lead_session(request)
+    return await writing_session(request, x_csrf_token)
 
 
 DeskOf = Annotated[Desk, Depends(desk_of)]
@@ -190,7 +194,11 @@ def printable(text: str) -> str:
 
 async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:
     """`as_json`, without holding up other requests: a long answer takes a while to lay out."""
-    return None if assignment is None else await to_thread.run_sync(as_json, assignment)
+    if assignment is None:
+        return None
+    length = sum(len(completion.text) for completion in assignment.pair.completions)
+    length += sum(len(message.content) for message in assignment.pair.messages)
+    return as_json(assignment) if length < QUICK_CHARACTERS else await to_thread.run_sync(as_json, assignment)
 
 
 def as_json(assignment: Assignment) -> dict[str, Any]:

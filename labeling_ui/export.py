@@ -64,19 +64,24 @@ def read_labels(store: Store) -> Labels:
     Raises:
         DataError: there is no judgment.
     """
-    pairs, adjudications, gold = store.pairs(), store.adjudications(), store.gold()
+    pairs, known, adjudications = store.pairs(), read_known(store), store.adjudications()
     judgments, head = store.judgments()
     if not judgments and not adjudications:
         raise DataError(f"{store.url} holds no judgment yet: there is nothing to export")
-    items = {item.id: item for pair in pairs for item in items_of(pair)}
-    known_gold: dict[Key, Vote] = {}
-    for one in gold:
+    return Labels(pairs, judgments, adjudications, known, head)
+
+
+def read_known(store: Store) -> Known:
+    """What leads settled, and gold."""
+    items = {item.id: item for pair in store.pairs() for item in items_of(pair)}
+    gold: dict[Key, Vote] = {}
+    for one in store.gold():
         item = items[one.item_id]
         first, second = sorted((item.first_id, item.second_id))
         side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
-        known_gold[item.pair_id, first, second] = Vote("gold", side)
-    settled = {_key(one): vote for one in adjudications if (vote := as_vote(one)) is not None}
-    return Labels(pairs, judgments, adjudications, Known(settled, known_gold), head)
+        gold[item.pair_id, first, second] = Vote("gold", side)
+    settled = {_key(one): vote for one in store.adjudications() if (vote := as_vote(one)) is not None}
+    return Known(settled, gold)
 
 
 def _key(judgment: Judgment) -> Key:
@@ -93,8 +98,10 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     labels = read_labels(store)
     kept = _leave_out(labels.judgments, config.exclude_raters)
     aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known)
-    edits = build_edits(labels.pairs, kept)
-    report = build_report(labels, kept, aggregated, config)
+    left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
+    rest = [judgment for judgment in kept if judgment.ranking is not None or _key(judgment) not in left_out]
+    edits = build_edits(labels.pairs, rest)
+    report = build_report(labels, rest, aggregated, config)
     report["edits"] = len(edits)
     _write_records(run.final, labels, aggregated, edits)
     _write_formats(run.final, labels, aggregated, config, formats)
@@ -273,9 +280,9 @@ def _prefer_edit(pair: Pair, judgment: Judgment, edited: str, text: str) -> Pref
 
 
 def build_report(
-    labels: Labels, kept: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
+    labels: Labels, rest: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
 ) -> dict[str, Any]:
-    """Counts, agreement (each kind by itself), and what was dropped and why."""
+    """Counts, agreement (each kind by itself), and what was dropped and why. `rest`: the judgments not left out."""
     judgments, preferences = labels.judgments, aggregated.preferences
     used = {"preferred", "tie"} if config.ties == "both_ways" else {"preferred"}
     dropped = sum(verdict.reason not in used for _, verdict in aggregated.verdicts)
@@ -311,27 +318,25 @@ def build_report(
             ]
             for kind, raters in aggregated.reliabilities.items()
         },
-        "agreement": _report_agreement(labels, kept, aggregated, config),
+        "agreement": _report_agreement(labels, rest, config),
         "event_log_head": labels.head,
     }
 
 
-def _report_agreement(
-    labels: Labels, kept: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
-) -> dict[str, Any]:
+def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: AggregationConfig) -> dict[str, Any]:
     """Agreement of all raters on all pairs; where some were left out, beside it that of the others.
 
     The figure after filtering lies inside the one before, so that neither is reported without the other.
     """
-    left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
-    rest = [judgment for judgment in kept if judgment.ranking is not None or _key(judgment) not in left_out]
-    filtered = len(rest) < len(labels.judgments)
     told: dict[str, Any] = {}
     for kind in KINDS:
-        if any(judgment.kind == kind for judgment in labels.judgments):
-            told[kind] = measure_percent(read_votes(labels.pairs, labels.judgments, kind))
-            if filtered:
-                after = measure_percent(read_votes(labels.pairs, rest, kind))
-                without = {"raters": config.exclude_raters, "comparisons": len(left_out)}
-                told[kind]["after_filtering"] = {**after, "left_out": without}
+        everyone = [judgment for judgment in labels.judgments if judgment.kind == kind]
+        if not everyone:
+            continue
+        told[kind] = measure_percent(read_votes(labels.pairs, everyone, kind))
+        others = [judgment for judgment in rest if judgment.kind == kind]
+        if len(others) < len(everyone):
+            left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}
+            after = measure_percent(read_votes(labels.pairs, others, kind))
+            told[kind]["after_filtering"] = {**after, "left_out": left_out}
     return told

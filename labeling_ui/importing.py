@@ -1,9 +1,11 @@
 """Pairs and judgments that were made elsewhere.
 
     tiebreak label import --pairs FILE [--judgments FILE] --store URL
+    tiebreak label import --format argilla|label_studio|potato --judgments EXPORT --store URL
 
-Both are JSON Lines of our own records (Pair, Judgment). Judgments keep their rater ids and their kind; importing the
-same file again changes nothing. A rater's second judgment of a pair is kept as a repeat.
+Of our own, both are JSON Lines of records (Pair, Judgment); `labeling_ui.foreign` reads what other tools export.
+Judgments keep their rater ids and their kind; importing the same file again changes nothing. A rater's second judgment
+of a pair is kept as a repeat, and a ranking as the comparisons that it implies.
 """
 
 from __future__ import annotations
@@ -36,9 +38,18 @@ class Imported:
 
 
 def import_records(
-    store: Store, pairs: Sequence[Pair], judgments: Sequence[Judgment], *, source: str, source_id: str
+    store: Store,
+    pairs: Sequence[Pair],
+    judgments: Sequence[Judgment],
+    *,
+    source: str,
+    source_id: str,
+    places: Sequence[str] = (),
 ) -> Imported:
     """Put pairs and judgments into a store, all or nothing (of the judgments).
+
+    Args:
+        places: where each judgment stands (`file:line`), for what is told of faults; its number if left out.
 
     Raises:
         DataError: judgments of pairs or completions that are not there; all are listed.
@@ -46,7 +57,10 @@ def import_records(
     """
     campaign = store.campaign()
     known = {pair.id: pair for pair in [*store.pairs(), *pairs]}
-    items = _match_items(known, judgments)
+    places = places or [f"judgment {n}" for n in range(1, len(judgments) + 1)]
+    placed = [(one, where) for ranked, where in zip(judgments, places, strict=True) for one in ranked.pairwise()]
+    judgments, places = [one for one, _ in placed], [where for _, where in placed]
+    items = _match_items(known, judgments, places)
     settings = {"overlap": campaign.get("overlap", 1), "seed": campaign.get("seed", 0)}
     new_pairs = store.add_pairs(pairs, **settings, source=source, source_id=source_id)
     for rater_id, kind in sorted({(judgment.rater_id, judgment.kind) for judgment in judgments}):
@@ -57,7 +71,7 @@ def import_records(
     return Imported(new_pairs, new)
 
 
-def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment]) -> list[Item]:
+def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment], places: Sequence[str]) -> list[Item]:
     """The item of each judgment."""
     by_sides = {
         (pair.id, frozenset((item.first_id, item.second_id))): item
@@ -65,21 +79,19 @@ def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment]) -> list[
         for item in items_of(pair)
     }
     items, faults = [], []
-    for n, judgment in enumerate(judgments, start=1):
+    for where, judgment in zip(places, judgments, strict=True):
         item = by_sides.get((judgment.pair_id, frozenset((judgment.left, judgment.right))))
         if judgment.pair_id not in pairs:
-            faults.append(f"judgment {n}: there is no pair {judgment.pair_id}")
+            faults.append(f"{where}: there is no pair {judgment.pair_id}")
         elif item is None:
-            faults.append(
-                f"judgment {n}: {judgment.left} and {judgment.right} are not completions of {judgment.pair_id}"
-            )
+            faults.append(f"{where}: {judgment.left} and {judgment.right} are not completions of {judgment.pair_id}")
         else:
             items.append(item)
     kinds: dict[str, str] = {}
-    for n, judgment in enumerate(judgments, start=1):
+    for where, judgment in zip(places, judgments, strict=True):
         if kinds.setdefault(judgment.rater_id, judgment.kind) != judgment.kind:
             faults.append(
-                f"judgment {n}: rater {judgment.rater_id} is {judgment.kind} here and {kinds[judgment.rater_id]} before"
+                f"{where}: rater {judgment.rater_id} is {judgment.kind} here and {kinds[judgment.rater_id]} before"
             )
     if faults:
         raise DataError(f"{len(faults)} judgment(s) cannot be imported", faults)

@@ -44,7 +44,12 @@ def submit(tx: Transaction, rules: Rules, rater_id: str, submission: Submission)
     Raises:
         RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its place.
     """
-    rater = active_rater(tx.connection, rater_id)
+    return submit_for(tx, rules, active_rater(tx.connection, rater_id), submission)
+
+
+def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission) -> Stored:
+    """`submit`, where the rater's row is known."""
+    rater_id = rater.id
     replayed = _find_replay(tx, rater_id, submission.client_id, submission)
     if replayed is not None:
         return replayed

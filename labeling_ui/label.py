@@ -5,6 +5,7 @@
     tiebreak label export --config FILE                         write the run folder that training reads
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
     tiebreak label import --pairs FILE --judgments FILE --store URL     judgments that were made elsewhere
+    tiebreak label gold --gold FILE --store URL                 pairs whose answer is known, to measure raters by
     tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
 People's judgments live in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
@@ -17,17 +18,21 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from labeling_ui.accounts import needs_login
-from labeling_ui.aggregate import AggregationConfig
+from labeling_ui.aggregate import AggregationConfig, ballots_of_groups, group_judgments
 from labeling_ui.agreement import measure_agreement, print_agreement
 from labeling_ui.assigning import LEASE_SECONDS
-from labeling_ui.export import Format, export
+from labeling_ui.export import Format, export, read_known
+from labeling_ui.foreign import FieldNames, read_foreign, read_gold, read_own
+from labeling_ui.foreign import Format as ForeignFormat
 from labeling_ui.importing import import_records
+from labeling_ui.quality import describe_reliability
 from labeling_ui.schema import MAX_PRIORITY, StoreError
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store import Store, default_store_url
@@ -35,7 +40,7 @@ from labeling_ui.verify import verify
 from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
-from tiebreak.records import Judgment, Pair, read_pairs, read_records
+from tiebreak.records import Pair, read_pairs
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
 
 if TYPE_CHECKING:
@@ -130,8 +135,21 @@ class ImportArguments(Section):
     """What `tiebreak label import` takes."""
 
     store: str
-    pairs: str
+    format: ForeignFormat = "tiebreak"
+    """tiebreak: JSON Lines of our own records; else what that tool exports"""
+    pairs: str | None = None
+    """our pairs, or Potato's data file; the other tools' exports hold the texts themselves"""
     judgments: str | None = None
+    """our judgments, or the tool's export"""
+    fields: FieldNames = FieldNames()
+
+
+class GoldArguments(Section):
+    """What `tiebreak label gold` takes."""
+
+    store: str
+    gold: str
+    """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion, null where neither is)"""
 
 
 class StoreArguments(Section):
@@ -153,6 +171,7 @@ def _dispatch(words: list[str]) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "export": _export,
         "import": _import,
+        "gold": _gold,
         "status": _status,
         "verify": _verify,
         "agreement": _agreement,
@@ -352,15 +371,14 @@ def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelC
             pairs = source if identify_input(source).id == identity else pairs
         except TiebreakError:
             continue
-    url = store.engine.url.render_as_string(hide_password=True)
     known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
     return LabelConfig(
-        output=output, pairs=pairs, store=url, formats=given.formats, aggregation=given.aggregation, **known
+        output=output, pairs=pairs, store=store.url, formats=given.formats, aggregation=given.aggregation, **known
     )
 
 
 def _check_exported(store: Store, run: Run) -> None:
-    then, now = read_manifest(run.folder).get("event_log_head"), store.status()["head"]
+    then, now = read_manifest(run.folder).get("event_log_head"), store.head()
     if then != now:
         raise RunError(
             f"{run.folder} holds an earlier export of {store.url}, and nothing is overwritten: "
@@ -396,18 +414,31 @@ def _verify(words: list[str]) -> None:
 
 def _import(words: list[str]) -> None:
     given = load_config(ImportArguments, words, "label import")
-    pairs = read_pairs(given.pairs)
-    judgments = read_records(Path(given.judgments), Judgment) if given.judgments else []
+    read = read_own if given.format == "tiebreak" else partial(read_foreign, given.format, names=given.fields)
+    found = read(pairs=given.pairs, judgments=given.judgments)
+    source = given.pairs or given.judgments or ""
+    about = {"source": source, "source_id": identify_input(source).id}
     store = Store.open(given.store, create=True)
-    identity = identify_input(given.pairs).id
-    added = import_records(store, pairs, judgments, source=given.pairs, source_id=identity)
+    added = import_records(store, found.pairs, found.judgments, **about, places=found.places)
     print(f"{added.pairs} pairs and {added.judgments} judgments were new to {store.url}")
+
+
+def _gold(words: list[str]) -> None:
+    given = load_config(GoldArguments, words, "label gold")
+    store = Store.open(given.store)
+    gold = read_gold(given.gold, store.pairs())
+    for one in gold:
+        store.set_gold(one.item_id, one.preferred_id)
+    print(f"{len(store.gold())} pairs in {store.url} are gold")
 
 
 def _agreement(words: list[str]) -> None:
     store, as_json = _open_for_reading(words, "label agreement")
-    judgments, _ = store.judgments()
-    measured = measure_agreement(store.pairs(), judgments)
+    pairs, (judgments, _) = store.pairs(), store.judgments()
+    measured = measure_agreement(pairs, judgments)
+    if measured["judgments"]:
+        groups = [group for group in group_judgments(judgments) if group.kind == measured["kind"]]
+        measured["reliability"] = describe_reliability(ballots_of_groups(groups, read_known(store)))
     print(json.dumps(measured, indent=2) if as_json else print_agreement(measured))
 
 

@@ -22,11 +22,12 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui import adjudication
-from labeling_ui.accounts import INVITATION_DAYS, enable_rater, invite
-from labeling_ui.agreement import PUBLISHED, measure_agreement
+from labeling_ui.accounts import INVITATION_DAYS, INVITATION_PATH, enable_rater, invite
+from labeling_ui.agreement import PUBLISHED, measure_votes
 from labeling_ui.answers import Submission, storable
 from labeling_ui.campaign import BatchChange
 from labeling_ui.desk import DeskOf, Lead, LeadWriting, as_json, checked, lead_session
+from labeling_ui.live import LiveVotes
 from labeling_ui.store import Role, Store, wall_clock_ms
 
 DAY_MS = 86_400_000
@@ -43,6 +44,7 @@ class LatestAgreement:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._votes = LiveVotes(store)
         self._lock = threading.Lock()
         self._head = "nothing measured"
         self._measured: dict[str, Any] = {}
@@ -51,10 +53,10 @@ class LatestAgreement:
     def __call__(self) -> dict[str, Any]:
         """The figures."""
         with self._lock:
-            head = self._store.status()["head"]
+            head = self._store.head()
             if head != self._head and time.monotonic() >= self._fresh_until:
                 begun = time.monotonic()
-                self._measured = measure_agreement(self._store.pairs(), self._store.judgments()[0])
+                self._measured = measure_votes(self._votes.read())
                 self._head, took = head, time.monotonic() - begun
                 self._fresh_until = time.monotonic() + 10 * took
             return self._measured
@@ -132,9 +134,9 @@ def change_rater(desk: DeskOf, _lead: LeadWriting, rater_id: str, body: RaterCha
 
 @router.post("/invitations")
 def make_invitation(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, str]:
-    """A link's path. The token is behind a #: browsers send it to no server and write it to no log."""
+    """The path of a link that gives an account, once."""
     token = invite(desk.store, lead.rater.id, role=body.role, pool=body.pool, days=body.days)
-    return {"token": token, "path": f"/login/#invitation={token}"}
+    return {"token": token, "path": f"{INVITATION_PATH}{token}"}
 
 
 @router.get("/batches")

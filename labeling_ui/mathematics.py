@@ -13,10 +13,13 @@ from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert_to_element
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from markdown_it.ruler import RuleOptionsType
 
 MAX_FORMULA_CHARACTERS = 2_000
 MAX_NESTING = 40
@@ -44,6 +47,8 @@ _PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
 def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
     r"""Let `$…$`, `$$…$$`, `\(…\)` and `\[…\]` be formulas."""
     markdown.inline.ruler.before("escape", "formula", _formula_rule)
+    interrupts: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    markdown.block.ruler.before("fence", "formula", _formula_block_rule, interrupts)
     return markdown
 
 
@@ -100,6 +105,46 @@ def _formula_rule(state: StateInline, silent: bool) -> bool:
         state.pos = end + len(closing)
         return True
     return False
+
+
+def _formula_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A formula on lines of its own: there `- b` is no list and `= b` no heading."""
+    if state.is_code_block(start):
+        return False
+    first = state.src[state.bMarks[start] + state.tShift[start] : state.eMarks[start]]
+    for opening, closing, display in DELIMITERS:
+        if not display or not first.startswith(opening):
+            continue
+        last = _last_line(state, start, end, opening, closing)
+        if last < 0 or state.env.setdefault("formulas", 0) >= MAX_FORMULAS:
+            return False
+        if not silent:
+            state.env["formulas"] += 1
+            token = state.push("formula", "math", 0)
+            source = state.getLines(start, last + 1, state.blkIndent, False).strip()
+            token.content = source[len(opening) : -len(closing)].strip()
+            token.meta = {"display": True}
+            token.map = [start, last + 1]
+        state.line = last + 1
+        return True
+    return False
+
+
+def _last_line(state: StateBlock, start: int, end: int, opening: str, closing: str) -> int:
+    """The line that ends with `closing`; −1 if none does before the block ends or the formula becomes too long."""
+    length = 0
+    for line in range(start, end):
+        if line > start and not state.isEmpty(line) and state.sCount[line] < state.blkIndent:
+            return -1
+        text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].rstrip()
+        rest = text[len(opening) :] if line == start else text
+        length += len(text)
+        if length > MAX_FORMULA_CHARACTERS:
+            return -1
+        if closing in rest:
+            alone = rest.find(closing) == len(rest) - len(closing) and (line > start or len(rest) > len(closing))
+            return line if alone else -1
+    return -1
 
 
 def _find_closing(source: str, begin: int, closing: str, limit: int) -> int:

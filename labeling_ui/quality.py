@@ -12,14 +12,14 @@ pairs and answers settled by leads are therefore held fixed where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from labeling_ui.figures import Figure
-from labeling_ui.votes import Floats, Integers, Votes
+from labeling_ui.votes import Floats, Integers
 
 Model = Literal["dawid_skene", "bradley_terry"]
 
@@ -88,28 +88,6 @@ class Reliability:
     """Bradley-Terry's: 0 guesses, below 0 names the worse one more often than not"""
 
 
-def ballots_of(votes: Votes, known: Mapping[int, int] | None = None, prompts: Integers | None = None) -> Ballots:
-    """The first vote of each rater on each item.
-
-    Args:
-        known: the class (1, 0, −1) of items, by their number, whose answer is known.
-        prompts: the prompt of each item, by its number; every item its own if None.
-    """
-    firsts = votes.first_cast
-    numbers, item = np.unique(firsts.item, return_inverse=True)
-    prompt = np.arange(len(numbers)) if prompts is None else prompts[numbers]
-    answers = np.array([(known or {}).get(int(number), UNKNOWN) for number in numbers], dtype=np.int64)
-    return Ballots(firsts.rater_ids, item, firsts.rater, firsts.sign.astype(np.int64), prompt, answers)
-
-
-def fit_model(model: Model, ballots: Ballots) -> Fit:
-    """Fit one of the two models.
-
-    Without any vote there is nothing to fit: every chance is equal then.
-    """
-    return fit_dawid_skene(ballots) if model == "dawid_skene" else fit_bradley_terry(ballots)
-
-
 def measure_reliability(model: Model, ballots: Ballots) -> tuple[Fit, list[Reliability]]:
     """The fit, and each rater's accuracy with a 95% interval from resampled prompts (Rubin 1981), on the logit scale.
 
@@ -132,7 +110,8 @@ def measure_reliability(model: Model, ballots: Ballots) -> tuple[Fit, list[Relia
 def describe_reliability(ballots: Ballots) -> dict[str, Any]:
     """Both models' view of every rater, for a report."""
     told: dict[str, Any] = {}
-    for model in ("dawid_skene", "bradley_terry"):
+    models: tuple[Model, ...] = ("dawid_skene", "bradley_terry")
+    for model in models:
         fit, raters = measure_reliability(model, ballots)
         rows = [
             {"rater": one.rater_id, "accuracy": one.accuracy.as_json()}

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
@@ -27,6 +28,9 @@ HOUR_MS = 3_600_000
 MAX_PRIORITY = 100
 READ_ONLY = {"tiebreak_read_only": True}
 """Execution options of a connection that will not write: its transaction takes no write lock."""
+
+ONE_STATEMENT = {"tiebreak_one_statement": True}
+"""Execution options of a connection that reads once: one statement sees one state without a transaction around it."""
 
 METADATA = MetaData()
 
@@ -232,16 +236,21 @@ def build_engine(url: str) -> Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed)
+            return sa.create_engine(parsed, pool_size=20, pool_pre_ping=True)
         if not parsed.database or parsed.database == ":memory:":
             raise StoreError(
                 f"{url}: a label store in memory would lose every judgment; name a file: sqlite:///labels.sqlite"
             )
         patience = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
         engine = sa.create_engine(parsed, connect_args=patience, pool_size=50)
-    except (SQLAlchemyError, ImportError) as error:
+    except ImportError as error:
         raise StoreError(
-            f"cannot open the label store {url}: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
+            f"the label store's database needs a driver that is not installed ({error.name}): "
+            "for postgresql+psycopg://…, pip install 'tiebreak[postgres]'"
+        ) from error
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"this is no label store's URL: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
         ) from error
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
@@ -251,44 +260,45 @@ def build_engine(url: str) -> Engine:
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
     connection.isolation_level = None  # sqlite3 begins nothing by itself: _begin_sqlite does
     cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    row = cursor.fetchone()
     # NORMAL: what FULL does within the commit, the store does after it, when others may write again (`flush_to_disk`).
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=NORMAL",
-        f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}",
-        f"busy_timeout={BUSY_TIMEOUT_MS}",
-        "foreign_keys=ON",
-    ):
+    # Where the file system allows no WAL, there is no log to flush.
+    synchronous = "NORMAL" if row is not None and row[0] == "wal" else "FULL"
+    settings = f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"
+    for pragma in (f"synchronous={synchronous}", *settings):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
-    read_only = connection.get_execution_options().get("tiebreak_read_only")
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get("tiebreak_one_statement"):
+        connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
-def flush_to_disk(engine: Engine) -> None:
-    """Return when every transaction that was committed before is on the disk.
+def flush_to_disk(log: Path) -> None:
+    """Return when every transaction that was committed to a SQLite file before is on the disk.
 
     SQLite's own way, `synchronous=FULL`, waits for the disk while it holds the write lock: one after the other. Here the
-    commit writes the log (the file `-wal`), lets the next writer in, and then waits; writers that wait at the same time
-    wait for the same write of the disk. A log that is gone was moved into the database, which is on disk by then.
+    commit writes the log, lets the next writer in, and then waits; writers that wait at the same time wait for the same
+    write of the disk. A log that is gone was moved into the database, which is on disk by then.
+
+    Args:
+        log: the database's file `-wal`.
 
     Raises:
         OSError: the disk does not confirm it.
     """
-    if engine.dialect.name != "sqlite":
-        return  # Postgres's commit returns when it is on disk, and lets those who wait share the write by itself
     try:
-        log = os.open(f"{engine.url.database}-wal", os.O_RDONLY)
+        file = os.open(log, os.O_RDONLY)
     except FileNotFoundError:
         return
     try:
-        os.fdatasync(log)
+        os.fdatasync(file)
     finally:
-        os.close(log)
+        os.close(file)
 
 
 # --- migrations ---
@@ -331,7 +341,7 @@ CREATE TABLE acceptances (
   rater_id TEXT PRIMARY KEY REFERENCES raters (id), version TEXT NOT NULL, at_ms BIGINT NOT NULL);
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY, at_ms BIGINT NOT NULL, kind TEXT NOT NULL, rater_id TEXT, item_id TEXT,
-  payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL UNIQUE);
+  payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE log_head (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL);
 INSERT INTO log_head (id, seq, hash) VALUES (1, 0, '');
 """
@@ -382,7 +392,7 @@ ALTER TABLE items ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
 DROP INDEX items_open;
 CREATE INDEX items_open ON items (pool, turn) WHERE taken < overlap AND offered = 1;
 CREATE INDEX items_freed ON items (turn) WHERE freed = 1;
-CREATE INDEX items_disputed ON items (disputed, turn) WHERE disputed > 0;
+CREATE INDEX items_disputed ON items (disputed DESC, turn) WHERE disputed > 0;
 CREATE TABLE batches (
   name TEXT PRIMARY KEY, priority INTEGER NOT NULL, pool TEXT NOT NULL, overlap INTEGER NOT NULL,
   paused INTEGER NOT NULL DEFAULT 0);

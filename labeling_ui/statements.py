@@ -78,17 +78,22 @@ NEXT_AFTER_OTHERS = Prepared(_IN_TURN.with_for_update())
 """Everything before the rater's cursor is full or was theirs already: a claim stays quick in a store of a million."""
 NEXT_FREED = Prepared(
     sa.select(ITEMS)
-    .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, ITEMS.c.offered == 1, ~_GIVEN.exists())
+    .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, ~_GIVEN.exists())
     .where(ITEMS.c.pool.in_(["", bindparam("pool")]))
     .order_by(ITEMS.c.turn)
     .limit(sa.literal_column("1"))
     .with_for_update(skip_locked=True)
 )
-"""An item whose place a rater has left: it may stand before the cursors of the others."""
+"""An item whose place a rater has left: it may stand before the cursors of the others. (Only items that are offered are
+ever freed. To ask for that too would lead SQLite to the index of all open items.)"""
+_HAD = sa.select(ASSIGNMENTS.c.id).where(
+    ASSIGNMENTS.c.item_id == GOLD.c.item_id, ASSIGNMENTS.c.rater_id == bindparam("rater")
+)
+_IN_POOL = sa.select(ITEMS.c.id).where(ITEMS.c.id == GOLD.c.item_id, ITEMS.c.pool.in_(["", bindparam("pool")]))
+COUNT_GOLD = Prepared(sa.select(sa.func.count().label("n")).select_from(GOLD))
 GOLD_LEFT = Prepared(
-    sa.select(ITEMS)
-    .join(GOLD, GOLD.c.item_id == ITEMS.c.id)
-    .where(~_GIVEN.exists(), ITEMS.c.pool.in_(["", bindparam("pool")]))
+    sa.select(GOLD.c.item_id)
+    .where(~_HAD.exists(), _IN_POOL.exists())
     .order_by(sa.case((GOLD.c.number >= bindparam("start"), 0), else_=1), GOLD.c.number)
     .limit(sa.literal_column("1"))
 )

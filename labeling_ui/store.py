@@ -43,6 +43,7 @@ from labeling_ui.schema import (
     ITEMS,
     JUDGMENTS,
     LOG_HEAD,
+    ONE_STATEMENT,
     PAIRS,
     RATERS,
     READ_ONLY,
@@ -97,14 +98,15 @@ class Store:
         clock: Callable[[], int] | None = wall_clock_ms,
         lease_seconds: int = LEASE_SECONDS,
     ) -> None:
-        """`clock` None: time is the number of the event, so that simulated campaigns leave the same log every time."""
+        """`url` is for messages, without its password. `clock` None: time is the number of the event, so that simulated
+        campaigns leave the same log every time."""
         self.engine = engine
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self._clock = clock
-        self._turn = (
-            _Turn(Path(engine.url.database)) if engine.dialect.name == "sqlite" and engine.url.database else None
-        )
+        database = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._turn = _Turn(Path(database)) if database else None
+        self._log = Path(f"{database}-wal").absolute() if database else None
 
     @classmethod
     def open(
@@ -127,8 +129,9 @@ class Store:
                 file.parent.mkdir(parents=True, exist_ok=True)
             elif not file.is_file():
                 raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' makes one from pairs")
-        migrate(engine, url)
-        return cls(engine, url, clock=clock, lease_seconds=lease_seconds)
+        shown = engine.url.render_as_string(hide_password=True)
+        migrate(engine, shown)
+        return cls(engine, shown, clock=clock, lease_seconds=lease_seconds)
 
     def close(self) -> None:
         """Give all connections back."""
@@ -148,13 +151,21 @@ class Store:
             transaction = Transaction(connection, self._clock)
             yield transaction
             transaction.write_head()
-        if durable:
-            flush_to_disk(self.engine)
+        if durable and self._log is not None:
+            flush_to_disk(self._log)  # Postgres's commit returns when it is on disk, and shares that wait by itself
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A connection that sees one state of the store and takes no lock."""
-        with self.engine.connect().execution_options(**READ_ONLY) as connection:
+        sqlite = self.engine.dialect.name == "sqlite"
+        options: dict[str, Any] = READ_ONLY if sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(**options) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def glancing(self) -> Iterator[Connection]:
+        """A connection for a single statement that reads: half the price of `reading`."""
+        with self.engine.connect().execution_options(**ONE_STATEMENT) as connection:
             yield connection
 
     def transact(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
@@ -337,8 +348,10 @@ class Store:
         self, tx: Transaction, rater_id: str, submission: Submission, holding: Sequence[str] = ()
     ) -> tuple[Stored, Assignment | None]:
         """The same in a transaction that is there."""
-        stored = judging.submit(tx, self.rules, rater_id, submission)
-        return stored, assigning.claim(tx, self.rules, rater_id, holding)
+        rater = assigning.active_rater(tx.connection, rater_id)
+        stored = judging.submit_for(tx, self.rules, rater, submission)
+        counted = rater if stored.replayed else rater._replace(judged=rater.judged + 1)
+        return stored, assigning.claim_for(tx, self.rules, counted, holding)
 
     def amend(self, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
         """Put another answer in the place of a judgment's; the log keeps both.
@@ -433,7 +446,12 @@ class Store:
     def status(self) -> dict[str, Any]:
         """Counts of everything, and the head of the log."""
         with self.reading() as connection:
-            return {"store": self.engine.url.render_as_string(hide_password=True), **counts.status(connection)}
+            return {"store": self.url, **counts.status(connection)}
+
+    def head(self) -> str:
+        """The hash of the log's last event: another as soon as anything has happened."""
+        with self.reading() as connection:
+            return connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
 
     def judged_by_day(self) -> dict[str, int]:
         """Judgments that stand, by UTC day."""

@@ -118,8 +118,12 @@ def read_votes(pairs: Sequence[Pair], judgments: Sequence[Judgment], kind: Kind)
 
 
 def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
-    """Votes from columns in the order of the fields, shape (8, n), rows in the order of time."""
+    """Votes from columns in the order of the fields, shape (8, n), rows in the order of time.
+
+    Items are numbered anew, without gaps.
+    """
     columns = columns[:, np.argsort(columns[0], kind="stable")]
+    columns[0] = np.cumsum(np.diff(columns[0], prepend=columns[0][:1]) > 0)
     item, rater = columns[:2].astype(np.int64)
     value, first_longer = columns[[2, 6]].astype(np.int8)
     both_bad, skipped, left_first = columns[3:6] != 0

@@ -49,11 +49,18 @@ class WorkerArguments(ConverseConfig):
 
 
 class Answerer:
-    """The models, in a process that is started when first needed and again when it has died."""
+    """The models, in a process that is started again when it has died.
+
+    It starts at once: models take a while to load, and one that cannot be loaded should be told at the start.
+    """
 
     def __init__(self, config: ConverseConfig) -> None:
         self._command = [sys.executable, "-m", "preference.answer", *flags_of(config)]
-        self._process: subprocess.Popen[str] | None = None
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
 
     def __call__(self, request: conversations.Request) -> list[Completion]:
         """Two answers.
@@ -61,9 +68,8 @@ class Answerer:
         Raises:
             RuntimeError: there are none, for the reason it tells.
         """
-        if self._process is None or self._process.poll() is not None:
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8")
+        if self._process.poll() is not None:
+            self._process = self._start()
         asked = {"id": request.turn_id, "messages": [message.model_dump() for message in request.messages]}
         try:
             print(json.dumps(asked), file=self._process.stdin, flush=True)

@@ -103,7 +103,11 @@ def serve(config: AnswerConfig) -> None:
     policies = [load_policy(name) for name in dict.fromkeys(config.policies)]
     for line in sys.stdin:
         asked = json.loads(line)
-        print(json.dumps(_reply(policies, asked, config)), file=replies, flush=True)
+        try:
+            print(json.dumps(_reply(policies, asked, config)), file=replies, flush=True)
+        except BrokenPipeError:  # whoever asked is gone; what was not written must not be tried again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), replies.fileno())
+            return
 
 
 def _reply(policies: Sequence[Policy], asked: dict[str, Any], config: AnswerConfig) -> dict[str, Any]:

@@ -32,10 +32,10 @@ Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 class ReferenceLogps:
     """What the reference says of pairs, from the cache or computed."""
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        """`facts`: all that a pair's log-probabilities depend on but the pair."""
+    def __init__(self, facts: Mapping[str, Any], folder: Path | None = None) -> None:
+        """`facts`: all that a pair's log-probabilities depend on but the pair. `folder`: instead of the user's cache."""
         name = hash_text(json.dumps(dict(facts), sort_keys=True))
-        self.path = cache_folder() / "reference" / f"{name}.jsonl"
+        self.path = (folder or cache_folder() / "reference") / f"{name}.txt"
         self._known = _read(self.path)
         self._cut_off = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         self.computed = 0

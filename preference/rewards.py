@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from preference.adapters import merged_adapter
-from preference.packing import Layout, batches_by_tokens
+from preference.layout import Layout, batches_by_tokens
 from tiebreak.chat import decode_completion, encode_completion
 from tiebreak.config import Section, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
@@ -102,8 +102,8 @@ class LanguageModelHost(Protocol):
 
     lm: PeftModel
 
-    def lay_out(self, sequences: Sequence[Sequence[int]]) -> Layout:
-        """Token ids as the model takes them."""
+    def lay_out(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Layout:
+        """Prompts and completions as the model takes them."""
 
     def hidden_states(self, layout: Layout) -> Tensor:
         """Flattened to (tokens, hidden), under the adapter that is active."""
@@ -134,7 +134,7 @@ class MountedReward:
         results: list[list[float]] = [[] for _ in sequences]
         with merged_adapter(self.host.lm, self.adapter):
             for rows in batches_by_tokens(sequences, TOKENS_AT_ONCE):
-                layout = self.host.lay_out([sequences[row] for row in rows])
+                layout = self.host.lay_out([prompts[row] for row in rows], [completions[row] for row in rows])
                 last = torch.stack([places[-1] for places in layout.places])
                 hidden = self.host.hidden_states(layout)[last]
                 scored = self.head(hidden.to(self.head.weight.dtype)).float()

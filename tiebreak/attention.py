@@ -1,7 +1,8 @@
 """Attention within the trees of a packed row, as an attention of transformers' own interface.
 
 Each tree attends by itself, so the cost is that of its own length, however many others share the row. Within a tree the
-shared tokens attend causally among themselves, and then every rest to them and to itself. torch's
+shared tokens attend causally among themselves, and then every rest to them and to itself. Tokens that a tree borrows are
+put before its own once more, for the attention alone. torch's
 scaled_dot_product_attention does both, with the kernel it finds best. Measured on CPUs only: on a GPU the same calls
 run, but were never timed.
 
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tiebreak.packing import PackedRow
+from tiebreak.packing import PackedRow, Tree, TreeMasks
 
 TREE_ATTENTION = "tiebreak_trees"
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
@@ -62,25 +63,31 @@ def tree_attention(
         raise NotImplementedError(f"its attention has {' and '.join(unknown)}")
     groups = query.shape[1] // key.shape[1]
     sizes = [tree.tokens for tree in packed_row.trees]
-    parts = zip(
-        packed_row.trees,
-        packed_row.masks(sliding_window),
-        query.split(sizes, dim=2),
-        repeat_kv(key, groups).split(sizes, dim=2),
-        repeat_kv(value, groups).split(sizes, dim=2),
-        strict=True,
-    )
+    parts = [whole.split(sizes, dim=2) for whole in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
     outputs: list[Tensor] = []
-    for tree, masks, q, k, v in parts:
-        if not tree.rests:
-            outputs.append(_attend(q, k, v, masks.shared, dropout, scaling))
-            continue
-        ours = slice(0, tree.shared)
-        of_shared, of_rests = q.split([tree.shared, tree.tokens - tree.shared], dim=2)
-        outputs.append(_attend(of_shared, k[:, :, ours], v[:, :, ours], masks.shared, dropout, scaling))
-        if tree.tokens > tree.shared:
-            outputs.append(_attend(of_rests, k, v, masks.rests, dropout, scaling))
+    for number, (tree, masks) in enumerate(zip(packed_row.trees, packed_row.masks(sliding_window), strict=True)):
+        if tree.tokens:
+            q, k, v = (_whole_tree(tree, part[number], part[0]) for part in parts)
+            output = _attend_within(tree, masks, q, k, v, dropout, scaling)
+            outputs += [each[:, :, tree.borrowed :] if n == 0 else each for n, each in enumerate(output)]
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _whole_tree(tree: Tree, own: Tensor, first: Tensor) -> Tensor:
+    """A tree's tokens, those that it borrows of the row's first tree before its own."""
+    return torch.cat([first[:, :, : tree.borrowed], own], dim=2) if tree.borrowed else own
+
+
+def _attend_within(
+    tree: Tree, masks: TreeMasks, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None
+) -> list[Tensor]:
+    """What the shared tokens attend to, and what the rests do."""
+    if not tree.rests:
+        return [_attend(q, k, v, masks.shared, dropout, scaling)]
+    of_shared, of_rests = q[:, :, : tree.shared], q[:, :, tree.shared :]
+    ours = slice(0, tree.shared)
+    shared = _attend(of_shared, k[:, :, ours], v[:, :, ours], masks.shared, dropout, scaling)
+    return [shared, _attend(of_rests, k, v, masks.rests, dropout, scaling)] if of_rests.shape[2] else [shared]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float, scaling: float | None) -> Tensor:

@@ -1,6 +1,8 @@
-"""Log-probabilities of completions under a policy, and scores under a reward model, in padded batches.
+"""Log-probabilities of completions under a policy, and scores under a reward model, of as many as one likes.
 
-Masks come from lengths and never from token ids, so a padding token that also occurs in a text does no harm.
+They are computed packed (tiebreak.pairwise): no padding, what the completions of one prompt begin with once, the head on
+completion tokens alone. Where an architecture cannot take that they are computed in padded batches, whose masks come
+from lengths and never from token ids, so a padding token that also occurs in a text does no harm.
 """
 
 from __future__ import annotations
@@ -10,6 +12,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from tiebreak.lora import fuse_lora
+from tiebreak.packing import pack_sequences
+from tiebreak.pairwise import TOKENS_PER_PASS, packed_log_probs, packed_scores, packs, whole_model
+
+BEGINNING_TOKENS = 64
+"""Sequences whose first tokens agree so far are taken to have one prompt; what they then share is counted exactly."""
+MOST_TOGETHER = 8
 
 Example = tuple[Sequence[int], Sequence[int]]
 """(prompt ids, completion ids)"""
@@ -60,12 +70,28 @@ def completion_logps_in_batches(
     batch_size: int,
     temperature: float = 1.0,
 ) -> list[list[float]]:
-    """`completion_logps` of many examples, batched by length; a list of floats each, in the examples' order."""
+    """`completion_logps` of many examples; a list of floats each, in the examples' order.
+
+    Args:
+        pad_id, batch_size: of padded batches, should the model need them.
+    """
+    whole = whole_model(model)
     results: list[list[float]] = [[] for _ in examples]
-    for rows in batches_by_length([len(p) + len(c) for p, c in examples], batch_size):
-        logps, _ = completion_logps(model, [examples[r] for r in rows], pad_id, temperature)
-        for row, values in zip(rows, logps.tolist(), strict=True):
-            results[row] = values[: len(examples[row][1])]
+    if not packs(whole):
+        for rows in batches_by_length([len(p) + len(c) for p, c in examples], batch_size):
+            logps, _ = completion_logps(model, [examples[r] for r in rows], pad_id, temperature)
+            for row, values in zip(rows, logps.tolist(), strict=True):
+                results[row] = values[: len(examples[row][1])]
+        return results
+    fuse_lora(model)
+    device = next(model.parameters()).device
+    sequences = [[*p, *c] for p, c in examples]
+    packing = pack_sequences(sequences, by_beginning([p for p, _ in examples]), TOKENS_PER_PASS, device)
+    cells = [(row, len(p) + t - 1, token) for row, (p, c) in enumerate(examples) for t, token in enumerate(c)]
+    numbers, steps, targets = torch.tensor(cells, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
+    out, (of, _) = packed_log_probs(whole, packing, numbers, steps, targets, temperature)
+    for row, value in zip(of.tolist(), out.logps.tolist(), strict=True):
+        results[row].append(value)
     return results
 
 
@@ -75,7 +101,11 @@ def scores_in_batches(
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """A reward model's score of each sequence (prompt and completion), read at its last token; an ensemble's mean."""
+    """A reward model's score of each sequence (prompt and completion), read at its last token; an ensemble's mean.
+
+    Args:
+        pad_id, batch_size: of padded batches, should the model need them.
+    """
     return [statistics.fmean(members) for members in member_scores_in_batches(model, sequences, pad_id, batch_size)]
 
 
@@ -87,8 +117,17 @@ def member_scores_in_batches(
     batch_size: int,
 ) -> list[list[float]]:
     """The scores that each member of a reward model gives to each sequence: one a sequence where it is no ensemble."""
+    if not sequences:
+        return []
     device = next(model.parameters()).device
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = whole_model(model)
+    if packs(whole):
+        fuse_lora(model)
+        groups = by_beginning([sequence[:BEGINNING_TOKENS] for sequence in sequences])
+        packing = pack_sequences(sequences, groups, TOKENS_PER_PASS, device)
+        last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
+        scored: list[list[float]] = packed_scores(whole, packing, last).float().tolist()
+        return scored
     results: list[list[float]] = [[] for _ in sequences]
     for rows in batches_by_length([len(s) for s in sequences], batch_size):
         ids, mask = pad_right([sequences[r] for r in rows], pad_id, device)
@@ -98,6 +137,14 @@ def member_scores_in_batches(
         for row, score in zip(rows, scores.float().tolist(), strict=True):
             results[row] = score
     return results
+
+
+def by_beginning(beginnings: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of the rows that begin alike, together, a few at a time: their mask grows with the square."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, beginning in enumerate(beginnings):
+        groups.setdefault(tuple(beginning), []).append(number)
+    return [alike[n : n + MOST_TOGETHER] for alike in groups.values() for n in range(0, len(alike), MOST_TOGETHER)]
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -1,9 +1,9 @@
 """A frozen linear layer and its LoRA adapter as one operation.
 
 PEFT adds `lora_B(lora_A(x))·scaling` to a layer's output in three passes over a tensor of the output's size, and as many
-in the backward pass. Here the scaling is
-done on the r-dimensional side, and both sums are accumulated by the products themselves. Values and gradients are
-PEFT's, to the order of additions. Measured on one core with a 135M model: 5% of a step's time, and 13% of its peak memory.
+in the backward pass. Here the scaling is done on the r-dimensional side, and both sums are accumulated by the products
+themselves. Values and gradients are PEFT's, to the order of additions. On one core, with a 135M model, that took 5% off
+a step's time and 13% off its peak memory.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
 A batch in the plain layout is as wide as its longest row, and repeats a prompt for every completion of it. Here a group
 of sequences that begin alike is a tree: the tokens all of them begin with, then the rest of each; and trees follow one
-another in a row of at most so many tokens. tiebreak.attention keeps trees, and the rests within one, from seeing one
-another, so each token's hidden state is what it would be in a row of its own. (Shared-prefix training: arXiv 2410.20305.)
+another in a row of at most so many tokens. What every sequence of a batch begins with, as a chat template's system
+message, is laid once a row, in its first tree, and borrowed by the others. tiebreak.attention keeps trees, and the rests
+within one, from seeing one another, so each token's hidden state is what it would be in a row of its own.
+(Shared-prefix training: arXiv 2410.20305.)
 """
 
 from __future__ import annotations
@@ -14,19 +16,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+LEAST_BORROWED = 8
+"""Fewer tokens are not worth the copying that borrowing them takes."""
+
 
 @dataclass(frozen=True)
 class Tree:
     """Sequences that begin alike: what they share, then what follows it in each."""
 
     shared: int
-    """tokens"""
+    """tokens, those borrowed among them"""
     rests: tuple[int, ...]
     """tokens of each"""
+    borrowed: int = 0
+    """its first tokens stand at the beginning of the row, in the first tree"""
 
     @property
     def tokens(self) -> int:
-        return self.shared + sum(self.rests)
+        """How many of its own it has in the row."""
+        return self.shared - self.borrowed + sum(self.rests)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class TreeMasks:
     shared: Tensor | None
     """bool, shape (shared, shared)"""
     rests: Tensor
-    """bool, shape (tokens of all rests, tokens of the tree)"""
+    """bool, shape (tokens of all rests, shared tokens and those)"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ class PackedRow:
         """Those of every tree, under attention to the last `window` positions alone; made once, for all layers."""
         if window not in self._masks:
             positions = self.position_ids[0].split([tree.tokens for tree in self.trees])
-            self._masks[window] = [_tree_masks(t, p, window) for t, p in zip(self.trees, positions, strict=True)]
+            whole = [torch.cat([positions[0][: t.borrowed], p]) for t, p in zip(self.trees, positions, strict=True)]
+            self._masks[window] = [_tree_masks(t, p, window) for t, p in zip(self.trees, whole, strict=True)]
         return self._masks[window]
 
     @property
@@ -72,15 +81,18 @@ class Packing:
     """which row a sequence is in; shape (S,)"""
     shared: Tensor
     """how many of its tokens it shares; shape (S,)"""
+    borrowed: Tensor
+    """how many of those stand at the beginning of the row; shape (S,)"""
     origin: Tensor
-    """where its first shared token stands in the row; shape (S,)"""
+    """where its first shared token that is not borrowed stands in the row; shape (S,)"""
     rest: Tensor
     """where its first own token stands in the row; shape (S,)"""
 
     def place(self, sequence: Tensor, step: Tensor) -> Tensor:
         """Where token `step` of a sequence stands in its row."""
-        shared = self.shared[sequence]
-        return torch.where(step < shared, self.origin[sequence] + step, self.rest[sequence] + step - shared)
+        shared, borrowed = self.shared[sequence], self.borrowed[sequence]
+        in_tree = torch.where(step < shared, self.origin[sequence] - borrowed, self.rest[sequence] - shared)
+        return step + torch.where(step < borrowed, 0, in_tree)
 
 
 def pack_sequences(
@@ -97,7 +109,9 @@ def pack_sequences(
         tokens_per_row: start another row rather than exceed it, except for a tree that is longer by itself.
     """
     rows: list[PackedRow] = []
-    where: dict[int, tuple[int, int, int, int]] = {}
+    where: dict[int, tuple[int, int, int, int, int]] = {}
+    everywhere = _shared_prefix(sequences)
+    beginning = everywhere if everywhere >= LEAST_BORROWED else 0
     ids: list[int] = []
     positions: list[int] = []
     trees: list[Tree] = []
@@ -112,14 +126,16 @@ def pack_sequences(
     for group in _without_strangers(sequences, groups):
         members = [sequences[number] for number in group]
         shared = _shared_prefix(members)
-        tree = Tree(shared, tuple(len(member) - shared for member in members) if len(members) > 1 else ())
+        rests = tuple(len(member) - shared for member in members) if len(members) > 1 else ()
+        tree = Tree(shared, rests, beginning if ids else 0)
         if ids and tokens_per_row is not None and len(ids) + tree.tokens > tokens_per_row:
             close()
+            tree = Tree(shared, rests)
         origin = len(ids)
-        ids += members[0][:shared]
-        positions += range(shared)
+        ids += members[0][tree.borrowed : shared]
+        positions += range(tree.borrowed, shared)
         for number, member in zip(group, members, strict=True):
-            where[number] = (len(rows), shared, origin, len(ids))
+            where[number] = (len(rows), shared, tree.borrowed, origin, len(ids))
             ids += member[shared:]
             positions += range(shared, len(member))
         trees.append(tree)

@@ -46,11 +46,12 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
     Returns:
         False, having said why, where the architecture cannot take it and the plain forward stays.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = whole_model(model)
     reason = why_not(base)
     if reason:
         say(f"the plain forward stays: {type(base).__name__} cannot take packed rows, as {reason}")
         return False
+    base.set_attn_implementation(TREE_ATTENTION)
     fuse_lora(model)
     plain_forward = base.forward
     patched = _scores if hasattr(base, "score") else _log_probs
@@ -65,8 +66,24 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
     return True
 
 
+def whole_model(model: nn.Module) -> nn.Module:
+    """The model under a PEFT wrapper, its adapters still in it."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
+def packs(model: nn.Module) -> bool:
+    """Whether `hidden_states` may be asked of a model; if so, it attends within trees from now on."""
+    if model.config._attn_implementation == TREE_ATTENTION:
+        return True
+    able = not why_not(model)
+    if able:
+        model.set_attn_implementation(TREE_ATTENTION)
+    return able
+
+
 def why_not(model: nn.Module) -> str:
-    """Why an architecture cannot take packed rows; empty if it can, and then it attends within trees from now on.
+    """Why an architecture cannot take packed rows; empty if it can. The model is left as it was.
 
     What cannot be read from its configuration is tried: a few tokens, packed and plain.
     """
@@ -78,14 +95,15 @@ def why_not(model: nn.Module) -> str:
     model.set_attn_implementation(TREE_ATTENTION)
     if model.config._attn_implementation != TREE_ATTENTION:
         return "its attention cannot be exchanged"
-    reason: str = _differs(model)
-    if reason:
+    try:
+        reason: str = _differs(model)
+    finally:
         model.set_attn_implementation(before)
     return reason
 
 
 def hidden_states(model: nn.Module, row: PackedRow) -> Tensor:
-    """Last hidden states of a packed row, shape (N, hidden), by a model for which `why_not` had nothing to say."""
+    """Last hidden states of a packed row, shape (N, hidden), by a model that `packs`."""
     causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
     hidden: Tensor = model.base_model(
         input_ids=row.input_ids,
@@ -102,8 +120,9 @@ def _differs(model: nn.Module) -> str:
     """Why packed rows give other hidden states than plain ones, on sequences that share some tokens; empty if not."""
     window = _window(model)
     vocabulary = model.config.get_text_config().vocab_size
-    ids = [number % vocabulary for number in (7, 11, 3, 9, 5, 13, 8, 4)]
-    sequences = [ids[:6], [*ids[:4], *ids[6:]], ids[2:5]]
+    ids = [number % vocabulary for number in (7, 11, 3, 9, 5, 13, 8, 4, 6, 12, 10, 2)]
+    # two of one prompt, and a third that begins alike
+    sequences = [ids[:11], [*ids[:9], ids[11]], [*ids[:8], ids[3], ids[1]]]
     packing = pack_sequences(sequences, [[0, 1], [2]], device=next(model.parameters()).device)
     with _evaluating(model):
         try:
@@ -153,7 +172,7 @@ def _log_probs(
     model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]
 ) -> Any:
     """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
-    if not kwargs.get("fused_lm_head"):
+    if not kwargs.get("fused_lm_head") or kwargs.get("output_router_logits"):
         return plain_forward(**kwargs)
     from trl.trainer.utils import FusedCausalLMOutput
 
@@ -179,7 +198,7 @@ def _log_probs(
 
 
 def packed_log_probs(
-    model: nn.Module, packing: Packing, sequence: Tensor, step: Tensor, targets: Tensor
+    model: nn.Module, packing: Packing, sequence: Tensor, step: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> tuple[HeadOutput, tuple[Tensor, Tensor]]:
     """What the head makes of token `step` of `sequence` for `targets`, each of shape (tokens,).
 
@@ -188,7 +207,7 @@ def packed_log_probs(
     """
 
     def one_pass(row: PackedRow, at: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-        out = token_logps(hidden_states(model, row)[at], model.get_output_embeddings(), wanted)
+        out = token_logps(hidden_states(model, row)[at], model.get_output_embeddings(), wanted, temperature)
         return out.logps, out.entropy, out.mean_logits, out.is_top1
 
     chosen = [(packing.row[sequence] == number).nonzero().squeeze(1) for number in range(len(packing.rows))]

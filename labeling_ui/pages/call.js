@@ -4,7 +4,22 @@ const words = props.value.words;
 const find = (selector) => desk.querySelector(selector);
 const all = (selector) => [...desk.querySelectorAll(selector)];
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const kept = openStorage();
 let csrfToken = '';
+
+// The browser's storage; this window's memory where it is forbidden.
+function openStorage() {
+  try {
+    localStorage.setItem('tiebreak', '');
+    return localStorage;
+  } catch (error) {
+    return Object.create({
+      getItem(key) { return this[key] ?? null; },
+      setItem(key, value) { this[key] = String(value); },
+      removeItem(key) { delete this[key]; },
+    });
+  }
+}
 
 // A request's JSON; ends at the login page when the session has ended. `refused` marks errors that no repetition mends.
 async function call(path, { method = 'GET', body } = {}) {
@@ -39,6 +54,20 @@ function make(tag, attributes = {}, ...children) {
   return one;
 }
 
+const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
+
+// What a judgment says, in words; `left` is the completion that stands left before whoever reads it.
+function said(judgment, left = judgment.left) {
+  if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
+  if (judgment.both_bad) return words.both_bad;
+  if (judgment.ranking) {
+    const letters = (group) => group.map((id) => LETTERS[judgment.shown.indexOf(id)]).join(' = ');
+    return say('said.ranking', { order: judgment.ranking.map(letters).join(' › ') });
+  }
+  const edited = judgment.edited_text === null ? '' : `, ${words['said.edited']}`;
+  return words[`scale.${judgment.left === left ? judgment.answer : 0 - judgment.answer}`] + edited;
+}
+
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const between = (value) => Math.max(0, Math.min(1, value));
 
@@ -61,11 +90,11 @@ function leave() {
 
 function switchTheme() {
   const dark = document.body.classList.toggle('dark');
-  localStorage.setItem('tiebreak-theme', dark ? 'dark' : 'light');
+  kept.setItem('tiebreak-theme', dark ? 'dark' : 'light');
 }
 
 document.documentElement.lang = words.language;
-const chosenTheme = localStorage.getItem('tiebreak-theme');
+const chosenTheme = kept.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
 for (const title of all('.title')) title.textContent = props.value.title;
 

@@ -2,10 +2,11 @@
 const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-next]' };
 let disputes = [];
 let opened = null; // the dispute on the screen
+let settled = false; // whether those are listed that are settled already
 
 async function showDisputes(openNext = true) {
   try {
-    disputes = await call('/api/lead/disputes?limit=200');
+    disputes = await call(`/api/lead/disputes?limit=200&adjudicated=${settled}`);
     listDisputes();
     if (openNext && (!opened || !disputes.some((one) => one.item_id === opened.pair.pair_id))) {
       if (disputes.length) await openDispute(disputes[0].item_id);
@@ -29,7 +30,7 @@ function listDisputes() {
 
 function closeDispute() {
   opened = null;
-  find('.case').replaceChildren(make('p', { class: 'note' }, words['disputes.none']));
+  find('.case').replaceChildren(make('p', { class: 'note' }, words[settled ? 'disputes.none_settled' : 'disputes.none']));
 }
 
 async function openDispute(id) {
@@ -42,7 +43,7 @@ async function openDispute(id) {
     make('div', { class: 'sides' }, ...['left', 'right'].map((side) => make('div', { class: `side-${side}`, tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: side === 'left' ? 'A' : 'B' }) },
       make('h3', {}, side === 'left' ? 'A' : 'B'), make('div', { class: 'text', dir: 'auto', html: pair[side].html })))),
     make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
-    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: spoken(adjudicated) })) : make('span'),
+    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: said(adjudicated, opened.pair.left.id) })) : make('span'),
     make('div', { class: 'answering' },
       make('input', { name: 'rationale', maxlength: '4000', placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
       make('div', { class: 'bar7' }, ...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', { type: 'button', 'data-answer': value, class: value < 0 ? 'left' : value ? 'right' : '' },
@@ -54,18 +55,11 @@ async function openDispute(id) {
 }
 
 function vote(judgment) {
-  return make('tr', {}, make('th', { scope: 'row' }, nameOf(judgment.rater_id)), make('td', {}, spoken(judgment)), make('td', {}, judgment.rationale));
+  return make('tr', {}, make('th', { scope: 'row' }, nameOf(judgment.rater_id)), make('td', {}, said(judgment, opened.pair.left.id)), make('td', {}, judgment.rationale));
 }
 
-// What somebody said, with the sides as they stand before the lead: each rater saw them in an order of their own.
-function spoken(judgment) {
-  if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
-  if (judgment.both_bad) return words.both_bad;
-  return words[`scale.${judgment.left === opened.pair.left.id ? judgment.answer : 0 - judgment.answer}`];
-}
-
-async function settle(said) {
-  const body = { ...said, pair_id: opened.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
+async function settle(answer) {
+  const body = { ...answer, pair_id: opened.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
   if (!await change('/api/lead/adjudications', 'POST', body)) return;
   opened = null;
   await showDisputes();
@@ -78,6 +72,12 @@ function nextDispute() {
 }
 
 function settleBy(button) {
+  if (button.dataset.settled !== undefined) {
+    settled = !settled;
+    button.setAttribute('aria-pressed', String(settled));
+    showDisputes();
+    return;
+  }
   if (button.dataset.dispute) openDispute(button.dataset.dispute);
   else if (button.dataset.answer !== undefined) settle({ answer: Number(button.dataset.answer) });
   else if (button.dataset.both_bad !== undefined) settle({ both_bad: true });

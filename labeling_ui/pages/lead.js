@@ -1,6 +1,7 @@
 // The lead's page: how far the campaign has come, how far its labels can be trusted, and the disagreements to settle.
 // Reads itself again every 20 s.
 const REFRESH_MS = 20000;
+const MOST_COUNTED = 500; // disagreements that wait
 const MOST_IN_MATRIX = 12; // raters; beyond that the lowest κ are listed
 
 const plain = (value) => value.toFixed(3).replace('-', '−');
@@ -9,7 +10,8 @@ let names = {};
 
 // --- overview
 
-function showStatus(status) {
+function showStatus(status, waiting) {
+  const disputed = waiting < MOST_COUNTED ? whole(waiting) : `${whole(waiting)}+`;
   const judged = Object.values(status.judgments).reduce((a, b) => a + b, 0);
   const kinds = Object.entries(status.judgments).map(([kind, n]) => `${whole(n)} ${kind}`).join(', ') || words['lead.none'];
   const days = status.days_left;
@@ -20,11 +22,11 @@ function showStatus(status) {
     tile(words['lead.judged'], of(status.items_judged, status.items), say('lead.pairs', { n: whole(status.pairs) }), status.items_judged / Math.max(1, status.items)),
     tile(words['lead.day'], whole(status.last_day.judgments), say('lead.by', { n: whole(status.last_day.raters) })),
     tile(words['lead.togo'], left, words[days === null ? 'lead.still' : 'lead.pace']),
-    tile(words['lead.disputed'], whole(status.disputed), words['lead.disputed.note']),
+    tile(words['lead.disputed'], disputed, words['lead.disputed.note']),
   );
   const badge = find('.badge');
-  badge.textContent = whole(status.disputed);
-  badge.hidden = !status.disputed;
+  badge.textContent = disputed;
+  badge.hidden = !waiting;
   showProgress(status.by_day, judged, status.judgments_wanted);
 }
 
@@ -223,9 +225,10 @@ async function change(path, method, body) {
 
 async function refresh() {
   try {
-    const [status, measured, raters] = await Promise.all(['status', 'agreement', 'raters'].map((name) => call(`/api/lead/${name}`)));
+    const asked = ['status', 'agreement', 'raters', `disputes?limit=${MOST_COUNTED}`];
+    const [status, measured, raters, waiting] = await Promise.all(asked.map((name) => call(`/api/lead/${name}`)));
     names = Object.fromEntries(raters.map((rater) => [rater.id, rater]));
-    showStatus(status);
+    showStatus(status, waiting.length);
     showAgreement(measured);
     showRaters(measured);
     warn('');

@@ -6,9 +6,9 @@ let outboxKey = OUTBOX; // and the rater's id: two raters may share a browser
 let draining = null;
 
 function unsent() {
-  return Object.keys(localStorage)
+  return Object.keys(kept)
     .filter((key) => key.startsWith(outboxKey))
-    .map((key) => [key, JSON.parse(localStorage.getItem(key))])
+    .map((key) => [key, JSON.parse(kept.getItem(key))])
     .sort(([, one], [, other]) => one.client_at_ms - other.client_at_ms);
 }
 
@@ -18,7 +18,7 @@ function newId() {
 
 // Keep a judgment and send it. `arrived` is called with each reply, `turnedDown` with each refusal.
 function post(body, arrived, turnedDown) {
-  localStorage.setItem(outboxKey + body.client_id, JSON.stringify(body));
+  kept.setItem(outboxKey + body.client_id, JSON.stringify(body));
   return drain(arrived, turnedDown);
 }
 
@@ -32,17 +32,25 @@ async function sendAll(arrived, turnedDown) {
     const [key, body] = waiting[0];
     try {
       const reply = await insist('/api/judgments', { method: 'POST', body: { ...body, holding: held() } });
-      localStorage.removeItem(key);
+      kept.removeItem(key);
       arrived(reply, body);
     } catch (error) {
       if (error.status === 401 || error.status === 403) { // kept: sent after the next login
         warn(error.message, 'refused');
+        if (error.status === 403) startAgain();
         return;
       }
-      localStorage.removeItem(key);
+      kept.removeItem(key);
       turnedDown(error, body);
     }
   }
+}
+
+// Load the page again, which asks for whatever is missing (a new version of the guidelines, say); once a minute at most.
+function startAgain() {
+  const lately = Number(kept.getItem('tiebreak-started')) > Date.now() - 60000;
+  kept.setItem('tiebreak-started', Date.now());
+  if (!lately) window.location.reload();
 }
 
 // Try until the server answers, and say so while it does not.

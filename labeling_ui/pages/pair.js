@@ -1,6 +1,6 @@
 // The pair on the screen: its texts, and everything a rater says beside the answer itself (edit, reason, flags, aspects).
 // All texts arrive as HTML that the server made inert.
-const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
+const MAX_EDITED_CHARACTERS = 100000; // what the server takes
 const SAVE_AFTER_MS = 800; // a draft is on the server within two seconds of a change
 const IDLE_AFTER_MS = 60000;
 const reason = find('[name=rationale]');
@@ -48,12 +48,13 @@ function answer(one, n) {
   const letter = LETTERS[n];
   const side = n === 0 ? 'left' : n === 1 ? 'right' : letter;
   const pair = current.answers.length === 2;
+  const editable = one.text.length <= MAX_EDITED_CHARACTERS;
   return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
     make('header', {}, make('h2', {}, letter), make('span', { class: 'note' }),
-      pair ? make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }) }, words.edit)
+      pair ? make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit)
         : make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1)))),
     make('div', { class: 'text', tabindex: '0', dir: 'auto', html: one.html }),
-    pair ? make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: '100000', dir: 'auto', hidden: true }) : null);
+    pair ? make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }) : null);
 }
 
 // --- what the number keys answer
@@ -135,6 +136,7 @@ function edit(side, text) {
 }
 
 function toggleEdit(side) {
+  if (find(`[data-side=${side}] .edit`).disabled) return;
   if (!editor(side).hidden) edit(side, null);
   else {
     edit(side === 'left' ? 'right' : 'left', null);
@@ -149,19 +151,23 @@ function toggleEdit(side) {
 function editedSide() {
   return current.answers.length > 2 ? undefined : ['left', 'right'].find((side) => {
     const field = editor(side);
-    return !field.hidden && field.value.trim() && field.value !== current[side].text;
+    const before = current[side].text.replace(/\r\n?/g, '\n'); // as a field gives it back
+    return !field.hidden && field.value.trim() && field.value !== before;
   });
 }
 
 // --- drafts
 
+// What every store can hold: no NUL, and no half of a character that a field's limit cut off.
+const storable = (text) => (text.toWellFormed ? text.toWellFormed() : text).replaceAll('\0', '');
+
 function details() {
   const side = editedSide();
   return {
-    rationale: reason.value,
+    rationale: storable(reason.value),
     flags: all('.flag input:checked').map((box) => box.value),
     aspects: aspects(),
-    edited_text: side ? editor(side).value : null,
+    edited_text: side ? storable(editor(side).value) : null,
   };
 }
 

@@ -7,7 +7,7 @@ const SCROLL_STEP = 80;
 let queue = []; // the pairs after the one on the screen
 let exhausted = false; // the server had nothing more
 let lastJudgment = null; // the id of the judgment that undo takes back
-let undoing = false;
+let busy = false; // a judgment is being taken back or amended
 let done = 0;
 let total = 0;
 
@@ -52,7 +52,7 @@ const nextPath = () => `/api/next?holding=${encodeURIComponent([...held(), ...un
 let fetching = false;
 
 async function fetchAhead() {
-  if (fetching || exhausted || queue.length >= AHEAD) return;
+  if (fetching || exhausted || queue.length >= AHEAD || unsent().length) return; // the reply to a judgment brings a pair
   fetching = true;
   const before = held().length;
   try {
@@ -66,13 +66,13 @@ async function fetchAhead() {
 }
 
 setInterval(() => {
-  if (current || talk || document.hidden || undoing || unsent().length) return;
+  if (current || talk || document.hidden || busy || unsent().length) return;
   exhausted = false; // what another rater gave back may be free now
   fetchAhead();
 }, LOOK_AGAIN_MS);
 
 function judge(said, button) {
-  if (!current || undoing) return;
+  if (!current || busy) return;
   const side = editedSide();
   if (side && !(said.answer && (said.answer < 0) === (side === 'left'))) {
     warn(say('edit.other', { edited: letterFor(side) }), 'edit');
@@ -102,6 +102,7 @@ function acknowledged(reply) {
   lastJudgment = reply.judgment_id;
   undoButton().disabled = false;
   take(reply.next);
+  fetchAhead();
 }
 
 function turnedDown(error) {
@@ -113,8 +114,8 @@ function turnedDown(error) {
 
 // Take the latest judgment back: its pair is on the screen again, with what was said.
 async function undo() {
-  if (undoing || amending || (talk && talk.phase !== 'writing')) return;
-  undoing = true;
+  if (busy || amending || (talk && talk.phase !== 'writing')) return;
+  busy = true;
   try {
     if (current && current.draft) saveDraft();
     await drain(acknowledged, turnedDown);
@@ -129,7 +130,7 @@ async function undo() {
   } catch (error) {
     warn(error.message, 'refused');
   } finally {
-    undoing = false;
+    busy = false;
     undoButton().disabled = !lastJudgment || Boolean(talk);
   }
 }
@@ -176,11 +177,17 @@ function open(name) {
   }
 }
 
+function toggleMenu(opened) {
+  find('nav').classList.toggle('open', opened);
+  find('[data-menu]').setAttribute('aria-expanded', String(opened));
+}
+
 desk.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
+  if (button.closest('nav')) toggleMenu(false);
   if (button.dataset.open) open(button.dataset.open);
-  else if (button.dataset.menu !== undefined) button.setAttribute('aria-expanded', String(find('nav').classList.toggle('open')));
+  else if (button.dataset.menu !== undefined) toggleMenu(!find('nav').classList.contains('open'));
   else if (button.dataset.theme !== undefined) switchTheme();
   else if (button.dataset.talk !== undefined) { if (talk) endTalk(); else beginTalk(); }
   else if (button.dataset.send !== undefined) send();
@@ -205,7 +212,7 @@ const PLAIN = {
 };
 
 document.addEventListener('keydown', (event) => {
-  if (event.isComposing || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (event.isComposing || event.keyCode === 229 || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   const target = event.target.closest ? event.target : document.body;
   const { key } = event;
   if (target.closest(typing)) {

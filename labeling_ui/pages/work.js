@@ -49,7 +49,7 @@ function addHistory(past) {
   find('.history tbody').append(...past.map((one) => make('tr', {},
     make('td', {}, whenOf(one.at_ms)),
     make('td', { class: 'about', dir: 'auto' }, one.prompt),
-    make('td', {}, saidIn(one.judgment)),
+    make('td', {}, said(one.judgment)),
     make('td', {}, make('button', { type: 'button', class: 'plain', 'data-amend': one.judgment_id }, words['work.amend'])))));
   earliest = past[past.length - 1].seq;
   find('[data-earlier]').hidden = past.length < 20;
@@ -59,16 +59,6 @@ function whenOf(at) {
   const time = new Date(at);
   const hour = time.toLocaleTimeString(words.language, { hour: '2-digit', minute: '2-digit' });
   return at >= midnight() ? hour : `${time.toLocaleDateString(words.language, { day: 'numeric', month: 'short' })} ${hour}`;
-}
-
-function saidIn(judgment) {
-  if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
-  if (judgment.both_bad) return words.both_bad;
-  if (judgment.ranking) {
-    const letters = (group) => group.map((id) => LETTERS[judgment.shown.indexOf(id)]).join(' = ');
-    return say('said.ranking', { order: judgment.ranking.map(letters).join(' › ') });
-  }
-  return words[`scale.${judgment.answer}`] + (judgment.edited_text === null ? '' : `, ${words['said.edited']}`);
 }
 
 // --- amending: the judgment stands until another answer takes its place
@@ -89,12 +79,14 @@ async function beginAmending(id) {
 async function amend(body) {
   const id = amending;
   const { pair_id: _, ...answer } = body;
+  busy = true;
   try {
     await insist(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer });
     stopAmending();
   } catch (error) {
     warn(error.message, 'refused');
   }
+  busy = false;
 }
 
 function stopAmending() {

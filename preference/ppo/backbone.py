@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
-from preference.packing import Layout, allow_packing, pack, pad
+from preference.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.head import HeadOutput, logits_are_plain, token_logps
+from tiebreak.lora import fuse_lora
 from tiebreak.models import ModelSource, load_policy
+from tiebreak.pairwise import why_not
 from tiebreak.runs import say
 
 if TYPE_CHECKING:
@@ -50,9 +52,10 @@ class Batch:
 class Backbone(nn.Module):
     """One language model with its adapters, and the value head. `forward` is the policy's training pass."""
 
-    def __init__(self, lm: PeftModel, pad_id: int) -> None:
+    def __init__(self, lm: PeftModel, pad_id: int, reference: str = REFERENCE) -> None:
         super().__init__()
         self.lm = lm
+        self.reference = reference
         self.value_head = nn.Linear(
             lm.config.get_text_config().hidden_size, 1, device=next(lm.parameters()).device, dtype=torch.float32
         )
@@ -60,7 +63,8 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.pad_id = pad_id
         self.config = lm.config
-        reason = allow_packing(lm.get_base_model())
+        fuse_lora(lm)
+        reason = why_not(lm.get_base_model())
         self.packs = not reason
         if reason:
             say(f"completions are padded: {type(lm.get_base_model()).__name__} cannot take them packed, as {reason}")
@@ -71,13 +75,15 @@ class Backbone(nn.Module):
         device: torch.device = self.value_head.weight.device
         return device
 
-    def lay_out(self, sequences: Sequence[Sequence[int]]) -> Layout:
-        """Token ids as this model takes them: packed, or padded where it cannot."""
-        return pack(sequences, self.device) if self.packs else pad(sequences, self.pad_id, self.device)
+    def lay_out(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Layout:
+        """Prompts and their completions as this model takes them: packed, or padded where it cannot."""
+        if self.packs:
+            return pack(prompts, completions, self.device)
+        return pad(prompts, completions, self.pad_id, self.device)
 
     def to_batch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Batch:
         """Prompts and their completions, as `forward` takes them."""
-        layout = self.lay_out([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+        layout = self.lay_out(prompts, completions)
         lengths = torch.tensor([len(c) for c in completions], device=self.device)
         before = [
             places[len(p) - 1 : len(p) - 1 + len(c)]
@@ -106,7 +112,7 @@ class Backbone(nn.Module):
 
     def hidden_states(self, layout: Layout) -> Tensor:
         """The last hidden states under the adapter that is active, flattened to (tokens, hidden)."""
-        return layout.hidden_states(self.lm.get_base_model().base_model)
+        return layout.hidden_states(self.lm.get_base_model())
 
     def _head(self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool = False) -> HeadOutput:
         head = self.lm.get_base_model().get_output_embeddings()
@@ -117,10 +123,6 @@ class Backbone(nn.Module):
         """Log-probabilities alone, in the shape of `forward`'s, under the adapter that is active."""
         hidden = self.hidden_states(batch.layout)[batch.before]
         return _spread(self._head(hidden, batch.targets, temperature).logps, batch.mask)
-
-    def trainable_names(self) -> list[str]:
-        """Names of the parameters that train: the policy's adapter and the value head."""
-        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def load_value_head(self, file: Path) -> None:
         """Start the critic from another run's.

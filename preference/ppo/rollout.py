@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from preference.adapters import POLICY, REFERENCE, merged_adapter
-from preference.packing import batches_by_tokens
+from preference.adapters import POLICY, merged_adapter
+from preference.layout import batches_by_tokens
 from preference.ppo.backbone import Backbone
 from preference.ppo.losses import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from preference.rewards import TOKENS_AT_ONCE, Reward, score_all
@@ -84,7 +84,7 @@ def roll_out(
         for rows, batch in zip(groups, batches, strict=True):
             inside = slice(0, batch.mask.shape[1])
             logps[rows, inside], values[rows, inside], entropy[rows, inside] = backbone(batch, sampling.temperature)
-    with merged_adapter(backbone.lm, REFERENCE):
+    with merged_adapter(backbone.lm, backbone.reference):
         for rows, batch in zip(groups, batches, strict=True):
             reference[rows, : batch.mask.shape[1]] = backbone.logps(batch, sampling.temperature)
     return Episodes(

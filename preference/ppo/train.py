@@ -5,28 +5,52 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
-from preference.ppo.trainer import PPOSettings, PPOTrainer
+from preference.ppo.loop import PPOSettings
+from preference.ppo.trainer import PPOTrainer
 from preference.rewards import MountedReward, Reward, RewardApart, RewardConfig, function_file, load_rewards
 from tiebreak.chat import encode_prompt
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.models import adapter_of, find_model, gathered, load_tokenizer
+from tiebreak.models import ModelSource, adapter_of, find_model, gathered, load_policy, load_tokenizer
 from tiebreak.records import Prompt, is_held_out, read_prompts
 from tiebreak.runs import Run, read_manifest, say, start_run
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PPO_ALONE = (
+    "value_head",
+    "kl_target",
+    "max_kl",
+    "target_step_kl",
+    "gamma",
+    "lam",
+    "cliprange_value",
+    "vf_coef",
+    "entropy_coef",
+    "whiten_rewards",
+)
+"""Keys that only our own trainer knows."""
+
 
 class PPOConfig(StageConfig):
     """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
 
+    algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
+    """ppo: our own, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef is their beta (GRPO
+    takes the KL from the loss, not from the reward), cliprange their epsilon, ppo_epochs their num_iterations, and
+    whiten_advantages their normalisation (GRPO's: by the group's deviation)"""
+    completions_per_prompt: int = Field(default=4, ge=2)
+    """of a rollout, under rloo and grpo: what a completion is compared with"""
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
     reward_model: str | None = None
@@ -88,6 +112,15 @@ class PPOConfig(StageConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> PPOConfig:
+        if self.algorithm != "ppo":
+            meaningless = [k for k in PPO_ALONE if getattr(self, k) != type(self).model_fields[k].default]
+            if meaningless:
+                raise ValueError(f"{', '.join(meaningless)}: {self.algorithm} has no such thing; leave the default")
+            if self.episodes_per_rollout % self.completions_per_prompt:
+                raise ValueError(
+                    f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of completions_per_prompt "
+                    f"({self.completions_per_prompt})"
+                )
         if self.reward_model is None and not self.rewards:
             raise ValueError("reward_model: missing; name a finished reward run, or give rewards")
         if self.sampling.top_k or self.sampling.top_p < 1.0:
@@ -135,27 +168,17 @@ def train_ppo(config: PPOConfig) -> None:
     prompts, validation = split_prompts(config)
     encoded, held_out = encode(prompts, tokenizer, config), encode(validation, tokenizer, config)
     say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0][0]), "")
-    backbone = load_backbone(source, config.training, config.adapter, tokenizer)
-    if config.value_head:
-        backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
-    rewards = load_rewards(config.all_rewards, backbone, source, tokenizer, encoded + held_out, config.training)
-    say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in rewards))
     recorder = RunRecorder(run)
-    trainer = PPOTrainer(
-        backbone,
-        build_ppo_args(config, run),
-        ppo_settings(config, tokenizer.eos_token_id),
-        rewards,
-        [ids for ids, _ in encoded],
-        [ids for ids, _ in held_out],
-    )
+    trainer = build_trainer(config, run, source, tokenizer, encoded, held_out)
+    say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
     train(trainer, run, recorder)
-    save_value_head(trainer, run)
+    if config.algorithm == "ppo":
+        save_value_head(trainer, run)
     finish_adapter(
         trainer,
         run,
         recorder,
-        model=trainer.accelerator.unwrap_model(trainer.model).lm,
+        model=trainer.backbone.lm,
         tokenizer=tokenizer,
         source=source,
         kind="policy",
@@ -168,13 +191,43 @@ def train_ppo(config: PPOConfig) -> None:
         facts={
             "counts": {
                 "prompts": len(encoded),
-                "episodes": trainer.state.global_step // trainer.steps_per_rollout * config.episodes_per_rollout,
+                "episodes": trainer.state.global_step
+                // steps_per_rollout(config, trainer.args.world_size)
+                * config.episodes_per_rollout,
             },
             "kinds": reward_kinds(config),
         },
         prompts=validation or prompts,
         sampling=config.sampling,
     )
+
+
+def build_trainer(
+    config: PPOConfig,
+    run: Run,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[tuple[list[int], Prompt]],
+    held_out: list[tuple[list[int], Prompt]],
+) -> Any:
+    """The algorithm's trainer, with its policy and everything that scores it."""
+    settings = ppo_settings(config, tokenizer.eos_token_id)
+    prompts, validation = [ids for ids, _ in encoded], [ids for ids, _ in held_out]
+    trainer: Any
+    if config.algorithm == "ppo":
+        backbone = load_backbone(source, config.training, config.adapter, tokenizer)
+        if config.value_head:
+            backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
+        trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
+    else:
+        from preference.ppo.groups import build_group_trainer
+
+        lm = load_policy(source, config.training, config.adapter, tokenizer)
+        trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, tokenizer)
+    trainer.rewards = load_rewards(
+        config.all_rewards, trainer.backbone, source, tokenizer, encoded + held_out, config.training
+    )
+    return trainer
 
 
 def _where_held(reward: Reward) -> str:
@@ -217,35 +270,65 @@ def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
     return PPOSettings(**{name: getattr(config, name) for name in taken}, seed=config.training.seed, eos_id=eos_id)
 
 
-def build_ppo_args(config: PPOConfig, run: Run) -> TrainingArguments:
-    """transformers' arguments: steps counted in rollouts, checkpoints on their borders.
+def steps_per_rollout(config: PPOConfig, world: int) -> int:
+    """Optimizer steps that one rollout feeds.
 
     Raises:
         ConfigError: the episodes cannot be shared out among the processes.
     """
-    shared = common_arguments(config.training, run)
-    probe = TrainingArguments(**shared)
-    world = max(1, probe.world_size)
     minibatch = config.training.per_device_batch_size * config.training.gradient_accumulation_steps
     if config.episodes_per_rollout % (minibatch * world):
         raise ConfigError(
             f"episodes_per_rollout ({config.episodes_per_rollout}) must be a multiple of {world} processes × {minibatch} "
             "episodes an optimizer step"
         )
-    steps_per_rollout = config.ppo_epochs * (config.episodes_per_rollout // (minibatch * world))
-    whole = config.rollouts * steps_per_rollout
+    return config.ppo_epochs * (config.episodes_per_rollout // (minibatch * world))
+
+
+def rollout_arguments(config: PPOConfig, run: Run) -> dict[str, Any]:
+    """transformers' arguments: steps counted in rollouts, checkpoints on their borders."""
+    shared = common_arguments(config.training, run)
+    steps = steps_per_rollout(config, max(1, TrainingArguments(**shared).world_size))
+    whole = config.rollouts * steps
+    evaluated, saved = config.training.eval_steps, config.training.save_steps
+    return shared | {
+        "max_steps": min(whole, config.training.max_steps or whole),
+        "logging_steps": min(steps, config.training.max_steps or steps),
+        "save_steps": math.ceil(saved / steps) * steps,
+        "eval_steps": evaluated and math.ceil(evaluated / steps) * steps,
+    }
+
+
+def build_ppo_args(config: PPOConfig, run: Run) -> TrainingArguments:
+    """The arguments of our own trainer."""
     return TrainingArguments(
-        **shared
+        **rollout_arguments(config, run)
         | {
-            "max_steps": min(whole, config.training.max_steps or whole),
-            "logging_steps": min(steps_per_rollout, config.training.max_steps or steps_per_rollout),
-            "save_steps": math.ceil(config.training.save_steps / steps_per_rollout) * steps_per_rollout,
-            "eval_steps": config.training.eval_steps
-            and math.ceil(config.training.eval_steps / steps_per_rollout) * steps_per_rollout,
             "adam_epsilon": 1e-5,  # Huang et al. 2024, 4.10
             "ignore_data_skip": True,  # the data set only counts
         }
     )
+
+
+def build_group_args(config: PPOConfig, run: Run) -> Any:
+    """TRL's arguments for RLOO or GRPO."""
+    from trl import GRPOConfig, RLOOConfig
+
+    arguments = rollout_arguments(config, run) | {
+        "num_generations": config.completions_per_prompt,
+        "generation_batch_size": config.episodes_per_rollout,
+        "num_iterations": config.ppo_epochs,
+        "epsilon": config.cliprange,
+        "beta": config.kl_coef,
+        "max_completion_length": config.sampling.max_new_tokens,
+        "temperature": config.sampling.temperature,
+        "top_k": 0,
+        "disable_dropout": True,
+        "shuffle_dataset": False,
+    }
+    if config.algorithm == "rloo":
+        return RLOOConfig(**arguments, normalize_advantages=config.whiten_advantages)
+    return GRPOConfig(**arguments, scale_rewards="group" if config.whiten_advantages else "none")
 
 
 def save_value_head(trainer: PPOTrainer, run: Run) -> None:

@@ -9,74 +9,24 @@ KL coefficient) is in each checkpoint, in `ppo_state.json`.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from preference.ppo.backbone import Backbone, Batch
+from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
-from preference.ppo.rollout import Episodes, Shaping, TokenRewards, roll_out, to_rewards
-from preference.rewards import Reward, saved_scale
-from tiebreak.config import SamplingConfig
+from preference.ppo.rollout import Episodes, TokenRewards, to_rewards
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
-from tiebreak.models import gathered
-from tiebreak.records import write_json
 from tiebreak.runs import say
-
-FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
-TRAINABLE_FILE = "model.safetensors"
-STATE_FILE = "ppo_state.json"
-
-
-@dataclass(frozen=True)
-class PPOSettings:
-    """What the algorithm needs, its defaults as in Huang et al. 2024 (Table 1 and Section 4)."""
-
-    episodes_per_rollout: int
-    """over all processes"""
-    ppo_epochs: int
-    kl_coef: float
-    kl_target: float | None
-    """nats a completion; None: kl_coef is fixed"""
-    kl_horizon: int
-    max_kl: float | None
-    target_step_kl: float | None
-    gamma: float
-    lam: float
-    cliprange: float
-    cliprange_value: float
-    vf_coef: float
-    entropy_coef: float
-    whiten_rewards: bool
-    whiten_advantages: bool
-    missing_eos_penalty: float
-    length_penalty: float
-    normalise_scores: bool
-    stop_when_all_cut_off: bool
-    sampling: SamplingConfig
-    seed: int
-    eos_id: int
-
-
-@dataclass(frozen=True)
-class LoopState:
-    """What the loop has learned so far, beside the weights."""
-
-    kl_coef: float
-    scales: tuple[tuple[float, float], ...] | None = None
-    """(mean, standard deviation) of each reward on the first rollout, which the policy wrote before training"""
 
 
 @dataclass(frozen=True)
@@ -105,28 +55,22 @@ class Steps(Dataset[dict[str, int]]):
         return {"step": index}
 
 
-class PPOTrainer(Trainer):
-    """PPO on one backbone."""
+class PPOTrainer(ScoredLoop, Trainer):
+    """PPO on one backbone. Its `rewards` are given to it afterwards."""
 
     def __init__(
         self,
         backbone: Backbone,
         args: TrainingArguments,
         settings: PPOSettings,
-        rewards: Sequence[Reward],
         prompts: Sequence[list[int]],
         validation_prompts: Sequence[list[int]],
     ) -> None:
-        self.settings = settings
-        self.rewards = list(rewards)
-        self.loop = LoopState(settings.kl_coef)
-        self.prompts = list(prompts)
-        self.validation_prompts = list(validation_prompts)
+        self._set_up(settings, prompts, validation_prompts)
         self._queue: list[MicroBatch] = []
         self._shares: dict[str, list[float]] = defaultdict(list)
         self._rollout_means: dict[str, float] = {}
         self._rest_is_skipped = False
-        self._resumed_from: str | None = None
         world = max(1, args.world_size)
         steps = Steps(args.max_steps * args.gradient_accumulation_steps * args.per_device_train_batch_size * world)
         super().__init__(
@@ -137,6 +81,12 @@ class PPOTrainer(Trainer):
             data_collator=lambda rows: {},
         )
         self.model_accepts_loss_kwargs = False
+
+    @property
+    def backbone(self) -> Backbone:
+        """The policy as rollouts use it."""
+        backbone: Backbone = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
+        return backbone
 
     # --- sizes ---
 
@@ -166,16 +116,13 @@ class PPOTrainer(Trainer):
         return {"micro_batch": self._queue.pop(0)}
 
     def _roll_out(self) -> list[MicroBatch]:
-        if self._resumed_from is not None:
-            # The trainer did so before it made its data loader, which draws a number: a reward function would see it.
-            self._load_rng_state(self._resumed_from)
-            self._resumed_from = None
+        self._resume_generators()
         number = self.state.global_step // self.steps_per_rollout
         prompts, seeds = self._choose_prompts(number)
         episodes = self._sample_and_assess(prompts, seeds)
         self._check_first_kl(number, episodes)
-        self._check_collapse(episodes)
-        self._set_scales(episodes)
+        self._check_collapse(episodes.finished, episodes.lengths)
+        self._set_scales(episodes.scores)
         rewards = to_rewards(episodes, self.shaping)
         kl = self._log_rollout(number, episodes, rewards)
         self._control_kl(kl)
@@ -188,99 +135,13 @@ class PPOTrainer(Trainer):
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first = number * self.settings.episodes_per_rollout
         places = range(first + rank, first + self.episodes_here * world, world)
-        chosen = []
-        for place in places:
-            lap, within = divmod(place, len(self.prompts))
-            order = torch.randperm(
-                len(self.prompts), generator=torch.Generator().manual_seed(row_seed(self.settings.seed, "order", lap))
-            )
-            chosen.append(self.prompts[int(order[within])])
+        chosen = [self.prompts[prompt_at(place, len(self.prompts), self.settings.seed)] for place in places]
         return chosen, [row_seed(self.settings.seed, "rollout", place) for place in places]
 
-    def _sample_and_assess(self, prompts: list[list[int]], seeds: list[int]) -> Episodes:
-        backbone: Backbone = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
-        backbone.eval()
-        with whole_model(self.model_wrapped, backbone), self.accelerator.autocast():
-            episodes: Episodes = roll_out(
-                backbone, prompts, seeds, self.settings.sampling, self.rewards, eos_id=self.settings.eos_id
-            )
-        return episodes
-
     def _check_first_kl(self, number: int, episodes: Episodes) -> None:
-        """Before the first update policy and reference are one model, so the KL between them is 0.
-
-        Raises:
-            HandoffError: it is not.
-        """
         if number or not len(episodes):
             return
-        worst = float(((episodes.logps - episodes.reference_logps).abs() * episodes.mask).max())
-        name = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
-        if not worst <= FIRST_KL_TOLERANCE[name]:
-            raise HandoffError(
-                f"the reference is not the policy that training starts from: before the first update their "
-                f"log-probabilities differ by up to {worst:.3g} a token; nothing was trained"
-            )
-
-    def _check_collapse(self, episodes: Episodes) -> None:
-        """Refuse to go on where there is nothing to learn from: no answer ends, or all of them end at once.
-
-        Raises:
-            HandoffError: saying which, and what to change.
-        """
-        step = self.state.global_step
-        kept = f"the checkpoints before step {step} are kept" if step else "nothing was trained"
-        ended, empty, count = (
-            int(self.accelerator.reduce(number, reduction="sum"))
-            for number in (
-                episodes.finished.sum(),
-                (episodes.finished & (episodes.lengths == 1)).sum(),
-                torch.tensor(len(episodes), device=episodes.mask.device),
-            )
-        )
-        if self.settings.stop_when_all_cut_off and not ended:
-            raise HandoffError(
-                f"all {count} completions of a rollout were cut off at sampling.max_new_tokens "
-                f"({self.settings.sampling.max_new_tokens}): their scores say nothing of whole answers. Raise it, or train "
-                f"the SFT policy on answers that end; or set stop_when_all_cut_off: false if they are meant to; {kept}"
-            )
-        if empty == count:
-            raise HandoffError(
-                f"all {count} completions of a rollout are an end-of-sequence token and nothing else: the policy has "
-                f"collapsed. Lower training.learning_rate, raise kl_coef, or lower length_penalty; {kept}"
-            )
-
-    def _set_scales(self, episodes: Episodes) -> None:
-        """Once, on the first rollout, which the policy wrote before any training: by what scores are normalised.
-
-        Each reward is normalised alone, so that weights speak of rewards on one scale (Huang et al. 2024, 4.4). A reward
-        that does not vary there has nothing to be divided by, and is only shifted. A reward model whose run was given
-        samples of the policy says so itself, from more of them.
-        """
-        if self.loop.scales is not None:
-            return
-        scales = [(0.0, 1.0)] * len(self.rewards)
-        if self.settings.normalise_scores:
-            scores = self.accelerator.gather(episodes.scores.T.contiguous()).double()
-            deviations = [float(d) for d in scores.std(0, correction=0)]
-            measured = [
-                (float(m), d if d > 1e-6 * max(1.0, abs(float(m))) else 1.0)
-                for m, d in zip(scores.mean(0), deviations, strict=True)
-            ]
-            scales = [saved_scale(reward) or own for reward, own in zip(self.rewards, measured, strict=True)]
-        self.loop = replace(self.loop, scales=tuple(scales))
-
-    @property
-    def shaping(self) -> Shaping:
-        """How scores become rewards now."""
-        s = self.settings
-        return Shaping(
-            weights=tuple(reward.weight for reward in self.rewards),
-            scales=self.loop.scales or ((0.0, 1.0),) * len(self.rewards),
-            missing_eos_penalty=s.missing_eos_penalty,
-            length_penalty=s.length_penalty,
-            kl_coef=self.loop.kl_coef,
-        )
+        self._require_same_policy(float(((episodes.logps - episodes.reference_logps).abs() * episodes.mask).max()))
 
     def _control_kl(self, kl: float) -> None:
         """After a rollout's rewards: the coefficient for the next one, and an end where the policy has gone too far."""
@@ -421,21 +282,6 @@ class PPOTrainer(Trainer):
         self._rollout_means["episode"] = float((number + 1) * self.settings.episodes_per_rollout)
         return self._rollout_means["objective/kl_k3"]
 
-    def _per_episode(self, episodes: Episodes, shaped_scores: Tensor) -> dict[str, Tensor]:
-        kl = episodes.kl.sum(-1)
-        weights = torch.tensor([reward.weight for reward in self.rewards], device=kl.device)
-        each = {f"rewards/{r.name}/mean": scores for r, scores in zip(self.rewards, episodes.scores, strict=True)}
-        return {
-            "objective/kl": kl,
-            "objective/kl_k3": episodes.kl_k3.sum(-1),
-            "objective/entropy": (-episodes.logps * episodes.mask).sum(-1),
-            "objective/non_score_reward": -self.loop.kl_coef * kl,
-            "objective/scores": weights @ episodes.scores,
-            "objective/rlhf_reward": shaped_scores - self.loop.kl_coef * kl,
-            "completions/mean_length": episodes.lengths.float(),
-            **(each if len(each) > 1 else {}),
-        }
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The trainer's log, with what the newest rollout and the steps since the last log gave."""
         if "loss" in logs:
@@ -450,79 +296,3 @@ class PPOTrainer(Trainer):
     def _over_processes(self, share: float) -> float:
         """The sum of what each process's tokens add to a mean over the tokens of all."""
         return float(sum(gather_object([share]))) if self.accelerator.num_processes > 1 else share
-
-    @torch.no_grad()
-    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Score and KL on the validation prompts, with the same seeds every time."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        whole = len(self.validation_prompts) - len(self.validation_prompts) % world or len(self.validation_prompts)
-        mine = range(rank, max(whole, 1), world) if whole >= world else range(len(self.validation_prompts))
-        prompts = [self.validation_prompts[i] for i in mine]
-        episodes = self._sample_and_assess(prompts, [row_seed(self.settings.seed, "evaluation", i) for i in mine])
-        figures = self._per_episode(episodes, to_rewards(episodes, self.shaping).shaped_scores)
-        figures["unfinished"] = (~episodes.finished).float()
-        metrics = {
-            f"{metric_key_prefix}_{name}": float(self.accelerator.gather(values).mean())
-            for name, values in figures.items()
-        }
-        metrics[f"{metric_key_prefix}_loss"] = -metrics[f"{metric_key_prefix}_objective/scores"]
-        self.model.train()
-        self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    # --- checkpoints ---
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """What trains: the policy's adapter and the value head. The rest is pinned by hash in the manifests."""
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = state_dict or self.model.state_dict()
-        names = self.accelerator.unwrap_model(self.model).trainable_names()
-        save_file(
-            {name: state[name].detach().cpu().contiguous() for name in names if name in state},
-            folder / TRAINABLE_FILE,
-            metadata={"format": "pt"},
-        )
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_json(folder / STATE_FILE, asdict(self.loop))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / TRAINABLE_FILE)
-        backbone = self.accelerator.unwrap_model(model or self.model)
-        missing = set(backbone.trainable_names()) - set(state)
-        if missing:
-            raise HandoffError(
-                f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
-            )
-        backbone.load_state_dict(state, strict=False)
-        self._resumed_from = resume_from_checkpoint
-        loop = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
-        scales = tuple((float(mean), float(deviation)) for mean, deviation in loop["scales"])
-        self.loop = LoopState(float(loop["kl_coef"]), scales)
-
-
-@contextmanager
-def whole_model(wrapped: nn.Module, backbone: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3, gather every shard once and call the modules plainly, with no gathering step by step.
-
-    Processes sample different numbers of tokens, so the collective that a sharded forward pass needs would hang.
-    """
-    parameters = list(backbone.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield
-        return
-    from trl.models.utils import add_hooks, remove_hooks
-
-    with gathered(parameters):
-        remove_hooks(wrapped)
-        try:
-            yield
-        finally:
-            add_hooks(wrapped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sqlite3
 import subprocess
@@ -106,6 +107,19 @@ def test_nothing_is_open_without_a_session(campaign: tuple[str, str]) -> None:
         assert (reply.status_code, reply.headers["location"]) == (303, "/login/")
         assert httpx.get(f"{address}/{page}/config").status_code == 303
     assert httpx.get(f"{address}/login/").status_code == 200
+    port = int(address.rpartition(":")[2])
+    for path in (
+        "/%6cead/",
+        "//lead/config",
+        "/lead/./config",
+        "/rate/../lead/config",
+        "/login/../lead/config",
+        "/LEAD/",
+    ):
+        asked = http.client.HTTPConnection("127.0.0.1", port)  # a client that does not tidy the path up
+        asked.request("GET", path)
+        assert asked.getresponse().status in (303, 404), path
+        asked.close()
 
 
 def test_a_wrong_name_and_a_wrong_password_are_told_alike(campaign: tuple[str, str], logged_in: LogIn) -> None:
@@ -229,19 +243,15 @@ def test_sessions_end_with_the_password_and_the_part(tmp_path: Path) -> None:
 
 def test_guessing_is_limited() -> None:
     limit = LoginLimit()
-    for _ in range(8):
-        assert limit.allows("1.1.1.1", "a")
-        limit.failed("1.1.1.1", "a")
-    assert not limit.allows("1.1.1.1", "a")
-    assert limit.allows("2.2.2.2", "a"), "a stranger's guesses must not lock the rater out"
-    assert limit.allows("1.1.1.1", "b")
-    for n in range(32):
-        limit.failed(f"3.3.3.{n}", "a")
-    assert not limit.allows("2.2.2.2", "a"), "guessed at from everywhere"
-    for n in range(92):
-        assert limit.allows("1.1.1.1")
-        limit.failed("1.1.1.1", f"name {n}")
-    assert not limit.allows("1.1.1.1", "b")
+    assert [limit.attempt("1.1.1.1", "a") for _ in range(9)] == [True] * 8 + [False]
+    assert limit.attempt("2.2.2.2", "a"), "a stranger's guesses must not lock the rater out"
+    limit.forgive("2.2.2.2", "a")
+    assert [limit.attempt("1.1.1.1", "b") for _ in range(8)] == [True] * 8
+    limit.forgive("1.1.1.1", "b")
+    assert [limit.attempt("1.1.1.1", "b") for _ in range(2)] == [True, False], "one of them was right"
+    assert [limit.attempt(f"3.3.3.{n}", "a") for n in range(33)] == [True] * 32 + [False], "guessed at from everywhere"
+    assert [limit.attempt("1.1.1.1", f"name {n}") for n in range(85)] == [True] * 84 + [False], "all names, one address"
+    assert not limit.attempt("1.1.1.1")
 
 
 def test_the_leads_status(campaign: tuple[str, str], logged_in: LogIn) -> None:

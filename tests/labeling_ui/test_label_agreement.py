@@ -29,9 +29,11 @@ from labeling_ui.agreement import (
     percent_agreement,
     self_consistency,
 )
+from labeling_ui.answers import Answer, Submission
 from labeling_ui.figures import share_of_clusters
 from labeling_ui.habits import adjust_for_many, sign_test, two_shares_test
 from labeling_ui.importing import import_records
+from labeling_ui.live import LiveVotes
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from labeling_ui.votes import Votes, read_votes, votes_of_columns
@@ -226,6 +228,48 @@ def test_a_million_judgments_are_measured_in_the_time_of_a_page() -> None:
     assert time.process_time() - begun < 6, "1.3 s where nothing else runs"
     assert measured["judgments"] == n
     assert len(measured["cohen_kappa"]) == 30 * 29 / 2
+
+
+# --- live ---
+
+
+def test_live_votes_are_those_of_the_records_whatever_happens_in_between(tmp_path: Path) -> None:
+    pairs = [make_pair(n, "short", f"a much longer answer {n}") for n in range(8)]
+    store = open_store(tmp_path, pairs, overlap=3, raters=3)
+    store.add_pairs([make_pair(50, "a", "b", ("c",))], overlap=3, seed=0, source="t", source_id="t", ranking=True)
+    live, chance, stored = LiveVotes(store), random.Random(0), []
+
+    def check() -> None:
+        live_figures, fresh = measure_votes(live.read()), measure_agreement(store.pairs(), store.judgments()[0])
+        for figures in (live_figures, fresh):
+            figures.pop("longer_side", None)  # of rankings, lengths are not kept
+            figures.pop("raters", None)
+        assert live_figures == fresh
+
+    def answer_next(rater: str) -> None:
+        given = store.claim(rater)
+        if given is None:
+            return
+        said_of_it = chance.choice([{"answer": -2}, {"answer": 3}, {"answer": 0}, {"both_bad": True}, {"skip": True}])
+        if given.ranking:
+            said_of_it = {"ranking": tuple((one,) for one in chance.sample(given.shown, 3))}
+        sent = Submission(client_id=f"c-{len(stored)}", pair_id=given.item_id, seconds_active=5.0, **said_of_it)
+        stored.append((rater, store.submit(rater, sent).judgment_id))
+
+    check()
+    for step in range(30):
+        answer_next(f"r{step % 3}")
+        if step % 4 == 0:
+            check()
+        if step == 10:
+            store.amend(*stored[2], "amended", Answer(answer=1))
+            store.undo(*stored.pop(4))
+        if step == 20:
+            check()
+    assert len(stored) == len(store.judgments()[0]) > 20
+    check()
+    lengths = measure_votes(live.read())["longer_side"]
+    assert lengths["n"] == sum(bool(j.answer) for j in store.judgments()[0])
 
 
 # --- import ---

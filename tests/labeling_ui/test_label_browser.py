@@ -18,7 +18,7 @@ from labeling_ui.desk import SESSION_COOKIE
 from labeling_ui.schema import EVENTS
 from labeling_ui.store import Store, Submission
 from labeling_ui.verify import verify
-from tiebreak.records import Judgment, Pair
+from tiebreak.records import Judgment, Message, Pair
 
 pytestmark = needs_chromium
 
@@ -40,9 +40,12 @@ CHOICES = 3
 
 
 def campaign() -> list[Pair]:
-    """Hostile pairs, plain ones, and a ranking."""
+    """Hostile pairs, plain ones, one with a long conversation, and a ranking."""
     pairs = [make_pair(n, *texts) for n, texts in enumerate(HOSTILE)]
-    pairs += [make_pair(n, f"first {n}", LONG if n == 5 else f"second {n}") for n in range(len(HOSTILE), 12)]
+    pairs += [make_pair(n, f"first {n}", f"second {n}") for n in range(len(HOSTILE), 12)]
+    talk = [Message(role="assistant" if n % 2 else "user", content=LONG[:900]) for n in range(7)]
+    pairs[5] = make_pair(5, "first\r\nline\rand more", LONG.replace("\n", "\r\n"))
+    pairs[7] = pairs[7].model_copy(update={"messages": tuple(talk)})
     return [*pairs, make_pair(12, "one", "two", ("three",))]
 
 
@@ -53,6 +56,8 @@ class Site:
     address: str
     store: Store
     browser: Any
+    elsewhere: list[str]
+    """requests to other hosts, by any of the pages"""
 
     def open(self, rater: str, *, role: Any = "rater", path: str = "/rate/", after: int = 0, **context: Any) -> Any:
         """A page of a new rater, who has accepted the guidelines and judged the first `after` pairs."""
@@ -71,6 +76,7 @@ class Site:
         window = self.browser.new_context(**{"viewport": {"width": 1366, "height": 768}, **context})
         window.add_cookies([{"name": SESSION_COOKIE, "value": session.token, "url": self.address}])
         window.set_default_timeout(20_000)
+        window.on("request", lambda one: None if one.url.startswith(self.address) else self.elsewhere.append(one.url))
         page = window.new_page()
         page.goto(self.address + path)
         page.wait_for_selector(".desk[aria-busy=false]")
@@ -99,8 +105,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     words += ["--guidelines", "Prefer the **true** answer.", "--show-gold-agreement", "true"]
     with serving(folder, campaign(), *words) as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield Site(address, store, browser)
+        site = Site(address, store, browser, [])
+        yield site
         browser.close()
+    assert site.elsewhere == []
     assert verify(store).faults == []
     store.close()
 
@@ -129,9 +137,7 @@ def eventually(page: Any, found: Callable[[], bool], what: str) -> None:
 
 def test_judging_by_keys(site: Site) -> None:
     page = site.open("keys")
-    elsewhere: list[str] = []
     errors: list[str] = []
-    page.on("request", lambda one: None if one.url.startswith(site.address) else elsewhere.append(one.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.reload()
@@ -157,7 +163,7 @@ def test_judging_by_keys(site: Site) -> None:
     assert site.events("keys").count("shown") >= 8
     assert page.evaluate("window.pwned") is None
     assert errors == []
-    assert elsewhere == []
+    assert site.elsewhere == []
 
 
 def in_view(page: Any, *selectors: str) -> None:
@@ -207,6 +213,15 @@ def test_drafts_are_saved_and_come_back(site: Site) -> None:
     (judgment,) = site.judgments("drafts", 4)
     assert judgment.aspects == {"helpful": 2, "honest": -1}
     assert (judgment.flags, judgment.rationale, judgment.answer) == (("personal_data",), "because", -2)
+
+
+def test_a_look_into_the_editor_is_no_edit(site: Site) -> None:
+    page = site.open("looks", after=5)
+    on(page, 5)
+    press(page, "e", "Escape", "6")
+    on(page, 6)
+    eventually(page, lambda: len(site.judgments("looks", 5)) == 1, "a judgment")
+    assert site.judgments("looks", 5)[0].edited_text is None
 
 
 def test_an_edit_goes_with_the_better_answer_alone(site: Site) -> None:
@@ -459,6 +474,10 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     left = page.inner_text(".side-left .text")
     press(page, "1")
     page.wait_for_function(f"document.querySelectorAll('.disputes li').length === {waiting - 1}")
+    page.wait_for_function(f"document.querySelector('.badge').textContent === '{waiting - 1}'")
+    page.click("[data-settled]")
+    page.wait_for_function("document.querySelectorAll('.disputes li').length === 1")
+    page.wait_for_selector(".case .note >> text=A is much better")
     (settled,) = site.store.adjudications()
     assert (settled.pair_id, settled.answer) == (first.pair_id, -3)
     texts = {completion.id: completion.text for pair in campaign() for completion in pair.completions}

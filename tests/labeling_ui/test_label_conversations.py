@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import contextlib
+import time
 from pathlib import Path
 
 import httpx
 import pytest
-from label_support import ROOT, answer, environment, make_pair, needs_chromium, open_store, serving, tiebreak
+from label_support import answer, make_pair, needs_chromium, open_store, serving, tiebreak
 
 from labeling_ui import conversations
 from labeling_ui.answers import Submission
@@ -120,22 +119,24 @@ def test_pairs_may_be_missing_only_where_raters_converse(tmp_path: Path) -> None
     assert "pairs: missing" in result.stderr
 
 
-def test_the_answerer_says_two_things_or_why_not(tiny_model: Path) -> None:
-    words = ["--policies", str(tiny_model), "--sampling.max_new_tokens", "5", "--max-prompt-tokens", "60"]
-    lines = [
-        json.dumps({"id": "t1", "messages": [{"role": "user", "content": "hello"}]}),
-        json.dumps({"id": "t2", "messages": [{"role": "user", "content": "long " * 100}]}),
-    ]
-    result = subprocess.run(
-        [sys.executable, "-m", "preference.answer", *words], input="\n".join(lines) + "\n", text=True, cwd=ROOT,
-        capture_output=True, env=environment(), timeout=120, check=True,
-    )  # fmt: skip
-    first, second = (json.loads(line) for line in result.stdout.splitlines())
-    texts = [one["text"] for one in first["completions"]]
-    assert first["id"] == "t1"
-    assert len(set(texts)) == 2
-    assert all(texts)
-    assert "too long" in second["error"]
+def test_two_answers_differ_and_a_conversation_can_be_too_long(tiny_model: Path) -> None:
+    from preference.answer import AnswerConfig, UnansweredError, answer_twice, load_policy
+
+    config = AnswerConfig.model_validate(
+        {"policies": [str(tiny_model)], "sampling": {"max_new_tokens": 5}, "max_prompt_tokens": 60}
+    )
+    policies = [load_policy(str(tiny_model))]
+    answers = answer_twice(policies, "turn", [Message(role="user", content="hello")], config)
+    assert answers == answer_twice(policies, "turn", [Message(role="user", content="hello")], config), (
+        "seeded by the turn"
+    )
+    assert len({one.text for one in answers}) == 2
+    assert all(one.text and one.policy == policies[0].id for one in answers)
+    with pytest.raises(UnansweredError, match="too long"):
+        answer_twice(policies, "turn", [Message(role="user", content="long " * 100)], config)
+    greedy = config.model_copy(update={"sampling": config.sampling.model_copy(update={"temperature": 0.0})})
+    with pytest.raises(UnansweredError, match="the same"):
+        answer_twice(policies, "turn", [Message(role="user", content="hello")], greedy)
 
 
 @needs_chromium
@@ -173,9 +174,25 @@ def test_a_conversation_in_the_browser(tmp_path: Path, tiny_model: Path) -> None
         page.keyboard.press("c")
         page.wait_for_selector(".desk[data-pair=pair-0]")
         browser.close()
+    for _ in range(100):  # the server was killed; whoever answered for it ends too
+        left = [told for told in commands() if "labeling_ui.worker" in told or "preference.answer" in told]
+        if not any(str(tmp_path) in told or str(tiny_model) in told for told in left):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"still there: {left}")
     store = Store.open(f"sqlite:///{tmp_path}/label.sqlite")
     judgments = {judgment.pair_id: judgment for judgment in store.judgments()[0]}
     assert [judgments[str(first)].answer, len(judgments)] == [3, 2]
     pair = next(one for one in store.pairs() if one.id == first)
     assert better == next(one.text for one in pair.completions if one.id == judgments[str(first)].right)
     assert verify(store).faults == []
+
+
+def commands() -> list[str]:
+    """The command lines of all processes."""
+    told = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            told.append(path.read_text(errors="replace").replace("\0", " "))
+    return told

@@ -17,6 +17,7 @@ import pytest
 from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
 from labeling_ui.aggregate import (
+    REASONS,
     Aggregated,
     AggregationConfig,
     Known,
@@ -26,6 +27,7 @@ from labeling_ui.aggregate import (
     group_judgments,
 )
 from labeling_ui.agreement import percent_agreement
+from labeling_ui.answers import Submission
 from labeling_ui.export import build_edits, judgments_as_csv, unpaired
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
@@ -33,7 +35,7 @@ from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from labeling_ui.votes import read_votes
 from tiebreak.config import load_config
-from tiebreak.records import Judgment, Preference, read_pairs, read_preferences
+from tiebreak.records import Judgment, Preference, read_pairs, read_preferences, read_records
 from tiebreak.rubric import score_rubric
 from tiebreak.runs import read_manifest
 
@@ -395,6 +397,99 @@ def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:
     broken = tiebreak("label", "verify", "--store", store.url, "--json", ok=False)
     assert json.loads(broken.stdout)["ok"] is False
     assert "not as the log tells" in broken.stderr
+
+
+def judged_campaign(folder: Path) -> Store:
+    """Six pairs and three raters, of whom r2 says the opposite; pair 5 is gold, and pair 0 settled by a lead."""
+    store = open_store(folder, [make_pair(n) for n in range(6)], overlap=3, raters=3)
+    store.add_rater("lead", role="lead", rater_id="lead")
+    store.set_gold("pair-5", "5-1")
+    store.rules.gold_share = 0.5
+    for rater, value in (("r0", 2), ("r1", 3), ("r2", -1)):
+        while (given := store.claim(rater)) is not None:
+            second_right = given.right_id.endswith("-1")
+            edited = "mended" if rater == "r0" and given.item_id in ("pair-1", "pair-5") else None
+            said = Submission(
+                client_id=f"{rater}-{given.item_id}",
+                pair_id=given.item_id,
+                answer=value if second_right else -value,
+                edited_text=edited,
+                rationale="=1+1",
+            )
+            store.submit(rater, said)
+    opened = store.open_dispute("lead", "pair-0").assignment
+    first_left = opened.left_id == "0-0"
+    store.adjudicate("lead", Submission(client_id="l", pair_id="pair-0", answer=-3 if first_left else 3))
+    return store
+
+
+def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    store, out = judged_campaign(tmp_path), tmp_path / "out"
+    words = ("label", "export", "--store", store.url, "--output", str(out), "--formats", "datasets", "csv", "parquet")
+    tiebreak(*words, "--aggregation.method", "dawid_skene", "--aggregation.exclude-raters", "r2")
+    preferences = {p.pair_id: p for p in read_preferences(str(out))}
+    assert sorted(preferences) == ["pair-0", "pair-1", "pair-2", "pair-3", "pair-4"]
+    settled = preferences.pop("pair-0")
+    assert (settled.chosen_text, settled.adjudicated, settled.raters) == ("first answer", True, ("lead",))
+    for one in preferences.values():
+        assert (one.chosen_text, one.raters, one.strength) == ("second answer", ("r0", "r1"), 2.5)
+        assert one.confidence is not None
+        assert one.confidence > 0.8
+    report = json.loads((out / "final/report.json").read_text())
+    assert report["preferences"]["outcomes"] == dict.fromkeys(REASONS, 0) | {"preferred": 5, "gold": 1}
+    assert report["adjudicated"] == {"total": 1, "preferences": 1, "overruled": 1}
+    before, after = (
+        report["agreement"]["human"],
+        report["agreement"]["human"]["after_filtering"],
+    )
+    # Before: 6 pairs × 3 pairs of raters, of which r0 and r1 agree. After: those two on the 5 pairs that train.
+    assert (before["percent_with_ties"]["value"], before["percent_with_ties"]["n"]) == (
+        pytest.approx(1 / 3, abs=1e-6),
+        18,
+    )
+    assert (after["percent_with_ties"]["value"], after["percent_with_ties"]["n"]) == (1.0, 5)
+    assert after["left_out"] == {"raters": ["r2"], "judgments": 8}, "r2's six, and the others' two of gold"
+    assert [one["rater"] for one in report["reliability"]["human"]] == ["r0", "r1"]
+    assert report["event_log_head"] == read_manifest(out)["event_log_head"] == store.status()["head"]
+    (adjudication,) = read_records(out / "final/adjudications.jsonl", Judgment)
+    assert (adjudication.rater_id, abs(adjudication.answer or 0)) == ("lead", 3)
+    assert "lead" not in {j.rater_id for j in read_records(out / "final/judgments.jsonl", Judgment)}
+    rows = load_from_disk(str(out / "final/datasets"))["train"]
+    assert {"prompt", "chosen", "rejected", "margin", "weight", "confidence"} <= set(rows.column_names)
+    assert rows[1]["margin"] == pytest.approx(2.5 / 3, abs=1e-6)
+    assert [row["rationale"] for row in csv.DictReader((out / "final/judgments.csv").open())] == ["'=1+1"] * 18
+    edits = [json.loads(line) for line in (out / "final/edit_preferences.jsonl").read_text().splitlines()]
+    told = [(one["pair_id"], one["rejected"][0]["content"]) for one in edits]
+    assert told == [("pair-1", "second answer"), ("pair-1", "first answer")], "that of a gold pair trains nothing"
+
+
+def test_agreement_tells_how_reliable_raters_are_gold_held_fixed(tmp_path: Path) -> None:
+    store = judged_campaign(tmp_path)
+    told = json.loads(tiebreak("label", "agreement", "--store", store.url, "--json").stdout)
+    for model in ("dawid_skene", "bradley_terry"):
+        accuracy = {one["rater"]: one["accuracy"]["value"] for one in told["reliability"][model]["raters"]}
+        assert accuracy["r2"] < 0.5 < min(accuracy["r0"], accuracy["r1"])
+    assert "Dawid-Skene" in tiebreak("label", "agreement", "--store", store.url).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--aggregation.methd", "majority"), "did you mean aggregation.method?"),
+        (("--aggregation.ties", "keep"), "aggregation.ties: input should be 'drop' or 'both_ways', not 'keep'"),
+        (("--aggregation.min-confidence", "1.5"), "aggregation.min_confidence"),
+        (("--aggregation.exclude-raters", "nobody"), "no judgment is of nobody"),
+    ],
+)
+def test_wrong_aggregation_is_told(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=1)
+    store.claim("r0")
+    store.submit("r0", Submission(client_id="c", pair_id="pair-0", answer=1))
+    out = ("--output", str(tmp_path / "out"))
+    assert told in tiebreak("label", "export", "--store", store.url, *out, *words, ok=False).stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

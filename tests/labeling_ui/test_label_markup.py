@@ -48,6 +48,23 @@ def test_formulas_are_drawn_by_the_browser() -> None:
     assert render("$5 and $10, but $y$").count("<math") == 1
 
 
+@pytest.mark.parametrize(("opening", "closing"), [("$$", "$$"), (r"\[", r"\]")])
+@pytest.mark.parametrize("indent", ["", "> ", "   "])
+def test_formulas_on_lines_of_their_own_are_no_lists(opening: str, closing: str, indent: str) -> None:
+    source = ["so", opening, "a", "= b", "- c", "+ d", closing, "and on"]
+    if indent.strip() == "":
+        source = ["1. first", *(f"{indent}{line}" for line in source)] if indent else source
+    else:
+        source = [indent + line for line in source]
+    html = render("\n".join(source))
+    assert html.count('<math display="block">') == 1
+    assert not tags(html) & {"ul", "h1", "h2"}
+    assert words_of(html).split("so")[1].replace("\n", "") == "a=b\N{MINUS SIGN}c+dand on"
+    unclosed = render(f"{opening}\na\n- c\n\nand on")
+    assert "<math" not in unclosed
+    assert "and on" in unclosed
+
+
 BOMBS = [
     r"$\text{<img src=x onerror=window.pwned=1>}$", r"$\href{javascript:window.pwned=1}{x}$", r"$\class{evil}{x}$",
     r"$\style{background:url(http://pictures.invalid)}{x}$", r'$\color{red" onload="window.pwned=1}{x}$',

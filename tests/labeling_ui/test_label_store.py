@@ -122,6 +122,16 @@ def test_only_what_was_assigned_can_be_judged(url: str) -> None:
     assert store.judgments()[0] == []
 
 
+def test_a_reader_sees_one_state_while_others_write(url: str) -> None:
+    store = open_store(url, [make_pair(0)], raters=1)
+    query = sa.text("SELECT seq FROM log_head")
+    with store.reading() as connection:
+        before = connection.scalar(query)
+        assert store.claim("r0") is not None
+        assert connection.scalar(query) == before
+    assert store.status()["events"] == before + 1
+
+
 class Clock:
     """A clock that the test moves."""
 
@@ -367,3 +377,10 @@ def test_a_judgment_is_acknowledged_when_the_disk_has_it_and_not_before(
     assert confirmed == [1, 2], "what is sent again waits for the disk again"
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_password_in_a_url_is_in_no_message() -> None:
+    for url in ("postgresql+psycopg://me:hidden@127.0.0.1:1/none", "nosuch://me:hidden@host/x"):
+        with pytest.raises(StoreError) as told:
+            Store.open(url)
+        assert "hidden" not in str(told.value)

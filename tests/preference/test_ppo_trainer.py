@@ -35,9 +35,10 @@ from toy_language import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preference.ppo.backbone import Backbone, load_backbone
+from preference.ppo.loop import STATE_FILE, LoopState, trainable_names
 from preference.ppo.rollout import Episodes
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
-from preference.ppo.trainer import STATE_FILE, LoopState, MicroBatch, PPOTrainer
+from preference.ppo.trainer import MicroBatch, PPOTrainer
 from preference.rewards import Conversations, MountedReward, Reward, load_reward
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
@@ -117,9 +118,9 @@ def build_trainer(
     args.logging_steps, args.disable_tqdm = 1, True
     known: list[Reward] = [KnownReward(toy_rewards())]
     prompts = [list(p) for p in PROMPTS]
-    return Watched(
-        build_toy_backbone(build_toy_policy()), args, ppo_settings(config, EOS), rewards or known, prompts, prompts
-    )
+    trainer = Watched(build_toy_backbone(build_toy_policy()), args, ppo_settings(config, EOS), prompts, prompts)
+    trainer.rewards = rewards or known
+    return trainer
 
 
 def backbone_of(trainer: PPOTrainer) -> Backbone:
@@ -130,7 +131,7 @@ def backbone_of(trainer: PPOTrainer) -> Backbone:
 def trained(trainer: PPOTrainer) -> dict[str, Tensor]:
     """A copy of what trains: the policy's adapter and the value head."""
     backbone = backbone_of(trainer)
-    names = set(backbone.trainable_names())
+    names = set(trainable_names(backbone))
     return {name: p.detach().clone() for name, p in backbone.named_parameters() if name in names}
 
 
@@ -259,7 +260,7 @@ def test_only_the_policys_adapter_and_the_value_head_change(tmp_path: Path) -> N
     changed = {name for name, p in backbone.named_parameters() if not torch.equal(p, before[name])}
     expected = {name for name in before if ".default." in name} | {"value_head.weight", "value_head.bias"}
     assert changed == expected
-    assert set(backbone.trainable_names()) == expected
+    assert set(trainable_names(backbone)) == expected
     assert len(before) > 2 * len(expected)  # base weights and the reference stay
 
 

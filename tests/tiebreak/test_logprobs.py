@@ -1,4 +1,4 @@
-"""Log-probabilities and scores in padded batches, against one plain row at a time."""
+"""Log-probabilities and scores of many rows, packed or padded, against one plain row at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,20 @@ from tiebreak.logprobs import (
     scores_in_batches,
     selected_logps,
 )
+from tiebreak.pairwise import packs
 
 PAD = 0
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Any:
+@pytest.fixture(scope="module", params=["packed", "padded"])
+def model(tiny_model: Path, request: pytest.FixtureRequest) -> Any:
+    """Eager attention takes no packed rows, so it stands for the architectures that cannot."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    attention = {"packed": "sdpa", "padded": "eager"}[request.param]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation=attention)
+    assert packs(model) == (request.param == "packed")
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +84,16 @@ def test_batches_keep_the_examples_order(model: Any, examples: Any) -> None:
     assert list(batches_by_length([5, 1, 4, 1, 3], 2)) == [[1, 3], [4, 2], [0]]
 
 
+def test_a_prompt_of_many_completions_is_read_as_often_as_alone(model: Any) -> None:
+    """Eleven completions of one prompt are more than stand together in one tree; another prompt lies between them."""
+    pick = random.Random(1)
+    prompt, other = [[pick.randrange(49152) for _ in range(6)] for _ in range(2)]
+    many = [(prompt, [pick.randrange(49152) for _ in range(1 + n % 4)]) for n in range(11)]
+    many.insert(5, (other, many[0][1]))
+    for row, (p, c) in zip(completion_logps_in_batches(model, many, PAD, 4), many, strict=True):
+        assert row == pytest.approx(plain(model, p, c), abs=2e-5)
+
+
 def test_gradients_reach_the_policy(model: Any, examples: Any) -> None:
     parameter = model.model.layers[0].self_attn.q_proj.weight
     logps, _ = completion_logps(model, examples, PAD)
@@ -86,11 +101,14 @@ def test_gradients_reach_the_policy(model: Any, examples: Any) -> None:
     assert gradient.abs().sum() > 0
 
 
-def test_a_score_is_read_at_the_last_token_whatever_the_padding(tiny_model: Path) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_score_is_read_at_the_last_token_whatever_the_padding(tiny_model: Path, attention: str) -> None:
     from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    judge = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, dtype=torch.float32).eval()
+    judge = AutoModelForSequenceClassification.from_pretrained(
+        tiny_model, num_labels=1, dtype=torch.float32, attn_implementation=attention
+    ).eval()
     judge.config.pad_token_id = PAD
     sequences = [[4, 5, 6, 7], [9], [3, PAD, 8], [3, 9, PAD], [1] * 11]
     expected = []

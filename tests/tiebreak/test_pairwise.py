@@ -39,7 +39,7 @@ from sft.train import to_dataset as to_sft_dataset
 from tiebreak.chat import Encoded
 from tiebreak.config import TrainingConfig
 from tiebreak.packing import Packing, Tree, pack_padded, pack_sequences
-from tiebreak.pairwise import pack_forward, packed_scores, why_not
+from tiebreak.pairwise import pack_forward, packed_scores, packs, why_not
 from tiebreak.records import Message, Preference
 from tiebreak.runs import Run
 
@@ -84,6 +84,21 @@ def test_a_window_counts_positions_and_not_places() -> None:
     (narrow,) = row.masks(1)
     assert narrow.shared is not None
     assert narrow.shared.int().tolist() == [[1, 0], [0, 1]]
+
+
+def test_what_all_sequences_begin_with_is_borrowed_of_the_first_tree() -> None:
+    """Nine tokens in common, then 20 | 21 22 of a pair, and of a row of its own 23: fourteen tokens, not 34."""
+    system = list(range(1, 10))
+    sequences = [[*system, 20, 21], [*system, 20, 22, 22], [*system, 23]]
+    packing = pack_sequences(sequences, [[0, 1], [2]])
+    (row,) = packing.rows
+    assert row.input_ids.tolist() == [[*system, 20, 21, 22, 22, 23]]
+    assert row.position_ids.tolist() == [[*range(10), 10, 10, 11, 9]]
+    assert row.trees == (Tree(10, (1, 2)), Tree(10, (), borrowed=9))
+    assert places(packing, 2, 10) == [*range(9), 13]
+    assert row.masks(1)[1].shared is not None
+    # a row closed early has the beginning once more
+    assert [r.input_ids.shape[1] for r in pack_sequences(sequences, [[0, 1], [2]], tokens_per_row=13).rows] == [13, 10]
 
 
 def test_one_sequence_may_begin_the_other_or_equal_it() -> None:
@@ -131,6 +146,12 @@ CASES = {
     "nothing in common": [Pair([], [5, 6, 7], [8, 9, 10, 11]), Pair([], [9, 4], [10, 4, 5])],
     "nothing in common, and one token": [Pair([], [5], [8, 9, 10])],
     "one token each": [Pair([5, 6, 7], [8], [9]), Pair([4], [8], [9])],
+    "all begin alike": [
+        Pair([*range(2, 12), 5, 6], [7, 8, 9], [7, 10]),
+        Pair([*range(2, 12)], [9, 4], [10, 4, 5]),
+        Pair([*range(2, 12)], [3], [3]),
+        Pair([*range(2, 11)], [11], [4]),
+    ],
     "one begins the other": [Pair([5, 6], [7, 8], [7, 8, 9]), Pair([5], [6, 7, 8, 9], [6])],
     "mixed": [Pair([5] * 9, [6, 5, 5], [5, 5, 7, 8]), Pair([3, 4], [8], [9, 10, 11]), Pair([], [4, 5], [6, 7])],
 }
@@ -253,6 +274,11 @@ def test_log_probs_and_their_gradients_are_the_plain_forwards(architecture: str)
     assert_same_log_probs(build(ARCHITECTURES[architecture]()), CASES["mixed"], torch.float32)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2 with a window", "gemma"])
+def test_a_borrowed_beginning_changes_nothing(architecture: str) -> None:
+    assert_same_log_probs(build(ARCHITECTURES[architecture]()), CASES["all begin alike"], torch.float32)
+
+
 @pytest.mark.parametrize("tokens_per_pass", [1, 9])
 def test_passes_change_nothing(tokens_per_pass: int) -> None:
     assert_same_log_probs(build(ARCHITECTURES["llama"]()), CASES["mixed"], torch.float32, tokens_per_pass)
@@ -293,7 +319,7 @@ def test_five_completions_of_a_prompt_are_scored_as_rows_of_their_own() -> None:
     model = build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification).get_base_model()
     with torch.no_grad():
         alone = torch.cat([model(input_ids=torch.tensor([s])).logits for s in sequences])
-        assert not why_not(model)
+        assert packs(model)
         for budget in (None, 13):
             packing = pack_sequences(sequences, groups, tokens_per_row=budget)
             assert sum(row.input_ids.shape[1] for row in packing.rows) == (3 + 9) + (2 + 9)

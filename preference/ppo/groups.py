@@ -1,0 +1,160 @@
+"""RLOO and GRPO: TRL's own trainers and losses, on Tiebreak's rollouts and rewards.
+
+Both draw several completions of each prompt and need no critic: RLOO takes the mean score of a completion's siblings as
+its baseline (Ahmadian et al. 2024), GRPO the group's mean and deviation (Shao et al. 2024). What is replaced here is how
+TRL's trainers draw completions (a seed a row, nothing computed on finished rows) and how they score them (every reward of
+the configuration, normalised, with its weight and penalties), so that one configuration means the same under all three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from preference.adapters import POLICY, merged_adapter
+from preference.ppo.backbone import Backbone
+from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at, whole_model
+from preference.ppo.losses import shape_scores
+from preference.rewards import score_all
+from tiebreak.generation import row_seed, sample_completions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TRL_REFERENCE = "ref"
+"""the name under which TRL keeps the adapter as it was"""
+
+
+class GroupLoop(ScoredLoop):
+    """Goes before one of TRL's trainers that draw groups of completions."""
+
+    _backbone: Backbone
+
+    @property
+    def backbone(self) -> Backbone:
+        """The policy as rollouts use it; its value head is not."""
+        return self._backbone
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """The data set names prompts by their numbers: the stage has tokenised them."""
+        return [self.prompts[int(number)] for number in prompts], None, {}
+
+    def _draw(self: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
+        self._resume_generators()
+        first = self.accelerator.process_index * len(prompt_ids)
+        seeds = [
+            row_seed(self.settings.seed, "rollout", self.state.global_step, first + row)
+            for row in range(len(prompt_ids))
+        ]
+        training = self.model.training
+        self._backbone.eval()
+        with (
+            whole_model(self.model_wrapped, self._backbone),
+            self.accelerator.autocast(),
+            merged_adapter(self._backbone.lm, POLICY),
+        ):
+            sampled = sample_completions(
+                self._backbone.lm,
+                prompt_ids,
+                seeds,
+                self.settings.sampling,
+                eos_id=self.settings.eos_id,
+                pad_id=self._backbone.pad_id,
+                batch_size=max(len(prompt_ids), 1),
+            )
+        self.model.train(training)
+        return [one.ids for one in sampled]
+
+    def _calculate_rewards(
+        self: Any, inputs: Any, prompts: list[str], completions: Any, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        """The score of every completion of all processes, shape (completions, 1). TRL takes the KL from it, or not."""
+        device = self.accelerator.device
+        prompt_ids = [self.prompts[int(number)] for number in prompts]
+        with whole_model(self.model_wrapped, self._backbone), self.accelerator.autocast():
+            self._backbone.eval()
+            scores = score_all(self.rewards, prompt_ids, completion_ids_list).to(device)
+            self.model.train()
+        finished = torch.tensor([ids[-1] == self.settings.eos_id for ids in completion_ids_list], device=device)
+        lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=device)
+        self._check_collapse(finished, lengths)
+        self._set_scales(scores)
+        shaping = self.shaping
+        shaped = shape_scores(
+            scores,
+            finished,
+            lengths,
+            weights=shaping.weights,
+            scales=shaping.scales,
+            missing_eos_penalty=shaping.missing_eos_penalty,
+            length_penalty=shaping.length_penalty,
+        )
+        weights = torch.tensor(shaping.weights, device=device)
+        self._metrics["train"]["objective/scores"].append(
+            float(self.accelerator.gather(weights @ scores.to(weights.dtype)).mean())
+        )
+        everyones: Tensor = self.accelerator.gather(shaped[:, None])
+        return everyones
+
+    def _generate_and_score_completions(self: Any, inputs: Any) -> Any:
+        made = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if self.state.global_step == 0 and self._metrics["train"]["kl"]:
+            self._require_same_policy(abs(self._metrics["train"]["kl"][-1]))
+        return made
+
+
+class OurRLOOTrainer(GroupLoop, RLOOTrainer):
+    """TRL's RLOO."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
+        drawn: list[list[int]] = self._draw(prompt_ids)
+        return drawn
+
+
+class OurGRPOTrainer(GroupLoop, GRPOTrainer):
+    """TRL's GRPO."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[Any, None]:
+        return self._draw(prompt_ids), None
+
+
+def build_group_trainer(
+    lm: Any,
+    args: RLOOConfig | GRPOConfig,
+    settings: PPOSettings,
+    prompts: Sequence[list[int]],
+    validation_prompts: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> OurRLOOTrainer | OurGRPOTrainer:
+    """TRL's trainer on a policy with its adapter; rewards are given to it afterwards, as they may be mounted on it.
+
+    The data set holds the whole run's prompts in the order that PPO would take them: TRL's own order starts anew with
+    each epoch of a resumed run.
+    """
+    asked = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    places = math.ceil(asked / args.num_iterations / args.num_generations)
+    numbers = [prompt_at(place, len(prompts), settings.seed) for place in range(places)]
+    kind = OurRLOOTrainer if isinstance(args, RLOOConfig) else OurGRPOTrainer
+    trainer = kind(
+        model=lm,
+        reward_funcs=_scored_elsewhere,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": [str(number) for number in numbers]}),
+        eval_dataset=Dataset.from_dict({"prompt": ["0"]}) if validation_prompts else None,
+        processing_class=tokenizer,
+    )
+    trainer._set_up(settings, prompts, validation_prompts)
+    trainer.reward_func_names = ["score"]
+    trainer._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
+    return trainer
+
+
+def _scored_elsewhere(**kwargs: Any) -> list[float]:
+    """TRL wants a reward function; `_calculate_rewards` stands in its place."""
+    raise NotImplementedError

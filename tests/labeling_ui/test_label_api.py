@@ -1,0 +1,343 @@
+"""The HTTP API's rules: who may do what, what is asked of raters first, and what happens all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from fastapi.routing import APIRoute
+from label_support import answer, make_pair, open_store
+
+from labeling_ui import api, lead_api
+from labeling_ui.accounts import Session, add_account, invite, log_in
+from labeling_ui.assigning import RefusedError
+from labeling_ui.desk import SESSION_COOKIE, Writer
+from labeling_ui.log import Transaction
+from labeling_ui.pages import PageConfig
+from labeling_ui.schema import INVITATIONS, SESSIONS
+from labeling_ui.server import create_app
+from labeling_ui.store import Store
+from labeling_ui.verify import verify
+
+PASSWORD = "a long enough password"
+PAGE = PageConfig("t", hosts=())
+
+
+class Campaign:
+    """An application with two raters and a lead who have logged in, and requests to it."""
+
+    def __init__(self, store: Store, page: PageConfig = PAGE) -> None:
+        self.store = store
+        self.sessions = {name: begin(store, name) for name in ("one", "other", "lead")}
+        self.app = create_app(store, page)
+
+    async def send(self, who: str, method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
+        session = self.sessions.get(who)
+        sent = {"X-CSRF-Token": session.csrf_token} if session else {}
+        cookies = {SESSION_COOKIE: session.token} if session else {}
+        transport = httpx.ASGITransport(app=self.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", cookies=cookies) as client:
+            return await client.request(method, path, json=body, headers=sent | headers)
+
+    def call(self, who: str, method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
+        return run(self.send(who, method, path, body, **headers))
+
+    def judge(self, who: str, client_id: str, **said: object) -> httpx.Response:
+        pair = self.call(who, "GET", "/api/next").json()
+        return self.call(who, "POST", "/api/judgments", {"client_id": client_id, "pair_id": pair["pair_id"], **said})
+
+
+def begin(store: Store, name: str) -> Session:
+    add_account(store, name, "lead" if name == "lead" else "rater", PASSWORD)
+    session = log_in(store, name, PASSWORD)
+    assert session is not None
+    return session
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labeling_ui.server.mount_pages", lambda _app, _page: None)  # Gradio leaves event loops open
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Iterator[Campaign]:
+    store = open_store(tmp_path, [make_pair(n) for n in range(12)], overlap=2, raters=0)
+    made = Campaign(store)
+    yield made
+    assert verify(store).faults == []
+    store.close()
+
+
+# --- who may do what ---
+
+
+def routes() -> list[tuple[str, str]]:
+    """Every method and path of the API, with something in the place of its parameters."""
+    found = [
+        (
+            method,
+            route.path.replace("{pair_id:path}", "pair-0").replace("{judgment_id}", "x").replace("{rater_id}", "x"),
+        )
+        for router in (api.router, lead_api.router)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    ]
+    assert len(found) > 25
+    assert all(path.startswith("/api/") and "{" not in path for _, path in found)
+    return found
+
+
+def test_every_route_asks_who_it_is(campaign: Campaign) -> None:
+    open_to_all = {"/api/login", "/api/invitations/accept"}
+    for method, path in routes():
+        body = None if method == "GET" else {}
+        reply = campaign.call("nobody", method, path, body)
+        assert (reply.status_code == 401) is (path not in open_to_all), (method, path, reply.text)
+
+
+def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign: Campaign) -> None:
+    for method, path in routes():
+        body = None if method == "GET" else {}
+        if path.startswith("/api/lead/"):
+            assert campaign.call("one", method, path, body).status_code == 403, path
+        if method != "GET" and path not in ("/api/login", "/api/invitations/accept"):
+            headers = {"X-CSRF-Token": "wrong"}
+            assert campaign.call("lead", method, path, body, **headers).status_code == 403, path
+
+
+def test_a_session_ends_when_its_time_is_over(campaign: Campaign) -> None:
+    assert campaign.call("one", "GET", "/api/me").status_code == 200
+    with campaign.store.engine.begin() as connection:
+        connection.execute(sa.update(SESSIONS).values(expires_at_ms=int(time.time() * 1000) - 1))
+    assert campaign.call("one", "GET", "/api/me").status_code == 401
+    assert campaign.call("one", "GET", "/api/next").status_code == 401
+
+
+def test_nobody_sees_or_changes_anothers_judgments(campaign: Campaign) -> None:
+    stored = campaign.judge("one", "c", answer=3, rationale="mine").json()
+    path = f"/api/judgments/{stored['judgment_id']}"
+    assert campaign.call("one", "GET", path).json()["judgment"]["rationale"] == "mine"
+    assert campaign.call("other", "GET", path).status_code == 409
+    assert campaign.call("lead", "PUT", path, {"client_id": "x", "answer": -3}).status_code == 409
+    assert campaign.call("other", "POST", f"{path}/undo", {}).status_code == 409
+    assert [one["judgment_id"] for one in campaign.call("one", "GET", "/api/history").json()] == [stored["judgment_id"]]
+    assert campaign.call("other", "GET", "/api/history").json() == []
+    amended = campaign.call("one", "PUT", path, {"client_id": "d", "answer": -1, "seconds_active": 4.0}).json()
+    assert amended["judgment"]["left"] == stored["judgment"]["left"]
+    assert campaign.call("one", "GET", "/api/me").json()["today"]["judged"] == 1
+    for faulty in (
+        {"answer": 1},
+        {"client_id": "", "answer": 1},
+        {"client_id": "e"},
+        {"client_id": "e\0", "answer": 1},
+    ):
+        assert campaign.call("one", "PUT", path, faulty).status_code == 422, faulty
+
+
+def test_nothing_comes_in_by_websocket(campaign: Campaign) -> None:
+    sent: list[dict[str, object]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    scope = {"type": "websocket", "path": "/api/me", "headers": [], "query_string": b"", "subprotocols": []}
+    run(campaign.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+# --- what is asked first ---
+
+
+def test_guidelines_and_consent_come_before_the_first_judgment(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=0)
+    page = replace(PAGE, guidelines="Be fair.", guideline_version="2", consent="May we?", consent_version="1")
+    campaign = Campaign(store, page)
+    assert campaign.judge("one", "a", answer=1).status_code == 403
+    assert campaign.call("one", "POST", "/api/guidelines/accept", {"version": "1"}).status_code == 409, "an old one"
+    assert campaign.call("one", "POST", "/api/guidelines/accept", {"version": "2"}).status_code == 200
+    refused = campaign.judge("one", "a", answer=1)
+    assert (refused.status_code, "consent" in refused.text) == (403, True)
+    assert campaign.call("one", "POST", "/api/consent/accept", {"version": "1"}).status_code == 200
+    assert campaign.judge("one", "a", answer=1).status_code == 200
+    me = campaign.call("one", "GET", "/api/me").json()
+    assert (me["guidelines_accepted"], me["consent_given"]) == (True, True)
+    assert campaign.judge("other", "a", answer=1).status_code == 403, "each for themselves"
+    later = Campaign.__new__(Campaign)
+    later.store, later.sessions = store, campaign.sessions
+    later.app = create_app(store, replace(page, guidelines="Be fairer.", guideline_version="3"))
+    assert later.judge("one", "b", answer=1).status_code == 403, "who accepted an older version is asked again"
+    assert verify(store).faults == []
+    store.close()
+
+
+def test_an_invitation_gives_one_account_once(campaign: Campaign) -> None:
+    made = campaign.call("lead", "POST", "/api/lead/invitations", {"pool": "german"}).json()
+    assert made["path"] == f"/login/#invitation={made['token']}"
+    wanted = {"token": made["token"], "username": "the new one", "password": PASSWORD}
+    for faulty in ({"username": "one"}, {"username": " "}, {"password": " "}):
+        assert campaign.call("nobody", "POST", "/api/invitations/accept", wanted | faulty).status_code == 409
+    reply = campaign.call("nobody", "POST", "/api/invitations/accept", wanted)
+    assert reply.status_code == 200, "what went wrong before did not use it up"
+    assert "httponly" in reply.headers["set-cookie"].lower()
+    again = campaign.call("nobody", "POST", "/api/invitations/accept", wanted | {"username": "a second"})
+    assert again.status_code == 403
+    (rater,) = [rater for rater in campaign.store.raters() if rater.name == "the new one"]
+    assert (rater.role, rater.pool) == ("rater", "german")
+    assert log_in(campaign.store, "the new one", PASSWORD) is not None
+    old = invite(campaign.store, None, role="lead")
+    with campaign.store.engine.begin() as connection:
+        assert old not in str(connection.execute(sa.select(INVITATIONS)).all()), "the store knows its hash alone"
+        connection.execute(sa.update(INVITATIONS).values(expires_at_ms=0))
+    late = wanted | {"token": old, "username": "late"}
+    assert campaign.call("nobody", "POST", "/api/invitations/accept", late).status_code == 403
+    assert campaign.call("one", "POST", "/api/lead/invitations", {}).status_code == 403
+
+
+def test_raters_see_their_agreement_with_gold_only_where_the_lead_allows(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(2)], raters=0)
+    campaign = Campaign(store)
+    pair = campaign.call("one", "GET", "/api/next").json()
+    store.set_gold(pair["pair_id"], pair["left"]["id"])
+    assert campaign.judge("one", "c", answer=-3, seconds_active=90.0, seconds_idle=5.0).status_code == 200
+    me = campaign.call("one", "GET", "/api/me").json()
+    assert me["gold_agreement"] is None
+    assert me["today"] == {"judged": 1, "active_seconds": 90.0, "idle_seconds": 5.0, "pace_per_hour": 40.0}
+    tomorrow = int(time.time() * 1000) + 86_400_000
+    assert campaign.call("one", "GET", f"/api/me?since_ms={tomorrow}").json()["today"]["judged"] == 0
+    campaign.app = create_app(store, replace(PAGE, show_gold_agreement=True))
+    assert campaign.call("one", "GET", "/api/me").json()["gold_agreement"] == {"right": 1, "n": 1}
+    assert "gold" not in campaign.call("one", "GET", "/api/next").text, "a gold pair looks like any other"
+    store.close()
+
+
+# --- all at once ---
+
+
+def test_the_same_judgment_sent_many_times_at_once_is_stored_once(campaign: Campaign) -> None:
+    pair = campaign.call("one", "GET", "/api/next").json()
+    body = {"client_id": "same", "pair_id": pair["pair_id"], "answer": 2}
+
+    async def all_at_once(bodies: list[dict[str, object]]) -> list[httpx.Response]:
+        return await asyncio.gather(*(campaign.send("one", "POST", "/api/judgments", one) for one in bodies))
+
+    replies = run(all_at_once([body] * 12))
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({reply.json()["judgment_id"] for reply in replies}) == 1
+    assert sorted(reply.json()["replayed"] for reply in replies) == [False] + [True] * 11
+    following = replies[0].json()["next"]["pair_id"]
+    different = [{"client_id": f"c{n}", "pair_id": following, "answer": n % 4} for n in range(8)]
+    codes = sorted(reply.status_code for reply in run(all_at_once(different)))
+    assert codes == [200] + [409] * 7
+    assert len(campaign.store.judgments()[0]) == 2
+
+
+def test_what_fails_in_company_fails_alone(tmp_path: Path) -> None:
+    """Changes that share a transaction: one that is refused and one that breaks leave no trace among the others."""
+    store = open_store(tmp_path, [make_pair(n) for n in range(4)], overlap=1, raters=4)
+    for n in range(4):
+        store.claim(f"r{n}")
+    writer = Writer(store)
+
+    def submit(n: int, pair: int) -> Any:
+        return lambda tx: store.submit_and_claim_in(tx, f"r{n}", answer(f"pair-{pair}"))
+
+    def break_halfway(tx: Transaction) -> None:
+        store.submit_and_claim_in(tx, "r1", answer("pair-1"))
+        raise KeyError("a fault of ours")
+
+    async def together() -> list[object]:
+        works = [submit(0, 0), submit(3, 2), break_halfway, submit(2, 2)]
+        return await asyncio.gather(*(writer(work) for work in works), return_exceptions=True)
+
+    results: list[object] = run(together())
+    assert [type(one) for one in results] == [tuple, RefusedError, KeyError, tuple]
+    assert sorted(judgment.rater_id for judgment in store.judgments()[0]) == ["r0", "r2"]
+    assert verify(store).faults == []
+    store.close()
+
+
+def test_two_servers_on_one_file_give_no_place_twice(tmp_path: Path) -> None:
+    first = Campaign(open_store(tmp_path, [make_pair(n) for n in range(20)], overlap=1, raters=0))
+    second = Campaign.__new__(Campaign)
+    second.store, second.sessions = Store.open(first.store.url), first.sessions
+    second.app = create_app(second.store, PAGE)
+
+    async def work(server: Campaign, who: str) -> int:
+        pair, count = (await server.send(who, "GET", "/api/next")).json(), 0
+        while pair:
+            body = {"client_id": f"{who}-{count}", "pair_id": pair["pair_id"], "answer": 1}
+            pair, count = (await server.send(who, "POST", "/api/judgments", body)).json()["next"], count + 1
+        return count
+
+    async def both() -> list[int]:
+        return await asyncio.gather(work(first, "one"), work(second, "other"))
+
+    counts = run(both())
+    assert sum(counts) == 20
+    assert min(counts) > 0
+    assert len({judgment.pair_id for judgment in first.store.judgments()[0]}) == 20
+    assert verify(first.store).faults == []
+    first.store.close()
+    second.store.close()
+
+
+# --- size ---
+
+
+def test_an_answer_of_a_megabyte_is_shown_and_one_from_a_client_is_refused(tmp_path: Path) -> None:
+    huge = "**word** $x$ " * 80_000
+    campaign = Campaign(open_store(tmp_path, [make_pair(0, huge, "short")], raters=0))
+    begun = time.process_time()
+    pair = campaign.call("one", "GET", "/api/next").json()
+    assert time.process_time() - begun < 2
+    assert max(len(pair[side]["text"]) for side in ("left", "right")) == len(huge)
+    base = {"client_id": "c", "pair_id": "pair-0", "answer": 1}
+    assert campaign.call("one", "POST", "/api/judgments", {**base, "edited_text": "x" * 1_000_000}).status_code == 413
+    assert campaign.call("one", "POST", "/api/judgments", {**base, "edited_text": "x" * 200_000}).status_code == 422
+    assert campaign.call("one", "POST", "/api/judgments", base).status_code == 200
+    campaign.store.close()
+
+
+# --- what leads steer ---
+
+
+def test_leads_steer_by_the_api(campaign: Campaign) -> None:
+    lead = campaign.call
+    assert lead("lead", "PUT", "/api/lead/batches?name=", {"priority": 3, "paused": True}).json()["paused"] is True
+    assert campaign.call("one", "GET", "/api/next").json() is None
+    assert lead("lead", "PUT", "/api/lead/batches?name=", {"paused": False}).status_code == 200
+    assert lead("lead", "PUT", "/api/lead/batches?name=no-such", {"paused": False}).status_code == 409
+    assert lead("lead", "PUT", "/api/lead/batches?name=", {"priority": 1_000}).status_code == 422
+    for who, answered in (("one", "left"), ("other", "right")):
+        pair = campaign.call(who, "GET", "/api/next").json()
+        value = -2 if pair["left"]["id"] == "0-0" else 2
+        campaign.judge(who, "c", answer=value if answered == "left" else -value)
+    (dispute,) = lead("lead", "GET", "/api/lead/disputes").json()
+    opened = lead("lead", "GET", f"/api/lead/disputes/{dispute['item_id']}").json()
+    assert len(opened["judgments"]) == 2
+    settle = {"client_id": "s", "pair_id": dispute["item_id"], "answer": 1}
+    assert lead("lead", "POST", "/api/lead/adjudications", settle).json()["next"] is None
+    assert lead("lead", "GET", "/api/lead/adjudications").json()[0]["right"] == opened["pair"]["right"]["id"]
+    assert lead("lead", "PUT", "/api/lead/gold/pair-3", {"preferred_id": "3-1"}).json()["preferred_id"] == "3-1"
+    assert lead("lead", "PUT", "/api/lead/gold/pair-3", {"preferred_id": "4-1"}).status_code == 409
+    rater = campaign.sessions["one"].rater.id
+    assert lead("lead", "PUT", f"/api/lead/raters/{rater}", {"disabled": True}).status_code == 200
+    assert campaign.call("one", "GET", "/api/me").status_code == 401
+    assert lead("lead", "PUT", f"/api/lead/raters/{rater}", {"disabled": False, "pool": "german"}).status_code == 200
+    assert lead("lead", "PUT", "/api/lead/raters/no-such", {"disabled": True}).status_code == 409
+    assert {one["pool"] for one in lead("lead", "GET", "/api/lead/raters").json()} == {"", "german"}

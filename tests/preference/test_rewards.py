@@ -1,0 +1,163 @@
+"""Rewards: functions as users write them, and reward models that read another tokenizer's text."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import succeed
+from pydantic import ValidationError
+
+from preference.ppo.backbone import load_backbone
+from preference.rewards import (
+    Conversations,
+    FunctionReward,
+    RewardApart,
+    RewardConfig,
+    load_function,
+    load_reward,
+    score_all,
+)
+from tiebreak.chat import encode_completion
+from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.models import (
+    ModelSource,
+    adapter_state,
+    base_sha256,
+    load_reward_model,
+    load_tokenizer,
+    probe_values,
+    save_adapter,
+    write_probe,
+)
+from tiebreak.records import Message
+from tiebreak.runs import read_manifest, read_metrics
+
+HERE = Path(__file__).parent
+TRAINING = TrainingConfig(precision="float32")
+ASK = (Message(role="user", content="Why are my basil leaves pale?"),)
+
+
+@pytest.fixture
+def conversations(tiny_model: Path) -> tuple[Conversations, list[int], list[int]]:
+    """One prompt and one answer, with their ids."""
+    tokenizer = load_tokenizer(source_of(tiny_model))
+    prompt, completion = encode_completion(tokenizer, ASK, "Add iron.")
+    return Conversations(tokenizer, {tuple(prompt): ASK}), prompt, completion
+
+
+def source_of(folder: Path) -> ModelSource:
+    return ModelSource(str(folder), "policy", "tiny", str(folder), folder, base_sha256(folder), None)
+
+
+def from_function(name: str, conversations: Conversations, weight: float = 1.0) -> FunctionReward:
+    full = f"polite_rewards:{name}"
+    return FunctionReward(full, weight, load_function(full), conversations)
+
+
+def test_a_function_hears_messages_and_texts(conversations: tuple[Conversations, list[int], list[int]]) -> None:
+    told, prompt, completion = conversations
+    reward = from_function("short", told)
+    assert reward.scores([prompt, prompt], [completion, completion[:1]]) == [
+        -9.0,
+        -float(len(told.text(completion[:1]))),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "raises",
+            r"polite_rewards:raises raised KeyError: 'no such shelf' \(.*polite_rewards.py, line \d+\); mend it",
+        ),
+        ("too_few", "returned 1 scores for 2 completions: it must return one for each"),
+        ("words", "returned list: could not convert string to float.*a number for each completion"),
+        ("not_numbers", "polite_rewards:not_numbers gave 1 of 2 completions a score that is not a finite number"),
+    ],
+)
+def test_a_function_that_does_not_score_is_told_with_its_cause(
+    conversations: tuple[Conversations, list[int], list[int]], name: str, words: str
+) -> None:
+    told, prompt, completion = conversations
+    with pytest.raises(HandoffError, match=words):
+        score_all([from_function(name, told)], [prompt] * 2, [completion] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_such_package.rewards:polite", "no module 'no_such_package'"),
+        ("polite_rewards:kind", "polite_rewards has no function 'kind'"),
+        ("polite_rewards:NOTHING", "is no function"),
+    ],
+)
+def test_a_function_that_is_not_there_is_told_before_anything_starts(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_function(name)
+
+
+def test_a_reward_is_a_model_or_a_function() -> None:
+    for wrong in ({}, {"model": "a", "function": "b:c"}, {"function": "no_colon"}):
+        with pytest.raises(ValidationError):
+            RewardConfig.model_validate(wrong)
+
+
+def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, tmp_path: Path) -> None:
+    """Its tokenizer has a word of its own, so the policy's ids mean nothing to it; the scores are its own of the text."""
+    from transformers import AutoTokenizer
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["basil", "iron"])
+    tokenizer.save_pretrained(other)
+    judge = source_of(other)
+    own = load_tokenizer(judge)
+    adapter = AdapterConfig(r=4, alpha=8)
+    model = load_reward_model(judge, TRAINING, adapter, own)
+    model.get_base_model().resize_token_embeddings(len(own))
+    final = tmp_path / "reward" / "final"
+    # the added words take the place of two that the texts do not hold, so that the base needs no more rows
+    model.get_base_model().resize_token_embeddings(len(load_tokenizer(source_of(tiny_model))))
+    state = adapter_state(model)
+    save_adapter(final, model, state, own, judge, "reward", adapter)
+    ids = list(range(40, 60))
+    write_probe(final, ids, probe_values(model, ids), model)
+    reward = replace(judge, name="judge", kind="reward", folder=final)
+
+    policy = source_of(tiny_model)
+    mine = load_tokenizer(policy)
+    prompt, completion = encode_completion(mine, ASK, "Add ironwork.")
+    backbone = load_backbone(policy, TRAINING, adapter, mine)
+    told = Conversations(mine, {tuple(prompt): ASK})
+    loaded = load_reward(reward, 1.0, backbone, policy, told, TRAINING, "reward")
+    assert isinstance(loaded, RewardApart)
+    read = loaded.read(prompt, completion)
+    before, after = encode_completion(own, ASK, "Add ironwork.")
+    assert list(read) == before + after
+    assert list(read) != prompt + completion
+    assert loaded.read(prompt, completion[:-1])[-1] != own.eos_token_id  # cut off there, cut off here
+
+
+def test_rloo_through_the_command_line_on_a_function(tiny_model: Path, raw_data: Path, tmp_path: Path) -> None:
+    """A base model, a function and no reward model: trained, saved, reloaded; the function's file is in the identity."""
+    shutil.copy(HERE / "polite_rewards.py", tmp_path / "my_rewards.py")
+    words: list[Any] = ["ppo", "--output", tmp_path / "run", "--policy", tiny_model, "--algorithm", "rloo"]
+    words += ["--prompts", raw_data / "prompts.jsonl", "--rewards", "[{function: my_rewards:short, weight: 2.0}]"]
+    words += ["--episodes-per-rollout", "4", "--completions-per-prompt", "2", "--rollouts", "2", "--ppo-epochs", "1"]
+    words += ["--sampling.max-new-tokens", "6", "--sampling.temperature", "1.0", "--stop-when-all-cut-off", "false"]
+    words += ["--training.per-device-batch-size", "4", "--max-validation-prompts", "2", "--tracking.mode", "disabled"]
+    words += ["--adapter.r", "4", "--training.learning-rate", "1e-3"]
+    succeed(*words, environment={"PYTHONPATH": f"{tmp_path}:{HERE.parent.parent}"})
+    manifest = read_manifest(tmp_path / "run")
+    assert manifest["inputs"]["rewards.0"]["kind"] == "file"
+    assert manifest["probe_difference"] <= 1e-5
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert rows[0]["objective/scores"] < 0  # twice the letters of an answer, taken off
