@@ -15,6 +15,7 @@ from conftest import TINY_TRAINING, read_rows, run_command, succeed, write_confi
 
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
+from reward.trainer import LabelCollator
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.logprobs import member_scores_in_batches, scores_in_batches
@@ -209,3 +210,9 @@ def test_ppo_mounts_every_member_and_knows_the_scale(ensemble: Path, tiny_model:
     assert mounted.scores(prompts, completions) == pytest.approx(expected, abs=1e-5)
     assert saved_scale(mounted) is None  # the saved figures are those of the plain mean
     assert saved_scale(dataclasses.replace(mounted, spread_penalty=0.0)) == (scale.score_mean, scale.score_std)
+
+
+def test_rows_with_trls_columns_alone_are_certain_and_equal() -> None:
+    batch = LabelCollator(pad_token_id=0)([{"chosen_ids": [1, 2], "rejected_ids": [3]}] * 2)
+    assert batch["input_ids"].tolist() == [[1, 2], [1, 2], [3, 0], [3, 0]]
+    assert [batch[name].tolist() for name in ("margin", "target", "weight")] == [[0, 0], [1, 1], [[1], [1]]]
