@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from preference.adapters import merged_adapter
@@ -31,7 +31,7 @@ from preference.layout import Layout, batches_by_tokens
 from tiebreak.chat import decode_completion, encode_completion
 from tiebreak.config import Section, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.logprobs import scores_in_batches
+from tiebreak.logprobs import member_scores_in_batches
 from tiebreak.models import (
     ADAPTER_FILE,
     PROBE_FILE,
@@ -46,6 +46,7 @@ from tiebreak.models import (
     tokenizer_facts,
 )
 from tiebreak.records import Message, Prompt
+from tiebreak.scores import ScoreScale, combine_scores, read_score_scale
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,6 +56,7 @@ TOKENS_AT_ONCE = 4096
 """of a pass without gradients: enough to keep a machine busy, and little beside what an update needs"""
 ROWS_AT_ONCE = 16
 """of a pass that is padded"""
+UNKNOWN_SCALE = ScoreScale()
 
 
 class RewardConfig(Section):
@@ -66,11 +68,15 @@ class RewardConfig(Section):
     """package.module:function"""
     weight: float = 1.0
     """of its score in the sum; below 0: a penalty"""
+    spread_penalty: float = Field(default=0.0, ge=0.0)
+    """of a reward model of several members: its score is their mean less so many standard deviations (tiebreak.scores)"""
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
         if (self.model is None) == (self.function is None):
             raise ValueError("a reward is either a model or a function (package.module:function): give one of them")
+        if self.function is not None and self.spread_penalty:
+            raise ValueError("spread_penalty: a function has no members whose scores could spread")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function: {self.function!r} is not of the form package.module:function")
         return self
@@ -105,27 +111,35 @@ class LanguageModelHost(Protocol):
 
 @dataclass(frozen=True)
 class MountedReward:
-    """A reward model as an adapter of the policy's base weights, with its score head."""
+    """A reward model as an adapter of the policy's base weights, with its score head of one row a member."""
 
     name: str
     weight: float
     host: LanguageModelHost
     adapter: str
     head: nn.Linear
+    scale: ScoreScale = UNKNOWN_SCALE
+    spread_penalty: float = 0.0
+
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        """Its members' scores as one."""
+        return _combined(self.member_scores(prompts, completions), self.scale, self.spread_penalty)
 
     @torch.no_grad()
-    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
-        """Read at each sequence's last token."""
+    def member_scores(
+        self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Each member's, read at each sequence's last token."""
         sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-        results = [0.0] * len(sequences)
+        results: list[list[float]] = [[] for _ in sequences]
         with merged_adapter(self.host.lm, self.adapter):
             for rows in batches_by_tokens(sequences, TOKENS_AT_ONCE):
                 layout = self.host.lay_out([prompts[row] for row in rows], [completions[row] for row in rows])
                 last = torch.stack([places[-1] for places in layout.places])
                 hidden = self.host.hidden_states(layout)[last]
-                scored = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
-                for row, score in zip(rows, scored.tolist(), strict=True):
-                    results[row] = score
+                scored = self.head(hidden.to(self.head.weight.dtype)).float()
+                for row, members in zip(rows, scored.tolist(), strict=True):
+                    results[row] = members
         return results
 
 
@@ -139,12 +153,20 @@ class RewardApart:
     pad_id: int
     read: Callable[[Sequence[int], Sequence[int]], Sequence[int]] = lambda prompt, completion: [*prompt, *completion]
     """its own token ids of a prompt and a completion that are given in the policy's"""
+    scale: ScoreScale = UNKNOWN_SCALE
+    spread_penalty: float = 0.0
 
     def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
-        """Read at each sequence's last token."""
+        """Its members' scores as one, each read at a sequence's last token."""
         sequences = [self.read(p, c) for p, c in zip(prompts, completions, strict=True)]
-        scored: list[float] = scores_in_batches(self.model, sequences, self.pad_id, ROWS_AT_ONCE)
-        return scored
+        members = member_scores_in_batches(self.model, sequences, self.pad_id, ROWS_AT_ONCE)
+        return _combined(members, self.scale, self.spread_penalty)
+
+
+def _combined(members: Sequence[Sequence[float]], scale: ScoreScale, spread_penalty: float) -> list[float]:
+    offsets = torch.tensor(scale.offsets, dtype=torch.float64)
+    combined: list[float] = combine_scores(torch.tensor(members, dtype=torch.float64), spread_penalty, offsets).tolist()
+    return combined
 
 
 @dataclass(frozen=True)
@@ -214,6 +236,17 @@ def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
             "each, in their order"
         )
     return values
+
+
+def saved_scale(reward: Reward) -> tuple[float, float] | None:
+    """Mean and deviation of a reward model's scores of the SFT policy's samples, if its run was given any (`samples`).
+
+    None leaves it to the first rollout; so does a spread penalty, which the saved figures are without.
+    """
+    if not isinstance(reward, MountedReward | RewardApart) or reward.spread_penalty:
+        return None
+    mean, deviation = reward.scale.score_mean, reward.scale.score_std
+    return (mean, deviation) if mean is not None and deviation else None
 
 
 def score_all(
@@ -290,7 +323,16 @@ def load_rewards(
         elif config.model is not None:
             found = find_model(config.model, kind="reward")
             rewards.append(
-                load_reward(found, config.weight, host, source, conversations, training, f"reward{number or ''}")
+                load_reward(
+                    found,
+                    config.weight,
+                    host,
+                    source,
+                    conversations,
+                    training,
+                    f"reward{number or ''}",
+                    config.spread_penalty,
+                )
             )
     return rewards
 
@@ -303,6 +345,7 @@ def load_reward(
     conversations: Conversations,
     training: TrainingConfig,
     adapter: str,
+    spread_penalty: float = 0.0,
 ) -> Reward:
     """A reward model, mounted as `adapter` where it has the policy's base weights, precision and tokenizer.
 
@@ -312,14 +355,15 @@ def load_reward(
     own = load_tokenizer(reward, training.trust_remote_code)
     one_language = tokenizer_facts(own) == tokenizer_facts(conversations.tokenizer)
     held_as_policy = _is_quantized(host.lm) == is_quantized(reward, None)
+    scale = read_score_scale(reward.folder) if reward.folder else UNKNOWN_SCALE
     if one_language and reward.base_sha256 == policy.base_sha256 and held_as_policy:
         head = mount_adapter(host.lm, reward, adapter)
-        mounted = MountedReward(reward.name, weight, host, adapter, head)
+        mounted = MountedReward(reward.name, weight, host, adapter, head, scale, spread_penalty)
         _verify_probe(mounted, reward)
         return mounted
     model = load_trained_reward_model(reward, training)
     if one_language:
-        return RewardApart(reward.name, weight, model, own.pad_token_id)
+        return RewardApart(reward.name, weight, model, own.pad_token_id, scale=scale, spread_penalty=spread_penalty)
 
     def read(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
         finished = bool(completion) and completion[-1] == conversations.tokenizer.eos_token_id
@@ -328,7 +372,7 @@ def load_reward(
         )
         return before + after
 
-    return RewardApart(reward.name, weight, model, own.pad_token_id, read)
+    return RewardApart(reward.name, weight, model, own.pad_token_id, read, scale, spread_penalty)
 
 
 def _is_quantized(lm: PeftModel) -> bool:
@@ -358,7 +402,8 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
     for key, parameter in lm.named_parameters():
         if f".{name}." in key:
             parameter.requires_grad_(False)
-    head = nn.Linear(weight.shape[1], 1, bias=False, device=next(lm.parameters()).device, dtype=torch.float32)
+    members, hidden = weight.shape
+    head = nn.Linear(hidden, members, bias=False, device=next(lm.parameters()).device, dtype=torch.float32)
     with torch.no_grad():
         head.weight.copy_(weight)
     return head.requires_grad_(False)
@@ -371,13 +416,14 @@ def _verify_probe(mounted: MountedReward, reward: ModelSource) -> None:
     probe = json.loads((reward.folder / PROBE_FILE).read_text())
     training = mounted.host.lm.training
     mounted.host.lm.eval()
-    (score,) = mounted.scores([probe["input_ids"]], [[]])
+    (members,) = mounted.member_scores([probe["input_ids"]], [[]])
     mounted.host.lm.train(training)
     allowed = PROBE_TOLERANCE_ELSEWHERE[
         next(p.dtype for p in mounted.host.lm.parameters() if p.dtype.is_floating_point)
     ]
-    if not abs(score - probe["values"][0]) <= max(allowed, allowed * abs(probe["values"][0])):
-        raise HandoffError(
-            f"{reward.name}: on this backbone it scores its probe {score:.6f}, and scored it {probe['values'][0]:.6f} "
-            "when it was saved"
-        )
+    for score, saved in zip(members, probe["values"], strict=True):
+        if not abs(score - saved) <= max(allowed, allowed * abs(saved)):
+            raise HandoffError(
+                f"{reward.name}: on this backbone it scores its probe {score:.6f}, and scored it {saved:.6f} when it was "
+                "saved"
+            )

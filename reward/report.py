@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from reward.examples import EncodedPreference, encode
+from reward.examples import EncodedPreference, encode, is_tie
 from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
-from reward.losses import TIE
 from reward.origin import Origin, trace_origin
 from reward.page import build_page
 from tiebreak.config import StageConfig, TrainingConfig
@@ -113,7 +112,7 @@ def build_exam(
     samples: Sequence[list[int]] = (),
 ) -> Exam:
     """An exam on held-out preferences; kept ties, which no answer gets right, and those that are too long are left out."""
-    decided = [preference for preference in preferences if preference.confidence != TIE]
+    decided = [preference for preference in preferences if not is_tie(preference)]
     if len(decided) < len(preferences):
         say(f"{len(preferences) - len(decided)} of {len(preferences)} held-out preferences are ties: not examined")
     examples = encode(decided, tokenizer, max_length_tokens)

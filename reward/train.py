@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from reward import report
-from reward.examples import EncodedPreference, encode
+from reward.examples import EncodedPreference, encode, is_tie
 from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
 from reward.origin import trace_origin
 from reward.trainer import PackedRewardTrainer
@@ -158,7 +158,7 @@ def label(
     """The examples with their margins, targets and weights.
 
     Args:
-        bootstrap: whether the members of an ensemble see different rows, as in training; all see all where it is off.
+        bootstrap: whether the members of an ensemble see different rows, as in training; all see all in evaluation.
 
     Raises:
         DataError: no example counts for anything.
@@ -166,7 +166,7 @@ def label(
     if not examples:
         return []
     weights = np.array([[_weight_of(e.source, config)] for e in examples]).repeat(config.members, axis=1)
-    if not weights.any():
+    if bootstrap and not weights.any():
         raise DataError(
             "every preference has weight 0, so there is nothing to learn: mend the weights, or give --use-weights false"
         )
@@ -184,7 +184,7 @@ def label(
 
 
 def _margin_of(preference: Preference, config: RewardConfig) -> float:
-    if config.strength_as != "margin" or preference.confidence == TIE:
+    if config.strength_as != "margin" or is_tie(preference):
         return 0.0
     if preference.margin is not None:
         return config.margin_scale * preference.margin
@@ -193,7 +193,7 @@ def _margin_of(preference: Preference, config: RewardConfig) -> float:
 
 def _target_of(preference: Preference, config: RewardConfig) -> float:
     """A tie that was kept is one whether or not labels are soft: neither side is the better one."""
-    if preference.confidence == TIE:
+    if is_tie(preference):
         return TIE
     if not config.soft_labels:
         return 1.0

@@ -16,7 +16,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from reward.losses import centring_loss, preference_loss
 from tiebreak.passes import StepInPasses
 
-LABELS = ("margin", "target", "weight")
+LABELS = {"margin": 0.0, "target": 1.0, "weight": [1.0]}
+"""What rows say of their label, and what those say that have TRL's columns alone."""
 
 
 @dataclass
@@ -24,7 +25,10 @@ class LabelCollator(DataCollatorForPreference):
     """TRL's batch, with `target` of shape (pairs,) and `weight` of shape (pairs, members) beside its `margin`."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        labels = {name: torch.tensor([example[name] for example in examples], dtype=torch.float) for name in LABELS}
+        labels = {
+            name: torch.tensor([example.get(name, plain) for example in examples], dtype=torch.float)
+            for name, plain in LABELS.items()
+        }
         batch: dict[str, Any] = super().torch_call(examples)
         return batch | labels
 
@@ -34,8 +38,7 @@ class LabelledRewardTrainer(RewardTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        plain: DataCollatorForPreference = vars(self)["data_collator"]
-        self.data_collator = LabelCollator(plain.pad_token_id, plain.pad_to_multiple_of)
+        self.data_collator = LabelCollator(self.processing_class.pad_token_id, self.args.pad_to_multiple_of)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -40,7 +40,7 @@ COMMANDS = {
         Command("sample", "preference.sample", "several completions a prompt, as pairs to judge", heavy=True),
         Command("label", "labeling_ui.label", "serve pairs to raters; export, verify and count their judgments"),
         Command("raters", "labeling_ui.raters", "who may rate: add, disable, reset, list"),
-        Command("reward", "reward.train", "a reward model from preferences", trains=True, heavy=True),
+        Command("reward", "reward.train", "a reward model from preferences; report on one", trains=True, heavy=True),
         Command("dpo", "preference.dpo", "direct preference optimisation", trains=True, heavy=True),
         Command(
             "ppo", "preference.ppo", "proximal policy optimisation against a reward model", trains=True, heavy=True

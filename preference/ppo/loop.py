@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from preference.ppo.backbone import Backbone
 from preference.ppo.rollout import Episodes, Shaping, roll_out, to_rewards
-from preference.rewards import Reward
+from preference.rewards import Reward, saved_scale
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
@@ -150,7 +150,8 @@ class ScoredLoop:
         """Once, on the first rollout, which the policy wrote before any training: by what scores are normalised.
 
         Each reward is normalised alone, so that weights speak of rewards on one scale (Huang et al. 2024, 4.4). A reward
-        that does not vary there has nothing to be divided by, and is only shifted.
+        that does not vary there has nothing to be divided by, and is only shifted. A reward model whose run was given
+        samples of the policy says so itself, from more of them.
         """
         if self.loop.scales is not None:
             return
@@ -158,10 +159,11 @@ class ScoredLoop:
         if self.settings.normalise_scores:
             everyones = self.accelerator.gather(scores.T.contiguous()).double()
             deviations = [float(d) for d in everyones.std(0, correction=0)]
-            scales = [
+            measured = [
                 (float(m), d if d > 1e-6 * max(1.0, abs(float(m))) else 1.0)
                 for m, d in zip(everyones.mean(0), deviations, strict=True)
             ]
+            scales = [saved_scale(reward) or own for reward, own in zip(self.rewards, measured, strict=True)]
         self.loop = replace(self.loop, scales=tuple(scales))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -12,9 +13,14 @@ import pytest
 import torch
 from conftest import TINY_TRAINING, read_rows, run_command, succeed, write_config, write_rows
 
-from tiebreak.config import TrainingConfig
+from reward.examples import EncodedPreference
+from reward.train import RewardConfig, label
+from reward.trainer import LabelCollator
+from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.errors import DataError
 from tiebreak.logprobs import member_scores_in_batches, scores_in_batches
 from tiebreak.models import find_model, load_tokenizer, load_trained_reward_model
+from tiebreak.records import read_preferences
 from tiebreak.runs import read_manifest, read_metrics
 from tiebreak.scores import combine_scores, read_score_scale, score_spread
 
@@ -28,7 +34,8 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_dat
     rows = read_rows(raw_data / "preferences.jsonl")
     labels = [{"agreement": 1.0, "weight": 1.0}, {"agreement": 2 / 3, "weight": 0.5}, {"margin": 0.25, "weight": 2.0}]
     rows = [
-        {**row, **labels[n % 3], "raters": ["ann", "bo", "cy"], "tags": [f"t{n % 2}"]} for n, row in enumerate(rows)
+        {**row, **labels[n // 6 % 3], "raters": ["ann", "bo", "cy"], "tags": [f"t{n // 6 % 2}"]}
+        for n, row in enumerate(rows)
     ]
     answers = ["Once a week.", "Twice a day, at dawn.", "Only when the tips turn brown."]
     pair = {
@@ -141,12 +148,35 @@ def test_scores_combine_by_mean_and_spread() -> None:
     assert combine_scores(torch.tensor([[4.0]]), 2.0).tolist() == [4.0]
 
 
-def test_nothing_with_any_weight_is_refused(tmp_path: Path, raw_data: Path) -> None:
-    from reward.examples import EncodedPreference
-    from reward.train import RewardConfig, label
-    from tiebreak.errors import DataError
-    from tiebreak.records import read_preferences
+def test_labels_follow_the_configuration(raw_data: Path, tmp_path: Path) -> None:
+    """strength 2 of 3, margin of its own, a kept tie, and nothing said: by each way to use them."""
+    rows = read_rows(raw_data / "preferences.jsonl")[:4]
+    said: list[dict[str, Any]] = [
+        {"strength": 2, "agreement": 0.75, "raters": list("abcd"), "weight": 1.0},
+        {"strength": None, "margin": 0.25, "confidence": 0.9, "weight": 2.0},
+        {"strength": 0, "confidence": 0.5, "weight": 0.5},
+        {"strength": None, "weight": 0.5},
+    ]
+    source = write_rows(tmp_path / "p.jsonl", [{**row, **one} for row, one in zip(rows, said, strict=True)])
+    examples = [EncodedPreference([1], [2], [3], 0.0, p) for p in read_preferences(str(source))]
 
+    def labels(**changes: Any) -> tuple[list[float], list[float], list[float]]:
+        config = RewardConfig(output="x", policy="y", preferences="z", **changes)
+        found = label(examples, config)
+        return [e.margin for e in found], [e.target for e in found], [e.weight[0] for e in found]
+
+    margins, targets, weights = labels()
+    assert margins == pytest.approx([2 / 3, 0.25, 0, 0])
+    assert targets == [1, 1, 0.5, 1]  # a tie is one in any case
+    assert weights == [1, 2, 0.5, 0.5]  # their mean is 1 already
+    margins, targets, weights = labels(strength_as="weight", soft_labels=True, use_weights=False)
+    assert margins == [0, 0, 0, 0]
+    assert targets == pytest.approx([3.5 / 5, 0.9, 0.5, 1])
+    assert weights == pytest.approx([8 / 5, 4 / 5, 4 / 5, 4 / 5])  # 2, 1, 1, 1 over their mean
+    assert labels(margin_scale=2.0)[0] == pytest.approx([4 / 3, 0.5, 0, 0])
+
+
+def test_nothing_with_any_weight_is_refused(tmp_path: Path, raw_data: Path) -> None:
     rows: list[Any] = [{**row, "weight": 0.0} for row in read_rows(raw_data / "preferences.jsonl")]
     preferences = read_preferences(str(write_rows(tmp_path / "p.jsonl", rows)))
     examples = [EncodedPreference([1], [2], [3], 0.0, p) for p in preferences]
@@ -154,3 +184,35 @@ def test_nothing_with_any_weight_is_refused(tmp_path: Path, raw_data: Path) -> N
     with pytest.raises(DataError, match="every preference has weight 0"):
         label(examples, config)
     assert [e.weight for e in label(examples, config.model_copy(update={"use_weights": False}))][:1] == [(1.0,)]
+
+
+def test_ppo_mounts_every_member_and_knows_the_scale(ensemble: Path, tiny_model: Path) -> None:
+    from preference.ppo.backbone import load_backbone
+    from preference.rewards import Conversations, MountedReward, load_reward, saved_scale
+
+    training = TrainingConfig(precision="float32")
+    policy, reward = find_model(str(tiny_model)), find_model(str(ensemble), kind="reward")
+    tokenizer = load_tokenizer(policy)
+    backbone = load_backbone(policy, training, AdapterConfig(r=4, alpha=8), tokenizer)
+    told = Conversations(tokenizer, {})
+    mounted = load_reward(reward, 1.0, backbone, policy, told, training, "reward", spread_penalty=0.5)
+    assert isinstance(mounted, MountedReward)
+    backbone.eval()
+    prompts, completions = [[40, 41], [50]], [[42, 43, 44], [51, 52]]
+    sequences = [p + c for p, c in zip(prompts, completions, strict=True)]
+    alone = member_scores_in_batches(load_trained_reward_model(reward, training), sequences, tokenizer.pad_token_id, 2)
+    assert [len(row) for row in alone] == [MEMBERS, MEMBERS]
+    scale = read_score_scale(ensemble / "final")
+    expected = [
+        statistics.fmean(row) - 0.5 * statistics.pstdev([s - o for s, o in zip(row, scale.offsets, strict=True)])
+        for row in alone
+    ]
+    assert mounted.scores(prompts, completions) == pytest.approx(expected, abs=1e-5)
+    assert saved_scale(mounted) is None  # the saved figures are those of the plain mean
+    assert saved_scale(dataclasses.replace(mounted, spread_penalty=0.0)) == (scale.score_mean, scale.score_std)
+
+
+def test_rows_with_trls_columns_alone_are_certain_and_equal() -> None:
+    batch = LabelCollator(pad_token_id=0)([{"chosen_ids": [1, 2], "rejected_ids": [3]}] * 2)
+    assert batch["input_ids"].tolist() == [[1, 2], [1, 2], [3, 0], [3, 0]]
+    assert [batch[name].tolist() for name in ("margin", "target", "weight")] == [[0, 0], [1, 1], [[1], [1]]]
