@@ -18,8 +18,10 @@ import torch
 from pydantic import Field, model_validator
 from trl import DPOTrainer
 
+from preference.guard import Guard, GuardConfig, build_guard, reference_name
+from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
-from tiebreak.chat import Encoded, encode_preference
+from tiebreak.chat import Encoded, encode_preference, encode_prompt
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
@@ -85,7 +87,9 @@ class DPOConfig(StageConfig):
     share_prefixes: bool = True
     """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """for the sample completions that go to W&B"""
+    """for the sample completions that go to W&B, and for the guard's"""
+    guard: GuardConfig | None = None
+    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
 
     @model_validator(mode="after")
     def _smoothing_is_used(self) -> DPOConfig:
@@ -154,7 +158,8 @@ def check_reference(
 
 def train_dpo(config: DPOConfig) -> None:
     """The stage."""
-    run = start_run(config, "dpo", {"policy": config.policy, "preferences": config.preferences})
+    inputs = {"policy": config.policy, "preferences": config.preferences}
+    run = start_run(config, "dpo", inputs | ({"guard.reward_model": config.guard.reward_model} if config.guard else {}))
     if describe(run):
         return
     source = find_model(config.policy)
@@ -184,6 +189,9 @@ def train_dpo(config: DPOConfig) -> None:
         pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
     if config.cache_reference and not is_sharded(trainer):
         trainer.reference = ReferenceLogps(reference_facts(trainer, source))
+    guard: Guard | None = None
+    if config.guard is not None:
+        guard = guard_dpo(config.guard, config, run, recorder, trainer, source, tokenizer, validation)
     train(trainer, run, recorder)
     finish_adapter(
         trainer,
@@ -202,10 +210,41 @@ def train_dpo(config: DPOConfig) -> None:
             "counts": {"train": len(train_set), "validation": len(validation_set)},
             "kinds": sorted({preference.kind for preference in training}),
             "precision": str(resolve_precision(config.training)),
+            **(guard.facts() if guard else {}),
         },
         prompts=[Prompt(id=p.prompt_id, messages=p.prompt) for p in validation or training],
         sampling=config.sampling,
     )
+
+
+def guard_dpo(
+    guard: GuardConfig,
+    config: DPOConfig,
+    run: Run,
+    recorder: RunRecorder,
+    trainer: DPOTrainer,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    validation: Sequence[Preference],
+) -> Guard:
+    """Let a held-out reward model say which policy to keep; DPO's own score is the margin between implicit rewards."""
+    prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt) for p in validation}.values()
+    watching = build_guard(
+        guard,
+        run,
+        recorder,
+        backbone=Backbone(trainer.model, tokenizer.pad_token_id, reference_name(trainer.model)),
+        source=source,
+        tokenizer=tokenizer,
+        prompts=[(encode_prompt(tokenizer, prompt.messages), prompt) for prompt in prompts],
+        sampling=SamplingConfig(  # uncut, so that the KL is that of what was drawn
+            temperature=config.sampling.temperature or 1.0, max_new_tokens=config.sampling.max_new_tokens
+        ),
+        training=config.training,
+        score_key="rewards/margins",
+    )
+    watching.watch(trainer)
+    return watching
 
 
 def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
+from preference.guard import Guard, GuardConfig, build_guard
 from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
@@ -109,6 +110,8 @@ class PPOConfig(StageConfig):
     stop_when_all_cut_off: bool = True
     """refuse a rollout of which no completion ends within sampling.max_new_tokens"""
     max_validation_prompts: int = Field(default=32, ge=0)
+    guard: GuardConfig | None = None
+    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
 
     @model_validator(mode="after")
     def _possible(self) -> PPOConfig:
@@ -121,6 +124,10 @@ class PPOConfig(StageConfig):
                     f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of completions_per_prompt "
                     f"({self.completions_per_prompt})"
                 )
+        if self.guard is not None and self.guard.reward_model in [reward.model for reward in self.all_rewards]:
+            raise ValueError(
+                "guard.reward_model: it is what the policy learns from; give one of another seed and share of judgments"
+            )
         if self.reward_model is None and not self.rewards:
             raise ValueError("reward_model: missing; name a finished reward run, or give rewards")
         if self.sampling.top_k or self.sampling.top_p < 1.0:
@@ -155,6 +162,8 @@ def stage_inputs(config: PPOConfig) -> dict[str, str]:
             inputs[f"rewards.{number}"] = source
     if config.value_head:
         inputs["value_head"] = config.value_head
+    if config.guard:
+        inputs["guard.reward_model"] = config.guard.reward_model
     return inputs
 
 
@@ -171,6 +180,21 @@ def train_ppo(config: PPOConfig) -> None:
     recorder = RunRecorder(run)
     trainer = build_trainer(config, run, source, tokenizer, encoded, held_out)
     say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
+    guard: Guard | None = None
+    if config.guard is not None:
+        guard = build_guard(
+            config.guard,
+            run,
+            recorder,
+            backbone=trainer.backbone,
+            source=source,
+            tokenizer=tokenizer,
+            prompts=held_out,
+            sampling=config.sampling,
+            training=config.training,
+            score_key="objective/scores",
+        )
+        guard.watch(trainer)
     train(trainer, run, recorder)
     if config.algorithm == "ppo":
         save_value_head(trainer, run)
@@ -196,6 +220,7 @@ def train_ppo(config: PPOConfig) -> None:
                 * config.episodes_per_rollout,
             },
             "kinds": reward_kinds(config),
+            **(guard.facts() if guard else {}),
         },
         prompts=validation or prompts,
         sampling=config.sampling,
