@@ -1,109 +1,11 @@
-"""What tests share: a two-layer random model with the real tokenizer, and the command line as users run it."""
+"""Fixtures that tests share: a two-layer random model with the real tokenizer, and small raw data."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "WANDB_MODE": "offline",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",  # tiny matrices: threads cost more than they give
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-}
-os.environ.update(ENVIRONMENT)
-
-
-def run_command(
-    *words: str | Path, cwd: Path = REPOSITORY, environment: dict[str, str] | None = None, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """`tiebreak …` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "tiebreak.cli", *map(str, words)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-def succeed(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`tiebreak …`, which must end well."""
-    result = run_command(*words, **options)
-    assert result.returncode == 0, (
-        f"tiebreak {' '.join(map(str, words))}\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
-    )
-    return result
-
-
-def write_config(path: Path, **values: Any) -> Path:
-    """A configuration file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(values, default=str)), sort_keys=False))
-    return path
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """A JSON Lines file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A JSON Lines file's rows."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-TINY_TRAINING = {
-    "seed": 0,
-    "learning_rate": 1e-3,
-    "per_device_batch_size": 2,
-    "max_length_tokens": 128,
-    "save_steps": 1,
-}
-
-
-def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
-    """A random two-layer Llama with SmolLM2's tokenizer, saved as safetensors."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from tiebreak.bundled import SMOLLM2, load_bundled
-
-    tokenizer = AutoTokenizer.from_pretrained(load_bundled(SMOLLM2))
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+from support import build_tiny_model, write_rows
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +61,3 @@ def raw_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     return folder
-
-
-Runner = Callable[..., subprocess.CompletedProcess[str]]

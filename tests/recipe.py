@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from conftest import TINY_TRAINING, write_config
+from support import TINY_TRAINING, write_config
 
 SHORT = {"temperature": 1.0, "max_new_tokens": 8}
 

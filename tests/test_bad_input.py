@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, read_rows, run_command, succeed, write_config, write_rows
+from support import REPOSITORY, read_rows, run_command, succeed, write_config, write_rows
 
 from tiebreak.cli import main
 

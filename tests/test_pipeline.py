@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_command, write_config
+from support import REPOSITORY, run_command, write_config
 
 STAGES = ("prepare", "sft", "sample", "label", "reward", "dpo", "ppo", "evaluate", "compare")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import read_rows, run_command, succeed
 from recipe import write_stage_configs
+from support import read_rows, run_command, succeed
 
 from tiebreak.config import TrainingConfig
 from tiebreak.logprobs import completion_logps

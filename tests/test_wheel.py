@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from conftest import REPOSITORY
+from support import REPOSITORY
 
 PACKAGES = ("tiebreak", "sft", "labeling_ui", "reward", "preference", "evaluation")
 

@@ -26,7 +26,7 @@ from tiebreak.errors import HandoffError
 from tiebreak.head import HeadOutput, logits_are_plain, token_logps
 from tiebreak.lora import fuse_lora
 from tiebreak.models import ModelSource, load_policy
-from tiebreak.pairwise import why_not
+from tiebreak.pairwise import packs, why_not
 from tiebreak.runs import say
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         self.config = lm.config
         fuse_lora(lm)
         reason = why_not(lm.get_base_model())
-        self.packs = not reason
+        self.packs = not reason and packs(lm.get_base_model())
         if reason:
             say(f"completions are padded: {type(lm.get_base_model()).__name__} cannot take them packed, as {reason}")
 

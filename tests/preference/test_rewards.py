@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import succeed
 from pydantic import ValidationError
+from support import succeed
 
 from preference.ppo.backbone import load_backbone
 from preference.rewards import (

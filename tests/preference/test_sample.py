@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, read_rows, write_rows
+from support import REPOSITORY, read_rows, write_rows
 
 from preference.sample import SampleConfig, choose_prompts, sample, to_pairs
 from sft.prepare import PrepareConfig, prepare

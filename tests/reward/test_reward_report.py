@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
+from support import write_rows
 
 from reward.examples import EncodedPreference, encode
 from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline

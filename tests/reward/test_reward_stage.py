@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_TRAINING, read_rows, run_command, succeed, write_config, write_rows
+from support import TINY_TRAINING, read_rows, run_command, succeed, write_config, write_rows
 
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label

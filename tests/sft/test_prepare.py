@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import read_rows, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import read_rows, write_rows
 
 from sft.prepare import (
     Gathered,

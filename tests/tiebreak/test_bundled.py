@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from support import REPOSITORY
 
 from tiebreak import bundled
 from tiebreak.bundled import SMOLLM2, load_bundled

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, run_command, succeed
+from support import REPOSITORY, run_command, succeed
 
 from tiebreak import __version__
 from tiebreak.cli import COMMANDS, help_page

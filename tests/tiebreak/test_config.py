@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 from pydantic import Field, ValidationError, model_validator
+from support import REPOSITORY
 
 from tiebreak.cli import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, print_help, read_yaml

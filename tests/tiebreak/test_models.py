@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, build_tiny_model
+from support import REPOSITORY, build_tiny_model
 
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError

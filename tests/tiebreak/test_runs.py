@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from support import REPOSITORY
 
 from tiebreak import runs
 from tiebreak.config import StageConfig
