@@ -110,7 +110,7 @@ def test_intervals_from_some_of_many_votes_are_those_from_all(monkeypatch: pytes
     assert float(np.median(widths() / whole)) == pytest.approx(1.0, abs=0.25)
 
 
-@pytest.mark.filterwarnings("ignore:The inplace keyword")  # crowd-kit 1.4.2 under pandas 3.1
+@pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")  # crowd-kit 1.4.2 under pandas 3.1
 def test_dawid_skene_as_published_is_crowd_kits() -> None:
     crowdkit = pytest.importorskip("crowdkit.aggregation.classification.dawid_skene")
     _, votes = planted_accuracies(300, 5, seed=3)
