@@ -101,6 +101,7 @@ def evaluate(config: EvaluateConfig) -> None:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     prompts = choose_prompts(config)
+    require_readable(config)
     answers = {name: answer_prompts(config, run, name, prompts) for name in config.policies}
     add_baseline_logps(config, run, prompts, answers)
     add_scores(config, run, answers)
@@ -127,6 +128,20 @@ def choose_prompts(config: EvaluateConfig) -> list[Prompt]:
         raise DataError(f"{config.prompts} has no prompts of the {config.split} split")
     ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", p.id))
     return ranked[: config.max_prompts]
+
+
+def require_readable(config: EvaluateConfig) -> None:
+    """Before anything is sampled: the reward model must read the policies' tokens as they meant them.
+
+    Raises:
+        HandoffError: it has another tokenizer or chat template than one of the policies.
+    """
+    if config.reward_model is None:
+        return
+    judge = load_tokenizer(find_model(config.reward_model, kind="reward"))
+    for name, policy in config.policies.items():
+        reader = load_tokenizer(find_model(policy), config.training.trust_remote_code)
+        require_same_tokenizer(reader, judge, f"policy {name} and reward model {config.reward_model}")
 
 
 Answer = dict[str, Any]
@@ -215,8 +230,6 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
         return found
 
     for name, own in answers.items():
-        policy = load_tokenizer(find_model(config.policies[name]), config.training.trust_remote_code)
-        require_same_tokenizer(policy, tokenizer, f"policy {name} and reward model {config.reward_model}")
         _add(config, run, own, "score", scores, f"scores of {name}")
     model.cache_clear()
     gc.collect()

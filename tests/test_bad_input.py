@@ -319,10 +319,27 @@ def build_reward_model(base: Path, folder: Path) -> Path:
     return folder
 
 
+def build_other_tokenizer(base: Path, folder: Path) -> Path:
+    """A copy of a model whose tokenizer reads one word differently."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["hydroponics"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: Path) -> dict[str, Case]:
     folder = tmp_path_factory.mktemp("cases")
-    judge = build_reward_model(tiny_model, folder / "judge")
+    judge, stranger = (
+        build_reward_model(tiny_model, folder / "judge"),
+        build_other_tokenizer(tiny_model, folder / "other"),
+    )
+    judged = write_config(
+        folder / "judged.yaml", policies={"sft": stranger}, reward_model=judge, prompts=raw_data / "prompts.jsonl"
+    )
     row = {"prompt": ASK, "chosen": GOOD, "rejected": BAD}
     other = {**row, "prompt": "How cold may it get at night?"}
     nobody = write_lines(folder / "nobody.jsonl", row, {**other, "raters": []})
@@ -349,6 +366,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         "a prompt in two splits": Case(
             words("dpo", "a prompt in two splits", *policy, "--preferences", leaked),
             ("1 prompt(s) stand in two splits, so held-out figures would be false", "train, validation"),
+        ),
+        "another tokenizer": Case(
+            words("evaluate", "another tokenizer", "--config", judged, "--split", "train"),
+            (f"policy sft and reward model {judge}: their tokenizer differ",),
         ),
         "a policy as reward model": Case(
             words("ppo", "a policy as reward model", *policy, "--reward-model", tiny_model, *prompts),
