@@ -56,6 +56,8 @@ def quiet_upstream() -> None:
         logging.getLogger(name).addFilter(speaks_to_the_user)
     # PEFT and TRL still read a name that transformers has deprecated
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+    # PEFT looks for the base model's own configuration on a hub, to see whether its vocabulary has grown
+    warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
 
 
 def settle_process() -> None:

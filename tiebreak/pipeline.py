@@ -23,7 +23,7 @@ from pydantic import Field
 from tiebreak.cli import COMMANDS
 from tiebreak.config import Section, StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, RunError, TiebreakError, exit_with_message
-from tiebreak.launch import accelerate_file, process_settings
+from tiebreak.launch import process_settings
 from tiebreak.runs import MANIFEST, RUN_FILE, read_manifest
 
 
@@ -215,14 +215,12 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
 
 
 def _start(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> None:
-    command = [sys.executable, "-m", COMMANDS[entry.stage].module, *words]
+    command = [sys.executable, "-m", "tiebreak.cli", entry.stage, *words, "--tracking.tags", config.name]
     if entry.accelerate:
-        file = str(accelerate_file(entry.accelerate))
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file, *command[1:]]
-    tags = ["--tracking.tags", config.name]
+        command += ["--accelerate", entry.accelerate]
     environment = {**os.environ, **process_settings(), "TIEBREAK_GROUP": group}
     begun = time.monotonic()
-    result = subprocess.run([*command, *tags], env=environment, check=False)
+    result = subprocess.run(command, env=environment, check=False)
     if result.returncode:
         raise RunError(
             f"stage {entry.stage} stopped with status {result.returncode}; what it printed is above. Mend it and give the "
