@@ -135,6 +135,12 @@ async function undo() {
   }
 }
 
+function countFrom(progress, waiting = 0) {
+  done = progress.done + waiting;
+  total = progress.done + progress.available; // what is not sent yet is held, and so among the available
+  count(0);
+}
+
 function count(more) {
   done += more;
   const bar = find('.progress');
@@ -347,13 +353,13 @@ async function begin() {
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
   lastJudgment = me.last_judgment;
-  done = me.progress.done + unsent().length;
-  total = me.progress.done + me.progress.available; // what is not sent yet is held, and so among the available
-  count(0);
+  const waiting = unsent().length;
+  countFrom(me.progress, waiting);
   if (props.value.guidelines) layOutGuidelines();
   if (!me.consent_given) await ask('consent', me.consent_version);
   if (!me.guidelines_accepted) await ask('guidelines', me.guideline_version);
   await drain(acknowledged, turnedDown); // what an earlier window could not send
+  if (waiting) countFrom((await insist('/api/me')).progress); // some of it had arrived before that window closed
   if (props.value.converse) await resumeTalk();
   take(await insist(nextPath()));
   fetchAhead();
