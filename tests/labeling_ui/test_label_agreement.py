@@ -17,6 +17,7 @@ import pandas
 import pytest
 from label_support import make_pair, open_store, tiebreak
 from scipy import stats
+from support import SHARED_DATA
 
 from labeling_ui.agreement import (
     SIDES,
@@ -40,8 +41,6 @@ from labeling_ui.votes import Votes, read_votes, votes_of_columns
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, write_jsonl
 from tiebreak.statistics import wilson_interval
-
-DATA = Path("/work/shared/data")
 
 
 def said(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: Any) -> Judgment:
@@ -319,7 +318,7 @@ def imported_agreement(folder: Path, pairs: Iterable[Pair], judgments: Iterable[
 
 
 def test_pandalm(tmp_path: Path) -> None:
-    file = DATA / "pandalm-testset/votes_long.csv"
+    file = SHARED_DATA / "pandalm-testset/votes_long.csv"
     if not file.exists():
         pytest.skip(f"no {file}")
     with file.open() as lines:
@@ -343,7 +342,7 @@ def test_pandalm(tmp_path: Path) -> None:
 
 
 def test_mt_bench(tmp_path: Path) -> None:
-    file = DATA / "mt-bench-human-judgments/human.jsonl"
+    file = SHARED_DATA / "mt-bench-human-judgments/human.jsonl"
     if not file.exists():
         pytest.skip(f"no {file}")
     votes = [json.loads(line) for line in file.read_text().splitlines()]
