@@ -13,19 +13,15 @@ import argparse
 import json
 import os
 import random
-import socket
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from labeling import PASSWORD, build_pairs, serve
+from labeling import PASSWORD, prepare, serving
 from playwright.sync_api import sync_playwright
 
-from labeling_ui.accounts import add_account
-from labeling_ui.store import Store
 from labeling_ui.verify import verify
-from tiebreak.records import write_jsonl
 
 CHROMIUM = "/usr/bin/chromium"
 MEASURE = """
@@ -47,7 +43,7 @@ def judge(address: str, given: argparse.Namespace) -> list[float]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1366, "height": 768})
         page.goto(address)
-        page.fill("[name=username]", "rater")
+        page.fill("[name=username]", "rater 0")
         page.fill("[name=password]", PASSWORD)
         page.keyboard.press("Enter")
         page.wait_for_selector(".desk[data-pair^=pair]")
@@ -81,18 +77,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_jsonl(folder / "pairs.jsonl", build_pairs(given.judgments + 20))
-        store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
-        add_account(store, "rater", "rater", PASSWORD)
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port = int(listening.getsockname()[1])
-        server = serve(folder, port)
-        try:
-            waits = sorted(judge(f"http://127.0.0.1:{port}", given))
-        finally:
-            server.terminate()
-            server.wait(20)
+        store = prepare(folder, 1, given.judgments + 20)
+        with serving(folder) as (address, _):
+            waits = sorted(judge(address, given))
         figures = {
             "cores": len(os.sched_getaffinity(0)),
             "judgments": len(waits),
