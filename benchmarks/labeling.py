@@ -381,10 +381,22 @@ def measure_kills(folder: Path, kills: int) -> list[Row]:
 
 def fill(store: Store, pairs: int) -> int:
     """Write `pairs` times `VOTES_OF_MANY` judgments of `RATERS_OF_MANY` raters as rows; returns how many."""
-    now, count = wall_clock_ms(), pairs * VOTES_OF_MANY
-    raters = [f"rater-{n}" for n in range(RATERS_OF_MANY)]
+    count = pairs * VOTES_OF_MANY
     begun: int = store.status()["events"]
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("PRAGMA cache_size=-1500000")
+        driver = connection.connection.cursor()
+        for table, rows in rows_of_many(count, begun).items():
+            marks = ", ".join("?" for _ in table.split(","))
+            driver.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+        count_many(connection, pairs)
+        connection.execute(sa.update(LOG_HEAD).values(seq=begun + 2 * count))
+    return count
 
+
+def rows_of_many(count: int, begun: int) -> dict[str, Iterator[tuple[Any, ...]]]:
+    """The rows of `count` judgments, each with its two events after the first `begun`, by table and its columns."""
+    now, raters = wall_clock_ms(), names_of_many()
     ids = [(n, f"pair-{n // VOTES_OF_MANY}", raters[n % RATERS_OF_MANY]) for n in range(count)]
     times = range(now - 500 * count, now, 500)
     said = {
@@ -394,7 +406,7 @@ def fill(store: Store, pairs: int) -> int:
     records = {answer: judgment.model_dump_json() for answer, judgment in said.items()}
     answers = random.Random(0).choices(list(records), k=count)
     payload = "{}" * 150
-    tables = {
+    return {
         "events (seq, at_ms, kind, rater_id, item_id, payload, previous, hash)": (
             (begun + 2 * n + k + 1, times[n], kind, rater, pair, payload, "", f"{hash((n, k)):064x}")
             for n, pair, rater in ids
@@ -413,33 +425,32 @@ def fill(store: Store, pairs: int) -> int:
             for n, pair, rater in ids
         ),
     }  # fmt: skip
-    with store.engine.begin() as connection:
-        connection.exec_driver_sql("PRAGMA cache_size=-1500000")
-        driver = connection.connection.cursor()
-        for table, rows in tables.items():
-            marks = ", ".join("?" for _ in table.split(","))
-            driver.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
-        judged = sa.select(sa.func.count()).where(JUDGMENTS.c.rater_id == RATERS.c.id).scalar_subquery()
-        connection.execute(sa.update(RATERS).where(RATERS.c.id.in_(raters)).values(judged=judged))
-        votes = {
-            f"for_{name}": sa.select(sa.func.count())
-            .where(JUDGMENTS.c.item_id == ITEMS.c.id, condition)
-            .scalar_subquery()
-            for name, condition in (
-                ("first", JUDGMENTS.c.vote > 0),
-                ("second", JUDGMENTS.c.vote < 0),
-                ("neither", JUDGMENTS.c.vote == 0),
-            )
-        }
-        connection.execute(
-            sa.update(ITEMS).where(ITEMS.c.position < pairs).values(**votes, taken=VOTES_OF_MANY, disputed=2)
+
+
+def count_many(connection: sa.Connection, pairs: int) -> None:
+    """Bring the counts that the store keeps of raters, pairs and hours up to the rows."""
+    judged = sa.select(sa.func.count()).where(JUDGMENTS.c.rater_id == RATERS.c.id).scalar_subquery()
+    connection.execute(sa.update(RATERS).where(RATERS.c.id.in_(names_of_many())).values(judged=judged))
+    votes = {
+        f"for_{name}": sa.select(sa.func.count()).where(JUDGMENTS.c.item_id == ITEMS.c.id, condition).scalar_subquery()
+        for name, condition in (
+            ("first", JUDGMENTS.c.vote > 0),
+            ("second", JUDGMENTS.c.vote < 0),
+            ("neither", JUDGMENTS.c.vote == 0),
         )
-        hours = sa.select(
-            JUDGMENTS.c.rater_id, JUDGMENTS.c.at_ms / HOUR_MS, sa.func.count(), sa.func.sum(JUDGMENTS.c.active_ms), 0
-        ).group_by(JUDGMENTS.c.rater_id, sa.text("2"))
-        connection.execute(sa.insert(RATER_HOURS).from_select(list(RATER_HOURS.c.keys()), hours))
-        connection.execute(sa.update(LOG_HEAD).values(seq=begun + 2 * count))
-    return count
+    }
+    connection.execute(
+        sa.update(ITEMS).where(ITEMS.c.position < pairs).values(**votes, taken=VOTES_OF_MANY, disputed=2)
+    )
+    hours = sa.select(
+        JUDGMENTS.c.rater_id, JUDGMENTS.c.at_ms / HOUR_MS, sa.func.count(), sa.func.sum(JUDGMENTS.c.active_ms), 0
+    ).group_by(JUDGMENTS.c.rater_id, sa.text("2"))
+    connection.execute(sa.insert(RATER_HOURS).from_select(list(RATER_HOURS.c.keys()), hours))
+
+
+def names_of_many() -> list[str]:
+    """The ids of the raters."""
+    return [f"rater-{n}" for n in range(RATERS_OF_MANY)]
 
 
 async def measure_in_the_mass(address: str, seconds: float) -> tuple[list[float], list[float]]:
