@@ -20,7 +20,7 @@ from pydantic import Field
 from reward import report
 from reward.examples import EncodedPreference, encode, is_tie
 from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
-from reward.origin import trace_origin
+from reward.origin import Origin, trace_origin
 from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Encoded, encode_completion
 from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
@@ -106,31 +106,9 @@ def train_reward(config: RewardConfig) -> None:
         tokenizer,
         "preferences",
     )
-    model = load_reward_model(source, config.training, config.adapter, tokenizer, config.members)
-
+    trainer = build_trainer(config, run, tokenizer, train_set, evaluated)
     recorder = RunRecorder(run)
-    trainer = PackedRewardTrainer(
-        model=model,
-        args=build_reward_args(config, run),
-        train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
-        processing_class=tokenizer,
-    )
-    trainer.tokens_per_pass = config.training.tokens_per_pass
-    if config.share_prefixes:
-        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
     train(trainer, run, recorder)
-
-    def examined(answer: dict[str, Any]) -> dict[str, Any]:
-        marked = exam.mark(answer["scores"])
-        write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
-        if not marked.pairs:
-            say(f"{config.preferences} holds nothing out: there is no report on whether to trust this model")
-            write_score_scale(run.final, measure_scale(marked, None))
-            return {}
-        written = report.write_report(run, marked, origin, str(run.folder))
-        write_score_scale(run.final, measure_scale(marked, written["calibration"]["temperature"]))
-        return report.report_metrics(written)
 
     finish_adapter(
         trainer,
@@ -148,8 +126,52 @@ def train_reward(config: RewardConfig) -> None:
             "kinds": sorted({preference.kind for preference in training}),
         },
         sequences=exam.sequences(),
-        on_reloaded=examined,
+        on_reloaded=lambda answer: examine(run, exam, origin, train_set, answer["scores"]),
     )
+
+
+def build_trainer(
+    config: RewardConfig,
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    train_set: Sequence[EncodedPreference],
+    evaluated: Sequence[EncodedPreference],
+) -> PackedRewardTrainer:
+    """TRL's trainer on the labelled preferences, packed if the configuration wants it and the model can be."""
+    trainer = PackedRewardTrainer(
+        model=load_reward_model(find_model(config.policy), config.training, config.adapter, tokenizer, config.members),
+        args=build_reward_args(config, run),
+        train_dataset=to_dataset(train_set),
+        eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
+        processing_class=tokenizer,
+    )
+    trainer.tokens_per_pass = config.training.tokens_per_pass
+    if config.share_prefixes:
+        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
+    return trainer
+
+
+def examine(
+    run: Run,
+    exam: report.Exam,
+    origin: Origin,
+    train_set: Sequence[EncodedPreference],
+    scores: Sequence[Any],
+) -> dict[str, Any]:
+    """Write the report on the saved model and the scale of its scores; returns the report's metrics.
+
+    Args:
+        scores: what the model, loaded in a fresh process, gave to `exam.sequences()`.
+    """
+    marked = exam.mark(scores)
+    write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
+    if not marked.pairs:
+        say("nothing is held out: there is no report on whether to trust this model")
+        write_score_scale(run.final, measure_scale(marked, None))
+        return {}
+    written = report.write_report(run, marked, origin, str(run.folder))
+    write_score_scale(run.final, measure_scale(marked, written["calibration"]["temperature"]))
+    return report.report_metrics(written)
 
 
 def label(
