@@ -48,6 +48,15 @@ def succeed(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[s
     return result
 
 
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with what it holds; W&B's service writes its own logs on after the stage has ended."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not ("wandb" in path.parts and path.suffix == ".log")
+    }
+
+
 def write_config(path: Path, **values: Any) -> Path:
     """A configuration file."""
     path.parent.mkdir(parents=True, exist_ok=True)

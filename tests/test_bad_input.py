@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, read_rows, run_command, succeed, write_config, write_rows
+from support import REPOSITORY, read_rows, run_command, snapshot, succeed, write_config, write_rows
 
 from tiebreak.cli import main
 
@@ -55,11 +55,6 @@ def carry_out(*words: object) -> None:
 def made_nothing(output: Path) -> bool:
     """Whether no result stands in an output folder: no manifest and nothing in final/."""
     return not (output / "manifest.json").exists() and not any(path.is_file() for path in output.glob("final/**/*"))
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, with what it holds."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

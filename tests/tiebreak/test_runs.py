@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, snapshot
 
 from tiebreak import runs
 from tiebreak.config import StageConfig
@@ -52,11 +52,6 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a"}\n')
     return path
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, with what it holds."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # --- start and finish ------------------------------------------------------------------------------------------------
