@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.synchronize import Barrier
@@ -227,13 +227,13 @@ class Browser:
         self._streams = None
 
 
-async def rate(load: Load, name: str, until: float) -> None:
+async def rate(load: Load, name: str, over: Callable[[], bool]) -> None:
     """One rater's work."""
     browser = Browser(load.address)
     await browser.log_in(name)
     pair, count = await browser.send("GET", "/api/next"), 0
     await asyncio.sleep(random.uniform(0, load.think[1]))
-    while pair and time.monotonic() < until:
+    while pair and not over():
         if load.drafts:
             await browser.send("PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
             load.latest_draft[name] = (pair["pair_id"], count)
@@ -251,7 +251,7 @@ async def rate(load: Load, name: str, until: float) -> None:
 async def rate_all(load: Load, raters: int, seconds: float) -> None:
     """All raters at once."""
     until = time.monotonic() + seconds
-    await asyncio.gather(*(rate(load, f"rater {n}", until) for n in range(raters)))
+    await asyncio.gather(*(rate(load, f"rater {n}", lambda: time.monotonic() >= until) for n in range(raters)))
 
 
 @contextmanager
@@ -343,7 +343,7 @@ async def kill_now_and_then(folder: Path, server: list[subprocess.Popen[bytes]],
 
 async def rate_and_kill(load: Load, folder: Path, server: list[subprocess.Popen[bytes]], port: int, kills: int) -> None:
     """Ten raters work until the last kill is a second ago."""
-    raters = [asyncio.create_task(rate(load, f"rater {n}", float("inf"))) for n in range(10)]
+    raters = [asyncio.create_task(rate(load, f"rater {n}", lambda: False)) for n in range(10)]
     await kill_now_and_then(folder, server, port, kills)
     await asyncio.sleep(1)
     for task in raters:
