@@ -312,6 +312,55 @@ def test_more_than_two_answers_are_put_in_order_by_keys_and_by_dragging(site: Si
     press(page, "u")
     on(page, 12)
     assert page.inner_text(".order").split() == ["B", "›", "C", "=", "A"]
+    page.click("[data-clear]")
+    press(page, "e")
+    assert page.get_attribute(".banner", "data-kind") == "edit", "nothing stands first yet"
+    press(page, "b")  # all bad
+    page.wait_for_selector(".rest.finished:visible")
+    eventually(page, lambda: [j.both_bad for j in site.judgments("ranks", 12)] == [True], "all bad")
+    press(page, "u")
+    on(page, 12)
+    press(page, "Enter")  # all bad still
+    page.wait_for_selector(".rest.finished:visible")
+    amend_the_ranking(site, page, shown, texts)
+
+
+def amend_the_ranking(site: Site, page: Any, shown: list[str], texts: dict[str, str]) -> None:
+    """From "my work", by keys alone: another order, and an edit of the answer that stands first in it."""
+    eventually(page, lambda: [j.both_bad for j in site.judgments("ranks", 12)] == [True], "all bad again")
+    press(page, "w")
+    page.wait_for_selector(".history tr:first-child >> text=All bad")
+    page.focus(".history tr:first-child [data-amend]")
+    press(page, "Enter")
+    on(page, 12)
+    assert page.get_attribute(".banner", "data-kind") == "amending"
+    press(page, "3", "e")
+    page.keyboard.type("Mended: ")
+    press(page, "Escape", "Backspace", "1", "3", "2", "Enter")
+    assert "put C first" in page.inner_text(".banner")
+    page.focus("[data-chip=C]")
+    press(page, "ArrowLeft", "Escape")
+    page.wait_for_selector(".rest.finished:visible")  # Escape leaves the judgment as it was
+    assert "amended" not in site.events("ranks")
+    press(page, "w")
+    page.wait_for_selector(".history")
+    page.focus(".history tr:first-child [data-amend]")
+    press(page, "Enter")
+    on(page, 12)
+    press(page, "3", "e")
+    page.keyboard.type("Mended: ")
+    press(page, "Escape", "1", "=", "2", "Enter")
+    page.wait_for_selector(".rest.finished:visible")
+    (judgment,) = site.judgments("ranks", 12)
+    assert judgment.ranking is not None
+    assert [{texts[one] for one in group} for group in judgment.ranking] == [{shown[2]}, {shown[0], shown[1]}]
+    assert judgment.edited_text == f"Mended: {shown[2]}"
+    assert site.events("ranks").count("amended") == 1
+    press(page, "w")
+    page.wait_for_selector(".history tr:first-child >> text=Order: C › A = B, edited")
+    press(page, "Escape", "u")
+    on(page, 12)
+    assert page.input_value("[data-letter=C] textarea") == f"Mended: {shown[2]}"
 
 
 def test_my_work_and_amending(site: Site) -> None:
