@@ -112,9 +112,11 @@ def write_words(folder: Path, words: dict[str, str]) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, pairs: list[Pair], *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`tiebreak label` serving `pairs`: the address, and the process."""
-    port = free_port()
+def serving(
+    folder: Path, pairs: list[Pair], *words: str, port: int | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`tiebreak label` serving `pairs`: the address, and the process. `port`: that of a server before it."""
+    port = port or free_port()
     arguments = [
         "--output",
         str(folder / "label"),
