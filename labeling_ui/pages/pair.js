@@ -33,7 +33,8 @@ function show(pair) {
   find('.aspects').hidden = ranks() || !props.value.aspects.length; // they compare two
   find('[data-do=both_bad] span').textContent = words[ranks() ? 'all_bad' : 'both_bad'];
   find('.stage').scrollTop = 0;
-  prompt.scrollTop = pair.messages.length > 1 ? prompt.scrollHeight : 0; // the last turn is the one that is answered
+  const last = prompt.lastElementChild; // the turn that is answered: its beginning is in view
+  prompt.scrollTop = last ? last.offsetTop - prompt.firstElementChild.offsetTop : 0;
   restore(pair.draft || {});
   enter('scale');
   shownAt = lastMove = performance.now();

@@ -119,7 +119,8 @@ function turnedDown(error) {
 
 // Take the latest judgment back: its pair is on the screen again, with what was said.
 async function undo() {
-  if (busy || amending || (talk && talk.phase !== 'writing')) return;
+  if (amending) { stopAmending(); return; }
+  if (busy || (talk && talk.phase !== 'writing')) return;
   busy = true;
   try {
     if (current && current.draft) saveDraft();
@@ -233,7 +234,8 @@ document.addEventListener('keydown', (event) => {
   }
   if (scroll(target, key)) { event.preventDefault(); return; }
   if (event.repeat) return;
-  if (key === 'Enter' && target.closest('button, a')) return;
+  const button = target.closest('button, a');
+  if (key === 'Enter' && button && button.checkVisibility()) return; // that of a card just closed may still have the focus
   if (key === '?' || (!find('dialog[open]:modal') && ['g', 'w'].includes(key.toLowerCase()))) {
     const name = { '?': 'keys', g: 'guidelines', w: 'work' }[key.toLowerCase()];
     if (name === 'guidelines' && !props.value.guidelines) return;

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -138,6 +138,16 @@ def serving(
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=20)
+
+
+def processes(module: str, about: str) -> list[int]:
+    """The ids of the processes that run a module with these words among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_text(errors="replace")
+            found += [int(path.parent.name)] if module in words and about in words else []
+    return found
 
 
 def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:

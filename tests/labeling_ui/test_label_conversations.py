@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from label_support import answer, free_port, make_pair, needs_chromium, open_store, serving, tiebreak
+from label_support import answer, free_port, make_pair, needs_chromium, open_store, processes, serving, tiebreak
 
 from labeling_ui import conversations
 from labeling_ui.answers import Submission
@@ -282,14 +281,14 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
         page = browser.new_page(viewport={"width": 1366, "height": 768})
         page.set_default_timeout(90_000)
         with serving(tmp_path, [make_pair(0)], *words, port=port) as (address, server):
-            (worker,) = processes("labeling_ui.worker", tmp_path)
+            (worker,) = processes("labeling_ui.worker", str(tmp_path))
             os.kill(worker, signal.SIGSTOP)
             page.goto(address)
             page.wait_for_selector(".desk[data-pair=pair-0]")
             converse(page, "hello")
             page.wait_for_selector(".compose.waiting")
             assert httpx.get(f"{address}/api/turns/latest").json()["state"] == "waiting"
-            for process in (server.pid, worker, *processes("preference.answer", tiny_model)):
+            for process in (server.pid, worker, *processes("preference.answer", str(tiny_model))):
                 os.kill(process, signal.SIGKILL)
         with serving(tmp_path, [make_pair(0)], *words, port=port):
             page.reload()  # waiting: the conversation goes on where it was
@@ -310,7 +309,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             page.wait_for_selector(".desk[data-pair=pair-0]")
         browser.close()
     for _ in range(100):  # the server was killed; whoever answered for it ends too
-        left = [*processes("labeling_ui.worker", tmp_path), *processes("preference.answer", tiny_model)]
+        left = [*processes("labeling_ui.worker", str(tmp_path)), *processes("preference.answer", str(tiny_model))]
         if not left:
             break
         time.sleep(0.1)
@@ -332,13 +331,3 @@ def converse(page: Any, text: str) -> None:
     page.keyboard.press("c")
     page.keyboard.type(text)
     page.keyboard.press("Enter")
-
-
-def processes(module: str, about: Path) -> list[int]:
-    """The ids of the processes that run a module with a path among their arguments."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_text(errors="replace")
-            found += [int(path.parent.name)] if module in words and str(about) in words else []
-    return found
