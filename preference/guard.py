@@ -303,7 +303,8 @@ def require_held_out(run: Run, prompts: int) -> None:
         ConfigError: its reward model is what the policy learns from, under whatever path; or it has nothing to score.
     """
     judge = run.inputs[GUARD_INPUT]
-    same = [name for name, one in run.inputs.items() if name != GUARD_INPUT and one.id == judge.id]
+    rewards = {name: one for name, one in run.inputs.items() if name == "reward_model" or name.startswith("rewards.")}
+    same = [name for name, one in rewards.items() if one.id == judge.id]
     if same:
         raise ConfigError(
             f"guard.reward_model: {judge.source} is the very run that {same[0]} names ({judge.id[:10]}), so it would "

@@ -10,6 +10,11 @@ def short(prompts: list[list[dict[str, str]]], completions: list[list[dict[str, 
     return [-float(len(completion[0]["content"])) for completion in completions]
 
 
+def wants_more(completions: list[list[dict[str, str]]], **_: Any) -> list[float]:
+    """How often an answer says "more"."""
+    return [float(completion[0]["content"].split().count("more")) for completion in completions]
+
+
 def raises(**_: Any) -> list[float]:
     raise KeyError("no such shelf")
 
