@@ -5,7 +5,9 @@ Policies differ by the shape of their mark as well as by colour; held-out curves
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,6 +128,10 @@ def _trail(places: Sequence[Point], tone: str, boxes: list[Box]) -> list[Markup]
         opacity = f"{0.25 + 0.75 * index / max(len(places) - 1, 1):.2f}"
         parts.append(el("circle", cls=f"dot tone-{tone}", cx=x, cy=y, r=2.6, fill_opacity=opacity))
         boxes.append((x - 3, y - 3, x + 3, y + 3))
+    for (x, y), (to_x, to_y) in itertools.pairwise(places):
+        beads = int(math.hypot(to_x - x, to_y - y) / 8)
+        along = [((x + (to_x - x) * n / beads), (y + (to_y - y) * n / beads)) for n in range(1, beads)]
+        boxes += [(at_x - 1, at_y - 1, at_x + 1, at_y + 1) for at_x, at_y in along]
     return parts
 
 

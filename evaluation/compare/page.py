@@ -351,7 +351,7 @@ def _guarded(stage: Row) -> Markup:
         "judges and share no scale: it is their directions that part where a policy is over-optimised."
     )
     title = f"The guard of {label(stage['stage'])}"
-    return join(el("h3", title), el("p", guard["decision"]), el("div", figures, cls="panels"), note(remark))
+    return join(el("h3", title), el("p", guard["decision"]), el("div", figures, cls="panels pair"), note(remark))
 
 
 def _outlying(
