@@ -63,6 +63,11 @@ def run_here(*words: str | Path) -> tuple[int, str]:
     return 0, told.getvalue()
 
 
+def end_process(output: Path) -> None:
+    """What the end of a failed command's process does to its folder, after `run_here`: nobody holds it any more."""
+    (output / "run.lock").unlink(missing_ok=True)
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with what it holds; W&B's service writes its own logs on after the stage has ended."""
     return {

@@ -154,7 +154,7 @@ def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: 
     body += _trail(places, tone, boxes)
     body.append(el("circle", cls="kept", cx=places[at][0], cy=places[at][1], r=6))
     boxes.append((places[at][0] - 7, places[at][1] - 7, places[at][0] + 7, places[at][1] + 7))
-    for place in dict.fromkeys((at, 0, len(path) - 1)):
+    for place in dict.fromkeys((at, len(path) - 1)):  # the first stands at no KL, and needs no label
         shown = f"step {steps[place]:.0f}" + (", kept" if place == at else "")
         body.append(_placed(frame, boxes, places[place], shown, "spot" if place == at else "note"))
     told = "; ".join(f"step {step:.0f}: KL {number(kl)}, score {number(score)}" for step, kl, score in path)

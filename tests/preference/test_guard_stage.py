@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from polite_rewards import wants_more
 from small_world import WORDS, World, build_judge, build_model, twice_is_best
-from support import run_here, write_config
+from support import end_process, run_here, write_config
+from torch import Tensor
 
 from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, TrainingConfig
@@ -60,6 +62,21 @@ def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
         "tracking": QUIET,
     }
     return write_config(folder / "ppo.yaml", **values | changed)
+
+
+def dpo_config(folder: Path, world: World, judge: Path) -> Path:
+    return write_config(
+        folder / "dpo.yaml",
+        output=folder / "dpo",
+        policy=world.policy,
+        preferences=world.preferences,
+        adapter=ADAPTER,
+        training={**TRAINING, "learning_rate": 1e-3, "epochs": 40},
+        validation_share=0.4,
+        sampling=SAMPLING,
+        guard={"reward_model": judge, "eval_every_steps": 4, "patience": 2},
+        tracking=QUIET,
+    )
 
 
 @dataclass(frozen=True)
@@ -176,24 +193,38 @@ def test_dpo_is_stopped_too_by_a_judge_with_another_tokenizer(world: World, tmp_
     """It reads the text: its words stand in another order, so the policy's token ids mean nothing to it."""
     other = build_model(tmp_path / "other", words=tuple(sorted(WORDS)), seed=3)
     judge = build_judge(other, tmp_path / "judge", twice_is_best)
-    config = write_config(
-        tmp_path / "dpo.yaml",
-        output=tmp_path / "dpo",
-        policy=world.policy,
-        preferences=world.preferences,
-        adapter=ADAPTER,
-        training={**TRAINING, "learning_rate": 1e-3, "epochs": 40},
-        validation_share=0.4,
-        sampling=SAMPLING,
-        guard={"reward_model": judge, "eval_every_steps": 4, "patience": 2},
-        tracking=QUIET,
-    )
-    status, told = run_here("dpo", "--config", config)
+    status, told = run_here("dpo", "--config", dpo_config(tmp_path, world, judge))
     assert status == 0, told
     run = Guarded(tmp_path / "dpo", told)
     assert_stopped_by_patience(run, patience=2, planned_steps=80)
     first = run.guard["history"][0]
     assert (first["training_score"], first["kl"]) == (0.0, pytest.approx(0.0, abs=1e-5))
+
+
+@pytest.mark.parametrize("stage", ["ppo", "dpo"])
+def test_a_run_that_is_cut_off_after_the_guard_stopped_it_decides_the_same_again(
+    stage: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before anything is saved. The step it was stopped at left no checkpoint: one would train on from there."""
+    ends: list[tuple[Any, dict[str, Tensor]]] = []
+
+    def cut(trainer: Any, *_: Any, facts: dict[str, Any], **__: Any) -> None:
+        weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        ends.append((facts, weights))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"preference.{'dpo' if stage == 'dpo' else 'ppo.train'}.finish_adapter", cut)
+    config = ppo_config(tmp_path, world) if stage == "ppo" else dpo_config(tmp_path, world, world.judge)
+    told = []
+    for _ in range(2):
+        told.append(run_here(stage, "--config", config))
+        end_process(tmp_path / stage)
+    assert [status for status, _ in told] == [130, 130]
+    (facts, weights), (again, after) = ends
+    stopped = facts["guard"]["stopped_at_step"]
+    assert f"going on from {tmp_path / stage}/checkpoints/checkpoint-{stopped - 4}" in told[1][1]
+    assert facts == again
+    assert all(torch.equal(weight, after[name]) for name, weight in weights.items())
 
 
 # --- what a guard refuses
