@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from test_groups import build
+from test_groups import weights as group_weights
 from test_ppo_trainer import Judge, StopAt, build_trainer, trained
 from torch import Tensor
 from toy_language import EOS, PROMPTS, build_toy_policy, toy_preferences, toy_rewards, toy_tokenizer, with_adapter
@@ -23,6 +25,8 @@ from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed, sample_completions
 from tiebreak.runs import Run
 from tiebreak.tracking import RunRecorder
+
+OFF = TrackingConfig(mode="disabled")
 
 
 def verdicts(scores: list[float], training: list[float]) -> list[Verdict]:
@@ -98,9 +102,7 @@ def ppo_trainer(folder: Path) -> Any:
 
 
 def ppo_guard(trainer: Any, folder: Path, every: int = 6, patience: int = 99) -> Guard:
-    config = PPOConfig(
-        output=str(folder), policy="", reward_model="x", prompts="", tracking=TrackingConfig(mode="disabled")
-    )
+    config = PPOConfig(output=str(folder), policy="", reward_model="x", prompts="", tracking=OFF)
     lm, learned_from = trainer.backbone.lm, trainer.rewards
     return guarded(folder, trainer, lm, turns_against_endings, config, every, patience, learned_from=learned_from)
 
@@ -165,6 +167,25 @@ def test_a_guarded_run_resumes_to_the_same_verdicts(tmp_path: Path) -> None:
     assert all(torch.equal(weight, after[name]) for name, weight in trained(whole).items())
 
 
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_groups_are_guarded_too_even_where_no_kl_is_learned_from(tmp_path: Path, algorithm: str) -> None:
+    """GRPO without a KL keeps no reference of its own; the guard's is the policy as it was."""
+    trainer = build(tmp_path, algorithm, kl_coef=0.0, rewards=[Judge(lambda c: float(c[-1] != EOS))])
+    config = PPOConfig(output=str(tmp_path), policy="", reward_model="x", prompts="", tracking=OFF)
+    guard = guarded(
+        tmp_path, trainer, trainer.model, turns_against_endings, config, 3, 99, learned_from=trainer.rewards
+    )
+    snapshots = Snapshots(lambda: group_weights(trainer))
+    trainer.add_callback(snapshots)
+    trainer.train()
+    assert [verdict.step for verdict in guard.history] == [0, 3, 6, 9]
+    assert guard.history[0].kl == pytest.approx(0.0, abs=1e-6)
+    assert guard.history[-1].kl > 0.01
+    assert "eval_objective/kl" in trainer.evaluate()
+    kept = snapshots.at[best_of(guard.history).step]
+    assert all(torch.equal(weight, kept[name]) for name, weight in group_weights(trainer).items())
+
+
 def test_a_checkpoint_without_the_guards_part_is_refused(tmp_path: Path) -> None:
     trainer = ppo_trainer(tmp_path / "run")
     ppo_guard(trainer, tmp_path / "run")
@@ -188,9 +209,7 @@ def test_dpo_keeps_what_the_guard_liked_best(tmp_path: Path) -> None:
         precision="float32",
         max_length_tokens=16,
     )
-    config = DPOConfig(
-        output=str(tmp_path), policy="", preferences="", training=training, tracking=TrackingConfig(mode="disabled")
-    )
+    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=training, tracking=OFF)
     run = Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")
     args = build_dpo_args(config, run)
     args.save_strategy, args.disable_tqdm = "no", True
