@@ -172,7 +172,7 @@ class LiveVotes:
         return columns[:, self._compared[3, position] == 2] if self._rankings else columns
 
     def _ranking_rows(self, row: Any) -> Iterable[tuple[float, ...]]:
-        """One row for every two completions; a skipped ranking is one skip."""
+        """One row for every two completions."""
         judgment = Judgment.model_validate_json(row.record)
         rater = self._raters.setdefault(judgment.rater_id, len(self._raters))
         seconds = row.active_ms / 1000 if row.active_ms else np.nan
