@@ -7,8 +7,10 @@ GET  /openapi.json                  both, described
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
+from collections.abc import AsyncIterator
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -21,6 +23,7 @@ from labeling_ui.accounts import needs_login
 from labeling_ui.assigning import RefusedError
 from labeling_ui.desk import LOCAL_RATER, Desk, DeskOf, Writer, printable
 from labeling_ui.guard import Guard
+from labeling_ui.measuring import LatestFigures
 from labeling_ui.pages import PageConfig, mount_pages
 from labeling_ui.schema import StoreError
 from labeling_ui.store import Store
@@ -32,8 +35,16 @@ KEEP_ALIVE_SECONDS = 75
 
 def create_app(store: Store, page: PageConfig) -> FastAPI:
     """The whole application."""
-    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None)
-    app.state.desk = Desk(store, page, Writer(store), lead_api.LatestAgreement(store))
+    figures = LatestFigures(store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        figures.begin()
+        yield
+        figures.close()
+
+    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.desk = Desk(store, page, Writer(store), figures)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.add_middleware(Guard, page=page)

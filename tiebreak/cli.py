@@ -80,12 +80,14 @@ def _dispatch(words: list[str]) -> None:
         from tiebreak.launch import exec_accelerate
 
         exec_accelerate(command, rest)
-    if command.heavy:
-        from tiebreak.launch import quiet_upstream, settle_process
+    from tiebreak.launch import quiet_upstream, settle_process, while_importing
 
+    if command.heavy:
         settle_process()  # both before torch is imported
         quiet_upstream()
-    importlib.import_module(command.module).main(rest)
+    with while_importing():
+        module = importlib.import_module(command.module)
+    module.main(rest)
 
 
 def help_page() -> str:

@@ -23,7 +23,7 @@ from pydantic import Field
 from tiebreak.cli import COMMANDS
 from tiebreak.config import Section, StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, RunError, TiebreakError, exit_with_message
-from tiebreak.launch import process_settings
+from tiebreak.launch import process_settings, quiet_upstream, while_importing
 from tiebreak.runs import MANIFEST, RUN_FILE, read_manifest
 
 
@@ -181,7 +181,8 @@ def config_class(stage: str) -> type[StageConfig]:
     name = COMMANDS[stage].module
     for candidate in (name, f"{name}.train"):
         try:
-            module = importlib.import_module(candidate)
+            with while_importing():
+                module = importlib.import_module(candidate)
         except ModuleNotFoundError:
             continue
         for value in vars(module).values():
@@ -260,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words.index("--replace") + 1 == len(words) or words[words.index("--replace") + 1].startswith("--")
     ):
         words.insert(words.index("--replace") + 1, "true")
+    quiet_upstream()  # asking a stage for its configuration imports what it imports
     exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")))
 
 

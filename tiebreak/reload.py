@@ -13,23 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tiebreak.chat import decode_completion, encode_prompt
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import exit_with_message
-from tiebreak.generation import row_seed, sample_completions
-from tiebreak.logprobs import member_scores_in_batches
-from tiebreak.models import (
-    MODEL_FILE,
-    PROBE_FILE,
-    PROBE_TOLERANCE,
-    ModelSource,
-    _find_base,
-    load_base,
-    load_tokenizer,
-    verify_probe,
-)
+from tiebreak.launch import while_importing
 from tiebreak.records import to_messages
 
 SCORE_BATCH = 16
@@ -42,7 +28,23 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         HandoffError: the model does not answer as it did before it was saved: to 1e-5 in float32.
     """
-    from peft import PeftModel
+    with while_importing():
+        import torch
+        from peft import PeftModel
+
+        from tiebreak.chat import decode_completion, encode_prompt
+        from tiebreak.generation import row_seed, sample_completions
+        from tiebreak.logprobs import member_scores_in_batches
+        from tiebreak.models import (
+            MODEL_FILE,
+            PROBE_FILE,
+            PROBE_TOLERANCE,
+            ModelSource,
+            _find_base,
+            load_base,
+            load_tokenizer,
+            verify_probe,
+        )
 
     pinned = json.loads((final / MODEL_FILE).read_text())
     dtype = json.loads((final / PROBE_FILE).read_text())["dtype"]
