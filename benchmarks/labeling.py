@@ -199,11 +199,13 @@ class Browser:
         headers["Content-Type"] = "application/json"
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         while True:
+            kept = self._streams is not None
             try:
                 return await self._exchange("\r\n".join(lines).encode() + content)
             except (OSError, asyncio.IncompleteReadError):
                 self.close()
-                await asyncio.sleep(0.05)
+                if not kept:  # the server may have closed a kept connection, and be well
+                    await asyncio.sleep(0.05)
 
     async def _exchange(self, request: bytes) -> Any:
         if self._streams is None:

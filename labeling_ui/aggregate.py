@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from labeling_ui.quality import UNKNOWN, Ballots, Fit, Model, Reliability, measure_reliability
+from labeling_ui.quality import UNKNOWN, Ballots, Fit, Model, Reliability, measure_reliability, share_of_order
 from tiebreak.config import Section
 from tiebreak.records import Judgment, Kind, Pair, Preference, assistant
 
@@ -58,6 +58,8 @@ class Vote:
     both_bad: bool = False
     skipped: bool = False
     """a skip that counts as a vote for neither"""
+    share: float = 1.0
+    """what the model of strengths counts it for: less where it follows from an order (`quality.share_of_order`)"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class _Ballot:
 def group_judgments(judgments: Sequence[Judgment]) -> list[Group]:
     """Votes by pair, completions and kind, in the order in which each group first appears."""
     ballots: dict[tuple[str, str, str, Kind], _Ballot] = {}
-    for judgment in chain.from_iterable(one.pairwise() for one in judgments):
+    for judgment, share in chain.from_iterable(map(_compare, judgments)):
         first, second = sorted((judgment.left, judgment.right))
         ballot = ballots.setdefault((judgment.pair_id, first, second, judgment.kind), _Ballot())
         ballot.flags.update(judgment.flags)
@@ -106,11 +108,18 @@ def group_judgments(judgments: Sequence[Judgment]) -> list[Group]:
         if vote is None:
             ballot.skipped_by.append(judgment.rater_id)
         else:
-            ballot.votes.append(vote)
+            ballot.votes.append(replace(vote, share=share))
     return [
         Group(*key, votes=tuple(one.votes), skipped_by=tuple(one.skipped_by), flags=frozenset(one.flags))
         for key, one in ballots.items()
     ]
+
+
+def _compare(judgment: Judgment) -> Iterator[tuple[Judgment, float]]:
+    """The comparisons that a judgment makes, and what each counts for."""
+    share = 1.0 if judgment.ranking is None else share_of_order(len(judgment.shown))
+    for one in judgment.pairwise():
+        yield one, share
 
 
 def first_votes(group: Group) -> list[Vote]:
@@ -316,18 +325,38 @@ def ballots_of_groups(groups: Sequence[Group], known: Known) -> Ballots:
     raters: dict[str, int] = {}
     prompts: dict[str, int] = {}
     rows = [
-        (item, raters.setdefault(vote.rater_id, len(raters)), (vote.value > 0) - (vote.value < 0))
+        (item, raters.setdefault(vote.rater_id, len(raters)), (vote.value > 0) - (vote.value < 0), vote.share)
         for item, group in enumerate(groups)
         for vote in first_votes(group)
     ]
-    item, rater, sign = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    item, rater, sign = columns[:3].astype(np.int64)
     prompt = np.array([prompts.setdefault(group.pair_id, len(prompts)) for group in groups], dtype=np.int64)
+    places = _places(groups)
+    first, second = (
+        np.array(
+            [(places[group.pair_id, group.first], places[group.pair_id, group.second]) for group in groups],
+            dtype=np.int64,
+        )
+        .reshape(-1, 2)
+        .T
+    )
     answers = {**known.adjudicated, **known.gold}
     classes = [
         (answers[group.key].value > 0) - (answers[group.key].value < 0) if group.key in answers else UNKNOWN
         for group in groups
     ]
-    return Ballots(tuple(raters), item, rater, sign, prompt, np.array(classes, dtype=np.int64))
+    return Ballots(
+        tuple(raters), item, rater, sign, columns[3], prompt, first, second, np.array(classes, dtype=np.int64)
+    )
+
+
+def _places(groups: Sequence[Group]) -> dict[tuple[str, str], int]:
+    """Each compared completion's number among those of its pair."""
+    compared: dict[str, set[str]] = {}
+    for group in groups:
+        compared.setdefault(group.pair_id, set()).update((group.first, group.second))
+    return {(pair, one): place for pair, ids in compared.items() for place, one in enumerate(sorted(ids))}
 
 
 def _as_preferences(pair: Pair, group: Group, verdict: Verdict, config: AggregationConfig) -> list[Preference]:

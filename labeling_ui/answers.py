@@ -29,7 +29,8 @@ class Draft(Record):
     skip: StrictBool = False
     skip_reason: str = ""
     ranking: Ranking | None = None
-    """of a pair of more than two: ids of completions from best to worst, those within a group being equal"""
+    """of a pair of more than two: ids of completions from best to worst, those within a group being equal; a draft may
+    hold some of them"""
     aspects: dict[str, StrictInt] = Field(default_factory=dict)
     rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
     edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
@@ -67,9 +68,9 @@ class Draft(Record):
     def _each_once(cls, ranking: Ranking | None) -> Ranking | None:
         if ranking is not None:
             ranked = list(chain.from_iterable(ranking))
-            if not 2 <= len(ranked) <= MAX_RANKED or len(set(ranked)) < len(ranked) or not all(ranking):
+            if not 1 <= len(ranked) <= MAX_RANKED or len(set(ranked)) < len(ranked) or not all(ranking):
                 raise ValueError(
-                    f"a ranking holds 2 to {MAX_RANKED} completions, each once, in groups that are not empty"
+                    f"a ranking holds at most {MAX_RANKED} completions, each once, in groups that are not empty"
                 )
         return ranking
 
@@ -93,8 +94,12 @@ class Answer(Draft):
     def _answered_once(self) -> Answer:
         if (self.answer is not None) + self.both_bad + self.skip + (self.ranking is not None) != 1:
             raise ValueError("exactly one of answer, both_bad, skip and ranking must be given")
-        if self.edited_text is not None and not self.answer:
-            raise ValueError("edited_text mends the better answer: it needs an answer that prefers a side")
+        one_is_first = self.ranking is not None and len(self.ranking[0]) == 1
+        if self.edited_text is not None and not self.answer and not one_is_first:
+            raise ValueError(
+                "edited_text mends the better answer: it needs an answer that prefers a side, or a ranking in which one "
+                "completion is first by itself"
+            )
         if self.skip_reason and not self.skip:
             raise ValueError("skip_reason is given, and nothing was skipped")
         return self

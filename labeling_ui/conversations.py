@@ -2,7 +2,8 @@
 
 Each turn is a pair like any other, made when it is answered, and judged like any other (Bai et al. 2022, Fig. 6). The
 answers come from a process of their own (`labeling_ui.worker`): the web process puts what is asked into a queue in the
-store, and looks there for what came of it.
+store, and looks there for what came of it. The log tells what was `asked`, of which policies, and what was `answered`: a
+pair, or why there is none. Who works on a turn just now is not in it: that ends with a process, and another goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from pydantic import Field, field_validator
@@ -26,11 +27,14 @@ from tiebreak.records import Completion, Judgment, Message, Messages, Pair, Reco
 
 MAX_TURN_CHARACTERS = 20_000
 MAX_TURNS = 50
-ANSWER_SECONDS = 300
-"""A turn that its worker does not answer within this time is another worker's, or the same one's after its restart."""
+HOLD_SECONDS = 15
+"""A turn whose worker has not said for so long that it is at it goes to another worker, or the same one restarted."""
+LEFT_BEHIND = "another question was asked instead"
 BATCH = campaign.Batch("conversations", priority=0, pool="", overlap=1, paused=True)
 """Of this batch nothing is given out by turns: a pair is its own rater's."""
 SOURCE = campaign.Source("conversations", "conversations")
+
+_OPEN = TURNS.c.state.in_(("waiting", "working"))
 
 TurnState = Literal["waiting", "working", "ready", "failed"]
 
@@ -70,12 +74,15 @@ class Request:
 
     turn_id: str
     messages: Messages
+    asked_at_ms: int
+    """tells it from the same turn asked anew"""
 
 
-def ask(tx: Transaction, rater_id: str, asked: Ask, system: str) -> str:
+def ask(tx: Transaction, rater_id: str, asked: Ask, *, policies: Sequence[str], system: str = "") -> str:
     """Put a turn into the queue; the same one again changes nothing. Returns the turn's id.
 
     Args:
+        policies: who is asked, as the campaign names them.
         system: the system prompt of conversations that begin; none if empty.
 
     Raises:
@@ -93,13 +100,26 @@ def ask(tx: Transaction, rater_id: str, asked: Ask, system: str) -> str:
         before = _messages_so_far(tx.connection, rater_id, asked)
     messages = (*before, Message(role="user", content=asked.text))
     # What the rater has asked elsewhere and left behind is not worth an answer: one turn waits for each rater at most.
-    left = sa.and_(TURNS.c.rater_id == rater_id, TURNS.c.state == "waiting")
-    tx.connection.execute(sa.delete(TURNS).where(sa.or_(TURNS.c.id == identity, left)))
-    row = {"id": identity, "conversation_id": asked.conversation_id, "rater_id": rater_id, "number": asked.number}
-    told = canonical_json([message.model_dump() for message in messages])
-    queued = {"state": "waiting", "asked_at_ms": tx.now(), "taken_until_ms": 0, "pair_id": None, "error": ""}
-    tx.connection.execute(sa.insert(TURNS).values(**row, **queued, messages=told))
+    left = sa.select(TURNS).where(TURNS.c.rater_id == rater_id, _OPEN)
+    for row in tx.connection.execute(left.with_for_update()).all():
+        _close(tx, row, error=LEFT_BEHIND)
+    told = [message.model_dump() for message in messages]
+    about = {"conversation_id": asked.conversation_id, "number": asked.number}
+    payload = {"turn": identity, **about, "messages": told, "policies": list(policies)}
+    now = tx.event("asked", rater_id=rater_id, payload=payload)
+    tx.connection.execute(sa.delete(TURNS).where(TURNS.c.id == identity))
+    queued = {"state": "waiting", "asked_at_ms": now, "taken_until_ms": 0, "pair_id": None, "error": ""}
+    values = {"id": identity, "rater_id": rater_id, **about, **queued, "messages": canonical_json(told)}
+    tx.connection.execute(sa.insert(TURNS).values(**values))
     return identity
+
+
+def _close(tx: Transaction, row: Any, *, pair_id: str | None = None, error: str = "") -> None:
+    """A turn waits no longer: there is a pair to judge, or a reason why there is none."""
+    payload = {"turn": row.id, "pair_id": pair_id, "error": error}
+    tx.event("answered", rater_id=row.rater_id, item_id=pair_id, payload=payload)
+    values = {"state": "failed" if pair_id is None else "ready", "pair_id": pair_id, "error": error}
+    tx.connection.execute(sa.update(TURNS).where(TURNS.c.id == row.id).values(**values))
 
 
 def _messages_so_far(connection: Connection, rater_id: str, asked: Ask) -> Messages:
@@ -152,36 +172,56 @@ def look(connection: Connection, rules: Rules, rater_id: str, turn_id: str | Non
 
 
 def take(tx: Transaction) -> Request | None:
-    """The turn that has waited longest, which is the worker's for ANSWER_SECONDS; None if none waits."""
+    """The turn that has waited longest, which is the worker's for HOLD_SECONDS; None if none waits."""
     left = sa.and_(TURNS.c.state == "working", TURNS.c.taken_until_ms < tx.now())
     query = sa.select(TURNS).where(sa.or_(TURNS.c.state == "waiting", left)).order_by(TURNS.c.asked_at_ms).limit(1)
     row = tx.connection.execute(query.with_for_update(skip_locked=True)).first()
     if row is None:
         return None
-    taken = {"state": "working", "taken_until_ms": tx.now() + 1000 * ANSWER_SECONDS}
-    tx.connection.execute(sa.update(TURNS).where(TURNS.c.id == row.id).values(**taken))
-    return Request(row.id, _read_messages(row.messages))
+    request = Request(row.id, _read_messages(row.messages), row.asked_at_ms)
+    hold(tx, request)
+    return request
 
 
-def answer(tx: Transaction, rules: Rules, turn_id: str, completions: Sequence[Completion]) -> None:
-    """Make a pair of two answers and give it to the rater who asked. A turn that was answered meanwhile stays as it is."""
-    row = tx.connection.execute(sa.select(TURNS).where(TURNS.c.id == turn_id)).first()
-    if row is None or row.state != "working":
+def hold(tx: Transaction, request: Request) -> None:
+    """The turn is its worker's for another HOLD_SECONDS."""
+    held = {"state": "working", "taken_until_ms": tx.now() + 1000 * HOLD_SECONDS}
+    tx.connection.execute(sa.update(TURNS).where(_is_turn(request), _OPEN).values(**held))
+
+
+def answer(tx: Transaction, rules: Rules, request: Request, completions: Sequence[Completion]) -> None:
+    """Make a pair of two answers and give it to the rater who asked.
+
+    A turn that was answered, left behind or asked anew meanwhile stays as it is.
+    """
+    row = _open_turn(tx, request)
+    if row is None:
         return
-    messages = _read_messages(row.messages)
-    about = content_id("pair", turn_id, sorted(completion.id for completion in completions))
-    pair = Pair(id=about, prompt_id=prompt_id(messages), messages=messages, completions=tuple(completions))
+    about = content_id("pair", row.id, sorted(completion.id for completion in completions))
+    asked = request.messages
+    pair = Pair(id=about, prompt_id=prompt_id(asked), messages=asked, completions=tuple(completions))
     campaign.add_new_pair(tx, pair, BATCH, SOURCE)
     item = st.ITEM.one(tx.connection, item=pair.id)
     st.TAKE_PLACE.do(tx.connection, item=item.id)
     assigning.assign(tx, rules, item, row.rater_id, occasion=0)
-    tx.connection.execute(sa.update(TURNS).where(TURNS.c.id == turn_id).values(state="ready", pair_id=pair.id))
+    _close(tx, row, pair_id=pair.id)
 
 
-def fail(tx: Transaction, turn_id: str, error: str) -> None:
+def fail(tx: Transaction, request: Request, error: str) -> None:
     """Tell the rater that no answer came; they may ask again."""
-    query = sa.update(TURNS).where(TURNS.c.id == turn_id, TURNS.c.state == "working")
-    tx.connection.execute(query.values(state="failed", error=error[:500]))
+    row = _open_turn(tx, request)
+    if row is not None:
+        _close(tx, row, error=error[:500])
+
+
+def _is_turn(request: Request) -> sa.ColumnElement[bool]:
+    return sa.and_(TURNS.c.id == request.turn_id, TURNS.c.asked_at_ms == request.asked_at_ms)
+
+
+def _open_turn(tx: Transaction, request: Request) -> Any:
+    """The turn's row, locked on Postgres; None if it was answered, left behind or asked anew meanwhile."""
+    query = sa.select(TURNS).where(_is_turn(request), _OPEN)
+    return tx.connection.execute(query.with_for_update()).first()
 
 
 def _read_messages(record: str) -> Messages:

@@ -107,14 +107,22 @@ _HOUR_COLUMNS = (RATER_HOURS.c.judged, RATER_HOURS.c.active_ms, RATER_HOURS.c.id
 
 def gold_agreement(connection: Connection, rater_id: str) -> tuple[int, int]:
     """(right, n): of the gold items a rater has judged, those where they said what is known. Skips do not count."""
+    return gold_agreements(connection, JUDGMENTS.c.rater_id == rater_id).get(rater_id, (0, 0))
+
+
+def gold_agreements(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, tuple[int, int]]:
+    """The same of every rater who has judged gold items, or of some."""
     query = (
-        sa.select(JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
+        sa.select(JUDGMENTS.c.rater_id, JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
         .join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
         .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-        .where(JUDGMENTS.c.rater_id == rater_id, JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None))
+        .where(JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None), *which)
     )
-    rows = connection.execute(query).all()
-    return sum(_side(row.vote) == _known_side(row) for row in rows), len(rows)
+    counted: dict[str, tuple[int, int]] = {}
+    for row in connection.execute(query):
+        right, n = counted.get(row.rater_id, (0, 0))
+        counted[row.rater_id] = right + (_side(row.vote) == _known_side(row)), n + 1
+    return counted
 
 
 def _known_side(row: Any) -> int:

@@ -81,8 +81,8 @@ class Desk:
     store: Store
     page: PageConfig
     write: Writer
-    agreement: Callable[[], dict[str, Any]]
-    """the latest figures"""
+    figures: Callable[[], dict[str, Any]]
+    """the latest of the lead's, as `measuring` gives them"""
     limit: LoginLimit = field(default_factory=LoginLimit)
     _accepted: set[tuple[str, Document]] = field(default_factory=set)
 

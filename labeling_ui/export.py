@@ -1,6 +1,6 @@
 """The run folder that the next stages read: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
 `report.json`; what leads settled in `adjudications.jsonl`; where raters edited answers also `demonstrations.jsonl` (for
-SFT) and `edit_preferences.jsonl` (edited > chosen > rejected).
+SFT) and `edit_preferences.jsonl` (edited > chosen > rejected, edited > first > … of a ranking).
 
     tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
 """
@@ -12,6 +12,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     kept = _leave_out(labels.judgments, config.exclude_raters)
     aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known)
     left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
-    rest = [judgment for judgment in kept if judgment.ranking is not None or _key(judgment) not in left_out]
+    rest = [one for one in kept if not any(_key(part) in left_out for part in one.pairwise())]
     edits = build_edits(labels.pairs, rest)
     report = build_report(labels, rest, aggregated, config)
     report["edits"] = len(edits)
@@ -235,41 +236,56 @@ def _cell(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """A rater's better version of the better answer: a demonstration, preferred to both answers."""
+    """A rater's better version of the best answer: a demonstration, preferred to all answers."""
 
     demonstration: Demonstration
     preferences: tuple[Preference, ...]
-    """edited > chosen, and edited > rejected"""
+    """edited > each answer, the best of them first"""
 
 
 def build_edits(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[Edit]:
-    """Of every judgment with an edit; its own `chosen > rejected` is among the votes. People's only."""
+    """Of every judgment with an edit; what it says of the answers themselves is among the votes. People's only.
+
+    Of the comparisons that a ranking was imported as, each carries the ranking's edit: they give one together.
+    """
     known = {pair.id: pair for pair in pairs}
-    edits = []
+    beaten: dict[tuple[str, str, str], dict[str, None]] = {}
     for judgment in judgments:
-        if judgment.edited_text is None or not judgment.answer or judgment.kind != "human":
-            continue
-        pair = known[judgment.pair_id]
-        texts = {completion.id: completion.text for completion in pair.completions}
-        sides = (judgment.left, judgment.right) if judgment.answer < 0 else (judgment.right, judgment.left)
-        better, worse = (texts[side] for side in sides)
-        edited = judgment.edited_text
-        if edited.strip() in ("", better.strip()):
-            continue
-        prompt = Prompt(id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater")
-        beaten = [text for text in (better, worse) if text.strip() != edited.strip()]
-        preferences = tuple(_prefer_edit(pair, judgment, edited, text) for text in beaten)
-        edits.append(Edit(Demonstration(prompt=prompt, completion=edited), preferences))
-    return edits
+        if judgment.edited_text is not None and judgment.kind == "human":
+            about = judgment.pair_id, judgment.rater_id, judgment.edited_text
+            beaten.setdefault(about, {}).update(dict.fromkeys(_best_first(judgment)))
+    edits = [_build_edit(known[pair_id], rater, text, list(ids)) for (pair_id, rater, text), ids in beaten.items()]
+    return [edit for edit in edits if edit is not None]
 
 
-def _prefer_edit(pair: Pair, judgment: Judgment, edited: str, text: str) -> Preference:
+def _best_first(judgment: Judgment) -> list[str]:
+    """The completions from best to worst; none where no single one is the best."""
+    if judgment.ranking is not None:
+        return list(chain.from_iterable(judgment.ranking)) if len(judgment.ranking[0]) == 1 else []
+    if not judgment.answer:
+        return []
+    return [judgment.left, judgment.right] if judgment.answer < 0 else [judgment.right, judgment.left]
+
+
+def _build_edit(pair: Pair, rater_id: str, edited: str, best_first: Sequence[str]) -> Edit | None:
+    """None where the edit says nothing, or what the best answer says."""
+    texts = {completion.id: completion.text for completion in pair.completions}
+    answers = [texts[one] for one in best_first]
+    if not answers or edited.strip() in ("", answers[0].strip()):
+        return None
+    prompt = Prompt(id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater")
+    beaten = [text for text in answers if text.strip() != edited.strip()]
+    preferences = tuple(_prefer_edit(pair, rater_id, edited, text) for text in beaten)
+    return Edit(Demonstration(prompt=prompt, completion=edited), preferences)
+
+
+def _prefer_edit(pair: Pair, rater_id: str, edited: str, text: str) -> Preference:
     return Preference(
         prompt=pair.messages,
         chosen=assistant(edited),
         rejected=assistant(text),
-        raters=(judgment.rater_id,),
-        kind=judgment.kind,
+        raters=(rater_id,),
+        kind="human",
         pair_id=pair.id,
         prompt_id=pair.prompt_id,
         split=pair.split,

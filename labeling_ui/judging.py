@@ -160,7 +160,8 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
     """The record of an answer about what was shown.
 
     Raises:
-        RefusedError: a ranking where two were shown, an answer about sides where more were, or another pair's ids.
+        RefusedError: a ranking where two were shown, an answer or aspects about sides where more were, or another
+            pair's ids.
     """
     ranks = len(shown) > 2
     if answer.ranking is not None and sorted(one for group in answer.ranking for one in group) != sorted(shown):
@@ -168,6 +169,8 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
     if (answer.ranking is not None and not ranks) or (answer.answer is not None and ranks):
         told = "an order of its completions (ranking)" if ranks else "an answer about its two sides"
         raise RefusedError(f"this pair of {len(shown)} takes {told}")
+    if answer.aspects and ranks:
+        raise RefusedError(f"aspects compare two sides, and this pair has {len(shown)} completions")
     said = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
     said |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **said)

@@ -304,7 +304,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         aspects=tuple(config.aspects),
         reason=config.ask_reason,
         words=load_words(config.words),
-        converse=config.converse is not None,
+        policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
         hosts=() if anyone else tuple(sorted(known)),
     )

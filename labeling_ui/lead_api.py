@@ -12,8 +12,6 @@ GET  adjudications                      what was settled
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -23,43 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui import adjudication
 from labeling_ui.accounts import INVITATION_DAYS, INVITATION_PATH, enable_rater, invite
-from labeling_ui.agreement import PUBLISHED, measure_votes
+from labeling_ui.agreement import PUBLISHED
 from labeling_ui.answers import Submission, storable
 from labeling_ui.campaign import BatchChange
 from labeling_ui.desk import DeskOf, Lead, LeadWriting, as_json, checked, lead_session
-from labeling_ui.live import LiveVotes
-from labeling_ui.store import Role, Store, wall_clock_ms
+from labeling_ui.store import Role, wall_clock_ms
 
 DAY_MS = 86_400_000
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
-
-
-class LatestAgreement:
-    """The agreement of a store, measured again when something has happened, and not more often than it can bear.
-
-    In a store of a million judgments it takes long: leads who look then see figures that are up to ten times as old as
-    they take to measure.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._votes = LiveVotes(store)
-        self._lock = threading.Lock()
-        self._head = "nothing measured"
-        self._measured: dict[str, Any] = {}
-        self._fresh_until = 0.0
-
-    def __call__(self) -> dict[str, Any]:
-        """The figures."""
-        with self._lock:
-            head = self._store.head()
-            if head != self._head and time.monotonic() >= self._fresh_until:
-                begun = time.monotonic()
-                self._measured = measure_votes(self._votes.read())
-                self._head, took = head, time.monotonic() - begun
-                self._fresh_until = time.monotonic() + 10 * took
-            return self._measured
 
 
 class RaterChange(BaseModel):
@@ -112,8 +82,11 @@ def status(desk: DeskOf) -> dict[str, Any]:
 
 @router.get("/agreement")
 def agreement(desk: DeskOf) -> dict[str, Any]:
-    """How far the raters agree, now, beside the published figures."""
-    return {**desk.agreement(), "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
+    """How far the raters agree, beside the published figures, and how far each can be relied on.
+
+    `measuring`: newer figures are on their way; those there are are `age_seconds` old, or there are none yet (null).
+    """
+    return {**desk.figures(), "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
 
 
 @router.get("/raters")

@@ -25,7 +25,7 @@ EventKind = Literal[
     "rater_added", "rater_disabled", "rater_enabled", "rater_moved", "password_reset", "invited",
     "guidelines_accepted", "consent_given",
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
-    "submitted", "skipped", "flagged", "amended", "undone", "adjudicated", "imported",
+    "submitted", "skipped", "flagged", "amended", "undone", "adjudicated", "imported", "asked", "answered",
 ]  # fmt: skip
 
 

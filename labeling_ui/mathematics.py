@@ -39,6 +39,8 @@ display displaystyle scriptlevel mathvariant mathcolor mathsize stretchy fence s
 accentunder linethickness numalign denomalign columnalign rowalign columnspacing rowspacing columnlines rowlines frame
 width height depth minsize maxsize largeop movablelimits symmetric notation linebreak
 """
+_ROWS = frozenset(("math", "mrow", "mstyle", "msqrt", "mtd"))
+_SCRIPTS = frozenset(("msub", "msup", "msubsup", "munder", "mover", "munderover"))
 _ALLOWED_ELEMENTS = frozenset(_ELEMENTS.split())
 _ALLOWED_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
 _PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
@@ -74,9 +76,25 @@ def _write(element: Element) -> Iterator[str]:
     yield ">"
     # The parser leaves entities in texts, and takes markup in \text{…} for text: undo the one, escape the other.
     yield html.escape(html.unescape(element.text or ""))
+    before = None
     for child in element:
+        if element.tag in _ROWS and before is not None and _stand_apart(before, child):
+            yield '<mspace width="0.167em"></mspace>'
         yield from _write(child)
+        before = child
     yield f"</{element.tag}>"
+
+
+def _stand_apart(before: Element, after: Element) -> bool:
+    """Whether TeX sets a thin space between two neighbours: one is a function's name, and neither a sign or bracket."""
+    return "mo" not in (before.tag, after.tag) and (_is_name(before) or _is_name(after))
+
+
+def _is_name(element: Element) -> bool:
+    """Whether an element is a name of several letters, like `log`, or one with an index, like `log₂`."""
+    base = element[0] if element.tag in _SCRIPTS and len(element) else element
+    text = html.unescape(base.text or "")
+    return base.tag == "mi" and len(text) > 1 and text.isalpha()
 
 
 def _nesting(source: str) -> int:

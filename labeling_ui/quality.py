@@ -3,8 +3,9 @@
 Dawid & Skene (1979): every rater has a table of what they say when the first, neither or the second completion is the
 better one. Bradley & Terry (1952), with Davidson's (1970) ties: every completion has a strength, and every rater a
 discrimination, by which they tell strengths apart (as Chen et al. 2013 weigh crowd workers), and a readiness to call a
-tie. Both are fitted by EM to a maximum a posteriori; neither looks at the order of the completions, so that swapping
-first and second swaps the answer and nothing else.
+tie. Comparisons of three or more completions of one prompt share their strengths: who beats the best is very good. Both
+are fitted by EM to a maximum a posteriori; neither looks at the order of the completions, so that swapping first and
+second swaps the answer and nothing else.
 
 They can only find what raters have in common: where most err the same way, they take the error for the truth. Gold
 pairs and answers settled by leads are therefore held fixed where there are any.
@@ -12,14 +13,14 @@ pairs and answers settled by leads are therefore held fixed where there are any.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from labeling_ui.figures import Figure
-from labeling_ui.votes import Floats, Integers
+from labeling_ui.votes import Flags, Floats, Integers
 
 Model = Literal["dawid_skene", "bradley_terry"]
 
@@ -34,7 +35,7 @@ TIE_READINESS = (0.0, 2.0)
 """likewise of the log-odds of a tie between two equally strong completions"""
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 500
-REPLICATES = (20, 100)
+REPLICATES = (20, 50)
 """bootstrap replicates behind an interval: at least, at most"""
 REPLICATE_ITERATIONS = 25
 REPLICATED_VOTES = 300_000
@@ -56,8 +57,13 @@ class Ballots:
     rater: Integers
     sign: Integers
     """1 first, −1 second, 0 neither"""
+    share: Floats
+    """of one judgment, for Bradley-Terry: 1, or `share_of_order`"""
     prompt: Integers
     """(items,): whose completions an item compares; those of one prompt are resampled together"""
+    first: Integers
+    """(items,): the place of its first completion among those of the prompt"""
+    second: Integers
     known: Integers
     """(items,): the class of an item whose answer is known; `UNKNOWN` elsewhere"""
 
@@ -88,6 +94,21 @@ class Reliability:
     """Bradley-Terry's: 0 guesses, below 0 names the worse one more often than not"""
 
 
+def share_of_order(completions: int) -> float:
+    """What each of the K(K−1)/2 comparisons that follow from an order of K completions counts for: together as much as
+    the order.
+
+    Counted in full they would look surer than they are, since the order is made by K − 1 choices (Plackett 1975). Of
+    completions as good as each other, the choice among m has a share (m − 1)/m of the Fisher information of knowing
+    strengths, and all choices 1 − 1/2 + … + 1 − 1/K = K − H_K; K(K−1)/2 comparisons of their own have K(K−1)/4.
+
+    >>> share_of_order(2)
+    1.0
+    """
+    harmonic = sum(1 / m for m in range(1, completions + 1))
+    return 4 * (completions - harmonic) / (completions * (completions - 1))
+
+
 def measure_reliability(model: Model, ballots: Ballots) -> tuple[Fit, list[Reliability]]:
     """The fit, and each rater's accuracy with a 95% interval from resampled prompts (Rubin 1981), on the logit scale.
 
@@ -107,8 +128,13 @@ def measure_reliability(model: Model, ballots: Ballots) -> tuple[Fit, list[Relia
     return fit, sorted(raters, key=lambda one: one.rater_id)
 
 
-def describe_reliability(ballots: Ballots) -> dict[str, Any]:
-    """Both models' view of every rater, for a report."""
+def describe_reliability(ballots: Ballots, most_votes: int | None = None) -> dict[str, Any]:
+    """Both models' view of every rater, for a report; of more than `most_votes`, as a random part of the prompts has it.
+
+    Every figure's n counts the votes that it is made of.
+    """
+    if most_votes is not None:
+        ballots = _draw_prompts(ballots, most_votes, np.random.default_rng(0))[0]
     told: dict[str, Any] = {}
     models: tuple[Model, ...] = ("dawid_skene", "bradley_terry")
     for model in models:
@@ -126,7 +152,8 @@ def _replicated_spread(refit: Callable[..., Fit], ballots: Ballots, fit: Fit) ->
     """The standard deviation of each rater's logit accuracy over bootstrap replicates, prompts weighed by exponential
     draws."""
     chance = np.random.default_rng(0)
-    drawn, start = _draw_items(ballots, fit, chance)
+    drawn, kept = _draw_prompts(ballots, MOST_REPLICATED, chance)
+    start = replace(fit, chances=fit.chances[kept], first_better=fit.first_better[kept])
     fewest, most = REPLICATES
     logits = []
     for _ in range(int(np.clip(REPLICATED_VOTES // len(drawn.item), fewest, most))):
@@ -140,16 +167,21 @@ def _replicated_spread(refit: Callable[..., Fit], ballots: Ballots, fit: Fit) ->
     return spread
 
 
-def _draw_items(ballots: Ballots, fit: Fit, chance: np.random.Generator) -> tuple[Ballots, Fit]:
-    """Some items with about `MOST_REPLICATED` votes, and the fit of theirs; all where there are no more."""
-    share = MOST_REPLICATED / len(ballots.item)
+def _draw_prompts(ballots: Ballots, most_votes: int, chance: np.random.Generator) -> tuple[Ballots, Flags]:
+    """The items of some prompts, with about so many votes, and which they are; all where there are no more votes."""
+    share = most_votes / max(len(ballots.item), 1)
     if share >= 1:
-        return ballots, fit
-    kept = chance.random(len(ballots.prompt)) < share
+        return ballots, np.ones(len(ballots.prompt), dtype=np.bool_)
+    kept: Flags = (chance.random(int(ballots.prompt.max()) + 1) < share)[ballots.prompt]
     votes, number = kept[ballots.item], np.cumsum(kept) - 1
-    item, rater, sign = number[ballots.item[votes]], ballots.rater[votes], ballots.sign[votes]
-    drawn = Ballots(ballots.rater_ids, item, rater, sign, ballots.prompt[kept], ballots.known[kept])
-    return drawn, replace(fit, chances=fit.chances[kept], first_better=fit.first_better[kept])
+    item, rater, sign, part = (
+        number[ballots.item[votes]],
+        ballots.rater[votes],
+        ballots.sign[votes],
+        ballots.share[votes],
+    )
+    of_items = (one[kept] for one in (ballots.prompt, ballots.first, ballots.second, ballots.known))
+    return Ballots(ballots.rater_ids, item, rater, sign, part, *of_items), kept
 
 
 def _on_logit_scale(share: float, spread: float, n: int) -> Figure:
@@ -252,6 +284,28 @@ def _softmax(logs: Floats) -> Floats:
 # --- Bradley-Terry ---
 
 
+@dataclass(frozen=True)
+class Normals:
+    """A normal distribution an item, shape (items,) each."""
+
+    mean: Floats
+    variance: Floats
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Items of prompts with equally many completions, three or more: their differences are of shared strengths."""
+
+    item: Integers
+    """which items; the columns below are theirs"""
+    row: Integers
+    """the number of its prompt among those with as many completions"""
+    first: Integers
+    second: Integers
+    shape: tuple[int, int]
+    """prompts, completions"""
+
+
 def fit_bradley_terry(
     ballots: Ballots,
     *,
@@ -264,7 +318,8 @@ def fit_bradley_terry(
     A rater of discrimination a says first, second or neither of completions whose strengths differ by d with odds
     exp(a·d/2) : exp(−a·d/2) : exp(ν) (Davidson 1970), ν being their readiness to call a tie. Strengths are (0, 1)
     before any vote, differences (0, √2); each item's difference is integrated out on a grid (Bock & Aitkin 1981).
-    Of larger pairs, too, every difference is taken by itself.
+    Where a prompt has more than two completions, its items share their strengths: what the others say of a difference is
+    a normal distribution, found by expectation propagation (Minka 2001), one sweep an iteration.
 
     Args:
         weights: of the items, shape (items,); equal if None.
@@ -273,13 +328,16 @@ def fit_bradley_terry(
     items, raters = len(ballots.prompt), len(ballots.rater_ids)
     weights = np.ones(items) if weights is None else weights
     discrimination, readiness = (np.ones(raters), np.zeros(raters)) if start is None else start.parameters
-    done, converged = 0, False
+    shared, sites, done, converged = _find_shared(ballots), np.zeros((2, items)), 0, False
     while done < iterations and not converged:
-        differences = _differences(ballots, discrimination, readiness)
+        before, sites_before = _before_own_votes(shared, sites), sites
+        differences = _differences(ballots, before, discrimination, readiness)
         steps = _rater_steps(ballots, differences * weights[:, None], discrimination, readiness)
         discrimination, readiness = discrimination + steps[0], readiness + steps[1]
-        done, converged = done + 1, bool(np.abs(steps).max(initial=0.0) < 100 * TOLERANCE)
-    differences = _differences(ballots, discrimination, readiness)
+        sites = _say_of_strengths(shared, before, differences, sites)
+        moved = np.abs(steps).max(initial=0.0), 0.1 * np.abs(sites - sites_before).max(initial=0.0)
+        done, converged = done + 1, bool(max(moved) < 100 * TOLERANCE)
+    differences = _differences(ballots, _before_own_votes(shared, sites), discrimination, readiness)
     votes = np.bincount(ballots.rater, minlength=raters)
     typical = [np.array([one @ votes / max(votes.sum(), 1)]) for one in (discrimination, readiness)]
     chances = _hold_known(differences @ _say(*typical)[0].T, ballots.known)
@@ -297,13 +355,70 @@ def _say(discrimination: Floats, readiness: Floats) -> Floats:
     return chances
 
 
-def _differences(ballots: Ballots, discrimination: Floats, readiness: Floats) -> Floats:
+def _differences(ballots: Ballots, before: Normals, discrimination: Floats, readiness: Floats) -> Floats:
     """The E-step: how likely each difference of the grid is for each item, shape (items, grid)."""
     cell = ballots.rater * 3 + ballots.sign + 1
     logs = np.log(_say(discrimination, readiness)).reshape(-1, len(GRID))
-    voted = [np.bincount(ballots.item, weights=at[cell], minlength=len(ballots.prompt)) for at in logs.T]
-    before = np.log(BEFORE_VOTES) + np.log(np.maximum(_agree_with_known(ballots.known), 1e-10))
-    return _softmax(before + np.stack(voted, axis=1))
+    items, share = len(ballots.prompt), ballots.share
+    voted = [np.bincount(ballots.item, weights=at[cell] * share, minlength=items) for at in logs.T]
+    others = -((GRID - before.mean[:, None]) ** 2) / (2 * before.variance[:, None])
+    return _softmax(others + np.log(np.maximum(_agree_with_known(ballots.known), 1e-10)) + np.stack(voted, axis=1))
+
+
+def _find_shared(ballots: Ballots) -> list[Shared]:
+    """The items of prompts with more than one, by the number of completions that they compare."""
+    of_prompt = np.bincount(ballots.prompt)
+    together = np.flatnonzero(of_prompt[ballots.prompt] > 1)
+    sizes = np.zeros(len(of_prompt), dtype=np.int64)
+    np.maximum.at(sizes, ballots.prompt, np.maximum(ballots.first, ballots.second) + 1)
+    size = sizes[ballots.prompt[together]]
+    return [_share(ballots, together[size == one], int(one)) for one in np.unique(size)]
+
+
+def _share(ballots: Ballots, item: Integers, size: int) -> Shared:
+    _, row = np.unique(ballots.prompt[item], return_inverse=True)
+    return Shared(item, row, ballots.first[item], ballots.second[item], (int(row.max()) + 1, size))
+
+
+def _before_own_votes(shared: Sequence[Shared], sites: Floats) -> Normals:
+    """What is thought of each item's difference before its own votes: what its prompt's other items say of strengths.
+
+    Args:
+        sites: what each item's votes say of its difference, as a normal distribution: precision, and that times the mean;
+            shape (2, items).
+    """
+    before = Normals(np.zeros(sites.shape[1]), np.full(sites.shape[1], 2.0))
+    for one in shared:
+        precision, weighed = sites[:, one.item]
+        all_precisions, all_weighed = np.zeros((*one.shape, one.shape[1])), np.zeros(one.shape)
+        all_precisions[:, range(one.shape[1]), range(one.shape[1])] = 1.0
+        for here, there in ((one.first, one.second), (one.second, one.first)):
+            np.add.at(all_precisions, (one.row, here, here), precision)
+            np.add.at(all_precisions, (one.row, here, there), -precision)
+            np.add.at(all_weighed, (one.row, here), weighed if here is one.first else -weighed)
+        spread = np.linalg.inv(all_precisions)
+        strengths = np.einsum("pij,pj->pi", spread, all_weighed)
+        variance = spread[one.row, one.first, one.first] + spread[one.row, one.second, one.second]
+        variance -= 2 * spread[one.row, one.first, one.second]
+        mean = strengths[one.row, one.first] - strengths[one.row, one.second]
+        without = 1 / variance - precision
+        before.mean[one.item], before.variance[one.item] = (mean / variance - weighed) / without, 1 / without
+    return before
+
+
+def _say_of_strengths(shared: Sequence[Shared], before: Normals, differences: Floats, sites: Floats) -> Floats:
+    """The sites that give each shared item's difference the mean and variance that it has after its own votes; half the
+    way there, so that items which all move at once do not swing about."""
+    if not shared:
+        return sites
+    item = np.concatenate([one.item for one in shared])
+    mean = differences[item] @ GRID
+    variance = np.maximum(differences[item] @ GRID**2 - mean**2, (GRID[1] - GRID[0]) ** 2 / 12)
+    precision = np.maximum(1 / variance - 1 / before.variance[item], 0.0)
+    weighed = mean * (precision + 1 / before.variance[item]) - before.mean[item] / before.variance[item]
+    moved = sites.copy()
+    moved[:, item] = (sites[:, item] + np.stack([precision, weighed])) / 2
+    return moved
 
 
 def _agree_with_known(known: Integers) -> Floats:
@@ -317,7 +432,7 @@ def _rater_steps(ballots: Ballots, differences: Floats, discrimination: Floats, 
     (2, raters), no longer than 1."""
     cell, size = ballots.rater * 3 + ballots.sign + 1, len(discrimination) * 3
     votes = np.stack(
-        [np.bincount(cell, weights=at[ballots.item], minlength=size) for at in differences.T], axis=1
+        [np.bincount(cell, weights=at[ballots.item] * ballots.share, minlength=size) for at in differences.T], axis=1
     ).reshape(-1, 3, len(GRID))
     all_votes = votes.sum(axis=1)
     second, neither, first = np.moveaxis(_say(discrimination, readiness), 1, 0)

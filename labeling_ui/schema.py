@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -523,12 +524,28 @@ def _migrate_005_latest_judgments(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX judgments_in_order ON judgments (seq)")
 
 
+def _migrate_006_turns_in_the_log(connection: Connection) -> None:
+    """Turns were in no event before: the log tells of those that are there, at the time when they were asked."""
+    from labeling_ui.log import Transaction  # which stands on the tables of this module
+
+    for row in connection.execute(sa.select(TURNS).order_by(TURNS.c.asked_at_ms, TURNS.c.number)).all():
+        tx = Transaction(connection, partial(int, row.asked_at_ms))
+        about = {"turn": row.id, "conversation_id": row.conversation_id, "number": row.number}
+        asked = {**about, "messages": json.loads(row.messages), "policies": []}
+        tx.event("asked", rater_id=row.rater_id, payload=asked)
+        if row.state in ("ready", "failed"):
+            came = {"turn": row.id, "pair_id": row.pair_id, "error": row.error}
+            tx.event("answered", rater_id=row.rater_id, item_id=row.pair_id, payload=came)
+        tx.write_head()
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
     _migrate_003_campaigns,
     _migrate_004_conversations,
     _migrate_005_latest_judgments,
+    _migrate_006_turns_in_the_log,
 )
 
 

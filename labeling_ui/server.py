@@ -7,8 +7,10 @@ GET  /openapi.json                  both, described
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
+from collections.abc import AsyncIterator
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -21,16 +23,28 @@ from labeling_ui.accounts import needs_login
 from labeling_ui.assigning import RefusedError
 from labeling_ui.desk import LOCAL_RATER, Desk, DeskOf, Writer, printable
 from labeling_ui.guard import Guard
+from labeling_ui.measuring import LatestFigures
 from labeling_ui.pages import PageConfig, mount_pages
 from labeling_ui.schema import StoreError
 from labeling_ui.store import Store
 from tiebreak.errors import ConfigError, MachineError
 
+KEEP_ALIVE_SECONDS = 75
+"""A rater thinks longer than uvicorn's 5 seconds; opening a connection anew takes them two round trips, three with TLS."""
+
 
 def create_app(store: Store, page: PageConfig) -> FastAPI:
     """The whole application."""
-    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None)
-    app.state.desk = Desk(store, page, Writer(store), lead_api.LatestAgreement(store))
+    figures = LatestFigures(store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        figures.begin()
+        yield
+        figures.close()
+
+    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.desk = Desk(store, page, Writer(store), figures)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.add_middleware(Guard, page=page)
@@ -96,7 +110,13 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
         raise MachineError(
             f"cannot listen on {host}:{port}: {error.strerror}. Give another --port, or stop what runs there"
         ) from error
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
     # asyncio sets this only on sockets that name their protocol, which those of create_server do not; without it the head
     # of a reply waits up to 40 ms for its body
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -438,6 +438,16 @@ class Store:
         with self.reading() as connection:
             return counts.gold_agreement(connection, rater_id)
 
+    def judged(self) -> int:
+        """Judgments that stand."""
+        with self.glancing() as connection:
+            return counts.judged(connection)
+
+    def gold_agreements(self) -> dict[str, tuple[int, int]]:
+        """(right, n) of every rater who has judged gold items."""
+        with self.reading() as connection:
+            return counts.gold_agreements(connection)
+
     def history(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[Past]:
         """The rater's judgments that stand, the latest first; `before` is the `seq` of the page before's last."""
         with self.reading() as connection:

@@ -24,11 +24,13 @@ router = APIRouter(prefix="/api/turns")
 @router.post("")
 async def ask(desk: DeskOf, session: Judging, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Write a turn. Sending it again is harmless; a turn that failed is asked anew."""
-    if not desk.page.converse:
+    page, rater_id = desk.page, session.rater.id
+    if not page.policies:
         raise HTTPException(404, "this campaign has no conversations")
-    asked, system = checked(Ask, body), desk.page.system
-    rater_id = session.rater.id
-    turn_id = await desk.write(lambda tx: conversations.ask(tx, rater_id, asked, system))
+    asked = checked(Ask, body)
+    turn_id = await desk.write(
+        lambda tx: conversations.ask(tx, rater_id, asked, policies=page.policies, system=page.system)
+    )
     return await _told(desk, rater_id, turn_id)
 
 

@@ -29,6 +29,7 @@ from labeling_ui.schema import (
     PAIRS,
     RATER_HOURS,
     RATERS,
+    TURNS,
     turn_of,
     vote_of,
 )
@@ -63,6 +64,7 @@ class _Rebuilt:
     adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
     imports: list[Row] = field(default_factory=list)
+    turns: dict[str, Row] = field(default_factory=dict)
 
 
 def verify(store: Store) -> Verification:
@@ -93,7 +95,7 @@ def _verify(connection: Connection) -> Verification:
     result.judgments = len(rebuilt.judgments)
     for compare in (_compare_items, _compare_raters, _compare_work, _compare_assignments, _compare_judgments):
         result.faults += compare(connection, rebuilt)
-    result.faults += _compare_lead(connection, rebuilt)
+    result.faults += [*_compare_lead(connection, rebuilt), *_compare_turns(connection, rebuilt)]
     return result
 
 
@@ -108,6 +110,20 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         case "guidelines_accepted" | "consent_given":
             document = "guidelines" if event.kind == "guidelines_accepted" else "consent"
             rebuilt.acceptances[event.rater_id, document] = payload["version"]
+        case "asked":
+            rebuilt.turns[payload["turn"]] = {
+                "conversation": payload["conversation_id"],
+                "rater": event.rater_id,
+                "number": payload["number"],
+                "messages": canonical_json(payload["messages"]),
+                "asked_at_ms": event.at_ms,
+                "state": "asked",
+                "pair_id": None,
+                "error": "",
+            }
+        case "answered":
+            came = {"pair_id": payload["pair_id"], "error": payload["error"]}
+            rebuilt.turns[payload["turn"]] |= {**came, "state": "failed" if payload["pair_id"] is None else "ready"}
         case "adjudicated":
             rebuilt.adjudications[event.item_id] = event.rater_id, _digest(payload["judgment"])
         case "rater_added":
@@ -300,6 +316,24 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
             for rater, document in _unequal(agreed, rebuilt.acceptances)
         ),
     ]
+
+
+def _compare_turns(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    """What was asked in conversations, and what came of it. Whether a worker is at it is not the log's to tell."""
+    rows = {
+        row.id: {
+            "conversation": row.conversation_id,
+            "rater": row.rater_id,
+            "number": row.number,
+            "messages": row.messages,
+            "asked_at_ms": row.asked_at_ms,
+            "state": "asked" if row.state in ("waiting", "working") else row.state,
+            "pair_id": row.pair_id,
+            "error": row.error,
+        }
+        for row in connection.execute(sa.select(TURNS))
+    }
+    return [f"turn {name}: not as the log tells" for name in _unequal(rows, rebuilt.turns)]
 
 
 def _unequal(rows: dict[Any, Any], told: dict[Any, Any]) -> list[Any]:

@@ -3,21 +3,23 @@
     python -m labeling_ui.worker --store URL --policies RUN RUN
 
 It takes turns from the queue in the store, has the models (a process of their own, `preference.answer`) write two
-answers, and puts them back as a pair. It ends with the server that started it, whatever ends that: its standard input is
-a pipe from there.
+answers, and puts them back as a pair. What it had begun when it was killed, the next one begins anew. It ends with the
+server that started it, whatever ends that: its standard input is a pipe from there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
 
 from labeling_ui import conversations
 from labeling_ui.store import Store
@@ -26,6 +28,7 @@ from tiebreak.errors import exit_with_message
 from tiebreak.records import Completion
 
 LOOK_SECONDS = 0.25
+HOLD_AGAIN_SECONDS = conversations.HOLD_SECONDS / 3
 FAILED = "no answer came: ask again"
 
 
@@ -46,6 +49,9 @@ class WorkerArguments(ConverseConfig):
     """What the worker takes."""
 
     store: str
+
+
+Answering = Callable[[conversations.Request], Sequence[Completion]]
 
 
 class Answerer:
@@ -101,22 +107,42 @@ def start_worker(config: ConverseConfig, store_url: str) -> subprocess.Popen[byt
 def work(store: Store, answerer: Answerer) -> None:
     """Answer turns as they come, without end."""
     while True:
-        request = store.transact(conversations.take)
+        request = store.transact(conversations.take, durable=False)
         if request is None:
             time.sleep(LOOK_SECONDS)
             continue
         answer_one(store, answerer, request)
 
 
-def answer_one(store: Store, answerer: Answerer, request: conversations.Request) -> None:
+def answer_one(store: Store, answerer: Answering, request: conversations.Request) -> None:
     """Answer a turn, or tell its rater why not."""
     try:
-        completions = answerer(request)
+        with _holding(store, request):
+            completions = answerer(request)
     except (RuntimeError, ValueError) as error:
         reason = str(error)
-        store.transact(lambda tx: conversations.fail(tx, request.turn_id, reason))
+        store.transact(lambda tx: conversations.fail(tx, request, reason))
         return
-    store.transact(lambda tx: conversations.answer(tx, store.rules, request.turn_id, completions))
+    store.transact(lambda tx: conversations.answer(tx, store.rules, request, completions))
+
+
+@contextlib.contextmanager
+def _holding(store: Store, request: conversations.Request) -> Iterator[None]:
+    """The turn stays this worker's, however long its models take; it is free soon after this process has died."""
+    answered = threading.Event()
+
+    def hold() -> None:
+        while not answered.wait(HOLD_AGAIN_SECONDS):
+            with contextlib.suppress(SQLAlchemyError):  # the next one tries again
+                store.transact(lambda tx: conversations.hold(tx, request), durable=False)
+
+    holder = threading.Thread(target=hold, daemon=True)
+    holder.start()
+    try:
+        yield
+    finally:
+        answered.set()
+        holder.join()
 
 
 def _end_with_the_server() -> None:

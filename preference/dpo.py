@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from trl import DPOTrainer
 
-from preference.guard import Guard, GuardConfig, build_guard, reference_name
+from preference.guard import GUARD_INPUT, Guard, GuardConfig, build_guard, reference_name, require_held_out
 from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
 from tiebreak.chat import Encoded, encode_preference, encode_prompt
@@ -37,7 +37,7 @@ from tiebreak.models import (
 from tiebreak.pairwise import pack_forward
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
-from tiebreak.runs import Run, hash_file, installed_versions, start_run
+from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, start_run
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
     common_arguments,
@@ -159,7 +159,7 @@ def check_reference(
 def train_dpo(config: DPOConfig) -> None:
     """The stage."""
     inputs = {"policy": config.policy, "preferences": config.preferences}
-    run = start_run(config, "dpo", inputs | ({"guard.reward_model": config.guard.reward_model} if config.guard else {}))
+    run = start_run(config, "dpo", inputs | ({GUARD_INPUT: config.guard.reward_model} if config.guard else {}))
     if describe(run):
         return
     source = find_model(config.policy)
@@ -169,6 +169,8 @@ def train_dpo(config: DPOConfig) -> None:
         raise DataError(f"{config.preferences} has no preference of the train split")
     train_set = encode(training, tokenizer, config)
     validation_set = encode(validation, tokenizer, config)
+    if config.guard is not None:
+        require_held_out(run, len(validation))
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
         tokenizer,
@@ -191,8 +193,11 @@ def train_dpo(config: DPOConfig) -> None:
         trainer.reference = ReferenceLogps(reference_facts(trainer, source))
     guard: Guard | None = None
     if config.guard is not None:
-        guard = guard_dpo(config.guard, config, run, recorder, trainer, source, tokenizer, validation)
+        guard = guard_dpo(config.guard, config, recorder, trainer, source, tokenizer, validation)
     train(trainer, run, recorder)
+    kinds = {preference.kind for preference in training}
+    if config.guard is not None:
+        kinds |= set(read_manifest(config.guard.reward_model).get("kinds", []))
     finish_adapter(
         trainer,
         run,
@@ -204,11 +209,13 @@ def train_dpo(config: DPOConfig) -> None:
         adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].prompt + train_set[0].chosen,
         metrics=last_metrics(
-            run.folder, ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
+            run.folder,
+            ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies"),
+            up_to=trainer.state.global_step,
         ),
         facts={
             "counts": {"train": len(train_set), "validation": len(validation_set)},
-            "kinds": sorted({preference.kind for preference in training}),
+            "kinds": sorted(kinds),
             "precision": str(resolve_precision(config.training)),
             **(guard.facts() if guard else {}),
         },
@@ -220,7 +227,6 @@ def train_dpo(config: DPOConfig) -> None:
 def guard_dpo(
     guard: GuardConfig,
     config: DPOConfig,
-    run: Run,
     recorder: RunRecorder,
     trainer: DPOTrainer,
     source: ModelSource,
@@ -229,19 +235,19 @@ def guard_dpo(
 ) -> Guard:
     """Let a held-out reward model say which policy to keep; DPO's own score is the margin between implicit rewards."""
     prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt) for p in validation}.values()
+    encoded = [(encode_prompt(tokenizer, prompt.messages), prompt) for prompt in prompts]
+    lengths = [len(ids) for ids, _ in encoded]
     watching = build_guard(
         guard,
-        run,
         recorder,
         backbone=Backbone(trainer.model, tokenizer.pad_token_id, reference_name(trainer.model)),
         source=source,
         tokenizer=tokenizer,
-        prompts=[(encode_prompt(tokenizer, prompt.messages), prompt) for prompt in prompts],
+        prompts=drop_too_long(encoded, lengths, config.training.max_length_tokens, "prompts of the guard"),
         sampling=SamplingConfig(  # uncut, so that the KL is that of what was drawn
             temperature=config.sampling.temperature or 1.0, max_new_tokens=config.sampling.max_new_tokens
         ),
         training=config.training,
-        score_key="rewards/margins",
     )
     watching.watch(trainer)
     return watching

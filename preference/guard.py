@@ -4,23 +4,29 @@
 
 A policy trained against one reward model comes to please that model more than the people behind it: past some distance
 from the reference the score goes on rising while answers get worse (Gao et al. 2023). So a second reward model, of another
-seed and another share of the judgments, scores the policy's answers to the validation prompts every so often. What is
-kept is the policy that it liked best, not the last one, and training stops once its score has fallen `patience` times
-running while the training's own has risen. The yardstick of the final evaluation has no part in the choice.
+seed and another share of the judgments, scores the policy's answers to the validation prompts every so often, and at
+both ends of the run. What is kept is the policy that it liked best, not the last one, and training stops once its score
+has fallen `patience` times running while the training's own has risen. The yardstick of the final evaluation has no part
+in the choice.
+
+What it has seen so far, and the weights it would keep, are in every checkpoint, so a resumed run decides as an uncut one.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preference.adapters import REFERENCE
@@ -29,7 +35,7 @@ from preference.ppo.loop import trainable_names, whole_model
 from preference.ppo.rollout import roll_out
 from preference.rewards import Conversations, Reward, load_reward
 from tiebreak.config import SamplingConfig, Section, TrainingConfig
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.models import ModelSource, find_model, gathered
 from tiebreak.records import Prompt, write_json
@@ -38,6 +44,13 @@ from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
+
+HISTORY_FILE, BEST_FILE = "guard.json", "guard.safetensors"
+"""of a checkpoint"""
+GUARD_INPUT = "guard.reward_model"
+"""its name among a run's inputs"""
+MARGIN = "rewards/margins"
+"""under which TRL's DPO logs what it widens"""
 
 
 class GuardConfig(Section):
@@ -61,9 +74,10 @@ class Verdict:
     score: float
     """its mean over the validation prompts"""
     kl: float
-    """nats a completion, from the reference"""
-    training_score: float | None
-    """what the training itself went by, when it was last logged"""
+    """nats a completion, from the reference (k3, see preference/ppo/losses.py)"""
+    training_score: float
+    """what the training goes by. PPO, RLOO and GRPO: the weighted sum of their rewards of the very same completions. DPO:
+    the margin of its implicit rewards, the mean of what was logged since the last verdict, and 0 before the first step"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,9 @@ class GuardedPolicy:
 
     backbone: Backbone
     reward: Reward
+    """the held-out reward model"""
+    learned_from: Sequence[Reward]
+    """what the training goes by; none under DPO"""
     prompts: list[list[int]]
     sampling: SamplingConfig
     eos_id: int
@@ -89,35 +106,45 @@ def over_optimised(history: Sequence[Verdict], patience: int) -> bool:
         return False
     last = history[-patience - 1 :]
     falling = all(after.score < before.score for before, after in itertools.pairwise(last))
-    first, newest = last[0].training_score, last[-1].training_score
-    return falling and newest is not None and (first is None or newest > first)
+    return falling and last[-1].training_score > last[0].training_score
 
 
 class Guard(TrainerCallback):
-    """Scores the policy before training and every so many steps, keeps the best, and puts it back at the end."""
+    """Scores the policy before training, every so many steps and at the end; puts the best one back."""
 
-    def __init__(
-        self, config: GuardConfig, policy: GuardedPolicy, run: Run, recorder: RunRecorder, score_key: str
-    ) -> None:
-        self.config, self.policy, self.recorder, self.score_key = config, policy, recorder, score_key
-        self.file, self.weights = run.folder / "guard.json", run.folder / "guard.safetensors"
+    def __init__(self, config: GuardConfig, policy: GuardedPolicy, recorder: RunRecorder) -> None:
+        self.config, self.policy, self.recorder = config, policy, recorder
         self.history: list[Verdict] = []
-        self.trainer: Trainer | None = None
-        self._training_score: float | None = None
+        self.stopped_at: int | None = None
+        """the step at which it ended the training, if it did"""
+        self.trained_steps = 0
+        """of the whole run, those after the kept policy's among them"""
+        self._best: dict[str, Tensor] = {}
+        self._margins: list[float] = []
+        self._trainer: Any = None
 
     def watch(self, trainer: Trainer) -> None:
-        """Guard a trainer."""
-        self.trainer = trainer
+        """Guard a trainer. Before the run's own callback is added: that one marks a checkpoint complete."""
+        self._trainer = trainer
         trainer.add_callback(self)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.file.exists() and state.global_step:
-            told = [Verdict(**verdict) for verdict in json.loads(self.file.read_text())]
-            self.history = [verdict for verdict in told if verdict.step <= state.global_step]
-        logged = [row[self.score_key] for row in state.log_history if self.score_key in row]
-        self._training_score = logged[-1] if logged else None
+        """Refuse what could guard nothing; take up what a checkpoint holds.
+
+        Raises:
+            ConfigError: the run ends before the first of its evaluations.
+            HandoffError: the checkpoint says nothing of the guard.
+        """
+        if self.config.eval_every_steps > state.max_steps:
+            raise ConfigError(
+                f"guard.eval_every_steps ({self.config.eval_every_steps}) is more than the {state.max_steps} optimizer "
+                "steps of this run, so the guard would see nothing but its two ends: lower it, or set guard: null; nothing "
+                "was trained"
+            )
+        if state.global_step:
+            self._resume(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -133,73 +160,109 @@ class Guard(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs and self.score_key in logs:
-            self._training_score = float(logs[self.score_key])
+        if logs and MARGIN in logs:
+            self._margins.append(float(logs[MARGIN]))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.config.eval_every_steps:
             return
         self._judge(state.global_step)
         if over_optimised(self.history, self.config.patience):
+            self.stopped_at = state.global_step
+            first, last = self.history[-self.config.patience - 1], self.history[-1]
             say(
+                "",  # the progress line ends here
                 f"stopped at step {state.global_step}: the held-out score has fallen {self.config.patience} times running "
-                "while the training's own rose"
+                f"({first.score:.3f} to {last.score:.3f}) while the training's own rose "
+                f"({first.training_score:.3f} to {last.training_score:.3f})",
             )
             control.should_training_stop = True
+            control.should_save = False  # a run that resumed from here would train on
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if is_main_process():
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            told = {"history": [asdict(verdict) for verdict in self.history], "margins": self._margins}
+            write_json(folder / HISTORY_FILE, told)
+            save_file(self._best, folder / BEST_FILE, metadata={"format": "pt"})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        kept = best_of(self.history)
-        if kept.step != state.global_step:
+        self.trained_steps = state.global_step
+        if not self.history or self.history[-1].step != state.global_step:
+            self._judge(state.global_step)
+        kept, last = best_of(self.history), self.history[-1]
+        if kept is not last:
             self._put_back()
+            state.global_step = kept.step  # the policy is that step's again: what is measured from here on is of it
         say(
+            "",
             f"kept the policy of step {kept.step}: held-out score {kept.score:.3f} at a KL of {kept.kl:.2f}"
-            + (f" (the last, of step {state.global_step}: {self.history[-1].score:.3f})" if kept.step else "")
+            + (f" (the last, of step {last.step}: {last.score:.3f} at {last.kl:.2f})" if kept is not last else ""),
         )
         if not kept.step:
             say("no step of this training was better by the held-out reward model than the policy it started from")
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest: what was kept, and what was said of every policy."""
-        return {"guard": {"kept": asdict(best_of(self.history)), "history": [asdict(v) for v in self.history]}}
+        """For the manifest: what was kept, why training ended, and what was said of every policy."""
+        return {
+            "guard": {
+                "kept": asdict(best_of(self.history)),
+                "stopped_at_step": self.stopped_at,
+                "patience": self.config.patience,
+                "prompts": len(self.policy.prompts),
+                "history": [asdict(verdict) for verdict in self.history],
+            }
+        }
 
     def _judge(self, step: int) -> None:
-        score, kl = self._measure()
-        self.history.append(Verdict(step, score, kl, self._training_score))
+        started = time.monotonic()
+        score, training_score, kl = self._measure()
+        if not self.policy.learned_from:
+            training_score = self._margin()
+        self.history.append(Verdict(step, score, kl, training_score))
         if best_of(self.history) is self.history[-1]:
             self._keep()
-        if is_main_process():
-            write_json(self.file, [asdict(verdict) for verdict in self.history])
-        self.recorder.row(step, {"guard/score": score, "guard/kl": kl})
+        figures = {"guard/score": score, "guard/training_score": training_score, "guard/kl": kl}
+        self.recorder.row(step, figures, beside_seconds=time.monotonic() - started)
+
+    def _margin(self) -> float:
+        """DPO's: a batch's margin says little, so the mean since the last verdict, or that one's where none was logged."""
+        margins, self._margins = self._margins, []
+        if margins:
+            return math.fsum(margins) / len(margins)
+        return self.history[-1].training_score if self.history else 0.0
 
     @torch.no_grad()
-    def _measure(self) -> tuple[float, float]:
-        """Mean score and KL over the prompts, which processes share out; the same seeds every time."""
+    def _measure(self) -> tuple[float, float, float]:
+        """(held-out score, training's score, KL), means over the prompts, which processes share out; always one seed."""
         trainer, policy = self._trainer, self.policy
         world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
-        mine = list(range(rank, len(policy.prompts), world)) or [0]
+        mine = range(rank, len(policy.prompts), world)
         training = policy.backbone.lm.training
         policy.backbone.eval()
         with whole_model(trainer.model_wrapped, policy.backbone), trainer.accelerator.autocast():
-            episodes = roll_out(
-                policy.backbone,
-                [policy.prompts[number] for number in mine],
-                [row_seed(policy.seed, "guard", number) for number in mine],
-                policy.sampling,
-                [policy.reward],
-                eos_id=policy.eos_id,
-            )
+            sums = self._sums(mine) if mine else torch.zeros(4)
         policy.backbone.train(training)
-        sums = torch.stack([episodes.scores.sum(), episodes.kl.sum(), torch.tensor(float(len(mine))).to(episodes.kl)])
-        score, kl, count = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-        return score / count, kl / count
+        total = trainer.accelerator.reduce(sums.to(trainer.accelerator.device), reduction="sum")
+        score, training_score, kl, count = total.tolist()
+        return score / count, training_score / count, kl / count
 
-    @property
-    def _trainer(self) -> Any:
-        if self.trainer is None:
-            raise ValueError("watch a trainer first")
-        return self.trainer
+    def _sums(self, numbers: Sequence[int]) -> Tensor:
+        """Scores, training's scores and KL, each summed over the prompts with these numbers, and how many there are."""
+        policy = self.policy
+        episodes = roll_out(
+            policy.backbone,
+            [policy.prompts[number] for number in numbers],
+            [row_seed(policy.seed, "guard", number) for number in numbers],
+            policy.sampling,
+            [policy.reward, *policy.learned_from],
+            eos_id=policy.eos_id,
+        )
+        score, *others = episodes.scores.double().sum(-1).tolist()
+        weighted = math.fsum(r.weight * s for r, s in zip(policy.learned_from, others, strict=True))
+        return torch.tensor([score, weighted, float(episodes.kl_k3.sum()), len(numbers)])
 
     def _trained(self) -> dict[str, nn.Parameter]:
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
@@ -209,24 +272,53 @@ class Guard(TrainerCallback):
     def _keep(self) -> None:
         parameters = self._trained()
         with gathered(list(parameters.values())):
-            state = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
-        if is_main_process():
-            temporary = self.weights.with_suffix(".tmp")
-            save_file(state, temporary, metadata={"format": "pt"})
-            temporary.replace(self.weights)
+            self._best = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
 
     def _put_back(self) -> None:
-        self._trainer.accelerator.wait_for_everyone()
-        state = load_file(self.weights)
         parameters = self._trained()
         with gathered(list(parameters.values())), torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state[name])
+                parameter.copy_(self._best[name])
+
+    def _resume(self, checkpoint: Path) -> None:
+        lacking = [name for name in (HISTORY_FILE, BEST_FILE) if not (checkpoint / name).is_file()]
+        if lacking:
+            raise HandoffError(
+                f"{checkpoint} lacks what the guard has seen ({', '.join(lacking)}): remove it, to go on from an earlier "
+                "one"
+            )
+        told = json.loads((checkpoint / HISTORY_FILE).read_text())
+        self._best = load_file(checkpoint / BEST_FILE)
+        self.history = [Verdict(**verdict) for verdict in told["history"]]
+        self._margins = told["margins"]
+
+
+def require_held_out(run: Run, prompts: int) -> None:
+    """Before a model is loaded: whether a run's guard can be one.
+
+    Args:
+        prompts: how many validation prompts there are for it.
+
+    Raises:
+        ConfigError: its reward model is what the policy learns from, under whatever path; or it has nothing to score.
+    """
+    judge = run.inputs[GUARD_INPUT]
+    rewards = {name: one for name, one in run.inputs.items() if name == "reward_model" or name.startswith("rewards.")}
+    same = [name for name, one in rewards.items() if one.id == judge.id]
+    if same:
+        raise ConfigError(
+            f"guard.reward_model: {judge.source} is the very run that {same[0]} names ({judge.id[:10]}), so it would "
+            "like whatever the policy learns: give one of another seed and another share of the judgments"
+        )
+    if not prompts:
+        raise ConfigError(
+            "guard: there is no validation prompt for it to score: raise validation_share (or, for PPO, "
+            "max_validation_prompts), give prompts of the validation split, or set guard: null"
+        )
 
 
 def build_guard(
     config: GuardConfig,
-    run: Run,
     recorder: RunRecorder,
     *,
     backbone: Backbone,
@@ -235,27 +327,22 @@ def build_guard(
     prompts: Sequence[tuple[list[int], Prompt]],
     sampling: SamplingConfig,
     training: TrainingConfig,
-    score_key: str,
+    learned_from: Sequence[Reward] = (),
 ) -> Guard:
     """The guard of a run, its reward model mounted on the policy where that can be.
 
     Args:
         prompts: (token ids, prompt) of the validation split.
-        score_key: what the training goes by, as it is logged.
-
-    Raises:
-        ConfigError: there are no validation prompts.
+        learned_from: the rewards that the training goes by; none: the margins that DPO logs.
     """
-    if not prompts:
-        raise ConfigError("guard: there is no validation prompt to score: raise validation_share, or set guard: null")
     chosen = list(prompts[: config.max_prompts])
     told = Conversations(tokenizer, {tuple(ids): prompt.messages for ids, prompt in chosen})
     found = find_model(config.reward_model, kind="reward")
     reward = load_reward(found, 1.0, backbone, source, told, training, "guard")
     policy = GuardedPolicy(
-        backbone, reward, [ids for ids, _ in chosen], sampling, tokenizer.eos_token_id, training.seed
+        backbone, reward, learned_from, [ids for ids, _ in chosen], sampling, tokenizer.eos_token_id, training.seed
     )
-    return Guard(config, policy, run, recorder, score_key)
+    return Guard(config, policy, recorder)
 
 
 def reference_name(lm: Any) -> str:

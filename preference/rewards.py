@@ -57,6 +57,8 @@ TOKENS_AT_ONCE = 4096
 ROWS_AT_ONCE = 16
 """of a pass that is padded"""
 UNKNOWN_SCALE = ScoreScale()
+MENDED = "Mend it, and give another --output if there are checkpoints: they were learned from the function as it was"
+"""A function's file is part of a run's identity, see preference.ppo.train.stage_inputs."""
 
 
 class RewardConfig(Section):
@@ -209,8 +211,8 @@ class FunctionReward:
             )
         except Exception as error:
             raise HandoffError(
-                f"the reward function {self.name} raised {type(error).__name__}: {error}{_where(error)}; mend it, and run "
-                "the same command again: it goes on from the last checkpoint"
+                f"the reward function {self.name} raised {type(error).__name__}: {error}{_where(error)}. Where the "
+                f"reason lies outside it, the same command goes on from the last checkpoint. {MENDED}"
             ) from error
         return _numbers(returned, len(completions), self.name)
 
@@ -228,12 +230,12 @@ def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
     except (TypeError, ValueError) as error:
         raise HandoffError(
             f"the reward function {name} returned {type(returned).__name__}: {str(error)[:80]}; it must return a list "
-            "with a number for each completion"
+            f"with a number for each completion. {MENDED}"
         ) from error
     if len(values) != wanted:
         raise HandoffError(
             f"the reward function {name} returned {len(values)} scores for {wanted} completions: it must return one for "
-            "each, in their order"
+            f"each, in their order. {MENDED}"
         )
     return values
 
@@ -265,7 +267,7 @@ def score_all(
             raise HandoffError(
                 f"{reward.name} gave {broken} of {len(scores)} completions a score that is not a finite number; nothing "
                 "was learned from them. For a reward model: look at its run's metrics, and train it again at a lower "
-                "learning rate; for a function: mend it. The checkpoints are kept"
+                "learning rate; for a function: mend it, and give another --output. The checkpoints are kept"
             )
         rows.append(scores)
     return torch.tensor(rows, dtype=torch.float32)

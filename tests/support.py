@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -46,6 +48,24 @@ def succeed(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[s
         f"tiebreak {' '.join(map(str, words))}\n{result.stdout[-2000:]}\n{result.stderr[-6000:]}"
     )
     return result
+
+
+def run_here(*words: str | Path) -> tuple[int, str]:
+    """`tiebreak …` in this process, which has imported torch already: (exit status, standard error)."""
+    from tiebreak.cli import main
+
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stopped:
+            return int(stopped.code or 0), told.getvalue()
+    return 0, told.getvalue()
+
+
+def end_process(output: Path) -> None:
+    """What the end of a failed command's process does to its folder, after `run_here`: nobody holds it any more."""
+    (output / "run.lock").unlink(missing_ok=True)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

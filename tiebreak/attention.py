@@ -82,8 +82,8 @@ def _attend_within(
     tree: Tree, masks: TreeMasks, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None
 ) -> list[Tensor]:
     """What the shared tokens attend to, and what the rests do."""
-    if not tree.rests:
-        return [_attend(q, k, v, masks.shared, dropout, scaling)]
+    if not tree.rests or masks.whole is not None:
+        return [_attend(q, k, v, masks.shared if masks.whole is None else masks.whole, dropout, scaling)]
     of_shared, of_rests = q[:, :, : tree.shared], q[:, :, tree.shared :]
     ours = slice(0, tree.shared)
     shared = _attend(of_shared, k[:, :, ours], v[:, :, ours], masks.shared, dropout, scaling)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from tiebreak.lora import fuse_lora
+from tiebreak.fused import fuse_layers
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import TOKENS_PER_PASS, packed_log_probs, packed_scores, packs, whole_model
 
@@ -83,7 +83,7 @@ def completion_logps_in_batches(
             for row, values in zip(rows, logps.tolist(), strict=True):
                 results[row] = values[: len(examples[row][1])]
         return results
-    fuse_lora(model)
+    fuse_layers(model)
     device = next(model.parameters()).device
     sequences = [[*p, *c] for p, c in examples]
     packing = pack_sequences(sequences, by_beginning([p for p, _ in examples]), TOKENS_PER_PASS, device)
@@ -122,7 +122,7 @@ def member_scores_in_batches(
     device = next(model.parameters()).device
     whole = whole_model(model)
     if packs(whole):
-        fuse_lora(model)
+        fuse_layers(model)
         groups = by_beginning([sequence[:BEGINNING_TOKENS] for sequence in sequences])
         packing = pack_sequences(sequences, groups, TOKENS_PER_PASS, device)
         last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)

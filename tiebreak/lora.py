@@ -9,33 +9,67 @@ a step's time and 13% off its peak memory.
 from __future__ import annotations
 
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class Weights(NamedTuple):
+    """What a linear layer computes with: y = xWᵀ + bias + scaling·(xAᵀ)Bᵀ, of which A and B train."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None
+    """None where the layer has no adapter; nor has it B then"""
+    b: Tensor | None
+    scaling: float
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """y of x, shape (N, inputs), and scaling·xAᵀ, which the backward pass needs."""
+        y = linear(x, self.weight, self.bias)
+        if self.a is None or self.b is None:
+            return y, None
+        low = (x @ self.a.T).mul_(self.scaling)
+        return y.addmm_(low, self.b.T), low
+
+    def backward(
+        self, grad: Tensor, x: Tensor, low: Tensor | None, into: Tensor | None = None, *, of_x: bool = True
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of x, A and B, given y's. `into` is a gradient of x to which this one is added in place."""
+        grad_x = None
+        if of_x:
+            grad_x = grad @ self.weight if into is None else into.addmm_(grad, self.weight)
+        if self.a is None or self.b is None or low is None:
+            return grad_x, None, None
+        grad_low = (grad @ self.b).mul_(self.scaling)
+        if grad_x is not None:
+            grad_x.addmm_(grad_low, self.a)
+        return grad_x, grad_low.T @ x, grad.T @ low
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = xWᵀ + bias + s·(xAᵀ)Bᵀ, of which A and B train."""
+    """One layer."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        low = (flat @ a.T).mul_(scaling)
-        y = nn.functional.linear(flat, weight, bias).addmm_(low, b.T)
+        y, low = Weights(weight, bias, a, b, scaling).forward(flat)
         ctx.save_for_backward(flat, low, weight, a, b)
         ctx.scaling, ctx.shape = scaling, x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, Tensor | None, None]:
         flat, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_low = (grad @ b).mul_(ctx.scaling)
-        grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad_low.T @ flat, grad.T @ low, None
+        grad_x, grad_a, grad_b = Weights(weight, None, a, b, ctx.scaling).backward(
+            grad, flat, low, of_x=ctx.needs_input_grad[0]
+        )
+        return None if grad_x is None else grad_x.view(ctx.shape), None, None, grad_a, grad_b, None
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -53,28 +87,43 @@ def fuse_lora(model: nn.Module) -> int:
 
 
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    name = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
-    if args or kwargs or not _plain(layer, x, name):
+    weights = None if args or kwargs else weights_of(layer, x)
+    if weights is None or weights.a is None:
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)
         return output
-    base = layer.base_layer
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    fused: Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name])
+    fused: Tensor = _LoraLinear.apply(x, *weights)
     return fused
 
 
-def _plain(layer: Any, x: Tensor, name: str | None) -> bool:
-    if name not in layer.lora_A or layer.disable_adapters or layer.merged or name in layer.lora_variant:
-        return False
-    base, a, b = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
-    dropout = layer.lora_dropout[name]
+def weights_of(layer: Any, x: Tensor) -> Weights | None:
+    """What a linear layer, with an adapter or without, computes a call of `x` with; None where that is more than this."""
+    if torch.is_autocast_enabled(x.device.type):
+        return None
+    if type(layer) is nn.Linear:
+        return Weights(layer.weight, layer.bias, None, None, 0.0) if _frozen(layer, x) else None
+    if type(getattr(layer, "base_layer", None)) is not nn.Linear or len(layer.active_adapters) != 1:
+        return None
+    (name,) = layer.active_adapters
+    base = layer.base_layer
+    if layer.merged or not _frozen(base, x):
+        return None
+    if layer.disable_adapters:
+        return Weights(base.weight, base.bias, None, None, 0.0)
+    if name not in layer.lora_A or name in layer.lora_variant:
+        return None
+    a, b = layer.lora_A[name].weight, layer.lora_B[name]
+    if layer.training and getattr(layer.lora_dropout[name], "p", 0.0):
+        return None
+    if b.bias is not None or a.dtype != x.dtype or hasattr(a, "ds_id"):
+        return None
+    return Weights(base.weight, base.bias, a, b.weight, layer.scaling[name])
+
+
+def _frozen(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether a layer has whole weights of x's number format that do not train."""
     return (
-        not torch.is_autocast_enabled(x.device.type)
-        and not (layer.training and getattr(dropout, "p", 0.0))
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
-        and b.bias is None
-        and x.dtype == base.weight.dtype == a.weight.dtype
-        and not hasattr(base.weight, "ds_id")
-        and not hasattr(a.weight, "ds_id")
+        layer.weight.dtype == x.dtype
+        and not layer.weight.requires_grad
+        and (layer.bias is None or not layer.bias.requires_grad)
+        and not hasattr(layer.weight, "ds_id")
     )

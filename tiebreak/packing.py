@@ -18,6 +18,8 @@ from torch import Tensor
 
 LEAST_BORROWED = 8
 """Fewer tokens are not worth the copying that borrowing them takes."""
+WHOLE_TOKENS = 384
+"""A tree of so many tokens attends in one call, under a mask of all of them, and no gradient has to be put together."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class TreeMasks:
     """bool, shape (shared, shared)"""
     rests: Tensor
     """bool, shape (tokens of all rests, shared tokens and those)"""
+    whole: Tensor | None
+    """bool, shape (tokens, tokens), of a tree so short that its two parts are not worth taking apart"""
 
 
 @dataclass(frozen=True)
@@ -188,4 +192,8 @@ def _tree_masks(tree: Tree, positions: Tensor, window: int | None) -> TreeMasks:
     if window is not None:
         sees &= behind < window
     whole = window is None or window >= tree.shared
-    return TreeMasks(None if whole else sees[: tree.shared, : tree.shared], sees[tree.shared :])
+    return TreeMasks(
+        shared=None if whole else sees[: tree.shared, : tree.shared],
+        rests=sees[tree.shared :],
+        whole=sees if tree.rests and len(positions) <= WHOLE_TOKENS else None,
+    )

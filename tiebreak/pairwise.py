@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tiebreak.attention import TREE_ATTENTION
+from tiebreak.fused import fuse_layers
 from tiebreak.head import HeadOutput, logits_are_plain, token_logps
-from tiebreak.lora import fuse_lora
 from tiebreak.packing import PackedRow, Packing, pack_padded, pack_sequences
 from tiebreak.runs import say
 
@@ -52,7 +52,7 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
         say(f"the plain forward stays: {type(base).__name__} cannot take packed rows, as {reason}")
         return False
     base.set_attn_implementation(TREE_ATTENTION)
-    fuse_lora(model)
+    fuse_layers(model)
     plain_forward = base.forward
     patched = _scores if hasattr(base, "score") else _log_probs
 

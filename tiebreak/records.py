@@ -155,25 +155,24 @@ class Judgment(Record):
         return self
 
     def pairwise(self) -> list[Judgment]:
-        """Itself; or of K ranked completions the K(K−1)/2 judgments that the order implies.
+        """Itself; or of K completions shown together the K(K−1)/2 judgments that it implies.
 
-        An order tells which is better and not by how much: its answers are −1, 0 and +1.
+        An order tells which is better and not by how much: its answers are −1, 0 and +1. An edit is of the first one, and
+        goes with the comparisons that it wins. Where all were called bad, or skipped, every two were.
         """
-        if self.ranking is None:
+        if not self.shown:
             return [self]
-        place = {identity: n for n, group in enumerate(self.ranking) for identity in group}
-        return [
-            self.model_copy(
-                update={
-                    "left": left,
-                    "right": right,
-                    "answer": (place[left] > place[right]) - (place[left] < place[right]),
-                    "ranking": None,
-                    "shown": (),
-                }
-            )
-            for left, right in combinations(self.shown, 2)
-        ]
+        return [self._about(left, right) for left, right in combinations(self.shown, 2)]
+
+    def _about(self, left: str, right: str) -> Judgment:
+        """What it says about two of those that were shown."""
+        said: dict[str, Any] = {"left": left, "right": right, "ranking": None, "shown": ()}
+        if self.ranking is not None:
+            place = {identity: n for n, group in enumerate(self.ranking) for identity in group}
+            said["answer"] = (place[left] > place[right]) - (place[left] < place[right])
+            if 0 not in (place[left], place[right]):
+                said["edited_text"] = None
+        return self.model_copy(update=said)
 
 
 class Preference(Record):

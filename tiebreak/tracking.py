@@ -36,18 +36,26 @@ class RunRecorder:
         kept = [row for row in read_metrics(self.run.folder) if row["step"] <= step]
         write_jsonl(self.run.metrics, kept)
 
-    def row(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One logged step. Values that are not finite numbers are kept out of the JSON as null."""
+    def row(self, step: int, metrics: Mapping[str, Any], beside_seconds: float | None = None) -> None:
+        """One logged step. Values that are not finite numbers are kept out of the JSON as null.
+
+        Args:
+            beside_seconds: how long it took to measure them between two steps, neither of which it is counted to.
+        """
         if not is_main_process():
             return
-        now = time.monotonic()
-        steps = max(1, step - self._last_step)
+        if beside_seconds is None:
+            now = time.monotonic()
+            seconds = (now - self._last_time) / max(1, step - self._last_step)
+            self._last_step, self._last_time = step, now
+        else:
+            seconds = beside_seconds
+            self._last_time += beside_seconds
         values = {key: _finite(value) for key, value in metrics.items() if isinstance(value, (int, float))}
-        line = {"step": step, "step_seconds": round((now - self._last_time) / steps, 4), **values}
+        line = {"step": step, "step_seconds": round(seconds, 4), **values}
         with self.run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-        self._last_step, self._last_time = step, now
         if self._wandb is not None:
             self._wandb.log({**_wandb_names(values), "train/global_step": step})
 

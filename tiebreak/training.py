@@ -6,6 +6,7 @@ The trainers themselves are TRL's and transformers'; this file holds what surrou
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -241,11 +242,12 @@ def _reload(run: Run, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def last_metrics(folder: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """The newest value of each of `keys` in a run's metrics."""
+def last_metrics(folder: Path, keys: Sequence[str], up_to: float = math.inf) -> dict[str, Any]:
+    """The newest value of each of `keys` in a run's metrics, of the rows up to a step: that of the policy that is kept."""
     found: dict[str, Any] = {}
     for row in read_metrics(folder):
-        found |= {key: row[key] for key in keys if row.get(key) is not None}
+        if row["step"] <= up_to:
+            found |= {key: row[key] for key in keys if row.get(key) is not None}
     return found
 
 

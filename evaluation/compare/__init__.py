@@ -91,7 +91,8 @@ def _trained(links: Sequence[Link]) -> list[Trained]:
 
 def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
     """The table, where the report lies, and how to go on; plain text, whatever standard output is."""
-    lines = ["", report["headline"]["claim"] + ".", *report["headline"]["caveats"], ""]
+    guarded = [stage["guard"]["decision"] for stage in report.get("stages", []) if "guard" in stage]
+    lines = ["", report["headline"]["claim"] + ".", *report["headline"]["caveats"], *guarded, ""]
     lines += summary_table(report)
     lines += ["", f"report:         {page.resolve().as_uri()}", f"label by hand:  {next_step}"]
     _say("\n".join(lines))

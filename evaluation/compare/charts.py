@@ -5,7 +5,9 @@ Policies differ by the shape of their mark as well as by colour; held-out curves
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,8 +26,8 @@ def _whole_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [v for v in ticks(low, high, about) if float(v).is_integer()] or [low, high]
 
 
-def line_chart(panel: Panel, tones: Sequence[str]) -> Markup:
-    """A panel's curves over the optimizer steps, shape (340, 180) in SVG units."""
+def line_chart(panel: Panel, tones: Sequence[str], kept: float | None = None) -> Markup:
+    """A panel's curves over the optimizer steps, shape (340, 180) in SVG units; a line at the step that was kept."""
     xs = [x for curve in panel.curves for x, _ in curve.points]
     ys = [y for curve in panel.curves for _, y in curve.points]
     ys += [] if panel.reference is None else [panel.reference]
@@ -37,12 +39,21 @@ def line_chart(panel: Panel, tones: Sequence[str]) -> Markup:
         y = frame.py(panel.reference)
         body.append(line(frame.left, y, frame.end, y, "reference"))
         body.append(text(frame.end, y - 4, panel.reference_name, "note", "end"))
+    if kept is not None and first <= kept <= last:
+        body += _kept_line(frame, kept)
     for curve, tone in zip(panel.curves, tones, strict=True):
         body.append(_curve(frame, curve.points, f"tone-{tone}" + (" held-out" if curve.held_out else "")))
     body.append(line(0.0, frame.top, 0.0, frame.base, "cursor"))
     series = [{"name": curve.key, "points": [[x, round(y, 9)] for x, y in curve.points]} for curve in panel.curves]
     scale = f"{frame.left},{frame.end},{frame.x[0]},{frame.x[1]},{frame.width}"
     return svg(340, 180, body, cls="plot", label=_described(panel), data_scale=scale, data_series=json.dumps(series))
+
+
+def _kept_line(frame: Frame, at: float) -> list[Markup]:
+    x = frame.px(at)
+    left = x > (frame.left + frame.end) / 2  # the label stands where there is room for it
+    label = text(x + (-4 if left else 4), frame.top + 3, "kept", "note", "end" if left else "start")
+    return [line(x, frame.top - 4, x, frame.base, "reference"), label]
 
 
 def _described(panel: Panel) -> str:
@@ -104,14 +115,50 @@ def _path(frame: Frame, path: Sequence[tuple[float, float, float]], boxes: list[
     if not path:
         return []
     places = [(frame.px(kl), frame.py(score)) for _, kl, score in path]
-    parts = [el("polyline", cls="curve tone-ppo thin", points=svg_points(places))]
-    for index, (x, y) in enumerate(places):
-        opacity = f"{0.25 + 0.75 * index / max(len(places) - 1, 1):.2f}"
-        parts.append(el("circle", cls="dot tone-ppo", cx=x, cy=y, r=2.6, fill_opacity=opacity))
-        boxes.append((x - 3, y - 3, x + 3, y + 3))
+    parts = _trail(places, "ppo", boxes)
     for at in dict.fromkeys((0, len(places) - 1)):
         parts.append(_placed(frame, boxes, places[at], f"step {path[at][0]:.0f}", "note"))
     return parts
+
+
+def _trail(places: Sequence[Point], tone: str, boxes: list[Box]) -> list[Markup]:
+    """Points in the order of the steps, darker with them."""
+    parts = [el("polyline", cls=f"curve tone-{tone} thin", points=svg_points(places))]
+    for index, (x, y) in enumerate(places):
+        opacity = f"{0.25 + 0.75 * index / max(len(places) - 1, 1):.2f}"
+        parts.append(el("circle", cls=f"dot tone-{tone}", cx=x, cy=y, r=2.6, fill_opacity=opacity))
+        boxes.append((x - 3, y - 3, x + 3, y + 3))
+    for (x, y), (to_x, to_y) in itertools.pairwise(places):
+        beads = int(math.hypot(to_x - x, to_y - y) / 8)
+        along = [((x + (to_x - x) * n / beads), (y + (to_y - y) * n / beads)) for n in range(1, beads)]
+        boxes += [(at_x - 1, at_y - 1, at_x + 1, at_y + 1) for at_x, at_y in along]
+    return parts
+
+
+def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: str, tone: str) -> Markup:
+    """One score against KL at the steps that a guard looked at, the kept one ringed; shape (340, 220) in SVG units.
+
+    Args:
+        path: (step, KL, score), in the order of the steps.
+        kept: a step of `path`.
+    """
+    frame = Frame(
+        340, 220, 46, 12, 22, 34, spread([kl for _, kl, _ in path], 0.08), spread([y for _, _, y in path], 0.12)
+    )
+    body = axes(frame, "KL from the policy it began with, nats per answer", "score", ticks(*frame.x, 5))
+    places = [(frame.px(kl), frame.py(score)) for _, kl, score in path]
+    steps = [step for step, _, _ in path]
+    at = steps.index(kept)
+    boxes: list[Box] = []
+    body.append(line(places[at][0], frame.top, places[at][0], frame.base, "reference"))
+    body += _trail(places, tone, boxes)
+    body.append(el("circle", cls="kept", cx=places[at][0], cy=places[at][1], r=6))
+    boxes.append((places[at][0] - 7, places[at][1] - 7, places[at][0] + 7, places[at][1] + 7))
+    for place in dict.fromkeys((at, len(path) - 1)):  # the first stands at no KL, and needs no label
+        shown = f"step {steps[place]:.0f}" + (", kept" if place == at else "")
+        body.append(_placed(frame, boxes, places[place], shown, "spot" if place == at else "note"))
+    told = "; ".join(f"step {step:.0f}: KL {number(kl)}, score {number(score)}" for step, kl, score in path)
+    return svg(340, 220, body, cls="plot", label=f"{title} against KL. {told}")
 
 
 def _placed(frame: Frame, boxes: list[Box], place: Point, shown: str, style: str) -> Markup:

@@ -67,9 +67,11 @@ PLANS: dict[str, tuple[_Plan, ...]] = {
         _Plan("Margin of implicit rewards", "implicit reward", ("rewards/margins",), 0.0),
         _Plan("Implicit rewards", "implicit reward", ("rewards/chosen", "rewards/rejected"), 0.0),
         _Plan("Log-probability of answers", "nats per answer", ("logps/chosen", "logps/rejected")),
+        _Plan("Score of the guard's reward model", "score", ("guard/score",)),
     ),
     "ppo": (
-        _Plan("Score of the reward model", "score", ("objective/scores",)),
+        _Plan("Score of the reward model", "score", ("objective/scores", "guard/training_score")),
+        _Plan("Score of the guard's reward model", "score", ("guard/score",)),
         _Plan("KL from the SFT policy", "nats per answer", ("objective/kl",), 0.0),
         _Plan("Reward, score − KL penalty", "score", ("objective/rlhf_reward",)),
         _Plan("Length of rollouts", "tokens", ("completions/mean_length",)),
@@ -108,7 +110,7 @@ def base_name(key: str) -> str:
 
 
 def _is_held_out(key: str) -> bool:
-    return base_name(key) != key
+    return base_name(key) != key or key.startswith("guard/")
 
 
 def _loosely(key: str, wanted: Iterable[str]) -> bool:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tiebreak import runs
 from tiebreak.errors import HandoffError, RunError
-from tiebreak.page.numbers import percent, short
+from tiebreak.page.numbers import number, percent, short
 from tiebreak.records import Message, explain, read_rows
 from tiebreak.statistics import Interval, bootstrap_interval
 
@@ -403,7 +403,33 @@ def stage_facts(link: Link) -> dict[str, Any]:
     if isinstance(metrics, dict):
         steady = {k: v for k, v in _finite(metrics).items() if not _is_timing(k)}
         facts |= {"metrics": steady} if steady else {}
+    if isinstance(guard := link.manifest.get("guard"), dict):
+        facts["guard"] = {**_finite(guard), "decision": guard_decision(link.stage, guard)}
     return facts
+
+
+def guard_decision(stage: str, guard: Mapping[str, Any]) -> str:
+    """What the guard of a run kept, and why training ended, in words (see preference/guard.py)."""
+    name, kept, first, last = label(stage), guard["kept"], guard["history"][0], guard["history"][-1]
+    told = (
+        f"{name} was guarded by a reward model that its training did not see, which scored the answers to "
+        f"{number(guard['prompts'])} validation prompts at {len(guard['history'])} steps."
+    )
+    if kept["step"] == first["step"]:
+        told += f" It liked no policy better than the one that training began with, so {name} is that one, as it was."
+    else:
+        liked = "the last policy" if kept["step"] == last["step"] else "the policy"
+        told += (
+            f" It liked {liked} of step {number(kept['step'])} best, which was kept: its score rose from "
+            f"{number(first['score'])} to {number(kept['score'])}, at a KL of {number(kept['kl'])} nats per answer."
+        )
+    if guard["stopped_at_step"] is None:
+        return f"{told} Training ran to its end, step {number(last['step'])}."
+    times = "once" if guard["patience"] == 1 else f"{guard['patience']} times running"
+    return (
+        f"{told} Training was stopped at step {number(guard['stopped_at_step'])}: that score had fallen {times}, to "
+        f"{number(last['score'])}, while what the training went by rose."
+    )
 
 
 def _noted_counts(link: Link) -> dict[str, Any]:

@@ -280,8 +280,15 @@ def _beside(row: Row, key: str, interval: str | None, form: Form) -> Markup:
 
 
 def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
+    parts = [_scores_against_kl(report, trained, marks)]
+    parts += [_guarded(stage) for stage in report["stages"] if "guard" in stage]
+    return join(*parts) if any(parts) else None
+
+
+def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
     ppo = [run for run in trained if run.stage == "ppo"]
-    path = reward_against_kl(ppo[-1].rows) if ppo else []
+    comparable = bool(ppo) and _scored_alike(report, ppo[-1].id)
+    path = reward_against_kl(ppo[-1].rows) if comparable else []
     spots = [
         Spot(label(name), row["kl_per_sequence"] or 0.0, row["score_mean"], row["score_interval"], *marks[name])
         for name, row in report["policies"].items()
@@ -305,8 +312,46 @@ def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
         ),
         note("Whiskers are 95% intervals over prompts."),
         note(f"Too far right to be drawn. {outside}.") if far else None,
+        note("PPO's rollouts are left out: it went by other rewards than the reward model that scored the policies.")
+        if ppo and not comparable
+        else None,
     )
     return el("div", el("figure", charts.kl_chart(path, near)), side, cls="split")
+
+
+def _scored_alike(report: Report, ppo: str) -> bool:
+    """Whether a PPO run went by the evaluation's reward model and by nothing else: other scores lie on another scale."""
+    inputs = {row["id"]: row["inputs"] for row in report["chain"]}
+    evaluated = next(row["inputs"] for row in reversed(report["chain"]) if row["stage"] == "evaluate")
+    judge = evaluated.get("reward_model", {}).get("id")
+    further = any(name.startswith("rewards.") for name in inputs[ppo])
+    return judge is not None and inputs[ppo].get("reward_model", {}).get("id") == judge and not further
+
+
+def _guarded(stage: Row) -> Markup:
+    """Both scores against KL at the steps that a guard looked at: each has a scale of its own, so each has a chart."""
+    guard, tone = stage["guard"], _STAGE_TONES.get(stage["stage"], "extra")
+    goes_by = "the margin of implicit rewards" if stage["stage"] == "dpo" else "its own rewards"
+    drawn = [
+        ("training_score", "What the training went by", f"{goes_by}, which it raises"),
+        ("score", "What the guard went by", "a reward model that the training did not see"),
+    ]
+    figures = [
+        el(
+            "figure",
+            el("figcaption", el("b", title), el("div", told, cls="legend")),
+            charts.guard_chart(
+                [(v["step"], v["kl"], v[key]) for v in guard["history"]], guard["kept"]["step"], title, tone
+            ),
+        )
+        for key, title, told in drawn
+    ]
+    remark = (
+        "Points are darker with the steps; the ringed one is the policy that was kept. The two scores come from different "
+        "judges and share no scale: it is their directions that part where a policy is over-optimised."
+    )
+    title = f"The guard of {label(stage['stage'])}"
+    return join(el("h3", title), el("p", guard["decision"]), el("div", figures, cls="panels pair"), note(remark))
 
 
 def _outlying(
@@ -329,6 +374,7 @@ _FURTHER_TONES = ("base", "other", "extra", "sft", "dpo", "ppo")
 
 def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
     final = {stage["id"]: stage.get("metrics", {}) for stage in report["stages"]}
+    kept = {stage["id"]: stage["guard"]["kept"]["step"] for stage in report["stages"] if "guard" in stage}
     parts: list[Markup | None] = []
     for run in trained:
         main, further = read_panels(run.rows, run.stage)
@@ -342,11 +388,14 @@ def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
         drawn_keys = {curve.key for panel in (*main, *further) for curve in panel.curves}
         at_end = final_figures({k: v for k, v in final.get(run.id, {}).items() if k not in drawn_keys})
         parts.append(note(f"At the end: {', '.join(at_end)}.") if at_end else None)
-        parts.append(el("div", [_panel(panel, run.stage) for panel in main], cls="panels"))
+        parts.append(el("div", [_panel(panel, run.stage, kept.get(run.id)) for panel in main], cls="panels"))
         if further:
-            drawn = el("div", [_panel(panel, run.stage) for panel in further], cls="panels")
+            drawn = el("div", [_panel(panel, run.stage, kept.get(run.id)) for panel in further], cls="panels")
             parts.append(el("details", el("summary", f"{len(further)} further figures"), drawn))
-    legend = note("Solid: training data. Dashed: held-out data. Beside each name: its first and last value.")
+    legend = note(
+        "Solid: training data. Dashed: held-out data. Beside each name: its first and last value."
+        + (" A dotted line stands at the step whose policy a guard kept." if kept else "")
+    )
     return join(legend, parts) if parts else None
 
 
@@ -365,7 +414,7 @@ def final_figures(metrics: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def _panel(panel: Panel, stage: str) -> Markup:
+def _panel(panel: Panel, stage: str, kept: float | None) -> Markup:
     tones = _panel_tones(panel, _STAGE_TONES.get(stage, "extra"))
     legend = [_legend_entry(curve, tone) for curve, tone in zip(panel.curves, tones, strict=True)]
     each = max(curve.steps_a_point for curve in panel.curves)
@@ -374,7 +423,7 @@ def _panel(panel: Panel, stage: str) -> Markup:
     return el(
         "figure",
         el("figcaption", el("b", panel.title), el("div", legend, cls="legend")),
-        charts.line_chart(panel, tones),
+        charts.line_chart(panel, tones, kept),
         el("output", cls="readout"),
         el("span", "; ".join(notes), cls="note-text") if notes else None,
     )

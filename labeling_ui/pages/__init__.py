@@ -74,10 +74,10 @@ class PageConfig:
     """asked beside the whole judgment, each on the same bar"""
     reason: bool = True
     """whether a reason is asked for"""
-    converse: bool = False
-    """whether raters hold conversations with the policies"""
+    policies: tuple[str, ...] = ()
+    """with whom raters converse; () where they do not"""
     system: str = ""
-    """the system prompt of those"""
+    """the system prompt of those conversations"""
     words: dict[str, str] = field(default_factory=load_words)
 
 
@@ -112,7 +112,7 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         "consent": render(page.consent) if page.consent else "",
         "aspects": list(page.aspects),
         "reason": page.reason,
-        "converse": page.converse,
+        "converse": bool(page.policies),
         "flags": list(FLAGS),
         "skip_reasons": list(SKIP_REASONS),
         "words": page.words,

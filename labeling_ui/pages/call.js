@@ -59,12 +59,12 @@ const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
 // What a judgment says, in words; `left` is the completion that stands left before whoever reads it.
 function said(judgment, left = judgment.left) {
   if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
-  if (judgment.both_bad) return words.both_bad;
+  if (judgment.both_bad) return words[judgment.shown.length > 2 ? 'all_bad' : 'both_bad'];
+  const edited = judgment.edited_text === null ? '' : `, ${words['said.edited']}`;
   if (judgment.ranking) {
     const letters = (group) => group.map((id) => LETTERS[judgment.shown.indexOf(id)]).join(' = ');
-    return say('said.ranking', { order: judgment.ranking.map(letters).join(' › ') });
+    return say('said.ranking', { order: judgment.ranking.map(letters).join(' › ') }) + edited;
   }
-  const edited = judgment.edited_text === null ? '' : `, ${words['said.edited']}`;
   return words[`scale.${judgment.left === left ? judgment.answer : 0 - judgment.answer}`] + edited;
 }
 

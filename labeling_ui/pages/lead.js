@@ -1,12 +1,17 @@
 // The lead's page: how far the campaign has come, how far its labels can be trusted, and the disagreements to settle.
-// Reads itself again every 20 s.
+// Reads itself again every 20 s; figures that are being measured, every 2 s.
 const REFRESH_MS = 20000;
+const MEASURING_MS = 2000;
+const OLD_SECONDS = 90; // figures older than this say so
 const MOST_COUNTED = 500; // disagreements that wait
 const MOST_IN_MATRIX = 12; // raters; beyond that the lowest κ are listed
 
 const plain = (value) => value.toFixed(3).replace('-', '−');
 const whole = (value) => value.toLocaleString(words.language);
 let names = {};
+let measured = null; // the figures; null until the first reply
+let later = 0; // the timer of the next look at them
+let sorting = { column: 'rater', down: false };
 
 // --- overview
 
@@ -21,7 +26,7 @@ function showStatus(status, waiting) {
     tile(words['lead.judgments'], of(judged, status.judgments_wanted), kinds, judged / Math.max(1, status.judgments_wanted)),
     tile(words['lead.judged'], of(status.items_judged, status.items), say('lead.pairs', { n: whole(status.pairs) }), status.items_judged / Math.max(1, status.items)),
     tile(words['lead.day'], whole(status.last_day.judgments), say('lead.by', { n: whole(status.last_day.raters) })),
-    tile(words['lead.togo'], left, words[days === null ? 'lead.still' : 'lead.pace']),
+    tile(words['lead.togo'], left, days === 0 ? '' : words[days === null ? 'lead.still' : 'lead.pace']),
     tile(words['lead.disputed'], disputed, words['lead.disputed.note']),
   );
   const badge = find('.badge');
@@ -115,10 +120,11 @@ function interval(name, figure, form, marks = []) {
   return row;
 }
 
-function showAgreement(measured) {
+function showAgreement() {
   if (!measured.judgments) {
-    find('.figures').textContent = words['lead.novotes'];
-    find('.kappas').textContent = words['lead.kappa.none'];
+    const waiting = measured.measuring && words['lead.measuring'];
+    find('.figures').replaceChildren(make('p', { class: 'note' }, waiting || words['lead.novotes']));
+    find('.kappas').replaceChildren(make('p', { class: 'note' }, waiting || words['lead.kappa.none']));
     return;
   }
   const published = measured.published.map((one, n) => ({ ...one, letter: 'abcdefgh'[n], value: parseFloat(one.figure.match(/[\d.]+/)[0]) / 100 }));
@@ -134,6 +140,7 @@ function showAgreement(measured) {
   find('.published').replaceChildren(
     make('p', { class: 'note' }, `${say('lead.kind', { n: whole(measured.judgments), kind: measured.kind })} ${words['lead.interval']} ${words['lead.published']}:`),
     make('ol', { class: 'note', type: 'a' }, ...published.map((one) => make('li', {}, `${one.what}: ${one.figure}`))),
+    ...(measured.age_seconds > OLD_SECONDS ? [make('p', { class: 'note' }, say('lead.age', { minutes: Math.round(measured.age_seconds / 60) }))] : []),
   );
   showKappas(measured.cohen_kappa);
 }
@@ -168,33 +175,94 @@ function matrix(kappas, raters) {
 
 // --- raters
 
-function shareCell(figure) {
-  if (!figure || figure.value === null) return make('td', {}, '–');
-  const edges = figure.interval ? make('span', { class: 'note' }, ` ${figure.interval.map((edge) => Math.round(100 * edge)).join('–')}`) : null;
-  return make('td', {}, percent(figure.value), edges);
+// What the columns show of a rater: what they are sorted by, and the cell. `row` holds what is measured, if anything is.
+const COLUMNS = {
+  rater: { by: ({ rater }) => rater.name.toLowerCase(), show: ({ rater }) => [rater.name, describeRater(rater)] },
+  judgments: { by: (row) => row.judgments, show: (row) => [whole(row.judgments), ''] },
+  marks: { by: (row) => row.marks.length || null, show: (row) => [row.marks.map((mark) => words[`mark.${mark.replace(' ', '_')}`]).join(', ') || '–', ''] },
+  gold: figured((row) => row.gold),
+  agrees: figured((row) => row.agrees),
+  self: figured((row) => row.self_consistency),
+  dawid_skene: figured((row) => row.dawid_skene),
+  bradley_terry: figured((row) => row.bradley_terry),
+  left: figured((row) => row.left_side),
+  longer: figured((row) => row.longer_side),
+  seconds: { by: (row) => row.median_seconds, show: (row) => [row.median_seconds ?? '–', row.speed.hasty ? say('lead.hasty', { share: `${Math.round(100 * row.speed.hasty)}%` }) : ''] },
+  neither: { by: (row) => row.ties + row.both_bad + row.skipped, show: (row) => [[row.ties, row.both_bad, row.skipped].map(whole).join(' · '), ''] },
+};
+
+// A share, and under it its interval, its n, and of leanings how likely chance alone would do this.
+function figured(of) {
+  const show = (row) => {
+    const figure = of(row);
+    if (!figure || figure.value === null) return ['–', ''];
+    const edges = figure.interval ? `${figure.interval.map((edge) => Math.round(100 * edge)).join('–')} · ` : '';
+    const p = figure.p_adjusted === undefined || figure.p_adjusted === null ? '' : ` · p ${figure.p_adjusted < 0.001 ? '<0.001' : Number(figure.p_adjusted.toFixed(figure.p_adjusted < 0.1 ? 3 : 2))}`;
+    return [percent(figure.value), `${edges}n ${whole(figure.n)}${p}`];
+  };
+  return { by: (row) => of(row)?.value ?? null, show };
 }
 
-function showRaters(measured) {
-  const head = ['rater', 'judgments', 'agrees', 'self', 'left', 'longer', 'ties', 'both_bad', 'skipped', 'seconds', 'marks', 'part'];
-  find('.raters thead').replaceChildren(make('tr', {}, ...head.map((name) => make('th', { scope: 'col' }, words[`col.${name}`]))));
-  const rows = measured.judgments ? [measured, ...Object.values(measured.other_kinds)].flatMap((kind) => kind.raters) : [];
-  const judging = Object.fromEntries(rows.map((row) => [row.rater, row]));
-  const raters = Object.values(names).sort((a, b) => a.name.localeCompare(b.name));
-  find('.raters tbody').replaceChildren(...raters.map((rater) => raterRow(rater, judging[rater.id])));
+function describeRater(rater) {
+  return [rater.role === 'lead' ? words['lead.lead'] : '', rater.kind === 'human' ? '' : rater.kind, rater.pool, rater.id].filter(Boolean).join(', ');
 }
 
-function raterRow(rater, row) {
-  const state = [rater.id, rater.role === 'lead' ? words['lead.lead'] : '', rater.kind === 'human' ? '' : rater.kind, rater.pool];
-  const who = make('th', { scope: 'row' }, rater.name, ' ', make('span', { class: 'note' }, state.filter(Boolean).join(', ')));
-  const change = make('td', {}, make('button', { type: 'button', class: 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled) },
-    words[rater.disabled ? 'lead.enable' : 'lead.disable']));
-  if (!row) return make('tr', {}, who, make('td', { class: 'note', colspan: '10' }, words['lead.novotes']), change);
-  const seconds = row.median_seconds === null ? '–' : String(row.median_seconds);
-  const marks = row.marks || [];
-  return make('tr', {}, who, make('td', {}, whole(row.judgments)),
-    ...[row.agrees, row.self_consistency, row.left_side, row.longer_side].map(shareCell),
-    ...[whole(row.ties), whole(row.both_bad), whole(row.skipped), seconds].map((text) => make('td', {}, text)),
-    make('td', { class: marks.length ? 'marked' : '' }, marks.join(', ')), change);
+// A row a rater: what agreement, gold and the models of raters say of them.
+function gatherRaters() {
+  const kinds = measured.judgments ? { [measured.kind]: measured, ...measured.other_kinds } : {};
+  const rows = Object.fromEntries(Object.values(names).map((rater) => [rater.id, { rater }]));
+  for (const [kind, { raters }] of Object.entries(kinds)) {
+    for (const row of raters) Object.assign(rows[row.rater] || {}, row, { rater: names[row.rater], gold: measured.gold[row.rater] });
+    for (const [model, told] of Object.entries(measured.reliability?.[kind] || {})) {
+      for (const one of told.raters) Object.assign(rows[one.rater] || {}, { [model]: one.accuracy });
+    }
+  }
+  return Object.values(rows).sort(compareRaters);
+}
+
+// Those without a figure come last, whichever way the others are sorted.
+function compareRaters(one, other) {
+  const value = (row) => (sorting.column === 'rater' || row.judgments ? COLUMNS[sorting.column].by(row) : null) ?? null;
+  const [a, b] = [value(one), value(other)];
+  if (a === null || b === null) return (a === null) - (b === null) || one.rater.name.localeCompare(other.rater.name);
+  return (sorting.down ? -1 : 1) * (typeof a === 'string' ? a.localeCompare(b) : a - b) || one.rater.name.localeCompare(other.rater.name);
+}
+
+function showRaters() {
+  const focused = document.activeElement?.dataset?.sort;
+  find('.raters thead').replaceChildren(make('tr', {}, ...Object.keys(COLUMNS).map(columnHead), make('th', { scope: 'col' }, words['col.part'])));
+  find('.raters tbody').replaceChildren(...gatherRaters().map(raterRow));
+  find('.columns').replaceChildren(...Object.keys(COLUMNS).filter((name) => `about.${name}` in words)
+    .map((name) => make('div', {}, make('dt', {}, words[`col.${name}`]), make('dd', {}, words[`about.${name}`]))));
+  if (focused) find(`[data-sort=${focused}]`).focus();
+}
+
+function columnHead(name) {
+  const order = sorting.column !== name ? 'none' : sorting.down ? 'descending' : 'ascending';
+  return make('th', { scope: 'col', 'aria-sort': order },
+    make('button', { type: 'button', 'data-sort': name, title: words[`about.${name}`] || false }, words[`col.${name}`],
+      make('span', { class: 'arrow', 'aria-hidden': 'true' }, { none: '', ascending: '▲', descending: '▼' }[order])));
+}
+
+// Names first from A, figures from the largest; again the other way round.
+function sortRaters(column) {
+  sorting = { column, down: sorting.column === column ? !sorting.down : column !== 'rater' };
+  showRaters();
+}
+
+function raterRow(row) {
+  const { rater } = row;
+  const cells = row.judgments ? Object.entries(COLUMNS).map(([name, column]) => raterCell(name, column.show(row))) : [
+    raterCell('rater', COLUMNS.rater.show(row)),
+    make('td', { class: 'note', colspan: Object.keys(COLUMNS).length - 1 }, words[measured.measuring && !measured.judgments ? 'lead.measuring' : 'lead.novotes']),
+  ];
+  return make('tr', {}, ...cells, make('td', {}, make('button', { type: 'button', class: 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled) },
+    words[rater.disabled ? 'lead.enable' : 'lead.disable'], make('span', { class: 'unseen' }, ` ${rater.name}`))));
+}
+
+function raterCell(name, [value, note]) {
+  const attributes = name === 'rater' ? { scope: 'row' } : { class: name === 'marks' && value !== '–' ? 'marked' : false };
+  return make(name === 'rater' ? 'th' : 'td', attributes, String(value), note ? make('span', { class: 'note' }, note) : null);
 }
 
 async function changeRater(button) {
@@ -223,19 +291,43 @@ async function change(path, method, body) {
 
 // --- the page
 
+// Progress is shown as soon as it is there: figures may take longer.
 async function refresh() {
   try {
-    const asked = ['status', 'agreement', 'raters', `disputes?limit=${MOST_COUNTED}`];
-    const [status, measured, raters, waiting] = await Promise.all(asked.map((name) => call(`/api/lead/${name}`)));
+    const figures = refreshFigures();
+    figures.catch(() => {}); // told below
+    const [status, raters, waiting] = await Promise.all(['status', 'raters', `disputes?limit=${MOST_COUNTED}`].map((name) => call(`/api/lead/${name}`)));
     names = Object.fromEntries(raters.map((rater) => [rater.id, rater]));
     showStatus(status, waiting.length);
-    showAgreement(measured);
-    showRaters(measured);
+    await figures;
+    showFigures();
     warn('');
     desk.setAttribute('aria-busy', 'false');
   } catch (error) {
     warn(error.status ? error.message : words.waiting, 'lost');
+    lookIn(REFRESH_MS);
   }
+}
+
+async function refreshFigures() {
+  measured = await call('/api/lead/agreement');
+  lookIn(measured.measuring ? MEASURING_MS : REFRESH_MS);
+}
+
+function lookIn(milliseconds) {
+  clearTimeout(later);
+  later = setTimeout(lookAgain, milliseconds);
+}
+
+function showFigures() {
+  showAgreement();
+  showRaters();
+}
+
+function lookAgain() {
+  if (document.hidden) lookIn(REFRESH_MS);
+  else if (measured && measured.measuring) refreshFigures().then(showFigures, refresh);
+  else refresh();
 }
 
 function view(name) {
@@ -251,6 +343,7 @@ desk.addEventListener('click', (event) => {
   if (button.dataset.view) view(button.dataset.view);
   else if (button.dataset.theme !== undefined) switchTheme();
   else if (button.dataset.leave !== undefined) leave();
+  else if (button.dataset.sort) sortRaters(button.dataset.sort);
   else if (button.dataset.rater) changeRater(button);
   else if (button.dataset.invite) invite(button.dataset.invite);
   else settleBy(button);
@@ -262,7 +355,6 @@ async function begin() {
   csrfToken = me.csrf_token;
   find('[data-leave]').hidden = !csrfToken;
   await refresh();
-  setInterval(() => { if (!document.hidden) refresh(); }, REFRESH_MS);
 }
 
 begin().catch((error) => warn(error.message, 'lost'));

@@ -6,9 +6,10 @@ const IDLE_AFTER_MS = 60000;
 const reason = find('[name=rationale]');
 
 let current = null;
+const ranks = () => current.answers.length > 2;
 let mode = 'scale'; // what the number keys answer: scale, aspect, flags or skip
 let aspectAt = 0;
-let drafted = null; // the button of the answer given before undo: Enter keeps it
+let drafted = null; // the button that gives the answer given before undo: Enter keeps it
 let saveTimer = 0;
 let shownAt = 0;
 let idleMs = 0;
@@ -26,12 +27,14 @@ function show(pair) {
   prompt.replaceChildren(...pair.messages.map(turn));
   find('.answers').replaceChildren(...pair.answers.map(answer));
   find('.answers').style.setProperty('--columns', pair.answers.length);
-  desk.dataset.task = pair.answers.length > 2 ? 'ranking' : 'pair';
-  find('.scale').hidden = pair.answers.length > 2;
-  find('.ranking').hidden = pair.answers.length === 2;
-  find('[data-do=both_bad] span').textContent = words[pair.answers.length > 2 ? 'all_bad' : 'both_bad'];
+  desk.dataset.task = ranks() ? 'ranking' : 'pair';
+  find('.scale').hidden = ranks();
+  find('.ranking').hidden = !ranks();
+  find('.aspects').hidden = ranks() || !props.value.aspects.length; // they compare two
+  find('[data-do=both_bad] span').textContent = words[ranks() ? 'all_bad' : 'both_bad'];
   find('.stage').scrollTop = 0;
-  prompt.scrollTop = pair.messages.length > 1 ? prompt.scrollHeight : 0; // the last turn is the one that is answered
+  const last = prompt.lastElementChild; // the turn that is answered: its beginning is in view
+  prompt.scrollTop = last ? last.offsetTop - prompt.firstElementChild.offsetTop : 0;
   restore(pair.draft || {});
   enter('scale');
   shownAt = lastMove = performance.now();
@@ -47,14 +50,13 @@ function turn(message) {
 function answer(one, n) {
   const letter = LETTERS[n];
   const side = n === 0 ? 'left' : n === 1 ? 'right' : letter;
-  const pair = current.answers.length === 2;
   const editable = one.text.length <= MAX_EDITED_CHARACTERS;
   return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
     make('header', {}, make('h2', {}, letter), make('span', { class: 'note' }),
-      pair ? make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit)
-        : make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1)))),
+      make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit),
+      ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null),
     make('div', { class: 'text', tabindex: '0', dir: 'auto', html: one.html }),
-    pair ? make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }) : null);
+    make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }));
 }
 
 // --- what the number keys answer
@@ -113,47 +115,57 @@ function restore(draft) {
       step.setAttribute('aria-checked', String((draft.aspects || {})[row.dataset.aspect] === Number(step.dataset.value)));
     }
   }
-  order = current.answers.length > 2 ? (draft.ranking || []).map((group) => group.map(letterOf)) : [];
+  order = ranks() ? (draft.ranking || []).map((group) => group.map(letterOf)) : [];
   drawOrder();
-  drafted = draft.both_bad ? find('[data-do=both_bad]') : draft.skip ? find('[data-skip]')
+  drafted = draft.both_bad ? find('[data-do=both_bad]') : draft.skip ? find(`[data-reason="${draft.skip_reason}"]`)
     : Number.isInteger(draft.answer) ? find(`[data-answer="${draft.answer}"]`) : null;
-  for (const button of all('.judging button')) button.classList.toggle('chosen', button === drafted);
-  if (draft.edited_text && draft.answer) edit(draft.answer < 0 ? 'left' : 'right', draft.edited_text);
+  const chosen = draft.skip ? find('[data-skip]') : drafted;
+  for (const button of all('.judging button')) button.classList.toggle('chosen', button === chosen);
+  if (draft.edited_text && best(draft)) edit(best(draft), draft.edited_text);
 }
 
-// --- editing the better answer in place
+// --- editing the best answer in place: an edit says which one that is
 
-const editor = (side) => find(`[data-side=${side}] textarea`);
-const letterFor = (side) => (side === 'left' ? 'A' : 'B');
+const paneOf = (letter) => find(`[data-letter=${letter}]`);
+const editor = (letter) => paneOf(letter).querySelector('textarea');
+const textOf = (letter) => current.answers[LETTERS.indexOf(letter)].text;
+const opened = () => lettersShown().find((letter) => !editor(letter).hidden);
+const lettersShown = () => current.answers.map((_, n) => LETTERS[n]);
 
-function edit(side, text) {
-  const pane = find(`[data-side=${side}]`);
-  editor(side).hidden = text === null;
+function edit(letter, text) {
+  const pane = paneOf(letter);
+  editor(letter).hidden = text === null;
   pane.querySelector('.text').hidden = text !== null;
   pane.querySelector('.edit').textContent = words[text === null ? 'edit' : 'edit.drop'];
-  pane.querySelector('.note').textContent = text === null ? '' : say('edit.hint', { letter: letterFor(side) });
-  editor(side).value = text === null ? '' : text;
+  if (!ranks()) pane.querySelector('.note').textContent = text === null ? '' : say('edit.hint', { letter });
+  editor(letter).value = text === null ? '' : text;
 }
 
-function toggleEdit(side) {
-  if (find(`[data-side=${side}] .edit`).disabled) return;
-  if (!editor(side).hidden) edit(side, null);
+function toggleEdit(letter) {
+  if (paneOf(letter).querySelector('.edit').disabled) return;
+  if (!editor(letter).hidden) edit(letter, null);
   else {
-    edit(side === 'left' ? 'right' : 'left', null);
-    edit(side, current[side].text);
-    editor(side).focus();
-    editor(side).setSelectionRange(0, 0);
-    editor(side).scrollTop = 0;
+    if (opened()) edit(opened(), null);
+    edit(letter, textOf(letter));
+    if (ranks()) putFirst(letter);
+    editor(letter).focus();
+    editor(letter).setSelectionRange(0, 0);
+    editor(letter).scrollTop = 0;
   }
   changed();
 }
 
-function editedSide() {
-  return current.answers.length > 2 ? undefined : ['left', 'right'].find((side) => {
-    const field = editor(side);
-    const before = current[side].text.replace(/\r\n?/g, '\n'); // as a field gives it back
-    return !field.hidden && field.value.trim() && field.value !== before;
-  });
+function edited() {
+  const letter = opened();
+  if (!letter) return undefined;
+  const before = textOf(letter).replace(/\r\n?/g, '\n'); // as a field gives it back
+  return editor(letter).value.trim() && editor(letter).value !== before ? letter : undefined;
+}
+
+// The letter of the one that is said to be better than all others.
+function best(said) {
+  if (said.ranking) return said.ranking[0].length === 1 ? letterOf(said.ranking[0][0]) : undefined;
+  return said.answer ? (said.answer < 0 ? 'A' : 'B') : undefined;
 }
 
 // --- drafts
@@ -162,22 +174,27 @@ function editedSide() {
 const storable = (text) => (text.toWellFormed ? text.toWellFormed() : text).replaceAll('\0', '');
 
 function details() {
-  const side = editedSide();
+  const letter = edited();
   return {
     rationale: storable(reason.value),
     flags: all('.flag input:checked').map((box) => box.value),
     aspects: aspects(),
-    edited_text: side ? storable(editor(side).value) : null,
+    edited_text: letter ? storable(editor(letter).value) : null,
   };
 }
 
 function draftOf() {
-  const side = editedSide();
-  const ranking = order.flat().length > 1 ? order.map((group) => group.map(idOf)) : null;
-  return { ...details(), answer: side ? (side === 'left' ? -1 : 1) : null, ranking };
+  const letter = edited();
+  const ranking = letter && ranks() ? withFirst(letter) : order;
+  return {
+    ...details(),
+    answer: letter && !ranks() ? (letter === 'A' ? -1 : 1) : null,
+    ranking: ranking.length ? ranking.map((group) => group.map(idOf)) : null,
+  };
 }
 
 function changed() {
+  heeded('edit');
   if (!current || amending) return;
   current.draft = draftOf();
   if (!saveTimer) saveTimer = setTimeout(saveDraft, SAVE_AFTER_MS);

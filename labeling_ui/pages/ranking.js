@@ -14,6 +14,14 @@ function place(letter, equal = false) {
 
 let tieNext = false; // "=" was pressed: the next one shares the place of the last
 
+// The order with one answer before all others, by itself.
+const withFirst = (letter) => [[letter], ...order.map((group) => group.filter((one) => one !== letter)).filter((group) => group.length)];
+
+function putFirst(letter) {
+  order = withFirst(letter);
+  drawOrder();
+}
+
 function takeBack() {
   if (!order.length) return;
   order[order.length - 1].pop();
@@ -37,8 +45,8 @@ function fromFlat(flat) {
 }
 
 function drawOrder() {
-  if (!current || current.answers.length === 2) return;
-  const letters = current.answers.map((_, n) => LETTERS[n]);
+  if (!current || !ranks()) return;
+  const letters = lettersShown();
   const placed = order.flat();
   const chips = flatOrder().flatMap(({ letter, equal }, n) => [
     n === 0 ? null : make('button', { type: 'button', class: 'relation', 'data-relation': n, 'aria-label': words[equal ? 'ranking.equal' : 'ranking.better'] }, equal ? '=' : '›'),

@@ -73,14 +73,14 @@ setInterval(() => {
 
 function judge(said, button) {
   if (!current || busy) return;
-  const side = editedSide();
-  if (side && !(said.answer && (said.answer < 0) === (side === 'left'))) {
-    warn(say('edit.other', { edited: letterFor(side) }), 'edit');
+  const letter = edited();
+  if (letter && best(said) !== letter) {
+    warn(say(ranks() ? 'edit.first' : 'edit.other', { letter }), 'edit');
     return;
   }
   clearTimeout(saveTimer);
   saveTimer = 0;
-  if (['edit', 'refused'].includes(find('.banner').dataset.kind)) warn('');
+  heeded('edit', 'refused');
   const body = {
     ...details(), ...said, ...timeSpent(),
     client_id: newId(),
@@ -96,6 +96,11 @@ function judge(said, button) {
   post(body, acknowledged, turnedDown);
   if (talk) continueTalk(judged, body);
   else proceed();
+}
+
+// What was warned of is no more; that a judgment is being amended is said as long as it is.
+function heeded(...kinds) {
+  if (kinds.includes(find('.banner').dataset.kind)) warn(amending ? words.amending : '', 'amending');
 }
 
 function acknowledged(reply) {
@@ -114,7 +119,8 @@ function turnedDown(error) {
 
 // Take the latest judgment back: its pair is on the screen again, with what was said.
 async function undo() {
-  if (busy || amending || (talk && talk.phase !== 'writing')) return;
+  if (amending) { stopAmending(); return; }
+  if (busy || (talk && talk.phase !== 'writing')) return;
   busy = true;
   try {
     if (current && current.draft) saveDraft();
@@ -201,7 +207,7 @@ desk.addEventListener('click', (event) => {
   else if (button.dataset.amend) { card('work').close(); beginAmending(button.dataset.amend); }
   else if (button.dataset.earlier !== undefined) showEarlier();
   else if (button.dataset.chip) { if (event.detail === 0) place(button.dataset.chip, tieNext); return; }
-  else if (button.classList.contains('edit')) toggleEdit(button.closest('.answer').dataset.side);
+  else if (button.classList.contains('edit')) toggleEdit(button.closest('.answer').dataset.letter);
   else if (button.classList.contains('place')) place(button.closest('.answer').dataset.letter, tieNext);
   else if (button.closest('.dock')) press(button);
   else return;
@@ -228,7 +234,8 @@ document.addEventListener('keydown', (event) => {
   }
   if (scroll(target, key)) { event.preventDefault(); return; }
   if (event.repeat) return;
-  if (key === 'Enter' && target.closest('button, a')) return;
+  const button = target.closest('button, a');
+  if (key === 'Enter' && button && button.checkVisibility()) return; // that of a card just closed may still have the focus
   if (key === '?' || (!find('dialog[open]:modal') && ['g', 'w'].includes(key.toLowerCase()))) {
     const name = { '?': 'keys', g: 'guidelines', w: 'work' }[key.toLowerCase()];
     if (name === 'guidelines' && !props.value.guidelines) return;
@@ -254,11 +261,11 @@ function actOf(key, shift, target) {
   if (mode === 'skip') return skipAct(digit, key, letter);
   if (mode === 'flags' && (digit || key === 'Enter' || letter === 'f')) return () => (digit ? toggleFlag(digit) : enter('scale'));
   if (mode === 'aspect' && digit && digit <= 7) return () => answerAspect(digit - 4);
-  if (letter === 'a' && all('.aspect').length) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % all('.aspect').length : 0);
+  if (letter === 'a' && !find('.aspects').hidden) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % all('.aspect').length : 0);
   if (letter === 'f') return () => enter('flags');
   if (letter === 'r' && props.value.reason) return () => reason.focus();
   if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
-  if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'right' : 'left');
+  if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'B' : 'A');
   if (digit && digit <= 7) return () => press(find(`[data-answer="${digit - 4}"]`));
   if (key === 'Enter') return drafted ? () => press(drafted) : undefined;
   return PLAIN[letter] && (() => press(PLAIN[letter]()));
@@ -278,8 +285,16 @@ function rankAct(digit, key, letter, target) {
   if (digit) return digit <= current.answers.length ? () => place(LETTERS[digit - 1], tieNext) : undefined;
   if (key === '=' || letter === 't') return () => { tieNext = Boolean(order.length) && !tieNext; drawOrder(); };
   if (key === 'Backspace') return takeBack;
-  if (key === 'Enter') return () => press(find('[data-rank]'));
+  if (key === 'Enter') return () => press(drafted && !order.length ? drafted : find('[data-rank]'));
+  if (letter === 'e') return editBest;
   return 'bsu'.includes(letter) ? () => press(PLAIN[letter]()) : undefined;
+}
+
+// The answer that stands first by itself; a field that is open already is closed.
+function editBest() {
+  const letter = opened() || (order.length && order[0].length === 1 ? order[0][0] : undefined);
+  if (letter) toggleEdit(letter);
+  else warn(words['edit.none'], 'edit');
 }
 
 function toggleFlag(digit) {

@@ -6,6 +6,7 @@ const turnField = find('[name=turn]');
 let talk = null; // {id, number, messages, phase: writing, waiting or judging}
 
 function beginTalk() {
+  if (amending) stopAmending();
   if (current) { saveDraft(); queue.unshift(current); }
   talk = { id: newId(), number: 0, messages: [], phase: 'writing' };
   turnField.value = '';
@@ -13,6 +14,7 @@ function beginTalk() {
 }
 
 function endTalk() {
+  if (amending) stopAmending();
   talk = null;
   find('.compose').hidden = true;
   current = null;

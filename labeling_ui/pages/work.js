@@ -70,6 +70,7 @@ async function beginAmending(id) {
     if (current && !amending) { saveDraft(); queue.unshift(current); }
     show(normal({ ...past.pair, draft: past.judgment }));
     amending = id;
+    undoButton().disabled = false;
     warn(words.amending, 'amending');
   } catch (error) {
     warn(error.status ? error.message : words.waiting, 'refused');

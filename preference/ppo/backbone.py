@@ -23,8 +23,8 @@ from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
 from preference.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import HandoffError
+from tiebreak.fused import fuse_layers
 from tiebreak.head import HeadOutput, logits_are_plain, token_logps
-from tiebreak.lora import fuse_lora
 from tiebreak.models import ModelSource, load_policy
 from tiebreak.pairwise import packs, why_not
 from tiebreak.runs import say
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.value_head.bias)
         self.pad_id = pad_id
         self.config = lm.config
-        fuse_lora(lm)
+        fuse_layers(lm)
         reason = why_not(lm.get_base_model())
         self.packs = not reason and packs(lm.get_base_model())
         if reason:

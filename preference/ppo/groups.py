@@ -17,7 +17,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from preference.adapters import POLICY, merged_adapter
+from preference.adapters import POLICY, copy_adapter, merged_adapter, train_only
 from preference.ppo.backbone import Backbone
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at, whole_model
 from preference.ppo.losses import shape_scores
@@ -149,6 +149,9 @@ def build_group_trainer(
         eval_dataset=Dataset.from_dict({"prompt": ["0"]}) if validation_prompts else None,
         processing_class=tokenizer,
     )
+    if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL keeps none, and held-out figures speak of the KL to it
+        copy_adapter(lm, POLICY, TRL_REFERENCE)
+        train_only(lm, POLICY)
     trainer._set_up(settings, prompts, validation_prompts)
     trainer.reward_func_names = ["score"]
     trainer._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)

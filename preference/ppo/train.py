@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
-from preference.guard import Guard, GuardConfig, build_guard
+from preference.guard import GUARD_INPUT, Guard, GuardConfig, build_guard, require_held_out
 from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
@@ -163,7 +163,7 @@ def stage_inputs(config: PPOConfig) -> dict[str, str]:
     if config.value_head:
         inputs["value_head"] = config.value_head
     if config.guard:
-        inputs["guard.reward_model"] = config.guard.reward_model
+        inputs[GUARD_INPUT] = config.guard.reward_model
     return inputs
 
 
@@ -176,6 +176,8 @@ def train_ppo(config: PPOConfig) -> None:
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     prompts, validation = split_prompts(config)
     encoded, held_out = encode(prompts, tokenizer, config), encode(validation, tokenizer, config)
+    if config.guard is not None:
+        require_held_out(run, len(held_out))
     say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0][0]), "")
     recorder = RunRecorder(run)
     trainer = build_trainer(config, run, source, tokenizer, encoded, held_out)
@@ -184,7 +186,6 @@ def train_ppo(config: PPOConfig) -> None:
     if config.guard is not None:
         guard = build_guard(
             config.guard,
-            run,
             recorder,
             backbone=trainer.backbone,
             source=source,
@@ -192,7 +193,7 @@ def train_ppo(config: PPOConfig) -> None:
             prompts=held_out,
             sampling=config.sampling,
             training=config.training,
-            score_key="objective/scores",
+            learned_from=trainer.rewards,
         )
         guard.watch(trainer)
     train(trainer, run, recorder)
@@ -211,11 +212,12 @@ def train_ppo(config: PPOConfig) -> None:
         metrics=last_metrics(
             run.folder,
             ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl"),
+            up_to=trainer.state.global_step,
         ),
         facts={
             "counts": {
                 "prompts": len(encoded),
-                "episodes": trainer.state.global_step
+                "episodes": (guard.trained_steps if guard else trainer.state.global_step)
                 // steps_per_rollout(config, trainer.args.world_size)
                 * config.episodes_per_rollout,
             },
@@ -368,4 +370,5 @@ def save_value_head(trainer: PPOTrainer, run: Run) -> None:
 def reward_kinds(config: PPOConfig) -> list[str]:
     """The kinds of the judgments behind the reward models, carried on to every figure that rests on them."""
     models = [reward.model for reward in config.all_rewards if reward.model]
+    models += [config.guard.reward_model] if config.guard else []
     return sorted({kind for model in models for kind in read_manifest(model).get("kinds", [])})

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from evaluation.compare import CompareConfig, compare, summary_table
 from evaluation.compare.charts import line_chart
 from evaluation.compare.curves import MAX_POINTS, read_panels, reward_against_kl, thin
-from evaluation.compare.figures import distinct_names, verdict
+from evaluation.compare.figures import distinct_names, guard_decision, verdict
 from tiebreak import runs
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
@@ -213,6 +213,20 @@ def ppo_rows(decay: list[float]) -> list[dict[str, Any]]:
     ]
 
 
+def guard_of(scores: list[float], kept: int, stopped_at: int | None = None, patience: int = 2) -> dict[str, Any]:
+    """A guard's part of a manifest: a verdict every four steps, a nat apart, the training's own score rising by halves."""
+    history = [
+        {"step": 4 * n, "score": score, "kl": 1.2 * n, "training_score": 0.5 * n} for n, score in enumerate(scores)
+    ]
+    return {
+        "kept": history[kept],
+        "stopped_at_step": stopped_at,
+        "patience": patience,
+        "prompts": 32,
+        "history": history,
+    }
+
+
 def write_recipe(root: Path, rows: list[dict[str, Any]] | None = None, steps: int = 12) -> str:
     """A whole recipe's folders under `root`; returns the evaluate run's."""
     prompt = [{"role": "user", "content": "Question?"}]
@@ -245,7 +259,8 @@ def write_recipe(root: Path, rows: list[dict[str, Any]] | None = None, steps: in
     )
     dpo = write_run(root / "dpo", "dpo", learnt, {"adapter.json": {"stage": "dpo"}}, dpo_rows(decay), kinds=kinds)
     used = {"reward_model": reward, "policy": sft, "prompts": prepare}
-    ppo = write_run(root / "ppo", "ppo", used, {"adapter.json": {"stage": "ppo"}}, ppo_rows(decay), kinds=kinds)
+    facts = {"kinds": kinds, "guard": guard_of([0.1, 0.4, 0.3, -0.2], kept=1, stopped_at=12)}
+    ppo = write_run(root / "ppo", "ppo", used, {"adapter.json": {"stage": "ppo"}}, ppo_rows(decay), **facts)
     inputs = {"prompts": prepare, "policies.sft": sft, "policies.dpo": dpo, "policies.ppo": ppo, "reward_model": reward}
     return write_evaluation(root / "evaluate", rows or hand_rows(), inputs)
 
@@ -423,6 +438,64 @@ def test_a_cut_off_compare_ends_in_the_same_report(recipe: str, tmp_path: Path) 
     assert run_command(tmp_path, *words).returncode == 0
     assert {name: (folder / name).read_bytes() for name in whole} == whole
     assert runs.read_manifest(folder)["id"] == identity
+
+
+# --- the guard ---
+
+
+@pytest.mark.parametrize(
+    ("guard", "told"),
+    [
+        (
+            guard_of([0.1, 0.4, 0.3, -0.2], kept=1, stopped_at=12),
+            "DPO was guarded by a reward model that its training did not see, which scored the answers to 32 validation "
+            "prompts at 4 steps. It liked the policy of step 4 best, which was kept: its score rose from 0.100 to 0.400, "
+            "at a KL of 1.20 nats per answer. Training was stopped at step 12: that score had fallen 2 times running, to "
+            "−0.200, while what the training went by rose.",
+        ),
+        (guard_of([0.1, 0.4], kept=1), "It liked the last policy of step 4 best, which was kept"),
+        (guard_of([0.1, 0.4], kept=1), "Training ran to its end, step 4."),
+        (
+            guard_of([0.1, 0.0], 0, stopped_at=4, patience=1),
+            "no policy better than the one that training began with, so",
+        ),
+        (guard_of([0.1, 0.0], 0, stopped_at=4, patience=1), "that score had fallen once, to 0"),
+    ],
+)
+def test_a_guards_decision_in_words(guard: dict[str, Any], told: str) -> None:
+    assert told in guard_decision("dpo", guard)
+
+
+def test_the_report_draws_both_scores_and_rings_the_kept_step(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(recipe)
+    (guard,) = [stage["guard"] for stage in report["stages"] if "guard" in stage]
+    assert guard["decision"] in capsys.readouterr().out
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    assert guard["decision"] in page
+    charts = [svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if 'class="kept"' in svg]
+    rings, points = [], []
+    for svg in charts:
+        rings.append(re.search(r'class="kept" cx="([^"]+)" cy="([^"]+)"', svg).groups())  # type: ignore[union-attr]
+        points.append(re.findall(r'class="dot[^"]*" cx="([^"]+)" cy="([^"]+)"', svg))
+        assert "step 4, kept" in svg
+    assert len(charts) == 2
+    assert [drawn[1] for drawn in points] == rings  # the second of the four verdicts
+    own, held_out = ([float(y) for _, y in drawn] for drawn in points)
+    assert own == sorted(own, reverse=True)  # up is a smaller y: the training's own score rises throughout
+    assert min(held_out) == held_out[1]
+    assert [x for x, _ in points[0]] == [x for x, _ in points[1]]  # one axis of KL
+
+
+def test_a_figure_of_the_guard_is_drawn_as_held_out_beside_the_trainings() -> None:
+    rows = [
+        {"step": 2 * n, "objective/scores": 0.1 * n, "guard/score": -0.1 * n, "guard/training_score": 0.2 * n}
+        for n in range(3)
+    ]
+    main, _ = read_panels(rows, "ppo")
+    assert [[(curve.key, curve.held_out) for curve in panel.curves] for panel in main] == [
+        [("objective/scores", False), ("guard/training_score", True)],
+        [("guard/score", True)],
+    ]
 
 
 # --- what is refused ---

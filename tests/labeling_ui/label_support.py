@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -112,9 +112,11 @@ def write_words(folder: Path, words: dict[str, str]) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, pairs: list[Pair], *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`tiebreak label` serving `pairs`: the address, and the process."""
-    port = free_port()
+def serving(
+    folder: Path, pairs: list[Pair], *words: str, port: int | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`tiebreak label` serving `pairs`: the address, and the process. `port`: that of a server before it."""
+    port = port or free_port()
     arguments = [
         "--output",
         str(folder / "label"),
@@ -136,6 +138,16 @@ def serving(folder: Path, pairs: list[Pair], *words: str) -> Iterator[tuple[str,
         if process.poll() is None:
             process.kill()
         process.communicate(timeout=20)
+
+
+def processes(module: str, about: str) -> list[int]:
+    """The ids of the processes that run a module with these words among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_text(errors="replace")
+            found += [int(path.parent.name)] if module in words and about in words else []
+    return found
 
 
 def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -275,3 +276,17 @@ def test_a_kept_connection_answers_without_waiting_for_an_acknowledgement(tmp_pa
     with serving(tmp_path, [make_pair(0)]) as (address, _), httpx.Client(base_url=address) as client:
         took = [client.get("/api/me").raise_for_status().elapsed.total_seconds() for _ in range(60)]
     assert sorted(took)[30] < 0.035
+
+
+def test_a_connection_outlives_a_raters_thought(tmp_path: Path) -> None:
+    with serving(tmp_path, [make_pair(0)]) as (address, _):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"))
+        connection.auto_open = 0  # a closed connection is an error, not a new one
+        connection.connect()
+        for thought in (6, 0):
+            connection.request("GET", "/api/me")
+            reply = connection.getresponse()
+            reply.read()
+            assert reply.status == 200
+            time.sleep(thought)
+        connection.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,16 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving, write_words
+from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, processes, serving, write_words
 
-from labeling_ui.accounts import add_account, log_in
+from labeling_ui import conversations
+from labeling_ui.accounts import add_account, invite, log_in
 from labeling_ui.desk import SESSION_COOKIE
 from labeling_ui.schema import EVENTS
 from labeling_ui.store import Store, Submission
 from labeling_ui.verify import verify
-from tiebreak.records import Judgment, Message, Pair
+from labeling_ui.worker import answer_one
+from tiebreak.records import Completion, Judgment, Message, Pair
 
 pytestmark = needs_chromium
 
@@ -35,6 +39,7 @@ HOSTILE = [
     ("a\u0301" * 3_000, "\u05d0\u05d1\u05d2 right to left \u05d3\u05d4"),
     ("| " * 200 + "\n" + "|-" * 200 + "\n", "$$" + "x^{" * 30 + "y" + "}" * 30 + "$$"),
 ]
+GUIDELINES = "Prefer the **true** answer.\n\n1. Read both.\n2. Check `1 + 1`.\n\n> When in doubt, it is a tie.\n"
 CHOICES = 3
 """answers of the last pair, which is a ranking"""
 
@@ -63,11 +68,23 @@ class Site:
         """A page of a new rater, who has accepted the guidelines and judged the first `after` pairs."""
         rater_id = add_account(self.store, rater, role, PASSWORD).id
         self.store.accept(rater_id, "1")
-        for n in range(after):
+        self.store.accept(rater_id, "1", "consent")
+        self.judge(rater_id, after)
+        return self.page(rater, path, **context)
+
+    def judge(self, rater_id: str, count: int) -> None:
+        """A rater judges their next pairs, all of them ties."""
+        for _ in range(count):
             given = self.store.claim(rater_id)
             assert given is not None
-            self.store.submit(rater_id, Submission(client_id=f"before-{n}", pair_id=given.item_id, answer=0))
-        return self.page(rater, path, **context)
+            self.store.submit(rater_id, Submission(client_id=f"c-{given.item_id}", pair_id=given.item_id, answer=0))
+
+    def answer(self) -> None:
+        """Answer what waits in a conversation."""
+        request = self.store.transact(conversations.take)
+        assert request is not None
+        answers = [Completion(id=f"{n}{request.turn_id}", text=f"answer {n}", policy=f"policy {n}") for n in "ab"]
+        answer_one(self.store, lambda _: answers, request)
 
     def page(self, rater: str, path: str = "/rate/", **context: Any) -> Any:
         """A page of a rater who is there."""
@@ -102,8 +119,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
     add_account(store, "first", "rater", PASSWORD)
     words = ["--overlap", "60", "--ranking", "true", "--aspects", "helpful", "honest", "harmless"]
-    words += ["--guidelines", "Prefer the **true** answer.", "--show-gold-agreement", "true"]
+    words += ["--guidelines", GUIDELINES, "--consent", "What you say trains a model.", "--show-gold-agreement", "true"]
+    words += ["--converse.policies", "nobody"]
     with serving(folder, campaign(), *words) as (address, _), sync_playwright() as playwright:
+        for module, about in (("labeling_ui.worker", str(folder)), ("preference.answer", "nobody")):
+            for process in processes(module, about):
+                os.kill(process, signal.SIGKILL)  # the tests answer
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
         site = Site(address, store, browser, [])
         yield site
@@ -312,6 +333,55 @@ def test_more_than_two_answers_are_put_in_order_by_keys_and_by_dragging(site: Si
     press(page, "u")
     on(page, 12)
     assert page.inner_text(".order").split() == ["B", "›", "C", "=", "A"]
+    page.click("[data-clear]")
+    press(page, "e")
+    assert page.get_attribute(".banner", "data-kind") == "edit", "nothing stands first yet"
+    press(page, "b")  # all bad
+    page.wait_for_selector(".rest.finished:visible")
+    eventually(page, lambda: [j.both_bad for j in site.judgments("ranks", 12)] == [True], "all bad")
+    press(page, "u")
+    on(page, 12)
+    press(page, "Enter")  # all bad still
+    page.wait_for_selector(".rest.finished:visible")
+    amend_the_ranking(site, page, shown, texts)
+
+
+def amend_the_ranking(site: Site, page: Any, shown: list[str], texts: dict[str, str]) -> None:
+    """From "my work", by keys alone: another order, and an edit of the answer that stands first in it."""
+    eventually(page, lambda: [j.both_bad for j in site.judgments("ranks", 12)] == [True], "all bad again")
+    press(page, "w")
+    page.wait_for_selector(".history tr:first-child >> text=All bad")
+    page.focus(".history tr:first-child [data-amend]")
+    press(page, "Enter")
+    on(page, 12)
+    assert page.get_attribute(".banner", "data-kind") == "amending"
+    press(page, "3", "e")
+    page.keyboard.type("Mended: ")
+    press(page, "Escape", "Backspace", "1", "3", "2", "Enter")
+    assert "put C first" in page.inner_text(".banner")
+    page.focus("[data-chip=C]")
+    press(page, "ArrowLeft", "Escape")
+    page.wait_for_selector(".rest.finished:visible")  # Escape leaves the judgment as it was
+    assert "amended" not in site.events("ranks")
+    press(page, "w")
+    page.wait_for_selector(".history")
+    page.focus(".history tr:first-child [data-amend]")
+    press(page, "Enter")
+    on(page, 12)
+    press(page, "3", "e")
+    page.keyboard.type("Mended: ")
+    press(page, "Escape", "1", "=", "2", "Enter")
+    page.wait_for_selector(".rest.finished:visible")
+    (judgment,) = site.judgments("ranks", 12)
+    assert judgment.ranking is not None
+    assert [{texts[one] for one in group} for group in judgment.ranking] == [{shown[2]}, {shown[0], shown[1]}]
+    assert judgment.edited_text == f"Mended: {shown[2]}"
+    assert site.events("ranks").count("amended") == 1
+    press(page, "w")
+    page.wait_for_selector(".history tr:first-child >> text=Order: C › A = B, edited")
+    press(page, "Escape", "u")
+    on(page, 12)
+    assert page.input_value("[data-letter=C] textarea") == f"Mended: {shown[2]}"
 
 
 def test_my_work_and_amending(site: Site) -> None:
@@ -327,6 +397,20 @@ def test_my_work_and_amending(site: Site) -> None:
     page.click(".history tr:nth-child(2) [data-amend]")
     on(page, 3)
     assert page.get_attribute(".judging .chosen", "data-answer") == "0"
+    press(page, "c")
+    page.wait_for_selector(".compose textarea:enabled")  # another beginning ends the amending
+    press(page, "Escape", "c")
+    on(page, 5)
+    press(page, "w")
+    page.wait_for_selector(".work[aria-busy=false] .history")
+    page.click(".history tr:nth-child(2) [data-amend]")
+    on(page, 3)
+    press(page, "u")  # and so does undo
+    on(page, 5)
+    press(page, "w")
+    page.wait_for_selector(".work[aria-busy=false] .history")
+    page.click(".history tr:nth-child(2) [data-amend]")
+    on(page, 3)
     press(page, "6")
     on(page, 5)
     assert [j.answer for j in site.judgments("works")] == [0, 0, 0, 2, 0]
@@ -344,12 +428,16 @@ def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_w
     page.wait_for_selector(".problem:visible")
     page.fill("[name=password]", PASSWORD)
     press(page, "Enter")
-    page.wait_for_selector("dialog.asking[open]")
-    assert "Version 1" in page.inner_text("dialog.asking")
+    page.wait_for_selector("[data-card=consent].asking[open]")
     press(page, "Escape", "1")
-    assert page.is_visible("dialog.asking")
-    assert "guidelines_accepted" not in site.events("new")
-    page.click("dialog.asking button")
+    assert page.is_visible("[data-card=consent].asking")
+    page.click("[data-card=consent] button")
+    page.wait_for_selector("[data-card=guidelines].asking[open]")
+    assert "Version 1" in page.inner_text("[data-card=guidelines]")
+    press(page, "Escape", "1")
+    assert page.is_visible("[data-card=guidelines].asking")
+    assert {"consent_given", "guidelines_accepted"} & set(site.events("new")) == {"consent_given"}
+    page.click("[data-card=guidelines] button")
     on(page, 0)
     assert "guidelines_accepted" in site.events("new")
     press(page, "1", "g")
@@ -376,36 +464,17 @@ def test_a_phone_shows_everything_without_scrolling_sideways(site: Site) -> None
     on(page, len(HOSTILE))
 
 
-def test_focus_is_seen_wherever_tab_leads(site: Site) -> None:
-    page = site.open("tabs", after=4)
-    on(page, 4)
-    seen = set()
-    for _ in range(60):
-        press(page, "Tab")
-        name, outline = page.evaluate(
-            "[document.activeElement.outerHTML.slice(0, 80), getComputedStyle(document.activeElement).outlineStyle]"
-        )
-        if "<body" not in name:
-            assert outline != "none", name
-            seen.add(name)
-    assert len(seen) > 30
-
-
-AXE_STATES: dict[str, tuple[str, ...]] = {
-    "rate": (), "keys": ("?",), "work": ("w",), "guidelines": ("g",), "skip": ("s",), "edit": ("e",), "flags": ("f",),
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def axe() -> str:
     package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
     return (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
-def faults(page: Any, axe: str, rules: str = "") -> list[str]:
-    """What axe calls serious or worse, of all its rules or of one."""
-    page.evaluate(axe)
-    only = {"runOnly": [rules]} if rules else {}
+def faults(page: Any, axe: str, *rules: str) -> list[str]:
+    """What axe calls serious or worse, of all its rules or of some."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(axe)
+    only = {"runOnly": list(rules)} if rules else {}
     found = page.evaluate("(options) => axe.run('#desk', options)", {"resultTypes": ["violations"], **only})
     assert found["passes"], "axe looked at nothing"
     return [
@@ -415,31 +484,169 @@ def faults(page: Any, axe: str, rules: str = "") -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("scheme", "rules"), [("light", ""), ("dark", "color-contrast")])
-def test_axe_finds_nothing_serious(site: Site, axe: str, scheme: Any, rules: str) -> None:
-    name = f"axe {scheme}"
-    page = site.open(name, role="lead", after=4, color_scheme=scheme)
-    found = {}
-    for state, keys in AXE_STATES.items() if not rules else [("rate", ())]:
-        press(page, *keys)
+UNSEEN_FOCUS = """() => {
+  const before = document.activeElement;
+  const open = document.querySelector('dialog:modal') || document.querySelector('#desk');
+  const shown = (one) => !one.disabled && one.checkVisibility({ visibilityProperty: true });
+  const can = [...open.querySelectorAll('button, a[href], input, textarea, [tabindex="0"]')]
+  .filter(shown);
+  const unseen = can.filter((one) => {
+    one.focus({ preventScroll: true });
+    const style = getComputedStyle(one);
+    const lost = style.outlineColor === style.backgroundColor && parseFloat(style.outlineOffset) <= 0;
+    return style.outlineStyle === 'none' || parseFloat(style.outlineWidth) < 2 || lost;
+  });
+  document.activeElement.blur();
+  before.focus({ preventScroll: true });
+  return [can.length, unseen.map((one) => one.outerHTML.slice(0, 120))];
+}"""
+
+
+def rater_states(site: Site) -> Iterator[tuple[str, Any]]:
+    """Every state of the raters' pages, in the order in which one person comes to them: its name, and the page."""
+    page = site.browser.new_page(viewport={"width": 1366, "height": 768})
+    page.set_default_timeout(20_000)
+    page.goto(f"{site.address}/login/")
+    page.wait_for_selector(".login")
+    page.fill("[name=username]", "nobody")
+    page.fill("[name=password]", "a wrong password")
+    press(page, "Enter")
+    page.wait_for_selector(".problem:visible")
+    yield "login with an error", page
+    page.goto("about:blank")
+    page.goto(f"{site.address}/login/#invitation={invite(site.store, None)}")
+    page.wait_for_selector(".invited:visible")
+    yield "invitation", page
+    page.fill("[name=username]", "newcomer")
+    page.fill("[name=password]", PASSWORD)
+    press(page, "Enter")
+    page.wait_for_selector("[data-card=consent].asking[open]")
+    yield "consent", page
+    press(page, "Tab", "Enter")
+    page.wait_for_selector("[data-card=guidelines].asking[open]")
+    yield "guidelines, to be accepted", page
+    press(page, "Tab", "Enter")
+    on(page, 0)
+    press(page, "w")
+    page.wait_for_selector(".work[aria-busy=false] .tiles")
+    yield "my work, nothing yet", page
+    newcomer = next(one.id for one in site.store.raters() if one.name == "newcomer")
+    site.judge(newcomer, 7)
+    page.reload()
+    on(page, 7)
+    yield from states_of_a_pair(page)
+    yield from states_of_a_conversation(site, page)
+    site.judge(newcomer, 5)
+    page.reload()
+    on(page, 12)
+    yield "ranking", page
+    press(page, "3", "=", "1")
+    yield "ranking, begun", page
+    press(page, "Backspace", "e")
+    page.keyboard.type("Mended: ")
+    yield "ranking, first edited", page
+    press(page, "Escape", "1", "2", "?")
+    yield "keys of a ranking", page
+    press(page, "Escape", "Enter")
+    page.wait_for_selector(".rest.finished:visible")
+    yield "nothing left to judge", page
+    page.context.close()
+
+
+def states_of_a_pair(page: Any) -> Iterator[tuple[str, Any]]:
+    yield "pair", page
+    press(page, "?")
+    yield "keys", page
+    press(page, "Escape", "s")
+    yield "skip reasons", page
+    press(page, "Escape", "f", "2")
+    yield "flags", page
+    press(page, "Enter", "a", "6")
+    yield "aspects", page
+    press(page, "Escape", "r")
+    page.keyboard.type("because it is true")
+    yield "reason", page
+    press(page, "Enter", "e")
+    page.keyboard.type("Better: ")
+    yield "edit", page
+    press(page, "Escape", "6")
+    yield "edit of the other answer", page
+    press(page, "e", "w")
+    page.wait_for_selector(".work[aria-busy=false] .history")
+    yield "my work with history", page
+    page.focus(".history tr:first-child [data-amend]")
+    press(page, "Enter")
+    page.wait_for_selector(".banner[data-kind=amending]")
+    yield "amending", page
+    press(page, "Escape", "g")
+    page.wait_for_selector(".with-guidelines")
+    yield "guidelines beside the pair", page
+    press(page, "Escape")
+    page.context.set_offline(True)
+    press(page, "r")
+    page.keyboard.type("!")
+    page.wait_for_selector(".banner[data-kind=draft]:visible")
+    yield "no network", page
+    page.context.set_offline(False)
+    page.wait_for_selector(".banner", state="hidden")
+    press(page, "Enter")
+
+
+def states_of_a_conversation(site: Site, page: Any) -> Iterator[tuple[str, Any]]:
+    press(page, "c")
+    page.wait_for_selector(".compose textarea:enabled")
+    yield "conversation begun", page
+    page.keyboard.type("What is 1 + 1?")
+    press(page, "Enter")
+    page.wait_for_selector(".compose.waiting")
+    yield "conversation waiting", page
+    site.answer()
+    page.wait_for_selector(".desk:not([data-pair='']) .answer")
+    yield "conversation answered", page
+    press(page, "6")
+    page.wait_for_selector(".compose textarea:enabled")
+    yield "conversation goes on", page
+    page.keyboard.type("And 2 + 2?")
+    press(page, "Enter")
+    page.wait_for_selector(".compose.waiting")
+    site.answer()
+    page.wait_for_selector(".desk:not([data-pair='']) .answer")
+    press(page, "b")
+    page.wait_for_selector(".compose textarea:enabled")
+    yield "conversation ended", page
+    press(page, "Escape", "c")
+    on(page, 7)
+
+
+def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, axe: str) -> None:
+    found: dict[str, list[str]] = {}
+    seen = focused = 0
+    for state, page in rater_states(site):
         page.wait_for_timeout(150)  # colours fade in
-        found[state] = faults(page, axe, rules)
-        press(page, "Escape", "Escape", *(("e",) if state == "edit" else ()))
-    page.goto(f"{site.address}/lead/")
-    page.wait_for_selector(".desk[aria-busy=false]")
-    found["lead"] = faults(page, axe, rules)
-    if not rules:
-        page.goto(f"{site.address}/login/")
-        page.wait_for_selector(".login")
-        found["login"] = faults(page, axe, rules)
-        page = site.open(f"{name} ranking", after=12, color_scheme=scheme)
-        found["ranking"] = faults(page, axe, rules)
+        count, unseen = page.evaluate(UNSEEN_FOCUS)
+        found[state] = faults(page, axe) + [f"focus is not seen: {one}" for one in unseen]
         page.set_viewport_size({"width": 390, "height": 844})
-        found["phone"] = faults(page, axe, rules)
-        press(page, "s", "Enter")
-        page.wait_for_selector(".rest.finished:visible")
-        found["done"] = faults(page, axe, rules)
+        page.evaluate("document.body.classList.add('dark')")
+        menu = page.locator("[data-menu]:visible") if state == "pair" else None
+        if menu:
+            menu.click()
+        page.wait_for_timeout(150)
+        wide = page.evaluate("document.querySelector('#desk .desk').scrollWidth")
+        found[state] += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
+        if menu:
+            menu.click()
+        page.evaluate("document.body.classList.remove('dark')")
+        page.set_viewport_size({"width": 1366, "height": 768})
+        seen, focused = seen + 1, focused + count
     assert {state: told for state, told in found.items() if told} == {}
+    assert seen == 27
+    assert focused > 500
+
+
+@pytest.mark.parametrize(("scheme", "rules"), [("light", ()), ("dark", ("color-contrast",))])
+def test_axe_finds_nothing_serious_on_the_leads_page(site: Site, axe: str, scheme: Any, rules: tuple[str, ...]) -> None:
+    page = site.open(f"axe {scheme}", role="lead", after=4, path="/lead/", color_scheme=scheme)
+    assert faults(page, axe, *rules) == []
 
 
 # --- leads ---

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from label_support import answer, make_pair, open_store
 
 from labeling_ui.aggregate import group_judgments
-from labeling_ui.answers import Answer, Submission
+from labeling_ui.answers import Answer, Draft, Submission
 from labeling_ui.assigning import RefusedError
 from labeling_ui.campaign import BatchChange
 from labeling_ui.schema import MIGRATIONS, build_engine
@@ -177,6 +177,40 @@ def test_a_ranking_is_one_judgment_and_implies_every_pair(url: str) -> None:
     with pytest.raises(RefusedError, match="two sides"):
         store.submit("r0", ranked)
     assert Judgment.model_validate_json(stored.judgment.model_dump_json()) == stored.judgment
+    assert_whole(store)
+
+
+def test_a_ranking_is_amended_undone_and_edited(url: str) -> None:
+    store = open_store(url, [], raters=1)
+    add(store, [make_pair(0, "a", "b", ("c",))], "", ranking=True)
+    first = {"client_id": "c", "pair_id": "pair-0", "ranking": [["0-0"], ["0-1"], ["0-2"]], "edited_text": "a, mended"}
+    given = store.claim("r0")
+    stored = store.submit("r0", Submission.model_validate(first))
+    judged, before = store.judged_assignment("r0", stored.judgment_id)
+    assert given is not None
+    assert (judged.shown, before.edited_text) == (given.shown, "a, mended")
+    second = Answer.model_validate({"ranking": [["0-2"], ["0-0", "0-1"]], "edited_text": "c, mended"})
+    with pytest.raises(RefusedError, match="every completion"):
+        store.amend("r0", stored.judgment_id, "d", Answer.model_validate({"ranking": [["0-2"], ["0-0"]]}))
+    with pytest.raises(RefusedError, match="aspects compare two"):
+        store.amend("r0", stored.judgment_id, "d", second.model_copy(update={"aspects": {"helpful": 1}}))
+    store.amend("r0", stored.judgment_id, "d", second)
+    (now,) = store.judgments()[0]
+    assert (now.ranking, now.edited_text, now.shown) == ((("0-2",), ("0-0", "0-1")), "c, mended", given.shown)
+    assert_whole(store)
+    taken_back = store.undo("r0", stored.judgment_id)
+    assert taken_back.draft is not None
+    assert (taken_back.draft["ranking"], taken_back.draft["edited_text"]) == ([["0-2"], ["0-0", "0-1"]], "c, mended")
+    assert store.judgments()[0] == []
+    begun = Draft.model_validate({"ranking": [["0-1"]], "edited_text": "b, mended"})
+    store.save_draft("r0", "pair-0", begun)
+    again = store.claim("r0")
+    assert again is not None
+    assert again.draft == begun.model_dump(mode="json"), "an edit of the first of an order that is not whole yet"
+    store.submit("r0", Submission.model_validate({**first, "client_id": "e", "edited_text": None}))
+    assert [kind for kind in kinds(store) if kind in ("submitted", "amended", "undone")] == [
+        "submitted", "amended", "undone", "submitted"
+    ]  # fmt: skip
     assert_whole(store)
 
 

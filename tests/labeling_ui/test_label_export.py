@@ -28,16 +28,16 @@ from labeling_ui.aggregate import (
 )
 from labeling_ui.agreement import percent_agreement
 from labeling_ui.answers import Submission
-from labeling_ui.export import build_edits, judgments_as_csv, unpaired
+from labeling_ui.export import build_edits, export, judgments_as_csv, unpaired
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from labeling_ui.votes import read_votes
 from tiebreak.config import load_config
-from tiebreak.records import Judgment, Preference, read_pairs, read_preferences, read_records
+from tiebreak.records import Demonstration, Judgment, Preference, read_pairs, read_preferences, read_records
 from tiebreak.rubric import score_rubric
-from tiebreak.runs import read_manifest
+from tiebreak.runs import read_manifest, start_run
 
 
 def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
@@ -128,6 +128,61 @@ def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
         ("second answer, mended", "second answer", ("a",)),
         ("second answer, mended", "first answer", ("a",)),
     ]
+
+
+def ranked(rater: str, **more: Any) -> Judgment:
+    """What a rater says of the three completions of pair 0, which they were shown as 1, 2, 0."""
+    same = {"pair_id": "pair-0", "rater_id": rater, "left": "0-1", "right": "0-2", "shown": ("0-1", "0-2", "0-0")}
+    return Judgment.model_validate({**same, "kind": "human", **more})
+
+
+def test_an_edit_of_a_ranking_beats_all_that_were_ranked() -> None:
+    pairs = [make_pair(0, "zero", "one", ("two",))]
+    order = ranked("a", ranking=(("0-2",), ("0-0",), ("0-1",)), edited_text="two, mended")
+    (edit,) = build_edits(pairs, [order, ranked("b", both_bad=True)])
+    assert (edit.demonstration.completion, edit.demonstration.prompt.id) == ("two, mended", pairs[0].prompt_id)
+    # edited > first > second > third: what follows the first ">" is among the votes.
+    assert [(p.chosen_text, p.rejected_text) for p in edit.preferences] == [
+        ("two, mended", "two"), ("two, mended", "zero"), ("two, mended", "one")
+    ]  # fmt: skip
+    implied = order.pairwise()
+    assert [one.edited_text for one in implied] == ["two, mended", None, "two, mended"], "of 1-2, 1-0 and 2-0"
+    (together,) = build_edits(pairs, implied)
+    assert together.demonstration == edit.demonstration
+    assert sorted(together.preferences, key=str) == sorted(edit.preferences, key=str)
+    made = build_preferences(pairs, group_judgments([order]), AggregationConfig(), Known())
+    assert sorted((p.chosen_text, p.rejected_text) for p in made.preferences) == [
+        ("two", "one"), ("two", "zero"), ("zero", "one")
+    ]  # fmt: skip
+
+
+def test_where_all_are_bad_every_one_of_them_is() -> None:
+    pairs = [make_pair(0, "zero", "one", ("two",))]
+    bad = [ranked("a", both_bad=True), ranked("b", both_bad=True)]
+    made = build_preferences(pairs, group_judgments(bad), AggregationConfig(), Known())
+    rows = [(row["completion"][0]["content"], row["label"]) for row in unpaired(pairs, made, True)]
+    assert sorted(rows) == [("one", False), ("two", False), ("zero", False)]
+    assert percent_agreement(read_votes(pairs, bad, "human"), ties=True).n == 3
+    assert [one.skip for one in ranked("a", skip=True).pairwise()] == [True] * 3
+
+
+def test_a_ranking_that_is_left_out_leaves_no_edit(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [], raters=1)
+    pairs = [make_pair(0, "zero", "one", ("two",)), make_pair(1)]
+    store.add_pairs(pairs, overlap=1, seed=0, source="t", source_id="t", ranking=True)
+    order = {"ranking": [["0-2"], ["0-0"], ["0-1"]], "edited_text": "two, mended", "flags": ["unsafe"]}
+    for given, told in (("pair-0", order), ("pair-1", {"answer": 1})):
+        store.claim("r0")
+        store.submit("r0", Submission.model_validate({"client_id": given, "pair_id": given, **told}))
+    for name, drop in (("kept", []), ("dropped", ["unsafe"])):
+        run = start_run(LabelConfig(output=str(tmp_path / name), pairs="pairs"), "label", {})
+        report = export(store, run, AggregationConfig.model_validate({"drop_flagged": drop}))
+        assert report["edits"] == (0 if drop else 1)
+        assert report["preferences"]["total"] == (1 if drop else 4)
+    assert not (tmp_path / "dropped/final/demonstrations.jsonl").exists()
+    (edit,) = read_records(tmp_path / "kept/final/demonstrations.jsonl", Demonstration)
+    assert edit.completion == "two, mended"
+    store.close()
 
 
 def test_unpaired_labels() -> None:

@@ -10,6 +10,7 @@ import pytest
 from label_support import make_pair, open_store, tiebreak
 
 from labeling_ui.answers import Submission
+from labeling_ui.export import build_edits
 from labeling_ui.foreign import FieldNames, read_foreign, read_objects
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
@@ -211,7 +212,9 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     for n in range(2):
         given = store.claim("r0")
         assert given is not None
-        said: dict[str, Any] = {"ranking": tuple((one,) for one in given.shown)} if given.ranking else {"answer": 2}
+        said: dict[str, Any] = {"answer": 2}
+        if given.ranking:
+            said = {"ranking": tuple((one,) for one in given.shown), "edited_text": "mended"}
         store.submit("r0", Submission(client_id=f"c{n}", pair_id=given.item_id, seconds_active=3.0, **said))
     write_jsonl(tmp_path / "pairs.jsonl", store.pairs())
     write_jsonl(tmp_path / "judgments.jsonl", store.judgments()[0])
@@ -221,6 +224,9 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     again = Store.open(url)
     implied = [one for judgment in store.judgments()[0] for one in judgment.pairwise()]
     assert sorted(again.judgments()[0], key=str) == sorted(implied, key=str)
+    mended, before = (build_edits(one.pairs(), one.judgments()[0])[0] for one in (again, store))
+    assert mended.demonstration == before.demonstration
+    assert sorted(mended.preferences, key=str) == sorted(before.preferences, key=str)
     stray = Judgment(pair_id="nowhere", rater_id="r0", left="a", right="b", answer=1, kind="human")
     write_jsonl(tmp_path / "judgments.jsonl", [*implied, stray])
     told = tiebreak("label", "import", *files, "--store", url, ok=False).stderr

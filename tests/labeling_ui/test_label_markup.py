@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from html.parser import HTMLParser
 
 import pytest
 
 from labeling_ui.markup import MAX_LEVELS, PLAIN_PIECE_CHARACTERS, render, show_hidden
+from labeling_ui.mathematics import render_formula
 
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
@@ -46,6 +48,18 @@ def test_formulas_are_drawn_by_the_browser() -> None:
     for money in ("$5 and $10", "it costs $ 5, or 5 $", r"\$5\$", "`$x$`"):
         assert "<math" not in render(money), money
     assert render("$5 and $10, but $y$").count("<math") == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "drawn"),
+    [
+        ("O(\\log n)", "O(log n)"), ("2 \\log_2 n", "2 log2 n"), ("\\sin^2 x", "sin2 x"), ("\\log(n)", "log(n)"),
+        ("\\alpha\\beta x", "αβx"), ("\\ln \\frac{1}{x}", "ln 1x"), ("x_{max} y", "xmaxy"),
+    ],
+)  # fmt: skip
+def test_names_of_functions_stand_apart_as_in_tex(source: str, drawn: str) -> None:
+    text = render_formula(source, display=False).replace('<mspace width="0.167em">', " ")
+    assert re.sub(r"<[^>]*>", "", text) == drawn
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("$$", "$$"), (r"\[", r"\]")])

@@ -24,7 +24,8 @@ DISCRIMINATIONS = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
 def ballots(item: Integers, rater: Integers, sign: Integers, raters: int, known: Integers | None = None) -> Ballots:
     items = int(item.max()) + 1
     names = tuple(f"r{n}" for n in range(raters))
-    return Ballots(names, item, rater, sign, np.arange(items), np.full(items, UNKNOWN) if known is None else known)
+    first, known = np.zeros(items, dtype=np.int64), np.full(items, UNKNOWN) if known is None else known
+    return Ballots(names, item, rater, sign, np.ones(len(item)), np.arange(items), first, first + 1, known)
 
 
 def assigned(items: int, raters: int, each: int, chance: np.random.Generator) -> tuple[Integers, Integers]:
@@ -149,7 +150,7 @@ def test_gold_is_held_and_turns_the_majority_round(model) -> None:  # type: igno
 @pytest.mark.parametrize("model", [fit_dawid_skene, fit_bradley_terry])
 def test_few_votes_and_none_stay_finite(model) -> None:  # type: ignore[no-untyped-def]
     nothing = np.empty(0, dtype=np.int64)
-    empty = model(Ballots(("a",), nothing, nothing, nothing, nothing, nothing))
+    empty = model(Ballots(("a",), *[nothing] * 8))
     assert empty.chances.shape == (0, 3)
     one = model(ballots(np.array([0]), np.array([0]), np.array([1]), 1))
     assert one.chances.argmax() == 2

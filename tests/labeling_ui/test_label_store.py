@@ -269,7 +269,8 @@ def test_verify_finds_what_was_tampered_with(tmp_path: Path, forgery: str) -> No
     [
         {"answer": 4}, {"answer": -4}, {"answer": 1.5}, {"answer": True}, {"answer": "1"}, {"answer": None},
         {"both_bad": True}, {"skip": True}, {"both_bad": 1}, {"client_id": ""}, {"client_id": "x" * 65},
-        {"edited_text": "e", "answer": 0},
+        {"edited_text": "e", "answer": 0}, {"edited_text": "e", "answer": None, "ranking": [["a", "b"], ["c"]]},
+        {"answer": None, "ranking": []}, {"answer": None, "ranking": [["a"], ["a", "b"]]},
         {"rationale": "x" * 4001}, {"rationale": "a\0b"}, {"rationale": "\ud800"}, {"edited_text": "x" * 100_001},
         {"flags": ["no-such-flag"]}, {"aspects": {"helpful": 9}}, {"aspects": {"beautiful": 1}},
         {"seconds_active": -1}, {"seconds_active": float("nan")}, {"rater_id": "someone else"}, {"left": "0-0"},

@@ -54,6 +54,20 @@ def recorder(tmp_path: Path) -> RunRecorder:
     return RunRecorder(Run(tmp_path / "run", "study", config, {}, "f" * 24))
 
 
+def test_what_is_measured_between_two_steps_is_no_part_of_their_time(
+    recorder: RunRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 1 and 2 take 3 s each, and between them something else takes 40 s."""
+    clock = [100.0]
+    monkeypatch.setattr("tiebreak.tracking.time.monotonic", lambda: clock[0])
+    recorder.row(0, {"loss": 1.0})
+    for seconds, step, beside in ((3.0, 1, None), (40.0, 1, 40.0), (3.0, 2, None)):
+        clock[0] += seconds
+        recorder.row(step, {"loss": 1.0}, beside)
+    recorder.row(2, {"loss": 1.0}, 0.5)
+    assert [row["step_seconds"] for row in read_metrics(recorder.run.folder)][1:] == [3.0, 40.0, 3.0, 0.5]
+
+
 def test_rows_are_json_and_what_is_no_number_is_null(recorder: RunRecorder) -> None:
     recorder.row(1, {"loss": 0.5, "eval_loss": math.nan, "grad_norm": math.inf, "note": "text"})
     (row,) = [json.loads(line) for line in recorder.run.metrics.read_text().splitlines()]

@@ -1,0 +1,151 @@
+"""The lead's figures: measured beside the server, the same as the store's records give, and never waited for long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from label_support import make_pair, open_store
+
+from labeling_ui import measuring
+from labeling_ui.aggregate import ballots_of_groups, group_judgments
+from labeling_ui.agreement import measure_agreement
+from labeling_ui.answers import Submission
+from labeling_ui.export import read_known
+from labeling_ui.live import LiveVotes
+from labeling_ui.measuring import LatestFigures
+from labeling_ui.quality import Ballots, describe_reliability
+from labeling_ui.schema import StoreError
+from labeling_ui.store import Store
+
+
+def judge_all(store: Store, raters: int, seed: int = 0) -> None:
+    """Every rater judges whatever they are given."""
+    chance = np.random.default_rng(seed)
+    for rater in (f"r{n}" for n in range(raters)):
+        while (given := store.claim(rater)) is not None:
+            n = len(store.history(rater, limit=1_000))
+            said: dict[str, Any] = {"answer": int(chance.integers(-3, 4))}
+            if given.ranking:
+                said = {"ranking": tuple((one,) for one in chance.permutation(given.shown).tolist())}
+            store.submit(rater, Submission(client_id=f"{rater}-{n}", pair_id=given.item_id, **said))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(tmp_path, [make_pair(n) for n in range(6)], overlap=3, raters=3)
+    store.add_rater("lead", rater_id="lead", role="lead")
+    judge_all(store, 3)
+    yield store
+    store.close()
+
+
+def wait_for(figures: LatestFigures, ready: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
+    until = time.monotonic() + seconds
+    while not ready(told := figures()):
+        assert time.monotonic() < until, told
+        time.sleep(0.05)
+    return told
+
+
+def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
+    store.set_gold("pair-0", "0-0")
+    figures = LatestFigures(store)
+    told = wait_for(figures, lambda one: not one["measuring"])
+    fresh = measure_agreement(store.pairs(), store.judgments()[0])
+    assert {name: told[name] for name in fresh} == fresh
+    counted = {rater: (figure["value"] * figure["n"], figure["n"]) for rater, figure in told["gold"].items()}
+    assert counted == store.gold_agreements()
+    assert sorted(counted) == ["r0", "r1", "r2"]
+    wanted = describe_reliability(ballots_of_groups(group_judgments(store.judgments()[0]), read_known(store)))
+    for model, one in wanted.items():
+        found = {row["rater"]: row["accuracy"]["value"] for row in told["reliability"]["human"][model]["raters"]}
+        assert found == pytest.approx({row["rater"]: row["accuracy"]["value"] for row in one["raters"]}, abs=1e-3)
+    store.add_pairs([make_pair(50)], overlap=3, seed=0, source="test", source_id="more")
+    judge_all(store, 3, seed=1)
+    assert wait_for(figures, lambda one: one["judgments"] == 21)["items"] == 7
+    figures.close()
+
+
+def test_a_large_store_is_measured_at_the_start_and_nobody_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "LARGE_STORE", 1)
+    monkeypatch.setattr(measuring, "WAIT_SECONDS", 0.05)
+    figures = LatestFigures(store)
+    begun = time.monotonic()
+    figures.begin()
+    assert figures() == {"measuring": True, "age_seconds": None}, "the process is only starting"
+    assert time.monotonic() - begun < 1
+    told = wait_for(figures, lambda one: one["age_seconds"] is not None)
+    assert told["judgments"] == 18
+    figures.close()
+
+
+def test_a_process_that_died_is_told_and_started_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = LatestFigures(store)
+    wait_for(figures, lambda one: not one["measuring"])
+    first = figures._process
+    assert first is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    store.add_pairs([make_pair(50)], overlap=3, seed=0, source="test", source_id="more")
+    judge_all(store, 3, seed=1)
+    assert wait_for(figures, lambda one: one["judgments"] == 21)["items"] == 7
+    assert figures._process is not first
+    figures.close()
+    monkeypatch.setattr(measuring, "_start", lambda _store: start("import sys; sys.exit('no figures today')"))
+    with pytest.raises(StoreError, match="could not be measured"):
+        LatestFigures(store)()
+
+
+def start(program: str) -> Any:
+    import subprocess
+    import sys
+
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    )
+
+
+def by_comparison(ballots: Ballots) -> set[tuple[Any, ...]]:
+    """Each vote as (prompt's votes' raters, rater, sign up to the order of the two) with its share: free of numbering."""
+    flip = np.where(ballots.first < ballots.second, 1, -1)
+    return {
+        (
+            int(ballots.prompt[item]),
+            *sorted((int(ballots.first[item]), int(ballots.second[item]))),
+            ballots.rater_ids[rater],
+            int(sign * flip[item]),
+            round(float(share), 6),
+        )
+        for item, rater, sign, share in zip(ballots.item, ballots.rater, ballots.sign, ballots.share, strict=True)
+    }
+
+
+def test_live_ballots_are_those_of_the_records(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0), make_pair(1, "a", "b", ("c",))], overlap=2, raters=2)
+    ranked = [make_pair(2, "d", "e", ("f", "g")), make_pair(3)]
+    store.add_pairs(ranked, overlap=2, seed=0, source="t", source_id="t", ranking=True)
+    store.add_rater("lead", rater_id="lead", role="lead")
+    judge_all(store, 2)
+    store.set_gold("pair-3", "3-1")
+    store.adjudicate("lead", Submission(client_id="s", pair_id="pair-0", answer=0))
+    live = LiveVotes(store)
+    live.read()
+    ours = live.ballots("human")
+    theirs = ballots_of_groups(group_judgments(store.judgments()[0]), read_known(store))
+    assert by_comparison(ours) == by_comparison(theirs)
+    assert len(by_comparison(ours)) == 2 * (1 + 3 + 6 + 1)
+    known = {
+        (int(p), int(k) * (1 if f < s else -1))
+        for p, f, s, k in zip(ours.prompt, ours.first, ours.second, ours.known, strict=True)
+        if k in (-1, 0, 1)
+    }
+    assert known == {(0, 0), (3, -1)}
+    store.close()

@@ -1,0 +1,199 @@
+"""Training that cannot go well, through the command line: a cause, a next step, and the checkpoints there were, kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from polite_rewards import Later, raises
+from safetensors.torch import save_file
+from small_world import World, write_preferences
+from support import end_process, read_rows, run_here, write_config, write_rows
+
+from preference.ppo.backbone import VALUE_HEAD_FILE
+from tiebreak.config import StageConfig, TrackingConfig
+from tiebreak.runs import start_run
+
+TRAINING = {
+    "learning_rate": 3e-2,
+    "warmup_share": 0.0,
+    "per_device_batch_size": 8,
+    "max_length_tokens": 32,
+    "save_steps": 1,
+    "precision": "float32",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is changed in a PPO run that would end well, and what its message must say."""
+
+    told: tuple[str, ...]
+    changed: dict[str, Any] = field(default_factory=dict)
+    at_once: bool = False
+    """before any checkpoint"""
+
+
+def rewarded_by(name: str) -> dict[str, Any]:
+    return {"rewards": [{"function": f"polite_rewards:{name}"}]}
+
+
+FAULTS: Mapping[str, Fault] = {
+    "a function that raises": Fault(
+        ("polite_rewards:raises_later raised KeyError: 'no such shelf'", "polite_rewards.py, line", "checkpoint"),
+        rewarded_by("raises_later"),
+    ),
+    "a function that raises at once": Fault(
+        ("polite_rewards:raises raised KeyError: 'no such shelf'", "polite_rewards.py, line"),
+        rewarded_by("raises"),
+        at_once=True,
+    ),
+    "too few scores": Fault(
+        ("polite_rewards:too_few_later returned 7 scores for 8 completions", "must return one for each"),
+        rewarded_by("too_few_later"),
+    ),
+    "words for scores": Fault(
+        ("polite_rewards:words returned list", "a number for each completion"), rewarded_by("words"), at_once=True
+    ),
+    "scores that are not numbers": Fault(
+        ("polite_rewards:not_numbers_later gave 1 of 8 completions a score that is not a finite number", "kept"),
+        rewarded_by("not_numbers_later"),
+    ),
+    "completions that are all cut off": Fault(
+        (
+            "all 8 completions of a rollout were cut off at sampling.max_new_tokens (1)",
+            "Raise it, or train",
+            "nothing was",
+        ),
+        {"sampling": {"temperature": 1.0, "max_new_tokens": 1}, "training": {**TRAINING, "seed": 3}},
+        at_once=True,
+    ),
+    "a policy that collapses": Fault(
+        (
+            "an end-of-sequence token and nothing else: the policy has collapsed",
+            "Lower training.learning_rate",
+            "are kept",
+        ),
+        {**rewarded_by("indifferent"), "length_penalty": 2.0, "rollouts": 60, "stop_when_all_cut_off": False},
+    ),
+    "a loss that is not a number": Fault(
+        ("PPO's loss is not a number at step", "lower training.learning_rate", "are kept"),
+        {"training": {**TRAINING, "learning_rate": 1e30}, "stop_when_all_cut_off": False},
+    ),
+}
+
+
+def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
+    values = {
+        "output": folder / "ppo",
+        "policy": world.policy,
+        "rewards": [{"function": "polite_rewards:wants_more"}],
+        "prompts": world.prompts,
+        "adapter": {"r": 4, "alpha": 8},
+        "training": TRAINING,
+        "max_validation_prompts": 0,
+        "episodes_per_rollout": 8,
+        "rollouts": 8,
+        "ppo_epochs": 1,
+        "kl_coef": 0.0,
+        "sampling": {"temperature": 1.0, "max_new_tokens": 6},
+        "tracking": {"mode": "disabled"},
+    }
+    return write_config(folder / "ppo.yaml", **values | changed)
+
+
+def assert_told(result: tuple[int, str], *parts: str) -> None:
+    status, stderr = result
+    message = stderr.rpartition("error: ")[2]
+    assert status == 1, stderr
+    assert "Traceback" not in stderr
+    for part in parts:
+        assert part in message
+
+
+def complete_checkpoints(output: Path) -> list[Path]:
+    return [marker.parent for marker in output.glob("checkpoints/checkpoint-*/COMPLETE")]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_stops_ppo(name: str, world: World, tmp_path: Path) -> None:
+    fault = FAULTS[name]
+    assert_told(run_here("ppo", "--config", ppo_config(tmp_path, world, **fault.changed)), *fault.told)
+    assert not (tmp_path / "ppo" / "manifest.json").exists()
+    kept = complete_checkpoints(tmp_path / "ppo")
+    assert bool(kept) != fault.at_once
+    assert all((checkpoint / "model.safetensors").is_file() for checkpoint in kept)
+
+
+def test_a_critic_of_another_size(world: World, tmp_path: Path) -> None:
+    run = start_run(StageConfig(output=str(tmp_path / "other"), tracking=TrackingConfig(mode="disabled")), "ppo", {})
+    save_file({"weight": torch.zeros(1, 48), "bias": torch.zeros(1)}, run.final / VALUE_HEAD_FILE)
+    run.finish()
+    config = ppo_config(tmp_path, world, value_head=tmp_path / "other")
+    assert_told(
+        run_here("ppo", "--config", config),
+        "value_head.safetensors reads hidden states of size 48, and this policy's have 64",
+        "name a PPO run of the same base model, or set value_head: null",
+    )
+    assert not complete_checkpoints(tmp_path / "ppo")
+
+
+def test_a_run_of_another_stage_has_no_critic(world: World, tmp_path: Path) -> None:
+    config = ppo_config(tmp_path, world, value_head=world.judge)
+    assert_told(run_here("ppo", "--config", config), "value_head.safetensors is not there: name a finished PPO run")
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize(("column", "value"), [("margin", -0.5), ("strength", -2), ("margin", float("nan"))])
+def test_margins_of_the_wrong_sign(stage: str, column: str, value: float, world: World, tmp_path: Path) -> None:
+    rows = read_rows(write_preferences(tmp_path / "right.jsonl"))
+    data = write_rows(tmp_path / "wrong.jsonl", [*rows[:2], {**rows[2], column: value}, *rows[3:]])
+    words = ("--output", tmp_path / "out", "--policy", world.policy, "--preferences", data)
+    told = (f"{data}:3: {column}: ", "swap chosen and rejected, or mend its sign") if value < 0 else (f"{data}:3",)
+    assert_told(run_here(stage, *words, "--tracking.mode", "disabled"), *told)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ppo_config(tmp_path, world, **rewarded_by("indifferent"), stop_when_all_cut_off=False)
+    monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=3))
+    assert_told(run_here("ppo", "--config", config), "the same command goes on from the last checkpoint")
+    end_process(tmp_path / "ppo")
+    monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=2))
+    status, told = run_here("ppo", "--config", config)
+    assert status == 1
+    assert f"going on from {tmp_path / 'ppo' / 'checkpoints' / 'checkpoint-3'}" in told
+    assert {path.name for path in complete_checkpoints(tmp_path / "ppo")} == {"checkpoint-4", "checkpoint-5"}
+
+
+def test_a_mended_function_is_another_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it failed at once, nothing is in the way; what was learned from the old one is not gone on with."""
+    file = tmp_path / "house_rewards.py"
+    monkeypatch.chdir(tmp_path)
+    changed = {"rewards": [{"function": "house_rewards:polite"}], "stop_when_all_cut_off": False}
+    config = ppo_config(tmp_path, world, **changed)
+
+    def run_with(*body: str) -> tuple[int, str]:
+        file.write_text("\n".join(["calls = []", "def polite(completions, **_):", *(f"    {line}" for line in body)]))
+        sys.modules.pop("house_rewards", None)
+        result = run_here("ppo", "--config", config)
+        end_process(tmp_path / "ppo")
+        return result
+
+    try:
+        assert_told(run_with("return None"), "house_rewards:polite returned NoneType", "give another --output if")
+        later = run_with("calls.append(0)", "return [0.0] * (len(completions) - len(calls) // 3)")
+        assert_told(later, "house_rewards:polite returned 7 scores for 8 completions")
+        before = complete_checkpoints(tmp_path / "ppo")
+        assert_told(run_with("return [0.0] * len(completions)"), "holds another run, and nothing is overwritten")
+        assert complete_checkpoints(tmp_path / "ppo") == before != []
+    finally:
+        sys.modules.pop("house_rewards", None)
+        sys.path.remove(str(tmp_path))

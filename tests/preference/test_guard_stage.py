@@ -1,0 +1,285 @@
+"""The guard through the command line: runs that over-optimise are stopped, and what they keep is the best they had.
+
+A policy is paid for each time it says "more"; the held-out judge likes it said twice. So the judge's score first rises
+with the training's own, and then falls.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from polite_rewards import wants_more
+from small_world import WORDS, World, build_judge, build_model, twice_is_best
+from support import end_process, run_here, write_config
+from torch import Tensor
+
+from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.generation import Sampled, row_seed, sample_completions
+from tiebreak.logprobs import scores_in_batches
+from tiebreak.models import find_model, load_frozen_policy, load_tokenizer, load_trained_reward_model
+from tiebreak.records import is_held_out, read_prompts
+from tiebreak.runs import read_manifest, read_metrics
+
+QUIET = {"mode": "disabled"}
+SAMPLING = {"temperature": 1.0, "max_new_tokens": 8}
+TRAINING = {
+    "learning_rate": 3e-3,
+    "lr_scheduler": "constant_with_warmup",
+    "warmup_share": 0.0,
+    "per_device_batch_size": 8,
+    "max_length_tokens": 32,
+    "save_steps": 4,
+    "precision": "float32",
+}
+ADAPTER = {"r": 8, "alpha": 8}
+
+
+def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
+    values = {
+        "output": folder / "ppo",
+        "policy": world.policy,
+        "rewards": [{"function": "polite_rewards:wants_more"}],
+        "prompts": world.prompts,
+        "adapter": ADAPTER,
+        "training": TRAINING,
+        "validation_share": 0.4,
+        "episodes_per_rollout": 16,
+        "rollouts": 20,
+        "ppo_epochs": 2,
+        "kl_coef": 0.0,
+        "missing_eos_penalty": 0.0,
+        "stop_when_all_cut_off": False,
+        "sampling": SAMPLING,
+        "guard": {"reward_model": world.judge, "eval_every_steps": 8, "patience": 3},
+        "tracking": QUIET,
+    }
+    return write_config(folder / "ppo.yaml", **values | changed)
+
+
+def dpo_config(folder: Path, world: World, judge: Path) -> Path:
+    return write_config(
+        folder / "dpo.yaml",
+        output=folder / "dpo",
+        policy=world.policy,
+        preferences=world.preferences,
+        adapter=ADAPTER,
+        training={**TRAINING, "learning_rate": 1e-3, "epochs": 40},
+        validation_share=0.4,
+        sampling=SAMPLING,
+        guard={"reward_model": judge, "eval_every_steps": 4, "patience": 2},
+        tracking=QUIET,
+    )
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A finished run, and what it said."""
+
+    folder: Path
+    told: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.folder)
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        guard: dict[str, Any] = self.manifest["guard"]
+        return guard
+
+
+@pytest.fixture(scope="module")
+def ppo(world: World, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
+    folder = tmp_path_factory.mktemp("guarded")
+    status, told = run_here("ppo", "--config", ppo_config(folder, world))
+    assert status == 0, told
+    return Guarded(folder / "ppo", told)
+
+
+def assert_stopped_by_patience(run: Guarded, patience: int, planned_steps: int) -> None:
+    """The run's end, read from its numbers alone."""
+    guard = run.guard
+    steps, scores, own = ([verdict[key] for verdict in guard["history"]] for key in ("step", "score", "training_score"))
+    assert guard["stopped_at_step"] == steps[-1] < planned_steps
+    assert all(later < earlier for earlier, later in itertools.pairwise(scores[-patience - 1 :]))
+    assert own[-1] > own[-patience - 1]
+    assert 0 < guard["kept"]["step"] < steps[-1]
+    assert guard["kept"]["score"] == max(scores) > scores[0]
+    assert f"stopped at step {steps[-1]}: the held-out score has fallen {patience} times running" in run.told
+    assert f"kept the policy of step {guard['kept']['step']}: held-out score {max(scores):.3f}" in run.told
+    rows = {row["step"]: row for row in read_metrics(run.folder) if "guard/score" in row}
+    assert [rows[step]["guard/score"] for step in steps] == scores
+    assert max(row["step"] for row in read_metrics(run.folder)) == steps[-1]
+
+
+def draw_from(policy: str, prompts: list[list[int]]) -> list[Sampled]:
+    source = find_model(policy)
+    return sample_completions(
+        load_frozen_policy(source, TrainingConfig(precision="float32")),
+        prompts,
+        [row_seed(0, "guard", number) for number in range(len(prompts))],
+        SamplingConfig(**SAMPLING),
+        eos_id=1,
+        pad_id=0,
+        batch_size=len(prompts),
+    )
+
+
+def test_ppo_is_stopped_once_the_judge_turns_away(ppo: Guarded) -> None:
+    assert_stopped_by_patience(ppo, patience=3, planned_steps=80)
+
+
+def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: Guarded, world: World) -> None:
+    """Loaded anew, it writes answers whose scores, by the judge loaded anew and by the function, are the kept verdict's."""
+    tokenizer = load_tokenizer(find_model(str(world.policy)))
+    asked = [prompt for prompt in read_prompts(str(world.prompts), ["train"]) if is_held_out(prompt.id, 0.4)]
+    prompts = [encode_prompt(tokenizer, prompt.messages) for prompt in asked]
+    assert len(prompts) == ppo.guard["prompts"] > 3
+    drawn = draw_from(str(ppo.folder), prompts)
+    judge = load_trained_reward_model(find_model(str(world.judge), kind="reward"), TrainingConfig(precision="float32"))
+    scores = scores_in_batches(judge, [[*p, *one.ids] for p, one in zip(prompts, drawn, strict=True)], 0, 4)
+    assert ppo.guard["kept"]["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+    texts = [[{"role": "assistant", "content": decode_completion(tokenizer, one.ids)}] for one in drawn]
+    assert ppo.guard["kept"]["training_score"] == pytest.approx(sum(wants_more(texts)) / len(texts))
+
+
+def test_the_manifest_speaks_of_the_kept_policy_and_the_whole_run(ppo: Guarded) -> None:
+    manifest, kept = ppo.manifest, ppo.guard["kept"]["step"]
+    rows = read_metrics(ppo.folder)
+    evaluated = [row for row in rows if "eval_loss" in row]
+    assert evaluated[-1]["step"] == kept
+    assert manifest["metrics"]["eval_objective/scores"] == evaluated[-1]["eval_objective/scores"]
+    trained = [row for row in rows if "loss" in row and row["step"] <= kept]
+    assert manifest["metrics"]["objective/scores"] == trained[-1]["objective/scores"]
+    assert manifest["counts"]["episodes"] == ppo.guard["stopped_at_step"] / 4 * 16
+    assert manifest["kinds"] == ["human"]  # the judge's: no other model had a part in it
+
+
+def test_the_report_says_and_draws_what_the_guard_decided(ppo: Guarded, world: World, tmp_path: Path) -> None:
+    evaluated = write_config(
+        tmp_path / "evaluate.yaml",
+        output=tmp_path / "evaluate",
+        policies={"sft": world.policy, "ppo": ppo.folder},
+        prompts=world.prompts,
+        split="train",
+        reward_model=world.judge,
+        sampling=SAMPLING,
+        tracking=QUIET,
+    )
+    assert run_here("evaluate", "--config", evaluated)[0] == 0
+    words = ("compare", "--evaluation", tmp_path / "evaluate", "--output", tmp_path / "compare")
+    status, told = run_here(*words, "--tracking.mode", "disabled")
+    assert status == 0, told
+    report = json.loads((tmp_path / "compare" / "report.json").read_text())
+    (stage,) = [row for row in report["stages"] if row["stage"] == "ppo"]
+    assert stage["guard"]["history"] == ppo.guard["history"]
+    page = (tmp_path / "compare" / "report.html").read_text()
+    kept, stopped = ppo.guard["kept"]["step"], ppo.guard["stopped_at_step"]
+    assert f"It liked the policy of step {kept} best, which was kept" in page
+    assert f"Training was stopped at step {stopped}: that score had fallen 3 times running" in page
+    assert f"step {kept}, kept" in page
+    assert "rollouts are left out: it went by other rewards" in page  # a function's figures lie on a scale of their own
+
+
+def test_dpo_is_stopped_too_by_a_judge_with_another_tokenizer(world: World, tmp_path: Path) -> None:
+    """It reads the text: its words stand in another order, so the policy's token ids mean nothing to it."""
+    other = build_model(tmp_path / "other", words=tuple(sorted(WORDS)), seed=3)
+    judge = build_judge(other, tmp_path / "judge", twice_is_best)
+    status, told = run_here("dpo", "--config", dpo_config(tmp_path, world, judge))
+    assert status == 0, told
+    run = Guarded(tmp_path / "dpo", told)
+    assert_stopped_by_patience(run, patience=2, planned_steps=80)
+    first = run.guard["history"][0]
+    assert (first["training_score"], first["kl"]) == (0.0, pytest.approx(0.0, abs=1e-5))
+
+
+@pytest.mark.parametrize("stage", ["ppo", "dpo"])
+def test_a_run_that_is_cut_off_after_the_guard_stopped_it_decides_the_same_again(
+    stage: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before anything is saved. The step it was stopped at left no checkpoint: one would train on from there."""
+    ends: list[tuple[Any, dict[str, Tensor]]] = []
+
+    def cut(trainer: Any, *_: Any, facts: dict[str, Any], **__: Any) -> None:
+        weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        ends.append((facts, weights))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"preference.{'dpo' if stage == 'dpo' else 'ppo.train'}.finish_adapter", cut)
+    config = ppo_config(tmp_path, world) if stage == "ppo" else dpo_config(tmp_path, world, world.judge)
+    told = []
+    for _ in range(2):
+        told.append(run_here(stage, "--config", config))
+        end_process(tmp_path / stage)
+    assert [status for status, _ in told] == [130, 130]
+    (facts, weights), (again, after) = ends
+    stopped = facts["guard"]["stopped_at_step"]
+    assert f"going on from {tmp_path / stage}/checkpoints/checkpoint-{stopped - 4}" in told[1][1]
+    assert facts == again
+    assert all(torch.equal(weight, after[name]) for name, weight in weights.items())
+
+
+# --- what a guard refuses
+
+
+def refused(told: tuple[int, str], *parts: str, status: int = 2) -> None:
+    found, message = told[0], told[1].rpartition("error: ")[2]
+    assert found == status, told[1]
+    for part in parts:
+        assert part in message
+
+
+def nothing_was_made(folder: Path) -> bool:
+    return not (folder / "manifest.json").exists() and not any((folder / "checkpoints").glob("*"))
+
+
+CASES: Mapping[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "seldom": (
+        {"guard": {"eval_every_steps": 81}},
+        ("guard.eval_every_steps (81) is more than the 80 optimizer steps", "lower it, or set guard: null"),
+    ),
+    "no prompts": (
+        {"max_validation_prompts": 0},
+        ("no validation prompt for it to score", "max_validation_prompts", "or set guard: null"),
+    ),
+    "no judge": ({"guard": {"reward_model": "runs/nowhere"}}, ("no such input: runs/nowhere",)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_guard_that_could_guard_nothing_is_refused(name: str, world: World, tmp_path: Path) -> None:
+    changed, told = CASES[name]
+    guard = {"reward_model": world.judge, **changed.get("guard", {})}
+    result = run_here("ppo", "--config", ppo_config(tmp_path, world, **{**changed, "guard": guard}))
+    refused(result, *told, status=1 if name == "no judge" else 2)
+    assert nothing_was_made(tmp_path / "ppo")
+
+
+def test_a_base_model_is_no_judge(world: World, tmp_path: Path) -> None:
+    result = run_here("ppo", "--config", ppo_config(tmp_path, world, guard={"reward_model": world.policy}))
+    refused(result, "is a base model", status=1)
+    assert nothing_was_made(tmp_path / "ppo")
+
+
+def test_the_training_reward_cannot_guard_under_another_path(world: World, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.symlink_to(world.judge, target_is_directory=True)
+    config = ppo_config(tmp_path, world, reward_model=world.judge, rewards=[], guard={"reward_model": again})
+    told = (f"{again} is the very run that reward_model names", "another seed and another share of the judgments")
+    refused(run_here("ppo", "--config", config), *told)
+    assert nothing_was_made(tmp_path / "ppo")
+
+
+def test_dpo_without_validation_prompts_has_no_guard(world: World, tmp_path: Path) -> None:
+    words = ("--output", tmp_path / "dpo", "--policy", world.policy, "--preferences", world.preferences)
+    judged = ("--guard.reward-model", world.judge, "--validation-share", "0", "--tracking.mode", "disabled")
+    refused(run_here("dpo", *words, *judged), "no validation prompt for it to score", "raise validation_share")
+    assert nothing_was_made(tmp_path / "dpo")
