@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 from recipe import STAGES, write_recipe
-from support import REPOSITORY, run_command
-
-from tiebreak.cli import main
+from support import REPOSITORY, run_command, run_here
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:
@@ -70,7 +68,7 @@ def test_a_second_run_skips_every_stage_and_says_why(finished_recipe: Path) -> N
 
 
 def test_a_changed_key_is_not_overwritten_in_silence(
-    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "changed.yaml"
     recipe.write_text(
@@ -78,10 +76,8 @@ def test_a_changed_key_is_not_overwritten_in_silence(
     )
     before = (finished_recipe / "runs" / "label" / "manifest.json").read_bytes()
     monkeypatch.chdir(REPOSITORY)
-    with pytest.raises(SystemExit) as stopped:  # in this process, where torch is imported already
-        main(["run", "--config", str(recipe)])
-    assert stopped.value.code == 1
-    told = capsys.readouterr().err
+    status, told = run_here("run", "--config", recipe)
+    assert status == 1
     assert "label" in told
     assert "--replace" in told
     assert (finished_recipe / "runs" / "label" / "manifest.json").read_bytes() == before

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import read_rows, run_command, succeed
+from support import read_rows, run_command, run_here, succeed
 
-from tiebreak.cli import main
 from tiebreak.config import TrainingConfig
 from tiebreak.logprobs import completion_logps
 from tiebreak.models import find_model, load_frozen_policy, load_tokenizer, load_trained_reward_model
@@ -99,12 +98,11 @@ def test_the_reward_report_is_of_the_saved_model(finished_recipe: Path) -> None:
     load_trained_reward_model(find_model(str(folder), kind="reward"), TrainingConfig())
 
 
-def test_the_same_command_again_does_nothing(finished_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_again_does_nothing(finished_recipe: Path) -> None:
     before = (output(finished_recipe, "ppo") / "manifest.json").read_bytes()
-    main(
-        ["ppo", "--config", str(config_of(finished_recipe, "ppo"))]
-    )  # in this process, where torch is imported already
-    assert "nothing to do" in capsys.readouterr().err
+    status, told = run_here("ppo", "--config", config_of(finished_recipe, "ppo"))
+    assert status == 0
+    assert "nothing to do" in told
     assert (output(finished_recipe, "ppo") / "manifest.json").read_bytes() == before
 
 

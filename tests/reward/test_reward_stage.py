@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from support import TINY_TRAINING, read_rows, succeed, write_config, write_rows
+from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, write_rows
 
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
 from reward.trainer import LabelCollator
-from tiebreak.cli import main
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.logprobs import member_scores_in_batches, scores_in_batches
@@ -120,7 +119,7 @@ def test_the_report_is_written_beside_the_run(ensemble: Path) -> None:
 
 
 def test_the_command_writes_the_same_figures_again_and_refuses_rows_it_was_trained_on(
-    ensemble: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ensemble: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
     words = ("reward", "report", "--reward-model", ensemble, "--output", again, "--garbage-prompts", "2")
@@ -132,10 +131,8 @@ def test_the_command_writes_the_same_figures_again_and_refuses_rows_it_was_train
     trained_on = [row for row in read_rows(ensemble.parent / "preferences.jsonl") if row["split"] == "train"]
     seen = write_rows(tmp_path / "seen.jsonl", trained_on)
     words = ("reward", "report", "--reward-model", ensemble, "--preferences", seen, "--output", tmp_path / "x")
-    with pytest.raises(SystemExit) as stopped:  # in this process, where torch is imported already
-        main([str(word) for word in words])
-    assert stopped.value.code == 1
-    message = capsys.readouterr().err
+    status, message = run_here(*words)
+    assert status == 1
     assert message.startswith("error: ")
     assert "has no preference whose prompt" in message
 
