@@ -7,8 +7,10 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -290,3 +292,15 @@ def test_a_connection_outlives_a_raters_thought(tmp_path: Path) -> None:
             assert reply.status == 200
             time.sleep(thought)
         connection.close()
+
+
+def test_passwords_are_checked_on_two_threads_however_many_log_in(tmp_path: Path) -> None:
+    """Threads keep the memory they hashed in; and the rest of the machine is free for raters at work."""
+    store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
+    for n in range(12):
+        add_account(store, f"rater {n}", "rater", PASSWORD)
+    with ThreadPoolExecutor(12) as together:
+        sessions = list(together.map(lambda n: log_in(store, f"rater {n}", PASSWORD), range(12)))
+    assert all(sessions)
+    assert 1 <= sum(thread.name.startswith("argon2") for thread in threading.enumerate()) <= 2
+    store.close()
