@@ -195,10 +195,8 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
     With policies of seeds 1 and 2: 0.014 and 0.044 (`sigmoid`), 0.014 and 0.040 (`exo_pair`).
 
     Rows come in the order they are in, as batches drawn from all of them would tear the shares apart (and ones grouped
-    by length would hold a single prompt each), which more than doubles the distance. So do half the steps at twice the
-    rate, and a quarter of the pairs a batch takes it to 0.13. `exo_pair` computes them packed, as the stage does by
-    default (test_pairwise.py holds packed and padded rows to one another); with the others' hundreds of rows of five
-    tokens, that takes three times as long.
+    by length would hold a single prompt each), which more than doubles the distance. So does taking half the steps at
+    twice the rate: 0.09 of `exo_pair`. They are computed packed, as the stage does by default.
     """
     smoothing, better, worse = LOSSES[loss]
     config = DPOConfig(
@@ -219,8 +217,7 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         train_dataset=to_dataset([EncodedPair(*row) for row in rows_of(better, worse)]),
         processing_class=toy_tokenizer(),
     )
-    if loss == "exo_pair":
-        assert pack_forward(trainer.model, together=2)
+    assert pack_forward(trainer.model, together=2)
     trainer.train()
     reference, best = start
     reached = answer_logps(trainer.model)
