@@ -1,17 +1,57 @@
-"""Fixtures that tests share: a two-layer random model with the real tokenizer, and small raw data."""
+"""Fixtures that tests share: a two-layer random model with the real tokenizer, its finished recipe, small raw data."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from recipe import run_recipe
 from support import build_tiny_model, write_rows
+
+LONGEST_FIRST = (
+    "test_pipeline.py",
+    "test_closed_form.py",
+    "test_reward_stage.py",
+    "test_stages.py",
+    "test_label_browser.py",
+    "test_ppo_trainer.py",
+)
+"""Each file is one worker's, so at the end none must be left alone with a long one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """What `make` makes in a folder, for all workers: the first to ask makes it, the others wait. Copy it to change it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, made = root / name, root / f"{name}.made"
+    with FileLock(root / f"{name}.lock"):
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random two-layer model."""
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    return made_once(tmp_path_factory, "tiny", build_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def finished_recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The folder of a recipe that was run to its end without a break; see recipe.py."""
+    return made_once(tmp_path_factory, "recipe", lambda folder: run_recipe(folder, tiny_model))
 
 
 @pytest.fixture(scope="session")

@@ -11,44 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, run_command, write_config
-
-STAGES = ("prepare", "sft", "sample", "label", "reward", "dpo", "ppo", "evaluate", "compare")
-
-
-def write_recipe(folder: Path, model: Path) -> Path:
-    """The quickstart's own files, made small enough for a random two-layer model."""
-    training = {
-        "training.max_steps": 3,
-        "training.per_device_batch_size": 2,
-        "training.save_steps": 1,
-        "training.learning_rate": 1e-3,
-    }
-    short = {"sampling.max_new_tokens": 8}
-    overrides = {
-        "prepare": {"policy": str(model)},
-        "sft": {"policy": str(model), "adapter.r": 4, "adapter.alpha": 8, **training, **short},
-        "sample": {"max_prompts": 16, "batch_size": 8, "sampling": [{"temperature": 1.0, "max_new_tokens": 8}]},
-        # a random model's answers are all alike to the rubric: raters who err nearly always tell them apart
-        "label": {"simulate.error_rate": 0.9, "overlap": 1, "simulate.raters": 1},
-        "reward": training,
-        "dpo": {**training, **short},
-        "ppo": {
-            **training,
-            **short,
-            "episodes_per_rollout": 2,
-            "rollouts": 3,
-            "ppo_epochs": 1,
-            "max_validation_prompts": 2,
-            "stop_when_all_cut_off": False,
-        },
-        "evaluate": {"policies.base": str(model), "max_prompts": 4, "batch_size": 2, **short},
-        "compare": {},
-    }
-    stages = [{"stage": s, "config": f"configs/quickstart/{s}.yaml", "overrides": overrides[s]} for s in STAGES]
-    return write_config(
-        folder / "pipeline.yaml", name="tiny", from_root="runs/quickstart", root=folder / "runs", stages=stages
-    )
+from recipe import STAGES, write_recipe
+from support import REPOSITORY, run_command, run_here
 
 
 def start(recipe: Path) -> subprocess.Popen[bytes]:
@@ -84,47 +48,42 @@ def report(folder: Path) -> dict[str, object]:
     return values
 
 
-@pytest.fixture(scope="module")
-def uncut(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    folder = tmp_path_factory.mktemp("uncut")
-    result = run_command("run", "--config", write_recipe(folder, tiny_model), timeout=900)
-    assert result.returncode == 0, result.stderr[-6000:]
-    return folder
-
-
-def test_the_report_has_every_policy(uncut: Path) -> None:
-    policies = json.loads((uncut / "runs" / "compare" / "report.json").read_text())["policies"]
+def test_the_report_has_every_policy(finished_recipe: Path) -> None:
+    policies = json.loads((finished_recipe / "runs" / "compare" / "report.json").read_text())["policies"]
     assert list(policies) == ["base", "sft", "dpo", "ppo"]
     for name, figures in policies.items():
         assert figures["n_prompts"] == 4
         assert 0.0 <= figures["rubric_mean"] <= 1.0
         assert (figures["win_rate_vs_sft"] is None) == (name == "sft")
     assert policies["sft"]["kl_per_sequence"] == pytest.approx(0.0, abs=1e-3)
-    assert (uncut / "runs" / "compare" / "report.html").stat().st_size > 10_000
+    assert (finished_recipe / "runs" / "compare" / "report.html").stat().st_size > 10_000
 
 
-def test_a_second_run_skips_every_stage_and_says_why(uncut: Path) -> None:
+def test_a_second_run_skips_every_stage_and_says_why(finished_recipe: Path) -> None:
     started = time.monotonic()
-    result = run_command("run", "--config", uncut / "pipeline.yaml")
+    result = run_command("run", "--config", finished_recipe / "pipeline.yaml")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stderr.count("fresh, skipped") == len(STAGES)
     assert time.monotonic() - started < 60
 
 
-def test_a_changed_key_is_not_overwritten_in_silence(uncut: Path) -> None:
-    recipe = uncut / "changed.yaml"
+def test_a_changed_key_is_not_overwritten_in_silence(
+    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "changed.yaml"
     recipe.write_text(
-        (uncut / "pipeline.yaml").read_text().replace("simulate.error_rate: 0.9", "simulate.error_rate: 0.8")
+        (finished_recipe / "pipeline.yaml").read_text().replace("simulate.error_rate: 0.9", "simulate.error_rate: 0.8")
     )
-    before = (uncut / "runs" / "label" / "manifest.json").read_bytes()
-    result = run_command("run", "--config", recipe)
-    assert result.returncode == 1
-    assert "label" in result.stderr
-    assert "--replace" in result.stderr
-    assert (uncut / "runs" / "label" / "manifest.json").read_bytes() == before
+    before = (finished_recipe / "runs" / "label" / "manifest.json").read_bytes()
+    monkeypatch.chdir(REPOSITORY)
+    status, told = run_here("run", "--config", recipe)
+    assert status == 1
+    assert "label" in told
+    assert "--replace" in told
+    assert (finished_recipe / "runs" / "label" / "manifest.json").read_bytes() == before
 
 
-def test_kill_9_in_every_stage_ends_in_the_same_report(uncut: Path, tmp_path: Path, tiny_model: Path) -> None:
+def test_kill_9_in_every_stage_ends_in_the_same_report(finished_recipe: Path, tmp_path: Path, tiny_model: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model)
     markers = (
         "sft/checkpoints/checkpoint-1/COMPLETE",
@@ -139,4 +98,4 @@ def test_kill_9_in_every_stage_ends_in_the_same_report(uncut: Path, tmp_path: Pa
     assert len(killed) >= 6, f"only {killed} were cut off"
     result = run_command("run", "--config", recipe, timeout=900)
     assert result.returncode == 0, result.stderr[-6000:]
-    assert report(tmp_path) == report(uncut)
+    assert report(tmp_path) == report(finished_recipe)

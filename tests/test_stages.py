@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from recipe import write_stage_configs
-from support import read_rows, run_command, succeed
+from support import read_rows, run_command, run_here, succeed
 
 from tiebreak.config import TrainingConfig
 from tiebreak.logprobs import completion_logps
@@ -21,23 +21,18 @@ from tiebreak.runs import manifest_chain, read_manifest, read_metrics
 STAGES = ("sft", "reward", "dpo", "ppo")
 
 
-@pytest.fixture(scope="module")
-def configs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: Path) -> dict[str, Path]:
-    """Configurations of a recipe whose four training stages have been run."""
-    folder = tmp_path_factory.mktemp("recipe")
-    files = write_stage_configs(folder, tiny_model, raw_data)
-    for stage in STAGES:
-        succeed(stage, "--config", files[stage])
-    return files
+def output(recipe: Path, stage: str) -> Path:
+    return recipe / "runs" / stage
 
 
-def output(configs: dict[str, Path], stage: str) -> Path:
-    return configs[stage].parent.parent / stage
+def config_of(recipe: Path, stage: str) -> Path:
+    """The configuration of a stage of the recipe, every key of it."""
+    return output(recipe, stage) / "config.resolved.yaml"
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_finishes_with_a_manifest_and_a_row_a_step(configs: dict[str, Path], stage: str) -> None:
-    folder = output(configs, stage)
+def test_a_stage_finishes_with_a_manifest_and_a_row_a_step(finished_recipe: Path, stage: str) -> None:
+    folder = output(finished_recipe, stage)
     manifest = read_manifest(folder)
     assert manifest["stage"] == stage
     assert manifest["probe_difference"] <= 1e-5  # reloaded in a fresh process
@@ -48,22 +43,22 @@ def test_a_stage_finishes_with_a_manifest_and_a_row_a_step(configs: dict[str, Pa
     assert any("eval_loss" in row for row in rows)
 
 
-def test_the_chain_of_manifests_leads_back_to_the_data(configs: dict[str, Path]) -> None:
-    stages = [manifest["stage"] for _, manifest in manifest_chain(output(configs, "ppo"))]
-    assert stages == ["sft", "reward", "ppo"]
-    inputs = read_manifest(output(configs, "sft"))["inputs"]
-    assert inputs["demonstrations"]["kind"] == "file"
+def test_the_chain_of_manifests_leads_back_to_the_data(finished_recipe: Path) -> None:
+    stages = [manifest["stage"] for _, manifest in manifest_chain(output(finished_recipe, "ppo"))]
+    assert stages == ["prepare", "sft", "sample", "label", "reward", "ppo"]
+    inputs = read_manifest(output(finished_recipe, "prepare"))["inputs"]
+    assert {one["kind"] for one in inputs.values() if one["source"].endswith(".jsonl")} == {"file"}
 
 
-def test_dpo_starts_at_ln_2_and_ppo_at_no_divergence(configs: dict[str, Path]) -> None:
-    first = read_metrics(output(configs, "dpo"))[0]
+def test_dpo_starts_at_ln_2_and_ppo_at_no_divergence(finished_recipe: Path) -> None:
+    first = read_metrics(output(finished_recipe, "dpo"))[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
-    assert read_metrics(output(configs, "ppo"))[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert read_metrics(output(finished_recipe, "ppo"))[0]["objective/kl"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_ppo_logs_trls_names(configs: dict[str, Path]) -> None:
-    names = set(read_metrics(output(configs, "ppo"))[0])
+def test_ppo_logs_trls_names(finished_recipe: Path) -> None:
+    names = set(read_metrics(output(finished_recipe, "ppo"))[0])
     assert {
         "objective/kl",
         "objective/entropy",
@@ -82,8 +77,8 @@ def test_ppo_logs_trls_names(configs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("stage", ["dpo", "ppo"])
-def test_training_moved_the_policy_and_left_the_base_alone(configs: dict[str, Path], stage: str) -> None:
-    before, after = find_model(str(output(configs, "sft"))), find_model(str(output(configs, stage)))
+def test_training_moved_the_policy_and_left_the_base_alone(finished_recipe: Path, stage: str) -> None:
+    before, after = find_model(str(output(finished_recipe, "sft"))), find_model(str(output(finished_recipe, stage)))
     assert before.base_sha256 == after.base_sha256
     tokenizer = load_tokenizer(after)
     example = [(tokenizer("a prompt of some words")["input_ids"], tokenizer("and an answer")["input_ids"])]
@@ -91,27 +86,28 @@ def test_training_moved_the_policy_and_left_the_base_alone(configs: dict[str, Pa
     assert not torch.allclose(logps[0], logps[1], atol=1e-6)
 
 
-def test_the_reward_report_is_of_the_saved_model(configs: dict[str, Path]) -> None:
-    folder = output(configs, "reward")
+def test_the_reward_report_is_of_the_saved_model(finished_recipe: Path) -> None:
+    folder = output(finished_recipe, "reward")
     report = json.loads((folder / "final" / "report.json").read_text())
     rows = read_rows(folder / "final" / "validation_scores.jsonl")
-    assert report["n"] == len(rows) == 4
-    assert report["accuracy"] == sum(row["chosen"] > row["rejected"] for row in rows) / 4
+    preferences = read_rows(output(finished_recipe, "label") / "final" / "preferences.jsonl")
+    assert report["n"] == len(rows) == sum(row["split"] == "validation" for row in preferences) > 1
+    assert report["accuracy"] == sum(row["chosen"] > row["rejected"] for row in rows) / len(rows)
     low, high = report["accuracy_interval"]
     assert low < report["accuracy"] < high or report["accuracy"] in (0.0, 1.0)
     load_trained_reward_model(find_model(str(folder), kind="reward"), TrainingConfig())
 
 
-@pytest.mark.parametrize("stage", ["ppo"])
-def test_the_same_command_again_does_nothing(configs: dict[str, Path], stage: str) -> None:
-    before = (output(configs, stage) / "manifest.json").read_bytes()
-    result = succeed(stage, "--config", configs[stage])
-    assert "nothing to do" in result.stderr
-    assert (output(configs, stage) / "manifest.json").read_bytes() == before
+def test_the_same_command_again_does_nothing(finished_recipe: Path) -> None:
+    before = (output(finished_recipe, "ppo") / "manifest.json").read_bytes()
+    status, told = run_here("ppo", "--config", config_of(finished_recipe, "ppo"))
+    assert status == 0
+    assert "nothing to do" in told
+    assert (output(finished_recipe, "ppo") / "manifest.json").read_bytes() == before
 
 
-def test_wandb_offline_run_reads_back(configs: dict[str, Path]) -> None:
-    folder = output(configs, "dpo")
+def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
+    folder = output(finished_recipe, "dpo")
     (offline,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     result = subprocess.run(
         [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)],
@@ -130,10 +126,12 @@ def test_wandb_offline_run_reads_back(configs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("zero", ["cpu_zero2", "cpu_zero3"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_deepspeed_on_two_processes(configs: dict[str, Path], tmp_path: Path, stage: str, zero: str) -> None:
+def test_deepspeed_on_two_processes(finished_recipe: Path, tmp_path: Path, stage: str, zero: str) -> None:
     """Three steps under ZeRO; what was saved answers the same on one process (the stage's own fresh reload)."""
     folder = tmp_path / stage
-    succeed(stage, "--config", configs[stage], "--output", folder, "--accelerate", zero, timeout=400)
+    words = (stage, "--config", config_of(finished_recipe, stage), "--output", folder, "--accelerate", zero)
+    result = succeed(*words, timeout=400)
+    assert "built successfully" not in result.stdout + result.stderr  # nothing that needs a compiler
     manifest = read_manifest(folder)
     assert manifest["probe_difference"] <= 1e-5
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
@@ -144,10 +142,11 @@ def test_deepspeed_on_two_processes(configs: dict[str, Path], tmp_path: Path, st
         load_frozen_policy(source, TrainingConfig())
 
 
-def test_qlora_on_the_cpu(configs: dict[str, Path], tmp_path: Path) -> None:
+def test_qlora_on_the_cpu(finished_recipe: Path, tmp_path: Path) -> None:
     """4-bit base weights, one key of the configuration: SFT trains, saves, reloads."""
     folder = tmp_path / "sft"
-    succeed("sft", "--config", configs["sft"], "--output", folder, "--adapter.method", "qlora")
+    words = ("sft", "--config", config_of(finished_recipe, "sft"), "--output", folder, "--merge", "false")
+    succeed(*words, "--adapter.method", "qlora")
     manifest = read_manifest(folder)
     assert manifest["model"]["quantized"] is True
     losses = [row["loss"] for row in read_metrics(folder) if "loss" in row]
@@ -156,33 +155,33 @@ def test_qlora_on_the_cpu(configs: dict[str, Path], tmp_path: Path) -> None:
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
 
 
-def test_a_merged_model_is_a_plain_model(configs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_merged_model_is_a_plain_model(finished_recipe: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder = tmp_path / "sft"
-    succeed("sft", "--config", configs["sft"], "--output", folder, "--merge", "true")
+    folder = output(finished_recipe, "sft")
     merged = AutoModelForCausalLM.from_pretrained(folder / "final" / "merged").eval()
     apart = load_frozen_policy(find_model(str(folder)), TrainingConfig())
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_killed_run_ends_in_the_same_weights(configs: dict[str, Path], tmp_path: Path) -> None:
-    """A run cut off after its first checkpoint goes on to the very bytes of an uncut one."""
+def test_a_killed_run_ends_in_the_same_weights(finished_recipe: Path, tmp_path: Path) -> None:
+    """A run cut off after its second checkpoint, that W&B was told of, goes on to the very bytes of an uncut one."""
     folder = tmp_path / "sft"
-    succeed("sft", "--config", configs["sft"], "--output", folder)
+    shutil.copytree(output(finished_recipe, "sft"), folder)
     whole = (folder / "final" / "adapter_model.safetensors").read_bytes()
     (folder / "manifest.json").unlink()
-    for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
-        if checkpoint.name == "checkpoint-3":
-            (checkpoint / "COMPLETE").unlink()  # as if the kill had come while it was being written
-    result = succeed("sft", "--config", configs["sft"], "--output", folder)
-    assert "going on from" in result.stderr
+    (
+        folder / "checkpoints" / "checkpoint-3" / "COMPLETE"
+    ).unlink()  # as if the kill had come while it was being written
+    words = ("sft", "--config", config_of(finished_recipe, "sft"), "--output", folder)
+    result = succeed(*words, environment={"WANDB_MODE": "offline"})
+    assert f"going on from {folder / 'checkpoints' / 'checkpoint-2'}" in result.stderr
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
 
 
-def test_inspect_reads_a_run(configs: dict[str, Path]) -> None:
-    result = run_command("inspect", output(configs, "ppo"))
+def test_inspect_reads_a_run(finished_recipe: Path) -> None:
+    result = run_command("inspect", output(finished_recipe, "ppo"))
     assert result.returncode == 0, result.stderr
-    assert read_manifest(output(configs, "ppo"))["id"] in result.stdout
+    assert read_manifest(output(finished_recipe, "ppo"))["id"] in result.stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import TINY_TRAINING, read_rows, run_command, succeed, write_config, write_rows
+from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, write_rows
 
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
@@ -130,12 +130,11 @@ def test_the_command_writes_the_same_figures_again_and_refuses_rows_it_was_train
     assert "report: file://" in told.stderr
     trained_on = [row for row in read_rows(ensemble.parent / "preferences.jsonl") if row["split"] == "train"]
     seen = write_rows(tmp_path / "seen.jsonl", trained_on)
-    refused = run_command(
-        "reward", "report", "--reward-model", ensemble, "--preferences", seen, "--output", tmp_path / "x"
-    )
-    assert refused.returncode == 1
-    assert "has no preference whose prompt" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    words = ("reward", "report", "--reward-model", ensemble, "--preferences", seen, "--output", tmp_path / "x")
+    status, message = run_here(*words)
+    assert status == 1
+    assert message.startswith("error: ")
+    assert "has no preference whose prompt" in message
 
 
 def test_scores_combine_by_mean_and_spread() -> None:
