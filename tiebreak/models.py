@@ -458,16 +458,19 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Iterator[None]:
     """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere.
 
     What an outer context or a module's own hook holds whole already is left to them: gathering twice is an error.
+
+    Args:
+        written: what is written into them goes back into the shards, as process 0 wrote it; else it is lost.
     """
     sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name == "NOT_AVAILABLE"]
     if sharded:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=None):
+        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if written else None):
             yield
     else:
         yield
