@@ -170,9 +170,10 @@ class Guard(TrainerCallback):
         if over_optimised(self.history, self.config.patience):
             self.stopped_at = state.global_step
             first, last = self.history[-self.config.patience - 1], self.history[-1]
+            times = "once" if self.config.patience == 1 else f"{self.config.patience} times running"
             say(
                 "",  # the progress line ends here
-                f"stopped at step {state.global_step}: the held-out score has fallen {self.config.patience} times running "
+                f"stopped at step {state.global_step}: the held-out score has fallen {times} "
                 f"({first.score:.3f} to {last.score:.3f}) while the training's own rose "
                 f"({first.training_score:.3f} to {last.training_score:.3f})",
             )
@@ -276,7 +277,7 @@ class Guard(TrainerCallback):
 
     def _put_back(self) -> None:
         parameters = self._trained()
-        with gathered(list(parameters.values())), torch.no_grad():
+        with gathered(list(parameters.values()), written=True), torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self._best[name])
 
