@@ -24,6 +24,7 @@ from tiebreak.statistics import Interval, bootstrap_interval
 
 DATA_FILES = ("prompts", "demonstrations", "pairs", "judgments", "preferences")
 TIMING_WORDS = ("seconds", "runtime", "per_second", "flos", "memory")
+GUARD_INPUT = "guard.reward_model"
 MANY_PROMPTS = 30
 """Below this many prompts a percentile bootstrap is too narrow to be read as 95% (Hesterberg 2015, section 4)."""
 
@@ -318,7 +319,7 @@ def headline(evaluation: Evaluation, kinds: Sequence[str], links: Sequence[Link]
     return {
         "claim": _claim(parts, base_line),
         "sentences": [_sentence(name, parts[name], evaluation) for name in subjects],
-        "caveats": [*_caveats(evaluation, kinds), *_reward_caveats(links)],
+        "caveats": [*_caveats(evaluation, kinds), *_reward_caveats(links), *_guard_caveats(links)],
         "verdicts": parts,
     }
 
@@ -390,6 +391,27 @@ def _reward_caveats(links: Sequence[Link]) -> list[str]:
                 f"The reward model is right about {percent(metrics['held_out_accuracy'])} of held-out preferences "
                 f"(95% interval {_edge(interval[0])} to {_edge(interval[1])}, which does not exclude chance): "
                 "read its scores with care."
+            )
+    return rows
+
+
+def _guard_caveats(links: Sequence[Link]) -> list[str]:
+    """A guard that learned from the judgments that the training rests on shares their errors."""
+    preferences = {
+        link.id: link.manifest["inputs"]["preferences"]["id"]
+        for link in links
+        if "preferences" in link.manifest["inputs"]
+    }
+    rows = []
+    for link in links:
+        inputs = {name: one["id"] for name, one in link.manifest["inputs"].items()}
+        rewards = [i for name, i in inputs.items() if name == "reward_model" or name.startswith("rewards.")]
+        learned_from = {preferences.get(one) for one in (link.id, *rewards)} - {None}
+        if "guard" in link.manifest and preferences.get(inputs.get(GUARD_INPUT, "")) in learned_from:
+            name = label(link.stage)
+            rows.append(
+                f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors, and may "
+                "miss what one of another share of the judgments would see."
             )
     return rows
 

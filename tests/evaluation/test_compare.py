@@ -486,6 +486,27 @@ def test_the_report_draws_both_scores_and_rings_the_kept_step(recipe: str, capsy
     assert [x for x, _ in points[0]] == [x for x, _ in points[1]]  # one axis of KL
 
 
+@pytest.mark.parametrize("stage", ["ppo", "dpo"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_guard_of_the_same_judgments_is_said_to_be_one(
+    stage: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine, others = (
+        write_run(Path(name), "label", {}, {"preferences.jsonl": [{"kind": "human", "n": name}]}, kinds=["human"])
+        for name in ("mine", "others")
+    )
+    reward = write_run(Path("reward"), "reward", {"preferences": mine}, {"head.json": {"seed": 0}})
+    judge = write_run(Path("judge"), "reward", {"preferences": mine if shared else others}, {"head.json": {"seed": 1}})
+    learned = {"reward_model": reward} if stage == "ppo" else {"preferences": mine}
+    inputs = learned | {"guard.reward_model": judge}
+    policy = write_run(Path(stage), stage, inputs, {"adapter.json": {}}, guard=guard_of([0.1, 0.4], kept=1))
+    rows = [answer(p, name, 3, "a", 0.0, 0.0) for name in ("sft", stage) for p in range(30)]
+    report = report_of(write_evaluation(Path("evaluate"), rows, {f"policy_{stage}": policy}))
+    said = f"{stage.upper()}'s guard learned from the same preferences as {stage.upper()}'s training"
+    assert any(caveat.startswith(said) for caveat in report["headline"]["caveats"]) == shared
+
+
 def test_a_figure_of_the_guard_is_drawn_as_held_out_beside_the_trainings() -> None:
     rows = [
         {"step": 2 * n, "objective/scores": 0.1 * n, "guard/score": -0.1 * n, "guard/training_score": 0.2 * n}
