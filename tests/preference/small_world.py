@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from support import write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from toy_language import build_toy_policy
+from transformers import PreTrainedTokenizerFast
 
 from tiebreak.chat import encode_completion
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
@@ -56,22 +57,7 @@ def build_tokenizer(words: tuple[str, ...] = WORDS) -> PreTrainedTokenizerFast:
 
 def build_model(folder: Path, words: tuple[str, ...] = WORDS, hidden: int = 64, seed: int = 0) -> Path:
     """A random two-layer Llama that speaks the language."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(words),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-        initializer_range=0.15,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    build_toy_policy(seed, hidden, vocabulary=len(SPECIAL) + len(words)).save_pretrained(folder)
     build_tokenizer(words).save_pretrained(folder)
     return folder
 
@@ -152,6 +138,16 @@ class World:
     """a reward run on the policy's base weights: twice is best"""
     prompts: Path
     preferences: Path
+
+    @property
+    def ppo(self) -> dict[str, Any]:
+        """What a PPO run here reads and goes by: it is paid for each time it says "more"."""
+        return {
+            "policy": self.policy,
+            "rewards": [{"function": "polite_rewards:wants_more"}],
+            "prompts": self.prompts,
+            "tracking": {"mode": "disabled"},
+        }
 
 
 def build_world(folder: Path) -> World:

@@ -90,10 +90,8 @@ FAULTS: Mapping[str, Fault] = {
 
 def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
     values = {
+        **world.ppo,
         "output": folder / "ppo",
-        "policy": world.policy,
-        "rewards": [{"function": "polite_rewards:wants_more"}],
-        "prompts": world.prompts,
         "adapter": {"r": 4, "alpha": 8},
         "training": TRAINING,
         "max_validation_prompts": 0,
@@ -102,7 +100,6 @@ def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
         "ppo_epochs": 1,
         "kl_coef": 0.0,
         "sampling": {"temperature": 1.0, "max_new_tokens": 6},
-        "tracking": {"mode": "disabled"},
     }
     return write_config(folder / "ppo.yaml", **values | changed)
 

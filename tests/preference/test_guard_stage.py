@@ -44,10 +44,8 @@ ADAPTER = {"r": 8, "alpha": 8}
 
 def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
     values = {
+        **world.ppo,
         "output": folder / "ppo",
-        "policy": world.policy,
-        "rewards": [{"function": "polite_rewards:wants_more"}],
-        "prompts": world.prompts,
         "adapter": ADAPTER,
         "training": TRAINING,
         "validation_share": 0.4,
@@ -59,7 +57,6 @@ def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
         "stop_when_all_cut_off": False,
         "sampling": SAMPLING,
         "guard": {"reward_model": world.judge, "eval_every_steps": 8, "patience": 3},
-        "tracking": QUIET,
     }
     return write_config(folder / "ppo.yaml", **values | changed)
 

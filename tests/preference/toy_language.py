@@ -34,11 +34,13 @@ LEVELS = (0.0, math.log(3), 2 * math.log(3))
 """rewards; by Bradley and Terry's model an answer beats one of the level below it 3 times in 4"""
 
 
-def build_toy_policy(seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """A random two-layer Llama over the eight tokens."""
+def build_toy_policy(
+    seed: int = 0, hidden: int = 32, dtype: torch.dtype = torch.float32, vocabulary: int = VOCABULARY
+) -> LlamaForCausalLM:
+    """A random two-layer Llama over the eight tokens, or more."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=2,
