@@ -466,6 +466,9 @@ async def measure_in_the_mass(address: str, seconds: float) -> tuple[list[float]
     begun = time.perf_counter()
     await asyncio.gather(*(one.send("GET", path) for one, path in zip((lead, *others), paths, strict=True)))
     print(f"  the first dashboard after a start took {time.perf_counter() - begun:.1f} s", flush=True)
+    while "judgments" not in await lead.send("GET", "/api/lead/agreement"):
+        await asyncio.sleep(0.5)
+    print(f"  and its figures were there after {time.perf_counter() - begun:.1f} s", flush=True)
     until = time.monotonic() + seconds
     pair = await lead.send("GET", "/api/next")
     while time.monotonic() < until:

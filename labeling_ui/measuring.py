@@ -30,11 +30,9 @@ from labeling_ui.votes import Votes
 from tiebreak.records import Kind
 
 LARGE_STORE = 20_000
-"""Judgments that take a while to read: their figures are measured as soon as the server starts."""
-WAIT_SECONDS = 1.0
-"""In a large store, a request waits so long for figures that are being measured, and is then given those there are."""
+"""Judgments that take a while to measure: it begins as soon as the server starts, and a request waits for none of it."""
 START_SECONDS = 15.0
-"""In a small one they only wait for the process to start."""
+"""In a smaller store a request waits for the figures: the most of that is the process's start."""
 REST = 10
 """Figures are measured again when they are so many times older than they took to measure, and something has happened."""
 MOST_VOTES = 20_000
@@ -83,8 +81,8 @@ class LatestFigures:
         with self._changed:
             if head != self._head and not self._busy and time.monotonic() >= self._fresh_until:
                 self._ask()
-            patience = WAIT_SECONDS if self._is_large() else START_SECONDS
-            self._changed.wait_for(lambda: not self._waiting, patience)
+            if not self._is_large():
+                self._changed.wait_for(lambda: not self._waiting, START_SECONDS)
             if not self._busy and not self._figures:
                 raise StoreError("the figures could not be measured: the server's output says why")
             age = round(time.monotonic() - self._measured_at, 1) if self._figures else None

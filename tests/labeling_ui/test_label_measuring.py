@@ -75,7 +75,6 @@ def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
 
 def test_a_large_store_is_measured_at_the_start_and_nobody_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LARGE_STORE", 1)
-    monkeypatch.setattr(measuring, "WAIT_SECONDS", 0.05)
     figures = LatestFigures(store)
     begun = time.monotonic()
     figures.begin()
