@@ -1,0 +1,125 @@
+"""The lead's page in a real Chromium: every state of it is accessible, and its table of raters sorts by keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
+from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults, press  # noqa: F401
+
+from labeling_ui.accounts import add_account
+from labeling_ui.store import Store, Submission
+
+pytestmark = needs_chromium
+
+ANSWERS = {"Ada": 2, "Bruno": 2, "Chiara": -3}
+"""each for the first completion of every pair, on whichever side it stands; Chiara is against all others"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    from playwright.sync_api import sync_playwright
+
+    store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
+    add_account(store, "Zoe", "lead", PASSWORD)
+    pairs = [make_pair(n, f"first **{n}**", f"second {n}, the longer one") for n in range(8)]
+    with serving(tmp_path, pairs, "--overlap", "3") as (address, _), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield Site(address, store, browser, [])
+        browser.close()
+    store.close()
+
+
+def judge_everything(store: Store) -> None:
+    for name, value in ANSWERS.items():
+        rater_id = add_account(store, name, "rater", PASSWORD).id
+        while (given := store.claim(rater_id)) is not None:
+            answer = -value if given.left_id.endswith("-0") else value
+            said = Submission(client_id=given.item_id, pair_id=given.item_id, answer=answer, seconds_active=9.0)
+            store.submit(rater_id, said)
+    store.set_gold("pair-0", "0-0")
+
+
+def states(site: Site) -> Iterator[tuple[str, Any]]:
+    """The lead's page, in one state after the other, wide and light."""
+    page = site.page("Zoe", "/lead/")
+    for view in ("overview", "raters", "disputes"):
+        page.click(f"button[data-view={view}]")
+        yield f"{view}, nothing judged", page
+    judge_everything(site.store)
+    page.reload()
+    page.wait_for_selector(".desk[aria-busy=false] .figure")
+    yield "overview", page
+    page.click("button[data-view=raters]")
+    page.wait_for_function("!document.querySelector('.raters tbody').innerText.includes('…')")
+    yield "raters", page
+    page.click("[data-invite=rater]")
+    page.wait_for_selector(".invitation input:visible")
+    yield "invitation", page
+    page.click("button[data-view=disputes]")
+    page.wait_for_selector(".case .bar7")
+    yield "dispute", page
+    page.locator("[name=rationale]").fill("The first one answers.")
+    press(page, "Escape", "1")
+    page.wait_for_function("document.querySelectorAll('.disputes li').length === 7")
+    page.click("[data-settled]")
+    page.wait_for_selector(".case .note >> text=Settled earlier")
+    yield "settled", page
+
+
+def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, axe: str) -> None:  # noqa: F811
+    found: dict[str, list[str]] = {}
+    for state, page in states(site):
+        page.wait_for_timeout(150)  # colours fade in
+        press(page, "Tab")  # from here on the focus is the keyboard's
+        _, unseen = page.evaluate(UNSEEN_FOCUS)
+        found[state] = faults(page, axe) + [f"focus is not seen: {one}" for one in unseen]
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.evaluate("document.body.classList.add('dark')")
+        page.wait_for_timeout(150)
+        wide = page.evaluate("document.querySelector('#desk .desk').scrollWidth")
+        found[state] += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
+        page.evaluate("document.body.classList.remove('dark')")
+        page.set_viewport_size({"width": 1366, "height": 768})
+    assert {state: told for state, told in found.items() if told} == {}
+    assert len(found) == 8
+    assert site.elsewhere == []
+
+
+def test_raters_are_told_apart_and_sorted_by_keys(site: Site) -> None:
+    judge_everything(site.store)
+    page = site.page("Zoe", "/lead/")
+    page.click("button[data-view=raters]")
+    page.wait_for_function("document.querySelector('.raters tbody').innerText.includes('%')")
+    head = page.locator(".raters thead th")
+    columns = {head.nth(n).inner_text().strip(" ▲\n"): n for n in range(head.count())}
+
+    def column(name: str) -> dict[str, str]:
+        cells = page.locator(".raters tbody tr:not(:has([colspan]))").all()
+        return {
+            row.locator("th").inner_text().split("\n")[0]: row.locator("th, td").nth(columns[name]).inner_text()
+            for row in cells
+        }
+
+    assert list(column("Judged")) == ["Ada", "Bruno", "Chiara"]
+    assert set(column("Judged").values()) == {"8"}
+    # By hand: Ada agrees with Bruno always, Chiara with nobody.
+    assert {name: told.split("\n")[0] for name, told in column("With others").items()} == {
+        "Ada": "50.0%", "Bruno": "50.0%", "Chiara": "0.0%",
+    }  # fmt: skip
+    assert [told.split("\n")[0] for told in column("Known pairs").values()] == ["100.0%", "100.0%", "0.0%"]
+    assert all("n 1" in told for told in column("Known pairs").values())
+    page.wait_for_function("document.querySelector('.raters tbody tr td:nth-of-type(6)').innerText.includes('%')")
+    reliable = {name: float(told.split("%")[0]) for name, told in column("Reliability").items()}
+    assert reliable["Chiara"] < 50 < min(reliable["Ada"], reliable["Bruno"])
+    page.focus("[data-sort=agrees]")
+    for order, last in (("descending", "Chiara"), ("ascending", "Bruno")):
+        press(page, "Enter")
+        assert page.get_attribute("th:has([data-sort=agrees])", "aria-sort") == order
+        assert list(column("With others"))[-1] == last
+        assert page.evaluate("document.activeElement.dataset.sort") == "agrees", "the focus stays"
+    explained = page.locator(".columns dt").all_inner_texts()
+    assert set(columns) - set(explained) == {"Rater", "Judged", "Takes part"}
