@@ -445,7 +445,7 @@ def count_many(connection: sa.Connection, pairs: int) -> None:
         sa.update(ITEMS).where(ITEMS.c.position < pairs).values(**votes, taken=VOTES_OF_MANY, disputed=2)
     )
     hours = sa.select(
-        JUDGMENTS.c.rater_id, JUDGMENTS.c.at_ms / HOUR_MS, sa.func.count(), sa.func.sum(JUDGMENTS.c.active_ms), 0
+        JUDGMENTS.c.rater_id, JUDGMENTS.c.at_ms // HOUR_MS, sa.func.count(), sa.func.sum(JUDGMENTS.c.active_ms), 0
     ).group_by(JUDGMENTS.c.rater_id, sa.text("2"))
     connection.execute(sa.insert(RATER_HOURS).from_select(list(RATER_HOURS.c.keys()), hours))
 
