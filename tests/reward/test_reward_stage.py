@@ -133,7 +133,7 @@ def test_the_command_writes_the_same_figures_again_and_refuses_rows_it_was_train
     words = ("reward", "report", "--reward-model", ensemble, "--preferences", seen, "--output", tmp_path / "x")
     status, message = run_here(*words)
     assert status == 1
-    assert message.startswith("error: ")
+    assert "\nerror: " in message
     assert "has no preference whose prompt" in message
 
 
