@@ -13,13 +13,15 @@ weights, an adapter with dropout) goes to the module's own forward.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from tiebreak.lora import Weights, fuse_lora, weights_of
+from tiebreak.lora import Weights, fuse_lora, lora_forward, weights_of
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """as transformers names them in Llama, Mistral, Qwen and their kin"""
@@ -36,6 +38,19 @@ def fuse_layers(model: nn.Module) -> dict[str, int]:
     for module in mlps:
         module.forward = types.MethodType(_mlp_forward, module)
     return {"norms": len(norms), "MLPs": len(mlps), "LoRA layers": fuse_lora(model)}
+
+
+@contextmanager
+def own_forwards(model: nn.Module) -> Iterator[None]:
+    """Let a model's modules compute by themselves meanwhile: what is compared to the last bits with a model that was
+    loaded anew must not differ by the order of additions."""
+    fused = [m for m in model.modules() if getattr(m.__dict__.get("forward"), "__func__", None) in _FUSED]
+    forwards = [module.__dict__.pop("forward") for module in fused]
+    try:
+        yield
+    finally:
+        for module, forward in zip(fused, forwards, strict=True):
+            module.forward = forward
 
 
 # --- norms
@@ -159,6 +174,9 @@ def _mlp_forward(module: Any, x: Tensor) -> Tensor:
         return plain
     fused: Tensor = _GatedMlp.apply(x, *weights)
     return fused
+
+
+_FUSED = (_norm_forward, _mlp_forward, lora_forward)
 
 
 # --- trying a module

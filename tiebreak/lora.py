@@ -82,11 +82,12 @@ def fuse_lora(model: nn.Module) -> int:
 
     layers = [m for m in model.modules() if type(m) is LoraLinear and type(m.base_layer) is nn.Linear]
     for layer in layers:
-        layer.forward = types.MethodType(_forward, layer)
+        layer.forward = types.MethodType(lora_forward, layer)
     return len(layers)
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def lora_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A LoRA layer's forward, as one operation where it can be."""
     weights = None if args or kwargs else weights_of(layer, x)
     if weights is None or weights.a is None:
         output: Tensor = type(layer).forward(layer, x, *args, **kwargs)

@@ -24,6 +24,7 @@ from tiebreak.bundled import PREFIX, cache_folder, load_bundled
 from tiebreak.chat import check_tokenizer
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
+from tiebreak.fused import own_forwards
 from tiebreak.records import write_json
 from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
 
@@ -540,7 +541,8 @@ def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
     model.eval()
     device = next(model.parameters()).device
     batch = torch.tensor([ids], device=device)
-    logits = model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
+    with own_forwards(model):
+        logits = model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
     model.train(training)
     if logits.ndim == 2:
         return [float(score) for score in logits[0]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from tiebreak.fused import _GatedMlp, _RmsNorm, fuse_layers
+from tiebreak.fused import _GatedMlp, _RmsNorm, fuse_layers, own_forwards
 from tiebreak.lora import Weights
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import hidden_states, packs
@@ -119,6 +119,16 @@ def test_what_is_not_plain_goes_to_the_modules_own_forward() -> None:
     assert len(gradients) == len(gradients_there) == len(list(plain.parameters()))
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradients_there[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_a_fused_model_can_compute_as_it_was() -> None:
+    plain = build("llama")
+    fused = copy.deepcopy(plain)
+    fuse_layers(fused)
+    assert not torch.equal(values_of(fused), values_of(plain))
+    with own_forwards(fused):
+        assert torch.equal(values_of(fused), values_of(plain))
+    assert not torch.equal(values_of(fused), values_of(plain))
 
 
 def values_of(model: PeftModel) -> Tensor:
