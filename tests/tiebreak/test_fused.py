@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrai
 
 from tiebreak.fused import _GatedMlp, _RmsNorm, fuse_layers, own_forwards
 from tiebreak.lora import Weights
+from tiebreak.models import probe_values
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import hidden_states, packs
 
@@ -129,6 +130,7 @@ def test_a_fused_model_can_compute_as_it_was() -> None:
     with own_forwards(fused):
         assert torch.equal(values_of(fused), values_of(plain))
     assert not torch.equal(values_of(fused), values_of(plain))
+    assert probe_values(fused, IDS[0].tolist()) == probe_values(plain, IDS[0].tolist())  # what is saved is probed so
 
 
 def values_of(model: PeftModel) -> Tensor:
