@@ -299,8 +299,6 @@ def _ours(case: Case, _: str, base: Any, pairs: list[Pair], rows: int, steps: in
     """The stage's own trainer, with the arguments the stage builds."""
     from peft import get_peft_model
 
-    from tiebreak.pairwise import pack_forward
-
     training = TrainingConfig(
         learning_rate=LEARNING_RATE,
         max_steps=steps,
@@ -312,7 +310,7 @@ def _ours(case: Case, _: str, base: Any, pairs: list[Pair], rows: int, steps: in
     model = get_peft_model(base, _adapter("SEQ_CLS" if case.stage == "reward" else "CAUSAL_LM"))
     model.config.pad_token_id = tokenizer.pad_token_id
     trainer = _BUILD[case.stage](model, pairs, training, tokenizer, Path(folder))
-    pack_forward(trainer.model, together=1 if case.stage == "sft" else 2, tokens_per_pass=training.tokens_per_pass)
+    trainer.compute_in_passes(training.tokens_per_pass, packed=True)
     return trainer
 
 

@@ -34,7 +34,6 @@ from tiebreak.models import (
     load_tokenizer,
     resolve_precision,
 )
-from tiebreak.pairwise import pack_forward
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
 from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, start_run
@@ -176,28 +175,12 @@ def train_dpo(config: DPOConfig) -> None:
         tokenizer,
         "preferences",
     )
-    model = load_policy(source, config.training, config.adapter, tokenizer)
-
     recorder = RunRecorder(run)
-    trainer = CheckedDPOTrainer(
-        model=model,
-        args=build_dpo_args(config, run),
-        train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
-        processing_class=tokenizer,
-    )
-    trainer.tokens_per_pass = config.training.tokens_per_pass
-    if config.share_prefixes:
-        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
-    if config.cache_reference and not is_sharded(trainer):
-        trainer.reference = ReferenceLogps(reference_facts(trainer, source))
+    trainer = build_trainer(config, run, source, tokenizer, train_set, validation_set)
     guard: Guard | None = None
     if config.guard is not None:
         guard = guard_dpo(config.guard, config, recorder, trainer, source, tokenizer, validation)
     train(trainer, run, recorder)
-    kinds = {preference.kind for preference in training}
-    if config.guard is not None:
-        kinds |= set(read_manifest(config.guard.reward_model).get("kinds", []))
     finish_adapter(
         trainer,
         run,
@@ -215,13 +198,43 @@ def train_dpo(config: DPOConfig) -> None:
         ),
         facts={
             "counts": {"train": len(train_set), "validation": len(validation_set)},
-            "kinds": sorted(kinds),
+            "kinds": kinds_of_judgments(config, training),
             "precision": str(resolve_precision(config.training)),
             **(guard.facts() if guard else {}),
         },
         prompts=[Prompt(id=p.prompt_id, messages=p.prompt) for p in validation or training],
         sampling=config.sampling,
     )
+
+
+def build_trainer(
+    config: DPOConfig,
+    run: Run,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    train_set: Sequence[EncodedPair],
+    validation_set: Sequence[EncodedPair],
+) -> CheckedDPOTrainer:
+    """TRL's trainer on the policy and its preferences, packed and with a kept reference as the configuration wants it."""
+    trainer = CheckedDPOTrainer(
+        model=load_policy(source, config.training, config.adapter, tokenizer),
+        args=build_dpo_args(config, run),
+        train_dataset=to_dataset(train_set),
+        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
+        processing_class=tokenizer,
+    )
+    trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
+    if config.cache_reference and not is_sharded(trainer):
+        trainer.reference = ReferenceLogps(reference_facts(trainer, source))
+    return trainer
+
+
+def kinds_of_judgments(config: DPOConfig, training: Sequence[Preference]) -> list[str]:
+    """Who judged what the policy learned from, and what its guard did: carried on to every figure that rests on it."""
+    kinds = {preference.kind for preference in training}
+    if config.guard is not None:
+        kinds |= set(read_manifest(config.guard.reward_model).get("kinds", []))
+    return sorted(kinds)
 
 
 def guard_dpo(

@@ -27,7 +27,6 @@ from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
-from tiebreak.pairwise import pack_forward
 from tiebreak.records import Preference, read_pairs, read_preferences, split_preferences, write_json
 from tiebreak.runs import Run, say, start_run
 from tiebreak.scores import ScoreScale, write_score_scale
@@ -145,9 +144,7 @@ def build_trainer(
         eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
         processing_class=tokenizer,
     )
-    trainer.tokens_per_pass = config.training.tokens_per_pass
-    if config.share_prefixes:
-        pack_forward(trainer.model, together=2, tokens_per_pass=config.training.tokens_per_pass)
+    trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     return trainer
 
 

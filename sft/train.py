@@ -17,7 +17,6 @@ from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, Training
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer
-from tiebreak.pairwise import pack_forward
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Demonstration, assistant, is_held_out, read_demonstrations
 from tiebreak.runs import Run, start_run
@@ -100,9 +99,7 @@ def train_sft(config: SFTConfig) -> None:
         eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
         processing_class=tokenizer,
     )
-    trainer.tokens_per_pass = config.training.tokens_per_pass
-    if config.padding_free:
-        pack_forward(trainer.model, together=1, tokens_per_pass=config.training.tokens_per_pass)
+    trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.padding_free)
     train(trainer, run, recorder)
     finish_adapter(
         trainer,

@@ -75,7 +75,7 @@ def find_model(name: str, kind: ModelKind = "policy") -> ModelSource:
         return _find_trained(name, kind)
     if (path / RUN_FILE).is_file():
         raise RunError(f"{name} is not finished (it has no {MANIFEST}): run its stage to the end first")
-    base_path = _find_base(name)
+    base_path = find_base(name)
     return ModelSource(name, kind, name, name, base_path, base_sha256(base_path), None)
 
 
@@ -91,7 +91,7 @@ def _find_trained(name: str, kind: ModelKind) -> ModelSource:
     for file, expected in ((ADAPTER_FILE, pinned["adapter_sha256"]),):
         if hash_file(final / file) != expected:
             raise HandoffError(f"{final / file} is not the file that was saved: its hash differs; train it again")
-    base_path = _find_base(pinned["base"])
+    base_path = find_base(pinned["base"])
     found = base_sha256(base_path)
     if found != pinned["base_sha256"]:
         raise HandoffError(
@@ -101,7 +101,12 @@ def _find_trained(name: str, kind: ModelKind) -> ModelSource:
     return ModelSource(name, kind, manifest["id"], pinned["base"], base_path, found, final)
 
 
-def _find_base(name: str) -> Path:
+def find_base(name: str) -> Path:
+    """The folder of a base model: a local one, the bundled one, or the hub's, as it lies in the cache or is fetched.
+
+    Raises:
+        ModelError: there is none, or its weights are no safetensors.
+    """
     if name.startswith(PREFIX):
         return load_bundled(name)
     path = Path(name)

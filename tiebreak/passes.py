@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from tiebreak.packing import pack_padded
-from tiebreak.pairwise import TOKENS_PER_PASS
+from tiebreak.pairwise import TOKENS_PER_PASS, pack_forward
 
 
 class StepInPasses:
@@ -25,6 +25,12 @@ class StepInPasses:
     """rows of a batch that have the same prompt; see tiebreak.packing.pack_padded"""
     tokens_per_pass = TOKENS_PER_PASS
     _share = 1.0
+
+    def compute_in_passes(self: Any, tokens: int, *, packed: bool) -> None:
+        """Compute at most so many tokens at once; `packed`: without padding, where the model can."""
+        self.tokens_per_pass = tokens
+        if packed:
+            pack_forward(self.model, together=self.together, tokens_per_pass=tokens)
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """transformers' step, once a pass; returns the loss of the whole batch."""

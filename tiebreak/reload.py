@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import exit_with_message
 from tiebreak.launch import while_importing
 from tiebreak.records import to_messages
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
 
 SCORE_BATCH = 16
 
@@ -29,50 +34,18 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
         HandoffError: the model does not answer as it did before it was saved: to 1e-5 in float32.
     """
     with while_importing():
-        import torch
-        from peft import PeftModel
-
-        from tiebreak.chat import decode_completion, encode_prompt
-        from tiebreak.generation import row_seed, sample_completions
         from tiebreak.logprobs import member_scores_in_batches
-        from tiebreak.models import (
-            MODEL_FILE,
-            PROBE_FILE,
-            PROBE_TOLERANCE,
-            ModelSource,
-            _find_base,
-            load_base,
-            load_tokenizer,
-            verify_probe,
-        )
+        from tiebreak.models import MODEL_FILE, PROBE_FILE, PROBE_TOLERANCE, verify_probe
 
     pinned = json.loads((final / MODEL_FILE).read_text())
     dtype = json.loads((final / PROBE_FILE).read_text())["dtype"]
-    base = _find_base(pinned["base"])
-    source = ModelSource(str(final), pinned["kind"], "", pinned["base"], base, pinned["base_sha256"], final)
-    training = TrainingConfig.model_validate({"precision": dtype})
-    tokenizer = load_tokenizer(source)
-    model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model = PeftModel.from_pretrained(model, final)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
+    model, tokenizer = load_saved(final, pinned, dtype)
     exact = dtype == "float32" and not pinned["quantized"]
     difference = verify_probe(model, final, PROBE_TOLERANCE if exact else None)
     model.eval()
     samples: list[str] = []
     if pinned["kind"] == "policy" and request.get("prompts"):
-        prompts = [encode_prompt(tokenizer, to_messages(messages)) for messages in request["prompts"]]
-        drawn = sample_completions(
-            model,
-            prompts,
-            [row_seed("samples", number) for number in range(len(prompts))],
-            SamplingConfig.model_validate(request["sampling"]),
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
-            batch_size=len(prompts),
-        )
-        samples = [decode_completion(tokenizer, one.ids) for one in drawn]
+        samples = sample(model, tokenizer, request["prompts"], SamplingConfig.model_validate(request["sampling"]))
     scores: list[list[float]] = []
     if pinned["kind"] == "reward" and request.get("sequences"):
         scores = member_scores_in_batches(model, request["sequences"], tokenizer.pad_token_id, SCORE_BATCH)
@@ -82,6 +55,48 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
         whole.save_pretrained(request["merged"])
         tokenizer.save_pretrained(request["merged"])
     return {"difference": difference, "samples": samples, "scores": scores}
+
+
+def load_saved(final: Path, pinned: dict[str, Any], dtype: str) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """A saved model as plain PEFT loads it, with its tokenizer.
+
+    Args:
+        pinned: what stands in its `MODEL_FILE`.
+        dtype: the number format that its probe was taken in.
+    """
+    with while_importing():
+        import torch
+        from peft import PeftModel
+
+        from tiebreak.models import ModelSource, find_base, load_base, load_tokenizer
+
+    base = find_base(pinned["base"])
+    source = ModelSource(str(final), pinned["kind"], "", pinned["base"], base, pinned["base_sha256"], final)
+    training = TrainingConfig.model_validate({"precision": dtype})
+    tokenizer = load_tokenizer(source)
+    model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
+    model.config.pad_token_id = tokenizer.pad_token_id
+    whole = PeftModel.from_pretrained(model, final)
+    return whole.to("cuda") if torch.cuda.is_available() else whole, tokenizer
+
+
+def sample(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], sampling: SamplingConfig
+) -> list[str]:
+    """The policy's answer to each prompt, a list of messages; the same every time."""
+    from tiebreak.chat import decode_completion, encode_prompt
+    from tiebreak.generation import row_seed, sample_completions
+
+    drawn = sample_completions(
+        model,
+        [encode_prompt(tokenizer, to_messages(messages)) for messages in prompts],
+        [row_seed("samples", number) for number in range(len(prompts))],
+        sampling,
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        batch_size=len(prompts),
+    )
+    return [decode_completion(tokenizer, one.ids) for one in drawn]
 
 
 if __name__ == "__main__":
