@@ -86,8 +86,10 @@ def leave_out_inference_kernel() -> None:
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         import deepspeed.ops
+        import torch
 
-        deepspeed.ops.__compatible_ops__ = {}
+        if not torch.cuda.is_available():
+            deepspeed.ops.__compatible_ops__ = {}
 
 
 def settle_process() -> None:
