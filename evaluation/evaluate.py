@@ -199,16 +199,18 @@ def add_baseline_logps(
         found: list[list[float]] = completion_logps_in_batches(model(), examples, pad, size, temperature)
         return found
 
+    compared: list[Answer] = []
     for name, own in answers.items():
         comparable = all(
             encode_prompt(tokenizer, prompt.messages) == answer["prompt_ids"]
             for prompt, answer in zip(prompts, own, strict=True)
         )
-        if name == config.baseline or not comparable:
-            for answer in own:
-                answer["baseline_logps"] = answer["logps"] if name == config.baseline else None
-        else:
-            _add(config, run, own, "baseline_logps", logps, f"KL of {name}")
+        if name != config.baseline and comparable:
+            compared += own
+            continue
+        for answer in own:
+            answer["baseline_logps"] = answer["logps"] if name == config.baseline else None
+    _add(config, run, compared, "baseline_logps", logps, f"KL to {config.baseline}")
     model.cache_clear()
     gc.collect()
 
@@ -229,8 +231,7 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
         found: list[float] = scores_in_batches(model(), sequences, tokenizer.pad_token_id, config.batch_size)
         return found
 
-    for name, own in answers.items():
-        _add(config, run, own, "score", scores, f"scores of {name}")
+    _add(config, run, [answer for own in answers.values() for answer in own], "score", scores, "scores")
     model.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
@@ -240,15 +241,18 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
 def _add(
     config: EvaluateConfig,
     run: Run,
-    own: list[Answer],
+    answers: list[Answer],
     key: str,
     measure: Callable[[list[Answer]], list[Any]],
     what: str,
 ) -> None:
-    """Measure every answer, in batches that a crash does not undo, and keep the value under `key`."""
-    order = by_length([len(answer["prompt_ids"]) + len(answer["ids"]) for answer in own])
-    values = in_batches(run, order, config.batch_size, lambda batch, _: measure([own[n] for n in batch]), what)
-    for answer, value in zip(own, in_order(order, values), strict=True):
+    """Measure every answer, in batches that a crash does not undo, and keep the value under `key`.
+
+    What all policies answered to a prompt stands together, so that the prompt is computed once for them.
+    """
+    order = sorted(range(len(answers)), key=lambda n: (answers[n]["prompt_ids"], n))
+    values = in_batches(run, order, config.batch_size, lambda batch, _: measure([answers[n] for n in batch]), what)
+    for answer, value in zip(answers, in_order(order, values), strict=True):
         answer[key] = value
 
 

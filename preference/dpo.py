@@ -34,6 +34,7 @@ from tiebreak.models import (
     load_tokenizer,
     resolve_precision,
 )
+from tiebreak.order import PROMPT_NUMBER, PromptByPrompt, numbered
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
 from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, start_run
@@ -84,7 +85,9 @@ class DPOConfig(StageConfig):
     cache_reference: bool = True
     """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
     share_prefixes: bool = True
-    """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    prompt_by_prompt: bool = True
+    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B, and for the guard's"""
     guard: GuardConfig | None = None
@@ -109,7 +112,7 @@ class EncodedPair:
     rejected: list[int]
 
 
-class CheckedDPOTrainer(StepInPasses, DPOTrainer):
+class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
     """TRL's trainer on rows that tiebreak.chat has tokenised, and with its reference checked at the first batch."""
 
     reference: ReferenceLogps | None = None
@@ -219,13 +222,14 @@ def build_trainer(
     trainer = CheckedDPOTrainer(
         model=load_policy(source, config.training, config.adapter, tokenizer),
         args=build_dpo_args(config, run),
-        train_dataset=to_dataset(train_set),
+        train_dataset=to_dataset(train_set, config.prompt_by_prompt),
         eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
         processing_class=tokenizer,
     )
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     if config.cache_reference and not is_sharded(trainer):
-        trainer.reference = ReferenceLogps(reference_facts(trainer, source))
+        pairs = [(e.prompt, e.chosen, e.rejected) for e in (*train_set, *validation_set)]
+        trainer.reference = ReferenceLogps(reference_facts(trainer, source), pairs=pairs)
     return trainer
 
 
@@ -298,11 +302,11 @@ def encode(
     return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")
 
 
-def to_dataset(examples: Sequence[EncodedPair]) -> Dataset:
-    """What TRL's collator takes."""
+def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False) -> Dataset:
+    """What TRL's collator takes; `prompt_by_prompt`: and which rows have one prompt."""
     from datasets import Dataset
 
-    return Dataset.from_list(
+    rows = Dataset.from_list(
         [
             {
                 "prompt_ids": e.prompt,
@@ -313,6 +317,7 @@ def to_dataset(examples: Sequence[EncodedPair]) -> Dataset:
             for e in examples
         ]
     )
+    return rows.add_column(PROMPT_NUMBER, numbered([tuple(e.prompt) for e in examples])) if prompt_by_prompt else rows
 
 
 def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:

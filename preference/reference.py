@@ -1,12 +1,16 @@
 """The reference's log-probabilities of pairs, computed once and kept in the user's cache.
 
-DPO compares every pair with a model that never changes. So what it said of a pair is kept, under a hash of all that it
-depends on: base weights, adapter, number format, libraries and device in the file's name, the pair's token ids (and with
-them tokenizer, chat template and lengths) in its own key. A second epoch, a second beta, an evaluation and a resumed
-run find it there.
+DPO compares every pair with a model that never changes. So what it said of an answer is kept, under a hash of all that it
+depends on: base weights, adapter, number format, libraries and device in the file's name, token ids (and with them
+tokenizer, chat template and lengths) in its own key. A second epoch, a second beta, an evaluation and a resumed run find
+it there.
 
-The file is appended to, a line a pair with a checksum. A line that was cut off or damaged is not believed, and its pair
-computed again. On a CPU each pair is computed by itself, so that its value does not depend on the batch it first came in.
+Raters pair K answers to a prompt in up to K·(K−1)/2 ways, and the reference says something of each answer alone. So all
+answers that the data set has to a prompt are computed in one pass, whichever of their pairs comes first. On a CPU such a
+group is computed by itself, and its key names all of it, so that a value does not depend on the batch it first came in.
+
+The file is appended to, a line a group with a checksum. A line that was cut off or damaged is not believed, and its group
+computed again.
 """
 
 from __future__ import annotations
@@ -14,46 +18,76 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tiebreak.bundled import cache_folder
-from tiebreak.passes import take_groups
+from tiebreak.packing import MOST_RESTS
 from tiebreak.runs import hash_text
 
 Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 """A batch of pairs in TRL's layout → the reference's log-probabilities of chosen and rejected, each of shape (pairs,)"""
 
 
-class ReferenceLogps:
-    """What the reference says of pairs, from the cache or computed."""
+Ids = tuple[int, ...]
 
-    def __init__(self, facts: Mapping[str, Any], folder: Path | None = None) -> None:
-        """`facts`: all that a pair's log-probabilities depend on but the pair. `folder`: instead of the user's cache."""
+
+class Group(NamedTuple):
+    """Answers to one prompt that are computed together, as token ids."""
+
+    prompt: Ids
+    answers: tuple[Ids, ...]
+
+    @property
+    def key(self) -> str:
+        """A hash of it."""
+        return hash_text(json.dumps(self))
+
+
+class ReferenceLogps:
+    """What the reference says of answers, from the cache or computed."""
+
+    def __init__(
+        self,
+        facts: Mapping[str, Any],
+        folder: Path | None = None,
+        pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]] = (),
+    ) -> None:
+        """Open the cache.
+
+        Args:
+            facts: all that log-probabilities depend on but the token ids.
+            folder: instead of the user's cache.
+            pairs: (prompt, chosen, rejected) of the data set, whose answers to a prompt are computed together.
+        """
         name = hash_text(json.dumps(dict(facts), sort_keys=True))
         self.path = (folder or cache_folder() / "reference") / f"{name}.txt"
+        self._groups = _groups(pairs)
         self._known = _read(self.path)
         self._cut_off = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         self.computed = 0
-        """pairs that were not in the cache"""
+        """groups that were not in the cache"""
 
     def of(self, inputs: dict[str, Any], compute: Compute) -> tuple[Tensor, Tensor]:
         """(chosen, rejected) log-probabilities of a batch in TRL's layout, each of shape (pairs,)."""
-        keys = _pair_keys(inputs)
-        missing = [number for number, key in enumerate(keys) if key not in self._known]
+        rows = _rows(inputs)
+        chosen, rejected = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        pairs = [Group(prompt, (a, b)) for (prompt, a), (_, b) in zip(chosen, rejected, strict=True)]
+        groups = [self._groups.get(row, pair) for row, pair in zip(rows, [*pairs, *pairs], strict=True)]
+        missing = [group for group in dict.fromkeys(groups) if group.key not in self._known]
         alone = inputs["input_ids"].device.type == "cpu"
-        for numbers in [[number] for number in missing] if alone else [missing] if missing else []:
-            chosen, rejected = compute(take_groups(inputs, numbers, together=2))
-            found = zip((keys[n] for n in numbers), chosen.tolist(), rejected.tolist(), strict=True)
-            self._keep({key: (c, r) for key, c, r in found})
-        columns = torch.tensor([self._known[key] for key in keys], device=inputs["input_ids"].device).unbind(1)
+        for some in [[group] for group in missing] if alone else [missing] if missing else []:
+            self._keep(_compute(some, compute, inputs["input_ids"].device))
+        values = [self._known[g.key][g.answers.index(row[1])] for g, row in zip(groups, rows, strict=True)]
+        columns = torch.tensor(values, device=inputs["input_ids"].device).chunk(2)
         return columns[0], columns[1]
 
-    def _keep(self, found: dict[str, tuple[float, float]]) -> None:
+    def _keep(self, found: dict[str, tuple[float, ...]]) -> None:
         self._known |= found
         self.computed += len(found)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,33 +101,66 @@ class ReferenceLogps:
             os.close(descriptor)
 
 
-def _line(key: str, values: tuple[float, float]) -> str:
-    body = f"{key} {values[0]!r} {values[1]!r}"
+def _groups(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]]) -> dict[tuple[Ids, Ids], Group]:
+    """The group of each (prompt, answer)."""
+    answers: dict[Ids, dict[Ids, None]] = {}
+    for prompt, *sides in pairs:
+        answers.setdefault(tuple(prompt), {}).update(dict.fromkeys(map(tuple, sides)))
+    cut = [
+        Group(prompt, tuple(own)[start : start + MOST_RESTS])
+        for prompt, own in answers.items()
+        for start in range(0, len(own), MOST_RESTS)
+    ]
+    return {(group.prompt, answer): group for group in cut for answer in group.answers}
+
+
+def _compute(groups: Sequence[Group], compute: Compute, device: torch.device | str) -> dict[str, tuple[float, ...]]:
+    """The log-probabilities of the groups' answers, by their keys. TRL takes pairs: an odd answer is its own partner."""
+    rows: list[tuple[Ids, Ids]] = []
+    for group in groups:
+        odd = group.answers[-1:] if len(group.answers) % 2 else ()
+        rows += [(group.prompt, answer) for answer in (*group.answers, *odd)]
+    layout = [*rows[::2], *rows[1::2]]
+    values = dict(zip(layout, torch.cat(compute(_to_layout(layout, device))).tolist(), strict=True))
+    return {group.key: tuple(values[group.prompt, answer] for answer in group.answers) for group in groups}
+
+
+def _to_layout(rows: Sequence[tuple[Ids, Ids]], device: torch.device | str) -> dict[str, Tensor]:
+    """(prompt, completion) in TRL's layout, padded on the right."""
+
+    def padded(columns: Iterable[Sequence[int]]) -> Tensor:
+        return pad_sequence([torch.tensor(column, device=device) for column in columns], batch_first=True)
+
+    return {
+        "input_ids": padded([*prompt, *answer] for prompt, answer in rows),
+        "attention_mask": padded([1] * (len(prompt) + len(answer)) for prompt, answer in rows),
+        "completion_mask": padded([0] * len(prompt) + [1] * len(answer) for prompt, answer in rows),
+    }
+
+
+def _line(key: str, values: tuple[float, ...]) -> str:
+    body = " ".join([key, *map(repr, values)])
     return f"{body} {zlib.crc32(body.encode()):08x}\n"
 
 
-def _read(path: Path) -> dict[str, tuple[float, float]]:
+def _read(path: Path) -> dict[str, tuple[float, ...]]:
     """Every line whose checksum is right."""
-    known: dict[str, tuple[float, float]] = {}
+    known: dict[str, tuple[float, ...]] = {}
     if path.is_file():
         for line in path.read_bytes().decode(errors="replace").splitlines():
             body, _, checksum = line.rpartition(" ")
             if checksum == f"{zlib.crc32(body.encode()):08x}":
-                key, chosen, rejected = body.split(" ")
-                known[key] = (float(chosen), float(rejected))
+                key, *values = body.split(" ")
+                known[key] = tuple(map(float, values))
     return known
 
 
-def _pair_keys(inputs: dict[str, Any]) -> list[str]:
-    """A hash of each pair's ids, and of which of them are completions."""
-    rows = [
-        [[i for i, real in zip(ids, mask, strict=True) if real], sum(completion)]
-        for ids, mask, completion in zip(
-            inputs["input_ids"].tolist(),
-            inputs["attention_mask"].tolist(),
-            inputs["completion_mask"].tolist(),
-            strict=True,
-        )
-    ]
-    count = len(rows) // 2
-    return [hash_text(json.dumps([rows[pair], rows[pair + count]])) for pair in range(count)]
+def _rows(inputs: dict[str, Any]) -> list[tuple[Ids, Ids]]:
+    """(prompt, completion) of each row of a batch in TRL's layout."""
+    columns = (inputs[name].tolist() for name in ("input_ids", "attention_mask", "completion_mask"))
+    rows = []
+    for ids, mask, completion in zip(*columns, strict=True):
+        real = [token for token, is_real in zip(ids, mask, strict=True) if is_real]
+        start = len(real) - sum(completion)
+        rows.append((tuple(real[:start]), tuple(real[start:])))
+    return rows

@@ -27,6 +27,7 @@ from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
+from tiebreak.order import PROMPT_NUMBER, numbered
 from tiebreak.records import Preference, read_pairs, read_preferences, split_preferences, write_json
 from tiebreak.runs import Run, say, start_run
 from tiebreak.scores import ScoreScale, write_score_scale
@@ -80,7 +81,9 @@ class RewardConfig(StageConfig):
     garbage_prompts: int = Field(default=16, ge=0)
     """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
     share_prefixes: bool = True
-    """compute a pair's prompt once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    prompt_by_prompt: bool = True
+    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
 
 
 def train_reward(config: RewardConfig) -> None:
@@ -140,7 +143,7 @@ def build_trainer(
     trainer = PackedRewardTrainer(
         model=load_reward_model(find_model(config.policy), config.training, config.adapter, tokenizer, config.members),
         args=build_reward_args(config, run),
-        train_dataset=to_dataset(train_set),
+        train_dataset=to_dataset(train_set, config.prompt_by_prompt),
         eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
         processing_class=tokenizer,
     )
@@ -252,11 +255,11 @@ def measure_scale(marked: report.Marked, temperature: float | None) -> ScoreScal
     )
 
 
-def to_dataset(examples: Sequence[EncodedPreference]) -> Dataset:
-    """What TRL's collator takes."""
+def to_dataset(examples: Sequence[EncodedPreference], prompt_by_prompt: bool = False) -> Dataset:
+    """What TRL's collator takes; `prompt_by_prompt`: and which rows have one prompt."""
     from datasets import Dataset
 
-    return Dataset.from_list(
+    rows = Dataset.from_list(
         [
             {
                 "chosen_ids": e.prompt + e.chosen,
@@ -269,6 +272,7 @@ def to_dataset(examples: Sequence[EncodedPreference]) -> Dataset:
             for e in examples
         ]
     )
+    return rows.add_column(PROMPT_NUMBER, numbered([e.group for e in examples])) if prompt_by_prompt else rows
 
 
 def build_reward_args(config: RewardConfig, run: Run) -> RewardArguments:

@@ -14,6 +14,7 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from reward.losses import centring_loss, preference_loss
+from tiebreak.order import PromptByPrompt
 from tiebreak.passes import StepInPasses
 
 LABELS = {"margin": 0.0, "target": 1.0, "weight": [1.0]}
@@ -58,5 +59,5 @@ class LabelledRewardTrainer(RewardTrainer):
         self._metrics["train" if self.model.training else "eval"]["spread"].append(spread.item())
 
 
-class PackedRewardTrainer(StepInPasses, LabelledRewardTrainer):
+class PackedRewardTrainer(PromptByPrompt, StepInPasses, LabelledRewardTrainer):
     """The same, its step in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""

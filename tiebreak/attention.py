@@ -52,16 +52,18 @@ def tree_attention(
     Raises:
         NotImplementedError: the architecture's attention has a term of its own.
     """
+    groups = query.shape[1] // key.shape[1]
+    unknown = [name for name in UNKNOWN_TERMS if kwargs.get(name) is not None]
+    if packed_row is None and query.shape[2] == 1 and groups > 1 and attention_mask is not None and not unknown:
+        return _attend_one(query, key, value, attention_mask, dropout, scaling), None
     if packed_row is None:
         window = {} if sliding_window is None else {"sliding_window": sliding_window}
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **window, **kwargs
         )
         return plain
-    unknown = [name for name in UNKNOWN_TERMS if kwargs.get(name) is not None]
     if unknown:
         raise NotImplementedError(f"its attention has {' and '.join(unknown)}")
-    groups = query.shape[1] // key.shape[1]
     sizes = [tree.tokens for tree in packed_row.trees]
     parts = [whole.split(sizes, dim=2) for whole in (query, repeat_kv(key, groups), repeat_kv(value, groups))]
     outputs: list[Tensor] = []
@@ -71,6 +73,17 @@ def tree_attention(
             output = _attend_within(tree, masks, q, k, v, dropout, scaling)
             outputs += [each[:, :, tree.borrowed :] if n == 0 else each for n, each in enumerate(output)]
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _attend_one(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """Attention of one new token a row, shape (rows, 1, heads, head size). The heads that share a key head ask it as so
+    many queries, so keys and values are read as they lie, and not copied for each head."""
+    rows, heads, _, size = query.shape
+    grouped = query.view(rows, key.shape[1], -1, size)
+    attended = _attend(grouped, key, value, mask.expand(-1, -1, grouped.shape[2], -1), dropout, scaling)
+    return attended.reshape(rows, 1, heads, size)
 
 
 def _whole_tree(tree: Tree, own: Tensor, first: Tensor) -> Tensor:

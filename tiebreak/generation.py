@@ -17,13 +17,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tiebreak.config import SamplingConfig
+from tiebreak.fused import fuse_layers
 from tiebreak.logprobs import selected_logps
+from tiebreak.packing import pack_sequences
+from tiebreak.pairwise import TOKENS_PER_PASS, hidden_states, packs, whole_model
 
 BATCHES_A_CALL = 4
 """how many times `batch_size` rows a stage hands over at once, and keeps on disk together"""
@@ -137,27 +141,22 @@ class _Window:
     def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
         """Read prompts into free slots. Logits of what follows them, shape (prompts, vocabulary)."""
         different = list(dict.fromkeys(map(tuple, prompts)))
-        width = max(map(len, different))
-        device = next(model.parameters()).device
-        ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in different], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in different], device=device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        read = DynamicCache()
-        logits = _last_logits(model, ids, mask, positions, read)
+        number = {prompt: at for at, prompt in enumerate(different)}
+        sources = torch.tensor([number[tuple(p)] for p in prompts], device=next(model.parameters()).device)
+        read = read_prompts(model, different, pad_id)
         if not self.layers:
             self.layers = [_WindowLayer(self, layer) for layer in read.layers]
-        number = {prompt: at for at, prompt in enumerate(different)}
-        sources = torch.tensor([number[tuple(p)] for p in prompts], device=device)
+        width = max(map(len, different))
         here = (
             slice(len(self.starts), len(self.starts) + len(prompts)),
             slice(None),
             slice(self.next - width, self.next),
         )
-        for layer, source in zip(self.layers, read.layers, strict=True):
-            for buffer, values in layer.filled(source):
+        for layer, made in zip(self.layers, read.layers, strict=True):
+            for buffer, values in zip(layer.buffers, made, strict=True):
                 buffer[here] = values[sources.to(values.device)]
         self.starts += [self.next - len(p) for p in prompts]
-        return logits[sources]
+        return read.logits[sources]
 
     def step(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """Write a token a row, shape (rows,). Logits of what follows, shape (rows, vocabulary)."""
@@ -196,21 +195,12 @@ class _Window:
 class _WindowLayer(DynamicLayer):
     """One layer of the window, as a model's attention sees it: the rows that stand, from their first column on."""
 
-    def __init__(self, window: _Window, like: DynamicLayer) -> None:
+    def __init__(self, window: _Window, like: Sequence[Tensor]) -> None:
         """Buffers like the keys and values that the model made of a prompt; none for a layer that uses another's."""
         super().__init__()
         self._window = window
         self.is_initialized = True
-        self.buffers = [
-            made.new_zeros(window.slots, made.shape[1], window.columns, made.shape[3])
-            for made in (like.keys, like.values)
-            if made is not None
-        ]
-
-    def filled(self, source: DynamicLayer) -> list[tuple[Tensor, Tensor]]:
-        """Each buffer with what `source` holds for it."""
-        made = [values for values in (source.keys, source.values) if values is not None]
-        return list(zip(self.buffers, made, strict=True))
+        self.buffers = [made.new_zeros(window.slots, made.shape[1], window.columns, made.shape[3]) for made in like]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -226,6 +216,59 @@ class _WindowLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         """Columns before the one that is being written."""
         return self._window.next - self._window.first
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a model makes of prompts, which stand in columns that end together."""
+
+    logits: Tensor
+    """of what follows each, shape (prompts, vocabulary)"""
+    layers: list[list[Tensor]]
+    """keys and values of each layer, shape (prompts, heads, longest, head size); what lies before a prompt means nothing"""
+
+
+@torch.no_grad()
+def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Read:
+    """Read prompts, what all of them begin with once and no padding, where the model can take that."""
+    whole = whole_model(model)
+    if not packs(whole):
+        return _read_padded(model, prompts, pad_id)
+    fuse_layers(model)
+    device = next(model.parameters()).device
+    packing = pack_sequences(prompts, [[n] for n in range(len(prompts))], TOKENS_PER_PASS, device)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    steps = torch.arange(-int(lengths.max()), 0, device=device) + lengths[:, None]
+    numbers = torch.arange(len(prompts), device=device)
+    places = packing.place(numbers[:, None].expand_as(steps), steps.clamp(min=0))
+    order: list[Tensor] = []
+    last: list[Tensor] = []
+    made: list[list[list[Tensor]]] = []  # a row, a layer, keys and values
+    for at, row in enumerate(packing.rows):
+        own = numbers[packing.row == at]
+        cache = DynamicCache()
+        last.append(hidden_states(whole, row, cache)[places[own, -1]])
+        order.append(own)
+        made.append([[kept[0][:, places[own]].transpose(0, 1) for kept in _kept(layer)] for layer in cache.layers])
+    back = torch.cat(order).argsort()
+    logits = whole.get_output_embeddings()(torch.cat(last))[back]
+    layers = [[torch.cat(parts)[back] for parts in zip(*rows, strict=True)] for rows in zip(*made, strict=True)]
+    return Read(logits, layers)
+
+
+def _read_padded(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Read:
+    width = max(map(len, prompts))
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    cache = DynamicCache()
+    logits = _last_logits(model, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+    return Read(logits, [_kept(layer) for layer in cache.layers])
+
+
+def _kept(layer: Any) -> list[Tensor]:
+    """A cache layer's keys and values; none where it uses another's."""
+    return [kept for kept in (layer.keys, layer.values) if kept is not None]
 
 
 def _last_logits(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:

@@ -2,15 +2,18 @@
 
 A batch in the plain layout is as wide as its longest row, and repeats a prompt for every completion of it. Here a group
 of sequences that begin alike is a tree: the tokens all of them begin with, then the rest of each; and trees follow one
-another in a row of at most so many tokens. What every sequence of a batch begins with, as a chat template's system
-message, is laid once a row, in its first tree, and borrowed by the others. tiebreak.attention keeps trees, and the rests
-within one, from seeing one another, so each token's hidden state is what it would be in a row of its own.
-(Shared-prefix training: arXiv 2410.20305.)
+another in a row of at most so many tokens. Groups that have a prompt in common become one tree, and a sequence that
+comes twice is laid once: the pairs that raters made of K answers to a prompt cost K answers, not 2 a pair. What every
+sequence of a batch begins with, as a chat template's system message, is laid once a row, in its first tree, and borrowed
+by the others. tiebreak.attention keeps trees, and the rests within one, from seeing one another, so each token's hidden
+state is what it would be in a row of its own. (Shared-prefix training: arXiv 2410.20305; all comparisons of a prompt in
+one batch element: Ouyang et al. 2022, 3.5.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +21,8 @@ from torch import Tensor
 
 LEAST_BORROWED = 8
 """Fewer tokens are not worth the copying that borrowing them takes."""
+MOST_RESTS = 8
+"""Groups are not joined to trees of more: within a tree attention grows with the square of the rests' tokens."""
 WHOLE_TOKENS = 384
 """A tree of so many tokens attends in one call, under a mask of all of them, and no gradient has to be put together."""
 
@@ -110,6 +115,7 @@ def pack_sequences(
     Args:
         sequences: token ids; none may be empty.
         groups: numbers of sequences that may begin alike; every sequence is in one group, and a group in one row.
+            Those of one prompt are joined where that leaves fewer tokens.
         tokens_per_row: start another row rather than exceed it, except for a tree that is longer by itself.
     """
     rows: list[PackedRow] = []
@@ -127,8 +133,8 @@ def pack_sequences(
         positions.clear()
         trees.clear()
 
-    for group in _without_strangers(sequences, groups):
-        members = [sequences[number] for number in group]
+    for group in _joined(_without_strangers(sequences, groups), sequences, beginning, tokens_per_row):
+        members = _different(sequences[number] for number in group)
         shared = _shared_prefix(members)
         rests = tuple(len(member) - shared for member in members) if len(members) > 1 else ()
         tree = Tree(shared, rests, beginning if ids else 0)
@@ -138,10 +144,13 @@ def pack_sequences(
         origin = len(ids)
         ids += members[0][tree.borrowed : shared]
         positions += range(tree.borrowed, shared)
-        for number, member in zip(group, members, strict=True):
-            where[number] = (len(rows), shared, tree.borrowed, origin, len(ids))
+        rest: dict[tuple[int, ...], int] = {}
+        for member in members:
+            rest[member] = len(ids)
             ids += member[shared:]
             positions += range(shared, len(member))
+        for number in group:
+            where[number] = (len(rows), shared, tree.borrowed, origin, rest[tuple(sequences[number])])
         trees.append(tree)
     close()
     columns = torch.tensor([where[number] for number in range(len(sequences))], dtype=torch.long, device=device)
@@ -173,13 +182,41 @@ def _without_strangers(sequences: Sequence[Sequence[int]], groups: Sequence[Sequ
     return apart
 
 
+def _joined(
+    groups: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], beginning: int, tokens_per_row: int | None
+) -> list[Sequence[int]]:
+    """The groups in their order, those of one prompt joined as long as that leaves fewer tokens to compute."""
+    joined: list[tuple[Sequence[int], int]] = []  # a group, and its tokens
+    for group in sorted(groups, key=lambda group: tuple(sequences[group[0]])):  # like ones stand side by side
+        tokens = _tree_tokens(group, sequences)
+        if joined:
+            before, tokens_before = joined[-1]
+            both = [*before, *group]
+            together = _tree_tokens(both, sequences)
+            fits = tokens_per_row is None or together <= max(tokens_per_row, tokens)
+            few = len(_different(sequences[number] for number in both)) <= MOST_RESTS
+            if fits and few and together < tokens_before + tokens - beginning:
+                joined[-1] = (both, together)
+                continue
+        joined.append((group, tokens))
+    return sorted((group for group, _ in joined), key=min)
+
+
+def _tree_tokens(group: Sequence[int], sequences: Sequence[Sequence[int]]) -> int:
+    members = _different(sequences[number] for number in group)
+    shared = _shared_prefix(members)
+    return shared + sum(len(member) - shared for member in members)
+
+
+def _different(sequences: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Each sequence once."""
+    return list(dict.fromkeys(map(tuple, sequences)))
+
+
 def _shared_prefix(members: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
-    shortest = min(map(len, members))
-    for step in range(shortest):
-        if any(member[step] != members[0][step] for member in members[1:]):
-            return step
-    return shortest
+    """How many tokens all of them begin with: those that the first and the last of them in dictionary order do."""
+    first, last = min(map(tuple, members)), max(map(tuple, members))
+    return bisect.bisect_left(range(min(len(first), len(last))), True, key=lambda n: first[: n + 1] != last[: n + 1])
 
 
 def _tree_masks(tree: Tree, positions: Tensor, window: int | None) -> TreeMasks:

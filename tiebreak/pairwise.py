@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
 from tiebreak.attention import TREE_ATTENTION
 from tiebreak.fused import fuse_layers
@@ -102,15 +103,20 @@ def why_not(model: nn.Module) -> str:
     return reason
 
 
-def hidden_states(model: nn.Module, row: PackedRow) -> Tensor:
-    """Last hidden states of a packed row, shape (N, hidden), by a model that `packs`."""
+def hidden_states(model: nn.Module, row: PackedRow, cache: Cache | None = None) -> Tensor:
+    """Last hidden states of a packed row, shape (N, hidden), by a model that `packs`.
+
+    Args:
+        cache: an empty one, to be given the row's keys and values.
+    """
     causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
     hidden: Tensor = model.base_model(
         input_ids=row.input_ids,
         attention_mask=causal,
         position_ids=row.position_ids,
         packed_row=row,
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
     ).last_hidden_state
     return hidden[0]
 
@@ -207,8 +213,11 @@ def packed_log_probs(
     """
 
     def one_pass(row: PackedRow, at: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
-        out = token_logps(hidden_states(model, row)[at], model.get_output_embeddings(), wanted, temperature)
-        return out.logps, out.entropy, out.mean_logits, out.is_top1
+        different, which = torch.stack([at, wanted]).unique(dim=1, return_inverse=True)  # of sequences that come twice
+        out = token_logps(
+            hidden_states(model, row)[different[0]], model.get_output_embeddings(), different[1], temperature
+        )
+        return tuple(values[which] for values in (out.logps, out.entropy, out.mean_logits, out.is_top1))
 
     chosen = [(packing.row[sequence] == number).nonzero().squeeze(1) for number in range(len(packing.rows))]
     arguments = [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tiebreak.config import SamplingConfig
 from tiebreak.generation import Sampled, draw, row_seed, sample_completions
+from tiebreak.pairwise import packs
 
 PAD = 0
 
@@ -120,21 +121,48 @@ def test_rows_that_wait_take_the_places_of_those_that_are_done(model: Any, batch
         assert sampled.logps == pytest.approx(alone.logps[: len(sampled.ids)], abs=1e-5)
 
 
-def test_nothing_is_computed_twice_or_on_rows_that_are_done(model: Any) -> None:
-    """Tokens given to the model: each different prompt once, and each written token but a row's last."""
-    asked = prompts(3)
-    rows, given = [row for row in asked for _ in range(4)], 0
+def tokens_given(model: Any, rows: list[list[int]], max_new_tokens: int) -> tuple[int, int]:
+    """(tokens, padding among them, that the model computed; tokens that were written but for each row's last)."""
+    assert packs(model)  # which tries the model out
+    given = 0
 
     def count(_module: Any, _args: Any, options: dict[str, Any]) -> None:
         nonlocal given
-        given += int(options["attention_mask"][:, -options["input_ids"].shape[1] :].sum())
+        given += options["input_ids"].numel()
 
-    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    hook = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
     try:
-        sampled = sample(model, rows, list(range(12)), SamplingConfig(top_k=5, max_new_tokens=7), batch_size=12)
+        sampling = SamplingConfig(top_k=5, max_new_tokens=max_new_tokens)
+        sampled = sample(model, rows, list(range(len(rows))), sampling, batch_size=len(rows))
     finally:
         hook.remove()
-    assert given == sum(map(len, asked)) + sum(len(one.ids) - 1 for one in sampled)
+    return given, sum(len(one.ids) - 1 for one in sampled)
+
+
+def test_nothing_is_computed_twice_or_on_rows_that_are_done(model: Any) -> None:
+    """Each different prompt once, without padding, and each written token but a row's last."""
+    asked = prompts(3)
+    assert len({len(prompt) for prompt in asked}) > 1
+    given, written = tokens_given(model, [row for row in asked for _ in range(4)], max_new_tokens=7)
+    assert given == sum(map(len, asked)) + written
+
+
+def test_a_model_that_cannot_take_packed_prompts_draws_the_same(model: Any, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    other = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="eager").eval()
+    assert packs(model) and not packs(other)
+    rows, sampling = prompts(7), SamplingConfig(temperature=1.0, top_k=4, max_new_tokens=6)
+    ours = sample(model, rows, list(range(7)), sampling, batch_size=3)
+    assert [one.ids for one in sample(other, rows, list(range(7)), sampling, batch_size=3)] == [one.ids for one in ours]
+
+
+def test_what_all_prompts_begin_with_is_computed_once(model: Any) -> None:
+    """As the message of a chat template: 12 tokens, and then what each prompt has of its own; drawn as without it."""
+    asked = prompts(3)
+    system = list(range(40, 52))
+    given, written = tokens_given(model, [system + row for row in asked], max_new_tokens=4)
+    assert given == len(system) + sum(map(len, asked)) + written
 
 
 def test_progress_is_told_row_by_row(model: Any) -> None:
