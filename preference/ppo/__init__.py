@@ -9,6 +9,7 @@ from there, "The N+ Implementation Details of RLHF with PPO" (Huang et al. 2024)
     losses.py     the mathematics, as pure functions
     backbone.py   policy, reference, mounted reward models and value head on one set of base weights
     rollout.py    completions, their scores, rewards and advantages
+    vllm.py       rollouts drawn by vLLM, where the configuration asks for it
     loop.py       what the three algorithms share: scores, held-out prompts, checkpoints
     trainer.py    PPO, on transformers.Trainer
     groups.py     RLOO and GRPO: TRL's trainers on the same rollouts and rewards

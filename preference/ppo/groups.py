@@ -17,12 +17,14 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from preference.adapters import POLICY, copy_adapter, merged_adapter, train_only
+from preference.adapters import POLICY, copy_adapter, train_only
 from preference.ppo.backbone import Backbone
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at, whole_model
 from preference.ppo.losses import shape_scores
+from preference.ppo.rollout import policy_logps, table_of_logps
+from preference.ppo.vllm import LOGP_DIFFERENCE
 from preference.rewards import score_all
-from tiebreak.generation import row_seed, sample_completions
+from tiebreak.generation import row_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,22 +56,16 @@ class GroupLoop(ScoredLoop):
         ]
         training = self.model.training
         self._backbone.eval()
-        with (
-            whole_model(self.model_wrapped, self._backbone),
-            self.accelerator.autocast(),
-            merged_adapter(self._backbone.lm, POLICY),
-        ):
-            sampled = sample_completions(
-                self._backbone.lm,
-                prompt_ids,
-                seeds,
-                self.settings.sampling,
-                eos_id=self.settings.eos_id,
-                pad_id=self._backbone.pad_id,
-                batch_size=max(len(prompt_ids), 1),
-            )
+        sampling = self.settings.sampling
+        with whole_model(self.model_wrapped, self._backbone), self.accelerator.autocast():
+            sampled = self.draw(self._backbone, prompt_ids, seeds, sampling, eos_id=self.settings.eos_id)
+            completions = [one.ids for one in sampled]
+            if self.vllm_sampler is not None:
+                ours = policy_logps(self._backbone, prompt_ids, completions, sampling.temperature)
+                difference = self._check_sampler(ours, *table_of_logps(sampled, self._backbone.device))
+                self._metrics["train"][LOGP_DIFFERENCE].append(difference)
         self.model.train(training)
-        return [one.ids for one in sampled]
+        return completions
 
     def _calculate_rewards(
         self: Any, inputs: Any, prompts: list[str], completions: Any, completion_ids_list: list[list[int]]

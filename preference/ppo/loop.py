@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from preference.ppo.backbone import Backbone
-from preference.ppo.rollout import Episodes, Shaping, roll_out, to_rewards
+from preference.ppo.rollout import Draw, Episodes, Shaping, draw_seeded, roll_out, to_rewards
+from preference.ppo.vllm import VLLMSampler
 from preference.rewards import Reward, saved_scale
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
@@ -74,6 +75,8 @@ class ScoredLoop:
     prompts: list[list[int]]
     validation_prompts: list[list[int]]
     loop: LoopState
+    vllm_sampler: VLLMSampler | None = None
+    """draws the rollouts; None: our own sampler does, as it does for held-out prompts always"""
     _resumed_from: str | None = None
 
     @property
@@ -94,14 +97,43 @@ class ScoredLoop:
 
     # --- completions and their scores ---
 
-    def _sample_and_assess(self: Any, prompts: list[list[int]], seeds: list[int]) -> Episodes:
+    @property
+    def draw(self) -> Draw:
+        """What draws the rollouts."""
+        return self.vllm_sampler or draw_seeded
+
+    def _sample_and_assess(self: Any, prompts: list[list[int]], seeds: list[int], draw: Draw = draw_seeded) -> Episodes:
         backbone = self.backbone
         backbone.eval()
         with whole_model(self.model_wrapped, backbone), self.accelerator.autocast():
             episodes: Episodes = roll_out(
-                backbone, prompts, seeds, self.settings.sampling, self.rewards, eos_id=self.settings.eos_id
+                backbone, prompts, seeds, self.settings.sampling, self.rewards, eos_id=self.settings.eos_id, draw=draw
             )
         return episodes
+
+    def _check_sampler(self: Any, ours: Tensor, its: Tensor, mask: Tensor) -> float:
+        """How far vLLM's log-probabilities of what it drew are from our own pass', in nats a token, over all processes.
+
+        The policy is pushed before every rollout, so in every rollout it is rounding alone. All of shape (completions,
+        tokens).
+
+        Raises:
+            HandoffError: it is more than that, so vLLM holds other weights than the policy.
+        """
+        config = self.vllm_sampler.config
+        apart, tokens = self.accelerator.reduce(
+            torch.stack([(ours - its).abs()[mask].double().sum(), mask.sum().double()]), reduction="sum"
+        ).tolist()
+        difference = float(apart / tokens)
+        if not difference <= config.logp_tolerance:
+            step = self.state.global_step
+            raise HandoffError(
+                f"vLLM does not draw from the policy that is trained: the log-probabilities of its completions differ from "
+                f"the policy's by {difference:.3g} nats a token, and vllm.logp_tolerance is {config.logp_tolerance:g}. "
+                f"{self.vllm_sampler.what_to_serve}; "
+                + (f"the checkpoints before step {step} are kept" if step else "nothing was trained")
+            )
+        return difference
 
     def _require_same_policy(self: Any, difference: float) -> None:
         """Before the first update policy and reference are one model, so the KL between them is 0.

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from preference.adapters import POLICY, merged_adapter
 from preference.layout import batches_by_tokens
-from preference.ppo.backbone import Backbone
+from preference.ppo.backbone import Backbone, Batch
 from preference.ppo.losses import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from preference.rewards import TOKENS_AT_ONCE, Reward, score_all
 from tiebreak.config import SamplingConfig
-from tiebreak.generation import sample_completions
+from tiebreak.generation import Sampled, sample_completions
+
+
+class Draw(Protocol):
+    """Draws one completion for each prompt, from the policy as it is now."""
+
+    def __call__(
+        self,
+        backbone: Backbone,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        sampling: SamplingConfig,
+        *,
+        eos_id: int,
+    ) -> list[Sampled]:
+        """In the prompts' order; a seed each, for who can use it."""
+
+
+def draw_seeded(
+    backbone: Backbone,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    sampling: SamplingConfig,
+    *,
+    eos_id: int,
+) -> list[Sampled]:
+    """By our own sampler: `Draw`, unless the configuration names another."""
+    with merged_adapter(backbone.lm, POLICY):
+        sampled: list[Sampled] = sample_completions(
+            backbone.lm,
+            prompts,
+            seeds,
+            sampling,
+            eos_id=eos_id,
+            pad_id=backbone.pad_id,
+            batch_size=max(len(prompts), 1),
+        )
+    return sampled
 
 
 @dataclass(frozen=True)
@@ -28,6 +66,8 @@ class Episodes:
     scores: Tensor
     """as the rewards give them, before normalisation, weights and penalties; shape (rewards, episodes)"""
     logps: Tensor
+    sampler_logps: Tensor
+    """as whoever drew the completions had them"""
     reference_logps: Tensor
     values: Tensor
     entropy: Tensor
@@ -61,31 +101,20 @@ def roll_out(
     rewards: Sequence[Reward],
     *,
     eos_id: int,
+    draw: Draw = draw_seeded,
 ) -> Episodes:
     """Draw a completion for each prompt, and compute all that is asked of it."""
-    with merged_adapter(backbone.lm, POLICY):
-        sampled = sample_completions(
-            backbone.lm,
-            prompts,
-            seeds,
-            sampling,
-            eos_id=eos_id,
-            pad_id=backbone.pad_id,
-            batch_size=max(len(prompts), 1),
-        )
+    sampled = draw(backbone, prompts, seeds, sampling, eos_id=eos_id)
     completions = [one.ids for one in sampled]
-    lengths = torch.tensor([len(ids) for ids in completions], device=backbone.device)
-    mask = torch.arange(int(lengths.max()), device=backbone.device) < lengths[:, None]
-    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-    groups = list(batches_by_tokens(sequences, TOKENS_AT_ONCE))
-    batches = [backbone.to_batch([prompts[r] for r in rows], [completions[r] for r in rows]) for rows in groups]
+    sampler_logps, mask = table_of_logps(sampled, backbone.device)
+    batches = list(_batches(backbone, prompts, completions))
     logps, reference, values, entropy = (torch.zeros(mask.shape, device=backbone.device) for _ in range(4))
     with merged_adapter(backbone.lm, POLICY):
-        for rows, batch in zip(groups, batches, strict=True):
+        for rows, batch in batches:
             inside = slice(0, batch.mask.shape[1])
             logps[rows, inside], values[rows, inside], entropy[rows, inside] = backbone(batch, sampling.temperature)
     with merged_adapter(backbone.lm, backbone.reference):
-        for rows, batch in zip(groups, batches, strict=True):
+        for rows, batch in batches:
             reference[rows, : batch.mask.shape[1]] = backbone.logps(batch, sampling.temperature)
     return Episodes(
         prompts=[list(p) for p in prompts],
@@ -93,11 +122,41 @@ def roll_out(
         finished=torch.tensor([one.finished for one in sampled], device=backbone.device),
         scores=score_all(rewards, prompts, completions).to(backbone.device),
         logps=logps,
+        sampler_logps=sampler_logps,
         reference_logps=reference,
         values=values,
         entropy=entropy,
         mask=mask,
     )
+
+
+def table_of_logps(sampled: Sequence[Sampled], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(log-probabilities as the sampler had them, which of them are a completion's), of shape (completions, tokens)."""
+    lengths = torch.tensor([len(one.ids) for one in sampled], device=device)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+    flat = torch.tensor([logp for one in sampled for logp in one.logps], device=device)
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask
+
+
+@torch.no_grad()
+def policy_logps(
+    backbone: Backbone, prompts: Sequence[list[int]], completions: Sequence[list[int]], temperature: float
+) -> Tensor:
+    """Log-probabilities of completions by the policy's own pass, shape (completions, tokens), 0 where there is none."""
+    logps = torch.zeros(len(completions), max(map(len, completions)), device=backbone.device)
+    with merged_adapter(backbone.lm, POLICY):
+        for rows, batch in _batches(backbone, prompts, completions):
+            logps[rows, : batch.mask.shape[1]] = backbone.logps(batch, temperature)
+    return logps
+
+
+def _batches(
+    backbone: Backbone, prompts: Sequence[list[int]], completions: Sequence[list[int]]
+) -> Iterator[tuple[list[int], Batch]]:
+    """(which completions, they as the backbone takes them), a pass' worth after the other."""
+    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    for rows in batches_by_tokens(sequences, TOKENS_AT_ONCE):
+        yield rows, backbone.to_batch([prompts[r] for r in rows], [completions[r] for r in rows])
 
 
 @dataclass(frozen=True)

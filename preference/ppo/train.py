@@ -15,11 +15,20 @@ from preference.guard import GUARD_INPUT, Guard, GuardConfig, build_guard, requi
 from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
+from preference.ppo.vllm import VLLMConfig, VLLMSampler, require_vllm
 from preference.rewards import MountedReward, Reward, RewardApart, RewardConfig, function_file, load_rewards
 from tiebreak.chat import encode_prompt
 from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.models import ModelSource, adapter_of, find_model, gathered, load_policy, load_tokenizer
+from tiebreak.models import (
+    ModelSource,
+    adapter_of,
+    find_model,
+    gathered,
+    is_quantized,
+    load_policy,
+    load_tokenizer,
+)
 from tiebreak.records import Prompt, is_held_out, read_prompts
 from tiebreak.runs import Run, read_manifest, say, start_run
 from tiebreak.tracking import RunRecorder
@@ -77,6 +86,9 @@ class PPOConfig(StageConfig):
     """passes over each rollout (N+)"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
+    vllm: VLLMConfig | None = None
+    """draw rollouts by vLLM, on GPUs ({mode: server} or {mode: colocate}); null: by our own sampler, on the device that
+    trains. sampling/logp_difference says how far vLLM's numbers are from the policy's"""
     kl_coef: float = Field(default=0.05, ge=0.0)
     """weight of the KL to the reference in the reward (N+), taken a token as log π − log π_ref (k1); where kl_target is
     set, its value at the start"""
@@ -173,6 +185,9 @@ def train_ppo(config: PPOConfig) -> None:
     if describe(run):
         return
     source = find_model(config.policy)
+    if config.vllm is not None:
+        quantized = is_quantized(source, config.adapter)
+        require_vllm(config.vllm, str(source.base_path), config.training.max_length_tokens, quantized)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     prompts, validation = split_prompts(config)
     encoded, held_out = encode(prompts, tokenizer, config), encode(validation, tokenizer, config)
@@ -254,6 +269,10 @@ def build_trainer(
     trainer.rewards = load_rewards(
         config.all_rewards, trainer.backbone, source, tokenizer, encoded + held_out, config.training
     )
+    if config.vllm is not None:
+        trainer.vllm_sampler = VLLMSampler(
+            config.vllm, trainer.backbone.lm, trainer.accelerator, tokenizer, str(source.base_path), config.training
+        )
     return trainer
 
 

@@ -24,6 +24,7 @@ from preference.ppo.backbone import Backbone, Batch
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
 from preference.ppo.rollout import Episodes, TokenRewards, to_rewards
+from preference.ppo.vllm import LOGP_DIFFERENCE
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.runs import say
@@ -119,7 +120,10 @@ class PPOTrainer(ScoredLoop, Trainer):
         self._resume_generators()
         number = self.state.global_step // self.steps_per_rollout
         prompts, seeds = self._choose_prompts(number)
-        episodes = self._sample_and_assess(prompts, seeds)
+        episodes = self._sample_and_assess(prompts, seeds, self.draw)
+        if self.vllm_sampler is not None:
+            difference = self._check_sampler(episodes.logps, episodes.sampler_logps, episodes.mask)
+            self._rollout_means[LOGP_DIFFERENCE] = difference
         self._check_first_kl(number, episodes)
         self._check_collapse(episodes.finished, episodes.lengths)
         self._set_scales(episodes.scores)

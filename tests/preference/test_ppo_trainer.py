@@ -73,8 +73,8 @@ class Watched(PPOTrainer):
         self.rollouts.append((self.assessed, list(micro_batches)))
         return micro_batches
 
-    def _sample_and_assess(self, prompts: list[list[int]], seeds: list[int]) -> Episodes:
-        self.assessed = super()._sample_and_assess(prompts, seeds)
+    def _sample_and_assess(self, *arguments: Any) -> Episodes:
+        self.assessed = super()._sample_and_assess(*arguments)
         return self.assessed
 
 
