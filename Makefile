@@ -49,4 +49,4 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) .bench runs build dist *.egg-info

@@ -2,9 +2,11 @@
 
     make bench                                                  # everything: hours on two CPU cores
     python benchmarks/training.py --only "dpo, multi-turn" --rows 2 --steps 3
+    python benchmarks/training.py --only ppo --rollouts 3
 
 Every contestant of a case trains the same adapter on the same token ids, batch, seed and number format, in a process of
 its own, in turn: ours, TRL's defaults, and TRL's best documented settings for speed and for memory (see CONTESTANTS).
+PPO is measured beside TRL 1.12's, in an environment of its own, and beside our own SFT's memory: see ppo.py.
 A step's time is the median of the steps after the first; tokens a second count prompt and completion of both sides, none
 of the padding, so they compare whatever is computed. Memory is the process's peak resident set.
 Ours and TRL's defaults see the same batches in the same order, so their losses must agree; TRL's best settings group
@@ -19,27 +21,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ppo
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
+from measuring import Clock, Measured, peak_mib, product_rate, run_alone
 
 from tiebreak.chat import encode_preference
 from tiebreak.config import TrainingConfig
-from tiebreak.launch import MALLOC_SETTINGS
 from tiebreak.records import Message, Preference
 from tiebreak.runs import Run
 
@@ -48,7 +46,6 @@ RESULTS = Path(__file__).with_name("results.json")
 QA_FEEDBACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "finegrained-qa-feedback"
 LEARNING_RATE = 1e-4
 AGREEMENT = 1e-3
-MIB = 1024**2
 
 
 # --- data
@@ -132,16 +129,24 @@ def _pair(
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and what is asked of the ratio to TRL's defaults."""
+    """What is trained, and what is asked of the ratio to TRL's defaults: so many times as fast, in that share of memory."""
 
     stage: str
     data: str
-    throughput: float | None
-    memory: float | None
+    throughput: float
+    memory: float
+    theirs: str = "trl"
+    """whose the ratio is to"""
 
     @property
     def name(self) -> str:
         return f"{self.stage}, {self.data}"
+
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        """Those that this case knows."""
+        others = [name for name in CONTESTANTS if name not in ("ours", *PPO_CONTESTANTS)]
+        return ("ours", *(PPO_CONTESTANTS if self.stage == "ppo" else others))
 
 
 CASES = (
@@ -150,29 +155,20 @@ CASES = (
     Case("dpo", "questions with passages", 2.2, 0.45),
     Case("reward", "multi-turn", 2.5, 0.4),
     Case("sft", "multi-turn", 2.5, 0.5),
+    Case("ppo", "multi-turn", 2.5, 0.4, theirs=ppo.TRL),
 )
+OUR_SFT = "our sft"
+PPO_CONTESTANTS = (ppo.TRL, OUR_SFT)
+PPO_MEMORY_OVER_SFT = 1.3
+"""what is asked"""
 CONTESTANTS = {
     "ours": "Tiebreak, as its stages train; nothing kept from an earlier run",
     "trl": "TRL's trainer with its defaults, in float32",
     "trl fast": "rows grouped by length, no activation checkpointing; DPO: reference precomputed (its time is counted)",
     "trl small": "as `trl fast`, with activation checkpointing",
+    ppo.TRL: "PPO: TRL's trainer in its last release, float32, LoRA; the value model is trained whole",
+    OUR_SFT: "PPO: our SFT on the same conversations, for its memory",
 }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one process reports."""
-
-    losses: list[float]
-    step_seconds: float
-    setup_seconds: float
-    """what an epoch pays once, as a share of this run's steps: TRL's precomputed reference"""
-    tokens_per_second: float
-    peak_mib: float
-    padded_tokens_a_row: float
-    tokens_a_row: float
-    matrix_product_share: float
-    steps: list[float] = field(default_factory=list)
 
 
 def build_pairs(data: str, count: int, tokenizer: Any) -> list[Pair]:
@@ -205,7 +201,7 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         clock = Clock()
         trainer.add_callback(clock)
         trainer.train()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_mib()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = statistics.median(clock.seconds[1:])
     precomputing = "trl " in contestant and case.stage == "dpo"
@@ -222,17 +218,6 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         matrix_product_share=clock.products / seconds / product_rate(),
         steps=clock.seconds,
     )
-
-
-def product_rate(size: int = 1536, repeats: int = 8) -> float:
-    """Floating-point operations a second of a large torch.mm, the best of some."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = 0.0
-    for _ in range(repeats):
-        started = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
 
 
 def _padded(case: Case, pairs: Sequence[Pair], rows: int) -> float:
@@ -252,28 +237,6 @@ def _grouped_by_length(pairs: list[Pair], rows: int) -> list[Pair]:
     batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
     random.Random(0).shuffle(batches)
     return [pair for batch in batches for pair in batch]
-
-
-class Clock(TrainerCallback):
-    """Times steps, and counts the operations of the first one's matrix products, which is not among the timed."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.products = 0.0
-        self._started = 0.0
-        self._counter: Any = None
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        if not self.seconds:
-            self._counter = FlopCounterMode(display=False)
-            self._counter.__enter__()
-        self._started = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._started)
-        if len(self.seconds) == 1:
-            self._counter.__exit__(None, None, None)
-            self.products = float(self._counter.get_total_flops())
 
 
 def _adapter(task: str) -> Any:
@@ -435,20 +398,29 @@ def _theirs(
 
 
 def in_fresh_process(case: Case, contestant: str, rows: int, steps: int, model: str) -> Measured:
-    """`measure` there, with the allocator settings that our command line sets, for all contestants alike."""
+    """`measure` there."""
     with tempfile.NamedTemporaryFile(suffix=".json") as answer:
         words = ["--measure", contestant, "--only", case.name, "--rows", str(rows), "--steps", str(steps)]
-        subprocess.run(
-            [sys.executable, __file__, *words, "--model", model, "--answer", answer.name],
-            env={**MALLOC_SETTINGS, **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        run_alone(sys.executable, __file__, *words, "--model", model, "--answer", answer.name)
         return Measured(**json.loads(Path(answer.name).read_text()))
 
 
+def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str) -> dict[str, Measured]:
+    """Rollouts in which a step takes `rows` episodes; SFT learns the conversations that their prompts are of."""
+    from tiebreak.models import find_model, load_tokenizer
+
+    pairs = build_pairs("multi-turn", rows * ppo.MINIBATCHES, load_tokenizer(find_model(model)))
+    theirs = [name for name in contestants if name != OUR_SFT]
+    measured = ppo.measure_contestants(theirs, [pair.prompt for pair in pairs], rows, rollouts, model)
+    if OUR_SFT in contestants:
+        print(f"ppo, multi-turn: {OUR_SFT}", file=sys.stderr, flush=True)
+        sft = next(case for case in CASES if case.name == "sft, multi-turn")
+        measured[OUR_SFT] = in_fresh_process(sft, "ours", rows, ppo.MINIBATCHES, model)
+    return measured
+
+
 def summarise(case: Case, rows: int, steps: int, measured: dict[str, Measured]) -> dict[str, Any]:
-    """A case's figures, and the ratios that are asked for, met or not."""
+    """A case's figures, the ratios, and those that are asked for, met or not."""
     ours = measured["ours"]
     summary: dict[str, Any] = {
         "case": case.name,
@@ -461,14 +433,28 @@ def summarise(case: Case, rows: int, steps: int, measured: dict[str, Measured]) 
         compared = list(zip(ours.losses[:10], measured["trl"].losses[:10], strict=True))
         summary["largest_loss_difference"] = max(abs(a - b) for a, b in compared)
         summary["losses_agree"] = summary["largest_loss_difference"] <= AGREEMENT
+    if ppo.TRL in measured:
+        summary |= ppo.first_rollouts(measured, rows * ppo.MINIBATCHES)
     for name, other in measured.items():
         if name != "ours":
-            ratios = {
-                "throughput": ours.tokens_per_second / other.tokens_per_second,
-                "memory": ours.peak_mib / other.peak_mib,
-            }
+            ratios = {"memory": ours.peak_mib / other.peak_mib}
+            if name != OUR_SFT:  # whose tokens are another work's
+                ratios["throughput"] = ours.tokens_per_second / other.tokens_per_second
             summary[f"ours / {name}"] = ratios
+    summary["asked"] = asked(case, summary)
     return summary
+
+
+def asked(case: Case, summary: dict[str, Any]) -> dict[str, bool]:
+    """Which of the ratios that are asked for are met, of those that were measured."""
+    theirs, sft = summary.get(f"ours / {case.theirs}"), summary.get(f"ours / {OUR_SFT}")
+    met = {}
+    if theirs:
+        met[f"throughput ÷ {case.theirs} ≥ {case.throughput}"] = theirs["throughput"] >= case.throughput
+        met[f"memory ÷ {case.theirs} ≤ {case.memory}"] = theirs["memory"] <= case.memory
+    if sft:
+        met[f"memory ÷ {OUR_SFT} ≤ {PPO_MEMORY_OVER_SFT}"] = sft["memory"] <= PPO_MEMORY_OVER_SFT
+    return met
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -480,7 +466,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         for name, one in result["contestants"].items():
             ratio = result.get(f"ours / {name}")
-            shown = f"{ratio['throughput']:.2f} | {ratio['memory']:.2f}" if ratio else " | "
+            speed = f"{ratio['throughput']:.2f}" if ratio and "throughput" in ratio else ""
+            shown = f"{speed} | {ratio['memory']:.2f}" if ratio else " | "
             seconds = one["step_seconds"] + one["setup_seconds"]
             lines.append(
                 f"| {result['case']} | {name} | {seconds:.1f} | {one['tokens_per_second']:.0f} | {one['peak_mib']:.0f} "
@@ -489,6 +476,9 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         if "largest_loss_difference" in result:
             verdict = "agree" if result["losses_agree"] else "DIFFER"
             lines.append(f"| | losses {verdict}: at most {result['largest_loss_difference']:.1e} apart | | | | | | |")
+        lines += [f"| | {remark} | | | | | | |" for remark in ppo.remarks(result)]
+        for wanted, met in result.get("asked", {}).items():
+            lines.append(f"| | {wanted}: {'met' if met else 'MISSED'} | | | | | | |")
     return "\n".join(lines)
 
 
@@ -497,16 +487,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8, help="rows of the data in a step")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--only", action="append", help="a case by name; may be given again")
+    parser.add_argument("--rollouts", type=int, default=3, help="PPO's, which has no --steps; the first is not timed")
+    parser.add_argument("--only", action="append", help="a case by name, or a stage's cases; may be given again")
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.steps < 2:
-        sys.exit("--steps: two at least, as the first is not timed")
-    cases = [case for case in CASES if not options.only or case.name in options.only]
+    if min(options.steps, options.rollouts) < 2:
+        sys.exit("--steps, --rollouts: two at least, as the first is not timed")
+    cases = [case for case in CASES if not options.only or {case.name, case.stage} & set(options.only)]
     if not cases:
         sys.exit(f"no such case: {options.only}; there are: {', '.join(case.name for case in CASES)}")
     if options.measure:
@@ -518,11 +509,16 @@ def main() -> None:
         if case.data != "multi-turn" and not QA_FEEDBACK.is_dir():
             print(f"{case.name}: left out, as {QA_FEEDBACK} is not there", file=sys.stderr)
             continue
-        measured = {}
-        for name in dict.fromkeys(["ours", *options.contestants]):
-            print(f"{case.name}: {name}", file=sys.stderr, flush=True)
-            measured[name] = in_fresh_process(case, name, options.rows, options.steps, options.model)
-        results[case.name] = summarise(case, options.rows, options.steps, measured)
+        names = [name for name in case.contestants if name in ("ours", *options.contestants)]
+        if case.stage == "ppo":
+            measured = measure_ppo(names, options.rows, options.rollouts, options.model)
+        else:
+            measured = {}
+            for name in names:
+                print(f"{case.name}: {name}", file=sys.stderr, flush=True)
+                measured[name] = in_fresh_process(case, name, options.rows, options.steps, options.model)
+        steps = options.rollouts if case.stage == "ppo" else options.steps
+        results[case.name] = summarise(case, options.rows, steps, measured)
         options.results.write_text(json.dumps(list(results.values()), indent=1) + "\n")
     print(table([results[case.name] for case in cases if case.name in results]))
 

@@ -1,0 +1,92 @@
+"""What every contestant of training.py is measured by, and reports.
+
+Imports nothing of Tiebreak: ppo_trl.py uses it in an environment that does not have it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process reports. A step of PPO is a rollout with all of its updates."""
+
+    losses: list[float]
+    step_seconds: float
+    setup_seconds: float
+    """what an epoch pays once, as a share of this run's steps: TRL's precomputed reference"""
+    tokens_per_second: float
+    peak_mib: float
+    padded_tokens_a_row: float
+    tokens_a_row: float
+    matrix_product_share: float
+    steps: list[float] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+    """seconds of a PPO rollout's parts: generate, assess, update"""
+    first_rollout: dict[str, float] = field(default_factory=dict)
+    """what PPO saw before any update: kl (nats a completion), score_mean, score_deviation"""
+
+
+class Clock(TrainerCallback):
+    """Times steps, and counts the operations of the first one's matrix products, which is not among the timed."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.products = 0.0
+        self._started = 0.0
+        self._counter: Any = None
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if not self.seconds:
+            self._counter = FlopCounterMode(display=False)
+            self._counter.__enter__()
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+        if len(self.seconds) == 1:
+            self._counter.__exit__(None, None, None)
+            self.products = float(self._counter.get_total_flops())
+
+
+def product_rate(size: int = 1536, repeats: int = 8) -> float:
+    """Floating-point operations a second of a large torch.mm, the best of some."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+def peak_mib() -> float:
+    """This process's peak resident set."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def run_alone(*words: str | Path, environment: dict[str, str] | None = None) -> None:
+    """A contestant's process, with the allocator settings that our command line sets, for all contestants alike."""
+    from tiebreak.launch import MALLOC_SETTINGS
+
+    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [*map(str, words)],
+        env={**MALLOC_SETTINGS, **(os.environ if environment is None else environment), **settings},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, words))} ended with status {done.returncode}; it says why above")
