@@ -166,7 +166,7 @@ CONTESTANTS = {
     "trl": "TRL's trainer with its defaults, in float32",
     "trl fast": "rows grouped by length, no activation checkpointing; DPO: reference precomputed (its time is counted)",
     "trl small": "as `trl fast`, with activation checkpointing",
-    ppo.TRL: "PPO: TRL's trainer in its last release, float32, LoRA; the value model is trained whole",
+    ppo.TRL: "PPO: the trainer of the last TRL that has one, in float32; its value model is trained whole",
     OUR_SFT: "PPO: our SFT on the same conversations, for its memory",
 }
 
@@ -410,8 +410,8 @@ def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str
     from tiebreak.models import find_model, load_tokenizer
 
     pairs = build_pairs("multi-turn", rows * ppo.MINIBATCHES, load_tokenizer(find_model(model)))
-    theirs = [name for name in contestants if name != OUR_SFT]
-    measured = ppo.measure_contestants(theirs, [pair.prompt for pair in pairs], rows, rollouts, model)
+    optimising = [name for name in contestants if name != OUR_SFT]
+    measured = ppo.measure_contestants(optimising, [pair.prompt for pair in pairs], rows, rollouts, model)
     if OUR_SFT in contestants:
         print(f"ppo, multi-turn: {OUR_SFT}", file=sys.stderr, flush=True)
         sft = next(case for case in CASES if case.name == "sft, multi-turn")
