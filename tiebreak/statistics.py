@@ -48,14 +48,24 @@ def clustered_interval(values: Sequence[float], groups: Sequence[str]) -> Interv
     return wilson_interval(share * effective, effective)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float], seed: int = 0, resamples: int = 10_000, groups: Sequence[str] | None = None
+) -> Interval:
     """The 95% percentile-bootstrap interval of a mean (Efron 1979), one value a prompt.
 
     A comparison of two policies on the same prompts is paired by giving the per-prompt difference (or win).
+
+    Args:
+        groups: where prompts have several values each, the prompt of every value. Whole prompts are drawn then, with all
+            of their values (the cluster bootstrap, Field and Welsh 2007).
     """
     if not len(values):
         raise ValueError("no values to resample")
     array = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(array), size=(resamples, len(array)))
-    low, high = np.percentile(array[picks].mean(axis=1), [2.5, 97.5])
+    group = np.arange(len(array))
+    if groups is not None:
+        _, group = np.unique(np.asarray(groups), return_inverse=True)
+    totals, counts = np.bincount(group, weights=array), np.bincount(group)
+    picks = np.random.default_rng(seed).integers(0, len(totals), size=(resamples, len(totals)))
+    low, high = np.percentile(totals[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
     return float(low), float(high)

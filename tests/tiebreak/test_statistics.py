@@ -48,6 +48,33 @@ def test_the_bootstrap_of_one_value_and_of_none() -> None:
         bootstrap_interval([])
 
 
+def test_the_bootstrap_of_groups_that_repeat_a_value_is_that_of_the_value() -> None:
+    """Forty prompts, each with its value three times, say what forty values say: whole prompts are drawn."""
+    values = np.random.default_rng(2).normal(size=40).tolist()
+    repeated = [value for value in values for _ in range(3)]
+    groups = [f"{n:02}" for n in range(40) for _ in range(3)]
+    alone = bootstrap_interval(values, resamples=500)
+    assert bootstrap_interval(repeated, resamples=500, groups=groups) == pytest.approx(alone)
+    low, high = bootstrap_interval(repeated, resamples=500)  # as if the 120 were independent: narrower by √3
+    assert (high - low) * 3**0.5 == pytest.approx(alone[1] - alone[0], rel=0.15)
+
+
+def test_the_bootstrap_of_groups_covers_the_truth_where_groups_differ_in_size() -> None:
+    """200 draws of 60 prompts with 1 to 6 pairs that share most of their luck."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        sizes = rng.integers(1, 7, 60)
+        groups = np.repeat(np.arange(60).astype(str), sizes)
+        chances = np.repeat(rng.beta(0.7, 0.3, 60), sizes)  # mean .7
+        values = (rng.random(len(chances)) < chances).astype(float)
+        low, high = bootstrap_interval(values.tolist(), resamples=400, groups=groups.tolist())
+        covered += low <= 0.7 <= high
+    assert (
+        180 <= covered <= 198
+    )  # 190, less and more three standard errors; the percentile bootstrap falls short a little
+
+
 def test_values_in_groups_of_their_own_have_wilsons_interval() -> None:
     values = [1.0] * 8 + [0.0] * 2
     assert clustered_interval(values, [str(n) for n in range(10)]) == pytest.approx(wilson_interval(8, 10))
