@@ -63,6 +63,11 @@ class Pair:
     def tokens(self) -> int:
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer side with its prompt."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 WORDS = (
     "basil light water root leaf lamp tray night day warm cold pale green feed litre degree week morning seed soil pump "
@@ -88,8 +93,8 @@ def multi_turn(count: int, encode: Callable[[Preference], tuple[list[int], ...]]
             Message(role="user" if turn % 2 == 0 else "assistant", content=text(39 / turns, 0.9))
             for turn in range(turns)
         )
-        pair = _pair(encode, messages, text(26, 1.0), text(26, 1.0))
-        if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= 256:
+        pair = Pair(*encode(_preference(messages, text(26, 1.0), text(26, 1.0))))
+        if pair.longest <= 256:
             pairs.append(pair)
     return pairs
 
@@ -98,30 +103,41 @@ def questions(
     count: int, encode: Callable[[Preference], tuple[list[int], ...]], limit: int, passages: bool
 ) -> list[Pair]:
     """Human preferences among answers to questions, with or without the passages they rest on."""
-    rows = [json.loads(line) for line in (QA_FEEDBACK / "pairs.jsonl").read_text().splitlines()]
-    feedback = json.loads((QA_FEEDBACK / "dev_feedback.json").read_text())
-    grounds = {
-        row["question"]: "\n\n".join(text for _, *texts in row["passages"] for text in texts) for row in feedback
-    }
-    rows = [row for row in rows if not row["tie"]]
-    random.Random(0).shuffle(rows)
+    chosen = read_questions(QA_FEEDBACK, passages)
+    random.Random(0).shuffle(chosen)
     pairs: list[Pair] = []
-    for row in rows:
-        asked = f"{grounds[row['prompt']]}\n\n{row['prompt']}" if passages else row["prompt"]
-        pair = _pair(encode, (Message(role="user", content=asked),), row["chosen"], row["rejected"])
-        if len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)) <= limit:
+    for _, preference in chosen:
+        pair = Pair(*encode(preference))
+        if pair.longest <= limit:
             pairs.append(pair)
         if len(pairs) == count:
             break
     return pairs
 
 
-def _pair(
-    encode: Callable[[Preference], tuple[list[int], ...]], prompt: tuple[Message, ...], chosen: str, rejected: str
-) -> Pair:
-    sides = (Message(role="assistant", content=side) for side in (chosen, rejected))
-    good, bad = ((side,) for side in sides)
-    return Pair(*encode(Preference(prompt=prompt, chosen=good, rejected=bad)))
+def read_questions(folder: Path, passages: bool) -> list[tuple[str, Preference]]:
+    """(question, human preference among two answers to it), without ties; with the passages, they stand in its prompt."""
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    grounds = {}
+    if passages:
+        feedback = json.loads((folder / "dev_feedback.json").read_text())
+        grounds = {
+            row["question"]: "\n\n".join(text for _, *texts in row["passages"] for text in texts) for row in feedback
+        }
+
+    def prompt(question: str) -> tuple[Message, ...]:
+        return (Message(role="user", content=f"{grounds[question]}\n\n{question}" if passages else question),)
+
+    return [
+        (row["prompt"], _preference(prompt(row["prompt"]), row["chosen"], row["rejected"]))
+        for row in rows
+        if not row["tie"]
+    ]
+
+
+def _preference(prompt: tuple[Message, ...], chosen: str, rejected: str) -> Preference:
+    good, bad = ((Message(role="assistant", content=side),) for side in (chosen, rejected))
+    return Preference(prompt=prompt, chosen=good, rejected=bad)
 
 
 # --- cases and contestants
@@ -194,9 +210,7 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         pairs = _grouped_by_length(pairs, rows)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        base = _base(case, model)
-        build = _ours if contestant == "ours" else _theirs
-        trainer = build(case, contestant, base, pairs, rows, steps, tokenizer, folder)
+        trainer = build_contestant(case.stage, contestant, pairs, Budget(rows, steps), model, tokenizer, folder)
         built = time.perf_counter() - started
         clock = Clock()
         trainer.add_callback(clock)
@@ -233,7 +247,7 @@ def _padded(case: Case, pairs: Sequence[Pair], rows: int) -> float:
 
 def _grouped_by_length(pairs: list[Pair], rows: int) -> list[Pair]:
     """Whole batches of like length, in random order: what transformers' group_by_length comes to on a short run."""
-    ordered = sorted(pairs, key=lambda pair: len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
+    ordered = sorted(pairs, key=lambda pair: pair.longest)
     batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
     random.Random(0).shuffle(batches)
     return [pair for batch in batches for pair in batch]
@@ -245,34 +259,57 @@ def _adapter(task: str) -> Any:
     return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task)
 
 
-def _base(case: Case, model: str) -> Any:
+@dataclass(frozen=True)
+class Budget:
+    """What every contestant is given alike."""
+
+    rows: int
+    """of the data in a step"""
+    steps: int
+    seed: int = 0
+    """of the adapter, and of a reward model's head"""
+    learning_rate: float = LEARNING_RATE
+
+
+def build_contestant(
+    stage: str, contestant: str, pairs: list[Pair], budget: Budget, model: str, tokenizer: Any, folder: str
+) -> Any:
+    """A contestant's trainer, which takes the pairs in their order; weights at the start are those of every other."""
+    base = _base(stage, model, budget.seed)
+    if contestant == "ours":
+        return _ours(stage, base, pairs, budget, tokenizer, folder)
+    return _theirs(stage, contestant, base, pairs, budget, tokenizer, folder)
+
+
+def _base(stage: str, model: str, seed: int) -> Any:
     from tiebreak.models import find_model, load_base
 
-    kind: Any = "reward" if case.stage == "reward" else "policy"
-    torch.manual_seed(0)
+    kind: Any = "reward" if stage == "reward" else "policy"
+    torch.manual_seed(seed)
     base = load_base(find_model(model), TrainingConfig(precision="float32"), kind=kind)
     if kind == "reward":
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         torch.nn.init.normal_(base.score.weight, std=0.04)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return base
 
 
-def _ours(case: Case, _: str, base: Any, pairs: list[Pair], rows: int, steps: int, tokenizer: Any, folder: str) -> Any:
+def _ours(stage: str, base: Any, pairs: list[Pair], budget: Budget, tokenizer: Any, folder: str) -> Any:
     """The stage's own trainer, with the arguments the stage builds."""
     from peft import get_peft_model
 
     training = TrainingConfig(
-        learning_rate=LEARNING_RATE,
-        max_steps=steps,
-        per_device_batch_size=rows,
+        seed=budget.seed,
+        learning_rate=budget.learning_rate,
+        max_steps=budget.steps,
+        per_device_batch_size=budget.rows,
         max_length_tokens=1024,
         warmup_share=0.0,
         precision="float32",
     )
-    model = get_peft_model(base, _adapter("SEQ_CLS" if case.stage == "reward" else "CAUSAL_LM"))
+    model = get_peft_model(base, _adapter("SEQ_CLS" if stage == "reward" else "CAUSAL_LM"))
     model.config.pad_token_id = tokenizer.pad_token_id
-    trainer = _BUILD[case.stage](model, pairs, training, tokenizer, Path(folder))
+    trainer = _BUILD[stage](model, pairs, training, tokenizer, Path(folder))
     trainer.compute_in_passes(training.tokens_per_pass, packed=True)
     return trainer
 
@@ -337,7 +374,7 @@ def _sft_row(pair: Pair) -> dict[str, list[int]]:
 
 
 def _theirs(
-    case: Case, contestant: str, base: Any, pairs: list[Pair], rows: int, steps: int, tokenizer: Any, folder: str
+    stage: str, contestant: str, base: Any, pairs: list[Pair], budget: Budget, tokenizer: Any, folder: str
 ) -> Any:
     """TRL's trainer, given the same token ids."""
     import trl
@@ -345,11 +382,11 @@ def _theirs(
 
     common: dict[str, Any] = {
         "output_dir": folder,
-        "per_device_train_batch_size": rows,
-        "max_steps": steps,
-        "learning_rate": LEARNING_RATE,
+        "per_device_train_batch_size": budget.rows,
+        "max_steps": budget.steps,
+        "learning_rate": budget.learning_rate,
         "lr_scheduler_type": "linear",
-        "seed": 0,
+        "seed": budget.seed,
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": 1,
@@ -362,7 +399,7 @@ def _theirs(
     if contestant != "trl":
         common["activation_checkpointing"] = contestant == "trl small"
         common["gradient_checkpointing"] = None
-    if case.stage == "dpo":
+    if stage == "dpo":
         fast = {"precompute_ref_log_probs": True} if contestant != "trl" else {}
 
         class DPOTrainer(trl.DPOTrainer):
@@ -377,7 +414,7 @@ def _theirs(
             processing_class=tokenizer,
             peft_config=_adapter("CAUSAL_LM"),
         )
-    if case.stage == "reward":
+    if stage == "reward":
         return trl.RewardTrainer(
             model=base,
             args=trl.RewardConfig(**common),
@@ -399,10 +436,19 @@ def _theirs(
 
 def in_fresh_process(case: Case, contestant: str, rows: int, steps: int, model: str) -> Measured:
     """`measure` there."""
+    words = ["--measure", contestant, "--only", case.name, "--rows", str(rows), "--steps", str(steps)]
+    return Measured(**answer_of(Path(__file__), [*words, "--model", model]))
+
+
+def answer_of(script: Path, words: Sequence[str]) -> Any:
+    """What a script in a fresh process writes to the file after `--answer`, as JSON.
+
+    Raises:
+        SystemExit: it failed, having said why.
+    """
     with tempfile.NamedTemporaryFile(suffix=".json") as answer:
-        words = ["--measure", contestant, "--only", case.name, "--rows", str(rows), "--steps", str(steps)]
-        run_alone(sys.executable, __file__, *words, "--model", model, "--answer", answer.name)
-        return Measured(**json.loads(Path(answer.name).read_text()))
+        run_alone(sys.executable, str(script), *words, "--answer", answer.name)
+        return json.loads(Path(answer.name).read_text())
 
 
 def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str) -> dict[str, Measured]:
