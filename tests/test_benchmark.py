@@ -1,4 +1,4 @@
-"""The benchmark on a tiny model: its contestants run, its losses agree, its table and its file say the same."""
+"""The benchmarks on a tiny model: contestants run, losses agree, tables and files say the same."""
 
 from __future__ import annotations
 
@@ -10,22 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, SHARED_DATA, write_rows
+
+
+def run_benchmark(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """`python benchmarks/SCRIPT …`, which must end well."""
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *map(str, words)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def reward_accuracy(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark as a module."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import reward_accuracy
+
+    return reward_accuracy
 
 
 def test_the_benchmark_measures_ours_beside_trls_in_fresh_processes(tiny_model: Path, tmp_path: Path) -> None:
     written = tmp_path / "results.json"
     words = ["--only", "dpo, multi-turn", "--rows", "2", "--steps", "3", "--contestants", "trl"]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/training.py", *words, "--model", str(tiny_model), "--results", str(written)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_benchmark("training.py", *words, "--model", tiny_model, "--results", written)
     (result,) = json.loads(written.read_text())
     ours, theirs = result["contestants"]["ours"], result["contestants"]["trl"]
     assert ours["losses"][0] == pytest.approx(0.6931, abs=1e-3)  # ln 2
@@ -43,16 +58,7 @@ def test_the_benchmark_measures_ours_beside_trls_in_fresh_processes(tiny_model: 
 def ppo_result(model: Path, written: Path, *others: str) -> tuple[dict[str, Any], str]:
     """What the case `ppo` writes of ours and of `others`, and what it prints: two rollouts of eight episodes."""
     words = ["--only", "ppo", "--rows", "2", "--rollouts", "2", "--contestants", *others]
-    done = subprocess.run(
-        [sys.executable, "benchmarks/training.py", *words, "--model", str(model), "--results", str(written)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_benchmark("training.py", *words, "--model", model, "--results", written)
     (result,) = json.loads(written.read_text())
     assert result["case"] == "ppo, multi-turn"
     return result, done.stdout
@@ -121,3 +127,156 @@ def test_unlike_beginnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     require_same_scores([0.5005, -20.01], job)
     with pytest.raises(SystemExit, match=r"scores a prompt -20\.100000 here, and -20\.000000"):
         require_same_scores([0.5, -20.1], job)
+
+
+# --- what the reward model learns
+
+
+def choices(folder: Path, questions: int = 40) -> Path:
+    """Made choices in the files of the real ones: of each question's three answers the shorter is always the better one,
+    and every question has a tie as well."""
+    rows = []
+    for n in range(questions):
+        answers = [f"Lamp {n} needs" + " more light" * times + "." for times in (1, 4, 9)]
+        pairs = [(0, 1, False), (0, 2, False), (1, 2, False), (2, 0, True)]
+        rows += [
+            {"prompt": f"What does lamp {n} need?", "chosen": answers[a], "rejected": answers[b], "tie": tie}
+            for a, b, tie in pairs
+        ]
+    return write_rows(folder / "pairs.jsonl", rows).parent
+
+
+def test_ours_and_trls_learn_the_same_from_the_same_choices(tiny_model: Path, tmp_path: Path) -> None:
+    written = tmp_path / "results.json"
+    budget = ["--rows", "4", "--steps", "3", "--seeds", "5", "--learning-rate", "1e-3"]
+    files = ["--data", choices(tmp_path), "--results", written]
+    done = run_benchmark("reward_accuracy.py", *budget, *files, "--model", tiny_model)
+    result = json.loads(written.read_text())
+    assert result["data"] == {
+        "train_pairs": 96,  # three without a tie of 32 questions
+        "train_questions": 32,
+        "held_out_pairs": 24,
+        "held_out_questions": 8,
+        "too_long": 0,
+    }
+    ours, theirs = (result["contestants"][name]["seeds"]["5"] for name in ("ours", "trl"))
+    assert len(set(ours["losses"])) == 3
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-3)
+    assert ours["mean"] == pytest.approx(theirs["mean"], abs=1 / 24)  # one pair whose scores are nearly equal
+    assert theirs["plain_difference"] < 1e-3
+    assert result["ours - trl"]["mean"] == pytest.approx(ours["mean"] - theirs["mean"])
+    assert result["length"] == {"mean": 1.0, "interval": [1.0, 1.0], "prefers": "shorter", "train_accuracy": 1.0}
+    low, high = ours["interval"]
+    assert f"| ours, seed 5 | {ours['mean']:.3f} | {low:.3f} to {high:.3f} |" in done.stdout
+
+
+def test_a_seed_is_of_head_adapter_and_order(reward_accuracy: Any, tiny_model: Path, tmp_path: Path) -> None:
+    from tiebreak.models import find_model, load_tokenizer
+
+    tokenizer = load_tokenizer(find_model(str(tiny_model)))
+    data = reward_accuracy.read_data(choices(tmp_path), tokenizer, False, 0.2)
+
+    def start(seed: int) -> tuple[Any, Any, list[Any]]:
+        budget = reward_accuracy.Budget(2, 4, seed)
+        pairs = reward_accuracy.in_order(data.train, budget)
+        trainer = reward_accuracy.build_contestant(
+            "reward", "ours", pairs, budget, str(tiny_model), tokenizer, str(tmp_path)
+        )
+        weights = dict(trainer.model.named_parameters())
+        head = next(weight for name, weight in weights.items() if ".score." in name)
+        adapter = next(weight for name, weight in weights.items() if "lora_A" in name)
+        return head, adapter, pairs
+
+    (head, adapter, pairs), again, other = start(0), start(0), start(5)
+    assert bool((head == again[0]).all())
+    assert bool((adapter == again[1]).all())
+    assert pairs == again[2]
+    assert not bool((head == other[0]).any())
+    assert not bool((adapter == other[1]).any())
+    assert pairs != other[2]
+
+
+def test_length_alone_is_judged_on_held_out_pairs_in_the_direction_of_the_others(reward_accuracy: Any) -> None:
+    def choice(chosen: int, rejected: int) -> Any:
+        return reward_accuracy.Choice("asked", reward_accuracy.Pair([1], [2] * chosen, [3] * rejected))
+
+    # the longer is better in one, the shorter in three, one says nothing: (1 + ½)/5 for the longer, 3.5/5 for the shorter
+    train = [choice(5, 2), choice(1, 3), choice(2, 4), choice(2, 3), choice(4, 4)]
+    held_out = [choice(9, 1), choice(8, 2), choice(1, 6), choice(3, 3)]  # here the longer would have been right
+    found = reward_accuracy.prefer_by_length(train, held_out)
+    assert (found["prefers"], found["right"]) == ("shorter", [0.0, 0.0, 1.0, 0.5])
+    assert found["train_accuracy"] == pytest.approx(0.7)
+    found = reward_accuracy.prefer_by_length(held_out, train)
+    assert (found["prefers"], found["right"]) == ("longer", [1.0, 0.0, 0.0, 0.0, 0.5])
+    assert found["train_accuracy"] == pytest.approx(2.5 / 4)
+
+
+def test_figures_of_two_seeds_by_hand(reward_accuracy: Any) -> None:
+    """Three held-out pairs of two questions; ours is right in 1, ½ and 1 of them over the seeds, TRL's in ½, 0, 1."""
+    module = reward_accuracy
+    pairs = [module.Pair([1], [2] * n, [3]) for n in (3, 2, 1)]
+    held_out = [module.Choice(question, pair) for question, pair in zip("aab", pairs, strict=True)]
+    data = module.Data(held_out, held_out, 0)
+
+    def learned(*seeds: list[float], loss: float) -> dict[int, Any]:
+        return {n: module.Learned([1.0, loss + n], values, 1.0, 1.0, None) for n, values in enumerate(seeds)}
+
+    both = {
+        "ours": learned([0.3, 0.1, 2.0], [0.2, -0.1, 1.0], loss=0.5),
+        "trl": learned([0.3, -0.2, 2.0], [-0.2, -0.1, 1.0], loss=0.25),
+    }
+    result = module.summarise(data, module.prefer_by_length(held_out, held_out), both)
+    assert result["contestants"]["ours"]["mean"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert result["contestants"]["trl"]["mean"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert [one["mean"] for one in result["contestants"]["ours"]["seeds"].values()] == pytest.approx([1, 2 / 3])
+    assert result["ours - trl"]["mean"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    # of the questions' four draws two hold both, one a alone (difference ½) and one b alone (0)
+    assert result["ours - trl"]["interval"] == pytest.approx((0.0, 0.5))
+    assert result["ours - trl"]["same_choice"] == pytest.approx(4 / 6)
+    assert result["ours - trl"]["largest_loss_difference"] == pytest.approx(0.25)
+    assert result["length"]["mean"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert result["ours - length"]["mean"] == pytest.approx((0 - 0.5 + 0.5) / 3)
+
+
+def test_budget_beyond_the_data_sees_every_pair_again(reward_accuracy: Any) -> None:
+    pairs = [reward_accuracy.Pair([n], [n], [n]) for n in range(5)]
+    choices = [reward_accuracy.Choice("asked", pair) for pair in pairs]
+    seen = [pair.prompt[0] for pair in reward_accuracy.in_order(choices, reward_accuracy.Budget(3, 4))]
+    assert len(seen) == 12
+    assert sorted(seen[:5]) == sorted(seen[5:10]) == list(range(5))
+    assert seen[:5] != seen[5:10]
+
+
+def test_no_question_is_on_both_sides_of_the_real_choices(reward_accuracy: Any, tiny_model: Path) -> None:
+    folder = SHARED_DATA / "finegrained-qa-feedback"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    from tiebreak.models import find_model, load_tokenizer
+
+    tokenizer = load_tokenizer(find_model(str(tiny_model)))
+    data = reward_accuracy.read_data(folder, tokenizer, False, 0.2)
+    asked, examined = ({tuple(choice.pair.prompt) for choice in side} for side in (data.train, data.held_out))
+    assert not asked & examined
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert len(data.train) + len(data.held_out) + data.too_long == sum(not row["tie"] for row in rows)
+    assert len(examined) / (len(asked) + len(examined)) == pytest.approx(0.2, abs=1e-3)
+
+
+def test_a_packed_score_that_is_not_the_models_own_is_refused(reward_accuracy: Any) -> None:
+    from tiebreak.errors import HandoffError
+
+    assert reward_accuracy.compare([1.0, -20.0], [1.0, -20.015]) == pytest.approx(0.015)  # of 20: rounding
+    with pytest.raises(HandoffError, match=r"2\.0e-03 off"):
+        reward_accuracy.compare([0.5, 0.1], [0.5, 0.102])
+    with pytest.raises(HandoffError):
+        reward_accuracy.compare([0.5], [float("nan")])
+
+
+def test_without_the_data_the_benchmark_says_so(
+    reward_accuracy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["…", "--data", str(tmp_path / "nowhere"), "--results", str(written)])
+    reward_accuracy.main()
+    assert "nowhere" in capsys.readouterr().err
+    assert not written.exists()
