@@ -204,8 +204,8 @@ def ours(job: Job, folder: Path) -> Measured:
 
         first: Episodes | None = None
 
-        def _sample_and_assess(self, prompts: list[list[int]], seeds: list[int]) -> Episodes:
-            episodes: Episodes = super()._sample_and_assess(prompts, seeds)
+        def _sample_and_assess(self, *arguments: Any) -> Episodes:
+            episodes: Episodes = super()._sample_and_assess(*arguments)
             self.first = episodes if self.first is None else self.first
             if {len(completion) for completion in episodes.completions} != {job.response_tokens}:
                 sys.exit(f"a completion of ours is not of {job.response_tokens} tokens")

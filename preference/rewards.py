@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-TOKENS_AT_ONCE = 4096
-"""of a pass without gradients: enough to keep a machine busy, and little beside what an update needs"""
+TOKENS_AT_ONCE = 1024
+"""of a pass without gradients"""
 ROWS_AT_ONCE = 16
 """of a pass that is padded"""
 UNKNOWN_SCALE = ScoreScale()

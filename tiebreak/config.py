@@ -72,8 +72,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     gradient_checkpointing: bool = False
-    tokens_per_pass: int = Field(default=2048, ge=1)
-    """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key"""
+    tokens_per_pass: int | None = Field(default=None, ge=1)
+    """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key. null: 1,024,
+    and 640 in PPO"""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     logging_steps: int = Field(default=1, ge=1)
     eval_steps: int | None = Field(default=None, ge=1)

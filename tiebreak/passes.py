@@ -26,11 +26,11 @@ class StepInPasses:
     tokens_per_pass = TOKENS_PER_PASS
     _share = 1.0
 
-    def compute_in_passes(self: Any, tokens: int, *, packed: bool) -> None:
+    def compute_in_passes(self: Any, tokens: int | None, *, packed: bool) -> None:
         """Compute at most so many tokens at once; `packed`: without padding, where the model can."""
-        self.tokens_per_pass = tokens
+        self.tokens_per_pass = tokens or self.tokens_per_pass
         if packed:
-            pack_forward(self.model, together=self.together, tokens_per_pass=tokens)
+            pack_forward(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """transformers' step, once a pass; returns the loss of the whole batch."""

@@ -261,6 +261,7 @@ def build_trainer(
         if config.value_head:
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
         trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
+        trainer.tokens_per_pass = config.training.tokens_per_pass or trainer.tokens_per_pass
     else:
         from preference.ppo.groups import build_group_trainer
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
+from preference.layout import batches_by_tokens
 from preference.ppo.backbone import Backbone, Batch
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
@@ -27,13 +28,16 @@ from preference.ppo.rollout import Episodes, TokenRewards, to_rewards
 from preference.ppo.vllm import LOGP_DIFFERENCE
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
+from tiebreak.memory import give_back_memory
 from tiebreak.runs import say
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A forward and backward pass' worth of episodes. Tensors of shape (episodes, tokens)."""
+    """What one call of the trainer computes a loss of. Tensors of shape (episodes, tokens)."""
 
+    prompts: list[list[int]]
+    completions: list[list[int]]
     batch: Batch
     old_logps: Tensor
     old_values: Tensor
@@ -41,6 +45,27 @@ class MicroBatch:
     returns: Tensor
     tokens_in_minibatch: float
     """over all micro-batches and processes of one optimizer step: what the loss is divided by"""
+
+    def of(self, rows: Sequence[int], backbone: Backbone) -> MicroBatch:
+        """Some of its episodes."""
+        prompts, completions = [self.prompts[r] for r in rows], [self.completions[r] for r in rows]
+        batch = backbone.to_batch(prompts, completions)
+        cells = (list(rows), slice(0, batch.mask.shape[1]))
+        return MicroBatch(
+            prompts,
+            completions,
+            batch,
+            old_logps=self.old_logps[cells],
+            old_values=self.old_values[cells],
+            advantages=self.advantages[cells],
+            returns=self.returns[cells],
+            tokens_in_minibatch=self.tokens_in_minibatch,
+        )
+
+
+TOKENS_PER_PASS = 640
+"""Less than other stages take: the rollout before has left the heap in pieces, and a process that keeps what it frees grows
+by what does not fit. With a pass for all eight episodes of a step, a 135M model's PPO took 4.0 GiB in place of 3.0."""
 
 
 class Steps(Dataset[dict[str, int]]):
@@ -58,6 +83,8 @@ class Steps(Dataset[dict[str, int]]):
 
 class PPOTrainer(ScoredLoop, Trainer):
     """PPO on one backbone. Its `rewards` are given to it afterwards."""
+
+    tokens_per_pass = TOKENS_PER_PASS
 
     def __init__(
         self,
@@ -109,12 +136,8 @@ class PPOTrainer(ScoredLoop, Trainer):
     # --- one rollout ---
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Called by the trainer before each forward pass: hands it the next micro-batch."""
-        if not self.model.training:
-            return inputs
-        if not self._queue:
-            self._queue = self._roll_out()
-        return {"micro_batch": self._queue.pop(0)}
+        """They are where they are computed: a rollout left them there."""
+        return inputs
 
     def _roll_out(self) -> list[MicroBatch]:
         self._resume_generators()
@@ -132,6 +155,7 @@ class PPOTrainer(ScoredLoop, Trainer):
         self._control_kl(kl)
         advantages, returns = self._advantages(episodes, rewards.tokens)
         self.model.train()
+        give_back_memory()
         return self._to_micro_batches(number, episodes, advantages, returns)
 
     def _choose_prompts(self, number: int) -> tuple[list[list[int]], list[int]]:
@@ -204,9 +228,12 @@ class PPOTrainer(ScoredLoop, Trainer):
         self, episodes: Episodes, advantages: Tensor, returns: Tensor, rows: list[int], tokens: float
     ) -> MicroBatch:
         backbone: Backbone = self.accelerator.unwrap_model(self.model)
-        batch = backbone.to_batch([episodes.prompts[r] for r in rows], [episodes.completions[r] for r in rows])
+        prompts, completions = [episodes.prompts[r] for r in rows], [episodes.completions[r] for r in rows]
+        batch = backbone.to_batch(prompts, completions)
         width = batch.mask.shape[1]
         return MicroBatch(
+            prompts,
+            completions,
             batch,
             old_logps=episodes.logps[rows, :width],
             old_values=episodes.values[rows, :width],
@@ -218,19 +245,33 @@ class PPOTrainer(ScoredLoop, Trainer):
     # --- the update ---
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """A pass over one micro-batch; none once the rollout's rest is skipped, which leaves the weights as they are.
+        """One micro-batch; none once the rollout's rest is skipped, which leaves the weights as they are.
 
         Parameters without a gradient are passed over by the optimizer, its moments and weight decay included.
         """
         if not self._queue:
             self._rest_is_skipped = False
             self._queue = self._roll_out()
+        micro = self._queue.pop(0)
         if self._rest_is_skipped:
-            self._queue.pop(0)
             return torch.zeros((), device=self.args.device)
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        passes = self._passes(micro)
+        losses = [super(PPOTrainer, self).training_step(model, {"micro_batch": one}) for one in passes]
+        for name, shares in self._shares.items():
+            self._shares[name] = [*shares[: -len(passes)], sum(shares[-len(passes) :])]
         self._watch_step_kl()
-        return loss
+        return torch.stack(losses).sum()
+
+    def _passes(self, micro: MicroBatch) -> list[MicroBatch]:
+        """The micro-batch, cut so that memory follows `tokens_per_pass`: its loss is a sum over its tokens.
+
+        Several processes would wait for one another at every pass: one pass there.
+        """
+        sequences = [[*p, *c] for p, c in zip(micro.prompts, micro.completions, strict=True)]
+        groups = list(batches_by_tokens(sequences, self.tokens_per_pass))
+        if len(groups) == 1 or self.accelerator.distributed_type != DistributedType.NO:
+            return [micro]
+        return [micro.of(rows, self.backbone) for rows in groups]
 
     def _watch_step_kl(self) -> None:
         """Skip the rest of a rollout's updates once one of them has moved the policy too far from the one that sampled."""
