@@ -171,6 +171,21 @@ def test_one_batch_of_four_is_four_batches_of_one(tmp_path: Path) -> None:
         assert_same_run(*runs[4], *runs[batch])
 
 
+def test_a_step_in_passes_is_one_step(tmp_path: Path) -> None:
+    """With a budget of one token each episode is a pass of its own: the same weights, and the same means are logged."""
+    runs = {}
+    for tokens in (10**6, 1):
+        trainer = build_trainer(tmp_path / str(tokens), batch=4)
+        trainer.tokens_per_pass = tokens
+        calls: list[int] = []
+        compute = trainer.compute_loss
+        trainer.compute_loss = lambda *args, c=compute, n=calls, **options: (n.append(1), c(*args, **options))[1]
+        trainer.train()
+        runs[tokens] = (logged(trainer), trained(trainer))
+        assert len(calls) == trainer.state.max_steps * (4 if tokens == 1 else 1)
+    assert_same_run(*runs[10**6], *runs[1])
+
+
 ONE_STEP_AN_EPOCH = {"batch": 12, "episodes_per_rollout": 12}
 
 

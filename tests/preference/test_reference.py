@@ -81,6 +81,35 @@ def test_another_model_another_mask_and_swapped_sides_are_other_pairs() -> None:
     assert compute.pairs == 2
 
 
+THREE = ([5, 6], [7], [8, 9], [4])
+"""a prompt with three answers"""
+
+
+def test_all_answers_of_a_prompt_are_computed_with_the_first_of_its_pairs() -> None:
+    """Three answers are two pairs of TRL's layout, the odd one its own partner; the other pairs find them."""
+    prompt, one, two, three = THREE
+    pairs = [(prompt, one, two), (prompt, one, three), (prompt, three, two)]
+    for order in (pairs, pairs[::-1]):  # the data set is the same
+        compute, reference = Counting(), ReferenceLogps({"order": order}, pairs=pairs)
+        for pair in order:
+            chosen, rejected = reference.of(batch(pair), compute)
+            assert chosen.tolist() == pytest.approx([-sum(pair[1]) / 3])
+            assert rejected.tolist() == pytest.approx([-sum(pair[2]) / 3])
+        assert compute.pairs == 2
+        assert reference.computed == 1
+    again = Counting()
+    ReferenceLogps({"order": pairs[::-1]}, pairs=pairs[::-1][1:]).of(batch(pairs[0]), again)
+    assert again.pairs == 2  # of another data set: the answers stand in another order, so the group is another
+
+
+def test_answers_that_the_data_set_lacks_are_computed_as_the_pair_they_come_in() -> None:
+    compute = Counting()
+    reference = ReferenceLogps(FACTS, pairs=[ONE])
+    chosen, rejected = reference.of(batch(ONE, OTHER), compute)
+    assert (chosen.tolist(), rejected.tolist()) == (pytest.approx(EXPECTED[0]), pytest.approx(EXPECTED[1]))
+    assert reference.computed == 2
+
+
 def cut_off(data: bytes) -> bytes:
     return data[:-5]
 

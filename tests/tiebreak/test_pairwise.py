@@ -107,6 +107,29 @@ def test_one_sequence_may_begin_the_other_or_equal_it() -> None:
     assert [places(packing, n, 2) for n in range(4)] == [[0, 1], [0, 1], [3, 4], [3, 4]]
 
 
+def test_the_pairs_of_a_prompt_cost_its_answers_and_no_more() -> None:
+    """Prompt 5 6 with answers 7, 8 8 and 9 in all three pairs, a stranger between them: 2 + 4 tokens, and 2."""
+    first, second, third = [5, 6, 7], [5, 6, 8, 8], [5, 6, 9]
+    sequences = [first, second, [3, 4], [3, 2], second, third, third, first]
+    packing = pack_sequences(sequences, [[0, 1], [2, 3], [4, 5], [6, 7]])
+    (row,) = packing.rows
+    assert row.input_ids.tolist() == [[5, 6, 7, 8, 8, 9, 3, 4, 2]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 2, 3, 2, 0, 1, 1]]
+    assert row.trees == (Tree(2, (1, 2, 1)), Tree(1, (1, 1)))
+    assert places(packing, 1, 4) == places(packing, 4, 4) == [0, 1, 3, 4]
+    assert places(packing, 5, 3) == places(packing, 6, 3) == [0, 1, 5]
+    assert places(packing, 7, 3) == [0, 1, 2]
+
+
+def test_pairs_are_joined_within_the_budget_and_up_to_eight_answers() -> None:
+    """Ten answers of one token to a prompt of two, in pairs: a tree of eight and one of two, or trees of two alone."""
+    sequences = [[5, 6, 10 + answer] for answer in range(10)]
+    groups = [[n, n + 1] for n in range(0, 10, 2)]
+    assert [len(tree.rests) for tree in pack_sequences(sequences, groups).rows[0].trees] == [8, 2]
+    tight = pack_sequences(sequences, groups, tokens_per_row=5)
+    assert [[len(tree.rests) for tree in row.trees] for row in tight.rows] == [[2]] * 5
+
+
 def test_strangers_are_trees_of_their_own() -> None:
     assert pack_sequences([[5, 6], [7]], [[0, 1]]).rows[0].trees == (Tree(2, ()), Tree(1, ()))
 
@@ -475,6 +498,12 @@ def random_pairs(count: int = 24) -> list[Pair]:
     return [Pair(draw(1, 9), draw(1, 7), draw(1, 7)) for _ in range(count)]
 
 
+def pairs_of_three_answers(prompts: int = 8) -> list[Pair]:
+    """All three pairs among three answers to each prompt: 24 pairs."""
+    three = [(pair.prompt, (pair.chosen, pair.rejected, [9, 9])) for pair in random_pairs(prompts)]
+    return [Pair(prompt, a[i], a[j]) for prompt, a in three for i, j in ((0, 1), (0, 2), (1, 2))]
+
+
 def words() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models
 
@@ -511,7 +540,9 @@ def assert_same_rows(one: list[dict[str, float]], other: list[dict[str, float]],
             assert a[key] == pytest.approx(b[key], abs=1e-3), f"{key} at step {step}"
 
 
-def dpo_rows(folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoid") -> list[dict[str, float]]:
+def dpo_rows(
+    folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoid", pairs: list[Pair] | None = None
+) -> list[dict[str, float]]:
     config = DPOConfig(
         output=str(folder), policy="", preferences="", training=TRAINING, beta=0.5, loss_type=[loss_type]
     )
@@ -519,7 +550,10 @@ def dpo_rows(folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoi
     trainer = CheckedDPOTrainer(
         model=build(ARCHITECTURES["llama"]()),
         args=build_dpo_args(config, run),
-        train_dataset=to_dpo_dataset([EncodedPair(p.prompt, p.chosen, p.rejected) for p in random_pairs()]),
+        train_dataset=to_dpo_dataset(
+            [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs or random_pairs()],
+            prompt_by_prompt=pairs is not None,
+        ),
         processing_class=words(),
     )
     return losses(trainer, 2, tokens_per_pass)
@@ -561,7 +595,7 @@ def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_pat
     assert_same_rows(rows, plain, PAIR_METRICS)
 
 
-def reward_rows(folder: Path, tokens_per_pass: int | None) -> list[dict[str, float]]:
+def reward_rows(folder: Path, tokens_per_pass: int | None, own: list[Pair] | None = None) -> list[dict[str, float]]:
     config = RewardConfig(output=str(folder), policy="", preferences="", training=TRAINING)
     run = Run(folder=folder, stage="reward", config=config, inputs={}, fingerprint="")
     source = Preference(
@@ -569,7 +603,8 @@ def reward_rows(folder: Path, tokens_per_pass: int | None) -> list[dict[str, flo
         chosen=(Message(role="assistant", content="y"),),
         rejected=(Message(role="assistant", content="z"),),
     )
-    pairs = [EncodedPreference(p.prompt, p.chosen, p.rejected, n % 3 / 3, source) for n, p in enumerate(random_pairs())]
+    rows = own or random_pairs()
+    pairs = [EncodedPreference(p.prompt, p.chosen, p.rejected, n % 3 / 3, source) for n, p in enumerate(rows)]
     trainer = PackedRewardTrainer(
         model=build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
         args=build_reward_args(config, run),
@@ -584,6 +619,16 @@ def test_reward_training_logs_what_trl_logs(tmp_path: Path) -> None:
     keys = ["loss", "margin", "mean_reward", "min_reward", "max_reward", "accuracy", "grad_norm"]
     for layout, tokens_per_pass in LAYOUTS:
         assert_same_rows(reward_rows(tmp_path / layout, tokens_per_pass), plain, keys)
+
+
+def test_pairs_of_a_prompt_train_as_trl_trains_on_them(tmp_path: Path) -> None:
+    """Three pairs of three answers in a batch: each answer computed once, and losses and gradients as if it were not."""
+    pairs = pairs_of_three_answers()
+    plain = dpo_rows(tmp_path / "dpo", None, pairs=pairs)
+    assert_same_rows(dpo_rows(tmp_path / "dpo packed", 1000, pairs=pairs), plain, [*PAIR_METRICS, "entropy"])
+    plain = reward_rows(tmp_path / "reward", None, pairs)
+    keys = ["loss", "margin", "accuracy", "grad_norm"]
+    assert_same_rows(reward_rows(tmp_path / "reward packed", 1000, pairs), plain, keys)
 
 
 def sft_rows(folder: Path, tokens_per_pass: int | None, accumulation: int) -> list[dict[str, float]]:
