@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tiebreak.logprobs import by_beginning, pad_right
+from tiebreak.logprobs import pad_right
 from tiebreak.packing import PackedRow, pack_sequences
 from tiebreak.pairwise import hidden_states
 
@@ -40,7 +40,7 @@ def pack(
 ) -> Layout:
     """All of them in one row, completions of one prompt after it, and the prompts' common beginning once."""
     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
-    packing = pack_sequences(sequences, by_beginning(prompts), device=device)
+    packing = pack_sequences(sequences, device=device)
     places = []
     for number, sequence in enumerate(sequences):
         steps = torch.arange(len(sequence), device=device)

@@ -236,7 +236,7 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int
         return _read_padded(model, prompts, pad_id)
     fuse_layers(model)
     device = next(model.parameters()).device
-    packing = pack_sequences(prompts, [[n] for n in range(len(prompts))], TOKENS_PER_PASS, device)
+    packing = pack_sequences(prompts, None, TOKENS_PER_PASS, device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     steps = torch.arange(-int(lengths.max()), 0, device=device) + lengths[:, None]
     numbers = torch.arange(len(prompts), device=device)

@@ -17,10 +17,6 @@ from tiebreak.fused import fuse_layers
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import TOKENS_PER_PASS, packed_log_probs, packed_scores, packs, whole_model
 
-BEGINNING_TOKENS = 64
-"""Sequences whose first tokens agree so far are taken to have one prompt; what they then share is counted exactly."""
-MOST_TOGETHER = 8
-
 Example = tuple[Sequence[int], Sequence[int]]
 """(prompt ids, completion ids)"""
 
@@ -86,7 +82,7 @@ def completion_logps_in_batches(
     fuse_layers(model)
     device = next(model.parameters()).device
     sequences = [[*p, *c] for p, c in examples]
-    packing = pack_sequences(sequences, by_beginning([p for p, _ in examples]), TOKENS_PER_PASS, device)
+    packing = pack_sequences(sequences, None, TOKENS_PER_PASS, device)
     cells = [(row, len(p) + t - 1, token) for row, (p, c) in enumerate(examples) for t, token in enumerate(c)]
     numbers, steps, targets = torch.tensor(cells, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
     out, (of, _) = packed_log_probs(whole, packing, numbers, steps, targets, temperature)
@@ -123,8 +119,7 @@ def member_scores_in_batches(
     whole = whole_model(model)
     if packs(whole):
         fuse_layers(model)
-        groups = by_beginning([sequence[:BEGINNING_TOKENS] for sequence in sequences])
-        packing = pack_sequences(sequences, groups, TOKENS_PER_PASS, device)
+        packing = pack_sequences(sequences, None, TOKENS_PER_PASS, device)
         last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
         scored: list[list[float]] = packed_scores(whole, packing, last).float().tolist()
         return scored
@@ -137,14 +132,6 @@ def member_scores_in_batches(
         for row, score in zip(rows, scores.float().tolist(), strict=True):
             results[row] = score
     return results
-
-
-def by_beginning(beginnings: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Numbers of the rows that begin alike, together, a few at a time: their mask grows with the square."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, beginning in enumerate(beginnings):
-        groups.setdefault(tuple(beginning), []).append(number)
-    return [alike[n : n + MOST_TOGETHER] for alike in groups.values() for n in range(0, len(alike), MOST_TOGETHER)]
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -22,7 +22,9 @@ from torch import Tensor
 LEAST_BORROWED = 8
 """Fewer tokens are not worth the copying that borrowing them takes."""
 MOST_RESTS = 8
-"""Groups are not joined to trees of more: within a tree attention grows with the square of the rests' tokens."""
+LEAST_SAVED = 0.1
+"""Groups are joined to trees of so many rests at most, and where that saves such a share of their tokens: within a tree
+attention grows with the square of the rests' tokens, so prompts that begin with one word alike are better left alone."""
 WHOLE_TOKENS = 384
 """A tree of so many tokens attends in one call, under a mask of all of them, and no gradient has to be put together."""
 
@@ -106,7 +108,7 @@ class Packing:
 
 def pack_sequences(
     sequences: Sequence[Sequence[int]],
-    groups: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]] | None = None,
     tokens_per_row: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Packing:
@@ -114,8 +116,8 @@ def pack_sequences(
 
     Args:
         sequences: token ids; none may be empty.
-        groups: numbers of sequences that may begin alike; every sequence is in one group, and a group in one row.
-            Those of one prompt are joined where that leaves fewer tokens.
+        groups: numbers of sequences that begin alike and must be in one row, every sequence in one group; None: each
+            by itself. Those of one prompt are joined where that leaves fewer tokens.
         tokens_per_row: start another row rather than exceed it, except for a tree that is longer by itself.
     """
     rows: list[PackedRow] = []
@@ -133,7 +135,9 @@ def pack_sequences(
         positions.clear()
         trees.clear()
 
-    for group in _joined(_without_strangers(sequences, groups), sequences, beginning, tokens_per_row):
+    alone = [[number] for number in range(len(sequences))]
+    apart = alone if groups is None else _without_strangers(sequences, groups)
+    for group in _joined(apart, sequences, beginning, tokens_per_row):
         members = _different(sequences[number] for number in group)
         shared = _shared_prefix(members)
         rests = tuple(len(member) - shared for member in members) if len(members) > 1 else ()
@@ -185,7 +189,7 @@ def _without_strangers(sequences: Sequence[Sequence[int]], groups: Sequence[Sequ
 def _joined(
     groups: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], beginning: int, tokens_per_row: int | None
 ) -> list[Sequence[int]]:
-    """The groups in their order, those of one prompt joined as long as that leaves fewer tokens to compute."""
+    """The groups in their order, those of one prompt joined where that leaves fewer tokens to compute."""
     joined: list[tuple[Sequence[int], int]] = []  # a group, and its tokens
     for group in sorted(groups, key=lambda group: tuple(sequences[group[0]])):  # like ones stand side by side
         tokens = _tree_tokens(group, sequences)
@@ -195,7 +199,7 @@ def _joined(
             together = _tree_tokens(both, sequences)
             fits = tokens_per_row is None or together <= max(tokens_per_row, tokens)
             few = len(_different(sequences[number] for number in both)) <= MOST_RESTS
-            if fits and few and together < tokens_before + tokens - beginning:
+            if fits and few and together <= (1 - LEAST_SAVED) * (tokens_before + tokens - beginning):
                 joined[-1] = (both, together)
                 continue
         joined.append((group, tokens))

@@ -130,6 +130,14 @@ def test_pairs_are_joined_within_the_budget_and_up_to_eight_answers() -> None:
     assert [[len(tree.rests) for tree in row.trees] for row in tight.rows] == [[2]] * 5
 
 
+def test_sequences_that_begin_with_a_word_alike_are_left_apart() -> None:
+    """Joined they would be 1 token less of 20, and attend over 19 in place of 10. Half of them alike, they are joined."""
+    one, other = [5, *range(10, 19)], [5, *range(20, 29)]
+    assert pack_sequences([one, other]).rows[0].trees == (Tree(10, ()), Tree(10, ()))
+    half = [*one[:5], *other[5:]]
+    assert pack_sequences([one, half]).rows[0].trees == (Tree(5, (5, 5)),)
+
+
 def test_strangers_are_trees_of_their_own() -> None:
     assert pack_sequences([[5, 6], [7]], [[0, 1]]).rows[0].trees == (Tree(2, ()), Tree(1, ()))
 
