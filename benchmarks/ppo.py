@@ -187,15 +187,43 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
     )
 
 
+def our_config(job: Job) -> Any:
+    """The stage's configuration that does what the job says."""
+    from preference.ppo.train import PPOConfig
+    from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
+
+    training = TrainingConfig(
+        learning_rate=job.learning_rate,
+        per_device_batch_size=job.episodes_a_step,
+        warmup_share=0.0,
+        precision="float32",
+    )
+    return PPOConfig(
+        output="",
+        policy=job.model,
+        reward_model=job.reward_adapter,
+        prompts="",
+        adapter=AdapterConfig(r=job.r, alpha=job.alpha),
+        training=training,
+        episodes_per_rollout=len(job.prompts),
+        rollouts=job.rollouts,
+        ppo_epochs=job.ppo_epochs,
+        sampling=SamplingConfig(temperature=job.temperature, max_new_tokens=job.response_tokens),
+        kl_coef=job.kl_coef,
+        missing_eos_penalty=0.0,
+        normalise_scores=False,
+        stop_when_all_cut_off=False,
+    )
+
+
 def ours(job: Job, folder: Path) -> Measured:
     """Train in this process, as the stage does."""
     from preference.ppo import rollout
     from preference.ppo.backbone import load_backbone
     from preference.ppo.rollout import Episodes
-    from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
+    from preference.ppo.train import build_ppo_args, ppo_settings
     from preference.ppo.trainer import PPOTrainer
     from preference.rewards import Conversations, load_reward
-    from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
     from tiebreak.models import find_model, load_tokenizer
     from tiebreak.runs import Run
 
@@ -216,28 +244,8 @@ def ours(job: Job, folder: Path) -> Measured:
             clock.assessed()
             return batches
 
-    training = TrainingConfig(
-        learning_rate=job.learning_rate,
-        per_device_batch_size=job.episodes_a_step,
-        warmup_share=0.0,
-        precision="float32",
-    )
-    config = PPOConfig(
-        output="",
-        policy=job.model,
-        reward_model=job.reward_adapter,
-        prompts="",
-        adapter=AdapterConfig(r=job.r, alpha=job.alpha),
-        training=training,
-        episodes_per_rollout=len(job.prompts),
-        rollouts=job.rollouts,
-        ppo_epochs=job.ppo_epochs,
-        sampling=SamplingConfig(temperature=job.temperature, max_new_tokens=job.response_tokens),
-        kl_coef=job.kl_coef,
-        missing_eos_penalty=0.0,
-        normalise_scores=False,
-        stop_when_all_cut_off=False,
-    )
+    config = our_config(job)
+    training = config.training
     args = build_ppo_args(config, Run(folder, "ppo", config, {}, ""))
     args.save_strategy, args.logging_steps, args.disable_tqdm = "no", 1, True
     source = find_model(job.model)
@@ -255,14 +263,15 @@ def ours(job: Job, folder: Path) -> Measured:
     trainer.train()
     peak = peak_mib()
     rows = [row for row in trainer.state.log_history if "loss/policy_avg" in row]
-    a_rollout = trainer.steps_per_rollout
-    losses = [
-        sum(row["loss/policy_avg"] for row in rows[start : start + a_rollout]) / a_rollout
-        for start in range(0, len(rows), a_rollout)
-    ]
+    losses = mean_of_each([row["loss/policy_avg"] for row in rows], trainer.steps_per_rollout)
     if trainer.first is None:
         sys.exit("no rollout was drawn")
     return report(job, clock, losses, rows[0]["objective/kl"], trainer.first.scores[0].tolist(), peak)
+
+
+def mean_of_each(values: list[float], count: int) -> list[float]:
+    """Of every `count` values, their mean."""
+    return [sum(values[start : start + count]) / count for start in range(0, len(values), count)]
 
 
 def main() -> None:

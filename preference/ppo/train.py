@@ -197,20 +197,7 @@ def train_ppo(config: PPOConfig) -> None:
     recorder = RunRecorder(run)
     trainer = build_trainer(config, run, source, tokenizer, encoded, held_out)
     say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
-    guard: Guard | None = None
-    if config.guard is not None:
-        guard = build_guard(
-            config.guard,
-            recorder,
-            backbone=trainer.backbone,
-            source=source,
-            tokenizer=tokenizer,
-            prompts=held_out,
-            sampling=config.sampling,
-            training=config.training,
-            learned_from=trainer.rewards,
-        )
-        guard.watch(trainer)
+    guard = watch(config, recorder, trainer, source, tokenizer, held_out)
     train(trainer, run, recorder)
     if config.algorithm == "ppo":
         save_value_head(trainer, run)
@@ -242,6 +229,32 @@ def train_ppo(config: PPOConfig) -> None:
         prompts=validation or prompts,
         sampling=config.sampling,
     )
+
+
+def watch(
+    config: PPOConfig,
+    recorder: RunRecorder,
+    trainer: Any,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: list[tuple[list[int], Prompt]],
+) -> Guard | None:
+    """Let a held-out reward model say which policy to keep, if the configuration names one."""
+    if config.guard is None:
+        return None
+    guard = build_guard(
+        config.guard,
+        recorder,
+        backbone=trainer.backbone,
+        source=source,
+        tokenizer=tokenizer,
+        prompts=held_out,
+        sampling=config.sampling,
+        training=config.training,
+        learned_from=trainer.rewards,
+    )
+    guard.watch(trainer)
+    return guard
 
 
 def build_trainer(

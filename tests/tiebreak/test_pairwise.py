@@ -639,6 +639,30 @@ def test_pairs_of_a_prompt_train_as_trl_trains_on_them(tmp_path: Path) -> None:
     assert_same_rows(reward_rows(tmp_path / "reward packed", 1000, pairs), plain, keys)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_trainers_take_the_pairs_of_a_prompt_side_by_side_if_rows_say_which(together: bool, tmp_path: Path) -> None:
+    """Eight prompts of three pairs each, in batches of three: each batch is of one prompt. Rows without numbers are not."""
+    pairs = [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs_of_three_answers()]
+    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING)
+    trainer = CheckedDPOTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_dpo_args(config, Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")),
+        train_dataset=to_dpo_dataset(pairs, prompt_by_prompt=together),
+        processing_class=words(),
+    )
+    prompts = [
+        {
+            tuple(row[mask.bool() & ~completion.bool()].tolist())
+            for row, mask, completion in zip(
+                batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+            )
+        }
+        for batch in trainer.get_train_dataloader()
+    ]
+    assert len(prompts) == 8
+    assert all(len(of_batch) == 1 for of_batch in prompts) is together
+
+
 def sft_rows(folder: Path, tokens_per_pass: int | None, accumulation: int) -> list[dict[str, float]]:
     training = TRAINING.model_copy(
         update={"per_device_batch_size": 6 // accumulation, "gradient_accumulation_steps": accumulation, "epochs": 3}
