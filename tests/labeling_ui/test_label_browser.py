@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -81,8 +82,11 @@ class Site:
 
     def answer(self) -> None:
         """Answer what waits in a conversation."""
-        request = self.store.transact(conversations.take)
-        assert request is not None
+        request, give_up = None, monotonic() + 20
+        while request is None:  # the page says "waiting" before the server has the message
+            assert monotonic() < give_up, "no message came"
+            sleep(0.02)
+            request = self.store.transact(conversations.take)
         answers = [Completion(id=f"{n}{request.turn_id}", text=f"answer {n}", policy=f"policy {n}") for n in "ab"]
         answer_one(self.store, lambda _: answers, request)
 
