@@ -7,14 +7,15 @@
 Every contestant of a case trains the same adapter on the same token ids, batch, seed and number format, in a process of
 its own, in turn: ours, TRL's defaults, and TRL's best documented settings for speed and for memory (see CONTESTANTS).
 PPO is measured beside TRL 1.12's, in an environment of its own, and beside our own SFT's memory: see ppo.py.
-A step's time is the median of the steps after the first; tokens a second count prompt and completion of both sides, none
-of the padding, so they compare whatever is computed. Memory is the process's peak resident set.
+A step's time is the mean of the steps after the first, and tokens a second are those steps' (their batches differ in
+length, so a median would be another batch's than the tokens'); they count prompt and completion of both sides, none of
+the padding, so they compare whatever is computed. Memory is the process's peak resident set.
 Ours and TRL's defaults see the same batches in the same order, so their losses must agree; TRL's best settings group
 rows by length, which gives other batches. Prints a table and writes benchmarks/results.json.
 
-The share of the machine's matrix-product rate is that of the products torch's FlopCounterMode counts in one step (the
-linear layers' and the head's; the rank-r ones of LoRA partly, attention's not), over the step's time, over the rate of a
-large torch.mm in this very process.
+The share of the machine's matrix-product rate is that of the products torch's FlopCounterMode counts in the first step
+(the linear layers' and the head's; the rank-r ones of LoRA partly, attention's not), scaled to the timed steps' tokens,
+over their time, over the rate of a large torch.mm in this very process.
 """
 
 from __future__ import annotations
@@ -153,6 +154,8 @@ class Case:
     memory: float
     theirs: str = "trl"
     """whose the ratio is to"""
+    rows: int = 8
+    """of the data in a step"""
 
     @property
     def name(self) -> str:
@@ -169,7 +172,7 @@ class Case:
 CASES = (
     Case("dpo", "multi-turn", 3.5, 0.35),
     Case("dpo", "questions", 1.8, 0.5),
-    Case("dpo", "questions with passages", 2.2, 0.45),
+    Case("dpo", "questions with passages", 2.2, 0.45, rows=4),
     Case("reward", "multi-turn", 2.5, 0.4),
     Case("sft", "multi-turn", 2.5, 0.5),
     Case("ppo", "multi-turn", 2.5, 0.4, theirs=ppo.TRL),
@@ -227,32 +230,36 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         trainer.train()
         peak = peak_mib()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seconds = statistics.median(clock.seconds[1:])
+    seconds = statistics.fmean(clock.seconds[1:])
     precomputing = "trl " in contestant and case.stage == "dpo"
     setup = built / steps if precomputing else 0.0
-    tokens = sum(pair.tokens if case.stage != "sft" else len(pair.prompt) + len(pair.chosen) for pair in pairs)
+    tokens = [pair.tokens if case.stage != "sft" else len(pair.prompt) + len(pair.chosen) for pair in pairs]
+    computed = [sum(tokens[n : n + rows]) for n in range(0, len(tokens), rows)]
+    if contestant not in ("ours", GROWN):
+        computed = _padded(case, pairs, rows)
+    longer = statistics.fmean(computed[1:]) / computed[0]  # the timed steps than the one whose products were counted
     return Measured(
         losses=losses,
         step_seconds=seconds,
         setup_seconds=setup,
-        tokens_per_second=tokens / steps / (seconds + setup),
+        tokens_per_second=sum(tokens[rows:]) / (steps - 1) / (seconds + setup),
         peak_mib=peak,
-        padded_tokens_a_row=_padded(case, pairs, rows),
-        tokens_a_row=tokens / len(pairs),
-        matrix_product_share=clock.products / seconds / product_rate(),
+        padded_tokens_a_row=sum(_padded(case, pairs, rows)) / len(pairs),
+        tokens_a_row=statistics.fmean(tokens),
+        matrix_product_share=clock.products * longer / seconds / product_rate(),
         steps=clock.seconds,
     )
 
 
-def _padded(case: Case, pairs: Sequence[Pair], rows: int) -> float:
-    """Tokens that TRL's layout computes for a row of the data."""
-    total = 0
+def _padded(case: Case, pairs: Sequence[Pair], rows: int) -> list[int]:
+    """Tokens that TRL's layout computes in each step."""
+    totals = []
     for start in range(0, len(pairs), rows):
         batch = pairs[start : start + rows]
         sides = ("chosen",) if case.stage == "sft" else ("chosen", "rejected")
         longest = max(len(pair.prompt) + len(getattr(pair, side)) for pair in batch for side in sides)
-        total += longest * len(sides) * len(batch)
-    return total / len(pairs)
+        totals.append(longest * len(sides) * len(batch))
+    return totals
 
 
 def _grouped_by_length(pairs: list[Pair], rows: int) -> list[Pair]:
@@ -550,7 +557,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Every case, every contestant, in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8, help="rows of the data in a step")
+    parser.add_argument("--rows", type=int, help="rows of the data in a step, rather than the case's own number")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rollouts", type=int, default=3, help="PPO's, which has no --steps; the first is not timed")
     parser.add_argument("--only", action="append", help="a case by name, or a stage's cases; may be given again")
@@ -566,7 +573,8 @@ def main() -> None:
     if not cases:
         sys.exit(f"no such case: {options.only}; there are: {', '.join(case.name for case in CASES)}")
     if options.measure:
-        one = measure(cases[0], options.measure, options.rows, options.steps, options.model)
+        rows = options.rows or cases[0].rows
+        one = measure(cases[0], options.measure, rows, options.steps, options.model)
         options.answer.write_text(json.dumps(asdict(one)))
         return
     results = {row["case"]: row for row in json.loads(options.results.read_text())} if options.results.is_file() else {}
@@ -575,16 +583,17 @@ def main() -> None:
             print(f"{case.name}: left out, as {QA_FEEDBACK} is not there", file=sys.stderr)
             continue
         names = [name for name in case.contestants if name in ("ours", *options.contestants)]
+        batch = options.rows or case.rows
         if case.stage == "ppo":
-            measured = measure_ppo(names, options.rows, options.rollouts, options.model)
+            measured = measure_ppo(names, batch, options.rollouts, options.model)
         else:
             measured = {}
             for name in names:
                 print(f"{case.name}: {name}", file=sys.stderr, flush=True)
-                rows, steps = (options.rows * GROWN_BY, 3) if name == GROWN else (options.rows, options.steps)
+                rows, steps = (batch * GROWN_BY, 3) if name == GROWN else (batch, options.steps)
                 measured[name] = in_fresh_process(case, name, rows, steps, options.model)
         steps = options.rollouts if case.stage == "ppo" else options.steps
-        results[case.name] = summarise(case, options.rows, steps, measured)
+        results[case.name] = summarise(case, batch, steps, measured)
         options.results.write_text(json.dumps(list(results.values()), indent=1) + "\n")
     print(table([results[case.name] for case in cases if case.name in results]))
 
