@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "WANDB_MODE": "disabled",  # 2 s of a stage's start; the finished recipe is told to W&B, and read back from it
     "TOKENIZERS_PARALLELISM": "false",
+    "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",  # tiny matrices: threads cost more than they give
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",

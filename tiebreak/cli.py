@@ -19,7 +19,8 @@ from tiebreak.errors import ConfigError, exit_with_message
 class Command:
     """A command and the module that runs it.
 
-    `trains` marks those that take `--accelerate NAME`; `heavy` those that hold a model.
+    `trains` marks those that take `--accelerate NAME`; `heavy` those that hold a
+    model, or start processes that do.
     """
 
     name: str
@@ -33,7 +34,10 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "run", "tiebreak.pipeline", "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one"
+            "run",
+            "tiebreak.pipeline",
+            "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one",
+            heavy=True,
         ),
         Command("prepare", "sft.prepare", "validate, deduplicate and split prompts and demonstrations"),
         Command("sft", "sft.train", "supervised fine-tuning with LoRA", trains=True, heavy=True),

@@ -17,13 +17,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from tiebreak.cli import COMMANDS, Command
 from tiebreak.config import StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, MachineError, exit_with_message
-
-if TYPE_CHECKING:
-    from tiebreak.cli import Command
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -38,6 +36,9 @@ MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOL
 """glibc gives large freed blocks back to the kernel and faults them in again at every step; kept, a training step on
 the CPU is 15% faster at least, and several times where page faults are slow. malloc reads them when a process starts, so
 a process without them starts itself again."""
+PROCESS_SETTINGS = {**MALLOC_SETTINGS, "OPENBLAS_NUM_THREADS": "1"}
+"""No thread of NumPy's linear algebra, which starts them when imported and has nothing large to do here: a process that
+has threads is not forked (forks.py)."""
 
 
 def stage_main(stage: str, model: type[C], body: Callable[[C], object], arguments: Sequence[str] | None) -> None:
@@ -46,7 +47,16 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
     settle_process()
     quiet_upstream()
     leave_out_inference_kernel()
-    exit_with_message(lambda: body(load_config(model, words, stage)))
+
+    def run() -> None:
+        config = load_config(model, words, stage)
+        if stage in COMMANDS and COMMANDS[stage].trains:
+            from tiebreak.reload import process_ahead
+
+            process_ahead()  # while nothing is loaded
+        body(config)
+
+    exit_with_message(run)
 
 
 def quiet_upstream() -> None:
@@ -130,7 +140,7 @@ def exec_accelerate(command: Command, words: Sequence[str]) -> None:
 
 def process_settings() -> dict[str, str]:
     """Environment for a stage's process: ours, where the user has not set them."""
-    return {name: value for name, value in MALLOC_SETTINGS.items() if name not in os.environ}
+    return {name: value for name, value in PROCESS_SETTINGS.items() if name not in os.environ}
 
 
 def accelerate_names() -> list[str]:

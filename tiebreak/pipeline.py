@@ -1,4 +1,4 @@
-"""Run a whole recipe: one process a stage, in order, each only if it is needed.
+"""Run a whole recipe: a process for each stage, in order, each only if it is needed.
 
     tiebreak run --config configs/quickstart/pipeline.yaml [--seed 1] [--root runs/seed-1] [--replace]
 
@@ -21,8 +21,10 @@ from typing import Any
 from pydantic import Field
 
 from tiebreak.cli import COMMANDS
+from tiebreak.cli import main as start_command
 from tiebreak.config import Section, StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, RunError, TiebreakError, exit_with_message
+from tiebreak.forks import may_fork, run_forked
 from tiebreak.launch import process_settings, quiet_upstream, while_importing
 from tiebreak.runs import MANIFEST, RUN_FILE, read_manifest
 
@@ -216,18 +218,28 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
 
 
 def _start(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> None:
-    command = [sys.executable, "-m", "tiebreak.cli", entry.stage, *words, "--tracking.tags", config.name]
+    words = [entry.stage, *words, "--tracking.tags", config.name]
     if entry.accelerate:
-        command += ["--accelerate", entry.accelerate]
-    environment = {**os.environ, **process_settings(), "TIEBREAK_GROUP": group}
+        words += ["--accelerate", entry.accelerate]
     begun = time.monotonic()
-    result = subprocess.run(command, env=environment, check=False)
-    if result.returncode:
+    status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
+    if status:
         raise RunError(
-            f"stage {entry.stage} stopped with status {result.returncode}; what it printed is above. Mend it and give the "
+            f"stage {entry.stage} stopped with status {status}; what it printed is above. Mend it and give the "
             "same command again: finished stages are kept, and this one goes on from its last checkpoint"
         )
     print(f"{entry.stage} took {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+
+
+def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, str]) -> int:
+    """The exit status of a stage in a process of its own."""
+    missing = process_settings()
+    if not entry.accelerate and not missing:
+        config_class(entry.stage)  # imports what the stage does, for the stages after it too
+        if may_fork():
+            return run_forked(lambda: start_command(words), environment)
+    command = [sys.executable, "-m", "tiebreak.cli", *words]
+    return subprocess.run(command, env={**os.environ, **missing, **environment}, check=False).returncode
 
 
 def _move_aside(folder: Path) -> None:

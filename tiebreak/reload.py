@@ -8,14 +8,19 @@ prompt of the request. On request the adapter is also merged into the weights an
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiebreak.config import SamplingConfig, TrainingConfig
-from tiebreak.errors import exit_with_message
+from tiebreak.errors import HandoffError, exit_with_message
+from tiebreak.forks import Ahead, may_fork
 from tiebreak.launch import while_importing
 from tiebreak.records import to_messages
 
@@ -24,6 +29,53 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SCORE_BATCH = 16
+_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+_OF_A_LAUNCH_TOO = ("ACCELERATE_", "TORCHELASTIC_", "OMP_NUM")
+"""environment of one of several processes, and how the rest of it begins"""
+
+
+@functools.cache
+def process_ahead() -> Ahead | None:
+    """The process of this one's later `in_fresh_process`, forked by the first call; None where that starts another.
+
+    The first call belongs before anything is loaded: a process that has computed can no longer be forked.
+    """
+    with while_importing():
+        import peft  # noqa: F401 - so that it need not be imported there
+
+        import tiebreak.generation
+        import tiebreak.models  # noqa: F401
+    return Ahead(lambda asked: reload(Path(asked["final"]), asked["request"])) if may_fork() else None
+
+
+def in_fresh_process(final: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """`reload` in a process that shares nothing with this one.
+
+    Raises:
+        HandoffError: what was saved cannot be loaded there, or answers differently.
+    """
+    try:
+        ahead = process_ahead()
+        return ahead.ask({"final": str(final), "request": request}) if ahead else _in_new_process(final, request)
+    except RuntimeError as error:
+        raise HandoffError(f"{final} was saved, but a fresh process cannot use it: {error}") from None
+
+
+def _in_new_process(final: Path, request: dict[str, Any]) -> dict[str, Any]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_A_LAUNCH and not name.startswith(_OF_A_LAUNCH_TOO)
+    }
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as asked:
+        json.dump(request, asked)
+        asked.flush()
+        command = [sys.executable, "-m", "tiebreak.reload", str(final), asked.name]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError((result.stderr.strip().splitlines() or ["it printed nothing"])[-1])
+    answer: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return answer
 
 
 def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:

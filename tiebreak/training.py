@@ -5,11 +5,7 @@ The trainers themselves are TRL's and transformers'; this file holds what surrou
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,7 +26,8 @@ from tiebreak.models import (
     save_adapter,
     write_probe,
 )
-from tiebreak.records import Prompt, write_json
+from tiebreak.records import Prompt
+from tiebreak.reload import in_fresh_process
 from tiebreak.runs import Run, read_metrics, say
 from tiebreak.tracking import RunRecorder
 
@@ -199,7 +196,8 @@ def finish_adapter(
             "merged": str(run.final / "merged") if merged else None,
             "sequences": list(sequences),
         }
-        reloaded = _reload(run, request)
+        say("loading what was saved in a fresh process, to compare")
+        reloaded = in_fresh_process(run.final, request)
         say(f"reloaded in a fresh process: the largest difference is {reloaded['difference']:.1e}")
         if reloaded["samples"]:
             texts = [prompt.messages[-1].content for prompt in prompts[:SAMPLED_PROMPTS]]
@@ -210,36 +208,6 @@ def finish_adapter(
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _reload(run: Run, request: dict[str, Any]) -> dict[str, Any]:
-    """Hand `final/` to a process that shares nothing with this one.
-
-    Raises:
-        HandoffError: it cannot be loaded there, or answers differently.
-    """
-    say("loading what was saved in a fresh process, to compare")
-    asked = run.folder / ".reload.json"
-    write_json(asked, request)
-    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ours and not name.startswith(("ACCELERATE_", "TORCHELASTIC_", "OMP_NUM"))
-    }
-    result = subprocess.run(
-        [sys.executable, "-m", "tiebreak.reload", str(run.final), str(asked)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise HandoffError(f"{run.final} was saved, but a fresh process cannot use it: {reason}")
-    asked.unlink()
-    answer: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
-    return answer
 
 
 def last_metrics(folder: Path, keys: Sequence[str], up_to: float = math.inf) -> dict[str, Any]:
