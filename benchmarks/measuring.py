@@ -77,14 +77,19 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def run_alone(*words: str | Path, environment: dict[str, str] | None = None) -> None:
-    """A contestant's process, with the allocator settings that our command line sets, for all contestants alike."""
+def run_alone(*words: str | Path, environment: dict[str, str] | None = None, settled: bool = True) -> None:
+    """A contestant's process; `settled`: with the allocator settings that our command line gives its own."""
     from tiebreak.launch import MALLOC_SETTINGS
 
-    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    inherited = os.environ if environment is None else environment
     done = subprocess.run(
         [*map(str, words)],
-        env={**MALLOC_SETTINGS, **(os.environ if environment is None else environment), **settings},
+        env={
+            **{name: value for name, value in inherited.items() if name not in MALLOC_SETTINGS},
+            **(MALLOC_SETTINGS if settled else {}),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        },
         stdout=subprocess.DEVNULL,
         check=False,
     )
