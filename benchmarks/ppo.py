@@ -110,7 +110,8 @@ def measure_contestants(
             if name == TRL:
                 own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
                 script = Path(__file__).with_name("ppo_trl.py")
-                run_alone(python[name], script, job, answer, environment={**own, "TRL_EXPERIMENTAL_SILENCE": "1"})
+                own["TRL_EXPERIMENTAL_SILENCE"] = "1"
+                run_alone(python[name], script, job, answer, environment=own, settled=False)
             else:
                 run_alone(python[name], __file__, "ours", job, answer)
             measured[name] = Measured(**json.loads(answer.read_text()))
