@@ -31,7 +31,8 @@ class Measured:
     peak_mib: float
     padded_tokens_a_row: float
     tokens_a_row: float
-    matrix_product_share: float
+    matrix_product_share: float | None
+    """none where the products were not counted"""
     steps: list[float] = field(default_factory=list)
     phases: dict[str, float] = field(default_factory=dict)
     """seconds of a PPO rollout's parts: generate, assess, update"""
@@ -40,25 +41,34 @@ class Measured:
 
 
 class Clock(TrainerCallback):
-    """Times steps, and counts the operations of the first one's matrix products, which is not among the timed."""
+    """Times some steps, then notes the peak memory, then counts the operations of the next step's matrix products.
 
-    def __init__(self) -> None:
+    Counting is slow and takes memory of its own, so it comes last: a trainer takes a step more than are timed.
+    """
+
+    def __init__(self, timed: int) -> None:
         self.seconds: list[float] = []
         self.products = 0.0
+        self.peak_mib = 0.0
+        self._timed = timed
         self._started = 0.0
         self._counter: Any = None
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        if not self.seconds:
+        if len(self.seconds) == self._timed:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
         self._started = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._started)
-        if len(self.seconds) == 1:
+        if self._counter is not None:
             self._counter.__exit__(None, None, None)
             self.products = float(self._counter.get_total_flops())
+            self._counter = None
+            return
+        self.seconds.append(time.perf_counter() - self._started)
+        if len(self.seconds) == self._timed:
+            self.peak_mib = peak_mib()
 
 
 def product_rate(size: int = 1536, repeats: int = 8) -> float:

@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measuring import Measured, peak_mib, run_alone
+from measuring import Measured, run_alone
 from rollouts import Job, RolloutClock, report, require_same_scores, write_report
 
 TRL = "trl 1.12"
@@ -207,7 +207,7 @@ def our_config(job: Job) -> Any:
         adapter=AdapterConfig(r=job.r, alpha=job.alpha),
         training=training,
         episodes_per_rollout=len(job.prompts),
-        rollouts=job.rollouts,
+        rollouts=job.rollouts + 1,
         ppo_epochs=job.ppo_epochs,
         sampling=SamplingConfig(temperature=job.temperature, max_new_tokens=job.response_tokens),
         kl_coef=job.kl_coef,
@@ -258,16 +258,15 @@ def ours(job: Job, folder: Path) -> Measured:
     trainer.rewards = [load_reward(reward, 1.0, backbone, source, told, training, "reward")]
     backbone.eval()
     require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)
-    clock = RolloutClock(trainer.steps_per_rollout)
+    clock = RolloutClock(job.rollouts, config.rollouts, trainer.steps_per_rollout)
     trainer.add_callback(clock)
     rollout.sample_completions = clock.generating(rollout.sample_completions)
     trainer.train()
-    peak = peak_mib()
     rows = [row for row in trainer.state.log_history if "loss/policy_avg" in row]
     losses = mean_of_each([row["loss/policy_avg"] for row in rows], trainer.steps_per_rollout)
     if trainer.first is None:
         sys.exit("no rollout was drawn")
-    return report(job, clock, losses, rows[0]["objective/kl"], trainer.first.scores[0].tolist(), peak)
+    return report(job, clock, losses, rows[0]["objective/kl"], trainer.first.scores[0].tolist())
 
 
 def mean_of_each(values: list[float], count: int) -> list[float]:

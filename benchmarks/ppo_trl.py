@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from measuring import Measured, peak_mib
+from measuring import Measured
 from peft import LoraConfig
 from rollouts import Job, RolloutClock, report, require_same_scores, write_report
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -33,7 +33,7 @@ def theirs(job: Job, folder: str) -> Measured:
         for _ in range(2)
     )
     require_same_scores(scores_of_prompts(reward_model, job, tokenizer.pad_token_id), job)
-    clock = RolloutClock(calls_a_rollout=1)
+    clock = RolloutClock(job.rollouts, job.rollouts, calls_a_rollout=1)
     trainer = PPOTrainer(
         args=build_args(job, folder),
         processing_class=tokenizer,
@@ -48,10 +48,9 @@ def theirs(job: Job, folder: str) -> Measured:
     scores: list[float] = []
     watch(clock, scores, reward_model, job, tokenizer.pad_token_id)
     trainer.train()
-    peak = peak_mib()
     rows = [row for row in trainer.state.log_history if "objective/kl" in row]
     losses = [row["loss/policy_avg"] for row in rows]
-    return report(job, clock, losses, rows[0]["objective/kl"], scores[: len(job.prompts)], peak)
+    return report(job, clock, losses, rows[0]["objective/kl"], scores[: len(job.prompts)])
 
 
 def build_args(job: Job, folder: str) -> PPOConfig:

@@ -39,6 +39,7 @@ class Job:
     """what the reward model says of the prompts themselves: each side's must say the same"""
     episodes_a_step: int
     rollouts: int
+    """that are timed, but for the first; ours takes one more, whose products are counted"""
     ppo_epochs: int = 4
     response_tokens: int = 32
     """of every completion exactly: on both sides the end-of-sequence token is a token like any other"""
@@ -69,11 +70,12 @@ class Job:
 
 
 class RolloutClock(Clock):
-    """Times rollouts with their updates, and the parts of each; counts the first one's operations, which is not timed."""
+    """Times rollouts with their updates, and the parts of each."""
 
-    def __init__(self, calls_a_rollout: int) -> None:
-        """`calls_a_rollout`: how often the trainer says that a step has ended, for each rollout."""
-        super().__init__()
+    def __init__(self, timed: int, rollouts: int, calls_a_rollout: int) -> None:
+        """`timed` of so many `rollouts`; `calls_a_rollout`: how often the trainer says that a step has ended, for each."""
+        super().__init__(timed)
+        self._rollouts = rollouts
         self.phases: list[dict[str, float]] = []
         self._calls_a_rollout = calls_a_rollout
         self._calls = 0
@@ -95,7 +97,9 @@ class RolloutClock(Clock):
             {"generate": generating, "assess": self._assessed - started - generating, "update": now - self._assessed}
         )
         super().on_step_end()
-        self._started, self._generating = time.perf_counter(), 0.0
+        self._generating = 0.0
+        if self._calls < self._rollouts * self._calls_a_rollout:
+            super().on_step_begin()
 
     def generating(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, whose time is that of drawing completions."""
@@ -123,22 +127,21 @@ def require_same_scores(told: Sequence[float], job: Job) -> None:
             )
 
 
-def report(
-    job: Job, clock: RolloutClock, losses: list[float], first_kl: float, first_scores: list[float], peak: float
-) -> Measured:
+def report(job: Job, clock: RolloutClock, losses: list[float], first_kl: float, first_scores: list[float]) -> Measured:
     """What a side says at its end. `losses`: the policy's mean of each rollout."""
     seconds = statistics.median(clock.seconds[1:])
+    phases = clock.phases[1 : len(clock.seconds)]
     return Measured(
-        losses=losses,
+        losses=losses[: job.rollouts],
         step_seconds=seconds,
         setup_seconds=0.0,
         tokens_per_second=job.tokens / seconds,
-        peak_mib=peak,
+        peak_mib=clock.peak_mib,
         padded_tokens_a_row=max(map(len, job.prompts)) + job.response_tokens,
         tokens_a_row=job.tokens / len(job.prompts),
-        matrix_product_share=clock.products / seconds / product_rate(),
+        matrix_product_share=clock.products / seconds / product_rate() if clock.products else None,
         steps=clock.seconds,
-        phases={name: statistics.median(phase[name] for phase in clock.phases[1:]) for name in clock.phases[0]},
+        phases={name: statistics.median(phase[name] for phase in phases) for name in clock.phases[0]},
         first_rollout={
             "kl": first_kl,
             "score_mean": statistics.fmean(first_scores),

@@ -16,7 +16,7 @@ the padding, so they compare whatever is computed. Memory is the process's peak 
 Ours and TRL's defaults see the same batches in the same order, so their losses must agree; TRL's best settings group
 rows by length, which gives other batches. Prints a table and writes benchmarks/results.json.
 
-The share of the machine's matrix-product rate is that of the products torch's FlopCounterMode counts in the first step
+The share of the machine's matrix-product rate is that of the products torch's FlopCounterMode counts in one step more
 (the linear layers' and the head's; the rank-r ones of LoRA partly, attention's not), scaled to the timed steps' tokens,
 over their time, over the rate of a large torch.mm in this very process.
 """
@@ -38,7 +38,7 @@ from typing import Any
 
 import ppo
 import torch
-from measuring import Clock, Measured, peak_mib, product_rate, run_alone
+from measuring import Clock, Measured, product_rate, run_alone
 
 from tiebreak.chat import encode_preference
 from tiebreak.config import TrainingConfig
@@ -222,32 +222,31 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
 
     warnings.filterwarnings("ignore")
     tokenizer = load_tokenizer(find_model(model))
-    pairs = build_pairs(case.data, rows * steps, tokenizer)
+    pairs = build_pairs(case.data, rows * (steps + 1), tokenizer)  # the last step's are for counting operations
     if contestant in BEST_OF_TRL:
         pairs = _grouped_by_length(pairs, rows)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        trainer = build_contestant(case.stage, contestant, pairs, Budget(rows, steps), model, tokenizer, folder)
+        trainer = build_contestant(case.stage, contestant, pairs, Budget(rows, steps + 1), model, tokenizer, folder)
         built = time.perf_counter() - started
-        clock = Clock()
+        clock = Clock(steps)
         trainer.add_callback(clock)
         trainer.train()
-        peak = peak_mib()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     seconds = statistics.fmean(clock.seconds[1:])
     precomputing = "trl " in contestant and case.stage == "dpo"
-    setup = built / steps if precomputing else 0.0
+    setup = built / (steps + 1) if precomputing else 0.0
     tokens = [pair.tokens if case.stage != "sft" else len(pair.prompt) + len(pair.chosen) for pair in pairs]
     computed = [sum(tokens[n : n + rows]) for n in range(0, len(tokens), rows)]
     if contestant != "ours" and contestant not in GROWN:
         computed = _padded(case, pairs, rows)
-    longer = statistics.fmean(computed[1:]) / computed[0]  # the timed steps than the one whose products were counted
+    longer = statistics.fmean(computed[1:steps]) / computed[steps]  # the timed steps than the counted one
     return Measured(
-        losses=losses,
+        losses=losses[:steps],
         step_seconds=seconds,
         setup_seconds=setup,
-        tokens_per_second=sum(tokens[rows:]) / (steps - 1) / (seconds + setup),
-        peak_mib=peak,
+        tokens_per_second=sum(tokens[rows : rows * steps]) / (steps - 1) / (seconds + setup),
+        peak_mib=clock.peak_mib,
         padded_tokens_a_row=sum(_padded(case, pairs, rows)) / len(pairs),
         tokens_a_row=statistics.fmean(tokens),
         matrix_product_share=clock.products * longer / seconds / product_rate(),
@@ -546,9 +545,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
             speed = f"{ratio['throughput']:.2f}" if ratio and "throughput" in ratio else ""
             shown = f"{speed} | {ratio['memory']:.2f}" if ratio else " | "
             seconds = one["step_seconds"] + one["setup_seconds"]
+            share = "" if one["matrix_product_share"] is None else f"{one['matrix_product_share']:.0%}"
             lines.append(
                 f"| {result['case']} | {name} | {seconds:.1f} | {one['tokens_per_second']:.0f} | {one['peak_mib']:.0f} "
-                f"| {one['matrix_product_share']:.0%} | {shown} |"
+                f"| {share} | {shown} |"
             )
         if "largest_loss_difference" in result:
             verdict = "agree" if result["losses_agree"] else "DIFFER"
@@ -595,7 +595,7 @@ def main() -> None:
             measured = {}
             for name in names:
                 print(f"{case.name}: {name}", file=sys.stderr, flush=True)
-                rows, steps = (batch * GROWN[name], 3) if name in GROWN else (batch, options.steps)
+                rows, steps = (batch * GROWN[name], 2) if name in GROWN else (batch, options.steps)
                 measured[name] = in_fresh_process(case, name, rows, steps, options.model)
         steps = options.rollouts if case.stage == "ppo" else options.steps
         results[case.name] = summarise(case, batch, steps, measured)

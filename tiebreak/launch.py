@@ -51,9 +51,9 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
     def run() -> None:
         config = load_config(model, words, stage)
         if stage in COMMANDS and COMMANDS[stage].trains:
-            from tiebreak.reload import process_ahead
+            from tiebreak.reload import fork_ahead
 
-            process_ahead()  # while nothing is loaded
+            fork_ahead()  # while nothing is loaded
         body(config)
 
     exit_with_message(run)

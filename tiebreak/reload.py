@@ -8,7 +8,6 @@ prompt of the request. On request the adapter is also merged into the weights an
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -34,18 +33,18 @@ _OF_A_LAUNCH_TOO = ("ACCELERATE_", "TORCHELASTIC_", "OMP_NUM")
 """environment of one of several processes, and how the rest of it begins"""
 
 
-@functools.cache
-def process_ahead() -> Ahead | None:
-    """The process of this one's later `in_fresh_process`, forked by the first call; None where that starts another.
+_AHEAD: list[Ahead] = []
+"""the process that waits for this one's next `in_fresh_process`: one or none, and asked once"""
 
-    The first call belongs before anything is loaded: a process that has computed can no longer be forked.
-    """
+
+def fork_ahead() -> None:
+    """Fork the process of the next `in_fresh_process`, where this one can be: before anything is loaded."""
     with while_importing():
         import peft  # noqa: F401 - so that it need not be imported there
 
         import tiebreak.generation
         import tiebreak.models  # noqa: F401
-    return Ahead(lambda asked: reload(Path(asked["final"]), asked["request"])) if may_fork() else None
+    _AHEAD[:] = [Ahead(lambda asked: reload(Path(asked["final"]), asked["request"]))] if may_fork() else []
 
 
 def in_fresh_process(final: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -55,8 +54,9 @@ def in_fresh_process(final: Path, request: dict[str, Any]) -> dict[str, Any]:
         HandoffError: what was saved cannot be loaded there, or answers differently.
     """
     try:
-        ahead = process_ahead()
-        return ahead.ask({"final": str(final), "request": request}) if ahead else _in_new_process(final, request)
+        if _AHEAD:
+            return _AHEAD.pop().ask({"final": str(final), "request": request})
+        return _in_new_process(final, request)
     except RuntimeError as error:
         raise HandoffError(f"{final} was saved, but a fresh process cannot use it: {error}") from None
 
