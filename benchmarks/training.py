@@ -7,8 +7,8 @@
 Every contestant of a case trains the same adapter on the same token ids, batch, seed and number format, in a process of
 its own, in turn: ours, TRL's defaults, and TRL's best documented settings for speed and for memory (see CONTESTANTS).
 TRL's defaults run as Python starts them; all others have the allocator settings that our command line gives its processes
-(tiebreak.launch.MALLOC_SETTINGS), which are worth a quarter of TRL's time in DPO. TRL 1.12's PPO is not given them: its
-logits of whole sequences then leave holes that nothing fits, and 24 GiB are not enough for it.
+(tiebreak.launch.MALLOC_SETTINGS), which are worth a quarter of TRL's time in DPO. TRL 1.12's PPO is not
+given them either.
 PPO is measured beside TRL 1.12's, in an environment of its own, and beside our own SFT's memory: see ppo.py.
 A step's time is the mean of the steps after the first, and tokens a second are those steps' (their batches differ in
 length, so a median would be another batch's than the tokens'); they count prompt and completion of both sides, none of
