@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: quickstart smoke test lint unit setup wheel bench clean help
 
 help:
-	@echo "make quickstart   the whole recipe on a real 135M model: about 12 minutes on two CPU cores"
+	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"

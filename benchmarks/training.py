@@ -7,9 +7,9 @@
 Every contestant of a case trains the same adapter on the same token ids, batch, seed and number format, in a process of
 its own, in turn: ours, TRL's defaults, and TRL's best documented settings for speed and for memory (see CONTESTANTS).
 TRL's defaults run as Python starts them; all others have the allocator settings that our command line gives its processes
-(tiebreak.launch.MALLOC_SETTINGS), which are worth a quarter of TRL's time in DPO. TRL 1.12's PPO is not
-given them either.
-PPO is measured beside TRL 1.12's, in an environment of its own, and beside our own SFT's memory: see ppo.py.
+(tiebreak.launch.MALLOC_SETTINGS), which are worth a quarter of TRL's time in DPO.
+PPO is measured beside TRL 1.12's, as Python starts it in an environment of its own, and beside our own SFT's memory: see
+ppo.py.
 A step's time is the mean of the steps after the first, and tokens a second are those steps' (their batches differ in
 length, so a median would be another batch's than the tokens'); they count prompt and completion of both sides, none of
 the padding, so they compare whatever is computed. Memory is the process's peak resident set.

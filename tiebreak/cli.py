@@ -19,8 +19,8 @@ from tiebreak.errors import ConfigError, exit_with_message
 class Command:
     """A command and the module that runs it.
 
-    `trains` marks those that take `--accelerate NAME`; `heavy` those that hold a
-    model, or start processes that do.
+    `trains` marks those that take `--accelerate NAME`; `heavy` those that hold a model, or start processes
+    that do.
     """
 
     name: str

@@ -24,8 +24,6 @@ from tiebreak.errors import TiebreakError
 
 FORK = multiprocessing.get_context("fork")
 Answer = dict[str, Any]
-
-
 SAFE_THREADS = {"jemalloc_bg_thd"}
 """names of threads that see to forks themselves: PyArrow's allocator has one"""
 

@@ -18,15 +18,16 @@ FORKED = """
 import atexit, os, sys, tempfile
 from tiebreak.forks import run_forked
 
+here = os.getpid()
 folder = tempfile.TemporaryDirectory()
 atexit.register(lambda: print("the end", os.path.isdir(folder.name)))
 
 def main():
     atexit.register(lambda: print("left", flush=True))
-    print(os.environ["TOLD"], os.getpid() != {parent}, flush=True)
-    {ending}
+    print(os.environ["TOLD"], os.getppid() == here, flush=True)
+    ENDING
 
-status = run_forked(main, {{"TOLD": "heard"}})
+status = run_forked(main, {"TOLD": "heard"})
 print("status", status, "TOLD" in os.environ)
 """
 
@@ -48,7 +49,7 @@ def run_code(code: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_fork_runs_with_its_environment_and_its_end_is_told(ending: str, status: int, leaves: bool) -> None:
-    told = run_code(FORKED.format(parent="os.getppid()", ending=ending))
+    told = run_code(FORKED.replace("ENDING", ending))
     assert told.stdout.splitlines() == [
         "heard True",
         *(["left"] if leaves else []),
