@@ -189,6 +189,8 @@ BEST_OF_TRL = {"trl fast": "throughput", "trl small": "memory"}
 FASTER_THAN_BEST = {"dpo": 1.8, "reward": 1.5, "sft": 1.5}
 """is asked"""
 GROWN = {"ours, 4 times the rows": 4, "ours, 16 times the rows": 16}
+GROWN_TO = 32
+"""times a step's rows that each of these takes in all; the second half is timed, which is the same rows for both"""
 GROWTH = 1.1
 """what time a token and memory may grow by from the one to the other, as they should not at all: both have batches that
 fill their passes"""
@@ -222,34 +224,36 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
 
     warnings.filterwarnings("ignore")
     tokenizer = load_tokenizer(find_model(model))
-    pairs = build_pairs(case.data, rows * (steps + 1), tokenizer)  # the last step's are for counting operations
+    untimed = steps // 2 if contestant in GROWN else 1
+    taken = steps + (contestant not in GROWN)  # the last one to count operations
+    pairs = build_pairs(case.data, rows * taken, tokenizer)
     if contestant in BEST_OF_TRL:
         pairs = _grouped_by_length(pairs, rows)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        trainer = build_contestant(case.stage, contestant, pairs, Budget(rows, steps + 1), model, tokenizer, folder)
+        trainer = build_contestant(case.stage, contestant, pairs, Budget(rows, taken), model, tokenizer, folder)
         built = time.perf_counter() - started
         clock = Clock(steps)
         trainer.add_callback(clock)
         trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    seconds = statistics.fmean(clock.seconds[1:])
+    seconds = statistics.fmean(clock.seconds[untimed:])
     precomputing = "trl " in contestant and case.stage == "dpo"
-    setup = built / (steps + 1) if precomputing else 0.0
+    setup = built / taken if precomputing else 0.0
     tokens = [pair.tokens if case.stage != "sft" else len(pair.prompt) + len(pair.chosen) for pair in pairs]
     computed = [sum(tokens[n : n + rows]) for n in range(0, len(tokens), rows)]
     if contestant != "ours" and contestant not in GROWN:
         computed = _padded(case, pairs, rows)
-    longer = statistics.fmean(computed[1:steps]) / computed[steps]  # the timed steps than the counted one
+    longer = statistics.fmean(computed[untimed:steps]) / computed[-1]  # the timed steps than the counted one
     return Measured(
         losses=losses[:steps],
         step_seconds=seconds,
         setup_seconds=setup,
-        tokens_per_second=sum(tokens[rows : rows * steps]) / (steps - 1) / (seconds + setup),
+        tokens_per_second=sum(tokens[rows * untimed : rows * steps]) / (steps - untimed) / (seconds + setup),
         peak_mib=clock.peak_mib,
         padded_tokens_a_row=sum(_padded(case, pairs, rows)) / len(pairs),
         tokens_a_row=statistics.fmean(tokens),
-        matrix_product_share=clock.products * longer / seconds / product_rate(),
+        matrix_product_share=clock.products * longer / seconds / product_rate() if clock.products else None,
         steps=clock.seconds,
     )
 
@@ -595,7 +599,8 @@ def main() -> None:
             measured = {}
             for name in names:
                 print(f"{case.name}: {name}", file=sys.stderr, flush=True)
-                rows, steps = (batch * GROWN[name], 2) if name in GROWN else (batch, options.steps)
+                times = GROWN.get(name)
+                rows, steps = (batch * times, GROWN_TO // times) if times else (batch, options.steps)
                 measured[name] = in_fresh_process(case, name, rows, steps, options.model)
         steps = options.rollouts if case.stage == "ppo" else options.steps
         results[case.name] = summarise(case, batch, steps, measured)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import read_rows, run_command, run_here, succeed
 
 from tiebreak.config import TrainingConfig
@@ -140,6 +141,20 @@ def test_deepspeed_on_two_processes(finished_recipe: Path, tmp_path: Path, stage
         load_trained_reward_model(source, TrainingConfig())
     else:
         load_frozen_policy(source, TrainingConfig())
+
+
+def test_under_zero3_the_saved_policy_is_the_one_that_the_guard_kept(finished_recipe: Path, tmp_path: Path) -> None:
+    """Where each process has a shard of every weight: what is put back must reach the shards."""
+    folder = tmp_path / "dpo"
+    words = ("dpo", "--config", config_of(finished_recipe, "dpo"), "--output", folder, "--accelerate", "cpu_zero3")
+    guard = ("--guard.reward_model", output(finished_recipe, "reward"), "--guard.eval_every_steps", 1)
+    succeed(*words, *guard, "--training.learning_rate", 0.03, timeout=400)
+    assert read_manifest(folder)["guard"]["kept"]["step"] < 3  # or nothing would have been put back
+    kept = load_file(folder / "checkpoints" / "checkpoint-3" / "guard.safetensors")
+    saved = load_file(folder / "final" / "adapter_model.safetensors")
+    assert saved.keys() == {name.replace(".default", "") for name in kept}
+    for name, weight in kept.items():
+        assert torch.equal(saved[name.replace(".default", "")], weight), name
 
 
 def test_qlora_on_the_cpu(finished_recipe: Path, tmp_path: Path) -> None:

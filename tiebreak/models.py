@@ -470,9 +470,10 @@ def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Itera
     What an outer context or a module's own hook holds whole already is left to them: gathering twice is an error.
 
     Args:
-        written: what is written into them goes back into the shards, as process 0 wrote it; else it is lost.
+        written: what is written into them goes back into the shards, as process 0 wrote it; else it is lost. Small
+            parameters, that DeepSpeed keeps whole between steps, have shards too, and the next forward may go by those.
     """
-    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name == "NOT_AVAILABLE"]
+    sharded = [p for p in parameters if hasattr(p, "ds_id") and (written or p.ds_status.name == "NOT_AVAILABLE")]
     if sharded:
         import deepspeed
 
