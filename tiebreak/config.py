@@ -73,8 +73,8 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     gradient_checkpointing: bool = False
     tokens_per_pass: int | None = Field(default=None, ge=1)
-    """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key. null: 1,024,
-    and 640 in PPO"""
+    """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key. null: 640
+    on the CPU, 2,048 on a GPU"""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     logging_steps: int = Field(default=1, ge=1)
     eval_steps: int | None = Field(default=None, ge=1)

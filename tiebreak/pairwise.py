@@ -30,8 +30,7 @@ from tiebreak.packing import PackedRow, Packing, pack_padded, pack_sequences
 from tiebreak.runs import say
 
 TOKENS_PER_PASS = 1024
-"""Enough to keep a processor's matrix products at their full rate; activations of a 135M model take 1.3 MB each. A
-DPO step took as long with 2,048, and a fifth more memory."""
+"""of a pass without its backward. Enough to keep a processor's matrix products at their full rate."""
 
 
 def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKENS_PER_PASS) -> bool:

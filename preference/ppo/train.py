@@ -29,6 +29,7 @@ from tiebreak.models import (
     load_policy,
     load_tokenizer,
 )
+from tiebreak.passes import default_tokens_per_pass
 from tiebreak.records import Prompt, is_held_out, read_prompts
 from tiebreak.runs import Run, read_manifest, say, start_run
 from tiebreak.tracking import RunRecorder
@@ -274,7 +275,7 @@ def build_trainer(
         if config.value_head:
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
         trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
-        trainer.tokens_per_pass = config.training.tokens_per_pass or trainer.tokens_per_pass
+        trainer.tokens_per_pass = config.training.tokens_per_pass or default_tokens_per_pass(trainer.args.device)
     else:
         from preference.ppo.groups import build_group_trainer
 

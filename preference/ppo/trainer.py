@@ -29,6 +29,7 @@ from preference.ppo.vllm import LOGP_DIFFERENCE
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.memory import give_back_memory
+from tiebreak.passes import TOKENS_PER_PASS
 from tiebreak.runs import say
 
 
@@ -61,11 +62,6 @@ class MicroBatch:
             returns=self.returns[cells],
             tokens_in_minibatch=self.tokens_in_minibatch,
         )
-
-
-TOKENS_PER_PASS = 640
-"""Less than other stages take: the rollout before has left the heap in pieces, and a process that keeps what it frees grows
-by what does not fit. With a pass for all eight episodes of a step, a 135M model's PPO took 4.0 GiB in place of 3.0."""
 
 
 class Steps(Dataset[dict[str, int]]):
