@@ -68,7 +68,8 @@ from tiebreak.forks import run_forked
 def main():
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        while True:  # a signal that comes just before a sleep does not cut it short
+            time.sleep(0.1)
     except KeyboardInterrupt:
         time.sleep(0.5)
         print("stage saved", flush=True)
