@@ -64,6 +64,7 @@ def test_an_interrupted_recipe_waits_for_its_stage() -> None:
     code = """
 import os, signal, sys, time
 from tiebreak.forks import run_forked
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 
 def main():
     try:
