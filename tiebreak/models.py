@@ -472,6 +472,7 @@ def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Itera
     Args:
         written: what is written into them goes back into the shards, as process 0 wrote it; else it is lost. Small
             parameters, that DeepSpeed keeps whole between steps, have shards too, and the next forward may go by those.
+            So all are gathered, and an outer context that holds one of them is an error.
     """
     sharded = [p for p in parameters if hasattr(p, "ds_id") and (written or p.ds_status.name == "NOT_AVAILABLE")]
     if sharded:
