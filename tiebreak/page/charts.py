@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tiebreak.page.markup import Markup, el, line, svg, text
-from tiebreak.page.numbers import MINUS, number
+from tiebreak.page.numbers import number
 
 Point = tuple[float, float]
 
@@ -61,19 +61,27 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Labels of one axis, all with the digits that its step needs."""
+    """Labels of one axis, all with the digits that its step needs.
+
+    >>> tick_labels([0.69314, 0.69315]), tick_labels([0, 5e-6, 1e-5]), tick_labels([1e6, 1.05e6])
+    (['0.69314', '0.69315'], ['0', '5e−6', '10e−6'], ['1.00M', '1.05M'])
+    """
     if len(values) < 2:
         return [number(v) for v in values]
     step = min(abs(b - a) for a, b in itertools.pairwise(values))
-    if step < 1e-3 or max(abs(v) for v in values) >= 1e6:
-        return ["0" if v == 0 else number(v) if abs(v) < 1e-3 else f"{v:.1e}".replace("-", MINUS) for v in values]
-    return [number(v, max(0, -math.floor(math.log10(step) + 1e-9))) for v in values]
+    power = math.floor(math.log10(step) + 1e-9)
+    largest = max(abs(v) for v in values)
+    if largest >= 1e6:
+        return [f"{number(v / 1e6, max(0, 6 - power))}M" if v else "0" for v in values]
+    if power < -3 and largest < 1e-2:
+        return [f"{number(v / 10.0**power, 0)}e{number(power)}" if v else "0" for v in values]
+    return [number(v, max(0, -power)) for v in values]
 
 
 def spread(values: Sequence[float], padding: float = 0.06) -> tuple[float, float]:
-    """An axis that holds all values with some air; a single value gets a band around itself."""
+    """An axis that holds all values with some air; values that are one to five digits get a band around them."""
     low, high = min(values), max(values)
-    if high - low < 1e-12 * max(1.0, abs(low), abs(high)):
+    if high - low <= max(1e-12, 1e-5 * max(abs(low), abs(high))):
         half = abs(low) * 0.1 or 1.0
         return low - half, high + half
     return low - (high - low) * padding, high + (high - low) * padding
