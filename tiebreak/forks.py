@@ -50,9 +50,13 @@ def run_forked(main: Callable[[], object], environment: Mapping[str, str]) -> in
     Returns:
         its exit status; minus the signal's number, if one ended it.
     """
-    process = FORK.Process(target=_as_its_own, args=(main, environment))
-    process.start()
+    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the process is one to wait for
+    process = FORK.Process(target=_as_its_own, args=(main, environment, unheld))
     try:
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         process.join()
     except KeyboardInterrupt:
         process.join()
@@ -61,10 +65,11 @@ def run_forked(main: Callable[[], object], environment: Mapping[str, str]) -> in
     return process.exitcode
 
 
-def _as_its_own(main: Callable[[], object], environment: Mapping[str, str]) -> None:
+def _as_its_own(main: Callable[[], object], environment: Mapping[str, str], unheld: set[signal.Signals]) -> None:
     os.environ.update(environment)
     _leave_inherited_endings()
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         main()
     finally:
         atexit._run_exitfuncs()

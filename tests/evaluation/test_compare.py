@@ -704,7 +704,7 @@ def test_ticks_and_numbers() -> None:
     assert ticks(0.0, 1.0) == [0.0, 0.5, 1.0]
     assert tick_labels([0.5, 0.55, 0.6]) == ["0.50", "0.55", "0.60"]
     assert tick_labels([0.69314, 0.69315]) == ["0.69314", "0.69315"]
-    assert tick_labels([0.0, 5e-6, 1e-5]) == ["0", "5e−6", "10e−6"]
+    assert tick_labels([0.0, 5e-6, 1e-5]) == ["0", "0.5e−5", "1.0e−5"]
     assert tick_labels([0.0, 950_000, 1_000_000]) == ["0", "0.95M", "1.00M"]
     assert spread([0.6931472, 0.6931471]) == pytest.approx((0.6238, 0.7625), abs=1e-4)  # a curve that does not move
     assert [number(v) for v in (None, 0, 16, 0.69315, -12.345, 12345.6, 2e-5)] == [

@@ -94,6 +94,33 @@ except KeyboardInterrupt:
     assert process.communicate(timeout=30)[0].splitlines() == ["stage saved", "recipe stopped"]
 
 
+def test_an_interrupt_right_after_the_fork_waits_as_well() -> None:
+    code = """
+import os, signal, time
+from tiebreak.forks import run_forked
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def main():
+    time.sleep(0.5)
+    print("stage saved", flush=True)
+
+fork = os.fork
+
+def fork_and_interrupt():
+    child = fork()
+    if child:
+        os.kill(os.getpid(), signal.SIGINT)
+    return child
+
+os.fork = fork_and_interrupt
+try:
+    run_forked(main, {})
+except KeyboardInterrupt:
+    print("recipe stopped", flush=True)
+"""
+    assert run_code(code).stdout.splitlines() == ["stage saved", "recipe stopped"]
+
+
 def test_a_process_that_runs_a_thread_or_one_of_several_is_not_forked() -> None:
     code = """
 import os, threading

@@ -57,14 +57,15 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    digits = 2 - math.floor(math.log10(step))
+    return [round(k * step, digits) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
     """Labels of one axis, all with the digits that its step needs.
 
     >>> tick_labels([0.69314, 0.69315]), tick_labels([0, 5e-6, 1e-5]), tick_labels([1e6, 1.05e6])
-    (['0.69314', '0.69315'], ['0', '5e−6', '10e−6'], ['1.00M', '1.05M'])
+    (['0.69314', '0.69315'], ['0', '0.5e−5', '1.0e−5'], ['1.00M', '1.05M'])
     """
     if len(values) < 2:
         return [number(v) for v in values]
@@ -74,15 +75,16 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     if largest >= 1e6:
         return [f"{number(v / 1e6, max(0, 6 - power))}M" if v else "0" for v in values]
     if power < -3 and largest < 1e-2:
-        return [f"{number(v / 10.0**power, 0)}e{number(power)}" if v else "0" for v in values]
+        of_all = math.floor(math.log10(largest) + 1e-9)
+        return [f"{number(v / 10.0**of_all, of_all - power)}e{number(of_all)}" if v else "0" for v in values]
     return [number(v, max(0, -power)) for v in values]
 
 
 def spread(values: Sequence[float], padding: float = 0.06) -> tuple[float, float]:
-    """An axis that holds all values with some air; values that are one to five digits get a band around them."""
+    """An axis that holds all values with some air; values that are one to four digits get a band around them."""
     low, high = min(values), max(values)
-    if high - low <= max(1e-12, 1e-5 * max(abs(low), abs(high))):
-        half = abs(low) * 0.1 or 1.0
+    if high - low <= max(1e-12, 1e-4 * max(abs(low), abs(high))):
+        half = abs(low) * 0.1 if abs(low) > 1e-12 else 1.0
         return low - half, high + half
     return low - (high - low) * padding, high + (high - low) * padding
 
