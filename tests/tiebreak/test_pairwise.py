@@ -584,8 +584,13 @@ def test_dpo_logs_what_trl_logs(
     assert_same_rows(dpo_rows(tmp_path, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
 
 
-@pytest.mark.parametrize(("tokens_per_pass", "pairs_a_pass"), [(None, [3, 3, 2]), (400, [2] * 4), (199, [1] * 8)])
-def test_what_stands_in_a_pass(tmp_path: Path, tokens_per_pass: int | None, pairs_a_pass: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "tokens_per_pass", "pairs_a_pass"),
+    [(100, 400, [2] * 4), (100, 399, [1] * 8), (220, None, [2] * 4), (221, None, [1] * 8)],
+)
+def test_what_stands_in_a_pass(
+    tmp_path: Path, prompt: int, tokens_per_pass: int | None, pairs_a_pass: list[int]
+) -> None:
     """A pair of 100 + 50 + 50 tokens counts 200, for its prompt is computed once; null is 640 tokens on the CPU."""
     config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING)
     trainer = CheckedDPOTrainer(
@@ -596,9 +601,9 @@ def test_what_stands_in_a_pass(tmp_path: Path, tokens_per_pass: int | None, pair
     )
     assert trainer.args.device.type == "cpu"
     trainer.compute_in_passes(tokens_per_pass, packed=True)
-    tokens = torch.randint(2, VOCABULARY, (16, 150), generator=torch.Generator().manual_seed(0))
-    tokens[8:, :100] = tokens[:8, :100]
-    tokens[8:, 100] = (tokens[:8, 100] + 1) % VOCABULARY  # the completions differ from their first token on
+    tokens = torch.randint(2, VOCABULARY, (16, prompt + 50), generator=torch.Generator().manual_seed(0))
+    tokens[8:, :prompt] = tokens[:8, :prompt]
+    tokens[8:, prompt] = (tokens[:8, prompt] + 1) % VOCABULARY  # the completions differ from their first token on
     passes = trainer._parts({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     assert sorted((len(part["input_ids"]) // 2 for part in passes), reverse=True) == pairs_a_pass
 
