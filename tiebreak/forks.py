@@ -50,7 +50,7 @@ def run_forked(main: Callable[[], object], environment: Mapping[str, str]) -> in
     Returns:
         its exit status; minus the signal's number, if one ended it.
     """
-    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the process is one to wait for
+    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # till there is a process to wait for
     process = FORK.Process(target=_as_its_own, args=(main, environment, unheld))
     try:
         try:

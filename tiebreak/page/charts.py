@@ -65,18 +65,16 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     """Labels of one axis, all with the digits that its step needs.
 
     >>> tick_labels([0.69314, 0.69315]), tick_labels([0, 5e-6, 1e-5]), tick_labels([1e6, 1.05e6])
-    (['0.69314', '0.69315'], ['0', '0.5e−5', '1.0e−5'], ['1.00M', '1.05M'])
+    (['0.69314', '0.69315'], ['0', '0.5e−5', '1.0e−5'], ['1.00e6', '1.05e6'])
     """
-    if len(values) < 2:
-        return [number(v) for v in values]
-    step = min(abs(b - a) for a, b in itertools.pairwise(values))
-    power = math.floor(math.log10(step) + 1e-9)
-    largest = max(abs(v) for v in values)
-    if largest >= 1e6:
-        return [f"{number(v / 1e6, max(0, 6 - power))}M" if v else "0" for v in values]
-    if power < -3 and largest < 1e-2:
-        of_all = math.floor(math.log10(largest) + 1e-9)
-        return [f"{number(v / 10.0**of_all, of_all - power)}e{number(of_all)}" if v else "0" for v in values]
+    largest = max(map(abs, values), default=0.0)
+    step = min((abs(b - a) for a, b in itertools.pairwise(values)), default=largest / 10)
+    power = math.floor(math.log10(step or 1.0) + 1e-9)
+    if largest >= 1e6 or (power < -3 and largest < 1e-2):
+        exponent = math.floor(math.log10(largest) + 1e-9)
+        return [
+            f"{number(v / 10.0**exponent, max(0, exponent - power))}e{number(exponent)}" if v else "0" for v in values
+        ]
     return [number(v, max(0, -power)) for v in values]
 
 
