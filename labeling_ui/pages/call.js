@@ -54,6 +54,13 @@ function make(tag, attributes = {}, ...children) {
   return one;
 }
 
+// Fill a place anew; the button that had the focus there, known by its first data attribute, has it again.
+function refill(place, ...children) {
+  const [known] = place.contains(document.activeElement) ? Object.entries(document.activeElement.dataset) : [];
+  place.replaceChildren(...children);
+  if (known) place.querySelector(`[data-${known[0]}="${CSS.escape(known[1])}"]`)?.focus();
+}
+
 const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
 
 // What a judgment says, in words; `left` is the completion that stands left before whoever reads it.

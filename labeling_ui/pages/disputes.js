@@ -1,7 +1,8 @@
 // Disagreements, settled by a lead: the pair, what its raters said, and the lead's own answer beside theirs.
 const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-next]' };
 let disputes = [];
-let opened = null; // the dispute on the screen
+let opened = null; // the dispute on the screen; null also while its answer is on its way
+let lookedAt = ''; // the one asked for last: a reply about another one is late
 let settled = false; // whether those are listed that are settled already
 
 async function showDisputes(openNext = true) {
@@ -18,7 +19,7 @@ async function showDisputes(openNext = true) {
 }
 
 function listDisputes() {
-  find('.disputes').replaceChildren(...disputes.map((one, n) => {
+  refill(find('.disputes'), ...disputes.map((one, n) => {
     const votes = [one.for_first, one.for_neither, one.for_second];
     const chosen = opened && opened.pair.pair_id === one.item_id;
     return make('li', {}, make('button', { type: 'button', 'data-dispute': one.item_id, 'aria-current': String(Boolean(chosen)) },
@@ -34,7 +35,10 @@ function closeDispute() {
 }
 
 async function openDispute(id) {
-  opened = await call(`/api/lead/disputes/${encodeURIComponent(id)}`);
+  lookedAt = id;
+  const dispute = await call(`/api/lead/disputes/${encodeURIComponent(id)}`);
+  if (lookedAt !== id) return;
+  opened = dispute;
   listDisputes();
   const { pair, judgments, adjudicated } = opened;
   find('.case').replaceChildren(
@@ -59,16 +63,24 @@ function vote(judgment) {
 }
 
 async function settle(answer) {
-  const body = { ...answer, pair_id: opened.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
-  if (!await change('/api/lead/adjudications', 'POST', body)) return;
-  opened = null;
+  const settling = opened;
+  opened = null; // a second press says nothing
+  const body = { ...answer, pair_id: settling.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
+  if (!await change('/api/lead/adjudications', 'POST', body)) {
+    opened = opened || settling;
+    return;
+  }
   await showDisputes();
   refresh();
 }
 
 function nextDispute() {
   const at = disputes.findIndex((one) => one.item_id === opened.pair.pair_id);
-  openDispute(disputes[(at + 1) % disputes.length].item_id);
+  look(disputes[(at + 1) % disputes.length].item_id);
+}
+
+function look(id) {
+  openDispute(id).catch((error) => warn(error.status ? error.message : words.waiting, 'lost'));
 }
 
 function settleBy(button) {
@@ -78,7 +90,8 @@ function settleBy(button) {
     showDisputes();
     return;
   }
-  if (button.dataset.dispute) openDispute(button.dataset.dispute);
+  if (button.dataset.dispute) look(button.dataset.dispute);
+  else if (!opened) return;
   else if (button.dataset.answer !== undefined) settle({ answer: Number(button.dataset.answer) });
   else if (button.dataset.both_bad !== undefined) settle({ both_bad: true });
   else if (button.dataset.next !== undefined) nextDispute();

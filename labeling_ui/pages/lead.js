@@ -229,12 +229,10 @@ function compareRaters(one, other) {
 }
 
 function showRaters() {
-  const focused = document.activeElement?.dataset?.sort;
-  find('.raters thead').replaceChildren(make('tr', {}, ...Object.keys(COLUMNS).map(columnHead), make('th', { scope: 'col' }, words['col.part'])));
-  find('.raters tbody').replaceChildren(...gatherRaters().map(raterRow));
+  refill(find('.raters thead'), make('tr', {}, ...Object.keys(COLUMNS).map(columnHead), make('th', { scope: 'col' }, words['col.part'])));
+  refill(find('.raters tbody'), ...gatherRaters().map(raterRow));
   find('.columns').replaceChildren(...Object.keys(COLUMNS).filter((name) => `about.${name}` in words)
     .map((name) => make('div', {}, make('dt', {}, words[`col.${name}`]), make('dd', {}, words[`about.${name}`]))));
-  if (focused) find(`[data-sort=${focused}]`).focus();
 }
 
 function columnHead(name) {

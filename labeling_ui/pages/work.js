@@ -1,6 +1,7 @@
 // My work: what the rater did today, at which pace, and their judgments, each to be amended.
 let amending = null; // the id of the judgment that is on the screen to be amended
 let earliest = null; // the `seq` of the last judgment that the history shows
+let openings = 0; // of the card: a reply to an earlier one is dropped
 
 const midnight = () => new Date().setHours(0, 0, 0, 0);
 
@@ -11,9 +12,12 @@ function duration(seconds) {
 
 async function showWork() {
   const place = find('.work');
+  const mine = ++openings;
   place.setAttribute('aria-busy', 'true');
+  place.replaceChildren(); // what stood there is old, and would be replaced under the rater's hands
   try {
     const [me, past] = await Promise.all([call(`/api/me?since_ms=${midnight()}`), call('/api/history?limit=20')]);
+    if (mine !== openings) return;
     const { today, gold_agreement: gold } = me;
     const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';
     earliest = null;
@@ -31,17 +35,22 @@ async function showWork() {
     );
     addHistory(past);
   } catch (error) {
+    if (mine !== openings) return;
     place.textContent = error.status ? error.message : words.waiting;
   }
   place.setAttribute('aria-busy', 'false');
 }
 
 async function showEarlier() {
+  const mine = openings;
+  find('[data-earlier]').disabled = true; // or a second press would add the same ones again
   try {
-    addHistory(await call(`/api/history?limit=20&before=${earliest}`));
+    const past = await call(`/api/history?limit=20&before=${earliest}`);
+    if (mine === openings) addHistory(past);
   } catch (error) {
     warn(error.status ? error.message : words.waiting, 'refused');
   }
+  if (mine === openings) find('[data-earlier]').disabled = false;
 }
 
 function addHistory(past) {

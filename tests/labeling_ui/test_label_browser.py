@@ -360,7 +360,7 @@ def amend_the_ranking(site: Site, page: Any, shown: list[str], texts: dict[str, 
     page.wait_for_selector(".rest.finished:visible")  # Escape leaves the judgment as it was
     assert "amended" not in site.events("ranks")
     press(page, "w")
-    page.wait_for_selector(".history")
+    page.wait_for_selector(".work[aria-busy=false] .history")
     page.focus(".history tr:first-child [data-amend]")
     press(page, "Enter")
     on(page, 12)
@@ -384,7 +384,7 @@ def test_my_work_and_amending(site: Site) -> None:
     page = site.open("works", after=5)
     on(page, 5)
     press(page, "w")
-    page.wait_for_selector(".history")
+    page.wait_for_selector(".work[aria-busy=false] .history")
     names, values = (page.locator(f".work .tile {part}").all_inner_texts() for part in (".name", "strong"))
     figures = dict(zip(names, values, strict=True))
     assert (figures["Today"], figures["In all"]) == ("5", "5")
@@ -412,6 +412,33 @@ def test_my_work_and_amending(site: Site) -> None:
     assert [j.answer for j in site.judgments("works")] == [0, 0, 0, 2, 0]
     assert site.events("works").count("amended") == 1
     assert site.events("works").count("undone") == 0
+
+
+def test_my_work_shows_nothing_old_while_the_new_is_on_its_way(site: Site) -> None:
+    """Or a rater who is quicker than the network amends what is no more, and loses the focus when the rows change."""
+    page = site.open("slow network", after=2)
+    on(page, 2)
+    press(page, "w")
+    page.wait_for_selector(".work[aria-busy=false] .history")
+    press(page, "Escape", "6")
+    on(page, 3)
+    asked: list[Any] = []
+    page.route("**/api/history?*", lambda route: asked.append(route))
+    press(page, "w")
+    eventually(page, lambda: len(asked) == 1, "the history is asked for")
+    assert page.is_visible("[data-card=work]")
+    assert page.locator("[data-amend]").count() == 0
+    press(page, "Escape", "w")
+    eventually(page, lambda: len(asked) == 2, "and again")
+    asked[1].continue_()
+    page.wait_for_selector(".history tr:first-child >> text=question 2?")
+    page.focus(".history tr:first-child [data-amend]")
+    with page.expect_response("**/api/history?*"):
+        asked[0].continue_()  # late: the card has been closed and opened since
+    page.wait_for_timeout(100)
+    press(page, "Enter")
+    on(page, 2)
+    assert page.get_attribute(".judging .chosen", "data-answer") == "2"
 
 
 def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_work(site: Site) -> None:
@@ -655,6 +682,8 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
                 rater_id, Submission(client_id=f"c{n}", pair_id=given.item_id, answer=-2 if better else 2)
             )
     page = site.open("lead", role="lead", path="/lead/")
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
     judged = sum(site.store.status()["judgments"].values())
     assert page.inner_text(".tiles .tile:first-child strong").startswith(f"{judged} of ")
     assert page.is_visible(".chart svg")
@@ -664,6 +693,11 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     page.click("button[data-view=raters]")
     assert page.locator(".raters tbody tr").count() == len(site.store.raters())
     assert page.locator(".raters tbody tr:not(:has([colspan]))").count() == len(measured["raters"])
+    page.focus(f"[data-rater='{rater_id}']")
+    for off in ("true", "false"):  # by keys: the table is drawn anew after each, and the button keeps the focus
+        press(page, "Enter")
+        page.wait_for_selector(f"[data-rater='{rater_id}']:not([data-disabled={off}]):focus")
+        assert [one.disabled for one in site.store.raters() if one.id == rater_id] == [off == "true"]
     page.click("[data-invite=rater]")
     page.wait_for_selector(".invitation input:visible")
     link = page.input_value(".invitation input")
@@ -671,14 +705,24 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     page.wait_for_selector(".bar7")
     first = site.store.disputes()[0]
     waiting = page.locator(".disputes li").count()
+    page.focus(".disputes li:nth-child(2) button")
+    press(page, "Enter")
+    page.wait_for_selector(".disputes li:nth-child(2) [aria-current=true]")
+    page.wait_for_selector(".disputes li:nth-child(2) :focus")
+    press(page, "n")
+    page.wait_for_selector(".disputes li:nth-child(3) [aria-current=true]")
+    page.click(".disputes li:first-child button")
+    page.wait_for_selector(".disputes li:first-child [aria-current=true]")
     left = page.inner_text(".side-left .text")
-    press(page, "1")
+    press(page, "1", "1")  # the second press is of the same answer
     page.wait_for_function(f"document.querySelectorAll('.disputes li').length === {waiting - 1}")
     page.wait_for_function(f"document.querySelector('.badge').textContent === '{waiting - 1}'")
     page.click("[data-settled]")
     page.wait_for_function("document.querySelectorAll('.disputes li').length === 1")
     page.wait_for_selector(".case .note >> text=A is much better")
     (settled,) = site.store.adjudications()
+    assert site.events("lead").count("adjudicated") == 1
+    assert errors == []
     assert (settled.pair_id, settled.answer) == (first.pair_id, -3)
     texts = {completion.id: completion.text for pair in campaign() for completion in pair.completions}
     assert show(texts[settled.left]) == show(left), "the side that is stored is the side that was shown"
