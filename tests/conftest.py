@@ -19,6 +19,7 @@ LONGEST_FIRST = (
     "test_stages.py",
     "test_label_browser.py",
     "test_ppo_trainer.py",
+    "test_passes.py",
 )
 """Each file is one worker's, so at the end none must be left alone with a long one."""
 

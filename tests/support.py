@@ -64,6 +64,28 @@ def run_here(*words: str | Path) -> tuple[int, str]:
     return 0, told.getvalue()
 
 
+LAUNCHERS = {
+    "ddp": ["torchrun", "--standalone", "--nproc-per-node", "2"],
+    "zero2": ["accelerate", "launch", "--config_file", "configs/accelerate/cpu_zero2.yaml"],
+    "zero3": ["accelerate", "launch", "--config_file", "configs/accelerate/cpu_zero3.yaml"],
+}
+
+
+def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
+    """A script, which must end well on both."""
+    program, *options = LAUNCHERS[launcher]
+    result = subprocess.run(
+        [str(Path(sys.executable).with_name(program)), *options, script, *map(str, words)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests")))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+
+
 def end_process(output: Path) -> None:
     """What the end of a failed command's process does to its folder, after `run_here`: nobody holds it any more."""
     (output / "run.lock").unlink(missing_ok=True)

@@ -2,17 +2,24 @@
 
 The gradient of a mean over pairs is the sum of the passes' gradients, each weighted by its share of the pairs; so the
 step is TRL's, and costs no operation more. (tiebreak.pairwise can cut a batch as well, for losses that tie the pairs of
-a batch together and for several processes; it has to compute every pass twice.)
+a batch together; it has to compute every pass twice.)
+
+Several processes meet within a pass: where weights are sharded at every layer, and wherever TRL gathers a metric. So
+all of them take as many passes, of as many groups each, and exchange gradients after the last one alone where the
+weights are whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tiebreak.packing import pack_padded
 from tiebreak.pairwise import pack_forward
@@ -53,10 +60,14 @@ class StepInPasses:
         shares = [weight / max(sum(weights), 1) for weight in weights]
         logged = {key: len(values) for key, values in self._metrics["train"].items()}
         losses = []
-        for part, share in zip(parts, shares, strict=True):
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
             self._share = 1.0 if self.adds_up(num_items_in_batch) else share
-            losses.append(self._step(model, part, num_items_in_batch))
+            with nullcontext() if number == len(parts) else more_to_come(self.accelerator, model):
+                losses.append(self._step(model, part, num_items_in_batch))
         self._share = 1.0
+        if self.accelerator.num_processes > 1:  # TRL's metrics are of all processes
+            weights = self.accelerator.reduce(torch.tensor(weights, device=self.args.device), reduction="sum").tolist()
+            shares = [weight / max(sum(weights), 1) for weight in weights]
         self._join_metrics(logged, shares)
         return torch.stack(losses).sum()
 
@@ -82,16 +93,35 @@ class StepInPasses:
         return True
 
     def _parts(self: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The batch, cut between groups. Several processes would wait for one another at every pass: one pass there."""
-        if self.accelerator.distributed_type != DistributedType.NO or not self.is_mean_over_groups():
+        """The batch, cut between groups."""
+        if not self.is_mean_over_groups():
             return [inputs]
         packing = pack_padded(inputs["input_ids"], inputs["attention_mask"], self.together, self.tokens_per_pass)
         count = len(inputs["input_ids"]) // self.together
-        rows = packing.row[:count].tolist()
-        return [
-            take_groups(inputs, [group for group in range(count) if rows[group] == row], self.together)
-            for row in sorted(set(rows))
+        if self.accelerator.num_processes > 1:
+            passes = self._cut_alike(inputs, count, len(packing.rows))
+        else:
+            rows = packing.row[:count].tolist()
+            passes = [[group for group in range(count) if rows[group] == row] for row in sorted(set(rows))]
+        return [take_groups(inputs, groups, self.together) for groups in passes]
+
+    def _cut_alike(self: Any, inputs: dict[str, Any], count: int, fewest: int) -> list[list[int]]:
+        """The numbers of the groups of each pass: as many passes, of as many groups each, on every process."""
+        sequences = [
+            row[mask].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
         ]
+        order = sorted(range(count), key=lambda group: sequences[group])  # those of one prompt stand side by side
+
+        def fits(groups: list[int]) -> bool:
+            part = take_groups({name: inputs[name] for name in ("input_ids", "attention_mask")}, groups, self.together)
+            return len(pack_padded(**part, together=self.together, tokens_per_row=self.tokens_per_pass).rows) == 1
+
+        able = (number for number in range(fewest, count) if all(map(fits, cut_evenly(order, number))))
+        wanted = torch.tensor([[count, next(able, count)]], device=self.args.device)
+        counts, numbers = self.accelerator.gather(wanted).unbind(1)
+        if len(counts.unique()) > 1:  # no pass could be like the others': the forward is cut instead
+            return [order]
+        return cut_evenly(order, int(numbers.max()))
 
     def _join_metrics(self: Any, logged: dict[str, int], shares: Sequence[float]) -> None:
         """One value a step where each pass left its own, as TRL averages over values."""
@@ -103,6 +133,26 @@ class StepInPasses:
             if key.startswith(("min_", "max_")):
                 joined = min(new) if key.startswith("min_") else max(new)
             values[logged.get(key, 0) :] = [joined]
+
+
+@contextmanager
+def more_to_come(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """A pass with its backward after which others of the same step follow: no exchange of whole gradients, no update."""
+    state = accelerator.gradient_state
+    synchronises = state.sync_gradients
+    state._set_sync_gradients(False)  # DeepSpeed updates the weights in the backward pass that ends a step
+    try:
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            yield
+    finally:
+        state._set_sync_gradients(synchronises)
+
+
+def cut_evenly(order: Sequence[int], number: int) -> list[list[int]]:
+    """So many parts, one after the other, of which none has two more than another."""
+    size, longer = divmod(len(order), number)
+    starts = [part * size + min(part, longer) for part in range(number + 1)]
+    return [list(order[start:end]) for start, end in pairwise(starts)]
 
 
 def take_groups(inputs: dict[str, Any], groups: Sequence[int], together: int) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -29,7 +30,7 @@ from preference.ppo.vllm import LOGP_DIFFERENCE
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.memory import give_back_memory
-from tiebreak.passes import TOKENS_PER_PASS
+from tiebreak.passes import TOKENS_PER_PASS, cut_evenly, more_to_come
 from tiebreak.runs import say
 
 
@@ -252,20 +253,25 @@ class PPOTrainer(ScoredLoop, Trainer):
         if self._rest_is_skipped:
             return torch.zeros((), device=self.args.device)
         passes = self._passes(micro)
-        losses = [super(PPOTrainer, self).training_step(model, {"micro_batch": one}) for one in passes]
+        losses = []
+        for number, one in enumerate(passes, start=1):
+            with nullcontext() if number == len(passes) else more_to_come(self.accelerator, model):
+                losses.append(super().training_step(model, {"micro_batch": one}))
         for name, shares in self._shares.items():
             self._shares[name] = [*shares[: -len(passes)], sum(shares[-len(passes) :])]
         self._watch_step_kl()
         return torch.stack(losses).sum()
 
     def _passes(self, micro: MicroBatch) -> list[MicroBatch]:
-        """The micro-batch, cut so that memory follows `tokens_per_pass`: its loss is a sum over its tokens.
-
-        Several processes would wait for one another at every pass: one pass there.
-        """
+        """The micro-batch, cut so that memory follows `tokens_per_pass`: its loss is a sum over its tokens."""
         sequences = [[*p, *c] for p, c in zip(micro.prompts, micro.completions, strict=True)]
         groups = list(batches_by_tokens(sequences, self.tokens_per_pass))
-        if len(groups) == 1 or self.accelerator.distributed_type != DistributedType.NO:
+        numbers = self.accelerator.gather(torch.tensor([len(groups)], device=self.args.device))
+        while len(groups) < int(numbers.max()):  # where weights are sharded, processes meet in every pass
+            groups.sort(key=len)
+            longest = groups.pop()
+            groups += cut_evenly(longest, 2)
+        if len(groups) == 1:
             return [micro]
         return [micro.of(rows, self.backbone) for rows in groups]
 

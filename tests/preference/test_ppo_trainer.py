@@ -8,9 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import on_two_processes
 from torch import Tensor
 from toy_language import (
     ANSWERS,
@@ -34,6 +33,7 @@ from toy_language import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from preference.layout import batches_by_tokens
 from preference.ppo.backbone import Backbone, load_backbone
 from preference.ppo.loop import STATE_FILE, LoopState, trainable_names
 from preference.ppo.rollout import Episodes
@@ -57,7 +57,6 @@ from tiebreak.models import (
 )
 from tiebreak.runs import Run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 Rows = list[dict[str, float]]
 
 
@@ -189,23 +188,21 @@ def test_a_step_in_passes_is_one_step(tmp_path: Path) -> None:
 ONE_STEP_AN_EPOCH = {"batch": 12, "episodes_per_rollout": 12}
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens_per_pass", [10**6, 9])
+def test_two_processes_are_one(tmp_path: Path, tokens_per_pass: int) -> None:
     """12 episodes a step on one process, 6 on each of two: the same prompts, seeds, losses, means and weights.
 
-    One micro-batch a log is where a mean could be taken for the main process's share of it.
+    One micro-batch a log is where a mean could be taken for the main process's share of it. Cut into passes, each
+    process takes as many as the one that needs the most.
     """
     trainer = build_trainer(tmp_path / "one", **ONE_STEP_AN_EPOCH)
     trainer.train()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    result = subprocess.run(
-        [*launch, str(tmp_path / "two")],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
+    on_two_processes("ddp", __file__, tmp_path / "two", str(tokens_per_pass))
+    told = [json.loads((tmp_path / "two" / f"passes-{rank}.json").read_text()) for rank in (0, 1)]
+    for (needed, episodes), (needed_too, episodes_too) in zip(*told, strict=True):
+        assert len(episodes) == len(episodes_too) == max(needed, needed_too)
+        assert sum(episodes) == sum(episodes_too) == 6
+    assert any(one[0] != other[0] for one, other in zip(*told, strict=True)) == (tokens_per_pass == 9)
     rows = json.loads((tmp_path / "two" / "rows.json").read_text())
     assert_same_run(logged(trainer), trained(trainer), rows, load_file(tmp_path / "two" / "weights.safetensors"))
 
@@ -689,12 +686,25 @@ def test_a_reward_model_that_scores_otherwise_than_when_saved_is_refused(
         (reward.folder / PROBE_FILE).write_text(saved)
 
 
-def write_run(folder: Path) -> None:
+def write_run(folder: Path, tokens_per_pass: int) -> None:
     """The half of `test_two_processes_are_one` that each of two processes runs."""
     from safetensors.torch import save_file
 
     trainer = build_trainer(folder, **ONE_STEP_AN_EPOCH | {"batch": 6})
+    trainer.tokens_per_pass = tokens_per_pass
+    passes: list[tuple[int, list[int]]] = []  # how many this process needs, and the episodes of each that it takes
+    cut = trainer._passes
+
+    def watch(micro: MicroBatch) -> list[MicroBatch]:
+        made = cut(micro)
+        sequences = [[*p, *c] for p, c in zip(micro.prompts, micro.completions, strict=True)]
+        needed = len(list(batches_by_tokens(sequences, tokens_per_pass)))
+        passes.append((needed, [len(one.prompts) for one in made]))
+        return made
+
+    trainer._passes = watch
     trainer.train()
+    (folder / f"passes-{trainer.accelerator.process_index}.json").write_text(json.dumps(passes))
     assert trainer.accelerator.num_processes == 2
     if trainer.is_world_process_zero():
         (folder / "rows.json").write_text(json.dumps(logged(trainer)))
@@ -704,4 +714,4 @@ def write_run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_run(Path(sys.argv[1]))
+    write_run(Path(sys.argv[1]), int(sys.argv[2]))

@@ -5,46 +5,24 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import ARCHITECTURES, GROUPED, PAD, VOCABULARY, Pair, build
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BloomConfig,
     Gemma2Config,
-    GemmaConfig,
-    GPTNeoXConfig,
-    LlamaConfig,
     MambaConfig,
-    MistralConfig,
-    PhiConfig,
     PreTrainedConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
-from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args
-from preference.dpo import to_dataset as to_dpo_dataset
-from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, build_reward_args
-from reward.train import to_dataset as to_reward_dataset
-from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
-from sft.train import to_dataset as to_sft_dataset
-from tiebreak.chat import Encoded
-from tiebreak.config import TrainingConfig
 from tiebreak.packing import Packing, Tree, pack_padded, pack_sequences
 from tiebreak.pairwise import pack_forward, packed_scores, packs, why_not
-from tiebreak.records import Message, Preference
-from tiebreak.runs import Run
-
-PAD, VOCABULARY = 0, 31
-
 
 # --- the packing, by hand
 
@@ -164,13 +142,6 @@ def test_every_token_is_found_again_and_the_last_only_where_it_is_wanted(last: b
 # --- equality with the plain forward
 
 
-@dataclass(frozen=True)
-class Pair:
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
 CASES = {
     "a prompt in common": [Pair([5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]), Pair([3, 4], [5, 6], [7])],
     "completions begin alike": [Pair([5, 6], [7, 8, 9, 10, 11], [7, 8, 9, 12]), Pair([5], [6, 7], [6, 8])],
@@ -199,56 +170,6 @@ def batch_of(pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor]:
         mask.append([1] * (width - rest) + [0] * rest)
         labels.append([-100] * len(prompt) + completion + [-100] * rest)
     return torch.tensor(ids), torch.tensor(mask), torch.tensor(labels)
-
-
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "pad_token_id": PAD,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "initializer_range": 0.3,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2}
-ARCHITECTURES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**GROUPED),
-    "qwen2": lambda: Qwen2Config(**GROUPED),
-    "qwen2 with a window": lambda: Qwen2Config(
-        **GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=1
-    ),
-    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=4),
-    "gemma": lambda: GemmaConfig(**GROUPED, head_dim=4),
-    "mistral": lambda: MistralConfig(**GROUPED, sliding_window=None),
-    "mistral with a window": lambda: MistralConfig(**GROUPED, sliding_window=4),
-    "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
-    "phi": lambda: PhiConfig(**SIZES),
-}
-
-
-def build(
-    config: PreTrainedConfig,
-    auto: Any = AutoModelForCausalLM,
-    attention: str = "sdpa",
-    dtype: torch.dtype = torch.float32,
-) -> PeftModel:
-    """A random model under a LoRA adapter that is not at its start, so that all of it has a gradient."""
-    torch.manual_seed(0)
-    scores = auto is AutoModelForSequenceClassification
-    if scores:
-        config.num_labels = 1
-    base = auto.from_config(config, attn_implementation=attention, dtype=dtype)
-    base.config.use_cache = False
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS" if scores else "CAUSAL_LM")
-    model = get_peft_model(base, lora, autocast_adapter_dtype=False)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    return model
 
 
 def gradients(model: PeftModel) -> dict[str, Tensor]:
@@ -486,232 +407,3 @@ def test_capped_logits_are_refused_for_their_own_sake() -> None:
     model = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]())
     model.config.final_logit_softcapping = 30.0
     assert "capped or scaled" in why_not(model)
-
-
-# --- through TRL's trainers
-
-
-TRAINING = TrainingConfig(
-    learning_rate=1e-2, max_steps=10, per_device_batch_size=3, warmup_share=0.0, precision="float32"
-)
-
-
-def random_pairs(count: int = 24) -> list[Pair]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(low: int, high: int) -> list[int]:
-        length = int(torch.randint(low, high + 1, (1,), generator=generator))
-        return torch.randint(2, VOCABULARY, (length,), generator=generator).tolist()
-
-    return [Pair(draw(1, 9), draw(1, 7), draw(1, 7)) for _ in range(count)]
-
-
-def pairs_of_three_answers(prompts: int = 8) -> list[Pair]:
-    """All three pairs among three answers to each prompt: 24 pairs."""
-    three = [(pair.prompt, (pair.chosen, pair.rejected, [9, 9])) for pair in random_pairs(prompts)]
-    return [Pair(prompt, a[i], a[j]) for prompt, a in three for i, j in ((0, 1), (0, 2), (1, 2))]
-
-
-def words() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models
-
-    backend = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", eos_token="w1")
-
-
-LAYOUTS: list[tuple[str, int]] = [("one pass", 1000), ("passes", 25)]
-"""Three pairs have at most 75 tokens, so under a budget of 25 a step takes two passes or three."""
-
-
-def losses(trainer: Any, together: int, tokens_per_pass: int | None) -> list[dict[str, float]]:
-    """The rows that ten steps log; without a budget, by TRL's own padded forward."""
-    steps: list[int] = []
-    if tokens_per_pass is None:
-        trainer.tokens_per_pass = 10**6
-    else:
-        trainer.tokens_per_pass = tokens_per_pass
-        assert pack_forward(trainer.model, together=together, tokens_per_pass=tokens_per_pass)
-    step = trainer._step
-    trainer._step = lambda *args: (steps.append(1), step(*args))[1]
-    trainer.args.save_strategy = "no"
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert len(rows) == 10
-    assert len({row["loss"] for row in rows}) > 5  # it trains
-    assert len(steps) > 12 if tokens_per_pass == 25 else len(steps) == 10
-    return rows
-
-
-def assert_same_rows(one: list[dict[str, float]], other: list[dict[str, float]], keys: list[str]) -> None:
-    for step, (a, b) in enumerate(zip(one, other, strict=True)):
-        for key in keys:
-            assert a[key] == pytest.approx(b[key], abs=1e-3), f"{key} at step {step}"
-
-
-def dpo_rows(
-    folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoid", pairs: list[Pair] | None = None
-) -> list[dict[str, float]]:
-    config = DPOConfig(
-        output=str(folder), policy="", preferences="", training=TRAINING, beta=0.5, loss_type=[loss_type]
-    )
-    run = Run(folder=folder, stage="dpo", config=config, inputs={}, fingerprint="")
-    trainer = CheckedDPOTrainer(
-        model=build(ARCHITECTURES["llama"]()),
-        args=build_dpo_args(config, run),
-        train_dataset=to_dpo_dataset(
-            [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs or random_pairs()],
-            prompt_by_prompt=pairs is not None,
-        ),
-        processing_class=words(),
-    )
-    return losses(trainer, 2, tokens_per_pass)
-
-
-@pytest.fixture(scope="module")
-def plain_dpo(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    return dpo_rows(tmp_path_factory.mktemp("dpo"), None)
-
-
-PAIR_METRICS = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm"]
-
-
-@pytest.mark.parametrize(("layout", "tokens_per_pass"), LAYOUTS)
-def test_dpo_logs_what_trl_logs(
-    plain_dpo: list[dict[str, float]], tmp_path: Path, layout: str, tokens_per_pass: int
-) -> None:
-    """Metrics that average over tokens are TRL's in one pass; in several they are averages weighted by pairs."""
-    of_tokens = ["logits/rejected", "entropy", "mean_token_accuracy"] if layout == "one pass" else []
-    assert_same_rows(dpo_rows(tmp_path, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "tokens_per_pass", "pairs_a_pass"),
-    [(100, 400, [2] * 4), (100, 399, [1] * 8), (220, None, [2] * 4), (221, None, [1] * 8)],
-)
-def test_what_stands_in_a_pass(
-    tmp_path: Path, prompt: int, tokens_per_pass: int | None, pairs_a_pass: list[int]
-) -> None:
-    """A pair of 100 + 50 + 50 tokens counts 200, for its prompt is computed once; null is 640 tokens on the CPU."""
-    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING)
-    trainer = CheckedDPOTrainer(
-        model=build(ARCHITECTURES["llama"]()),
-        args=build_dpo_args(config, Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")),
-        train_dataset=to_dpo_dataset([EncodedPair(p.prompt, p.chosen, p.rejected) for p in random_pairs()]),
-        processing_class=words(),
-    )
-    assert trainer.args.device.type == "cpu"
-    trainer.compute_in_passes(tokens_per_pass, packed=True)
-    tokens = torch.randint(2, VOCABULARY, (16, prompt + 50), generator=torch.Generator().manual_seed(0))
-    tokens[8:, :prompt] = tokens[:8, :prompt]
-    tokens[8:, prompt] = (tokens[:8, prompt] + 1) % VOCABULARY  # the completions differ from their first token on
-    passes = trainer._parts({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
-    assert sorted((len(part["input_ids"]) // 2 for part in passes), reverse=True) == pairs_a_pass
-
-
-def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_path: Path) -> None:
-    """`aot` sorts the batch's log-ratios. The step stays one, and its forward is cut instead."""
-    plain = dpo_rows(tmp_path / "plain", None, "aot")
-    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING, beta=0.5, loss_type=["aot"])
-    run = Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")
-    trainer = CheckedDPOTrainer(
-        model=build(ARCHITECTURES["llama"]()),
-        args=build_dpo_args(config, run),
-        train_dataset=to_dpo_dataset([EncodedPair(p.prompt, p.chosen, p.rejected) for p in random_pairs()]),
-        processing_class=words(),
-    )
-    trainer.tokens_per_pass = 25
-    assert pack_forward(trainer.model, together=2, tokens_per_pass=25)
-    trainer.args.save_strategy = "no"
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert_same_rows(rows, plain, PAIR_METRICS)
-
-
-def reward_rows(folder: Path, tokens_per_pass: int | None, own: list[Pair] | None = None) -> list[dict[str, float]]:
-    config = RewardConfig(output=str(folder), policy="", preferences="", training=TRAINING)
-    run = Run(folder=folder, stage="reward", config=config, inputs={}, fingerprint="")
-    source = Preference(
-        prompt=(Message(role="user", content="x"),),
-        chosen=(Message(role="assistant", content="y"),),
-        rejected=(Message(role="assistant", content="z"),),
-    )
-    rows = own or random_pairs()
-    pairs = [EncodedPreference(p.prompt, p.chosen, p.rejected, n % 3 / 3, source) for n, p in enumerate(rows)]
-    trainer = PackedRewardTrainer(
-        model=build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
-        args=build_reward_args(config, run),
-        train_dataset=to_reward_dataset(pairs),
-        processing_class=words(),
-    )
-    return losses(trainer, 2, tokens_per_pass)
-
-
-def test_reward_training_logs_what_trl_logs(tmp_path: Path) -> None:
-    plain = reward_rows(tmp_path / "plain", None)
-    keys = ["loss", "margin", "mean_reward", "min_reward", "max_reward", "accuracy", "grad_norm"]
-    for layout, tokens_per_pass in LAYOUTS:
-        assert_same_rows(reward_rows(tmp_path / layout, tokens_per_pass), plain, keys)
-
-
-def test_pairs_of_a_prompt_train_as_trl_trains_on_them(tmp_path: Path) -> None:
-    """Three pairs of three answers in a batch: each answer computed once, and losses and gradients as if it were not."""
-    pairs = pairs_of_three_answers()
-    plain = dpo_rows(tmp_path / "dpo", None, pairs=pairs)
-    assert_same_rows(dpo_rows(tmp_path / "dpo packed", 1000, pairs=pairs), plain, [*PAIR_METRICS, "entropy"])
-    plain = reward_rows(tmp_path / "reward", None, pairs)
-    keys = ["loss", "margin", "accuracy", "grad_norm"]
-    assert_same_rows(reward_rows(tmp_path / "reward packed", 1000, pairs), plain, keys)
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_trainers_take_the_pairs_of_a_prompt_side_by_side_if_rows_say_which(together: bool, tmp_path: Path) -> None:
-    """Eight prompts of three pairs each, in batches of three: each batch is of one prompt. Rows without numbers are not."""
-    pairs = [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs_of_three_answers()]
-    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING)
-    trainer = CheckedDPOTrainer(
-        model=build(ARCHITECTURES["llama"]()),
-        args=build_dpo_args(config, Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")),
-        train_dataset=to_dpo_dataset(pairs, prompt_by_prompt=together),
-        processing_class=words(),
-    )
-    prompts = [
-        {
-            tuple(row[mask.bool() & ~completion.bool()].tolist())
-            for row, mask, completion in zip(
-                batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
-            )
-        }
-        for batch in trainer.get_train_dataloader()
-    ]
-    assert len(prompts) == 8
-    assert all(len(of_batch) == 1 for of_batch in prompts) is together
-
-
-def sft_rows(folder: Path, tokens_per_pass: int | None, accumulation: int) -> list[dict[str, float]]:
-    training = TRAINING.model_copy(
-        update={"per_device_batch_size": 6 // accumulation, "gradient_accumulation_steps": accumulation, "epochs": 3}
-    )
-    config = SFTConfig(output=str(folder), policy="", demonstrations="", training=training)
-    run = Run(folder=folder, stage="sft", config=config, inputs={}, fingerprint="")
-    rows = [Encoded(p.prompt + p.chosen, [0] * len(p.prompt) + [1] * len(p.chosen)) for p in random_pairs()]
-    trainer = PackedSFTTrainer(
-        model=build(ARCHITECTURES["llama"]()),
-        args=build_sft_args(config, run),
-        train_dataset=to_sft_dataset(rows),
-        processing_class=words(),
-    )
-    if accumulation > 1:
-        assert pack_forward(trainer.model, together=1)
-        trainer.args.save_strategy = "no"
-        trainer.train()
-        return [row for row in trainer.state.log_history if "loss" in row]
-    return losses(trainer, 1, tokens_per_pass)
-
-
-def test_sft_logs_what_trl_logs(tmp_path: Path) -> None:
-    """Alone, in passes, and accumulated over batches: the mean is over the tokens of the whole step in each."""
-    plain = sft_rows(tmp_path / "plain", None, 1)
-    for layout, tokens_per_pass in LAYOUTS:
-        assert_same_rows(sft_rows(tmp_path / layout, tokens_per_pass, 1), plain, ["loss", "grad_norm"])
-    # TRL logs the sum of the accumulated batches' losses here, each divided by the tokens of the step
-    assert len(sft_rows(tmp_path / "accumulated", 1000, 3)) == 10

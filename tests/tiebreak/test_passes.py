@@ -1,0 +1,328 @@
+"""Training steps in passes, through TRL's trainers: what they log and learn is what TRL's own step does.
+
+Run as a program, it writes what a training run logged and learned to files, for the test of two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import ARCHITECTURES, VOCABULARY, Pair, build, random_pairs, words
+from support import on_two_processes
+from transformers import AutoModelForSequenceClassification
+
+from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args
+from preference.dpo import to_dataset as to_dpo_dataset
+from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, build_reward_args
+from reward.train import to_dataset as to_reward_dataset
+from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
+from sft.train import to_dataset as to_sft_dataset
+from tiebreak.chat import Encoded
+from tiebreak.config import TrainingConfig
+from tiebreak.pairwise import pack_forward, whole_model
+from tiebreak.records import Message, Preference
+from tiebreak.runs import Run
+
+TRAINING = TrainingConfig(
+    learning_rate=1e-2, max_steps=10, per_device_batch_size=3, warmup_share=0.0, precision="float32"
+)
+
+
+def pairs_of_three_answers(prompts: int = 8) -> list[Pair]:
+    """All three pairs among three answers to each prompt: 24 pairs."""
+    three = [(pair.prompt, (pair.chosen, pair.rejected, [9, 9])) for pair in random_pairs(prompts)]
+    return [Pair(prompt, a[i], a[j]) for prompt, a in three for i, j in ((0, 1), (0, 2), (1, 2))]
+
+
+LAYOUTS: list[tuple[str, int]] = [("one pass", 1000), ("passes", 25)]
+"""Three pairs have at most 75 tokens, so under a budget of 25 a step takes two passes or three."""
+
+
+def losses(trainer: Any, together: int, tokens_per_pass: int | None) -> list[dict[str, float]]:
+    """The rows that ten steps log; without a budget, by TRL's own padded forward."""
+    steps: list[int] = []
+    if tokens_per_pass is None:
+        trainer.tokens_per_pass = 10**6
+    else:
+        trainer.tokens_per_pass = tokens_per_pass
+        assert pack_forward(trainer.model, together=together, tokens_per_pass=tokens_per_pass)
+    step = trainer._step
+    trainer._step = lambda *args: (steps.append(1), step(*args))[1]
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 10
+    assert len({row["loss"] for row in rows}) > 5  # it trains
+    assert len(steps) > 12 if tokens_per_pass == 25 else len(steps) == 10
+    return rows
+
+
+def assert_same_rows(
+    one: list[dict[str, float]], other: list[dict[str, float]], keys: list[str], allowed: float = 1e-3
+) -> None:
+    for step, (a, b) in enumerate(zip(one, other, strict=True)):
+        for key in keys:
+            assert a[key] == pytest.approx(b[key], abs=allowed), f"{key} at step {step}"
+
+
+def dpo_trainer(
+    folder: Path,
+    pairs: list[Pair] | None = None,
+    loss_type: str = "sigmoid",
+    training: TrainingConfig = TRAINING,
+) -> CheckedDPOTrainer:
+    config = DPOConfig(
+        output=str(folder), policy="", preferences="", training=training, beta=0.5, loss_type=[loss_type]
+    )
+    run = Run(folder=folder, stage="dpo", config=config, inputs={}, fingerprint="")
+    return CheckedDPOTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_dpo_args(config, run),
+        train_dataset=to_dpo_dataset(
+            [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs or random_pairs()],
+            prompt_by_prompt=pairs is not None,
+        ),
+        processing_class=words(),
+    )
+
+
+def dpo_rows(
+    folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoid", pairs: list[Pair] | None = None
+) -> list[dict[str, float]]:
+    return losses(dpo_trainer(folder, pairs, loss_type), 2, tokens_per_pass)
+
+
+@pytest.fixture(scope="module")
+def plain_dpo(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    return dpo_rows(tmp_path_factory.mktemp("dpo"), None)
+
+
+PAIR_METRICS = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm"]
+
+
+@pytest.mark.parametrize(("layout", "tokens_per_pass"), LAYOUTS)
+def test_dpo_logs_what_trl_logs(
+    plain_dpo: list[dict[str, float]], tmp_path: Path, layout: str, tokens_per_pass: int
+) -> None:
+    """Metrics that average over tokens are TRL's in one pass; in several they are averages weighted by pairs."""
+    of_tokens = ["logits/rejected", "entropy", "mean_token_accuracy"] if layout == "one pass" else []
+    assert_same_rows(dpo_rows(tmp_path, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens_per_pass", "pairs_a_pass"),
+    [(100, 400, [2] * 4), (100, 399, [1] * 8), (220, None, [2] * 4), (221, None, [1] * 8)],
+)
+def test_what_stands_in_a_pass(
+    tmp_path: Path, prompt: int, tokens_per_pass: int | None, pairs_a_pass: list[int]
+) -> None:
+    """A pair of 100 + 50 + 50 tokens counts 200, for its prompt is computed once; null is 640 tokens on the CPU."""
+    trainer = dpo_trainer(tmp_path)
+    assert trainer.args.device.type == "cpu"
+    trainer.compute_in_passes(tokens_per_pass, packed=True)
+    tokens = torch.randint(2, VOCABULARY, (16, prompt + 50), generator=torch.Generator().manual_seed(0))
+    tokens[8:, :prompt] = tokens[:8, :prompt]
+    tokens[8:, prompt] = (tokens[:8, prompt] + 1) % VOCABULARY  # the completions differ from their first token on
+    passes = trainer._parts({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+    assert sorted((len(part["input_ids"]) // 2 for part in passes), reverse=True) == pairs_a_pass
+
+
+def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_path: Path) -> None:
+    """`aot` sorts the batch's log-ratios. The step stays one, and its forward is cut instead."""
+    plain = dpo_rows(tmp_path / "plain", None, "aot")
+    trainer = dpo_trainer(tmp_path, loss_type="aot")
+    trainer.tokens_per_pass = 25
+    assert pack_forward(trainer.model, together=2, tokens_per_pass=25)
+    trainer.args.save_strategy = "no"
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert_same_rows(rows, plain, PAIR_METRICS)
+
+
+def reward_trainer(
+    folder: Path, own: list[Pair] | None = None, training: TrainingConfig = TRAINING
+) -> PackedRewardTrainer:
+    config = RewardConfig(output=str(folder), policy="", preferences="", training=training)
+    run = Run(folder=folder, stage="reward", config=config, inputs={}, fingerprint="")
+    source = Preference(
+        prompt=(Message(role="user", content="x"),),
+        chosen=(Message(role="assistant", content="y"),),
+        rejected=(Message(role="assistant", content="z"),),
+    )
+    rows = own or random_pairs()
+    pairs = [EncodedPreference(p.prompt, p.chosen, p.rejected, n % 3 / 3, source) for n, p in enumerate(rows)]
+    return PackedRewardTrainer(
+        model=build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
+        args=build_reward_args(config, run),
+        train_dataset=to_reward_dataset(pairs),
+        processing_class=words(),
+    )
+
+
+def reward_rows(folder: Path, tokens_per_pass: int | None, own: list[Pair] | None = None) -> list[dict[str, float]]:
+    return losses(reward_trainer(folder, own), 2, tokens_per_pass)
+
+
+def test_reward_training_logs_what_trl_logs(tmp_path: Path) -> None:
+    plain = reward_rows(tmp_path / "plain", None)
+    keys = ["loss", "margin", "mean_reward", "min_reward", "max_reward", "accuracy", "grad_norm"]
+    for layout, tokens_per_pass in LAYOUTS:
+        assert_same_rows(reward_rows(tmp_path / layout, tokens_per_pass), plain, keys)
+
+
+def test_pairs_of_a_prompt_train_as_trl_trains_on_them(tmp_path: Path) -> None:
+    """Three pairs of three answers in a batch: each answer computed once, and losses and gradients as if it were not."""
+    pairs = pairs_of_three_answers()
+    plain = dpo_rows(tmp_path / "dpo", None, pairs=pairs)
+    assert_same_rows(dpo_rows(tmp_path / "dpo packed", 1000, pairs=pairs), plain, [*PAIR_METRICS, "entropy"])
+    plain = reward_rows(tmp_path / "reward", None, pairs)
+    keys = ["loss", "margin", "accuracy", "grad_norm"]
+    assert_same_rows(reward_rows(tmp_path / "reward packed", 1000, pairs), plain, keys)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_trainers_take_the_pairs_of_a_prompt_side_by_side_if_rows_say_which(together: bool, tmp_path: Path) -> None:
+    """Eight prompts of three pairs each, in batches of three: each batch is of one prompt. Rows without numbers are not."""
+    pairs = [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs_of_three_answers()]
+    config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=TRAINING)
+    trainer = CheckedDPOTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_dpo_args(config, Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")),
+        train_dataset=to_dpo_dataset(pairs, prompt_by_prompt=together),
+        processing_class=words(),
+    )
+    prompts = [
+        {
+            tuple(row[mask.bool() & ~completion.bool()].tolist())
+            for row, mask, completion in zip(
+                batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+            )
+        }
+        for batch in trainer.get_train_dataloader()
+    ]
+    assert len(prompts) == 8
+    assert all(len(of_batch) == 1 for of_batch in prompts) is together
+
+
+def sft_trainer(folder: Path, pairs: list[Pair] | None = None, training: TrainingConfig = TRAINING) -> PackedSFTTrainer:
+    config = SFTConfig(output=str(folder), policy="", demonstrations="", training=training)
+    run = Run(folder=folder, stage="sft", config=config, inputs={}, fingerprint="")
+    rows = [Encoded(p.prompt + p.chosen, [0] * len(p.prompt) + [1] * len(p.chosen)) for p in pairs or random_pairs()]
+    return PackedSFTTrainer(
+        model=build(ARCHITECTURES["llama"]()),
+        args=build_sft_args(config, run),
+        train_dataset=to_sft_dataset(rows),
+        processing_class=words(),
+    )
+
+
+def sft_rows(folder: Path, tokens_per_pass: int | None, accumulation: int) -> list[dict[str, float]]:
+    training = TRAINING.model_copy(
+        update={"per_device_batch_size": 6 // accumulation, "gradient_accumulation_steps": accumulation, "epochs": 3}
+    )
+    trainer = sft_trainer(folder, training=training)
+    if accumulation > 1:
+        assert pack_forward(trainer.model, together=1)
+        trainer.args.save_strategy = "no"
+        trainer.train()
+        return [row for row in trainer.state.log_history if "loss" in row]
+    return losses(trainer, 1, tokens_per_pass)
+
+
+def test_sft_logs_what_trl_logs(tmp_path: Path) -> None:
+    """Alone, in passes, and accumulated over batches: the mean is over the tokens of the whole step in each."""
+    plain = sft_rows(tmp_path / "plain", None, 1)
+    for layout, tokens_per_pass in LAYOUTS:
+        assert_same_rows(sft_rows(tmp_path / layout, tokens_per_pass, 1), plain, ["loss", "grad_norm"])
+    # TRL logs the sum of the accumulated batches' losses here, each divided by the tokens of the step
+    assert len(sft_rows(tmp_path / "accumulated", 1000, 3)) == 10
+
+
+# --- on two processes
+
+STEPS = 6
+BUILDERS: dict[str, Any] = {"sft": sft_trainer, "reward": reward_trainer, "dpo": dpo_trainer}
+METRICS = {
+    "sft": ["loss", "grad_norm"],
+    "reward": ["loss", "grad_norm", "margin", "min_reward", "max_reward", "mean_reward", "accuracy"],
+    "dpo": ["loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"],
+}
+"""Not those that TRL averages over tokens of a micro-batch: over several they are averages weighted otherwise."""
+
+
+@pytest.mark.parametrize(
+    ("launcher", "stage", "accumulation"),
+    [
+        ("ddp", "dpo", 2),
+        ("ddp", "sft", 1),
+        ("ddp", "reward", 1),
+        ("zero2", "dpo", 1),
+        ("zero2", "sft", 2),
+        ("zero3", "dpo", 2),
+        ("zero3", "reward", 1),
+    ],
+)
+def test_two_processes_are_one(tmp_path: Path, launcher: str, stage: str, accumulation: int) -> None:
+    """Six rows on one process, three on each of two: the same losses, metrics, gradients and weights, step by step.
+
+    The first has long rows and needs more passes for them than the other; both take as many, and compute none twice.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_trained(one, stage, 6 * accumulation)
+    on_two_processes(launcher, __file__, two, stage, str(accumulation))
+    told = [json.loads((two / f"process-{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0]["passes"] == told[1]["passes"]
+    assert len(told[0]["passes"]) > STEPS * accumulation
+    for each in told:
+        assert each["forwards"] == len(each["passes"])
+    rows = json.loads((one / "process-0.json").read_text())["rows"]
+    assert len(rows) == STEPS
+    assert_same_rows(told[0]["rows"], rows, METRICS[stage], allowed=1e-5)
+    weights, others = load_file(one / "weights.safetensors"), load_file(two / "weights.safetensors")
+    assert weights.keys() == others.keys()
+    assert len(weights) == 28
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def write_trained(folder: Path, stage: str, batch: int, accumulation: int = 1) -> None:
+    """Train on rows of which three are long, three short, and so on; what was logged and learned, in files."""
+    rows = random_pairs(36)
+    rows = [replace(p, prompt=[2 + n % 29] * (20 if n % 6 < 3 else 2)) for n, p in enumerate(rows)]
+    update = {"per_device_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": STEPS}
+    trainer = BUILDERS[stage](folder, rows, training=TRAINING.model_copy(update=update))
+    trainer.args.train_sampling_strategy = "sequential"
+    trainer.args.save_strategy = "no"
+    trainer.compute_in_passes(40, packed=True)
+    passes: list[int] = []
+    forwards: list[bool] = []
+    step = trainer._step
+    trainer._step = lambda *args: (passes.append(len(args[1]["input_ids"])), step(*args))[1]
+    layers = whole_model(trainer.model).base_model
+    layers.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))  # the reference has no gradient
+    trainer.train()
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    told = {
+        "rows": [row for row in trainer.state.log_history if "loss" in row],
+        "passes": passes,
+        "forwards": sum(forwards),
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / f"process-{trainer.accelerator.process_index}.json").write_text(json.dumps(told))
+    if trainer.is_world_process_zero():
+        learned = {name.removeprefix("module."): weight.clone() for name, weight in weights.items()}
+        learned = {name: weight for name, weight in learned.items() if "lora" in name and ".ref." not in name}
+        save_file(learned, folder / "weights.safetensors")
+
+
+if __name__ == "__main__":
+    write_trained(Path(sys.argv[1]), sys.argv[2], batch=3, accumulation=int(sys.argv[3]))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
