@@ -31,15 +31,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from preference.adapters import REFERENCE
 from preference.ppo.backbone import Backbone
-from preference.ppo.loop import trainable_names, whole_model
+from preference.ppo.loop import trainable_names
 from preference.ppo.rollout import roll_out
 from preference.rewards import Conversations, Reward, load_reward
 from tiebreak.config import SamplingConfig, Section, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.generation import row_seed
-from tiebreak.models import ModelSource, find_model, gathered
+from tiebreak.models import ModelSource, find_model
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, is_main_process, say
+from tiebreak.sharding import at_own_pace, gathered
 from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class Guard(TrainerCallback):
         mine = range(rank, len(policy.prompts), world)
         training = policy.backbone.lm.training
         policy.backbone.eval()
-        with whole_model(trainer.model_wrapped, policy.backbone), trainer.accelerator.autocast():
+        with at_own_pace(trainer.model_wrapped, policy.backbone), trainer.accelerator.autocast():
             sums = self._sums(mine) if mine else torch.zeros(4)
         policy.backbone.train(training)
         total = trainer.accelerator.reduce(sums.to(trainer.accelerator.device), reduction="sum")

@@ -67,7 +67,7 @@ def run_here(*words: str | Path) -> tuple[int, str]:
 LAUNCHERS = {
     "ddp": ["torchrun", "--standalone", "--nproc-per-node", "2"],
     "zero2": ["accelerate", "launch", "--config_file", "configs/accelerate/cpu_zero2.yaml"],
-    "zero3": ["accelerate", "launch", "--config_file", "configs/accelerate/cpu_zero3.yaml"],
+    "zero3": ["accelerate", "launch", "--config_file", "tests/sharded/cpu_zero3.yaml"],
 }
 
 

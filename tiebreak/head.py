@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiebreak.models import gathered
+from tiebreak.sharding import gathered
 
 CHUNK_TOKENS = 256
 
@@ -96,11 +96,11 @@ def token_logps(
     weight, bias = head.weight, getattr(head, "bias", None)
     if torch.is_grad_enabled() and weight.requires_grad:
         raise ValueError("the language-model head is trained here, and token_logps gives it no gradient")
-    if not len(targets):
-        zero = hidden.sum() * 0.0
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        return HeadOutput(empty + zero, empty, empty, empty.bool())
     with gathered([p for p in (weight, bias) if p is not None]):  # ZeRO-3's hooks see modules called, not weights used
+        if not len(targets):
+            zero = hidden.sum() * 0.0
+            empty = hidden.new_zeros(0, dtype=torch.float32)
+            return HeadOutput(empty + zero, empty, empty, empty.bool())
         logps, entropy, means, top = _TokenLogps.apply(hidden, weight, bias, targets, temperature, entropy_gradient)
     return HeadOutput(logps, entropy, means, top)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError,
 from tiebreak.fused import own_forwards
 from tiebreak.records import write_json
 from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
+from tiebreak.sharding import gathered
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -461,27 +462,6 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
     finally:
         for layer, names in zip(layers, before, strict=True):
             layer._active_adapter = names
-
-
-@contextmanager
-def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Iterator[None]:
-    """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere.
-
-    What an outer context or a module's own hook holds whole already is left to them: gathering twice is an error.
-
-    Args:
-        written: what is written into them goes back into the shards, as process 0 wrote it; else it is lost. Small
-            parameters, that DeepSpeed keeps whole between steps, have shards too, and the next forward may go by those.
-            So all are gathered, and an outer context that holds one of them is an error.
-    """
-    sharded = [p for p in parameters if hasattr(p, "ds_id") and (written or p.ds_status.name == "NOT_AVAILABLE")]
-    if sharded:
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if written else None):
-            yield
-    else:
-        yield
 
 
 def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:

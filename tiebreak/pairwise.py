@@ -28,6 +28,7 @@ from tiebreak.fused import fuse_layers
 from tiebreak.head import HeadOutput, logits_are_plain, token_logps
 from tiebreak.packing import PackedRow, Packing, pack_padded, pack_sequences
 from tiebreak.runs import say
+from tiebreak.sharding import most_of_all
 
 TOKENS_PER_PASS = 1024
 """of a pass without its backward. Enough to keep a processor's matrix products at their full rate."""
@@ -167,11 +168,22 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _in_passes(compute: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """`compute` of each; where there are several and gradients are wanted, none keeps its activations for them."""
-    if len(arguments) == 1 or not torch.is_grad_enabled():
-        return [compute(*each) for each in arguments]
-    return [checkpoint(compute, *each, use_reentrant=False) for each in arguments]
+def _in_passes(model: nn.Module, compute: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """`compute` of each, a row first; where there are several and gradients are wanted, none keeps its activations.
+
+    Other processes may need more passes. Where they meet in every one, this one computes its last again and keeps
+    nothing of it: slices of no length, so that it has a part in the backward pass.
+    """
+
+    def idle(*each: Any) -> Any:
+        made = compute(*each)
+        return made[:0] if isinstance(made, Tensor) else tuple(values[:0] for values in made)
+
+    more = most_of_all(model, len(arguments), arguments[0][0].input_ids.device) - len(arguments)
+    calls = [(compute, each) for each in arguments] + [(idle, arguments[-1])] * more
+    if len(calls) == 1 or not torch.is_grad_enabled():
+        return [call(*each) for call, each in calls]
+    return [checkpoint(call, *each, use_reentrant=False) for call, each in calls]
 
 
 def _log_probs(
@@ -224,7 +236,7 @@ def packed_log_probs(
         (row, packing.place(sequence[picked], step[picked]), targets[picked])
         for row, picked in zip(packing.rows, chosen, strict=True)
     ]
-    columns = zip(*_in_passes(one_pass, arguments), strict=True)
+    columns = zip(*_in_passes(model, one_pass, arguments), strict=True)
     order = torch.cat(chosen)
     return HeadOutput(*(torch.cat(column) for column in columns)), (sequence[order], step[order])
 
@@ -250,5 +262,5 @@ def packed_scores(model: nn.Module, packing: Packing, last: Tensor) -> Tensor:
     numbers = torch.arange(len(last), device=last.device)
     chosen = [numbers[packing.row == number] for number in range(len(packing.rows))]
     arguments = [(row, packing.place(picked, last[picked])) for row, picked in zip(packing.rows, chosen, strict=True)]
-    scores = torch.cat(_in_passes(one_pass, arguments))
+    scores = torch.cat(_in_passes(model, one_pass, arguments))
     return scores[torch.cat(chosen).argsort()]

@@ -19,12 +19,13 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from preference.adapters import POLICY, copy_adapter, train_only
 from preference.ppo.backbone import Backbone
-from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at, whole_model
+from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import shape_scores
 from preference.ppo.rollout import policy_logps, table_of_logps
 from preference.ppo.vllm import LOGP_DIFFERENCE
 from preference.rewards import score_all
 from tiebreak.generation import row_seed
+from tiebreak.sharding import at_own_pace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,7 +58,7 @@ class GroupLoop(ScoredLoop):
         training = self.model.training
         self._backbone.eval()
         sampling = self.settings.sampling
-        with whole_model(self.model_wrapped, self._backbone), self.accelerator.autocast():
+        with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
             sampled = self.draw(self._backbone, prompt_ids, seeds, sampling, eos_id=self.settings.eos_id)
             completions = [one.ids for one in sampled]
             if self.vllm_sampler is not None:
@@ -73,7 +74,7 @@ class GroupLoop(ScoredLoop):
         """The score of every completion of all processes, shape (completions, 1). TRL takes the KL from it, or not."""
         device = self.accelerator.device
         prompt_ids = [self.prompts[int(number)] for number in prompts]
-        with whole_model(self.model_wrapped, self._backbone), self.accelerator.autocast():
+        with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
             self._backbone.eval()
             scores = score_all(self.rewards, prompt_ids, completion_ids_list).to(device)
             self.model.train()

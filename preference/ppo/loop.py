@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from preference.rewards import Reward, saved_scale
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
-from tiebreak.models import gathered
 from tiebreak.records import write_json
+from tiebreak.sharding import at_own_pace
 
 FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 TRAINABLE_FILE = "model.safetensors"
@@ -105,7 +104,7 @@ class ScoredLoop:
     def _sample_and_assess(self: Any, prompts: list[list[int]], seeds: list[int], draw: Draw = draw_seeded) -> Episodes:
         backbone = self.backbone
         backbone.eval()
-        with whole_model(self.model_wrapped, backbone), self.accelerator.autocast():
+        with at_own_pace(self.model_wrapped, backbone), self.accelerator.autocast():
             episodes: Episodes = roll_out(
                 backbone, prompts, seeds, self.settings.sampling, self.rewards, eos_id=self.settings.eos_id, draw=draw
             )
@@ -303,23 +302,3 @@ def prompt_at(place: int, prompts: int, seed: int) -> int:
     lap, within = divmod(place, prompts)
     order = torch.randperm(prompts, generator=torch.Generator().manual_seed(row_seed(seed, "order", lap)))
     return int(order[within])
-
-
-@contextmanager
-def whole_model(wrapped: nn.Module, backbone: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3, gather every shard once and call the modules plainly, with no gathering step by step.
-
-    Processes sample different numbers of tokens, so the collective that a sharded forward pass needs would hang.
-    """
-    parameters = list(backbone.parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield
-        return
-    from trl.models.utils import add_hooks, remove_hooks
-
-    with gathered(parameters):
-        remove_hooks(wrapped)
-        try:
-            yield
-        finally:
-            add_hooks(wrapped)

@@ -24,7 +24,6 @@ from tiebreak.models import (
     ModelSource,
     adapter_of,
     find_model,
-    gathered,
     is_quantized,
     load_policy,
     load_tokenizer,
@@ -32,6 +31,7 @@ from tiebreak.models import (
 from tiebreak.passes import default_tokens_per_pass
 from tiebreak.records import Prompt, is_held_out, read_prompts
 from tiebreak.runs import Run, read_manifest, say, start_run
+from tiebreak.sharding import gathered
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
 

@@ -56,6 +56,7 @@ from tiebreak.models import (
     write_probe,
 )
 from tiebreak.runs import Run
+from tiebreak.sharding import gathered
 
 Rows = list[dict[str, float]]
 
@@ -188,8 +189,8 @@ def test_a_step_in_passes_is_one_step(tmp_path: Path) -> None:
 ONE_STEP_AN_EPOCH = {"batch": 12, "episodes_per_rollout": 12}
 
 
-@pytest.mark.parametrize("tokens_per_pass", [10**6, 9])
-def test_two_processes_are_one(tmp_path: Path, tokens_per_pass: int) -> None:
+@pytest.mark.parametrize(("launcher", "tokens_per_pass"), [("ddp", 10**6), ("ddp", 9), ("zero3", 9)])
+def test_two_processes_are_one(tmp_path: Path, launcher: str, tokens_per_pass: int) -> None:
     """12 episodes a step on one process, 6 on each of two: the same prompts, seeds, losses, means and weights.
 
     One micro-batch a log is where a mean could be taken for the main process's share of it. Cut into passes, each
@@ -197,7 +198,7 @@ def test_two_processes_are_one(tmp_path: Path, tokens_per_pass: int) -> None:
     """
     trainer = build_trainer(tmp_path / "one", **ONE_STEP_AN_EPOCH)
     trainer.train()
-    on_two_processes("ddp", __file__, tmp_path / "two", str(tokens_per_pass))
+    on_two_processes(launcher, __file__, tmp_path / "two", str(tokens_per_pass))
     told = [json.loads((tmp_path / "two" / f"passes-{rank}.json").read_text()) for rank in (0, 1)]
     for (needed, episodes), (needed_too, episodes_too) in zip(*told, strict=True):
         assert len(episodes) == len(episodes_too) == max(needed, needed_too)
@@ -706,9 +707,11 @@ def write_run(folder: Path, tokens_per_pass: int) -> None:
     trainer.train()
     (folder / f"passes-{trainer.accelerator.process_index}.json").write_text(json.dumps(passes))
     assert trainer.accelerator.num_processes == 2
+    with gathered(list(trainer.accelerator.unwrap_model(trainer.model).parameters())):
+        weights = trained(trainer)
     if trainer.is_world_process_zero():
         (folder / "rows.json").write_text(json.dumps(logged(trainer)))
-        save_file(trained(trainer), folder / "weights.safetensors")
+        save_file(weights, folder / "weights.safetensors")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

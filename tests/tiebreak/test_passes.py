@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def dpo_trainer(
     pairs: list[Pair] | None = None,
     loss_type: str = "sigmoid",
     training: TrainingConfig = TRAINING,
+    prompt_by_prompt: bool = False,
 ) -> CheckedDPOTrainer:
     config = DPOConfig(
         output=str(folder), policy="", preferences="", training=training, beta=0.5, loss_type=[loss_type]
@@ -87,7 +89,7 @@ def dpo_trainer(
         args=build_dpo_args(config, run),
         train_dataset=to_dpo_dataset(
             [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs or random_pairs()],
-            prompt_by_prompt=pairs is not None,
+            prompt_by_prompt=prompt_by_prompt,
         ),
         processing_class=words(),
     )
@@ -96,7 +98,7 @@ def dpo_trainer(
 def dpo_rows(
     folder: Path, tokens_per_pass: int | None, loss_type: str = "sigmoid", pairs: list[Pair] | None = None
 ) -> list[dict[str, float]]:
-    return losses(dpo_trainer(folder, pairs, loss_type), 2, tokens_per_pass)
+    return losses(dpo_trainer(folder, pairs, loss_type, prompt_by_prompt=pairs is not None), 2, tokens_per_pass)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +250,12 @@ def test_sft_logs_what_trl_logs(tmp_path: Path) -> None:
 # --- on two processes
 
 STEPS = 6
-BUILDERS: dict[str, Any] = {"sft": sft_trainer, "reward": reward_trainer, "dpo": dpo_trainer}
+BUILDERS: dict[str, Any] = {
+    "sft": sft_trainer,
+    "reward": reward_trainer,
+    "dpo": dpo_trainer,
+    "aot": partial(dpo_trainer, loss_type="aot"),
+}
 METRICS = {
     "sft": ["loss", "grad_norm"],
     "reward": ["loss", "grad_norm", "margin", "min_reward", "max_reward", "mean_reward", "accuracy"],
@@ -282,10 +289,30 @@ def test_two_processes_are_one(tmp_path: Path, launcher: str, stage: str, accumu
     assert len(told[0]["passes"]) > STEPS * accumulation
     for each in told:
         assert each["forwards"] == len(each["passes"])
-    rows = json.loads((one / "process-0.json").read_text())["rows"]
-    assert len(rows) == STEPS
-    assert_same_rows(told[0]["rows"], rows, METRICS[stage], allowed=1e-5)
-    weights, others = load_file(one / "weights.safetensors"), load_file(two / "weights.safetensors")
+    alone = json.loads((one / "process-0.json").read_text())
+    assert len(alone["rows"]) == STEPS
+    assert_same_rows(told[0]["rows"], alone["rows"], METRICS[stage], allowed=1e-5)
+    if stage != "sft":  # whose evaluation is a mean over batches, each over its tokens
+        evaluated = [f"eval_{name}" for name in METRICS[stage] if name != "grad_norm"]
+        assert_same_rows([told[0]["evaluated"]], [alone["evaluated"]], evaluated, allowed=1e-5)
+    assert_same_weights(one, two)
+
+
+def test_processes_that_cut_the_forward_wait_for_one_another(tmp_path: Path) -> None:
+    """`aot` needs its batch whole, so one process cuts its forward in more parts than the other.
+
+    Where every weight is sharded, each part is a meeting of both; under DDP, none is: the weights are the same.
+    """
+    for launcher in ("ddp", "zero3"):
+        on_two_processes(launcher, __file__, tmp_path / launcher, "aot", "1")
+    told = [json.loads((tmp_path / "ddp" / f"process-{rank}.json").read_text()) for rank in (0, 1)]
+    assert told[0]["passes"] == told[1]["passes"] == [6] * STEPS
+    assert told[0]["forwards"] > told[1]["forwards"]
+    assert_same_weights(tmp_path / "ddp", tmp_path / "zero3")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    weights, others = (load_file(folder / "weights.safetensors") for folder in (one, other))
     assert weights.keys() == others.keys()
     assert len(weights) == 28
     for name, weight in weights.items():
@@ -300,19 +327,21 @@ def write_trained(folder: Path, stage: str, batch: int, accumulation: int = 1) -
     trainer = BUILDERS[stage](folder, rows, training=TRAINING.model_copy(update=update))
     trainer.args.train_sampling_strategy = "sequential"
     trainer.args.save_strategy = "no"
+    trainer.args.per_device_eval_batch_size = batch
     trainer.compute_in_passes(40, packed=True)
     passes: list[int] = []
     forwards: list[bool] = []
     step = trainer._step
     trainer._step = lambda *args: (passes.append(len(args[1]["input_ids"])), step(*args))[1]
     layers = whole_model(trainer.model).base_model
-    layers.register_forward_hook(lambda *_: forwards.append(torch.is_grad_enabled()))  # the reference has no gradient
+    layers.register_forward_pre_hook(lambda *_: forwards.append(torch.is_grad_enabled()))  # the reference has none
     trainer.train()
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     told = {
         "rows": [row for row in trainer.state.log_history if "loss" in row],
         "passes": passes,
         "forwards": sum(forwards),
+        "evaluated": trainer.evaluate(trainer.train_dataset),
     }
     folder.mkdir(exist_ok=True)
     (folder / f"process-{trainer.accelerator.process_index}.json").write_text(json.dumps(told))
