@@ -53,6 +53,9 @@ def in_fresh_process(final: Path, request: dict[str, Any]) -> dict[str, Any]:
     Raises:
         HandoffError: what was saved cannot be loaded there, or answers differently.
     """
+    import torch
+
+    request = request | {"threads": torch.get_num_threads()}
     try:
         if _AHEAD:
             return _AHEAD.pop().ask({"final": str(final), "request": request})
@@ -86,6 +89,8 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
         HandoffError: the model does not answer as it did before it was saved: to 1e-5 in float32.
     """
     with while_importing():
+        import torch
+
         from tiebreak.logprobs import member_scores_in_batches
         from tiebreak.models import MODEL_FILE, PROBE_FILE, PROBE_TOLERANCE, verify_probe
 
@@ -93,7 +98,12 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
     dtype = json.loads((final / PROBE_FILE).read_text())["dtype"]
     model, tokenizer = load_saved(final, pinned, dtype)
     exact = dtype == "float32" and not pinned["quantized"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        request.get("threads", threads)
+    )  # another number adds up in another order: 2e-5 of a real model
     difference = verify_probe(model, final, PROBE_TOLERANCE if exact else None)
+    torch.set_num_threads(threads)
     model.eval()
     samples: list[str] = []
     if pinned["kind"] == "policy" and request.get("prompts"):

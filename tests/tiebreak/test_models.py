@@ -33,6 +33,7 @@ from tiebreak.models import (
     tokenizer_facts,
     write_probe,
 )
+from tiebreak.reload import in_fresh_process
 from tiebreak.runs import start_run
 
 TRAINING = TrainingConfig(precision="float32")
@@ -49,7 +50,7 @@ def train_a_little(model: Any) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def save_run(folder: Path, base: Path, kind: Any = "policy") -> Path:
+def save_run(folder: Path, base: Path | str, kind: Any = "policy", ids: list[int] = IDS) -> Path:
     """A finished run that holds an adapter on `base`."""
     run = start_run(StageConfig(output=str(folder), tracking=TrackingConfig(mode="disabled")), kind, {})
     source = find_model(str(base))
@@ -58,9 +59,21 @@ def save_run(folder: Path, base: Path, kind: Any = "policy") -> Path:
     model = load(source, TRAINING, ADAPTER, tokenizer)
     train_a_little(model)
     save_adapter(run.final, model, adapter_state(model), tokenizer, source, kind, ADAPTER)
-    write_probe(run.final, IDS, probe_values(model, IDS), model)
+    write_probe(run.final, ids, probe_values(model, ids), model)
     run.finish()
     return folder
+
+
+def test_a_fresh_process_adds_up_in_the_same_order(tmp_path: Path) -> None:
+    """A launch of several processes leaves each one thread, and a fresh one has all: of a real model another number of
+    them makes more than the 1e-5 that are allowed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        folder = save_run(tmp_path / "sft", "bundled:smollm2-135m-instruct", ids=list(range(1000, 1090)))
+        assert in_fresh_process(folder / "final", {})["difference"] == 0.0
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
