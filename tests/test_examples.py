@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
+from support import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("tiebreak", "sft", "labeling_ui", "reward", "preference", "evaluation")
 WITH_EXAMPLES = [
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)

@@ -99,9 +99,8 @@ def reload(final: Path, request: dict[str, Any]) -> dict[str, Any]:
     model, tokenizer = load_saved(final, pinned, dtype)
     exact = dtype == "float32" and not pinned["quantized"]
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        request.get("threads", threads)
-    )  # another number adds up in another order: 2e-5 of a real model
+    # another number of threads adds up in another order: 2e-5 of a real model
+    torch.set_num_threads(request.get("threads", threads))
     difference = verify_probe(model, final, PROBE_TOLERANCE if exact else None)
     torch.set_num_threads(threads)
     model.eval()
