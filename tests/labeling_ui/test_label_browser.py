@@ -414,14 +414,14 @@ def test_my_work_and_amending(site: Site) -> None:
     assert site.events("works").count("undone") == 0
 
 
-HOLD_HISTORY = """() => {
-  const go = window.fetch;
+HOLD = """(start) => {
+  window.plainFetch = window.fetch;
   window.held = [];
-  window.fetch = (path, options) => (path.startsWith('/api/history')
-    ? new Promise((arrived) => { held.push(() => go(path, options).then(arrived)); }) : go(path, options));
+  window.fetch = (path, options) => (path.startsWith(start)
+    ? new Promise((arrived) => { held.push(() => plainFetch(path, options).then(arrived)); }) : plainFetch(path, options));
 }"""
-"""Requests for the history wait until the test lets them go. (Playwright's own routes miss some of a page that was just
-busy: 3 of 40 requests went past one.)"""
+"""Requests whose path starts so wait until the test lets them go. (Playwright's own routes miss some of a page that was
+just busy: 3 of 40 requests went past one.)"""
 
 
 def test_my_work_shows_nothing_old_while_the_new_is_on_its_way(site: Site) -> None:
@@ -432,7 +432,7 @@ def test_my_work_shows_nothing_old_while_the_new_is_on_its_way(site: Site) -> No
     page.wait_for_selector(".work[aria-busy=false] .history")
     press(page, "Escape", "6")
     on(page, 3)
-    page.evaluate(HOLD_HISTORY)
+    page.evaluate(HOLD, "/api/history")
     press(page, "w")
     page.wait_for_function("held.length === 1")
     assert page.is_visible("[data-card=work]")
@@ -719,8 +719,16 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     page.wait_for_selector(".disputes li:nth-child(2) :focus")
     press(page, "n")
     page.wait_for_selector(".disputes li:nth-child(3) [aria-current=true]")
+    page.evaluate(HOLD, "/api/lead/disputes/")
+    page.click(".disputes li:nth-child(2) button")
     page.click(".disputes li:first-child button")
+    page.wait_for_function("held.length === 2")
+    page.evaluate("held[1]()")
     page.wait_for_selector(".disputes li:first-child [aria-current=true]")
+    page.evaluate("held[0]()")  # late: another one is looked at
+    page.wait_for_timeout(100)
+    assert page.get_attribute(".disputes [aria-current=true]", "data-dispute") == site.store.disputes()[0].item_id
+    page.evaluate("window.fetch = plainFetch")
     left = page.inner_text(".side-left .text")
     press(page, "1", "1")  # the second press is of the same answer
     page.wait_for_function(f"document.querySelectorAll('.disputes li').length === {waiting - 1}")
