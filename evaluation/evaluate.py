@@ -17,10 +17,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
+from evaluation.configuration import EvaluateConfig
 from tiebreak.chat import decode_completion, encode_prompt
-from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
@@ -32,40 +31,11 @@ from tiebreak.models import (
     load_trained_reward_model,
     require_same_tokenizer,
 )
-from tiebreak.records import Prompt, Split, content_id, read_prompts, write_json, write_jsonl
+from tiebreak.records import Prompt, content_id, read_prompts, write_json, write_jsonl
 from tiebreak.rubric import repeated_share, score_rubric
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import bootstrap_interval
 from tiebreak.tracking import track
-
-
-class EvaluateConfig(StageConfig):
-    """`tiebreak evaluate`"""
-
-    policies: dict[str, str]
-    """name → policy (a run folder, a path, a hub id or bundled:…), in the order of the report"""
-    baseline: str = "sft"
-    """the policy that win rates and KL are measured against"""
-    prompts: str
-    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
-    split: Split = "test"
-    max_prompts: int | None = Field(default=None, ge=1)
-    reward_model: str | None = None
-    yardstick: str = "rubric"
-    """rubric, or package.module:function, a function of (prompt, answer) that returns a number"""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
-    seed: int = 0
-    batch_size: int = Field(default=32, ge=1)
-    training: TrainingConfig = TrainingConfig()
-    """precision and attention to load the policies with"""
-
-    @model_validator(mode="after")
-    def _possible(self) -> EvaluateConfig:
-        if self.baseline not in self.policies:
-            raise ValueError(f"baseline: {self.baseline!r} is not among the policies ({', '.join(self.policies)})")
-        if self.yardstick != "rubric" and ":" not in self.yardstick:
-            raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
-        return self
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from preference.configuration import AnswerConfig
 from tiebreak.chat import decode_completion, encode_prompt
-from tiebreak.config import SamplingConfig, Section, TrainingConfig, load_config
+from tiebreak.config import TrainingConfig, load_config
 from tiebreak.errors import TiebreakError, exit_with_message
 from tiebreak.generation import row_seed, sample_completions
 from tiebreak.launch import quiet_upstream, settle_process
@@ -29,14 +29,6 @@ from tiebreak.records import Completion, Message, SamplingSettings, content_id
 
 ATTEMPTS = 5
 """Answers that say the same, or nothing, cannot be compared: so often others are drawn."""
-
-
-class AnswerConfig(Section):
-    """`python -m preference.answer`"""
-
-    policies: list[str] = Field(min_length=1, max_length=2)
-    sampling: SamplingConfig = SamplingConfig()
-    max_prompt_tokens: int = Field(default=2048, ge=1)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, model_validator
 from trl import DPOTrainer
 
-from preference.guard import GUARD_INPUT, Guard, GuardConfig, build_guard, reference_name, require_held_out
+from preference.configuration import DPOConfig, GuardConfig
+from preference.guard import GUARD_INPUT, Guard, build_guard, reference_name, require_held_out
 from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
 from tiebreak.chat import Encoded, encode_preference, encode_prompt
-from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import SamplingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
 from tiebreak.models import (
@@ -59,48 +59,8 @@ REFERENCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16:
 """How far the first loss may be from ln 2. In float32 as DESIGN demands; the others' own rounding is larger."""
 
 
-SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 LOSSES_OF_BATCHES = {"aot", "aot_unpaired", "sft"}
 """Those that are no mean over pairs: they sort a batch, or average over its tokens."""
-
-
-class DPOConfig(StageConfig):
-    """`tiebreak dpo`"""
-
-    policy: str
-    """the policy to start from, which is also the reference: usually the SFT run"""
-    preferences: str
-    """a label run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's columns"""
-    adapter: AdapterConfig | None = None
-    """null: the policy's own, gone on with; a policy without one gets the default"""
-    training: TrainingConfig = TrainingConfig()
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw data that names no splits"""
-    beta: float = Field(default=0.1, gt=0.0)
-    """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
-    loss_type: list[str] = ["sigmoid"]
-    """one or more of TRL's losses: sigmoid, ipo, hinge, robust, exo_pair, nca_pair, apo_zero, …"""
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
-    cache_reference: bool = True
-    """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
-    share_prefixes: bool = True
-    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
-    prompt_by_prompt: bool = True
-    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """for the sample completions that go to W&B, and for the guard's"""
-    guard: GuardConfig | None = None
-    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
-
-    @model_validator(mode="after")
-    def _smoothing_is_used(self) -> DPOConfig:
-        if self.label_smoothing and not SMOOTHED_LOSSES & set(self.loss_type):
-            raise ValueError(
-                f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; give it 0, or add one that knows it: "
-                f"{', '.join(sorted(SMOOTHED_LOSSES))}"
-            )
-        return self
 
 
 @dataclass(frozen=True)

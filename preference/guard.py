@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preference.adapters import REFERENCE
+from preference.configuration import GuardConfig
 from preference.ppo.backbone import Backbone
 from preference.ppo.loop import trainable_names
 from preference.ppo.rollout import roll_out
 from preference.rewards import Conversations, Reward, load_reward
-from tiebreak.config import SamplingConfig, Section, TrainingConfig
+from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.models import ModelSource, find_model
@@ -52,19 +52,6 @@ GUARD_INPUT = "guard.reward_model"
 """its name among a run's inputs"""
 MARGIN = "rewards/margins"
 """under which TRL's DPO logs what it widens"""
-
-
-class GuardConfig(Section):
-    """Which policy of a run to keep, and when to stop."""
-
-    reward_model: str
-    """a finished reward run that this training does not learn from: another seed, another share of the judgments"""
-    eval_every_steps: int = Field(default=50, ge=1)
-    """optimizer steps"""
-    patience: int = Field(default=3, ge=1)
-    """stop once its score has fallen so many times running while the training's own has risen"""
-    max_prompts: int = Field(default=32, ge=1)
-    """of the validation prompts"""
 
 
 @dataclass(frozen=True)

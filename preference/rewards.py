@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from preference.adapters import merged_adapter
+from preference.configuration import RewardConfig
 from preference.layout import Layout, batches_by_tokens
 from tiebreak.chat import decode_completion, encode_completion
-from tiebreak.config import Section, TrainingConfig
+from tiebreak.config import TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.logprobs import member_scores_in_batches
 from tiebreak.models import (
@@ -59,29 +59,6 @@ ROWS_AT_ONCE = 16
 UNKNOWN_SCALE = ScoreScale()
 MENDED = "Mend it, and give another --output if there are checkpoints: they were learned from the function as it was"
 """A function's file is part of a run's identity, see preference.ppo.train.stage_inputs."""
-
-
-class RewardConfig(Section):
-    """One of several rewards: a reward model or a function."""
-
-    model: str | None = None
-    """a finished reward run"""
-    function: str | None = None
-    """package.module:function"""
-    weight: float = 1.0
-    """of its score in the sum; below 0: a penalty"""
-    spread_penalty: float = Field(default=0.0, ge=0.0)
-    """of a reward model of several members: its score is their mean less so many standard deviations (tiebreak.scores)"""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> RewardConfig:
-        if (self.model is None) == (self.function is None):
-            raise ValueError("a reward is either a model or a function (package.module:function): give one of them")
-        if self.function is not None and self.spread_penalty:
-            raise ValueError("spread_penalty: a function has no members whose scores could spread")
-        if self.function is not None and ":" not in self.function:
-            raise ValueError(f"function: {self.function!r} is not of the form package.module:function")
-        return self
 
 
 class Reward(Protocol):

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pydantic import Field, model_validator
-
+from preference.configuration import SampleConfig
 from tiebreak.chat import decode_completion, encode_prompt
-from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import SamplingConfig
 from tiebreak.errors import DataError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
@@ -24,7 +23,6 @@ from tiebreak.records import (
     Pair,
     Prompt,
     SamplingSettings,
-    Split,
     content_id,
     read_prompts,
     write_json,
@@ -32,39 +30,6 @@ from tiebreak.records import (
 )
 from tiebreak.runs import clear_partial, in_batches, say, start_run
 from tiebreak.tracking import track
-
-
-class SampleConfig(StageConfig):
-    """`tiebreak sample`"""
-
-    policy: str
-    """the policy to sample from: usually the SFT run"""
-    prompts: str
-    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
-    splits: list[Split] = ["train", "validation"]
-    """which of the prompts; never test, whose prompts are for the final figures"""
-    max_prompts: int | None = Field(default=None, ge=1)
-    """take so many, spread over the splits as they are; null: all"""
-    completions_per_prompt: int = Field(default=2, ge=2)
-    sampling: list[SamplingConfig] = [SamplingConfig()]
-    """the settings to draw with; completion number n uses setting n modulo their count"""
-    seed: int = 0
-    batch_size: int = Field(default=32, ge=1)
-    """completions written at once; the next ones take the places of those that are done"""
-    round: int = Field(default=0, ge=0)
-    """0: the first; later rounds sample from the policy that the one before made"""
-    max_prompt_tokens: int = Field(default=1024, ge=1)
-    training: TrainingConfig = TrainingConfig()
-    """precision and attention to load the policy with"""
-
-    @model_validator(mode="after")
-    def _every_setting_is_used(self) -> SampleConfig:
-        if not 1 <= len(self.sampling) <= self.completions_per_prompt:
-            raise ValueError(
-                f"sampling: {len(self.sampling)} settings for {self.completions_per_prompt} completions_per_prompt; "
-                "give one at least, and no more than there are completions"
-            )
-        return self
 
 
 def sample(config: SampleConfig) -> None:

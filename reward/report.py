@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
+from reward.configuration import RewardReportConfig
 from reward.examples import EncodedPreference, encode, is_tie
 from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
 from reward.origin import Origin, trace_origin
 from reward.page import build_page
-from tiebreak.config import StageConfig, TrainingConfig
+from tiebreak.config import TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
 from tiebreak.records import (
@@ -43,18 +42,6 @@ if TYPE_CHECKING:
 
 TRAINED_PROMPTS = "trained_prompts.json"
 """Ids of the prompts that a reward model was trained on, in its `final/`."""
-
-
-class RewardReportConfig(StageConfig):
-    """`tiebreak reward report`"""
-
-    reward_model: str
-    """a finished reward run"""
-    preferences: str | None = None
-    """what to examine it on, of which rows that it was trained on are left out; null: those its own run held out"""
-    garbage_prompts: int = Field(default=16, ge=0)
-    """held-out prompts to which bad answers are made: empty, repeated, copied, over-long"""
-    batch_size: int = Field(default=16, ge=1)
 
 
 @dataclass(frozen=True)

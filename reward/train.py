@@ -12,18 +12,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from reward import report
+from reward.configuration import RewardConfig
 from reward.examples import EncodedPreference, encode, is_tie
 from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
 from reward.origin import Origin, trace_origin
 from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Encoded, encode_completion
-from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
@@ -46,44 +45,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
     from trl import RewardConfig as RewardArguments
-
-
-class RewardConfig(StageConfig):
-    """`tiebreak reward`"""
-
-    policy: str
-    """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
-    preferences: str
-    """a label run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's columns"""
-    adapter: AdapterConfig | None = None
-    """null: the policy's own; a policy without one needs it"""
-    training: TrainingConfig = TrainingConfig()
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw data that names no splits"""
-    strength_as: Literal["margin", "weight", "nothing"] = "margin"
-    """what a strength s (1 to 3) does: its pair must be told apart by a margin (Touvron et al. 2023, Eq. 2), or counts s
-    times (scaled Bradley-Terry, Wang et al. 2024)"""
-    margin_scale: float = Field(default=1.0, ge=0.0)
-    """times the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
-    soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, in place of certainty; see reward.losses.target_of"""
-    use_weights: bool = True
-    """count each pair by its weight; all weights together leave the learning rate as it is"""
-    centering: float = Field(default=0.01, ge=0.0)
-    """weight of the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
-    members: int = Field(default=1, ge=1, le=64)
-    """score heads on the one adapter, each trained on its own bootstrap of the prompts; their mean is the score, and
-    their spread says what the data leave open"""
-    samples: str | None = None
-    """a sample run, whose answers the finished model scores: PPO can normalise by their mean and deviation, so this should
-    be of the policy that PPO starts from; null: PPO measures its first rollout"""
-    max_samples: int = Field(default=256, ge=2)
-    garbage_prompts: int = Field(default=16, ge=0)
-    """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
-    share_prefixes: bool = True
-    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
-    prompt_by_prompt: bool = True
-    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
 
 
 def train_reward(config: RewardConfig) -> None:

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
-
-from tiebreak.config import Section, StageConfig
+from sft.configuration import PrepareConfig, SplitShares
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.records import (
@@ -40,44 +38,6 @@ from tiebreak.records import (
 )
 from tiebreak.runs import Run, say, start_run
 from tiebreak.tracking import track
-
-
-class SplitShares(Section):
-    """How prompts without a demonstration are shared out; the rest of them train."""
-
-    validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    test: float = Field(default=0.3, ge=0.0, lt=1.0)
-    demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that have a demonstration; the rest of them train"""
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _leave_some(self) -> SplitShares:
-        if self.validation + self.test >= 1.0:
-            raise ValueError("split.validation and split.test together leave nothing to train on")
-        return self
-
-
-class PrepareConfig(StageConfig):
-    """`tiebreak prepare`"""
-
-    prompts: list[str] = []
-    """files in TRL's prompt-only format (`prompt`), or hub:NAME@SPLIT"""
-    demonstrations: list[str] = []
-    """files in TRL's prompt-completion or `messages` format, or hub:NAME@SPLIT"""
-    policy: str = "bundled:smollm2-135m-instruct"
-    """the model whose tokenizer counts the lengths"""
-    max_prompt_tokens: int = Field(default=384, ge=1)
-    max_completion_tokens: int = Field(default=512, ge=1)
-    near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
-    """prompts whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
-    split: SplitShares = SplitShares()
-
-    @model_validator(mode="after")
-    def _something(self) -> PrepareConfig:
-        if not self.prompts and not self.demonstrations:
-            raise ValueError("neither prompts nor demonstrations: name at least one file")
-        return self
 
 
 @dataclass(frozen=True)

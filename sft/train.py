@@ -7,13 +7,12 @@ accelerate launch --config_file configs/accelerate/zero2.yaml -m sft.train --con
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
 from trl import SFTTrainer
 
+from sft.configuration import SFTConfig
 from tiebreak.chat import Encoded, encode_conversation
-from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer
@@ -36,34 +35,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig as SFTArguments
-
-
-class SFTConfig(StageConfig):
-    """`tiebreak sft`"""
-
-    policy: str
-    """the model to start from: a hub id, a path, bundled:…, or a run folder whose adapter is gone on with"""
-    demonstrations: str
-    """a prepare run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's prompt-completion or messages format"""
-    adapter: AdapterConfig | None = AdapterConfig()
-    """null: the policy's own"""
-    training: TrainingConfig = TrainingConfig()
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw data that names no splits"""
-    loss_on: Literal["last_answer", "all_answers"] = "last_answer"
-    """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
-    padding_free: bool = True
-    """compute no padding (see tiebreak.pairwise); false: TRL's own layout"""
-    merge: bool = False
-    """also save base and adapter merged, as a plain model, in final/merged"""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """for the sample completions that go to W&B"""
-
-    @model_validator(mode="after")
-    def _possible(self) -> SFTConfig:
-        if self.merge and self.adapter is not None and self.adapter.method == "qlora":
-            raise ValueError("merge: an adapter cannot be merged into 4-bit weights without loss; set it to false")
-        return self
 
 
 class PackedSFTTrainer(StepInPasses, SFTTrainer):

@@ -17,7 +17,8 @@ from tiebreak.errors import ConfigError, exit_with_message
 
 @dataclass(frozen=True)
 class Command:
-    """A command and the module that runs it.
+    """A command, the module that runs it, and the class of its configuration (`module:class`, of a module that imports
+    no model code).
 
     `trains` marks those that take `--accelerate NAME`; `heavy` those that hold a model, or start processes
     that do.
@@ -26,9 +27,12 @@ class Command:
     name: str
     module: str
     summary: str
+    configuration: str = ""
     trains: bool = False
     heavy: bool = False
 
+
+_TRAINS = {"trains": True, "heavy": True}
 
 COMMANDS = {
     command.name: command
@@ -37,20 +41,69 @@ COMMANDS = {
             "run",
             "tiebreak.pipeline",
             "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one",
+            "tiebreak.pipeline:PipelineConfig",
             heavy=True,
         ),
-        Command("prepare", "sft.prepare", "validate, deduplicate and split prompts and demonstrations"),
-        Command("sft", "sft.train", "supervised fine-tuning with LoRA", trains=True, heavy=True),
-        Command("sample", "preference.sample", "several completions a prompt, as pairs to judge", heavy=True),
-        Command("label", "labeling_ui.label", "serve pairs to raters; export, verify and count their judgments"),
-        Command("raters", "labeling_ui.raters", "who may rate: add, disable, reset, list"),
-        Command("reward", "reward.train", "a reward model from preferences; report on one", trains=True, heavy=True),
-        Command("dpo", "preference.dpo", "direct preference optimisation", trains=True, heavy=True),
         Command(
-            "ppo", "preference.ppo", "proximal policy optimisation against a reward model", trains=True, heavy=True
+            "prepare",
+            "sft.prepare",
+            "validate, deduplicate and split prompts and demonstrations",
+            "sft.configuration:PrepareConfig",
         ),
-        Command("evaluate", "evaluation.evaluate", "policies on held-out prompts", heavy=True),
-        Command("compare", "evaluation.compare", "one report over the whole recipe: report.html, report.json"),
+        Command("sft", "sft.train", "supervised fine-tuning with LoRA", "sft.configuration:SFTConfig", **_TRAINS),
+        Command(
+            "sample",
+            "preference.sample",
+            "several completions a prompt, as pairs to judge",
+            "preference.configuration:SampleConfig",
+            heavy=True,
+        ),
+        Command(
+            "label",
+            "labeling_ui.label",
+            "serve pairs to raters; export, verify and count their judgments",
+            "labeling_ui.label:LabelConfig",
+        ),
+        Command(
+            "raters",
+            "labeling_ui.raters",
+            "who may rate: add, disable, reset, list",
+            "labeling_ui.raters:RatersArguments",
+        ),
+        Command(
+            "reward",
+            "reward.train",
+            "a reward model from preferences; report on one",
+            "reward.configuration:RewardConfig",
+            **_TRAINS,
+        ),
+        Command(
+            "dpo",
+            "preference.dpo",
+            "direct preference optimisation",
+            "preference.configuration:DPOConfig",
+            **_TRAINS,
+        ),
+        Command(
+            "ppo",
+            "preference.ppo",
+            "proximal policy optimisation against a reward model",
+            "preference.configuration:PPOConfig",
+            **_TRAINS,
+        ),
+        Command(
+            "evaluate",
+            "evaluation.evaluate",
+            "policies on held-out prompts",
+            "evaluation.configuration:EvaluateConfig",
+            heavy=True,
+        ),
+        Command(
+            "compare",
+            "evaluation.compare",
+            "one report over the whole recipe: report.html, report.json",
+            "evaluation.configuration:CompareConfig",
+        ),
         Command("inspect", "tiebreak.inspect", "what is in a run folder, and what it was made from"),
     )
 }

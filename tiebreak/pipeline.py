@@ -179,18 +179,10 @@ def _same_config(entry: StageEntry, words: Sequence[str], saved: dict[str, Any])
 
 
 def config_class(stage: str) -> type[StageConfig]:
-    """The configuration's class of a stage: the StageConfig that its module defines."""
-    name = COMMANDS[stage].module
-    for candidate in (name, f"{name}.train"):
-        try:
-            with while_importing():
-                module = importlib.import_module(candidate)
-        except ModuleNotFoundError:
-            continue
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, StageConfig) and value.__module__ == candidate:
-                return value
-    raise RunError(f"{name} defines no configuration")
+    """The class of a stage's configuration, from a module that imports no model code."""
+    module, _, name = COMMANDS[stage].configuration.partition(":")
+    found: type[StageConfig] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _option(words: Sequence[str], key: str) -> str | None:
@@ -235,11 +227,20 @@ def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, st
     """The exit status of a stage in a process of its own."""
     missing = process_settings()
     if not entry.accelerate and not missing:
-        config_class(entry.stage)  # imports what the stage does, for the stages after it too
+        with while_importing():
+            _import_stage(entry.stage)  # for the stages after it too
         if may_fork():
             return run_forked(lambda: start_command(words), environment)
     command = [sys.executable, "-m", "tiebreak.cli", *words]
     return subprocess.run(command, env={**os.environ, **missing, **environment}, check=False).returncode
+
+
+def _import_stage(stage: str) -> None:
+    """What the stage's process needs; PPO's own module imports its models only when it is called."""
+    name = COMMANDS[stage].module
+    importlib.import_module(name)
+    if name == "preference.ppo":
+        importlib.import_module("preference.ppo.train")
 
 
 def _move_aside(folder: Path) -> None:

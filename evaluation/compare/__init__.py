@@ -15,38 +15,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, Field
+from typing import Any
 
 from evaluation.compare.figures import Evaluation, Link, build_report, label, read_chain, read_evaluation
 from evaluation.compare.page import Trained, build_page
 from evaluation.compare.samples import select_samples
+from evaluation.configuration import CompareConfig
 from tiebreak import runs
-from tiebreak.config import StageConfig
 from tiebreak.launch import stage_main
 from tiebreak.page.numbers import percent
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.tracking import track
-
-Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-
-
-class CompareConfig(StageConfig):
-    """What is reported, and where the report goes."""
-
-    output: str = "runs/quickstart/compare"
-    evaluation: str
-    """the folder of a finished *evaluate* run"""
-    runs: Folders = Field(default=[])
-    """further run folders whose curves to show; the runs that the evaluation was made from are always shown"""
-    against: Folders = Field(default=[])
-    """folders of further *evaluate* runs on the same prompts, such as another seed's"""
-    title: str = "Tiebreak: comparison of policies"
-    samples: int = Field(default=60, ge=0)
-    """prompts whose answers are shown side by side"""
-    next_step: str = "tiebreak label --config configs/quickstart/label.yaml"
-    """the command that is printed last: how to judge by hand"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

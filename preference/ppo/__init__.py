@@ -26,7 +26,8 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak ppo`, or `python -m preference.ppo`."""
-    from preference.ppo.train import PPOConfig, train_ppo
+    from preference.configuration import PPOConfig
+    from preference.ppo.train import train_ppo
     from tiebreak.launch import stage_main
 
     stage_main("ppo", PPOConfig, train_ppo, arguments)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from transformers import TrainingArguments
 
-from preference.guard import GUARD_INPUT, Guard, GuardConfig, build_guard, require_held_out
+from preference.configuration import PPOConfig
+from preference.guard import GUARD_INPUT, Guard, build_guard, require_held_out
 from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
-from preference.ppo.vllm import VLLMConfig, VLLMSampler, require_vllm
-from preference.rewards import MountedReward, Reward, RewardApart, RewardConfig, function_file, load_rewards
+from preference.ppo.vllm import VLLMSampler, require_vllm
+from preference.rewards import MountedReward, Reward, RewardApart, function_file, load_rewards
 from tiebreak.chat import encode_prompt
-from tiebreak.config import AdapterConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.models import (
     ModelSource,
@@ -37,131 +36,6 @@ from tiebreak.training import common_arguments, describe, drop_too_long, finish_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PPO_ALONE = (
-    "value_head",
-    "kl_target",
-    "max_kl",
-    "target_step_kl",
-    "gamma",
-    "lam",
-    "cliprange_value",
-    "vf_coef",
-    "entropy_coef",
-    "whiten_rewards",
-)
-"""Keys that only our own trainer knows."""
-
-
-class PPOConfig(StageConfig):
-    """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
-
-    algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
-    """ppo: our own, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef is their beta (GRPO
-    takes the KL from the loss, not from the reward), cliprange their epsilon, ppo_epochs their num_iterations, and
-    whiten_advantages their normalisation (GRPO's: by the group's deviation)"""
-    completions_per_prompt: int = Field(default=4, ge=2)
-    """of a rollout, under rloo and grpo: what a completion is compared with"""
-    policy: str
-    """the policy to start from, which is also the reference: usually the SFT run"""
-    reward_model: str | None = None
-    """a finished reward run, with weight 1"""
-    rewards: list[RewardConfig] = []
-    """further rewards, or all of them where reward_model is null: {model: RUN, weight: W} or {function:
-    package.module:function, weight: W}"""
-    prompts: str
-    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
-    adapter: AdapterConfig | None = None
-    """null: the policy's own, gone on with; a policy without one gets the default"""
-    value_head: str | None = None
-    """a finished PPO run whose critic to start from; null: one that says 0, the mean of the normalised scores"""
-    training: TrainingConfig = TrainingConfig(learning_rate=3e-6)
-    """per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on each process"""
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw prompts that name no splits"""
-    episodes_per_rollout: int = Field(default=64, ge=1)
-    """completions drawn before each round of updates, over all processes"""
-    rollouts: int = Field(default=100, ge=1)
-    """training.max_steps, if set, stops earlier; training.epochs plays no part"""
-    ppo_epochs: int = Field(default=4, ge=1)
-    """passes over each rollout (N+)"""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
-    """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
-    vllm: VLLMConfig | None = None
-    """draw rollouts by vLLM, on GPUs ({mode: server} or {mode: colocate}); null: by our own sampler, on the device that
-    trains. sampling/logp_difference says how far vLLM's numbers are from the policy's"""
-    kl_coef: float = Field(default=0.05, ge=0.0)
-    """weight of the KL to the reference in the reward (N+), taken a token as log π − log π_ref (k1); where kl_target is
-    set, its value at the start"""
-    kl_target: float | None = Field(default=None, gt=0.0)
-    """nats a completion that kl_coef is moved to hold the KL at (Ziegler et al. 2019); null: kl_coef is fixed. Control,
-    and max_kl, read the KL by the steadier estimate k3, which must not stand in the reward: see preference/ppo/losses.py"""
-    kl_horizon: int = Field(default=10_000, ge=1)
-    """episodes in which kl_coef changes by a fifth at most"""
-    max_kl: float | None = Field(default=None, gt=0.0)
-    """stop where a rollout's KL to the reference, in nats a completion, is above this"""
-    target_step_kl: float | None = Field(default=None, gt=0.0)
-    """skip what is left of a rollout's updates once one of them is this far from the policy that sampled it, in nats a
-    token (policy/approxkl_avg)"""
-    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
-    lam: float = Field(default=0.95, ge=0.0, le=1.0)
-    cliprange: float = Field(default=0.2, gt=0.0)
-    cliprange_value: float = Field(default=0.2, gt=0.0)
-    vf_coef: float = Field(default=0.1, ge=0.0)
-    entropy_coef: float = Field(default=0.0, ge=0.0)
-    """weight of the policy's entropy, in nats a token, which is added to what is maximised"""
-    missing_eos_penalty: float = Field(default=1.0, ge=0.0)
-    """taken from the (normalised) score of a completion that was cut off (N+)"""
-    length_penalty: float = Field(default=0.0, ge=0.0)
-    """taken from the (normalised) score for each token of a completion"""
-    normalise_scores: bool = True
-    """each reward by mean and deviation of its scores of the policy's first completions, before any training (N+)"""
-    whiten_rewards: bool = False
-    """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
-    whiten_advantages: bool = True
-    """to mean 0 and deviation 1 over a rollout's tokens (N+)"""
-    stop_when_all_cut_off: bool = True
-    """refuse a rollout of which no completion ends within sampling.max_new_tokens"""
-    max_validation_prompts: int = Field(default=32, ge=0)
-    guard: GuardConfig | None = None
-    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
-
-    @model_validator(mode="after")
-    def _possible(self) -> PPOConfig:
-        if self.algorithm != "ppo":
-            meaningless = [k for k in PPO_ALONE if getattr(self, k) != type(self).model_fields[k].default]
-            if meaningless:
-                raise ValueError(f"{', '.join(meaningless)}: {self.algorithm} has no such thing; leave the default")
-            if self.episodes_per_rollout % self.completions_per_prompt:
-                raise ValueError(
-                    f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of completions_per_prompt "
-                    f"({self.completions_per_prompt})"
-                )
-        if self.guard is not None and self.guard.reward_model in [reward.model for reward in self.all_rewards]:
-            raise ValueError(
-                "guard.reward_model: it is what the policy learns from; give one of another seed and share of judgments"
-            )
-        if self.reward_model is None and not self.rewards:
-            raise ValueError("reward_model: missing; name a finished reward run, or give rewards")
-        if self.sampling.top_k or self.sampling.top_p < 1.0:
-            raise ValueError(
-                "sampling: PPO needs top_k 0 and top_p 1; a cut distribution is not the one whose log-probabilities are "
-                "learned from"
-            )
-        if self.sampling.temperature == 0.0:
-            raise ValueError("sampling.temperature: PPO cannot explore with greedy sampling; 0.7 to 1.0 is usual")
-        minibatch = self.training.per_device_batch_size * self.training.gradient_accumulation_steps
-        if self.episodes_per_rollout % minibatch:
-            raise ValueError(
-                f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of per_device_batch_size × "
-                f"gradient_accumulation_steps ({minibatch})"
-            )
-        return self
-
-    @property
-    def all_rewards(self) -> list[RewardConfig]:
-        """reward_model and rewards as one list."""
-        return [*([RewardConfig(model=self.reward_model)] if self.reward_model else []), *self.rewards]
 
 
 def stage_inputs(config: PPOConfig) -> dict[str, str]:

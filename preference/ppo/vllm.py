@@ -26,18 +26,18 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
 from preference.adapters import POLICY
+from preference.configuration import VLLMConfig
 from preference.ppo.backbone import Backbone
-from tiebreak.config import SamplingConfig, Section, TrainingConfig
+from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.generation import Sampled
 from tiebreak.runs import is_main_process
@@ -47,36 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LOGP_DIFFERENCE = "sampling/logp_difference"
-ONE_MODE_ALONE = {"server": ("base_url", "group_port"), "colocate": ("gpu_memory_utilization", "tensor_parallel_size")}
 ANSWER_SECONDS = 20.0
-
-
-class VLLMConfig(Section):
-    """vLLM instead of our own sampler, for the rollouts of training. Needs GPUs, and was never run on one."""
-
-    mode: Literal["server", "colocate"] = "server"
-    """server: `vllm serve` on GPUs of its own, to which TRL's client sends the weights by NCCL; the refusal of a run
-    without one says the command. colocate: in each training process, on the GPU that trains"""
-    base_url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/]+$")
-    """of the server"""
-    group_port: int = Field(default=51216, ge=1, le=65535)
-    """at which the server's workers meet the trainer to receive weights"""
-    gpu_memory_utilization: float = Field(default=0.3, gt=0.0, lt=1.0)
-    """colocate: share of each GPU's memory that vLLM takes for weights and cache"""
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """colocate: GPUs that hold one copy together; the number of processes must be a multiple of it"""
-    logp_tolerance: float = Field(default=0.05, gt=0.0)
-    """nats a token, on average over a rollout: how far vLLM's log-probabilities may be from ours before the run stops.
-    Meant to be above the noise of bfloat16, in which vLLM computes, and below what other weights make; not measured on a
-    GPU"""
-
-    @model_validator(mode="after")
-    def _of_its_mode(self) -> VLLMConfig:
-        other = "colocate" if self.mode == "server" else "server"
-        foreign = [k for k in ONE_MODE_ALONE[other] if getattr(self, k) != type(self).model_fields[k].default]
-        if foreign:
-            raise ValueError(f"{', '.join(foreign)}: only mode {other} knows this; leave the default")
-        return self
 
 
 # --- what is refused before anything is loaded

@@ -1,0 +1,58 @@
+"""The configurations of *evaluate* and *compare*. They import no model code, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.records import Split
+
+Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+class EvaluateConfig(StageConfig):
+    """`tiebreak evaluate`"""
+
+    policies: dict[str, str]
+    """name → policy (a run folder, a path, a hub id or bundled:…), in the order of the report"""
+    baseline: str = "sft"
+    """the policy that win rates and KL are measured against"""
+    prompts: str
+    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    split: Split = "test"
+    max_prompts: int | None = Field(default=None, ge=1)
+    reward_model: str | None = None
+    yardstick: str = "rubric"
+    """rubric, or package.module:function, a function of (prompt, answer) that returns a number"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
+    seed: int = 0
+    batch_size: int = Field(default=32, ge=1)
+    training: TrainingConfig = TrainingConfig()
+    """precision and attention to load the policies with"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluateConfig:
+        if self.baseline not in self.policies:
+            raise ValueError(f"baseline: {self.baseline!r} is not among the policies ({', '.join(self.policies)})")
+        if self.yardstick != "rubric" and ":" not in self.yardstick:
+            raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
+        return self
+
+
+class CompareConfig(StageConfig):
+    """What is reported, and where the report goes."""
+
+    output: str = "runs/quickstart/compare"
+    evaluation: str
+    """the folder of a finished *evaluate* run"""
+    runs: Folders = Field(default=[])
+    """further run folders whose curves to show; the runs that the evaluation was made from are always shown"""
+    against: Folders = Field(default=[])
+    """folders of further *evaluate* runs on the same prompts, such as another seed's"""
+    title: str = "Tiebreak: comparison of policies"
+    samples: int = Field(default=60, ge=0)
+    """prompts whose answers are shown side by side"""
+    next_step: str = "tiebreak label --config configs/quickstart/label.yaml"
+    """the command that is printed last: how to judge by hand"""

@@ -1,0 +1,281 @@
+"""The configurations of *sample*, *dpo* and *ppo*. They import no model code, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tiebreak.config import AdapterConfig, SamplingConfig, Section, StageConfig, TrainingConfig
+from tiebreak.records import Split
+
+SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+ONE_MODE_ALONE = {"server": ("base_url", "group_port"), "colocate": ("gpu_memory_utilization", "tensor_parallel_size")}
+PPO_ALONE = (
+    "value_head",
+    "kl_target",
+    "max_kl",
+    "target_step_kl",
+    "gamma",
+    "lam",
+    "cliprange_value",
+    "vf_coef",
+    "entropy_coef",
+    "whiten_rewards",
+)
+"""Keys that only our own trainer knows."""
+
+
+class SampleConfig(StageConfig):
+    """`tiebreak sample`"""
+
+    policy: str
+    """the policy to sample from: usually the SFT run"""
+    prompts: str
+    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    splits: list[Split] = ["train", "validation"]
+    """which of the prompts; never test, whose prompts are for the final figures"""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """take so many, spread over the splits as they are; null: all"""
+    completions_per_prompt: int = Field(default=2, ge=2)
+    sampling: list[SamplingConfig] = [SamplingConfig()]
+    """the settings to draw with; completion number n uses setting n modulo their count"""
+    seed: int = 0
+    batch_size: int = Field(default=32, ge=1)
+    """completions written at once; the next ones take the places of those that are done"""
+    round: int = Field(default=0, ge=0)
+    """0: the first; later rounds sample from the policy that the one before made"""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    training: TrainingConfig = TrainingConfig()
+    """precision and attention to load the policy with"""
+
+    @model_validator(mode="after")
+    def _every_setting_is_used(self) -> SampleConfig:
+        if not 1 <= len(self.sampling) <= self.completions_per_prompt:
+            raise ValueError(
+                f"sampling: {len(self.sampling)} settings for {self.completions_per_prompt} completions_per_prompt; "
+                "give one at least, and no more than there are completions"
+            )
+        return self
+
+
+class AnswerConfig(Section):
+    """`python -m preference.answer`"""
+
+    policies: list[str] = Field(min_length=1, max_length=2)
+    sampling: SamplingConfig = SamplingConfig()
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+
+
+class GuardConfig(Section):
+    """Which policy of a run to keep, and when to stop."""
+
+    reward_model: str
+    """a finished reward run that this training does not learn from: another seed, another share of the judgments"""
+    eval_every_steps: int = Field(default=50, ge=1)
+    """optimizer steps"""
+    patience: int = Field(default=3, ge=1)
+    """stop once its score has fallen so many times running while the training's own has risen"""
+    max_prompts: int = Field(default=32, ge=1)
+    """of the validation prompts"""
+
+
+class DPOConfig(StageConfig):
+    """`tiebreak dpo`"""
+
+    policy: str
+    """the policy to start from, which is also the reference: usually the SFT run"""
+    preferences: str
+    """a label run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's columns"""
+    adapter: AdapterConfig | None = None
+    """null: the policy's own, gone on with; a policy without one gets the default"""
+    training: TrainingConfig = TrainingConfig()
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of raw data that names no splits"""
+    beta: float = Field(default=0.1, gt=0.0)
+    """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
+    loss_type: list[str] = ["sigmoid"]
+    """one or more of TRL's losses: sigmoid, ipo, hinge, robust, exo_pair, nca_pair, apo_zero, …"""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
+    cache_reference: bool = True
+    """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
+    share_prefixes: bool = True
+    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    prompt_by_prompt: bool = True
+    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
+    """for the sample completions that go to W&B, and for the guard's"""
+    guard: GuardConfig | None = None
+    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> DPOConfig:
+        if self.label_smoothing and not SMOOTHED_LOSSES & set(self.loss_type):
+            raise ValueError(
+                f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; give it 0, or add one that knows it: "
+                f"{', '.join(sorted(SMOOTHED_LOSSES))}"
+            )
+        return self
+
+
+class RewardConfig(Section):
+    """One of several rewards: a reward model or a function."""
+
+    model: str | None = None
+    """a finished reward run"""
+    function: str | None = None
+    """package.module:function"""
+    weight: float = 1.0
+    """of its score in the sum; below 0: a penalty"""
+    spread_penalty: float = Field(default=0.0, ge=0.0)
+    """of a reward model of several members: its score is their mean less so many standard deviations (tiebreak.scores)"""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        if (self.model is None) == (self.function is None):
+            raise ValueError("a reward is either a model or a function (package.module:function): give one of them")
+        if self.function is not None and self.spread_penalty:
+            raise ValueError("spread_penalty: a function has no members whose scores could spread")
+        if self.function is not None and ":" not in self.function:
+            raise ValueError(f"function: {self.function!r} is not of the form package.module:function")
+        return self
+
+
+class VLLMConfig(Section):
+    """vLLM instead of our own sampler, for the rollouts of training. Needs GPUs, and was never run on one."""
+
+    mode: Literal["server", "colocate"] = "server"
+    """server: `vllm serve` on GPUs of its own, to which TRL's client sends the weights by NCCL; the refusal of a run
+    without one says the command. colocate: in each training process, on the GPU that trains"""
+    base_url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/]+$")
+    """of the server"""
+    group_port: int = Field(default=51216, ge=1, le=65535)
+    """at which the server's workers meet the trainer to receive weights"""
+    gpu_memory_utilization: float = Field(default=0.3, gt=0.0, lt=1.0)
+    """colocate: share of each GPU's memory that vLLM takes for weights and cache"""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """colocate: GPUs that hold one copy together; the number of processes must be a multiple of it"""
+    logp_tolerance: float = Field(default=0.05, gt=0.0)
+    """nats a token, on average over a rollout: how far vLLM's log-probabilities may be from ours before the run stops.
+    Meant to be above the noise of bfloat16, in which vLLM computes, and below what other weights make; not measured on a
+    GPU"""
+
+    @model_validator(mode="after")
+    def _of_its_mode(self) -> VLLMConfig:
+        other = "colocate" if self.mode == "server" else "server"
+        foreign = [k for k in ONE_MODE_ALONE[other] if getattr(self, k) != type(self).model_fields[k].default]
+        if foreign:
+            raise ValueError(f"{', '.join(foreign)}: only mode {other} knows this; leave the default")
+        return self
+
+
+class PPOConfig(StageConfig):
+    """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
+
+    algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
+    """ppo: our own, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef is their beta (GRPO
+    takes the KL from the loss, not from the reward), cliprange their epsilon, ppo_epochs their num_iterations, and
+    whiten_advantages their normalisation (GRPO's: by the group's deviation)"""
+    completions_per_prompt: int = Field(default=4, ge=2)
+    """of a rollout, under rloo and grpo: what a completion is compared with"""
+    policy: str
+    """the policy to start from, which is also the reference: usually the SFT run"""
+    reward_model: str | None = None
+    """a finished reward run, with weight 1"""
+    rewards: list[RewardConfig] = []
+    """further rewards, or all of them where reward_model is null: {model: RUN, weight: W} or {function:
+    package.module:function, weight: W}"""
+    prompts: str
+    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    adapter: AdapterConfig | None = None
+    """null: the policy's own, gone on with; a policy without one gets the default"""
+    value_head: str | None = None
+    """a finished PPO run whose critic to start from; null: one that says 0, the mean of the normalised scores"""
+    training: TrainingConfig = TrainingConfig(learning_rate=3e-6)
+    """per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on each process"""
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of raw prompts that name no splits"""
+    episodes_per_rollout: int = Field(default=64, ge=1)
+    """completions drawn before each round of updates, over all processes"""
+    rollouts: int = Field(default=100, ge=1)
+    """training.max_steps, if set, stops earlier; training.epochs plays no part"""
+    ppo_epochs: int = Field(default=4, ge=1)
+    """passes over each rollout (N+)"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
+    """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
+    vllm: VLLMConfig | None = None
+    """draw rollouts by vLLM, on GPUs ({mode: server} or {mode: colocate}); null: by our own sampler, on the device that
+    trains. sampling/logp_difference says how far vLLM's numbers are from the policy's"""
+    kl_coef: float = Field(default=0.05, ge=0.0)
+    """weight of the KL to the reference in the reward (N+), taken a token as log π − log π_ref (k1); where kl_target is
+    set, its value at the start"""
+    kl_target: float | None = Field(default=None, gt=0.0)
+    """nats a completion that kl_coef is moved to hold the KL at (Ziegler et al. 2019); null: kl_coef is fixed. Control,
+    and max_kl, read the KL by the steadier estimate k3, which must not stand in the reward: see preference/ppo/losses.py"""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """episodes in which kl_coef changes by a fifth at most"""
+    max_kl: float | None = Field(default=None, gt=0.0)
+    """stop where a rollout's KL to the reference, in nats a completion, is above this"""
+    target_step_kl: float | None = Field(default=None, gt=0.0)
+    """skip what is left of a rollout's updates once one of them is this far from the policy that sampled it, in nats a
+    token (policy/approxkl_avg)"""
+    gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    lam: float = Field(default=0.95, ge=0.0, le=1.0)
+    cliprange: float = Field(default=0.2, gt=0.0)
+    cliprange_value: float = Field(default=0.2, gt=0.0)
+    vf_coef: float = Field(default=0.1, ge=0.0)
+    entropy_coef: float = Field(default=0.0, ge=0.0)
+    """weight of the policy's entropy, in nats a token, which is added to what is maximised"""
+    missing_eos_penalty: float = Field(default=1.0, ge=0.0)
+    """taken from the (normalised) score of a completion that was cut off (N+)"""
+    length_penalty: float = Field(default=0.0, ge=0.0)
+    """taken from the (normalised) score for each token of a completion"""
+    normalise_scores: bool = True
+    """each reward by mean and deviation of its scores of the policy's first completions, before any training (N+)"""
+    whiten_rewards: bool = False
+    """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
+    whiten_advantages: bool = True
+    """to mean 0 and deviation 1 over a rollout's tokens (N+)"""
+    stop_when_all_cut_off: bool = True
+    """refuse a rollout of which no completion ends within sampling.max_new_tokens"""
+    max_validation_prompts: int = Field(default=32, ge=0)
+    guard: GuardConfig | None = None
+    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> PPOConfig:
+        if self.algorithm != "ppo":
+            meaningless = [k for k in PPO_ALONE if getattr(self, k) != type(self).model_fields[k].default]
+            if meaningless:
+                raise ValueError(f"{', '.join(meaningless)}: {self.algorithm} has no such thing; leave the default")
+            if self.episodes_per_rollout % self.completions_per_prompt:
+                raise ValueError(
+                    f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of completions_per_prompt "
+                    f"({self.completions_per_prompt})"
+                )
+        if self.guard is not None and self.guard.reward_model in [reward.model for reward in self.all_rewards]:
+            raise ValueError(
+                "guard.reward_model: it is what the policy learns from; give one of another seed and share of judgments"
+            )
+        if self.reward_model is None and not self.rewards:
+            raise ValueError("reward_model: missing; name a finished reward run, or give rewards")
+        if self.sampling.top_k or self.sampling.top_p < 1.0:
+            raise ValueError(
+                "sampling: PPO needs top_k 0 and top_p 1; a cut distribution is not the one whose log-probabilities are "
+                "learned from"
+            )
+        if self.sampling.temperature == 0.0:
+            raise ValueError("sampling.temperature: PPO cannot explore with greedy sampling; 0.7 to 1.0 is usual")
+        minibatch = self.training.per_device_batch_size * self.training.gradient_accumulation_steps
+        if self.episodes_per_rollout % minibatch:
+            raise ValueError(
+                f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of per_device_batch_size × "
+                f"gradient_accumulation_steps ({minibatch})"
+            )
+        return self
+
+    @property
+    def all_rewards(self) -> list[RewardConfig]:
+        """reward_model and rewards as one list."""
+        return [*([RewardConfig(model=self.reward_model)] if self.reward_model else []), *self.rewards]

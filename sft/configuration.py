@@ -1,0 +1,75 @@
+"""The configurations of *prepare* and *sft*. They import no model code, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tiebreak.config import AdapterConfig, SamplingConfig, Section, StageConfig, TrainingConfig
+
+
+class SplitShares(Section):
+    """How prompts without a demonstration are shared out; the rest of them train."""
+
+    validation: float = Field(default=0.1, ge=0.0, lt=1.0)
+    test: float = Field(default=0.3, ge=0.0, lt=1.0)
+    demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of the prompts that have a demonstration; the rest of them train"""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leave_some(self) -> SplitShares:
+        if self.validation + self.test >= 1.0:
+            raise ValueError("split.validation and split.test together leave nothing to train on")
+        return self
+
+
+class PrepareConfig(StageConfig):
+    """`tiebreak prepare`"""
+
+    prompts: list[str] = []
+    """files in TRL's prompt-only format (`prompt`), or hub:NAME@SPLIT"""
+    demonstrations: list[str] = []
+    """files in TRL's prompt-completion or `messages` format, or hub:NAME@SPLIT"""
+    policy: str = "bundled:smollm2-135m-instruct"
+    """the model whose tokenizer counts the lengths"""
+    max_prompt_tokens: int = Field(default=384, ge=1)
+    max_completion_tokens: int = Field(default=512, ge=1)
+    near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
+    """prompts whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
+    split: SplitShares = SplitShares()
+
+    @model_validator(mode="after")
+    def _something(self) -> PrepareConfig:
+        if not self.prompts and not self.demonstrations:
+            raise ValueError("neither prompts nor demonstrations: name at least one file")
+        return self
+
+
+class SFTConfig(StageConfig):
+    """`tiebreak sft`"""
+
+    policy: str
+    """the model to start from: a hub id, a path, bundled:…, or a run folder whose adapter is gone on with"""
+    demonstrations: str
+    """a prepare run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's prompt-completion or messages format"""
+    adapter: AdapterConfig | None = AdapterConfig()
+    """null: the policy's own"""
+    training: TrainingConfig = TrainingConfig()
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of raw data that names no splits"""
+    loss_on: Literal["last_answer", "all_answers"] = "last_answer"
+    """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
+    padding_free: bool = True
+    """compute no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    merge: bool = False
+    """also save base and adapter merged, as a plain model, in final/merged"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
+    """for the sample completions that go to W&B"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SFTConfig:
+        if self.merge and self.adapter is not None and self.adapter.method == "qlora":
+            raise ValueError("merge: an adapter cannot be merged into 4-bit weights without loss; set it to false")
+        return self
