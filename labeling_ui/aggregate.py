@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from labeling_ui.quality import UNKNOWN, Ballots, Fit, Model, Reliability, measure_reliability, share_of_order
 from tiebreak.config import Section
-from tiebreak.records import Judgment, Kind, Pair, Preference, assistant
+from tiebreak.records import Completion, Judgment, Kind, Pair, Preference, assistant
 
 MAX_STRENGTH = 3
 Flag = Literal["unsafe", "personal_data", "broken_prompt", "wrong_language"]
@@ -392,9 +392,20 @@ def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[
             split=pair.split,
             chosen_finished=chosen.finished,
             rejected_finished=rejected.finished,
+            tools=pair.tools,
+            **drawn_ids(chosen, rejected),
         )
 
     return build
+
+
+def drawn_ids(chosen: Completion, rejected: Completion) -> dict[str, Any]:
+    """The token ids that were drawn, for a preference between them; none where two tokenizers made them."""
+    drawn = [one for one in (chosen, rejected) if one.ids is not None]
+    tokenizers = {one.tokenizer_sha256 for one in drawn}
+    if len(tokenizers) != 1:
+        return {}
+    return {"chosen_ids": chosen.ids, "rejected_ids": rejected.ids, "tokenizer_sha256": tokenizers.pop()}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -32,6 +32,7 @@ from labeling_ui.store import Store, count_kinds
 from labeling_ui.votes import KINDS, read_votes
 from tiebreak.errors import DataError
 from tiebreak.records import (
+    Completion,
     Demonstration,
     Judgment,
     Pair,
@@ -269,26 +270,32 @@ def _best_first(judgment: Judgment) -> list[str]:
 
 def _build_edit(pair: Pair, rater_id: str, edited: str, best_first: Sequence[str]) -> Edit | None:
     """None where the edit says nothing, or what the best answer says."""
-    texts = {completion.id: completion.text for completion in pair.completions}
-    answers = [texts[one] for one in best_first]
-    if not answers or edited.strip() in ("", answers[0].strip()):
+    completions = {completion.id: completion for completion in pair.completions}
+    answers = [completions[one] for one in best_first]
+    if not answers or edited.strip() in ("", answers[0].text.strip()):
         return None
-    prompt = Prompt(id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater")
-    beaten = [text for text in answers if text.strip() != edited.strip()]
-    preferences = tuple(_prefer_edit(pair, rater_id, edited, text) for text in beaten)
+    prompt = Prompt(
+        id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater", tools=pair.tools
+    )
+    beaten = [answer for answer in answers if answer.text.strip() != edited.strip()]
+    preferences = tuple(_prefer_edit(pair, rater_id, edited, answer) for answer in beaten)
     return Edit(Demonstration(prompt=prompt, completion=edited), preferences)
 
 
-def _prefer_edit(pair: Pair, rater_id: str, edited: str, text: str) -> Preference:
+def _prefer_edit(pair: Pair, rater_id: str, edited: str, beaten: Completion) -> Preference:
     return Preference(
         prompt=pair.messages,
         chosen=assistant(edited),
-        rejected=assistant(text),
+        rejected=assistant(beaten.text),
         raters=(rater_id,),
         kind="human",
         pair_id=pair.id,
         prompt_id=pair.prompt_id,
         split=pair.split,
+        rejected_finished=beaten.finished,
+        tools=pair.tools,
+        rejected_ids=beaten.ids,
+        tokenizer_sha256=beaten.tokenizer_sha256,
     )
 
 

@@ -32,7 +32,7 @@ class EncodedPreference:
     @property
     def group(self) -> str:
         """The prompt's id: pairs of one prompt are not independent."""
-        return self.source.prompt_id or prompt_id(self.source.prompt)
+        return self.source.prompt_id or prompt_id(self.source.prompt, self.source.tools)
 
 
 def is_tie(preference: Preference) -> bool:

@@ -24,7 +24,7 @@ from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.records import (
     Demonstration,
-    Message,
+    Messages,
     Prompt,
     Split,
     content_id,
@@ -33,6 +33,7 @@ from tiebreak.records import (
     parse_prompt,
     prompt_id,
     read_rows,
+    text_of,
     write_json,
     write_jsonl,
 )
@@ -126,7 +127,7 @@ def gather(config: PrepareConfig) -> Gathered:
                 data.normalised += changed
                 data.prompts.append((where, prompt))
                 data.keep_split(where, row, prompt, faults)
-                if not prompt.messages[-1].content:
+                if is_blank(prompt):
                     faults.append(f"{where}: the prompt is empty but for characters that cannot be seen")
     for source in config.demonstrations:
         for where, row in _rows(source, faults):
@@ -134,12 +135,13 @@ def gather(config: PrepareConfig) -> Gathered:
             shown = _parsed(row, names[source], where, parse_demonstration, faults)
             if shown is not None:
                 prompt, changed = _normalise_prompt(shown.prompt)
-                completion = normalise(shown.completion)
+                completion = _normalise_completion(shown.completion)
                 data.normalised += changed or completion != shown.completion
-                data.demonstrations.append((where, Demonstration(prompt=prompt, completion=completion)))
+                answered = shown.model_copy(update={"prompt": prompt, "completion": completion})
+                data.demonstrations.append((where, answered))
                 data.keep_split(where, row, prompt, faults)
-                if not completion or not prompt.messages[-1].content:
-                    part = "prompt" if completion else "completion"
+                if answered.answer.is_empty or is_blank(prompt):
+                    part = "completion" if answered.answer.is_empty else "prompt"
                     faults.append(f"{where}: the {part} is empty but for characters that cannot be seen")
     if faults:
         raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
@@ -175,9 +177,31 @@ def normalise(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
+def _normalise_messages(messages: Messages) -> Messages:
+    return tuple(
+        message.model_copy(
+            update={
+                "content": normalise(message.content),
+                "reasoning_content": normalise(message.reasoning_content or "") or None,
+            }
+        )
+        for message in messages
+    )
+
+
+def _normalise_completion(completion: str | Messages) -> str | Messages:
+    return normalise(completion) if isinstance(completion, str) else _normalise_messages(completion)
+
+
 def _normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
-    messages = tuple(Message(role=m.role, content=normalise(m.content)) for m in prompt.messages)
-    return prompt.model_copy(update={"messages": messages, "id": prompt_id(messages)}), messages != prompt.messages
+    messages = _normalise_messages(prompt.messages)
+    identity = prompt_id(messages, prompt.tools)
+    return prompt.model_copy(update={"messages": messages, "id": identity}), messages != prompt.messages
+
+
+def is_blank(prompt: Prompt) -> bool:
+    """Whether the user asks nothing."""
+    return prompt.messages[-1].role == "user" and prompt.messages[-1].is_empty
 
 
 # --- duplicates ---
@@ -191,7 +215,7 @@ def drop_duplicates(data: Gathered, threshold: float) -> None:
     data.demonstrations = _unique(
         data.demonstrations,
         lambda d: content_id("demonstration", d.prompt.id, d.completion),
-        lambda d: f"{_prompt_text(d.prompt)}\n{d.completion}",
+        lambda d: f"{_prompt_text(d.prompt)}\n{d.text}",
         threshold,
         data.dropped,
     )
@@ -273,7 +297,7 @@ def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[in
 
 
 def _prompt_text(prompt: Prompt) -> str:
-    return "\n".join(message.content for message in prompt.messages)
+    return text_of(prompt.messages)
 
 
 # --- lengths and splits ---
@@ -298,7 +322,9 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     demonstrations: list[tuple[str, Demonstration]] = []
     _refuse_ends(data.demonstrations, tokenizer.eos_token)
     for where, shown in data.demonstrations:
-        before, after = encode_completion(tokenizer, shown.prompt.messages, shown.completion)
+        before, after = encode_completion(
+            tokenizer, (*shown.prompt.messages, *shown.answers[:-1]), shown.answer.content
+        )
         if len(before) > config.max_prompt_tokens or len(after) > config.max_completion_tokens:
             reason = f"{len(before)} + {len(after)} tokens, more than max_prompt_tokens or max_completion_tokens"
             data.dropped.append(Dropped(where, reason, _prompt_text(shown.prompt)))
@@ -316,7 +342,7 @@ def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], eos: str) 
     faults = [
         f"{where}: the completion holds {eos!r}: there would be two end-of-sequence tokens; remove it"
         for where, shown in demonstrations
-        if eos in shown.completion
+        if any(eos in message.content for message in shown.answers)
     ]
     if faults:
         raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)

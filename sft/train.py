@@ -17,7 +17,7 @@ from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer
 from tiebreak.passes import StepInPasses
-from tiebreak.records import Demonstration, assistant, is_held_out, read_demonstrations
+from tiebreak.records import Demonstration, is_held_out, read_demonstrations
 from tiebreak.runs import Run, start_run
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
@@ -113,9 +113,7 @@ def split_demonstrations(config: SFTConfig) -> tuple[list[Demonstration], list[D
 def encode(shown: list[Demonstration], tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> list[Encoded]:
     """Token ids and loss masks of the demonstrations that fit."""
     encoded = [
-        encode_conversation(
-            tokenizer, (*d.prompt.messages, *assistant(d.completion)), last_only=config.loss_on == "last_answer"
-        )
+        encode_conversation(tokenizer, (*d.prompt.messages, *d.answers), last_only=config.loss_on == "last_answer")
         for d in shown
     ]
     limit = config.training.max_length_tokens

@@ -356,7 +356,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         ),
         "the same text": Case(
             words("dpo", "the same text", *policy, "--preferences", same),
-            (f"{same}:2: chosen and rejected are the same text", f"{same}:3: a completion is empty"),
+            (f"{same}:2: chosen and rejected are the same", f"{same}:3: chosen is empty"),
         ),
         "a prompt in two splits": Case(
             words("dpo", "a prompt in two splits", *policy, "--preferences", leaked),

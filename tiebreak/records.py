@@ -29,14 +29,150 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Message(Record):
-    """One turn of a conversation."""
+def _absent(value: object) -> bool:
+    """Absent fields are not written, so files and ids of data without them stay as they were."""
+    return value is None or value == ()
 
-    role: Literal["system", "user", "assistant"]
+
+class FunctionCall(Record):
+    """The function that an assistant calls."""
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any] = {}
+
+    def __hash__(self) -> int:
+        return hash(content_id("call", self.name, self.arguments))
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _as_mapping(cls, value: object) -> object:
+        """OpenAI writes them as a JSON string."""
+        if value is None or value == "":
+            return {}
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__}, not a JSON object")
+        return value
+
+
+class ToolCall(Record):
+    """One call of a tool, in OpenAI's form. `{name, arguments}` alone is read as well."""
+
+    id: str | None = Field(default=None, exclude_if=_absent)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrapped(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        value = {key: part for key, part in value.items() if part is not None}
+        if "function" in value or "name" not in value:
+            return value
+        flat = {key: value.pop(key) for key in ("name", "arguments") if key in value}
+        return {**value, "function": flat}
+
+
+class Message(Record):
+    """One turn of a conversation, in OpenAI's form."""
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=_absent)
+    """what the assistant calls"""
+    tool_call_id: str | None = Field(default=None, exclude_if=_absent)
+    """of a tool's result: the call that it answers"""
+    name: str | None = Field(default=None, exclude_if=_absent)
+    """who speaks, or which tool"""
+    reasoning_content: str | None = Field(default=None, exclude_if=_absent)
+    """what the assistant thinks before it answers; also read from `thinking`"""
+    weight: Literal[0, 1] | None = Field(default=None, exclude_if=_absent)
+    """0: the assistant's turn is context and is not trained on"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _understood(cls, value: object) -> object:
+        """One form of what OpenAI, TRL and Arrow write: no null keys, `thinking` by its other name, text alone as a string.
+
+        A key that plays no part is refused by name: what is dropped in silence is trained on wrongly.
+        """
+        if not isinstance(value, dict):
+            return value
+        message = {key: part for key, part in value.items() if part is not None}
+        if isinstance(message.get("tool_calls"), str):
+            message["tool_calls"] = _parse_json(message["tool_calls"], "tool_calls")
+        thought = message.pop("thinking", "")
+        if thought and message.setdefault("reasoning_content", thought) != thought:
+            raise ValueError("thinking and reasoning_content differ: keep one of them")
+        for key in ("tool_calls", "reasoning_content"):
+            if key in message and not message[key]:
+                del message[key]
+        if unknown := sorted(message.keys() - cls.model_fields.keys()):
+            raise ValueError(
+                f"unknown message key {', '.join(map(repr, unknown))}; a message has {', '.join(cls.model_fields)}: "
+                "rename or remove it"
+            )
+        if isinstance(message.get("content"), Sequence) and not isinstance(message["content"], str):
+            message["content"] = _text_of_parts(message["content"])
+        elif "content" not in message and message.get("tool_calls"):
+            message["content"] = ""
+        elif "content" not in message and "content" in value:
+            raise ValueError("content is null: only a message with tool_calls may have none")
+        return message
+
+    @model_validator(mode="after")
+    def _belongs_to_its_role(self) -> Message:
+        for key in ("tool_calls", "reasoning_content", "weight"):
+            if not _absent(getattr(self, key)) and self.role != "assistant":
+                raise ValueError(f"{key} on the message of the {self.role}: only an assistant's message has it")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise ValueError(f"tool_call_id on the message of the {self.role}: only a tool's message has it")
+        return self
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it neither says nor calls anything."""
+        return not self.content.strip() and not self.tool_calls
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has a role and text alone."""
+        return all(_absent(getattr(self, key)) for key in type(self).model_fields if key not in ("role", "content"))
+
+
+def _parse_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what}: not JSON ({error.msg} at column {error.colno})") from None
+
+
+def _text_of_parts(parts: Sequence[object]) -> str:
+    """The text of a list of parts. Chat templates write them one after another with nothing in between."""
+    texts: list[str] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, dict):
+            part = {key: value for key, value in part.items() if value is not None}
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict) and part.keys() == {"type", "text"} and isinstance(part["text"], str):
+            texts.append(part["text"])
+        else:
+            kind = part.get("type", "untyped") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(
+                f"content[{number}] is a part of type {kind!r}: only text can be trained on; remove the row or the part"
+            )
+    return "".join(texts)
 
 
 Messages = tuple[Message, ...]
+Tools = tuple[dict[str, Any], ...]
+"""JSON schemas of the functions that the assistant may call, each `{type: function, function: {…}}`."""
 
 
 def content_id(prefix: str, *parts: object) -> str:
@@ -51,9 +187,18 @@ def _as_json(value: object) -> object:
     raise TypeError(f"cannot hash a {type(value).__name__}")
 
 
-def prompt_id(messages: Sequence[Message]) -> str:
-    """The id of a prompt: a hash of its messages."""
-    return content_id("prompt", [(message.role, message.content) for message in messages])
+def prompt_id(messages: Sequence[Message], tools: Tools = ()) -> str:
+    """The id of a prompt: a hash of its messages, and of the tools that it offers.
+
+    `weight` is no part of it: it changes what is trained on, and not what is asked.
+    """
+    said = [(message.role, message.content, *_further_fields(message)) for message in messages]
+    return content_id("prompt", said, tools) if tools else content_id("prompt", said)
+
+
+def _further_fields(message: Message) -> list[object]:
+    further = message.model_dump(mode="json", exclude={"role", "content", "weight"})
+    return [further] if further else []
 
 
 class Prompt(Record):
@@ -64,13 +209,36 @@ class Prompt(Record):
     split: Split = "train"
     source: str = ""
     tags: tuple[str, ...] = ()
+    tools: Tools = Field(default=(), exclude_if=_absent)
 
 
 class Demonstration(Record):
     """A prompt with the answer an expert gave."""
 
     prompt: Prompt
-    completion: str
+    completion: str | Messages
+    """the answer's text; messages where it is more: tool calls, thoughts, or several turns of assistant and tools"""
+
+    @model_validator(mode="after")
+    def _answered(self) -> Demonstration:
+        if isinstance(self.completion, tuple):
+            check_side(self.completion, "the completion")
+        return self
+
+    @property
+    def answers(self) -> Messages:
+        """All messages after the prompt: the assistant's and, between them, its tools'."""
+        return assistant(self.completion) if isinstance(self.completion, str) else self.completion
+
+    @property
+    def answer(self) -> Message:
+        """The last message."""
+        return self.answers[-1]
+
+    @property
+    def text(self) -> str:
+        """What the answer says and calls, for people and for comparison."""
+        return text_of(self.answers)
 
 
 class SamplingSettings(Record):
@@ -87,11 +255,15 @@ class Completion(Record):
 
     id: str
     text: str
-    policy: str
+    policy: str = "unknown"
     sampling: SamplingSettings | None = None
     seed: int | None = None
     finished: bool = True
     """False where the answer was cut off at `max_new_tokens`."""
+    ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
+    """the token ids as they were drawn, an end of turn included"""
+    tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
+    """the tokenizer of `ids`"""
 
 
 class Pair(Record):
@@ -103,6 +275,7 @@ class Pair(Record):
     completions: tuple[Completion, ...]
     round: int = 0
     split: Split = "train"
+    tools: Tools = Field(default=(), exclude_if=_absent)
 
     @model_validator(mode="after")
     def _distinct(self) -> Pair:
@@ -203,6 +376,12 @@ class Preference(Record):
     split: Split | None = None
     chosen_finished: bool = True
     rejected_finished: bool = True
+    tools: Tools = Field(default=(), exclude_if=_absent)
+    chosen_ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
+    """the chosen answer's token ids as its policy drew them, an end of turn included"""
+    rejected_ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
+    tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
+    """the tokenizer of `chosen_ids` and `rejected_ids`"""
 
     @field_validator("margin", "strength")
     @classmethod
@@ -223,27 +402,57 @@ class Preference(Record):
 
     @model_validator(mode="after")
     def _differ(self) -> Preference:
-        if not self.prompt or self.prompt[-1].role != "user" or not self.prompt[-1].content.strip():
-            raise ValueError("a prompt ends with what the user says")
-        if any([message.role for message in side] not in ([], ["assistant"]) for side in (self.chosen, self.rejected)):
-            raise ValueError("chosen and rejected must each be one message of the assistant, after the same prompt")
-        if not _text(self.chosen).strip() or not _text(self.rejected).strip():
-            raise ValueError("a completion is empty")
-        if _text(self.chosen).strip() == _text(self.rejected).strip():
-            raise ValueError("chosen and rejected are the same text")
+        check_prompt(self.prompt)
+        check_side(self.chosen, "chosen")
+        check_side(self.rejected, "rejected")
+        if [_compared(m) for m in self.chosen] == [_compared(m) for m in self.rejected]:
+            raise ValueError("chosen and rejected are the same")
         return self
 
     @property
     def chosen_text(self) -> str:
-        return _text(self.chosen)
+        return text_of(self.chosen)
 
     @property
     def rejected_text(self) -> str:
-        return _text(self.rejected)
+        return text_of(self.rejected)
 
 
-def _text(messages: Sequence[Message]) -> str:
-    return "\n".join(message.content for message in messages)
+def check_prompt(messages: Messages) -> None:
+    """Raises ValueError where the assistant has nothing to answer."""
+    if not messages:
+        raise ValueError("the prompt is empty")
+    if messages[-1].role not in ("user", "tool"):
+        raise ValueError(f"the last message is the {messages[-1].role}'s: a prompt ends with the user's or a tool's")
+    if messages[-1].role == "user" and not messages[-1].content.strip():
+        raise ValueError("the prompt is empty")
+
+
+def check_side(messages: Messages, name: str) -> None:
+    """Raises ValueError where messages are no answer: what the assistant writes, with its tools' results in between."""
+    roles = [message.role for message in messages]
+    if not messages or all(message.is_empty for message in messages):
+        raise ValueError(f"{name} is empty")
+    if other := sorted({*roles} - {"assistant", "tool"}):
+        raise ValueError(f"{name} holds a message of the {other[0]}: an answer is the assistant's and its tools' alone")
+    if roles[0] != "assistant" or roles[-1] != "assistant":
+        raise ValueError(f"{name} must begin and end with a message of the assistant")
+    if messages[-1].is_empty:
+        raise ValueError(f"{name} ends with an empty message")
+
+
+def _compared(message: Message) -> Message:
+    return message.model_copy(update={"content": message.content.strip(), "weight": None})
+
+
+def text_of(messages: Sequence[Message]) -> str:
+    """What messages say and call, for people and for comparison."""
+    return "\n".join(part for message in messages for part in _parts_of(message))
+
+
+def _parts_of(message: Message) -> list[str]:
+    calls = [json.dumps(call.function.model_dump(), ensure_ascii=False) for call in message.tool_calls]
+    return [message.content, *calls] if message.content or not calls else calls
 
 
 def assistant(text: str) -> Messages:
@@ -407,10 +616,7 @@ def to_messages(value: object, role: str = "user") -> Messages:
         return (Message.model_validate({"role": role, "content": value}),)
     if not isinstance(value, Sequence) or not value:
         raise ValueError("neither a string nor a list of messages")
-    return tuple(
-        Message.model_validate({k: m[k] for k in ("role", "content") if k in m} if isinstance(m, dict) else m)
-        for m in value
-    )
+    return tuple(Message.model_validate(message) for message in value)
 
 
 def read_prompts(source: str, splits: Sequence[Split]) -> list[Prompt]:
@@ -447,37 +653,55 @@ def parse_prompt(row: dict[str, Any], split: Split = "train", source: str = "") 
         messages = to_messages(row["messages"])
     else:
         raise ValueError("no column 'prompt' (a string, or messages with role and content)")
-    if messages[-1].role != "user":
-        raise ValueError(f"the last message is the {messages[-1].role}'s: a prompt ends with the user's")
-    if not messages[-1].content.strip():
-        raise ValueError("the prompt is empty")
+    check_prompt(messages)
+    tools = parse_tools(row.get("tools"))
     return Prompt(
-        id=prompt_id(messages),
+        id=prompt_id(messages, tools),
         messages=messages,
         split=row.get("split") or split,
         source=str(row.get("source") or source),
         tags=tuple(row.get("tags") or ()),
+        tools=tools,
     )
+
+
+def parse_tools(value: object) -> Tools:
+    """A row's `tools`: a list of JSON schemas, or its JSON text. A bare `{name, parameters}` is wrapped as OpenAI does."""
+    if isinstance(value, str) and value.strip():
+        value = _parse_json(value, "tools")
+    if not value:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"tools: a {type(value).__name__}, not a list of JSON schemas")
+    tools = [_parse_json(tool, "tools") if isinstance(tool, str) else tool for tool in value]
+    return tuple(_wrap_tool(tool) for tool in tools)
+
+
+def _wrap_tool(tool: object) -> dict[str, Any]:
+    inner = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not isinstance(tool, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise ValueError("tools: each is a JSON schema with a name: {type: function, function: {name, parameters}}")
+    return tool if "function" in tool else {"type": "function", "function": tool}
 
 
 def parse_demonstration(row: dict[str, Any], split: Split = "train", source: str = "") -> Demonstration:
     """One raw row in TRL's prompt-completion or `messages` format as a demonstration."""
     if "completion" in row:
         completion = to_messages(row["completion"], role="assistant")
-        if [message.role for message in completion] != ["assistant"]:
-            raise ValueError("the completion must be one assistant message")
-        text = completion[0].content
     elif "messages" in row:
         messages = to_messages(row["messages"])
         if len(messages) < 2 or messages[-1].role != "assistant":
             raise ValueError("messages must end with the assistant's answer")
-        text = messages[-1].content
+        completion = messages[-1:]
         row = {**{k: v for k, v in row.items() if k != "messages"}, "prompt": messages[:-1]}
     else:
         raise ValueError("no column 'completion' or 'messages'")
-    if not text.strip():
-        raise ValueError("the completion is empty")
-    return Demonstration(prompt=parse_prompt(row, split=split, source=source), completion=text)
+    check_side(completion, "the completion")
+    plain = len(completion) == 1 and completion[0].is_plain
+    return Demonstration(
+        prompt=parse_prompt(row, split=split, source=source),
+        completion=completion[0].content if plain else completion,
+    )
 
 
 def read_demonstrations(source: str, splits: Sequence[Split]) -> list[Demonstration]:
@@ -523,7 +747,8 @@ def read_preferences(source: str) -> list[Preference]:
 
 
 _PREFERENCE_EXTRAS = (
-    "strength margin agreement confidence raters weight adjudicated kind pair_id split chosen_finished rejected_finished"
+    "strength margin agreement confidence raters weight adjudicated kind pair_id split chosen_finished rejected_finished "
+    "chosen_ids rejected_ids tokenizer_sha256"
 ).split()
 
 
@@ -541,7 +766,9 @@ def _parse_preference(row: dict[str, Any]) -> Preference:
     for key, kind in (("source", str), ("tags", list)):  # of another type, they are columns of the data's own
         if isinstance(row.get(key), kind):
             extras[key] = row[key]
-    return Preference(prompt=prompt, chosen=chosen, rejected=rejected, prompt_id=prompt_id(prompt), **extras)
+    tools = parse_tools(row.get("tools"))
+    identity = prompt_id(prompt, tools)
+    return Preference(prompt=prompt, chosen=chosen, rejected=rejected, prompt_id=identity, tools=tools, **extras)
 
 
 def _split_implicit_prompt(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
@@ -581,7 +808,7 @@ def split_preferences(preferences: Sequence[Preference], share: float) -> tuple[
     splits: dict[str, set[str]] = {}
     parts: dict[str, list[Preference]] = {"train": [], "validation": [], "test": []}
     for preference in preferences:
-        identity = preference.prompt_id or prompt_id(preference.prompt)
+        identity = preference.prompt_id or prompt_id(preference.prompt, preference.tools)
         split = preference.split or ("validation" if is_held_out(identity, share) else "train")
         splits.setdefault(identity, set()).add(split)
         parts[split].append(preference)
