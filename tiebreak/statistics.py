@@ -1,15 +1,19 @@
-"""Intervals for the figures that the reports print: no share or mean leaves a stage without one."""
+"""Intervals for the figures that the reports print, and the test behind a verdict between two policies."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 Interval = tuple[float, float]
+Z = 1.959964
+"""97.5% of a standard normal lie below it."""
 
 
-def wilson_interval(successes: float, n: float, z: float = 1.959964) -> Interval:
+def wilson_interval(successes: float, n: float, z: float = Z) -> Interval:
     """The 95% interval of a share of independent trials (Wilson 1927); (0, 1) when n is 0.
 
     Neither needs to be whole: n may be the number of independent trials that dependent ones are worth.
@@ -51,9 +55,11 @@ def clustered_interval(values: Sequence[float], groups: Sequence[str]) -> Interv
 def bootstrap_interval(
     values: Sequence[float], seed: int = 0, resamples: int = 10_000, groups: Sequence[str] | None = None
 ) -> Interval:
-    """The 95% percentile-bootstrap interval of a mean (Efron 1979), one value a prompt.
+    """The 95% expanded percentile-bootstrap interval of a mean, one value a prompt (Efron 1979; Hesterberg 2015, 4.3).
 
-    A comparison of two policies on the same prompts is paired by giving the per-prompt difference (or win).
+    The plain percentiles are too narrow by √((n − 1)/n) and by the normal's place in Student's t; theirs are set further
+    out by as much: 1.9% and 98.1% for 30 prompts, and 2.2% and 97.8% for 64. Of one value there is no such interval, and
+    it has no width.
 
     Args:
         groups: where prompts have several values each, the prompt of every value. Whole prompts are drawn then, with all
@@ -67,5 +73,113 @@ def bootstrap_interval(
         _, group = np.unique(np.asarray(groups), return_inverse=True)
     totals, counts = np.bincount(group, weights=array), np.bincount(group)
     picks = np.random.default_rng(seed).integers(0, len(totals), size=(resamples, len(totals)))
-    low, high = np.percentile(totals[picks].sum(axis=1) / counts[picks].sum(axis=1), [2.5, 97.5])
+    tail = 100 * _expanded_tail(len(totals))
+    low, high = np.percentile(totals[picks].sum(axis=1) / counts[picks].sum(axis=1), [tail, 100 - tail])
     return float(low), float(high)
+
+
+def _expanded_tail(n: int) -> float:
+    """The share of the resamples beyond either end of a 95% interval of n values: Φ(−t·√(n/(n − 1)))."""
+    if n < 2:
+        return 0.025
+    return NormalDist().cdf(-student_quantile(n - 1) * math.sqrt(n / (n - 1)))
+
+
+def student_quantile(degrees: int) -> float:
+    """97.5% of Student's t lie below it (Abramowitz and Stegun 1964, 26.7.5): to 1e-3 from three degrees of freedom on.
+
+    >>> round(student_quantile(29), 4)
+    2.0452
+    """
+    terms = (
+        Z,
+        (Z**3 + Z) / 4,
+        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
+        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
+        (79 * Z**9 + 776 * Z**7 + 1482 * Z**5 - 1920 * Z**3 - 945 * Z) / 92160,
+    )
+    return math.fsum(term / degrees**power for power, term in enumerate(terms))
+
+
+# --- one policy against another, on the same prompts ---
+
+
+def win_interval(wins: int, ties: int, losses: int) -> Interval:
+    """The 95% interval of a win rate, (wins + ties/2) / prompts: Tango's score interval (1998), continuity-corrected.
+
+    It leaves out an even 50% exactly where `win_p_value` is below 5%, and has a width where one side wins every prompt.
+    (0, 1) of no prompts.
+
+    >>> tuple(round(edge, 3) for edge in win_interval(30, 0, 0))
+    (0.859, 1.0)
+    """
+    n, margin = wins + ties + losses, wins - losses
+    if n == 0:
+        return 0.0, 1.0
+
+    def too_far(difference: float) -> bool:
+        return _score(wins, losses, n, difference) > Z
+
+    middle = margin / n
+    return 0.5 + _edge(too_far, middle, -1.0) / 2, 0.5 + _edge(too_far, middle, 1.0) / 2
+
+
+def _score(wins: int, losses: int, n: int, difference: float) -> float:
+    """How many standard errors wins − losses are from n·difference, less the correction of one (Tango 1998, Eq. 9)."""
+    gap = max(abs(wins - losses - n * difference) - 1, 0.0)
+    # the share of losses that is likeliest, given that wins are more frequent by `difference`: 2n·q² + b·q + c = 0
+    b = (2 * n - wins + losses) * difference - wins - losses
+    c = -losses * difference * (1 - difference)
+    q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
+    variance = n * (2 * q + difference * (1 - difference))
+    return gap / math.sqrt(variance) if variance > 0 else math.inf if gap else 0.0
+
+
+def _edge(too_far: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Where `too_far` begins between a difference that is not and the end of the scale, by bisection."""
+    if not too_far(outside):
+        return outside
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if too_far(middle) else (middle, outside)
+    return inside
+
+
+def win_p_value(wins: int, losses: int) -> float:
+    """How often policies that are alike differ by as much: McNemar's test, two-sided (1947; Edwards 1948's correction).
+
+    Ties say nothing of who is better. Of the sign test's exact size no sample exceeds 5%.
+
+    >>> round(win_p_value(21, 9), 4)
+    0.0446
+    """
+    if wins + losses == 0:
+        return 1.0
+    gap = max(abs(wins - losses) - 1, 0)
+    return math.erfc(gap / math.sqrt(2 * (wins + losses)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons, raised so that one false verdict among them all stays at its level (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda n: p_values[n])):
+        largest = max(largest, min((len(p_values) - rank) * p_values[at], 1.0))
+        adjusted[at] = largest
+    return adjusted
+
+
+def needed_prompts(win_rate: float, comparisons: int = 1, power: float = 0.8) -> int:
+    """Prompts that show a policy with such a win rate and no ties to be better or worse, `power` of the time.
+
+    A proportion against one half at 5%, shared among so many comparisons (Fleiss 1981, Eqs. 2.6 and 2.7).
+    """
+    far = abs(win_rate - 0.5)
+    normal = NormalDist()
+    reach = -normal.inv_cdf(0.025 / comparisons) / 2 + normal.inv_cdf(power) * math.sqrt(win_rate * (1 - win_rate))
+    plain = (reach / far) ** 2
+    return math.ceil(plain / 4 * (1 + math.sqrt(1 + 2 / (plain * far))) ** 2)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from tiebreak.statistics import bootstrap_interval, clustered_interval, wilson_interval
+from tiebreak.statistics import (
+    bootstrap_interval,
+    clustered_interval,
+    holm,
+    needed_prompts,
+    student_quantile,
+    wilson_interval,
+    win_interval,
+    win_p_value,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (57, 60), (413, 1000)])
@@ -102,3 +113,155 @@ def test_the_clustered_interval_covers_the_truth() -> None:
         naive += low <= 0.7 <= high
     assert covered >= 182  # 95% less three standard errors
     assert naive < 160
+
+
+def test_the_bootstrap_of_few_values_covers_as_often_as_it_claims() -> None:
+    """400 draws of eight normal values: the plain percentiles cover about 89%."""
+    generator = np.random.default_rng(4)
+    draws = generator.normal(3.0, 2.0, (400, 8))
+    intervals = [bootstrap_interval(row.tolist(), seed=n, resamples=1000) for n, row in enumerate(draws)]
+    assert 372 <= sum(low <= 3.0 <= high for low, high in intervals) <= 394
+
+
+def test_the_bootstrap_of_many_values_is_students_interval() -> None:
+    """Of 16 values of small skew: mean ± t·s/√n, which the expanded percentiles reach to a few percent."""
+    values = np.linspace(-1.0, 1.0, 16)
+    low, high = bootstrap_interval(values.tolist(), resamples=20_000)
+    half = 2.13145 * values.std(ddof=1) / 4
+    assert (low, high) == pytest.approx((-half, half), rel=0.04)
+
+
+def test_students_quantile_is_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for degrees in (3, 4, 7, 11, 29, 63, 1000):
+        assert student_quantile(degrees) == pytest.approx(
+            stats.t.ppf(0.975, degrees), abs=5e-3 if degrees < 4 else 1e-3
+        )
+
+
+# --- one policy against another ---
+
+
+def score_interval(wins: int, ties: int, losses: int) -> tuple[float, float]:
+    """Tango's interval by brute force: the restricted likelihood is maximised numerically, the edges are looked for."""
+    optimize = pytest.importorskip("scipy.optimize")
+    n = wins + ties + losses
+
+    def statistic(difference: float) -> float:
+        def unlikely(q: float) -> float:  # q: the share of losses; of wins: q + difference; of ties: what is left
+            shares = (q + difference, 1 - 2 * q - difference, q)
+            counts = (wins, ties, losses)
+            return -math.fsum(c * math.log(max(s, 1e-300)) for c, s in zip(counts, shares, strict=True) if c)
+
+        low, high = max(0.0, -difference), (1 - difference) / 2
+        q = optimize.minimize_scalar(unlikely, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+        spread = math.sqrt(n * (2 * q + difference * (1 - difference)))
+        return max(abs(wins - losses - n * difference) - 1, 0.0) / spread
+
+    middle = (wins - losses) / n
+    edges = []
+    for end in (-1 + 1e-9, 1 - 1e-9):
+        beyond = statistic(end) > 1.959964
+        edge = optimize.brentq(lambda d: statistic(d) - 1.959964, middle, end) if beyond else round(end)
+        edges.append(0.5 + edge / 2)
+    return edges[0], edges[1]
+
+
+@pytest.mark.parametrize(
+    "counts", [(21, 0, 9), (10, 40, 2), (3, 5, 30), (0, 30, 4), (40, 0, 24), (7, 3, 6), (12, 18, 0)]
+)
+def test_the_interval_of_a_win_rate_is_the_score_interval(counts: tuple[int, int, int]) -> None:
+    assert win_interval(*counts) == pytest.approx(score_interval(*counts), abs=2e-4)
+
+
+def test_the_interval_of_a_win_rate_turns_with_the_sides_and_never_loses_its_width() -> None:
+    low, high = win_interval(18, 7, 5)
+    assert win_interval(5, 7, 18) == pytest.approx((1 - high, 1 - low))
+    # 30 wins of 30: (29 − 30d)² = 1.96²·30·(1 − d²), as no loss was seen; d = .71736, and the win rate (1 + d)/2
+    assert win_interval(30, 0, 0)[0] == pytest.approx(0.85868, abs=1e-5)
+    assert win_interval(30, 0, 0)[1] == 1.0
+    assert win_interval(0, 0, 0) == (0.0, 1.0)
+    assert win_interval(0, 12, 0)[0] < 0.5 < win_interval(0, 12, 0)[1]
+
+
+def test_the_interval_of_a_win_rate_and_its_p_value_agree() -> None:
+    for n in (5, 12, 30, 31, 64):
+        for wins in range(n + 1):
+            for losses in range(n + 1 - wins):
+                low, high = win_interval(wins, n - wins - losses, losses)
+                p_value = win_p_value(wins, losses)
+                assert (p_value < 0.05) == (low > 0.5 or high < 0.5), (wins, losses, n)
+                assert low <= (wins + (n - wins - losses) / 2) / n <= high
+
+
+def test_the_interval_of_a_win_rate_covers_the_truth() -> None:
+    """Exact, by summing over all outcomes: 30 prompts, shares of wins and losses from even to lopsided."""
+    stats = pytest.importorskip("scipy.stats")
+    n = 30
+    counts = [(w, n - w - lost, lost) for w in range(n + 1) for lost in range(n + 1 - w)]
+    intervals = np.array([win_interval(*c) for c in counts])
+    for win, lose in ((0.5, 0.5), (0.2, 0.2), (0.7, 0.2), (0.9, 0.05), (0.5, 0.0), (0.05, 0.02)):
+        chances = stats.multinomial.pmf(counts, n, (win, 1 - win - lose, lose))
+        truth = 0.5 + (win - lose) / 2
+        covered = chances[(intervals[:, 0] <= truth) & (truth <= intervals[:, 1])].sum()
+        assert covered + 0.005 >= 0.95, (win, lose, covered)
+        assert abs(chances.sum() - 1) < 1e-9
+
+
+def test_the_p_value_by_hand_and_against_the_exact_sign_test() -> None:
+    # 21 to 9: (12 − 1)²/30 = 4.0333, √ = 2.00832, and 2·(1 − Φ(2.00832)) = .04461
+    assert win_p_value(21, 9) == pytest.approx(0.04461, abs=1e-5)
+    assert win_p_value(9, 21) == win_p_value(21, 9)
+    assert win_p_value(0, 0) == win_p_value(7, 7) == win_p_value(8, 7) == 1.0
+    stats = pytest.importorskip("scipy.stats")
+    for wins, losses in ((21, 9), (24, 40), (18, 30), (7, 1)):
+        exact = stats.binomtest(wins, wins + losses).pvalue
+        assert win_p_value(wins, losses) == pytest.approx(exact, rel=0.12)
+
+
+def test_alike_policies_differ_by_chance_in_at_most_one_of_twenty() -> None:
+    """Exact, whatever the number of prompts that are no ties, and at the levels of ten comparisons too."""
+    stats = pytest.importorskip("scipy.stats")
+    for level in (0.05, 0.005):
+        for n in (*range(1, 80), 128, 500):
+            wins = np.arange(n + 1)
+            rejected = np.array([win_p_value(int(w), n - int(w)) < level for w in wins])
+            assert stats.binom.pmf(wins, n, 0.5)[rejected].sum() <= level, n
+
+
+def test_holm_by_hand() -> None:
+    # sorted .005, .01, .03, .04, times 4, 3, 2, 1 = .02, .03, .06, .04, each at least the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("n", [30, 64])
+@pytest.mark.parametrize("policies", [1, 10])
+def test_ten_alike_policies_get_a_false_verdict_in_at_most_one_of_twenty_evaluations(n: int, policies: int) -> None:
+    """2,000 evaluations of policies that are all alike on a scale of seven steps: their ties and the common baseline."""
+    generator = np.random.default_rng(n + policies)
+    false = 0
+    for _ in range(2000):
+        hard = generator.normal(size=n)  # a prompt is hard for all of them
+        measured = np.round(2 * (hard + generator.normal(size=(policies + 1, n)))) / 2
+        wins, losses = (measured[1:] > measured[0]).sum(1), (measured[1:] < measured[0]).sum(1)
+        adjusted = holm([win_p_value(int(w), int(lost)) for w, lost in zip(wins, losses, strict=True)])
+        false += min(adjusted) < 0.05
+    assert false <= 120  # 5% is 100; and 2 standard errors
+
+
+@pytest.mark.parametrize(("rate", "comparisons"), [(0.65, 1), (0.65, 2), (0.35, 10), (0.6, 1), (0.75, 3)])
+def test_the_needed_prompts_have_the_power_that_they_are_named_for(rate: float, comparisons: int) -> None:
+    """Exact: the chance that so many prompts give a p-value below 5% shared among the comparisons."""
+    stats = pytest.importorskip("scipy.stats")
+
+    def power(n: int) -> float:
+        wins = np.arange(n + 1)
+        shown = [win_p_value(int(w), n - int(w)) < 0.05 / comparisons and (w > n / 2) == (rate > 0.5) for w in wins]
+        return float(stats.binom.pmf(wins, n, rate)[shown].sum())
+
+    n = needed_prompts(rate, comparisons)
+    assert 0.78 <= power(n) <= 0.84
+    assert power(n * 3 // 4) < 0.72
