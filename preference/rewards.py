@@ -12,11 +12,8 @@ with another tokenizer reads the text. A function is called as TRL calls its rew
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +25,11 @@ from torch import Tensor, nn
 from preference.adapters import merged_adapter
 from preference.configuration import RewardConfig
 from preference.layout import Layout, batches_by_tokens
+from tiebreak import functions
 from tiebreak.chat import decode_completion, encode_completion
 from tiebreak.config import TrainingConfig
-from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.errors import HandoffError
+from tiebreak.functions import UserFunction
 from tiebreak.logprobs import member_scores_in_batches
 from tiebreak.models import (
     ADAPTER_FILE,
@@ -188,17 +187,11 @@ class FunctionReward:
             )
         except Exception as error:
             raise HandoffError(
-                f"the reward function {self.name} raised {type(error).__name__}: {error}{_where(error)}. Where the "
-                f"reason lies outside it, the same command goes on from the last checkpoint. {MENDED}"
+                f"the reward function {self.name} raised {type(error).__name__}: {error} "
+                f"({functions.where_raised(self.function, error)}). Where the reason lies outside it, the same command "
+                f"goes on from the last checkpoint. {MENDED}"
             ) from error
         return _numbers(returned, len(completions), self.name)
-
-
-def _where(error: Exception) -> str:
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return f" ({frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno})" if frame is not None else ""
 
 
 def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
@@ -253,34 +246,24 @@ def score_all(
 # --- finding and mounting ---
 
 
-def load_function(name: str) -> Callable[..., Any]:
-    """The function `package.module:function`, looked for where Python looks and in the current folder.
+def load_function(name: str, beside: Path | None = None) -> Callable[..., Any]:
+    """The reward function `package.module:function`; see tiebreak.functions.
+
+    Args:
+        beside: the folder of the configuration file.
 
     Raises:
-        ConfigError: no such module or function.
+        ConfigError: no such module or function, or one that takes other arguments.
     """
-    module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"rewards: no module {error.name!r} for {name}: install it, or start where it lies"
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(f"rewards: {module} has no function {attribute!r}") from error
-    if not callable(found):
-        raise ConfigError(f"rewards: {name} is no function")
-    return found  # type: ignore[no-any-return]
+    return find_function(name, beside).call
 
 
-def function_file(name: str) -> str | None:
-    """The file that a reward function is written in, whose content a run's identity rests on."""
-    try:
-        return inspect.getsourcefile(load_function(name))
-    except TypeError:  # built in: no file
-        return None
+def find_function(name: str, beside: Path | None = None) -> UserFunction:
+    """A reward function and the file that it is written in, whose content a run's identity rests on."""
+    function = functions.load_function(name, "rewards", beside)
+    example = "function(prompts=…, completions=…, completion_ids=…)"
+    functions.require_arguments(function, "rewards", example, prompts=[], completions=[], completion_ids=[])
+    return function
 
 
 def load_rewards(
@@ -290,15 +273,19 @@ def load_rewards(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[tuple[list[int], Prompt]],
     training: TrainingConfig,
+    beside: Path | None = None,
 ) -> list[Reward]:
-    """Everything completions are scored by, mounted on the policy where the base weights are the same."""
+    """Everything completions are scored by, mounted on the policy where the base weights are the same.
+
+    Args:
+        beside: the configuration file's folder, where functions are looked for.
+    """
     conversations = Conversations(tokenizer, {tuple(ids): prompt.messages for ids, prompt in prompts})
     rewards: list[Reward] = []
     for number, config in enumerate(configs):
         if config.function is not None:
-            rewards.append(
-                FunctionReward(config.function, config.weight, load_function(config.function), conversations)
-            )
+            function = load_function(config.function, beside)
+            rewards.append(FunctionReward(config.function, config.weight, function, conversations))
         elif config.model is not None:
             found = find_model(config.model, kind="reward")
             rewards.append(

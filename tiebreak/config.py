@@ -115,6 +115,12 @@ class StageConfig(Section):
     output: str
     """the folder this stage writes"""
     tracking: TrackingConfig = TrackingConfig()
+    _config_folder: Path | None = None
+
+    @property
+    def config_folder(self) -> Path | None:
+        """The folder of the file that it was read from, where functions are looked for."""
+        return self._config_folder
 
 
 C = TypeVar("C", bound=Section)
@@ -144,6 +150,8 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
     if faults:
         listed = "\n".join(f"  {fault}" for fault in faults)
         raise ConfigError(f"{origin}: {len(faults)} fault(s)\n{listed}\n  all keys: tiebreak {command} --help")
+    if path is not None and isinstance(config, StageConfig):
+        config._config_folder = path.parent
     return config
 
 

@@ -16,7 +16,7 @@ from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
 from preference.ppo.vllm import VLLMSampler, require_vllm
-from preference.rewards import MountedReward, Reward, RewardApart, function_file, load_rewards
+from preference.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
 from tiebreak.chat import encode_prompt
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.models import (
@@ -44,7 +44,7 @@ def stage_inputs(config: PPOConfig) -> dict[str, str]:
     if config.reward_model:
         inputs["reward_model"] = config.reward_model
     for number, reward in enumerate(config.rewards):
-        source = reward.model or function_file(reward.function or "")
+        source = reward.model or find_function(reward.function or "", config.config_folder).file
         if source:
             inputs[f"rewards.{number}"] = source
     if config.value_head:
@@ -156,7 +156,13 @@ def build_trainer(
         lm = load_policy(source, config.training, config.adapter, tokenizer)
         trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, tokenizer)
     trainer.rewards = load_rewards(
-        config.all_rewards, trainer.backbone, source, tokenizer, encoded + held_out, config.training
+        config.all_rewards,
+        trainer.backbone,
+        source,
+        tokenizer,
+        encoded + held_out,
+        config.training,
+        config.config_folder,
     )
     if config.vllm is not None:
         trainer.vllm_sampler = VLLMSampler(
