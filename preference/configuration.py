@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tiebreak.config import AdapterConfig, SamplingConfig, Section, StageConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, SamplingConfig, Section, StageConfig, TrainingConfig, refuse_dropout
 from tiebreak.records import Split
 
-SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+LOSSES_OF_PAIRS = (
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+)
+"""TRL's losses that are a mean over pairs: rows can be weighted, and a batch can be cut into passes."""
+LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "sft")
+"""Those that sort a batch, or average over its tokens."""
+SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
+LOSSES_ELSEWHERE = {
+    "dpo": "its loss is called sigmoid here",
+    "cdpo": "it is sigmoid with soft_labels: true",
+    "simpo": "it has no reference policy; sigmoid_norm is the length-normalised loss that has one",
+    "orpo": "it trains without a reference policy, from a base model; [sigmoid, sft] is nearest",
+    "cpo": "it has no reference policy; [sigmoid, sft] is nearest",
+    "kto": "it learns from unpaired answers, and no stage here does; apo_zero and bco_pair are nearest on pairs",
+    "ppo": "it is a stage: tiebreak ppo",
+    "rloo": "it is an algorithm of the PPO stage: tiebreak ppo --algorithm rloo",
+    "grpo": "it is an algorithm of the PPO stage: tiebreak ppo --algorithm grpo",
+}
+"""What people ask DPO for, and where it is."""
 ONE_MODE_ALONE = {"server": ("base_url", "group_port"), "colocate": ("gpu_memory_utilization", "tensor_parallel_size")}
 PPO_ALONE = (
     "value_head",
@@ -95,7 +125,8 @@ class DPOConfig(StageConfig):
     beta: float = Field(default=0.1, gt=0.0)
     """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
     loss_type: list[str] = ["sigmoid"]
-    """one or more of TRL's losses: sigmoid, ipo, hinge, robust, exo_pair, nca_pair, apo_zero, …"""
+    """one or more of TRL's losses, added up: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard,
+    apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
     cache_reference: bool = True
@@ -109,14 +140,42 @@ class DPOConfig(StageConfig):
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
 
+    _no_dropout = field_validator("adapter")(refuse_dropout)
+
+    @field_validator("loss_type")
+    @classmethod
+    def _losses_there_are(cls, names: list[str]) -> list[str]:
+        faults = [_unknown_loss(name) for name in names if name not in LOSSES_OF_PAIRS + LOSSES_OF_BATCHES]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        faults += [f"{name} is listed twice" for name in twice]
+        if not names:
+            faults.append("name at least one loss")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return names
+
     @model_validator(mode="after")
     def _smoothing_is_used(self) -> DPOConfig:
-        if self.label_smoothing and not SMOOTHED_LOSSES & set(self.loss_type):
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            raise ValueError(
+                "label_smoothing: exo_pair takes its logarithm, so it must be above 0; set label_smoothing: 0.001"
+            )
+        if self.label_smoothing and not set(SMOOTHED_LOSSES) & set(self.loss_type):
             raise ValueError(
                 f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; give it 0, or add one that knows it: "
                 f"{', '.join(sorted(SMOOTHED_LOSSES))}"
             )
         return self
+
+
+def _unknown_loss(name: str) -> str:
+    if name.lower() in LOSSES_ELSEWHERE:
+        return f"there is no {name!r} among DPO's losses: {LOSSES_ELSEWHERE[name.lower()]}"
+    losses = LOSSES_OF_PAIRS + LOSSES_OF_BATCHES
+    near = difflib.get_close_matches(name.lower(), losses, n=2, cutoff=0.6)
+    return f"there is no {name!r} among DPO's losses" + (
+        f"; did you mean {' or '.join(near)}?" if near else f", which are {', '.join(losses)}"
+    )
 
 
 class RewardConfig(Section):
@@ -242,6 +301,8 @@ class PPOConfig(StageConfig):
     max_validation_prompts: int = Field(default=32, ge=0)
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
+
+    _no_dropout = field_validator("adapter")(refuse_dropout)
 
     @model_validator(mode="after")
     def _possible(self) -> PPOConfig:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import DPOTrainer
 
-from preference.configuration import DPOConfig, GuardConfig
+from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
 from preference.guard import GUARD_INPUT, Guard, build_guard, reference_name, require_held_out
 from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
@@ -59,10 +59,6 @@ REFERENCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16:
 """How far the first loss may be from ln 2. In float32 as DESIGN demands; the others' own rounding is larger."""
 
 
-LOSSES_OF_BATCHES = {"aot", "aot_unpaired", "sft"}
-"""Those that are no mean over pairs: they sort a batch, or average over its tokens."""
-
-
 @dataclass(frozen=True)
 class EncodedPair:
     """Token ids of a preference."""
@@ -79,7 +75,7 @@ class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
     """set: what the reference says of a pair is looked up before it is computed"""
 
     def is_mean_over_groups(self) -> bool:
-        return not LOSSES_OF_BATCHES & set(self.loss_types)
+        return set(self.loss_types) <= set(LOSSES_OF_PAIRS)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """Nothing: TRL would tokenise again, and close answers that were cut off."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig, refuse_dropout
 
 
 class RewardConfig(StageConfig):
@@ -45,6 +45,8 @@ class RewardConfig(StageConfig):
     """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
     prompt_by_prompt: bool = True
     """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
+
+    _no_dropout = field_validator("adapter")(refuse_dropout)
 
 
 class RewardReportConfig(StageConfig):

@@ -61,3 +61,6 @@ class LabelledRewardTrainer(RewardTrainer):
 
 class PackedRewardTrainer(PromptByPrompt, StepInPasses, LabelledRewardTrainer):
     """The same, its step in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""
+
+    def is_mean_over_groups(self) -> bool:
+        return True

@@ -45,6 +45,9 @@ class PackedSFTTrainer(StepInPasses, SFTTrainer):
     def weight(self, inputs: dict[str, Any]) -> int:
         return int((inputs["labels"] != -100).sum())
 
+    def is_mean_over_groups(self) -> bool:
+        return True
+
     def adds_up(self, num_items_in_batch: Any) -> bool:
         return num_items_in_batch is not None  # TRL divides by the tokens of the whole step then
 

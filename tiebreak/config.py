@@ -48,8 +48,28 @@ class AdapterConfig(Section):
     alpha: int = Field(default=32, ge=1)
     """the update is scaled by alpha / r"""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """of the adapter's input, in SFT alone: the other stages compare the policy with itself as it was"""
     target_modules: str | list[str] = "all-linear"
     """module names to adapt, or all-linear: every linear layer but the head"""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some(cls, names: str | list[str]) -> str | list[str]:
+        if not names or (isinstance(names, list) and "" in names):
+            raise ValueError("name the modules to adapt, or give all-linear")
+        if isinstance(names, list) and "all-linear" in names:
+            raise ValueError("all-linear is given by itself, not in a list")
+        return names
+
+
+def refuse_dropout(adapter: AdapterConfig | None) -> AdapterConfig | None:
+    """A field's validator, for stages that train without dropout: TRL switches it off there."""
+    if adapter is not None and adapter.dropout:
+        raise ValueError(
+            "dropout: this stage trains without dropout, as policy and reference must be one function; set dropout: 0, or "
+            "adapter: null where the policy has an adapter"
+        )
+    return adapter
 
 
 class TrainingConfig(Section):

@@ -28,6 +28,7 @@ from tiebreak.fused import own_forwards
 from tiebreak.records import write_json
 from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
 from tiebreak.sharding import gathered
+from tiebreak.targets import require_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -297,7 +298,7 @@ def load_policy(
     Raises:
         ConfigError: an adapter is asked for that is not the one the policy has.
     """
-    from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft import PeftModel, prepare_model_for_kbit_training
 
     quantized = is_quantized(source, adapter)
     base = load_base(source, training, quantized=quantized)
@@ -306,11 +307,26 @@ def load_policy(
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     torch.manual_seed(training.seed)
     if source.folder is None:
-        return get_peft_model(base, lora_config(adapter or AdapterConfig(), "CAUSAL_LM"))
+        return _new_adapter(base, adapter or AdapterConfig(), "CAUSAL_LM")
     _require_same_adapter(source, adapter)
     model = PeftModel.from_pretrained(base, source.folder, is_trainable=True)
     verify_probe(model, source.folder)
     return model
+
+
+def _new_adapter(base: PreTrainedModel, adapter: AdapterConfig, task: str) -> PeftModel:
+    """A new adapter on a base model.
+
+    Raises:
+        ConfigError: it cannot be put there.
+    """
+    from peft import get_peft_model
+
+    require_targets(base, adapter)
+    try:
+        return get_peft_model(base, lora_config(adapter, task))
+    except ValueError as error:  # what PEFT refuses for an architecture's own reasons
+        raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
 
 
 def load_frozen_policy(source: ModelSource, training: TrainingConfig) -> nn.Module:
@@ -369,7 +385,7 @@ def load_reward_model(
     if quantized:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     if source.folder is None:
-        return get_peft_model(base, lora_config(adapter or AdapterConfig(), "SEQ_CLS"))
+        return _new_adapter(base, adapter or AdapterConfig(), "SEQ_CLS")
     _require_same_adapter(source, adapter)
     head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
     model = get_peft_model(base, lora_config(saved_adapter(source), "SEQ_CLS"))
@@ -432,7 +448,7 @@ def _require_same_adapter(source: ModelSource, adapter: AdapterConfig | None) ->
     if adapter is None:
         return
     saved = saved_adapter(source)
-    differing = [k for k in ("r", "alpha", "target_modules") if getattr(saved, k) != getattr(adapter, k)]
+    differing = [k for k in ("r", "alpha", "dropout", "target_modules") if getattr(saved, k) != getattr(adapter, k)]
     if differing:
         listed = ", ".join(f"adapter.{k}: {getattr(adapter, k)!r} (it has {getattr(saved, k)!r})" for k in differing)
         raise ConfigError(

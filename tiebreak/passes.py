@@ -89,8 +89,8 @@ class StepInPasses:
         return False
 
     def is_mean_over_groups(self) -> bool:
-        """Whether the loss can be cut; if not, the batch is one pass here."""
-        return True
+        """Whether the loss can be cut, which a trainer must say of itself; if not, the batch is one pass here."""
+        return False
 
     def _parts(self: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The batch, cut between groups."""

@@ -228,6 +228,12 @@ def test_names_that_lead_nowhere(tmp_path: Path, trained: Path, judge: Path) -> 
         find_model(str(tmp_path / "cut"))
 
 
+def test_another_dropout_than_the_adapters_own_is_refused(trained: Path) -> None:
+    asked = ADAPTER.model_copy(update={"dropout": 0.3})
+    with pytest.raises(ConfigError, match=r"adapter\.dropout: 0\.3 \(it has 0\.0\)"):
+        load_policy(find_model(str(trained)), TrainingConfig(), asked, load_tokenizer(find_model(str(trained))))
+
+
 def test_an_adapter_of_another_shape_is_refused(trained: Path) -> None:
     source = find_model(str(trained))
     with pytest.raises(ConfigError, match=r"adapter\.r: 8 \(it has 4\)"):

@@ -1,0 +1,105 @@
+"""Which modules an adapter is put on, checked before it is: a misspelt name would train less than was asked for.
+
+PEFT adapts every module whose name ends in one of `target_modules`, or matches it where it is one pattern; a name that
+matches nothing goes unnoticed as long as another one does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from tiebreak.config import AdapterConfig
+from tiebreak.errors import ConfigError
+
+ALL_LINEAR = "all-linear"
+
+
+def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
+    """Refuse target modules that the model does not have, or that an adapter on them would not train.
+
+    Args:
+        model: the base model, before any adapter.
+
+    Raises:
+        ConfigError: names each of them, and the nearest modules that can be adapted.
+    """
+    targets = adapter.target_modules
+    if targets == ALL_LINEAR:
+        return
+    modules = {name: module for name, module in model.named_modules() if name}
+    faults = [
+        fault
+        for target in ([targets] if isinstance(targets, str) else targets)
+        if (fault := _fault(model, target, modules, is_pattern=isinstance(targets, str)))
+    ]
+    if faults:
+        raise ConfigError("adapter.target_modules: " + "; ".join(faults))
+
+
+def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_pattern: bool) -> str:
+    """What is wrong with one target; empty if nothing is."""
+    try:
+        matched = [name for name in modules if _matches(target, name, is_pattern)]
+    except re.error as error:
+        return f"{target!r} is not a regular expression: {error}"
+    if not matched:
+        pattern = ", as a pattern for whole names (give a list for names)" if is_pattern else ""
+        return f"{type(model).__name__} has no module {target!r}{pattern}; {_nearest(target, modules)}"
+    blocks = [name for name in matched if not is_layer(modules[name])]
+    if blocks:
+        inside = [name.removeprefix(f"{blocks[0]}.") for name in modules if name.startswith(f"{blocks[0]}.")]
+        layers = sorted({name for name in inside if is_layer(modules[f"{blocks[0]}.{name}"])})
+        kind = type(modules[blocks[0]]).__name__
+        return f"{target!r} names {blocks[0]}, a {kind}, which is no single layer" + (
+            f"; its layers are {', '.join(layers[:12])}" if layers else f"; {_nearest(target, modules)}"
+        )
+    head = _output_head(model)
+    if head is not None and is_tied(model) and any(modules[name] is head for name in matched):
+        return (
+            f"{target!r} is the language-model head, whose weights are those of the input embeddings here: an adapter on "
+            "one cannot be merged without changing the other; leave it out"
+        )
+    return ""
+
+
+def _matches(target: str, name: str, is_pattern: bool) -> bool:
+    """As PEFT matches."""
+    if is_pattern:
+        return re.fullmatch(target, name) is not None
+    return name == target or name.endswith(f".{target}")
+
+
+def _nearest(target: str, modules: dict[str, nn.Module]) -> str:
+    names = layer_names(modules)
+    last = target.rpartition(".")[2]
+    near = difflib.get_close_matches(last, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"its layers are {', '.join(names[:20])}"
+
+
+def layer_names(modules: dict[str, nn.Module]) -> Sequence[str]:
+    """The last parts of the names of modules that can be adapted, each once."""
+    return sorted({name.rpartition(".")[2] for name, module in modules.items() if is_layer(module)} - {"0"})
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether LoRA can be put on a module."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | Conv1D)
+
+
+def is_tied(model: nn.Module) -> bool:
+    """Whether the language-model head and the input embeddings are one tensor."""
+    head = _output_head(model)
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return head is not None and embedding is not None and getattr(head, "weight", None) is embedding.weight
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    get = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = get() if get is not None else None
+    return head
