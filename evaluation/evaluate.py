@@ -2,25 +2,25 @@
 
     tiebreak evaluate --config configs/quickstart/evaluate.yaml
 
-The yardstick is the written rubric, or a function of yours: no training stage has seen it, only the raters' judgments.
-Every mean carries a 95% bootstrap interval over prompts, and the win rate is paired by prompt.
+The yardstick is the written rubric, or a function of yours (see evaluation.yardstick): no training stage has seen it, only
+the raters' judgments. Every mean carries a 95% bootstrap interval over prompts, and the win rate is paired by prompt.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 import torch
 
 from evaluation.configuration import EvaluateConfig
+from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.chat import decode_completion, encode_prompt
-from tiebreak.errors import ConfigError, DataError
+from tiebreak.errors import DataError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
@@ -32,59 +32,49 @@ from tiebreak.models import (
     require_same_tokenizer,
 )
 from tiebreak.records import Prompt, content_id, read_prompts, write_json, write_jsonl
-from tiebreak.rubric import repeated_share, score_rubric
+from tiebreak.rubric import repeated_share
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
-from tiebreak.statistics import bootstrap_interval
+from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.tracking import track
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """What an answer is measured by: a number, and the criteria behind it if there are any."""
-
-    measure: Callable[[str, str], tuple[float, dict[str, bool]]]
-
-    @classmethod
-    def named(cls, name: str) -> Yardstick:
-        """The rubric, or a user's function.
-
-        Raises:
-            ConfigError: there is no such function.
-        """
-        if name == "rubric":
-            return cls(lambda prompt, answer: (score_rubric(answer).score, dict(vars(score_rubric(answer)))))
-        module, _, function = name.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"yardstick: cannot import {name}: {error}") from error
-        return cls(lambda prompt, answer: (float(found(prompt, answer)), {}))
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """The stage."""
-    inputs = {"prompts": config.prompts, **{f"policy_{name}": source for name, source in config.policies.items()}}
-    if config.reward_model:
-        inputs["reward_model"] = config.reward_model
-    run = start_run(config, "evaluate", inputs)
+    yardstick = find_yardstick(config.yardstick, config.config_folder)
+    run = start_run(config, "evaluate", stage_inputs(config, yardstick), revisable=("yardstick",))
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     prompts = choose_prompts(config)
     require_readable(config)
-    answers = {name: answer_prompts(config, run, name, prompts) for name in config.policies}
+    answers: dict[str, list[Answer]] = {}
+    for name in config.policies:
+        answers[name] = answer_prompts(config, run, name, prompts, yardstick)
+        add_measurements(config, run, name, prompts, answers[name], yardstick)
     add_baseline_logps(config, run, prompts, answers)
     add_scores(config, run, answers)
-    rows = to_rows(config, prompts, answers)
-    report = to_report(config, rows)
+    rows = to_rows(prompts, answers)
+    report = to_report(config, yardstick, rows)
     write_jsonl(run.final / "completions.jsonl", rows)
     write_json(run.final / "report.json", report)
     run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
     track(run, run.finish(), [run.final / "completions.jsonl"])
     clear_partial(run)
     for name, figures in report["policies"].items():
-        win = "" if figures["win_rate_vs_sft"] is None else f", win rate {figures['win_rate_vs_sft']:.2f}"
-        say(f"{name}: {config.yardstick} {figures['rubric_mean']:.3f}{win}, {figures['length_tokens_mean']:.0f} tokens")
+        rate = figures["win_rate_vs_baseline"]
+        win = "" if rate is None else f", win rate {rate:.2f}"
+        tokens = f"{figures['length_tokens_mean']:.0f} tokens"
+        say(f"{name}: {yardstick.name} {figures['yardstick_mean']:.3f}{win}, {tokens}")
+
+
+def stage_inputs(config: EvaluateConfig, yardstick: Yardstick) -> dict[str, str]:
+    """What the stage reads, the yardstick's file included: its content is part of a run's identity."""
+    inputs = {"prompts": config.prompts, **{f"policy_{name}": source for name, source in config.policies.items()}}
+    if config.reward_model:
+        inputs["reward_model"] = config.reward_model
+    if yardstick.file:
+        inputs["yardstick"] = yardstick.file
+    return inputs
 
 
 def choose_prompts(config: EvaluateConfig) -> list[Prompt]:
@@ -115,11 +105,13 @@ def require_readable(config: EvaluateConfig) -> None:
 
 
 Answer = dict[str, Any]
-"""ids, text, finished, logps; later baseline_logps and score"""
+"""prompt_ids, ids, text, finished, logps; later measured, baseline_logps and score"""
 
 
-def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt]) -> list[Answer]:
-    """One completion a prompt; every policy draws with the same seeds."""
+def answer_prompts(
+    config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], yardstick: Yardstick
+) -> list[Answer]:
+    """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
     source = find_model(config.policies[name])
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
@@ -148,16 +140,41 @@ def answer_prompts(config: EvaluateConfig, run: Run, name: str, prompts: list[Pr
         ]
 
     order = by_length([len(ids) for ids in encoded])
-    answers: list[Answer] = in_batches(run, order, BATCHES_A_CALL * config.batch_size, answer, f"answers of {name}")
+    size, what = BATCHES_A_CALL * config.batch_size, f"answers of {name}"
+    first = in_batches(run, order[:size], size, answer, what)[0]
+    measure_answer(yardstick, prompts[order[0]], first, name)
+    answers: list[Answer] = in_batches(run, order, size, answer, what)
     model.cache_clear()
     gc.collect()
     return in_order(order, answers)
 
 
+def add_measurements(
+    config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], answers: list[Answer], yardstick: Yardstick
+) -> None:
+    """The yardstick's value of every answer; what was measured is kept for as long as its function is the same."""
+
+    def measure(batch: list[int], _: object) -> list[dict[str, Any]]:
+        return [asdict(measure_answer(yardstick, prompts[n], answers[n], name)) for n in batch]
+
+    identity = run.inputs["yardstick"].id[:8] if yardstick.file else ""
+    what = " ".join(filter(None, ["measurements of", name, yardstick.source.replace(":", "."), identity]))
+    values = in_batches(run, list(range(len(prompts))), config.batch_size, measure, what)
+    for answer, value in zip(answers, values, strict=True):
+        answer["measured"] = value
+
+
+def measure_answer(yardstick: Yardstick, prompt: Prompt, answer: Answer, policy: str) -> Measurement:
+    """The yardstick's value of one answer to the prompt's last message."""
+    question = prompt.messages[-1].content
+    whose = f"the answer of policy {policy!r} to prompt {prompt.id} ({shortened(question)!r})"
+    return yardstick.measure(question, answer["text"], whose)
+
+
 def add_baseline_logps(
     config: EvaluateConfig, run: Run, prompts: list[Prompt], answers: dict[str, list[Answer]]
 ) -> None:
-    """What the baseline thinks of every policy's answers, for the KL. Policies of another tokenizer have none."""
+    """The baseline's log-probabilities of all answers, for the KL. A policy whose ids it reads as other text has none."""
     source = find_model(config.policies[config.baseline])
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     model = cache(lambda: load_frozen_policy(source, config.training))
@@ -173,6 +190,7 @@ def add_baseline_logps(
     for name, own in answers.items():
         comparable = all(
             encode_prompt(tokenizer, prompt.messages) == answer["prompt_ids"]
+            and decode_completion(tokenizer, answer["ids"]) == answer["text"]
             for prompt, answer in zip(prompts, own, strict=True)
         )
         if name != config.baseline and comparable:
@@ -237,14 +255,12 @@ def in_order(order: list[int], values: list[Any]) -> list[Any]:
     return [placed[n] for n in range(len(order))]
 
 
-def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
+def to_rows(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
     """A row for each completion, with all that was measured of it."""
-    yardstick = Yardstick.named(config.yardstick)
     rows = []
     for name, own in answers.items():
         for prompt, answer in zip(prompts, own, strict=True):
-            measured, criteria = yardstick.measure(prompt.messages[-1].content, answer["text"])
-            baseline = answer["baseline_logps"]
+            measured, baseline = answer["measured"], answer["baseline_logps"]
             rows.append(
                 {
                     "prompt_id": prompt.id,
@@ -252,8 +268,9 @@ def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, li
                     "policy": name,
                     "text": answer["text"],
                     "finished": answer["finished"],
-                    "rubric": criteria,
-                    "rubric_score": measured,
+                    "rubric": measured["criteria"],
+                    "rubric_score": measured["value"],
+                    "yardstick_score": measured["value"],
                     "score": answer["score"],
                     "kl": None if baseline is None else sum(answer["logps"]) - sum(baseline),
                     "length_tokens": len(answer["ids"]),
@@ -263,12 +280,12 @@ def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, li
     return rows
 
 
-def to_report(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures by policy; see evaluation.compare, which prints them."""
     by_policy: dict[str, list[dict[str, Any]]] = {name: [] for name in config.policies}
     for row in rows:
         by_policy[row["policy"]].append(row)
-    baseline = [row["rubric_score"] for row in by_policy[config.baseline]]
+    baseline = [row["yardstick_score"] for row in by_policy[config.baseline]]
     policies = {
         name: policy_figures(own, None if name == config.baseline else baseline, config.seed)
         | named_source(config.policies[name])
@@ -278,6 +295,8 @@ def to_report(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, A
         "policies": policies,
         "baseline": config.baseline,
         "yardstick": config.yardstick,
+        "yardstick_name": yardstick.name,
+        "yardstick_scale": yardstick.scale,
         "sampling": config.sampling.model_dump(),
         "split": config.split,
         "kinds": kinds_behind(config),
@@ -293,22 +312,20 @@ def named_source(policy: str) -> dict[str, str]:
 
 def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, seed: int) -> dict[str, Any]:
     """The figures of one policy. `baseline` holds the baseline's measure on the same prompts, in the same order."""
-    measured = [row["rubric_score"] for row in rows]
+    measured = [row["yardstick_score"] for row in rows]
     tokens = sum(row["length_tokens"] for row in rows)
     scores = [row["score"] for row in rows if row["score"] is not None]
     kl = [row["kl"] for row in rows if row["kl"] is not None]
-    wins = None
-    if baseline is not None:
-        wins = [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in zip(measured, baseline, strict=True)]
-    criteria = rows[0]["rubric"]
+    mean, interval = statistics.fmean(measured), mean_interval(measured, seed)
     return {
-        "rubric_mean": statistics.fmean(measured),
-        "rubric_interval": bootstrap_interval(measured, seed),
-        "criteria": {name: statistics.fmean(row["rubric"][name] for row in rows) for name in criteria},
-        "win_rate_vs_sft": statistics.fmean(wins) if wins else None,
-        "win_rate_interval": bootstrap_interval(wins, seed) if wins else None,
+        "yardstick_mean": mean,
+        "yardstick_interval": interval,
+        "rubric_mean": mean,  # the names of older reports, whatever the yardstick
+        "rubric_interval": interval,
+        "criteria": {name: statistics.fmean(row["rubric"][name] for row in rows) for name in rows[0]["rubric"]},
+        **win_figures(measured, baseline),
         "score_mean": statistics.fmean(scores) if scores else None,
-        "score_interval": bootstrap_interval(scores, seed) if scores else None,
+        "score_interval": mean_interval(scores, seed),
         "kl_per_sequence": statistics.fmean(kl) if kl else None,
         "kl_per_token": sum(kl) / tokens if kl else None,
         "length_tokens_mean": tokens / len(rows),
@@ -316,6 +333,24 @@ def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, see
         "repetition_mean": statistics.fmean(row["repetition"] for row in rows),
         "n_prompts": len(rows),
     }
+
+
+def win_figures(measured: list[float], baseline: list[float] | None) -> dict[str, Any]:
+    """How often a policy beats the baseline on the same prompts, a tie being half a win."""
+    if baseline is None:
+        return {"win_rate_vs_baseline": None, "win_rate_vs_sft": None, "win_rate_interval": None, "outcomes": None}
+    outcomes = count_outcomes(measured, baseline)
+    return {
+        "win_rate_vs_baseline": outcomes.win_rate,
+        "win_rate_vs_sft": outcomes.win_rate,  # its older name, whatever the baseline
+        "win_rate_interval": outcomes.interval,
+        "outcomes": {"wins": outcomes.wins, "ties": outcomes.ties, "losses": outcomes.losses},
+    }
+
+
+def mean_interval(values: list[float], seed: int) -> Interval | None:
+    """The 95% interval of a mean; None of fewer than two values, which show no spread."""
+    return bootstrap_interval(values, seed) if len(values) > 1 else None
 
 
 def kinds_behind(config: EvaluateConfig) -> list[str]:

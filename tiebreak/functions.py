@@ -89,8 +89,10 @@ def where_raised(function: Callable[..., Any], error: BaseException) -> str:
     """`FILE, line N` of an exception: the last line in the function's own file, or the last of all."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == _source_file(function)]
-    last = (own or frames or [None])[-1]
-    return f"{last.filename}, line {last.lineno}" if last is not None else "no line"
+    if not frames:  # an exception without a traceback
+        return "no line"
+    last = (own or frames)[-1]
+    return f"{last.filename}, line {last.lineno}"
 
 
 def _import(module_name: str, folders: list[Path], key: str) -> ModuleType:

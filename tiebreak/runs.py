@@ -25,7 +25,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -131,11 +131,12 @@ class Run:
         return manifest
 
 
-def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str]) -> Run:
+def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str], revisable: Sequence[str] = ()) -> Run:
     """Open the output folder of a stage: a new one, the cut-off one to go on with, or the finished one as it is.
 
     Args:
         inputs: what the stage reads, by the name of the configuration's key.
+        revisable: keys and inputs that may change while the run is unfinished, as nothing that it keeps rests on them.
 
     Raises:
         RunError: an input is not finished, or the folder holds another run, or another process is writing it.
@@ -143,7 +144,8 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str]) -> Run
     resolved = {name: identify_input(source) for name, source in inputs.items()}
     fingerprint = fingerprint_of(config, stage, resolved)
     run = Run(folder=Path(config.output), stage=stage, config=config, inputs=resolved, fingerprint=fingerprint)
-    state = folder_state(run.folder, fingerprint)
+    lasting = fingerprint_of(config, stage, resolved, leave_out=revisable)
+    state = folder_state(run.folder, fingerprint, lasting)
     if state == "other":
         raise RunError(_conflict_message(run))
     if state == "finished":
@@ -164,15 +166,21 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str]) -> Run
     write_text_atomically(run.folder / RESOLVED_CONFIG, dump_config(config))
     write_json(
         run.folder / RUN_FILE,
-        {"stage": stage, "fingerprint": fingerprint, "inputs": {name: vars(one) for name, one in resolved.items()}},
+        {
+            "stage": stage,
+            "fingerprint": fingerprint,
+            "lasting": lasting,
+            "inputs": {name: vars(one) for name, one in resolved.items()},
+        },
     )
     return run
 
 
-def fingerprint_of(config: StageConfig, stage: str, inputs: Mapping[str, Input]) -> str:
-    """A hash of all that decides what a stage will make: its name, configuration and inputs."""
-    configuration = _comparable_config(config, inputs)
-    return _hash_json({"stage": stage, "config": configuration, "inputs": {n: i.id for n, i in inputs.items()}})
+def fingerprint_of(config: StageConfig, stage: str, inputs: Mapping[str, Input], leave_out: Sequence[str] = ()) -> str:
+    """A hash of all that decides what a stage will make: its name, configuration and inputs, but for those left out."""
+    configuration = {k: v for k, v in _comparable_config(config, inputs).items() if k not in leave_out}
+    ids = {name: one.id for name, one in inputs.items() if name not in leave_out}
+    return _hash_json({"stage": stage, "config": configuration, "inputs": ids})
 
 
 def _comparable_config(config: StageConfig, inputs: Mapping[str, Input]) -> Any:
@@ -190,8 +198,12 @@ def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def folder_state(folder: Path, fingerprint: str) -> str:
-    """`new`, `cut off`, `finished` (this very run), or `other`: something else, which must not be overwritten."""
+def folder_state(folder: Path, fingerprint: str, lasting: str | None = None) -> str:
+    """`new`, `cut off`, `finished` (this very run), or `other`: something else, which must not be overwritten.
+
+    Args:
+        lasting: the fingerprint without what may change while a run is unfinished.
+    """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"output: {folder} is a file, and nothing is overwritten: give another --output")
     if not folder.exists() or not any(folder.iterdir()):
@@ -199,8 +211,10 @@ def folder_state(folder: Path, fingerprint: str) -> str:
     if (folder / MANIFEST).exists():
         return "finished" if read_manifest(folder).get("fingerprint") == fingerprint else "other"
     run_file = folder / RUN_FILE
-    if run_file.exists() and json.loads(run_file.read_text())["fingerprint"] == fingerprint:
-        return "cut off"
+    if run_file.exists():
+        begun = json.loads(run_file.read_text())
+        if begun["fingerprint"] == fingerprint or (lasting is not None and begun.get("lasting") == lasting):
+            return "cut off"
     return "new" if _holds_nothing(folder) else "other"
 
 

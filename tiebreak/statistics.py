@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -102,6 +103,45 @@ def student_quantile(degrees: int) -> float:
 
 
 # --- one policy against another, on the same prompts ---
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """On how many prompts one policy was better than another, as good, and worse."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def prompts(self) -> int:
+        return self.wins + self.ties + self.losses
+
+    @property
+    def win_rate(self) -> float:
+        """A tie is half a win."""
+        return (self.wins + self.ties / 2) / self.prompts
+
+    @property
+    def interval(self) -> Interval:
+        return win_interval(self.wins, self.ties, self.losses)
+
+    @property
+    def p_value(self) -> float:
+        return win_p_value(self.wins, self.losses)
+
+
+def count_outcomes(values: Sequence[float], others: Sequence[float]) -> Outcomes:
+    """Values held against others on the same prompts. What differs by rounding alone (1e-12 of itself) is a tie."""
+    wins = ties = losses = 0
+    for value, other in zip(values, others, strict=True):
+        if math.isclose(value, other, rel_tol=1e-12):
+            ties += 1
+        elif value > other:
+            wins += 1
+        else:
+            losses += 1
+    return Outcomes(wins, ties, losses)
 
 
 def win_interval(wins: int, ties: int, losses: int) -> Interval:

@@ -1,0 +1,128 @@
+"""What answers are measured by: the written rubric, or a function of the user's.
+
+    yardstick: rubric                # tiebreak/rubric.py
+    yardstick: mine:helpfulness      # mine.py beside the configuration file, in the current folder, or installed
+
+    def helpfulness(prompt: str, answer: str) -> float: ...   # larger is better
+    helpfulness.scale = (0, 100)                              # optional: the ends of its scale, for the report's axes
+    helpfulness.name = "Helpfulness"                          # optional: its name in the report
+
+A value that is not a finite number, or lies outside the scale, is refused: it would count as a tie.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.functions import UserFunction, load_function, require_arguments, where_raised
+from tiebreak.rubric import score_rubric
+
+RUBRIC = "rubric"
+RUBRIC_NAME = "Rubric score"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """An answer's value, and the criteria behind it if there are any."""
+
+    value: float
+    criteria: dict[str, bool]
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A measure of answers; larger is better."""
+
+    source: str
+    """as the configuration names it"""
+    name: str
+    """as the report prints it"""
+    scale: tuple[float, float] | None
+    """the least and the largest value; None where the function declares none"""
+    function: UserFunction | None = None
+    """None: the rubric"""
+
+    @property
+    def file(self) -> str | None:
+        """The function's source file; None for the rubric and what is built in."""
+        return self.function.file if self.function else None
+
+    def measure(self, prompt: str, answer: str, whose: str) -> Measurement:
+        """One answer's value.
+
+        Args:
+            whose: the answer, for the message.
+
+        Raises:
+            HandoffError: the function raises, or returns something else than a finite number on its scale.
+        """
+        if self.function is None:
+            result = score_rubric(answer)
+            return Measurement(result.score, dict(vars(result)))
+        try:
+            returned = self.function.call(prompt, answer)
+        except (Exception, SystemExit) as error:
+            where = where_raised(self.function.call, error)
+            raise HandoffError(
+                f"the yardstick {self.source} raised {type(error).__name__}: {error} ({where}) on {whose}. {KEPT}"
+            ) from error
+        fault = self._fault(returned)
+        if fault:
+            raise HandoffError(f"the yardstick {self.source} returned {fault} for {whose}. {KEPT}")
+        return Measurement(float(returned), {})
+
+    def _fault(self, returned: Any) -> str:
+        """What is wrong with a returned value; empty if nothing is."""
+        try:
+            value = math.nan if isinstance(returned, (str, bytes)) else float(returned)
+        except Exception:  # noqa: BLE001 - whatever the object's own conversion raises
+            value = math.nan
+        if not math.isfinite(value):
+            kind = "" if returned is None or isinstance(returned, float) else f" ({type(returned).__name__})"
+            return f"{shortened(repr(returned))}{kind}, which is not a finite number,"
+        if self.scale and not self.scale[0] <= value <= self.scale[1]:
+            return f"{value:g}, outside the scale that it declares, {self.scale[0]:g} to {self.scale[1]:g},"
+        return ""
+
+
+KEPT = "No answer is lost: fix the function and give the same command again"
+
+
+def find_yardstick(source: str, beside: Path | None = None) -> Yardstick:
+    """The rubric, or a user's function, checked as far as can be without an answer.
+
+    Args:
+        beside: the configuration file's folder.
+
+    Raises:
+        ConfigError: there is no such function, it takes other arguments, or its scale is none.
+    """
+    if source == RUBRIC:
+        return Yardstick(RUBRIC, RUBRIC_NAME, (0.0, 1.0))
+    function = load_function(source, "yardstick", beside)
+    require_arguments(function, "yardstick", f"{source.rpartition(':')[2]}(prompt, answer)", "", "")
+    name = getattr(function.call, "name", None)
+    return Yardstick(source, name if isinstance(name, str) and name.strip() else source, _scale(function), function)
+
+
+def _scale(function: UserFunction) -> tuple[float, float] | None:
+    declared = getattr(function.call, "scale", None)
+    if declared is None:
+        return None
+    try:
+        low, high = (float(end) for end in declared)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"yardstick: {function.name}.scale must be two numbers, (low, high): {error}") from error
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"yardstick: {function.name}.scale is ({low:g}, {high:g}): the first must be less")
+    return low, high
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """A text's beginning, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]}…"
