@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart smoke test lint unit setup wheel bench clean help
+.PHONY: quickstart smoke test lint unit models setup wheel bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
+	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 15 minutes"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
 
@@ -34,6 +35,9 @@ lint: $(VENV)/dev.stamp
 
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+models: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(BIN)/python tests/models/table.py
 
 setup: $(VENV)/run.stamp
 

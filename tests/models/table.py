@@ -1,0 +1,106 @@
+"""What became of every model, as the table of docs/models.md.
+
+    make models            # or: PYTHONPATH=tests python tests/models/table.py [MODEL[/TEMPLATE] …]
+
+Runs every architecture with each of its chat templates through all stages, and writes the table; ends with status 1 where
+a figure is wrong or an exception got through. With names of models, only those are run, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from architectures import ARCHITECTURES
+from cell import STAGES, Outcome, run_cell
+from support import REPOSITORY
+from templates import TEMPLATES
+
+PAGE = REPOSITORY / "docs" / "models.md"
+INTRODUCTION = """\
+# Models and chat templates
+
+Which models the stages were tried on, and what became of each. `make models` makes this page: it builds a tiny random
+model of every architecture, gives it a tokenizer with its family's special tokens and stop tokens, takes the chat template
+that the family ships, and runs every stage through the command line. Each figure is held against transformers and PEFT
+alone, with the model's own forward and head, one sequence at a time: the first loss and its gradient, log-probabilities
+before and after a reload, scores, the KL, and greedy answers token by token. `make test` repeats a spread of them.
+
+- **exact**: equal to plain transformers, computed packed where the stage packs.
+- **plain path**: equal, computed by the model's own forward, without the speed of packing.
+- **refused**: the stage ends before it trains or measures, with the reason below the table.
+- **left out**: it needs a stage that was refused.
+"""
+
+
+def cells() -> Iterator[tuple[str, str]]:
+    """Every (model, template)."""
+    for architecture in ARCHITECTURES.values():
+        for template in architecture.templates:
+            yield architecture.name, template
+
+
+def to_page(results: dict[tuple[str, str], dict[str, Outcome]]) -> str:
+    """The page, reasons of refusals numbered below the table."""
+    reasons: dict[str, int] = {}
+    lines = [
+        "| model | kind | chat template | " + " | ".join(STAGES) + " |",
+        "|---|---|---|" + "---|" * len(STAGES),
+    ]
+    for (model, template), outcomes in results.items():
+        shown = []
+        for stage in STAGES:
+            outcome = outcomes[stage]
+            if outcome.note:
+                number = reasons.setdefault(outcome.note, len(reasons) + 1)
+                shown.append(f"{outcome.how} [{number}](#reasons)")
+            else:
+                shown.append(outcome.how)
+        lines.append(f"| {model} | {ARCHITECTURES[model].kind} | {template} | " + " | ".join(shown) + " |")
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join([INTRODUCTION, *lines, "", *(["## Reasons", "", *notes, ""] if notes else [])])
+
+
+def read_page() -> dict[tuple[str, str], dict[str, str]]:
+    """How each stage of each model ended, as the page says."""
+    rows = {}
+    for line in PAGE.read_text().splitlines():
+        columns = [column.strip() for column in line.strip("|").split("|")]
+        if line.startswith("|") and len(columns) == 3 + len(STAGES) and columns[0] in ARCHITECTURES:
+            hows = [re.sub(r" \[\d+\]\(#reasons\)", "", column) for column in columns[3:]]
+            rows[columns[0], columns[2]] = dict(zip(STAGES, hows, strict=True))
+    return rows
+
+
+def main(names: list[str]) -> int:
+    """Run the cells of the models named, or all, and write the page if it is all."""
+    warnings.simplefilter("ignore")
+    results = {}
+    for model, template in cells():
+        if names and not {model, f"{model}/{template}"} & set(names):
+            continue
+        folder = Path(tempfile.mkdtemp())
+        try:
+            results[model, template] = outcomes = run_cell(folder, ARCHITECTURES[model], TEMPLATES[template])
+        finally:
+            shutil.rmtree(folder)
+        print(f"{model} × {template}: " + ", ".join(f"{stage} {outcomes[stage].how}" for stage in STAGES))
+        for stage, outcome in outcomes.items():
+            if outcome.note:
+                print(f"    {stage} {outcome.how}: {outcome.note}")
+        sys.stdout.flush()
+    faults = [cell for cell, outcomes in results.items() if any(outcome.is_fault for outcome in outcomes.values())]
+    passed = len(results) - len(faults)
+    print(f"{passed} passed, {len(faults)} failed")
+    if not names:
+        PAGE.write_text(to_page(results))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

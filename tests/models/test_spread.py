@@ -1,0 +1,27 @@
+"""A spread of architectures and chat templates through every stage; `make models` runs all of them, see docs/models.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from architectures import ARCHITECTURES
+from cell import run_cell
+from templates import TEMPLATES
+
+SPREAD = [
+    ("Llama", "llama3"),
+    ("Qwen3", "qwen3"),
+    ("OLMo 3", "olmo"),
+    ("Mistral", "mistral"),
+    ("GPT-NeoX", "zephyr"),
+    ("StableLM", "zephyr"),
+    ("Helium", "smollm2"),
+]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("model", "template"), SPREAD)
+def test_every_stage_agrees_with_plain_transformers(tmp_path: Path, model: str, template: str) -> None:
+    outcomes = run_cell(tmp_path, ARCHITECTURES[model], TEMPLATES[template])
+    assert not {stage: outcome for stage, outcome in outcomes.items() if outcome.is_fault}
