@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -32,6 +32,15 @@ class EvaluateConfig(StageConfig):
     training: TrainingConfig = TrainingConfig()
     """precision and attention to load the policies with"""
 
+    revisable: ClassVar[frozenset[str]] = frozenset({"yardstick"})
+
+    def input_sources(self) -> dict[str, str]:
+        inputs = {"prompts": self.prompts, **{f"policy_{name}": source for name, source in self.policies.items()}}
+        return inputs | ({"reward_model": self.reward_model} if self.reward_model else {})
+
+    def function_names(self) -> dict[str, str]:
+        return {} if self.yardstick == "rubric" else {"yardstick": self.yardstick}
+
     @model_validator(mode="after")
     def _possible(self) -> EvaluateConfig:
         if self.baseline not in self.policies:
@@ -56,3 +65,7 @@ class CompareConfig(StageConfig):
     """prompts whose answers are shown side by side"""
     next_step: str = "tiebreak label --config configs/quickstart/label.yaml"
     """the command that is printed last: how to judge by hand"""
+
+    def input_sources(self) -> dict[str, str]:
+        further = {f"runs.{at}": folder for at, folder in enumerate(self.runs)}
+        return {"evaluation": self.evaluation, **further, **{f"against.{n}": f for n, f in enumerate(self.against)}}

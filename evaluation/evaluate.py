@@ -41,7 +41,7 @@ from tiebreak.tracking import track
 def evaluate(config: EvaluateConfig) -> None:
     """The stage."""
     yardstick = find_yardstick(config.yardstick, config.config_folder)
-    run = start_run(config, "evaluate", stage_inputs(config, yardstick), revisable=("yardstick",))
+    run = start_run(config, "evaluate")
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
@@ -65,16 +65,6 @@ def evaluate(config: EvaluateConfig) -> None:
         win = "" if rate is None else f", win rate {rate:.2f}"
         tokens = f"{figures['length_tokens_mean']:.0f} tokens"
         say(f"{name}: {yardstick.name} {figures['yardstick_mean']:.3f}{win}, {tokens}")
-
-
-def stage_inputs(config: EvaluateConfig, yardstick: Yardstick) -> dict[str, str]:
-    """What the stage reads, the yardstick's file included: its content is part of a run's identity."""
-    inputs = {"prompts": config.prompts, **{f"policy_{name}": source for name, source in config.policies.items()}}
-    if config.reward_model:
-        inputs["reward_model"] = config.reward_model
-    if yardstick.file:
-        inputs["yardstick"] = yardstick.file
-    return inputs
 
 
 def choose_prompts(config: EvaluateConfig) -> list[Prompt]:

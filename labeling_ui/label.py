@@ -107,6 +107,9 @@ class LabelConfig(StageConfig):
     simulate: SimulateConfig | None = None
     """simulated raters in place of people; true takes all defaults, false turns the section off"""
 
+    def input_sources(self) -> dict[str, str]:
+        return {"pairs": self.pairs} if self.pairs else {}
+
     @model_validator(mode="after")
     def _something_to_judge(self) -> LabelConfig:
         if not self.pairs and (self.converse is None or self.simulated):
@@ -202,7 +205,7 @@ def _switch_simulate(words: list[str]) -> list[str]:
 def label_by_simulation(config: LabelConfig) -> None:
     """Simulated raters judge everything, and the preferences are exported."""
     pairs = read_some_pairs(config)
-    run = start_run(config, "label", {"pairs": config.pairs})
+    run = start_run(config, "label")
     if run.finished:
         print(f"{run.folder} is finished already: nothing to do")
         return
@@ -344,7 +347,7 @@ def _export(words: list[str]) -> None:
             raise ConfigError("label export: --output is missing: the folder to write")
         store = Store.open(given.store)
         config = _config_of_store(store, given.output, given)
-    run = start_run(config, "label", {"pairs": config.pairs} if config.pairs else {})
+    run = start_run(config, "label")
     if run.finished:
         _check_exported(store, run)
         print(f"{run.folder} holds this export already: nothing to do")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -54,6 +54,8 @@ PPO_ALONE = (
     "whiten_rewards",
 )
 """Keys that only our own trainer knows."""
+GUARD_INPUT = "guard.reward_model"
+"""the name of a guard's reward model among a run's inputs"""
 
 
 class SampleConfig(StageConfig):
@@ -78,6 +80,9 @@ class SampleConfig(StageConfig):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     training: TrainingConfig = TrainingConfig()
     """precision and attention to load the policy with"""
+
+    def input_sources(self) -> dict[str, str]:
+        return {"policy": self.policy, "prompts": self.prompts}
 
     @model_validator(mode="after")
     def _every_setting_is_used(self) -> SampleConfig:
@@ -112,6 +117,8 @@ class GuardConfig(Section):
 
 class DPOConfig(StageConfig):
     """`tiebreak dpo`"""
+
+    trains: ClassVar[bool] = True
 
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
@@ -153,6 +160,10 @@ class DPOConfig(StageConfig):
         if faults:
             raise ValueError("; ".join(faults))
         return names
+
+    def input_sources(self) -> dict[str, str]:
+        guard = {GUARD_INPUT: self.guard.reward_model} if self.guard else {}
+        return {"policy": self.policy, "preferences": self.preferences, **guard}
 
     @model_validator(mode="after")
     def _smoothing_is_used(self) -> DPOConfig:
@@ -232,6 +243,8 @@ class VLLMConfig(Section):
 class PPOConfig(StageConfig):
     """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
 
+    trains: ClassVar[bool] = True
+
     algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
     """ppo: our own, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef is their beta (GRPO
     takes the KL from the loss, not from the reward), cliprange their epsilon, ppo_epochs their num_iterations, and
@@ -303,6 +316,20 @@ class PPOConfig(StageConfig):
     """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
+
+    def input_sources(self) -> dict[str, str]:
+        inputs = {"policy": self.policy, "prompts": self.prompts}
+        if self.reward_model:
+            inputs["reward_model"] = self.reward_model
+        inputs |= {f"rewards.{number}": reward.model for number, reward in enumerate(self.rewards) if reward.model}
+        if self.value_head:
+            inputs["value_head"] = self.value_head
+        if self.guard:
+            inputs[GUARD_INPUT] = self.guard.reward_model
+        return inputs
+
+    def function_names(self) -> dict[str, str]:
+        return {f"rewards.{number}": reward.function for number, reward in enumerate(self.rewards) if reward.function}
 
     @model_validator(mode="after")
     def _possible(self) -> PPOConfig:

@@ -18,7 +18,7 @@ import torch
 from trl import DPOTrainer
 
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
-from preference.guard import GUARD_INPUT, Guard, build_guard, reference_name, require_held_out
+from preference.guard import Guard, build_guard, reference_name, require_held_out
 from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
 from tiebreak.chat import Encoded, encode_preference, encode_prompt
@@ -116,8 +116,7 @@ def check_reference(
 
 def train_dpo(config: DPOConfig) -> None:
     """The stage."""
-    inputs = {"policy": config.policy, "preferences": config.preferences}
-    run = start_run(config, "dpo", inputs | ({GUARD_INPUT: config.guard.reward_model} if config.guard else {}))
+    run = start_run(config, "dpo")
     if describe(run):
         return
     source = find_model(config.policy)

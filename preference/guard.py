@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preference.adapters import REFERENCE
-from preference.configuration import GuardConfig
+from preference.configuration import GUARD_INPUT, GuardConfig
 from preference.ppo.backbone import Backbone
 from preference.ppo.loop import trainable_names
 from preference.ppo.rollout import roll_out
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
 HISTORY_FILE, BEST_FILE = "guard.json", "guard.safetensors"
 """of a checkpoint"""
-GUARD_INPUT = "guard.reward_model"
-"""its name among a run's inputs"""
 MARGIN = "rewards/margins"
 """under which TRL's DPO logs what it widens"""
 

@@ -57,7 +57,7 @@ ROWS_AT_ONCE = 16
 """of a pass that is padded"""
 UNKNOWN_SCALE = ScoreScale()
 MENDED = "Mend it, and give another --output if there are checkpoints: they were learned from the function as it was"
-"""A function's file is part of a run's identity, see preference.ppo.train.stage_inputs."""
+"""A function's file is part of a run's identity, see tiebreak.runs.identify."""
 
 
 class Reward(Protocol):

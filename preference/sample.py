@@ -34,7 +34,7 @@ from tiebreak.tracking import track
 
 def sample(config: SampleConfig) -> None:
     """The stage."""
-    run = start_run(config, "sample", {"policy": config.policy, "prompts": config.prompts})
+    run = start_run(config, "sample")
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return

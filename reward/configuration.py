@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,8 @@ from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig, refuse_d
 
 class RewardConfig(StageConfig):
     """`tiebreak reward`"""
+
+    trains: ClassVar[bool] = True
 
     policy: str
     """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
@@ -47,6 +49,10 @@ class RewardConfig(StageConfig):
     """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
+
+    def input_sources(self) -> dict[str, str]:
+        samples = {"samples": self.samples} if self.samples else {}
+        return {"policy": self.policy, "preferences": self.preferences, **samples}
 
 
 class RewardReportConfig(StageConfig):

@@ -49,8 +49,7 @@ if TYPE_CHECKING:
 
 def train_reward(config: RewardConfig) -> None:
     """The stage."""
-    inputs = {"policy": config.policy, "preferences": config.preferences}
-    run = start_run(config, "reward", inputs | ({"samples": config.samples} if config.samples else {}))
+    run = start_run(config, "reward")
     if describe(run):
         return
     source = find_model(config.policy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -40,6 +40,12 @@ class PrepareConfig(StageConfig):
     """prompts whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
     split: SplitShares = SplitShares()
 
+    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed"})
+    """runs of different seeds must hold out the same prompts, or their figures cannot be compared"""
+
+    def input_sources(self) -> dict[str, str]:
+        return {f"data_{n}": source for n, source in enumerate([*self.prompts, *self.demonstrations])}
+
     @model_validator(mode="after")
     def _something(self) -> PrepareConfig:
         if not self.prompts and not self.demonstrations:
@@ -49,6 +55,8 @@ class PrepareConfig(StageConfig):
 
 class SFTConfig(StageConfig):
     """`tiebreak sft`"""
+
+    trains: ClassVar[bool] = True
 
     policy: str
     """the model to start from: a hub id, a path, bundled:…, or a run folder whose adapter is gone on with"""
@@ -67,6 +75,9 @@ class SFTConfig(StageConfig):
     """also save base and adapter merged, as a plain model, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B"""
+
+    def input_sources(self) -> dict[str, str]:
+        return {"policy": self.policy, "demonstrations": self.demonstrations}
 
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:

@@ -74,7 +74,7 @@ class Gathered:
 def prepare(config: PrepareConfig) -> None:
     """The stage."""
     sources = [*config.prompts, *config.demonstrations]
-    run = start_run(config, "prepare", {f"data_{n}": source for n, source in enumerate(sources)})
+    run = start_run(config, "prepare")
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return

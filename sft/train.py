@@ -54,7 +54,7 @@ class PackedSFTTrainer(StepInPasses, SFTTrainer):
 
 def train_sft(config: SFTConfig) -> None:
     """The stage."""
-    run = start_run(config, "sft", {"policy": config.policy, "demonstrations": config.demonstrations})
+    run = start_run(config, "sft")
     if describe(run):
         return
     source = find_model(config.policy)

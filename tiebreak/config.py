@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -132,8 +132,16 @@ class TrackingConfig(Section):
 class StageConfig(Section):
     """What every stage's configuration has."""
 
+    trains: ClassVar[bool] = False
+    """whether the number of processes is part of what the stage makes"""
+    kept_seeds: ClassVar[frozenset[str]] = frozenset()
+    """seeds that `tiebreak run --seed` leaves as they are"""
+    revisable: ClassVar[frozenset[str]] = frozenset()
+    """keys that may change while the run is unfinished, as nothing that it keeps rests on them"""
+
     output: str
-    """the folder this stage writes"""
+    """the folder this stage writes; {trial} in it stands for the run's fingerprint, so that every trial of a sweep has a
+    folder of its own"""
     tracking: TrackingConfig = TrackingConfig()
     _config_folder: Path | None = None
 
@@ -141,6 +149,14 @@ class StageConfig(Section):
     def config_folder(self) -> Path | None:
         """The folder of the file that it was read from, where functions are looked for."""
         return self._config_folder
+
+    def input_sources(self) -> dict[str, str]:
+        """What the stage reads, by a name for each: run folders, files, models, hub data."""
+        return {}
+
+    def function_names(self) -> dict[str, str]:
+        """The user's functions that the stage calls, each as module:function, by a name for each."""
+        return {}
 
 
 C = TypeVar("C", bound=Section)

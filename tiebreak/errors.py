@@ -74,7 +74,7 @@ def exit_with_message(main: Callable[[], object]) -> None:
     except TiebreakError as error:
         _fail(str(error), error.exit_status)
     except Exception as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         name = getattr(error, "filename", None)
         where = f" while writing {name}" if name else ""
@@ -87,7 +87,8 @@ def exit_with_message(main: Callable[[], object]) -> None:
         _fail("interrupted: the same command goes on from the last checkpoint", 130)
 
 
-def _is_full_disk(error: Exception) -> bool:
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that the disk is full, in whatever words."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_FULL
     return any(told in str(error) for told in _DISK_FULL_ELSEWHERE)

@@ -12,8 +12,6 @@ bytes: no model is loaded.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -23,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak import runs
-from tiebreak.config import read_yaml
 from tiebreak.errors import RunError, exit_with_message
 
 _MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
-_USUAL = ("id", "stage", "fingerprint", "config", "inputs", "outputs", *_MADE)
+_PLACED = ("processes", "distributed", "global_batch")
+_USUAL = ("format", "id", "stage", "fingerprint", *_PLACED, "config", "inputs", "outputs", *_MADE)
 """What every manifest has; the rest are the stage's own facts."""
 _NOT_FIGURES = ("step", "epoch")
 
@@ -128,7 +126,7 @@ def inspect_run(folder: str) -> Inspection:
     if not (path / runs.MANIFEST).is_file() and not (path / runs.RUN_FILE).is_file():
         raise RunError(_what_instead(path))
     finished = (path / runs.MANIFEST).is_file()
-    told = runs.read_manifest(path) if finished else _read_run_file(path)
+    told = runs.read_manifest(path) if finished else runs.read_run_file(path)
     rows = runs.read_metrics(path)
     checkpoint = None if finished else _newest_checkpoint(path)
     return Inspection(
@@ -137,7 +135,7 @@ def inspect_run(folder: str) -> Inspection:
         stage=str(told["stage"]),
         id=told.get("id"),
         checkpoint=checkpoint,
-        config=told.get("config") or _saved_config(path),
+        config=told["config"],
         inputs=[_look_up(name, one) for name, one in (told.get("inputs") or {}).items()],
         outputs=_outputs(path, told.get("outputs") or {}) if finished else [],
         logged_rows=len(rows),
@@ -184,43 +182,15 @@ def _what_instead(path: Path) -> str:
     return f"{path} is not a run folder: it has neither {runs.MANIFEST} nor {runs.RUN_FILE}"
 
 
-def _read_run_file(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads((path / runs.RUN_FILE).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path / runs.RUN_FILE} is broken ({error}): remove {path} and run its stage again") from error
-    if not isinstance(told, dict) or "stage" not in told:
-        raise RunError(f"{path / runs.RUN_FILE} names no stage: it is not Tiebreak's")
-    return told
-
-
 def _newest_checkpoint(path: Path) -> int | None:
     markers = path.glob(f"checkpoints/checkpoint-*/{runs.CHECKPOINT_MARKER}")
     return max((int(marker.parent.name.rpartition("-")[2]) for marker in markers), default=None)
 
 
 def _unfinished_state(path: Path, checkpoint: int | None) -> str:
-    if _is_locked(path / "run.lock"):
+    if runs.is_locked(path):
         return "being written" + (f", checkpoint {checkpoint}" if checkpoint is not None else "")
     return "cut off before its first checkpoint" if checkpoint is None else f"cut off at checkpoint {checkpoint}"
-
-
-def _is_locked(lock: Path) -> bool:
-    """True while another process holds the folder."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(lock, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-    return False
-
-
-def _saved_config(path: Path) -> dict[str, Any]:
-    saved = path / runs.RESOLVED_CONFIG
-    return read_yaml(saved) if saved.is_file() else {}
 
 
 def _look_up(name: str, one: Mapping[str, Any]) -> InputState:

@@ -10,23 +10,30 @@ raters are people, the recipe stops before labelling and says what to do.
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 from tiebreak.cli import COMMANDS
 from tiebreak.cli import main as start_command
-from tiebreak.config import Section, StageConfig, load_config, read_yaml
-from tiebreak.errors import ConfigError, RunError, TiebreakError, exit_with_message
+from tiebreak.config import Section, StageConfig, load_config
+from tiebreak.errors import ConfigError, RunError, exit_with_message
 from tiebreak.forks import may_fork, run_forked
-from tiebreak.launch import process_settings, quiet_upstream, while_importing
-from tiebreak.runs import MANIFEST, RUN_FILE, read_manifest
+from tiebreak.launch import accelerate_file, process_settings, quiet_upstream, while_importing
+from tiebreak.placement import Placement, of_file
+from tiebreak.runs import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
+
+NOT_STAGES = ("run", "inspect", "raters")
+"""commands that write no run folder"""
 
 
 class StageEntry(Section):
@@ -38,7 +45,7 @@ class StageEntry(Section):
     accelerate: str | None = None
     """start it through accelerate with this file of configs/accelerate"""
     overrides: dict[str, Any] = {}
-    """keys (dotted) laid over the stage's file"""
+    """keys (dotted) laid over the stage's file; they win over seed and root, and root moves no path in them"""
 
 
 class PipelineConfig(Section):
@@ -52,13 +59,22 @@ class PipelineConfig(Section):
     from_root: str = ""
     """the folder that the stages' files name, which `root` takes the place of"""
     seed: int | None = None
-    """the seed of every stage; null: as their files say"""
+    """the seed of every stage, whether or not its file names one; null: as their files say. prepare's split.seed stays,
+    so that runs of different seeds hold out the same prompts and can be compared"""
     group: str | None = None
     """W&B's group; null: the recipe's name and the time of its first run"""
     replace: bool = False
     """move folders that hold other runs aside, and run their stages anew"""
     tracking_mode: str | None = None
     """tracking.mode of every stage; null: as their files say"""
+
+    @model_validator(mode="after")
+    def _root_replaces_something(self) -> PipelineConfig:
+        if self.root and not self.from_root:
+            raise ValueError(
+                "from_root: missing: the folder that the stages' files name, which root takes the place of"
+            )
+        return self
 
 
 def run_pipeline(config: PipelineConfig) -> None:
@@ -69,19 +85,19 @@ def run_pipeline(config: PipelineConfig) -> None:
     """
     group = config.group or _group(config)
     started = time.monotonic()
+    for entry in config.stages:
+        _check_entry(entry)
     for number, entry in enumerate(config.stages, start=1):
-        if entry.stage not in COMMANDS or entry.stage in ("run", "inspect"):
-            raise ConfigError(f"stages: no such stage {entry.stage!r}")
         words = stage_words(entry, config)
         _heading(f"[{number}/{len(config.stages)}] {entry.stage}")
         folder, state, why = stage_state(entry, words)
-        if state == "fresh":
-            print(f"fresh, skipped: {why}", file=sys.stderr, flush=True)
+        if state == "finished":
+            print(f"fresh, skipped: {folder}: {why}", file=sys.stderr, flush=True)
             continue
         if state == "other":
             if not config.replace:
                 raise RunError(
-                    f"{folder} holds another run ({why}), and nothing is overwritten: give --replace to move it aside and "
+                    f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
                     "run this stage anew, or --root for another folder"
                 )
             _move_aside(folder)
@@ -93,89 +109,114 @@ def run_pipeline(config: PipelineConfig) -> None:
     print(f"\nall {len(config.stages)} stages done in {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
 
 
+def _check_entry(entry: StageEntry) -> None:
+    command = COMMANDS.get(entry.stage)
+    if command is None or entry.stage in NOT_STAGES:
+        raise ConfigError(f"stages: no such stage {entry.stage!r}")
+    if entry.accelerate and not command.trains:
+        raise ConfigError(f"stages: '{entry.stage}' runs in one process: leave its accelerate out")
+
+
 def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
-    """The words after the stage's name on its command line."""
+    """The words after the stage's name on its command line: the file, what the recipe lays over it for all stages (seed,
+    root, tracking), and the stage's own overrides, which win always."""
+    overrides = list(_override_words(entry))
+    stage = load_config(config_class(entry.stage), ["--config", entry.config, *overrides], entry.stage)
     words = ["--config", entry.config]
-    for key, value in entry.overrides.items():
-        words += [f"--{key}", *_flag_words(value)]
-    values = read_yaml(Path(entry.config))
     if config.seed is not None:
-        if isinstance(values.get("training"), dict) and "seed" in values["training"]:
-            words += ["--training.seed", str(config.seed)]
-        if "seed" in values:
-            words += ["--seed", str(config.seed)]
+        for key in seed_keys(stage):
+            words += [f"--{key}", str(config.seed)]
     if config.root:
-        words += _moved(values, config.from_root, config.root)
+        words += moved_words(stage, config.from_root, config.root)
     if config.tracking_mode:
         words += ["--tracking.mode", config.tracking_mode]
-    return words
+    return [*words, *overrides]
 
 
-def _flag_words(value: Any) -> list[str]:
-    if value is None:
-        return ["null"]
-    if isinstance(value, bool):
-        return [str(value).lower()]
-    if isinstance(value, (list, dict)):
-        import json
+def _override_words(entry: StageEntry) -> Iterator[str]:
+    def words(key: str, value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and _is_section(config_class(entry.stage), key):
+            for inner, one in value.items():
+                yield from words(f"{key}.{inner}", one)
+        else:
+            yield from (f"--{key}", flag_word(value))
 
-        return [json.dumps(value)]
-    return [str(value)]
+    for key, value in entry.overrides.items():
+        switch = entry.stage == "label" and key == "simulate" and isinstance(value, bool)
+        yield from words("simulate.enabled" if switch else key, value)
 
 
-def _moved(values: dict[str, Any], from_root: str, root: str, prefix: str = "") -> list[str]:
-    """Flags for every key whose path lies under `from_root`."""
+def _is_section(model: type[BaseModel], key: str) -> bool:
+    """Whether a dotted key names a section of a configuration, whose other keys an override leaves as they are."""
+    section: type[BaseModel] | None = model
+    for name in key.replace("-", "_").split("."):
+        field = section.model_fields.get(name) if section else None
+        options = (field.annotation, *get_args(field.annotation)) if field else ()
+        section = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return section is not None
+
+
+def flag_word(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def seed_keys(config: StageConfig) -> list[str]:
+    """The keys of a configuration that `tiebreak run --seed` sets: all that are called `seed`, less those that the stage
+    keeps (`kept_seeds`), and the one of `training` where nothing is trained."""
+
+    def walk(section: BaseModel, prefix: str) -> Iterator[str]:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, BaseModel):
+                if name != "training" or config.trains:
+                    yield from walk(value, f"{prefix}{name}.")
+            elif name == "seed":
+                yield f"{prefix}{name}"
+
+    return [key for key in walk(config, "") if key not in config.kept_seeds]
+
+
+def moved_words(config: BaseModel, from_root: str, root: str, prefix: str = "") -> list[str]:
+    """Flags for every key that holds a path under `from_root`, in lists and mappings too."""
     words: list[str] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            words += _moved(value, from_root, root, f"{prefix}{key}.")
-        elif isinstance(value, str) and (value == from_root or value.startswith(from_root.rstrip("/") + "/")):
-            words += [f"--{prefix}{key}", root.rstrip("/") + value[len(from_root.rstrip("/")) :]]
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            words += moved_words(value, from_root, root, f"{prefix}{name}.")
+            continue
+        plain = to_jsonable_python(value)
+        moved = _moved(plain, from_root, root)
+        if moved != plain:
+            words += [f"--{prefix}{name}", flag_word(moved)]
     return words
+
+
+def _moved(value: Any, from_root: str, root: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(inner, from_root, root) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, from_root, root) for inner in value]
+    if not isinstance(value, str):
+        return value
+    scheme = next((start for start in _URLS_OF_FILES if value.startswith(start)), "")
+    path, base = Path(os.path.normpath(value.removeprefix(scheme))), Path(os.path.normpath(from_root))
+    if path.is_absolute() != base.is_absolute():
+        path, base = Path.cwd() / path, Path.cwd() / base
+    return f"{scheme}{root / path.relative_to(base)}" if path.is_relative_to(base) else value
+
+
+_URLS_OF_FILES = ("sqlite:///",)
+"""how a path begins that is written as a URL: a label store's"""
 
 
 def stage_state(entry: StageEntry, words: Sequence[str]) -> tuple[Path, str, str]:
-    """(folder, state, reason): state is `fresh`, `new`, `cut off` or `other`.
-
-    Only the stage itself can tell its fingerprint (its inputs are hashed with it), so it is asked, in this process: the
-    configuration's class and the names of its inputs are all that is needed.
-    """
-    output = _option(words, "output") or str(read_yaml(Path(entry.config)).get("output", ""))
-    folder = Path(output)
-    if not folder.exists() or not any(folder.iterdir()):
-        return folder, "new", "nothing there yet"
-    if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        stale = stale_input(manifest)
-        if stale:
-            return folder, "other", stale
-        if not _same_config(entry, words, manifest["config"]):
-            return folder, "other", "its configuration differs"
-        return folder, "fresh", f"{folder} is finished with this configuration and these inputs"
-    if (folder / RUN_FILE).exists():
-        return folder, "cut off", "it was cut off before its end"
-    return folder, "new", "nothing finished there"
-
-
-def stale_input(manifest: dict[str, Any]) -> str:
-    """Which input of a finished run has changed since; empty if none has."""
-    from tiebreak.runs import identify_input
-
-    for name, one in manifest["inputs"].items():
-        try:
-            now = identify_input(one["source"])
-        except TiebreakError as error:
-            return f"its input {name} is gone: {error}"
-        if now.id != one["id"]:
-            return f"its input {name} ({one['source']}) has changed since"
-    return ""
-
-
-def _same_config(entry: StageEntry, words: Sequence[str], saved: dict[str, Any]) -> bool:
-    """Whether the stage's configuration now is the saved one, but for tracking."""
-    model = config_class(entry.stage)
-    now = load_config(model, list(words), entry.stage).model_dump(mode="json")
-    return {k: v for k, v in now.items() if k != "tracking"} == {k: v for k, v in saved.items() if k != "tracking"}
+    """(folder, state, why): the stage's own state of its output, as the stage would find it."""
+    config = load_config(config_class(entry.stage), list(words), entry.stage)
+    placement = of_file(accelerate_file(entry.accelerate)) if entry.accelerate else Placement()
+    identity = identify(config, entry.stage, placement=placement)
+    folder = output_folder(identity)
+    return folder, *folder_state(folder, identity)
 
 
 def config_class(stage: str) -> type[StageConfig]:
@@ -183,11 +224,6 @@ def config_class(stage: str) -> type[StageConfig]:
     module, _, name = COMMANDS[stage].configuration.partition(":")
     found: type[StageConfig] = getattr(importlib.import_module(module), name)
     return found
-
-
-def _option(words: Sequence[str], key: str) -> str | None:
-    flags = [i for i, word in enumerate(words) if word == f"--{key}"]
-    return words[flags[-1] + 1] if flags else None
 
 
 def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
@@ -198,7 +234,7 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
     config = load_config(model, list(words), "label")
     if getattr(config, "simulated", False):
         return False
-    given = " ".join(words)
+    given = shlex.join(words)
     print(
         f"\n{config.output} waits for raters. Serve the pairs with\n"
         f"  tiebreak label {given}\n"
@@ -244,6 +280,10 @@ def _import_stage(stage: str) -> None:
 
 
 def _move_aside(folder: Path) -> None:
+    if not (folder / MANIFEST).exists() and not (folder / RUN_FILE).exists():
+        raise RunError(f"{folder} is no run folder, and --replace moves runs alone: move it away, or give --root")
+    if is_locked(folder):
+        raise RunError(f"another process is writing {folder}: wait for it, or stop it")
     number = 1
     while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
         number += 1

@@ -25,7 +25,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -33,14 +33,22 @@ from typing import Any
 
 from tiebreak import __version__
 from tiebreak.config import StageConfig, dump_config, read_yaml
-from tiebreak.errors import RunError
+from tiebreak.differences import differences
+from tiebreak.errors import RunError, is_full_disk
+from tiebreak.functions import load_function
+from tiebreak.placement import Placement, global_batch_of, of_process
 from tiebreak.records import write_json, write_text_atomically
 
 MANIFEST = "manifest.json"
 RUN_FILE = "run.json"
 RESOLVED_CONFIG = "config.resolved.yaml"
 METRICS = "metrics.jsonl"
+LOCK = "run.lock"
 CHECKPOINT_MARKER = "COMPLETE"
+FORMAT = 2
+"""of run.json and the manifest. 1, which was not written down, had no processes, and no path of an input beside its
+source"""
+TRIAL = "{trial}"
 _NOT_IDENTITY = ("output", "tracking")
 _PINNED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes")
 
@@ -59,16 +67,40 @@ class Run:
     """A run folder being written. Only the main process writes."""
 
     folder: Path
-    stage: str
-    config: StageConfig
-    inputs: dict[str, Input]
-    fingerprint: str
+    identity: Identity
     finished: bool = False
     """True if the folder held this very run, finished, already."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest should say beside the usual: base weights, adapter, tokenizer, template, metrics."""
-    _started: float = field(default_factory=time.time)
+    seconds_before: float = 0.0
+    """what earlier attempts at this run took, up to what was kept of them"""
+    _started: float = field(default_factory=time.monotonic)
     _lock: int | None = None
+
+    @property
+    def stage(self) -> str:
+        return self.identity.stage
+
+    @property
+    def config(self) -> StageConfig:
+        return self.identity.config
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return self.identity.inputs
+
+    @property
+    def fingerprint(self) -> str:
+        return self.identity.fingerprint
+
+    @property
+    def seconds(self) -> float:
+        """How long this run has taken, over all its attempts; by a clock that nobody sets."""
+        return round(self.seconds_before + time.monotonic() - self._started, 1)
+
+    def note_seconds(self) -> None:
+        """Write run.json, with the time taken up to here: called with whatever a resumed run continues from."""
+        write_json(self.folder / RUN_FILE, self.identity.record(self.folder) | {"seconds": self.seconds})
 
     @property
     def final(self) -> Path:
@@ -100,19 +132,9 @@ class Run:
         }
         if not outputs:
             raise RunError(f"{self.folder}: nothing was written to final/: refusing to finish an empty run")
-        configuration = self.config.model_dump(mode="json")
-        identity = {
-            "stage": self.stage,
-            "config": _comparable_config(self.config, self.inputs),
-            "inputs": {name: one.id for name, one in self.inputs.items()},
-            "outputs": outputs,
-        }
         manifest = {
-            "id": _hash_json(identity),
-            "stage": self.stage,
-            "fingerprint": self.fingerprint,
-            "config": configuration,
-            "inputs": {name: vars(one) for name, one in self.inputs.items()},
+            "id": self.identity.hash_with(outputs),
+            **self.identity.record(self.folder),
             "outputs": outputs,
             **self.facts,
             "tiebreak": __version__,
@@ -120,7 +142,7 @@ class Run:
             "packages": installed_versions(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.time() - self._started, 1),
+            "seconds": self.seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
         write_json(self.folder / MANIFEST, manifest)
@@ -131,62 +153,177 @@ class Run:
         return manifest
 
 
-def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str], revisable: Sequence[str] = ()) -> Run:
+@dataclass(frozen=True)
+class Identity:
+    """All that decides what a stage makes, and what a folder is recognised by."""
+
+    stage: str
+    config: StageConfig
+    inputs: Mapping[str, Input]
+    placement: Placement
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of it."""
+        return _hash_json(self._parts())
+
+    def hash_with(self, outputs: Mapping[str, str]) -> str:
+        """A manifest's id: what was done, and what came of it."""
+        return _hash_json({**self._parts(), "outputs": outputs})
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """What run.json and the manifest say of it."""
+        return {
+            "format": FORMAT,
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "processes": self.placement.processes,
+            "distributed": self.placement.distributed,
+            "global_batch": global_batch_of(self.config, self.placement),
+            "config": self.config.model_dump(mode="json"),
+            "inputs": {name: _record_input(one, folder) for name, one in self.inputs.items()},
+        }
+
+    def differs_from(self, record: Mapping[str, Any], *, finished: bool) -> str:
+        """What a folder's record says that this does not; empty where both are one run."""
+        revised = frozenset() if finished else self.config.revisable
+        if record["stage"] != self.stage:
+            return f"it was made by '{record['stage']}', not '{self.stage}'"
+        then: Mapping[str, Any] = record["inputs"]
+        found = differences(
+            record["config"],
+            self.config,
+            sources_then=frozenset(str(one["source"]) for one in then.values()),
+            sources_now=frozenset(one.source for one in self.inputs.values()),
+            ignored=(*_NOT_IDENTITY, *revised),
+        )
+        if found:
+            shown = ", ".join(f"{one.key} ({one.then!r} there, {one.now!r} now)" for one in found[:5])
+            return f"it differs in {shown}"
+        if self.config.trains and (apart := self._placed_apart(record)):
+            return apart
+        changed = [name for name, one in self.inputs.items() if not _is_same_input(one, then.get(name), record)]
+        changed += [name for name in then if name not in self.inputs]
+        changed = [name for name in changed if name not in revised]
+        return f"its configuration is the same, its inputs are not ({', '.join(changed)})" if changed else ""
+
+    def _placed_apart(self, record: Mapping[str, Any]) -> str:
+        """Folders of before format 2 do not say on how many processes they were made: one is what nearly all had."""
+        there = Placement(int(record.get("processes", 1)), str(record.get("distributed", "none")))
+        if there == self.placement:
+            return ""
+        return (
+            f"it is of {there} with {record.get('global_batch') or global_batch_of(self.config, there)} rows a step, and "
+            f"this command has {self.placement} with {global_batch_of(self.config, self.placement)}: other batches train "
+            "other weights"
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        sources = {one.source: "input" for one in self.inputs.values()}
+        configuration = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+        return {
+            "stage": self.stage,
+            "config": _replace_sources(configuration, sources),
+            "inputs": {name: one.id for name, one in self.inputs.items()},
+            **({"placement": vars(self.placement)} if self.config.trains else {}),
+        }
+
+
+def identify(
+    config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None, placement: Placement | None = None
+) -> Identity:
+    """What a stage of this configuration would make.
+
+    Args:
+        inputs: what it reads, by the name of the configuration's key; None: as the configuration says.
+        placement: where its processes stand; None: as this one does.
+
+    Raises:
+        RunError: an input is not there, or not finished.
+    """
+    sources = stage_inputs(config) if inputs is None else inputs
+    resolved = {name: identify_input(source) for name, source in sources.items()}
+    return Identity(stage, config, resolved, placement or of_process())
+
+
+def stage_inputs(config: StageConfig) -> dict[str, str]:
+    """What a stage reads, the files of the user's functions included: they count by their source.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    found = {key: load_function(name, key, config.config_folder) for key, name in config.function_names().items()}
+    return config.input_sources() | {key: function.file for key, function in found.items() if function.file}
+
+
+def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None) -> Run:
     """Open the output folder of a stage: a new one, the cut-off one to go on with, or the finished one as it is.
 
     Args:
-        inputs: what the stage reads, by the name of the configuration's key.
-        revisable: keys and inputs that may change while the run is unfinished, as nothing that it keeps rests on them.
+        inputs: what the stage reads, by the name of the configuration's key; None: as the configuration says.
 
     Raises:
         RunError: an input is not finished, or the folder holds another run, or another process is writing it.
     """
-    resolved = {name: identify_input(source) for name, source in inputs.items()}
-    fingerprint = fingerprint_of(config, stage, resolved)
-    run = Run(folder=Path(config.output), stage=stage, config=config, inputs=resolved, fingerprint=fingerprint)
-    lasting = fingerprint_of(config, stage, resolved, leave_out=revisable)
-    state = folder_state(run.folder, fingerprint, lasting)
+    identity = identify(config, stage, inputs)
+    run = Run(folder=output_folder(identity), identity=identity)
+    state, why = folder_state(run.folder, identity)
     if state == "other":
-        raise RunError(_conflict_message(run))
+        raise RunError(conflict_message(run.folder, why))
     if state == "finished":
         run.finished = True
         return run
-    if not is_main_process():
-        return run
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise RunError(f"output: {run.folder} cannot be made ({error.strerror}): give another --output") from error
+    if is_main_process():
+        try:
+            _open_folder(run)
+        except OSError as error:
+            raise _unwritable(run.folder, error) from error
+    return run
+
+
+def output_folder(identity: Identity) -> Path:
+    """Where a run is written: `{trial}` in the configuration's output is its fingerprint."""
+    return Path(identity.config.output.replace(TRIAL, identity.fingerprint[:12]))
+
+
+def _open_folder(run: Run) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
     run._lock = _lock_folder(run.folder)
     for leftover in run.checkpoints.glob("checkpoint-*"):
         if not (leftover / CHECKPOINT_MARKER).exists():
             shutil.rmtree(leftover)
     shutil.rmtree(run.final, ignore_errors=True)
     run.final.mkdir()
-    write_text_atomically(run.folder / RESOLVED_CONFIG, dump_config(config))
-    write_json(
-        run.folder / RUN_FILE,
-        {
-            "stage": stage,
-            "fingerprint": fingerprint,
-            "lasting": lasting,
-            "inputs": {name: vars(one) for name, one in resolved.items()},
-        },
+    with contextlib.suppress(RunError):
+        run.seconds_before = float(read_run_file(run.folder).get("seconds", 0.0))
+    placed = f"# {run.identity.placement}"
+    if (rows := global_batch_of(run.config, run.identity.placement)) is not None:
+        placed += f", {rows} rows an optimizer step"
+    write_text_atomically(run.folder / RESOLVED_CONFIG, f"{placed}\n{dump_config(run.config)}")
+    run.note_seconds()
+
+
+def _unwritable(folder: Path, error: OSError) -> Exception:
+    if is_full_disk(error):
+        return error
+    return RunError(
+        f"output: {folder} cannot be written ({error.strerror}): give another --output, or make it writable"
     )
-    return run
 
 
-def fingerprint_of(config: StageConfig, stage: str, inputs: Mapping[str, Input], leave_out: Sequence[str] = ()) -> str:
-    """A hash of all that decides what a stage will make: its name, configuration and inputs, but for those left out."""
-    configuration = {k: v for k, v in _comparable_config(config, inputs).items() if k not in leave_out}
-    ids = {name: one.id for name, one in inputs.items() if name not in leave_out}
-    return _hash_json({"stage": stage, "config": configuration, "inputs": ids})
+def _record_input(one: Input, folder: Path) -> dict[str, Any]:
+    """With its path from the run folder, by which it is found after both were moved."""
+    path = Path(one.source)
+    beside = {"path": os.path.relpath(path.resolve(), folder.resolve())} if path.exists() else {}
+    return {**vars(one), **beside}
 
 
-def _comparable_config(config: StageConfig, inputs: Mapping[str, Input]) -> Any:
-    """The configuration less what says where things lie: output, tracking, and the paths of its inputs."""
-    configuration = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
-    return _replace_sources(configuration, {one.source: "input" for one in inputs.values()})
+def _is_same_input(now: Input, then: Mapping[str, Any] | None, record: Mapping[str, Any]) -> bool:
+    if then is None:  # earlier formats recorded no functions
+        return int(record.get("format", 1)) < FORMAT and now.kind == "file"
+    if then["kind"] == "name":  # it was not known what the name stood for
+        return bool(then["id"] == now.id or then["source"] == now.source)
+    return bool(then["id"] == now.id)
 
 
 def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
@@ -198,30 +335,27 @@ def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def folder_state(folder: Path, fingerprint: str, lasting: str | None = None) -> str:
-    """`new`, `cut off`, `finished` (this very run), or `other`: something else, which must not be overwritten.
-
-    Args:
-        lasting: the fingerprint without what may change while a run is unfinished.
-    """
+def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
+    """(state, why): `new`, `cut off`, `finished` (this very run), or `other`: something else, not to be overwritten."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"output: {folder} is a file, and nothing is overwritten: give another --output")
     if not folder.exists() or not any(folder.iterdir()):
-        return "new"
+        return "new", "nothing there yet"
     if (folder / MANIFEST).exists():
-        return "finished" if read_manifest(folder).get("fingerprint") == fingerprint else "other"
-    run_file = folder / RUN_FILE
-    if run_file.exists():
-        begun = json.loads(run_file.read_text())
-        if begun["fingerprint"] == fingerprint or (lasting is not None and begun.get("lasting") == lasting):
-            return "cut off"
-    return "new" if _holds_nothing(folder) else "other"
+        apart = identity.differs_from(read_manifest(folder), finished=True)
+        return ("other", apart) if apart else ("finished", "it is finished with this configuration and these inputs")
+    if (folder / RUN_FILE).exists():
+        apart = identity.differs_from(read_run_file(folder), finished=False)
+        if not apart:
+            return "cut off", "it was cut off before its end"
+        return ("new", "nothing was kept there") if _holds_nothing(folder) else ("other", apart)
+    return ("new", "nothing was kept there") if _holds_nothing(folder) else ("other", "it is no run folder")
 
 
 def _holds_nothing(folder: Path) -> bool:
     """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    ours = {RESOLVED_CONFIG, RUN_FILE, "run.lock", "final", "checkpoints", "wandb"}
+    ours = {RESOLVED_CONFIG, RUN_FILE, LOCK, "final", "checkpoints", "wandb"}
     return entries <= ours and not any(folder.glob(f"checkpoints/checkpoint-*/{CHECKPOINT_MARKER}"))
 
 
@@ -236,7 +370,7 @@ def identify_input(source: str) -> Input:
         if (path / MANIFEST).is_file():
             return Input(source, "run", read_manifest(path)["id"])
         if (path / RUN_FILE).is_file():
-            stage = json.loads((path / RUN_FILE).read_text())["stage"]
+            stage = read_run_file(path)["stage"]
             raise RunError(
                 f"{path} is not finished (it has no {MANIFEST}): run 'tiebreak {stage} --config "
                 f"{path / RESOLVED_CONFIG}' to the end first"
@@ -257,18 +391,61 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     """The manifest of a finished run.
 
     Raises:
-        RunError: the folder has none, or it is broken.
+        RunError: the folder has none, or it is broken, or of a later version.
     """
     path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"no finished run in {folder}: it has no {MANIFEST}") from None
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path} is broken ({error}): remove {folder} and run its stage again") from error
-    if not isinstance(manifest, dict) or "id" not in manifest or "stage" not in manifest:
+    manifest = _read_record(path, f"no finished run in {folder}: it has no {MANIFEST}")
+    if "id" not in manifest or "stage" not in manifest:
         raise RunError(f"{path} is not a Tiebreak manifest: it has no id or stage")
-    return manifest
+    return _checked_record(path, manifest)
+
+
+def read_run_file(folder: Path | str) -> dict[str, Any]:
+    """What a folder that is not finished is for. The configuration is the resolved one where older versions left it out.
+
+    Raises:
+        RunError: the folder has none, or it is broken, or of a later version.
+    """
+    path = Path(folder) / RUN_FILE
+    record = _read_record(path, f"no run in {folder}: it has no {RUN_FILE}")
+    if "stage" not in record:
+        raise RunError(f"{path} names no stage: it is not Tiebreak's")
+    if "config" not in record:
+        saved = Path(folder) / RESOLVED_CONFIG
+        record["config"] = read_yaml(saved) if saved.is_file() else {}
+    return _checked_record(path, record)
+
+
+def _read_record(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(missing) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is broken ({error}): remove {path.parent} and run its stage again") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _checked_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What every record has, whichever version wrote it."""
+    written = record.get("format", 1)
+    if not isinstance(written, int) or written > FORMAT:
+        raise RunError(
+            f"{path} is of format {written}, and this version of Tiebreak reads up to {FORMAT}: a later version "
+            "wrote it; update Tiebreak"
+        )
+    inputs = record.get("inputs")
+    whole = isinstance(inputs, dict) and all(
+        isinstance(one, dict) and {"source", "kind", "id"} <= one.keys() for one in inputs.values()
+    )
+    broken = [
+        key for key, good in {"inputs": whole, "config": isinstance(record.get("config"), dict)}.items() if not good
+    ]
+    if broken:
+        raise RunError(f"{path} is broken (no {' and no '.join(broken)}): remove {path.parent} and run its stage again")
+    return record
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
@@ -297,46 +474,36 @@ def manifest_chain(folder: Path | str) -> list[tuple[str, dict[str, Any]]]:
     return list(chain.values())
 
 
-def _conflict_message(run: Run) -> str:
-    difference = ""
-    saved, made_by = run.folder / RESOLVED_CONFIG, run.folder / RUN_FILE
-    stage = json.loads(made_by.read_text())["stage"] if made_by.is_file() else run.stage
-    if stage != run.stage:
-        difference = f"; it was made by '{stage}', not '{run.stage}'"
-    elif saved.exists():
-        before, now = _flat(read_yaml(saved)), _flat(run.config.model_dump(mode="json"))
-        keys = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
-        keys = [k for k in keys if k.partition(".")[0] not in _NOT_IDENTITY]
-        if keys:
-            difference = "; it differs in " + ", ".join(
-                f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in keys[:5]
-            )
-        else:
-            difference = "; its configuration is the same, its inputs are not"
+def conflict_message(folder: Path, why: str) -> str:
+    """What to print where a folder holds another run."""
+    sweep = f"; in a sweep, write {TRIAL} in output, so that every trial has a folder of its own"
     return (
-        f"{run.folder} holds another run, and nothing is overwritten{difference}. Give another --output, or move the "
-        f"folder away; 'tiebreak run --replace' moves it aside for you"
+        f"{folder} holds another run, and nothing is overwritten; {why}. Give another --output, or move the folder away; "
+        f"'tiebreak run --replace' moves it aside for you{sweep if 'WANDB_SWEEP_ID' in os.environ else ''}"
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def _lock_folder(folder: Path) -> int:
-    descriptor = os.open(folder / "run.lock", os.O_CREAT | os.O_RDWR)
+    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise RunError(f"another process is writing {folder}: wait for it, or stop it") from None
     return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """True while another process writes the folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def hash_file(path: Path) -> str:

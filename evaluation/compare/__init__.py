@@ -39,7 +39,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     against = [read_evaluation(folder) for folder in config.against]
     links = read_chain(config.evaluation, config.runs)
     report = build_report(evaluation, links, against, config.title)
-    run = runs.start_run(config, "compare", _inputs(config))
+    run = runs.start_run(config, "compare")
     if not run.finished:
         write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
     if not run.finished or not all((run.folder / name).is_file() for name in ("report.json", "report.html")):
@@ -52,11 +52,6 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     print_summary(said, run.folder / "report.html", config.next_step)
     return dict(said)
-
-
-def _inputs(config: CompareConfig) -> dict[str, str]:
-    further = {f"runs.{at}": folder for at, folder in enumerate(config.runs)}
-    return {"evaluation": config.evaluation, **further, **{f"against.{at}": f for at, f in enumerate(config.against)}}
 
 
 def _trained(links: Sequence[Link]) -> list[Trained]:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 from preference.configuration import PPOConfig
-from preference.guard import GUARD_INPUT, Guard, build_guard, require_held_out
+from preference.guard import Guard, build_guard, require_held_out
 from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
@@ -38,25 +38,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def stage_inputs(config: PPOConfig) -> dict[str, str]:
-    """What the stage reads, the files of reward functions included: their content is part of a run's identity."""
-    inputs = {"policy": config.policy, "prompts": config.prompts}
-    if config.reward_model:
-        inputs["reward_model"] = config.reward_model
-    for number, reward in enumerate(config.rewards):
-        source = reward.model or find_function(reward.function or "", config.config_folder).file
-        if source:
-            inputs[f"rewards.{number}"] = source
-    if config.value_head:
-        inputs["value_head"] = config.value_head
-    if config.guard:
-        inputs[GUARD_INPUT] = config.guard.reward_model
-    return inputs
-
-
 def train_ppo(config: PPOConfig) -> None:
     """The stage."""
-    run = start_run(config, "ppo", stage_inputs(config))
+    for function in config.function_names().values():
+        find_function(function, config.config_folder)
+    run = start_run(config, "ppo")
     if describe(run):
         return
     source = find_model(config.policy)

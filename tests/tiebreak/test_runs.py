@@ -20,7 +20,17 @@ from tiebreak import runs
 from tiebreak.config import StageConfig
 from tiebreak.errors import RunError
 from tiebreak.records import write_json, write_text_atomically
-from tiebreak.runs import Run, folder_state, identify_input, in_batches, manifest_chain, read_manifest, start_run
+from tiebreak.runs import (
+    Identity,
+    Run,
+    folder_state,
+    identify,
+    identify_input,
+    in_batches,
+    manifest_chain,
+    read_manifest,
+    start_run,
+)
 
 
 class StudyConfig(StageConfig):
@@ -149,21 +159,29 @@ def test_the_chain_of_a_run_comes_inputs_first_each_once(tmp_path: Path, data: P
 # --- what a folder holds ---------------------------------------------------------------------------------------------
 
 
+def identity_of(folder: Path, data: Path, **values: Any) -> Identity:
+    return identify(StudyConfig(output=str(folder), data=str(data), **values), "study", {"data": str(data)})
+
+
+def state_of(folder: Path, data: Path, **values: Any) -> str:
+    return folder_state(folder, identity_of(folder, data, **values))[0]
+
+
 def test_the_states_of_a_folder(tmp_path: Path, data: Path) -> None:
     folder = tmp_path / "run"
-    assert folder_state(folder, "x") == "new"
+    assert state_of(folder, data) == "new"
     folder.mkdir()
-    assert folder_state(folder, "x") == "new"
+    assert state_of(folder, data) == "new"
     run = start(folder, data)
-    assert folder_state(folder, run.fingerprint) == "cut off"
-    assert folder_state(folder, "x") == "new"  # a start that came to nothing
+    assert state_of(folder, data) == "cut off"
+    assert state_of(folder, data, beta=0.2) == "new"  # a start that came to nothing
     (run.checkpoints / "checkpoint-1").mkdir(parents=True)
-    assert folder_state(folder, "x") == "new"  # half a checkpoint is nothing
+    assert state_of(folder, data, beta=0.2) == "new"  # half a checkpoint is nothing
     (run.checkpoints / "checkpoint-1" / "COMPLETE").touch()
-    assert folder_state(folder, "x") == "other"
+    assert state_of(folder, data, beta=0.2) == "other"
     finish(run)
-    assert folder_state(folder, run.fingerprint) == "finished"
-    assert folder_state(folder, "x") == "other"
+    assert state_of(folder, data) == "finished"
+    assert state_of(folder, data, beta=0.2) == "other"
 
 
 def test_a_folder_with_anything_of_the_users_is_never_written_to(tmp_path: Path, data: Path) -> None:

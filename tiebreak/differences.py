@@ -1,0 +1,68 @@
+"""Where a recorded configuration differs from one of today.
+
+What an older version recorded lacks the keys that came since: it is the same where those have their defaults. Keys that
+are gone since count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+
+class Difference(NamedTuple):
+    """One key (dotted), and its value then and now, as JSON."""
+
+    key: str
+    then: Any
+    now: Any
+
+
+def differences(
+    then: Mapping[str, Any],
+    now: BaseModel,
+    *,
+    sources_then: frozenset[str] = frozenset(),
+    sources_now: frozenset[str] = frozenset(),
+    ignored: Sequence[str] = (),
+) -> list[Difference]:
+    """Every key whose value differs.
+
+    Args:
+        then: what was recorded, as JSON.
+        sources_then, sources_now: paths and names of inputs, which are compared by what they hold and not here.
+        ignored: top-level keys that are not compared.
+    """
+
+    def leaf(value: Any, sources: frozenset[str]) -> Any:
+        return _INPUT if isinstance(value, str) and value in sources else value
+
+    def walk(key: str, old: Any, new: Any) -> Iterator[Difference]:
+        if isinstance(new, BaseModel) and isinstance(old, Mapping):
+            for name, field in type(new).model_fields.items():
+                value, below = getattr(new, name), f"{key}.{name}" if key else name
+                if not key and name in ignored:
+                    continue
+                if name in old:
+                    yield from walk(below, old[name], value)
+                elif field.is_required() or value != field.get_default(call_default_factory=True):
+                    yield Difference(below, None, to_jsonable_python(value))
+        elif isinstance(new, Mapping) and isinstance(old, Mapping) and new.keys() == old.keys():
+            for name, value in new.items():
+                yield from walk(f"{key}.{name}", old[name], value)
+        elif isinstance(new, (list, tuple)) and isinstance(old, (list, tuple)) and len(new) == len(old):
+            for place, (before, value) in enumerate(zip(old, new, strict=True)):
+                yield from walk(f"{key}.{place}", before, value)
+        else:
+            value = to_jsonable_python(new)
+            if leaf(old, sources_then) != leaf(value, sources_now):
+                yield Difference(key, old, value)
+
+    return list(walk("", then, now))
+
+
+_INPUT = object()
+"""what every input's path or name is taken for"""

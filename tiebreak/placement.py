@@ -1,0 +1,75 @@
+"""On how many processes a stage runs, and how they share the weights: part of what a run is.
+
+Another number of processes deals the rows out in other batches, so it trains something else even where a step has as
+many rows. `of_process` reads the environment that a launcher sets, `of_file` the accelerate file that would set it:
+`tiebreak run` asks the second what the stage itself will find by the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiebreak.config import StageConfig, read_yaml
+from tiebreak.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`distributed`: none, ddp (the whole weights on every process), zero0 to zero3 (DeepSpeed's stages), or fsdp."""
+
+    processes: int = 1
+    distributed: str = "none"
+
+    def __str__(self) -> str:
+        count = "1 process" if self.processes == 1 else f"{self.processes} processes"
+        return count if self.distributed == "none" else f"{count} ({self.distributed})"
+
+
+def of_process() -> Placement:
+    """Where this process stands."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+        stage = _zero_stage_of(Path(file)) if file not in ("", "None") else None
+        named = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
+        return Placement(processes, f"zero{stage if stage is not None else named if named.isdigit() else 2}")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return Placement(processes, "fsdp")
+    return Placement(processes, "ddp" if processes > 1 else "none")
+
+
+def of_file(file: Path) -> Placement:
+    """Where the processes of an accelerate file will stand."""
+    values = read_yaml(file)
+    processes = int(values.get("num_processes") or 1)
+    kind = str(values.get("distributed_type", "NO"))
+    if kind == "DEEPSPEED":
+        section: Mapping[str, Any] = values.get("deepspeed_config") or {}
+        named = section.get("deepspeed_config_file")
+        stage = _zero_stage_of(Path(named)) if named else None
+        return Placement(processes, f"zero{stage if stage is not None else section.get('zero_stage', 2)}")
+    if kind == "FSDP":
+        return Placement(processes, "fsdp")
+    return Placement(processes, "ddp" if processes > 1 else "none")
+
+
+def global_batch_of(config: StageConfig, placement: Placement) -> int | None:
+    """Rows (PPO: episodes) of one optimizer step over all processes; None for a stage that does not train."""
+    if not config.trains:
+        return None
+    training = config.training  # type: ignore[attr-defined] # every configuration that trains has it
+    return int(training.per_device_batch_size * training.gradient_accumulation_steps * placement.processes)
+
+
+def _zero_stage_of(file: Path) -> int | None:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as a DeepSpeed configuration: {error}") from error
+    stage = values.get("zero_optimization", {}).get("stage")
+    return None if stage is None else int(stage)
