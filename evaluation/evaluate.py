@@ -58,7 +58,8 @@ def evaluate(config: EvaluateConfig) -> None:
     write_jsonl(run.final / "completions.jsonl", rows)
     write_json(run.final / "report.json", report)
     run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
-    track(run, run.finish(), [run.final / "completions.jsonl"])
+    run.finish()
+    track(run, [run.final / "completions.jsonl"])
     clear_partial(run)
     for name, figures in report["policies"].items():
         rate = figures["win_rate_vs_baseline"]

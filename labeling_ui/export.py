@@ -115,7 +115,8 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
         "pairs": len(labels.pairs),
         "event_log_head": labels.head,
     }
-    track(run, run.finish())
+    run.finish()
+    track(run)
     return report
 
 

@@ -86,7 +86,8 @@ def sample(config: SampleConfig) -> None:
     counts |= {"unfinished": sum(not completion.finished for completion in drawn.values())}
     write_json(run.final / "report.json", {"counts": counts})
     run.facts["counts"] = counts
-    track(run, run.finish())
+    run.finish()
+    track(run)
     clear_partial(run)
     say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
 

@@ -40,6 +40,8 @@ from tiebreak.runs import Run, identify_input, read_manifest, say, start_run
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SCORES = "validation_scores.jsonl"
+"""The scores of each held-out pair, in a run's `final/`."""
 TRAINED_PROMPTS = "trained_prompts.json"
 """Ids of the prompts that a reward model was trained on, in its `final/`."""
 
@@ -54,32 +56,39 @@ class Exam:
     """prompt and completion"""
 
     def sequences(self) -> list[list[int]]:
-        """Everything to be scored, in the order that `mark` expects."""
-        sides = [e.prompt + side for e in self.examples for side in (e.chosen, e.rejected)]
-        return [*sides, *(one.ids for one in self.garbage), *self.samples]
+        """What the scale of the scores is measured on, in the order that `mark` expects."""
+        return [*(e.prompt + side for e in self.examples for side in (e.chosen, e.rejected)), *self.samples]
 
-    def mark(self, scores: Sequence[Sequence[float]]) -> Marked:
+    def garbage_sequences(self) -> list[list[int]]:
+        """What only the report asks."""
+        return [one.ids for one in self.garbage]
+
+    def mark(self, scores: Sequence[Sequence[float]], garbage: Sequence[Sequence[float]] = ()) -> Marked:
         """The scores of `sequences()`, each a list over the members, given back to what they belong to.
+
+        Args:
+            garbage: those of `garbage_sequences()`; none: there is no garbage among what is marked.
 
         Raises:
             HandoffError: one of them is not a finite number.
         """
-        broken = sum(not math.isfinite(score) for members in scores for score in members)
+        everything = [*scores, *garbage]
+        broken = sum(not math.isfinite(score) for members in everything for score in members)
         if broken:
             raise HandoffError(
-                f"the reward model gives {broken} of {sum(map(len, scores))} scores that are not finite numbers, so "
+                f"the reward model gives {broken} of {sum(map(len, everything))} scores that are not finite numbers, so "
                 "nothing can be measured or trained with it: lower training.learning_rate and train it again; its "
                 "checkpoints are kept"
             )
         rows = [tuple(members) for members in scores]
-        sides, rest = rows[: 2 * len(self.examples)], rows[2 * len(self.examples) :]
+        sides, samples = rows[: 2 * len(self.examples)], rows[2 * len(self.examples) :]
         pairs = [ScoredPair(*of) for of in zip(self.examples, sides[0::2], sides[1::2], strict=True)]
         by_example = {id(pair.example): pair for pair in pairs}
         made = [
             ScoredGarbage(one, statistics.fmean(members), by_example[id(one.of)])
-            for one, members in zip(self.garbage, rest, strict=False)
+            for one, members in zip(self.garbage if garbage else [], garbage, strict=True)
         ]
-        return Marked(pairs, made, rest[len(self.garbage) :])
+        return Marked(pairs, made, samples)
 
 
 @dataclass(frozen=True)
@@ -107,15 +116,25 @@ def build_exam(
     return Exam(examples, garbage, list(samples))
 
 
+def write_scores(run: Run, marked: Marked) -> None:
+    """Write the scores of each pair."""
+    write_jsonl(run.final / SCORES, [_scores_row(pair) for pair in marked.pairs])
+
+
+def read_scores(final: Path) -> list[list[float]]:
+    """The scores of each pair, as `Exam.mark` takes them."""
+    rows = [json.loads(line) for line in (final / SCORES).read_text().splitlines()]
+    return [row.get(f"{side}_members", [row[side]]) for row in rows for side in ("chosen", "rejected")]
+
+
 def write_report(run: Run, marked: Marked, origin: Origin, reward_model: str) -> dict[str, Any]:
-    """Write `report.json`, `report.html` and the scores of each pair; returns the report.
+    """Write `report.json` and `report.html`; returns the report.
 
     What stands in `final/` names no folder, so that equal runs write equal bytes.
     """
     figures = build_figures(marked.pairs, marked.garbage, origin)
     report = {"headline": headline(figures), **figures}
     write_json(run.final / "report.json", report)
-    write_jsonl(run.final / "validation_scores.jsonl", [_scores_row(pair) for pair in marked.pairs])
     write_json(run.folder / "report.json", report)
     made_from = {name: one.source for name, one in run.inputs.items()} | {"reward_model": reward_model}
     write_text_atomically(run.folder / "report.html", build_page(report, made_from))
@@ -173,10 +192,13 @@ def report(config: RewardReportConfig) -> None:
     if not held_out:
         raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
     exam = build_exam(held_out, tokenizer, config.garbage_prompts, training.max_length_tokens)
-    say(f"scoring {len(exam.sequences())} answers with {config.reward_model}")
+    asked, garbage = exam.sequences(), exam.garbage_sequences()
+    say(f"scoring {len(asked) + len(garbage)} answers with {config.reward_model}")
     model = load_trained_reward_model(source, training)
-    scores = member_scores_in_batches(model, exam.sequences(), tokenizer.pad_token_id, config.batch_size)
-    written = write_report(run, exam.mark(scores), trace_origin(preferences), config.reward_model)
+    scores = member_scores_in_batches(model, asked + garbage, tokenizer.pad_token_id, config.batch_size)
+    marked = exam.mark(scores[: len(asked)], scores[len(asked) :])
+    write_scores(run, marked)
+    written = write_report(run, marked, trace_origin(preferences), config.reward_model)
     run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
     run.finish()
 

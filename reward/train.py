@@ -12,15 +12,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reward import report
+from reward.calibration import fit_temperature
 from reward.configuration import RewardConfig
 from reward.examples import EncodedPreference, encode, is_tie
 from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
-from reward.origin import Origin, trace_origin
+from reward.origin import trace_origin
+from reward.report import Exam
 from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Encoded, encode_completion
 from tiebreak.errors import DataError
@@ -28,6 +30,7 @@ from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
 from tiebreak.order import PROMPT_NUMBER, numbered
 from tiebreak.records import Preference, read_pairs, read_preferences, split_preferences, write_json
+from tiebreak.reload import FreshProcess
 from tiebreak.runs import Run, say, start_run
 from tiebreak.scores import ScoreScale, write_score_scale
 from tiebreak.tracking import RunRecorder
@@ -50,19 +53,16 @@ if TYPE_CHECKING:
 def train_reward(config: RewardConfig) -> None:
     """The stage."""
     run = start_run(config, "reward")
-    if describe(run):
+    if describe(run, report=lambda process: report_again(config, run, process)):
         return
     source = find_model(config.policy)
     tokenizer = load_tokenizer(source, config.training.trust_remote_code)
     training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
-    longest = config.training.max_length_tokens
-    train_set = label(encode(training, tokenizer, longest), config)
-    samples = encode_samples(config, tokenizer)
-    exam = report.build_exam(validation, tokenizer, config.garbage_prompts, longest, samples)
+    train_set = label(encode(training, tokenizer, config.training.max_length_tokens), config)
+    exam = build_exam(config, validation, tokenizer)
     evaluated = label(exam.examples, config, bootstrap=False)
-    origin = trace_origin(config.preferences)
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
         tokenizer,
@@ -88,8 +88,17 @@ def train_reward(config: RewardConfig) -> None:
             "kinds": sorted({preference.kind for preference in training}),
         },
         sequences=exam.sequences(),
-        on_reloaded=lambda answer: examine(run, exam, origin, train_set, answer["scores"]),
+        on_verified=lambda scores: keep_scale(run, exam.mark(scores), train_set),
+        report=(lambda process: write_report(config, run, exam, process)) if exam.examples else None,
     )
+    if not exam.examples:
+        say("nothing is held out: there is no report on whether to trust this model")
+
+
+def build_exam(config: RewardConfig, validation: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) -> Exam:
+    """What the finished model is asked."""
+    longest, samples = config.training.max_length_tokens, encode_samples(config, tokenizer)
+    return report.build_exam(validation, tokenizer, config.garbage_prompts, longest, samples)
 
 
 def build_trainer(
@@ -111,27 +120,27 @@ def build_trainer(
     return trainer
 
 
-def examine(
-    run: Run,
-    exam: report.Exam,
-    origin: Origin,
-    train_set: Sequence[EncodedPreference],
-    scores: Sequence[Any],
-) -> dict[str, Any]:
-    """Write the report on the saved model and the scale of its scores; returns the report's metrics.
-
-    Args:
-        scores: what the model, loaded in a fresh process, gave to `exam.sequences()`.
-    """
-    marked = exam.mark(scores)
+def keep_scale(run: Run, marked: report.Marked, train_set: Sequence[EncodedPreference]) -> None:
+    """Write what later stages need beside the model: the scale of its scores, and what it was trained on."""
     write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
-    if not marked.pairs:
-        say("nothing is held out: there is no report on whether to trust this model")
-        write_score_scale(run.final, measure_scale(marked, None))
-        return {}
-    written = report.write_report(run, marked, origin, str(run.folder))
-    write_score_scale(run.final, measure_scale(marked, written["calibration"]["temperature"]))
-    return report.report_metrics(written)
+    report.write_scores(run, marked)
+    temperature = fit_temperature([pair.difference for pair in marked.pairs]) if marked.pairs else None
+    write_score_scale(run.final, measure_scale(marked, temperature))
+
+
+def write_report(config: RewardConfig, run: Run, exam: Exam, process: FreshProcess) -> None:
+    """Write the report on the saved model, and its figures into the manifest."""
+    garbage = exam.garbage_sequences()
+    marked = exam.mark(report.read_scores(run.final), process.scores(garbage) if garbage else [])
+    written = report.write_report(run, marked, trace_origin(config.preferences), str(run.folder))
+    run.amend({"metrics": report.report_metrics(written)}, made=[run.final / "report.json"])
+
+
+def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
+    """The report of a run that was finished without one."""
+    tokenizer = load_tokenizer(find_model(config.policy), config.training.trust_remote_code)
+    _, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
+    write_report(config, run, build_exam(config, validation, tokenizer), process)
 
 
 def label(

@@ -89,7 +89,8 @@ def prepare(config: PrepareConfig) -> None:
     report = data_report(data, prompts, demonstrations, lengths)
     write_json(run.final / "report.json", report)
     run.facts["counts"] = report["counts"]
-    track(run, run.finish())
+    run.finish()
+    track(run)
     say_report(run, report)
 
 

@@ -83,9 +83,9 @@ def _leave_inherited_endings() -> None:
 
 
 class Ahead:
-    """A process that is forked now, for one piece of work later, when this one can no longer be forked.
+    """A process that is forked now, for work later, when this one can no longer be forked.
 
-    It waits for the request, and ends when there is none: with this process at the latest.
+    It waits for requests, and ends when it is closed: with this process at the latest.
     """
 
     def __init__(self, work: Callable[[Any], Answer]) -> None:
@@ -106,25 +106,39 @@ class Ahead:
         except (EOFError, OSError):
             self._process.join()
             raise RuntimeError(f"its process ended with status {self._process.exitcode}") from None
-        self._process.join()
         if "failed" in answer:
             raise RuntimeError(answer["failed"])
         return dict(answer["done"])
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.is_alive()
+
+    def close(self) -> None:
+        """No further request: wait for its end."""
+        self._pipe.close()
+        self._process.join()
+
 
 def _wait_and_work(work: Callable[[Any], Answer], pipe: Connection, theirs: Connection) -> None:
     theirs.close()  # or the end of that process would not be seen here
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        request = json.loads(pipe.recv_bytes())
-    except EOFError:
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     quiet = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(quiet, stream)
+    while True:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            request = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for stream in (1, 2):
+            os.dup2(quiet, stream)
+        pipe.send_bytes(json.dumps(answered(work, request)).encode())
+
+
+def answered(work: Callable[[Any], Answer], request: Any) -> Answer:
+    """`{"done": what work answers}`, or `{"failed": why}`: whoever asked decides what that means."""
     try:
-        answer: Answer = {"done": work(request)}
-    except Exception as error:  # noqa: BLE001 - whoever asked decides what it means
-        answer = {"failed": str(error) if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"}
-    pipe.send_bytes(json.dumps(answer).encode())
+        return {"done": work(request)}
+    except Exception as error:  # noqa: BLE001
+        return {"failed": str(error) if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"}

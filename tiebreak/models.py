@@ -58,6 +58,8 @@ class ModelSource:
     base_sha256: str
     folder: Path | None
     """`final/` of the run it came from; None for a base model"""
+    trust_remote_code: bool = False
+    """whether the user lets its folder's own code run"""
 
     @property
     def tokenizer_path(self) -> Path:

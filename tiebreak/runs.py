@@ -25,7 +25,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -150,6 +150,21 @@ class Run:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        return manifest
+
+    def amend(self, facts: Mapping[str, Any], made: Sequence[Path] = ()) -> dict[str, Any]:
+        """Add to the manifest what was made of the finished run, by one atomic rename; its id stays that of the result.
+
+        Args:
+            facts: a mapping is added to the one of its name.
+            made: files of `final/` that only report.
+        """
+        manifest = read_manifest(self.folder)
+        hashes = {str(path.relative_to(self.folder)): hash_file(path) for path in made}
+        for key, value in {**facts, "outputs": hashes}.items():
+            before = manifest.get(key)
+            manifest[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, Mapping) else value
+        write_json(self.folder / MANIFEST, manifest)
         return manifest
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tiebreak.config import TrackingConfig
 from tiebreak.records import write_jsonl
-from tiebreak.runs import Run, git_commit, is_main_process, read_metrics, say
+from tiebreak.runs import Run, git_commit, is_main_process, read_manifest, read_metrics, say
 
 
 class RunRecorder:
@@ -70,7 +70,7 @@ class RunRecorder:
 
             self._wandb.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
-    def finish(self, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+    def finish(self, files: Sequence[Path] = ()) -> None:
         """Close W&B with the run's final figures and an artifact, linked to those it was made from.
 
         Args:
@@ -78,6 +78,7 @@ class RunRecorder:
         """
         if self._wandb is None:
             return
+        manifest = read_manifest(self.run.folder)
         import wandb
 
         self._wandb.summary.update({"manifest_id": manifest["id"], **dict(manifest.get("metrics", {}))})
@@ -104,9 +105,9 @@ def _link(tracked: Any, inputs: Mapping[str, Any]) -> None:
             say(f"W&B: no link to {one['source']}, whose artifact is not there ({error})")
 
 
-def track(run: Run, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+def track(run: Run, files: Sequence[Path] = ()) -> None:
     """Tell W&B of a finished run that trained nothing: its figures, its manifest, and `files`."""
-    RunRecorder(run).finish(manifest, files)
+    RunRecorder(run).finish(files)
 
 
 def _wandb_names(values: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -16,7 +16,7 @@ from transformers import ProgressCallback
 from tiebreak.callbacks import ProgressLine, RunCallback
 from tiebreak.chat import Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.models import (
     ModelKind,
     ModelSource,
@@ -27,8 +27,9 @@ from tiebreak.models import (
     write_probe,
 )
 from tiebreak.records import Prompt
-from tiebreak.reload import in_fresh_process
-from tiebreak.runs import Run, read_metrics, say
+from tiebreak.reload import FreshProcess
+from tiebreak.reports import Reports
+from tiebreak.runs import Run, is_main_process, read_metrics, say
 from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
+SAMPLES, REPORT, MERGED = "samples", "report", "merged"
+"""names of reports: sample completions, the stage's own page, and the merged copy"""
 SAMPLED_PROMPTS = 4
 PROBE_TOKENS = 96
 
@@ -144,7 +147,18 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     step = trainer.state.global_step
     evaluated = any(row["step"] == step and "eval_loss" in row for row in read_metrics(run.folder))
     if trainer.eval_dataset is not None and not _agreed(trainer, evaluated):
+        _evaluate_at_the_end(trainer)
+
+
+def _evaluate_at_the_end(trainer: Trainer) -> None:
+    """The last evaluation only reports, so it fails alone; where processes compute it together, they fail together."""
+    try:
         trainer.evaluate()
+    except Exception as error:
+        if trainer.accelerator.num_processes > 1:
+            raise
+        reason = str(error) if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"
+        say("", f"warning: the evaluation at the end failed ({reason}); the model is saved without its figures")
 
 
 def _agreed(trainer: Trainer, mine: bool) -> bool:
@@ -174,12 +188,18 @@ def finish_adapter(
     sampling: SamplingConfig | None = None,
     merged: bool = False,
     sequences: Sequence[list[int]] = (),
-    on_reloaded: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: {},
+    on_verified: Callable[[list[list[float]]], None] = lambda scores: None,
+    report: Callable[[FreshProcess], None] | None = None,
 ) -> None:
-    """Save the adapter, reload it in a fresh process, compare, sample from it, and only then finish the run.
+    """Save the adapter, reload it in a fresh process, compare, and finish the run. Only then make what reports on it.
 
-    Under ZeRO every process must call it; the main one writes. `on_reloaded` hears what the fresh process answered (the
-    scores of `sequences`, for a reward model), and returns further metrics.
+    Under ZeRO every process must call it; the main one writes.
+
+    Args:
+        prompts: the first few are answered, for the table of samples.
+        sequences: what a reward model is to score in the fresh process, for `on_verified`.
+        on_verified: writes what else belongs to the result.
+        report: makes the stage's own report of the finished run.
 
     Raises:
         HandoffError: the reloaded model answers differently.
@@ -187,27 +207,67 @@ def finish_adapter(
     state = adapter_state(model)
     ids = probe_ids[:PROBE_TOKENS]
     values = probe_values(model, ids)
-    if trainer.is_world_process_zero():
-        pinned = save_adapter(run.final, model, state, tokenizer, source, kind, adapter)
-        write_probe(run.final, ids, values, model)
-        request = {
-            "prompts": [[m.model_dump() for m in prompt.messages] for prompt in prompts[:SAMPLED_PROMPTS]],
-            "sampling": (sampling or SamplingConfig()).model_dump(),
-            "merged": str(run.final / "merged") if merged else None,
-            "sequences": list(sequences),
-        }
-        say("loading what was saved in a fresh process, to compare")
-        reloaded = in_fresh_process(run.final, request)
-        say(f"reloaded in a fresh process: the largest difference is {reloaded['difference']:.1e}")
-        if reloaded["samples"]:
-            texts = [prompt.messages[-1].content for prompt in prompts[:SAMPLED_PROMPTS]]
-            recorder.table("samples", ["prompt", "completion"], list(zip(texts, reloaded["samples"], strict=True)))
-        metrics = metrics | on_reloaded(reloaded)
-        run.facts |= {"model": pinned, "probe_difference": reloaded["difference"], "metrics": metrics, **facts}
-        recorder.finish(run.finish())
+    if not trainer.is_world_process_zero():
+        _leave_launch(trainer)
+        return
+    pinned = save_adapter(run.final, model, state, tokenizer, source, kind, adapter)
+    write_probe(run.final, ids, values, model)
+    say("loading what was saved in a fresh process, to compare")
+    with FreshProcess(run.final, source.trust_remote_code) as process:
+        difference, scores = process.verify(sequences)
+        say(f"reloaded in a fresh process: the largest difference is {difference:.1e}")
+        on_verified(scores)
+        run.facts |= {"model": pinned, "probe_difference": difference, "metrics": metrics, **facts}
+        reports = Reports(run)
+        reports.plan(
+            {
+                **({SAMPLES: samples_request(prompts, sampling or SamplingConfig())} if prompts else {}),
+                **({REPORT: {}} if report else {}),
+                **({MERGED: {}} if merged else {}),
+            }
+        )
+        run.finish()
+        _leave_launch(trainer)
+        make_reports(run, reports, process, recorder, report)
+    recorder.finish()
+
+
+def _leave_launch(trainer: Trainer) -> None:
+    """The last that several processes do together: the main one goes on alone."""
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def samples_request(prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
+    """What the table of samples is made from."""
+    shown = [[message.model_dump() for message in prompt.messages] for prompt in prompts[:SAMPLED_PROMPTS]]
+    return {"prompts": shown, "sampling": sampling.model_dump()}
+
+
+def make_reports(
+    run: Run,
+    reports: Reports,
+    process: FreshProcess,
+    recorder: RunRecorder,
+    report: Callable[[FreshProcess], None] | None = None,
+) -> None:
+    """The reports of a finished run that are planned and not made."""
+
+    def sample(request: dict[str, Any]) -> None:
+        answers = process.samples(request["prompts"], request["sampling"])
+        asked = [messages[-1]["content"] for messages in request["prompts"]]
+        recorder.table("samples", ["prompt", "completion"], list(zip(asked, answers, strict=True)))
+
+    def merge() -> None:
+        folder = run.final / "merged"
+        process.merge(folder)
+        run.amend({}, made=[path for path in sorted(folder.rglob("*")) if path.is_file()])
+
+    reports.make(SAMPLES, sample)
+    if report is not None:
+        reports.make(REPORT, lambda _: report(process))
+    reports.make(MERGED, lambda _: merge())
 
 
 def last_metrics(folder: Path, keys: Sequence[str], up_to: float = math.inf) -> dict[str, Any]:
@@ -219,10 +279,19 @@ def last_metrics(folder: Path, keys: Sequence[str], up_to: float = math.inf) -> 
     return found
 
 
-def describe(run: Run) -> bool:
-    """Say what is about to happen; True if there is nothing left to do."""
-    if run.finished:
+def describe(run: Run, report: Callable[[FreshProcess], None] | None = None) -> bool:
+    """Say what is about to happen; True if there is nothing to train: what a finished run lacks is made then."""
+    if not run.finished:
+        say(f"{run.stage}: writing {run.folder}" + (f" (going on from {run.checkpoint})" if run.checkpoint else ""))
+        return False
+    reports = Reports(run)
+    if not reports.names or not is_main_process():
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return True
-    say(f"{run.stage}: writing {run.folder}" + (f" (going on from {run.checkpoint})" if run.checkpoint else ""))
-    return False
+    say(f"{run.folder} is finished; making what it lacks: {', '.join(reports.names)}")
+    training: TrainingConfig = getattr(run.config, "training")  # noqa: B009 - of every stage that trains
+    recorder = RunRecorder(run)
+    with FreshProcess(run.final, training.trust_remote_code) as process:
+        make_reports(run, reports, process, recorder, report)
+    recorder.finish()
+    return True

@@ -48,7 +48,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         write_text_atomically(run.folder / "report.html", page)
     if not run.finished:
         run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
-        track(run, run.finish(), [run.folder / "report.html", run.folder / "report.json"])
+        run.finish()
+        track(run, [run.folder / "report.html", run.folder / "report.json"])
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     print_summary(said, run.folder / "report.html", config.next_step)
     return dict(said)

@@ -33,7 +33,7 @@ from tiebreak.models import (
     tokenizer_facts,
     write_probe,
 )
-from tiebreak.reload import in_fresh_process
+from tiebreak.reload import FreshProcess
 from tiebreak.runs import start_run
 
 TRAINING = TrainingConfig(precision="float32")
@@ -71,7 +71,8 @@ def test_a_fresh_process_adds_up_in_the_same_order(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     try:
         folder = save_run(tmp_path / "sft", "bundled:smollm2-135m-instruct", ids=list(range(1000, 1090)))
-        assert in_fresh_process(folder / "final", {})["difference"] == 0.0
+        with FreshProcess(folder / "final") as process:
+            assert process.verify() == (0.0, [])
     finally:
         torch.set_num_threads(before)
 

@@ -117,7 +117,8 @@ def test_a_stage_that_trains_nothing_reads_back_from_wandb(tmp_path: Path, monke
     run = start_run(config, "study", {})
     run.facts["metrics"] = {"sft": {"rubric_mean": 0.7125}}
     (run.final / "answers.jsonl").write_text("{}\n")
-    track(run, run.finish(), [run.final / "answers.jsonl"])
+    run.finish()
+    track(run, [run.final / "answers.jsonl"])
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
