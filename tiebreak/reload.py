@@ -65,8 +65,7 @@ class FreshProcess:
     def __exit__(self, *exception: object) -> None:
         if self._ahead is not None:
             self._ahead.close()
-        if self._process is not None:
-            self._process.communicate()
+        _end(self._process)
         self._errors.close()
 
     def verify(self, sequences: Sequence[list[int]] = ()) -> tuple[float, list[list[float]]]:
@@ -108,6 +107,7 @@ class FreshProcess:
         if self._ahead is not None and self._ahead.is_alive:
             return self._ahead.ask(request)
         if self._process is None or self._process.poll() is not None:
+            _end(self._process)
             self._process = _start(Path(str(self._about["final"])), self._errors)
         return _ask(self._process, request, self._errors)
 
@@ -123,6 +123,12 @@ def _start(final: Path, errors: IO[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True)
 
 
+def _end(process: subprocess.Popen[str] | None) -> None:
+    if process is not None:
+        with suppress(OSError, ValueError):  # it may have ended, or have been ended here
+            process.communicate()
+
+
 def _ask(process: subprocess.Popen[str], request: dict[str, Any], errors: IO[str]) -> Answer:
     assert process.stdin is not None
     assert process.stdout is not None
@@ -133,8 +139,7 @@ def _ask(process: subprocess.Popen[str], request: dict[str, Any], errors: IO[str
     except OSError:
         line = ""
     if not line:
-        with suppress(OSError):
-            process.communicate()
+        _end(process)
         errors.seek(0)
         last = (errors.read().strip().splitlines() or ["it printed nothing"])[-1]
         raise RuntimeError(f"its process ended with status {process.returncode}: {last}")
