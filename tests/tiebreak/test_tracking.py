@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tiebreak.config import StageConfig, TrackingConfig
-from tiebreak.runs import Run, read_metrics, start_run
+from tiebreak.runs import read_metrics, start_run
 from tiebreak.tracking import RunRecorder, track, tracking_mode
 
 
@@ -50,8 +50,7 @@ def test_then_a_login_and_without_one_offline(monkeypatch: pytest.MonkeyPatch, t
 @pytest.fixture
 def recorder(tmp_path: Path) -> RunRecorder:
     config = StageConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(mode="disabled"))
-    (tmp_path / "run").mkdir()
-    return RunRecorder(Run(tmp_path / "run", "study", config, {}, "f" * 24))
+    return RunRecorder(start_run(config, "study", {}))
 
 
 def test_what_is_measured_between_two_steps_is_no_part_of_their_time(
