@@ -22,13 +22,19 @@ class EvaluateConfig(StageConfig):
     prompts: str
     """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
     split: Split = "test"
+    """which of the prompts"""
     max_prompts: int | None = Field(default=None, ge=1)
+    """answer so many of them, always the same; null: all"""
     reward_model: str | None = None
+    """a finished reward run that scores every answer; null: none does"""
     yardstick: str = "rubric"
     """rubric, or package.module:function, a function of (prompt, answer) that returns a number"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
+    """the same for every policy"""
     seed: int = 0
+    """decides, with the prompt, what is drawn; the same for every policy"""
     batch_size: int = Field(default=32, ge=1)
+    """answers written at once"""
     training: TrainingConfig = TrainingConfig()
     """precision and attention to load the policies with"""
 
@@ -54,6 +60,7 @@ class CompareConfig(StageConfig):
     """What is reported, and where the report goes."""
 
     output: str = "runs/quickstart/compare"
+    """the folder that the report is written to"""
     evaluation: str
     """the folder of a finished *evaluate* run"""
     runs: Folders = Field(default=[])
@@ -61,6 +68,7 @@ class CompareConfig(StageConfig):
     against: Folders = Field(default=[])
     """folders of further *evaluate* runs on the same prompts, such as another seed's"""
     title: str = "Tiebreak: comparison of policies"
+    """at the head of the report"""
     samples: int = Field(default=60, ge=0)
     """prompts whose answers are shown side by side"""
     next_step: str = "tiebreak label --config configs/quickstart/label.yaml"

@@ -56,9 +56,11 @@ class FieldNames(Section):
     """What the other tool's project calls things."""
 
     prompt: str = "prompt"
+    """the field that holds the prompt"""
     first: str = "response1"
     """the completion that stood first: left, or A"""
     second: str = "response2"
+    """the other one"""
     items: str = "items"
     """Potato's `items_key`: a list of the two completions; where a row has none, `first` and `second` are looked for"""
     id: str = "id"

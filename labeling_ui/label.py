@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -38,8 +38,11 @@ from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store import Store, default_store_url
 from labeling_ui.verify import verify
 from labeling_ui.worker import ConverseConfig, start_worker
-from tiebreak.config import Section, StageConfig, load_config
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.config import Section, StageConfig, load_config, take_config_flag
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
+from tiebreak.flags import group_flags
+from tiebreak.keys import own_keys
 from tiebreak.records import Pair, read_pairs
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
 
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
 
 
+S = TypeVar("S", bound=Section)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -83,9 +87,11 @@ class LabelConfig(StageConfig):
     host: str = "127.0.0.1"
     """0.0.0.0 listens to the network; that needs raters with passwords, and HTTPS in front"""
     port: int = Field(default=7860, ge=1, le=65535)
+    """where the page is served"""
     hosts: list[str] = Field(default_factory=list)
     """further names under which the page may be reached, as behind a proxy"""
     title: str = "Which answer is better?"
+    """the question above every pair"""
     guidelines: str = ""
     """what raters should go by: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
@@ -101,6 +107,7 @@ class LabelConfig(StageConfig):
     consent_version: str = "1"
     """recorded with their consent; who has agreed to another is asked again"""
     aggregation: AggregationConfig = AggregationConfig()
+    """how votes become preferences"""
     formats: list[Format] = Field(default_factory=list)
     """further forms: parquet (a folder for datasets.load_dataset), datasets (one for load_from_disk), unpaired (for
     KTO), csv (the judgments, for spreadsheets)"""
@@ -135,9 +142,10 @@ class LabelConfig(StageConfig):
 
 
 class ImportArguments(Section):
-    """What `tiebreak label import` takes."""
+    """`tiebreak label import`"""
 
     store: str
+    """URL of the label store; made where there is none"""
     format: ForeignFormat = "tiebreak"
     """tiebreak: JSON Lines of our own records; else what that tool exports"""
     pairs: str | None = None
@@ -145,29 +153,44 @@ class ImportArguments(Section):
     judgments: str | None = None
     """our judgments, or the tool's export"""
     fields: FieldNames = FieldNames()
+    """what the other tool's project calls things"""
 
 
 class GoldArguments(Section):
-    """What `tiebreak label gold` takes."""
+    """`tiebreak label gold`"""
 
     store: str
+    """URL of the label store"""
     gold: str
     """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion, null where neither is)"""
 
 
 class StoreArguments(Section):
-    """What a command on a store takes where there is no configuration."""
+    """`tiebreak label status`, `verify` and `agreement`"""
 
     store: str
-    output: str | None = None
+    """URL of the label store, as sqlite:///runs/x/label.sqlite"""
+    as_json: bool = Field(default=False, alias="json")
+    """print one JSON document"""
+
+
+class ExportArguments(Section):
+    """`tiebreak label export`"""
+
+    store: str
+    """URL of the label store, as sqlite:///runs/x/label.sqlite"""
+    output: str
+    """the run folder to write"""
     formats: list[Format] = Field(default_factory=list)
+    """further forms beside JSON Lines"""
     aggregation: AggregationConfig = AggregationConfig()
+    """how votes become preferences"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak label`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    exit_with_message(lambda: _dispatch(words))
+    exit_with_message(lambda: print_help(["label", *words]) if wants_help(words) else _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> None:
@@ -186,17 +209,11 @@ def _dispatch(words: list[str]) -> None:
             )
         commands[words[0]](words[1:])
         return
-    config = load_config(LabelConfig, _switch_simulate(words), "label")
+    config = load_config(LabelConfig, words, "label")
     if config.simulated:
         label_by_simulation(config)
     else:
         serve(config)
-
-
-def _switch_simulate(words: list[str]) -> list[str]:
-    """`--simulate true|false` switches the section on or off and leaves its other keys as the file has them."""
-    joined = [part for word in words for part in (word.split("=", 1) if word.startswith("--simulate=") else [word])]
-    return ["--simulate.enabled" if word == "--simulate" else word for word in joined]
 
 
 # --- the stage ---
@@ -338,13 +355,11 @@ def _refuse_simulated(store: Store) -> None:
 
 def _export(words: list[str]) -> None:
     if _has_config(words):
-        config = load_config(LabelConfig, _switch_simulate(words), "label export")
+        config = load_config(LabelConfig, words, "label export")
         store = Store.open(config.store_url)
         _match_pairs(store, config)
     else:
-        given = load_config(StoreArguments, words, "label export")
-        if given.output is None:
-            raise ConfigError("label export: --output is missing: the folder to write")
+        given = load_config(ExportArguments, words, "label export")
         store = Store.open(given.store)
         config = _config_of_store(store, given.output, given)
     run = start_run(config, "label")
@@ -364,7 +379,7 @@ def _match_pairs(store: Store, config: LabelConfig) -> None:
         )
 
 
-def _config_of_store(store: Store, output: str, given: StoreArguments) -> LabelConfig:
+def _config_of_store(store: Store, output: str, given: ExportArguments) -> LabelConfig:
     """The configuration that a store's own settings amount to. Pairs that are no longer where they were are left
     out."""
     settings = store.campaign()
@@ -446,15 +461,26 @@ def _agreement(words: list[str]) -> None:
 
 
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:
-    rest = [word for word in words if word != "--json"]
-    if _has_config(rest):
-        url = load_config(LabelConfig, _switch_simulate(rest), command).store_url
-    else:
-        url = load_config(StoreArguments, rest, command).store
-    return Store.open(url), len(rest) < len(words)
+    given = read_store_arguments(StoreArguments, words, command)
+    return Store.open(given.store), given.as_json
 
 
-def _has_config(words: list[str]) -> bool:
+def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> S:
+    """What a command on a store takes, from its flags; with `--config`, the store is that of a labelling configuration,
+    whose keys are flags too."""
+    if not _has_config(words):
+        return load_config(model, words, command)
+    path, flags = take_config_flag(words, command)
+    own: list[str] = []
+    rest = ["--config", str(path)]
+    names = {key.path for key in own_keys(model)} - {"store"}
+    for flag, values in group_flags(flags):
+        (own if flag.replace("-", "_") in names else rest).extend([f"--{flag}", *values])
+    url = load_config(LabelConfig, rest, command).store_url
+    return load_config(model, [*own, "--store", url], command)
+
+
+def _has_config(words: Sequence[str]) -> bool:
     return any(word == "--config" or word.startswith("--config=") for word in words)
 
 

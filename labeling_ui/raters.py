@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
@@ -28,89 +28,130 @@ from labeling_ui.accounts import (
     invite,
     reset_password,
 )
-from labeling_ui.label import LabelConfig
+from labeling_ui.label import read_store_arguments
 from labeling_ui.store import Role, Store
-from tiebreak.config import Section, load_config
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.config import Section
 from tiebreak.errors import ConfigError, exit_with_message
 
-COMMANDS = ("add", "invite", "reset", "move", "disable", "list")
 NAMELESS = ("invite", "list")
 
 
-class RatersArguments(Section):
-    """What `tiebreak raters` takes."""
+class StoreArguments(Section):
+    """The store whose raters are meant."""
 
     store: str
+    """URL of the label store, as sqlite:///runs/x/label.sqlite"""
+
+
+class InviteArguments(StoreArguments):
+    """`tiebreak raters invite`"""
+
     role: Role = "rater"
+    """rater, or lead: one who also sees the team's figures and decides disputes"""
     pool: str = Field(default="", max_length=100)
+    """the pool of raters they belong to; empty: everybody's"""
+
+
+class AddArguments(InviteArguments):
+    """`tiebreak raters add`"""
+
+    password_stdin: bool = False
+    """read the password from standard input, in place of one that is made and printed"""
+
+
+class ResetArguments(StoreArguments):
+    """`tiebreak raters reset`"""
+
+    password_stdin: bool = False
+    """read the password from standard input, in place of one that is made and printed"""
+
+
+class MoveArguments(StoreArguments):
+    """`tiebreak raters move`"""
+
+    pool: str = Field(max_length=100)
+    """the pool to move to; empty: everybody's"""
+
+
+class DisableArguments(StoreArguments):
+    """`tiebreak raters disable`"""
+
+
+class ListArguments(StoreArguments):
+    """`tiebreak raters list`"""
+
+    as_json: bool = Field(default=False, alias="json")
+    """print one JSON document"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak raters`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    exit_with_message(lambda: _dispatch(words))
+    asked = not words or wants_help(words)
+    exit_with_message(lambda: print_help(["raters", *words]) if asked else _dispatch(words))
 
 
 def _dispatch(words: list[str]) -> None:
-    if not words or words[0] in ("-h", "--help") or words[0] not in COMMANDS:
-        print(__doc__)
-        if words and words[0] not in ("-h", "--help"):
-            raise ConfigError(f"no such command: raters {words[0]}; one of {', '.join(COMMANDS)}")
-        return
-    command, rest = words[0], words[1:]
-    from_stdin, as_json = "--password-stdin" in rest, "--json" in rest
-    rest = [word for word in rest if word not in ("--password-stdin", "--json")]
-    name = ""
+    commands: dict[str, Callable[[list[str], str], None]] = {
+        "add": _add,
+        "invite": _invite,
+        "reset": _reset,
+        "move": _move,
+        "disable": _disable,
+        "list": _list,
+    }
+    if words[0] not in commands:
+        raise ConfigError(f"no such command: raters {words[0]}; one of {', '.join(commands)}")
+    command, rest, name = words[0], words[1:], ""
     if command not in NAMELESS:
         if not rest or rest[0].startswith("--"):
             raise ConfigError(f"raters {command} needs a name: tiebreak raters {command} NAME --store URL")
         name, *rest = rest
-    given = _read_flags(rest, command)
-    store = Store.open(given.store, create=command == "add")
-    match command:
-        case "add":
-            password = _password(from_stdin)
-            rater = add_account(store, name, given.role, password, given.pool)
-            print(f"{name} is {rater.id} ({rater.role})" + ("" if from_stdin else f", password: {password}"))
-        case "invite":
-            token = invite(store, None, role=given.role, pool=given.pool)
-            print(f"{INVITATION_PATH}{token}   (behind the page's address; works once, within {INVITATION_DAYS} days)")
-        case "move":
-            store.move_rater(find_rater(store, name).id, given.pool)
-            print(f"{name} is in the pool {given.pool!r}" if given.pool else f"{name} is in everybody's pool")
-        case "reset":
-            password = _password(from_stdin)
-            reset_password(store, name, password)
-            print(f"{name} has a new password" + ("" if from_stdin else f": {password}"))
-        case "disable":
-            disable(store, name)
-            print(f"{name} is disabled; what they judged stays")
-        case _:
-            _list(store, as_json)
+    commands[command](rest, name)
 
 
-def _read_flags(words: list[str], command: str) -> RatersArguments:
-    """Role, pool and store; the store may be that of a labelling configuration."""
-    if not any(word == "--config" or word.startswith("--config=") for word in words):
-        return load_config(RatersArguments, words, f"raters {command}")
-    own, rest = [], []
-    remaining = iter(words)
-    for word in remaining:
-        if word.split("=")[0] in ("--role", "--pool"):
-            own += [word] if "=" in word else [word, next(remaining, "")]
-        else:
-            rest.append(word)
-    url = load_config(LabelConfig, rest, f"raters {command}").store_url
-    return load_config(RatersArguments, [*own, "--store", url], f"raters {command}")
+def _add(words: list[str], name: str) -> None:
+    given = read_store_arguments(AddArguments, words, "raters add")
+    password = _password(given.password_stdin)
+    rater = add_account(Store.open(given.store, create=True), name, given.role, password, given.pool)
+    print(f"{name} is {rater.id} ({rater.role})" + ("" if given.password_stdin else f", password: {password}"))
+
+
+def _invite(words: list[str], _name: str) -> None:
+    given = read_store_arguments(InviteArguments, words, "raters invite")
+    token = invite(Store.open(given.store), None, role=given.role, pool=given.pool)
+    print(f"{INVITATION_PATH}{token}   (behind the page's address; works once, within {INVITATION_DAYS} days)")
+
+
+def _reset(words: list[str], name: str) -> None:
+    given = read_store_arguments(ResetArguments, words, "raters reset")
+    password = _password(given.password_stdin)
+    reset_password(Store.open(given.store), name, password)
+    print(f"{name} has a new password" + ("" if given.password_stdin else f": {password}"))
+
+
+def _move(words: list[str], name: str) -> None:
+    given = read_store_arguments(MoveArguments, words, "raters move")
+    store = Store.open(given.store)
+    store.move_rater(find_rater(store, name).id, given.pool)
+    print(f"{name} is in the pool {given.pool!r}" if given.pool else f"{name} is in everybody's pool")
+
+
+def _disable(words: list[str], name: str) -> None:
+    disable(Store.open(read_store_arguments(DisableArguments, words, "raters disable").store), name)
+    print(f"{name} is disabled; what they judged stays")
 
 
 def _password(from_stdin: bool) -> str:
     return sys.stdin.readline().rstrip("\r\n") if from_stdin else secrets.token_urlsafe(9)
 
 
-def _list(store: Store, as_json: bool) -> None:
+def _list(words: list[str], _name: str) -> None:
+    given = read_store_arguments(ListArguments, words, "raters list")
+    store = Store.open(given.store)
     raters = [{**vars(rater), "judgments": store.progress(rater.id).done} for rater in store.raters()]
-    if as_json:
+    if given.as_json:
         print(json.dumps(raters, indent=2, ensure_ascii=False))
         return
     for one in raters:

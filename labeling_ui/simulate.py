@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from typing import ClassVar
 
 from pydantic import Field, field_validator
 
@@ -26,14 +27,17 @@ STEP = 1 / 6
 class SimulateConfig(Section):
     """Raters that are not people."""
 
+    switch: ClassVar[str | None] = "enabled"
     enabled: bool = True
     """false: people judge, and the rest of this section is not used"""
     raters: int = Field(default=3, ge=1, le=1000)
+    """how many of them"""
     error_rate: float = Field(default=0.1, ge=0.0, le=1.0)
     """share of the judgments that come out wrong: the other side, or a side where there is none"""
     tie_threshold: float = Field(default=0.08, ge=0.0, le=1.0)
     """differences of the rubric's score (0 to 1, in steps of 1/6) up to this are ties"""
     seed: int = Field(default=0, ge=0)
+    """decides, with the rater and the pair, which judgments come out wrong"""
 
     @field_validator("tie_threshold")
     @classmethod

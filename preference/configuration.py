@@ -70,14 +70,17 @@ class SampleConfig(StageConfig):
     max_prompts: int | None = Field(default=None, ge=1)
     """take so many, spread over the splits as they are; null: all"""
     completions_per_prompt: int = Field(default=2, ge=2)
+    """completions drawn for each prompt"""
     sampling: list[SamplingConfig] = [SamplingConfig()]
     """the settings to draw with; completion number n uses setting n modulo their count"""
     seed: int = 0
+    """decides, with the prompt and the number of the completion, what is drawn"""
     batch_size: int = Field(default=32, ge=1)
     """completions written at once; the next ones take the places of those that are done"""
     round: int = Field(default=0, ge=0)
     """0: the first; later rounds sample from the policy that the one before made"""
     max_prompt_tokens: int = Field(default=1024, ge=1)
+    """a longer prompt is refused"""
     training: TrainingConfig = TrainingConfig()
     """precision and attention to load the policy with"""
 
@@ -127,6 +130,7 @@ class DPOConfig(StageConfig):
     adapter: AdapterConfig | None = None
     """null: the policy's own, gone on with; a policy without one gets the default"""
     training: TrainingConfig = TrainingConfig()
+    """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of raw data that names no splits"""
     beta: float = Field(default=0.1, gt=0.0)
@@ -293,10 +297,15 @@ class PPOConfig(StageConfig):
     """skip what is left of a rollout's updates once one of them is this far from the policy that sampled it, in nats a
     token (policy/approxkl_avg)"""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
+    """discount of later rewards, a token"""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
+    """λ of generalised advantage estimation (Schulman et al. 2016)"""
     cliprange: float = Field(default=0.2, gt=0.0)
+    """the ratio of new to old probability is clipped to 1 ± this"""
     cliprange_value: float = Field(default=0.2, gt=0.0)
+    """a new value is clipped to the old one ± this"""
     vf_coef: float = Field(default=0.1, ge=0.0)
+    """weight of the critic's loss"""
     entropy_coef: float = Field(default=0.0, ge=0.0)
     """weight of the policy's entropy, in nats a token, which is added to what is maximised"""
     missing_eos_penalty: float = Field(default=1.0, ge=0.0)
@@ -312,6 +321,7 @@ class PPOConfig(StageConfig):
     stop_when_all_cut_off: bool = True
     """refuse a rollout of which no completion ends within sampling.max_new_tokens"""
     max_validation_prompts: int = Field(default=32, ge=0)
+    """held-out prompts that the policy answers at each evaluation"""
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
 

@@ -21,6 +21,7 @@ class RewardConfig(StageConfig):
     adapter: AdapterConfig | None = None
     """null: the policy's own; a policy without one needs it"""
     training: TrainingConfig = TrainingConfig()
+    """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of raw data that names no splits"""
     strength_as: Literal["margin", "weight", "nothing"] = "margin"
@@ -41,6 +42,7 @@ class RewardConfig(StageConfig):
     """a sample run, whose answers the finished model scores: PPO can normalise by their mean and deviation, so this should
     be of the policy that PPO starts from; null: PPO measures its first rollout"""
     max_samples: int = Field(default=256, ge=2)
+    """answers of the sample run that are scored"""
     garbage_prompts: int = Field(default=16, ge=0)
     """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
     share_prefixes: bool = True
@@ -65,3 +67,4 @@ class RewardReportConfig(StageConfig):
     garbage_prompts: int = Field(default=16, ge=0)
     """held-out prompts to which bad answers are made: empty, repeated, copied, over-long"""
     batch_size: int = Field(default=16, ge=1)
+    """answers scored at once"""

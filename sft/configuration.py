@@ -13,10 +13,13 @@ class SplitShares(Section):
     """How prompts without a demonstration are shared out; the rest of them train."""
 
     validation: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """share that is held out while models are trained, to watch them"""
     test: float = Field(default=0.3, ge=0.0, lt=1.0)
+    """share that is held out for the final figures"""
     demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of the prompts that have a demonstration; the rest of them train"""
     seed: int = 0
+    """decides, with the prompt, which split it belongs to"""
 
     @model_validator(mode="after")
     def _leave_some(self) -> SplitShares:
@@ -35,10 +38,13 @@ class PrepareConfig(StageConfig):
     policy: str = "bundled:smollm2-135m-instruct"
     """the model whose tokenizer counts the lengths"""
     max_prompt_tokens: int = Field(default=384, ge=1)
+    """longer prompts are dropped"""
     max_completion_tokens: int = Field(default=512, ge=1)
+    """longer demonstrations are dropped"""
     near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
     """prompts whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
     split: SplitShares = SplitShares()
+    """rows that name their own split keep it"""
 
     kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed"})
     """runs of different seeds must hold out the same prompts, or their figures cannot be compared"""
@@ -65,6 +71,7 @@ class SFTConfig(StageConfig):
     adapter: AdapterConfig | None = AdapterConfig()
     """null: the policy's own"""
     training: TrainingConfig = TrainingConfig()
+    """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of raw data that names no splits"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"

@@ -72,11 +72,11 @@ def test_unknown_and_mistyped_keys_are_listed_together(tmp_path: Path, output: P
     fail(
         "label", "--config", config, "--simulate", "true", "--por", "7000",
         told=(
-            f"{config}: 4 fault(s)",
+            f"{config}: 4 faults",
             "overlapp: no such key; did you mean overlap?",
             "seed: input should be a valid integer",
             "simulate.error_rate: input should be less than or equal to 1, not 2",
-            "--por: no such key; did you mean port?",
+            "--por: no such key; did you mean --port?",
             "tiebreak label --help",
         ),
         wanted_status=2,

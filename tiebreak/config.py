@@ -9,10 +9,9 @@ together, each with its place, what was allowed and the nearest right key.
 from __future__ import annotations
 
 import difflib
-import sys
-import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -20,12 +19,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from tiebreak.errors import ConfigError
+from tiebreak.flags import as_flag, group_flags, lay_over, nearest_path, path_of
+from tiebreak.keys import own_keys, plain_paths
 
 
 class Section(BaseModel):
     """A frozen part of a configuration that refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    switch: ClassVar[str | None] = None
+    """The key that is meant where the whole section is given as true or false."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -76,12 +79,17 @@ class TrainingConfig(Section):
     """What every trained stage shares; one row of metrics is logged every `logging_steps` optimizer steps."""
 
     seed: int = Field(default=0, ge=0)
+    """of the order of rows, of new weights and of everything drawn"""
     learning_rate: float = Field(default=1e-4, gt=0)
+    """its peak, after the warm-up"""
     epochs: float = Field(default=1.0, gt=0)
+    """passes over the training data"""
     max_steps: int | None = Field(default=None, ge=1)
     """optimizer steps; overrides epochs"""
     per_device_batch_size: int = Field(default=8, ge=1)
+    """rows a batch, on each process"""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """batches whose gradients are added up to one optimizer step"""
     max_length_tokens: int = Field(default=512, ge=8)
     """prompt and completion together; what is longer is dropped and counted, never cut"""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -89,14 +97,20 @@ class TrainingConfig(Section):
     warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """share of the steps in which the learning rate rises from 0"""
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """how the learning rate falls after the warm-up"""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """gradients of a larger norm are scaled down to it"""
     gradient_checkpointing: bool = False
+    """compute activations again in the backward pass: less memory, more time"""
     tokens_per_pass: int | None = Field(default=None, ge=1)
     """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key. null: 640
     on the CPU, 2,048 on a GPU"""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """the model's attention kernel; auto: as transformers chooses"""
     logging_steps: int = Field(default=1, ge=1)
+    """write a row of metrics every so many optimizer steps"""
     eval_steps: int | None = Field(default=None, ge=1)
     """evaluate on the validation split every so many optimizer steps, and at the end; null: at the end alone"""
     eval_rows: int | None = Field(default=None, ge=1)
@@ -113,9 +127,11 @@ class SamplingConfig(Section):
     temperature: float = Field(default=1.0, ge=0.0)
     """0: greedy"""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """draw from the likeliest tokens that together have this probability; 1: from all"""
     top_k: int = Field(default=0, ge=0)
-    """0: no limit"""
+    """draw from so many of the likeliest tokens; 0: from all"""
     max_new_tokens: int = Field(default=128, ge=1)
+    """a completion that has not ended by then is cut off, and counted as unfinished"""
 
 
 class TrackingConfig(Section):
@@ -124,9 +140,11 @@ class TrackingConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online if the user has logged in to W&B, offline otherwise"""
     project: str = "tiebreak"
+    """W&B's project"""
     group: str | None = None
     """runs compared together; `tiebreak run` sets one a pipeline run"""
     tags: list[str] = []
+    """of this run, for filters; 'tiebreak run' adds the recipe's name"""
 
 
 class StageConfig(Section):
@@ -143,6 +161,7 @@ class StageConfig(Section):
     """the folder this stage writes; {trial} in it stands for the run's fingerprint, so that every trial of a sweep has a
     folder of its own"""
     tracking: TrackingConfig = TrackingConfig()
+    """its metrics in W&B"""
     _config_folder: Path | None = None
 
     @property
@@ -162,33 +181,79 @@ class StageConfig(Section):
 C = TypeVar("C", bound=Section)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a key, given by its path; without one, with several keys together."""
+
+    where: str
+    what: str
+
+
 def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
     """The configuration that `arguments` (`--config FILE [--key value …]`) name.
 
     Raises:
         ConfigError: with every fault of the file and the flags.
     """
-    if "--help" in arguments or "-h" in arguments:
-        print_help(model, arguments, command)
-        raise SystemExit(0)
-    path, flags = _take_config_flag(arguments, command)
+    path, flags = take_config_flag(arguments, command)
     values = read_yaml(path) if path else {}
     faults = list(_unknown_keys(values, model))
-    origin = f"{path}" if path else "the command line"
-    for key, words in _group_flags(flags):
-        fault = _lay_over(values, model, key, words)
-        if fault:
-            faults.append(fault)
+    given = list(group_flags(flags))
+    wrong = [f"--{flag}: {fault}" for flag, words in given if (fault := lay_over(values, model, flag, words))]
     try:
         config = model.model_validate(_filled(_without_unknown(values, model), model))
     except ValidationError as error:
-        faults += [_explain(fault) for fault in error.errors(include_url=False)]
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
-        raise ConfigError(f"{origin}: {len(faults)} fault(s)\n{listed}\n  all keys: tiebreak {command} --help")
+        faults += [_explain(fault, with_file=path is not None) for fault in error.errors(include_url=False)]
+    if faults or wrong:
+        lines = _lines_of(path) if path else {}
+        flagged = {path_of(model, flag, words) for flag, words in given}
+        listed = [*(_locate(fault, lines, flagged) for fault in faults), *wrong]
+        raise ConfigError(_list_faults(str(path or "the command line"), listed, command))
     if path is not None and isinstance(config, StageConfig):
         config._config_folder = path.parent
     return config
+
+
+def _list_faults(origin: str, faults: Sequence[str], command: str) -> str:
+    count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+    return "\n".join(
+        [f"{origin}: {count}", *(f"  {fault}" for fault in faults), f"  all keys: tiebreak {command} --help"]
+    )
+
+
+def _locate(fault: Fault, lines: Mapping[str, int], flags: set[str]) -> str:
+    """A fault with its place: the flag, or the line of the file."""
+    if not fault.where:
+        return fault.what
+    if any(fault.where == flag or fault.where.startswith(f"{flag}.") for flag in flags):
+        return f"{as_flag(fault.where)}: {fault.what}"
+    line = next((lines[at] for at in _upwards(fault.where) if at in lines), None)
+    return f"{f'line {line}: ' if line else ''}{fault.where}: {fault.what}"
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A key's path and those of what it lies in."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _lines_of(path: Path) -> dict[str, int]:
+    """The line of every key in a file that was read as YAML."""
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines.setdefault(f"{prefix}{key.value}", key.start_mark.line + 1)
+                walk(value, f"{prefix}{key.value}.")
+        elif isinstance(node, yaml.SequenceNode):
+            for number, item in enumerate(node.value):
+                lines.setdefault(f"{prefix}{number}", item.start_mark.line + 1)
+                walk(item, f"{prefix}{number}.")
+
+    walk(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), "")
+    return lines
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -210,14 +275,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice: YAML would let the last one win in silence."""
+    """Refuses a key that is given twice: YAML would let the last one win in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
-                told = f"the key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, told, key.start_mark)
+                message = f"the key {key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -226,37 +291,8 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def print_help(model: type[C], arguments: Sequence[str], command: str) -> None:
-    """Every key as a flag, with its type, and its default or the file's value where `--config` names one."""
-    import tyro
-
-    path, _ = _take_config_flag([a for a in arguments if a not in ("--help", "-h")], command)
-    values = _filled(_without_unknown(read_yaml(path), model), model) if path else {}
-    tyro.cli(
-        model,
-        default=_unchecked(model, values),
-        args=["--help"],
-        prog=f"tiebreak {command} --config FILE",
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-
-
-def _unchecked(model: type[C], values: dict[str, Any]) -> C:
-    import tyro
-
-    filled: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
-        if section is not None and isinstance(values.get(name), dict):
-            filled[name] = _unchecked(section, values[name])
-        elif name in values:
-            filled[name] = values[name]
-        else:
-            filled[name] = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
-    return model.model_construct(**filled)
-
-
-def _take_config_flag(arguments: Sequence[str], command: str) -> tuple[Path | None, list[str]]:
+def take_config_flag(arguments: Sequence[str], command: str) -> tuple[Path | None, list[str]]:
+    """The file that `--config` names, if it is given, and the other words."""
     rest, path, index = [], None, 0
     while index < len(arguments):
         word = arguments[index]
@@ -272,173 +308,61 @@ def _take_config_flag(arguments: Sequence[str], command: str) -> tuple[Path | No
     return path, rest
 
 
-def _group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """`--a.b 1 --c x y` as (a.b, [1]) and (c, [x, y]). A negative number is a value, not a flag."""
-    key: str | None = None
-    values: list[str] = []
-    for word in words:
-        if word.startswith("--"):
-            if key is not None:
-                yield key, values
-            key, _, value = word[2:].partition("=")
-            values = [value] if value else []
-        elif key is None:
-            raise ConfigError(f"unexpected argument {word!r}: keys are given as --key value")
-        else:
-            values.append(word)
-    if key is not None:
-        yield key, values
-
-
-def _lay_over(values: dict[str, Any], model: type[Section], key: str, words: list[str]) -> str | None:
-    """Write one flag into `values`; returns the fault, if there is one."""
-    known = list(_all_keys(model))
-    if key.replace("-", "_") in known:
-        key = key.replace("-", "_")
-    elif not _inside_mapping(model, key):
-        return f"--{key}: no such key{_nearest(key.replace('-', '_'), known)}"
-    if not words:
-        return f"--{key}: needs a value"
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        values[section] = dict(inner) if isinstance(inner, dict) else {}
-        values = values[section]
-    parsed = [_parse_word(word, is_text=_is_text(model, key)) for word in words]
-    values[last] = (
-        parsed if len(parsed) > 1 or (_is_list(model, key) and not isinstance(parsed[0], list)) else parsed[0]
-    )
-    return None
-
-
-def _is_list(model: type[Section], key: str) -> bool:
-    """Whether a key takes a list, so that one word for it is a list of one."""
-    name, _, rest = key.partition(".")
-    field = model.model_fields.get(name)
-    section = _section_of(field.annotation) if field else None
-    if rest:
-        return section is not None and _is_list(section, rest)
-    return field is not None and typing.get_origin(field.annotation) is list
-
-
-def _is_text(model: type[Section], key: str) -> bool:
-    """Whether a key takes text, so that a word for it is taken as it stands: `--guideline-version 2` is no number."""
-    name, _, rest = key.partition(".")
-    field = model.model_fields.get(name)
-    if field is None:
-        return False
-    section = _section_of(field.annotation)
-    if rest and section is not None:
-        return _is_text(section, rest)
-    options = typing.get_args(field.annotation) or (field.annotation,)
-    return options[-1] is str or set(options) <= {str, types.NoneType, list[str]}
-
-
-def _parse_word(word: str, is_text: bool = False) -> Any:
-    if is_text and not word.startswith(("[", "{")) and word not in ("null", "None", "~"):
-        return word
-    try:
-        value = yaml.safe_load(word)
-    except yaml.YAMLError:
-        return word
-    return None if word == "None" else word if isinstance(value, (dict,)) and not word.startswith("{") else value
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    """The Section behind `Section` or `Section | None`."""
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, Section):
-            return option
-    return None
-
-
-def _item_section(annotation: Any) -> type[Section] | None:
-    """The Section inside `list[Section]`."""
-    if typing.get_origin(annotation) is list:
-        return _section_of(typing.get_args(annotation)[0])
-    return None
-
-
-def _all_keys(model: type[Section], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        section = _section_of(field.annotation)
-        yield prefix + name
-        if section is not None:
-            yield from _all_keys(section, f"{prefix}{name}.")
-
-
-def _inside_mapping(model: type[Section], key: str) -> bool:
-    name, _, rest = key.partition(".")
-    field = model.model_fields.get(name)
-    if field is None or not rest:
-        return False
-    section = _section_of(field.annotation)
-    return _inside_mapping(section, rest) if section else typing.get_origin(field.annotation) is dict
-
-
-def _unknown_keys(values: dict[str, Any], model: type[Section], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        field = model.model_fields.get(key)
-        if field is None:
-            yield f"{prefix}{key}: no such key{_nearest(key, list(_all_keys(model)), prefix)}"
-            continue
-        section, item = _section_of(field.annotation), _item_section(field.annotation)
-        if section is not None and isinstance(value, dict):
-            yield from _unknown_keys(value, section, f"{prefix}{key}.")
-        if item is not None and isinstance(value, list):
+def _unknown_keys(values: dict[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[Fault]:
+    keys = {key.path: key for key in own_keys(model)}
+    for name, value in values.items():
+        key = keys.get(name)
+        if key is None:
+            yield Fault(f"{prefix}{name}", f"no such key{_nearest(name, model, prefix)}")
+        elif key.section is not None and isinstance(value, dict):
+            yield from _unknown_keys(value, key.section, f"{prefix}{name}.")
+        elif key.item_section is not None and isinstance(value, list):
             for index, entry in enumerate(value):
                 if isinstance(entry, dict):
-                    yield from _unknown_keys(entry, item, f"{prefix}{key}.{index}.")
+                    yield from _unknown_keys(entry, key.item_section, f"{prefix}{name}.{index}.")
 
 
-def _without_unknown(values: dict[str, Any], model: type[Section]) -> dict[str, Any]:
+def _without_unknown(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """`values` less the unknown keys, which are reported already, with the nearest right one beside them."""
+    keys = {key.path: key for key in own_keys(model)}
     kept = {}
-    for key, value in values.items():
-        field = model.model_fields.get(key)
-        if field is None:
+    for name, value in values.items():
+        key = keys.get(name)
+        if key is None:
             continue
-        section, item = _section_of(field.annotation), _item_section(field.annotation)
-        if section is not None and isinstance(value, dict):
-            value = _without_unknown(value, section)
-        elif item is not None and isinstance(value, list):
-            value = [_without_unknown(entry, item) if isinstance(entry, dict) else entry for entry in value]
-        kept[key] = value
+        if key.section is not None and isinstance(value, dict):
+            value = _without_unknown(value, key.section)
+        elif key.item_section is not None and isinstance(value, list):
+            value = [_without_unknown(one, key.item_section) if isinstance(one, dict) else one for one in value]
+        kept[name] = value
     return kept
 
 
-def _filled(values: dict[str, Any], model: type[Section]) -> dict[str, Any]:
+def _filled(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """`values`, the sections among them completed with the stage's own defaults: naming one key of `training` must not
     reset its other keys to what another stage would take."""
     filled = dict(values)
-    for name, field in model.model_fields.items():
-        section, value = _section_of(field.annotation), values.get(name)
-        if section is not None and isinstance(value, dict):
-            default = field.get_default(call_default_factory=True)
-            stated = default.model_dump(exclude_unset=True) if isinstance(default, Section) else {}
-            filled[name] = _filled(stated | value, section)
+    for key in own_keys(model):
+        value = values.get(key.path)
+        if key.section is not None and isinstance(value, dict):
+            stated = key.default.model_dump(exclude_unset=True) if isinstance(key.default, Section) else {}
+            filled[key.path] = _filled(stated | value, key.section)
     return filled
 
 
-def _nearest(key: str, known: Sequence[str], prefix: str = "") -> str:
-    near = [k for k in known if k.endswith(f".{key}")][:1] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    here = ", ".join(k for k in known if "." not in k)
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {here}"
+def _nearest(name: str, model: type[BaseModel], prefix: str) -> str:
+    near = nearest_path(name, plain_paths(model))
+    here = ", ".join(key.path for key in own_keys(model))
+    return f"; did you mean {prefix}{near}?" if near else f"; the keys here are {here}"
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, with_file: bool) -> Fault:
     where = ".".join(str(part) for part in fault["loc"] if part not in ("str", "list[str]"))
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "missing":
-        return f"{where}: missing; add it to the file or give --{where}"
-    if not where:
-        return message
-    if isinstance(fault["input"], dict):
-        return f"{where}: {message[0].lower()}{message[1:]}"
-    return f"{where}: {message[0].lower()}{message[1:]}, not {fault['input']!r}"
-
-
-def arguments_of_process() -> list[str]:
-    """The words after the program's name."""
-    return sys.argv[1:]
+        return Fault(where, f"missing; {'add it to the file or ' if with_file else ''}give {as_flag(where)}")
+    if where:
+        message = f"{message[0].lower()}{message[1:]}"
+    return Fault(
+        where, message if not where or isinstance(fault["input"], dict) else f"{message}, not {fault['input']!r}"
+    )

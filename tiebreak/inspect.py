@@ -11,7 +11,6 @@ bytes: no model is loaded.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -20,8 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from tiebreak import runs
-from tiebreak.errors import RunError, exit_with_message
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.config import Section, load_config
+from tiebreak.errors import ConfigError, RunError, exit_with_message
 
 _MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
 _PLACED = ("processes", "distributed", "global_batch")
@@ -81,21 +84,29 @@ class Inspection:
         ]
 
 
+class InspectArguments(Section):
+    """`tiebreak inspect`"""
+
+    as_json: bool = Field(default=False, alias="json")
+    """print everything as one JSON document"""
+    chain: bool = False
+    """also inspect every run that it was made from"""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `tiebreak inspect`."""
-    exit_with_message(lambda: _inspect(list(sys.argv[1:] if arguments is None else arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_message(lambda: print_help(["inspect", *words]) if wants_help(words) else _inspect(words))
 
 
 def _inspect(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="tiebreak inspect", description="What is in a run folder, and what it was made from."
-    )
-    parser.add_argument("folder", help="a run folder, such as runs/quickstart/dpo")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
-    parser.add_argument("--chain", action="store_true", help="also inspect every run that it was made from")
-    options = parser.parse_args(words)
-    inspections = inspect_chain(options.folder) if options.chain else [inspect_run(options.folder)]
-    _print_all(inspections, options.json)
+    folders = [word for word in words if not word.startswith("--") and word not in ("true", "false")]
+    flags = [word for word in words if word not in folders]
+    if len(folders) != 1:
+        raise ConfigError("inspect takes one run folder: tiebreak inspect runs/quickstart/dpo [--chain] [--json]")
+    given = load_config(InspectArguments, flags, "inspect")
+    inspections = inspect_chain(folders[0]) if given.chain else [inspect_run(folders[0])]
+    _print_all(inspections, given.as_json)
     if any(one.faults for one in inspections):
         raise SystemExit(1)
 

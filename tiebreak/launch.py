@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from tiebreak.cli import COMMANDS, Command
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.command.stages import COMMANDS, Command
 from tiebreak.config import StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, MachineError, exit_with_message
 
@@ -44,6 +45,9 @@ has threads is not forked (forks.py)."""
 def stage_main(stage: str, model: type[C], body: Callable[[C], object], arguments: Sequence[str] | None) -> None:
     """What every stage's `main` is: read the configuration, run `body`, print what a user can mend as one message."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if wants_help(words):
+        exit_with_message(lambda: print_help([*stage.split(), *words]))
+        return
     settle_process()
     quiet_upstream()
     leave_out_inference_kernel()
@@ -119,11 +123,8 @@ def exec_accelerate(command: Command, words: Sequence[str]) -> None:
     """
     if not command.trains:
         raise ConfigError(f"'tiebreak {command.name}' runs in one process: leave --accelerate out")
-    at = list(words).index("--accelerate")
-    if at + 1 == len(words):
-        raise ConfigError(f"--accelerate needs a name: one of {', '.join(accelerate_names())}")
-    rest = [*words[:at], *words[at + 2 :]]
-    file = accelerate_file(words[at + 1])
+    name, rest = _take_accelerate(words)
+    file = accelerate_file(name)
     launch = [
         sys.executable,
         "-m",
@@ -136,6 +137,26 @@ def exec_accelerate(command: Command, words: Sequence[str]) -> None:
         *rest,
     ]
     os.execve(sys.executable, launch, {**os.environ, **process_settings()})
+
+
+def without_accelerate(words: Sequence[str]) -> list[str]:
+    """A command's words less `--accelerate NAME`."""
+    return _take_accelerate(words)[1]
+
+
+def _take_accelerate(words: Sequence[str]) -> tuple[str, list[str]]:
+    """(name, the other words); the name is empty where the flag is not given.
+
+    Raises:
+        ConfigError: the flag has no name.
+    """
+    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--accelerate=") else [word])]
+    if "--accelerate" not in rest:
+        return "", rest
+    at = rest.index("--accelerate")
+    if rest[at + 1 : at + 2] in ([], [""]) or rest[at + 1].startswith("--"):
+        raise ConfigError(f"--accelerate needs a name: one of {', '.join(accelerate_names())}")
+    return rest[at + 1], [*rest[:at], *rest[at + 2 :]]
 
 
 def process_settings() -> dict[str, str]:

@@ -23,8 +23,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import to_jsonable_python
 
-from tiebreak.cli import COMMANDS
 from tiebreak.cli import main as start_command
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.command.stages import COMMANDS
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
 from tiebreak.forks import may_fork, run_forked
@@ -42,6 +43,7 @@ class StageEntry(Section):
     stage: str
     """prepare, sft, sample, label, reward, dpo, ppo, evaluate or compare"""
     config: str
+    """the stage's own file"""
     accelerate: str | None = None
     """start it through accelerate with this file of configs/accelerate"""
     overrides: dict[str, Any] = {}
@@ -54,6 +56,7 @@ class PipelineConfig(Section):
     name: str
     """the recipe's name; W&B tags every run with it"""
     stages: list[StageEntry] = Field(min_length=1)
+    """in the order in which they run"""
     root: str | None = None
     """write under this folder in place of the one that the stages' files name"""
     from_root: str = ""
@@ -310,10 +313,9 @@ def _heading(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak run`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if "--replace" in words and (
-        words.index("--replace") + 1 == len(words) or words[words.index("--replace") + 1].startswith("--")
-    ):
-        words.insert(words.index("--replace") + 1, "true")
+    if wants_help(words):
+        exit_with_message(lambda: print_help(["run", *words]))
+        return
     quiet_upstream()  # asking a stage for its configuration imports what it imports
     exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")))
 

@@ -534,9 +534,9 @@ def test_agreement_tells_how_reliable_raters_are_gold_held_fixed(tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--aggregation.methd", "majority"), "did you mean aggregation.method?"),
-        (("--aggregation.ties", "keep"), "aggregation.ties: input should be 'drop' or 'both_ways', not 'keep'"),
-        (("--aggregation.min-confidence", "1.5"), "aggregation.min_confidence"),
+        (("--aggregation.methd", "majority"), "did you mean --aggregation.method?"),
+        (("--aggregation.ties", "keep"), "--aggregation.ties: input should be 'drop' or 'both_ways', not 'keep'"),
+        (("--aggregation.min-confidence", "1.5"), "--aggregation.min-confidence"),
         (("--aggregation.exclude-raters", "nobody"), "no judgment is of nobody"),
     ],
 )

@@ -6,25 +6,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 
 import pytest
-from support import REPOSITORY, run_command, succeed
+from support import REPOSITORY, run_command
 
 from tiebreak import __version__
 from tiebreak.cli import COMMANDS, help_page
 
 HEAVY = ("torch", "transformers", "trl", "peft", "gradio", "fastapi", "wandb", "datasets", "numpy", "pydantic", "yaml")
-
-
-def test_help_answers_in_under_three_tenths_of_a_second() -> None:
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        result = succeed("--help")
-        seconds.append(time.perf_counter() - begun)
-        assert all(name in result.stdout for name in COMMANDS)
-    assert min(seconds) < 0.3, seconds
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -35,6 +24,7 @@ def test_help_imports_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.splitlines()[-1] == "HEAVY []"
+    assert all(f"  {name} " in shown.stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize("words", [(), ("-h",), ("help",)])
@@ -72,10 +62,11 @@ def test_accelerate_is_for_stages_that_train() -> None:
     result = run_command("prepare", "--config", "x.yaml", "--accelerate", "cpu")
     assert (result.returncode, result.stdout) == (2, "")
     assert "runs in one process" in result.stderr
-    result = run_command("dpo", "--accelerate", "zero9", "--config", "x.yaml")
+    result = run_command("dpo", "--accelerate", "zero9", "--config", "configs/quickstart/dpo.yaml")
     assert result.returncode == 2
     assert "no accelerate configuration 'zero9': one of cpu, cpu_zero2" in result.stderr
-    assert "--accelerate needs a name" in run_command("dpo", "--accelerate").stderr
+    for words in (["--accelerate"], ["--accelerate", "--beta", "1"], ["--accelerate="]):
+        assert "--accelerate needs a name: one of cpu, " in run_command("dpo", *words).stderr
 
 
 def test_the_readme_names_every_command() -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from support import REPOSITORY
 
 from tiebreak.cli import COMMANDS
-from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, print_help, read_yaml
+from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, read_yaml
 from tiebreak.errors import ConfigError
 
 
@@ -21,6 +21,13 @@ class Draw(Section):
 
     temperature: float = 1.0
     top_k: int = Field(default=0, ge=0)
+
+
+class Needy(Section):
+    """A section with a key that it needs."""
+
+    reward_model: str
+    patience: int = 1
 
 
 class StudyConfig(StageConfig):
@@ -56,12 +63,13 @@ def faults_of(folder: Path, text: str, *flags: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(folder, text, *flags)
     first, *faults, last = str(caught.value).splitlines()
-    assert first == f"{folder / 'study.yaml'}: {len(faults)} fault(s)"
+    count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+    assert first == f"{folder / 'study.yaml'}: {count}"
     assert last == "  all keys: tiebreak study --help"
     return [fault.strip() for fault in faults]
 
 
-def test_all_faults_are_listed_at_once_with_the_nearest_keys(tmp_path: Path) -> None:
+def test_all_faults_are_listed_at_once_with_their_places_and_the_nearest_keys(tmp_path: Path) -> None:
     text = """
         betta: 0.2
         learning_rate: 0.1
@@ -70,24 +78,45 @@ def test_all_faults_are_listed_at_once_with_the_nearest_keys(tmp_path: Path) -> 
         draws: [{temprature: 2}, {top_k: -1}]
     """
     faults = faults_of(tmp_path, text, "--bta", "3", "--max-prompts", "0", "--title")
-    assert "betta: no such key; did you mean beta?" in faults
-    assert "learning_rate: no such key; did you mean training.learning_rate?" in faults
-    assert "training.learning_rat: no such key; did you mean training.learning_rate?" in faults
-    assert "draws.0.temprature: no such key; did you mean draws.0.temperature?" in faults
-    assert "--bta: no such key; did you mean beta?" in faults
+    assert "line 2: betta: no such key; did you mean beta?" in faults
+    assert "line 3: learning_rate: no such key; did you mean training.learning_rate?" in faults
+    assert "line 5: training.learning_rat: no such key; did you mean training.learning_rate?" in faults
+    assert "line 6: draws.0.temprature: no such key; did you mean draws.0.temperature?" in faults
+    assert "--bta: no such key; did you mean --beta?" in faults
     assert "--title: needs a value" in faults
     assert "output: missing; add it to the file or give --output" in faults
-    assert "splits.1: input should be 'train', 'validation' or 'test', not 'dev'" in faults
-    assert "training.epochs: input should be greater than 0, not 0" in faults
-    assert "draws.1.top_k: input should be greater than or equal to 0, not -1" in faults
-    assert "max_prompts: input should be greater than or equal to 1, not 0" in faults
-    assert any(fault.startswith("training.seed: ") and fault.endswith("not 'minus one'") for fault in faults)
+    assert "line 4: splits.1: input should be 'train', 'validation' or 'test', not 'dev'" in faults
+    assert "line 5: training.epochs: input should be greater than 0, not 0" in faults
+    assert "line 6: draws.1.top_k: input should be greater than or equal to 0, not -1" in faults
+    assert "--max-prompts: input should be greater than or equal to 1, not 0" in faults
+    assert any(f.startswith("line 5: training.seed: ") and f.endswith("not 'minus one'") for f in faults)
     assert len(faults) == 12
+
+
+def test_faults_without_a_file_name_the_flag_to_give() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(StudyConfig, ["--training.seed", "-1"], "study")
+    assert str(caught.value).splitlines() == [
+        "the command line: 2 faults",
+        "  output: missing; give --output",
+        "  --training.seed: input should be greater than or equal to 0, not -1",
+        "  all keys: tiebreak study --help",
+    ]
+
+
+def test_a_missing_key_of_a_section_is_at_the_sections_line(tmp_path: Path) -> None:
+    class Guarded(StageConfig):
+        guard: Needy | None = None
+
+    file = tmp_path / "guarded.yaml"
+    file.write_text("output: out\nguard:\n  patience: 2\n")
+    with pytest.raises(ConfigError, match=r"line 2: guard\.reward_model: missing; add .* give --guard\.reward-model"):
+        load_config(Guarded, ["--config", str(file)], "study")
 
 
 def test_a_key_like_no_other_is_answered_with_those_there_are(tmp_path: Path) -> None:
     (fault,) = faults_of(tmp_path, "output: out\nzzzzzz: 1\n")
-    assert fault.startswith("zzzzzz: no such key; known here: output, tracking, beta")
+    assert fault.startswith("line 2: zzzzzz: no such key; the keys here are output, tracking, beta")
 
 
 @pytest.mark.parametrize("value", ["true", ".inf", ".nan", "fast"])
@@ -96,15 +125,21 @@ def test_what_is_no_finite_number_is_refused(tmp_path: Path, key: str, value: st
     section, _, leaf = key.rpartition(".")
     line = f"{section}: {{{leaf}: {value}}}" if section else f"{leaf}: {value}"
     (fault,) = faults_of(tmp_path, f"output: out\n{line}\n")
-    assert fault.startswith(f"{key}: ")
+    assert fault.startswith(f"line 2: {key}: ")
     (fault,) = faults_of(tmp_path, "output: out\n", f"--{key}", value)
-    assert fault.startswith(f"{key}: ")
+    assert fault.startswith(f"--{key.replace('_', '-')}: ")
 
 
 def test_a_switch_takes_true_and_false_alone(tmp_path: Path) -> None:
-    assert load(tmp_path, "output: out\n", "--training.gradient-checkpointing", "true").training.gradient_checkpointing
+    for words in (["true"], []):  # a switch alone is true
+        config = load(tmp_path, "output: out\n", "--training.gradient-checkpointing", *words, "--beta", "0.3")
+        assert (config.training.gradient_checkpointing, config.beta) == (True, 0.3)
+    (fault,) = faults_of(tmp_path, "output: out\n", "--no-training.gradient-checkpointing")
+    assert fault.startswith("--no-training.gradient-checkpointing: no such key")
+    (fault,) = faults_of(tmp_path, "output: out\n", "--training.no-gradient-checkpointing")
+    assert fault == ("--training.no-gradient-checkpointing: no such key; give --training.gradient-checkpointing false")
     (fault,) = faults_of(tmp_path, "output: out\ntraining: {gradient_checkpointing: 7}\n")
-    assert fault.startswith("training.gradient_checkpointing: ")
+    assert fault.startswith("line 2: training.gradient_checkpointing: ")
 
 
 def test_an_impossible_combination_is_a_fault_like_the_others(tmp_path: Path) -> None:
@@ -135,6 +170,22 @@ def test_lists_of_one_null_and_whole_values(tmp_path: Path) -> None:
     assert config.draws == [Draw(temperature=0.5)]
     assert config.spare is not None
     assert config.spare.seed == 7
+
+
+def test_an_entry_of_a_list_is_laid_over_by_its_number(tmp_path: Path) -> None:
+    text = "output: out\ndraws: [{temperature: 0.5, top_k: 3}, {top_k: 4}]\n"
+    config = load(tmp_path, text, "--draws.0.top-k", "7", "--draws.2.temperature", "0.9")
+    assert config.draws == [Draw(temperature=0.5, top_k=7), Draw(top_k=4), Draw(temperature=0.9)]
+    assert load(tmp_path, "output: out\n", "--draws.0.top-k", "7").draws == [Draw(top_k=7)]  # the default's entry
+    (fault,) = faults_of(tmp_path, text, "--draws.5.top-k", "7")
+    assert fault == "--draws.5.top-k: draws has 2 entries, so the next is number 2"
+    (fault,) = faults_of(tmp_path, text, "--draws.1.top-k", "-7")
+    assert fault == "--draws.1.top-k: input should be greater than or equal to 0, not -7"
+
+
+def test_an_empty_word_is_empty_text_and_no_number(tmp_path: Path) -> None:
+    assert load(tmp_path, "output: out\n", "--title=").title == ""
+    assert faults_of(tmp_path, "output: out\n", "--beta=") == ["--beta: needs a value"]
 
 
 def test_a_word_for_a_text_key_is_text(tmp_path: Path) -> None:
@@ -182,8 +233,8 @@ def test_the_resolved_file_is_whole_and_loads_as_the_same(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("beta: 0.1\ntitle: a\nbeta: 0.2\n", "the key 'beta' stands twice"),
-        ("training:\n  seed: 1\n  seed: 2\n", "the key 'seed' stands twice"),
+        ("beta: 0.1\ntitle: a\nbeta: 0.2\n", "the key 'beta' is given twice"),
+        ("training:\n  seed: 1\n  seed: 2\n", "the key 'seed' is given twice"),
         ("beta: [0.1\n", "line 2"),
         ("- beta\n", "must be a mapping"),
         ("1: beta\n", "must be a mapping"),
@@ -208,26 +259,6 @@ def test_stray_words_and_a_config_flag_without_a_file() -> None:
         load_config(StudyConfig, ["beta", "3"], "study")
     with pytest.raises(ConfigError, match="--config needs a file"):
         load_config(StudyConfig, ["--config"], "study")
-
-
-def test_help_lists_every_key_with_the_files_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "study.yaml"
-    file.write_text("beta: 0.375\ntraining: {seed: 41}\n")
-    with pytest.raises(SystemExit) as stopped:
-        print_help(StudyConfig, ["--config", str(file)], "study")
-    shown = capsys.readouterr().out
-    assert stopped.value.code == 0
-    for flag in (
-        "--output",
-        "--beta",
-        "--training.learning-rate",
-        "--training.seed",
-        "--tracking.mode",
-        "--max-prompts",
-    ):
-        assert flag in shown
-    for value in ("0.375", "41", "3e-06"):
-        assert value in shown
 
 
 # --- the files that the repository ships ------------------------------------------------------------------------------
