@@ -17,13 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.compare.figures import Evaluation, Link, build_report, label, read_chain, read_evaluation
+from evaluation.compare.figures import build_report
+from evaluation.compare.lineage import Lineage
 from evaluation.compare.page import Trained, build_page
+from evaluation.compare.reading import Evaluation, Link, read_chain, read_evaluation
 from evaluation.compare.samples import select_samples
+from evaluation.compare.words import label
 from evaluation.configuration import CompareConfig
 from tiebreak import runs
 from tiebreak.launch import stage_main
-from tiebreak.page.numbers import percent
+from tiebreak.page.numbers import digits_for, percent
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.tracking import track
 
@@ -38,12 +41,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     evaluation = read_evaluation(config.evaluation)
     against = [read_evaluation(folder) for folder in config.against]
     links = read_chain(config.evaluation, config.runs)
-    report = build_report(evaluation, links, against, config.title)
+    chains = [read_chain(folder) for folder in config.against]
+    report = build_report(evaluation, links, against, config.title, chains)
     run = runs.start_run(config, "compare")
     if not run.finished:
         write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
     if not run.finished or not all((run.folder / name).is_file() for name in ("report.json", "report.html")):
-        page = build_page(report, _trained(links), select_samples(evaluation, config.samples))
+        samples = select_samples(evaluation, Lineage(evaluation, links), config.samples)
+        page = build_page(report, _trained([link for chain in (*chains, links) for link in chain]), samples)
         write_json(run.folder / "report.json", report)
         write_text_atomically(run.folder / "report.html", page)
     if not run.finished:
@@ -57,7 +62,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 def _trained(links: Sequence[Link]) -> list[Trained]:
     """Runs that logged metrics, in the order of the chain."""
-    everyone = [Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder)) for link in links]
+    each = {link.id: link for link in links}.values()
+    everyone = [Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder)) for link in each]
     return [run for run in everyone if run.rows]
 
 
@@ -66,8 +72,8 @@ def _trained(links: Sequence[Link]) -> list[Trained]:
 
 def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
     """The table, where the report lies, and how to go on; plain text, whatever standard output is."""
-    guarded = [stage["guard"]["decision"] for stage in report.get("stages", []) if "guard" in stage]
-    lines = ["", report["headline"]["claim"] + ".", *report["headline"]["caveats"], *guarded, ""]
+    top = report["headline"]
+    lines = ["", f"{top['claim']}.", *top.get("sentences", []), *top["caveats"], *top.get("guards", []), ""]
     lines += summary_table(report)
     lines += ["", f"report:         {page.resolve().as_uri()}", f"label by hand:  {next_step}"]
     _say("\n".join(lines))
@@ -75,9 +81,11 @@ def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
 
 def summary_table(report: dict[str, Any]) -> list[str]:
     """The policies as lines of at most 100 columns."""
+    values = [row[_MEAN] if _MEAN in row else row["rubric_mean"] for row in report["policies"].values()]
+    digits = 1 + digits_for(_span(report, values))
     head = [
         "policy",
-        "rubric",
+        _column_name(report),
         "95% interval",
         f"win vs {label(report['baseline'])}",
         "95% interval",
@@ -87,12 +95,12 @@ def summary_table(report: dict[str, Any]) -> list[str]:
         "prompts",
     ]
     rows = [head]
-    for name, row in report["policies"].items():
+    for (name, row), mean in zip(report["policies"].items(), values, strict=True):
         rows.append(
             [
                 label(name)[:16],
-                f"{row['rubric_mean']:.3f}",
-                _interval(row["rubric_interval"], lambda v: f"{v:.3f}"),
+                f"{mean:.{digits}f}",
+                _interval(row.get("yardstick_interval", row["rubric_interval"]), lambda v: f"{v:.{digits}f}"),
                 "-" if row["win_rate_vs_sft"] is None else percent(row["win_rate_vs_sft"]),
                 _interval(row["win_rate_interval"], percent),
                 "-" if row["score_mean"] is None else f"{row['score_mean']:.2f}",
@@ -107,6 +115,20 @@ def summary_table(report: dict[str, Any]) -> list[str]:
         for row in rows
     ]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+_MEAN = "yardstick_mean"
+
+
+def _column_name(report: dict[str, Any]) -> str:
+    """The yardstick's name, as far as there is room for it; `rubric` for the rubric, and in older reports."""
+    name = str(report.get("yardstick_name", "Rubric score"))
+    return "rubric" if name == "Rubric score" else name if len(name) <= 14 else f"{name[:13]}~"
+
+
+def _span(report: dict[str, Any], values: Sequence[float]) -> float:
+    scale = report.get("yardstick_scale") or (([0.0, 1.0]) if "yardstick_name" not in report else None)
+    return float(scale[1] - scale[0]) if scale else max(max(map(abs, values)), 1e-6)
 
 
 def _interval(interval: Sequence[float] | None, form: Any) -> str:

@@ -13,18 +13,21 @@ from typing import Any
 from evaluation.compare import charts
 from evaluation.compare.charts import Spot
 from evaluation.compare.curves import Curve, Panel, base_name, read_panels, reward_against_kl
-from evaluation.compare.figures import Answer, label
+from evaluation.compare.reading import Answer
 from evaluation.compare.samples import Sample, missed
-from tiebreak.page.charts import Scale, count_bar, outcome_bar, share_bar, swatch
+from evaluation.compare.words import label
+from tiebreak.page.charts import Scale, change_scale, count_bar, outcome_bar, share_bar, swatch, value_scale
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import (
+    digits_for,
     duration,
     finer_percent,
     first_and_last,
     memory,
     number,
     one_digit,
+    p_value,
     percent,
     short,
     signed,
@@ -44,8 +47,13 @@ _KNOWN_MARKS = {
     "dpo": ("dpo", "diamond"),
     "ppo": ("ppo", "triangle"),
 }
-_FURTHER_MARKS = (("extra", "wedge"), ("other", "circle"), ("extra", "square"), ("other", "diamond"))
-_RUBRIC_SCALE = Scale(0.0, 1.0, ((0.0, "0"), (0.5, "0.5"), (1.0, "1")))
+_FURTHER_MARKS = tuple(
+    (tone, shape)
+    for shape in ("wedge", "circle", "square", "diamond", "triangle")
+    for tone in ("extra", "other", "ppo", "dpo", "sft", "base")
+    if (tone, shape) not in {("base", "circle"), ("sft", "square"), ("dpo", "diamond"), ("ppo", "triangle")}
+)
+"""26 marks that are none of those above; with more policies than that they begin again."""
 _WIN_SCALE = Scale(0.0, 1.0, ((0.0, "0%"), (0.5, "50%"), (1.0, "100%")), reference=0.5)
 
 
@@ -61,15 +69,16 @@ class Trained:
 
 def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sample]) -> str:
     """The whole page."""
-    marks = policy_marks(list(report["policies"]))
+    marks, measure = policy_marks(list(report["policies"])), Measure.of(report)
     sections = [
-        ("figures", "Policies", _policies(report, marks)),
-        ("against", "Side by side with other evaluations", _against(report, marks)),
-        ("changes", "What each stage changed", _changes(report, marks)),
+        ("figures", "Policies", _policies(report, marks, measure)),
+        ("against", "Side by side with other evaluations", _against(report, marks, measure)),
+        ("changes", "What each stage changed", _changes(report, marks, measure)),
+        ("settings", "How each was trained", _settings(report)),
         ("kl", "Reward against KL", _reward_against_kl(report, trained, marks)),
         ("curves", "Training curves", _curves(report, trained)),
         ("data", "From prompts to preferences", _data(report)),
-        ("samples", "Answers side by side", _samples(report, samples, marks)),
+        ("samples", "Answers side by side", _samples(report, samples, marks, measure)),
         ("chain", "What it was made from", _chain(report)),
     ]
     script = resources.files("evaluation.compare").joinpath("page.js").read_text(encoding="utf-8")
@@ -80,6 +89,39 @@ def policy_marks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Tone and shape by policy: the same for base, SFT, DPO and PPO in every report."""
     further = iter(_FURTHER_MARKS * (len(names) // 4 + 1))
     return {name: _KNOWN_MARKS.get(name) or next(further) for name in names}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The yardstick as the page draws it."""
+
+    name: str
+    scale: Scale
+    changes: Scale
+    digits: int
+
+    @classmethod
+    def of(cls, report: Report) -> Measure:
+        """With axes that hold every value of the report."""
+        every = [report["policies"], *(one["policies"] for one in report.get("against", {}).get("evaluations", []))]
+        rows = [row for policies in every for row in policies.values()]
+        values = [v for row in rows for v in (row["yardstick_mean"], *(row["yardstick_interval"] or ()))]
+        moved = [
+            v
+            for row in report["changes"]
+            for v in (row["yardstick_difference"], *(row["yardstick_difference_interval"] or ()))
+        ]
+        declared = report["yardstick_scale"]
+        scale = value_scale(values, tuple(declared) if declared else None)
+        span = scale.high - scale.low
+        least = span / 10 if declared else 0.0
+        return cls(report["yardstick_name"], scale, change_scale(moved, least), digits_for(span))
+
+    def form(self, value: float) -> str:
+        return number(value, self.digits)
+
+    def signed(self, value: float) -> str:
+        return signed(value, self.digits)
 
 
 # --- pieces of tables ---
@@ -96,7 +138,7 @@ def _head(report: Report) -> Markup:
     told = report["headline"]
     facts = {
         "Prompts": f"{number(max(row['n_prompts'] for row in report['policies'].values()))} held out",
-        "Yardstick": report["yardstick"],
+        "Yardstick": _yardstick(report),
         "Raters": ", ".join(report["kinds"]) or "not stated",
         "Answers drawn with": _sampling(report["sampling"]),
         "Evaluated": _finished(report),
@@ -105,9 +147,14 @@ def _head(report: Report) -> Markup:
         el("p", report["title"], cls="eyebrow"),
         el("h1", told["claim"]),
         el("p", " ".join(told["sentences"]), cls="lead"),
-        [el("p", caveat, cls="caveat") for caveat in told["caveats"]],
+        [el("p", caveat, cls="caveat") for caveat in (*told["caveats"], *told["guards"])],
         el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
     )
+
+
+def _yardstick(report: Report) -> str:
+    name, source = report["yardstick_name"], report["yardstick"]
+    return str(source) if source in (name, "rubric") else f"{name} ({source})"
 
 
 def _sampling(sampling: Row) -> str:
@@ -125,30 +172,41 @@ def _finished(report: Report) -> str:
 # --- policies ---
 
 
-def _policies(report: Report, marks: Marks) -> Markup:
+def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
     policies, baseline = report["policies"], label(report["baseline"])
+    judged = any("verdict" in row for row in policies.values())
     headings = [
         heading("Policy"),
-        heading("Rubric score", "mean, 95% interval", scale=_RUBRIC_SCALE),
+        heading(measure.name, "mean, 95% interval", scale=measure.scale),
         heading(f"Win rate against {baseline}", "95% interval", scale=_WIN_SCALE),
+        *([heading("Verdict")] if judged else []),
         heading("Score", "reward model", numeric=True),
         heading(f"KL from {baseline}", "nats per answer", numeric=True),
         heading("Length", "tokens", numeric=True),
         heading("Cut off", "share", numeric=True),
         heading("Repetition", "share", numeric=True),
     ]
-    rows = [_policy_row(name, row, report, marks) for name, row in policies.items()]
+    rows = [_policy_row(name, row, report, marks, measure, judged) for name, row in policies.items()]
     n = " or ".join(number(v) for v in sorted({row["n_prompts"] for row in policies.values()}))
-    told = (
-        f"Means over {n} held-out prompts, the same for every policy. Intervals are 95% percentile bootstraps "
-        "over prompts. A win rate counts a tie as half a win; 50% is no difference. Cut off: answers that reached the "
-        "limit of tokens. Repetition: runs of four words that came before in the answer."
+    compared = max(row.get("comparisons", 1) for row in policies.values())
+    remarks = (
+        f"Means over {n} held-out prompts, the same for every policy. Intervals of means are 95% bootstraps over prompts "
+        "(expanded percentiles), those of win rates score intervals. A win rate counts a tie as half a win; 50% is no "
+        "difference. Cut off: answers that reached the limit of tokens. Repetition: runs of four words that came before "
+        "in the answer."
     )
-    return join(table(headings, rows), note(told))
+    if judged:
+        remarks += " Verdicts: McNemar's test at 5%, from 30 prompts on" + (
+            f", p-values corrected for {compared} comparisons with {baseline} (Holm)." if compared > 1 else "."
+        )
+    return join(table(headings, rows), note(remarks))
 
 
-def _policy_row(name: str, row: Row, report: Report, marks: Marks) -> Markup:
-    win, rate = f"Win rate against {label(report['baseline'])}", row["win_rate_vs_sft"]
+_VERDICTS = {"better": "better", "worse": "worse", "undecided": "not told apart", "too few": "too few prompts"}
+
+
+def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Measure, judged: bool) -> Markup:
+    win, rate = f"Win rate against {label(report['baseline'])}", row["win_rate_vs_baseline"]
     if rate is None:
         win_cell = cell(
             win, el("small", "the baseline") if name == report["baseline"] else "–", cls="measure", absent=True
@@ -156,11 +214,13 @@ def _policy_row(name: str, row: Row, report: Report, marks: Marks) -> Markup:
     else:
         win_cell = measured(win, rate, row["win_rate_interval"], _WIN_SCALE, percent, marks[name])
     score = row["score_mean"]
+    value, interval = row["yardstick_mean"], row["yardstick_interval"]
     return el(
         "tr",
         el("th", _named(name, marks), scope="row"),
-        measured("Rubric score", row["rubric_mean"], row["rubric_interval"], _RUBRIC_SCALE, two_digits, marks[name]),
+        measured(measure.name, value, interval, measure.scale, measure.form, marks[name]),
         win_cell,
+        _verdict_cell(row) if judged else None,
         figure("Score", None, two_digits)
         if score is None
         else cell("Score", ranged(score, row["score_interval"], two_digits), cls="n two-lines"),
@@ -171,19 +231,24 @@ def _policy_row(name: str, row: Row, report: Report, marks: Marks) -> Markup:
     )
 
 
+def _verdict_cell(row: Row) -> Markup:
+    words = _VERDICTS.get(row.get("verdict", ""))
+    if words is None:
+        return cell("Verdict", "–", absent=True)
+    shown = row["verdict"] != "too few"
+    return cell("Verdict", words, el("small", f" p {p_value(row['p_value'])}") if shown else None, cls="two-lines")
+
+
 # --- what each stage changed ---
 
 
-def _changes(report: Report, marks: Marks) -> Markup | None:
+def _changes(report: Report, marks: Marks, measure: Measure) -> Markup | None:
     changes = report["changes"]
     if not changes:
         return None
-    edges = [abs(edge) for row in changes for edge in (*row["rubric_difference_interval"], row["rubric_difference"])]
-    reach = next(limit for limit in (0.1, 0.2, 0.5, 1.0) if limit >= min(max(edges), 1.0))
-    scale = Scale(-reach, reach, ((-reach, f"−{reach}"), (0.0, "0"), (reach, f"+{reach}")), reference=0.0)
     headings = [
         heading("Stage"),
-        heading("Change of the rubric score", "paired by prompt, 95% interval", scale=scale),
+        heading(f"Change of {_lower(measure.name)}", "paired by prompt, 95% interval", scale=measure.changes),
         heading("Prompts", "better, equal, worse"),
         heading("Length", "tokens", numeric=True),
         heading("Cut off", "points", numeric=True),
@@ -191,19 +256,31 @@ def _changes(report: Report, marks: Marks) -> Markup | None:
         heading("Time", numeric=True),
         heading("Peak memory", numeric=True),
     ]
-    rows = [_change_row(row, scale, report, marks) for row in changes]
-    return join(table(headings, rows), _criteria(report, marks))
+    rows = [_change_row(row, report, marks, measure) for row in changes]
+    unknown = [label(row["policy"]) for row in changes if not row["trained_from"]]
+    remark = (
+        note(f"No manifest shows what {', '.join(unknown)} was trained from: held against the baseline.")
+        if unknown
+        else None
+    )
+    return join(table(headings, rows), remark, _criteria(report, marks))
 
 
-def _change_row(row: Row, scale: Scale, report: Report, marks: Marks) -> Markup:
+def _lower(name: str) -> str:
+    """A name inside a sentence: Rubric score → the rubric score; a user's own as it is."""
+    return "the rubric score" if name == "Rubric score" else name
+
+
+def _change_row(row: Row, report: Report, marks: Marks, measure: Measure) -> Markup:
     name, counts = row["policy"], (row["prompts_better"], row["prompts_equal"], row["prompts_worse"])
-    interval = row["rubric_difference_interval"]
-    costs = [time for time in report["timings"]["stages"] if time["stage"] == name]
-    cost = costs[-1] if costs else {}
+    interval = row["yardstick_difference_interval"]
+    cost: Row = next((time for time in report["timings"]["stages"] if time["id"] == row["run"]), {})
+    origin = f" {'from' if row['trained_from'] else 'against'} {label(row['from'])}"
+    origin += f", through {', '.join(map(label, row['through']))}" if row["through"] else ""
     return el(
         "tr",
-        el("th", _named(name, marks), el("small", f" from {label(row['from'])}"), scope="row"),
-        measured("Rubric score", row["rubric_difference"], interval, scale, signed, marks[name]),
+        el("th", _named(name, marks), el("small", origin), scope="row"),
+        measured(measure.name, row["yardstick_difference"], interval, measure.changes, measure.signed, marks[name]),
         cell(
             "Better, equal, worse",
             outcome_bar(*counts),
@@ -216,6 +293,42 @@ def _change_row(row: Row, scale: Scale, report: Report, marks: Marks) -> Markup:
         figure("Time", cost.get("seconds"), duration),
         figure("Peak memory", cost.get("peak_memory_bytes"), memory),
     )
+
+
+# --- settings ---
+
+
+def _settings(report: Report) -> Markup | None:
+    """A column a trained run, a row a hyperparameter."""
+    trained = [stage for stage in report["stages"] if "settings" in stage]
+    if not trained:
+        return None
+    policies = {row["run"]: label(row["policy"]) for row in report["changes"] if row["run"]}
+    titles = [
+        join(policies.get(stage["id"], label(stage["stage"])), el("small", el("code", short(stage["id"])), cls="unit"))
+        for stage in trained
+    ]
+    names = list(dict.fromkeys(name for stage in trained for name in stage["settings"]))
+    rows = [
+        el(
+            "tr",
+            el("th", name, scope="row"),
+            [el("td", _setting(stage["settings"].get(name)), cls="n") for stage in trained],
+        )
+        for name in names
+    ]
+    headings = [heading("Setting"), *(el("th", title, scope="col", cls="n") for title in titles)]
+    return el("div", table(headings, rows, cls="beside"), cls="scroll")
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _criteria(report: Report, marks: Marks) -> Markup | None:
@@ -238,7 +351,7 @@ def _criteria(report: Report, marks: Marks) -> Markup | None:
 # --- side by side with other evaluations ---
 
 
-def _against(report: Report, marks: Marks) -> Markup | None:
+def _against(report: Report, marks: Marks, measure: Measure) -> Markup | None:
     if "against" not in report:
         return None
     against = report["against"]
@@ -246,8 +359,8 @@ def _against(report: Report, marks: Marks) -> Markup | None:
     policies = list(dict.fromkeys(name for one in evaluations for name in one["policies"]))
     marks = {**policy_marks(policies), **marks}
     measures: list[tuple[str, str, str | None, Form]] = [
-        ("Rubric score", "rubric_mean", "rubric_interval", two_digits),
-        (f"Win rate against {label(report['baseline'])}", "win_rate_vs_sft", "win_rate_interval", percent),
+        (measure.name, "yardstick_mean", "yardstick_interval", measure.form),
+        (f"Win rate against {label(report['baseline'])}", "win_rate_vs_baseline", "win_rate_interval", percent),
         ("KL, nats per answer", "kl_per_sequence", None, one_digit),
         ("Length, tokens", "length_tokens_mean", None, one_digit),
     ]
@@ -257,9 +370,9 @@ def _against(report: Report, marks: Marks) -> Markup | None:
     for policy in policies:
         figures = [one["policies"].get(policy, {}) for one in evaluations]
         told = [m for m in measures if any(row.get(m[1]) is not None for row in figures)]
-        for at, measure in enumerate(told):
+        for at, one in enumerate(told):
             first = el("th", _named(policy, marks), scope="rowgroup", rowspan=len(told)) if at == 0 else None
-            rows.append(el("tr", first, el("td", measure[0]), [_beside(row, *measure[1:]) for row in figures]))
+            rows.append(el("tr", first, el("td", one[0]), [_beside(row, *one[1:]) for row in figures]))
     headings = [heading("Policy"), heading("Figure"), *(heading(one["name"], numeric=True) for one in evaluations)]
     remark = "All on the same prompts, with the same yardstick and the same sampling settings."
     if not against["score_comparable"]:
@@ -308,7 +421,7 @@ def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
         el("div", legend, cls="legend column"),
         note(
             "What optimisation paid for its score: up is better liked by the reward model, right is further from the "
-            "SFT policy. A score that rises while the rubric does not is a sign of over-optimisation."
+            "SFT policy. A score that rises while the yardstick does not is a sign of over-optimisation."
         ),
         note("Whiskers are 95% intervals over prompts."),
         note(f"Too far right to be drawn. {outside}.") if far else None,
@@ -507,7 +620,7 @@ def flat_counts(counts: Mapping[str, Any], prefix: str = "") -> list[str]:
 # --- samples ---
 
 
-def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup | None:
+def _samples(report: Report, samples: Sequence[Sample], marks: Marks, measure: Measure) -> Markup | None:
     if not samples:
         return None
     total = max(row["n_prompts"] for row in report["policies"].values())
@@ -516,7 +629,7 @@ def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup 
         if len(samples) >= total
         else f"{len(samples)} of {total} prompts: the largest gains, the largest losses and random ones by turns."
     )
-    told = " Gain and loss: the change of the rubric score from the policy that the one named was trained from."
+    told = f" Gain and loss: the change of {_lower(measure.name)} from the policy that the one named was trained from."
     more = el(
         "p",
         el("button", "Show more", type="button", id="more"),
@@ -525,7 +638,7 @@ def _samples(report: Report, samples: Sequence[Sample], marks: Marks) -> Markup 
         cls="more",
         hidden=True,
     )
-    cards = el("div", [_sample(sample, marks) for sample in samples], id="sample-list")
+    cards = el("div", [_sample(sample, marks, measure) for sample in samples], id="sample-list")
     return join(note(chosen, told), _sample_controls(report, marks), cards, more)
 
 
@@ -549,17 +662,21 @@ def _sample_controls(report: Report, marks: Marks) -> Markup:
     )
 
 
-def _sample(sample: Sample, marks: Marks) -> Markup:
+def _sample(sample: Sample, marks: Marks, measure: Measure) -> Markup:
     only = len(sample.messages) == 1
     turns = [el("p", None if only else el("span", m.role, cls="role"), m.content, cls="turn") for m in sample.messages]
-    answers = [_answer(name, answer, sample.change.get(name), marks) for name, answer in sample.answers.items()]
+    answers = [
+        _answer(name, answer, sample.change.get(name), marks, measure) for name, answer in sample.answers.items()
+    ]
     change = json.dumps({name: round(value, 6) for name, value in sample.change.items()})
     body = [el("div", turns, cls="prompt"), el("div", answers, cls="answers")]
     return el("article", body, cls="sample", data_place=sample.place, data_change=change)
 
 
-def _answer(name: str, answer: Answer, change: float | None, marks: Marks) -> Markup:
-    facts = [f"rubric {number(answer.rubric_score, 2)}" + (f" ({signed(change)})" if change else "")]
+def _answer(name: str, answer: Answer, change: float | None, marks: Marks, measure: Measure) -> Markup:
+    name_of_value = "rubric" if measure.name == "Rubric score" else measure.name
+    moved = f" ({measure.signed(change)})" if change else ""
+    facts = [f"{name_of_value} {measure.form(answer.yardstick_score)}{moved}"]
     facts += [f"score {number(answer.score, 2)}"] if answer.score is not None else []
     facts += [f"{answer.length_tokens} tokens"] + ([] if answer.finished else ["cut off"])
     lacking = missed(answer)

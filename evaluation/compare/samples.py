@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evaluation.compare.figures import Answer, Evaluation, reference_of
+from evaluation.compare.lineage import Lineage
+from evaluation.compare.reading import Answer, Evaluation
 from tiebreak.records import Message
 
 
@@ -14,7 +15,7 @@ from tiebreak.records import Message
 class Sample:
     """One prompt with every policy's answer.
 
-    `change` is the rubric's difference from the policy that the one named was trained from.
+    `change` is the yardstick's difference from the policy that the one named was trained from.
     """
 
     prompt_id: str
@@ -25,15 +26,15 @@ class Sample:
     """position in an order that depends on nothing but the prompt: the report's random order"""
 
 
-def select_samples(evaluation: Evaluation, most: int) -> list[Sample]:
+def select_samples(evaluation: Evaluation, lineage: Lineage, most: int) -> list[Sample]:
     """At most `most` prompts in random order: by turns the largest gain, the largest loss and a random one of a policy.
 
     The losses are taken as often as the gains, so that nothing flatters the policy that was trained last.
     """
-    everyone = _samples(evaluation)
-    trained = [name for name in evaluation.policies if reference_of(evaluation, name)]
+    origins = {name: origin.policy for name in evaluation.policies if (origin := lineage.origin_of(name))}
+    everyone = _samples(evaluation, origins)
     queues: list[list[Sample]] = [everyone]
-    for name in trained:
+    for name in origins:
         queues.append(sorted(everyone, key=lambda s: (-s.change[name], s.place)))
         queues.append(sorted(everyone, key=lambda s: (s.change[name], s.place)))
     taken: dict[str, Sample] = {}
@@ -44,7 +45,7 @@ def select_samples(evaluation: Evaluation, most: int) -> list[Sample]:
     return sorted(taken.values(), key=lambda s: s.place)
 
 
-def _samples(evaluation: Evaluation) -> list[Sample]:
+def _samples(evaluation: Evaluation, origins: Mapping[str, str]) -> list[Sample]:
     by_prompt: dict[str, dict[str, Answer]] = {}
     for answer in evaluation.answers:
         by_prompt.setdefault(answer.prompt_id, {}).setdefault(answer.policy, answer)
@@ -53,11 +54,7 @@ def _samples(evaluation: Evaluation) -> list[Sample]:
     samples = []
     for place, prompt in enumerate(shuffled):
         answers = {name: by_prompt[prompt][name] for name in evaluation.policies}
-        change = {}
-        for name in evaluation.policies:
-            origin = reference_of(evaluation, name)
-            if origin is not None:
-                change[name] = scores[name][prompt] - scores[origin][prompt]
+        change = {name: scores[name][prompt] - scores[origin][prompt] for name, origin in origins.items()}
         samples.append(Sample(prompt, next(iter(answers.values())).messages, answers, change, place))
     return samples
 

@@ -92,7 +92,7 @@ def figures_of(rows: list[dict[str, Any]], baseline: list[dict[str, Any]] | None
     figures: dict[str, Any] = {
         "rubric_mean": sum(scores) / len(scores),
         "rubric_interval": bootstrap_interval(scores, resamples=500),
-        "criteria": {c: sum(row["rubric"][c] for row in rows) / len(rows) for c in CRITERIA},
+        "criteria": {c: sum(row["rubric"][c] for row in rows) / len(rows) for c in rows[0]["rubric"]},
         "win_rate_vs_sft": None,
         "win_rate_interval": None,
         "score_mean": sum(row["score"] for row in rows) / len(rows),
@@ -351,10 +351,8 @@ def test_verdict_excludes_an_even_half(interval: tuple[float, float] | None, exp
 
 def test_headline_claims_what_the_intervals_allow(recipe: str) -> None:
     told = report_of(recipe)["headline"]
-    # DPO's per-prompt wins are 1, 1, 1, 0.5: a resample's mean is 0.5 in 1 of 256 cases, 0.625 or more in the others,
-    # so the 2.5th percentile lies above one half. PPO's are 0.5, 1, 0.5, 0: symmetric about one half.
-    assert told["verdicts"] == {"dpo": "better", "ppo": "undecided"}
-    assert told["claim"] == "DPO wins more often than SFT; PPO cannot be told apart from SFT"
+    assert told["verdicts"] == {"dpo": "too few", "ppo": "too few"}
+    assert told["claim"] == "4 prompts are too few to tell DPO and PPO from SFT"
     assert any("simulated raters, not from people" in caveat for caveat in told["caveats"])
     assert any("Only 4 prompts" in caveat for caveat in told["caveats"])
 
@@ -367,7 +365,7 @@ def test_a_losing_policy_is_said_to_lose(tmp_path: Path, monkeypatch: pytest.Mon
     told = report_of(write_evaluation(Path("evaluate"), rows, {}))["headline"]
     assert told["claim"] == "DPO loses more often than it wins against SFT"
     assert told["sentences"] == [
-        "DPO wins 0% of 30 held-out prompts against SFT (95% interval 0% to 0%, wholly below an even 50%)."
+        "DPO wins 0% of 30 held-out prompts against SFT (95% interval 0% to 14%, wholly below an even 50%)."
     ]
 
 

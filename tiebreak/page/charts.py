@@ -143,6 +143,37 @@ class Scale:
         return WHISKER_INSET + (inside - self.low) / (self.high - self.low) * (WHISKER_WIDTH - 2 * WHISKER_INSET)
 
 
+def value_scale(values: Sequence[float], declared: tuple[float, float] | None = None) -> Scale:
+    """An axis for a column of values and interval ends: as declared, or round ends about the values, none cut off.
+
+    >>> value_scale([45.2, 48.7]).labels, value_scale([0.2], (0.0, 1.0)).labels
+    (((44.0, '44'), (47.0, '47'), (50.0, '50')), ((0.0, '0.0'), (0.5, '0.5'), (1.0, '1.0')))
+    """
+    if declared is None:
+        low, high = min(values), max(values)
+        if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
+            low, high = spread(values)
+        step = ticks(low, high, 3)
+        each = step[1] - step[0] if len(step) > 1 else (high - low) / 2
+        declared = math.floor(low / each + 1e-9) * each, math.ceil(high / each - 1e-9) * each
+    low, high = min([declared[0], *values]), max([declared[1], *values])
+    places = (low, (low + high) / 2, high)
+    return Scale(low, high, tuple(zip(places, tick_labels(places), strict=True)))
+
+
+def change_scale(values: Sequence[float], least: float = 0.0) -> Scale:
+    """An axis for a column of differences: as far to both sides as the furthest, at `least`, in a round number.
+
+    >>> change_scale([-0.13, 0.02]).labels
+    ((-0.2, '−0.2'), (0.0, '0'), (0.2, '+0.2'))
+    """
+    furthest = max([least, *map(abs, values)]) or 1.0
+    power = 10.0 ** math.floor(math.log10(furthest))
+    reach = next(float(f"{m * power:.1g}") for m in (1, 2, 5, 10) if m * power >= furthest * (1 - 1e-9))
+    shown = f"{reach:g}"
+    return Scale(-reach, reach, ((-reach, f"−{shown}"), (0.0, "0"), (reach, f"+{shown}")), reference=0.0)
+
+
 def whisker(value: float, interval: Sequence[float] | None, scale: Scale, tone: str, shape: str) -> Markup:
     """A value and its 95% interval on a short axis, to stand in a table's cell."""
     parts = [line(scale.x(scale.low), 11.0, scale.x(scale.high), 11.0, "grid")]

@@ -58,6 +58,22 @@ def one_digit(value: float) -> str:
     return number(value, 1)
 
 
+def p_value(value: float) -> str:
+    """0.03, 0.004, < 0.001"""
+    return "< 0.001" if value < 0.001 else number(value, 3 if value < 0.01 else 2)
+
+
+def digits_for(span: float) -> int:
+    """Decimals that a mean on a scale of this length is worth.
+
+    >>> [digits_for(span) for span in (0.05, 1, 10, 100, 4000)]
+    [4, 2, 2, 1, 0]
+    """
+    if span > 100:
+        return 0
+    return 1 if span > 10 else max(2, min(2 - math.floor(math.log10(span)), 6)) if span > 0 else 2
+
+
 def finer_percent(share: float) -> str:
     """4.7%"""
     return f"{number(100 * share, 1)}%"

@@ -1,0 +1,310 @@
+"""Which policy is better than the baseline, in words that claim no more than the figures do.
+
+A verdict takes 30 prompts, and McNemar's test of the prompts that one of the two wins. Where several policies are held
+against one baseline their p-values are raised by Holm's method, so that a false verdict among them all is as rare as in
+one comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.compare.lineage import Lineage
+from evaluation.compare.reading import Evaluation, Link
+from evaluation.compare.words import edge, label, listed
+from tiebreak.page.numbers import number, p_value, percent, short
+from tiebreak.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
+
+MANY_PROMPTS = 30
+"""Below this many prompts there is no verdict: so few say little whatever the test (Hesterberg 2015, section 4)."""
+LEVEL = 0.05
+SHOWN_WIN_RATE = 0.65
+"""What "about n more" is worked out for: prompts that show such a win rate four times in five."""
+GUARD_INPUT = "guard.reward_model"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a policy stands to the baseline."""
+
+    outcome: str
+    """`better`, `worse`, `undecided`, `too few` prompts to tell, or `unknown` without a baseline"""
+    outcomes: Outcomes | None = None
+    p_value: float | None = None
+    """after Holm's correction for all comparisons"""
+    comparisons: int = 1
+
+    def figures(self) -> dict[str, Any]:
+        """What report.json says of it."""
+        return {"verdict": self.outcome, "p_value": self.p_value, "comparisons": self.comparisons}
+
+
+def verdict(interval: Interval | None) -> str:
+    """How one win rate alone stands to an even 50%: `better`, `worse`, `undecided`, or `unknown` without an interval."""
+    if interval is None:
+        return "unknown"
+    return "better" if interval[0] > 0.5 else "worse" if interval[1] < 0.5 else "undecided"
+
+
+def find_verdicts(evaluation: Evaluation, links: Sequence[Link]) -> dict[str, Verdict]:
+    """The verdict on each policy that was not the baseline's beginning."""
+    names, baseline = Lineage(evaluation, links).subjects(), evaluation.baseline
+    if baseline not in evaluation.policies:
+        return {name: Verdict("unknown") for name in names}
+    outcomes = {name: evaluation.outcomes(name, baseline) for name in names}
+    adjusted = holm([one.p_value for one in outcomes.values()])
+    return {
+        name: Verdict(_outcome(one, p_value), one, p_value, len(names))
+        for (name, one), p_value in zip(outcomes.items(), adjusted, strict=True)
+    }
+
+
+def _outcome(outcomes: Outcomes, p_value: float) -> str:
+    if outcomes.prompts < MANY_PROMPTS:
+        return "too few"
+    if p_value >= LEVEL:
+        return "undecided"
+    return "better" if outcomes.wins > outcomes.losses else "worse"
+
+
+# --- words ---
+
+
+def headline(
+    evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """What changed, in every evaluation of the report.
+
+    Args:
+        evaluations: by the name that tells them apart, the report's own first.
+        chains: the runs behind each.
+    """
+    verdicts = {name: find_verdicts(one, chains[name]) for name, one in evaluations.items()}
+    claims = {name: _claim(verdicts[name], one) for name, one in evaluations.items()}
+    links = list({link.id: link for chain in chains.values() for link in chain}.values())
+    first = next(iter(evaluations))
+    return {
+        "claim": _one_claim(claims),
+        "sentences": [
+            (f"{where}: " if len(evaluations) > 1 else "") + _sentence(policy, one, evaluations[where])
+            for where, found in verdicts.items()
+            for policy, one in found.items()
+        ],
+        "caveats": [
+            *_caveats(evaluations, kinds),
+            *_reward_caveats(links),
+            *_dpo_caveats(links, evaluations, chains),
+            *_guard_caveats(links),
+        ],
+        "guards": [guard_decision(link.stage, link.manifest["guard"]) for link in links if "guard" in link.manifest],
+        "verdicts": {policy: one.outcome for policy, one in verdicts[first].items()},
+        "claims": claims if len(claims) > 1 else {},
+    }
+
+
+def _one_claim(claims: Mapping[str, str]) -> str:
+    if len(claims) == 1:
+        return next(iter(claims.values()))
+    if len(set(claims.values())) == 1:
+        return f"In each of {len(claims)} evaluations: {next(iter(claims.values()))}"
+    return "; ".join(f"in {where}, {claim}" for where, claim in claims.items())
+
+
+def _claim(verdicts: Mapping[str, Verdict], evaluation: Evaluation) -> str:
+    baseline = label(evaluation.baseline)
+    phrases = {
+        "better": ("wins more often than {}", "win more often than {}"),
+        "worse": ("loses more often than it wins against {}", "lose more often than they win against {}"),
+        "undecided": ("cannot be told apart from {}", "cannot be told apart from {}"),
+        "unknown": ("was not compared with {}", "were not compared with {}"),
+    }
+    clauses = []
+    for outcome, (singular, plural) in phrases.items():
+        who = [label(name) for name, one in verdicts.items() if one.outcome == outcome]
+        if who:
+            clauses.append(f"{listed(who)} {(plural if len(who) > 1 else singular).format(baseline)}")
+    few = {name: one for name, one in verdicts.items() if one.outcome == "too few"}
+    if few:
+        n = min(one.outcomes.prompts for one in few.values() if one.outcomes)
+        prompts = "1 prompt is" if n == 1 else f"{n} prompts are"
+        clauses.append(f"{prompts} too few to tell {listed(map(label, few))} from {baseline}")
+    return "; ".join(clauses) or f"Only {baseline} was evaluated"
+
+
+def _sentence(name: str, one: Verdict, evaluation: Evaluation) -> str:
+    if one.outcomes is None:
+        return f"{label(name)}: no win rate was measured."
+    low, high = one.outcomes.interval
+    n = "the 1 held-out prompt" if one.outcomes.prompts == 1 else f"{one.outcomes.prompts} held-out prompts"
+    return (
+        f"{label(name)} wins {percent(one.outcomes.win_rate)} of {n} against {label(evaluation.baseline)} "
+        f"(95% interval {edge(low)} to {edge(high)}{_reading(one)})."
+    )
+
+
+def _reading(one: Verdict) -> str:
+    """What an interval means, in agreement with the verdict."""
+    if one.outcomes is None or one.outcome == "too few":
+        more = max(needed_prompts(SHOWN_WIN_RATE, one.comparisons), MANY_PROMPTS)
+        more -= one.outcomes.prompts if one.outcomes else 0
+        shown = percent(SHOWN_WIN_RATE)
+        return f"; too few to tell: about {more} more would show a win rate of {shown}, four times in five"
+    alone = verdict(one.outcomes.interval)
+    if alone == "undecided":
+        return ", which includes an even 50%"
+    side = "above" if alone == "better" else "below"
+    if one.outcome == "undecided":
+        among = f"among {one.comparisons} comparisons: p = {p_value(one.p_value or 0.0)} by Holm's correction"
+        return f", {side} an even 50% on its own, but not {among}"
+    return f", wholly {side} an even 50%"
+
+
+# --- caveats ---
+
+
+def _caveats(evaluations: Mapping[str, Evaluation], kinds: Sequence[str]) -> list[str]:
+    rows = []
+    if "simulated" in kinds:
+        some = "Part of the" if {"human", "model"} & set(kinds) else "The"
+        rows.append(
+            f"{some} preferences come from simulated raters, not from people: this shows how far training follows "
+            "the raters' written rule, not what people would prefer."
+        )
+    if "model" in kinds:
+        rows.append("Judgments made by a model are among the preferences.")
+    if not kinds or kinds == ["unstated"]:
+        rows.append("The data does not say who judged.")
+    n = min(figures.n_prompts for one in evaluations.values() for figures in one.policies.values())
+    if n < MANY_PROMPTS:
+        rows.append(f"Only {n} prompt{'' if n == 1 else 's'}: a verdict takes {MANY_PROMPTS} at least.")
+    return rows
+
+
+def _reward_caveats(links: Sequence[Link]) -> list[str]:
+    """A reward model that is not shown to beat a coin on held-out preferences makes its scores, and PPO's, moot."""
+    rows = []
+    for link in links:
+        metrics = dict(link.manifest.get("metrics") or {})
+        interval = metrics.get("held_out_accuracy_interval")
+        if link.stage == "reward" and interval and interval[0] <= 0.5:
+            rows.append(
+                f"The reward model{_which(link, links)} is right about {percent(metrics['held_out_accuracy'])} of "
+                f"held-out preferences (95% interval {edge(interval[0])} to {edge(interval[1])}, which does not exclude "
+                "chance): read its scores with care."
+            )
+        loss = metrics.get("eval_loss")
+        if link.stage == "reward" and _above_chance(loss) and _plain_bradley_terry(link):
+            rows.append(
+                f"The reward model's{_which(link, links)} loss on held-out preferences is {number(loss)}, above the "
+                f"{number(math.log(2))} (ln 2) of a coin: it is surer than it is right."
+            )
+    return rows
+
+
+def _dpo_caveats(
+    links: Sequence[Link], evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]]
+) -> list[str]:
+    """What a DPO run's own held-out preferences say against it."""
+    names = {
+        link.id: label(policy)
+        for where, one in evaluations.items()
+        for policy in one.policies
+        if (link := Lineage(one, chains[where]).run_of(policy)) is not None
+    }
+    rows = []
+    for link in links:
+        if link.stage == "dpo":
+            name = names.get(link.id, label(link.stage)) + _which(link, links)
+            rows += [f"{name}'s {fault}." for fault in (_dpo_loss_fault(link), _dpo_accuracy_fault(link)) if fault]
+    return rows
+
+
+def _dpo_loss_fault(link: Link) -> str:
+    loss = (link.manifest.get("metrics") or {}).get("eval_loss")
+    losses = (link.manifest.get("config") or {}).get("loss_type", ["sigmoid"])
+    if list(losses) != ["sigmoid"] or not _above_chance(loss):
+        return ""
+    return (
+        f"loss on held-out preferences is {number(loss)}, above the {number(math.log(2))} (ln 2) of the policy that it "
+        "began with: what it learned does not carry over to them"
+    )
+
+
+def _dpo_accuracy_fault(link: Link) -> str:
+    metrics, counts = link.manifest.get("metrics") or {}, link.manifest.get("counts") or {}
+    accuracy, n = metrics.get("eval_rewards/accuracies"), counts.get("validation")
+    if not isinstance(accuracy, (int, float)) or not n:
+        return ""
+    rows = ((link.manifest.get("config") or {}).get("training") or {}).get("eval_rows")
+    n = min(n, rows) if rows else n
+    low, high = wilson_interval(min(max(accuracy, 0.0), 1.0) * n, n)
+    if low > 0.5:
+        return ""
+    chance = "includes chance" if high >= 0.5 else "lies below chance"
+    return (
+        f"implicit rewards are right about {percent(accuracy)} of {n} held-out preferences (95% interval {edge(low)} to "
+        f"{edge(high)}, which {chance})"
+    )
+
+
+def _above_chance(loss: object) -> bool:
+    return isinstance(loss, (int, float)) and loss > math.log(2) + 5e-4  # beyond what is printed of it
+
+
+def _plain_bradley_terry(link: Link) -> bool:
+    """Whether a coin's loss is ln 2: margins and soft labels have another."""
+    config = link.manifest.get("config") or {}
+    return config.get("strength_as", "margin") != "margin" and not config.get("soft_labels", False)
+
+
+def _which(link: Link, links: Sequence[Link]) -> str:
+    """A run's id, where there are several of its stage."""
+    return f" {short(link.id)}" if sum(one.stage == link.stage for one in links) > 1 else ""
+
+
+def _guard_caveats(links: Sequence[Link]) -> list[str]:
+    """A guard that learned from the judgments that the training rests on shares their errors."""
+    preferences = {
+        link.id: link.manifest["inputs"]["preferences"]["id"]
+        for link in links
+        if "preferences" in link.manifest["inputs"]
+    }
+    rows = []
+    for link in links:
+        inputs = {name: one["id"] for name, one in link.manifest["inputs"].items()}
+        rewards = [i for name, i in inputs.items() if name == "reward_model" or name.startswith("rewards.")]
+        learned_from = {preferences.get(one) for one in (link.id, *rewards)} - {None}
+        if "guard" in link.manifest and preferences.get(inputs.get(GUARD_INPUT, "")) in learned_from:
+            name = label(link.stage)
+            rows.append(
+                f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors, and may "
+                "miss what one of another share of the judgments would see."
+            )
+    return rows
+
+
+def guard_decision(stage: str, guard: Mapping[str, Any]) -> str:
+    """What the guard of a run kept, and why training ended, in words (see preference/guard.py)."""
+    name, kept, first, last = label(stage), guard["kept"], guard["history"][0], guard["history"][-1]
+    told = (
+        f"{name} was guarded by a reward model that its training did not see, which scored the answers to "
+        f"{number(guard['prompts'])} validation prompts at {len(guard['history'])} steps."
+    )
+    if kept["step"] == first["step"]:
+        told += f" It liked no policy better than the one that training began with, so {name} is that one, as it was."
+    else:
+        liked = "the last policy" if kept["step"] == last["step"] else "the policy"
+        told += (
+            f" It liked {liked} of step {number(kept['step'])} best, which was kept: its score rose from "
+            f"{number(first['score'])} to {number(kept['score'])}, at a KL of {number(kept['kl'])} nats per answer."
+        )
+    if guard["stopped_at_step"] is None:
+        return f"{told} Training ran to its end, step {number(last['step'])}."
+    times = "once" if guard["patience"] == 1 else f"{guard['patience']} times running"
+    return (
+        f"{told} Training was stopped at step {number(guard['stopped_at_step'])}: that score had fallen {times}, to "
+        f"{number(last['score'])}, while what the training went by rose."
+    )

@@ -1,0 +1,33 @@
+"""Names and numbers as the report's prose prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tiebreak.page.numbers import percent
+
+
+def label(policy: str) -> str:
+    """A policy's name as prose prints it: SFT, DPO, PPO; other names as they are."""
+    return policy.upper() if policy in ("sft", "dpo", "ppo") else policy
+
+
+def edge(share: float) -> str:
+    """A percentage that does not round onto the 50% it is held against."""
+    return f"{100 * share:.1f}%" if percent(share) == "50%" and share != 0.5 else percent(share)
+
+
+def listed(names: Iterable[str]) -> str:
+    """a, b and c"""
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def distinct_names(folders: Sequence[str]) -> list[str]:
+    """The parts of paths that tell them apart: runs/seed0/evaluate, runs/seed1/evaluate → seed0, seed1."""
+    parts = [Path(folder).parts for folder in folders]
+    if len(folders) == 1 or len({len(p) for p in parts}) > 1:
+        return [str(folder) for folder in folders]
+    differing = [i for i in range(len(parts[0])) if len({p[i] for p in parts}) > 1]
+    return ["/".join(p[i] for i in differing) or str(folder) for p, folder in zip(parts, folders, strict=True)]

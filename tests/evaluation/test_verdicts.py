@@ -1,0 +1,410 @@
+"""What the report claims: verdicts, where each policy came from, warnings of the training, a yardstick of any scale."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_compare import answer, hand_rows, report_of, write_evaluation, write_recipe, write_run
+
+from evaluation.compare.verdicts import verdict
+from tiebreak.errors import HandoffError
+from tiebreak.records import write_json
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def rows_against_sft(**outcomes: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Policies by how often they win, tie and lose against SFT, which meets three of six criteria everywhere."""
+    n = sum(next(iter(outcomes.values())))
+    rows = [answer(prompt, "sft", 3, "a", 0.0, 0.0) for prompt in range(n)]
+    for name, (wins, ties, _) in outcomes.items():
+        met = [4 if prompt < wins else 3 if prompt < wins + ties else 2 for prompt in range(n)]
+        rows += [answer(prompt, name, met[prompt], "b", 0.0, 1.0) for prompt in range(n)]
+    return rows
+
+
+def headline_of(folder: str, rows: list[dict[str, Any]], **keys: Any) -> dict[str, Any]:
+    headline: dict[str, Any] = report_of(write_evaluation(Path(folder), rows, {}), f"{folder}-report", **keys)[
+        "headline"
+    ]
+    return headline
+
+
+# --- verdicts ---
+
+
+def test_below_thirty_prompts_there_is_no_verdict_however_clear_the_figures() -> None:
+    few = headline_of("few", rows_against_sft(dpo=(29, 0, 0)))
+    assert few["verdicts"] == {"dpo": "too few"}
+    assert few["claim"] == "29 prompts are too few to tell DPO from SFT"
+    # 92 prompts show a win rate of 65%, four times in five: see the test of needed_prompts
+    assert few["sentences"][0].endswith(
+        "; too few to tell: about 63 more would show a win rate of 65%, four times in five)."
+    )
+    assert "Only 29 prompts: a verdict takes 30 at least." in few["caveats"]
+    enough = headline_of("enough", rows_against_sft(dpo=(30, 0, 0)))
+    assert enough["claim"] == "DPO wins more often than SFT"
+    assert enough["sentences"] == [
+        "DPO wins 100% of 30 held-out prompts against SFT (95% interval 86% to 100%, wholly above an even 50%)."
+    ]
+    assert not any("prompts" in caveat for caveat in enough["caveats"])
+
+
+def test_one_prompt_is_no_verdict_and_has_no_interval_of_zero_width() -> None:
+    one = headline_of("one", rows_against_sft(dpo=(0, 0, 1)))
+    assert one["claim"] == "1 prompt is too few to tell DPO from SFT"
+    assert one["sentences"][0].startswith("DPO wins 0% of the 1 held-out prompt against SFT (95% interval 0% to 95%;")
+
+
+def test_several_policies_against_one_baseline_are_held_to_a_stricter_level() -> None:
+    # 21 wins to 9 losses: p = .0446, below 5% alone; of three such, the smallest is tripled
+    alone = headline_of("alone", rows_against_sft(dpo=(21, 0, 9)))
+    assert alone["verdicts"] == {"dpo": "better"}
+    three = report_of(
+        write_evaluation(Path("three"), rows_against_sft(dpo=(21, 0, 9), ppo=(9, 0, 21), more=(26, 0, 4)), {}),
+        "three-report",
+    )
+    assert three["headline"]["verdicts"] == {"dpo": "undecided", "ppo": "undecided", "more": "better"}
+    assert three["headline"]["claim"] == "more wins more often than SFT; DPO and PPO cannot be told apart from SFT"
+    assert three["headline"]["sentences"][0] == (
+        "DPO wins 70% of 30 held-out prompts against SFT (95% interval 50.4% to 85%, above an even 50% on its own, but "
+        "not among 3 comparisons: p = 0.09 by Holm's correction)."
+    )
+    figures = three["policies"]
+    assert figures["dpo"]["p_value"] == pytest.approx(2 * 0.04461, abs=1e-4)
+    assert figures["more"]["p_value"] == pytest.approx(3 * math.erfc(21 / math.sqrt(60)), rel=1e-9)
+    assert (figures["dpo"]["comparisons"], figures["dpo"]["verdict"]) == (3, "undecided")
+    assert figures["dpo"]["outcomes"] == {"wins": 21, "ties": 0, "losses": 9}
+    page = Path("three-report/report.html").read_text(encoding="utf-8")
+    assert "corrected for 3 comparisons with SFT (Holm)" in page
+    assert "not told apart<small> p 0.09</small>" in page
+
+
+def test_the_verdict_and_the_interval_agree_where_there_is_one_comparison() -> None:
+    for wins in range(10, 22):
+        headline = headline_of(f"w{wins}", rows_against_sft(dpo=(wins, 3, 29 - wins)))
+        low, high = (
+            float(edge) / 100 for edge in re.findall(r"interval ([\d.]+)% to ([\d.]+)%", headline["sentences"][0])[0]
+        )
+        assert headline["verdicts"]["dpo"] == verdict((low, high)), wins
+        phrase = {"better": "wholly above", "worse": "wholly below", "undecided": "which includes"}
+        assert phrase[headline["verdicts"]["dpo"]] in headline["sentences"][0]
+
+
+def test_an_older_reports_own_interval_is_not_what_the_verdict_rests_on() -> None:
+    """Older evaluations hold percentile bootstraps: 0% to 0% of one prompt. The wins are counted from the answers."""
+    report = report_of(write_evaluation(Path("old"), rows_against_sft(dpo=(0, 0, 40)), {}), "old-report")
+    assert report["policies"]["dpo"]["win_rate_interval"] == pytest.approx([0.0, 0.1085], abs=1e-3)
+    assert report["policies"]["dpo"]["win_rate_vs_baseline"] == report["policies"]["dpo"]["win_rate_vs_sft"] == 0.0
+    assert (
+        report["policies"]["dpo"]["yardstick_mean"] == report["policies"]["dpo"]["rubric_mean"] == pytest.approx(1 / 3)
+    )
+
+
+# --- where a policy came from ---
+
+
+def trained(folder: str, stage: str, policy: str, seconds: float, **facts: Any) -> str:
+    """A finished training run that took so long; its adapter is its folder's name."""
+    write_run(Path(folder), stage, {"policy": policy}, {"adapter.json": {"name": folder}}, **facts)
+    manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    write_json(Path(folder) / "manifest.json", {**manifest, "seconds": seconds})
+    return folder
+
+
+def evaluation_of(folder: str, met: dict[str, int], policies: dict[str, str], n: int = 4) -> str:
+    """Policies that meet so many criteria on every prompt."""
+    rows = [answer(prompt, name, met[name], name, 0.0, 0.0) for name in met for prompt in range(n)]
+    return write_evaluation(Path(folder), rows, {f"policy_{name}": source for name, source in policies.items()})
+
+
+def test_each_policy_is_held_against_the_one_it_was_trained_from() -> None:
+    start = "bundled:smollm2-135m-instruct"
+    sources = {"base": start, "sft": trained("sft0", "sft", start, 100)}
+    sources["sft-1"] = trained("sft1", "sft", start, 200)
+    sources["dpo"] = trained("dpo0", "dpo", "sft0", 300)
+    sources["dpo-1"] = trained("dpo1", "dpo", "sft1", 400)
+    met = {"base": 1, "sft": 2, "sft-1": 4, "dpo": 3, "dpo-1": 6}
+    report = report_of(evaluation_of("evaluate", met, sources))
+    changes = {row["policy"]: row for row in report["changes"]}
+    origins = {name: row["from"] for name, row in changes.items()}
+    assert origins == {"sft": "base", "sft-1": "base", "dpo": "sft", "dpo-1": "sft-1"}
+    assert all(row["trained_from"] for row in changes.values())
+    differences = {name: row["yardstick_difference"] for name, row in changes.items()}
+    assert differences == pytest.approx({"sft": 1 / 6, "sft-1": 3 / 6, "dpo": 1 / 6, "dpo-1": 2 / 6})
+    seconds = {row["id"]: row["seconds"] for row in report["timings"]["stages"]}
+    assert {name: seconds[row["run"]] for name, row in changes.items()} == {
+        "sft": 100,
+        "sft-1": 200,
+        "dpo": 300,
+        "dpo-1": 400,
+    }
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>(.*?)</tr>", page[page.index('id="changes"') : page.index("Share of answers")], re.DOTALL)[
+        1:
+    ]
+    shown = [
+        (re.sub("<[^>]+>", "", re.findall("<th.*?</th>", row)[0]), re.findall(r"\d min \d\d s", row)) for row in rows
+    ]
+    assert shown == [
+        ("SFT from base", ["1 min 40 s"]),
+        ("sft-1 from base", ["3 min 20 s"]),
+        ("DPO from SFT", ["5 min 00 s"]),
+        ("dpo-1 from sft-1", ["6 min 40 s"]),
+    ]
+
+
+def test_a_second_dpo_run_is_held_against_the_first_or_through_it_against_sft() -> None:
+    first = trained("dpo-a", "dpo", trained("sft", "sft", "some/base", 1), 2)
+    second = trained("dpo-b", "dpo", first, 3)
+    both = {"sft": "sft", "first": first, "second": second}
+    report = report_of(evaluation_of("evaluate", {"sft": 1, "first": 2, "second": 4}, both))
+    assert [(row["policy"], row["from"], row["through"]) for row in report["changes"]] == [
+        ("first", "sft", []),
+        ("second", "first", []),
+    ]
+    skipped = report_of(evaluation_of("skipping", {"sft": 1, "second": 4}, {"sft": "sft", "second": second}), "skipped")
+    assert [(row["policy"], row["from"], row["through"]) for row in skipped["changes"]] == [("second", "sft", ["dpo"])]
+    assert "<small> from SFT, through DPO</small>" in Path("skipped/report.html").read_text(encoding="utf-8")
+
+
+def test_what_no_manifest_shows_is_held_against_the_baseline_and_says_so() -> None:
+    sft = trained("sft", "sft", "some/base", 1)
+    rows = {"sft": 2, "elsewhere": 4}
+    report = report_of(evaluation_of("evaluate", rows, {"sft": sft, "elsewhere": "another/model"}))
+    (row,) = report["changes"]
+    assert (row["policy"], row["from"], row["trained_from"], row["run"]) == ("elsewhere", "sft", False, None)
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    assert "<small> against SFT</small>" in page
+    assert "No manifest shows what elsewhere was trained from: held against the baseline." in page
+
+
+def test_verdicts_do_not_depend_on_the_order_of_the_policies() -> None:
+    """All but the baseline and what it was trained from get one, wherever they are listed."""
+    start = "bundled:smollm2-135m-instruct"
+    sft = trained("sft", "sft", start, 1)
+    sources = {"dpo": trained("dpo", "dpo", sft, 2), "base": start, "sft": sft, "ppo": trained("ppo", "ppo", sft, 3)}
+    for at, names in enumerate((["dpo", "base", "sft", "ppo"], ["sft", "ppo", "dpo", "base"])):
+        met = {name: {"dpo": 6, "ppo": 1, "sft": 3, "base": 2}[name] for name in names}
+        report = report_of(evaluation_of(f"e{at}", met, {n: sources[n] for n in names}, n=30), f"r{at}")
+        assert report["headline"]["verdicts"] == {"dpo": "better", "ppo": "worse"}
+
+
+# --- several evaluations ---
+
+
+def test_the_headline_speaks_of_every_evaluation() -> None:
+    better = write_evaluation(Path("runs/seed0/evaluate"), rows_against_sft(dpo=(24, 3, 3)), {})
+    other = write_evaluation(Path("runs/seed1/evaluate"), rows_against_sft(dpo=(14, 3, 13)), {})
+    report = report_of(better, against=[other])
+    headline = report["headline"]
+    assert headline["claim"] == "in seed0, DPO wins more often than SFT; in seed1, DPO cannot be told apart from SFT"
+    assert headline["claims"] == {
+        "seed0": "DPO wins more often than SFT",
+        "seed1": "DPO cannot be told apart from SFT",
+    }
+    assert [sentence.partition(" wins")[0] for sentence in headline["sentences"]] == ["seed0: DPO", "seed1: DPO"]
+    assert [one["policies"]["dpo"]["verdict"] for one in report["against"]["evaluations"]] == ["better", "undecided"]
+    same = write_evaluation(Path("runs/seed2/evaluate"), rows_against_sft(dpo=(25, 3, 2)), {})
+    agreeing = report_of(better, "agreeing", against=[same])["headline"]
+    assert agreeing["claim"] == "In each of 2 evaluations: DPO wins more often than SFT"
+
+
+def test_the_warnings_of_another_evaluations_training_are_heard_too() -> None:
+    metrics = {"eval_loss": 0.75, "eval_rewards/accuracies": 0.458}
+    sft = trained("sft", "sft", "some/base", 1)
+    weak = trained("dpo-1", "dpo", sft, 1, metrics=metrics, counts={"validation": 48}, kinds=["model"])
+    first = evaluation_of(
+        "runs/seed0/evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": trained("dpo-0", "dpo", sft, 1)}
+    )
+    second = evaluation_of("runs/seed1/evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": weak})
+    report = report_of(first, against=[second])
+    assert any("loss on held-out preferences is 0.750" in caveat for caveat in report["headline"]["caveats"])
+    assert "model" in report["kinds"]
+    assert {link["id"] for link in report["chain"]} >= {
+        json.loads(Path(f"dpo-{n}/manifest.json").read_text())["id"] for n in (0, 1)
+    }
+
+
+def test_yardsticks_that_differ_in_their_source_never_stand_side_by_side() -> None:
+    for name, source in (("a", "one"), ("b", "two")):
+        Path(f"{name}.py").write_text(source)
+        write_evaluation(Path(name), hand_rows(), {"yardstick": f"{name}.py"}, yardstick="mine:grade")
+    with pytest.raises(HandoffError, match="the function mine:grade was not the same"):
+        report_of("a", against=["b"])
+
+
+# --- the training's own warnings ---
+
+
+@pytest.mark.parametrize(
+    ("metrics", "config", "expected"),
+    [
+        (
+            {"eval_loss": 0.75, "eval_rewards/accuracies": 0.458},
+            {},
+            [
+                "DPO's loss on held-out preferences is 0.750, above the 0.693 (ln 2) of the policy that it began with: "
+                "what it learned does not carry over to them.",
+                "DPO's implicit rewards are right about 46% of 48 held-out preferences (95% interval 33% to 60%, which "
+                "includes chance).",
+            ],
+        ),
+        ({"eval_loss": 0.6, "eval_rewards/accuracies": 0.75}, {}, []),
+        (
+            {"eval_loss": 0.6, "eval_rewards/accuracies": 0.75},
+            {"training": {"eval_rows": 12}},
+            ["12 held-out preferences"],
+        ),
+        ({"eval_loss": 0.6, "eval_rewards/accuracies": 0.1}, {}, ["which lies below chance"]),
+        ({"eval_loss": 0.75, "eval_rewards/accuracies": 0.75}, {"loss_type": ["ipo"]}, []),
+        ({"eval_loss": 0.6932, "eval_rewards/accuracies": 0.75}, {}, []),
+        ({"loss": 0.9}, {}, []),
+    ],
+)
+def test_what_dpos_own_held_out_preferences_say_stands_beside_the_headline(
+    metrics: dict[str, Any], config: dict[str, Any], expected: list[str]
+) -> None:
+    sft = trained("sft", "sft", "some/base", 1)
+    dpo = trained("dpo", "dpo", sft, 1, metrics=metrics, counts={"validation": 48})
+    manifest = json.loads(Path("dpo/manifest.json").read_text())
+    write_json(Path("dpo/manifest.json"), {**manifest, "config": {**manifest["config"], **config}})
+    report = report_of(evaluation_of("evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": dpo}, n=30))
+    said = [caveat for caveat in report["headline"]["caveats"] if "DPO's" in caveat]
+    assert len(said) == len(expected)
+    assert all(phrase in caveat for phrase, caveat in zip(expected, said, strict=True))
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    head = page[: page.index("<section")]
+    assert all(f'<p class="caveat">{caveat.replace(chr(39), "&#x27;")}</p>' in head for caveat in said)
+
+
+def test_a_reward_model_that_is_surer_than_it_is_right() -> None:
+    metrics = {"eval_loss": 0.9, "held_out_accuracy": 0.8, "held_out_accuracy_interval": [0.7, 0.9]}
+    trained("reward", "reward", "some/base", 1, metrics=metrics)
+    manifest = json.loads(Path("reward/manifest.json").read_text())
+    for strength, warned in (("weight", True), ("margin", False)):
+        write_json(
+            Path("reward/manifest.json"), {**manifest, "config": {**manifest["config"], "strength_as": strength}}
+        )
+        evaluation = write_evaluation(Path(f"by-{strength}"), hand_rows(), {"reward_model": "reward"})
+        caveats = report_of(evaluation, f"report-{strength}")["headline"]["caveats"]
+        phrase = "The reward model's loss on held-out preferences is 0.900, above the 0.693 (ln 2) of a coin"
+        assert any(caveat.startswith(phrase) for caveat in caveats) == warned
+
+
+def test_a_guards_decision_stands_beside_the_headline_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of(write_recipe(Path("runs/a")))
+    (decision,) = report["headline"]["guards"]
+    assert decision.startswith("PPO was guarded by a reward model")
+    assert capsys.readouterr().out.count(decision) == 1
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    assert decision in page[: page.index("<section")]
+
+
+# --- settings ---
+
+
+def test_hyperparameters_stand_in_the_report() -> None:
+    sft = trained("sft", "sft", "some/base", 1)
+    training = {"learning_rate": 5e-5, "epochs": 2.0, "max_steps": None, "per_device_batch_size": 4, "seed": 7}
+    config = {"beta": 0.3, "loss_type": ["ipo"], "training": {**training, "gradient_accumulation_steps": 8}}
+    adapter = {"method": "lora", "r": 24, "alpha": 48, "dropout": 0.0, "target_modules": "all-linear"}
+    dpo = trained("dpo", "dpo", sft, 1, model={"adapter": adapter})
+    manifest = json.loads(Path("dpo/manifest.json").read_text())
+    write_json(Path("dpo/manifest.json"), {**manifest, "config": config})
+    report = report_of(evaluation_of("evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": dpo}))
+    settings = next(stage["settings"] for stage in report["stages"] if stage["stage"] == "dpo")
+    assert settings == {
+        "beta": 0.3,
+        "loss": ["ipo"],
+        "learning rate": 5e-5,
+        "epochs": 2.0,
+        "batch": 32,
+        "seed": 7,
+        "adapter": "lora",
+        "adapter r": 24,
+        "adapter alpha": 48,
+        "adapter dropout": 0.0,
+        "adapted modules": "all-linear",
+    }
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    section = page[page.index('id="settings"') :]
+    rows = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td class="n">(.*?)</td></tr>', section))
+    assert (rows["beta"], rows["loss"], rows["learning rate"], rows["adapter r"]) == ("0.3", "ipo", "5e-05", "24")
+
+
+# --- any scale ---
+
+
+def scaled_evaluation(folder: str, factor: float, offset: float, scale: list[float] | None) -> str:
+    """With a yardstick of one's own, under both names of its value."""
+    rows = []
+    for row in hand_rows():
+        value = offset + factor * row["rubric_score"]
+        rows.append({**row, "rubric": {}, "rubric_score": value, "yardstick_score": value})
+    named = {"yardstick": "mine:grade", "yardstick_name": "Clarity", "yardstick_scale": scale}
+    return write_evaluation(Path(folder), rows, {}, **named)
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset", "scale", "ends"),
+    [
+        (100, 0, [0, 100], ("0", "100")),
+        (6, 44, None, ("46", "50")),
+        (-3, 0.5, None, ("−3", "0")),
+        (1e-3, 0, None, ("0", "1.0e−3")),
+        (1e6, 0, None, ("0", "1.0e6")),
+    ],
+)
+def test_a_yardstick_of_any_scale_is_drawn_within_its_axis(
+    factor: float, offset: float, scale: list[float] | None, ends: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_of(scaled_evaluation("evaluate", factor, offset, scale))
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    visible = re.sub(r"<style>.*?</style>", "", page[: page.index('<script type="application/json"')], flags=re.DOTALL)
+    assert "ubric" not in visible
+    assert "Yardstick <b>Clarity (mine:grade)</b>" in visible
+    head = re.findall(r"<th[^>]*>Clarity<.*?</th>", visible)[0]
+    shown = re.findall(r"<text[^>]*>(.*?)</text>", head)
+    assert (shown[0], shown[-1]) == ends
+    # whiskers lie between the ends of their axis, 8 and 142, and those of DPO's values, which differ, have a width
+    places = re.findall(r'class="whisker tone-(\w+)" x1="([\d.]+)" y1="11.0" x2="([\d.]+)" y2="11.0"', visible)
+    assert len(places) == 4 + 3 + 3  # values, win rates, changes; base is before the baseline
+    assert all(8.0 <= float(a) <= float(b) <= 142.0 for _, a, b in places)
+    assert [float(b) - float(a) > 5 for tone, a, b in places if tone == "dpo"] == [True, True, True]
+    out = capsys.readouterr().out
+    assert "Clarity" in out
+    assert "ubric" not in out
+
+
+def test_a_value_that_is_no_number_is_refused_by_name() -> None:
+    rows = hand_rows()
+    rows[3]["rubric_score"] = float("nan")
+    evaluation = write_evaluation(Path("evaluate"), hand_rows(), {})
+    broken = Path("evaluate/final/completions.jsonl")
+    manifest = json.loads(Path("evaluate/manifest.json").read_text())
+    broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from tiebreak.runs import hash_file
+
+    manifest["outputs"]["final/completions.jsonl"] = hash_file(broken)
+    write_json(Path("evaluate/manifest.json"), manifest)
+    with pytest.raises(HandoffError, match="yardstick_score: Input should be a valid number"):
+        report_of(evaluation)
+
+
+def test_ten_policies_have_ten_marks() -> None:
+    names = [f"dpo-{n}" for n in range(9)]
+    rows = rows_against_sft(**dict.fromkeys(names, (15, 0, 15)))
+    report_of(write_evaluation(Path("evaluate"), rows, {}))
+    page = Path("runs/report/report.html").read_text(encoding="utf-8")
+    table = page[page.index('id="figures"') : page.index('id="changes"')]
+    marks = re.findall(r'<svg class="inline swatch"[^>]*>(.*?)</svg>', table)
+    assert len(set(marks)) == 10
