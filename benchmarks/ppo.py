@@ -6,7 +6,7 @@ TRL 1.12 gets an environment of its own, `.bench/trl-1.12`, made at the first ru
 constraints.txt otherwise. Each contestant runs in a fresh process, on one file that says what to do (rollouts.Job).
 
 The same on both sides: base weights, prompts (every one of them an episode in every rollout), completions of exactly as
-many tokens (the end-of-sequence token is drawn like any other and ends nothing: TRL's `stop_token=None`, our `eos_id` of
+many tokens (the end-of-sequence token is drawn like any other and ends nothing: TRL's `stop_token=None`, our `stop_ids` of
 no token), epochs, episodes an optimizer step, temperature, LoRA adapter, the reward model's function, γ, λ, both clip
 ranges, vf_coef, kl_coef, learning rate; float32, allocator settings, threads.
 Not the same: the random draws and with them the losses, so it is the first rollout that is compared, before any update:
@@ -152,6 +152,7 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
     """Write what the contestants read: the tokenizer, and a reward model with a random adapter and head, in two forms."""
     import torch
 
+    from tiebreak.chat import build_chat
     from tiebreak.config import AdapterConfig, TrainingConfig
     from tiebreak.logprobs import scores_in_batches
     from tiebreak.models import (
@@ -174,7 +175,7 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
                 parameter.normal_(std=0.02)
     probe = asked["prompts"][0]
     saved, whole = folder / "reward", folder / "reward-whole"
-    save_adapter(saved, model, adapter_state(model), tokenizer, source, "reward", adapter)
+    save_adapter(saved, model, adapter_state(model), build_chat(tokenizer), source, "reward", adapter)
     write_probe(saved, probe, probe_values(model, probe), model)
     scored = scores_in_batches(model, asked["prompts"], tokenizer.pad_token_id, 4)
     model.merge_and_unload().save_pretrained(whole)
@@ -252,9 +253,11 @@ def ours(job: Job, folder: Path) -> Measured:
     source = find_model(job.model)
     tokenizer = load_tokenizer(source)
     backbone = load_backbone(source, training, config.adapter, tokenizer)
-    trainer = Watched(backbone, args, ppo_settings(config, NO_TOKEN), job.prompts, [])
+    trainer = Watched(backbone, args, ppo_settings(config, (NO_TOKEN,)), job.prompts, [])
     reward = replace(source, name="reward", kind="reward", folder=Path(job.reward_adapter))
-    told = Conversations(tokenizer, {})
+    from tiebreak.chat import build_chat
+
+    told = Conversations(build_chat(tokenizer), {})
     trainer.rewards = [load_reward(reward, 1.0, backbone, source, told, training, "reward")]
     backbone.eval()
     require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)

@@ -36,7 +36,7 @@ import torch
 from training import LEARNING_RATE, MODEL, QA_FEEDBACK, Budget, Pair, answer_of, build_contestant, read_questions
 
 from reward.calibration import correctness
-from tiebreak.chat import encode_preference
+from tiebreak.chat import build_chat
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.logprobs import scores_in_batches
 from tiebreak.statistics import bootstrap_interval
@@ -84,10 +84,12 @@ def read_data(folder: Path, tokenizer: Any, passages: bool, share: float) -> Dat
     Raises:
         DataError: there is nothing on one side, or a question on both.
     """
-    choices = [
-        Choice(" ".join(question.casefold().split()), Pair(*encode_preference(tokenizer, preference)))
-        for question, preference in read_questions(folder, passages)
-    ]
+    chat = build_chat(tokenizer)
+    choices = []
+    for question, preference in read_questions(folder, passages):
+        chosen, rejected = chat.encode_preference(preference)
+        pair = Pair(chosen.prompt, chosen.completion, rejected.completion)
+        choices.append(Choice(" ".join(question.casefold().split()), pair))
     fitting = [choice for choice in choices if choice.pair.longest <= LIMIT_TOKENS[passages]]
     questions = sorted({choice.question for choice in choices}, key=lambda text: sha256(text.encode()).digest())
     apart = set(questions[: round(share * len(questions))])

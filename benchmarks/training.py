@@ -40,7 +40,7 @@ import ppo
 import torch
 from measuring import Clock, Measured, product_rate, run_alone
 
-from tiebreak.chat import encode_preference
+from tiebreak.chat import build_chat
 from tiebreak.config import TrainingConfig
 from tiebreak.records import Message, Preference
 from tiebreak.runs import Run
@@ -209,8 +209,11 @@ CONTESTANTS = {
 def build_pairs(data: str, count: int, tokenizer: Any) -> list[Pair]:
     """The rows of a data set."""
 
+    chat = build_chat(tokenizer)
+
     def encode(preference: Preference) -> tuple[list[int], ...]:
-        return encode_preference(tokenizer, preference)
+        chosen, rejected = chat.encode_preference(preference)
+        return chosen.prompt, chosen.completion, rejected.completion
 
     if data == "multi-turn":
         return multi_turn(count, encode)

@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiebreak.config import SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import RenderingConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.records import Split
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(RenderingConfig):
     """`tiebreak evaluate`"""
 
     policies: dict[str, str]

@@ -19,17 +19,17 @@ import torch
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
-from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.chat import encode_each
 from tiebreak.errors import DataError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.models import (
     find_model,
+    load_chat,
     load_frozen_policy,
-    load_tokenizer,
     load_trained_reward_model,
-    require_same_tokenizer,
+    require_same_chat,
 )
 from tiebreak.records import Prompt, content_id, read_prompts, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
@@ -89,10 +89,10 @@ def require_readable(config: EvaluateConfig) -> None:
     """
     if config.reward_model is None:
         return
-    judge = load_tokenizer(find_model(config.reward_model, kind="reward"))
+    judge = load_chat(find_model(config.reward_model, kind="reward"))
     for name, policy in config.policies.items():
-        reader = load_tokenizer(find_model(policy), config.training.trust_remote_code)
-        require_same_tokenizer(reader, judge, f"policy {name} and reward model {config.reward_model}")
+        reader = load_chat(find_model(policy), config.chat, config.training.trust_remote_code)
+        require_same_chat(reader, judge, f"policy {name} and reward model {config.reward_model}")
 
 
 Answer = dict[str, Any]
@@ -104,8 +104,8 @@ def answer_prompts(
 ) -> list[Answer]:
     """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
     source = find_model(config.policies[name])
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
-    encoded = [encode_prompt(tokenizer, prompt.messages) for prompt in prompts]
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
+    encoded = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
     model = cache(lambda: load_frozen_policy(source, config.training))
 
     def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:
@@ -114,8 +114,8 @@ def answer_prompts(
             [encoded[n] for n in batch],
             [row_seed(config.seed, "evaluate", prompts[n].id) for n in batch],
             config.sampling,
-            eos_id=tokenizer.eos_token_id,
-            pad_id=tokenizer.pad_token_id,
+            stop_ids=chat.stop_ids,
+            pad_id=chat.pad_id,
             batch_size=config.batch_size,
             on_done=advance,
         )
@@ -123,11 +123,12 @@ def answer_prompts(
             {
                 "prompt_ids": encoded[n],
                 "ids": one.ids,
-                "text": decode_completion(tokenizer, one.ids),
-                "finished": one.finished,
+                "text": answered.text,
+                "finished": answered.finished,
                 "logps": one.logps,
             }
             for n, one in zip(batch, sampled, strict=True)
+            for answered in [chat.read(one.ids)]
         ]
 
     order = by_length([len(ids) for ids in encoded])
@@ -167,21 +168,21 @@ def add_baseline_logps(
 ) -> None:
     """The baseline's log-probabilities of all answers, for the KL. A policy whose ids it reads as other text has none."""
     source = find_model(config.policies[config.baseline])
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
     model = cache(lambda: load_frozen_policy(source, config.training))
 
     def logps(batch: list[Answer]) -> list[list[float]]:
         examples = [(answer["prompt_ids"], answer["ids"]) for answer in batch]
         temperature = config.sampling.temperature or 1.0
-        pad, size = tokenizer.pad_token_id, config.batch_size
+        pad, size = chat.pad_id, config.batch_size
         found: list[list[float]] = completion_logps_in_batches(model(), examples, pad, size, temperature)
         return found
 
     compared: list[Answer] = []
     for name, own in answers.items():
         comparable = all(
-            encode_prompt(tokenizer, prompt.messages) == answer["prompt_ids"]
-            and decode_completion(tokenizer, answer["ids"]) == answer["text"]
+            chat.encode_prompt(prompt.messages, prompt.tools) == answer["prompt_ids"]
+            and chat.decode_completion(answer["ids"]) == answer["text"]
             for prompt, answer in zip(prompts, own, strict=True)
         )
         if name != config.baseline and comparable:
@@ -202,12 +203,12 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
                 answer["score"] = None
         return
     source = find_model(config.reward_model, kind="reward")
-    tokenizer = load_tokenizer(source)
+    chat = load_chat(source)
     model = cache(lambda: load_trained_reward_model(source, config.training))
 
     def scores(batch: list[Answer]) -> list[float]:
         sequences = [answer["prompt_ids"] + answer["ids"] for answer in batch]
-        found: list[float] = scores_in_batches(model(), sequences, tokenizer.pad_token_id, config.batch_size)
+        found: list[float] = scores_in_batches(model(), sequences, chat.pad_id, config.batch_size)
         return found
 
     _add(config, run, [answer for own in answers.values() for answer in own], "score", scores, "scores")

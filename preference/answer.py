@@ -16,15 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from preference.configuration import AnswerConfig
-from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.chat import Chat
 from tiebreak.config import TrainingConfig, load_config
 from tiebreak.errors import TiebreakError, exit_with_message
 from tiebreak.generation import row_seed, sample_completions
 from tiebreak.launch import quiet_upstream, settle_process
-from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
+from tiebreak.models import find_model, load_chat, load_frozen_policy
 from tiebreak.records import Completion, Message, SamplingSettings, content_id
 
 ATTEMPTS = 5
@@ -37,7 +36,7 @@ class Policy:
 
     id: str
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    chat: Chat
 
 
 class UnansweredError(TiebreakError):
@@ -48,7 +47,8 @@ def load_policy(name: str) -> Policy:
     """A policy by its run folder, path, hub id or bundled:…"""
     source = find_model(name)
     training = TrainingConfig()
-    return Policy(source.id, load_frozen_policy(source, training), load_tokenizer(source, training.trust_remote_code))
+    chat = load_chat(source, trust_remote_code=training.trust_remote_code)
+    return Policy(source.id, load_frozen_policy(source, training), chat)
 
 
 def answer_twice(
@@ -72,19 +72,28 @@ def answer_twice(
 
 
 def _draw(policy: Policy, seed: int, messages: Sequence[Message], config: AnswerConfig) -> Completion:
-    prompt = encode_prompt(policy.tokenizer, messages)
+    prompt = policy.chat.encode_prompt(messages)
     if len(prompt) > config.max_prompt_tokens:
         raise UnansweredError(f"this conversation has become too long ({len(prompt)} tokens): begin another")
-    ends = {"eos_id": policy.tokenizer.eos_token_id, "pad_id": policy.tokenizer.pad_token_id}
-    (sampled,) = sample_completions(policy.model, [prompt], [seed], config.sampling, **ends, batch_size=1)
-    text = decode_completion(policy.tokenizer, sampled.ids)
+    (sampled,) = sample_completions(
+        policy.model,
+        [prompt],
+        [seed],
+        config.sampling,
+        stop_ids=policy.chat.stop_ids,
+        pad_id=policy.chat.pad_id,
+        batch_size=1,
+    )
+    answer = policy.chat.read(sampled.ids)
     return Completion(
-        id=content_id("completion", text, policy.id, seed),
-        text=text,
+        id=content_id("completion", answer.text, policy.id, seed),
+        text=answer.text,
         policy=policy.id,
         sampling=SamplingSettings.model_validate(config.sampling.model_dump()),
         seed=seed,
-        finished=sampled.finished,
+        finished=answer.finished,
+        ids=tuple(sampled.ids),
+        tokenizer_sha256=policy.chat.tokenizer_sha256,
     )
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tiebreak.config import AdapterConfig, SamplingConfig, Section, StageConfig, TrainingConfig, refuse_dropout
+from tiebreak.config import AdapterConfig, RenderingConfig, SamplingConfig, Section, TrainingConfig, refuse_dropout
 from tiebreak.records import Split
 
 LOSSES_OF_PAIRS = (
@@ -58,7 +58,7 @@ GUARD_INPUT = "guard.reward_model"
 """the name of a guard's reward model among a run's inputs"""
 
 
-class SampleConfig(StageConfig):
+class SampleConfig(RenderingConfig):
     """`tiebreak sample`"""
 
     policy: str
@@ -118,7 +118,7 @@ class GuardConfig(Section):
     """of the validation prompts"""
 
 
-class DPOConfig(StageConfig):
+class DPOConfig(RenderingConfig):
     """`tiebreak dpo`"""
 
     trains: ClassVar[bool] = True
@@ -244,7 +244,7 @@ class VLLMConfig(Section):
         return self
 
 
-class PPOConfig(StageConfig):
+class PPOConfig(RenderingConfig):
     """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
 
     trains: ClassVar[bool] = True

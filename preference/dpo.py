@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
 from preference.guard import Guard, build_guard, reference_name, require_held_out
 from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
-from tiebreak.chat import Encoded, encode_preference, encode_prompt
+from tiebreak.chat import Chat, Encoded, encode_each
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
@@ -30,8 +31,8 @@ from tiebreak.models import (
     ModelSource,
     adapter_of,
     find_model,
+    load_chat,
     load_policy,
-    load_tokenizer,
     resolve_precision,
 )
 from tiebreak.order import PROMPT_NUMBER, PromptByPrompt, numbered
@@ -52,7 +53,6 @@ from tiebreak.training import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
     from trl import DPOConfig as DPOArguments
 
 REFERENCE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -66,6 +66,23 @@ class EncodedPair:
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    masks: tuple[list[int], list[int]] | None = None
+    """which tokens of the two are learned; None: all"""
+
+
+class PairCollator(DataCollatorForPreference):
+    """TRL's, for answers of which a part is not learned: a masked thought, the result of a tool."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch, its completion mask less those parts."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        rows = [(example, side) for side in ("chosen", "rejected") for example in examples]
+        for row, (example, side) in enumerate(rows):
+            mask = example.get(f"{side}_mask")
+            if mask is not None:
+                start = len(example["prompt_ids"])
+                batch["completion_mask"][row, start : start + len(mask)] = torch.tensor(mask)
+        return batch
 
 
 class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
@@ -120,31 +137,31 @@ def train_dpo(config: DPOConfig) -> None:
     if describe(run):
         return
     source = find_model(config.policy)
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
     training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
-    train_set = encode(training, tokenizer, config)
-    validation_set = encode(validation, tokenizer, config)
+    train_set = encode(training, chat, config)
+    validation_set = encode(validation, chat, config)
     if config.guard is not None:
         require_held_out(run, len(validation))
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
-        tokenizer,
+        chat,
         "preferences",
     )
     recorder = RunRecorder(run)
-    trainer = build_trainer(config, run, source, tokenizer, train_set, validation_set)
+    trainer = build_trainer(config, run, source, chat, train_set, validation_set)
     guard: Guard | None = None
     if config.guard is not None:
-        guard = guard_dpo(config.guard, config, recorder, trainer, source, tokenizer, validation)
+        guard = guard_dpo(config.guard, config, recorder, trainer, source, chat, validation)
     train(trainer, run, recorder)
     finish_adapter(
         trainer,
         run,
         recorder,
         model=trainer.model,
-        tokenizer=tokenizer,
+        chat=chat,
         source=source,
         kind="policy",
         adapter=adapter_of(source, config.adapter),
@@ -160,7 +177,7 @@ def train_dpo(config: DPOConfig) -> None:
             "precision": str(resolve_precision(config.training)),
             **(guard.facts() if guard else {}),
         },
-        prompts=[Prompt(id=p.prompt_id, messages=p.prompt) for p in validation or training],
+        prompts=[Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation or training],
         sampling=config.sampling,
     )
 
@@ -169,20 +186,22 @@ def build_trainer(
     config: DPOConfig,
     run: Run,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     train_set: Sequence[EncodedPair],
     validation_set: Sequence[EncodedPair],
 ) -> CheckedDPOTrainer:
     """TRL's trainer on the policy and its preferences, packed and with a kept reference as the configuration wants it."""
     trainer = CheckedDPOTrainer(
-        model=load_policy(source, config.training, config.adapter, tokenizer),
+        model=load_policy(source, config.training, config.adapter, chat.tokenizer),
         args=build_dpo_args(config, run),
         train_dataset=to_dataset(train_set, config.prompt_by_prompt),
         eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
-        processing_class=tokenizer,
+        processing_class=chat.tokenizer,
+        data_collator=PairCollator(pad_token_id=chat.pad_id),
     )
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
-    if config.cache_reference and not is_sharded(trainer):
+    whole = all(example.masks is None for example in (*train_set, *validation_set))  # what the cache is of
+    if config.cache_reference and whole and not is_sharded(trainer):
         pairs = [(e.prompt, e.chosen, e.rejected) for e in (*train_set, *validation_set)]
         trainer.reference = ReferenceLogps(reference_facts(trainer, source), pairs=pairs)
     return trainer
@@ -202,19 +221,19 @@ def guard_dpo(
     recorder: RunRecorder,
     trainer: DPOTrainer,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     validation: Sequence[Preference],
 ) -> Guard:
     """Let a held-out reward model say which policy to keep; DPO's own score is the margin between implicit rewards."""
-    prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt) for p in validation}.values()
-    encoded = [(encode_prompt(tokenizer, prompt.messages), prompt) for prompt in prompts]
+    prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation}.values()
+    encoded = [(chat.encode_prompt(prompt.messages, prompt.tools), prompt) for prompt in prompts]
     lengths = [len(ids) for ids, _ in encoded]
     watching = build_guard(
         guard,
         recorder,
-        backbone=Backbone(trainer.model, tokenizer.pad_token_id, reference_name(trainer.model)),
+        backbone=Backbone(trainer.model, chat.pad_id, reference_name(trainer.model)),
         source=source,
-        tokenizer=tokenizer,
+        chat=chat,
         prompts=drop_too_long(encoded, lengths, config.training.max_length_tokens, "prompts of the guard"),
         sampling=SamplingConfig(  # uncut, so that the KL is that of what was drawn
             temperature=config.sampling.temperature or 1.0, max_new_tokens=config.sampling.max_new_tokens
@@ -245,14 +264,15 @@ def is_sharded(trainer: DPOTrainer) -> bool:
     return bool(trainer.is_fsdp_enabled or getattr(trainer.accelerator.state, "deepspeed_plugin", None))
 
 
-def encode(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, config: DPOConfig
-) -> list[EncodedPair]:
+def encode(preferences: Sequence[Preference], chat: Chat, config: DPOConfig) -> list[EncodedPair]:
     """Token ids of the preferences that fit."""
-    encoded = []
-    for preference in preferences:
-        prompt, chosen, rejected = encode_preference(tokenizer, preference)
-        encoded.append(EncodedPair(prompt, chosen, rejected))
+
+    def encode_one(preference: Preference) -> EncodedPair:
+        chosen, rejected = chat.encode_preference(preference)
+        masks = None if all((*chosen.trained, *rejected.trained)) else (chosen.trained, rejected.trained)
+        return EncodedPair(chosen.prompt, chosen.completion, rejected.completion, masks)
+
+    encoded = encode_each(preferences, encode_one, "preferences")
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
     return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")
 
@@ -268,6 +288,7 @@ def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False) 
                 "chosen_ids": e.chosen,
                 "rejected_ids": e.rejected,
                 "length": len(e.prompt) + max(len(e.chosen), len(e.rejected)),
+                **(dict(zip(("chosen_mask", "rejected_mask"), e.masks, strict=True)) if e.masks else {}),
             }
             for e in examples
         ]

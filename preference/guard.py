@@ -34,6 +34,7 @@ from preference.ppo.backbone import Backbone
 from preference.ppo.loop import trainable_names
 from preference.ppo.rollout import roll_out
 from preference.rewards import Conversations, Reward, load_reward
+from tiebreak.chat import Chat
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.generation import row_seed
@@ -44,7 +45,7 @@ from tiebreak.sharding import at_own_pace, gathered
 from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import Trainer
 
 HISTORY_FILE, BEST_FILE = "guard.json", "guard.safetensors"
 """of a checkpoint"""
@@ -77,7 +78,7 @@ class GuardedPolicy:
     """what the training goes by; none under DPO"""
     prompts: list[list[int]]
     sampling: SamplingConfig
-    eos_id: int
+    stop_ids: tuple[int, ...]
     seed: int
 
 
@@ -245,7 +246,7 @@ class Guard(TrainerCallback):
             [row_seed(policy.seed, "guard", number) for number in numbers],
             policy.sampling,
             [policy.reward, *policy.learned_from],
-            eos_id=policy.eos_id,
+            stop_ids=policy.stop_ids,
         )
         score, *others = episodes.scores.double().sum(-1).tolist()
         weighted = math.fsum(r.weight * s for r, s in zip(policy.learned_from, others, strict=True))
@@ -310,7 +311,7 @@ def build_guard(
     *,
     backbone: Backbone,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     prompts: Sequence[tuple[list[int], Prompt]],
     sampling: SamplingConfig,
     training: TrainingConfig,
@@ -323,11 +324,11 @@ def build_guard(
         learned_from: the rewards that the training goes by; none: the margins that DPO logs.
     """
     chosen = list(prompts[: config.max_prompts])
-    told = Conversations(tokenizer, {tuple(ids): prompt.messages for ids, prompt in chosen})
+    told = Conversations(chat, {tuple(ids): prompt for ids, prompt in chosen})
     found = find_model(config.reward_model, kind="reward")
     reward = load_reward(found, 1.0, backbone, source, told, training, "guard")
     policy = GuardedPolicy(
-        backbone, reward, learned_from, [ids for ids, _ in chosen], sampling, tokenizer.eos_token_id, training.seed
+        backbone, reward, learned_from, [ids for ids, _ in chosen], sampling, chat.stop_ids, training.seed
     )
     return Guard(config, policy, recorder)
 

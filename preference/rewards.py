@@ -26,7 +26,7 @@ from preference.adapters import merged_adapter
 from preference.configuration import RewardConfig
 from preference.layout import Layout, batches_by_tokens
 from tiebreak import functions
-from tiebreak.chat import decode_completion, encode_completion
+from tiebreak.chat import Chat
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.functions import UserFunction
@@ -36,20 +36,19 @@ from tiebreak.models import (
     PROBE_FILE,
     PROBE_TOLERANCE_ELSEWHERE,
     ModelSource,
+    chat_facts,
     find_model,
     is_quantized,
-    load_tokenizer,
+    load_chat,
     load_trained_reward_model,
     lora_config,
     saved_adapter,
-    tokenizer_facts,
 )
-from tiebreak.records import Message, Prompt
+from tiebreak.records import Prompt
 from tiebreak.scores import ScoreScale, combine_scores, read_score_scale
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
 TOKENS_AT_ONCE = 1024
 """of a pass without gradients"""
@@ -151,16 +150,16 @@ def _combined(members: Sequence[Sequence[float]], scale: ScoreScale, spread_pena
 class Conversations:
     """From token ids back to what was said."""
 
-    tokenizer: PreTrainedTokenizerBase
-    prompts: Mapping[tuple[int, ...], tuple[Message, ...]]
+    chat: Chat
+    prompts: Mapping[tuple[int, ...], Prompt]
 
-    def prompt(self, ids: Sequence[int]) -> tuple[Message, ...]:
+    def prompt(self, ids: Sequence[int]) -> Prompt:
         """The conversation that these ids encode."""
         return self.prompts[tuple(ids)]
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion's text."""
-        return decode_completion(self.tokenizer, ids)
+        return self.chat.decode_completion(ids)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class FunctionReward:
         told = self.conversations
         try:
             returned = self.function(
-                prompts=[[m.model_dump(include={"role", "content"}) for m in told.prompt(p)] for p in prompts],
+                prompts=[[m.model_dump() for m in told.prompt(p).messages] for p in prompts],
                 completions=[[{"role": "assistant", "content": told.text(c)}] for c in completions],
                 completion_ids=[list(c) for c in completions],
             )
@@ -270,7 +269,7 @@ def load_rewards(
     configs: Sequence[RewardConfig],
     host: LanguageModelHost,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     prompts: Sequence[tuple[list[int], Prompt]],
     training: TrainingConfig,
     beside: Path | None = None,
@@ -280,7 +279,7 @@ def load_rewards(
     Args:
         beside: the configuration file's folder, where functions are looked for.
     """
-    conversations = Conversations(tokenizer, {tuple(ids): prompt.messages for ids, prompt in prompts})
+    conversations = Conversations(chat, {tuple(ids): prompt for ids, prompt in prompts})
     rewards: list[Reward] = []
     for number, config in enumerate(configs):
         if config.function is not None:
@@ -318,8 +317,8 @@ def load_reward(
     Raises:
         HandoffError: mounted, it scores otherwise than it did when it was saved.
     """
-    own = load_tokenizer(reward, training.trust_remote_code)
-    one_language = tokenizer_facts(own) == tokenizer_facts(conversations.tokenizer)
+    own = load_chat(reward, trust_remote_code=training.trust_remote_code)
+    one_language = chat_facts(own) == chat_facts(conversations.chat)
     held_as_policy = _is_quantized(host.lm) == is_quantized(reward, None)
     scale = read_score_scale(reward.folder) if reward.folder else UNKNOWN_SCALE
     if one_language and reward.base_sha256 == policy.base_sha256 and held_as_policy:
@@ -329,16 +328,15 @@ def load_reward(
         return mounted
     model = load_trained_reward_model(reward, training)
     if one_language:
-        return RewardApart(reward.name, weight, model, own.pad_token_id, scale=scale, spread_penalty=spread_penalty)
+        return RewardApart(reward.name, weight, model, own.pad_id, scale=scale, spread_penalty=spread_penalty)
 
     def read(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
-        finished = bool(completion) and completion[-1] == conversations.tokenizer.eos_token_id
-        before, after = encode_completion(
-            own, conversations.prompt(prompt), conversations.text(completion), finished=finished
-        )
+        asked = conversations.prompt(prompt)
+        finished = conversations.chat.ends(completion)
+        before, after = own.encode_completion(asked.messages, conversations.text(completion), finished, asked.tools)
         return before + after
 
-    return RewardApart(reward.name, weight, model, own.pad_token_id, read, scale, spread_penalty)
+    return RewardApart(reward.name, weight, model, own.pad_id, read, scale, spread_penalty)
 
 
 def _is_quantized(lm: PeftModel) -> bool:

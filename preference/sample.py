@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from preference.configuration import SampleConfig
-from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.chat import Chat, encode_each
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import DataError
-from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
+from tiebreak.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
 from tiebreak.launch import stage_main
-from tiebreak.models import find_model, load_frozen_policy, load_tokenizer
+from tiebreak.models import find_model, load_chat, load_frozen_policy
 from tiebreak.records import (
     Completion,
     Pair,
@@ -40,8 +40,9 @@ def sample(config: SampleConfig) -> None:
         return
     prompts = choose_prompts(config)
     source = find_model(config.policy)
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
-    encoded = {prompt.id: encode_prompt(tokenizer, prompt.messages) for prompt in prompts}
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
+    in_order = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
+    encoded = {prompt.id: ids for prompt, ids in zip(prompts, in_order, strict=True)}
     too_long = [
         f"{p.id}: {len(encoded[p.id])} tokens" for p in prompts if len(encoded[p.id]) > config.max_prompt_tokens
     ]
@@ -66,18 +67,18 @@ def sample(config: SampleConfig) -> None:
                 [encoded[identity] for identity, _ in batch],
                 [row_seed(config.seed, config.round, identity, n) for identity, n in batch],
                 setting,
-                eos_id=tokenizer.eos_token_id,
-                pad_id=tokenizer.pad_token_id,
+                stop_ids=chat.stop_ids,
+                pad_id=chat.pad_id,
                 batch_size=config.batch_size,
                 on_done=advance,
             )
-            return [{"text": decode_completion(tokenizer, one.ids), "finished": one.finished} for one in sampled]
+            return [to_row(chat, one) for one in sampled]
 
         rows = in_batches(
             run, keys, BATCHES_A_CALL * config.batch_size, draw, f"sampling {number + 1} of {len(config.sampling)}"
         )
         for (identity, n), row in zip(keys, rows, strict=True):
-            drawn[identity, n] = to_completion(identity, n, row, source.id, setting, config)
+            drawn[identity, n] = to_completion(identity, n, row, source.id, setting, config, chat)
     pairs, left_out = to_pairs(prompts, drawn, config)
     if not pairs:
         raise DataError("no prompt has two different completions: raise sampling.temperature")
@@ -111,8 +112,20 @@ def choose_prompts(config: SampleConfig) -> list[Prompt]:
     return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])][: config.max_prompts]
 
 
+def to_row(chat: Chat, sampled: Sampled) -> dict[str, Any]:
+    """What was drawn, as it is kept on disk: the answer without its thought, and all ids."""
+    answer = chat.read(sampled.ids)
+    return {"text": answer.text, "finished": answer.finished, "ids": sampled.ids}
+
+
 def to_completion(
-    identity: str, number: int, row: dict[str, Any], policy: str, setting: SamplingConfig, config: SampleConfig
+    identity: str,
+    number: int,
+    row: dict[str, Any],
+    policy: str,
+    setting: SamplingConfig,
+    config: SampleConfig,
+    chat: Chat,
 ) -> Completion:
     """A drawn row as a record."""
     seed = row_seed(config.seed, config.round, identity, number)
@@ -123,6 +136,8 @@ def to_completion(
         sampling=SamplingSettings.model_validate(setting.model_dump()),
         seed=seed,
         finished=row["finished"],
+        ids=tuple(row["ids"]),
+        tokenizer_sha256=chat.tokenizer_sha256,
     )
 
 
@@ -149,6 +164,7 @@ def to_pairs(
                 prompt_id=prompt.id,
                 messages=prompt.messages,
                 completions=completions,
+                tools=prompt.tools,
                 round=config.round,
                 split=prompt.split,
             )

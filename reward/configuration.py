@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tiebreak.config import AdapterConfig, StageConfig, TrainingConfig, refuse_dropout
+from tiebreak.config import AdapterConfig, RenderingConfig, StageConfig, TrainingConfig, refuse_dropout
 
 
-class RewardConfig(StageConfig):
+class RewardConfig(RenderingConfig):
     """`tiebreak reward`"""
 
     trains: ClassVar[bool] = True

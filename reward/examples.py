@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from tiebreak.chat import encode_preference
+from tiebreak.chat import Chat, encode_each
 from tiebreak.records import Preference, prompt_id
 from tiebreak.training import drop_too_long
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,13 @@ def is_tie(preference: Preference) -> bool:
     return preference.strength == 0
 
 
-def encode(
-    preferences: Sequence[Preference], tokenizer: PreTrainedTokenizerBase, max_length_tokens: int
-) -> list[EncodedPreference]:
+def encode(preferences: Sequence[Preference], chat: Chat, max_length_tokens: int) -> list[EncodedPreference]:
     """Token ids of the preferences that fit, with no margin, a certain target and equal weights."""
-    encoded = [EncodedPreference(*encode_preference(tokenizer, p), margin=0.0, source=p) for p in preferences]
+
+    def encode_one(preference: Preference) -> EncodedPreference:
+        chosen, rejected = chat.encode_preference(preference)
+        return EncodedPreference(chosen.prompt, chosen.completion, rejected.completion, margin=0.0, source=preference)
+
+    encoded = encode_each(preferences, encode_one, "preferences")
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
     return drop_too_long(encoded, lengths, max_length_tokens, "preferences")

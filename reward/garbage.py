@@ -10,13 +10,9 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from reward.examples import EncodedPreference
-from tiebreak.chat import encode_completion, encode_prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tiebreak.chat import Chat
 
 PHRASE_WORDS = 6
 OVERLONG = 3
@@ -41,7 +37,7 @@ class Garbage:
 
 
 def make_garbage(
-    examples: Sequence[EncodedPreference], tokenizer: PreTrainedTokenizerBase, prompts: int, max_length_tokens: int
+    examples: Sequence[EncodedPreference], chat: Chat, prompts: int, max_length_tokens: int
 ) -> list[Garbage]:
     """One answer of each kind to each of at most `prompts` prompts, those that fit."""
     by_prompt = {example.group: example for example in reversed(examples)}
@@ -52,11 +48,11 @@ def make_garbage(
     for place, example in enumerate(picked):
         texts = {
             "repeated": _repeated(example.source.chosen_text),
-            "copied": example.source.prompt[-1].content.replace(str(tokenizer.eos_token), "").strip(),
+            "copied": _without_ends(example.source.prompt[-1].content, chat),
         }
-        made.append(Garbage("empty", "", [*encode_prompt(tokenizer, example.source.prompt), _eos(tokenizer)], example))
-        made += [Garbage(kind, text, _ids(example, text, tokenizer), example) for kind, text in texts.items()]
-        long = _overlong(example, others[place + 1 :] + others[:place], tokenizer, max_length_tokens)
+        made.append(Garbage("empty", "", [*_prompt(example, chat), chat.end_id], example))
+        made += [Garbage(kind, text, _ids(example, text, chat), example) for kind, text in texts.items()]
+        long = _overlong(example, others[place + 1 :] + others[:place], chat, max_length_tokens)
         made += [long] if long else []
     return [one for one in made if len(one.ids) <= max_length_tokens]
 
@@ -67,24 +63,28 @@ def _repeated(text: str) -> str:
     return " ".join([phrase] * max(4, -(-len(words) // PHRASE_WORDS)))
 
 
-def _overlong(
-    example: EncodedPreference, others: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> Garbage | None:
+def _overlong(example: EncodedPreference, others: Sequence[str], chat: Chat, limit: int) -> Garbage | None:
     """The longest within the limit and `OVERLONG` times the chosen answer; None where not one more answer fits."""
     room = min(limit, len(example.prompt) + OVERLONG * len(example.chosen))
     made = None
     for text in itertools.accumulate(others, lambda a, b: f"{a}\n\n{b}", initial=example.source.chosen_text):
-        ids = _ids(example, text, tokenizer)
+        ids = _ids(example, text, chat)
         if len(ids) > room:
             break
         made = Garbage("over-long", text, ids, example) if text != example.source.chosen_text else None
     return made
 
 
-def _ids(example: EncodedPreference, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    prompt, completion = encode_completion(tokenizer, example.source.prompt, text)
+def _ids(example: EncodedPreference, text: str, chat: Chat) -> list[int]:
+    prompt, completion = chat.encode_completion(example.source.prompt, text, tools=example.source.tools)
     return prompt + completion
 
 
-def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(tokenizer.eos_token_id)
+def _prompt(example: EncodedPreference, chat: Chat) -> list[int]:
+    return chat.encode_prompt(example.source.prompt, example.source.tools)
+
+
+def _without_ends(text: str, chat: Chat) -> str:
+    for token in chat.stop_ids:
+        text = text.replace(str(chat.tokenizer.decode([token])), "")
+    return text.strip()

@@ -23,6 +23,7 @@ from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
 from reward.origin import Origin, trace_origin
 from reward.page import build_page
+from tiebreak.chat import Chat
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
@@ -38,7 +39,7 @@ from tiebreak.records import (
 from tiebreak.runs import Run, identify_input, read_manifest, say, start_run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 SCORES = "validation_scores.jsonl"
 """The scores of each held-out pair, in a run's `final/`."""
@@ -102,7 +103,7 @@ class Marked:
 
 def build_exam(
     preferences: Sequence[Preference],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     garbage_prompts: int,
     max_length_tokens: int,
     samples: Sequence[list[int]] = (),
@@ -111,8 +112,8 @@ def build_exam(
     decided = [preference for preference in preferences if not is_tie(preference)]
     if len(decided) < len(preferences):
         say(f"{len(preferences) - len(decided)} of {len(preferences)} held-out preferences are ties: not examined")
-    examples = encode(decided, tokenizer, max_length_tokens)
-    garbage = make_garbage(examples, tokenizer, garbage_prompts, max_length_tokens)
+    examples = encode(decided, chat, max_length_tokens)
+    garbage = make_garbage(examples, chat, garbage_prompts, max_length_tokens)
     return Exam(examples, garbage, list(samples))
 
 
@@ -172,7 +173,7 @@ def report_metrics(report: dict[str, Any]) -> dict[str, Any]:
 def report(config: RewardReportConfig) -> None:
     """The command: score held-out preferences with a finished reward model, and write the report."""
     from tiebreak.logprobs import member_scores_in_batches
-    from tiebreak.models import find_model, load_tokenizer, load_trained_reward_model
+    from tiebreak.models import find_model, load_chat, load_trained_reward_model
 
     source = find_model(config.reward_model, kind="reward")
     if source.folder is None:
@@ -184,18 +185,18 @@ def report(config: RewardReportConfig) -> None:
         return
     trained = read_manifest(config.reward_model)["config"]
     training = TrainingConfig.model_validate(trained["training"])
-    tokenizer = load_tokenizer(source, training.trust_remote_code)
+    chat = load_chat(source, trust_remote_code=training.trust_remote_code)
     if config.preferences is None:
         held_out = split_preferences(read_preferences(preferences), trained["validation_share"])[1]
     else:
         held_out = not_trained_on(read_preferences(preferences), source.folder)
     if not held_out:
         raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
-    exam = build_exam(held_out, tokenizer, config.garbage_prompts, training.max_length_tokens)
+    exam = build_exam(held_out, chat, config.garbage_prompts, training.max_length_tokens)
     asked, garbage = exam.sequences(), exam.garbage_sequences()
     say(f"scoring {len(asked) + len(garbage)} answers with {config.reward_model}")
     model = load_trained_reward_model(source, training)
-    scores = member_scores_in_batches(model, asked + garbage, tokenizer.pad_token_id, config.batch_size)
+    scores = member_scores_in_batches(model, asked + garbage, chat.pad_id, config.batch_size)
     marked = exam.mark(scores[: len(asked)], scores[len(asked) :])
     write_scores(run, marked)
     written = write_report(run, marked, trace_origin(preferences), config.reward_model)

@@ -24,12 +24,12 @@ from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
 from reward.origin import trace_origin
 from reward.report import Exam
 from reward.trainer import PackedRewardTrainer
-from tiebreak.chat import Encoded, encode_completion
+from tiebreak.chat import Chat, Encoded
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
-from tiebreak.models import adapter_of, find_model, load_reward_model, load_tokenizer
+from tiebreak.models import adapter_of, find_model, load_chat, load_reward_model
 from tiebreak.order import PROMPT_NUMBER, numbered
-from tiebreak.records import Preference, read_pairs, read_preferences, split_preferences, write_json
+from tiebreak.records import Preference, assistant, read_pairs, read_preferences, split_preferences, write_json
 from tiebreak.reload import FreshProcess
 from tiebreak.runs import Run, say, start_run
 from tiebreak.scores import ScoreScale, write_score_scale
@@ -46,7 +46,6 @@ from tiebreak.training import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
     from trl import RewardConfig as RewardArguments
 
 
@@ -56,19 +55,19 @@ def train_reward(config: RewardConfig) -> None:
     if describe(run, report=lambda process: report_again(config, run, process)):
         return
     source = find_model(config.policy)
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
     training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
-    train_set = label(encode(training, tokenizer, config.training.max_length_tokens), config)
-    exam = build_exam(config, validation, tokenizer)
+    train_set = label(encode(training, chat, config.training.max_length_tokens), config)
+    exam = build_exam(config, validation, chat)
     evaluated = label(exam.examples, config, bootstrap=False)
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
-        tokenizer,
+        chat,
         "preferences",
     )
-    trainer = build_trainer(config, run, tokenizer, train_set, evaluated)
+    trainer = build_trainer(config, run, chat, train_set, evaluated)
     recorder = RunRecorder(run)
     train(trainer, run, recorder)
 
@@ -77,7 +76,7 @@ def train_reward(config: RewardConfig) -> None:
         run,
         recorder,
         model=trainer.model,
-        tokenizer=tokenizer,
+        chat=chat,
         source=source,
         kind="reward",
         adapter=adapter_of(source, config.adapter),
@@ -95,26 +94,28 @@ def train_reward(config: RewardConfig) -> None:
         say("nothing is held out: there is no report on whether to trust this model")
 
 
-def build_exam(config: RewardConfig, validation: Sequence[Preference], tokenizer: PreTrainedTokenizerBase) -> Exam:
+def build_exam(config: RewardConfig, validation: Sequence[Preference], chat: Chat) -> Exam:
     """What the finished model is asked."""
-    longest, samples = config.training.max_length_tokens, encode_samples(config, tokenizer)
-    return report.build_exam(validation, tokenizer, config.garbage_prompts, longest, samples)
+    longest, samples = config.training.max_length_tokens, encode_samples(config, chat)
+    return report.build_exam(validation, chat, config.garbage_prompts, longest, samples)
 
 
 def build_trainer(
     config: RewardConfig,
     run: Run,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     train_set: Sequence[EncodedPreference],
     evaluated: Sequence[EncodedPreference],
 ) -> PackedRewardTrainer:
     """TRL's trainer on the labelled preferences, packed if the configuration wants it and the model can be."""
     trainer = PackedRewardTrainer(
-        model=load_reward_model(find_model(config.policy), config.training, config.adapter, tokenizer, config.members),
+        model=load_reward_model(
+            find_model(config.policy), config.training, config.adapter, chat.tokenizer, config.members
+        ),
         args=build_reward_args(config, run),
         train_dataset=to_dataset(train_set, config.prompt_by_prompt),
         eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
-        processing_class=tokenizer,
+        processing_class=chat.tokenizer,
     )
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     return trainer
@@ -138,9 +139,9 @@ def write_report(config: RewardConfig, run: Run, exam: Exam, process: FreshProce
 
 def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
     """The report of a run that was finished without one."""
-    tokenizer = load_tokenizer(find_model(config.policy), config.training.trust_remote_code)
+    chat = load_chat(find_model(config.policy), config.chat, config.training.trust_remote_code)
     _, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
-    write_report(config, run, build_exam(config, validation, tokenizer), process)
+    write_report(config, run, build_exam(config, validation, chat), process)
 
 
 def label(
@@ -199,15 +200,18 @@ def _weight_of(preference: Preference, config: RewardConfig) -> float:
     return weight * (strength or 1.0)  # no strength, and a kept tie's strength of 0, count once
 
 
-def encode_samples(config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+def encode_samples(config: RewardConfig, chat: Chat) -> list[list[int]]:
     """Prompt and completion of at most `max_samples` answers of a sample run, spread evenly over it."""
     if config.samples is None:
         return []
-    answers = [(pair.messages, c) for pair in read_pairs(config.samples) for c in pair.completions]
+    answers = [(pair, c) for pair in read_pairs(config.samples) for c in pair.completions]
     count = min(config.max_samples, len(answers))
     picked = [answers[place * len(answers) // count] for place in range(count)]
-    encoded = [encode_completion(tokenizer, messages, c.text, c.finished) for messages, c in picked]
-    return [prompt + completion for prompt, completion in encoded]
+    encoded = [
+        chat.encode_side(pair.messages, assistant(c.text), c.finished, pair.tools, c.ids, c.tokenizer_sha256)
+        for pair, c in picked
+    ]
+    return [written.prompt + written.completion for written in encoded]
 
 
 def measure_scale(marked: report.Marked, temperature: float | None) -> ScoreScale:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tiebreak.config import AdapterConfig, SamplingConfig, Section, StageConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, RenderingConfig, SamplingConfig, Section, TrainingConfig
 
 
 class SplitShares(Section):
@@ -28,7 +28,7 @@ class SplitShares(Section):
         return self
 
 
-class PrepareConfig(StageConfig):
+class PrepareConfig(RenderingConfig):
     """`tiebreak prepare`"""
 
     prompts: list[str] = []
@@ -59,7 +59,7 @@ class PrepareConfig(StageConfig):
         return self
 
 
-class SFTConfig(StageConfig):
+class SFTConfig(RenderingConfig):
     """`tiebreak sft`"""
 
     trains: ClassVar[bool] = True

@@ -306,14 +306,13 @@ def _prompt_text(prompt: Prompt) -> str:
 
 def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     """Drop what is longer than the limits; returns the lengths in tokens of what stays."""
-    from tiebreak.chat import encode_completion, encode_prompt
-    from tiebreak.models import find_model, load_tokenizer
+    from tiebreak.models import find_model, load_chat
 
-    tokenizer = load_tokenizer(find_model(config.policy))
+    chat = load_chat(find_model(config.policy), config.chat)
     lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
     prompts: list[tuple[str, Prompt]] = []
     for where, prompt in data.prompts:
-        length = len(encode_prompt(tokenizer, prompt.messages))
+        length = len(chat.encode_prompt(prompt.messages, prompt.tools))
         if length > config.max_prompt_tokens:
             reason = f"the prompt has {length} tokens, more than max_prompt_tokens ({config.max_prompt_tokens})"
             data.dropped.append(Dropped(where, reason, _prompt_text(prompt)))
@@ -321,11 +320,10 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
             lengths["prompt_tokens"].append(length)
             prompts.append((where, prompt))
     demonstrations: list[tuple[str, Demonstration]] = []
-    _refuse_ends(data.demonstrations, tokenizer.eos_token)
+    _refuse_ends(data.demonstrations, [chat.tokenizer.decode([token]) for token in chat.stop_ids])
     for where, shown in data.demonstrations:
-        before, after = encode_completion(
-            tokenizer, (*shown.prompt.messages, *shown.answers[:-1]), shown.answer.content
-        )
+        written = chat.encode_side(shown.prompt.messages, shown.answers, tools=shown.prompt.tools)
+        before, after = written.prompt, written.completion
         if len(before) > config.max_prompt_tokens or len(after) > config.max_completion_tokens:
             reason = f"{len(before)} + {len(after)} tokens, more than max_prompt_tokens or max_completion_tokens"
             data.dropped.append(Dropped(where, reason, _prompt_text(shown.prompt)))
@@ -338,12 +336,13 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     return lengths
 
 
-def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], eos: str) -> None:
-    """Refuse answers that hold the end-of-sequence token, which the chat template writes already."""
+def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], ends: Sequence[str]) -> None:
+    """Refuse answers that hold a token that ends a turn, which the chat template writes already."""
     faults = [
-        f"{where}: the completion holds {eos!r}: there would be two end-of-sequence tokens; remove it"
+        f"{where}: the completion holds {end!r}: there would be two end-of-sequence tokens; remove it"
         for where, shown in demonstrations
-        if any(eos in message.content for message in shown.answers)
+        for end in ends
+        if any(end in message.content for message in shown.answers)
     ]
     if faults:
         raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
-from tiebreak.chat import Encoded, encode_conversation
+from tiebreak.chat import Chat, Encoded, encode_each
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
-from tiebreak.models import adapter_of, find_model, load_policy, load_tokenizer
+from tiebreak.models import adapter_of, find_model, load_chat, load_policy
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Demonstration, is_held_out, read_demonstrations
 from tiebreak.runs import Run, start_run
@@ -33,7 +33,6 @@ from tiebreak.training import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
     from trl import SFTConfig as SFTArguments
 
 
@@ -58,11 +57,12 @@ def train_sft(config: SFTConfig) -> None:
     if describe(run):
         return
     source = find_model(config.policy)
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
+    tokenizer = chat.tokenizer
     training, validation = split_demonstrations(config)
-    train_set = encode(training, tokenizer, config)
-    validation_set = encode(validation, tokenizer, config) if validation else []
-    preflight(train_set, tokenizer, "demonstrations")
+    train_set = encode(training, chat, config)
+    validation_set = encode(validation, chat, config) if validation else []
+    preflight(train_set, chat, "demonstrations")
     model = load_policy(source, config.training, config.adapter, tokenizer)
 
     recorder = RunRecorder(run)
@@ -80,7 +80,7 @@ def train_sft(config: SFTConfig) -> None:
         run,
         recorder,
         model=trainer.model,
-        tokenizer=tokenizer,
+        chat=chat,
         source=source,
         kind="policy",
         adapter=adapter_of(source, config.adapter),
@@ -113,12 +113,16 @@ def split_demonstrations(config: SFTConfig) -> tuple[list[Demonstration], list[D
     return training, validation
 
 
-def encode(shown: list[Demonstration], tokenizer: PreTrainedTokenizerBase, config: SFTConfig) -> list[Encoded]:
-    """Token ids and loss masks of the demonstrations that fit."""
-    encoded = [
-        encode_conversation(tokenizer, (*d.prompt.messages, *d.answers), last_only=config.loss_on == "last_answer")
-        for d in shown
-    ]
+def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig) -> list[Encoded]:
+    """Token ids and loss masks of the demonstrations that fit; several examples of one where a template rewrites turns."""
+    last_only = config.loss_on == "last_answer"
+
+    def examples_of(one: Demonstration) -> list[Encoded]:
+        prompt = one.prompt
+        conversation = (*prompt.messages, *one.answers)
+        return chat.encode_conversation(conversation, last_only, prompt.tools, prompt_messages=len(prompt.messages))
+
+    encoded = [example for made in encode_each(shown, examples_of, "demonstrations") for example in made]
     limit = config.training.max_length_tokens
     return drop_too_long(encoded, [len(e.input_ids) for e in encoded], limit, "demonstrations")
 

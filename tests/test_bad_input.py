@@ -300,15 +300,15 @@ class Case:
 def build_reward_model(base: Path, folder: Path) -> Path:
     """A finished reward run on `base`, its head untrained."""
     from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
-    from tiebreak.models import adapter_state, find_model, load_reward_model, load_tokenizer, probe_values, save_adapter
+    from tiebreak.models import adapter_state, find_model, load_chat, load_reward_model, probe_values, save_adapter
     from tiebreak.models import write_probe as keep_probe
     from tiebreak.runs import start_run
 
     run = start_run(StageConfig(output=str(folder), tracking=TrackingConfig(mode="disabled")), "reward", {})
     source, adapter = find_model(str(base)), AdapterConfig(r=2)
-    tokenizer = load_tokenizer(source)
-    model = load_reward_model(source, TrainingConfig(precision="float32"), adapter, tokenizer)
-    save_adapter(run.final, model, adapter_state(model), tokenizer, source, "reward", adapter)
+    chat = load_chat(source)
+    model = load_reward_model(source, TrainingConfig(precision="float32"), adapter, chat.tokenizer)
+    save_adapter(run.final, model, adapter_state(model), chat, source, "reward", adapter)
     keep_probe(run.final, [5, 6, 7], probe_values(model, [5, 6, 7]), model)
     run.finish()
     return folder

@@ -147,6 +147,15 @@ class TrackingConfig(Section):
     """of this run, for filters; 'tiebreak run' adds the recipe's name"""
 
 
+class ChatSettings(Section):
+    """How conversations become text: what a stage asks for, and what a trained policy is pinned to."""
+
+    chat_template: str | None = None
+    template_arguments: dict[str, Any] = {}
+    end_of_turn: list[str] = []
+    thinking: Literal["keep", "drop", "mask"] = "keep"
+
+
 class StageConfig(Section):
     """What every stage's configuration has."""
 
@@ -176,6 +185,26 @@ class StageConfig(Section):
     def function_names(self) -> dict[str, str]:
         """The user's functions that the stage calls, each as module:function, by a name for each."""
         return {}
+
+
+class RenderingConfig(StageConfig):
+    """What every stage has that renders conversations. A trained policy is used with the settings it was trained with."""
+
+    chat_template: str | None = None
+    """a file (.jinja), or the name of one of the templates that the tokenizer or TRL brings; null: the model's own"""
+    template_arguments: dict[str, Any] = {}
+    """what the chat template is given beside the conversation, such as {enable_thinking: false}"""
+    end_of_turn: list[str] = []
+    """tokens that end an answer; empty: the one that the template writes, and those that the model itself names"""
+    thinking: Literal["keep", "drop", "mask"] | None = None
+    """the thoughts before answers (reasoning_content, or <think>…</think>): kept and trained on, dropped, or kept and not
+    trained on; null: as the policy was trained, else keep"""
+
+    @property
+    def chat(self) -> ChatSettings | None:
+        """The settings; None: the model's own."""
+        stated = {key: getattr(self, key) for key in ChatSettings.model_fields if getattr(self, key)}
+        return ChatSettings(**stated) if stated else None
 
 
 C = TypeVar("C", bound=Section)

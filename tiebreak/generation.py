@@ -15,7 +15,7 @@ and so give up that nothing is computed on rows that are done.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ ADMITTED_TOGETHER = 0.25
 
 @dataclass(frozen=True)
 class Sampled:
-    """One completion as token ids, its end-of-sequence token included if it came to one."""
+    """One completion as token ids, its end-of-turn token included if it came to one."""
 
     ids: list[int]
     finished: bool
@@ -58,7 +58,7 @@ def sample_completions(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     *,
-    eos_id: int,
+    stop_ids: Collection[int],
     pad_id: int,
     batch_size: int,
     on_done: Callable[[int], object] = lambda rows: None,
@@ -66,6 +66,7 @@ def sample_completions(
     """One completion for each prompt, in the prompts' order.
 
     Args:
+        stop_ids: tokens that end a completion (tiebreak.chat.Chat.stop_ids).
         batch_size: rows written at once; memory follows it.
         on_done: hears how many rows a step finished.
     """
@@ -90,8 +91,8 @@ def sample_completions(
         for row, token, logp in zip(rows, tokens.tolist(), logps.tolist(), strict=True):
             row.ids.append(token)
             row.logps.append(logp)
-        done = [at for at, row in enumerate(rows) if row.ids[-1] == eos_id or len(row.ids) == sampling.max_new_tokens]
-        results |= {rows[at].place: Sampled(rows[at].ids, rows[at].ids[-1] == eos_id, rows[at].logps) for at in done}
+        done = [at for at, row in enumerate(rows) if row.ids[-1] in stop_ids or len(row.ids) == sampling.max_new_tokens]
+        results |= {rows[at].place: Sampled(rows[at].ids, rows[at].ids[-1] in stop_ids, rows[at].logps) for at in done}
         if done:
             on_done(len(done))
         kept = window.release(done)

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.bundled import PREFIX, cache_folder, load_bundled
-from tiebreak.chat import check_tokenizer
-from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.chat import Chat, build_chat, check_tokenizer
+from tiebreak.config import AdapterConfig, ChatSettings, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.fused import own_forwards
 from tiebreak.records import write_json
 from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
 from tiebreak.sharding import gathered
 from tiebreak.targets import require_targets
+from tiebreak.turns import find_template, model_end_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -163,8 +164,49 @@ def base_sha256(path: Path) -> str:
 # --- tokenizer ---
 
 
-def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_chat(source: ModelSource, asked: ChatSettings | None = None, trust_remote_code: bool = False) -> Chat:
+    """The tokenizer of a model with its chat template, and what ends a turn.
+
+    Args:
+        asked: the settings that a stage asks for; None: the model's own.
+
+    Raises:
+        HandoffError: what `load_tokenizer` and `build_chat` raise; or a trained policy is asked for with other settings
+            than it was trained with.
+        ConfigError: no such template or token.
+    """
+    settings = _settled_chat(source, asked)
+    tokenizer = load_tokenizer(source, trust_remote_code, asked.chat_template if asked else None)
+    facts = tokenizer_facts(tokenizer)
+    return build_chat(
+        tokenizer, settings, model_end_tokens(source.base_path), facts["tokenizer_sha256"], name=source.name
+    )
+
+
+def _settled_chat(source: ModelSource, asked: ChatSettings | None) -> ChatSettings:
+    """What was asked for, on top of what the policy was trained with."""
+    if source.folder is None:
+        return asked or ChatSettings()
+    pinned = ChatSettings.model_validate(json.loads((source.folder / MODEL_FILE).read_text()).get("chat") or {})
+    if asked is None:
+        return pinned
+    for key in ("template_arguments", "end_of_turn"):
+        now, then = getattr(asked, key), getattr(pinned, key)
+        if now and now != then:
+            raise HandoffError(
+                f"{source.name} was trained with {key}: {then or 'its default'}, and {now} is asked for here, so it would "
+                f"read other text than it learned from: leave {key} out"
+            )
+    return pinned.model_copy(update={"thinking": asked.thinking} if "thinking" in asked.model_fields_set else {})
+
+
+def load_tokenizer(
+    source: ModelSource, trust_remote_code: bool = False, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token of its own.
+
+    Args:
+        chat_template: a file or a name, see `find_template`; None: the model's own.
 
     Raises:
         HandoffError: no chat template or end-of-sequence token, no token to pad with, or not the pinned tokenizer.
@@ -173,6 +215,10 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trust_remote_code)
     _separate_pad_from_eos(tokenizer)
+    if chat_template is not None:
+        tokenizer.chat_template = find_template(chat_template, tokenizer)
+    elif isinstance(tokenizer.chat_template, dict):  # several: transformers renders this one where none is named
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     check_tokenizer(tokenizer, source.name)
     if source.folder is not None:
         pinned = json.loads((source.folder / MODEL_FILE).read_text())
@@ -212,13 +258,21 @@ def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     }
 
 
-def require_same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, what: str) -> None:
-    """Refuse two models that would read one text as different ids.
+def chat_facts(chat: Chat) -> dict[str, Any]:
+    """What decides which ids a conversation becomes."""
+    return tokenizer_facts(chat.tokenizer) | {
+        "template_arguments": chat.settings.template_arguments,
+        "end": chat.end_id,
+    }
+
+
+def require_same_chat(one: Chat, other: Chat, what: str) -> None:
+    """Refuse two models that would read one conversation as different ids.
 
     Raises:
         HandoffError: naming which of tokenizer and chat template differs.
     """
-    first, second = tokenizer_facts(one), tokenizer_facts(other)
+    first, second = chat_facts(one), chat_facts(other)
     differing = [key.removesuffix("_sha256").replace("_", " ") for key in first if first[key] != second[key]]
     if differing:
         raise HandoffError(f"{what}: their {' and '.join(differing)} differ, so one would misread what the other wrote")
@@ -500,7 +554,7 @@ def save_adapter(
     folder: Path,
     model: PeftModel,
     state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     source: ModelSource,
     kind: ModelKind,
     adapter: AdapterConfig,
@@ -516,7 +570,7 @@ def save_adapter(
     config.inference_mode = True
     config.save_pretrained(folder)
     _in_fixed_order(folder / "adapter_config.json")
-    tokenizer.save_pretrained(folder)
+    chat.tokenizer.save_pretrained(folder)
     facts = {
         "kind": kind,
         "base": source.base,
@@ -524,10 +578,17 @@ def save_adapter(
         "adapter_sha256": hash_file(folder / ADAPTER_FILE),
         "quantized": adapter.method == "qlora",
         "adapter": adapter.model_dump(),
-        **tokenizer_facts(tokenizer),
+        **tokenizer_facts(chat.tokenizer),
+        **_pinned_chat(chat.settings),
     }
     write_json(folder / MODEL_FILE, facts)
     return facts
+
+
+def _pinned_chat(settings: ChatSettings) -> dict[str, Any]:
+    """How conversations were rendered, where it is not the default. The template itself is saved with the tokenizer."""
+    stated = settings.model_dump(exclude={"chat_template"}, exclude_defaults=True)
+    return {"chat": stated} if stated else {}
 
 
 def _in_fixed_order(path: Path) -> None:

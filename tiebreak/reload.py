@@ -28,7 +28,8 @@ from tiebreak.records import to_messages
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+
+    from tiebreak.chat import Chat
 
 SCORE_BATCH = 16
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
@@ -158,19 +159,19 @@ class Reloaded:
 
     def answer(self, request: dict[str, Any]) -> Answer:
         """The answer to one request of `FreshProcess`."""
-        model, tokenizer = self._load(Path(request["final"]), request["trust_remote_code"])
+        model, chat = self._load(Path(request["final"]), request["trust_remote_code"])
         if request["do"] == "verify":
             return {"difference": _verify(model, self._final, request.get("threads"))}
         if request["do"] == "sample":
             sampling = SamplingConfig.model_validate(request["sampling"])
-            return {"samples": sample(model, tokenizer, request["prompts"], sampling)}
+            return {"samples": sample(model, chat, request["prompts"], sampling)}
         if request["do"] == "score":
             from tiebreak.logprobs import member_scores_in_batches
 
-            pad_id = tokenizer.pad_token_id
+            pad_id = chat.pad_id
             return {"scores": member_scores_in_batches(model, request["sequences"], pad_id, SCORE_BATCH)}
         self._loaded = None  # it is another model now
-        _merge(model, tokenizer, self._final, Path(request["folder"]))
+        _merge(model, chat, self._final, Path(request["folder"]))
         return {}
 
     def _load(self, final: Path, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -180,8 +181,8 @@ class Reloaded:
 
             pinned = json.loads((final / MODEL_FILE).read_text())
             dtype = json.loads((final / PROBE_FILE).read_text())["dtype"]
-            model, tokenizer = load_saved(final, pinned, dtype, trust_remote_code)
-            self._final, self._loaded = final, (model.eval(), tokenizer)
+            model, chat = load_saved(final, pinned, dtype, trust_remote_code)
+            self._final, self._loaded = final, (model.eval(), chat)
         return self._loaded
 
 
@@ -200,7 +201,7 @@ def _verify(model: PeftModel, final: Path, threads: int | None) -> float:
     return difference
 
 
-def _merge(model: PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, folder: Path) -> None:
+def _merge(model: PeftModel, chat: Chat, final: Path, folder: Path) -> None:
     from tiebreak.models import verify_probe
 
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -210,7 +211,7 @@ def _merge(model: PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, fo
     whole.config.use_cache = True
     try:
         whole.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        chat.tokenizer.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
@@ -219,7 +220,7 @@ def _merge(model: PeftModel, tokenizer: PreTrainedTokenizerBase, final: Path, fo
 
 def load_saved(
     final: Path, pinned: dict[str, Any], dtype: str, trust_remote_code: bool = False
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+) -> tuple[PeftModel, Chat]:
     """A saved model as plain PEFT loads it, with its tokenizer.
 
     Args:
@@ -230,35 +231,32 @@ def load_saved(
         import torch
         from peft import PeftModel
 
-        from tiebreak.models import ModelSource, find_base, load_base, load_tokenizer
+        from tiebreak.models import ModelSource, find_base, load_base, load_chat
 
     base = find_base(pinned["base"])
     source = ModelSource(str(final), pinned["kind"], "", pinned["base"], base, pinned["base_sha256"], final)
     training = TrainingConfig.model_validate({"precision": dtype, "trust_remote_code": trust_remote_code})
-    tokenizer = load_tokenizer(source, trust_remote_code)
+    chat = load_chat(source, trust_remote_code=trust_remote_code)
     model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
-    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = chat.pad_id
     whole = PeftModel.from_pretrained(model, final)
-    return whole.to("cuda") if torch.cuda.is_available() else whole, tokenizer
+    return whole.to("cuda") if torch.cuda.is_available() else whole, chat
 
 
-def sample(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], sampling: SamplingConfig
-) -> list[str]:
-    """The policy's answer to each prompt, a list of messages; the same every time."""
-    from tiebreak.chat import decode_completion, encode_prompt
+def sample(model: PeftModel, chat: Chat, prompts: Sequence[Any], sampling: SamplingConfig) -> list[str]:
+    """The policy's answer to each prompt (its messages and tools); the same every time."""
     from tiebreak.generation import row_seed, sample_completions
 
     drawn = sample_completions(
         model,
-        [encode_prompt(tokenizer, to_messages(messages)) for messages in prompts],
+        [chat.encode_prompt(to_messages(one["messages"]), tuple(one["tools"])) for one in prompts],
         [row_seed("samples", number) for number in range(len(prompts))],
         sampling,
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
+        stop_ids=chat.stop_ids,
+        pad_id=chat.pad_id,
         batch_size=len(prompts),
     )
-    return [decode_completion(tokenizer, one.ids) for one in drawn]
+    return [chat.decode_completion(one.ids) for one in drawn]
 
 
 def serve() -> None:

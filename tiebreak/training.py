@@ -14,7 +14,7 @@ import torch
 from transformers import ProgressCallback
 
 from tiebreak.callbacks import ProgressLine, RunCallback
-from tiebreak.chat import Encoded, check_encoded, coloured_mask
+from tiebreak.chat import Chat, Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.models import (
@@ -33,7 +33,7 @@ from tiebreak.runs import Run, is_main_process, read_metrics, say
 from tiebreak.tracking import RunRecorder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import Trainer
 
 Row = TypeVar("Row")
 
@@ -103,7 +103,7 @@ def evaluation_rows(rows: Sequence[Row], training: TrainingConfig) -> list[Row]:
     return [rows[number * len(rows) // training.eval_rows] for number in range(training.eval_rows)]
 
 
-def preflight(examples: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, what: str) -> None:
+def preflight(examples: Sequence[Encoded], chat: Chat, what: str) -> None:
     """Check every example, and show one with its loss mask before any time is spent on training.
 
     Raises:
@@ -113,12 +113,12 @@ def preflight(examples: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, w
     if not examples:
         raise DataError(f"no {what} to train on: the inputs hold none for the train split")
     for number, example in enumerate(examples, start=1):
-        check_encoded(example, tokenizer, f"{what} {number}")
+        check_encoded(example, chat, f"{what} {number}")
     trained = sum(map(sum, (e.loss_mask for e in examples)))
     total = sum(len(e.input_ids) for e in examples)
     say(
         f"{len(examples)} {what}: {total} tokens, {trained} of them trained on. The first, trained tokens marked:",
-        coloured_mask(tokenizer, examples[0]),
+        coloured_mask(chat.tokenizer, examples[0]),
         "",
     )
 
@@ -177,7 +177,7 @@ def finish_adapter(
     recorder: RunRecorder,
     *,
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     source: ModelSource,
     kind: ModelKind,
     adapter: AdapterConfig,
@@ -210,7 +210,7 @@ def finish_adapter(
     if not trainer.is_world_process_zero():
         _leave_launch(trainer)
         return
-    pinned = save_adapter(run.final, model, state, tokenizer, source, kind, adapter)
+    pinned = save_adapter(run.final, model, state, chat, source, kind, adapter)
     write_probe(run.final, ids, values, model)
     say("loading what was saved in a fresh process, to compare")
     with FreshProcess(run.final, source.trust_remote_code) as process:
@@ -241,7 +241,7 @@ def _leave_launch(trainer: Trainer) -> None:
 
 def samples_request(prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
     """What the table of samples is made from."""
-    shown = [[message.model_dump() for message in prompt.messages] for prompt in prompts[:SAMPLED_PROMPTS]]
+    shown = [prompt.model_dump(include={"messages"}) | {"tools": prompt.tools} for prompt in prompts[:SAMPLED_PROMPTS]]
     return {"prompts": shown, "sampling": sampling.model_dump()}
 
 
@@ -256,7 +256,7 @@ def make_reports(
 
     def sample(request: dict[str, Any]) -> None:
         answers = process.samples(request["prompts"], request["sampling"])
-        asked = [messages[-1]["content"] for messages in request["prompts"]]
+        asked = [prompt["messages"][-1]["content"] for prompt in request["prompts"]]
         recorder.table("samples", ["prompt", "completion"], list(zip(asked, answers, strict=True)))
 
     def merge() -> None:

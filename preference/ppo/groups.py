@@ -59,7 +59,7 @@ class GroupLoop(ScoredLoop):
         self._backbone.eval()
         sampling = self.settings.sampling
         with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
-            sampled = self.draw(self._backbone, prompt_ids, seeds, sampling, eos_id=self.settings.eos_id)
+            sampled = self.draw(self._backbone, prompt_ids, seeds, sampling, stop_ids=self.settings.stop_ids)
             completions = [one.ids for one in sampled]
             if self.vllm_sampler is not None:
                 ours = policy_logps(self._backbone, prompt_ids, completions, sampling.temperature)
@@ -78,7 +78,7 @@ class GroupLoop(ScoredLoop):
             self._backbone.eval()
             scores = score_all(self.rewards, prompt_ids, completion_ids_list).to(device)
             self.model.train()
-        finished = torch.tensor([ids[-1] == self.settings.eos_id for ids in completion_ids_list], device=device)
+        finished = torch.tensor([ids[-1] in self.settings.stop_ids for ids in completion_ids_list], device=device)
         lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=device)
         self._check_collapse(finished, lengths)
         self._set_scales(scores)
@@ -151,6 +151,7 @@ def build_group_trainer(
         train_only(lm, POLICY)
     trainer._set_up(settings, prompts, validation_prompts)
     trainer.reward_func_names = ["score"]
+    trainer.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by
     trainer._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
     return trainer
 

@@ -54,7 +54,7 @@ class PPOSettings:
     stop_when_all_cut_off: bool
     sampling: SamplingConfig
     seed: int
-    eos_id: int
+    stop_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,13 @@ class ScoredLoop:
         backbone.eval()
         with at_own_pace(self.model_wrapped, backbone), self.accelerator.autocast():
             episodes: Episodes = roll_out(
-                backbone, prompts, seeds, self.settings.sampling, self.rewards, eos_id=self.settings.eos_id, draw=draw
+                backbone,
+                prompts,
+                seeds,
+                self.settings.sampling,
+                self.rewards,
+                stop_ids=self.settings.stop_ids,
+                draw=draw,
             )
         return episodes
 

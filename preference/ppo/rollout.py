@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,7 @@ class Draw(Protocol):
         seeds: Sequence[int],
         sampling: SamplingConfig,
         *,
-        eos_id: int,
+        stop_ids: Collection[int],
     ) -> list[Sampled]:
         """In the prompts' order; a seed each, for who can use it."""
 
@@ -39,7 +39,7 @@ def draw_seeded(
     seeds: Sequence[int],
     sampling: SamplingConfig,
     *,
-    eos_id: int,
+    stop_ids: Collection[int],
 ) -> list[Sampled]:
     """By our own sampler: `Draw`, unless the configuration names another."""
     with merged_adapter(backbone.lm, POLICY):
@@ -48,7 +48,7 @@ def draw_seeded(
             prompts,
             seeds,
             sampling,
-            eos_id=eos_id,
+            stop_ids=stop_ids,
             pad_id=backbone.pad_id,
             batch_size=max(len(prompts), 1),
         )
@@ -100,11 +100,11 @@ def roll_out(
     sampling: SamplingConfig,
     rewards: Sequence[Reward],
     *,
-    eos_id: int,
+    stop_ids: Collection[int],
     draw: Draw = draw_seeded,
 ) -> Episodes:
     """Draw a completion for each prompt, and compute all that is asked of it."""
-    sampled = draw(backbone, prompts, seeds, sampling, eos_id=eos_id)
+    sampled = draw(backbone, prompts, seeds, sampling, stop_ids=stop_ids)
     completions = [one.ids for one in sampled]
     sampler_logps, mask = table_of_logps(sampled, backbone.device)
     batches = list(_batches(backbone, prompts, completions))

@@ -17,15 +17,15 @@ from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
 from preference.ppo.vllm import VLLMSampler, require_vllm
 from preference.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
-from tiebreak.chat import encode_prompt
+from tiebreak.chat import Chat, encode_each
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.models import (
     ModelSource,
     adapter_of,
     find_model,
     is_quantized,
+    load_chat,
     load_policy,
-    load_tokenizer,
 )
 from tiebreak.passes import default_tokens_per_pass
 from tiebreak.records import Prompt, is_held_out, read_prompts
@@ -35,7 +35,7 @@ from tiebreak.tracking import RunRecorder
 from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 
 def train_ppo(config: PPOConfig) -> None:
@@ -49,16 +49,16 @@ def train_ppo(config: PPOConfig) -> None:
     if config.vllm is not None:
         quantized = is_quantized(source, config.adapter)
         require_vllm(config.vllm, str(source.base_path), config.training.max_length_tokens, quantized)
-    tokenizer = load_tokenizer(source, config.training.trust_remote_code)
+    chat = load_chat(source, config.chat, config.training.trust_remote_code)
     prompts, validation = split_prompts(config)
-    encoded, held_out = encode(prompts, tokenizer, config), encode(validation, tokenizer, config)
+    encoded, held_out = encode(prompts, chat, config), encode(validation, chat, config)
     if config.guard is not None:
         require_held_out(run, len(held_out))
-    say(f"{len(encoded)} prompts; the first, as the policy sees it:", tokenizer.decode(encoded[0][0]), "")
+    say(f"{len(encoded)} prompts; the first, as the policy sees it:", chat.tokenizer.decode(encoded[0][0]), "")
     recorder = RunRecorder(run)
-    trainer = build_trainer(config, run, source, tokenizer, encoded, held_out)
+    trainer = build_trainer(config, run, source, chat, encoded, held_out)
     say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
-    guard = watch(config, recorder, trainer, source, tokenizer, held_out)
+    guard = watch(config, recorder, trainer, source, chat, held_out)
     train(trainer, run, recorder)
     if config.algorithm == "ppo":
         save_value_head(trainer, run)
@@ -67,7 +67,7 @@ def train_ppo(config: PPOConfig) -> None:
         run,
         recorder,
         model=trainer.backbone.lm,
-        tokenizer=tokenizer,
+        chat=chat,
         source=source,
         kind="policy",
         adapter=adapter_of(source, config.adapter),
@@ -97,7 +97,7 @@ def watch(
     recorder: RunRecorder,
     trainer: Any,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     held_out: list[tuple[list[int], Prompt]],
 ) -> Guard | None:
     """Let a held-out reward model say which policy to keep, if the configuration names one."""
@@ -108,7 +108,7 @@ def watch(
         recorder,
         backbone=trainer.backbone,
         source=source,
-        tokenizer=tokenizer,
+        chat=chat,
         prompts=held_out,
         sampling=config.sampling,
         training=config.training,
@@ -122,16 +122,16 @@ def build_trainer(
     config: PPOConfig,
     run: Run,
     source: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     encoded: list[tuple[list[int], Prompt]],
     held_out: list[tuple[list[int], Prompt]],
 ) -> Any:
     """The algorithm's trainer, with its policy and everything that scores it."""
-    settings = ppo_settings(config, tokenizer.eos_token_id)
+    settings = ppo_settings(config, chat.stop_ids)
     prompts, validation = [ids for ids, _ in encoded], [ids for ids, _ in held_out]
     trainer: Any
     if config.algorithm == "ppo":
-        backbone = load_backbone(source, config.training, config.adapter, tokenizer)
+        backbone = load_backbone(source, config.training, config.adapter, chat.tokenizer)
         if config.value_head:
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
         trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
@@ -139,20 +139,25 @@ def build_trainer(
     else:
         from preference.ppo.groups import build_group_trainer
 
-        lm = load_policy(source, config.training, config.adapter, tokenizer)
-        trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, tokenizer)
+        lm = load_policy(source, config.training, config.adapter, chat.tokenizer)
+        trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, chat.tokenizer)
     trainer.rewards = load_rewards(
         config.all_rewards,
         trainer.backbone,
         source,
-        tokenizer,
+        chat,
         encoded + held_out,
         config.training,
         config.config_folder,
     )
     if config.vllm is not None:
         trainer.vllm_sampler = VLLMSampler(
-            config.vllm, trainer.backbone.lm, trainer.accelerator, tokenizer, str(source.base_path), config.training
+            config.vllm,
+            trainer.backbone.lm,
+            trainer.accelerator,
+            chat.tokenizer,
+            str(source.base_path),
+            config.training,
         )
     return trainer
 
@@ -175,9 +180,10 @@ def split_prompts(config: PPOConfig) -> tuple[list[Prompt], list[Prompt]]:
     return training, validation[: config.max_validation_prompts]
 
 
-def encode(prompts: list[Prompt], tokenizer: Any, config: PPOConfig) -> list[tuple[list[int], Prompt]]:
+def encode(prompts: list[Prompt], chat: Chat, config: PPOConfig) -> list[tuple[list[int], Prompt]]:
     """(token ids, prompt) of the prompts that leave room for a completion."""
-    encoded = [(encode_prompt(tokenizer, prompt.messages), prompt) for prompt in prompts]
+    ids = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
+    encoded = list(zip(ids, prompts, strict=True))
     room = config.training.max_length_tokens - config.sampling.max_new_tokens
     if room < 1:
         raise ConfigError(
@@ -191,10 +197,10 @@ def probe_ids(encoded: list[list[int]]) -> list[int]:
     return [token for ids in encoded[:3] for token in ids]
 
 
-def ppo_settings(config: PPOConfig, eos_id: int) -> PPOSettings:
+def ppo_settings(config: PPOConfig, stop_ids: tuple[int, ...]) -> PPOSettings:
     """The algorithm's part of the configuration."""
-    taken = {field.name for field in fields(PPOSettings)} - {"seed", "eos_id"}
-    return PPOSettings(**{name: getattr(config, name) for name in taken}, seed=config.training.seed, eos_id=eos_id)
+    taken = {field.name for field in fields(PPOSettings)} - {"seed", "stop_ids"}
+    return PPOSettings(**{name: getattr(config, name) for name in taken}, seed=config.training.seed, stop_ids=stop_ids)
 
 
 def steps_per_rollout(config: PPOConfig, world: int) -> int:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -204,7 +204,7 @@ class VLLMSampler:
         seeds: Sequence[int],
         sampling: SamplingConfig,
         *,
-        eos_id: int,
+        stop_ids: Collection[int],
     ) -> list[Sampled]:
         """A completion for each prompt. All processes must call it, with equally many prompts; `seeds` play no part: one
         seed for a request would give prompts that stand in it twice one and the same completion.
@@ -216,8 +216,7 @@ class VLLMSampler:
         engine = self._engine
         engine.temperature, engine.top_p, engine.top_k = sampling.temperature, sampling.top_p, sampling.top_k
         engine.max_completion_length = sampling.max_new_tokens
-        # one token ends a completion, as with our sampler: a model's generation_config.json may name others
-        engine.generation_kwargs = {"ignore_eos": True, "stop_token_ids": [eos_id]}
+        engine.generation_kwargs = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}  # those of our sampler
         try:
             with torch.autocast(backbone.device.type, enabled=False):  # it would round what the adapter adds
                 engine.sync_weights()
@@ -232,13 +231,13 @@ class VLLMSampler:
                 "on from the last checkpoint"
             ) from error
         return [
-            read_completion(ids, values, sampling, eos_id)
+            read_completion(ids, values, sampling, stop_ids)
             for ids, values in zip(completions, logps or [[]] * len(completions), strict=True)
         ]
 
 
 def read_completion(
-    ids: Iterable[int], logps: Sequence[Sequence[float | None]], sampling: SamplingConfig, eos_id: int
+    ids: Iterable[int], logps: Sequence[Sequence[float | None]], sampling: SamplingConfig, stop_ids: Collection[int]
 ) -> Sampled:
     """A completion as TRL hands it on: ids with the end-of-sequence token, and for each token a list with its
     log-probability first, None where it is not a number.
@@ -247,9 +246,10 @@ def read_completion(
         HandoffError: it neither ends nor is as long as it may be, goes on after its end, or lacks log-probabilities.
     """
     ids = [int(token) for token in ids]
-    finished = ids[-1:] == [eos_id]
+    finished = bool(ids) and ids[-1] in stop_ids
     whole = finished or len(ids) == sampling.max_new_tokens
-    if not whole or len(ids) > sampling.max_new_tokens or eos_id in ids[:-1] or len(logps) != len(ids):
+    ended_before = any(token in stop_ids for token in ids[:-1])
+    if not whole or len(ids) > sampling.max_new_tokens or ended_before or len(logps) != len(ids):
         raise HandoffError(
             f"vllm: a completion of {len(ids)} tokens with {len(logps)} log-probabilities came back, where one that goes "
             f"on to the end-of-sequence token or to {sampling.max_new_tokens} tokens was asked for: its --max-model-len or "

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.models import (
     adapter_state,
@@ -155,7 +156,7 @@ def build_scorer(base: Path, folder: Path, language: Language, scores: Mapping[s
         for name, parameter in model.named_parameters():
             if "score" in name:
                 parameter.copy_(head[None])
-    save_adapter(run.final, model, adapter_state(model), tokenizer, source, "reward", adapter)
+    save_adapter(run.final, model, adapter_state(model), build_chat(tokenizer), source, "reward", adapter)
     write_probe(run.final, [2, 3, 4], probe_values(model, [2, 3, 4]), model)
     run.facts |= {"kinds": [kind]}
     run.finish()

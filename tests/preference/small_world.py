@@ -18,13 +18,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from toy_language import build_toy_policy
 from transformers import PreTrainedTokenizerFast
 
-from tiebreak.chat import encode_completion
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.models import (
     adapter_state,
     find_model,
+    load_chat,
     load_reward_model,
-    load_tokenizer,
     probe_values,
     save_adapter,
     write_probe,
@@ -100,8 +99,8 @@ def build_judge(
     """
     run = start_run(StageConfig(output=str(folder), tracking=TrackingConfig(mode="disabled")), "reward", {})
     source, adapter = find_model(str(base)), AdapterConfig(r=2)
-    tokenizer = load_tokenizer(source)
-    model = load_reward_model(source, TrainingConfig(precision="float32"), adapter, tokenizer).eval()
+    chat = load_chat(source)
+    model = load_reward_model(source, TrainingConfig(precision="float32"), adapter, chat.tokenizer).eval()
     generator = random.Random(1)
     features, wanted = [], []
     for question in questions(24) * 25:
@@ -109,7 +108,7 @@ def build_judge(
         words = ["more" if generator.random() < share else generator.choice(WORDS) for _ in range(at_most)]
         text = " ".join(words[: generator.randint(0, at_most)])
         ask = (Message(role="user", content=question),)
-        prompt, completion = encode_completion(tokenizer, ask, text, finished=generator.random() < 0.5)
+        prompt, completion = chat.encode_completion(ask, text, finished=generator.random() < 0.5)
         features.append(last_hidden(model, prompt + completion))
         wanted.append(opinion(text))
     head = torch.linalg.lstsq(torch.stack(features).double(), torch.tensor(wanted).double()[:, None]).solution
@@ -117,7 +116,7 @@ def build_judge(
         for name, parameter in model.named_parameters():
             if "score" in name:
                 parameter.copy_(head.T)
-    save_adapter(run.final, model, adapter_state(model), tokenizer, source, "reward", adapter)
+    save_adapter(run.final, model, adapter_state(model), chat, source, "reward", adapter)
     write_probe(run.final, [5, 6, 7], probe_values(model, [5, 6, 7]), model)
     run.facts |= {"kinds": list(kinds)}
     run.finish()

@@ -110,7 +110,7 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
     trainer = PPOTrainer(
         backbone,
         quiet(build_ppo_args(config, run), 8),
-        ppo_settings(config, EOS),
+        ppo_settings(config, (EOS,)),
         [list(prompt) for prompt in PROMPTS],
         [],
     )
@@ -151,7 +151,7 @@ def test_rloo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Pat
     run = Run(folder=tmp_path, stage="ppo", config=config, inputs={}, fingerprint="")
     lm = with_adapter(build_toy_policy())
     prompts = [list(prompt) for prompt in PROMPTS] * 5
-    settings = ppo_settings(config, EOS)
+    settings = ppo_settings(config, (EOS,))
     trainer = build_group_trainer(lm, quiet(build_group_args(config, run), 8), settings, prompts, [], toy_tokenizer())
     trainer.rewards = [KnownReward(toy_rewards())]
     trainer.train()

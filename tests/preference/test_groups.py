@@ -45,7 +45,7 @@ def build(folder: Path, algorithm: str, **settings: Any) -> OurRLOOTrainer | Our
     args.logging_steps, args.disable_tqdm = 1, True
     prompts = [list(p) for p in PROMPTS]
     lm = with_adapter(build_toy_policy())
-    trainer = build_group_trainer(lm, args, ppo_settings(config, EOS), prompts, prompts, toy_tokenizer())
+    trainer = build_group_trainer(lm, args, ppo_settings(config, (EOS,)), prompts, prompts, toy_tokenizer())
     trainer.create_model_card = lambda *_, **__: None
     trainer.rewards = rewards
     return trainer

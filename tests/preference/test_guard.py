@@ -73,7 +73,7 @@ def guarded(
         learned.get("learned_from", ()),
         [list(p) for p in PROMPTS] * 8,
         SamplingConfig(temperature=1.0, max_new_tokens=2),
-        EOS,
+        (EOS,),
         seed=0,
     )
     guard = Guard(GuardConfig(reward_model="held out", eval_every_steps=every, patience=patience), policy, recorder)
@@ -138,7 +138,7 @@ def test_both_scores_are_of_the_same_completions(tmp_path: Path) -> None:
         guard.policy.prompts,
         [row_seed(0, "guard", number) for number in range(24)],
         guard.policy.sampling,
-        eos_id=EOS,
+        stop_ids=(EOS,),
         pad_id=0,
         batch_size=24,
     )

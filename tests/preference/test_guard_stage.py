@@ -20,7 +20,7 @@ from small_world import WORDS, World, build_judge, build_model, twice_is_best
 from support import end_process, run_here, write_config
 from torch import Tensor
 
-from tiebreak.chat import decode_completion, encode_prompt
+from tiebreak.chat import build_chat
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.generation import Sampled, row_seed, sample_completions
 from tiebreak.logprobs import scores_in_batches
@@ -125,7 +125,7 @@ def draw_from(policy: str, prompts: list[list[int]]) -> list[Sampled]:
         prompts,
         [row_seed(0, "guard", number) for number in range(len(prompts))],
         SamplingConfig(**SAMPLING),
-        eos_id=1,
+        stop_ids=[1],
         pad_id=0,
         batch_size=len(prompts),
     )
@@ -139,13 +139,13 @@ def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: Guarded, world: World) 
     """Loaded anew, it writes answers whose scores, by the judge loaded anew and by the function, are the kept verdict's."""
     tokenizer = load_tokenizer(find_model(str(world.policy)))
     asked = [prompt for prompt in read_prompts(str(world.prompts), ["train"]) if is_held_out(prompt.id, 0.4)]
-    prompts = [encode_prompt(tokenizer, prompt.messages) for prompt in asked]
+    prompts = [build_chat(tokenizer).encode_prompt(prompt.messages) for prompt in asked]
     assert len(prompts) == ppo.guard["prompts"] > 3
     drawn = draw_from(str(ppo.folder), prompts)
     judge = load_trained_reward_model(find_model(str(world.judge), kind="reward"), TrainingConfig(precision="float32"))
     scores = scores_in_batches(judge, [[*p, *one.ids] for p, one in zip(prompts, drawn, strict=True)], 0, 4)
     assert ppo.guard["kept"]["score"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
-    texts = [[{"role": "assistant", "content": decode_completion(tokenizer, one.ids)}] for one in drawn]
+    texts = [[{"role": "assistant", "content": build_chat(tokenizer).decode_completion(one.ids)}] for one in drawn]
     assert ppo.guard["kept"]["training_score"] == pytest.approx(sum(wants_more(texts)) / len(texts))
 
 

@@ -40,6 +40,7 @@ from preference.ppo.rollout import Episodes
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import MicroBatch, PPOTrainer
 from preference.rewards import Conversations, MountedReward, Reward, load_reward
+from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.logprobs import scores_in_batches
@@ -118,7 +119,7 @@ def build_trainer(
     args.logging_steps, args.disable_tqdm = 1, True
     known: list[Reward] = [KnownReward(toy_rewards())]
     prompts = [list(p) for p in PROMPTS]
-    trainer = Watched(build_toy_backbone(build_toy_policy()), args, ppo_settings(config, EOS), prompts, prompts)
+    trainer = Watched(build_toy_backbone(build_toy_policy()), args, ppo_settings(config, (EOS,)), prompts, prompts)
     trainer.rewards = rewards or known
     return trainer
 
@@ -643,14 +644,16 @@ def sources(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
     folder = tmp_path_factory.mktemp("reward") / "final"
-    save_adapter(folder, model, adapter_state(model), tokenizer, base, "reward", adapter)
+    save_adapter(folder, model, adapter_state(model), build_chat(tokenizer), base, "reward", adapter)
     ids = list(range(40, 60))
     write_probe(folder, ids, probe_values(model, ids), model)
     return base, replace(base, name="reward", kind="reward", id="r", folder=folder)
 
 
 def mount(backbone: Backbone, policy: ModelSource, reward: ModelSource) -> Reward:
-    return load_reward(reward, 1.0, backbone, policy, Conversations(load_tokenizer(policy), {}), TRAINING, "reward")
+    return load_reward(
+        reward, 1.0, backbone, policy, Conversations(build_chat(load_tokenizer(policy)), {}), TRAINING, "reward"
+    )
 
 
 def test_the_mounted_reward_adapter_scores_as_the_reward_model_alone(sources: tuple[ModelSource, ModelSource]) -> None:

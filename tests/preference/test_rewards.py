@@ -21,7 +21,7 @@ from preference.rewards import (
     load_reward,
     score_all,
 )
-from tiebreak.chat import encode_completion
+from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models import (
@@ -34,7 +34,7 @@ from tiebreak.models import (
     save_adapter,
     write_probe,
 )
-from tiebreak.records import Message
+from tiebreak.records import Message, Prompt
 from tiebreak.runs import read_manifest, read_metrics
 
 HERE = Path(__file__).parent
@@ -46,8 +46,9 @@ ASK = (Message(role="user", content="Why are my basil leaves pale?"),)
 def conversations(tiny_model: Path) -> tuple[Conversations, list[int], list[int]]:
     """One prompt and one answer, with their ids."""
     tokenizer = load_tokenizer(source_of(tiny_model))
-    prompt, completion = encode_completion(tokenizer, ASK, "Add iron.")
-    return Conversations(tokenizer, {tuple(prompt): ASK}), prompt, completion
+    chat = build_chat(tokenizer)
+    prompt, completion = chat.encode_completion(ASK, "Add iron.")
+    return Conversations(chat, {tuple(prompt): Prompt(id="prompt-1", messages=ASK)}), prompt, completion
 
 
 def source_of(folder: Path) -> ModelSource:
@@ -125,20 +126,20 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     # the added words take the place of two that the texts do not hold, so that the base needs no more rows
     model.get_base_model().resize_token_embeddings(len(load_tokenizer(source_of(tiny_model))))
     state = adapter_state(model)
-    save_adapter(final, model, state, own, judge, "reward", adapter)
+    save_adapter(final, model, state, build_chat(own), judge, "reward", adapter)
     ids = list(range(40, 60))
     write_probe(final, ids, probe_values(model, ids), model)
     reward = replace(judge, name="judge", kind="reward", folder=final)
 
     policy = source_of(tiny_model)
     mine = load_tokenizer(policy)
-    prompt, completion = encode_completion(mine, ASK, "Add ironwork.")
+    prompt, completion = build_chat(mine).encode_completion(ASK, "Add ironwork.")
     backbone = load_backbone(policy, TRAINING, adapter, mine)
-    told = Conversations(mine, {tuple(prompt): ASK})
+    told = Conversations(build_chat(mine), {tuple(prompt): Prompt(id="prompt-1", messages=ASK)})
     loaded = load_reward(reward, 1.0, backbone, policy, told, TRAINING, "reward")
     assert isinstance(loaded, RewardApart)
     read = loaded.read(prompt, completion)
-    before, after = encode_completion(own, ASK, "Add ironwork.")
+    before, after = build_chat(own).encode_completion(ASK, "Add ironwork.")
     assert list(read) == before + after
     assert list(read) != prompt + completion
     assert loaded.read(prompt, completion[:-1])[-1] != own.eos_token_id  # cut off there, cut off here

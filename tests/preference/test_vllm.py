@@ -295,10 +295,10 @@ def test_the_pushed_weights_are_those_of_the_merged_model(dtype: torch.dtype) ->
 
 def test_a_completion_ends_with_its_end_of_sequence_token_or_at_full_length() -> None:
     sampling, eos = SamplingConfig(max_new_tokens=3), 1
-    ended = read_completion([4, 1], [[-0.5], [-0.25]], sampling, eos)
+    ended = read_completion([4, 1], [[-0.5], [-0.25]], sampling, [eos])
     assert (ended.ids, ended.finished, ended.logps) == ([4, 1], True, [-0.5, -0.25])
-    assert not read_completion((4, 4, 5), [[-1.0]] * 3, sampling, eos).finished
-    assert read_completion([4, 5, 1], [[-1.0]] * 3, sampling, eos).finished
+    assert not read_completion((4, 4, 5), [[-1.0]] * 3, sampling, [eos]).finished
+    assert read_completion([4, 5, 1], [[-1.0]] * 3, sampling, [eos]).finished
     for ids, logps in (
         ([], []),
         ([4, 5], [[-1.0]] * 2),
@@ -307,4 +307,4 @@ def test_a_completion_ends_with_its_end_of_sequence_token_or_at_full_length() ->
         ([4, 1], [[-1.0]]),
     ):
         with pytest.raises(HandoffError, match=f"a completion of {len(ids)} tokens"):
-            read_completion(ids, logps, sampling, eos)
+            read_completion(ids, logps, sampling, [eos])

@@ -152,14 +152,14 @@ class StandIn:
         assert request["ignore_eos"]
         assert "seed" not in request
         self.requests.append(request)
-        prompts, (eos_id,) = request["prompt"], request["stop_token_ids"]
+        prompts, stop_ids = request["prompt"], request["stop_token_ids"]
         drawn = sample_completions(
             self.model,
             prompts,
             [row_seed("server", len(self.requests), n) for n in range(len(prompts))],
             SamplingConfig(temperature=request["temperature"], max_new_tokens=self.cut or request["max_tokens"]),
-            eos_id=eos_id,
-            pad_id=eos_id,
+            stop_ids=stop_ids,
+            pad_id=stop_ids[0],
             batch_size=len(prompts),
         )
         return [

@@ -14,6 +14,7 @@ from reward.garbage import Garbage, make_garbage
 from reward.origin import Origin, Vote, trace_origin
 from reward.page import build_page
 from reward.report import Exam
+from tiebreak.chat import build_chat
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError
 from tiebreak.records import Message, Preference, Prompt, assistant, prompt_id
@@ -181,8 +182,8 @@ def test_garbage_is_what_it_says(tiny_model: Path) -> None:
         )
         for n in range(4)
     ]
-    examples = encode(preferences, tokenizer, 256)
-    garbage = make_garbage(examples, tokenizer, 3, 256)
+    examples = encode(preferences, build_chat(tokenizer), 256)
+    garbage = make_garbage(examples, build_chat(tokenizer), 3, 256)
     assert len({g.of.group for g in garbage}) == 3
     by = {kind: [g for g in garbage if g.kind == kind] for kind in ("empty", "repeated", "copied", "over-long")}
     assert all(len(rows) == 3 for rows in by.values())
@@ -198,7 +199,7 @@ def test_garbage_is_what_it_says(tiny_model: Path) -> None:
         tokens = len(g.ids) - len(g.of.prompt)
         assert g.text.startswith(g.of.source.chosen_text)
         assert len(g.of.chosen) < tokens <= 3 * len(g.of.chosen)
-    assert all(len(g.ids) <= 40 for g in make_garbage(examples, tokenizer, 3, 40))
+    assert all(len(g.ids) <= 40 for g in make_garbage(examples, build_chat(tokenizer), 3, 40))
 
 
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium here")

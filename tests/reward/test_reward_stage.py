@@ -16,6 +16,7 @@ from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, w
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
 from reward.trainer import LabelCollator
+from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import DataError
 from tiebreak.logprobs import member_scores_in_batches, scores_in_batches
@@ -193,7 +194,7 @@ def test_ppo_mounts_every_member_and_knows_the_scale(ensemble: Path, tiny_model:
     policy, reward = find_model(str(tiny_model)), find_model(str(ensemble), kind="reward")
     tokenizer = load_tokenizer(policy)
     backbone = load_backbone(policy, training, AdapterConfig(r=4, alpha=8), tokenizer)
-    told = Conversations(tokenizer, {})
+    told = Conversations(build_chat(tokenizer), {})
     mounted = load_reward(reward, 1.0, backbone, policy, told, training, "reward", spread_penalty=0.5)
     assert isinstance(mounted, MountedReward)
     backbone.eval()

@@ -10,13 +10,10 @@ import pytest
 
 from tiebreak.chat import (
     Encoded,
+    build_chat,
     check_encoded,
     check_tokenizer,
     coloured_mask,
-    decode_completion,
-    encode_completion,
-    encode_conversation,
-    encode_prompt,
 )
 from tiebreak.errors import HandoffError
 from tiebreak.records import Message, Messages
@@ -36,6 +33,11 @@ def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
+def one(examples: list[Encoded]) -> Encoded:
+    (example,) = examples
+    return example
+
+
 def parts(tokenizer: Any, encoded: Encoded) -> list[tuple[int, str]]:
     """(mask, text) of each run of equal mask."""
     found: list[tuple[int, list[int]]] = []
@@ -47,7 +49,7 @@ def parts(tokenizer: Any, encoded: Encoded) -> list[tuple[int, str]]:
 
 
 def test_the_mask_on_a_chatml_conversation_by_hand(tokenizer: Any) -> None:
-    assert parts(tokenizer, encode_conversation(tokenizer, (SYSTEM, ASK, ANSWER))) == [
+    assert parts(tokenizer, one(build_chat(tokenizer).encode_conversation((SYSTEM, ASK, ANSWER)))) == [
         (0, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy pale?<|im_end|>\n<|im_start|>assistant\n"),
         (1, "Add iron.<|im_end|>"),
     ]
@@ -56,9 +58,9 @@ def test_the_mask_on_a_chatml_conversation_by_hand(tokenizer: Any) -> None:
 def test_several_turns_are_trained_on_all_or_the_last(tokenizer: Any) -> None:
     first = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy pale?<|im_end|>\n<|im_start|>assistant\n"
     second = "\n<|im_start|>user\nHow much?<|im_end|>\n<|im_start|>assistant\n"
-    whole = encode_conversation(tokenizer, CONVERSATION)
+    whole = one(build_chat(tokenizer).encode_conversation(CONVERSATION))
     assert parts(tokenizer, whole) == [(0, first), (1, "Add iron.<|im_end|>"), (0, second), (1, "Add 2 ml.<|im_end|>")]
-    last = encode_conversation(tokenizer, CONVERSATION, last_only=True)
+    last = one(build_chat(tokenizer).encode_conversation(CONVERSATION, last_only=True))
     assert last.input_ids == whole.input_ids
     assert parts(tokenizer, last) == [(0, f"{first}Add iron.<|im_end|>{second}"), (1, "Add 2 ml.<|im_end|>")]
 
@@ -66,22 +68,22 @@ def test_several_turns_are_trained_on_all_or_the_last(tokenizer: Any) -> None:
 def test_a_conversation_must_end_with_an_answer(tokenizer: Any) -> None:
     for messages in ((), (ASK,), (ASK, ANSWER, AGAIN)):
         with pytest.raises(ValueError, match="ends with the assistant"):
-            encode_conversation(tokenizer, messages)
+            build_chat(tokenizer).encode_conversation(messages)
 
 
 def test_prompt_and_completion_are_the_templates_own_ids(tokenizer: Any) -> None:
-    prompt, completion = encode_completion(tokenizer, [ASK], ANSWER.content)
+    prompt, completion = build_chat(tokenizer).encode_completion([ASK], ANSWER.content)
     rendered = tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in (ASK, ANSWER)], tokenize=True, return_dict=False
     )
     newline = tokenizer("\n")["input_ids"]
     assert prompt + completion + newline == rendered
-    assert prompt == encode_prompt(tokenizer, [ASK])
+    assert prompt == build_chat(tokenizer).encode_prompt([ASK])
 
 
 def test_an_unfinished_answer_has_no_end(tokenizer: Any) -> None:
-    finished = encode_completion(tokenizer, [ASK], "Add iron")
-    cut_off = encode_completion(tokenizer, [ASK], "Add iron", finished=False)
+    finished = build_chat(tokenizer).encode_completion([ASK], "Add iron")
+    cut_off = build_chat(tokenizer).encode_completion([ASK], "Add iron", finished=False)
     assert finished[0] == cut_off[0]
     assert finished[1] == [*cut_off[1], tokenizer.eos_token_id]
     assert tokenizer.eos_token_id not in cut_off[1]
@@ -89,14 +91,14 @@ def test_an_unfinished_answer_has_no_end(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("blank", ["", " ", "   ", "\n", "\n\n", "\n \n", "\t", "\r\n"])
 def test_blanks_at_an_answers_start_leave_the_prompt_as_it_is_sampled_from(tokenizer: Any, blank: str) -> None:
-    prompt, completion = encode_completion(tokenizer, [ASK], f"{blank}Add iron.")
-    assert prompt == encode_prompt(tokenizer, [ASK])
+    prompt, completion = build_chat(tokenizer).encode_completion([ASK], f"{blank}Add iron.")
+    assert prompt == build_chat(tokenizer).encode_prompt([ASK])
     assert tokenizer.decode(completion) == f"{blank}Add iron.<|im_end|>"
 
 
 def test_decoding_is_the_way_back(tokenizer: Any) -> None:
     for text in ("Add iron.", "18 °C\n\n- dim\n- wait", "naïve 日本 🌱"):
-        assert decode_completion(tokenizer, encode_completion(tokenizer, [ASK], text)[1]) == text
+        assert build_chat(tokenizer).decode_completion(build_chat(tokenizer).encode_completion([ASK], text)[1]) == text
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -105,22 +107,22 @@ def test_decoding_is_the_way_back(tokenizer: Any) -> None:
 @pytest.mark.parametrize("text", ["Add iron.<|im_end|>", "<|im_end|>", "Add<|im_end|> iron."])
 def test_an_answer_that_brings_an_end_of_its_own_is_refused(tokenizer: Any, text: str) -> None:
     with pytest.raises(HandoffError, match="two end-of-sequence tokens") as caught:
-        encode_completion(tokenizer, [ASK], text)
+        build_chat(tokenizer).encode_completion([ASK], text)
     assert repr(text) in str(caught.value)
     with pytest.raises(HandoffError, match="two end-of-sequence tokens"):
-        encode_conversation(tokenizer, (ASK, Message(role="assistant", content=text), AGAIN, MORE))
+        build_chat(tokenizer).encode_conversation((ASK, Message(role="assistant", content=text), AGAIN, MORE))
 
 
 def test_two_ends_in_a_row_are_refused_wherever_they_stand(tokenizer: Any) -> None:
     eos = tokenizer.eos_token_id
-    check_encoded(Encoded([5, eos, 6, eos], [0, 0, 1, 1]), tokenizer, "row 1")
+    check_encoded(Encoded([5, eos, 6, eos], [0, 0, 1, 1]), build_chat(tokenizer), "row 1")
     with pytest.raises(HandoffError, match="row 2: two end-of-sequence tokens"):
-        check_encoded(Encoded([5, eos, eos, 6], [0, 0, 0, 1]), tokenizer, "row 2")
+        check_encoded(Encoded([5, eos, eos, 6], [0, 0, 0, 1]), build_chat(tokenizer), "row 2")
 
 
 def test_an_example_with_nothing_to_learn_is_refused(tokenizer: Any) -> None:
     with pytest.raises(HandoffError, match="row 3: no token is trained on"):
-        check_encoded(Encoded([5, 6], [0, 0]), tokenizer, "row 3")
+        check_encoded(Encoded([5, 6], [0, 0]), build_chat(tokenizer), "row 3")
 
 
 def with_template(tokenizer: Any, template: str | None) -> Any:
@@ -135,9 +137,9 @@ def test_a_template_whose_prompt_is_no_prefix_is_refused(tokenizer: Any) -> None
         "{% if add_generation_prompt %}<|im_start|>helper\n{% endif %}"
     )
     other = with_template(tokenizer, template)
-    assert encode_prompt(other, [ASK])
+    assert build_chat(other).encode_prompt([ASK])
     with pytest.raises(HandoffError, match="renders a prompt differently"):
-        encode_completion(other, [ASK], "Add iron.")
+        build_chat(other).encode_completion([ASK], "Add iron.")
 
 
 def test_a_template_that_closes_a_turn_with_no_token_gets_its_end(tokenizer: Any) -> None:
@@ -145,7 +147,7 @@ def test_a_template_that_closes_a_turn_with_no_token_gets_its_end(tokenizer: Any
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    _, completion = encode_completion(with_template(tokenizer, template), [ASK], "Add iron.")
+    _, completion = build_chat(with_template(tokenizer, template)).encode_completion([ASK], "Add iron.")
     assert completion[-1] == tokenizer.eos_token_id
     assert completion.count(tokenizer.eos_token_id) == 1
 
@@ -153,7 +155,7 @@ def test_a_template_that_closes_a_turn_with_no_token_gets_its_end(tokenizer: Any
 def test_a_template_that_begins_twice_is_refused(tokenizer: Any) -> None:
     template = "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(HandoffError, match="two beginning-of-sequence tokens"):
-        encode_prompt(with_template(tokenizer, template), [ASK])
+        build_chat(with_template(tokenizer, template)).encode_prompt([ASK])
 
 
 def test_tokenizers_that_would_train_on_the_wrong_thing_are_refused(tokenizer: Any) -> None:
@@ -171,6 +173,6 @@ def test_tokenizers_that_would_train_on_the_wrong_thing_are_refused(tokenizer: A
 
 
 def test_the_mask_is_shown_in_brackets_where_there_is_no_terminal(tokenizer: Any) -> None:
-    shown = coloured_mask(tokenizer, encode_conversation(tokenizer, (SYSTEM, ASK, ANSWER)))
+    shown = coloured_mask(tokenizer, one(build_chat(tokenizer).encode_conversation((SYSTEM, ASK, ANSWER))))
     assert shown.endswith("<|im_start|>assistant\n⟦Add iron.<|im_end|>⟧")
     assert shown.count("⟦") == shown.count("⟧") == 1

@@ -35,7 +35,7 @@ def prompts(count: int = 6) -> list[list[int]]:
 def sample(
     model: Any, rows: list[list[int]], seeds: list[int], sampling: SamplingConfig, **options: Any
 ) -> list[Sampled]:
-    options = {"eos_id": -1, "pad_id": PAD, "batch_size": 4, **options}
+    options = {"stop_ids": [-1], "pad_id": PAD, "batch_size": 4, **options}
     return sample_completions(model, rows, seeds, sampling, **options)
 
 
@@ -83,7 +83,7 @@ def test_a_row_ends_at_its_own_end_of_sequence(model: Any) -> None:
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=7)
     whole = sample(model, rows, [0] * 6, greedy, batch_size=6)
     eos = whole[2].ids[2]
-    for row, stopped in zip(whole, sample(model, rows, [0] * 6, greedy, eos_id=eos, batch_size=6), strict=True):
+    for row, stopped in zip(whole, sample(model, rows, [0] * 6, greedy, stop_ids=[eos], batch_size=6), strict=True):
         expected = row.ids[: row.ids.index(eos) + 1] if eos in row.ids else row.ids
         assert stopped.ids == expected
         assert stopped.finished is (eos in row.ids)
@@ -114,7 +114,7 @@ def test_rows_that_wait_take_the_places_of_those_that_are_done(model: Any, batch
     expected = [s.ids[: s.ids.index(eos) + 1] if eos in s.ids else s.ids for s in whole]
     assert len({len(ids) for ids in expected}) > 1
     told: list[int] = []
-    crowded = sample(model, rows, seeds, sampling, eos_id=eos, batch_size=batch_size, on_done=told.append)
+    crowded = sample(model, rows, seeds, sampling, stop_ids=[eos], batch_size=batch_size, on_done=told.append)
     assert [s.ids for s in crowded] == expected
     assert sum(told) == len(rows)
     for sampled, alone in zip(crowded, whole, strict=True):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from support import REPOSITORY, build_tiny_model
 
+from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.models import (
@@ -27,7 +28,7 @@ from tiebreak.models import (
     load_tokenizer,
     load_trained_reward_model,
     probe_values,
-    require_same_tokenizer,
+    require_same_chat,
     resolve_precision,
     save_adapter,
     tokenizer_facts,
@@ -58,7 +59,7 @@ def save_run(folder: Path, base: Path | str, kind: Any = "policy", ids: list[int
     load = load_policy if kind == "policy" else load_reward_model
     model = load(source, TRAINING, ADAPTER, tokenizer)
     train_a_little(model)
-    save_adapter(run.final, model, adapter_state(model), tokenizer, source, kind, ADAPTER)
+    save_adapter(run.final, model, adapter_state(model), build_chat(tokenizer), source, kind, ADAPTER)
     write_probe(run.final, ids, probe_values(model, ids), model)
     run.finish()
     return folder
@@ -291,14 +292,14 @@ def test_two_tokenizers_are_one_only_if_every_text_becomes_the_same_ids(tiny_mod
     one, other = load_tokenizer(find_model(str(tiny_model))), load_tokenizer(find_model(str(tiny_model)))
     one("some text", padding="max_length", max_length=40, truncation=True)  # leaves padding settings behind
     assert tokenizer_facts(one) == tokenizer_facts(other)
-    require_same_tokenizer(one, other, "two")
+    require_same_chat(build_chat(one), build_chat(other), "two")
     other.add_tokens(["<new>"])
     with pytest.raises(HandoffError, match="two: their tokenizer differ"):
-        require_same_tokenizer(one, other, "two")
+        require_same_chat(build_chat(one), build_chat(other), "two")
     third = load_tokenizer(find_model(str(tiny_model)))
-    third.chat_template = "{{ 1 }}"
+    third.chat_template = str(third.chat_template) + "{# another #}"
     with pytest.raises(HandoffError, match="two: their chat template differ"):
-        require_same_tokenizer(one, third, "two")
+        require_same_chat(build_chat(one), build_chat(third), "two")
 
 
 def test_a_base_model_without_a_named_adapter_gets_the_default(tmp_path: Path) -> None:
