@@ -51,11 +51,14 @@ class Architecture:
     def build(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
         """A random model, the same for one seed."""
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
         torch.manual_seed(seed)
+        config = self.configure(tokenizer)
+        is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
         with quiet():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(self.configure(tokenizer))
+            loader = AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
+            model: PreTrainedModel = loader.from_config(config)
         return model.eval()
 
 
@@ -110,7 +113,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     made.name: made
     for made in [
         # dense
-        Architecture("Llama", "dense", "llama", ("llama3", "llama3_1", "llama3_2", "deepseek_r1_distill", "idefics3")),
+        Architecture(
+            "Llama",
+            "dense",
+            "llama",
+            ("llama3", "llama3_1", "llama3_2", "deepseek_r1_distill", "idefics3", "muse_glimmer"),
+        ),
         Architecture("Llama, tied", "dense", "llama", ("smollm2", "smolvlm"), {"tie_word_embeddings": True}),
         Architecture(
             "Llama, dynamic RoPE",
@@ -121,7 +129,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture("Arcee", "dense", "arcee", ("qwen2_5",)),
         Architecture("Qwen2", "dense", "qwen2", ("qwen2_5", "qwen2_5_base", "qwen2_5_vl")),
-        Architecture("Qwen3", "dense", "qwen3", ("qwen3", "qwen3_instruct_2507", "qwen3_vl"), HEADS),
+        Architecture(
+            "Qwen3",
+            "dense",
+            "qwen3",
+            ("qwen3", "qwen3 (enable_thinking: false)", "qwen3_instruct_2507", "qwen3_vl"),
+            HEADS,
+        ),
         Architecture("Gemma", "dense", "gemma", ("gemma",), HEADS),
         Architecture("Phi", "dense", "phi", ("qwen2_5_base",)),
         Architecture("Phi-3", "dense", "phi3", ("phi3", "phi3_5")),
@@ -307,7 +321,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             "Nemotron-H",
             "hybrid",
             "nemotron_h",
-            ("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"),
+            (
+                "nemotron_3_nano (enable_thinking: false)",
+                "nemotron_3_super (enable_thinking: false)",
+                "nemotron_3_ultra (enable_thinking: false)",
+                "nemotron_3_nano",
+            ),
             {
                 **HEADS,
                 "layers_block_type": ["mamba", "attention"],
@@ -345,6 +364,17 @@ ARCHITECTURES: dict[str, Architecture] = {
                 "text_config": {**GEMMA, "model_type": "gemma3_text"},
                 "vision_config": TINY_VISION,
                 "mm_tokens_per_image": 4,
+            },
+        ),
+        Architecture(
+            "LLaVA-NeXT",
+            "multimodal",
+            "llava_next",
+            ("llava_next",),
+            {
+                "text_config": {"model_type": "mistral", "sliding_window": None},
+                "vision_config": {**TINY_VISION, "model_type": "clip_vision_model"},
+                "image_grid_pinpoints": [[32, 32]],
             },
         ),
     ]

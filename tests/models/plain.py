@@ -18,11 +18,14 @@ Row = tuple[list[int], list[int]]
 
 
 def prompt_text(template: Template, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> str:
-    """A conversation up to where the assistant begins to write, by transformers."""
+    """A conversation up to where the assistant begins to write, by transformers, as on the first day of 2026."""
     if template.parts:
         messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-    options = dict(template.arguments)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
+    fixed = template.text.replace('strftime_now("%Y-%m-%d")', '"2026-01-01"').replace(
+        "strftime_now('%Y-%m-%d')", "'2026-01-01'"
+    )
+    options = {"chat_template": fixed, "add_generation_prompt": True, **dict(template.arguments)}
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

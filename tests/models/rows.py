@@ -29,7 +29,10 @@ PREFERRED = [
 
 
 def write_data(folder: Path) -> None:
-    """demonstrations, preferences (the last two held out) and prompts, in TRL's formats."""
+    """Demonstrations, preferences (the last two held out) and prompts, in TRL's formats.
+
+    The questions to sample for are those that the model was taught, and others.
+    """
     write_rows(folder / "demonstrations.jsonl", [{"prompt": _ask(q), "completion": _say(a)} for q, a in SHOWN])
     write_rows(
         folder / "preferences.jsonl",
@@ -39,6 +42,7 @@ def write_data(folder: Path) -> None:
         ],
     )
     write_rows(folder / "prompts.jsonl", [{"prompt": _ask(q)} for q, _ in TAUGHT])
+    write_rows(folder / "questions.jsonl", [{"prompt": _ask(q)} for q, _ in TAUGHT + SHOWN])
     write_rows(folder / "test_prompts.jsonl", [{"prompt": _ask(q), "split": "test"} for q, _ in TAUGHT])
 
 

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from architectures import ARCHITECTURES
 from cell import STAGES, Outcome, run_cell
 from support import REPOSITORY
@@ -80,6 +81,7 @@ def read_page() -> dict[tuple[str, str], dict[str, str]]:
 def main(names: list[str]) -> int:
     """Run the cells of the models named, or all, and write the page if it is all."""
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # tiny matrices: threads cost more than they give
     results = {}
     for model, template in cells():
         if names and not {model, f"{model}/{template}"} & set(names):

@@ -275,6 +275,22 @@ TEMPLATES: dict[str, Template] = {
         Template("nemotron_3_nano", "nemotron_3_nano", **NEMOTRON, writes="</think>{}<|im_end|>"),
         Template("nemotron_3_super", "nemotron_3_super", **NEMOTRON, writes="</think>{}<|im_end|>"),
         Template("nemotron_3_ultra", "nemotron_3_ultra", **NEMOTRON, writes="</think>{}<|im_end|>"),
+        *(
+            Template(
+                f"{file} (enable_thinking: false)",
+                file,
+                **NEMOTRON,
+                writes="{}<|im_end|>",
+                arguments=(("enable_thinking", False),),
+            )
+            for file in ("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra")
+        ),
+        Template(
+            "qwen3 (enable_thinking: false)",
+            "qwen3",
+            **{**QWEN3, "writes": "{}<|im_end|>"},
+            arguments=(("enable_thinking", False),),
+        ),
         Template(
             "muse_glimmer",
             "muse_glimmer",
@@ -286,6 +302,12 @@ TEMPLATES: dict[str, Template] = {
             pad="<|pad|>",
             then="<|start|>user<|message|>",
         ),
+        Template("gemma_training", "gemma_training", **GEMMA),
+        Template("llama3_training", "llama3_training", **{**LLAMA3, "stops": ("<|end_of_text|>", "<|eot_id|>")}),
+        Template("phi3_training", "phi3_training", **PHI3),
+        Template("qwen3_training", "qwen3_training", **QWEN3),
+        Template("gptoss_training", "gptoss_training", **GPT_OSS),
+        Template("lfm2_training", "lfm2_training", **LFM2),
         Template("llava_next", "llava_next", **LLAVA),
         Template(
             "idefics3",
