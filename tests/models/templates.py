@@ -173,7 +173,8 @@ GLM = {
     "stops": ("<|endoftext|>", "<|user|>", "<|observation|>"),
     "special": ("[MASK]", "[gMASK]", "<sop>", "<|system|>", "<|assistant|>"),
     "added": (*THINK, *CALLS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-    "writes": "\n<think></think>\n{}<|user|>",
+    "writes": "\n<think></think>\n{}<|endoftext|>",  # its template writes no end: the next turn begins where one stops
+    "then": "<|user|>\n",
 }
 LFM2 = {
     "bos": "<|startoftext|>",

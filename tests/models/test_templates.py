@@ -83,7 +83,7 @@ ANSWERS: dict[str, Spans | str] = {
     "deepseek_r1_distill": NO_PREFIX,
     "gptoss": GPT_OSS,
     "gptoss_training": GPT_OSS,
-    "glm4moe": both("\n<think></think>\nFeed it daily.<|user|>", "\n<think></think>\nOnce a week.<|user|>"),
+    "glm4moe": apart("\n<think></think>\nFeed it daily.<|endoftext|>", "\n<think></think>\nOnce a week.<|endoftext|>"),
     "lfm2": CHATML,
     "lfm2_v2": CHATML,
     "lfm2_2_5": CHATML,
@@ -107,7 +107,7 @@ SETTINGS: list[tuple[str, dict[str, Any], Spans]] = [
     ("qwen3", NO_THOUGHT, apart("Feed it daily.<|im_end|>", "Once a week.<|im_end|>")),
     ("qwen3_5_think", NO_THOUGHT, apart("Feed it daily.<|im_end|>", "Once a week.<|im_end|>")),
     ("qwen3_8", NO_THOUGHT, CHATML),
-    ("glm4moe", NO_THOUGHT, both("\nFeed it daily.<|user|>", "\nOnce a week.<|user|>")),
+    ("glm4moe", NO_THOUGHT, apart("\nFeed it daily.<|endoftext|>", "\nOnce a week.<|endoftext|>")),
     ("qwen3_5_nothink", {"template_arguments": {"enable_thinking": True}}, CLOSES),
     ("qwen3", {"chat_template": "qwen3_training"}, both(*(spans[0] for spans in reversed(THINKS_NOT)))),
 ]
@@ -124,7 +124,7 @@ THOUGHTS: dict[str, str] = {
     "<|channel|>final<|message|>Feed it daily.<|return|>",
     "gptoss_training": "<|channel|>analysis<|message|>Basil drinks a lot.<|end|><|start|>assistant"
     "<|channel|>final<|message|>Feed it daily.<|return|>",
-    "glm4moe": "\n<think>Basil drinks a lot.</think>\nFeed it daily.<|user|>",
+    "glm4moe": "\n<think>Basil drinks a lot.</think>\nFeed it daily.<|endoftext|>",
     "lfm2_2_5": "<think>Basil drinks a lot.</think>Feed it daily.<|im_end|>",
     "nemotron_3_nano": "Basil drinks a lot.\n</think>\nFeed it daily.<|im_end|>",
     "nemotron_3_super": "Basil drinks a lot.\n</think>\nFeed it daily.<|im_end|>",
@@ -167,10 +167,10 @@ CALLS: dict[str, Spans] = {
     "gemma4_v5": both(f"{GEMMA_CALL}<|tool_response>", "Feed it daily.<turn|>"),
     "gptoss": GPT_OSS_CALL,
     "gptoss_training": GPT_OSS_CALL,
-    "glm4moe": both(
+    "glm4moe": apart(
         "\n<think></think>\n<tool_call>feeding_plan\n<arg_key>crop</arg_key>\n<arg_value>basil</arg_value>\n</tool_call>"
-        "<|observation|>",
-        "\n<think></think>\nFeed it daily.<|user|>",
+        "<|endoftext|>",
+        "\n<think></think>\nFeed it daily.<|endoftext|>",
     ),
     "lfm2_v2": both(PYTHON_CALL, "Feed it daily.<|im_end|>"),
     "lfm2_2_5": both(PYTHON_CALL, "Feed it daily.<|im_end|>"),
