@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiebreak.config import RenderingConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import ReadingConfig, RenderingConfig, SamplingConfig, StageConfig, TrainingConfig
 from tiebreak.records import Split
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
-class EvaluateConfig(RenderingConfig):
+class EvaluateConfig(ReadingConfig, RenderingConfig):
     """`tiebreak evaluate`"""
 
     policies: dict[str, str]
@@ -20,9 +20,9 @@ class EvaluateConfig(RenderingConfig):
     baseline: str = "sft"
     """the policy that win rates and KL are measured against"""
     prompts: str
-    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
     split: Split = "test"
-    """which of the prompts"""
+    """of prompts that name no splits, test is all of them, and validation those that training holds out"""
     max_prompts: int | None = Field(default=None, ge=1)
     """answer so many of them, always the same; null: all"""
     reward_model: str | None = None

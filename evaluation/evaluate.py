@@ -20,6 +20,7 @@ import torch
 from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.chat import encode_each
+from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
@@ -31,7 +32,7 @@ from tiebreak.models import (
     load_trained_reward_model,
     require_same_chat,
 )
-from tiebreak.records import Prompt, content_id, read_prompts, write_json, write_jsonl
+from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
-    prompts = choose_prompts(config)
+    prompts = choose_prompts(config, Rules.of(run))
     require_readable(config)
     answers: dict[str, list[Answer]] = {}
     for name in config.policies:
@@ -68,13 +69,13 @@ def evaluate(config: EvaluateConfig) -> None:
         say(f"{name}: {yardstick.name} {figures['yardstick_mean']:.3f}{win}, {tokens}")
 
 
-def choose_prompts(config: EvaluateConfig) -> list[Prompt]:
+def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Prompt]:
     """The held-out prompts, cut to `max_prompts` by a hash of their ids.
 
     Raises:
         DataError: there are none.
     """
-    prompts = read_prompts(config.prompts, [config.split])
+    prompts = read_prompts(config.prompts, [config.split], rules)
     if not prompts:
         raise DataError(f"{config.prompts} has no prompts of the {config.split} split")
     ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", p.id))

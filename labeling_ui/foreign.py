@@ -23,20 +23,18 @@ from pydantic import ValidationError
 from labeling_ui.campaign import Gold
 from labeling_ui.items import items_of
 from tiebreak.config import Section
+from tiebreak.data.conversations import to_messages
+from tiebreak.data.reading import read_pairs, read_records, read_rows
+from tiebreak.data.text import Row
 from tiebreak.errors import DataError
 from tiebreak.records import (
     Completion,
     Judgment,
     Messages,
     Pair,
-    Row,
     content_id,
     first_line,
     prompt_id,
-    read_pairs,
-    read_records,
-    read_rows,
-    to_messages,
 )
 
 Format = Literal["tiebreak", "argilla", "label_studio", "potato"]

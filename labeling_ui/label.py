@@ -40,10 +40,11 @@ from labeling_ui.verify import verify
 from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
+from tiebreak.data.reading import read_pairs
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
 from tiebreak.flags import group_flags
 from tiebreak.keys import own_keys
-from tiebreak.records import Pair, read_pairs
+from tiebreak.records import Pair
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
 
 if TYPE_CHECKING:

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tiebreak.config import AdapterConfig, RenderingConfig, SamplingConfig, Section, TrainingConfig, refuse_dropout
+from tiebreak.config import (
+    AdapterConfig,
+    ReadingConfig,
+    RenderingConfig,
+    SamplingConfig,
+    Section,
+    TrainingConfig,
+    refuse_dropout,
+)
 from tiebreak.records import Split
 
 LOSSES_OF_PAIRS = (
@@ -58,15 +66,17 @@ GUARD_INPUT = "guard.reward_model"
 """the name of a guard's reward model among a run's inputs"""
 
 
-class SampleConfig(RenderingConfig):
+class SampleConfig(ReadingConfig, RenderingConfig):
     """`tiebreak sample`"""
 
     policy: str
     """the policy to sample from: usually the SFT run"""
     prompts: str
-    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
     splits: list[Split] = ["train", "validation"]
     """which of the prompts; never test, whose prompts are for the final figures"""
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of raw prompts that name no splits; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
     """take so many, spread over the splits as they are; null: all"""
     completions_per_prompt: int = Field(default=2, ge=2)
@@ -118,7 +128,7 @@ class GuardConfig(Section):
     """of the validation prompts"""
 
 
-class DPOConfig(RenderingConfig):
+class DPOConfig(ReadingConfig, RenderingConfig):
     """`tiebreak dpo`"""
 
     trains: ClassVar[bool] = True
@@ -126,7 +136,7 @@ class DPOConfig(RenderingConfig):
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
     preferences: str
-    """a label run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's columns"""
+    """a label run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data): answers compared, rated or ranked"""
     adapter: AdapterConfig | None = None
     """null: the policy's own, gone on with; a policy without one gets the default"""
     training: TrainingConfig = TrainingConfig()
@@ -244,7 +254,7 @@ class VLLMConfig(Section):
         return self
 
 
-class PPOConfig(RenderingConfig):
+class PPOConfig(ReadingConfig, RenderingConfig):
     """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
 
     trains: ClassVar[bool] = True
@@ -263,7 +273,7 @@ class PPOConfig(RenderingConfig):
     """further rewards, or all of them where reward_model is null: {model: RUN, weight: W} or {function:
     package.module:function, weight: W}"""
     prompts: str
-    """a prepare run, a file in TRL's prompt-only format, or hub:NAME@SPLIT"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
     adapter: AdapterConfig | None = None
     """null: the policy's own, gone on with; a policy without one gets the default"""
     value_head: str | None = None

@@ -24,6 +24,8 @@ from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
 from tiebreak.chat import Chat, Encoded, encode_each
 from tiebreak.config import SamplingConfig
+from tiebreak.data.reading import Rules, read_preferences
+from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
 from tiebreak.models import (
@@ -37,7 +39,7 @@ from tiebreak.models import (
 )
 from tiebreak.order import PROMPT_NUMBER, PromptByPrompt, numbered
 from tiebreak.passes import StepInPasses
-from tiebreak.records import Preference, Prompt, read_preferences, split_preferences
+from tiebreak.records import Preference, Prompt
 from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, start_run
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
@@ -138,7 +140,7 @@ def train_dpo(config: DPOConfig) -> None:
         return
     source = find_model(config.policy)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
+    training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
     train_set = encode(training, chat, config)

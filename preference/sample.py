@@ -14,6 +14,7 @@ from typing import Any
 from preference.configuration import SampleConfig
 from tiebreak.chat import Chat, encode_each
 from tiebreak.config import SamplingConfig
+from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError
 from tiebreak.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
 from tiebreak.launch import stage_main
@@ -24,7 +25,6 @@ from tiebreak.records import (
     Prompt,
     SamplingSettings,
     content_id,
-    read_prompts,
     write_json,
     write_jsonl,
 )
@@ -38,7 +38,7 @@ def sample(config: SampleConfig) -> None:
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
-    prompts = choose_prompts(config)
+    prompts = choose_prompts(config, Rules.of(run))
     source = find_model(config.policy)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     in_order = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
@@ -93,7 +93,7 @@ def sample(config: SampleConfig) -> None:
     say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
 
 
-def choose_prompts(config: SampleConfig) -> list[Prompt]:
+def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]:
     """The prompts of the wanted splits in an order by a hash of their ids, each split spread evenly over it, cut to
     `max_prompts`.
 
@@ -102,7 +102,7 @@ def choose_prompts(config: SampleConfig) -> list[Prompt]:
     """
     if "test" in config.splits:
         raise DataError("splits: test prompts are for the final figures; sample from train and validation")
-    prompts = read_prompts(config.prompts, config.splits)
+    prompts = read_prompts(config.prompts, config.splits, rules)
     if not prompts:
         raise DataError(f"{config.prompts} has no prompts of the split(s) {', '.join(config.splits)}")
     places: list[tuple[float, str, Prompt]] = []

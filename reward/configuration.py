@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tiebreak.config import AdapterConfig, RenderingConfig, StageConfig, TrainingConfig, refuse_dropout
+from tiebreak.config import AdapterConfig, ReadingConfig, RenderingConfig, TrainingConfig, refuse_dropout
 
 
-class RewardConfig(RenderingConfig):
+class RewardConfig(ReadingConfig, RenderingConfig):
     """`tiebreak reward`"""
 
     trains: ClassVar[bool] = True
@@ -17,7 +17,7 @@ class RewardConfig(RenderingConfig):
     policy: str
     """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
     preferences: str
-    """a label run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's columns"""
+    """a label run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data): answers compared, rated or ranked"""
     adapter: AdapterConfig | None = None
     """null: the policy's own; a policy without one needs it"""
     training: TrainingConfig = TrainingConfig()
@@ -57,7 +57,7 @@ class RewardConfig(RenderingConfig):
         return {"policy": self.policy, "preferences": self.preferences, **samples}
 
 
-class RewardReportConfig(StageConfig):
+class RewardReportConfig(ReadingConfig):
     """`tiebreak reward report`"""
 
     reward_model: str

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiebreak.records import Judgment, Prompt, read_pairs, read_prompts, read_records
+from tiebreak.data.reading import read_pairs, read_prompts, read_records
+from tiebreak.records import Judgment, Prompt
 from tiebreak.runs import MANIFEST, read_manifest
 
 

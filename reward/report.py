@@ -25,13 +25,13 @@ from reward.origin import Origin, trace_origin
 from reward.page import build_page
 from tiebreak.chat import Chat
 from tiebreak.config import TrainingConfig
+from tiebreak.data.reading import Rules, read_preferences
+from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.launch import stage_main
 from tiebreak.records import (
     Preference,
     prompt_id,
-    read_preferences,
-    split_preferences,
     write_json,
     write_jsonl,
     write_text_atomically,
@@ -187,9 +187,10 @@ def report(config: RewardReportConfig) -> None:
     training = TrainingConfig.model_validate(trained["training"])
     chat = load_chat(source, trust_remote_code=training.trust_remote_code)
     if config.preferences is None:
-        held_out = split_preferences(read_preferences(preferences), trained["validation_share"])[1]
+        rules = Rules(trained.get("columns", {}), trained.get("on_bad_row", "refuse"), trained["validation_share"])
+        held_out = partition(read_preferences(preferences, rules), lambda one: one.split)[1]
     else:
-        held_out = not_trained_on(read_preferences(preferences), source.folder)
+        held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.folder)
     if not held_out:
         raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
     exam = build_exam(held_out, chat, config.garbage_prompts, training.max_length_tokens)

@@ -25,11 +25,13 @@ from reward.origin import trace_origin
 from reward.report import Exam
 from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Chat, Encoded
+from tiebreak.data.reading import Rules, read_pairs, read_preferences
+from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_chat, load_reward_model
 from tiebreak.order import PROMPT_NUMBER, numbered
-from tiebreak.records import Preference, assistant, read_pairs, read_preferences, split_preferences, write_json
+from tiebreak.records import Preference, assistant, write_json
 from tiebreak.reload import FreshProcess
 from tiebreak.runs import Run, say, start_run
 from tiebreak.scores import ScoreScale, write_score_scale
@@ -56,7 +58,7 @@ def train_reward(config: RewardConfig) -> None:
         return
     source = find_model(config.policy)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    training, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
+    training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
     train_set = label(encode(training, chat, config.training.max_length_tokens), config)
@@ -140,7 +142,7 @@ def write_report(config: RewardConfig, run: Run, exam: Exam, process: FreshProce
 def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
     """The report of a run that was finished without one."""
     chat = load_chat(find_model(config.policy), config.chat, config.training.trust_remote_code)
-    _, validation = split_preferences(read_preferences(config.preferences), config.validation_share)
+    _, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     write_report(config, run, build_exam(config, validation, chat), process)
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tiebreak.config import AdapterConfig, RenderingConfig, SamplingConfig, Section, TrainingConfig
+from tiebreak.config import AdapterConfig, ReadingConfig, RenderingConfig, SamplingConfig, Section, TrainingConfig
 
 
 class SplitShares(Section):
@@ -28,13 +28,13 @@ class SplitShares(Section):
         return self
 
 
-class PrepareConfig(RenderingConfig):
+class PrepareConfig(ReadingConfig, RenderingConfig):
     """`tiebreak prepare`"""
 
     prompts: list[str] = []
-    """files in TRL's prompt-only format (`prompt`), or hub:NAME@SPLIT"""
+    """files, folders or hub:NAME@SPLIT (see tiebreak.data): prompts, or conversations up to their last answer"""
     demonstrations: list[str] = []
-    """files in TRL's prompt-completion or `messages` format, or hub:NAME@SPLIT"""
+    """files, folders or hub:NAME@SPLIT (see tiebreak.data): prompts with their answers, or conversations"""
     policy: str = "bundled:smollm2-135m-instruct"
     """the model whose tokenizer counts the lengths"""
     max_prompt_tokens: int = Field(default=384, ge=1)
@@ -42,7 +42,9 @@ class PrepareConfig(RenderingConfig):
     max_completion_tokens: int = Field(default=512, ge=1)
     """longer demonstrations are dropped"""
     near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
-    """prompts whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
+    """prompts of the same numbers whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
+    max_near_duplicate_share: float = Field(default=0.2, ge=0.0, le=1.0)
+    """refuse rows of which more than this share are near duplicates: a template's prompts differ in one word alone"""
     split: SplitShares = SplitShares()
     """rows that name their own split keep it"""
 
@@ -59,7 +61,7 @@ class PrepareConfig(RenderingConfig):
         return self
 
 
-class SFTConfig(RenderingConfig):
+class SFTConfig(ReadingConfig, RenderingConfig):
     """`tiebreak sft`"""
 
     trains: ClassVar[bool] = True
@@ -67,7 +69,7 @@ class SFTConfig(RenderingConfig):
     policy: str
     """the model to start from: a hub id, a path, bundled:…, or a run folder whose adapter is gone on with"""
     demonstrations: str
-    """a prepare run, a .jsonl or .parquet file, or hub:NAME@SPLIT, in TRL's prompt-completion or messages format"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data): prompts with answers, or conversations"""
     adapter: AdapterConfig | None = AdapterConfig()
     """null: the policy's own"""
     training: TrainingConfig = TrainingConfig()

@@ -14,12 +14,16 @@ import re
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sft.configuration import PrepareConfig, SplitShares
+from tiebreak.data.reading import Reading, Rules, faults_of, read, settle
+from tiebreak.data.shapes import Wanted
+from tiebreak.data.splits import named_splits
+from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError
 from tiebreak.launch import stage_main
 from tiebreak.records import (
@@ -27,12 +31,9 @@ from tiebreak.records import (
     Messages,
     Prompt,
     Split,
+    Tools,
     content_id,
-    first_line,
-    parse_demonstration,
-    parse_prompt,
     prompt_id,
-    read_rows,
     text_of,
     write_json,
     write_jsonl,
@@ -58,17 +59,9 @@ class Gathered:
     demonstrations: list[tuple[str, Demonstration]] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     read: Counter[str] = field(default_factory=Counter)
-    splits: dict[str, tuple[Split, str]] = field(default_factory=dict)
-    """prompt id → the split that its rows name, and where the first of them stood"""
+    splits: dict[str, Split] = field(default_factory=dict)
+    """prompt id → the split that its rows name"""
     normalised: int = 0
-
-    def keep_split(self, where: str, row: Mapping[str, Any], prompt: Prompt, faults: list[str]) -> None:
-        """Note the split that a row names; two splits for one prompt are a fault."""
-        if not row.get("split"):
-            return
-        named, first = self.splits.setdefault(prompt.id, (prompt.split, where))
-        if named != prompt.split:
-            faults.append(f"{where}: split {prompt.split!r}, but the same prompt is in {named!r} at {first}")
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -78,8 +71,8 @@ def prepare(config: PrepareConfig) -> None:
     if run.finished:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
-    data = gather(config)
-    drop_duplicates(data, config.near_duplicate)
+    data = gather(config, run)
+    drop_duplicates(data, config.near_duplicate, config.max_near_duplicate_share)
     lengths = drop_long(data, config)
     prompts, demonstrations = assign_splits(data, config.split)
     write_jsonl(run.final / "prompts.jsonl", prompts)
@@ -106,68 +99,69 @@ def file_names(sources: Sequence[str]) -> dict[str, str]:
 def _by_name(dropped: Dropped, names: Mapping[str, str]) -> dict[str, str]:
     where, reason = dropped.where, dropped.reason
     for source, name in names.items():
-        where, reason = where.replace(f"{source}:", f"{name}:"), reason.replace(f"{source}:", f"{name}:")
+        for mark in ":/":  # of a file, and of a folder's files
+            where, reason = (text.replace(f"{source}{mark}", f"{name}{mark}") for text in (where, reason))
     return {"where": where, "reason": reason, "text": dropped.text}
 
 
-def gather(config: PrepareConfig) -> Gathered:
+def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
     """Read and check every row of every source.
 
     Raises:
         DataError: with every fault of every file.
     """
-    data = Gathered()
-    faults: list[str] = []
+    data, rules = Gathered(), Rules(config.columns, config.on_bad_row, run=run)
     names = file_names([*config.prompts, *config.demonstrations])
-    for source in config.prompts:
-        for where, row in _rows(source, faults):
-            data.read["prompts"] += 1
-            parsed = _parsed(row, names[source], where, parse_prompt, faults)
-            if parsed is not None:
-                prompt, changed = _normalise_prompt(parsed)
-                data.normalised += changed
-                data.prompts.append((where, prompt))
-                data.keep_split(where, row, prompt, faults)
-                if is_blank(prompt):
-                    faults.append(f"{where}: the prompt is empty but for characters that cannot be seen")
-    for source in config.demonstrations:
-        for where, row in _rows(source, faults):
-            data.read["demonstrations"] += 1
-            shown = _parsed(row, names[source], where, parse_demonstration, faults)
-            if shown is not None:
-                prompt, changed = _normalise_prompt(shown.prompt)
-                completion = _normalise_completion(shown.completion)
-                data.normalised += changed or completion != shown.completion
-                answered = shown.model_copy(update={"prompt": prompt, "completion": completion})
-                data.demonstrations.append((where, answered))
-                data.keep_split(where, row, prompt, faults)
-                if answered.answer.is_empty or is_blank(prompt):
-                    part = "completion" if answered.answer.is_empty else "prompt"
-                    faults.append(f"{where}: the {part} is empty but for characters that cannot be seen")
+    readings: list[Reading] = []
+    faults: list[str] = []
+    sources: tuple[tuple[Wanted, list[str]], ...] = (
+        ("prompts", config.prompts),
+        ("demonstrations", config.demonstrations),
+    )
+    for wanted, source in ((wanted, source) for wanted, listed in sources for source in listed):
+        try:
+            readings.append(read(source, wanted, rules))
+        except DataError as error:
+            faults += error.faults or [str(error)]
+    named = [row for reading in readings for row in _take(data, reading, names[reading.source])]
+    faults += [fault for reading in readings if rules.on_bad_row == "refuse" for fault in faults_of(reading)]
     if faults:
-        raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
-    if not data.prompts and not data.demonstrations:
-        raise DataError(f"no rows in {', '.join([*config.prompts, *config.demonstrations])}")
+        raise DataError(
+            f"{len(faults)} fault(s) in the data; nothing was written. Fix them, or set on_bad_row: drop", faults
+        )
+    for reading in readings:
+        settle(reading, rules)
+    data.splits = named_splits(named)
     return data
 
 
-P = TypeVar("P", Prompt, Demonstration)
+def _take(data: Gathered, reading: Reading, name: str) -> Iterator[tuple[str, str, Split | None]]:
+    """Normalise what was read and keep it; yields where each row stands, its prompt's id, and the split that it names."""
+    data.read[reading.wanted] += reading.rows
+    kept = []
+    for draft in reading.drafts:
+        record = draft.build(draft.split or "train")
+        shown = record if isinstance(record, Demonstration) else None
+        asked = record.prompt if isinstance(record, Demonstration) else record
+        prompt, changed = _normalise_prompt(asked.model_copy(update={"source": asked.source or name}))
+        completion = _normalise_completion(shown.completion) if shown else ""
+        if unseen := "prompt" if is_blank(prompt) else "completion" if shown and not _says(completion) else "":
+            reason = f"the {unseen} is empty but for characters that cannot be seen"
+            reading.bad.append(BadRow(draft.where, reason))
+            continue
+        kept.append(draft)
+        yield draft.where, prompt.id, draft.split
+        data.normalised += changed or (shown is not None and completion != shown.completion)
+        if shown is None:
+            data.prompts.append((draft.where, prompt))
+        else:
+            answered = shown.model_copy(update={"prompt": prompt, "completion": completion})
+            data.demonstrations.append((draft.where, answered))
+    reading.drafts = kept
 
 
-def _rows(source: str, faults: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        return read_rows(source)
-    except DataError as error:
-        faults += error.faults or [str(error)]
-        return []
-
-
-def _parsed(row: dict[str, Any], source: str, where: str, parse: Callable[..., P], faults: list[str]) -> P | None:
-    try:
-        return parse(row, source=source)
-    except ValueError as error:
-        faults.append(f"{where}: {first_line(error)}")
-        return None
+def _says(completion: str | Messages) -> bool:
+    return bool(completion) if isinstance(completion, str) else not completion[-1].is_empty
 
 
 def normalise(text: str) -> str:
@@ -208,16 +202,19 @@ def is_blank(prompt: Prompt) -> bool:
 # --- duplicates ---
 
 
-def drop_duplicates(data: Gathered, threshold: float) -> None:
+def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) -> None:
     """Drop exact and near duplicates; a prompt that also stands among the demonstrations gives way to it.
 
     Two answers to one prompt are two demonstrations, and both are kept.
+
+    Raises:
+        DataError: more than `max_share` of the rows are near duplicates.
     """
     data.demonstrations = _unique(
         data.demonstrations,
         lambda d: content_id("demonstration", d.prompt.id, d.completion),
-        lambda d: f"{_prompt_text(d.prompt)}\n{d.text}",
-        threshold,
+        lambda d: Compared(f"{_prompt_text(d.prompt)}\n{d.text}", d.prompt.tools),
+        Nearness(threshold, max_share, "demonstrations"),
         data.dropped,
     )
     shown = {d.prompt.id: f"demonstration:{where}" for where, d in data.demonstrations}
@@ -229,16 +226,47 @@ def drop_duplicates(data: Gathered, threshold: float) -> None:
         else:
             kept.append((where, prompt))
     everything = _unique(
-        [*before, *kept], lambda p: p.id, _prompt_text, threshold, data.dropped, keep_first=len(before)
+        [*before, *kept],
+        lambda p: p.id,
+        lambda p: Compared(_prompt_text(p), p.tools),
+        Nearness(threshold, max_share, "prompts"),
+        data.dropped,
+        keep_first=len(before),
     )
     data.prompts = everything[len(before) :]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What two rows are compared by."""
+
+    text: str
+    tools: Tools
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Rows of which this differs are no duplicates: other numbers and other tools ask for other answers."""
+        return (*re.findall(r"\d+", self.text), *(content_id("tool", tool) for tool in self.tools))
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """When two rows are one."""
+
+    threshold: float
+    max_share: float
+    what: str
+
+
+FEW = 2
+"""So many near duplicates are never too many."""
 
 
 def _unique(
     rows: Sequence[tuple[str, Any]],
     identity: Callable[[Any], str],
-    text: Callable[[Any], str],
-    threshold: float,
+    compared: Callable[[Any], Compared],
+    nearness: Nearness,
     dropped: list[Dropped],
     keep_first: int = 0,
 ) -> list[tuple[str, Any]]:
@@ -247,21 +275,46 @@ def _unique(
     exact: list[tuple[str, Any]] = []
     for number, (where, row) in enumerate(rows):
         if number >= keep_first and identity(row) in seen:
-            dropped.append(Dropped(where, f"the same as {seen[identity(row)]}", text(row)))
+            dropped.append(Dropped(where, f"the same as {seen[identity(row)]}", compared(row).text))
         else:
             seen.setdefault(identity(row), where)
             exact.append((where, row))
-    if threshold >= 1.0:
+    if nearness.threshold >= 1.0:
         return exact
-    earlier = near_duplicates([trigrams(text(row)) for _, row in exact], threshold)
-    kept = []
-    for number, (where, row) in enumerate(exact):
-        if number in earlier and number >= keep_first:
-            other, overlap = earlier[number]
-            dropped.append(Dropped(where, f"near duplicate of {exact[other][0]} (overlap {overlap:.2f})", text(row)))
-        else:
-            kept.append((where, row))
-    return kept
+    texts = [compared(row) for _, row in exact]
+    earlier = {n: found for n, found in _near(texts, nearness.threshold).items() if n >= keep_first}
+    _refuse_many(earlier, texts, nearness, len(exact) - keep_first)
+    for number, (other, overlap) in sorted(earlier.items()):
+        reason = f"near duplicate of {exact[other][0]} (overlap {overlap:.2f})"
+        dropped.append(Dropped(exact[number][0], reason, texts[number].text))
+    return [row for number, row in enumerate(exact) if number not in earlier]
+
+
+def _near(texts: Sequence[Compared], threshold: float) -> dict[int, tuple[int, float]]:
+    """`near_duplicates` among the texts of one kind."""
+    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for number, one in enumerate(texts):
+        kinds[one.kind].append(number)
+    return {
+        numbers[one]: (numbers[other], overlap)
+        for numbers in kinds.values()
+        for one, (other, overlap) in near_duplicates([trigrams(texts[n].text) for n in numbers], threshold).items()
+    }
+
+
+def _refuse_many(
+    earlier: Mapping[int, tuple[int, float]], texts: Sequence[Compared], nearness: Nearness, rows: int
+) -> None:
+    """Rows made from a template look like copies: the user decides, and not the threshold."""
+    if len(earlier) <= max(FEW, nearness.max_share * rows):
+        return
+    examples = [f"{texts[n].text[:80]!r} and {texts[other].text[:80]!r}" for n, (other, _) in sorted(earlier.items())]
+    raise DataError(
+        f"{len(earlier)} of {rows} {nearness.what} overlap an earlier one by {nearness.threshold:g} or more "
+        f"(near_duplicate), above max_near_duplicate_share ({nearness.max_share:g}): nothing was written. Keep them with "
+        "near_duplicate: 1 (exact copies alone are dropped then), or drop them with max_near_duplicate_share: 1",
+        examples[:5],
+    )
 
 
 def trigrams(text: str) -> frozenset[tuple[str, ...]]:
@@ -351,13 +404,13 @@ def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], ends: Sequ
 def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
     """Give every prompt its split. Returns (all prompts, demonstrations).
 
-    A split that the rows name stays; the other prompts are shared out, counts to the nearest row.
+    A split that the rows name stays (tiebreak.data.splits); the other prompts are shared out, counts to the nearest row.
 
     Which rows fall where depends on the seed and on a row's content alone, not on the order of the files.
     """
     shown = {d.prompt.id: d.prompt for _, d in data.demonstrations}
     bare = {p.id: p for _, p in data.prompts}
-    splits = {identity: split for identity, (split, _) in data.splits.items()}
+    splits = dict(data.splits)
     ranked = _ranked(bare.keys() - splits.keys(), shares.seed)
     tests, validations = round(shares.test * len(ranked)), round(shares.validation * len(ranked))
     for rank, identity in enumerate(ranked):

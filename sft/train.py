@@ -13,11 +13,12 @@ from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
 from tiebreak.chat import Chat, Encoded, encode_each
-from tiebreak.errors import DataError
+from tiebreak.data.reading import Rules, read_demonstrations
+from tiebreak.data.splits import partition
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_chat, load_policy
 from tiebreak.passes import StepInPasses
-from tiebreak.records import Demonstration, is_held_out, read_demonstrations
+from tiebreak.records import Demonstration
 from tiebreak.runs import Run, start_run
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
@@ -59,7 +60,7 @@ def train_sft(config: SFTConfig) -> None:
     source = find_model(config.policy)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     tokenizer = chat.tokenizer
-    training, validation = split_demonstrations(config)
+    training, validation = split_demonstrations(config, Rules.of(run))
     train_set = encode(training, chat, config)
     validation_set = encode(validation, chat, config) if validation else []
     preflight(train_set, chat, "demonstrations")
@@ -93,24 +94,9 @@ def train_sft(config: SFTConfig) -> None:
     )
 
 
-def split_demonstrations(config: SFTConfig) -> tuple[list[Demonstration], list[Demonstration]]:
-    """(train, validation): as prepared, or by prompt where raw data names no splits.
-
-    Raises:
-        DataError: nothing to train on.
-    """
-    training = read_demonstrations(config.demonstrations, ["train"])
-    validation = read_demonstrations(config.demonstrations, ["validation"])
-    if [d.prompt.id for d in training] == [d.prompt.id for d in validation]:
-        held_out = {d.prompt.id for d in training if is_held_out(d.prompt.id, config.validation_share)}
-        training, validation = (
-            [d for d in training if d.prompt.id not in held_out],
-            [d for d in validation if d.prompt.id in held_out],
-        )
-    leaked = {d.prompt.id for d in training} & {d.prompt.id for d in validation}
-    if leaked:
-        raise DataError(f"{len(leaked)} prompt(s) stand in both train and validation", sorted(leaked))
-    return training, validation
+def split_demonstrations(config: SFTConfig, rules: Rules) -> tuple[list[Demonstration], list[Demonstration]]:
+    """(train, validation)."""
+    return partition(read_demonstrations(config.demonstrations, rules), lambda shown: shown.prompt.split)
 
 
 def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig) -> list[Encoded]:

@@ -128,15 +128,15 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
             "nothing was written",
             f"{prompts}:2: not JSON (Unterminated string starting at at column 12)",
             f"{prompts}:6: a list, not an object",
-            f"{whole_lines}:1: neither a string nor a list of messages",
+            f"{whole_lines}:1: column 'prompt' is empty in this row",
             f"{whole_lines}:2: neither a string nor a list of messages",
             f"{whole_lines}:3: the prompt is empty",
             f"{shown}:2: the completion is empty",
-            f"{shown}:3: neither a string nor a list of messages",
+            f"{shown}:3: column 'completion' is empty in this row",
             f"{shown}:4: no column 'completion' or 'messages'",
         ),
     )  # fmt: skip
-    assert message.splitlines()[0].startswith("8 fault(s) in the data")
+    assert message.splitlines()[0].startswith("11 fault(s) in the data")
     assert made_nothing(output)
 
 
@@ -360,7 +360,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         ),
         "a prompt in two splits": Case(
             words("dpo", "a prompt in two splits", *policy, "--preferences", leaked),
-            ("1 prompt(s) stand in two splits, so held-out figures would be false", "train, validation"),
+            ("1 prompt(s) are in two splits, so held-out figures would be false", f"train at {leaked}:1, validation at"),
         ),
         "another tokenizer": Case(
             words("evaluate", "another tokenizer", "--config", judged, "--split", "train"),

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
 from tiebreak.flags import as_flag, group_flags, lay_over, nearest_path, path_of
 from tiebreak.keys import own_keys, plain_paths
@@ -205,6 +206,22 @@ class RenderingConfig(StageConfig):
         """The settings; None: the model's own."""
         stated = {key: getattr(self, key) for key in ChatSettings.model_fields if getattr(self, key)}
         return ChatSettings(**stated) if stated else None
+
+
+class ReadingConfig(StageConfig):
+    """What the configuration of every stage that reads data has. `tiebreak data FILE` shows how a file is read."""
+
+    columns: dict[str, str | None] = {}
+    """our name of a column: the data's name, as in {prompt: question, message.content: text}; null: the column plays no
+    part"""
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    """drop: rows that cannot be used are left out, counted, and listed in bad_rows.jsonl"""
+
+    @field_validator("columns")
+    @classmethod
+    def _of_ours(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        check_columns(columns)
+        return columns
 
 
 C = TypeVar("C", bound=Section)

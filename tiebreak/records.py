@@ -1,8 +1,7 @@
-"""The records that stages exchange, and how they are read from and written to disk.
+"""The records that stages exchange, and how they are written to disk.
 
-Every record is a frozen pydantic model; a file of them is JSON Lines, one object a line, UTF-8. Readers take what DESIGN
-names an input: a finished run folder, a `.jsonl` or `.parquet` file in TRL's columns, or `hub:NAME@SPLIT`. They check every
-row and report every fault with its file and line, so that one broken line never hides the next.
+Every record is a frozen pydantic model; a file of them is JSON Lines, one object a line, UTF-8. `tiebreak.data` reads them,
+and makes them of other data.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from tiebreak.errors import DataError, RunError
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["human", "simulated", "model", "unstated"]
@@ -105,7 +102,7 @@ class Message(Record):
             return value
         message = {key: part for key, part in value.items() if part is not None}
         if isinstance(message.get("tool_calls"), str):
-            message["tool_calls"] = _parse_json(message["tool_calls"], "tool_calls")
+            message["tool_calls"] = parse_json(message["tool_calls"], "tool_calls")
         thought = message.pop("thinking", "")
         if thought and message.setdefault("reasoning_content", thought) != thought:
             raise ValueError("thinking and reasoning_content differ: keep one of them")
@@ -115,7 +112,7 @@ class Message(Record):
         if unknown := sorted(message.keys() - cls.model_fields.keys()):
             raise ValueError(
                 f"unknown message key {', '.join(map(repr, unknown))}; a message has {', '.join(cls.model_fields)}: "
-                "rename or remove it"
+                f"rename it, or leave it out with columns: {{message.{unknown[0]}: null}}"
             )
         if isinstance(message.get("content"), Sequence) and not isinstance(message["content"], str):
             message["content"] = _text_of_parts(message["content"])
@@ -145,7 +142,8 @@ class Message(Record):
         return all(_absent(getattr(self, key)) for key in type(self).model_fields if key not in ("role", "content"))
 
 
-def _parse_json(text: str, what: str) -> Any:
+def parse_json(text: str, what: str) -> Any:
+    """JSON text of a row's part. Raises ValueError that names the part."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -462,8 +460,6 @@ def assistant(text: str) -> Messages:
 
 # --- files ---
 
-R = TypeVar("R", bound=BaseModel)
-
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write to a temporary name, fsync, rename: a reader sees the old file or the whole new one, never a part."""
@@ -499,106 +495,6 @@ def write_jsonl(path: Path, records: Iterable[BaseModel | dict[str, Any]]) -> No
     write_text_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_records(path: Path, model: type[R]) -> list[R]:
-    """Read a file of our own records.
-
-    Raises:
-        DataError: with every broken line.
-    """
-    return _validated(_file_rows(path), model, str(path))
-
-
-Row = tuple[str, dict[str, Any]]
-"""Where a row stands (`file:line`), and the row."""
-
-
-def read_rows(source: str, final_name: str | None = None) -> list[Row]:
-    """Raw rows of a run folder's `final/{final_name}`, a `.jsonl` or `.parquet` file, or `hub:NAME@SPLIT`.
-
-    Raises:
-        DataError: the source is missing, of an unknown kind, or has lines that are not JSON objects (all listed).
-        RunError: the source is a folder that no stage has finished.
-    """
-    if source.startswith("hub:"):
-        return _hub_rows(source)
-    path = Path(source)
-    if path.is_dir():
-        if not (path / "manifest.json").is_file():
-            raise RunError(f"no finished run in {path} (it has no manifest.json): run the stage that writes it first")
-        if final_name is None or not (path / "final" / final_name).is_file():
-            raise RunError(f"{path} is a finished run, but holds no {final_name}: it is not an input to this stage")
-        return _file_rows(path / "final" / final_name)
-    if not path.is_file():
-        raise DataError(f"no such file or run folder: {source}")
-    return _file_rows(path)
-
-
-def _file_rows(path: Path) -> list[Row]:
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    if path.suffix not in (".jsonl", ".json"):
-        raise DataError(f"{path}: unknown kind of file; give a .jsonl or a .parquet file")
-    rows: list[Row] = []
-    faults = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8").rstrip("\r\n"))
-            except UnicodeDecodeError as error:
-                faults.append(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
-                continue
-            except json.JSONDecodeError as error:
-                faults.append(f"{where}: not JSON ({error.msg} at column {error.colno})")
-                continue
-            if isinstance(row, dict):
-                rows.append((where, row))
-            else:
-                faults.append(f"{where}: a {type(row).__name__}, not an object")
-    if faults:
-        raise DataError(f"{path}: {len(faults)} broken line(s); mend or remove them", faults)
-    return rows
-
-
-def _parquet_rows(path: Path) -> list[Row]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return [(f"{path}:row {n}", row) for n, row in enumerate(rows, start=1)]
-
-
-def _hub_rows(source: str) -> list[Row]:
-    name, _, split = source.removeprefix("hub:").partition("@")
-    if not split:
-        raise DataError(f"{source}: name the split, as in hub:trl-lib/ultrafeedback_binarized@train")
-    from datasets import load_dataset
-
-    try:
-        dataset = load_dataset(name, split=split)
-    except Exception as error:
-        raise DataError(
-            f"cannot read {source} from the hub: {error}. Offline, give a .jsonl or .parquet file"
-        ) from error
-    return [(f"{source} row {n}", dict(row)) for n, row in enumerate(dataset, start=1)]
-
-
-def _validated(rows: Sequence[Row], model: type[R], source: str) -> list[R]:
-    records, faults = [], []
-    for where, row in rows:
-        try:
-            records.append(model.model_validate(row))
-        except ValidationError as error:
-            faults += [f"{where}: {fault}" for fault in explain(error)]
-    if faults:
-        raise DataError(f"{source}: {len(faults)} fault(s) in its rows", faults)
-    return records
-
-
 def explain(error: ValidationError) -> Iterator[str]:
     """A pydantic error as short lines: `key: what is wrong`."""
     for fault in error.errors(include_url=False):
@@ -607,215 +503,8 @@ def explain(error: ValidationError) -> Iterator[str]:
         yield f"{key}: {message}" if key else message
 
 
-# --- inputs in TRL's formats ---
-
-
-def to_messages(value: object, role: str = "user") -> Messages:
-    """TRL's standard (a string) or conversational (a list of role and content) text as messages."""
-    if isinstance(value, str):
-        return (Message.model_validate({"role": role, "content": value}),)
-    if not isinstance(value, Sequence) or not value:
-        raise ValueError("neither a string nor a list of messages")
-    return tuple(Message.model_validate(message) for message in value)
-
-
-def read_prompts(source: str, splits: Sequence[Split]) -> list[Prompt]:
-    """Prompts of the given splits, from a *prepare* run, or raw rows with a `prompt` (or `messages`) column.
-
-    A raw row that names no split counts for every split: the file itself is the choice then.
-    """
-    rows = read_rows(source, "prompts.jsonl")
-    if Path(source).is_dir():
-        records = _validated(rows, Prompt, source)
-        return [prompt for prompt in records if prompt.split in splits]
-    prompts, faults = [], []
-    for where, row in rows:
-        if _in_other_split(row, splits):
-            continue
-        try:
-            prompts.append(parse_prompt(row, split=splits[0]))
-        except ValueError as error:
-            faults.append(f"{where}: {first_line(error)}")
-    _refuse(faults, source)
-    return prompts
-
-
-def _in_other_split(row: dict[str, Any], splits: Sequence[Split]) -> bool:
-    """Whether a row belongs to a split that is not wanted. A name that is no split's is left for the parser to refuse."""
-    return row.get("split") in get_args(Split) and row["split"] not in splits
-
-
-def parse_prompt(row: dict[str, Any], split: Split = "train", source: str = "") -> Prompt:
-    """One raw row as a prompt. Raises ValueError with the reason if it cannot be one."""
-    if "prompt" in row:
-        messages = to_messages(row["prompt"])
-    elif "messages" in row:
-        messages = to_messages(row["messages"])
-    else:
-        raise ValueError("no column 'prompt' (a string, or messages with role and content)")
-    check_prompt(messages)
-    tools = parse_tools(row.get("tools"))
-    return Prompt(
-        id=prompt_id(messages, tools),
-        messages=messages,
-        split=row.get("split") or split,
-        source=str(row.get("source") or source),
-        tags=tuple(row.get("tags") or ()),
-        tools=tools,
-    )
-
-
-def parse_tools(value: object) -> Tools:
-    """A row's `tools`: a list of JSON schemas, or its JSON text. A bare `{name, parameters}` is wrapped as OpenAI does."""
-    if isinstance(value, str) and value.strip():
-        value = _parse_json(value, "tools")
-    if not value:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"tools: a {type(value).__name__}, not a list of JSON schemas")
-    tools = [_parse_json(tool, "tools") if isinstance(tool, str) else tool for tool in value]
-    return tuple(_wrap_tool(tool) for tool in tools)
-
-
-def _wrap_tool(tool: object) -> dict[str, Any]:
-    inner = tool.get("function", tool) if isinstance(tool, dict) else None
-    if not isinstance(tool, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise ValueError("tools: each is a JSON schema with a name: {type: function, function: {name, parameters}}")
-    return tool if "function" in tool else {"type": "function", "function": tool}
-
-
-def parse_demonstration(row: dict[str, Any], split: Split = "train", source: str = "") -> Demonstration:
-    """One raw row in TRL's prompt-completion or `messages` format as a demonstration."""
-    if "completion" in row:
-        completion = to_messages(row["completion"], role="assistant")
-    elif "messages" in row:
-        messages = to_messages(row["messages"])
-        if len(messages) < 2 or messages[-1].role != "assistant":
-            raise ValueError("messages must end with the assistant's answer")
-        completion = messages[-1:]
-        row = {**{k: v for k, v in row.items() if k != "messages"}, "prompt": messages[:-1]}
-    else:
-        raise ValueError("no column 'completion' or 'messages'")
-    check_side(completion, "the completion")
-    plain = len(completion) == 1 and completion[0].is_plain
-    return Demonstration(
-        prompt=parse_prompt(row, split=split, source=source),
-        completion=completion[0].content if plain else completion,
-    )
-
-
-def read_demonstrations(source: str, splits: Sequence[Split]) -> list[Demonstration]:
-    """Demonstrations of the given splits, from a *prepare* run or raw rows in TRL's SFT formats."""
-    rows = read_rows(source, "demonstrations.jsonl")
-    if Path(source).is_dir():
-        return [d for d in _validated(rows, Demonstration, source) if d.prompt.split in splits]
-    demonstrations, faults = [], []
-    for where, row in rows:
-        if _in_other_split(row, splits):
-            continue
-        try:
-            demonstrations.append(parse_demonstration(row, split=splits[0]))
-        except ValueError as error:
-            faults.append(f"{where}: {first_line(error)}")
-    _refuse(faults, source)
-    return demonstrations
-
-
-def read_pairs(source: str) -> list[Pair]:
-    """Pairs of a *sample* run, or a `.jsonl` file of Pair records."""
-    return _validated(read_rows(source, "pairs.jsonl"), Pair, source)
-
-
-def read_preferences(source: str) -> list[Preference]:
-    """Preferences of a *label* run, or raw rows in TRL's explicit- or implicit-prompt preference formats.
-
-    Raw rows may carry our further columns (`strength`, `raters`, `split`, …); other columns are left alone.
-    """
-    rows = read_rows(source, "preferences.jsonl")
-    if Path(source).is_dir():
-        return _validated(rows, Preference, source)
-    preferences, faults = [], []
-    for where, row in rows:
-        try:
-            preferences.append(_parse_preference(row))
-        except ValidationError as error:
-            faults += [f"{where}: {fault}" for fault in explain(error)]
-        except ValueError as error:
-            faults.append(f"{where}: {first_line(error)}")
-    _refuse(faults, source)
-    return preferences
-
-
-_PREFERENCE_EXTRAS = (
-    "strength margin agreement confidence raters weight adjudicated kind pair_id split chosen_finished rejected_finished "
-    "chosen_ids rejected_ids tokenizer_sha256"
-).split()
-
-
-def _parse_preference(row: dict[str, Any]) -> Preference:
-    for column in ("chosen", "rejected"):
-        if column not in row:
-            raise ValueError(f"no column '{column}': a preference needs prompt, chosen and rejected")
-    if "prompt" in row:
-        prompt = to_messages(row["prompt"])
-        chosen = to_messages(row["chosen"], role="assistant")
-        rejected = to_messages(row["rejected"], role="assistant")
-    else:
-        prompt, chosen, rejected = _split_implicit_prompt(to_messages(row["chosen"]), to_messages(row["rejected"]))
-    extras = {key: row[key] for key in _PREFERENCE_EXTRAS if row.get(key) is not None}
-    for key, kind in (("source", str), ("tags", list)):  # of another type, they are columns of the data's own
-        if isinstance(row.get(key), kind):
-            extras[key] = row[key]
-    tools = parse_tools(row.get("tools"))
-    identity = prompt_id(prompt, tools)
-    return Preference(prompt=prompt, chosen=chosen, rejected=rejected, prompt_id=identity, tools=tools, **extras)
-
-
-def _split_implicit_prompt(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """TRL's implicit prompt: the longest run of messages that both conversations begin with."""
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-        shared += 1
-    if shared == 0 or (chosen[shared - 1].role == "assistant" and shared == 1):
-        raise ValueError("no column 'prompt', and chosen and rejected share no first messages to take as one")
-    return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _refuse(faults: list[str], source: str) -> None:
-    if faults:
-        raise DataError(f"{source}: {len(faults)} fault(s) in its rows", faults)
-
-
 def first_line(error: Exception) -> str:
     """The reason alone, without pydantic's frame."""
     if isinstance(error, ValidationError):
         return "; ".join(explain(error))
     return str(error).splitlines()[0]
-
-
-def is_held_out(identity: str, share: float, seed: int = 0) -> bool:
-    """Whether a prompt of data that names no splits is held out: decided by its id, so every stage decides alike."""
-    digest = hashlib.sha256(f"{seed}:{identity}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
-
-
-def split_preferences(preferences: Sequence[Preference], share: float) -> tuple[list[Preference], list[Preference]]:
-    """(train, validation), by prompt. Rows that name a split keep it; the test split's are left out of both.
-
-    Raises:
-        DataError: one prompt stands in two splits.
-    """
-    splits: dict[str, set[str]] = {}
-    parts: dict[str, list[Preference]] = {"train": [], "validation": [], "test": []}
-    for preference in preferences:
-        identity = preference.prompt_id or prompt_id(preference.prompt, preference.tools)
-        split = preference.split or ("validation" if is_held_out(identity, share) else "train")
-        splits.setdefault(identity, set()).add(split)
-        parts[split].append(preference)
-    leaked = [identity for identity, names in splits.items() if len(names) > 1]
-    if leaked:
-        raise DataError(
-            f"{len(leaked)} prompt(s) stand in two splits, so held-out figures would be false",
-            [f"{identity}: {', '.join(sorted(splits[identity]))}" for identity in leaked],
-        )
-    return parts["train"], parts["validation"]

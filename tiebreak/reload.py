@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.data.conversations import to_messages
 from tiebreak.errors import HandoffError, exit_with_message
 from tiebreak.forks import Ahead, Answer, answered, may_fork
 from tiebreak.launch import while_importing
-from tiebreak.records import to_messages
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -33,6 +33,7 @@ from typing import Any
 
 from tiebreak import __version__
 from tiebreak.config import StageConfig, dump_config, read_yaml
+from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
 from tiebreak.differences import differences
 from tiebreak.errors import RunError, is_full_disk
 from tiebreak.functions import load_function
@@ -55,7 +56,7 @@ _PINNED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deeps
 
 @dataclass(frozen=True)
 class Input:
-    """One thing a stage reads. `id` is a manifest id, a file's hash, or the name of a model."""
+    """One thing a stage reads. `id` is a manifest id, the hash of a file or of a folder's, or the name of a model."""
 
     source: str
     kind: str
@@ -381,6 +382,12 @@ def identify_input(source: str) -> Input:
         RunError: a run folder that is not finished.
     """
     path = Path(source)
+    if source.startswith("hub:"):
+        return Input(source, "name", pinned_source(source))
+    data, _ = split_suffix(source)
+    if is_data_folder(data):
+        names = {str(file.relative_to(data)): hash_file(file) for file in data_files(data)}
+        return Input(source, "data", _hash_json([names, source.removeprefix(str(data))]))
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return Input(source, "run", read_manifest(path)["id"])
@@ -394,7 +401,9 @@ def identify_input(source: str) -> Input:
             return Input(
                 source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
             )
-        raise RunError(f"{path} is neither a run folder nor a model: it has no {MANIFEST} and no config.json")
+        raise RunError(
+            f"{path} is no run folder, model or data: it has no {MANIFEST}, no config.json, and no files of rows"
+        )
     if path.is_file():
         return Input(source, "file", hash_file(path))
     if source.startswith("runs/") or source.endswith((".jsonl", ".parquet", ".json")):

@@ -18,8 +18,8 @@ from evaluation.compare.reading import Evaluation, Link, finite, kinds_of
 from evaluation.compare.settings import training_settings
 from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, headline, verdict
 from evaluation.compare.words import distinct_names
+from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError
-from tiebreak.records import read_rows
 from tiebreak.statistics import bootstrap_interval
 
 __all__ = ["build_report", "distinct_names", "guard_decision", "verdict"]

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from evaluation.yardstick import RUBRIC, RUBRIC_NAME
 from tiebreak import runs
+from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.page.numbers import short
-from tiebreak.records import Message, explain, read_rows
+from tiebreak.records import Message, explain
 from tiebreak.statistics import Interval, Outcomes, count_outcomes
 
 _OLDER_NAMES = {

@@ -18,6 +18,8 @@ from preference.ppo.trainer import PPOTrainer
 from preference.ppo.vllm import VLLMSampler, require_vllm
 from preference.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
 from tiebreak.chat import Chat, encode_each
+from tiebreak.data.reading import Rules, read_prompts
+from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.models import (
     ModelSource,
@@ -28,7 +30,7 @@ from tiebreak.models import (
     load_policy,
 )
 from tiebreak.passes import default_tokens_per_pass
-from tiebreak.records import Prompt, is_held_out, read_prompts
+from tiebreak.records import Prompt
 from tiebreak.runs import Run, read_manifest, say, start_run
 from tiebreak.sharding import gathered
 from tiebreak.tracking import RunRecorder
@@ -50,7 +52,7 @@ def train_ppo(config: PPOConfig) -> None:
         quantized = is_quantized(source, config.adapter)
         require_vllm(config.vllm, str(source.base_path), config.training.max_length_tokens, quantized)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    prompts, validation = split_prompts(config)
+    prompts, validation = split_prompts(config, Rules.of(run))
     encoded, held_out = encode(prompts, chat, config), encode(validation, chat, config)
     if config.guard is not None:
         require_held_out(run, len(held_out))
@@ -168,13 +170,10 @@ def _where_held(reward: Reward) -> str:
     return ", held apart, as its base or tokenizer differs" if isinstance(reward, RewardApart) else ""
 
 
-def split_prompts(config: PPOConfig) -> tuple[list[Prompt], list[Prompt]]:
-    """(train, validation), as prepared, or by a hash of the prompt where raw data names no splits."""
-    training = read_prompts(config.prompts, ["train"])
-    validation = read_prompts(config.prompts, ["validation"])
-    if [p.id for p in training] == [p.id for p in validation]:
-        training = [p for p in training if not is_held_out(p.id, config.validation_share)]
-        validation = [p for p in validation if is_held_out(p.id, config.validation_share)]
+def split_prompts(config: PPOConfig, rules: Rules) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, validation)."""
+    prompts = read_prompts(config.prompts, ["train", "validation"], rules)
+    training, validation = partition(prompts, lambda prompt: prompt.split)
     if not training:
         raise DataError(f"{config.prompts} has no prompt of the train split")
     return training, validation[: config.max_validation_prompts]

@@ -35,7 +35,8 @@ from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from labeling_ui.votes import read_votes
 from tiebreak.config import load_config
-from tiebreak.records import Demonstration, Judgment, Preference, read_pairs, read_preferences, read_records
+from tiebreak.data.reading import read_pairs, read_preferences, read_records
+from tiebreak.records import Demonstration, Judgment, Preference
 from tiebreak.rubric import score_rubric
 from tiebreak.runs import read_manifest, start_run
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from tiebreak.chat import build_chat
 from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.data.reading import Rules, read_prompts
 from tiebreak.generation import Sampled, row_seed, sample_completions
 from tiebreak.logprobs import scores_in_batches
 from tiebreak.models import find_model, load_frozen_policy, load_tokenizer, load_trained_reward_model
-from tiebreak.records import is_held_out, read_prompts
 from tiebreak.runs import read_manifest, read_metrics
 
 QUIET = {"mode": "disabled"}
@@ -138,7 +138,7 @@ def test_ppo_is_stopped_once_the_judge_turns_away(ppo: Guarded) -> None:
 def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: Guarded, world: World) -> None:
     """Loaded anew, it writes answers whose scores, by the judge loaded anew and by the function, are the kept verdict's."""
     tokenizer = load_tokenizer(find_model(str(world.policy)))
-    asked = [prompt for prompt in read_prompts(str(world.prompts), ["train"]) if is_held_out(prompt.id, 0.4)]
+    asked = read_prompts(str(world.prompts), ["validation"], Rules(validation_share=0.4))
     prompts = [build_chat(tokenizer).encode_prompt(prompt.messages) for prompt in asked]
     assert len(prompts) == ppo.guard["prompts"] > 3
     drawn = draw_from(str(ppo.folder), prompts)

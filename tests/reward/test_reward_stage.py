@@ -18,10 +18,10 @@ from reward.train import RewardConfig, label
 from reward.trainer import LabelCollator
 from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.data.reading import read_preferences
 from tiebreak.errors import DataError
 from tiebreak.logprobs import member_scores_in_batches, scores_in_batches
 from tiebreak.models import find_model, load_tokenizer, load_trained_reward_model
-from tiebreak.records import read_preferences
 from tiebreak.runs import read_manifest, read_metrics
 from tiebreak.scores import combine_scores, read_score_scale, score_spread
 

@@ -28,8 +28,9 @@ from sft.prepare import (
     prepare,
     trigrams,
 )
+from tiebreak.data.reading import read_demonstrations, read_prompts
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Message, Prompt, prompt_id, read_demonstrations, read_prompts
+from tiebreak.records import Demonstration, Message, Prompt, prompt_id
 from tiebreak.runs import read_manifest
 
 
@@ -263,10 +264,8 @@ def test_one_prompt_in_two_named_splits_is_refused(tmp_path: Path, tiny_model: P
     with pytest.raises(DataError) as raised:
         run(tmp_path, tiny_model, rows)
     (fault,) = raised.value.faults
-    where, said = fault.split(": split ")
-    assert where.endswith("prompts.jsonl:3")
-    assert said.startswith("'test', but the same prompt is in 'train' at ")
-    assert said.endswith("prompts.jsonl:1")
+    file = tmp_path / "prompts.jsonl"
+    assert fault == f"{make_prompt('Why?').id}: train at {file}:1, test at {file}:3"
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
@@ -288,7 +287,7 @@ def test_the_folder_is_read_back_split_by_split(tmp_path: Path, tiny_model: Path
     assert {split: len(rows) for split, rows in parts.items()} == report_of(Path(config.output))["counts"]["prompts"]
     for one, other in itertools.combinations(parts.values(), 2):
         assert not {p.id for p in one} & {p.id for p in other}
-    shown = read_demonstrations(config.output, ["train", "validation"])
+    shown = read_demonstrations(config.output)
     assert {d.prompt.id for d in shown} <= {p.id for p in parts["train"] + parts["validation"]}
     assert len(shown) == 12
 

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from support import REPOSITORY
 
+from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts, read_records
 from tiebreak.records import (
     Completion,
     Demonstration,
@@ -24,13 +25,10 @@ from tiebreak.records import (
     content_id,
     explain,
     prompt_id,
-    read_demonstrations,
-    read_preferences,
-    read_prompts,
-    read_records,
     write_jsonl,
 )
 
+NOTHING_HELD_OUT = Rules(validation_share=0.0)
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
 RESULT = {"role": "tool", "tool_call_id": "1", "name": "weather", "content": "4 °C"}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -109,7 +107,7 @@ def test_what_would_be_lost_is_refused_by_name(message: dict[str, Any], fault: s
 def test_a_conversation_with_tools_keeps_all_of_it(tmp_path: Path) -> None:
     calls = {"role": "assistant", "content": "", "tool_calls": [CALL], "thinking": "Ask the tool."}
     row = {"tools": [TOOL], "messages": [ASK, calls, RESULT, SAID]}
-    (shown,) = read_demonstrations(write(tmp_path / "d.jsonl", [row]), ["train"])
+    (shown,) = read_demonstrations(write(tmp_path / "d.jsonl", [row]), NOTHING_HELD_OUT)
     assert [message.role for message in shown.prompt.messages] == ["user", "assistant", "tool"]
     assert shown.prompt.messages[1].tool_calls[0].function.name == "weather"
     assert shown.prompt.messages[1].reasoning_content == "Ask the tool."
@@ -131,7 +129,7 @@ def test_a_conversation_with_tools_keeps_all_of_it(tmp_path: Path) -> None:
 )
 def test_an_answer_that_is_more_than_text_stays_a_message(tmp_path: Path, answer: dict[str, Any]) -> None:
     rows = [{"messages": [ASK, answer]}, {"prompt": [ASK], "completion": [answer]}]
-    first, second = read_demonstrations(write(tmp_path / "d.jsonl", rows), ["train"])
+    first, second = read_demonstrations(write(tmp_path / "d.jsonl", rows), NOTHING_HELD_OUT)
     assert first == second
     assert first.answer == Message.model_validate(answer)
     assert first.answers == (first.answer,)
@@ -140,7 +138,7 @@ def test_an_answer_that_is_more_than_text_stays_a_message(tmp_path: Path, answer
 def test_a_completion_of_several_turns_is_trained_on_from_its_first(tmp_path: Path) -> None:
     calls = {"role": "assistant", "tool_calls": [CALL]}
     row = {"prompt": [ASK], "completion": [calls, RESULT, SAID]}
-    (shown,) = read_demonstrations(write(tmp_path / "d.jsonl", [row]), ["train"])
+    (shown,) = read_demonstrations(write(tmp_path / "d.jsonl", [row]), NOTHING_HELD_OUT)
     assert [message.role for message in shown.answers] == ["assistant", "tool", "assistant"]
     assert shown.answer.content == "It is 4 °C."
     assert [message.role for message in shown.prompt.messages] == ["user"]
@@ -148,7 +146,9 @@ def test_a_completion_of_several_turns_is_trained_on_from_its_first(tmp_path: Pa
 
 def test_tools_in_any_of_their_forms_are_one(tmp_path: Path) -> None:
     forms = [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], [TOOL["function"]]]
-    found = read_prompts(write(tmp_path / "p.jsonl", [{"prompt": [ASK], "tools": form} for form in forms]), ["train"])
+    found = read_prompts(
+        write(tmp_path / "p.jsonl", [{"prompt": [ASK], "tools": form} for form in forms]), ["train"], NOTHING_HELD_OUT
+    )
     assert len({prompt.id for prompt in found}) == 1
     assert all(prompt.tools == (TOOL,) for prompt in found)
     plain = read_prompts(
@@ -220,7 +220,7 @@ def test_plain_text_has_the_ids_and_files_that_it_had_before_messages_had_more_f
 
 def test_the_quickstarts_data_is_read_to_the_same_bytes() -> None:
     data = REPOSITORY / "data" / "hydroponics"
-    shown = read_demonstrations(str(data / "demonstrations.jsonl"), ["train"])
-    prompts: list[Prompt] = read_prompts(str(data / "prompts.jsonl"), ["train", "validation", "test"])
+    shown = read_demonstrations(str(data / "demonstrations.jsonl"), NOTHING_HELD_OUT)
+    prompts: list[Prompt] = read_prompts(str(data / "prompts.jsonl"), ["train"], NOTHING_HELD_OUT)
     assert written(shown) == "239e9f4223d6c335747df670cbb1253b3559d593a4ae9627b040513b11dc68b7"
     assert written(prompts) == "f53652f54bd418506bd432af7c2921ad61ad3106c5cd220621626bf1cfd23135"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from pydantic import BaseModel, ValidationError
 
+from tiebreak.data.reading import (
+    Rules,
+    read_demonstrations,
+    read_pairs,
+    read_preferences,
+    read_prompts,
+    read_records,
+    read_rows,
+)
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
     Completion,
@@ -23,18 +31,11 @@ from tiebreak.records import (
     Prompt,
     assistant,
     content_id,
-    is_held_out,
     prompt_id,
-    read_demonstrations,
-    read_pairs,
-    read_preferences,
-    read_prompts,
-    read_records,
-    read_rows,
-    split_preferences,
     write_jsonl,
 )
 
+NOTHING_HELD_OUT = Rules(validation_share=0.0)
 ASK = [{"role": "user", "content": "Why do the roots turn brown?"}]
 GOOD = [{"role": "assistant", "content": "Cool the water to 18 °C today."}]
 BAD = [{"role": "assistant", "content": "It depends."}]
@@ -74,7 +75,7 @@ def test_key_order_and_further_columns_leave_a_raw_prompt_as_it_is(tmp_path: Pat
             '{"note": 3, "prompt": [{"content": "hi", "role": "user"}]}',
         ],
     )
-    first, second = read_prompts(source, ["train"])
+    first, second = read_prompts(source, ["train"], NOTHING_HELD_OUT)
     assert first == second
 
 
@@ -83,7 +84,7 @@ def test_key_order_and_further_columns_leave_a_raw_prompt_as_it_is(tmp_path: Pat
 
 def test_standard_and_conversational_prompts_are_one(tmp_path: Path) -> None:
     rows = [{"prompt": ASK[0]["content"]}, {"prompt": ASK}, {"messages": ASK}]
-    first, second, third = read_prompts(write(tmp_path / "p.jsonl", rows), ["train"])
+    first, second, third = read_prompts(write(tmp_path / "p.jsonl", rows), ["train"], NOTHING_HELD_OUT)
     assert first == second == third
     assert first.messages == (Message(role="user", content="Why do the roots turn brown?"),)
 
@@ -94,7 +95,7 @@ def test_standard_and_conversational_demonstrations_are_one(tmp_path: Path) -> N
         {"prompt": ASK, "completion": GOOD},
         {"messages": ASK + GOOD},
     ]
-    first, second, third = read_demonstrations(write(tmp_path / "d.jsonl", rows), ["train"])
+    first, second, third = read_demonstrations(write(tmp_path / "d.jsonl", rows), NOTHING_HELD_OUT)
     assert first == second == third
     assert (first.prompt.id, first.completion) == (prompt_id(first.prompt.messages), GOOD[0]["content"])
 
@@ -109,7 +110,7 @@ def test_standard_conversational_and_implicit_prompt_preferences_are_one(tmp_pat
     assert first == second == third
     assert (first.chosen_text, first.rejected_text) == (GOOD[0]["content"], BAD[0]["content"])
     assert first.prompt_id == prompt_id(first.prompt)
-    assert (first.raters, first.kind, first.split) == (None, "unstated", None)
+    assert (first.raters, first.kind) == (None, "unstated")
 
 
 def test_an_implicit_prompt_of_several_turns(tmp_path: Path) -> None:
@@ -140,23 +141,13 @@ def test_a_broken_parquet_file_is_one_message(tmp_path: Path) -> None:
 def test_a_row_that_names_a_split_counts_for_it_alone(tmp_path: Path) -> None:
     rows = [{"prompt": "a"}, {"prompt": "b", "split": "validation"}, {"prompt": "c", "split": "test"}]
     source = write(tmp_path / "p.jsonl", rows)
-    assert [p.messages[0].content for p in read_prompts(source, ["train"])] == ["a"]
-    assert [(p.messages[0].content, p.split) for p in read_prompts(source, ["validation", "test"])] == [
-        ("a", "validation"),
+    assert [p.messages[0].content for p in read_prompts(source, ["train"], NOTHING_HELD_OUT)] == ["a"]
+    assert [
+        (p.messages[0].content, p.split) for p in read_prompts(source, ["validation", "test"], NOTHING_HELD_OUT)
+    ] == [
         ("b", "validation"),
         ("c", "test"),
     ]
-
-
-@pytest.mark.parametrize("read", [read_prompts, read_demonstrations])
-def test_a_split_that_is_none_is_refused_and_not_left_out(tmp_path: Path, read: Any) -> None:
-    source = write(
-        tmp_path / "p.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d", "split": "dev"}]
-    )
-    with pytest.raises(DataError) as caught:
-        read(source, ["train"])
-    assert len(faults_of(caught)) == 1
-    assert faults_of(caught)[0].startswith(f"{source}:2: split: ")
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -166,21 +157,21 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "fine"}\n{"prompt": \n\n[1, 2]\n{"prompt": "\xff"}\n"text"\n')
     with pytest.raises(DataError) as caught:
-        read_prompts(str(path), ["train"])
+        read_prompts(str(path), ["train"], NOTHING_HELD_OUT)
     assert faults_of(caught) == [
         f"{path}:2: not JSON (Expecting value at column 12)",
         f"{path}:4: a list, not an object",
         f"{path}:5: not UTF-8 (invalid start byte at byte 12)",
         f"{path}:6: a str, not an object",
     ]
-    assert "4 broken line(s); mend or remove them" in str(caught.value)
+    assert "4 of 5 rows cannot be used as prompts: fix them, or set on_bad_row: drop" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("row", "told"),
     [
         ({"text": "hello"}, "no column 'prompt'"),
-        ({"prompt": None}, "neither a string nor a list"),
+        ({"prompt": None}, "column 'prompt' is empty in this row"),
         ('{"prompt": NaN}', "neither a string nor a list"),
         ({"prompt": []}, "neither a string nor a list"),
         ({"prompt": "  "}, "the prompt is empty"),
@@ -202,7 +193,7 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
 def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, told: str) -> None:
     source = write(tmp_path / "p.jsonl", [{"prompt": "fine"}, row])
     with pytest.raises(DataError, match=told) as caught:
-        read_prompts(source, ["train"])
+        read_prompts(source, ["train"], NOTHING_HELD_OUT)
     assert len(faults_of(caught)) == 1
     assert faults_of(caught)[0].startswith(f"{source}:2: ")
 
@@ -212,7 +203,7 @@ def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, told: str) -> None:
     [
         ({"prompt": ASK}, "no column 'completion' or 'messages'"),
         ({"prompt": ASK, "completion": " \n"}, "the completion is empty"),
-        ({"prompt": ASK, "completion": None}, "neither a string nor a list"),
+        ({"prompt": ASK, "completion": None}, "column 'completion' is empty in this row"),
         ({"prompt": ASK, "completion": ASK}, "the completion holds a message of the user"),
         ({"messages": ASK}, "must end with the assistant's answer"),
         ({"completion": "a"}, "no column 'prompt'"),
@@ -221,7 +212,7 @@ def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, told: str) -> None:
 def test_each_fault_of_a_demonstration(tmp_path: Path, row: Any, told: str) -> None:
     source = write(tmp_path / "d.jsonl", [{"prompt": ASK, "completion": GOOD}, row])
     with pytest.raises(DataError, match=told) as caught:
-        read_demonstrations(source, ["train"])
+        read_demonstrations(source, NOTHING_HELD_OUT)
     assert [fault.partition(": ")[0] for fault in faults_of(caught)] == [f"{source}:2"]
 
 
@@ -241,11 +232,9 @@ def preference(**changes: Any) -> dict[str, Any]:
         (preference(weight=-1), "weight: Input should be greater than or equal to 0"),
         (preference(agreement=1.5), "agreement: Input should be less than or equal to 1"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "strength": NaN}', "strength: .*finite"),
-        (preference(split="dev"), "split: "),
-        (preference(kind="robot"), "kind: "),
         (preference(prompt=ASK + GOOD), "a prompt ends with the user's or a tool's"),
         (preference(prompt=" "), "the prompt is empty"),
-        (preference(chosen=ASK + GOOD), "chosen holds a message of the user"),
+        (preference(chosen=ASK + GOOD), "one of chosen and rejected is a whole conversation, and the other an answer"),
         ({"chosen": GOOD, "rejected": BAD}, "share no first messages"),
         ({"chosen": ASK, "rejected": ASK + BAD}, "chosen is empty"),
         ({"chosen": "User: hi\nA", "rejected": "User: hi\nB"}, "share no first messages"),
@@ -308,10 +297,10 @@ def test_a_misspelt_field_of_our_own_records_is_refused(tmp_path: Path) -> None:
 def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or run folder"):
         read_rows(str(tmp_path / "no.jsonl"))
-    (tmp_path / "x.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match=r"give a \.jsonl or a \.parquet"):
-        read_rows(str(tmp_path / "x.csv"))
-    with pytest.raises(RunError, match="no finished run"):
+    (tmp_path / "x.doc").write_text("a,b\n")
+    with pytest.raises(DataError, match=r"unknown kind of file; known are \.jsonl"):
+        read_rows(str(tmp_path / "x.doc"))
+    with pytest.raises(DataError, match=r"no finished run .* and no data"):
         read_rows(str(tmp_path), "prompts.jsonl")
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(RunError, match=r"holds no prompts\.jsonl"):
@@ -387,46 +376,6 @@ def test_our_preferences_are_trls_raw_rows_too(tmp_path: Path, rows: list[Prefer
     """Read as raw data, a file of our own records means the same; ids are made anew."""
     write_jsonl(tmp_path / "rows.jsonl", rows)
     read = read_preferences(str(tmp_path / "rows.jsonl"))
-    assert [r.model_copy(update={"prompt_id": ""}) for r in read] == rows
-
-
-# --- splits ----------------------------------------------------------------------------------------------------------
-
-
-def preferences_of(asks: list[str], split: str | None = None) -> list[Preference]:
-    return [
-        Preference.model_validate(
-            {"prompt": [{"role": "user", "content": a}], "chosen": GOOD, "rejected": BAD, "split": split}
-        )
-        for a in asks
-    ]
-
-
-def test_named_splits_are_kept_and_test_is_in_neither() -> None:
-    rows = [*preferences_of(["a"], "train"), *preferences_of(["b"], "validation"), *preferences_of(["c"], "test")]
-    assert split_preferences(rows, 0.5) == (rows[:1], rows[1:2])
-
-
-def test_unnamed_rows_are_split_by_prompt_in_their_share() -> None:
-    asks = [f"Question {n}?" for n in range(1000)]
-    training, validation = split_preferences(preferences_of(asks) + preferences_of(asks), 0.2)
-    apart = {p.prompt for p in training}, {p.prompt for p in validation}
-    assert not apart[0] & apart[1]
-    assert len(training) + len(validation) == 2000
-    share = len(apart[1]) / 1000
-    assert abs(share - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 1000)  # four standard deviations of a fair draw
-    assert {p.prompt for p in split_preferences(preferences_of(asks[::-1]), 0.2)[1]} == apart[1]
-
-
-def test_a_larger_share_holds_out_what_a_smaller_one_did() -> None:
-    small = {n for n in range(500) if is_held_out(str(n), 0.1)}
-    large = {n for n in range(500) if is_held_out(str(n), 0.3)}
-    assert small < large
-    assert not any(is_held_out(str(n), 0.0) for n in range(500))
-
-
-def test_a_prompt_in_two_splits_is_refused() -> None:
-    rows = [*preferences_of(["a", "b"], "train"), *preferences_of(["b"], "validation")]
-    with pytest.raises(DataError, match=r"1 prompt.* in two splits") as caught:
-        split_preferences(rows, 0.1)
-    assert faults_of(caught) == [f"{prompt_id(rows[1].prompt)}: train, validation"]
+    assert [
+        r.model_copy(update={"prompt_id": "", "split": row.split}) for r, row in zip(read, rows, strict=True)
+    ] == rows

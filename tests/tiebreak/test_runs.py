@@ -217,7 +217,7 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such input: runs/gone"):
         identify_input("runs/gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match="neither a run folder nor a model"):
+    with pytest.raises(RunError, match="no run folder, model or data"):
         identify_input(str(tmp_path / "empty"))
     assert identify_input("bundled:some-model").kind == "name"
 

@@ -1,0 +1,158 @@
+"""One splitting rule for every stage: named splits are kept, the rest is held out by prompt, no prompt crosses."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import write_rows
+
+from preference.configuration import PPOConfig
+from preference.ppo.train import split_prompts
+from sft.configuration import PrepareConfig, SFTConfig
+from sft.prepare import gather
+from sft.train import split_demonstrations
+from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
+from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
+from tiebreak.errors import DataError
+from tiebreak.records import Message, prompt_id
+
+EVERY = ["train", "validation", "test"]
+
+
+def identity(text: str) -> str:
+    return prompt_id([Message(role="user", content=text)])
+
+
+def is_in_hash_share(text: str, share: float) -> bool:
+    """The rule of the module, computed here again: the first 8 bytes of sha256("0:ID") as a fraction."""
+    digest = hashlib.sha256(f"0:{identity(text)}".encode()).hexdigest()
+    return int(digest[:16], 16) / 2**64 < share
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "variant"),
+    [
+        ("train", "train", ""),
+        ("train_prefs", "train", "prefs"),
+        ("Training", "train", ""),
+        ("test_sft", "test", "sft"),
+        ("held_out", "test", "out"),
+        ("val", "validation", ""),
+        ("dev", "validation", ""),
+        ("eval", "validation", ""),
+        ("validation_gen", "validation", "gen"),
+        ("math", None, ""),
+        ("trainer", None, ""),
+        ("value", None, ""),
+        ("0", None, ""),
+    ],
+)
+def test_other_data_sets_names_of_splits(name: str, split: str | None, variant: str) -> None:
+    assert split_of(name) == split
+    assert variant_of(name) == variant
+
+
+def test_a_prompt_of_which_one_row_names_a_split_is_in_it_with_all_its_rows() -> None:
+    rows: list[Any] = [("f:1", "a", "test"), ("f:2", "a", None), ("f:3", "b", None), ("f:4", "a", "test")]
+    assert assign(rows, 0.0) == ["test", "test", "train", "test"]
+
+
+def test_a_prompt_in_two_splits_is_refused_with_its_rows() -> None:
+    rows: list[Any] = [("f:1", "a", "train"), ("f:2", "b", "train"), ("f:3", "a", "validation"), ("f:4", "a", "train")]
+    with pytest.raises(DataError, match="1 prompt") as caught:
+        assign(rows, 0.1)
+    assert caught.value.faults == ["a: train at f:1, validation at f:3"]
+
+
+def test_unnamed_rows_are_held_out_by_prompt_in_their_share() -> None:
+    rows = [(f"f:{n}", f"prompt-{n % 1000}", None) for n in range(2000)]
+    splits = assign(rows, 0.2)
+    assert splits[:1000] == splits[1000:]
+    held_out = splits[:1000].count("validation")
+    assert abs(held_out / 1000 - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 1000)  # four standard deviations of a fair draw
+    assert assign(rows[::-1], 0.2) == splits[::-1]
+
+
+def test_a_larger_share_holds_out_what_a_smaller_one_did() -> None:
+    small = {n for n in range(500) if is_held_out(str(n), 0.1)}
+    large = {n for n in range(500) if is_held_out(str(n), 0.3)}
+    assert small < large
+    assert not any(is_held_out(str(n), 0.0) for n in range(500))
+
+
+@pytest.mark.parametrize("named", [0, 1, 45])
+def test_every_stage_holds_out_the_same_prompts(tmp_path: Path, named: int) -> None:
+    """One file for all stages, in which none, one or half of the rows name a split."""
+    texts = [f"Question {n}?" for n in range(90)]
+    names = {text: EVERY[n % 3] for n, text in enumerate(texts[:named])}
+    rows = [
+        {"prompt": text, "completion": "Yes.", "chosen": "Yes.", "rejected": "No."}
+        | ({"split": names[text]} if text in names else {})
+        for text in texts
+    ]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    expected = {t: names.get(t) or ("validation" if is_in_hash_share(t, 0.3) else "train") for t in texts}
+    train = {identity(t) for t in texts if expected[t] == "train"}
+    validation = {identity(t) for t in texts if expected[t] == "validation"}
+    assert len(validation) > 10
+    rules = Rules(validation_share=0.3)
+
+    def ids(records: list[Any], prompt: Any = lambda one: one.prompt.id) -> set[str]:
+        return {prompt(one) for one in records}
+
+    config = SFTConfig(output="x", policy="p", demonstrations=source, validation_share=0.3)
+    learned, held_out = split_demonstrations(config, rules)
+    assert (ids(learned), ids(held_out)) == (train, validation)
+    ppo = PPOConfig(
+        output="x", policy="p", prompts=source, reward_model="r", validation_share=0.3, max_validation_prompts=90
+    )
+    learned_prompts, held_out_prompts = split_prompts(ppo, rules)
+    assert ids(learned_prompts, lambda one: one.id) == train
+    assert ids(held_out_prompts, lambda one: one.id) == validation
+    better, checked = partition(read_preferences(source, rules), lambda one: one.split)  # of reward and DPO
+    assert (ids(better, lambda one: one.prompt_id), ids(checked, lambda one: one.prompt_id)) == (train, validation)
+    # of sample and evaluate
+    sampled = read_prompts(source, ["train", "validation"], rules)
+    assert {one.id: one.split for one in sampled} == {identity(t): expected[t] for t in texts if expected[t] != "test"}
+    assert ids(read_prompts(source, ["validation"], rules), lambda one: one.id) == validation
+    tested = {identity(t) for t in texts if expected[t] == "test"}
+    asked = ids(read_prompts(source, ["test"], rules), lambda one: one.id)
+    assert asked == (tested if named else {identity(t) for t in texts})
+    # of prepare, which shares the unnamed ones out to the row
+    gathered = gather(PrepareConfig(output="x", prompts=[source], demonstrations=[source]))
+    assert gathered.splits == {identity(t): split for t, split in names.items()}
+
+
+@pytest.mark.parametrize("read", [read_demonstrations, read_preferences, lambda s, r: read_prompts(s, ["train"], r)])
+def test_every_reader_refuses_a_prompt_in_two_splits(tmp_path: Path, read: Any) -> None:
+    row = {"prompt": "Why?", "completion": "Yes.", "chosen": "Yes.", "rejected": "No."}
+    other = {**row, "completion": "Sure.", "chosen": "Sure."}
+    source = str(write_rows(tmp_path / "rows.jsonl", [{**row, "split": "train"}, {**other, "split": "dev"}]))
+    with pytest.raises(DataError, match="in two splits") as caught:
+        read(source, Rules())
+    assert caught.value.faults == [f"{identity('Why?')}: train at {source}:1, validation at {source}:2"]
+
+
+def test_a_column_named_split_that_holds_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Question {n}?", "split": ["math", "code"][n % 2]} for n in range(6)]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    assert len(read_prompts(source, ["train"], Rules(validation_share=0.0))) == 6
+    assert f"{source}: ignored columns: split (math)" in capsys.readouterr().err
+    rows[0]["split"] = "train"
+    with pytest.raises(DataError, match=r"3 of 6|5 of 6") as caught:
+        read_prompts(str(write_rows(tmp_path / "rows.jsonl", rows)), ["train"])
+    assert caught.value.faults[0] == (
+        f"{source}:2: split: 'code' is not train, validation or test; columns: {{split: null}} ignores the column"
+    )
+    ignored = Rules({"split": None}, validation_share=0.0)
+    assert len(read_prompts(source, ["train"], ignored)) == 6
+
+
+def test_data_that_holds_nothing_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Q {n}?", "completion": "Yes.", "split": "train" if n else "test"} for n in range(6)]
+    read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    assert "name no validation split, so nothing is held out for it" in capsys.readouterr().err

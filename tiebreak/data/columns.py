@@ -1,0 +1,156 @@
+"""A row's columns under our names.
+
+    columns: {prompt: question, message.content: text, kind: null}
+
+renames a column or a message's key to ours, and leaves out one that has our name and means something else. Columns that
+no reader asks for are ignored, and named once a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+from tiebreak.data.conversations import parse_cell
+from tiebreak.records import Kind, Message
+
+MESSAGE_PREFIX = "message."
+TEXT_COLUMNS = (
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "messages",
+    "response",
+    "response_a",
+    "response_b",
+    "answers",
+)
+"""What holds a row's text."""
+OUR_COLUMNS = (
+    *TEXT_COLUMNS,
+    "system",
+    "tools",
+    "preferred",
+    "label",
+    "score",
+    "split",
+    "source",
+    "tags",
+    "kind",
+    "weight",
+    "margin",
+    "strength",
+    "confidence",
+    "agreement",
+    "raters",
+    "adjudicated",
+    "pair_id",
+)
+
+
+def check_columns(columns: Mapping[str, str | None]) -> None:
+    """Refuse a name that no reader asks for.
+
+    Raises:
+        ValueError: naming the nearest right one.
+    """
+    allowed = [*OUR_COLUMNS, *(MESSAGE_PREFIX + key for key in Message.model_fields)]
+    for name in columns:
+        if name not in allowed and columns[name] is not None:
+            near = difflib.get_close_matches(name, allowed, n=1)
+            raise ValueError(
+                f"columns.{name}: not one of our columns; "
+                + (f"did you mean {near[0]}?" if near else f"they are {', '.join(allowed)}")
+            )
+
+
+class Cells:
+    """One row, and which of its columns were asked for. A null is an absent column."""
+
+    def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str | None], of_text: bool = False) -> None:
+        self.used: set[str] = set()
+        self.explicit = {ours for ours, theirs in columns.items() if theirs is not None}
+        self.message_keys = {
+            name.removeprefix(MESSAGE_PREFIX): theirs
+            for name, theirs in columns.items()
+            if name.startswith(MESSAGE_PREFIX)
+        }
+        ours = {name: theirs for name, theirs in columns.items() if not name.startswith(MESSAGE_PREFIX)}
+        renamed = {name: row[theirs] for name, theirs in ours.items() if theirs is not None and theirs in row}
+        left = {key: value for key, value in row.items() if key not in ours and key not in ours.values()}
+        nothing = (None, "") if of_text else (None,)
+        every = {**left, **renamed}
+        self.values = {key: value for key, value in every.items() if value not in nothing}
+        self.empty = every.keys() - self.values.keys()
+        if of_text:
+            self.values = {key: _of_cell(key, value) for key, value in self.values.items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def get(self, name: str) -> Any:
+        """A column's value, which is used then; None where there is none."""
+        if name in self.values:
+            self.used.add(name)
+        return self.values.get(name)
+
+    def unused(self) -> dict[str, Any]:
+        """What nothing asked for."""
+        return {name: value for name, value in self.values.items() if name not in self.used}
+
+
+def _of_cell(column: str, value: object) -> object:
+    return parse_cell(column, value) if isinstance(value, str) else value
+
+
+# --- columns about a row -----------------------------------------------------------------------------------------------
+
+
+def about(cells: Cells, names: Sequence[str]) -> dict[str, Any]:
+    """Which of `names` a row says of itself, less those that have our name and another meaning.
+
+    Values of the right type that are out of range are left for the record to refuse.
+    """
+    found = {name: cells.values[name] for name in names if name in cells and _OURS[name](cells.values[name])}
+    cells.used |= found.keys()
+    return found
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+_OURS: dict[str, Callable[[Any], bool]] = {
+    "weight": _always,  # never ignored: it says what is trained on
+    "margin": _always,
+    "strength": _is_number,
+    "confidence": _is_number,
+    "agreement": _is_number,
+    "raters": _is_strings,
+    "adjudicated": lambda value: isinstance(value, bool),
+    "kind": lambda value: value in get_args(Kind),
+    "pair_id": lambda value: isinstance(value, str),
+    "source": lambda value: isinstance(value, str),
+    "tags": _is_strings,
+    "chosen_finished": lambda value: isinstance(value, bool),
+    "rejected_finished": lambda value: isinstance(value, bool),
+    "chosen_ids": _always,
+    "rejected_ids": _always,
+    "tokenizer_sha256": _always,
+}

@@ -1,0 +1,457 @@
+"""Prompts, demonstrations and preferences of any source, for every stage alike.
+
+A finished run's records are read as they are. Rows of other data are understood by their columns (`shapes`), and each
+gets its split (`splits`). Rows that cannot be used are refused together, or dropped, listed and counted
+(`on_bad_row: drop`). One line on standard error says how a source was read, and one which columns were ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tiebreak.data import shapes
+from tiebreak.data.columns import Cells, about
+from tiebreak.data.shapes import Answered, Asked, Compared, LeftOut, Rated, Wanted
+from tiebreak.data.sources import read_file, read_source
+from tiebreak.data.splits import VALIDATION_SHARE, assign, split_of
+from tiebreak.data.text import BadRow, Row, Table
+from tiebreak.errors import DataError, RunError
+from tiebreak.records import (
+    Completion,
+    Demonstration,
+    Messages,
+    Pair,
+    Preference,
+    Prompt,
+    Split,
+    content_id,
+    explain,
+    first_line,
+    prompt_id,
+    write_jsonl,
+)
+from tiebreak.runs import Run, is_main_process, say
+
+R = TypeVar("R", bound=BaseModel)
+BAD_ROWS = "bad_rows.jsonl"
+"""In the run's folder: the rows that were dropped, where each stands and why."""
+FINAL_NAMES: dict[Wanted, str] = {
+    "prompts": "prompts.jsonl",
+    "demonstrations": "demonstrations.jsonl",
+    "preferences": "preferences.jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How rows are read."""
+
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    validation_share: float = VALIDATION_SHARE
+    """of the prompts that no row names a split for"""
+    run: Run | None = None
+    """where dropped rows are listed"""
+    dropped: list[BadRow] = field(default_factory=list)
+    """of all sources that are read by these rules"""
+
+    @classmethod
+    def of(cls, run: Run) -> Rules:
+        """Those of a stage's configuration."""
+        config = run.config
+        share = getattr(config, "validation_share", VALIDATION_SHARE)
+        return cls(getattr(config, "columns", {}), getattr(config, "on_bad_row", "refuse"), share, run)
+
+
+DEFAULT = Rules()
+
+
+@dataclass
+class Draft:
+    """A row's record, but for its split."""
+
+    where: str
+    prompt: str
+    """the prompt's id"""
+    split: Split | None
+    """the one that the row names"""
+    build: Callable[[Split], Any]
+
+
+@dataclass
+class Reading:
+    """How a source was read."""
+
+    source: str
+    wanted: Wanted
+    rows: int = 0
+    drafts: list[Draft] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    shapes: Counter[str] = field(default_factory=Counter)
+    ignored: dict[str, str] = field(default_factory=dict)
+    """column → what it holds, where it has a name of ours and another meaning"""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """why sound rows hold nothing of what is wanted → how many do"""
+
+    def lines(self) -> list[str]:
+        """What to report: the shape, what was left out, and the columns that play no part."""
+        shape = ", ".join(name if len(self.shapes) == 1 else f"{name}: {n}" for name, n in self.shapes.most_common())
+        made = "" if len(self.drafts) == self.rows - len(self.bad) else f", {len(self.drafts)} {self.wanted}"
+        lines = [f"{self.source}: {count_of(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
+        lines += [f"{self.source}: {count} left out: {reason}" for reason, count in self.left_out.most_common()]
+        if self.ignored:
+            named = ", ".join(f"{name} ({held})" if held else name for name, held in sorted(self.ignored.items()))
+            lines.append(f"{self.source}: ignored columns: {named}")
+        return lines
+
+
+# --- what stages read --------------------------------------------------------------------------------------------------
+
+
+def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -> list[Prompt]:
+    """Prompts of the given splits.
+
+    Of a source that names no split, those of the test split are all: nobody trains on a file of prompts that is given to
+    be tested on.
+    """
+    if _is_run(source):
+        return [prompt for prompt in _own(source, "prompts.jsonl", Prompt) if prompt.split in splits]
+    reading = read(source, "prompts", rules)
+    if "test" in splits and not any(draft.split for draft in reading.drafts):
+        return [draft.build(splits[0]) for draft in settle(reading, rules)]
+    return [prompt for prompt in _built(reading, rules) if prompt.split in splits]
+
+
+def read_demonstrations(source: str, rules: Rules = DEFAULT) -> list[Demonstration]:
+    """Demonstrations, each with its split."""
+    if _is_run(source):
+        return _own(source, "demonstrations.jsonl", Demonstration)
+    return _built(read(source, "demonstrations", rules), rules)
+
+
+def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
+    """Preferences, each with its split."""
+    if not _is_run(source):
+        return _built(read(source, "preferences", rules), rules)
+    own = _own(source, "preferences.jsonl", Preference)
+    rows = [
+        (f"{source} row {n}", one.prompt_id or prompt_id(one.prompt, one.tools), one.split)
+        for n, one in enumerate(own, start=1)
+    ]
+    splits = assign(rows, rules.validation_share)
+    return [one.model_copy(update={"split": split}) for one, split in zip(own, splits, strict=True)]
+
+
+def read_pairs(source: str) -> list[Pair]:
+    """Pairs of a *sample* run, or rows of Pair records or of prompt, response_a and response_b.
+
+    Raises:
+        DataError: with every row that is none.
+    """
+    rows = read_rows(source, "pairs.jsonl")
+    pairs, faults = [], []
+    for where, row in rows:
+        try:
+            pairs.append(Pair.model_validate(row) if "completions" in row else _parse_pair(row))
+        except ValidationError as error:
+            faults += [f"{where}: {fault}" for fault in explain(error)]
+        except ValueError as error:
+            faults.append(f"{where}: {error}")
+    if faults:
+        raise DataError(f"{source}: {len(faults)} fault(s) in its rows", faults)
+    return pairs
+
+
+def _parse_pair(row: Mapping[str, Any]) -> Pair:
+    asked, answers = shapes.two_answers(Cells(row, {}))
+    identity = prompt_id(asked.prompt, asked.tools)
+    completions = tuple(Completion(id=content_id("completion", identity, text), text=text) for text in answers)
+    return Pair(
+        id=content_id("pair", identity, sorted(one.id for one in completions)),
+        prompt_id=identity,
+        messages=asked.prompt,
+        completions=completions,
+        split=split_of(str(row.get("split"))) or "train",
+        tools=asked.tools,
+    )
+
+
+def read_records(path: Path, model: type[R]) -> list[R]:
+    """A file of our own records.
+
+    Raises:
+        DataError: with every broken line.
+    """
+    return _validated(_whole(read_file(path), str(path)), model, str(path))
+
+
+def read_rows(source: str, final_name: str | None = None) -> list[Row]:
+    """Raw rows of a run folder's `final/{final_name}`, or of any other source.
+
+    Raises:
+        DataError: the source is missing, of an unknown kind, or has lines that are not JSON objects (all listed).
+        RunError: the source is a folder that no stage has finished.
+    """
+    if _is_run(source):
+        file = Path(source) / "final" / (final_name or "")
+        if not file.is_file():
+            raise RunError(f"{source} is a finished run, but holds no {final_name}: it is not an input to this stage")
+        return _whole(read_file(file), source)
+    return _whole(read_source(source, "prompts"), source)
+
+
+def _is_run(source: str) -> bool:
+    """Whether a source is a run folder.
+
+    Raises:
+        RunError: it is one that no stage has finished.
+    """
+    path = Path(source)
+    if not path.is_dir() or source.startswith("hub:"):
+        return False
+    if (path / "run.json").is_file() and not (path / "manifest.json").is_file():
+        raise RunError(f"no finished run in {path} (it has no manifest.json): run the stage that writes it first")
+    return (path / "manifest.json").is_file()
+
+
+def _own(source: str, final_name: str, model: type[R]) -> list[R]:
+    return _validated(read_rows(source, final_name), model, source)
+
+
+def _whole(table: Table, source: str) -> list[Row]:
+    if table.bad:
+        faults = [f"{one.where}: {one.reason}" for one in table.bad]
+        raise DataError(f"{source}: {len(faults)} broken line(s); fix or remove them", faults)
+    return table.rows
+
+
+def _validated(rows: Sequence[Row], model: type[R], source: str) -> list[R]:
+    records, faults = [], []
+    for where, row in rows:
+        try:
+            records.append(model.model_validate(row))
+        except ValidationError as error:
+            faults += [f"{where}: {fault}" for fault in explain(error)]
+    if faults:
+        raise DataError(f"{source}: {len(faults)} fault(s) in its rows", faults)
+    return records
+
+
+# --- rows of other data ------------------------------------------------------------------------------------------------
+
+
+def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
+    """All rows of a source that is no run, as far as they can be used.
+
+    Raises:
+        DataError: the source as a whole cannot be read, or has none of the columns that `columns` names.
+    """
+    table = read_source(source, wanted)
+    _require_columns(table, rules, source)
+    reading = Reading(source, wanted, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
+    rows = [(where, Cells(row, rules.columns, table.of_text)) for where, row in table.rows]
+    has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
+    rated: dict[str, list[tuple[str, Cells, Rated]]] = {}
+    for where, cells in rows:
+        try:
+            _take_row(reading, where, cells, has_splits, rated)
+        except ValueError as error:
+            reading.bad.append(BadRow(where, first_line(error)))
+        for name, value in cells.unused().items():
+            if name in ("id", "prompt_id") and str(value).startswith("prompt-"):
+                continue  # ours, and made anew from the content
+            held = str(value)[:40] if name in _NAMED_FOREIGN and isinstance(value, str | int) else ""
+            reading.ignored.setdefault(name, held)
+    _take_rated(reading, rated, has_splits)
+    reading.bad.sort(key=lambda one: _place(one.where))
+    return reading
+
+
+_NAMED_FOREIGN = ("split", "kind", "source", "tags", "label", "strength", "confidence", "agreement", "raters")
+
+
+def _require_columns(table: Table, rules: Rules, source: str) -> None:
+    there = {name for _, row in table.rows for name in row}
+    for ours, theirs in rules.columns.items():
+        if theirs is not None and not ours.startswith("message.") and theirs not in there and table.rows:
+            raise DataError(f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there))}")
+
+
+def _take_row(
+    reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[tuple[str, Cells, Rated]]]
+) -> None:
+    understood = shapes.understand(cells, reading.wanted)
+    drafts: list[Draft] = []
+    for result in understood.results:
+        if isinstance(result, LeftOut):
+            reading.left_out[result.reason] += 1
+        elif isinstance(result, Rated):
+            shapes.check(result)
+            rated.setdefault(prompt_id(result.prompt, result.tools), []).append((where, cells, result))
+            about(cells, _ABOUT["preferences"])
+        else:
+            shapes.check(result)
+            drafts.append(_draft(where, cells, result, reading, has_splits))
+    reading.drafts += drafts
+    reading.shapes[understood.shape] += 1
+
+
+def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rated]]], has_splits: bool) -> None:
+    """The pairs among the rated answers to each prompt."""
+    for answers in rated.values():
+        pairs = shapes.pair_up([one for _, _, one in answers])
+        wheres = [where for where, _, _ in answers]
+        if not pairs:
+            reading.left_out["prompts of which no two answers are rated apart"] += 1
+        for pair in pairs:
+            if isinstance(pair, LeftOut):
+                reading.left_out[pair.reason] += 1
+                continue
+            try:
+                reading.drafts.append(_draft(wheres[0], answers[0][1], pair, reading, has_splits))
+            except ValueError as error:
+                reading.bad.append(BadRow(" and ".join(wheres), first_line(error)))
+
+
+def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits: bool) -> Draft:
+    """The record but for its split. Raises ValueError where it cannot be one."""
+    facts = about(cells, _ABOUT[reading.wanted])
+    identity = prompt_id(result.prompt, result.tools)
+    draft = Draft(where, identity, _named_split(cells, has_splits), _builder(reading.wanted, identity, result, facts))
+    draft.build("train")  # what is wrong with it, it says now
+    return draft
+
+
+_TEXT_FACTS = ("source", "tags")
+_ABOUT: dict[Wanted, tuple[str, ...]] = {
+    "prompts": _TEXT_FACTS,
+    "demonstrations": (*_TEXT_FACTS, "weight"),
+    "preferences": (
+        *_TEXT_FACTS,
+        *("weight", "margin", "strength", "confidence", "agreement", "raters", "adjudicated", "kind", "pair_id"),
+        *("chosen_finished", "rejected_finished", "chosen_ids", "rejected_ids", "tokenizer_sha256"),
+    ),
+}
+
+
+def _named_split(cells: Cells, has_splits: bool) -> Split | None:
+    """The split that a row names. A column that names none in the whole source is another one, and is ignored."""
+    if not has_splits or "split" not in cells:
+        return None
+    name = str(cells.get("split"))
+    split = split_of(name)
+    if split is None:
+        raise ValueError(
+            f"split: {name!r} is not train, validation or test; columns: {{split: null}} ignores the column"
+        )
+    return split
+
+
+def _builder(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, Any]) -> Callable[[Split], Any]:
+    def prompt(split: Split) -> Prompt:
+        about = {name: facts[name] for name in _TEXT_FACTS if name in facts}
+        return Prompt(id=identity, messages=result.prompt, split=split, tools=result.tools, **about)
+
+    if isinstance(result, Compared):
+        stated = {} if result.strength is None else {"strength": result.strength}
+        return lambda split: Preference(
+            prompt=result.prompt,
+            chosen=result.chosen,
+            rejected=result.rejected,
+            tools=result.tools,
+            prompt_id=identity,
+            split=split,
+            **{**stated, **facts},
+        )
+    if wanted == "demonstrations" and isinstance(result, Answered):
+        if float(facts.get("weight", 1)) != 1:
+            raise ValueError(
+                f"weight: {facts['weight']}, but demonstrations count alike; columns: {{weight: null}} leaves the column "
+                "out, and a message's own weight of 0 leaves its turn out of the loss"
+            )
+        return lambda split: Demonstration(prompt=prompt(split), completion=_completion(result.answer))
+    return prompt
+
+
+def _completion(answer: Messages) -> str | Messages:
+    return answer[0].content if len(answer) == 1 and answer[0].is_plain else answer
+
+
+# --- what is done with them --------------------------------------------------------------------------------------------
+
+
+def _built(reading: Reading, rules: Rules) -> list[Any]:
+    """The records with their splits."""
+    drafts = settle(reading, rules)
+    splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
+    if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
+        say(
+            f"{reading.source}: its rows name no validation split, so nothing is held out for it; columns: {{split: null}} "
+            "holds out by prompt"
+        )
+    return [draft.build(split) for draft, split in zip(drafts, splits, strict=True)]
+
+
+def settle(reading: Reading, rules: Rules) -> list[Draft]:
+    """The usable rows, reported; the others are refused or listed.
+
+    Raises:
+        DataError: rows cannot be used, and none may be dropped; or none is left.
+    """
+    if reading.bad and (rules.on_bad_row == "refuse" or not reading.drafts):
+        raise DataError(_summary(reading, rules), faults_of(reading))
+    if not reading.drafts:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in reading.left_out.items()) or "it holds no rows"
+        raise DataError(f"{reading.source}: no {reading.wanted} in it ({reasons})")
+    say(*reading.lines())
+    if reading.bad:
+        _list_bad_rows(reading, rules)
+    return reading.drafts
+
+
+def _summary(reading: Reading, rules: Rules) -> str:
+    summary = f"{reading.source}: {len(reading.bad)} of {reading.rows} rows cannot be used as {reading.wanted}"
+    if rules.on_bad_row == "drop":
+        return f"{summary}, and none is left"
+    return f"{summary}: fix them, or set on_bad_row: drop" if reading.drafts else summary
+
+
+def faults_of(reading: Reading) -> list[str]:
+    """Every bad row with its reason; one line where all have one reason."""
+    reasons = Counter(one.reason for one in reading.bad)
+    if len(reasons) == 1 and len(reading.bad) > 3 and len(reading.bad) == reading.rows:
+        return [f"every row: {reading.bad[0].reason}"]
+    return [f"{one.where}: {one.reason}" for one in reading.bad]
+
+
+def _list_bad_rows(reading: Reading, rules: Rules) -> None:
+    listed = ""
+    if rules.run is not None:
+        rules.dropped.extend(reading.bad)
+        rules.run.facts["dropped_rows"] = len(rules.dropped)
+        if is_main_process():
+            path = rules.run.folder / BAD_ROWS
+            write_jsonl(path, [vars(one) for one in rules.dropped])
+            listed = f", listed in {path}"
+    first = reading.bad[0]
+    say(
+        f"{reading.source}: {len(reading.bad)} of {reading.rows} rows dropped (on_bad_row: drop){listed}; the first: "
+        f"{first.where}: {first.reason}"
+    )
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _place(where: str) -> list[tuple[int, str]]:
+    """Sorts `rows.jsonl:9` before `rows.jsonl:10`."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", where)]

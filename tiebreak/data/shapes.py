@@ -1,0 +1,557 @@
+"""What a row is, by the columns that it has: prompts, demonstrations and preferences in the shapes of popular data sets.
+
+A shape that two readings fit is refused with the key that decides (`columns: {completion: output}`). What a row says
+beside its text (weight, split, kind, …) is the business of `columns` and `splits`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+from tiebreak.data.columns import Cells
+from tiebreak.data.conversations import is_conversation, is_transcript, to_messages, to_tools
+from tiebreak.records import Message, Messages, Tools, check_prompt, check_side, text_of
+
+Wanted = Literal["prompts", "demonstrations", "preferences"]
+
+PROMPTS = ("prompt", "question", "instruction", "query", "problem")
+LATE_PROMPTS = ("input", "context")
+"""Names of a prompt where there is no better one; beside an instruction they are its material."""
+ANSWERS = ("completion", "response", "answer", "output", "solution")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
+PAIRS = (
+    ("response_a", "response_b"),
+    ("response_0", "response_1"),
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("answer_a", "answer_b"),
+    ("answer_0", "answer_1"),
+    ("completion_a", "completion_b"),
+    ("output_1", "output_2"),
+    ("conversation_a", "conversation_b"),
+)
+WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label")
+SIGNED_WINNERS = ("overall_preference", "preference_strength")
+"""HelpSteer's: −3 (the first is much better) … 0 (a tie) … 3 (the second is)."""
+LISTS = ("answers", "responses", "completions", "generations")
+RANKS = ("rank", "ranks", "ranking", "rankings")
+SCORES = ("score", "rating", "overall_score", "helpfulness", "quality", "reward", "scores", "ratings")
+TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both", "same", "equal", "neither", "none", "draw")
+NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt."""
+
+    prompt: Messages
+    tools: Tools = ()
+
+
+@dataclass(frozen=True)
+class Answered(Asked):
+    """A prompt and its answer."""
+
+    answer: Messages = ()
+
+
+@dataclass(frozen=True)
+class Compared(Asked):
+    """A prompt, the better answer and the worse one."""
+
+    chosen: Messages = ()
+    rejected: Messages = ()
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
+class Rated(Asked):
+    """A prompt, an answer and how good it is: compared with other answers to the same prompt."""
+
+    answer: Messages = ()
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sound row that holds nothing of what is wanted."""
+
+    reason: str
+
+
+Result = Asked | LeftOut
+
+
+@dataclass
+class Understood:
+    """A row's reading: the shape's name, and what the row holds."""
+
+    shape: str
+    results: list[Result] = field(default_factory=list)
+
+
+def understand(cells: Cells, wanted: Wanted) -> Understood:
+    """What a row holds of what is wanted.
+
+    Raises:
+        ValueError: it cannot be read as that, or in two ways; the message names the columns and the key that decides.
+    """
+    _refuse_more_than_text(cells)
+    for shape in _SHAPES[wanted]:
+        if (found := shape(cells)) is not None:
+            return found
+    raise ValueError(_missing(cells, wanted))
+
+
+def _refuse_more_than_text(cells: Cells) -> None:
+    for name in NOT_TEXT:
+        if cells.values.get(name):
+            raise ValueError(f"column {name!r}: only text can be trained on; columns: {{{name}: null}} leaves it out")
+    if cells.values.get("chat_template_kwargs"):
+        raise ValueError(
+            "column 'chat_template_kwargs': template arguments are set for a whole stage (template_arguments); columns: "
+            "{chat_template_kwargs: null} leaves it out"
+        )
+
+
+def _missing(cells: Cells, wanted: Wanted) -> str:
+    there = ", ".join(cells.values) or "none"
+    for name in ("prompt", "completion", "messages", *SIDES[0]):
+        if name in cells.empty:
+            return f"column {name!r} is empty in this row"
+    pair = next((names for names in PAIRS if all(name in cells for name in names)), None)
+    if wanted == "preferences" and pair is not None:
+        return (
+            f"{pair[0]} and {pair[1]}, and no column that names the better one: add 'preferred' ({pair[0]}, {pair[1]} or "
+            "tie), or name yours with columns: {preferred: …}; 'tiebreak label' asks people"
+        )
+    if wanted == "preferences":
+        missing = [name for name in SIDES[0] if name not in cells] or ["prompt"]
+        return (
+            f"no column {missing[0]!r}: a preference needs prompt, chosen and rejected; the columns are {there}: name "
+            f"yours with columns: {{{missing[0]}: …}}"
+        )
+    if "text" in cells and wanted == "demonstrations" and not any(name in cells for name in PROMPTS):
+        return "a 'text' column holds conversations that are rendered already: give messages, or prompt and completion"
+    if wanted == "prompts" or any(name in cells for name in ANSWERS):
+        return (
+            f"no column 'prompt' (a string, or messages with role and content); the columns are {there}: name yours with "
+            "columns: {prompt: …}"
+        )
+    if all(name in cells for name in SIDES[0]):
+        return (
+            "these are preferences: 'tiebreak dpo' takes them; columns: {completion: chosen} trains on the chosen ones"
+        )
+    return (
+        f"no column 'completion' or 'messages'; the columns are {there}: name yours with columns: {{completion: …}} or "
+        "columns: {messages: …}"
+    )
+
+
+# --- parts of a row ----------------------------------------------------------------------------------------------------
+
+
+def _one_of(cells: Cells, names: Sequence[str], part: str) -> str | None:
+    """The column of a part. Our own name wins, and so does one that `columns` names; two others are refused."""
+    present = [name for name in names if name in cells]
+    if part in present:
+        return part
+    if len(present) < 2:
+        return present[0] if present else None
+    listed = " and ".join(map(repr, present))
+    raise ValueError(f"{listed} could each be the {part}: name one with columns: {{{part}: {present[0]}}}")
+
+
+def _prompt_column(cells: Cells) -> str | None:
+    return _one_of(cells, PROMPTS, "prompt") or _one_of(cells, LATE_PROMPTS, "prompt")
+
+
+def _messages(cells: Cells, value: object, role: str = "user") -> Messages:
+    return to_messages(value, role, cells.message_keys)
+
+
+def _prompt(cells: Cells, name: str) -> Messages:
+    """The prompt in a column, with the material, earlier turns and system message that stand beside it."""
+    value = cells.get(name)
+    messages = _messages(cells, value)
+    material = [other for other in LATE_PROMPTS if other != name and isinstance(cells.values.get(other), str)]
+    if name == "instruction" and isinstance(value, str) and material:
+        text = "\n\n".join(part for part in (value, cells.get(material[0])) if part.strip())
+        messages = (Message(role="user", content=text),)
+    history = cells.values.get("history")
+    if name == "instruction" and isinstance(history, list) and _is_history(history):
+        cells.used.add("history")
+        earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
+        messages = (*(Message.model_validate({"role": r, "content": t}) for r, t in earlier), *messages)
+    return _with_system(cells, messages)
+
+
+def _is_history(turns: list[Any]) -> bool:
+    return all(isinstance(turn, list) and len(turn) == 2 and all(isinstance(s, str) for s in turn) for turn in turns)
+
+
+def _with_system(cells: Cells, messages: Messages) -> Messages:
+    """A `system` column is the first message."""
+    name = _one_of(cells, ("system", "system_prompt"), "system")
+    text = cells.values.get(name) if name else None
+    if name is None or not isinstance(text, str):
+        return messages
+    cells.used.add(name)
+    if not text.strip():
+        return messages
+    if messages[0].role != "system":
+        return (Message(role="system", content=text), *messages)
+    if messages[0].content.strip() != text.strip():
+        raise ValueError(f"column {name!r} and the conversation's system message differ: keep one of them")
+    return messages
+
+
+def _tools(cells: Cells) -> Tools:
+    return to_tools(cells.get("tools") or cells.get("functions"))
+
+
+def _conversation_column(cells: Cells) -> str | None:
+    name = _one_of(cells, CONVERSATIONS, "messages")
+    if name and not (isinstance(cells.values[name], str) or is_conversation(cells.values[name])):
+        return name if name == "messages" else None
+    return name
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------------
+
+
+def _own_record(cells: Cells) -> Understood | None:
+    """A Demonstration of ours, whose prompt is a record."""
+    prompt = cells.values.get("prompt")
+    if not isinstance(prompt, dict) or "messages" not in prompt:
+        return None
+    cells.used |= {"prompt", "completion"}
+    messages, tools = _messages(cells, prompt["messages"]), to_tools(prompt.get("tools"))
+    if "completion" not in cells:
+        return Understood("prompts", [Asked(messages, tools)])
+    answer = _messages(cells, cells.values["completion"], "assistant")
+    return Understood("prompt and completion", [Answered(messages, tools, answer)])
+
+
+def _bare_prompt(cells: Cells) -> Understood | None:
+    name = _prompt_column(cells)
+    if name is None:
+        return None
+    shape = "prompts" if name == "prompt" else f"prompts ({name})"
+    return Understood(shape, [Asked(_prompt(cells, name), _tools(cells))])
+
+
+def _asked_conversation(cells: Cells) -> Understood | None:
+    """A conversation up to where the assistant answers last."""
+    name = _conversation_column(cells)
+    if name is None:
+        return None
+    messages = _with_system(cells, _messages(cells, cells.get(name)))
+    asked = messages
+    while asked and asked[-1].role == "assistant":
+        asked = asked[:-1]
+    shape = f"prompts ({name})" if asked == messages else f"prompts ({name}, less the last answer)"
+    return Understood(shape, [Asked(asked, _tools(cells))])
+
+
+def _asked_in_sides(cells: Cells) -> Understood | None:
+    """The prompt that both sides of a preference begin with."""
+    found = _two_sides(cells)
+    if found is None:
+        return None
+    return Understood(f"prompts of {found.shape}", [Asked(one.prompt, one.tools) for one in _compared(found)])
+
+
+# --- demonstrations ----------------------------------------------------------------------------------------------------
+
+
+def _conversation(cells: Cells) -> Understood | None:
+    name = _conversation_column(cells)
+    if name is None or ("completion" in cells.explicit and "messages" not in cells.explicit):
+        return None
+    if "completion" in cells and "messages" not in cells.explicit:
+        raise ValueError(
+            f"{name!r} and 'completion' could each be the conversation to learn from: name one with columns: {{messages: "
+            f"{name}}} or columns: {{completion: completion}}"
+        )
+    value = cells.get(name)
+    messages = _with_system(cells, _messages(cells, value))
+    if len(messages) < 2 or messages[-1].role != "assistant":
+        raise ValueError("messages must end with the assistant's answer")
+    shape = f"conversations ({name})"
+    if isinstance(value, str):
+        shape = f"Human and Assistant in one text ({name})"
+    elif isinstance(value[0], dict) and "from" in value[0]:
+        shape = f"ShareGPT ({name} of from and value)"
+    return Understood(shape, [_label(cells, Answered(messages[:-1], _tools(cells), messages[-1:]))])
+
+
+def _prompt_and_answer(cells: Cells) -> Understood | None:
+    answer = _one_of(cells, ANSWERS, "completion")
+    name = _prompt_column(cells)
+    if answer is None or name is None:
+        return None
+    prompt = _prompt(cells, name)
+    completion = _messages(cells, cells.get(answer), "assistant")
+    result = _label(cells, Answered(prompt, _tools(cells), completion))
+    shape = f"{name} and {answer}"
+    if name == "instruction" and answer == "output":
+        shape = "Alpaca (instruction, input, output)"
+    if "label" in cells.used:
+        shape = f"KTO rows ({name}, {answer}, label)"
+    return Understood(shape, [result])
+
+
+def _label(cells: Cells, answered: Answered) -> Result:
+    """KTO's label: an answer that is labelled bad is no demonstration."""
+    good = _as_label(cells)
+    if good is None:
+        return answered
+    cells.used.add("label")
+    return answered if good else LeftOut("labelled false (an undesirable answer)")
+
+
+def _as_label(cells: Cells) -> bool | None:
+    """Whether the answer is a good one; None where the column says something else."""
+    value = cells.values.get("label")
+    if isinstance(value, bool):
+        return value
+    if str(value) in ("0", "1"):
+        if "label" not in cells.explicit:
+            raise ValueError(
+                f"label: is {value} a verdict on the answer? columns: {{label: label}} takes 1 for good and 0 for bad; "
+                "columns: {label: null} leaves it out"
+            )
+        return str(value) == "1"
+    return {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+# --- preferences -------------------------------------------------------------------------------------------------------
+
+
+def _two_sides(cells: Cells) -> Understood | None:
+    sides = next((names for names in SIDES if all(name in cells for name in names)), None)
+    if sides is None:
+        return None
+    chosen, rejected = (cells.get(name) for name in sides)
+    name = _one_of(cells, PROMPTS, "prompt")
+    if name is None and isinstance(chosen, str) and not is_transcript(chosen):
+        name = _one_of(cells, LATE_PROMPTS, "prompt")
+    if name is None and (conversation := _conversation_column(cells)) and not _holds_prompt(cells, chosen):
+        name = conversation
+    if name is None:
+        shape = "HH-RLHF (Human and Assistant in one text)" if isinstance(chosen, str) else "whole conversations"
+        compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected))
+        return Understood(f"{shape} in {sides[0]} and {sides[1]}", [compared])
+    prompt = _prompt(cells, name)
+    if _holds_prompt(cells, chosen) != _holds_prompt(cells, rejected):
+        raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, and the other an answer alone")
+    if _holds_prompt(cells, chosen):
+        compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked=prompt)
+        return Understood(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [compared])
+    better, worse = (_messages(cells, side, "assistant") for side in (chosen, rejected))
+    system = ", system" if {"system", "system_prompt"} & cells.used else ""
+    shape = f"preferences ({name}{system}, {sides[0]}, {sides[1]})"
+    return Understood(shape, [Compared(prompt, _tools(cells), better, worse)])
+
+
+def _holds_prompt(cells: Cells, side: object) -> bool:
+    """Whether a side is a whole conversation."""
+    if isinstance(side, str):
+        return is_transcript(side)
+    return is_conversation(side) and _messages(cells, side)[0].role != "assistant"
+
+
+def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Messages = ()) -> Compared:
+    """TRL's implicit prompt: the longest run of messages that both conversations begin with."""
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    while shared and chosen[shared - 1].role == "assistant":
+        shared -= 1  # both begin their answer with the same call or remark
+    if shared == 0:
+        raise ValueError("no column 'prompt', and chosen and rejected share no first messages to take as one")
+    prompt = chosen[:shared]
+    if asked and not _stands_in(asked, prompt):
+        raise ValueError("the prompt is not what chosen and rejected begin with: which of them was asked?")
+    return Compared(_with_system(cells, prompt), _tools(cells), chosen[shared:], rejected[shared:])
+
+
+def _stands_in(asked: Messages, prompt: Messages) -> bool:
+    """Whether the prompt's column says what the conversations begin with: all of it, or one turn of the user."""
+    said = [(message.role, message.content.strip()) for message in prompt]
+    wanted = [(message.role, message.content.strip()) for message in asked if message.role != "system"]
+    return wanted == [turn for turn in said if turn[0] != "system"] or (len(wanted) == 1 and wanted[0] in said)
+
+
+def _pair_with_winner(cells: Cells) -> Understood | None:
+    present = [names for names in PAIRS if all(name in cells for name in names)]
+    winner = next((name for name in (*SIGNED_WINNERS, *WINNERS) if name in cells), None)
+    if not present or winner is None:
+        return None
+    if len(present) > 1:
+        listed = ", ".join(name for name in dict.fromkeys(name for names in present for name in names))
+        raise ValueError(f"more than two answers ({listed}): name two with columns: {{response_a: …, response_b: …}}")
+    first, second = present[0]
+    better, strength = _winner(winner, cells.get(winner), first, second)
+    shape = f"pairs ({first}, {second}, {winner})"
+    sides = [cells.get(first), cells.get(second)]
+    if better is None:
+        return Understood(shape, [LeftOut("a tie")])
+    chosen, rejected = sides if better == 0 else sides[::-1]
+    if _holds_prompt(cells, chosen):
+        return Understood(shape, [_implicit(cells, _messages(cells, chosen), _messages(cells, rejected))])
+    name = _prompt_column(cells) or _conversation_column(cells)
+    if name is None:
+        return None
+    first_answer, second_answer = (_messages(cells, side, "assistant") for side in (chosen, rejected))
+    compared = Compared(_prompt(cells, name), _tools(cells), first_answer, second_answer, strength)
+    return Understood(shape, [compared])
+
+
+def two_answers(cells: Cells) -> tuple[Asked, tuple[str, str]]:
+    """A prompt and two answers that nobody has compared yet.
+
+    Raises:
+        ValueError: the row has no such columns.
+    """
+    names = next((names for names in PAIRS if all(isinstance(cells.values.get(name), str) for name in names)), None)
+    prompt = _prompt_column(cells) or _conversation_column(cells)
+    if names is None or prompt is None:
+        raise ValueError(
+            "neither a Pair record (id, prompt_id, messages, completions) nor prompt, response_a, response_b"
+        )
+    asked = Asked(_prompt(cells, prompt), _tools(cells))
+    check_prompt(asked.prompt)
+    return asked, (cells.values[names[0]], cells.values[names[1]])
+
+
+def _winner(column: str, value: object, first: str, second: str) -> tuple[int | None, float | None]:
+    """(0: the first is better, 1: the second, None: a tie; how much better, from 1 to 3, where the column says it)."""
+    word = str(value).strip().lower()
+    if word in TIES:
+        return None, None
+    if column in SIGNED_WINNERS:
+        number = float(word)
+        return (None, None) if number == 0 else (int(number > 0), abs(number))
+    for side, name in enumerate((first, second)):
+        ending = re.split(r"_|(?<=\D)(?=\d)", name)[-1]
+        if word in (name, ending, f"model_{ending}", f"response {ending}", ("first", "second")[side]):
+            return side, None
+    if word == "0" and second.endswith("2"):
+        return None, None
+    raise ValueError(
+        f"{column}: {value!r} does not say which of {first} and {second} is better: write their names, or tie"
+    )
+
+
+def _ranking(cells: Cells) -> Understood | None:
+    name = next((name for name in LISTS if isinstance(cells.values.get(name), list) and cells.values[name]), None)
+    prompt = _prompt_column(cells) or _conversation_column(cells)
+    if name is None or prompt is None:
+        return None
+    ranked = _ranked(cells, name)
+    if ranked is None:
+        return None
+    by, entries = ranked
+    cells.used.add(name)
+    messages, tools = _prompt(cells, prompt), _tools(cells)
+    answers = [(_messages(cells, text, "assistant"), place) for text, place in entries]
+    results = list(_pairs_of(messages, tools, answers))
+    return Understood(f"rankings ({prompt}, {name} by {by})", results or [LeftOut("no answer is better than another")])
+
+
+def _ranked(cells: Cells, name: str) -> tuple[str, list[tuple[object, float]]] | None:
+    """(what they are ranked by, (answer, goodness) of each)."""
+    listed = cells.values[name]
+    if all(isinstance(entry, dict) for entry in listed):
+        by = next((key for key in (*RANKS, *SCORES) if all(entry.get(key) is not None for entry in listed)), None)
+        text = next((k for k in (*ANSWERS, "text", "content") if all(isinstance(e.get(k), str) for e in listed)), None)
+        if by is None or text is None:
+            return None
+        return by, [(entry[text], _goodness(by, entry[by])) for entry in listed]
+    by = next((key for key in (*RANKS, *SCORES) if isinstance(cells.values.get(key), list)), None)
+    if by is None or not all(isinstance(entry, str) for entry in listed):
+        return None
+    places = cells.get(by)
+    if len(places) != len(listed):
+        raise ValueError(f"{name} holds {len(listed)} answers and {by} {len(places)}")
+    return by, [(entry, _goodness(by, place)) for entry, place in zip(listed, places, strict=True)]
+
+
+def _goodness(by: str, value: Any) -> float:
+    try:
+        return -float(value) if by in RANKS else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{by}: {value!r} is no number") from None
+
+
+def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, float]]) -> Iterator[Result]:
+    """Every two answers of which one is better, as the labelling app takes a ranking apart."""
+    best_first = sorted(answers, key=lambda answer: -answer[1])
+    for (better, high), (worse, low) in combinations(best_first, 2):
+        if high > low and text_of(better).strip() == text_of(worse).strip():
+            yield LeftOut("two equal answers that are rated apart")
+        elif high > low:
+            yield Compared(prompt, tools, better, worse)
+
+
+def _rating(cells: Cells) -> Understood | None:
+    """One answer and how good it is; KTO's label is a score of two values."""
+    name, answer = _prompt_column(cells), _one_of(cells, ANSWERS, "response")
+    if name is None or answer is None:
+        return None
+    by = _one_of(cells, SCORES, "score")
+    good = _as_label(cells) if by is None else None
+    if by is None and good is None:
+        return None
+    by, score = (by, _goodness(by, cells.values[by])) if by else ("label", float(bool(good)))
+    cells.used.add(by)
+    prompt, response = _prompt(cells, name), _messages(cells, cells.get(answer), "assistant")
+    shape = "KTO rows" if by == "label" else "ratings"
+    return Understood(
+        f"{shape} ({name}, {answer}, {by}), paired by prompt", [Rated(prompt, _tools(cells), response, score)]
+    )
+
+
+def pair_up(rated: Sequence[Rated]) -> list[Result]:
+    """The preferences among the rated answers to one prompt."""
+    return list(_pairs_of(rated[0].prompt, rated[0].tools, [(one.answer, one.score) for one in rated]))
+
+
+_SHAPES: dict[Wanted, tuple[Callable[[Cells], Understood | None], ...]] = {
+    "prompts": (_own_record, _bare_prompt, _asked_conversation, _asked_in_sides),
+    "demonstrations": (_own_record, _conversation, _prompt_and_answer),
+    "preferences": (_two_sides, _pair_with_winner, _ranking, _rating),
+}
+
+
+def guess(cells: Cells) -> Wanted:
+    """What a row is most likely for."""
+    if any(all(name in cells for name in names) for names in (*SIDES, *PAIRS)) or _is_ranking(cells):
+        return "preferences"
+    if any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
+        return "demonstrations"
+    return "prompts"
+
+
+def _is_ranking(cells: Cells) -> bool:
+    return any(isinstance(cells.values.get(name), list) and _ranked(cells, name) is not None for name in LISTS)
+
+
+def check(result: Asked) -> None:
+    """Raises ValueError where a prompt asks nothing or an answer says nothing."""
+    check_prompt(result.prompt)
+    if isinstance(result, Answered | Rated):
+        check_side(result.answer, "the completion")
+
+
+def _compared(found: Understood) -> list[Compared]:
+    return [one for one in found.results if isinstance(one, Compared)]

@@ -1,0 +1,263 @@
+"""What a source names, as rows:
+
+    FILE                            .jsonl .ndjson .json .csv .tsv, plain or .gz .zst .bz2 .xz, and .parquet
+    FOLDER, FOLDER@SPLIT            files of one of these forms (shards), or what `save_to_disk` wrote
+    hub:NAME[/CONFIG]@SPLIT[#REVISION]
+
+Files and folders that are named for a split (`train-00000-of-00004.parquet`, `test/`) give it to their rows, where there
+are two or more splits. Several splits are joined by a plus: `FOLDER@train_prefs+test_prefs`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiebreak.data.arrow import read_parquet, read_saved, to_table
+from tiebreak.data.shapes import Wanted
+from tiebreak.data.splits import split_of, variant_of
+from tiebreak.data.text import COMPRESSED_ENDINGS, JSON_ENDINGS, TABLE_ENDINGS, Table, form_of, read_text_file
+from tiebreak.errors import DataError, RunError
+
+ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
+NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+RUN_OR_MODEL = ("manifest.json", "run.json", "config.json", "adapter_config.json", "tokenizer_config.json")
+"""A folder with one of them is no data."""
+VARIANTS: dict[Wanted, tuple[str, ...]] = {
+    "preferences": ("prefs",),
+    "demonstrations": ("sft",),
+    "prompts": ("gen", "prefs", "sft"),
+}
+"""Which of `train_sft`, `train_gen` and `train_prefs` a stage reads (the naming of UltraFeedback-binarized)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a source, and the split that its file or folder is named for."""
+
+    name: str
+    """`train_prefs`; empty where the name is no split's"""
+    read: Callable[[], Table]
+
+
+def read_source(source: str, wanted: Wanted) -> Table:
+    """The rows of a source.
+
+    Raises:
+        DataError: it is missing, of an unknown kind or broken, or holds more than one set of rows.
+    """
+    if source.startswith("hub:"):
+        parts = _hub_parts(source)
+    else:
+        path, splits = split_suffix(source)
+        parts = _chosen(_folder_parts(path), splits, source) if path.is_dir() else [Part("", lambda: read_file(path))]
+    parts = _of_one_variant(parts, wanted, source)
+    named = {split_of(part.name) for part in parts if part.name}
+    table = Table()
+    for part in parts:
+        read = part.read()
+        if len(named) > 1 and part.name:
+            read.rows = [(where, {"split": part.name, **row}) for where, row in read.rows]
+        table.extend(read)
+    return table
+
+
+def read_file(path: Path) -> Table:
+    """One file.
+
+    Raises:
+        DataError: it is missing, of an unknown kind, or broken.
+    """
+    if not path.is_file():
+        raise DataError(f"no such file or run folder: {path}")
+    if path.suffix.lower() == ".parquet":
+        return read_parquet(path)
+    if form_of(path) not in ENDINGS:
+        raise DataError(
+            f"{path}: unknown kind of file; known are {' '.join(ENDINGS)}, all but the last also as "
+            f"{' '.join(COMPRESSED_ENDINGS)}"
+        )
+    return read_text_file(path)
+
+
+def split_suffix(source: str) -> tuple[Path, list[str]]:
+    """(path, names of splits) of `FOLDER@train+test`."""
+    name, at, splits = source.rpartition("@")
+    if at and not Path(source).exists() and Path(name).is_dir():
+        return Path(name), splits.split("+")
+    return Path(source), []
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------
+
+
+def is_data_folder(path: Path) -> bool:
+    """Whether a folder holds data, and is no run and no model.
+
+    Raises:
+        RunError: it holds runs, or is a part of one.
+    """
+    if not path.is_dir() or any((path / name).is_file() for name in RUN_OR_MODEL):
+        return False
+    _refuse_runs(path)
+    return bool(data_files(path))
+
+
+def data_files(folder: Path) -> list[Path]:
+    """All files that a folder's rows are read from, in order."""
+    saved = [*folder.glob("state.json"), *folder.glob("*/state.json"), *folder.glob("dataset_dict.json")]
+    if saved:
+        return sorted([*saved, *folder.rglob("*.arrow")])
+    files = [file for file in folder.rglob("*") if _is_data(file, folder)]
+    return sorted(files)
+
+
+def _refuse_runs(folder: Path) -> None:
+    """Metrics and reports of runs are no data.
+
+    Raises:
+        RunError: the folder holds runs, or is a part of one.
+    """
+    if (folder.parent / "manifest.json").is_file():
+        raise RunError(f"{folder} is a part of a run: give {folder.parent}")
+    if inside := sorted(file.parent for file in folder.rglob("run.json")):
+        raise RunError(f"{folder} is no run, but holds some: give one of {', '.join(map(str, inside[:5]))}")
+
+
+def _is_data(file: Path, folder: Path) -> bool:
+    inside = file.relative_to(folder)
+    hidden = any(part.startswith((".", "_")) for part in inside.parts)
+    ending = ".parquet" if file.suffix.lower() == ".parquet" else form_of(file)
+    return file.is_file() and not hidden and file.name not in NOT_DATA and ending in ENDINGS
+
+
+def _folder_parts(folder: Path) -> list[Part]:
+    """The parts of a folder: datasets that were saved to disk, or shards."""
+    if (folder / "state.json").is_file():
+        return [Part("", lambda: read_saved(folder))]
+    if (folder / "dataset_dict.json").is_file():
+        inside = sorted(state.parent for state in folder.glob("*/state.json"))
+        return [Part(one.name, lambda one=one: read_saved(one)) for one in inside]  # type: ignore[misc]
+    _refuse_runs(folder)
+    files = data_files(folder)
+    if not files:
+        raise DataError(
+            f"{folder}: no finished run (it has no manifest.json) and no data: give a run folder, a folder of "
+            f"{' '.join(ENDINGS)} files, or what save_to_disk wrote"
+        )
+    kinds = sorted({".parquet" if file.suffix.lower() == ".parquet" else form_of(file) for file in files})
+    if len(kinds) > 1:
+        raise DataError(f"{folder}: holds {' and '.join(kinds)} files, maybe the same rows twice: name the files")
+    return [Part(_split_name(file, folder), lambda file=file: read_file(file)) for file in files]  # type: ignore[misc]
+
+
+def _split_name(file: Path, folder: Path) -> str:
+    """The split that a shard is named for, or its folder is."""
+    stem = re.split(r"[-.]", file.name)[0]
+    names = [stem, *(part for part in reversed(file.relative_to(folder).parts[:-1]))]
+    return next((name for name in names if split_of(name)), "")
+
+
+def _chosen(parts: Sequence[Part], splits: Sequence[str], source: str) -> list[Part]:
+    there = sorted({part.name for part in parts if part.name})
+    for name in splits:
+        if name not in there:
+            raise DataError(f"{source}: no split {name!r}; there are {', '.join(there) or 'none'}")
+    return [part for part in parts if not splits or part.name in splits]
+
+
+def _of_one_variant(parts: Sequence[Part], wanted: Wanted, source: str) -> list[Part]:
+    """The parts that a stage reads, where a split has several sets of rows: `train_sft`, `train_prefs`."""
+    variants = {variant_of(part.name) for part in parts if part.name}
+    if len(variants) < 2:
+        return list(parts)
+    for variant in VARIANTS[wanted]:
+        if variant in variants:
+            return [part for part in parts if variant_of(part.name) == variant]
+    names = sorted({part.name for part in parts if part.name})
+    raise DataError(
+        f"{source}: holds {', '.join(names)}: name what to read, as in {source}@{names[-1]}"
+        f" (several are joined by +: {source}@{names[-1]}+{names[0]})"
+    )
+
+
+# --- the hub -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A dataset of the hub."""
+
+    name: str
+    config: str | None
+    splits: tuple[str, ...]
+    revision: str | None
+
+
+def parse_hub(source: str) -> HubSource:
+    """The parts of `hub:NAME[/CONFIG]@SPLIT[#REVISION]`. A name has one slash of its own: `owner/name`.
+
+    Raises:
+        DataError: it names no split.
+    """
+    rest, _, revision = source.removeprefix("hub:").partition("#")
+    path, _, splits = rest.partition("@")
+    names = path.split("/", 2)
+    if not splits or not path:
+        raise DataError(f"{source}: name the split, as in hub:trl-lib/ultrafeedback_binarized@train")
+    config = names[2] if len(names) == 3 else None
+    return HubSource("/".join(names[:2]), config, tuple(splits.split("+")), revision or None)
+
+
+def pinned_source(source: str) -> str:
+    """A hub source with the commit that it is read at: what it holds is identified by that."""
+    revision = hub_revision(source)
+    return f"{source.partition('#')[0]}#{revision}" if revision else source
+
+
+@functools.cache
+def hub_revision(source: str) -> str | None:
+    """The commit that a hub source is read at: the one that it names, the hub's newest, or offline the cache's newest.
+
+    None where it cannot be found out.
+    """
+    hub = parse_hub(source)
+    if hub.revision is not None and re.fullmatch(r"[0-9a-f]{40}", hub.revision):
+        return hub.revision
+    from huggingface_hub import HfApi, constants
+
+    cached = (
+        Path(constants.HF_HUB_CACHE) / f"datasets--{hub.name.replace('/', '--')}" / "refs" / (hub.revision or "main")
+    )
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            return str(HfApi().dataset_info(hub.name, revision=hub.revision, timeout=10).sha)
+        except Exception:  # noqa: BLE001 any failure of the network: what the cache holds is read then
+            pass
+    return cached.read_text(encoding="utf-8").strip() if cached.is_file() else None
+
+
+def _hub_parts(source: str) -> list[Part]:
+    hub = parse_hub(source)
+    revision = hub_revision(source) or hub.revision
+    return [
+        Part(split if len(hub.splits) > 1 else "", lambda split=split: _read_hub(source, hub, split, revision))  # type: ignore[misc]
+        for split in hub.splits
+    ]
+
+
+def _read_hub(source: str, hub: HubSource, split: str, revision: str | None) -> Table:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(hub.name, hub.config, split=split, revision=revision)
+    except Exception as error:
+        offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") == "1" else "offline"
+        raise DataError(
+            f"cannot read {source} from the hub: {str(error).splitlines()[0]}. Where {offline}, give a file or a folder"
+        ) from error
+    return to_table(source, dataset)

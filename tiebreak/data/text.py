@@ -1,0 +1,284 @@
+"""Text files: JSON Lines, JSON arrays, CSV and TSV, each plain or compressed, with or without a byte-order mark.
+
+Every row comes with the line on which it begins; what cannot be read is a fault with its line, so that one broken line
+never hides the next.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tiebreak.errors import DataError
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands (`file:line`), and the row."""
+JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+TABLE_ENDINGS = (".csv", ".tsv")
+COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, where it stands and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass
+class Table:
+    """Rows, and what could not be read as one."""
+
+    rows: list[Row] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    of_text: bool = False
+    """whether every cell is text, as in CSV"""
+
+    def extend(self, other: Table) -> None:
+        """Take over another table's rows."""
+        self.rows += other.rows
+        self.bad += other.bad
+        self.of_text = self.of_text or other.of_text
+
+
+def read_text_file(path: Path) -> Table:
+    """A JSON, CSV or TSV file.
+
+    Raises:
+        DataError: the file as a whole cannot be read: not compressed as its name says, not UTF-8, cut off.
+    """
+    content = read_bytes(path)
+    if form_of(path) in TABLE_ENDINGS:
+        return _read_table(path, content)
+    if content[:4].startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path}: UTF-16, not UTF-8: save it as UTF-8")
+    return _read_json(path, content.removeprefix(b"\xef\xbb\xbf"))
+
+
+def form_of(path: Path) -> str:
+    """The ending that says what a file holds: `.jsonl` of `rows.jsonl.gz`."""
+    endings = [ending.lower() for ending in path.suffixes]
+    if endings and endings[-1] in COMPRESSED_ENDINGS:
+        endings.pop()
+    return endings[-1] if endings else ""
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content, decompressed as its name says.
+
+    Raises:
+        DataError: it cannot be read, or is not compressed so.
+    """
+    try:
+        content = path.read_bytes()
+        return _DECOMPRESS[path.suffix.lower()](content) if path.suffix.lower() in _DECOMPRESS else content
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _from_zstandard(content: bytes) -> bytes:
+    from pyarrow import BufferReader, CompressedInputStream
+
+    return bytes(CompressedInputStream(BufferReader(content), "zstd").read())
+
+
+_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _from_zstandard,
+}
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path, content: bytes) -> Table:
+    """JSON Lines, an array, or one object that holds an array of rows or one a split."""
+    start = content.lstrip()[:1]
+    if start == b"[" and not _is_line_of_json(content):
+        return _read_array(path, _decoded(path, content))
+    if start == b"{" and not _is_line_of_json(content) and (table := _read_object(path, content)) is not None:
+        return table
+    return _read_lines(path, content)
+
+
+def _is_line_of_json(content: bytes) -> bool:
+    """Whether the first line is a value of its own, and others follow: JSON Lines then, whatever the values are."""
+    first, _, rest = content.lstrip().partition(b"\n")
+    try:
+        json.loads(first)
+    except ValueError:
+        return False
+    return first[:1] == b"{" or bool(rest.strip())
+
+
+def _read_lines(path: Path, content: bytes) -> Table:
+    table = Table()
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            _add(table, where, json.loads(line.decode("utf-8").rstrip("\r\n")), b"\\u" in line)
+        except UnicodeDecodeError as error:
+            table.bad.append(BadRow(where, f"not UTF-8 ({error.reason} at byte {error.start})"))
+        except json.JSONDecodeError as error:
+            table.bad.append(BadRow(where, f"not JSON ({error.msg} at column {error.colno})"))
+        except (RecursionError, ValueError) as error:
+            table.bad.append(BadRow(where, f"not JSON ({error})"))
+    return table
+
+
+def _read_array(path: Path, text: str) -> Table:
+    """Every element with the line on which it begins."""
+    decoder, table = json.JSONDecoder(), Table()
+    at, line, counted = _past(text, text.index("[") + 1), 1, 0
+    while at < len(text) and text[at] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        where = f"{path}:{line}"
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(
+                f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')}): is the file cut off?"
+            ) from error
+        _add(table, where, value, "\\u" in text[at:end])
+        at = _past(text, end)
+        if at < len(text) and text[at] == ",":
+            at = _past(text, at + 1)
+        elif at >= len(text) or text[at] != "]":
+            raise DataError(f"{path}: not JSON (the array that begins it does not end): is the file cut off?")
+    return table
+
+
+def _past(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _read_object(path: Path, content: bytes) -> Table | None:
+    """The rows inside one object: its one list of objects, or a list a split. None where it is no single object."""
+    from tiebreak.data.splits import split_of
+
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return None
+    lists = {key: rows for key, rows in value.items() if _is_rows(rows)}
+    table = Table()
+    if lists and all(split_of(key) for key in lists):
+        for key, rows in lists.items():
+            for number, row in enumerate(rows, start=1):
+                _add(table, f"{path}:{key} {number}", {"split": key, **row}, escaped=True)
+    elif len(lists) == 1 and not any(isinstance(value.get(name), str) for name in _ASKS):
+        ((key, rows),) = lists.items()
+        for number, row in enumerate(rows, start=1):
+            _add(table, f"{path}:{key} {number}", row, escaped=True)
+    else:
+        _add(table, f"{path}:1", value, escaped=True)
+    return table
+
+
+_ASKS = ("prompt", "question", "instruction", "query")
+"""An object with one of them is a row."""
+
+
+def _is_rows(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(row, dict) for row in value)
+        and not any({"role", "content"} <= row.keys() or {"from", "value"} <= row.keys() for row in value)
+    )
+
+
+def _add(table: Table, where: str, value: object, escaped: bool) -> None:
+    """Take a value as a row. `escaped`: it has escapes, which alone can make text that no file can hold."""
+    if not isinstance(value, dict):
+        table.bad.append(BadRow(where, f"a {type(value).__name__}, not an object"))
+    elif escaped and (column := _unwritable(value)):
+        table.bad.append(BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it"))
+    else:
+        table.rows.append((where, value))
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _unwritable(row: dict[str, Any]) -> str:
+    """The first column that holds an unpaired surrogate."""
+    return next((str(name) for name, value in row.items() if any(map(_SURROGATE.search, _texts_in([name, value])))), "")
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts_in(inner)
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 ({error.reason}): save the file as UTF-8") from error
+
+
+# --- CSV and TSV -------------------------------------------------------------------------------------------------------
+
+
+def _read_table(path: Path, content: bytes) -> Table:
+    """A table with a header. Cells are text; empty ones are absent."""
+    text = _decoded(path, content.removeprefix(b"\xef\xbb\xbf"))
+    csv.field_size_limit(sys.maxsize)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
+    table, before = Table(of_text=True), 0
+    header: list[str] = []
+    try:
+        for cells in lines:
+            where, before = f"{path}:{before + 1}", lines.line_num
+            if not any(cells):
+                continue
+            if not header:
+                header = _header(path, cells)
+            elif len(cells) != len(header):
+                table.bad.append(BadRow(where, f"{len(cells)} cells, and the header has {len(header)}"))
+            else:
+                table.rows.append((where, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise DataError(f"{path}:{lines.line_num}: not CSV ({error})") from error
+    return table
+
+
+def _delimiter(path: Path, text: str) -> str:
+    header = text.lstrip().partition("\n")[0]
+    if form_of(path) == ".tsv":
+        return "\t"
+    return max(",;\t", key=header.count)
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: the header names {', '.join(map(repr, twice))} twice")
+    return names
