@@ -91,6 +91,21 @@ def end_process(output: Path) -> None:
     (output / "run.lock").unlink(missing_ok=True)
 
 
+def write_checkpoint(folder: Path, step: int, last: int = 100) -> Path:
+    """A complete checkpoint as versions before 2 left it: its marker is empty."""
+    import torch
+    from safetensors.torch import save_file
+
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": last}))
+    save_file({"weight": torch.full((8,), float(step))}, checkpoint / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": step}, checkpoint / name)
+    (checkpoint / "COMPLETE").touch()
+    return checkpoint
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with what it holds; W&B's service writes its own logs on after the stage has ended."""
     return {

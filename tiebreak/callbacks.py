@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch.distributed as dist
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tiebreak.runs import CHECKPOINT_MARKER
+from tiebreak.checkpoints import mark_complete
 from tiebreak.tracking import RunRecorder
 
 
@@ -40,6 +40,10 @@ class ProgressLine(ProgressCallback):
                 self.training_bar.set_postfix(shown)
 
 
+class NothingToTrainError(Exception):
+    """The checkpoint is of the last step. transformers would take another one before it looks."""
+
+
 class RunCallback(TrainerCallback):
     """Writes the trainer's logs to the run, and marks a checkpoint complete once all of it is on disk."""
 
@@ -50,6 +54,12 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.recorder.keep_up_to(state.global_step)
+        if state.global_step >= state.max_steps:
+            raise NothingToTrainError
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_training_stop and state.global_step < state.max_steps:
+            control.should_save = False  # a run that resumed from an early end would train on: it comes to it again
 
     def on_log(
         self,
@@ -63,10 +73,8 @@ class RunCallback(TrainerCallback):
             self.recorder.row(state.global_step, logs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # every process has written its part
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-            (folder / CHECKPOINT_MARKER).touch()
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", {})
+            self.recorder.run.note_seconds()

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tiebreak import runs
+from tiebreak import checkpoints, runs
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
@@ -194,8 +194,8 @@ def _what_instead(path: Path) -> str:
 
 
 def _newest_checkpoint(path: Path) -> int | None:
-    markers = path.glob(f"checkpoints/checkpoint-*/{runs.CHECKPOINT_MARKER}")
-    return max((int(marker.parent.name.rpartition("-")[2]) for marker in markers), default=None)
+    found = (one for one in checkpoints.marked(path / "checkpoints") if not checkpoints.fault_of(one))
+    return next((checkpoints.step_of(one) for one in found), None)
 
 
 def _unfinished_state(path: Path, checkpoint: int | None) -> str:

@@ -4,7 +4,7 @@
         run.json                what this folder is for, written first: stage, fingerprint, inputs
         config.resolved.yaml    every key of the configuration
         metrics.jsonl           a row a logged step
-        checkpoints/            complete ones carry a file named COMPLETE
+        checkpoints/            complete ones carry a file named COMPLETE (see tiebreak.checkpoints)
         final/                  the model or the data
         manifest.json           written last, by one atomic rename: without it the folder is an input to nothing
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -31,12 +30,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tiebreak import __version__
+from tiebreak import __version__, checkpoints
 from tiebreak.config import StageConfig, dump_config, read_yaml
 from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
 from tiebreak.differences import differences
 from tiebreak.errors import RunError, is_full_disk
 from tiebreak.functions import load_function
+from tiebreak.hashing import hash_file as hash_file
+from tiebreak.hashing import hash_json
+from tiebreak.hashing import hash_text as hash_text
 from tiebreak.placement import Placement, global_batch_of, of_process
 from tiebreak.records import write_json, write_text_atomically
 
@@ -45,7 +47,6 @@ RUN_FILE = "run.json"
 RESOLVED_CONFIG = "config.resolved.yaml"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"
-CHECKPOINT_MARKER = "COMPLETE"
 FORMAT = 2
 """of run.json and the manifest. 1, which was not written down, had no processes, and no path of an input beside its
 source"""
@@ -73,6 +74,8 @@ class Run:
     """True if the folder held this very run, finished, already."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest should say beside the usual: base weights, adapter, tokenizer, template, metrics."""
+    checkpoint: str | None = None
+    """the one to continue from: the newest that is complete and whole"""
     seconds_before: float = 0.0
     """what earlier attempts at this run took, up to what was kept of them"""
     _started: float = field(default_factory=time.monotonic)
@@ -114,15 +117,6 @@ class Run:
     @property
     def metrics(self) -> Path:
         return self.folder / METRICS
-
-    @property
-    def checkpoint(self) -> str | None:
-        """The newest complete checkpoint, or None. What a crash left half-written is not one."""
-        complete = sorted(
-            (int(marker.parent.name.rpartition("-")[2]), marker.parent)
-            for marker in self.checkpoints.glob(f"checkpoint-*/{CHECKPOINT_MARKER}")
-        )
-        return str(complete[-1][1]) if complete else None
 
     def finish(self) -> dict[str, Any]:
         """Write the manifest: hash everything in `final/`, rename it into place, and return it."""
@@ -181,11 +175,11 @@ class Identity:
     @property
     def fingerprint(self) -> str:
         """A hash of it."""
-        return _hash_json(self._parts())
+        return hash_json(self._parts())
 
     def hash_with(self, outputs: Mapping[str, str]) -> str:
         """A manifest's id: what was done, and what came of it."""
-        return _hash_json({**self._parts(), "outputs": outputs})
+        return hash_json({**self._parts(), "outputs": outputs})
 
     def record(self, folder: Path) -> dict[str, Any]:
         """What run.json and the manifest say of it."""
@@ -289,12 +283,23 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
     if state == "finished":
         run.finished = True
         return run
-    if is_main_process():
-        try:
+    try:
+        run.checkpoint = _newest_whole_checkpoint(run.checkpoints)
+        if is_main_process():
             _open_folder(run)
-        except OSError as error:
-            raise _unwritable(run.folder, error) from error
+    except OSError as error:
+        raise _unwritable(run.folder, error) from error
     return run
+
+
+def _newest_whole_checkpoint(folder: Path) -> str | None:
+    """Every process looks for itself, and finds the same."""
+    for checkpoint in checkpoints.marked(folder):
+        fault = checkpoints.fault_of(checkpoint)
+        if not fault:
+            return str(checkpoint)
+        say(f"{checkpoint} is damaged and left out: {fault}")
+    return None
 
 
 def output_folder(identity: Identity) -> Path:
@@ -306,7 +311,9 @@ def _open_folder(run: Run) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     run._lock = _lock_folder(run.folder)
     for leftover in run.checkpoints.glob("checkpoint-*"):
-        if not (leftover / CHECKPOINT_MARKER).exists():
+        newer = run.checkpoint is None or checkpoints.step_of(leftover) > checkpoints.step_of(Path(run.checkpoint))
+        if newer or not (leftover / checkpoints.MARKER).exists():  # its step is computed and written again
+            (leftover / checkpoints.MARKER).unlink(missing_ok=True)
             shutil.rmtree(leftover)
     shutil.rmtree(run.final, ignore_errors=True)
     run.final.mkdir()
@@ -372,7 +379,7 @@ def _holds_nothing(folder: Path) -> bool:
     """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     ours = {RESOLVED_CONFIG, RUN_FILE, LOCK, "final", "checkpoints", "wandb"}
-    return entries <= ours and not any(folder.glob(f"checkpoints/checkpoint-*/{CHECKPOINT_MARKER}"))
+    return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 
 def identify_input(source: str) -> Input:
@@ -399,7 +406,7 @@ def identify_input(source: str) -> Input:
             )
         if (path / "config.json").is_file():
             return Input(
-                source, "model", _hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
+                source, "model", hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
             )
         raise RunError(
             f"{path} is no run folder, model or data: it has no {MANIFEST}, no config.json, and no files of rows"
@@ -528,21 +535,6 @@ def is_locked(folder: Path) -> bool:
         finally:
             os.close(descriptor)
     return False
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_text(text: str) -> str:
-    """sha256 of a text, in hex."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _hash_json(value: object) -> str:
-    return hash_text(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))[:24]
 
 
 def is_main_process() -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import ProgressCallback
 
-from tiebreak.callbacks import ProgressLine, RunCallback
+from tiebreak.callbacks import NothingToTrainError, ProgressLine, RunCallback
 from tiebreak.chat import Chat, Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
@@ -137,7 +137,12 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     checkpoint = run.checkpoint
     if checkpoint:
         say(f"going on from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except NothingToTrainError:
+        trainer._load_rng_state(checkpoint)
+        trainer.is_in_train = False
+        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     last = [row for row in read_metrics(run.folder) if "loss" in row]
     if last and last[-1]["loss"] is None:
         raise HandoffError(

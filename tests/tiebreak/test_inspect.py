@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import write_checkpoint
 
 from tiebreak import runs
 from tiebreak.config import StageConfig
@@ -119,10 +120,9 @@ def test_an_input_that_is_now_another_run_is_found() -> None:
 def test_a_cut_off_run_names_its_last_complete_checkpoint() -> None:
     Path("runs/dpo/manifest.json").unlink()
     for step, complete in ((5, True), (10, True), (15, False)):
-        folder = Path(f"runs/dpo/checkpoints/checkpoint-{step}")
-        folder.mkdir(parents=True)
-        if complete:
-            (folder / "COMPLETE").touch()
+        folder = write_checkpoint(Path("runs/dpo/checkpoints"), step)
+        if not complete:
+            (folder / "COMPLETE").unlink()
     status, out, _ = inspect("runs/dpo")
     assert status == 0
     assert out.splitlines()[0] == "runs/dpo: dpo, cut off at checkpoint 10"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, snapshot
+from support import REPOSITORY, snapshot, write_checkpoint
 
 from tiebreak import runs
 from tiebreak.config import StageConfig
@@ -105,9 +105,9 @@ def test_a_cut_off_run_goes_on_from_its_last_complete_checkpoint(tmp_path: Path,
     run = start(tmp_path / "run", data)
     assert run.checkpoint is None
     for step, complete in ((9, True), (10, True), (11, False)):
-        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
-        if complete:
-            (run.checkpoints / f"checkpoint-{step}" / "COMPLETE").touch()
+        checkpoint = write_checkpoint(run.checkpoints, step)
+        if not complete:
+            (checkpoint / "COMPLETE").unlink()
     (run.final / "half-written").touch()
     let_go(run)
     again = start(tmp_path / "run", data)

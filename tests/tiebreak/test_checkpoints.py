@@ -1,0 +1,96 @@
+"""A checkpoint that lost or changed a file is left out for the one before it: by a list of files, and by shape without."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import run_here, write_checkpoint
+
+from tiebreak.checkpoints import HASHED_BYTES, fault_of, mark_complete, marked
+from tiebreak.runs import read_metrics
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, empty, Path.unlink, flip_a_bit])
+@pytest.mark.parametrize("file", FILES)
+def test_any_damage_to_any_file_shows(tmp_path: Path, file: str, damage: Callable[[Path], None]) -> None:
+    checkpoint = write_checkpoint(tmp_path, 4)
+    mark_complete(checkpoint, {})
+    assert fault_of(checkpoint) == ""
+    damage(checkpoint / file)
+    assert file in fault_of(checkpoint)
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, empty, Path.unlink])
+@pytest.mark.parametrize("file", FILES)
+def test_a_checkpoint_of_an_older_version_is_looked_at_by_its_shape(
+    tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    checkpoint = write_checkpoint(tmp_path, 4)
+    assert fault_of(checkpoint) == ""
+    damage(checkpoint / file)
+    assert fault_of(checkpoint)
+
+
+def test_a_broken_marker_and_a_step_past_the_end_are_faults(tmp_path: Path) -> None:
+    torn = write_checkpoint(tmp_path, 4)
+    (torn / "COMPLETE").write_text('{"files": {')
+    assert "COMPLETE" in fault_of(torn)
+    # transformers took another step each time that a run was killed after its last one
+    past = write_checkpoint(tmp_path, 5, last=3)
+    assert "past the end of the run, of 3 steps" in fault_of(past)
+    assert [one.name for one in marked(tmp_path)] == ["checkpoint-5", "checkpoint-4"]
+
+
+def test_large_files_are_compared_by_size(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, 4)
+    with (checkpoint / "large.bin").open("wb") as file:
+        file.truncate(HASHED_BYTES + 1)
+    mark_complete(checkpoint, {})
+    assert json.loads((checkpoint / "COMPLETE").read_text())["files"]["large.bin"] == [HASHED_BYTES + 1, None]
+    with (checkpoint / "large.bin").open("r+b") as file:
+        file.truncate(HASHED_BYTES)
+    assert "large.bin has 67108864 bytes of 67108865" in fault_of(checkpoint)
+
+
+def test_a_damaged_checkpoint_is_never_trained_from(finished_recipe: Path, tmp_path: Path) -> None:
+    """The newest lost its optimizer, the one before has half its weights: DPO starts anew, to the uncut run's weights."""
+    folder = tmp_path / "dpo"
+    shutil.copytree(finished_recipe / "runs" / "dpo", folder)
+    whole = (folder / "final" / "adapter_model.safetensors").read_bytes()
+    (folder / "manifest.json").unlink()
+    (folder / "checkpoints" / "checkpoint-3" / "optimizer.pt").unlink()
+    words = ("dpo", "--config", folder / "config.resolved.yaml", "--output", folder)
+    status, message = run_here(*words)
+    assert status == 0, message
+    assert "checkpoint-3 is damaged and left out: optimizer.pt is missing" in message
+    assert f"going on from {folder / 'checkpoints' / 'checkpoint-2'}" in message
+    assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
+    (folder / "manifest.json").unlink()
+    for step in (2, 3):
+        cut_in_half(folder / "checkpoints" / f"checkpoint-{step}" / "adapter_model.safetensors")
+    status, message = run_here(*words)
+    assert status == 0, message
+    assert "going on from" not in message
+    assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
+    assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]

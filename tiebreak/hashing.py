@@ -1,0 +1,23 @@
+"""Hashes of files and texts, by which inputs and outputs are recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_text(text: str) -> str:
+    """sha256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_json(value: object) -> str:
+    """A short hash of a JSON value, whatever the order of its keys."""
+    return hash_text(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))[:24]
