@@ -394,7 +394,7 @@ def identify_input(source: str) -> Input:
     data, _ = split_suffix(source)
     if is_data_folder(data):
         names = {str(file.relative_to(data)): hash_file(file) for file in data_files(data)}
-        return Input(source, "data", _hash_json([names, source.removeprefix(str(data))]))
+        return Input(source, "data", hash_json([names, source.removeprefix(str(data))]))
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return Input(source, "run", read_manifest(path)["id"])
