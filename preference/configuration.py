@@ -13,6 +13,7 @@ from tiebreak.config import (
     RenderingConfig,
     SamplingConfig,
     Section,
+    ThinkingConfig,
     TrainingConfig,
     refuse_dropout,
 )
@@ -66,7 +67,7 @@ GUARD_INPUT = "guard.reward_model"
 """the name of a guard's reward model among a run's inputs"""
 
 
-class SampleConfig(ReadingConfig, RenderingConfig):
+class SampleConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak sample`"""
 
     policy: str
@@ -128,7 +129,7 @@ class GuardConfig(Section):
     """of the validation prompts"""
 
 
-class DPOConfig(ReadingConfig, RenderingConfig):
+class DPOConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak dpo`"""
 
     trains: ClassVar[bool] = True

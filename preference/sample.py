@@ -15,7 +15,7 @@ from preference.configuration import SampleConfig
 from tiebreak.chat import Chat, encode_each
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.models import find_model, load_chat, load_frozen_policy
@@ -85,6 +85,10 @@ def sample(config: SampleConfig) -> None:
     write_jsonl(run.final / "pairs.jsonl", pairs)
     counts = {"prompts": len(prompts), "completions": len(drawn), "pairs": len(pairs), **left_out}
     counts |= {"unfinished": sum(not completion.finished for completion in drawn.values())}
+    by_id = {prompt.id: prompt for prompt in prompts}
+    counts["other_tokens_from_text"] = sum(
+        not is_written_alike(chat, by_id[identity], completion) for (identity, _), completion in drawn.items()
+    )
     write_json(run.final / "report.json", {"counts": counts})
     run.facts["counts"] = counts
     run.finish()
@@ -113,9 +117,21 @@ def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]
 
 
 def to_row(chat: Chat, sampled: Sampled) -> dict[str, Any]:
-    """What was drawn, as it is kept on disk: the answer without its thought, and all ids."""
+    """What was drawn, as it is kept on disk: the answer without its thought, and all ids unless thoughts are dropped."""
     answer = chat.read(sampled.ids)
-    return {"text": answer.text, "finished": answer.finished, "ids": sampled.ids}
+    dropped = chat.settings.thinking == "drop" and answer.reasoning is not None
+    return {"text": answer.text, "finished": answer.finished, "ids": None if dropped else sampled.ids}
+
+
+def is_written_alike(chat: Chat, prompt: Prompt, completion: Completion) -> bool:
+    """Whether an answer's text leads back to the ids that were drawn: where it doesn't, only they can be trained on."""
+    if completion.ids is None:
+        return True
+    try:
+        written = chat.encode_completion(prompt.messages, completion.text, completion.finished, prompt.tools)
+    except HandoffError:
+        return False
+    return written[1] == list(completion.ids)
 
 
 def to_completion(
@@ -136,8 +152,8 @@ def to_completion(
         sampling=SamplingSettings.model_validate(setting.model_dump()),
         seed=seed,
         finished=row["finished"],
-        ids=tuple(row["ids"]),
-        tokenizer_sha256=chat.tokenizer_sha256,
+        ids=tuple(row["ids"]) if row["ids"] else None,
+        tokenizer_sha256=chat.tokenizer_sha256 if row["ids"] else None,
     )
 
 

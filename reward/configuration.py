@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tiebreak.config import AdapterConfig, ReadingConfig, RenderingConfig, TrainingConfig, refuse_dropout
+from tiebreak.config import AdapterConfig, ReadingConfig, ThinkingConfig, TrainingConfig, refuse_dropout
 
 
-class RewardConfig(ReadingConfig, RenderingConfig):
+class RewardConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak reward`"""
 
     trains: ClassVar[bool] = True

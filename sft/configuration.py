@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tiebreak.config import AdapterConfig, ReadingConfig, RenderingConfig, SamplingConfig, Section, TrainingConfig
+from tiebreak.config import AdapterConfig, ReadingConfig, SamplingConfig, Section, ThinkingConfig, TrainingConfig
 
 
 class SplitShares(Section):
@@ -28,7 +28,7 @@ class SplitShares(Section):
         return self
 
 
-class PrepareConfig(ReadingConfig, RenderingConfig):
+class PrepareConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak prepare`"""
 
     prompts: list[str] = []
@@ -61,7 +61,7 @@ class PrepareConfig(ReadingConfig, RenderingConfig):
         return self
 
 
-class SFTConfig(ReadingConfig, RenderingConfig):
+class SFTConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak sft`"""
 
     trains: ClassVar[bool] = True

@@ -91,6 +91,8 @@ class Chat:
     """tokens at which sampling stops"""
     end_id: int
     """the one of them that training ends an answer with"""
+    template: str
+    """the chat template, with a fixed day in place of today"""
     turn: Turn
     settings: ChatSettings
     tokenizer_sha256: str = ""
@@ -316,11 +318,6 @@ class Chat:
 
     # --- the template ---
 
-    @property
-    def template(self) -> str:
-        """The chat template, with a fixed day in place of today."""
-        return with_fixed_date(str(self.tokenizer.chat_template))
-
     def _render(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
         return render_messages(
             self.tokenizer,
@@ -487,16 +484,7 @@ def build_chat(
     settings = settings or ChatSettings()
     check_tokenizer(tokenizer, name)
     template = with_fixed_date(str(tokenizer.chat_template))
-
-    def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        return render_messages(tokenizer, template, messages, add_generation_prompt, settings.template_arguments)
-
-    parts = False
-    try:
-        turn = probe_turn(render)
-    except HandoffError:  # templates of models that see images take content as a list of parts
-        parts = True
-        turn = probe_turn(lambda messages, prompt: render([in_parts(message) for message in messages], prompt))
+    turn, parts = _probe(tokenizer, template, settings.template_arguments)
     model_ends = {int(tokenizer.eos_token_id), *model_end_ids}
     written = end_of_turn(tokenizer, turn, tuple(model_ends))
     if settings.end_of_turn:
@@ -507,9 +495,32 @@ def build_chat(
                 f"stop at it: add it to end_of_turn ({', '.join(settings.end_of_turn)})"
             )
         end = stops[0] if written is None else written
-        return Chat(tokenizer, tuple(sorted(set(stops))), end, turn, settings, tokenizer_sha256, parts)
+        return Chat(tokenizer, tuple(sorted(set(stops))), end, template, turn, settings, tokenizer_sha256, parts)
     end = int(tokenizer.eos_token_id) if written is None else written
-    return Chat(tokenizer, tuple(sorted({end, *model_ends})), end, turn, settings, tokenizer_sha256, parts)
+    return Chat(tokenizer, tuple(sorted({end, *model_ends})), end, template, turn, settings, tokenizer_sha256, parts)
+
+
+def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a tokenizer's template ends an answer with; None where it writes none, or there is no template."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        turn, _ = _probe(tokenizer, with_fixed_date(str(tokenizer.chat_template)), {})
+    except HandoffError:
+        return None
+    return end_of_turn(tokenizer, turn, ())
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping[str, Any]) -> tuple[Turn, bool]:
+    """An assistant's turn, and whether the template takes content as a list of parts alone."""
+
+    def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        return render_messages(tokenizer, template, messages, add_generation_prompt, arguments)
+
+    try:
+        return probe_turn(render), False
+    except HandoffError:  # templates of models that see images
+        return probe_turn(lambda messages, prompt: render([in_parts(message) for message in messages], prompt)), True
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -543,10 +554,18 @@ def encode_each(rows: Sequence[Row], encode: Callable[[Row], Made], what: str) -
         try:
             made.append(encode(row))
         except HandoffError as error:
-            faults.append(f"row {number}: {error}")
+            faults.append(f"row {number}{_beginning(row)}: {error}")
     if faults:
         raise DataError(f"{len(faults)} of {len(rows)} {what} cannot be rendered as they are", faults)
     return made
+
+
+def _beginning(row: object) -> str:
+    """The first words of a row's prompt, by which it is found in its file."""
+    prompt = getattr(row, "prompt", row)
+    messages = getattr(prompt, "messages", prompt)
+    first = messages[0] if isinstance(messages, tuple) and messages else None
+    return f" ({first.content[:40]!r})" if isinstance(first, Message) else ""
 
 
 def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:

@@ -183,6 +183,10 @@ class StageConfig(Section):
         """What the stage reads, by a name for each: run folders, files, models, hub data."""
         return {}
 
+    def template_file(self) -> Path | None:
+        """The file of its chat template, whose content is part of a run's identity; None where it has none."""
+        return None
+
     def function_names(self) -> dict[str, str]:
         """The user's functions that the stage calls, each as module:function, by a name for each."""
         return {}
@@ -197,15 +201,28 @@ class RenderingConfig(StageConfig):
     """what the chat template is given beside the conversation, such as {enable_thinking: false}"""
     end_of_turn: list[str] = []
     """tokens that end an answer; empty: the one that the template writes, and those that the model itself names"""
-    thinking: Literal["keep", "drop", "mask"] | None = None
-    """the thoughts before answers (reasoning_content, or <think>…</think>): kept and trained on, dropped, or kept and not
-    trained on; null: as the policy was trained, else keep"""
 
     @property
     def chat(self) -> ChatSettings | None:
         """The settings; None: the model's own."""
-        stated = {key: getattr(self, key) for key in ChatSettings.model_fields if getattr(self, key)}
+        stated = {key: value for key in ChatSettings.model_fields if (value := getattr(self, key, None))}
+        if file := self.template_file():
+            stated["chat_template"] = str(file)
         return ChatSettings(**stated) if stated else None
+
+    def template_file(self) -> Path | None:
+        """The file of `chat_template`, in the current folder or beside the configuration; None where it is no file."""
+        folders = [Path(), *([self.config_folder] if self.config_folder else [])]
+        named = [folder / self.chat_template for folder in folders if self.chat_template]
+        return next((file for file in named if file.is_file()), None)
+
+
+class ThinkingConfig(RenderingConfig):
+    """What every stage has that learns from thoughts, or keeps them to be learned from."""
+
+    thinking: Literal["keep", "drop", "mask"] | None = None
+    """the thoughts before answers (reasoning_content, or <think>…</think>): kept and learned, dropped, or kept and not
+    learned; null: as the policy was trained, else keep"""
 
 
 class ReadingConfig(StageConfig):

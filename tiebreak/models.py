@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.bundled import PREFIX, cache_folder, load_bundled
-from tiebreak.chat import Chat, build_chat, check_tokenizer
+from tiebreak.chat import Chat, build_chat, check_tokenizer, written_end
 from tiebreak.config import AdapterConfig, ChatSettings, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.fused import own_forwards
@@ -214,11 +214,11 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trust_remote_code)
-    _separate_pad_from_eos(tokenizer)
     if chat_template is not None:
         tokenizer.chat_template = find_template(chat_template, tokenizer)
     elif isinstance(tokenizer.chat_template, dict):  # several: transformers renders this one where none is named
         tokenizer.chat_template = tokenizer.chat_template.get("default")
+    _separate_pad_from_eos(tokenizer, model_end_tokens(source.base_path))
     check_tokenizer(tokenizer, source.name)
     if source.folder is not None:
         pinned = json.loads((source.folder / MODEL_FILE).read_text())
@@ -230,20 +230,20 @@ def load_tokenizer(
     return tokenizer
 
 
-def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer whose padding is missing, or is its end-of-sequence token, another special token to pad with."""
+def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Sequence[int]) -> None:
+    """Give a tokenizer whose padding is missing, or is its end-of-sequence token, another special token to pad with.
+
+    Masks come from lengths, so any token can pad that ends no answer.
+    """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
-    special = [
-        token
-        for token in tokenizer.added_tokens_encoder
-        if tokenizer.added_tokens_encoder[token] != tokenizer.eos_token_id
-    ]
+    ends = {tokenizer.eos_token_id, *model_ends, written_end(tokenizer)}
+    special = [token for token, number in tokenizer.added_tokens_encoder.items() if number not in ends]
     by_name = [token for token in special if "pad" in token.lower()] or [
         token for token in special if any(word in token.lower() for word in ("endoftext", "reserved", "unk", "extra"))
     ]
-    if by_name:
-        tokenizer.pad_token = by_name[0]
+    if by_name or special:
+        tokenizer.pad_token = (by_name or special)[0]
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -209,6 +209,7 @@ def _merge(model: PeftModel, chat: Chat, final: Path, folder: Path) -> None:
     whole: Any = model.merge_and_unload()
     verify_probe(whole, final)
     whole.config.use_cache = True
+    whole.generation_config.eos_token_id = list(chat.stop_ids)
     try:
         whole.save_pretrained(temporary)
         chat.tokenizer.save_pretrained(temporary)

@@ -263,7 +263,12 @@ def stage_inputs(config: StageConfig) -> dict[str, str]:
         ConfigError: there is no such function.
     """
     found = {key: load_function(name, key, config.config_folder) for key, name in config.function_names().items()}
-    return config.input_sources() | {key: function.file for key, function in found.items() if function.file}
+    template = config.template_file()
+    return (
+        config.input_sources()
+        | {key: function.file for key, function in found.items() if function.file}
+        | ({"chat_template": str(template)} if template else {})
+    )
 
 
 def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None) -> Run:

@@ -1,0 +1,373 @@
+"""What ends a turn, what is a thought, and what a template leaves out: on templates of real families, worked by hand."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiebreak.chat import Chat, Encoded, build_chat, coloured_mask, encode_each
+from tiebreak.config import ChatSettings
+from tiebreak.errors import ConfigError, DataError, HandoffError
+from tiebreak.records import Message, Messages, Preference, Prompt, prompt_id
+from tiebreak.turns import find_template, model_end_tokens, with_fixed_date
+
+ASK = Message(role="user", content="Why pale?")
+AGAIN = Message(role="user", content="How much?")
+ANSWER = Message(role="assistant", content="Add iron.")
+MORE = Message(role="assistant", content="Add 2 ml.")
+THOUGHT = Message(role="assistant", content="Add iron.", reasoning_content="Pale is hungry.")
+CALL = Message.model_validate(
+    {"role": "assistant", "tool_calls": [{"name": "look", "arguments": {"leaf": "top"}}], "content": None}
+)
+RESULT = Message(role="tool", content="It is yellow.")
+TOOLS = ({"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {"type": "object"}}},)
+
+GEMMA = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>")
+
+
+@pytest.fixture(scope="module")
+def words(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def family(
+    words: Any, template: str, special: tuple[str, ...], eos: str, ends: tuple[str, ...] = (), **settings: Any
+) -> Chat:
+    """A tokenizer with a family's special tokens and template. `ends`: of the model's generation_config.json."""
+    tokenizer = copy.deepcopy(words)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = special[0], eos, "<file_sep>"
+    tokenizer.chat_template = find_template(template, tokenizer)
+    ids = [tokenizer.convert_tokens_to_ids(end) for end in ends]
+    return build_chat(tokenizer, ChatSettings(**settings), ids, tokenizer_sha256="of-this-tokenizer")
+
+
+def trained(chat: Chat, examples: list[Encoded]) -> list[list[str]]:
+    """The text of each run of trained tokens, of each example."""
+    found: list[list[str]] = []
+    for example in examples:
+        runs: list[list[int]] = []
+        for place, (token, mask) in enumerate(zip(example.input_ids, example.loss_mask, strict=True)):
+            if mask and (place == 0 or not example.loss_mask[place - 1]):
+                runs.append([])
+            if mask:
+                runs[-1].append(token)
+        found.append([chat.tokenizer.decode(run) for run in runs])
+    return found
+
+
+def stops(chat: Chat) -> set[str]:
+    return {chat.tokenizer.decode([token]) for token in chat.stop_ids}
+
+
+# --- what ends a turn
+
+
+def test_an_answer_ends_with_the_templates_token_and_sampling_stops_at_all_of_the_models(words: Any) -> None:
+    gemma = family(words, "gemma3", GEMMA, "<eos>", ("<eos>", "<end_of_turn>"))
+    assert stops(gemma) == {"<eos>", "<end_of_turn>"}
+    assert trained(gemma, gemma.encode_conversation((ASK, ANSWER))) == [["Add iron.<end_of_turn>"]]
+
+
+def test_a_base_models_own_end_is_not_the_turns(words: Any) -> None:
+    """Qwen2.5's base model names <|endoftext|> alone, and its template ends turns with <|im_end|>."""
+    qwen = family(words, "qwen2_5", CHATML, "<|endoftext|>", ("<|endoftext|>",))
+    assert stops(qwen) == {"<|endoftext|>", "<|im_end|>"}
+    assert trained(qwen, qwen.encode_conversation((ASK, ANSWER))) == [["Add iron.<|im_end|>"]]
+
+
+@pytest.mark.parametrize("ends", [(), ("<|endoftext|>", "<|end|>")])
+def test_what_closes_the_whole_conversation_is_not_learned(words: Any, ends: tuple[str, ...]) -> None:
+    """Phi-3 writes <|end|>\\n<|endoftext|> after the last answer."""
+    phi = family(words, "phi3", ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|endoftext|>"), "<|endoftext|>", ends)
+    assert trained(phi, phi.encode_conversation((ASK, ANSWER, AGAIN, MORE))) == [
+        ["Add iron.<|end|>", "Add 2 ml.<|end|>"]
+    ]
+    assert phi.end_id == phi.tokenizer.convert_tokens_to_ids("<|end|>")
+
+
+def test_a_mark_before_the_models_end_is_part_of_the_answer(words: Any) -> None:
+    """Cohere writes <|END_RESPONSE|><|END_OF_TURN_TOKEN|>, and stops at the second."""
+    special = ("<BOS_TOKEN>", "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>")
+    cohere = family(words, "cohere2", special, "<|END_OF_TURN_TOKEN|>")
+    [[text]] = trained(cohere, cohere.encode_conversation((ASK, ANSWER)))
+    assert text.endswith("Add iron.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>")
+    assert stops(cohere) == {"<|END_OF_TURN_TOKEN|>"}
+
+
+def test_end_of_turn_names_the_tokens_and_must_hold_the_templates_own(words: Any) -> None:
+    named = family(words, "gemma3", GEMMA, "<eos>", end_of_turn=["<end_of_turn>"])
+    assert stops(named) == {"<end_of_turn>"}
+    with pytest.raises(HandoffError, match=r"ends an answer with '<end_of_turn>'.*add it to end_of_turn"):
+        family(words, "gemma3", GEMMA, "<eos>", end_of_turn=["<eos>"])
+    with pytest.raises(ConfigError, match="end_of_turn: 'two words' is not one token"):
+        family(words, "gemma3", GEMMA, "<eos>", end_of_turn=["two words"])
+
+
+def test_an_end_at_which_sampling_would_not_stop_is_refused(words: Any) -> None:
+    """gpt-oss ends a call with <|call|>, which its generation_config.json names and its tokenizer does not."""
+    bare = family(words, "gptoss", HARMONY, "<|return|>")
+    with pytest.raises(HandoffError, match=r"'<\|call\|>', at which sampling would not stop.*end_of_turn"):
+        bare.encode_completion([ASK], CALL, tools=TOOLS)
+    whole = family(words, "gptoss", HARMONY, "<|return|>", ("<|return|>", "<|call|>"))
+    _, completion = whole.encode_completion([ASK], CALL, tools=TOOLS)
+    assert whole.tokenizer.decode(completion[-1:]) == "<|call|>"
+
+
+def test_a_models_own_end_tokens(tmp_path: Path) -> None:
+    assert model_end_tokens(tmp_path) == ()
+    (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": [4, 5]}}')
+    assert model_end_tokens(tmp_path) == (4, 5)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert model_end_tokens(tmp_path) == (7,)
+
+
+def test_an_end_inside_an_answer_is_refused_whichever_of_the_stops_it_is(words: Any) -> None:
+    gemma = family(words, "gemma3", GEMMA, "<eos>", ("<eos>", "<end_of_turn>"))
+    for end in ("<eos>", "<end_of_turn>"):
+        with pytest.raises(HandoffError, match=f"two end-of-sequence tokens \\('{end}'\\)"):
+            gemma.encode_completion([ASK], f"Add{end} iron.")
+
+
+# --- thoughts
+
+
+def test_every_turn_is_learned_as_the_policy_writes_it(words: Any) -> None:
+    """Qwen3 leaves the thought's marks out of earlier turns: each turn is an example, in the context it is written in."""
+    qwen = family(words, "qwen3", CHATML, "<|im_end|>")
+    examples = qwen.encode_conversation((ASK, ANSWER, AGAIN, MORE))
+    empty = "<think>\n\n</think>\n\n"
+    assert trained(qwen, examples) == [[f"{empty}Add 2 ml.<|im_end|>"], [f"{empty}Add iron.<|im_end|>"]]
+    for example, before in zip(examples, ((ASK, ANSWER, AGAIN), (ASK,)), strict=True):
+        prompt = example.input_ids[: example.loss_mask.index(1)]
+        assert prompt == qwen.encode_prompt(before)
+    only = qwen.encode_conversation((ASK, ANSWER, AGAIN, MORE), last_only=True)
+    assert trained(qwen, only) == [[f"{empty}Add 2 ml.<|im_end|>"]]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "expected"),
+    [
+        ("keep", ["<think>\nPale is hungry.\n</think>\n\nAdd iron.<|im_end|>"]),
+        ("drop", ["<think>\n\n</think>\n\nAdd iron.<|im_end|>"]),
+        ("mask", ["\n\nAdd iron.<|im_end|>"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer",
+    [THOUGHT, Message(role="assistant", content="<think>\nPale is hungry.\n</think>\n\nAdd iron.")],
+    ids=["reasoning_content", "in the text"],
+)
+def test_a_thought_is_kept_dropped_or_masked(words: Any, thinking: str, expected: list[str], answer: Message) -> None:
+    qwen = family(words, "qwen3", CHATML, "<|im_end|>", thinking=thinking)
+    assert trained(qwen, qwen.encode_conversation((ASK, answer))) == [expected]
+
+
+def test_a_thought_that_is_not_closed_is_no_answer(words: Any) -> None:
+    qwen = family(words, "qwen3", CHATML, "<|im_end|>")
+    with pytest.raises(HandoffError, match="a thought that is not closed"):
+        qwen.encode_completion([ASK], "<think>\nfirst I look")
+    _, cut_off = qwen.encode_completion([ASK], "<think>\nfirst I look", finished=False)
+    assert qwen.tokenizer.decode(cut_off) == "<think>\nfirst I look"
+
+
+def read(chat: Chat, text: str) -> tuple[str, str | None, bool]:
+    answer = chat.read(chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return answer.text, answer.reasoning, answer.finished
+
+
+def test_what_was_sampled_is_read_with_its_thought_apart(words: Any) -> None:
+    qwen = family(words, "qwen3", CHATML, "<|im_end|>")
+    assert read(qwen, "<think>\nHm.\n</think>\n\nAdd iron.<|im_end|>") == ("Add iron.", "Hm.", True)
+    assert read(qwen, "<think>\nHm.\n</think>\n\nAdd") == ("Add", "Hm.", False)
+    assert read(qwen, "<think>\nfirst I look") == ("", "first I look", False)
+    assert read(qwen, "<think>\nfirst I look<|im_end|>") == ("", "first I look", False)
+    assert read(qwen, "Add iron.<|im_end|>") == ("Add iron.", None, True)
+
+    oss = family(words, "gptoss", HARMONY, "<|return|>")
+    thought = "<|channel|>analysis<|message|>The user asks.<|end|>"
+    final = "<|channel|>final<|message|>It is fine.<|return|>"
+    assert read(oss, f"{thought}<|start|>assistant{final}") == ("It is fine.", "The user asks.", True)
+    assert read(oss, final) == ("It is fine.", None, True)
+    assert read(oss, thought) == ("", "The user asks.", False)
+
+
+def test_gpt_oss_thinks_in_a_channel_and_ends_earlier_turns_otherwise(words: Any) -> None:
+    oss = family(words, "gptoss", HARMONY, "<|return|>")
+    final = "<|channel|>final<|message|>"
+    assert trained(oss, oss.encode_conversation((ASK, ANSWER, AGAIN, MORE))) == [
+        [f"{final}Add 2 ml.<|return|>"],
+        [f"{final}Add iron.<|return|>"],
+    ]
+    [[thought]] = trained(oss, oss.encode_conversation((ASK, THOUGHT)))
+    assert (
+        thought == f"<|channel|>analysis<|message|>Pale is hungry.<|end|><|start|>assistant{final}Add iron.<|return|>"
+    )
+
+
+# --- ids as drawn
+
+
+def preference(**changes: Any) -> Preference:
+    values = {"prompt": (ASK,), "chosen": (ANSWER,), "rejected": (MORE,), "prompt_id": prompt_id((ASK,))}
+    return Preference.model_validate(values | changes)
+
+
+def test_a_sampled_side_is_learned_as_the_ids_that_were_drawn(words: Any) -> None:
+    """Of several ways to write a word in tokens, the policy may draw any: the text alone leads back to one."""
+    chat = family(words, "qwen2_5", CHATML, "<|im_end|>")
+    letters = [i for c in "Add iron." for i in chat.tokenizer(c, add_special_tokens=False)["input_ids"]]
+    drawn = [*letters, chat.end_id]
+    assert chat.decode_completion(drawn) == "Add iron."
+    assert drawn != chat.encode_completion([ASK], "Add iron.")[1]
+    chosen, rejected = chat.encode_preference(preference(chosen_ids=drawn, tokenizer_sha256="of-this-tokenizer"))
+    assert chosen.completion == drawn
+    assert rejected.completion == chat.encode_completion([ASK], "Add 2 ml.")[1]
+    other, _ = chat.encode_preference(preference(chosen_ids=drawn, tokenizer_sha256="of another"))
+    assert other.completion == chat.encode_completion([ASK], "Add iron.")[1]
+
+
+def test_the_thought_of_a_drawn_answer_is_masked_or_dropped(words: Any) -> None:
+    text = "<think>\nHm.\n</think>\n\nAdd iron.<|im_end|>"
+    for thinking, learned in (("keep", text), ("mask", "\n\nAdd iron.<|im_end|>")):
+        chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking=thinking)
+        ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+        chosen, _ = chat.encode_preference(preference(chosen_ids=ids, tokenizer_sha256="of-this-tokenizer"))
+        assert chosen.completion == ids
+        kept = [token for token, mask in zip(ids, chosen.trained, strict=True) if mask]
+        assert chat.tokenizer.decode(kept) == learned
+    chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking="drop")
+    chosen, _ = chat.encode_preference(preference(chosen_ids=ids, tokenizer_sha256="of-this-tokenizer"))
+    assert chat.tokenizer.decode(chosen.completion) == "<think>\n\n</think>\n\nAdd iron.<|im_end|>"
+
+
+# --- nothing is left out
+
+
+def test_tool_calls_are_learned_and_results_are_not(words: Any) -> None:
+    qwen = family(words, "qwen2_5", CHATML, "<|im_end|>")
+    call = '<tool_call>\n{"name": "look", "arguments": {"leaf": "top"}}\n</tool_call><|im_end|>'
+    whole: Messages = (ASK, CALL, RESULT, ANSWER)
+    assert trained(qwen, qwen.encode_conversation(whole, tools=TOOLS)) == [[call, "Add iron.<|im_end|>"]]
+    last = qwen.encode_conversation(whole, last_only=True, tools=TOOLS, prompt_messages=1)
+    assert trained(qwen, last) == [[call, "Add iron.<|im_end|>"]]
+    side = qwen.encode_side([ASK], (CALL, RESULT, ANSWER), tools=TOOLS)
+    kept = [token for token, mask in zip(side.completion, side.trained, strict=True) if mask]
+    assert qwen.tokenizer.decode(kept) == f"{call}Add iron.<|im_end|>"
+    assert "It is yellow." in qwen.tokenizer.decode(side.completion)
+    assert side.prompt == qwen.encode_prompt([ASK], TOOLS)
+
+
+def test_tools_are_in_the_prompt(words: Any) -> None:
+    qwen = family(words, "qwen2_5", CHATML, "<|im_end|>")
+    assert '"name": "look"' in qwen.tokenizer.decode(qwen.encode_prompt([ASK], TOOLS))
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "part"),
+    [
+        ((ASK, ANSWER), TOOLS, "tools"),
+        ((ASK, CALL.model_copy(update={"content": "Let me look."})), (), "tool_calls"),
+        ((ASK, THOUGHT), (), "reasoning_content"),
+        ((ASK.model_copy(update={"name": "Ada"}), ANSWER), (), "the name of the user"),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused_by_name(
+    words: Any, messages: Messages, tools: tuple[dict[str, Any], ...], part: str
+) -> None:
+    """ChatML as SmolLM2 has it: a role and its text."""
+    with pytest.raises(HandoffError, match=f"leaves {part} out of what it renders"):
+        build_chat(words).encode_conversation(messages, tools=tools)
+
+
+def test_a_role_that_a_template_leaves_out_is_refused(words: Any) -> None:
+    phi = family(words, "phi3", ("<s>", "<|end|>", "<|user|>", "<|assistant|>", "<|endoftext|>"), "<|endoftext|>")
+    talk = (ASK, Message(role="assistant", content="I look."), RESULT, ANSWER)
+    with pytest.raises(HandoffError, match="leaves a message of the tool out of what it renders"):
+        phi.encode_conversation(talk)
+
+
+def test_turns_of_weight_0_are_context_alone(words: Any) -> None:
+    chat = build_chat(words)
+    silent = ANSWER.model_copy(update={"weight": 0})
+    assert trained(chat, chat.encode_conversation((ASK, silent, AGAIN, MORE))) == [["Add 2 ml.<|im_end|>"]]
+    with pytest.raises(HandoffError, match="weight 0"):
+        chat.encode_conversation((ASK, silent))
+
+
+def test_a_templates_own_marks_say_what_is_learned(words: Any) -> None:
+    """What lies outside `{% generation %}` is not; the end of the turn always is."""
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}Note: {% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n"
+        "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    [[text]] = trained(chat, chat.encode_conversation((ASK, ANSWER)))
+    assert text.strip() == "Add iron.<|im_end|>"
+
+
+def test_a_template_that_takes_parts_alone_is_given_parts(words: Any) -> None:
+    chat = family(words, "smolvlm", ("<|im_start|>", "<end_of_utterance>", "<image>"), "<end_of_utterance>")
+    assert "Why pale?" in chat.tokenizer.decode(chat.encode_prompt([ASK]))
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER))) == [[" Add iron.<end_of_utterance>"]]
+
+
+# --- templates by key
+
+
+def test_a_template_is_found_by_file_or_name(words: Any, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages }}")
+    assert find_template(str(file), words) == "{{ messages }}"
+    assert "<start_of_turn>" in find_template("gemma3", words)
+    with pytest.raises(ConfigError, match=r"chat_template: 'gemma33' is neither a file.*did you mean gemma3"):
+        find_template("gemma33", words)
+
+
+def test_template_arguments_reach_the_template(words: Any) -> None:
+    """Without a thought, Qwen3's prompt can begin with an empty one: then the answer alone is learned."""
+    qwen = family(words, "qwen3", CHATML, "<|im_end|>", template_arguments={"enable_thinking": False})
+    assert trained(qwen, qwen.encode_conversation((ASK, ANSWER))) == [["Add iron.<|im_end|>"]]
+
+
+def test_a_template_that_writes_todays_date_writes_a_fixed_one(words: Any) -> None:
+    text = with_fixed_date("{{ 'It is ' + strftime_now('%d %b %Y') }}{{ strftime_now(\"%Y\") }}")
+    said = [{"role": "user", "content": "When?"}]
+    assert words.apply_chat_template(said, chat_template=text, tokenize=False) == "It is 01 Jan 20262026"
+    oss = family(words, "gptoss", HARMONY, "<|return|>")
+    assert "Current date: 2026-01-01" in oss.tokenizer.decode(oss.encode_prompt([ASK]))
+
+
+def test_a_conversation_that_a_template_refuses_is_named_with_its_row(words: Any) -> None:
+    gemma = family(words, "gemma", GEMMA, "<eos>")
+    system = Message(role="system", content="Be brief.")
+    rows = [
+        Prompt(id="a", messages=(ASK,)),
+        Prompt(id="b", messages=(system, ASK)),
+        Prompt(id="c", messages=(ASK, ASK)),
+    ]
+    with pytest.raises(DataError, match="2 of 3 prompts cannot be rendered") as caught:
+        encode_each(rows, lambda row: gemma.encode_prompt(row.messages), "prompts")
+    first, second = caught.value.faults
+    assert first.startswith("row 2 ('Be brief.'): the chat template refuses a conversation of system, user")
+    assert "System role not supported" in first
+    assert "chat_template" in first
+    assert "user, user" in second
+
+
+def test_characters_of_several_tokens_are_shown_whole(words: Any) -> None:
+    chat = build_chat(words)
+    text = "أضف الحديد 日本語 🌱🌿"
+    [example] = chat.encode_conversation((ASK, Message(role="assistant", content=text)))
+    assert coloured_mask(words, example).endswith(f"⟦{text}<|im_end|>⟧")
