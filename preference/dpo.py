@@ -71,6 +71,11 @@ class EncodedPair:
     masks: tuple[list[int], list[int]] | None = None
     """which tokens of the two are learned; None: all"""
 
+    @property
+    def learned(self) -> tuple[list[int], list[int]]:
+        """1 on the tokens of each that are learned."""
+        return self.masks or ([1] * len(self.chosen), [1] * len(self.rejected))
+
 
 class PairCollator(DataCollatorForPreference):
     """TRL's, for answers of which a part is not learned: a masked thought, the result of a tool."""
@@ -148,7 +153,7 @@ def train_dpo(config: DPOConfig) -> None:
     if config.guard is not None:
         require_held_out(run, len(validation))
     preflight(
-        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
+        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + e.learned[0]) for e in train_set],
         chat,
         "preferences",
     )

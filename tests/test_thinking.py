@@ -76,7 +76,7 @@ def test_a_policy_brings_its_template_and_settings(folder: Path, sft: Path) -> N
     status, printed = stage(folder, "dpo", **values, output=folder / "other", template_arguments={"some_switch": False})
     assert status == 1
     assert "was trained with template_arguments: {'some_switch': True}" in printed
-    status, printed = stage(folder, "dpo", **values, output=folder / "other", chat_template="gemma3")
+    status, printed = stage(folder, "dpo", **values, output=folder / "another", chat_template="gemma3")
     assert status == 1
     assert "chat_template is not the one it was trained with" in printed
 
