@@ -86,7 +86,7 @@ def test_dpo_compares_answers_and_not_their_masked_thoughts(folder: Path, sft: P
     from preference.configuration import DPOConfig
     from preference.dpo import PairCollator, encode, to_dataset
     from tiebreak.models import find_model, load_chat
-    from tiebreak.records import read_preferences
+    from tiebreak.data.reading import read_preferences
 
     chat = load_chat(find_model(str(sft)))
     config = DPOConfig.model_validate({"output": "x", "policy": str(sft), "preferences": "x"})
