@@ -22,11 +22,11 @@ from evaluation.compare.lineage import Lineage
 from evaluation.compare.page import Trained, build_page
 from evaluation.compare.reading import Evaluation, Link, read_chain, read_evaluation
 from evaluation.compare.samples import select_samples
-from evaluation.compare.words import label
+from evaluation.compare.words import edge, label
 from evaluation.configuration import CompareConfig
 from tiebreak import runs
 from tiebreak.launch import stage_main
-from tiebreak.page.numbers import digits_for, percent
+from tiebreak.page.numbers import digits_for
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.tracking import track
 
@@ -101,8 +101,8 @@ def summary_table(report: dict[str, Any]) -> list[str]:
                 label(name)[:16],
                 f"{mean:.{digits}f}",
                 _interval(row.get("yardstick_interval", row["rubric_interval"]), lambda v: f"{v:.{digits}f}"),
-                "-" if row["win_rate_vs_sft"] is None else percent(row["win_rate_vs_sft"]),
-                _interval(row["win_rate_interval"], percent),
+                "-" if row["win_rate_vs_sft"] is None else edge(row["win_rate_vs_sft"]),
+                _interval(row["win_rate_interval"], edge),
                 "-" if row["score_mean"] is None else f"{row['score_mean']:.2f}",
                 "-" if row["kl_per_sequence"] is None else f"{row['kl_per_sequence']:.1f}",
                 f"{row['length_tokens_mean']:.1f}",

@@ -15,8 +15,8 @@ from evaluation.compare.charts import Spot
 from evaluation.compare.curves import Curve, Panel, base_name, read_panels, reward_against_kl
 from evaluation.compare.reading import Answer
 from evaluation.compare.samples import Sample, missed
-from evaluation.compare.words import label
-from tiebreak.page.charts import Scale, change_scale, count_bar, outcome_bar, share_bar, swatch, value_scale
+from evaluation.compare.words import edge, label
+from tiebreak.page.charts import Scale, change_scale, count_bar, outcome_bar, share_bar, swatch, value_scale, whisker
 from tiebreak.page.document import build_document
 from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import (
@@ -35,6 +35,9 @@ from tiebreak.page.numbers import (
     two_digits,
 )
 from tiebreak.page.tables import Form, cell, figure, heading, measured, note, ranged, table
+
+MOST_IN_LEAD = 4
+"""So many sentences can be read as a paragraph; more are folded away, as the table says the same."""
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -146,10 +149,16 @@ def _head(report: Report) -> Markup:
     return join(
         el("p", report["title"], cls="eyebrow"),
         el("h1", told["claim"]),
-        el("p", " ".join(told["sentences"]), cls="lead"),
+        _lead(told["sentences"]),
         [el("p", caveat, cls="caveat") for caveat in (*told["caveats"], *told["guards"])],
         el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
     )
+
+
+def _lead(sentences: Sequence[str]) -> Markup:
+    if len(sentences) <= MOST_IN_LEAD:
+        return el("p", " ".join(sentences), cls="lead")
+    return el("details", el("summary", "In words, policy by policy"), [el("p", sentence) for sentence in sentences])
 
 
 def _yardstick(report: Report) -> str:
@@ -178,15 +187,14 @@ def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
     headings = [
         heading("Policy"),
         heading(measure.name, "mean, 95% interval", scale=measure.scale),
-        heading(f"Win rate against {baseline}", "95% interval", scale=_WIN_SCALE),
-        *([heading("Verdict")] if judged else []),
+        heading(f"Win rate against {baseline}", "95% interval" + (", verdict" if judged else ""), scale=_WIN_SCALE),
         heading("Score", "reward model", numeric=True),
         heading(f"KL from {baseline}", "nats per answer", numeric=True),
         heading("Length", "tokens", numeric=True),
         heading("Cut off", "share", numeric=True),
         heading("Repetition", "share", numeric=True),
     ]
-    rows = [_policy_row(name, row, report, marks, measure, judged) for name, row in policies.items()]
+    rows = [_policy_row(name, row, report, marks, measure) for name, row in policies.items()]
     n = " or ".join(number(v) for v in sorted({row["n_prompts"] for row in policies.values()}))
     compared = max(row.get("comparisons", 1) for row in policies.values())
     remarks = (
@@ -199,20 +207,22 @@ def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
         remarks += " Verdicts: McNemar's test at 5%, from 30 prompts on" + (
             f", p-values corrected for {compared} comparisons with {baseline} (Holm)." if compared > 1 else "."
         )
-    return join(table(headings, rows), note(remarks))
+    return join(el("div", table(headings, rows), cls="scroll"), note(remarks))
 
 
 _VERDICTS = {"better": "better", "worse": "worse", "undecided": "not told apart", "too few": "too few prompts"}
 
 
-def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Measure, judged: bool) -> Markup:
+def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Measure) -> Markup:
     win, rate = f"Win rate against {label(report['baseline'])}", row["win_rate_vs_baseline"]
     if rate is None:
         win_cell = cell(
             win, el("small", "the baseline") if name == report["baseline"] else "–", cls="measure", absent=True
         )
     else:
-        win_cell = measured(win, rate, row["win_rate_interval"], _WIN_SCALE, percent, marks[name])
+        drawn = whisker(rate, row["win_rate_interval"], _WIN_SCALE, *marks[name])
+        shown = el("span", ranged(rate, row["win_rate_interval"], edge), _verdict_line(row), cls="stacked")
+        win_cell = cell(win, drawn, shown, cls="measure")
     score = row["score_mean"]
     value, interval = row["yardstick_mean"], row["yardstick_interval"]
     return el(
@@ -220,7 +230,6 @@ def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Meas
         el("th", _named(name, marks), scope="row"),
         measured(measure.name, value, interval, measure.scale, measure.form, marks[name]),
         win_cell,
-        _verdict_cell(row) if judged else None,
         figure("Score", None, two_digits)
         if score is None
         else cell("Score", ranged(score, row["score_interval"], two_digits), cls="n two-lines"),
@@ -231,12 +240,11 @@ def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Meas
     )
 
 
-def _verdict_cell(row: Row) -> Markup:
+def _verdict_line(row: Row) -> Markup | None:
     words = _VERDICTS.get(row.get("verdict", ""))
     if words is None:
-        return cell("Verdict", "–", absent=True)
-    shown = row["verdict"] != "too few"
-    return cell("Verdict", words, el("small", f" p {p_value(row['p_value'])}") if shown else None, cls="two-lines")
+        return None
+    return el("small", words if row["verdict"] == "too few" else f"{words}, p {p_value(row['p_value'])}", cls="verdict")
 
 
 # --- what each stage changed ---
@@ -263,7 +271,7 @@ def _changes(report: Report, marks: Marks, measure: Measure) -> Markup | None:
         if unknown
         else None
     )
-    return join(table(headings, rows), remark, _criteria(report, marks))
+    return join(el("div", table(headings, rows), cls="scroll"), remark, _criteria(report, marks))
 
 
 def _lower(name: str) -> str:
@@ -279,7 +287,7 @@ def _change_row(row: Row, report: Report, marks: Marks, measure: Measure) -> Mar
     origin += f", through {', '.join(map(label, row['through']))}" if row["through"] else ""
     return el(
         "tr",
-        el("th", _named(name, marks), el("small", origin), scope="row"),
+        el("th", _named(name, marks), el("small", origin, cls="unit"), scope="row"),
         measured(measure.name, row["yardstick_difference"], interval, measure.changes, measure.signed, marks[name]),
         cell(
             "Better, equal, worse",
@@ -299,7 +307,7 @@ def _change_row(row: Row, report: Report, marks: Marks, measure: Measure) -> Mar
 
 
 def _settings(report: Report) -> Markup | None:
-    """A column a trained run, a row a hyperparameter."""
+    """A column a trained run, a row a hyperparameter that is not the same in all."""
     trained = [stage for stage in report["stages"] if "settings" in stage]
     if not trained:
         return None
@@ -308,17 +316,21 @@ def _settings(report: Report) -> Markup | None:
         join(policies.get(stage["id"], label(stage["stage"])), el("small", el("code", short(stage["id"])), cls="unit"))
         for stage in trained
     ]
-    names = list(dict.fromkeys(name for stage in trained for name in stage["settings"]))
+    values: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for stage in trained for name in stage["settings"]):
+        values[name] = [stage["settings"].get(name) for stage in trained]
+    shared = {name: row[0] for name, row in values.items() if len(trained) > 1 and all(v == row[0] for v in row)}
     rows = [
-        el(
-            "tr",
-            el("th", name, scope="row"),
-            [el("td", _setting(stage["settings"].get(name)), cls="n") for stage in trained],
-        )
-        for name in names
+        el("tr", el("th", name, scope="row"), [el("td", _setting(value), cls="n") for value in row])
+        for name, row in values.items()
+        if name not in shared
     ]
     headings = [heading("Setting"), *(el("th", title, scope="col", cls="n") for title in titles)]
-    return el("div", table(headings, rows, cls="beside"), cls="scroll")
+    same = ", ".join(f"{name} {_setting(value)}" for name, value in shared.items())
+    return join(
+        el("div", table(headings, rows, cls="plain"), cls="scroll"),
+        note(f"The same in all: {same}.") if shared else None,
+    )
 
 
 def _setting(value: object) -> str:
@@ -360,7 +372,7 @@ def _against(report: Report, marks: Marks, measure: Measure) -> Markup | None:
     marks = {**policy_marks(policies), **marks}
     measures: list[tuple[str, str, str | None, Form]] = [
         (measure.name, "yardstick_mean", "yardstick_interval", measure.form),
-        (f"Win rate against {label(report['baseline'])}", "win_rate_vs_baseline", "win_rate_interval", percent),
+        (f"Win rate against {label(report['baseline'])}", "win_rate_vs_baseline", "win_rate_interval", edge),
         ("KL, nats per answer", "kl_per_sequence", None, one_digit),
         ("Length, tokens", "length_tokens_mean", None, one_digit),
     ]

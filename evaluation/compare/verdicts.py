@@ -209,7 +209,7 @@ def _dpo_caveats(
 ) -> list[str]:
     """What a DPO run's own held-out preferences say against it."""
     names = {
-        link.id: label(policy)
+        link.id: label(policy) if len(evaluations) == 1 else f"{label(policy)} of {where}"
         for where, one in evaluations.items()
         for policy in one.policies
         if (link := Lineage(one, chains[where]).run_of(policy)) is not None
@@ -217,7 +217,7 @@ def _dpo_caveats(
     rows = []
     for link in links:
         if link.stage == "dpo":
-            name = names.get(link.id, label(link.stage)) + _which(link, links)
+            name = names.get(link.id) or label(link.stage) + _which(link, links)
             rows += [f"{name}'s {fault}." for fault in (_dpo_loss_fault(link), _dpo_accuracy_fault(link)) if fault]
     return rows
 

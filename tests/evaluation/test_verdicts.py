@@ -85,7 +85,7 @@ def test_several_policies_against_one_baseline_are_held_to_a_stricter_level() ->
     assert figures["dpo"]["outcomes"] == {"wins": 21, "ties": 0, "losses": 9}
     page = Path("three-report/report.html").read_text(encoding="utf-8")
     assert "corrected for 3 comparisons with SFT (Holm)" in page
-    assert "not told apart<small> p 0.09</small>" in page
+    assert '<small class="verdict">not told apart, p 0.09</small>' in page
 
 
 def test_the_verdict_and_the_interval_agree_where_there_is_one_comparison() -> None:
@@ -173,7 +173,7 @@ def test_a_second_dpo_run_is_held_against_the_first_or_through_it_against_sft() 
     ]
     skipped = report_of(evaluation_of("skipping", {"sft": 1, "second": 4}, {"sft": "sft", "second": second}), "skipped")
     assert [(row["policy"], row["from"], row["through"]) for row in skipped["changes"]] == [("second", "sft", ["dpo"])]
-    assert "<small> from SFT, through DPO</small>" in Path("skipped/report.html").read_text(encoding="utf-8")
+    assert "from SFT, through DPO</small>" in Path("skipped/report.html").read_text(encoding="utf-8")
 
 
 def test_what_no_manifest_shows_is_held_against_the_baseline_and_says_so() -> None:
@@ -183,7 +183,7 @@ def test_what_no_manifest_shows_is_held_against_the_baseline_and_says_so() -> No
     (row,) = report["changes"]
     assert (row["policy"], row["from"], row["trained_from"], row["run"]) == ("elsewhere", "sft", False, None)
     page = Path("runs/report/report.html").read_text(encoding="utf-8")
-    assert "<small> against SFT</small>" in page
+    assert " against SFT</small>" in page
     assert "No manifest shows what elsewhere was trained from: held against the baseline." in page
 
 
@@ -227,6 +227,10 @@ def test_the_warnings_of_another_evaluations_training_are_heard_too() -> None:
     )
     second = evaluation_of("runs/seed1/evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": weak})
     report = report_of(first, against=[second])
+    assert any(
+        caveat.startswith("DPO of seed1's loss on held-out preferences is 0.750")
+        for caveat in report["headline"]["caveats"]
+    )
     assert any("loss on held-out preferences is 0.750" in caveat for caveat in report["headline"]["caveats"])
     assert "model" in report["kinds"]
     assert {link["id"] for link in report["chain"]} >= {

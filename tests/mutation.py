@@ -1,0 +1,625 @@
+"""Do the tests notice? Small faults are put into the code that figures rest on, one at a time, and its tests are run.
+
+    make mutation
+    python tests/mutation.py tiebreak/statistics.py evaluation/evaluate.py --workers 2
+
+A fault (mutant) is a turned comparison or sign, a number off by one, `and` for `or`, a lost `not`, a slice that is one
+longer or shorter, `min` for `max`, a function that returns nothing, a statement left out. It is killed if a test fails.
+Survivors must be explained in `tests/mutation.yaml`, or the command fails; the tables of `docs/mutation.md` are made
+here.
+
+The tests are collected and run once, which shows the lines that each executes. Each mutant is then a fork of that
+process, in which the code of one function is exchanged; it runs the tests that execute the mutant's line, quickest first,
+up to the first that fails. What survives, and what lies outside all functions, is run again in a process that imports the
+mutated module anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import copy
+import functools
+import gc
+import importlib.machinery
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXPLANATIONS = REPOSITORY / "tests" / "mutation.yaml"
+PAGE = REPOSITORY / "docs" / "mutation.md"
+PATIENCE_SECONDS = 30.0
+"""A mutant may take so long beyond five times what its tests take: one that loops for ever is killed by that."""
+
+_STDERR = os.dup(2)
+"""Standard error as this process found it: pytest takes the other one."""
+
+TESTS = {
+    "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
+    "evaluation/evaluate.py": ["tests/evaluation/test_evaluate.py"],
+    "evaluation/yardstick.py": ["tests/evaluation/test_evaluate.py"],
+    "evaluation/compare/verdicts.py": ["tests/evaluation/test_verdicts.py", "tests/evaluation/test_compare.py"],
+    "evaluation/compare/lineage.py": ["tests/evaluation/test_verdicts.py", "tests/evaluation/test_compare.py"],
+    "preference/ppo/losses.py": ["tests/preference/test_ppo_losses.py"],
+    "reward/losses.py": ["tests/reward/test_reward_losses.py"],
+    "tiebreak/chat.py": ["tests/tiebreak/test_chat.py"],
+    "tiebreak/records.py": ["tests/tiebreak/test_records.py"],
+}
+"""The code, and the tests that answer for it: those that run in their own process alone."""
+
+
+# --- mutants ---
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault."""
+
+    file: str
+    line: int
+    function: str
+    before: str
+    after: str
+
+    @property
+    def name(self) -> str:
+        """What stays the same when lines move."""
+        return f"{self.file} {self.function}: {self.before} → {self.after}"
+
+
+Change = Callable[[ast.AST], ast.AST]
+
+_COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+}
+_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.Pow: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}
+_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+
+
+def changes_of(node: ast.AST) -> Iterator[ast.AST]:
+    """What a node can be turned into."""
+    if isinstance(node, ast.Compare):
+        for at, operator in enumerate(node.ops):
+            for other in _COMPARISONS.get(type(operator), ()):
+                turned = copy.deepcopy(node)
+                turned.ops[at] = other()
+                yield turned
+    elif (isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS and not _is_text(node)) or (
+        isinstance(node, ast.AugAssign) and type(node.op) in _OPERATORS and not _is_text(node.value)
+    ):
+        turned = copy.deepcopy(node)
+        turned.op = _OPERATORS[type(node.op)]()
+        yield turned
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
+        yield copy.deepcopy(node.operand)
+    elif isinstance(node, ast.BoolOp):
+        turned = copy.deepcopy(node)
+        turned.op = ast.And() if isinstance(node.op, ast.Or) else ast.Or()
+        yield turned
+    elif isinstance(node, ast.Constant):
+        yield from _other_constants(node)
+    elif isinstance(node, ast.Slice):
+        yield from _other_slices(node)
+    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
+        yield ast.Return(ast.Constant(None))
+    elif isinstance(node, (ast.If, ast.IfExp, ast.While)) and isinstance(
+        node.test, (ast.Name, ast.Attribute, ast.Call)
+    ):
+        turned = copy.deepcopy(node)
+        turned.test = ast.UnaryOp(ast.Not(), turned.test)
+        yield turned
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _NAMES:
+        turned = copy.deepcopy(node)
+        turned.func = ast.Name(_NAMES[node.func.id], ast.Load())
+        yield turned
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+    elif isinstance(node, (ast.Continue, ast.Break)):
+        yield ast.Break() if isinstance(node, ast.Continue) else ast.Continue()
+
+
+def _other_constants(node: ast.Constant) -> Iterator[ast.AST]:
+    if isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node.value, int):
+        yield ast.Constant(node.value + 1)
+        yield ast.Constant(node.value - 1)
+    elif isinstance(node.value, float):
+        yield ast.Constant(node.value + 1.0)
+
+
+def _other_slices(node: ast.Slice) -> Iterator[ast.AST]:
+    for bound in ("lower", "upper"):
+        value = getattr(node, bound)
+        if value is not None and not isinstance(value, ast.Constant):
+            for operator in (ast.Add(), ast.Sub()):
+                turned = copy.deepcopy(node)
+                setattr(turned, bound, ast.BinOp(copy.deepcopy(value), operator, ast.Constant(1)))
+                yield turned
+
+
+def _is_text(node: ast.AST) -> bool:
+    return any(
+        isinstance(one, ast.JoinedStr) or (isinstance(one, ast.Constant) and isinstance(one.value, (str, bytes)))
+        for one in ast.walk(node)
+    )
+
+
+def _is_none(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def mutants_of(file: str) -> list[tuple[Mutant, ast.Module]]:
+    """All mutants of a file, each with the module's tree that has it."""
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    found = []
+    for path, node, function in _places(tree, (), "the module"):
+        for changed in changes_of(node):
+            line = getattr(node, "lineno", None) or min(
+                (one.lineno for one in ast.walk(node) if hasattr(one, "lineno")), default=0
+            )
+            mutated = copy.deepcopy(tree)
+            _put(mutated, path, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
+            before, after = _shown(node), _shown(changed)
+            found.append((Mutant(file, line, function, before, after), ast.fix_missing_locations(mutated)))
+    return found
+
+
+Path_ = tuple[tuple[str, int | None], ...]
+
+
+def _places(node: ast.AST, path: Path_, function: str) -> Iterator[tuple[Path_, ast.AST, str]]:
+    """Every node that may be mutated: no annotation, docstring, decorator, import or message."""
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "type_comment", "format_spec"):
+            continue
+        for at, child in enumerate(value) if isinstance(value, list) else ((None, value),):
+            if not isinstance(child, ast.AST) or _is_left_out(child):
+                continue
+            inside = f"{function}.{child.name}" if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else function
+            here = (*path, (field, at))
+            yield here, child, inside.removeprefix("the module.")
+            yield from _places(child, here, inside.removeprefix("the module."))
+
+
+def _is_left_out(node: ast.AST) -> bool:
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert, ast.JoinedStr)):
+        return True
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    if isinstance(node, ast.If):
+        shown = ast.unparse(node.test)
+        return shown == "TYPE_CHECKING" or "__name__" in shown
+    return isinstance(node, ast.FunctionDef) and node.name == "main"
+
+
+def _put(tree: ast.AST, path: Path_, changed: ast.AST) -> None:
+    *parents, (field, at) = path
+    node: Any = tree
+    for name, index in parents:
+        node = getattr(node, name) if index is None else getattr(node, name)[index]
+    if at is None:
+        setattr(node, field, changed)
+    else:
+        getattr(node, field)[at] = changed
+
+
+def _shown(node: ast.AST) -> str:
+    text = ast.unparse(node).split("\n")[0]
+    return text if len(text) <= 90 else f"{text[:90]}…"
+
+
+# --- running ---
+
+
+class _MutantLoader(importlib.machinery.SourceFileLoader):
+    """Gives a module the mutated code."""
+
+    code: CodeType
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.code
+
+
+class _MutantFinder:
+    """Finds the one module that is mutated."""
+
+    def __init__(self, module: str, file: Path, code: CodeType) -> None:
+        self.module, self.file, self.code = module, file, code
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> Any:
+        if fullname != self.module:
+            return None
+        loader = _MutantLoader(fullname, str(self.file))
+        loader.code = self.code
+        return importlib.util.spec_from_file_location(fullname, self.file, loader=loader)
+
+
+class _Session:
+    """A pytest plugin that takes the place of pytest's loop: all tests once, then mutants against those that matter."""
+
+    def __init__(self, file: str, mutants: Sequence[tuple[Mutant, ast.Module]], workers: int, told: Path) -> None:
+        self.path = str(REPOSITORY / file)
+        self.file, self.mutants, self.workers, self.told = file, mutants, workers, told
+        self.lines: dict[str, set[int]] = {}
+        self.seconds: dict[str, float] = {}
+        self.failed: list[str] = []
+        self._now: set[int] = set()
+
+    def pytest_collection(self) -> None:
+        sys.settrace(self._trace)  # what is executed by importing it belongs to no test
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        """Everything; the results lie in the file `told` afterwards."""
+        items = {item.nodeid: item for item in session.items}
+        ordered = list(items.values())
+        for at, item in enumerate(ordered):
+            self._now = self.lines.setdefault(item.nodeid, set())
+            sys.settrace(self._trace)
+            after = ordered[at + 1] if at + 1 < len(ordered) else self._neighbour(item, ordered)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        sys.settrace(None)
+        if self.failed:
+            self.told.write_text(json.dumps({"failed": self.failed}))
+            return True
+        original = _codes(compile(Path(self.path).read_text(encoding="utf-8"), self.path, "exec"))
+        functions = _live_functions(self.path)
+        fast, slow, unexecuted = [], [], []
+        for number, (mutant, tree) in enumerate(self.mutants):
+            tests = self._tests_of(mutant)
+            changed = _changed(original, _codes(compile(tree, self.path, "exec")))
+            if tests and changed and all(key in functions for key in changed):
+                fast.append((number, changed, tests))
+            elif tests or mutant.line in _definition_lines(self.file):
+                slow.append(number)
+            else:
+                unexecuted.append(number)
+        _say(f"{self.file}: {len(self.mutants)} mutants, {len(fast)} in forks, {len(slow)} imported anew")
+        survivors = self._share_out(fast, functions, items)
+        told = {
+            "slow": slow,
+            "unexecuted": unexecuted,
+            "survivors": survivors,
+            "tests": {n: self._tests_of(self.mutants[n][0]) or sorted(self.lines) for n in (*slow, *survivors)},
+            "seconds": self.seconds,
+        }
+        self.told.write_text(json.dumps(told))
+        return True
+
+    def _tests_of(self, mutant: Mutant) -> list[str]:
+        """The tests that execute its line, quickest first."""
+        mine = [test for test, executed in self.lines.items() if mutant.line in executed]
+        return sorted(mine, key=lambda test: self.seconds.get(test, 0.0))
+
+    def _share_out(self, queue: Sequence[Any], functions: dict[Any, list[Any]], items: dict[str, Any]) -> list[int]:
+        """The numbers of the mutants that survive; several forks of this process work on them at once."""
+        children = []
+        for worker in range(self.workers):
+            child = os.fork()
+            if child == 0:
+                mine = queue[worker :: self.workers]
+                alive = []
+                for number, changed, tests in _told(mine, worker == 0):
+                    patience = PATIENCE_SECONDS + 5 * sum(self.seconds.get(test, 1.0) for test in tests)
+                    work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
+                    if in_a_fork(work, patience) == 0:
+                        alive.append(number)
+                self.told.with_suffix(f".{worker}").write_text(json.dumps(alive))
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        return sorted(
+            n for worker in range(self.workers) for n in json.loads(self.told.with_suffix(f".{worker}").read_text())
+        )
+
+    def _run_changed(self, changed: dict[Any, CodeType], functions: dict[Any, list[Any]], items: Sequence[Any]) -> int:
+        for key, code in changed.items():
+            for function in functions[key]:
+                function.__code__ = code
+        self.failed.clear()
+        state = items[0].session._setupstate
+        for at, item in enumerate(items):
+            state.teardown_exact(item)
+            after = items[at + 1] if at + 1 < len(items) else None
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            if self.failed:
+                return 1
+        return 0
+
+    @staticmethod
+    def _neighbour(item: Any, items: Sequence[Any]) -> Any:
+        """Another test of the same file, so that the file's fixtures are not torn down."""
+        return next((other for other in items if other is not item and other.path == item.path), None)
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != self.path:
+            return None
+        self._now.add(frame.f_lineno)
+        return self._trace
+
+
+CodeKey = tuple[str, int]
+
+
+def _codes(code: CodeType) -> dict[CodeKey, CodeType]:
+    """A module's functions by their name and line, those inside others with the outer ones alone."""
+    found: dict[CodeKey, CodeType] = {}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_flags & inspect.CO_OPTIMIZED:  # a function
+                found[constant.co_qualname, constant.co_firstlineno] = constant
+            else:  # a class's body
+                found |= _codes(constant)
+                found[f"the body of {constant.co_qualname}", constant.co_firstlineno] = constant
+    found["the module", 0] = code
+    return found
+
+
+def _changed(original: dict[CodeKey, CodeType], mutated: dict[CodeKey, CodeType]) -> dict[CodeKey, CodeType]:
+    """The functions that differ; the module and class bodies count where they differ in more than these."""
+    changed = {key: code for key, code in mutated.items() if key in original and original[key] != code}
+    functions = {key for key in changed if not _is_body(key)}
+    for key in [key for key in changed if _is_body(key)]:
+        if _without_functions(changed[key]) == _without_functions(original[key]) and functions:
+            del changed[key]
+    return changed
+
+
+def _is_body(key: CodeKey) -> bool:
+    return key[0] == "the module" or key[0].startswith("the body of ")
+
+
+def _without_functions(code: CodeType) -> tuple[bytes, tuple[object, ...]]:
+    return code.co_code, tuple(repr(one) for one in code.co_consts if not isinstance(one, CodeType))
+
+
+def _live_functions(path: str) -> dict[CodeKey, list[Any]]:
+    found: dict[CodeKey, list[Any]] = {}
+    for one in gc.get_objects():
+        if type(one) is FunctionType and one.__code__.co_filename == path:
+            found.setdefault((one.__code__.co_qualname, one.__code__.co_firstlineno), []).append(one)
+    return found
+
+
+def preload() -> None:
+    """Import what takes long, and nothing of ours: a fork has it at once."""
+    for folder in (REPOSITORY, REPOSITORY / "tests"):
+        sys.path.insert(0, str(folder))
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+    import support  # noqa: F401 - sets the environment of tests
+    import torch  # noqa: F401
+    import transformers
+    import trl  # noqa: F401
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
+        getattr(transformers, name)
+    with contextlib.suppress(ImportError):
+        import scipy.optimize
+        import scipy.stats  # noqa: F401
+    for name in ("peft", "datasets", "accelerate", "pydantic", "tyro", "wandb"):
+        importlib.import_module(name)
+
+
+def in_a_fork(work: Callable[[], int], seconds: float) -> int | None:
+    """`work`'s status in a fork that hears and says nothing; None if it took too long."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        with open(os.devnull, "r+b") as nothing:
+            for descriptor in (0, 1, 2):
+                os.dup2(nothing.fileno(), descriptor)
+        try:
+            status = work()
+        except BaseException as error:  # noqa: BLE001 - a mutant may do anything
+            if os.environ.get("MUTATION_DEBUG"):
+                _say(repr(error))
+            status = 70
+        os._exit(status)
+    deadline = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+        time.sleep(0.01)
+
+
+def run_tests(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
+    """pytest's status, in this process, in a temporary folder that is removed."""
+    import pytest
+
+    scratch = tempfile.mkdtemp(prefix="mutant-")
+    try:
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
+        options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
+        return int(pytest.main([*options, f"--basetemp={scratch}/pytest", *tests], plugins=list(plugins)))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutant: killed, survived, or not executed by any test."""
+
+    mutant: Mutant
+    outcome: str
+
+
+def run_mutant(mutant: Mutant, tree: ast.Module, tests: Sequence[str], seconds: float) -> Result:
+    """Run the tests on the mutated module."""
+    module = mutant.file.removesuffix(".py").replace("/", ".")
+    path = REPOSITORY / mutant.file
+
+    def work() -> int:
+        sys.meta_path.insert(0, _MutantFinder(module, path, compile(tree, str(path), "exec")))
+        return run_tests(tests)
+
+    return Result(mutant, "survived" if in_a_fork(work, seconds) == 0 else "killed")
+
+
+def run_file(file: str, workers: int, chosen: str) -> list[Result]:
+    """All mutants of a file.
+
+    Raises:
+        SystemExit: a test fails without any mutant.
+    """
+    mutants = [(one, tree) for one, tree in mutants_of(file) if chosen in one.name]
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "session.json"
+        in_a_fork(lambda: run_tests(TESTS[file], [_Session(file, mutants, workers, told)]), 24 * 3600)
+        session = json.loads(told.read_text()) if told.exists() else {"failed": TESTS[file]}
+    if "failed" in session:
+        raise SystemExit(f"these fail without a mutant: {' '.join(session['failed'])}")
+    outcomes = dict.fromkeys(session["unexecuted"], "not executed")
+    again = [(n, *mutants[n], session["tests"][str(n)]) for n in (*session["slow"], *session["survivors"])]
+    _say(f"  {len(again)} to be imported anew")
+    for number, mutant, tree, tests in _told(again, True):
+        patience = PATIENCE_SECONDS + 5 * sum(session["seconds"].get(test, 1.0) for test in tests)
+        outcomes[number] = run_mutant(mutant, tree, tests, patience).outcome
+    return [Result(mutant, outcomes.get(number, "killed")) for number, (mutant, _) in enumerate(mutants)]
+
+
+def _definition_lines(file: str) -> set[int]:
+    """Lines outside all functions."""
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    inside = {
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+    }
+    return set(range(1, 100_000)) - inside
+
+
+def _told(items: Sequence[Any], aloud: bool) -> Iterator[Any]:
+    started = time.monotonic()
+    for number, item in enumerate(items):
+        if aloud and number % 10 == 0:
+            _say(f"  {number} of {len(items)} on the first worker, {time.monotonic() - started:.0f} s")
+        yield item
+
+
+# --- telling ---
+
+
+def explained() -> dict[str, str]:
+    """Mutant → why no test can or need tell it from the code."""
+    rows = yaml.safe_load(EXPLANATIONS.read_text(encoding="utf-8")) if EXPLANATIONS.exists() else None
+    return {str(row["mutant"]): str(row["why"]) for row in rows or []}
+
+
+def table_row(file: str, results: Sequence[Result], reasons: dict[str, str]) -> str:
+    """One line of docs/mutation.md."""
+    killed = sum(one.outcome == "killed" for one in results)
+    alive = [one for one in results if one.outcome != "killed"]
+    known = sum(one.mutant.name in reasons for one in alive)
+    return f"| `{file}` | {len(results)} | {killed} | {known} | {len(alive) - known} |"
+
+
+def write_page(by_file: dict[str, list[Result]]) -> None:
+    """docs/mutation.md: replace the rows of the files that were run, keep the others."""
+    reasons = explained()
+    old = {}
+    if PAGE.exists():
+        for line in PAGE.read_text(encoding="utf-8").splitlines():
+            if line.startswith("| `"):
+                old[line.split("`")[1]] = line
+    rows = old | {file: table_row(file, results, reasons) for file, results in by_file.items()}
+    text = (
+        "# Mutation\n\n"
+        "`make mutation` puts small faults into the code that figures rest on, one at a time (`tests/mutation.py` says\n"
+        "which), and runs the tests that execute the line. A fault is killed if one of them fails. What survives is\n"
+        "explained in `tests/mutation.yaml`: such a fault changes nothing that can be seen, or no figure.\n\n"
+        "| file | faults | killed | explained | neither |\n|---|---|---|---|---|\n"
+    )
+    PAGE.write_text(text + "".join(f"{rows[file]}\n" for file in TESTS if file in rows), encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    os.write(_STDERR, f"{text}\n".encode())
+
+
+def main() -> None:
+    """Run the mutants of the files given, or of all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="*", help=f"of {', '.join(TESTS)}")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--only", default="", help="mutants whose name holds this text")
+    parser.add_argument("--list", action="store_true", help="list the mutants and run none")
+    options = parser.parse_args()
+    files = options.files or list(TESTS)
+    unknown = [file for file in files if file not in TESTS]
+    if unknown:
+        parser.error(f"no tests are named for {', '.join(unknown)}")
+    if options.list:
+        for file in files:
+            for mutant, _ in mutants_of(file):
+                print(f"{mutant.line}: {mutant.name}")
+        return
+    os.chdir(REPOSITORY)
+    preload()
+    by_file = {file: run_file(file, options.workers, options.only) for file in files}
+    reasons = explained()
+    fresh = [
+        one
+        for results in by_file.values()
+        for one in sorted(results, key=lambda result: result.mutant.line)
+        if one.outcome != "killed" and one.mutant.name not in reasons
+    ]
+    if not options.only:
+        write_page(by_file)
+    for file, results in by_file.items():
+        print(table_row(file, results, reasons))
+    for one in fresh:
+        where = f"{one.mutant.file}:{one.mutant.line} {one.mutant.function}"
+        print(f"{one.outcome}: {where}: {one.mutant.before} → {one.mutant.after}")
+    raise SystemExit(1 if fresh else 0)
+
+
+if __name__ == "__main__":
+    main()
