@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_json(run.final / "report.json", report)
     run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
     run.finish()
-    track(run, [run.final / "completions.jsonl"])
+    track(run)
     clear_partial(run)
     for name, figures in report["policies"].items():
         rate = figures["win_rate_vs_baseline"]

@@ -1,8 +1,9 @@
-"""What a run tells: rows in its own metrics.jsonl, and a copy to W&B. No torch: the labelling app tells of its run too.
+"""The metrics of a run: rows in its own metrics.jsonl, and a copy to W&B. No torch: the labelling app's runs have one too.
 
-The truth is metrics.jsonl. W&B receives the same figures under the names transformers gives them there (`train/loss`,
-`eval/loss`, …), one group a pipeline run, `job_type` the stage, offline unless the user has logged in. Read an offline
-run back with `wandb leet inspect --json PATH`, or send it up later with `wandb sync PATH`.
+The truth is the run folder. A process of its own copies it to W&B (`tiebreak.wandb_copy`), so nothing that W&B does
+reaches the stage: it is not waited for while the stage works, and for `LONGEST_WAIT` seconds at its end. What could not
+be sent stays in the run folder's `wandb/`, as an offline run of the same id: `wandb sync PATH` or `tiebreak wandb sync RUN`
+sends it. Read an offline run back with `wandb leet inspect --json PATH`.
 """
 
 from __future__ import annotations
@@ -10,31 +11,44 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tiebreak.config import TrackingConfig
-from tiebreak.records import write_jsonl
-from tiebreak.runs import Run, git_commit, is_main_process, read_manifest, read_metrics, say
+from tiebreak.records import write_json, write_jsonl
+from tiebreak.runs import MANIFEST, Run, git_commit, is_main_process, read_metrics, say
+from tiebreak.wandb_copy import FACTS_FILE, FOLDER, STATE_FILE, artifact_name, read_json
+
+LONGEST_WAIT = 28.0
+"""seconds that the end of a stage waits for W&B, in all"""
+SECONDS_ONLINE, SECONDS_OFFLINE = 10.0, 15.0
+"""of those: to send what is left, and then, where that failed, to write it into the run folder instead"""
+_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 class RunRecorder:
-    """Appends rows to a run's metrics.jsonl and sends them to W&B. Silent on all but the main process."""
+    """Appends rows to a run's metrics.jsonl, which are copied to W&B. Silent on all but the main process."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._wandb = start_wandb(run) if is_main_process() else None
+        self._copy = WandbCopy(run)
         self._last_step, self._last_time = 0, time.monotonic()
 
     def keep_up_to(self, step: int) -> None:
         """Forget rows past `step`, which a resumed run computes again."""
         self._last_step = step
-        if not is_main_process() or not self.run.metrics.exists():
+        if not is_main_process():
             return
-        kept = [row for row in read_metrics(self.run.folder) if row["step"] <= step]
-        write_jsonl(self.run.metrics, kept)
+        if self.run.metrics.exists():
+            write_jsonl(self.run.metrics, [row for row in read_metrics(self.run.folder) if row["step"] <= step])
+        self._copy.start()  # not before: it reads the rows
 
     def row(self, step: int, metrics: Mapping[str, Any], beside_seconds: float | None = None) -> None:
         """One logged step. Values that are not finite numbers are kept out of the JSON as null.
@@ -56,107 +70,205 @@ class RunRecorder:
         with self.run.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
-        if self._wandb is not None:
-            self._wandb.log({**_wandb_names(values), "train/global_step": step})
+        self._copy.check()
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table of examples, in W&B and as a file of the run folder."""
-        if not is_main_process():
-            return
-        path = self.run.folder / f"{name}.jsonl"
-        write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
-        if self._wandb is not None:
-            import wandb
+        """A table of examples, as a file of the run folder and in W&B."""
+        if is_main_process():
+            path = self.run.folder / f"{name}.jsonl"
+            write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
 
-            self._wandb.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
-
-    def finish(self, files: Sequence[Path] = ()) -> None:
-        """Close W&B with the run's final figures and an artifact, linked to those it was made from.
-
-        Args:
-            files: what the artifact holds beside the manifest.
-        """
-        if self._wandb is None:
-            return
-        manifest = read_manifest(self.run.folder)
-        import wandb
-
-        self._wandb.summary.update({"manifest_id": manifest["id"], **dict(manifest.get("metrics", {}))})
-        artifact = wandb.Artifact(f"{self.run.stage}-{manifest['id']}", type=self.run.stage, metadata=dict(manifest))
-        for path in (self.run.folder / "manifest.json", *files):
-            artifact.add_file(str(path))
-        if not self._wandb.settings._offline:
-            _link(self._wandb, manifest["inputs"])
-        self._wandb.log_artifact(artifact)
-        self._wandb.finish()
+    def finish(self) -> None:
+        """Let W&B have the finished run: the last rows, tables, final figures, and an artifact linked to its inputs."""
+        if is_main_process():
+            self._copy.finish()
 
 
-def _link(tracked: Any, inputs: Mapping[str, Any]) -> None:
-    """Name what a run was made from. A run that was made offline is not there, which costs the link alone."""
-    import wandb
-
-    for one in inputs.values():
-        if one["kind"] != "run":
-            continue
-        stage = json.loads((Path(one["source"]) / "manifest.json").read_text())["stage"]
-        try:
-            tracked.use_artifact(f"{stage}-{one['id']}:latest")
-        except (wandb.Error, ValueError) as error:
-            say(f"W&B: no link to {one['source']}, whose artifact is not there ({error})")
+def track(run: Run) -> None:
+    """Copy a finished run that trained nothing to W&B."""
+    RunRecorder(run).finish()
 
 
-def track(run: Run, files: Sequence[Path] = ()) -> None:
-    """Tell W&B of a finished run that trained nothing: its figures, its manifest, and `files`."""
-    RunRecorder(run).finish(files)
+def track_again(run: Run) -> None:
+    """Copy a finished run whose copy to W&B was begun and not completed; nothing if it was, or was not wanted."""
+    if is_main_process() and (run.folder / FOLDER / FACTS_FILE).is_file() and not is_copied(run.folder):
+        RunRecorder(run).finish()
 
 
-def _wandb_names(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The names that transformers gives its figures in W&B: eval_loss is eval/loss, loss is train/loss."""
-    return {f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}": value for key, value in values.items()}
+def is_copied(folder: Path) -> bool:
+    """Whether W&B, or an offline copy, has all of a finished run."""
+    state = read_json(folder / FOLDER / STATE_FILE)
+    return state.get("state") == "done" and state.get("manifest_id") == read_json(folder / MANIFEST).get("id")
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def start_wandb(run: Run) -> Any:
-    """A W&B run for a stage, or None where tracking is disabled."""
-    tracking = run.config.tracking
-    mode = tracking_mode(tracking)
-    if mode == "disabled":
-        return None
-    import wandb
+class _Beside(subprocess.Popen[bytes]):
+    """A process that ends by itself, also after this one."""
 
+    def __del__(self, *_: object, **__: object) -> None:
+        """No warning that it is still running."""
+
+
+class WandbCopy:
+    """The process that copies a run folder to W&B. Whatever it does or suffers, its methods return, and soon."""
+
+    def __init__(self, run: Run) -> None:
+        self._folder, self._run = run.folder, run
+        self._process: _Beside | None = None
+        self._close_pipe: Callable[[], object] = lambda: None
+        self._pipe = -1
+        self._wanted = wanted_mode(run) != "disabled"
+        self._restarted = False
+        self._seen = ""
+
+    def start(self, mode: str | None = None) -> None:
+        """Start it, once."""
+        if not self._wanted or self._process is not None:
+            return
+        try:
+            (self._folder / FOLDER).mkdir(exist_ok=True)
+            write_json(self._folder / FOLDER / FACTS_FILE, facts_of(self._run))
+            with suppress(FileNotFoundError):
+                (self._folder / FOLDER / STATE_FILE).unlink()
+            self._process = self._spawn(mode or wanted_mode(self._run))
+        except Exception as error:  # noqa: BLE001 - nothing of W&B's ends a stage
+            self._give_up(f"it cannot be started ({error})")
+
+    def check(self) -> None:
+        """Say what it reports, and start it again, offline, if it has ended."""
+        self.start()
+        message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
+        if message != self._seen:
+            self._seen = message
+            say("", f"W&B: {message}")
+        if self._process is not None and self._process.poll() is not None:
+            self._restart()
+
+    def finish(self) -> None:
+        """No further rows: wait for it."""
+        began = time.monotonic()
+        self.check()
+        while self._process is not None:
+            left = LONGEST_WAIT - (time.monotonic() - began)
+            if not self._let_end(left):
+                self._kill()
+                self._give_up(f"not complete after {LONGEST_WAIT:.0f} s")
+            elif not is_copied(self._folder):
+                self._restart()
+            else:
+                self.check_message()
+                return
+
+    def check_message(self) -> None:
+        """Say what it reports at its end."""
+        message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
+        if message != self._seen:
+            say(f"W&B: {message}")
+
+    def _let_end(self, seconds: float) -> bool:
+        """Tell it that the run is finished; whether it is done, or has ended, in time."""
+        assert self._process is not None
+        with suppress(OSError):
+            os.write(self._pipe, b"finished\n")
+        self._close_pipe()
+        give_up = time.monotonic() + seconds
+        while self._process.poll() is None and not is_copied(self._folder):
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _restart(self) -> None:
+        """It ended of itself: begin a copy anew, in the run folder, and that once."""
+        assert self._process is not None
+        self._close_pipe()
+        reason = read_json(self._folder / FOLDER / STATE_FILE).get("error") or f"status {self._process.returncode}"
+        self._process = None
+        if self._restarted:
+            self._give_up(f"its process ended ({reason})")
+            return
+        self._restarted = True
+        self.start("offline")
+
+    def _give_up(self, reason: str) -> None:
+        say(f"W&B: {reason}; the run goes on without it. 'tiebreak wandb sync {self._folder}' sends it later")
+        self._wanted, self._process = False, None
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # W&B's own service ends with it
+        self._process.wait()
+
+    def _spawn(self, mode: str) -> _Beside:
+        environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
+        environment.setdefault("WANDB_DATA_DIR", str((self._folder / FOLDER / "data").resolve()))  # of its artifacts
+        limits = (str(SECONDS_ONLINE), str(SECONDS_OFFLINE))
+        theirs, self._pipe = os.pipe()
+        self._close_pipe = weakref.finalize(self, os.close, self._pipe)
+        try:
+            return _Beside(
+                [
+                    sys.executable,
+                    "-m",
+                    "tiebreak.wandb_copy",
+                    "follow",
+                    str(self._folder),
+                    mode,
+                    *limits,
+                    str(os.getpid()),
+                ],
+                env=environment,
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the stage: what it has sent on is still written
+            )
+        finally:
+            os.close(theirs)
+
+
+def wanted_mode(run: Run) -> str:
+    """`disabled`, `offline` or `online`, as configuration or environment say; else `auto`: W&B says if there is a login."""
+    if run.config.tracking.mode != "auto":
+        return run.config.tracking.mode
+    named = {"dryrun": "offline", "run": "online", "shared": "online"}
+    mode = os.environ.get("WANDB_MODE", "auto")
+    mode = named.get(mode, mode)
+    return mode if mode in ("online", "offline", "disabled") else "auto"
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What W&B is to have of a run beside its figures. A key of `tracking` that is not at its default comes before W&B's
+    own variables, and those before the default; tags add up."""
+    tracking, environment = run.config.tracking, os.environ
+    before = read_json(run.folder / FOLDER / FACTS_FILE)
+    before = before if before.get("fingerprint") == run.fingerprint else {}
+    default = type(tracking).model_fields["project"].default
+    project = tracking.project if tracking.project != default else environment.get("WANDB_PROJECT") or default
+    group = tracking.group or environment.get("WANDB_RUN_GROUP") or environment.get("TIEBREAK_GROUP")
+    alone = "TIEBREAK_GROUP" not in environment  # one id cannot be that of all stages of a recipe
     seed = getattr(getattr(run.config, "training", None), "seed", None)
     tags = [
         run.stage,
         *tracking.tags,
+        *environment.get("WANDB_TAGS", "").split(","),
         *([f"seed-{seed}"] if seed is not None else []),
-        *([c] if (c := git_commit()) else []),
+        git_commit() or "",
     ]
-    return wandb.init(
-        project=tracking.project,
-        group=tracking.group or os.environ.get("TIEBREAK_GROUP"),
-        job_type=run.stage,
-        name=f"{run.stage}-{run.fingerprint[:8]}",
-        tags=list(dict.fromkeys(tag[:64] for tag in tags)),
-        config=run.config.model_dump(mode="json"),
-        dir=str(run.folder),
-        mode=mode,
-        settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
-    )
-
-
-def tracking_mode(tracking: TrackingConfig) -> Any:
-    """`auto` settled: what WANDB_MODE says, else online with a login, else offline."""
-    if tracking.mode != "auto":
-        return tracking.mode
-    named = os.environ.get("WANDB_MODE")
-    if named in ("online", "offline", "disabled"):
-        return named
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_login() else "offline"
-
-
-def _has_netrc_login() -> bool:
-    netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    return netrc.is_file() and "api.wandb.ai" in netrc.read_text(errors="replace")
+    return {
+        "fingerprint": run.fingerprint,
+        "run_id": before.get("run_id") or (alone and environment.get("WANDB_RUN_ID")) or secrets.token_hex(4),
+        "stage": run.stage,
+        "project": project,
+        "group": group or before.get("group"),
+        "job_type": environment.get("WANDB_JOB_TYPE") or run.stage,
+        "name": environment.get("WANDB_NAME") or f"{run.stage}-{run.fingerprint[:8]}",
+        "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),
+        "config": run.config.model_dump(mode="json"),
+        "artifact": artifact_name(run.folder),
+        "inputs": {artifact_name(Path(one.source)): one.id for one in run.inputs.values() if one.kind == "run"},
+    }

@@ -54,7 +54,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if not run.finished:
         run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
         run.finish()
-        track(run, [run.folder / "report.html", run.folder / "report.json"])
+        track(run)
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     print_summary(said, run.folder / "report.html", config.next_step)
     return dict(said)

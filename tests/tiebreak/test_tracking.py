@@ -1,50 +1,300 @@
-"""What a run tells: where W&B's mode comes from, and the rows that a resumed run keeps."""
+"""A run's metrics: the rows that a resumed run keeps, and a copy to W&B, which whatever happens to it costs no training."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support import REPOSITORY, end_process, snapshot
+from wandb_stand_in import WandbServer
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs import read_metrics, start_run
-from tiebreak.tracking import RunRecorder, track, tracking_mode
+from tiebreak.tracking import RunRecorder, facts_of, is_copied, track, track_again, wanted_mode
+from tiebreak.wandb_copy import read_json
 
 
 @pytest.fixture(autouse=True)
 def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr("tiebreak.tracking.SECONDS_ONLINE", 4.0)
 
 
-def test_the_configuration_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def start(folder: Path, **tracking: Any) -> RunRecorder:
+    """A recorder of a run in `folder`, new or to be continued."""
+    end_process(folder)
+    return RunRecorder(start_run(StageConfig(output=str(folder), tracking=TrackingConfig(**tracking)), "study", {}))
+
+
+def log(recorder: RunRecorder, *steps: int) -> None:
+    for step in steps:
+        recorder.row(step, {"loss": 1 / step, "eval_loss": 2 / step})
+
+
+def finish(recorder: RunRecorder, **facts: Any) -> float:
+    """Finish the run; how many seconds W&B was waited for."""
+    (recorder.run.final / "weights.txt").write_text("w")
+    recorder.run.facts |= facts
+    recorder.run.finish()
+    began = time.monotonic()
+    recorder.finish()
+    return time.monotonic() - began
+
+
+def running(recorder: RunRecorder) -> subprocess.Popen[bytes]:
+    """The process that copies to W&B."""
+    process = recorder._copy._process
+    assert process is not None
+    return process
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    give_up = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return found
+
+
+def offline_copy(folder: Path) -> list[dict[str, Any]]:
+    """The records of the one offline run in a folder, as W&B's own reader prints them."""
+    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def steps_in(records: list[dict[str, Any]]) -> list[int]:
+    return [one["history"]["item"]["train/global_step"] for one in records if one["type"] == "history"]
+
+
+# --- where the mode comes from ---
+
+
+def test_the_configuration_comes_first_then_wandbs_own_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def mode(**tracking: Any) -> str:
+        return wanted_mode(start(tmp_path / "run", **tracking).run)
+
+    assert mode() == "auto"
     monkeypatch.setenv("WANDB_MODE", "online")
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    for mode in ("online", "offline", "disabled"):
-        assert tracking_mode(TrackingConfig(mode=mode)) == mode
+    for named in ("online", "offline", "disabled"):
+        assert mode(mode=named) == named
+    for variable, meant in (
+        ("online", "online"),
+        ("offline", "offline"),
+        ("disabled", "disabled"),
+        ("dryrun", "offline"),
+    ):
+        monkeypatch.setenv("WANDB_MODE", variable)
+        assert mode() == meant
 
 
-def test_then_wandbs_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    for mode in ("online", "offline", "disabled"):
-        monkeypatch.setenv("WANDB_MODE", mode)
-        assert tracking_mode(TrackingConfig()) == mode
+LOGIN = """
+import os, sys
+from wandb.sdk.lib.wbauth import write_netrc_auth
+from tiebreak.wandb_copy import settle_mode
+if sys.argv[1:]:
+    write_netrc_auth(host=sys.argv[1], api_key="a" * 40)  # what `wandb login` does
+print(settle_mode("auto"))
+"""
 
 
-def test_then_a_login_and_without_one_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert tracking_mode(TrackingConfig()) == "offline"
-    (tmp_path / "netrc").write_text("machine example.com login a password b\n")
-    assert tracking_mode(TrackingConfig()) == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert tracking_mode(TrackingConfig()) == "online"
-    (tmp_path / "netrc").unlink()
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert tracking_mode(TrackingConfig()) == "online"
+@pytest.mark.parametrize(
+    ("login", "environment", "mode"),
+    [
+        ([], {}, "offline"),
+        ([], {"WANDB_API_KEY": "a" * 40}, "online"),
+        (["https://api.wandb.ai"], {}, "online"),
+        (["https://wandb.example.com"], {}, "offline"),
+        (["https://wandb.example.com"], {"WANDB_BASE_URL": "https://wandb.example.com"}, "online"),
+    ],
+)
+def test_whether_there_is_a_login_is_asked_of_wandb(login: list[str], environment: dict[str, str], mode: str) -> None:
+    """The login as the pinned W&B writes it, for the host that it talks to."""
+    command = [sys.executable, "-c", LOGIN, *login]
+    told = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == mode
+
+
+def test_the_users_variables_are_honoured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A key that is not at its default comes before a variable, a variable before a default; tags add up."""
+    for name, value in {"PROJECT": "ours", "NAME": "n", "TAGS": "a, b", "JOB_TYPE": "j", "RUN_GROUP": "g"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("TIEBREAK_GROUP", "recipe")
+    facts = facts_of(start(tmp_path / "run", tags=["mine"]).run)
+    assert {k: facts[k] for k in ("project", "name", "job_type", "group")} == {
+        "project": "ours",
+        "name": "n",
+        "job_type": "j",
+        "group": "g",
+    }
+    assert facts["tags"][:4] == ["study", "mine", "a", "b"]
+    facts = facts_of(start(tmp_path / "run", project="theirs", group="h").run)
+    assert (facts["project"], facts["group"]) == ("theirs", "h")
+    for name in ("PROJECT", "RUN_GROUP"):
+        monkeypatch.delenv(f"WANDB_{name}")
+    facts = facts_of(start(tmp_path / "run").run)
+    assert (facts["project"], facts["group"]) == ("tiebreak", "recipe")
+
+
+# --- what W&B receives ---
+
+
+def test_a_resumed_run_is_one_run_offline_with_each_step_once(tmp_path: Path) -> None:
+    first = start(tmp_path / "dpo", mode="offline", project="p")
+    first.keep_up_to(0)
+    log(first, 8, 16, 24, 32)
+    wait_for(lambda: list((tmp_path / "dpo" / "wandb").glob("offline-run-*")))
+    running(first).kill()  # as the end of the machine does
+
+    again = start(tmp_path / "dpo", mode="offline", project="p")
+    again.keep_up_to(16)
+    log(again, 24, 32, 40)
+    again.table("samples", ["prompt", "completion"], [["Why?", "Därum."]])
+    finish(again, metrics={"loss": 0.025, "held_out_accuracy": 0.75}, counts={"train": 7})
+    records = offline_copy(tmp_path / "dpo")
+    assert steps_in(records) == [8, 16, 24, 32, 40]
+    (run,) = [one["run"] for one in records if one["type"] == "run"]
+    assert run["run_id"] == facts_of(first.run)["run_id"]
+    assert run["project"] == "p"
+    metrics = {
+        one["metric"].get("name", one["metric"].get("glob_name")): one["metric"]
+        for one in records
+        if one["type"] == "metric"
+    }
+    assert metrics["*"]["step_metric"] == "train/global_step"
+    summary: dict[str, Any] = {}
+    for one in records:
+        summary |= one["summary"]["update"] if one["type"] == "summary" else {}
+    assert summary["train/loss"] == 0.025
+    assert "loss" not in summary
+    assert (summary["held_out_accuracy"], summary["counts/train"]) == (0.75, 7)
+    (artifact,) = [
+        one["artifact"] for one in records if one["type"] == "artifact" and one["artifact"]["type"] == "study"
+    ]
+    assert artifact["name"] == f"{tmp_path.name}-dpo"  # one name, so versions
+    assert [content["path"] for content in artifact["manifest"]["contents"]] == ["manifest.json"]
+    staged = Path(artifact["manifest"]["contents"][0]["local_path"])
+    assert staged.is_relative_to(tmp_path / "dpo" / "wandb")  # it comes along with the folder
+
+
+def test_a_resumed_run_is_one_run_online_with_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WandbServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        first = start(tmp_path / "dpo")
+        first.keep_up_to(0)
+        log(first, 8, 16, 24, 32)
+        process = running(first)
+        first._copy._close_pipe()  # as the end of the stage's process does
+        process.wait(30)
+        (identity,) = server.history
+        assert [row["train/global_step"] for row in server.rows(identity)] == [8, 16, 24, 32]
+
+        again = start(tmp_path / "dpo")
+        again.keep_up_to(16)
+        log(again, 24, 32, 40)
+        assert finish(again) < 28
+        assert [row["train/global_step"] for row in server.rows(identity)] == [8, 16, 24, 32, 40]
+        assert list(server.history) == [identity]
+        assert read_json(tmp_path / "dpo" / "wandb" / "state.json")["mode"] == "online"
+
+
+# --- what W&B may do ---
+
+
+def service_of(process: subprocess.Popen[bytes]) -> int:
+    """W&B's own service, a child of the process that copies."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return int(wait_for(lambda: children.read_text().split())[0])
+
+
+@pytest.mark.parametrize("killed", ["the copying process", "W&B's service"])
+def test_what_is_killed_in_the_middle_costs_nothing(tmp_path: Path, killed: str) -> None:
+    recorder = start(tmp_path / "dpo", mode="offline")
+    recorder.keep_up_to(0)
+    log(recorder, 1, 2)
+    service = service_of(running(recorder))
+    wait_for(lambda: list((tmp_path / "dpo" / "wandb").glob("offline-run-*")))
+    time.sleep(1)
+    os.kill(service if killed == "W&B's service" else running(recorder).pid, signal.SIGKILL)
+    log(recorder, 3, 4)
+    time.sleep(1)
+    log(recorder, 5)
+    assert finish(recorder) < 28
+    assert steps_in(offline_copy(tmp_path / "dpo")) == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in read_metrics(tmp_path / "dpo")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("server", ["none", "refuses", "silent"])
+def test_a_server_that_takes_nothing_leaves_a_whole_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: str
+) -> None:
+    with WandbServer(server) as stand_in:
+        address = {"WANDB_BASE_URL": "http://127.0.0.1:9"} if server == "none" else {}
+        for name, value in {**stand_in.environment(), **address}.items():
+            monkeypatch.setenv(name, value)
+        recorder = start(tmp_path / "dpo")
+        recorder.keep_up_to(0)
+        log(recorder, 1, 2, 3)
+        assert finish(recorder) < 28
+    assert steps_in(offline_copy(tmp_path / "dpo")) == [1, 2, 3]
+    message = capsys.readouterr().err
+    reason = "permission denied" if server == "refuses" else "no answer in time"
+    assert reason in message
+    assert f"'wandb sync {tmp_path / 'dpo' / 'wandb' / 'offline-run-'}" in message
+
+
+def test_a_wandb_that_cannot_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken" / "wandb").mkdir(parents=True)
+    (tmp_path / "broken" / "wandb" / "__init__.py").write_text("raise ImportError('no module named protobuf')")
+    with monkeypatch.context() as broken:
+        broken.setenv("PYTHONPATH", f"{tmp_path / 'broken'}:{REPOSITORY}")
+        recorder = start(tmp_path / "dpo", mode="offline")
+        recorder.keep_up_to(0)
+        log(recorder, 1)
+        assert finish(recorder) < 28
+    message = capsys.readouterr().err
+    assert "W&B: its process ended (no module named protobuf); the run goes on without it" in message
+    assert not is_copied(tmp_path / "dpo")
+    track_again(recorder.run)  # what the same command does later
+    assert is_copied(tmp_path / "dpo")
+    assert steps_in(offline_copy(tmp_path / "dpo")) == [1]
+    before = snapshot(tmp_path / "dpo")
+    track_again(recorder.run)
+    assert snapshot(tmp_path / "dpo") == before
+
+
+def test_a_full_disk_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B's own folder cannot be written."""
+    (tmp_path / "full").write_text("a file")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "full" / "wandb"))
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/full")
+    recorder = start(tmp_path / "dpo", mode="offline")
+    log(recorder, 1)
+    assert finish(recorder) < 28
+    assert [row["step"] for row in read_metrics(tmp_path / "dpo")] == [1]
+    assert "W&B: " in capsys.readouterr().err or is_copied(tmp_path / "dpo")
+
+
+# --- rows ---
 
 
 @pytest.fixture
@@ -114,12 +364,23 @@ def test_a_stage_that_trains_nothing_reads_back_from_wandb(tmp_path: Path, monke
     monkeypatch.setenv("TIEBREAK_GROUP", "recipe-1")
     config = StageConfig(output=str(tmp_path / "run"), tracking=TrackingConfig(mode="offline", tags=["mine"]))
     run = start_run(config, "study", {})
-    run.facts["metrics"] = {"sft": {"rubric_mean": 0.7125}}
-    (run.final / "answers.jsonl").write_text("{}\n")
+    run.facts |= {"metrics": {"sft": {"rubric_mean": 0.7125}}, "preferences": 12, "verdicts": {"dpo": "wins"}}
+    row = {"prompt_id": "p", "messages": [{"role": "user", "content": "Why is it pale?"}], "rubric": {"units": True}}
+    (run.final / "completions.jsonl").write_text(json.dumps(row) + "\n")
+    (run.final / "report.json").write_text('{"agreement": {"alpha": 0.625}}')
     run.finish()
-    track(run, [run.final / "answers.jsonl"])
-    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    for fact in ("recipe-1", '"study"', "mine", "rubric_mean", "0.7125", "answers.jsonl", "manifest.json"):
+    track(run)
+    told = json.dumps(offline_copy(tmp_path / "run"))
+    for fact in (
+        "recipe-1",
+        '"study"',
+        "mine",
+        '"sft/rubric_mean": 0.7125',
+        '"preferences": 12',
+        '"verdicts/dpo": "wins"',
+    ):
         assert fact in told
+    for fact in ('"report/agreement/alpha": 0.625', "final/report.json", "completions.jsonl", "manifest.json"):
+        assert fact.removeprefix("final/") in told
+    (table,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/*.json")
+    assert json.loads(table.read_text())["data"] == [["p", "Why is it pale?", '{"units": true}']]
