@@ -106,7 +106,8 @@ def answer_prompts(
     """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
     source = find_model(config.policies[name])
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    encoded = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
+    each = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
+    encoded = [ids for _, ids in each]
     model = cache(lambda: load_frozen_policy(source, config.training))
 
     def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:

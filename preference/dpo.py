@@ -40,7 +40,7 @@ from tiebreak.models import (
 from tiebreak.order import PROMPT_NUMBER, PromptByPrompt, numbered
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Preference, Prompt
-from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, start_run
+from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, start_run, that_drops
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
     common_arguments,
@@ -148,8 +148,9 @@ def train_dpo(config: DPOConfig) -> None:
     training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
-    train_set = encode(training, chat, config)
-    validation_set = encode(validation, chat, config)
+    dropping = that_drops(run)
+    train_set = encode(training, chat, config, dropping)
+    validation_set = encode(validation, chat, config, dropping)
     if config.guard is not None:
         require_held_out(run, len(validation))
     preflight(
@@ -271,7 +272,9 @@ def is_sharded(trainer: DPOTrainer) -> bool:
     return bool(trainer.is_fsdp_enabled or getattr(trainer.accelerator.state, "deepspeed_plugin", None))
 
 
-def encode(preferences: Sequence[Preference], chat: Chat, config: DPOConfig) -> list[EncodedPair]:
+def encode(
+    preferences: Sequence[Preference], chat: Chat, config: DPOConfig, dropping: Run | None = None
+) -> list[EncodedPair]:
     """Token ids of the preferences that fit."""
 
     def encode_one(preference: Preference) -> EncodedPair:
@@ -279,7 +282,7 @@ def encode(preferences: Sequence[Preference], chat: Chat, config: DPOConfig) -> 
         masks = None if all((*chosen.trained, *rejected.trained)) else (chosen.trained, rejected.trained)
         return EncodedPair(chosen.prompt, chosen.completion, rejected.completion, masks)
 
-    encoded = encode_each(preferences, encode_one, "preferences")
+    encoded = [made for _, made in encode_each(preferences, encode_one, "preferences", dropping)]
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
     return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")
 

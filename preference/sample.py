@@ -28,7 +28,7 @@ from tiebreak.records import (
     write_json,
     write_jsonl,
 )
-from tiebreak.runs import clear_partial, in_batches, say, start_run
+from tiebreak.runs import clear_partial, in_batches, say, start_run, that_drops
 from tiebreak.tracking import track
 
 
@@ -41,8 +41,11 @@ def sample(config: SampleConfig) -> None:
     prompts = choose_prompts(config, Rules.of(run))
     source = find_model(config.policy)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    in_order = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
-    encoded = {prompt.id: ids for prompt, ids in zip(prompts, in_order, strict=True)}
+    each = encode_each(
+        prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts", that_drops(run)
+    )
+    prompts = [prompt for prompt, _ in each]
+    encoded = {prompt.id: ids for prompt, ids in each}
     too_long = [
         f"{p.id}: {len(encoded[p.id])} tokens" for p in prompts if len(encoded[p.id]) > config.max_prompt_tokens
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tiebreak.chat import Chat, encode_each
 from tiebreak.records import Preference, prompt_id
+from tiebreak.runs import Run
 from tiebreak.training import drop_too_long
 
 
@@ -36,13 +37,15 @@ def is_tie(preference: Preference) -> bool:
     return preference.strength == 0
 
 
-def encode(preferences: Sequence[Preference], chat: Chat, max_length_tokens: int) -> list[EncodedPreference]:
+def encode(
+    preferences: Sequence[Preference], chat: Chat, max_length_tokens: int, dropping: Run | None = None
+) -> list[EncodedPreference]:
     """Token ids of the preferences that fit, with no margin, a certain target and equal weights."""
 
     def encode_one(preference: Preference) -> EncodedPreference:
         chosen, rejected = chat.encode_preference(preference)
         return EncodedPreference(chosen.prompt, chosen.completion, rejected.completion, margin=0.0, source=preference)
 
-    encoded = encode_each(preferences, encode_one, "preferences")
+    encoded = [made for _, made in encode_each(preferences, encode_one, "preferences", dropping)]
     lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
     return drop_too_long(encoded, lengths, max_length_tokens, "preferences")

@@ -36,7 +36,7 @@ from tiebreak.records import (
     write_jsonl,
     write_text_atomically,
 )
-from tiebreak.runs import Run, identify_input, read_manifest, say, start_run
+from tiebreak.runs import Run, identify_input, read_manifest, say, start_run, that_drops
 
 if TYPE_CHECKING:
     pass
@@ -107,12 +107,13 @@ def build_exam(
     garbage_prompts: int,
     max_length_tokens: int,
     samples: Sequence[list[int]] = (),
+    dropping: Run | None = None,
 ) -> Exam:
     """An exam on held-out preferences; kept ties, which no answer gets right, and those that are too long are left out."""
     decided = [preference for preference in preferences if not is_tie(preference)]
     if len(decided) < len(preferences):
         say(f"{len(preferences) - len(decided)} of {len(preferences)} held-out preferences are ties: not examined")
-    examples = encode(decided, chat, max_length_tokens)
+    examples = encode(decided, chat, max_length_tokens, dropping)
     garbage = make_garbage(examples, chat, garbage_prompts, max_length_tokens)
     return Exam(examples, garbage, list(samples))
 
@@ -193,7 +194,8 @@ def report(config: RewardReportConfig) -> None:
         held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.folder)
     if not held_out:
         raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
-    exam = build_exam(held_out, chat, config.garbage_prompts, training.max_length_tokens)
+    dropping = run if trained.get("on_bad_row") == "drop" else that_drops(run)
+    exam = build_exam(held_out, chat, config.garbage_prompts, training.max_length_tokens, dropping=dropping)
     asked, garbage = exam.sequences(), exam.garbage_sequences()
     say(f"scoring {len(asked) + len(garbage)} answers with {config.reward_model}")
     model = load_trained_reward_model(source, training)

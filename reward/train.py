@@ -33,7 +33,7 @@ from tiebreak.models import adapter_of, find_model, load_chat, load_reward_model
 from tiebreak.order import PROMPT_NUMBER, numbered
 from tiebreak.records import Preference, assistant, write_json
 from tiebreak.reload import FreshProcess
-from tiebreak.runs import Run, say, start_run
+from tiebreak.runs import Run, say, start_run, that_drops
 from tiebreak.scores import ScoreScale, write_score_scale
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
@@ -61,8 +61,8 @@ def train_reward(config: RewardConfig) -> None:
     training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
-    train_set = label(encode(training, chat, config.training.max_length_tokens), config)
-    exam = build_exam(config, validation, chat)
+    train_set = label(encode(training, chat, config.training.max_length_tokens, that_drops(run)), config)
+    exam = build_exam(config, validation, chat, run)
     evaluated = label(exam.examples, config, bootstrap=False)
     preflight(
         [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
@@ -96,10 +96,10 @@ def train_reward(config: RewardConfig) -> None:
         say("nothing is held out: there is no report on whether to trust this model")
 
 
-def build_exam(config: RewardConfig, validation: Sequence[Preference], chat: Chat) -> Exam:
+def build_exam(config: RewardConfig, validation: Sequence[Preference], chat: Chat, run: Run) -> Exam:
     """What the finished model is asked."""
     longest, samples = config.training.max_length_tokens, encode_samples(config, chat)
-    return report.build_exam(validation, chat, config.garbage_prompts, longest, samples)
+    return report.build_exam(validation, chat, config.garbage_prompts, longest, samples, that_drops(run))
 
 
 def build_trainer(
@@ -143,7 +143,7 @@ def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
     """The report of a run that was finished without one."""
     chat = load_chat(find_model(config.policy), config.chat, config.training.trust_remote_code)
     _, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
-    write_report(config, run, build_exam(config, validation, chat), process)
+    write_report(config, run, build_exam(config, validation, chat, run), process)
 
 
 def label(

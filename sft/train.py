@@ -19,7 +19,7 @@ from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_chat, load_policy
 from tiebreak.passes import StepInPasses
 from tiebreak.records import Demonstration
-from tiebreak.runs import Run, start_run
+from tiebreak.runs import Run, start_run, that_drops
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import (
     common_arguments,
@@ -61,8 +61,9 @@ def train_sft(config: SFTConfig) -> None:
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     tokenizer = chat.tokenizer
     training, validation = split_demonstrations(config, Rules.of(run))
-    train_set = encode(training, chat, config)
-    validation_set = encode(validation, chat, config) if validation else []
+    dropping = that_drops(run)
+    train_set = encode(training, chat, config, dropping)
+    validation_set = encode(validation, chat, config, dropping) if validation else []
     preflight(train_set, chat, "demonstrations")
     model = load_policy(source, config.training, config.adapter, tokenizer)
 
@@ -99,7 +100,7 @@ def split_demonstrations(config: SFTConfig, rules: Rules) -> tuple[list[Demonstr
     return partition(read_demonstrations(config.demonstrations, rules), lambda shown: shown.prompt.split)
 
 
-def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig) -> list[Encoded]:
+def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: Run | None = None) -> list[Encoded]:
     """Token ids and loss masks of the demonstrations that fit; several examples of one where a template rewrites turns."""
     last_only = config.loss_on == "last_answer"
 
@@ -108,7 +109,8 @@ def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig) -> list[En
         conversation = (*prompt.messages, *one.answers)
         return chat.encode_conversation(conversation, last_only, prompt.tools, prompt_messages=len(prompt.messages))
 
-    encoded = [example for made in encode_each(shown, examples_of, "demonstrations") for example in made]
+    each = encode_each(shown, examples_of, "demonstrations", dropping)
+    encoded = [example for _, made in each for example in made]
     limit = config.training.max_length_tokens
     return drop_too_long(encoded, [len(e.input_ids) for e in encoded], limit, "demonstrations")
 

@@ -85,8 +85,8 @@ def test_dpo_compares_answers_and_not_their_masked_thoughts(folder: Path, sft: P
     """What TRL's collator makes of a pair: its mask holds the answers' tokens alone, worked from the text."""
     from preference.configuration import DPOConfig
     from preference.dpo import PairCollator, encode, to_dataset
-    from tiebreak.models import find_model, load_chat
     from tiebreak.data.reading import read_preferences
+    from tiebreak.models import find_model, load_chat
 
     chat = load_chat(find_model(str(sft)))
     config = DPOConfig.model_validate({"output": "x", "policy": str(sft), "preferences": "x"})

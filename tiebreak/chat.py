@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tiebreak.config import ChatSettings
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.records import Message, Messages, Preference, assistant
+from tiebreak.runs import Run, is_main_process, say
 from tiebreak.templates import (
     CALLS,
     TOOL_CALL_FORMS,
@@ -48,6 +49,8 @@ _NOT_A_PREFIX = (
     "context it never sees when it writes: give a template whose generation prompt is a prefix of the whole with "
     "chat_template, or change what it writes with template_arguments (enable_thinking: false, for some)"
 )
+UNRENDERED = "rows_not_rendered.txt"
+"""In the run's folder: the rows that no chat template took, and why."""
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -542,21 +545,32 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
-def encode_each(rows: Sequence[Row], encode: Callable[[Row], Made], what: str) -> list[Made]:
-    """`encode` of each row.
+def encode_each(
+    rows: Sequence[Row], encode: Callable[[Row], Made], what: str, dropping: Run | None = None
+) -> list[tuple[Row, Made]]:
+    """Each row, and `encode` of it.
+
+    Args:
+        dropping: the run that goes on without the rows that cannot be rendered, and lists them (`on_bad_row: drop`).
 
     Raises:
-        DataError: with every row that the chat template cannot take.
+        DataError: with every row that the chat template cannot take; or none is left.
     """
-    made: list[Made] = []
+    made: list[tuple[Row, Made]] = []
     faults: list[str] = []
     for number, row in enumerate(rows, start=1):
         try:
-            made.append(encode(row))
+            made.append((row, encode(row)))
         except HandoffError as error:
             faults.append(f"row {number}{_beginning(row)}: {error}")
-    if faults:
+    if faults and (dropping is None or not made):
         raise DataError(f"{len(faults)} of {len(rows)} {what} cannot be rendered as they are", faults)
+    if faults and dropping is not None:
+        dropping.facts["rows_not_rendered"] = dropping.facts.get("rows_not_rendered", 0) + len(faults)
+        say(f"{len(faults)} of {len(rows)} {what} dropped (on_bad_row: drop); the first: {faults[0]}")
+        if is_main_process():
+            with (dropping.folder / UNRENDERED).open("a", encoding="utf-8") as file:
+                file.writelines(f"{what}: {fault}\n" for fault in faults)
     return made
 
 

@@ -256,6 +256,11 @@ def identify(
     return Identity(stage, config, resolved, placement or of_process())
 
 
+def that_drops(run: Run) -> Run | None:
+    """The run, where its configuration drops rows that cannot be used; None where it refuses them."""
+    return run if getattr(run.config, "on_bad_row", "refuse") == "drop" else None
+
+
 def stage_inputs(config: StageConfig) -> dict[str, str]:
     """What a stage reads, the files of the user's functions included: they count by their source.
 

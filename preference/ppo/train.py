@@ -31,7 +31,7 @@ from tiebreak.models import (
 )
 from tiebreak.passes import default_tokens_per_pass
 from tiebreak.records import Prompt
-from tiebreak.runs import Run, read_manifest, say, start_run
+from tiebreak.runs import Run, read_manifest, say, start_run, that_drops
 from tiebreak.sharding import gathered
 from tiebreak.tracking import RunRecorder
 from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
@@ -53,7 +53,7 @@ def train_ppo(config: PPOConfig) -> None:
         require_vllm(config.vllm, str(source.base_path), config.training.max_length_tokens, quantized)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     prompts, validation = split_prompts(config, Rules.of(run))
-    encoded, held_out = encode(prompts, chat, config), encode(validation, chat, config)
+    encoded, held_out = (encode(some, chat, config, that_drops(run)) for some in (prompts, validation))
     if config.guard is not None:
         require_held_out(run, len(held_out))
     say(f"{len(encoded)} prompts; the first, as the policy sees it:", chat.tokenizer.decode(encoded[0][0]), "")
@@ -179,10 +179,12 @@ def split_prompts(config: PPOConfig, rules: Rules) -> tuple[list[Prompt], list[P
     return training, validation[: config.max_validation_prompts]
 
 
-def encode(prompts: list[Prompt], chat: Chat, config: PPOConfig) -> list[tuple[list[int], Prompt]]:
+def encode(
+    prompts: list[Prompt], chat: Chat, config: PPOConfig, dropping: Run | None = None
+) -> list[tuple[list[int], Prompt]]:
     """(token ids, prompt) of the prompts that leave room for a completion."""
-    ids = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
-    encoded = list(zip(ids, prompts, strict=True))
+    each = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts", dropping)
+    encoded = [(ids, prompt) for prompt, ids in each]
     room = config.training.max_length_tokens - config.sampling.max_new_tokens
     if room < 1:
         raise ConfigError(

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tiebreak.chat import Chat, Encoded, build_chat, coloured_mask, encode_each
-from tiebreak.config import ChatSettings
+from tiebreak.config import ChatSettings, StageConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.records import Message, Messages, Preference, Prompt, prompt_id
+from tiebreak.runs import start_run
 from tiebreak.turns import find_template, model_end_tokens, with_fixed_date
 
 ASK = Message(role="user", content="Why pale?")
@@ -364,6 +365,20 @@ def test_a_conversation_that_a_template_refuses_is_named_with_its_row(words: Any
     assert "System role not supported" in first
     assert "chat_template" in first
     assert "user, user" in second
+
+
+def test_rows_that_no_template_takes_can_be_dropped(words: Any, tmp_path: Path) -> None:
+    gemma = family(words, "gemma", GEMMA, "<eos>")
+    rows = [Prompt(id="a", messages=(ASK,)), Prompt(id="c", messages=(ASK, ASK))]
+    run = start_run(StageConfig(output=str(tmp_path / "run")), "sample", {})
+    each = encode_each(rows, lambda row: gemma.encode_prompt(row.messages), "prompts", dropping=run)
+    assert [row.id for row, _ in each] == ["a"]
+    assert run.facts["rows_not_rendered"] == 1
+    assert (
+        "prompts: row 2 ('Why pale?'): the chat template refuses" in (run.folder / "rows_not_rendered.txt").read_text()
+    )
+    with pytest.raises(DataError, match="1 of 1 prompts"):
+        encode_each(rows[1:], lambda row: gemma.encode_prompt(row.messages), "prompts", dropping=run)
 
 
 def test_characters_of_several_tokens_are_shown_whole(words: Any) -> None:
