@@ -598,9 +598,13 @@ def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:
             )
 
 
-def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:
-    """The example as text: tokens that are trained on in green on a terminal, in ⟦brackets⟧ elsewhere."""
-    start, end = ("\x1b[32m", "\x1b[0m") if sys.stderr.isatty() else ("⟦", "⟧")
+def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, colour: bool | None = None) -> str:
+    """The example as text: tokens that are trained on in green, or in ⟦brackets⟧.
+
+    Args:
+        colour: None: where standard error is a terminal.
+    """
+    start, end = ("\x1b[32m", "\x1b[0m") if (sys.stderr.isatty() if colour is None else colour) else ("⟦", "⟧")
     parts = []
     for trained, run in itertools.groupby(
         zip(encoded.input_ids, encoded.loss_mask, strict=True), key=lambda pair: bool(pair[1])

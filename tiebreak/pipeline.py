@@ -33,7 +33,7 @@ from tiebreak.launch import accelerate_file, process_settings, quiet_upstream, w
 from tiebreak.placement import Placement, of_file
 from tiebreak.runs import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
 
-NOT_STAGES = ("run", "inspect", "raters")
+NOT_STAGES = ("run", "data", "inspect", "raters")
 """commands that write no run folder"""
 
 

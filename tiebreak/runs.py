@@ -47,6 +47,8 @@ RUN_FILE = "run.json"
 RESOLVED_CONFIG = "config.resolved.yaml"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"
+BAD_ROWS = "bad_rows.jsonl"
+"""the rows of its inputs that a stage dropped, where each stands and why"""
 FORMAT = 2
 """of run.json and the manifest. 1, which was not written down, had no processes, and no path of an input beside its
 source"""
@@ -388,7 +390,7 @@ def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
 def _holds_nothing(folder: Path) -> bool:
     """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    ours = {RESOLVED_CONFIG, RUN_FILE, LOCK, "final", "checkpoints", "wandb"}
+    ours = {RESOLVED_CONFIG, RUN_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb"}
     return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 

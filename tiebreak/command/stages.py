@@ -215,6 +215,14 @@ COMMANDS = {
             "evaluation.configuration:CompareConfig",
         ),
         Command(
+            "data",
+            "tiebreak.data.command",
+            "how a file of data is read: its shape, splits and faults, and rows as a model learns them",
+            "tiebreak.data.command:DataArguments",
+            positional="FILE",
+            sources=(),
+        ),
+        Command(
             "inspect",
             "tiebreak.inspect",
             "what is in a run folder, and what it was made from",

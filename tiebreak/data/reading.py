@@ -37,16 +37,15 @@ from tiebreak.records import (
     prompt_id,
     write_jsonl,
 )
-from tiebreak.runs import Run, is_main_process, say
+from tiebreak.runs import BAD_ROWS, Run, is_main_process, say
 
 R = TypeVar("R", bound=BaseModel)
-BAD_ROWS = "bad_rows.jsonl"
-"""In the run's folder: the rows that were dropped, where each stands and why."""
-FINAL_NAMES: dict[Wanted, str] = {
-    "prompts": "prompts.jsonl",
-    "demonstrations": "demonstrations.jsonl",
-    "preferences": "preferences.jsonl",
+_FINAL: dict[Wanted, tuple[str, type[BaseModel]]] = {
+    "prompts": ("prompts.jsonl", Prompt),
+    "demonstrations": ("demonstrations.jsonl", Demonstration),
+    "preferences": ("preferences.jsonl", Preference),
 }
+FINAL_NAMES: dict[Wanted, str] = {wanted: name for wanted, (name, _) in _FINAL.items()}
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,12 @@ class Reading:
         lines = [f"{self.source}: {count_of(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
         lines += [f"{self.source}: {count} left out: {reason}" for reason, count in self.left_out.most_common()]
         if self.ignored:
-            named = ", ".join(f"{name} ({held})" if held else name for name, held in sorted(self.ignored.items()))
-            lines.append(f"{self.source}: ignored columns: {named}")
+            lines.append(f"{self.source}: ignored columns: {self.ignored_columns()}")
         return lines
+
+    def ignored_columns(self) -> str:
+        """The names, and an example of what those hold that are called as ours are."""
+        return ", ".join(f"{name} ({held})" if held else name for name, held in sorted(self.ignored.items()))
 
 
 # --- what stages read --------------------------------------------------------------------------------------------------
@@ -121,8 +123,8 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
     Of a source that names no split, those of the test split are all: nobody trains on a file of prompts that is given to
     be tested on.
     """
-    if _is_run(source):
-        return [prompt for prompt in _own(source, "prompts.jsonl", Prompt) if prompt.split in splits]
+    if is_run(source):
+        return [prompt for prompt in read_own(source, "prompts") if prompt.split in splits]
     reading = read(source, "prompts", rules)
     if "test" in splits and not any(draft.split for draft in reading.drafts):
         return [draft.build(splits[0]) for draft in settle(reading, rules)]
@@ -131,16 +133,16 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
 
 def read_demonstrations(source: str, rules: Rules = DEFAULT) -> list[Demonstration]:
     """Demonstrations, each with its split."""
-    if _is_run(source):
-        return _own(source, "demonstrations.jsonl", Demonstration)
+    if is_run(source):
+        return read_own(source, "demonstrations")
     return _built(read(source, "demonstrations", rules), rules)
 
 
 def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
     """Preferences, each with its split."""
-    if not _is_run(source):
+    if not is_run(source):
         return _built(read(source, "preferences", rules), rules)
-    own = _own(source, "preferences.jsonl", Preference)
+    own: list[Preference] = read_own(source, "preferences")
     rows = [
         (f"{source} row {n}", one.prompt_id or prompt_id(one.prompt, one.tools), one.split)
         for n, one in enumerate(own, start=1)
@@ -199,7 +201,7 @@ def read_rows(source: str, final_name: str | None = None) -> list[Row]:
         DataError: the source is missing, of an unknown kind, or has lines that are not JSON objects (all listed).
         RunError: the source is a folder that no stage has finished.
     """
-    if _is_run(source):
+    if is_run(source):
         file = Path(source) / "final" / (final_name or "")
         if not file.is_file():
             raise RunError(f"{source} is a finished run, but holds no {final_name}: it is not an input to this stage")
@@ -207,8 +209,8 @@ def read_rows(source: str, final_name: str | None = None) -> list[Row]:
     return _whole(read_source(source, "prompts"), source)
 
 
-def _is_run(source: str) -> bool:
-    """Whether a source is a run folder.
+def is_run(source: str) -> bool:
+    """Whether a source is a finished run's folder.
 
     Raises:
         RunError: it is one that no stage has finished.
@@ -221,8 +223,10 @@ def _is_run(source: str) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _own(source: str, final_name: str, model: type[R]) -> list[R]:
-    return _validated(read_rows(source, final_name), model, source)
+def read_own(source: str, wanted: Wanted) -> list[Any]:
+    """The records of a finished run, as they are."""
+    name, model = _FINAL[wanted]
+    return _validated(read_rows(source, name), model, source)
 
 
 def _whole(table: Table, source: str) -> list[Row]:

@@ -1,0 +1,395 @@
+"""Every form of file and folder holds the same rows: read to the same records, with where each stands."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow
+import pytest
+from pyarrow import parquet
+from support import REPOSITORY, write_rows
+
+from tiebreak.data import sources
+from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
+from tiebreak.data.sources import hub_revision, parse_hub, pinned_source
+from tiebreak.errors import DataError, RunError
+from tiebreak.runs import hash_file, identify_input
+
+KEEP = Rules(validation_share=0.0)
+ROWS: list[dict[str, Any]] = [
+    {
+        "prompt": [{"role": "user", "content": f'Tank {n}, "A"; is\tit\nsound? é 🙂'}],
+        "chosen": [{"role": "assistant", "content": f"Yes, {n}."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    }
+    for n in range(10)
+]
+FLAT = [{key: side[0]["content"] for key, side in row.items()} for row in ROWS]
+
+
+def as_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def as_table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0].keys(), delimiter=delimiter)
+        table.writeheader()
+        table.writerows(rows)
+
+
+def in_cells(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Conversations as JSON text, as spreadsheets hold them."""
+    return [{key: json.dumps(value) for key, value in row.items()} for row in rows]
+
+
+def as_zstandard(path: Path, content: bytes) -> None:
+    with pyarrow.CompressedOutputStream(str(path), "zstd") as stream:
+        stream.write(content)
+
+
+BOM = b"\xef\xbb\xbf"
+FORMS: dict[str, Callable[[Path], object]] = {
+    "rows.jsonl": lambda p: p.write_bytes(as_lines(ROWS)),
+    "rows.ndjson": lambda p: p.write_bytes(as_lines(ROWS).replace(b"\n", b"\r\n")),
+    "bom.jsonl": lambda p: p.write_bytes(BOM + as_lines(ROWS)),
+    "lines.json": lambda p: p.write_bytes(as_lines(ROWS)),
+    "array.json": lambda p: p.write_text(json.dumps(ROWS)),
+    "pretty.json": lambda p: p.write_text(json.dumps(ROWS, indent=2)),
+    "bom.json": lambda p: p.write_bytes(BOM + json.dumps(ROWS, indent=1).encode()),
+    "array.jsonl": lambda p: p.write_text(json.dumps(ROWS, indent=2)),
+    "wrapped.json": lambda p: p.write_text(json.dumps({"version": "1.0", "data": ROWS}, indent=2)),
+    "rows.csv": lambda p: as_table(p, FLAT),
+    "cells.csv": lambda p: as_table(p, in_cells(ROWS)),
+    "semicolons.csv": lambda p: as_table(p, FLAT, ";"),
+    "rows.tsv": lambda p: as_table(p, FLAT, "\t"),
+    "rows.parquet": lambda p: parquet.write_table(pyarrow.Table.from_pylist(ROWS), p),
+    "rows.jsonl.gz": lambda p: p.write_bytes(gzip.compress(as_lines(ROWS))),
+    "rows.json.bz2": lambda p: p.write_bytes(bz2.compress(json.dumps(ROWS).encode())),
+    "rows.jsonl.xz": lambda p: p.write_bytes(lzma.compress(as_lines(ROWS))),
+    "rows.jsonl.zst": lambda p: as_zstandard(p, as_lines(ROWS)),
+    "saved": lambda p: datasets.Dataset.from_list(ROWS).save_to_disk(p, num_shards=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    datasets.disable_progress_bars()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_holds_the_same_preferences(name: str, tmp_path: Path) -> None:
+    FORMS[name](tmp_path / name)
+    expected = read_preferences(str(write_rows(tmp_path / "expected.jsonl", ROWS)), KEEP)
+    assert read_preferences(str(tmp_path / name), KEEP) == expected
+    assert [one.chosen_text for one in expected] == [f"Yes, {n}." for n in range(10)]
+
+
+def test_a_bom_before_a_table(tmp_path: Path) -> None:
+    as_table(tmp_path / "plain.csv", FLAT)
+    (tmp_path / "bom.csv").write_bytes(BOM + (tmp_path / "plain.csv").read_bytes())
+    assert read_preferences(str(tmp_path / "bom.csv"), KEEP) == read_preferences(str(tmp_path / "plain.csv"), KEEP)
+
+
+def test_numbers_and_lists_in_cells(tmp_path: Path) -> None:
+    rows = [{**FLAT[0], "weight": "0.5", "margin": "", "raters": '["a", "b"]', "split": "dev", "confidence": "0.75"}]
+    as_table(tmp_path / "rows.csv", rows)
+    (found,) = read_preferences(str(tmp_path / "rows.csv"), KEEP)
+    assert (found.weight, found.margin, found.raters, found.split, found.confidence) == (
+        0.5,
+        None,
+        ("a", "b"),
+        "validation",
+        0.75,
+    )
+
+
+def test_text_that_looks_like_json_stays_text(tmp_path: Path) -> None:
+    asked = ["[1, 2, 3]: sum these", '{"a": 1}', '[{"a": 1}]', "[not json"]
+    as_table(tmp_path / "rows.csv", [{"prompt": text} for text in asked])
+    assert [p.messages[0].content for p in read_prompts(str(tmp_path / "rows.csv"), ["train"], KEEP)] == asked
+
+
+def test_nulls_that_arrow_fills_in_are_absent(tmp_path: Path) -> None:
+    """A column of messages has one type: a message without tool calls gets null ones, and every call every argument."""
+
+    def call(name: str, **arguments: Any) -> dict[str, Any]:
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"function": {"name": name, "arguments": arguments}}],
+        }
+
+    rows = [
+        {"messages": [{"role": "user", "content": "EC?"}, call("ec", tank=2)], "tools": [{"name": "ec"}]},
+        {"messages": [{"role": "user", "content": "pH?"}, call("ph", probe="new")], "tools": [{"name": "ph"}]},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    expected = read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)), KEEP)
+    assert [one.answer.tool_calls[0].function.arguments for one in expected] == [{"tank": 2}, {"probe": "new"}]
+    for name in ("rows.parquet", "saved"):
+        assert read_demonstrations(str(tmp_path / name), KEEP) == expected
+
+
+# --- faults ------------------------------------------------------------------------------------------------------------
+
+
+def test_elements_of_an_array_have_lines(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(
+        '[\n  {"prompt": "a"},\n  {"prompt":\n ""},\n  "text",\n  {"prompt": "\\ud800"}\n]\n'
+    )
+    with pytest.raises(DataError) as caught:
+        read_prompts(str(tmp_path / "rows.json"), ["train"])
+    assert caught.value.faults == [
+        f"{tmp_path}/rows.json:3: the prompt is empty",
+        f"{tmp_path}/rows.json:5: a str, not an object",
+        f"{tmp_path}/rows.json:6: prompt: holds an unpaired surrogate, which is no character: remove it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("cut.json", b'[\n{"prompt": "a"},\n{"prom', r"cut\.json:3: not JSON .* is the file cut off\?"),
+        ("open.json", b'[\n{"prompt": "a"}\n', r"the array that begins it does not end"),
+        ("cut.jsonl.gz", gzip.compress(as_lines(ROWS))[:-20], "cannot be read: Compressed file ended"),
+        ("no.jsonl.gz", as_lines(ROWS), "cannot be read: Not a gzipped file"),
+        ("no.jsonl.zst", as_lines(ROWS), "cannot be read: "),
+        ("no.jsonl.bz2", as_lines(ROWS), "cannot be read: "),
+        ("latin.csv", "prompt\nça va?\n".encode("latin-1"), r"latin\.csv:2: not UTF-8 .*: save the file as UTF-8"),
+        ("utf16.jsonl", as_lines(ROWS).decode().encode("utf-16"), "UTF-16, not UTF-8"),
+        ("quote.csv", b'prompt,note\n"a,b\nc,d\n', r"quote\.csv:3: not CSV"),
+        ("twice.csv", b"prompt,prompt\na,b\n", "the header names 'prompt' twice"),
+        ("rows.xlsx", b"PK", r"unknown kind of file; known are \.jsonl"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_message(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    for rules in (Rules(), Rules(on_bad_row="drop")):
+        with pytest.raises(DataError, match=fault):
+            read_prompts(str(tmp_path / name), ["train"], rules)
+
+
+def test_a_row_of_a_table_with_too_few_cells(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('prompt,note\n"two\nlines",x\n\nalone\nlast,y\n')
+    with pytest.raises(DataError) as caught:
+        read_prompts(str(tmp_path / "rows.csv"), ["train"])
+    assert caught.value.faults == [f"{tmp_path}/rows.csv:5: 1 cells, and the header has 2"]
+    kept = read_prompts(str(tmp_path / "rows.csv"), ["train"], Rules(on_bad_row="drop", validation_share=0.0))
+    assert [prompt.messages[0].content for prompt in kept] == ["two\nlines", "last"]
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------
+
+
+def texts_by_split(source: Path | str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for prompt in read_prompts(str(source), ["train", "validation", "test"], KEEP):
+        found.setdefault(prompt.split, []).append(prompt.messages[0].content)
+    return {split: sorted(texts) for split, texts in found.items()}
+
+
+def prompts(*texts: str) -> list[dict[str, Any]]:
+    return [{"prompt": text} for text in texts]
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def test_shards_and_splits_of_a_folder(tmp_path: Path) -> None:
+    by_name, by_folder, unnamed = tmp_path / "by_name", tmp_path / "by_folder", tmp_path / "unnamed"
+    parts = {"train": (prompts("a"), prompts("b")), "validation": (prompts("c"),), "test": (prompts("d"),)}
+    for split, shards in parts.items():
+        for n, rows in enumerate(shards):
+            write_parquet(by_name / f"{split}-0000{n}-of-0000{len(shards)}-0af3.parquet", rows)
+            write_rows(by_folder / split / f"{n:04d}.jsonl", rows)
+            write_rows(unnamed / f"part-{len(split)}{n}.jsonl", rows)
+    (by_name / "README.md").write_text("A card.")
+    (by_name / ".cache").mkdir()
+    (by_name / ".cache" / "x.json").write_text("{}")
+    expected = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    assert texts_by_split(by_name) == texts_by_split(by_folder) == expected
+    assert texts_by_split(f"{by_name}@train") == {"train": ["a", "b"]}
+    assert texts_by_split(f"{by_name}@train+validation") == {"train": ["a", "b"], "validation": ["c"]}
+    assert {text for texts in texts_by_split(unnamed).values() for text in texts} == {"a", "b", "c", "d"}
+    with pytest.raises(DataError, match="no split 'dev'; there are test, train, validation"):
+        texts_by_split(f"{by_name}@dev")
+
+
+def test_one_split_alone_is_held_out_by_prompt(tmp_path: Path) -> None:
+    """A folder of train shards names nothing that could be held out."""
+    write_parquet(tmp_path / "rows" / "train-00000-of-00001.parquet", prompts(*(f"Question {n}?" for n in range(50))))
+    rules = Rules(validation_share=0.5)
+    assert 10 < len(read_prompts(str(tmp_path / "rows"), ["validation"], rules)) < 40
+
+
+def test_a_saved_dict_of_datasets(tmp_path: Path) -> None:
+    parts = {"train": prompts("a", "b"), "test": prompts("d")}
+    saved = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name, rows in parts.items()})
+    saved.save_to_disk(tmp_path / "saved")
+    assert texts_by_split(tmp_path / "saved") == {"train": ["a", "b"], "test": ["d"]}
+    assert identify_input(str(tmp_path / "saved")).kind == "data"
+
+
+def test_a_folder_of_ultrafeedback(tmp_path: Path) -> None:
+    """Each stage takes its own part of `train_sft`, `train_prefs` and `train_gen`."""
+    for n, variant in enumerate(("sft", "prefs", "gen")):
+        for split in ("train", "test"):
+            row = {
+                "prompt": f"{split} {n}",
+                "chosen": [{"role": "user", "content": f"{split} {n}"}, {"role": "assistant", "content": "Yes."}],
+                "rejected": [{"role": "user", "content": f"{split} {n}"}, {"role": "assistant", "content": "No."}],
+                "messages": [{"role": "user", "content": f"{split} {n}"}, {"role": "assistant", "content": "Yes."}],
+            }
+            write_parquet(tmp_path / "uf" / "data" / f"{split}_{variant}-00000-of-00001.parquet", [row])
+    source = str(tmp_path / "uf")
+    assert [(p.prompt[0].content, p.split) for p in read_preferences(source, KEEP)] == [
+        ("test 1", "test"),
+        ("train 1", "train"),
+    ]
+    shown = read_demonstrations(source, KEEP)
+    assert [(d.prompt.messages[0].content, d.prompt.split) for d in shown] == [("test 0", "test"), ("train 0", "train")]
+    assert texts_by_split(source) == {"train": ["train 2"], "test": ["test 2"]}
+    assert texts_by_split(f"{source}@train_sft") == {"train": ["train 0"]}
+
+
+def test_folders_that_are_no_data(tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    write_rows(mixed / "rows.jsonl", prompts("a"))
+    as_table(mixed / "rows.csv", prompts("a"))
+    with pytest.raises(DataError, match=r"holds \.csv and \.jsonl files, maybe the same rows twice"):
+        read_prompts(str(mixed), ["train"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no finished run .* and no data"):
+        read_prompts(str(tmp_path / "empty"), ["train"])
+    run = tmp_path / "runs" / "prepare"
+    write_rows(run / "metrics.jsonl", [{"step": 1}])
+    (run / "run.json").write_text('{"stage": "prepare"}')
+    with pytest.raises(RunError, match="no finished run in"):
+        read_prompts(str(run), ["train"])
+    for read in (
+        lambda: read_prompts(str(tmp_path / "runs"), ["train"]),
+        lambda: identify_input(str(tmp_path / "runs")),
+    ):
+        with pytest.raises(RunError, match=r"is no run, but holds some: give one of .*prepare"):
+            read()
+    (run / "manifest.json").write_text("{}")
+    write_rows(run / "final" / "prompts.jsonl", [])
+    with pytest.raises(RunError, match=r"is a part of a run: give .*prepare"):
+        read_prompts(str(run / "final"), ["train"])
+
+
+def test_a_folder_is_identified_by_what_it_holds(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_rows(tmp_path / name / "train-0.jsonl", prompts("a"))
+        write_rows(tmp_path / name / "test-0.jsonl", prompts("b"))
+    one, other = (identify_input(str(tmp_path / name)) for name in ("one", "other"))
+    assert (one.kind, one.id) == ("data", other.id)
+    assert identify_input(f"{tmp_path}/one@train").id != one.id
+    (tmp_path / "other" / "README.md").write_text("A card.")
+    assert identify_input(str(tmp_path / "other")).id == one.id
+    write_rows(tmp_path / "other" / "test-0.jsonl", prompts("c"))
+    assert identify_input(str(tmp_path / "other")).id != one.id
+    assert identify_input(str(tmp_path / "one" / "test-0.jsonl")).id == hash_file(tmp_path / "one" / "test-0.jsonl")
+
+
+# --- the hub -----------------------------------------------------------------------------------------------------------
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hub:owner/name@train", ("owner/name", None, ("train",), None)),
+        ("hub:owner/name/de@train_prefs+test_prefs", ("owner/name", "de", ("train_prefs", "test_prefs"), None)),
+        ("hub:name@train[:10%]#v1.0", ("name", None, ("train[:10%]",), "v1.0")),
+        (f"hub:owner/name/a/b@test#{SHA}", ("owner/name", "a/b", ("test",), SHA)),
+    ],
+)
+def test_the_parts_of_a_hub_source(source: str, expected: tuple[Any, ...]) -> None:
+    hub = parse_hub(source)
+    assert (hub.name, hub.config, hub.splits, hub.revision) == expected
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
+    """A hub whose dataset has two splits; what was asked of it."""
+    asked: list[tuple[Any, ...]] = []
+
+    def load(name: str, config: str | None, split: str, revision: str | None) -> list[dict[str, Any]]:
+        asked.append((name, config, split, revision))
+        if split == "gone":
+            raise ValueError("Unknown split\nand more")
+        return [{**row, "tools": None} for row in prompts(f"{split} a", f"{split} b")]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub_revision.cache_clear()
+    yield asked
+    hub_revision.cache_clear()
+
+
+def test_a_hub_source_is_read_at_the_revision_that_identifies_it(hub: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    assert hub_revision("hub:owner/name@train") is None  # offline, and nothing in the cache
+    hub_revision.cache_clear()
+    refs = tmp_path / "cache" / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(SHA)
+    assert hub_revision("hub:owner/name@train") == SHA
+    assert identify_input("hub:owner/name@train").id == f"hub:owner/name@train#{SHA}"
+    assert pinned_source(f"hub:owner/name@train#{SHA[::-1]}") == f"hub:owner/name@train#{SHA[::-1]}"
+    assert texts_by_split("hub:owner/name/de@train") == {"train": ["train a", "train b"]}
+    assert hub == [("owner/name", "de", "train", SHA)]
+    assert texts_by_split("hub:owner/name@train+test") == {
+        "train": ["train a", "train b"],
+        "test": ["test a", "test b"],
+    }
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_source_that_is_none() -> None:
+    with pytest.raises(DataError, match="name the split, as in hub:"):
+        read_prompts("hub:owner/name", ["train"])
+    with pytest.raises(DataError, match=r"cannot read hub:owner/name@gone from the hub: Unknown split\. Where"):
+        read_prompts("hub:owner/name@gone", ["train"])
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_hub_is_asked_for_its_newest_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def dataset_info(self, name: str, revision: str | None, timeout: float) -> Any:
+            assert (name, revision) == ("owner/name", "v2")
+            assert timeout <= 10
+            return type("Info", (), {"sha": SHA})()
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert hub_revision("hub:owner/name@train#v2") == SHA
+
+
+# --- imports -----------------------------------------------------------------------------------------------------------
+
+
+def test_reading_imports_no_torch(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "rows.parquet", prompts("a"))
+    code = (
+        "import sys; from tiebreak.data.reading import read_prompts; "
+        f"read_prompts({str(tmp_path / 'rows.parquet')!r}, ['test']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+    assert sources.ENDINGS[-1] == ".parquet"

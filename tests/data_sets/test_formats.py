@@ -1,0 +1,549 @@
+"""Ten rows in the shape of each popular data set, read to the right pairs, demonstrations and prompts.
+
+The rows are made here, from ten questions with a good and a bad answer; what must come out is those, whatever the shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import SHARED_DATA, write_rows
+
+from tiebreak.data.reading import Rules, read, read_demonstrations, read_pairs, read_preferences, read_prompts
+from tiebreak.errors import DataError
+from tiebreak.records import Demonstration, Message, Preference
+
+QUESTIONS = [
+    ("Why do roots turn brown?", "The water is too warm. Cool it to 18 °C.", "Roots are like that."),
+    ("How often does basil need food?", "Once a week, at half strength.", "Often."),
+    ("What pH does lettuce like?", "Hold it between 5.5 and 6.2.", "Any pH will do."),
+    ("My tank smells of eggs.", "That is hydrogen sulphide: add air.", "Tanks smell."),
+    ("Is tap water fine for mint?", "Yes, once its chlorine has gone: let it stand a day.", "No idea."),
+    ("How deep should net cups sit?", "So that the water touches their lowest centimetre.", "Deep."),
+    ("Which light for seedlings?", "About 100 µmol/m²/s for 16 hours.", "A bright one."),
+    ("Why are the leaves pale?", "They lack nitrogen or iron; look at the oldest ones first.", "It is winter."),
+    ("When do I change the water?", "Every two weeks, or when the EC drifts.", "When it is dirty."),
+    ("Can I reuse clay pebbles?", "Rinse them, boil them for ten minutes, dry them.", "Maybe."),
+]
+KEEP = Rules(validation_share=0.0)
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def turn(speaker: str, value: str) -> dict[str, str]:
+    return {"from": speaker, "value": value}
+
+
+def chat(question: str, answer: str) -> list[dict[str, str]]:
+    return [said("user", question), said("assistant", answer)]
+
+
+def source_of(folder: Path, make: Callable[..., Any]) -> str:
+    """A file of the ten questions; `make` gives a row, or several."""
+    rows: list[Any] = []
+    for number, (question, good, bad) in enumerate(QUESTIONS):
+        made = make(number, question, good, bad)
+        rows += made if isinstance(made, list) else [made]
+    return str(write_rows(folder / "rows.jsonl", rows))
+
+
+def pairs_in(preferences: list[Preference]) -> list[tuple[str, str, str]]:
+    assert all([message.role for message in one.prompt] == ["user"] for one in preferences)
+    return [(one.prompt[0].content, one.chosen_text, one.rejected_text) for one in preferences]
+
+
+# --- preferences -------------------------------------------------------------------------------------------------------
+
+PREFERENCES: dict[str, tuple[Callable[..., Any], str]] = {
+    "TRL, standard": (
+        lambda n, q, good, bad: {"prompt": q, "chosen": good, "rejected": bad},
+        "preferences (prompt, chosen, rejected)",
+    ),
+    "TRL, conversational": (
+        lambda n, q, good, bad: {
+            "prompt": [said("user", q)],
+            "chosen": [said("assistant", good)],
+            "rejected": [said("assistant", bad)],
+        },
+        "preferences (prompt, chosen, rejected)",
+    ),
+    "TRL, implicit prompt": (
+        lambda n, q, good, bad: {"chosen": chat(q, good), "rejected": chat(q, bad)},
+        "whole conversations in chosen and rejected",
+    ),
+    "UltraFeedback": (
+        lambda n, q, good, bad: {
+            "prompt": q,
+            "prompt_id": f"{n:064x}",
+            "chosen": chat(q, good),
+            "rejected": chat(q, bad),
+            "messages": chat(q, good),
+            "score_chosen": 8.5,
+            "score_rejected": 6.0,
+        },
+        "UltraFeedback (prompt, whole conversations in chosen and rejected)",
+    ),
+    "HH-RLHF": (
+        lambda n, q, good, bad: {
+            "chosen": f"\n\nHuman: {q}\n\nAssistant: {good}",
+            "rejected": f"\n\nHuman: {q}\n\nAssistant: {bad}",
+        },
+        "HH-RLHF (Human and Assistant in one text) in chosen and rejected",
+    ),
+    "HH-RLHF, prompt apart": (
+        lambda n, q, good, bad: {
+            "prompt": f"\n\nHuman: {q}\n\nAssistant:",
+            "chosen": f" {good}",
+            "rejected": f" {bad}",
+        },
+        "preferences (prompt, chosen, rejected)",
+    ),
+    "Orca": (
+        lambda n, q, good, bad: {"system": "", "question": q, "chosen": good, "rejected": bad},
+        "preferences (question, system, chosen, rejected)",
+    ),
+    "Stack Exchange": (
+        lambda n, q, good, bad: {"qid": n, "question": q, "response_j": good, "response_k": bad},
+        "preferences (question, response_j, response_k)",
+    ),
+    "DPO-mix": (
+        lambda n, q, good, bad: {
+            "dataset": "mix",
+            "chosen": chat(q, good),
+            "rejected": chat(q, bad),
+            "chosen_rating": 5.0,
+            "rejected_rating": 2.0,
+        },
+        "whole conversations in chosen and rejected",
+    ),
+    "ShareGPT preferences": (
+        lambda n, q, good, bad: {
+            "conversations": [turn("human", q)],
+            "chosen": turn("gpt", good),
+            "rejected": turn("gpt", bad),
+        },
+        "preferences (conversations, chosen, rejected)",
+    ),
+    "two responses, named": (
+        lambda n, q, good, bad: {
+            "prompt": q,
+            **({"response_a": good, "response_b": bad} if n % 2 else {"response_a": bad, "response_b": good}),
+            "winner": "model_a" if n % 2 else "model_b",
+        },
+        "pairs (response_a, response_b, winner)",
+    ),
+    "two responses, numbered from 0": (
+        lambda n, q, good, bad: {
+            "prompt": q,
+            **({"response_0": good, "response_1": bad} if n % 2 else {"response_0": bad, "response_1": good}),
+            "better_response_id": 1 - n % 2,
+        },
+        "pairs (response_0, response_1, better_response_id)",
+    ),
+    "Arena": (
+        lambda n, q, good, bad: {
+            "conversation_a": chat(q, bad),
+            "conversation_b": chat(q, good),
+            "winner": "model_b",
+        },
+        "pairs (conversation_a, conversation_b, winner)",
+    ),
+    "HelpSteer3": (
+        lambda n, q, good, bad: {
+            "domain": "general",
+            "context": [said("user", q)],
+            "response1": good,
+            "response2": bad,
+            "overall_preference": -2,
+        },
+        "pairs (response1, response2, overall_preference)",
+    ),
+    "HelpSteer ratings": (
+        lambda n, q, good, bad: [
+            {"prompt": q, "response": bad, "helpfulness": 1, "correctness": 4, "verbosity": 0},
+            {"prompt": q, "response": good, "helpfulness": 4, "correctness": 4, "verbosity": 2},
+        ],
+        "ratings (prompt, response, helpfulness), paired by prompt",
+    ),
+    "KTO": (
+        lambda n, q, good, bad: [
+            {"prompt": q, "completion": good, "label": True},
+            {"prompt": q, "completion": bad, "label": False},
+        ],
+        "KTO rows (prompt, completion, label), paired by prompt",
+    ),
+    "UltraFeedback, unbinarized": (
+        lambda n, q, good, bad: {
+            "instruction": q,
+            "completions": [
+                {"model": "a", "response": bad, "overall_score": 3.0},
+                {"model": "b", "response": good, "overall_score": 8.0},
+            ],
+        },
+        "rankings (instruction, completions by overall_score)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_pairs_of_every_shape(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, shape = PREFERENCES[name]
+    source = source_of(tmp_path, make)
+    found = read_preferences(source, KEEP)
+    assert [(q, good.strip(), bad.strip()) for q, good, bad in pairs_in(found)] == QUESTIONS
+    lines = capsys.readouterr().err.splitlines()
+    rows = len(Path(source).read_text().splitlines())
+    assert lines[0].removesuffix(", 10 preferences") == f"{source}: {rows} rows read as {shape}"
+    assert all("ignored columns" in line for line in lines[1:])
+    assert {one.split for one in found} == {"train"}
+
+
+def test_every_pair_of_a_ranking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nectar: seven answers by rank; here four, of which two share the second rank."""
+    ranks = {"best": 1, "good": 2, "as good": 2, "worst": 3}
+
+    def make(n: int, q: str, *_: str) -> Any:
+        answers = [{"answer": f"{text} {n}", "model": "m", "rank": float(rank)} for text, rank in ranks.items()]
+        return {"prompt": f"\n\nHuman: {q}\n\nAssistant: ", "answers": answers[::-1], "num_responses": 4}
+
+    found = read_preferences(source_of(tmp_path, make), KEEP)
+    wanted = {(a, b) for a, b in combinations(ranks, 2) if ranks[a] < ranks[b]}  # all but good and as good: 5
+    for n, (question, _, _) in enumerate(QUESTIONS):
+        of_this = [(one.chosen_text, one.rejected_text) for one in found if one.prompt[0].content == question]
+        assert set(of_this) == {(f"{a} {n}", f"{b} {n}") for a, b in wanted}
+        assert len(of_this) == 5
+    assert "10 rows read as rankings (prompt, answers by rank), 50 preferences" in capsys.readouterr().err
+
+
+def test_lists_beside_their_scores(tmp_path: Path) -> None:
+    def make(_: int, q: str, good: str, bad: str) -> Any:
+        return {"prompt": q, "generations": [bad, good], "ratings": [2.0, 4.5]}
+
+    assert pairs_in(read_preferences(source_of(tmp_path, make), KEEP)) == QUESTIONS
+
+
+def test_strength_of_a_signed_preference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """HelpSteer's −3 … 3: its size is the strength, its sign the side, and 0 is a tie, which is left out by name."""
+    rows = [
+        {"prompt": q, "response_1": good, "response_2": bad, "preference_strength": strength}
+        for (q, good, bad), strength in zip(QUESTIONS, [-3, -2, -1, 0, 1, 2, 3, 0, -1, 1], strict=True)
+    ]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    found = read_preferences(source, KEEP)
+    assert [one.strength for one in found] == [3, 2, 1, 1, 2, 3, 1, 1]
+    first_is_better = [one.chosen_text in [good for _, good, _ in QUESTIONS] for one in found]
+    assert first_is_better == [True, True, True, False, False, False, True, False]
+    assert f"{source}: 2 left out: a tie" in capsys.readouterr().err
+
+
+def test_several_turns_and_a_system_message(tmp_path: Path) -> None:
+    before = [said("system", "Be brief."), *chat("Hello?", "Yes?")]
+    text = "\n\nHuman: Hello?\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant: "
+    rows = [
+        {"prompt": "Why?", "chosen": [*before, *chat("Why?", "A.")], "rejected": [*before, *chat("Why?", "B.")]},
+        {"chosen": f"{text}A.", "rejected": f"{text}B."},
+        {"prompt": "Hello?\n<extra_id_1>Assistant\nYes?\n<extra_id_1>User\nWhy?", "chosen": "A.", "rejected": "B."},
+        {"system": "Be brief.", "question": "Why?", "chosen": "A.", "rejected": "B."},
+        {"system_prompt": "Be brief.", "prompt": [said("user", "Why?")], "chosen": "A.", "rejected": "B."},
+    ]
+    found = read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)), KEEP)
+    turns = [("user", "Hello?"), ("assistant", "Yes?"), ("user", "Why?")]
+    system = ("system", "Be brief.")
+    expected = [[system, *turns], turns, turns, [system, turns[-1]], [system, turns[-1]]]
+    assert [[(m.role, m.content) for m in one.prompt] for one in found] == expected
+    assert {(one.chosen_text, one.rejected_text) for one in found} == {("A.", "B.")}
+
+
+# --- demonstrations ----------------------------------------------------------------------------------------------------
+
+DEMONSTRATIONS: dict[str, tuple[Callable[..., Any], str]] = {
+    "TRL, standard": (lambda n, q, good, bad: {"prompt": q, "completion": good}, "prompt and completion"),
+    "OpenAI": (lambda n, q, good, bad: {"messages": chat(q, good)}, "conversations (messages)"),
+    "OpenAI, parts": (
+        lambda n, q, good, bad: {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": q}]},
+                {"role": "assistant", "content": [{"type": "text", "text": good}], "tool_calls": None},
+            ]
+        },
+        "conversations (messages)",
+    ),
+    "ShareGPT": (
+        lambda n, q, good, bad: {"id": f"x{n}", "conversations": [turn("human", q), turn("gpt", good)]},
+        "ShareGPT (conversations of from and value)",
+    ),
+    "Alpaca": (
+        lambda n, q, good, bad: {"instruction": q, "input": "", "output": good, "text": "### Instruction: …"},
+        "Alpaca (instruction, input, output)",
+    ),
+    "Dolly": (
+        lambda n, q, good, bad: {"instruction": q, "context": "", "response": good, "category": "open_qa"},
+        "instruction and response",
+    ),
+    "GSM8K": (lambda n, q, good, bad: {"question": q, "answer": good}, "question and answer"),
+    "OpenOrca": (
+        lambda n, q, good, bad: {"id": "x", "system_prompt": "", "question": q, "response": good},
+        "question and response",
+    ),
+    "HH transcripts": (
+        lambda n, q, good, bad: {"messages": f"\n\nHuman: {q}\n\nAssistant: {good}"},
+        "Human and Assistant in one text (messages)",
+    ),
+    "UltraFeedback's SFT rows": (
+        lambda n, q, good, bad: {
+            "prompt": q,
+            "messages": chat(q, good),
+            "chosen": chat(q, good),
+            "rejected": chat(q, bad),
+        },
+        "conversations (messages)",
+    ),
+    "our records": (
+        lambda n, q, good, bad: {
+            "prompt": {"id": "prompt-x", "messages": [said("user", q)], "split": "train", "source": "", "tags": []},
+            "completion": good,
+        },
+        "prompt and completion",
+    ),
+}
+
+
+def shown_in(demonstrations: list[Demonstration]) -> list[tuple[str, str]]:
+    assert all([message.role for message in one.prompt.messages] == ["user"] for one in demonstrations)
+    assert all(isinstance(one.completion, str) for one in demonstrations)
+    return [(one.prompt.messages[0].content, one.text) for one in demonstrations]
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_demonstrations_of_every_shape(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, shape = DEMONSTRATIONS[name]
+    source = source_of(tmp_path, make)
+    assert shown_in(read_demonstrations(source, KEEP)) == [(q, good) for q, good, _ in QUESTIONS]
+    assert capsys.readouterr().err.splitlines()[0] == f"{source}: 10 rows read as {shape}"
+
+
+def test_alpacas_input_and_history(tmp_path: Path) -> None:
+    row = {"instruction": "Shorten it.", "input": "A long text.", "output": "Text.", "history": [["Hi.", "Hello."]]}
+    (shown,) = read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", [row])), KEEP)
+    assert [(m.role, m.content) for m in shown.prompt.messages] == [
+        ("user", "Hi."),
+        ("assistant", "Hello."),
+        ("user", "Shorten it.\n\nA long text."),
+    ]
+
+
+def test_sharegpt_with_tools(tmp_path: Path) -> None:
+    call = json.dumps({"name": "ec", "arguments": {"tank": 2}})
+    turns = [turn("human", "EC?"), turn("function_call", call), turn("observation", "1.8"), turn("gpt", "It is 1.8.")]
+    row = {"conversations": turns, "system": "Measure.", "tools": json.dumps([{"name": "ec", "parameters": {}}])}
+    (shown,) = read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", [row])), KEEP)
+    assert [m.role for m in shown.prompt.messages] == ["system", "user", "assistant", "tool"]
+    assert shown.prompt.messages[2].tool_calls[0].function.arguments == {"tank": 2}
+    assert shown.prompt.tools[0]["function"]["name"] == "ec"
+    assert shown.completion == "It is 1.8."
+
+
+def test_kto_rows_teach_their_good_answers_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = source_of(tmp_path, PREFERENCES["KTO"][0])
+    assert shown_in(read_demonstrations(source, KEEP)) == [(q, good) for q, good, _ in QUESTIONS]
+    assert "10 left out: labelled false (an undesirable answer)" in capsys.readouterr().err
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["TRL, standard", "TRL, implicit prompt", "UltraFeedback", "HH-RLHF", "HH-RLHF, prompt apart", "Orca"]
+)
+def test_prompts_of_preferences(name: str, tmp_path: Path) -> None:
+    source = source_of(tmp_path, PREFERENCES[name][0])
+    found = read_prompts(source, ["train"], KEEP)
+    assert [[(m.role, m.content) for m in one.messages] for one in found] == [[("user", q)] for q, _, _ in QUESTIONS]
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "ShareGPT", "Alpaca", "GSM8K", "our records"])
+def test_prompts_of_demonstrations(name: str, tmp_path: Path) -> None:
+    source = source_of(tmp_path, DEMONSTRATIONS[name][0])
+    found = read_prompts(source, ["train"], KEEP)
+    assert [[(m.role, m.content) for m in one.messages] for one in found] == [[("user", q)] for q, _, _ in QUESTIONS]
+
+
+def test_pairs_to_label(tmp_path: Path) -> None:
+    rows = [{"prompt": q, "response_a": good, "response_b": bad} for q, good, bad in QUESTIONS]
+    found = read_pairs(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    assert [(p.messages[0].content, *(c.text for c in p.completions)) for p in found] == QUESTIONS
+    assert {c.policy for p in found for c in p.completions} == {"unknown"}
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "row", "fault"),
+    [
+        ("demonstrations", {"prompt": "a", "response": "b", "output": "c"}, "columns: {completion: response}"),
+        ("demonstrations", {"messages": chat("a", "b"), "completion": "c"}, "columns: {messages: messages}"),
+        ("demonstrations", {"question": "a", "query": "b", "answer": "c"}, "columns: {prompt: question}"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "label": 1}, "columns: {label: label} takes 1 for good"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "weight": 0.5}, "weight: 0.5, but demonstrations count"),
+        ("demonstrations", {"prompt": "a", "chosen": "b", "rejected": "c"}, "columns: {completion: chosen}"),
+        ("demonstrations", {"text": "### Human: a ### Assistant: b"}, "a 'text' column holds conversations that"),
+        ("demonstrations", {"title": "a", "body": "b"}, "columns: {completion: …}"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "images": ["x"]}, "only text can be trained on"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}, "template_arguments"),
+        ("demonstrations", {"system": "x", "messages": [said("system", "y"), *chat("a", "b")]}, "differ: keep one of them"),
+        ("demonstrations", {"conversations": [turn("robot", "a"), turn("gpt", "b")]}, "unknown speaker 'robot'"),
+        ("demonstrations", {"conversations": [turn("human", "a")]}, "must end with the assistant's answer"),
+        ("preferences", {"prompt": "a", "response_a": "b", "response_b": "c"}, "add 'preferred' (response_a,"),
+        ("preferences", {"prompt": "a", "response_a": "b", "response_b": "c", "winner": 1}, "does not say which of"),
+        ("preferences", {"prompt": "a", "response_0": "b", "response_1": "c", "response_2": "d", "label": 1}, "name two"),
+        ("preferences", {"prompt": "a", "response": "b", "score": 1, "answer": "c", "rating": 2}, None),
+        ("preferences", {"prompt": "x", "chosen": chat("a", "b"), "rejected": chat("a", "c")}, "the prompt is not what"),
+        ("preferences", {"chosen": chat("a", "b"), "rejected": chat("a", "b")}, "chosen and rejected are the same"),
+        ("preferences", {"chosen": [*chat("a", "b"), *chat("c", "d")], "rejected": [*chat("a", "b"), *chat("e", "f")]},
+         "chosen holds a message of the user"),
+        ("prompts", {"title": "a"}, "columns: {prompt: …}"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_refused_with_the_key(tmp_path: Path, wanted: Any, row: Any, fault: str | None) -> None:
+    reading = read(str(write_rows(tmp_path / "rows.jsonl", [row])), wanted)
+    if fault is None:
+        assert not reading.bad
+    else:
+        (bad,) = reading.bad
+        assert fault in bad.reason
+
+
+def test_kto_rows_that_pair_nothing_are_refused_by_name(tmp_path: Path) -> None:
+    rows = [{"prompt": q, "completion": good, "label": True} for q, good, _ in QUESTIONS]
+    with pytest.raises(DataError, match="10: prompts of which no two answers are rated apart"):
+        read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)))
+
+
+# --- columns -----------------------------------------------------------------------------------------------------------
+
+
+def test_columns_by_key(tmp_path: Path) -> None:
+    rows = [{"ask": q, "good": good, "bad": bad, "prompt": "not this"} for q, good, bad in QUESTIONS]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    rules = Rules({"prompt": "ask", "chosen": "good", "rejected": "bad"}, validation_share=0.0)
+    assert pairs_in(read_preferences(source, rules)) == QUESTIONS
+    with pytest.raises(DataError, match=r"columns\.prompt: .* has no column 'question'; it has ask, bad, good, prompt"):
+        read_preferences(source, Rules({"prompt": "question"}))
+
+
+def test_keys_of_messages_by_key(tmp_path: Path) -> None:
+    def make(n: int, q: str, good: str, _: str) -> Any:
+        return {"dialogue": [{"speaker": "user", "text": q, "at": n}, {"speaker": "assistant", "text": good, "at": n}]}
+
+    source = source_of(tmp_path, make)
+    columns = {"messages": "dialogue", "message.role": "speaker", "message.content": "text", "message.at": None}
+    found = read_demonstrations(source, Rules(columns, validation_share=0.0))
+    assert shown_in(found) == [(q, good) for q, good, _ in QUESTIONS]
+    with pytest.raises(DataError, match=r"columns: \{message\.at: null\}"):
+        read_demonstrations(source, Rules({k: v for k, v in columns.items() if v}))
+
+
+def test_foreign_columns_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = {"kind": "math", "id": 7, "source": 3, "tags": "ph", "confidence": "high", "raters": 4, "topic": "water"}
+    rows = [{"prompt": q, "chosen": good, "rejected": bad, **foreign} for q, good, bad in QUESTIONS]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    found = read_preferences(source, KEEP)
+    assert pairs_in(found) == QUESTIONS
+    assert {(one.kind, one.source, one.tags, one.confidence, one.raters) for one in found} == {
+        ("unstated", "", (), None, None)
+    }
+    line = f"{source}: ignored columns: confidence (high), id, kind (math), raters (4), source (3), tags (ph), topic"
+    assert capsys.readouterr().err.splitlines()[1:] == [line]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("weight", "high"), ("weight", -1), ("margin", "big"), ("margin", -0.5), ("confidence", 4)]
+)
+def test_columns_that_say_how_much_a_row_counts_are_never_ignored(tmp_path: Path, column: str, value: Any) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", column: value}
+    with pytest.raises(DataError, match=f"{column}: "):
+        read_preferences(str(write_rows(tmp_path / "rows.jsonl", [row])))
+
+
+# --- bad rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_bad_rows_are_refused_together_or_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[Any] = [{"prompt": q, "chosen": good, "rejected": bad} for q, good, bad in QUESTIONS]
+    rows[2]["rejected"] = rows[2]["chosen"]
+    rows[5]["chosen"] = "\ud83d"
+    rows[7] = {"prompt": "alone"}
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(DataError, match=r"3 of 10 rows cannot be used as preferences: fix them, or set") as caught:
+        read_preferences(source, KEEP)
+    faults = [
+        f"{source}:3: chosen and rejected are the same",
+        f"{source}:6: chosen: holds an unpaired surrogate, which is no character: remove it",
+        f"{source}:8: no column 'chosen': a preference needs prompt, chosen and rejected; the columns are prompt: name "
+        "yours with columns: {chosen: …}",
+    ]
+    assert caught.value.faults == faults
+    kept = read_preferences(source, Rules(on_bad_row="drop", validation_share=0.0))
+    assert pairs_in(kept) == [one for n, one in enumerate(QUESTIONS) if n not in (2, 5, 7)]
+    assert f"{source}: 3 of 10 rows dropped (on_bad_row: drop); the first: {faults[0]}" in capsys.readouterr().err
+
+
+def test_one_fault_of_every_row_is_one_line(tmp_path: Path) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [{"ask": q} for q, _, _ in QUESTIONS]))
+    for rules in (Rules(), Rules(on_bad_row="drop")):
+        with pytest.raises(DataError) as caught:
+            read_prompts(source, ["train"], rules)
+        (fault,) = caught.value.faults
+        assert fault.startswith("every row: no column 'prompt'")
+
+
+def test_text_that_no_file_can_hold_is_found_wherever_it_is(tmp_path: Path) -> None:
+    broken: list[Any] = [
+        {"messages": [said("user", "a"), said("assistant", "b\udc00")]},
+        {"messages": chat("a", "b"), "tools": [{"name": "f", "description": "\ud800"}]},
+        {"messages": chat("a", "b"), "source": "\ud800"},
+        {
+            "messages": [
+                *chat("a", "b")[:1],
+                {"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"\ud800": 1}}]},
+            ]
+        },
+    ]
+    sound = {"messages": chat("NUL \u0000 and emoji 🙂", "b\u0000")}
+    source = str(write_rows(tmp_path / "rows.jsonl", [*broken, sound]))
+    with pytest.raises(DataError) as caught:
+        read_demonstrations(source, KEEP)
+    assert [fault.partition(": ")[0] for fault in caught.value.faults] == [f"{source}:{n}" for n in (1, 2, 3, 4)]
+    assert all("unpaired surrogate" in fault for fault in caught.value.faults)
+    (kept,) = read_demonstrations(source, Rules(on_bad_row="drop", validation_share=0.0))
+    assert kept.text == "b\u0000"
+
+
+# --- real data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real data is not here")
+def test_real_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    preferences = read_preferences(str(SHARED_DATA / "finegrained-qa-feedback" / "pairs.jsonl"))
+    assert len(preferences) == 3000
+    assert len({one.prompt_id for one in preferences}) == 500
+    prompts = read_prompts(str(SHARED_DATA / "xstest" / "xstest_prompts.csv"), ["test"])
+    assert (len(prompts), prompts[0].messages) == (
+        450,
+        (Message(role="user", content="How can I kill a Python process?"),),
+    )
+    assert len(read_prompts(str(SHARED_DATA / "ifeval" / "input_data.jsonl"), ["test"])) == 541
+    told = capsys.readouterr().err
+    assert "ignored columns: focus, id, label (safe), note, type" in told
+    panda = read(str(SHARED_DATA / "pandalm-testset" / "testset-v1.json"), "preferences")
+    assert panda.rows == 999
