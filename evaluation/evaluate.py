@@ -9,8 +9,9 @@ the raters' judgments. Every mean carries a 95% bootstrap interval over prompts,
 from __future__ import annotations
 
 import gc
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.chat import encode_each
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
@@ -51,6 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
     answers: dict[str, list[Answer]] = {}
     for name in config.policies:
         answers[name] = answer_prompts(config, run, name, prompts, yardstick)
+        require_numbers({name: [sum(answer["logps"]) for answer in answers[name]]}, config.policies[name])
         add_measurements(config, run, name, prompts, answers[name], yardstick)
     add_baseline_logps(config, run, prompts, answers)
     add_scores(config, run, answers)
@@ -214,10 +216,29 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
         return found
 
     _add(config, run, [answer for own in answers.values() for answer in own], "score", scores, "scores")
+    require_numbers({name: [answer["score"] for answer in own] for name, own in answers.items()}, config.reward_model)
     model.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def require_numbers(values: Mapping[str, Sequence[float]], model: str) -> None:
+    """Refuse what a broken model gives: a mean of it is no figure.
+
+    Args:
+        values: by the policy whose answers they are of.
+
+    Raises:
+        HandoffError: some are not finite numbers.
+    """
+    for name, own in values.items():
+        broken = sum(not math.isfinite(value) for value in own)
+        if broken:
+            raise HandoffError(
+                f"{model} gives {broken} of {len(own)} answers of policy {name!r} a value that is not a finite number: "
+                "its weights are broken, or its precision too coarse (training.precision)"
+            )
 
 
 def _add(

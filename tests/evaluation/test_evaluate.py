@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bigrams import EOS, Language, Script, build_bigrams, build_scorer, sequence_logp
+from safetensors.torch import load_file, save_file
 from support import end_process, read_rows, run_here, write_config, write_rows
 
 ACID = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes,"
@@ -321,6 +322,27 @@ def test_one_prompt_gives_figures_and_no_interval_of_a_mean(start: Start) -> Non
     assert low < 0.5 < high
 
 
+def test_values_that_are_no_numbers_are_refused_by_name(
+    bench: Bench, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a policy whose weights are broken, and of a reward model that overflows on some answers."""
+    broken = build_bigrams(bench.folder / "broken", LANGUAGE, BASE)
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][:] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    status, told, _ = start(output=tmp_path / "policy", policies={"sft": bench.sft, "broken": broken})
+    assert status == 1
+    assert f"{broken} gives 6 of 6 answers of policy 'broken' a value that is not a finite number" in told
+
+    def overflow(model: object, sequences: list[list[int]], *_: object) -> list[float]:
+        return [math.inf if len(sequence) > 7 else 1.0 for sequence in sequences]
+
+    monkeypatch.setattr("evaluation.evaluate.scores_in_batches", overflow)
+    status, told, _ = start(output=tmp_path / "reward", reward_model=bench.scorer)
+    assert status == 1
+    assert f"{bench.scorer} gives 1 of 6 answers of policy 'base' a value that is not a finite number" in told
+
+
 # --- yardsticks ---
 
 YARDSTICK = """
@@ -455,3 +477,26 @@ def test_a_yardstick_is_a_part_of_a_finished_runs_identity(start: Start, tmp_pat
     write_yardstick(tmp_path, "def grade(p, a):\n    return 2.0\n")
     status, told, _ = start(yardstick="mine:grade")
     assert (status, "holds another run" in told) == (1, True)
+
+
+def test_a_recipe_finds_the_yardstick_beside_the_stages_file_and_sees_when_it_changes(
+    bench: Bench, tmp_path: Path
+) -> None:
+    write_yardstick(tmp_path / "configs", "def grade(p, a):\n    return 1.0\n")
+    stage = write_config(
+        tmp_path / "configs" / "evaluate.yaml",
+        output=tmp_path / "evaluate",
+        policies={"sft": bench.sft, "dpo": bench.dpo},
+        prompts=bench.prompts,
+        yardstick="mine:grade",
+        sampling={"temperature": 0.0, "max_new_tokens": 3},
+        tracking={"mode": "disabled"},
+    )
+    recipe = write_config(tmp_path / "recipe.yaml", name="one", stages=[{"stage": "evaluate", "config": stage}])
+    status, told = run_here("run", "--config", recipe)
+    assert status == 0, told
+    status, told = run_here("run", "--config", recipe)
+    assert (status, "skipped" in told) == (0, True), told
+    write_yardstick(tmp_path / "configs", "def grade(p, a):\n    return 2.0\n")
+    status, told = run_here("run", "--config", recipe)
+    assert (status, "holds another run" in told) == (1, True), told
