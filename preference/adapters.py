@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from tiebreak.models import active_adapter
 
@@ -33,18 +35,35 @@ def train_only(lm: PeftModel, name: str) -> None:
         parameter.requires_grad_(f".{name}." in key)
 
 
+def _are_shared(lm: PeftModel, weights: Sequence[Tensor]) -> bool:
+    """Whether another module computes with one of these too, as an embedding that is tied to the head does."""
+    wanted = {id(weight) for weight in weights}
+    users = Counter(
+        id(parameter)
+        for module in lm.modules()
+        for parameter in module.parameters(recurse=False)
+        if id(parameter) in wanted
+    )
+    return any(count > 1 for count in users.values())
+
+
 @contextmanager
 def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
     """Compute with an adapter added to the weights, which saves its matrix products, and leave the weights as they were.
 
     The weights' own memory is set aside, not subtracted from, so nothing is rounded away. Only where that is exact to
-    rounding and the weights are at hand: in float32, neither quantised nor sharded; elsewhere the adapter is active.
+    rounding and the weights are at hand: in float32, neither quantised, sharded nor those of another module too;
+    elsewhere the adapter is active.
     """
     from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [module for module in lm.modules() if isinstance(module, Linear)]
+    layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer)]
     weights = [layer.get_base_layer().weight for layer in layers]
-    if not layers or any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
+    mergeable = all(isinstance(layer, Linear) and not layer.lora_variant for layer in layers) and not _are_shared(
+        lm, weights
+    )
+    if not layers or not mergeable or any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
         with active_adapter(lm, name):
             yield
         return

@@ -180,6 +180,7 @@ def train_dpo(config: DPOConfig) -> None:
             up_to=trainer.state.global_step,
         ),
         facts={
+            **trainer.path_facts(),
             "counts": {"train": len(train_set), "validation": len(validation_set)},
             "kinds": kinds_of_judgments(config, training),
             "precision": str(resolve_precision(config.training)),

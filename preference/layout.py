@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tiebreak.head import layers_of
 from tiebreak.logprobs import pad_right
 from tiebreak.packing import PackedRow, pack_sequences
 from tiebreak.pairwise import hidden_states
@@ -31,7 +32,7 @@ class Layout:
         if self.row is not None:
             return hidden_states(model, self.row)
         ids, mask = self.padded or (None, None)
-        hidden: Tensor = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden: Tensor = layers_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)
 
 

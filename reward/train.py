@@ -85,6 +85,7 @@ def train_reward(config: RewardConfig) -> None:
         probe_ids=train_set[0].prompt + train_set[0].chosen,
         metrics=last_metrics(run.folder, ("loss", "accuracy", "margin", "eval_loss")),
         facts={
+            **trainer.path_facts(),
             "counts": {"train": len(train_set), "validation": len(exam.examples)},
             "kinds": sorted({preference.kind for preference in training}),
         },

@@ -48,6 +48,9 @@ class PackedSFTTrainer(StepInPasses, SFTTrainer):
     def is_mean_over_groups(self) -> bool:
         return True
 
+    def items(self, inputs: dict[str, Any]) -> Any:
+        return (inputs["labels"][:, 1:] != -100).sum() * self.accelerator.num_processes
+
     def adds_up(self, num_items_in_batch: Any) -> bool:
         return num_items_in_batch is not None  # TRL divides by the tokens of the whole step then
 
@@ -88,7 +91,7 @@ def train_sft(config: SFTConfig) -> None:
         adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].input_ids,
         metrics=last_metrics(run.folder, ("loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy")),
-        facts={"counts": {"train": len(train_set), "validation": len(validation_set)}},
+        facts={"counts": {"train": len(train_set), "validation": len(validation_set)}, **trainer.path_facts()},
         prompts=[shown.prompt for shown in validation or training],
         sampling=config.sampling,
         merged=config.merge,

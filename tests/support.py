@@ -86,6 +86,13 @@ def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
     assert result.returncode == 0, result.stderr[-4000:]
 
 
+def run_of(folder: Path, stage: str, config: Any) -> Any:
+    """A stage's run as a trainer sees it, of no inputs."""
+    from tiebreak.runs import Run, identify
+
+    return Run(folder, identify(config, stage, {}))
+
+
 def end_process(output: Path) -> None:
     """What the end of a failed command's process does to its folder, after `run_here`: nobody holds it any more."""
     (output / "run.lock").unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tiebreak.config import SamplingConfig
 from tiebreak.fused import fuse_layers
+from tiebreak.head import head_of
 from tiebreak.logprobs import selected_logps
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import TOKENS_PER_PASS, hidden_states, packs, whole_model
@@ -252,7 +253,7 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int
         order.append(own)
         made.append([[kept[0][:, places[own]].transpose(0, 1) for kept in _kept(layer)] for layer in cache.layers])
     back = torch.cat(order).argsort()
-    logits = whole.get_output_embeddings()(torch.cat(last))[back]
+    logits = head_of(whole).logits(torch.cat(last))[back]
     layers = [[torch.cat(parts)[back] for parts in zip(*rows, strict=True)] for rows in zip(*made, strict=True)]
     return Read(logits, layers)
 

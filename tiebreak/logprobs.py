@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.fused import fuse_layers
+from tiebreak.head import layers_of
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import TOKENS_PER_PASS, packed_log_probs, packed_scores, packs, whole_model
 
@@ -85,8 +86,8 @@ def completion_logps_in_batches(
     packing = pack_sequences(sequences, None, TOKENS_PER_PASS, device)
     cells = [(row, len(p) + t - 1, token) for row, (p, c) in enumerate(examples) for t, token in enumerate(c)]
     numbers, steps, targets = torch.tensor(cells, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
-    out, (of, _) = packed_log_probs(whole, packing, numbers, steps, targets, temperature)
-    for row, value in zip(of.tolist(), out.logps.tolist(), strict=True):
+    out = packed_log_probs(whole, packing, numbers, steps, targets, temperature)
+    for row, value in zip(out.sequence.tolist(), out.head.logps.tolist(), strict=True):
         results[row].append(value)
     return results
 
@@ -126,7 +127,7 @@ def member_scores_in_batches(
     results: list[list[float]] = [[] for _ in sequences]
     for rows in batches_by_length([len(s) for s in sequences], batch_size):
         ids, mask = pad_right([sequences[r] for r in rows], pad_id, device)
-        hidden = whole.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = layers_of(whole)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(rows), device=device), mask.sum(1) - 1]
         scores = whole.score(last)  # the classifier's own forward reads at the last id that is no padding
         for row, score in zip(rows, scores.float().tolist(), strict=True):

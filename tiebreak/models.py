@@ -24,11 +24,11 @@ from tiebreak.bundled import PREFIX, cache_folder, load_bundled
 from tiebreak.chat import Chat, build_chat, check_tokenizer, written_end
 from tiebreak.config import AdapterConfig, ChatSettings, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
-from tiebreak.fused import own_forwards
+from tiebreak.paths import own_computation
 from tiebreak.records import write_json
 from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
 from tiebreak.sharding import gathered
-from tiebreak.targets import require_targets
+from tiebreak.targets import require_frozen_head, require_targets
 from tiebreak.turns import find_template, model_end_tokens
 
 if TYPE_CHECKING:
@@ -366,6 +366,7 @@ def load_policy(
         return _new_adapter(base, adapter or AdapterConfig(), "CAUSAL_LM")
     _require_same_adapter(source, adapter)
     model = PeftModel.from_pretrained(base, source.folder, is_trainable=True)
+    require_frozen_head(model, source.name)
     verify_probe(model, source.folder)
     return model
 
@@ -607,7 +608,7 @@ def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
     model.eval()
     device = next(model.parameters()).device
     batch = torch.tensor([ids], device=device)
-    with own_forwards(model):
+    with own_computation(model):
         logits = model(input_ids=batch, attention_mask=torch.ones_like(batch), use_cache=False).logits
     model.train(training)
     if logits.ndim == 2:

@@ -13,9 +13,10 @@ LoRA adds to a linear layer in fewer passes over memory (tiebreak.lora).
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,16 +26,17 @@ from transformers.cache_utils import Cache
 
 from tiebreak.attention import TREE_ATTENTION
 from tiebreak.fused import fuse_layers
-from tiebreak.head import HeadOutput, logits_are_plain, token_logps
+from tiebreak.head import Head, HeadOutput, head_of, layers_of, own_head
 from tiebreak.packing import PackedRow, Packing, pack_padded, pack_sequences
-from tiebreak.runs import say
 from tiebreak.sharding import most_of_all
 
 TOKENS_PER_PASS = 1024
 """of a pass without its backward. Enough to keep a processor's matrix products at their full rate."""
+REFUSED = "_tiebreak_refuses_packing"
+"""the attribute of a model whose packed batch was compared with its own forward, and differed: says how"""
 
 
-def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKENS_PER_PASS) -> bool:
+def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKENS_PER_PASS) -> str:
     """Let a model that one of TRL's trainers holds compute its batches packed.
 
     A causal model keeps TRL's own contract (`fused_lm_head=True` returns log-probabilities of the labels); a sequence
@@ -46,26 +48,29 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
             computed again for its gradient, which costs a forward; tiebreak.passes avoids that where the loss allows.
 
     Returns:
-        False, having said why, where the architecture cannot take it and the plain forward stays.
+        Why the architecture cannot take it, and the forward that was there stays; empty if it can.
     """
     base = whole_model(model)
     reason = why_not(base)
     if reason:
-        say(f"the plain forward stays: {type(base).__name__} cannot take packed rows, as {reason}")
-        return False
+        return reason
     base.set_attn_implementation(TREE_ATTENTION)
     fuse_layers(model)
     plain_forward = base.forward
-    patched = _scores if hasattr(base, "score") else _log_probs
+    packed = (
+        partial(_scores, base, plain_forward, together, tokens_per_pass)
+        if hasattr(base, "score")
+        else partial(_log_probs, base, plain_forward, together, tokens_per_pass, head_of(base))
+    )
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         ids = kwargs.get("input_ids")
         if args or ids is None or kwargs.get("attention_mask") is None or ids.shape[0] % together:
             return plain_forward(*args, **kwargs)
-        return patched(self, plain_forward, together, tokens_per_pass, kwargs)
+        return packed(kwargs)
 
-    base.forward = types.MethodType(forward, base)
-    return True
+    base.forward = forward
+    return ""
 
 
 def whole_model(model: nn.Module) -> nn.Module:
@@ -90,15 +95,19 @@ def why_not(model: nn.Module) -> str:
     What cannot be read from its configuration is tried: a few tokens, packed and plain.
     """
     before = getattr(model.config, "_attn_implementation", None)
+    if REFUSED in model.__dict__:
+        return str(model.__dict__[REFUSED])
     if before not in ("sdpa", TREE_ATTENTION):
         return f"attention {before} is not torch's own (sdpa)"
-    if not hasattr(model, "score") and not logits_are_plain(model):
-        return "its logits are capped or scaled after the head"
     model.set_attn_implementation(TREE_ATTENTION)
     if model.config._attn_implementation != TREE_ATTENTION:
         return "its attention cannot be exchanged"
     try:
         reason: str = _differs(model)
+        if not reason and not hasattr(model, "score"):
+            head_of(model)
+    except NotImplementedError as error:
+        return str(error)
     finally:
         model.set_attn_implementation(before)
     return reason
@@ -110,16 +119,16 @@ def hidden_states(model: nn.Module, row: PackedRow, cache: Cache | None = None) 
     Args:
         cache: an empty one, to be given the row's keys and values.
     """
-    causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
-    hidden: Tensor = model.base_model(
-        input_ids=row.input_ids,
-        attention_mask=causal,
-        position_ids=row.position_ids,
-        packed_row=row,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    ).last_hidden_state
+    hidden: Tensor = _layers(model, row, past_key_values=cache, use_cache=cache is not None).last_hidden_state
     return hidden[0]
+
+
+def _layers(model: nn.Module, row: PackedRow, **options: Any) -> Any:
+    """What a model's layers make of a packed row."""
+    causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
+    return layers_of(model)(
+        input_ids=row.input_ids, attention_mask=causal, position_ids=row.position_ids, packed_row=row, **options
+    )
 
 
 @torch.no_grad()
@@ -138,7 +147,7 @@ def _differs(model: nn.Module) -> str:
             return f"it was tried and failed: {str(error).splitlines()[0]}"
         for number, sequence in enumerate(sequences):
             row = packing.rows[0].input_ids.new_tensor([sequence])
-            plain = model.base_model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)[0][0]
+            plain = layers_of(model)(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)[0][0]
             steps = torch.arange(len(sequence), device=row.device)
             there = packed[packing.place(torch.full_like(steps, number), steps)]
             allowed = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.05
@@ -187,58 +196,111 @@ def _in_passes(model: nn.Module, compute: Callable[..., Any], arguments: Sequenc
 
 
 def _log_probs(
-    model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]
+    model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, head: Head, kwargs: dict[str, Any]
 ) -> Any:
     """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
-    if not kwargs.get("fused_lm_head") or kwargs.get("output_router_logits"):
+    if not kwargs.get("fused_lm_head"):
         return plain_forward(**kwargs)
     from trl.trainer.utils import FusedCausalLMOutput
 
-    labels = kwargs["labels"][:, 1:]
+    labels, mask = kwargs["labels"][:, 1:], kwargs["attention_mask"]
     wanted = labels != -100
-    packing = pack_padded(kwargs["input_ids"], kwargs["attention_mask"], together, tokens_per_pass, last=False)
+    routed = bool(kwargs.get("output_router_logits"))
+    packing = pack_padded(kwargs["input_ids"], mask, together, tokens_per_pass, last=routed)
     rows, steps = wanted.nonzero(as_tuple=True)
-    out, cells = packed_log_probs(model, packing, rows, steps, labels[wanted])
+    lengths = mask.sum(1) if routed else None
+    out = packed_log_probs(model, packing, rows, steps, labels[wanted], head=head, lengths=lengths)
 
     def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(wanted.shape).index_put(cells, values)
+        return values.new_zeros(wanted.shape).index_put((out.sequence, out.step), values)
 
     return FusedCausalLMOutput(
-        loss=-out.logps.sum() / wanted.sum().clamp(min=1),
-        log_probs=spread(out.logps),
-        entropy=spread(out.entropy),
+        loss=-out.head.logps.sum() / wanted.sum().clamp(min=1),
+        log_probs=spread(out.head.logps),
+        entropy=spread(out.head.entropy),
         log_sum_sq_probs=None,
-        mean_logits=spread(out.mean_logits),
-        is_top1=spread(out.is_top1),
+        mean_logits=spread(out.head.mean_logits),
+        is_top1=spread(out.head.is_top1),
         label_mask=wanted,
-        aux_loss=None,
+        aux_loss=None if out.routers is None else auxiliary_loss(model, out.routers),
     )
 
 
+@dataclass(frozen=True)
+class PackedOutput:
+    """What a model makes of the tokens that were asked for, in the order of the passes."""
+
+    head: HeadOutput
+    sequence: Tensor
+    """which sequence each value is of; shape (tokens,)"""
+    step: Tensor
+    """and which of its tokens; shape (tokens,)"""
+    routers: Tensor | None = None
+    """the router logits of every token of every sequence, shape (all tokens, layers, experts); None: not asked for"""
+
+
 def packed_log_probs(
-    model: nn.Module, packing: Packing, sequence: Tensor, step: Tensor, targets: Tensor, temperature: float = 1.0
-) -> tuple[HeadOutput, tuple[Tensor, Tensor]]:
+    model: nn.Module,
+    packing: Packing,
+    sequence: Tensor,
+    step: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    head: Head | None = None,
+    lengths: Tensor | None = None,
+) -> PackedOutput:
     """What the head makes of token `step` of `sequence` for `targets`, each of shape (tokens,).
 
-    Returns:
-        It, and the (sequence, step) that each value is of: their order is that of the passes.
+    Args:
+        head: the model's; None: it is looked for.
+        lengths: of the sequences, to be given the router logits of a mixture of experts too; shape (sequences,).
     """
+    head = head or head_of(model)
+    whole = _all_tokens(packing, lengths)
 
-    def one_pass(row: PackedRow, at: Tensor, wanted: Tensor) -> tuple[Tensor, ...]:
+    def one_pass(row: PackedRow, at: Tensor, wanted: Tensor, everywhere: Tensor | None) -> tuple[Tensor, ...]:
         different, which = torch.stack([at, wanted]).unique(dim=1, return_inverse=True)  # of sequences that come twice
-        out = token_logps(
-            hidden_states(model, row)[different[0]], model.get_output_embeddings(), different[1], temperature
-        )
-        return tuple(values[which] for values in (out.logps, out.entropy, out.mean_logits, out.is_top1))
+        made = _layers(model, row, use_cache=False, **({} if everywhere is None else {"output_router_logits": True}))
+        out = head.token_logps(made.last_hidden_state[0][different[0]], different[1], temperature)
+        values = tuple(values[which] for values in (out.logps, out.entropy, out.mean_logits, out.is_top1))
+        return values if everywhere is None else (*values, torch.stack(tuple(made.router_logits), dim=1)[everywhere])
 
     chosen = [(packing.row[sequence] == number).nonzero().squeeze(1) for number in range(len(packing.rows))]
     arguments = [
-        (row, packing.place(sequence[picked], step[picked]), targets[picked])
-        for row, picked in zip(packing.rows, chosen, strict=True)
+        (row, packing.place(sequence[picked], step[picked]), targets[picked], everywhere)
+        for row, picked, everywhere in zip(packing.rows, chosen, whole, strict=True)
     ]
-    columns = zip(*_in_passes(model, one_pass, arguments), strict=True)
+    columns = [torch.cat(column) for column in zip(*_in_passes(model, one_pass, arguments), strict=True)]
     order = torch.cat(chosen)
-    return HeadOutput(*(torch.cat(column) for column in columns)), (sequence[order], step[order])
+    routers = None if lengths is None else columns[4]
+    return PackedOutput(HeadOutput(*columns[:4]), sequence[order], step[order], routers)
+
+
+def _all_tokens(packing: Packing, lengths: Tensor | None) -> list[Tensor | None]:
+    """For each row, where every token of every sequence stands in it: a token that sequences share, once for each."""
+    if lengths is None:
+        return [None] * len(packing.rows)
+    steps = torch.arange(int(lengths.max()), device=lengths.device)
+    sequence, step = (steps < lengths[:, None]).nonzero(as_tuple=True)
+    places = packing.place(sequence, step)
+    return [places[packing.row[sequence] == number] for number in range(len(packing.rows))]
+
+
+def auxiliary_loss(model: nn.Module, routers: Tensor) -> Tensor:
+    """What a mixture of experts adds to its loss to keep its experts busy, by its own code.
+
+    Args:
+        routers: router logits, shape (tokens, layers, experts).
+
+    Raises:
+        NotImplementedError: its forward makes none of router logits.
+    """
+    hidden = next(model.parameters()).new_zeros(1, model.config.get_text_config().hidden_size)
+    made = own_head(model, hidden, {"router_logits": routers.unbind(1)}, output_router_logits=True)
+    if made.aux_loss is None:
+        raise NotImplementedError("its forward makes no auxiliary loss of router logits")
+    loss: Tensor = made.aux_loss
+    return loss
 
 
 def _scores(model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, kwargs: dict[str, Any]) -> Any:

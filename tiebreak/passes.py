@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tiebreak.packing import pack_padded
-from tiebreak.pairwise import pack_forward
+from tiebreak.pairwise import whole_model
+from tiebreak.paths import TOKENS_CHECKED, Computed, ForwardPath, Forwards, Proof, gradients_of, prove
 
 TOKENS_PER_PASS = 640
 """of a pass with its backward, on the CPU. In SFT, reward training and DPO of a 135M model, 1,024 made no difference to
@@ -30,6 +31,10 @@ time and took 19 to 26% more memory; 512 cost 2 to 6% of time. In PPO the rollou
 a process that keeps what it frees grows by what does not fit: 4.0 GiB with a step of eight episodes at once, 3.0 so."""
 TOKENS_PER_PASS_GPU = 2048
 """A GPU is idle between small products. Chosen for the activations of a 7B model beside its weights; not measured."""
+
+
+ROWS_LOOKED_AT = 512
+"""of the training set, for a batch to prove the path on"""
 
 
 def default_tokens_per_pass(device: torch.device) -> int:
@@ -43,13 +48,34 @@ class StepInPasses:
     together = 2
     """rows of a batch that have the same prompt; see tiebreak.packing.pack_padded"""
     tokens_per_pass = TOKENS_PER_PASS
+    proof: Proof | None = None
+    """of the path that is taken; None: `compute_in_passes` was not called"""
     _share = 1.0
 
     def compute_in_passes(self: Any, tokens: int | None, *, packed: bool) -> None:
-        """Compute at most so many tokens at once; `packed`: without padding, where the model can."""
+        """Compute at most so many tokens at once, by the fastest path that computes as the model's own forward does.
+
+        Args:
+            packed: without padding, where the model can.
+
+        Raises:
+            ModelError: no path does.
+        """
         self.tokens_per_pass = tokens or default_tokens_per_pass(self.args.device)
-        if packed:
-            pack_forward(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
+        forwards = Forwards.of(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
+        self.proof = prove_step(self, forwards, packed=packed)
+
+    def path_facts(self) -> dict[str, Any]:
+        """For the manifest: how batches were computed."""
+        return self.proof.facts() if self.proof else {}
+
+    def is_cut_exactly(self) -> bool:
+        """Whether passes can be computed one by one: not where experts are balanced over the batch."""
+        return self.is_mean_over_groups() and not getattr(self, "aux_loss_enabled", False)
+
+    def items(self: Any, inputs: dict[str, Any]) -> Tensor | None:
+        """What transformers counts in a step of this batch on every process."""
+        return None
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """transformers' step, once a pass; returns the loss of the whole batch."""
@@ -94,16 +120,19 @@ class StepInPasses:
 
     def _parts(self: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The batch, cut between groups."""
-        if not self.is_mean_over_groups():
-            return [inputs]
-        packing = pack_padded(inputs["input_ids"], inputs["attention_mask"], self.together, self.tokens_per_pass)
+        return [take_groups(inputs, groups, self.together) for groups in self._groups(inputs)]
+
+    def _groups(self: Any, inputs: dict[str, Any]) -> list[list[int]]:
+        """The numbers of the groups of each pass."""
         count = len(inputs["input_ids"]) // self.together
+        if not self.is_cut_exactly():
+            return [list(range(count))]
+        packing = pack_padded(inputs["input_ids"], inputs["attention_mask"], self.together, self.tokens_per_pass)
         if self.accelerator.num_processes > 1:
-            passes = self._cut_alike(inputs, count, len(packing.rows))
-        else:
-            rows = packing.row[:count].tolist()
-            passes = [[group for group in range(count) if rows[group] == row] for row in sorted(set(rows))]
-        return [take_groups(inputs, groups, self.together) for groups in passes]
+            alike: list[list[int]] = self._cut_alike(inputs, count, len(packing.rows))
+            return alike
+        rows = packing.row[:count].tolist()
+        return [[group for group in range(count) if rows[group] == row] for row in sorted(set(rows))]
 
     def _cut_alike(self: Any, inputs: dict[str, Any], count: int, fewest: int) -> list[list[int]]:
         """The numbers of the groups of each pass: as many passes, of as many groups each, on every process."""
@@ -133,6 +162,108 @@ class StepInPasses:
             if key.startswith(("min_", "max_")):
                 joined = min(new) if key.startswith("min_") else max(new)
             values[logged.get(key, 0) :] = [joined]
+
+
+# --- the path, proved before training
+
+
+def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
+    """Take the fastest path by which a batch, in passes, gives what the model's own forward gives of it as a whole."""
+    scores = hasattr(whole_model(trainer.model), "score")
+    candidates = [
+        *([ForwardPath.PACKED] if packed else []),
+        *([] if scores else [ForwardPath.PADDED]),
+        ForwardPath.PLAIN,
+        ForwardPath.ALONE,
+    ]
+    if getattr(trainer, "aux_loss_enabled", False):  # which speaks of the whole batch
+        candidates.remove(ForwardPath.ALONE)
+    with _unobserved(trainer):
+        batch = trainer._prepare_inputs(batch_to_check(trainer))
+        forwards.take(candidates[-1])
+        truth = _compute(trainer, batch, [list(range(len(batch["input_ids"]) // trainer.together))])
+
+        def compute(path: ForwardPath) -> Computed:
+            forwards.take(path)
+            return _compute(trainer, batch, trainer._groups(batch))
+
+        return prove(trainer.model, candidates, truth, compute)
+
+
+def batch_to_check(trainer: Any) -> dict[str, Any]:
+    """The first rows of the training set that have few tokens together; the shortest row where all are longer."""
+    lengths = trainer.train_dataset.select_columns("length")[:ROWS_LOOKED_AT]["length"]
+    chosen: list[int] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        if tokens + trainer.together * length <= TOKENS_CHECKED:
+            chosen.append(row)
+            tokens += trainer.together * length
+    if not chosen:
+        chosen = [min(range(len(lengths)), key=lambda row: int(lengths[row]))]
+    batch: dict[str, Any] = trainer.data_collator([trainer.train_dataset[row] for row in chosen])
+    return batch
+
+
+def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]]) -> Computed:
+    """Loss, gradient and log-probabilities or scores of a batch in passes; nothing is kept of it."""
+    parts = [take_groups(batch, each, trainer.together) for each in groups]
+    weights = [trainer.weight(part) for part in parts]
+    items = trainer.items(batch)
+    model = _Recorded(trainer.model)
+    loss = 0.0
+    gradients: dict[str, Tensor | None] = {}
+    for part, weight in zip(parts, weights, strict=True):
+        trainer._share = 1.0 if trainer.adds_up(items) else weight / max(sum(weights), 1)
+        with trainer.compute_loss_context_manager():
+            of_part = trainer.compute_loss(model, dict(part), num_items_in_batch=items)
+        for name, gradient in gradients_of(of_part, trainer.model).items():
+            before = gradients.get(name)
+            gradients[name] = gradient if before is None else before if gradient is None else before + gradient
+        loss += float(of_part.detach())
+    trainer._share = 1.0
+    return Computed(model.values(groups, len(batch["input_ids"]), trainer.together), loss, gradients)
+
+
+class _Recorded:
+    """A model as TRL's losses call it, which remembers what it made of every row."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._made: list[Tensor] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = self._model(*args, **kwargs)
+        self._made.append((out.log_probs if kwargs.get("fused_lm_head") else out.logits).detach().float())
+        return out
+
+    def values(self, groups: Sequence[Sequence[int]], rows: int, together: int) -> Tensor:
+        """Of all rows of the batch in its order, one after the other."""
+        count = rows // together
+        table = self._made[0].new_zeros(rows, self._made[0].shape[1])
+        for each, made in zip(groups, self._made, strict=True):
+            table[[group + count * k for k in range(together) for group in each]] = made
+        return table.flatten()
+
+
+@contextmanager
+def _unobserved(trainer: Any) -> Iterator[None]:
+    """Compute batches without dropout, and leave what training goes on from as it is: metrics, modes, the device."""
+    model: nn.Module = trainer.model
+    training, device = model.training, next(model.parameters()).device
+    tokens, trainer.tokens_per_pass = trainer.tokens_per_pass, min(trainer.tokens_per_pass, TOKENS_CHECKED // 2)
+    trainer.current_gradient_accumulation_steps = 1  # which the training loop sets, and an auxiliary loss is divided by
+    model.eval()
+    if device != trainer.args.device:
+        model.to(trainer.args.device)
+    try:
+        yield
+    finally:
+        if device != trainer.args.device:
+            model.to(device)
+        model.train(training)
+        trainer.tokens_per_pass = tokens
+        trainer._metrics["eval"].clear()
 
 
 @contextmanager

@@ -57,11 +57,13 @@ def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_p
         return f"{target!r} names {blocks[0]}, a {kind}, which is no single layer" + (
             f"; its layers are {', '.join(layers[:12])}" if layers else f"; {_nearest(target, modules)}"
         )
-    head = _output_head(model)
-    if head is not None and is_tied(model) and any(modules[name] is head for name in matched):
+    heads = [name for name in matched if modules[name] in (_output_head(model), getattr(model, "score", None))]
+    if heads and heads[0] == "score":
+        return f"{target!r} is the score head, which is trained whole as it is; leave it out"
+    if heads:
         return (
-            f"{target!r} is the language-model head, whose weights are those of the input embeddings here: an adapter on "
-            "one cannot be merged without changing the other; leave it out"
+            f"{target!r} names {heads[0]}, the language-model head: log-probabilities are computed from its frozen "
+            "weights, so an adapter there would not train; leave it out"
         )
     return ""
 
@@ -92,11 +94,22 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | Conv1D)
 
 
-def is_tied(model: nn.Module) -> bool:
-    """Whether the language-model head and the input embeddings are one tensor."""
-    head = _output_head(model)
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    return head is not None and embedding is not None and getattr(head, "weight", None) is embedding.weight
+def require_frozen_head(model: nn.Module, name: str) -> None:
+    """Refuse to train on from an adapter on the language-model head, which would stay as it is.
+
+    Args:
+        model: with its adapters, under PEFT's wrapper or not.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(_output_head(model), BaseTunerLayer):
+        raise ConfigError(
+            f"{name} has an adapter on its language-model head, which no stage here trains: merge it into the base model, "
+            "and start from that"
+        )
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:

@@ -24,9 +24,11 @@ from preference.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.fused import fuse_layers
-from tiebreak.head import HeadOutput, logits_are_plain, token_logps
+from tiebreak.head import HeadOutput, head_of
 from tiebreak.models import ModelSource, load_policy
 from tiebreak.pairwise import packs, why_not
+from tiebreak.passes import ROWS_LOOKED_AT
+from tiebreak.paths import TOKENS_CHECKED, Computed, ForwardPath, Proof, own_logps, prove, take_own_layers, weighted_sum
 from tiebreak.runs import say
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Backbone(nn.Module):
         self.pad_id = pad_id
         self.config = lm.config
         fuse_layers(lm)
+        self.head = head_of(lm.get_base_model())
         reason = why_not(lm.get_base_model())
         self.packs = not reason and packs(lm.get_base_model())
         if reason:
@@ -115,8 +118,7 @@ class Backbone(nn.Module):
         return layout.hidden_states(self.lm.get_base_model())
 
     def _head(self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool = False) -> HeadOutput:
-        head = self.lm.get_base_model().get_output_embeddings()
-        return token_logps(hidden, head, targets, temperature, entropy_gradient=entropy_gradient)
+        return self.head.token_logps(hidden, targets, temperature, entropy_gradient=entropy_gradient)
 
     @torch.no_grad()
     def logps(self, batch: Batch, temperature: float) -> Tensor:
@@ -143,6 +145,45 @@ class Backbone(nn.Module):
             )
         self.value_head.load_state_dict(state)
 
+    def prove(self, prompts: Sequence[Sequence[int]], temperature: float) -> Proof:
+        """Take the layout in which log-probabilities and their gradient are those of the language model's own forward.
+
+        Args:
+            prompts: token ids; the second half of each is read as a completion, in its order and backwards.
+
+        Raises:
+            ModelError: none is.
+        """
+        examples = examples_to_check(prompts)
+        training = self.lm.training
+        self.eval()
+        rows, starts = [[*p, *c] for p, c in examples], [len(p) for p, _ in examples]
+        truth = weighted_sum(own_logps(self.lm, rows, starts, temperature), self.lm)
+
+        def compute(path: ForwardPath) -> Computed:
+            self.packs = path == ForwardPath.PACKED
+            if not self.packs:
+                take_own_layers(self.lm)
+            batch = self.to_batch([p for p, _ in examples], [c for _, c in examples])
+            logps, _, _ = self(batch, temperature)
+            return weighted_sum(logps[batch.mask], self.lm)
+
+        proof = prove(self.lm, [*([ForwardPath.PACKED] if self.packs else []), ForwardPath.PADDED], truth, compute)
+        self.train(training)
+        return proof
+
+
+def examples_to_check(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, completion) pairs made of prompts, as many as have few tokens together."""
+    examples: list[tuple[list[int], list[int]]] = []
+    tokens = 0
+    for ids in sorted(prompts[:ROWS_LOOKED_AT], key=len):
+        if len(ids) > 1 and (not examples or tokens + 2 * len(ids) <= TOKENS_CHECKED):
+            half = len(ids) // 2
+            examples += [(list(ids[:half]), list(ids[half:])), (list(ids[:half]), list(ids[: half - 1 : -1]))]
+            tokens += 2 * len(ids)
+    return examples
+
 
 def _spread(flat: Tensor, mask: Tensor) -> Tensor:
     """Values of the tokens that count, in a table that is 0 elsewhere."""
@@ -155,14 +196,8 @@ def load_backbone(
     adapter: AdapterConfig | None,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Backbone:
-    """Policy, reference and value head. Reward models are mounted on it afterwards.
-
-    Raises:
-        HandoffError: an architecture whose log-probabilities are not those of its head.
-    """
+    """Policy, reference and value head. Reward models are mounted on it afterwards."""
     lm = load_policy(policy, training, adapter, tokenizer)
-    if not logits_are_plain(lm.get_base_model()):
-        raise HandoffError(f"{policy.base}: its logits are capped or scaled after the head, which PPO does not support")
     copy_adapter(lm, POLICY, REFERENCE)
     train_only(lm, POLICY)
     backbone = Backbone(lm, tokenizer.pad_token_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +19,14 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from preference.adapters import POLICY, copy_adapter, train_only
-from preference.ppo.backbone import Backbone
+from preference.ppo.backbone import Backbone, examples_to_check
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import shape_scores
 from preference.ppo.rollout import policy_logps, table_of_logps
 from preference.ppo.vllm import LOGP_DIFFERENCE
 from preference.rewards import score_all
 from tiebreak.generation import row_seed
+from tiebreak.paths import Computed, ForwardPath, Forwards, own_logps, prove, weighted_sum
 from tiebreak.sharding import at_own_pace
 
 if TYPE_CHECKING:
@@ -43,6 +45,31 @@ class GroupLoop(ScoredLoop):
     def backbone(self) -> Backbone:
         """The policy as rollouts use it; its value head is not."""
         return self._backbone
+
+    def prove_path(self: Any) -> None:
+        """Prove rollouts' log-probabilities, and those of TRL's loss; a head that TRL does not know is called itself.
+
+        Raises:
+            ModelError: nothing computes as the model's own forward does.
+        """
+        lm, temperature = self.model, self.settings.sampling.temperature
+        rollouts = self._backbone.prove(self.prompts, temperature)
+        examples = examples_to_check(self.prompts)
+        rows, starts = [[*p, *c] for p, c in examples], [len(p) for p, _ in examples]
+        training = lm.training
+        lm.eval()
+        truth = weighted_sum(own_logps(lm, rows, starts, temperature), lm)
+        batch = to_group_batch(examples, self._backbone.pad_id, self._backbone.device)
+        forwards = Forwards.of(lm, temperature=temperature, fused=True)
+
+        def compute(path: ForwardPath) -> Computed:
+            forwards.take(path)
+            made = lm(**batch, use_cache=False, fused_lm_head=True)
+            return weighted_sum(made.log_probs[batch["labels"][:, 1:] != -100], lm)
+
+        found = prove(lm, [ForwardPath.PADDED, ForwardPath.PLAIN, ForwardPath.ALONE], truth, compute)
+        self.proof = replace(found, refused=(*rollouts.refused, *found.refused))
+        lm.train(training)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """The data set names prompts by their numbers: the stage has tokenised them."""
@@ -154,6 +181,26 @@ def build_group_trainer(
     trainer.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by
     trainer._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
     return trainer
+
+
+def to_group_batch(
+    examples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, device: torch.device
+) -> dict[str, Tensor]:
+    """(prompt, completion) pairs as TRL's group trainers lay them out: prompts padded on the left, completions right."""
+    before, after = max(len(p) for p, _ in examples), max(len(c) for _, c in examples)
+
+    def laid_out(of_pad: int, of_prompt: Any, of_completion: Any) -> Tensor:
+        rows = [
+            [of_pad] * (before - len(p)) + of_prompt(p) + of_completion(c) + [of_pad] * (after - len(c))
+            for p, c in examples
+        ]
+        return torch.tensor(rows, device=device)
+
+    return {
+        "input_ids": laid_out(pad_id, list, list),
+        "attention_mask": laid_out(0, lambda p: [1] * len(p), lambda c: [1] * len(c)),
+        "labels": laid_out(-100, lambda p: [-100] * len(p), list),
+    }
 
 
 def _scored_elsewhere(**kwargs: Any) -> list[float]:

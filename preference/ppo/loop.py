@@ -19,6 +19,7 @@ from preference.rewards import Reward, saved_scale
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
+from tiebreak.paths import Proof
 from tiebreak.records import write_json
 from tiebreak.sharding import at_own_pace
 
@@ -74,6 +75,8 @@ class ScoredLoop:
     prompts: list[list[int]]
     validation_prompts: list[list[int]]
     loop: LoopState
+    proof: Proof | None = None
+    """of the path by which log-probabilities are computed"""
     vllm_sampler: VLLMSampler | None = None
     """draws the rollouts; None: our own sampler does, as it does for held-out prompts always"""
     _resumed_from: str | None = None
@@ -93,6 +96,10 @@ class ScoredLoop:
         self.rewards = []
         self.prompts, self.validation_prompts = list(prompts), list(validation_prompts)
         self.loop = LoopState(settings.kl_coef)
+
+    def path_facts(self) -> dict[str, Any]:
+        """For the manifest: how log-probabilities were computed."""
+        return self.proof.facts() if self.proof else {}
 
     # --- completions and their scores ---
 

@@ -80,6 +80,7 @@ def train_ppo(config: PPOConfig) -> None:
             up_to=trainer.state.global_step,
         ),
         facts={
+            **trainer.path_facts(),
             "counts": {
                 "prompts": len(encoded),
                 "episodes": (guard.trained_steps if guard else trainer.state.global_step)
@@ -138,11 +139,15 @@ def build_trainer(
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
         trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
         trainer.tokens_per_pass = config.training.tokens_per_pass or default_tokens_per_pass(trainer.args.device)
+        with trainer.accelerator.autocast():
+            trainer.proof = backbone.prove(prompts, config.sampling.temperature)
     else:
         from preference.ppo.groups import build_group_trainer
 
         lm = load_policy(source, config.training, config.adapter, chat.tokenizer)
         trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, chat.tokenizer)
+        with trainer.accelerator.autocast():
+            trainer.prove_path()
     trainer.rewards = load_rewards(
         config.all_rewards,
         trainer.backbone,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import run_of
 from torch import Tensor
 from toy_language import (
     EOS,
@@ -33,7 +34,6 @@ from preference.ppo.train import PPOConfig, build_group_args, build_ppo_args, pp
 from preference.ppo.trainer import PPOTrainer
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.pairwise import pack_forward
-from tiebreak.runs import Run
 
 BETA = 1.0
 UNTOUCHED = 0.25
@@ -105,7 +105,7 @@ def test_ppo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         missing_eos_penalty=0.0,
         normalise_scores=False,
     )
-    run = Run(folder=tmp_path, stage="ppo", config=config, inputs={}, fingerprint="")
+    run = run_of(tmp_path, "ppo", config)
     backbone = build_toy_backbone(build_toy_policy())
     trainer = PPOTrainer(
         backbone,
@@ -148,7 +148,7 @@ def test_rloo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Pat
         normalise_scores=False,
         whiten_advantages=False,
     )
-    run = Run(folder=tmp_path, stage="ppo", config=config, inputs={}, fingerprint="")
+    run = run_of(tmp_path, "ppo", config)
     lm = with_adapter(build_toy_policy())
     prompts = [list(prompt) for prompt in PROMPTS] * 5
     settings = ppo_settings(config, (EOS,))
@@ -208,7 +208,7 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         loss_type=[loss],
         label_smoothing=smoothing,
     )
-    run = Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")
+    run = run_of(tmp_path, "dpo", config)
     args = quiet(build_dpo_args(config, run), 50)
     args.train_sampling_strategy = "sequential"
     trainer = CheckedDPOTrainer(
@@ -217,7 +217,7 @@ def test_dpo_approaches_the_optimum(start: tuple[Tensor, Tensor], tmp_path: Path
         train_dataset=to_dataset([EncodedPair(*row) for row in rows_of(better, worse)]),
         processing_class=toy_tokenizer(),
     )
-    assert pack_forward(trainer.model, together=2)
+    assert not pack_forward(trainer.model, together=2)
     trainer.train()
     reference, best = start
     reached = answer_logps(trainer.model)

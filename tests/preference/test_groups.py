@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from support import run_of
 from test_ppo_trainer import Judge, StopAt
 from toy_language import EOS, PROMPTS, KnownReward, build_toy_policy, toy_rewards, toy_tokenizer, with_adapter
 
@@ -17,7 +18,6 @@ from preference.ppo.train import PPOConfig, build_group_args, ppo_settings
 from preference.rewards import Reward
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.runs import Run
 
 ALGORITHMS = ["rloo", "grpo"]
 
@@ -40,7 +40,7 @@ def build(folder: Path, algorithm: str, **settings: Any) -> OurRLOOTrainer | Our
     config = PPOConfig(
         output=str(folder), algorithm=algorithm, policy="", reward_model="table", prompts="", **chosen | settings
     )
-    run = Run(folder=folder, stage="ppo", config=config, inputs={}, fingerprint="")
+    run = run_of(folder, "ppo", config)
     args = build_group_args(config, run)
     args.logging_steps, args.disable_tqdm = 1, True
     prompts = [list(p) for p in PROMPTS]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from support import run_of
 from test_groups import build
 from test_groups import weights as group_weights
 from test_ppo_trainer import Judge, StopAt, build_trainer, trained
@@ -23,7 +24,6 @@ from tiebreak.callbacks import RunCallback
 from tiebreak.config import SamplingConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed, sample_completions
-from tiebreak.runs import Run
 from tiebreak.tracking import RunRecorder
 
 OFF = TrackingConfig(mode="disabled")
@@ -66,7 +66,7 @@ class Snapshots(TrainerCallback):  # type: ignore[misc]
 def guarded(
     folder: Path, trainer: Any, lm: Any, rule: Any, config: Any, every: int, patience: int, **learned: Any
 ) -> Guard:
-    recorder = RunRecorder(Run(folder=folder, stage="ppo", config=config, inputs={}, fingerprint=""))
+    recorder = RunRecorder(run_of(folder, "ppo", config))
     policy = GuardedPolicy(
         Backbone(lm, 0, reference_name(lm)),
         Judge(rule, name="held out"),
@@ -210,7 +210,7 @@ def test_dpo_keeps_what_the_guard_liked_best(tmp_path: Path) -> None:
         max_length_tokens=16,
     )
     config = DPOConfig(output=str(tmp_path), policy="", preferences="", training=training, tracking=OFF)
-    run = Run(folder=tmp_path, stage="dpo", config=config, inputs={}, fingerprint="")
+    run = run_of(tmp_path, "dpo", config)
     args = build_dpo_args(config, run)
     args.save_strategy, args.disable_tqdm = "no", True
     trainer = CheckedDPOTrainer(

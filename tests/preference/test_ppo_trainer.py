@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import on_two_processes
+from support import on_two_processes, run_of
 from torch import Tensor
 from toy_language import (
     ANSWERS,
@@ -56,7 +56,6 @@ from tiebreak.models import (
     save_adapter,
     write_probe,
 )
-from tiebreak.runs import Run
 from tiebreak.sharding import gathered
 
 Rows = list[dict[str, float]]
@@ -114,7 +113,7 @@ def build_trainer(
         ),
         **chosen | settings,
     )
-    run = Run(folder=folder, stage="ppo", config=config, inputs={}, fingerprint="")
+    run = run_of(folder, "ppo", config)
     args = build_ppo_args(config, run)
     args.logging_steps, args.disable_tqdm = 1, True
     known: list[Reward] = [KnownReward(toy_rewards())]

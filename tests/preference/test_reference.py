@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from support import run_of
 from toy_language import build_toy_policy, toy_preferences, toy_rewards, toy_tokenizer, with_adapter
 
 from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
 from preference.reference import ReferenceLogps
 from tiebreak.config import TrainingConfig
 from tiebreak.pairwise import pack_forward
-from tiebreak.runs import Run
 
 FACTS = {"base": "a", "adapter": None}
 
@@ -139,7 +139,7 @@ def build(folder: Path, beta: float, epochs: int) -> CheckedDPOTrainer:
         learning_rate=1e-2, epochs=epochs, per_device_batch_size=8, precision="float32", max_length_tokens=16
     )
     config = DPOConfig(output=str(folder), policy="", preferences="", training=training, beta=beta)
-    args = build_dpo_args(config, Run(folder=folder, stage="dpo", config=config, inputs={}, fingerprint=""))
+    args = build_dpo_args(config, run_of(folder, "dpo", config))
     args.save_strategy, args.disable_tqdm = "no", True
     rows = [EncodedPair(*row) for row in toy_preferences(toy_rewards(), rivals=1)[:32]]
     trainer = CheckedDPOTrainer(
@@ -149,7 +149,7 @@ def build(folder: Path, beta: float, epochs: int) -> CheckedDPOTrainer:
         eval_dataset=to_dataset(rows[:8]),
         processing_class=toy_tokenizer(),
     )
-    assert pack_forward(trainer.model, together=2)
+    assert not pack_forward(trainer.model, together=2)
     return trainer
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES, VOCABULARY, Pair, build, random_pairs, words
-from support import on_two_processes
+from support import on_two_processes, run_of
 from transformers import AutoModelForSequenceClassification
 
 from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args
@@ -29,7 +29,6 @@ from tiebreak.chat import Encoded
 from tiebreak.config import TrainingConfig
 from tiebreak.pairwise import pack_forward, whole_model
 from tiebreak.records import Message, Preference
-from tiebreak.runs import Run
 
 TRAINING = TrainingConfig(
     learning_rate=1e-2, max_steps=10, per_device_batch_size=3, warmup_share=0.0, precision="float32"
@@ -53,7 +52,7 @@ def losses(trainer: Any, together: int, tokens_per_pass: int | None) -> list[dic
         trainer.tokens_per_pass = 10**6
     else:
         trainer.tokens_per_pass = tokens_per_pass
-        assert pack_forward(trainer.model, together=together, tokens_per_pass=tokens_per_pass)
+        assert not pack_forward(trainer.model, together=together, tokens_per_pass=tokens_per_pass)
     step = trainer._step
     trainer._step = lambda *args: (steps.append(1), step(*args))[1]
     trainer.args.save_strategy = "no"
@@ -79,13 +78,14 @@ def dpo_trainer(
     loss_type: str = "sigmoid",
     training: TrainingConfig = TRAINING,
     prompt_by_prompt: bool = False,
+    model: Any = None,
 ) -> CheckedDPOTrainer:
     config = DPOConfig(
         output=str(folder), policy="", preferences="", training=training, beta=0.5, loss_type=[loss_type]
     )
-    run = Run(folder=folder, stage="dpo", config=config, inputs={}, fingerprint="")
+    run = run_of(folder, "dpo", config)
     return CheckedDPOTrainer(
-        model=build(ARCHITECTURES["llama"]()),
+        model=model or build(ARCHITECTURES["llama"]()),
         args=build_dpo_args(config, run),
         train_dataset=to_dpo_dataset(
             [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs or random_pairs()],
@@ -141,7 +141,7 @@ def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_pat
     plain = dpo_rows(tmp_path / "plain", None, "aot")
     trainer = dpo_trainer(tmp_path, loss_type="aot")
     trainer.tokens_per_pass = 25
-    assert pack_forward(trainer.model, together=2, tokens_per_pass=25)
+    assert not pack_forward(trainer.model, together=2, tokens_per_pass=25)
     trainer.args.save_strategy = "no"
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
@@ -149,10 +149,10 @@ def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_pat
 
 
 def reward_trainer(
-    folder: Path, own: list[Pair] | None = None, training: TrainingConfig = TRAINING
+    folder: Path, own: list[Pair] | None = None, training: TrainingConfig = TRAINING, model: Any = None
 ) -> PackedRewardTrainer:
     config = RewardConfig(output=str(folder), policy="", preferences="", training=training)
-    run = Run(folder=folder, stage="reward", config=config, inputs={}, fingerprint="")
+    run = run_of(folder, "reward", config)
     source = Preference(
         prompt=(Message(role="user", content="x"),),
         chosen=(Message(role="assistant", content="y"),),
@@ -161,7 +161,7 @@ def reward_trainer(
     rows = own or random_pairs()
     pairs = [EncodedPreference(p.prompt, p.chosen, p.rejected, n % 3 / 3, source) for n, p in enumerate(rows)]
     return PackedRewardTrainer(
-        model=build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
+        model=model or build(ARCHITECTURES["llama"](), AutoModelForSequenceClassification),
         args=build_reward_args(config, run),
         train_dataset=to_reward_dataset(pairs),
         processing_class=words(),
@@ -206,12 +206,14 @@ def test_trainers_take_the_pairs_of_a_prompt_side_by_side_if_rows_say_which(toge
     assert all(len(of_batch) == 1 for of_batch in prompts) is together
 
 
-def sft_trainer(folder: Path, pairs: list[Pair] | None = None, training: TrainingConfig = TRAINING) -> PackedSFTTrainer:
+def sft_trainer(
+    folder: Path, pairs: list[Pair] | None = None, training: TrainingConfig = TRAINING, model: Any = None
+) -> PackedSFTTrainer:
     config = SFTConfig(output=str(folder), policy="", demonstrations="", training=training)
-    run = Run(folder=folder, stage="sft", config=config, inputs={}, fingerprint="")
+    run = run_of(folder, "sft", config)
     rows = [Encoded(p.prompt + p.chosen, [0] * len(p.prompt) + [1] * len(p.chosen)) for p in pairs or random_pairs()]
     return PackedSFTTrainer(
-        model=build(ARCHITECTURES["llama"]()),
+        model=model or build(ARCHITECTURES["llama"]()),
         args=build_sft_args(config, run),
         train_dataset=to_sft_dataset(rows),
         processing_class=words(),
@@ -224,7 +226,7 @@ def sft_rows(folder: Path, tokens_per_pass: int | None, accumulation: int) -> li
     )
     trainer = sft_trainer(folder, training=training)
     if accumulation > 1:
-        assert pack_forward(trainer.model, together=1)
+        assert not pack_forward(trainer.model, together=1)
         trainer.args.save_strategy = "no"
         trainer.train()
         return [row for row in trainer.state.log_history if "loss" in row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from small_models import ARCHITECTURES
 from support import run_here
 from torch import nn
@@ -12,13 +13,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError
-from tiebreak.targets import is_tied, require_targets
+from tiebreak.targets import require_frozen_head, require_targets
 
 
-def llama(tied: bool = False) -> nn.Module:
-    config = ARCHITECTURES["llama"]()
-    config.tie_word_embeddings = tied
-    model: nn.Module = AutoModelForCausalLM.from_config(config)
+def llama() -> nn.Module:
+    model: nn.Module = AutoModelForCausalLM.from_config(ARCHITECTURES["llama"]())
     return model
 
 
@@ -60,16 +59,22 @@ def test_a_name_given_as_a_pattern() -> None:
     assert "not a regular expression" in refused(llama(), "*_proj")
 
 
-def test_the_head_is_taken_where_its_weights_are_its_own() -> None:
-    assert is_tied(llama(tied=True))
-    assert not is_tied(llama())
-    require_targets(llama(), AdapterConfig(target_modules=["q_proj", "lm_head"]))
-    assert "are those of the input embeddings" in refused(llama(tied=True), ["q_proj", "lm_head"])
+def test_the_head_is_refused_as_it_would_not_train() -> None:
+    for targets in (["q_proj", "lm_head"], ".*head"):
+        assert "names lm_head, the language-model head" in refused(llama(), targets)
 
 
-def test_a_reward_model_has_no_such_head() -> None:
+def test_a_policy_with_an_adapter_on_its_head_is_not_trained_on() -> None:
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=["lm_head"]))
+    with pytest.raises(ConfigError, match="elsewhere has an adapter on its language-model head"):
+        require_frozen_head(model, "elsewhere")
+    require_frozen_head(get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"])), "elsewhere")
+
+
+def test_a_reward_models_head_is_trained_whole() -> None:
     model = AutoModelForSequenceClassification.from_config(ARCHITECTURES["llama"]())
     assert "no module 'lm_head'" in refused(model, ["q_proj", "lm_head"])
+    assert "'score' is the score head" in refused(model, ["q_proj", "score"])
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
