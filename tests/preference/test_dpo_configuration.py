@@ -72,5 +72,5 @@ def test_from_the_command_line(tmp_path: Any) -> None:
     words = ("dpo", "--output", tmp_path / "out", "--policy", "nowhere", "--preferences", "nowhere")
     status, message = run_here(*words, "--loss_type", "sigmiod", "--beta", "0.2")
     assert status == 2
-    assert "loss_type: there is no 'sigmiod' among DPO's losses; did you mean sigmoid" in message
+    assert "there is no 'sigmiod' among DPO's losses; did you mean sigmoid" in message
     assert not (tmp_path / "out").exists()
