@@ -334,7 +334,8 @@ def test_values_that_are_no_numbers_are_refused_by_name(
     assert status == 1
     assert f"{broken} gives 6 of 6 answers of policy 'broken' a value that is not a finite number" in told
 
-    def overflow(model: object, sequences: list[list[int]], *_: object) -> list[float]:
+    def overflow(_: object, sequences: list[list[int]], *rest: object) -> list[float]:
+        assert rest
         return [math.inf if len(sequence) > 7 else 1.0 for sequence in sequences]
 
     monkeypatch.setattr("evaluation.evaluate.scores_in_batches", overflow)

@@ -194,6 +194,24 @@ def test_scores_are_normalised_weighted_and_penalised() -> None:
     torch.testing.assert_close(shaped, tensor([0.1, 0.5]))
 
 
+def test_one_reward_of_one_token_is_enough() -> None:
+    """(3 − 1)/2 = 1, at the only token of the only episode; and each reward needs its weight and scale."""
+    one = {
+        "finished": torch.tensor([True]),
+        "lengths": torch.tensor([1]),
+        "missing_eos_penalty": 1.0,
+        "length_penalty": 0.0,
+    }
+    scores = shape_scores(tensor([[3.0]]), weights=[1.0], scales=[(1.0, 2.0)], **one)
+    torch.testing.assert_close(scores, tensor([1.0]))
+    rewards = token_rewards(scores, tensor([[0.5]]), torch.tensor([[True]]), kl_coef=0.2)
+    torch.testing.assert_close(rewards, tensor([[0.9]]))
+    advantages, returns = generalised_advantages(rewards, tensor([[0.4]]), torch.tensor([[True]]), 1.0, 0.95)
+    torch.testing.assert_close((advantages, returns), (tensor([[0.5]]), tensor([[0.9]])))
+    with pytest.raises(ValueError, match="shorter"):
+        shape_scores(tensor([[3.0]]), weights=[1.0, 2.0], scales=[(1.0, 2.0)], **one)
+
+
 def test_the_kl_coefficient_by_hand() -> None:
     """Target 6, horizon 10,000, 500 episodes: KL 6.6 is 0.1 too much, so ×(1 + 0.1·0.05); 60 and 0 are clipped at ±0.2."""
     step = {"target": 6.0, "horizon": 10_000, "episodes": 500}
@@ -212,6 +230,12 @@ def test_whitening_by_hand() -> None:
     torch.testing.assert_close(whiten(values, mask, tensor(2.0), tensor(1.0)), tensor([[-1.0, 1.0, 0.0]]))
     kept = whiten(values, mask, tensor(2.0), tensor(1.0), keep_mean=True)
     torch.testing.assert_close(kept, tensor([[1.0, 3.0, 0.0]]))
+
+
+def test_values_that_are_all_alike_are_whitened_to_0() -> None:
+    values = tensor([[2.0, 2.0]])
+    white = whiten(values, torch.tensor([[True, True]]), tensor(2.0), tensor(0.0))
+    torch.testing.assert_close(white, tensor([[0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("keep_mean", [False, True])

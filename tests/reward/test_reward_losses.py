@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -94,6 +95,13 @@ def test_the_bootstrap_is_poisson_by_prompt_and_does_not_depend_on_the_order() -
     assert np.array_equal(bootstrap_counts(groups[::-1], 3, 5), counts[::-1])
     assert not np.array_equal(bootstrap_counts(groups, 3, 6), counts)
     assert np.array_equal(bootstrap_counts(groups[:3], 1, 5), np.ones((3, 1)))
+
+
+def test_the_bootstrap_of_a_prompt_is_drawn_from_the_seed_and_the_prompt() -> None:
+    """The same on every machine and in every later version: a seeded ensemble can be trained again."""
+    number = int(hashlib.sha256(b"prompt-a").hexdigest()[:16], 16)
+    expected = np.random.default_rng([7, number]).poisson(1.0, 4)
+    assert bootstrap_counts(["prompt-a"], 4, 7).tolist() == [expected.tolist()]
 
 
 def test_weights_of_mean_one_leave_equal_weights_alone() -> None:
