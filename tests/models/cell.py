@@ -24,7 +24,9 @@ from support import end_process, read_rows, run_here, write_config
 from templates import Template
 from torch import nn
 
-from tiebreak.reload import reload
+from tiebreak.forks import answered
+from tiebreak.reload import FreshProcess, Reloaded
+from tiebreak.reports import read_reports
 
 How = Literal["exact", "plain path", "refused", "wrong", "failed", "left out"]
 STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate")
@@ -106,11 +108,20 @@ def run_cell(folder: Path, architecture: Architecture, template: Template) -> di
     cell = Cell(folder, architecture, template)
     plain.build_model(cell.model, architecture, template, TAUGHT)
     write_data(folder / "data")
-    with mock.patch("tiebreak.training.in_fresh_process", reload):  # from disk as there, without its 5 s of imports
+    with mock.patch.object(FreshProcess, "ask", ask_here):
         for stage in STAGES:
             cell.outcomes[stage] = run_stage(cell, stage)
             gc.collect()
     return cell.outcomes
+
+
+def ask_here(process: FreshProcess, what: str, **request: Any) -> dict[str, Any]:
+    """What the fresh process answers, from disk as there, without its 5 s of imports."""
+    asked = json.dumps(request | process._about | {"do": what})
+    reply = json.loads(json.dumps(answered(Reloaded().answer, json.loads(asked))))
+    if "failed" in reply:
+        raise RuntimeError(reply["failed"])
+    return dict(reply["done"])
 
 
 def run_stage(cell: Cell, stage: str) -> Outcome:
@@ -129,7 +140,10 @@ def run_stage(cell: Cell, stage: str) -> Outcome:
         reason = remarks.strip().split("error: ", 1)[-1].replace(f"{cell.folder}/", "")
         return Outcome("refused", _one_line(reason))
     try:
-        faults = [fault for fault in ORACLES[stage](cell) if fault]
+        faults = [
+            f"{name}: {report.error}" for name, report in read_reports(cell.output(stage)).items() if report.error
+        ]
+        faults += [fault for fault in ORACLES[stage](cell) if fault]
     except Exception as error:  # noqa: BLE001 - the oracle itself could not follow
         return Outcome("failed", f"oracle: {type(error).__name__}: {_one_line(str(error))}")
     if faults:

@@ -12,11 +12,11 @@ from templates import TEMPLATES
 SPREAD = [
     ("Llama", "llama3"),
     ("Qwen3", "qwen3"),
+    ("Gemma 3", "gemma3"),
+    ("Phi-3", "phi3_5"),
     ("OLMo 3", "olmo"),
     ("Mistral", "mistral"),
-    ("GPT-NeoX", "zephyr"),
     ("StableLM", "zephyr"),
-    ("Helium", "smollm2"),
 ]
 
 
