@@ -572,4 +572,13 @@ def migrate(engine: Engine, url: str) -> None:
                 row = {"number": number, "applied_at_ms": int(time.time() * 1000)}
                 connection.execute(sa.insert(SCHEMA_MIGRATIONS).values(row))
     except SQLAlchemyError as error:
-        raise StoreError(f"cannot open the label store {url}: {error.__cause__ or error}") from error
+        raise StoreError(f"cannot open the label store {url}: {_reason(engine, error)}") from error
+
+
+def _reason(engine: Engine, error: SQLAlchemyError) -> str:
+    """Why a store cannot be opened; SQLite says no more of its folder than that there is no file."""
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        folder = Path(engine.url.database).absolute().parent
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            return f"{folder} cannot be written, which SQLite needs even to read: copy the store to another folder"
+    return str(error.__cause__ or error)

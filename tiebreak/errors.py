@@ -11,12 +11,24 @@ TiebreakError            what went wrong, where, and the next step; printed with
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
 
 MAX_FAULTS_SHOWN = 50
+UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130
+"""exit statuses: of a fault that is not the user's (sysexits' EX_SOFTWARE), and those of a shell for SIGPIPE and SIGINT"""
+TRACEBACK_FILE = "error.txt"
+_FIRST_PROCESS_SPEAKS_SECONDS = 3.0
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL_ELSEWHERE = (
@@ -26,6 +38,26 @@ _DISK_FULL_ELSEWHERE = (
     "database or disk is full",  # SQLite
 )
 """What libraries that raise no OSError say of a full disk."""
+_READ_ONLY = "it lies on a read-only file system: give another --output, or mount it for writing"
+_DENIED = "permission denied: give another path, or change its permissions"
+_OF_THE_MACHINE = {
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EMFILE: "too many open files: raise the limit with 'ulimit -n 4096', and give the same command again",
+    errno.EADDRINUSE: "the port is taken: stop what listens there, or choose another",
+    errno.EIO: "the disk failed (input/output error): look at it, then give the same command again",
+}
+_OF_THE_MACHINE_ELSEWHERE = {
+    "os error 30": _READ_ONLY,
+    "Read-only file system": _READ_ONLY,
+    "readonly database": f"the database cannot be written: {_READ_ONLY.removeprefix('it lies on a ')}",  # SQLite
+    "os error 13": _DENIED,
+    "EADDRINUSE": _OF_THE_MACHINE[errno.EADDRINUSE],  # torch.distributed
+}
+"""What libraries that raise no OSError say of the same."""
+_OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
+_OUT_OF_MEMORY_ELSEWHERE = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
 
 class TiebreakError(Exception):
@@ -67,24 +99,76 @@ class MachineError(TiebreakError):
     """This machine cannot do what the configuration asks: no such device, no space left on the disk."""
 
 
-def exit_with_message(main: Callable[[], object]) -> None:
-    """Run `main`; print a TiebreakError, a full disk or Ctrl-C as one message, with no traceback, and exit."""
+def exit_with_message(
+    main: Callable[[], object], resumes: bool = False, folder: Callable[[], Path | None] = lambda: None
+) -> None:
+    """Run `main`, and end the process with a message in place of a traceback, whatever goes wrong.
+
+    `TIEBREAK_DEBUG=1` lets unexpected exceptions through.
+
+    Args:
+        resumes: the same command, given again, goes on from the last checkpoint.
+        folder: where the traceback of an unexpected exception is written, once that is decided.
+    """
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see launch.settle_process
         main()
+        _flush()
     except TiebreakError as error:
         _fail(str(error), error.exit_status)
-    except Exception as error:
-        if not is_full_disk(error):
-            raise
-        name = getattr(error, "filename", None)
-        where = f" while writing {name}" if name else ""
-        _fail(
-            f"no space left on the device{where}: free some space and run the same command again; "
-            "finished stages and complete checkpoints are kept",
-            MachineError.exit_status,
-        )
     except KeyboardInterrupt:
-        _fail("interrupted: the same command goes on from the last checkpoint", 130)
+        _interrupted(resumes)
+    except Exception as error:
+        if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):  # transformers, while it imports
+            _interrupted(resumes)
+        if isinstance(error, BrokenPipeError) and _leave_closed_streams():
+            raise SystemExit(PIPE_STATUS) from None
+        message = machine_fault(error)
+        if message:
+            _fail(message, MachineError.exit_status)
+        if os.environ.get("TIEBREAK_DEBUG"):
+            raise
+        _fail(_unexpected(error, folder(), resumes), UNEXPECTED_STATUS)
+
+
+def _interrupted(resumes: bool) -> None:
+    if os.environ.get("RANK", "0") != "0" or "TIEBREAK_GROUP" in os.environ:
+        raise SystemExit(INTERRUPT_STATUS)  # every process hears of it: the first one speaks, or the recipe
+    sys.stderr.write("\n")  # after the terminal's ^C, or a line of progress
+    _fail("interrupted" + (": give the same command again to resume" if resumes else ""), INTERRUPT_STATUS)
+
+
+def end_interrupted() -> None:
+    """End the process on Ctrl-C, here and now: nothing has begun."""
+    with contextlib.suppress(SystemExit):
+        _interrupted(resumes=False)
+    os._exit(INTERRUPT_STATUS)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def machine_fault(error: Exception) -> str:
+    """What is to be done about an error that comes from the machine (disk, permissions, memory, ports); else empty."""
+    name = getattr(error, "filename", None)
+    if is_full_disk(error):
+        where = f" while writing {name}" if name else ""
+        return (
+            f"no space left on the device{where}: free some space and run the same command again; "
+            "finished stages and complete checkpoints are kept"
+        )
+    without_memory = type(error).__name__ in _OUT_OF_MEMORY or getattr(error, "errno", None) == errno.ENOMEM
+    if without_memory or any(words in str(error) for words in _OUT_OF_MEMORY_ELSEWHERE):
+        return (
+            "not enough memory: lower training.tokens_per_pass, training.per_device_batch_size (or batch_size), or "
+            "training.max_length_tokens, and give the same command again"
+        )
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        return f"{name}: {_OF_THE_MACHINE[error.errno]}" if name else _OF_THE_MACHINE[error.errno]
+    return next((what for words, what in _OF_THE_MACHINE_ELSEWHERE.items() if words in str(error)), "")
 
 
 def is_full_disk(error: Exception) -> bool:
@@ -94,6 +178,61 @@ def is_full_disk(error: Exception) -> bool:
     return any(told in str(error) for told in _DISK_FULL_ELSEWHERE)
 
 
+def _unexpected(error: Exception, folder: Path | None, resumes: bool) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    kept = _keep_traceback(folder)
+    where = f"the traceback is in {kept}" if kept else "TIEBREAK_DEBUG=1 before the command shows the traceback"
+    again = "; the same command resumes from the last checkpoint" if resumes else ""
+    return (
+        f"{type(error).__name__}{f': {first}' if first else ''}\n"
+        f"  This is a fault in Tiebreak or in a library, not in what you gave: {where}{again}."
+    )
+
+
+def _keep_traceback(folder: Path | None) -> Path | None:
+    """Write the exception at hand into the run folder, or else among the temporary files."""
+    rank = int(os.environ.get("RANK", "0"))
+    name = TRACEBACK_FILE if not rank else f"error-{rank}.txt"
+    with contextlib.suppress(OSError):
+        if folder is not None and folder.is_dir():
+            (folder / name).write_text(traceback.format_exc(), encoding="utf-8")
+            return folder / name
+        descriptor, path = tempfile.mkstemp(prefix="tiebreak-error-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+        return Path(path)
+    return None
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _leave_closed_streams() -> bool:
+    """Point output streams whose reader has gone (`tiebreak … | head`) at nothing; whether there was one."""
+    closed = [stream for stream in (sys.stdout, sys.stderr) if _reader_has_gone(stream)]
+    for stream in closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(closed)
+
+
+def _reader_has_gone(stream: TextIO) -> bool:
+    try:
+        watched = select.poll()
+        watched.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in watched.poll(0))
+    except (OSError, ValueError):  # no file behind it
+        return False
+
+
 def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(
+            _FIRST_PROCESS_SPEAKS_SECONDS
+        )  # a fault of all processes is reported once: the launcher ends this one
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _leave_closed_streams()
     raise SystemExit(status)

@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_with_message(lambda: print_help(["run", *words]))
         return
     quiet_upstream()  # asking a stage for its configuration imports what it imports
-    exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")))
+    exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")), resumes=True)
 
 
 if __name__ == "__main__":

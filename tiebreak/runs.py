@@ -34,7 +34,7 @@ from tiebreak import __version__, checkpoints
 from tiebreak.config import StageConfig, dump_config, read_yaml
 from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
 from tiebreak.differences import differences
-from tiebreak.errors import RunError, is_full_disk
+from tiebreak.errors import TRACEBACK_FILE, RunError, is_full_disk
 from tiebreak.functions import load_function
 from tiebreak.hashing import hash_file as hash_file
 from tiebreak.hashing import hash_json
@@ -329,6 +329,7 @@ def _open_folder(run: Run) -> None:
             shutil.rmtree(leftover)
     shutil.rmtree(run.final, ignore_errors=True)
     run.final.mkdir()
+    (run.folder / TRACEBACK_FILE).unlink(missing_ok=True)
     with contextlib.suppress(RunError):
         run.seconds_before = float(read_run_file(run.folder).get("seconds", 0.0))
     placed = f"# {run.identity.placement}"
@@ -390,7 +391,7 @@ def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
 def _holds_nothing(folder: Path) -> bool:
     """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    ours = {RESOLVED_CONFIG, RUN_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb"}
+    ours = {RESOLVED_CONFIG, RUN_FILE, TRACEBACK_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb"}
     return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 

@@ -1,0 +1,262 @@
+"""How commands end where they cannot go on: a sentence, the right exit status, and never a bare traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY, end_process, run_command, run_here, write_rows
+
+from tiebreak.errors import DataError, exit_with_message, machine_fault
+
+CLI = [sys.executable, "-m", "tiebreak.cli"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def end_of(error: BaseException, capsys: pytest.CaptureFixture[str], resumes: bool = False) -> tuple[int, str]:
+    """(exit status, message) of a command in which `error` is raised."""
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        exit_with_message(fail, resumes=resumes)
+    return int(stopped.value.code or 0), capsys.readouterr().err
+
+
+# --- the reader of a pipe has gone
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["dpo", "--help"],
+        ["label", "export", "--help"],
+        ["raters"],
+        ["--version"],
+        ["raters", "list", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_closed_pipe_ends_a_command_in_silence(words: list[str]) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*CLI, *words], cwd=REPOSITORY, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # before anything was written: as `| head -0`
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 128 + signal.SIGPIPE
+
+
+def test_a_closed_standard_error_does_not_hide_the_status() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([*CLI, "evalaute"], cwd=REPOSITORY, env=ENVIRONMENT, stderr=writer, check=False, timeout=60)
+    os.close(writer)
+    assert result.returncode == 2
+
+
+def test_a_broken_pipe_to_another_process_is_no_closed_output(capsys: pytest.CaptureFixture[str]) -> None:
+    status, message = end_of(BrokenPipeError(errno.EPIPE, "Broken pipe"), capsys)
+    assert status == 70
+    assert "BrokenPipeError" in message
+
+
+# --- Ctrl-C
+
+
+@pytest.mark.parametrize(("resumes", "message"), [(True, ": give the same command again to resume\n"), (False, "\n")])
+def test_an_interrupt_is_a_sentence(capsys: pytest.CaptureFixture[str], resumes: bool, message: str) -> None:
+    assert end_of(KeyboardInterrupt(), capsys, resumes) == (130, f"\nerror: interrupted{message}")
+    wrapped = RuntimeError("Failed to import trl because of the following error")
+    wrapped.__cause__ = KeyboardInterrupt()
+    assert end_of(wrapped, capsys, resumes) == (130, f"\nerror: interrupted{message}")
+
+
+@pytest.mark.parametrize("seconds", [0.8, 2.0])
+def test_an_interrupt_while_a_stage_is_imported(seconds: float, tmp_path: Path) -> None:
+    words = ["sample", "--output", tmp_path, "--policy", "none", "--prompts", tmp_path / "none.jsonl"]
+    command = [*CLI, *map(str, words)]
+    with subprocess.Popen(command, cwd=REPOSITORY, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, message = process.communicate(timeout=60)
+    assert "Traceback" not in message
+    assert "error: interrupted" in message
+    assert process.returncode in (130, -signal.SIGINT)  # both are 130 to a shell
+
+
+# --- the machine
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "runs/x/final"), "runs/x/final: it lies on a read-only file"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: permission denied"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "the port is taken"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory: lower training.tokens_per_pass"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), "no space left on the device while writing x.pt"),
+        (MemoryError(), "not enough memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "not enough memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
+        (RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"), "cannot be written"),
+        (RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)"), "read-only"),
+        (RuntimeError("I/O error: Permission denied (os error 13)"), "permission denied"),
+        (RuntimeError("No space left on device (os error 28)"), "no space left"),
+    ],
+)
+def test_errors_of_the_machine_say_what_to_do(error: Exception, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, message = end_of(error, capsys)
+    assert status == 1
+    assert message.startswith(f"error: {told}") or told in message
+    assert "Traceback" not in message
+    assert "fault in Tiebreak" not in message
+
+
+def test_an_error_of_ours_is_no_error_of_the_machine() -> None:
+    assert machine_fault(ValueError("3 is not 4")) == ""
+    assert machine_fault(OSError(errno.ENOENT, "No such file", "x")) == ""
+
+
+def read_only(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command for which `folder` is mounted read-only."""
+    mount = f'mount --bind "{folder}" "{folder}" && mount -o remount,ro,bind "{folder}"'
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine mounts nothing for its users")
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh", *CLI, *map(str, words)],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_read_only_file_system(finished_recipe: Path, raw_data: Path) -> None:
+    runs = finished_recipe / "runs"
+    store = f"sqlite:///{runs}/label/store/labels.sqlite"
+    refused = {
+        "prepare": ("prepare", "--prompts", raw_data / "prompts.jsonl", "--output", runs / "new"),
+        "label": ("label", "--pairs", runs / "sample", "--output", runs / "new"),
+        "status": ("label", "status", "--store", store),
+        "raters": ("raters", "add", "someone", "--store", store),
+    }
+    for words in refused.values():
+        result = read_only(finished_recipe, *words)
+        assert result.returncode == 1, result.stderr
+        assert "Traceback" not in result.stderr
+        assert "cannot be written" in result.stderr
+        assert str(runs) in result.stderr
+    assert read_only(finished_recipe, "inspect", runs / "dpo").returncode == 0  # reads alone
+
+
+def test_a_taken_port(finished_recipe: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        result = run_command(
+            "label", "--pairs", finished_recipe / "runs" / "sample", "--output", tmp_path / "label", "--port", port
+        )
+    assert result.returncode == 1
+    assert f"error: cannot listen on 127.0.0.1:{port}: " in result.stderr
+    assert "Give another --port, or stop what runs there" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- anything else
+
+
+def test_an_unexpected_exception_is_a_message_and_its_traceback_is_kept(
+    raw_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft import prepare
+
+    words = ("prepare", "--prompts", raw_data / "prompts.jsonl", "--output", tmp_path / "run")
+
+    def break_down(*_: object) -> None:
+        raise ZeroDivisionError("a share of nothing\nand more")
+
+    monkeypatch.setattr(prepare, "assign_splits", break_down)
+    status, message = run_here(*words)
+    assert status == 70
+    kept = tmp_path / "run" / "error.txt"
+    assert message.endswith(
+        "error: ZeroDivisionError: a share of nothing\n  This is a fault in Tiebreak or in a library, not in what you "
+        f"gave: the traceback is in {kept}; the same command resumes from the last checkpoint.\n"
+    )
+    assert "Traceback" not in message
+    assert "in break_down" in kept.read_text()
+    end_process(tmp_path / "run")
+    monkeypatch.setenv("TIEBREAK_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run_here(*words)
+    end_process(tmp_path / "run")
+    monkeypatch.undo()
+    status, message = run_here(*words)
+    assert status == 0, message  # what a start that failed left behind is in nobody's way
+
+
+def test_without_a_run_folder_the_traceback_is_among_the_temporary_files(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    status, message = end_of(KeyError("x"), capsys)
+    assert status == 70
+    (file,) = tmp_path.glob("tiebreak-error-*.txt")
+    assert f"the traceback is in {file}" in message
+    assert "KeyError: 'x'" in file.read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    assert "TIEBREAK_DEBUG=1 before the command shows" in end_of(KeyError("x"), capsys)[1]
+
+
+def test_an_error_of_the_users_is_its_own_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end_of(DataError("2 faults", ["a", "b"]), capsys) == (1, "error: 2 faults\n  a\n  b\n")
+
+
+def test_what_all_processes_run_into_is_reported_once_and_the_launcher_adds_nothing(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """The launcher by itself ends with status 1 and a traceback; a fault of the configuration has status 2."""
+    rows = [
+        {"prompt": "Why?", "chosen": f"Cool it to {n} degrees.", "rejected": "It depends.", "split": "train"}
+        for n in range(4)
+    ]
+    preferences = write_rows(tmp_path / "preferences.jsonl", rows)
+    guard = ("--guard.reward-model", tmp_path / "none")
+    words = ("--policy", tiny_model, "--preferences", preferences, "--output", tmp_path / "dpo", *guard)
+    result = run_command("dpo", *words, "--accelerate", "cpu_zero2", "--tracking.mode", "disabled")
+    assert result.returncode == 2
+    assert result.stderr.count("error: ") == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("dpo: writing ")  # nothing of the launcher above it either
+
+
+@pytest.mark.parametrize(("file", "port"), [("", True), ("main_process_port: 29555\n", False)])
+def test_two_launches_on_one_machine_meet_at_two_ports(
+    file: str, port: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiebreak.command.stages import COMMANDS
+    from tiebreak.launch import exec_accelerate
+
+    own = tmp_path / "own.yaml"
+    own.write_text((REPOSITORY / "configs/accelerate/cpu_zero2.yaml").read_text() + file)
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda _program, words, _environment: started.append(words))
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    exec_accelerate(COMMANDS["dpo"], ["--accelerate", str(own), "--beta", "0.2"])
+    (words,) = started
+    assert ("--main_process_port" in words) == port
+    assert words[-4:] == ["tiebreak.cli", "dpo", "--beta", "0.2"]
