@@ -208,7 +208,7 @@ def test_one_reward_of_one_token_is_enough() -> None:
     torch.testing.assert_close(rewards, tensor([[0.9]]))
     advantages, returns = generalised_advantages(rewards, tensor([[0.4]]), torch.tensor([[True]]), 1.0, 0.95)
     torch.testing.assert_close((advantages, returns), (tensor([[0.5]]), tensor([[0.9]])))
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         shape_scores(tensor([[3.0]]), weights=[1.0, 2.0], scales=[(1.0, 2.0)], **one)
 
 
