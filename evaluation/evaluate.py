@@ -37,7 +37,7 @@ from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
-from tiebreak.tracking import track
+from tiebreak.tracking import track, track_again
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -45,6 +45,7 @@ def evaluate(config: EvaluateConfig) -> None:
     yardstick = find_yardstick(config.yardstick, config.config_folder)
     run = start_run(config, "evaluate")
     if run.finished:
+        track_again(run)
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     prompts = choose_prompts(config, Rules.of(run))

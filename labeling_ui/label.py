@@ -46,6 +46,7 @@ from tiebreak.flags import group_flags
 from tiebreak.keys import own_keys
 from tiebreak.records import Pair
 from tiebreak.runs import Run, identify_input, read_manifest, start_run
+from tiebreak.tracking import track_again
 
 if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
@@ -225,6 +226,7 @@ def label_by_simulation(config: LabelConfig) -> None:
     pairs = read_some_pairs(config)
     run = start_run(config, "label")
     if run.finished:
+        track_again(run)
         print(f"{run.folder} is finished already: nothing to do")
         return
     store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
@@ -366,6 +368,7 @@ def _export(words: list[str]) -> None:
     run = start_run(config, "label")
     if run.finished:
         _check_exported(store, run)
+        track_again(run)
         print(f"{run.folder} holds this export already: nothing to do")
         return
     print(describe(export(store, run, config.aggregation, config.formats), run))

@@ -29,13 +29,14 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs import clear_partial, in_batches, say, start_run, that_drops
-from tiebreak.tracking import track
+from tiebreak.tracking import track, track_again
 
 
 def sample(config: SampleConfig) -> None:
     """The stage."""
     run = start_run(config, "sample")
     if run.finished:
+        track_again(run)
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     prompts = choose_prompts(config, Rules.of(run))

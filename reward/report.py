@@ -37,6 +37,7 @@ from tiebreak.records import (
     write_text_atomically,
 )
 from tiebreak.runs import Run, identify_input, read_manifest, say, start_run, that_drops
+from tiebreak.tracking import track, track_again
 
 if TYPE_CHECKING:
     pass
@@ -182,6 +183,7 @@ def report(config: RewardReportConfig) -> None:
     preferences = config.preferences or _own_preferences(config.reward_model)
     run = start_run(config, "reward report", {"reward_model": config.reward_model, "preferences": preferences})
     if run.finished:
+        track_again(run)
         say(f"{run.folder} holds this very report already: nothing to do")
         return
     trained = read_manifest(config.reward_model)["config"]
@@ -205,6 +207,7 @@ def report(config: RewardReportConfig) -> None:
     written = write_report(run, marked, trace_origin(preferences), config.reward_model)
     run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
     run.finish()
+    track(run)
 
 
 def _own_preferences(reward_model: str) -> str:

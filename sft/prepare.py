@@ -39,7 +39,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs import Run, say, start_run
-from tiebreak.tracking import track
+from tiebreak.tracking import track, track_again
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def prepare(config: PrepareConfig) -> None:
     sources = [*config.prompts, *config.demonstrations]
     run = start_run(config, "prepare")
     if run.finished:
+        track_again(run)
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     data = gather(config, run)

@@ -16,6 +16,8 @@ from tiebreak.models import find_model
 from tiebreak.reload import FreshProcess
 from tiebreak.runs import read_manifest, read_metrics
 
+ASKED = {"messages": [{"role": "user", "content": "Why?"}], "tools": []}
+
 
 def command(recipe: Path, stage: str, folder: Path, *words: str) -> tuple[int, str]:
     """A stage of the finished recipe, written elsewhere."""
@@ -129,7 +131,7 @@ def test_a_fresh_process_that_is_killed_is_started_again(finished_recipe: Path) 
         assert running is not None
         os.kill(running.pid, signal.SIGKILL)
         running.wait()
-        (answer,) = process.samples([[{"role": "user", "content": "Why?"}]], {"max_new_tokens": 4})
+        (answer,) = process.samples([ASKED], {"max_new_tokens": 4})
         assert isinstance(answer, str)
         with pytest.raises(RuntimeError, match="ValidationError"):
-            process.samples([[{"role": "user", "content": "Why?"}]], {"max_new_tokens": 0})
+            process.samples([ASKED], {"max_new_tokens": 0})

@@ -204,6 +204,8 @@ def test_a_killed_run_ends_in_the_same_weights(finished_recipe: Path, tmp_path: 
     assert f"going on from {folder / 'checkpoints' / 'checkpoint-2'}" in result.stderr
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
+    counted = [[row.get("num_tokens") for row in read_metrics(f)] for f in (folder, output(finished_recipe, "sft"))]
+    assert counted[0] == counted[1]  # the count goes on where it was
 
 
 def test_inspect_reads_a_run(finished_recipe: Path) -> None:

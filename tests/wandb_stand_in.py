@@ -22,6 +22,8 @@ class WandbServer:
         self.kind = kind
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
         """run id → place → row"""
+        self.summary: dict[str, dict[str, Any]] = {}
+        """run id → its final figures"""
         self.upserts: list[dict[str, Any]] = []
         """variables of every request that opened or changed a run"""
         self.requests: list[str] = []
@@ -60,7 +62,10 @@ class WandbServer:
             return 503, {}
         if path.endswith("/file_stream"):
             run_id = path.split("/")[-2]
-            chunk = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+            files = json.loads(body).get("files") or {}
+            if "wandb-summary.json" in files:
+                self.summary[run_id] = json.loads(files["wandb-summary.json"]["content"][-1])
+            chunk = files.get("wandb-history.jsonl")
             for place, line in enumerate(chunk["content"], chunk["offset"]) if chunk else ():
                 self.history.setdefault(run_id, {})[place] = json.loads(line)
             return 200, {"limits": {}}

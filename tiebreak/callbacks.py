@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +43,30 @@ class ProgressLine(ProgressCallback):
 
 class NothingToTrainError(Exception):
     """The checkpoint is of the last step. transformers would take another one before it looks."""
+
+
+class TokenCount(TrainerCallback):
+    """Keeps the count of trained tokens (`num_tokens`) in checkpoints: TRL's trainers begin anew at 0 when they resume.
+
+    `_total_train_tokens` is TRL's private counter, of its SFT, reward and DPO trainers; the others have none.
+    """
+
+    FILE = "tokens.json"
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+        if state.global_step and file.is_file():
+            self.trainer._total_train_tokens = json.loads(file.read_text())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and hasattr(self.trainer, "_total_train_tokens"):
+            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+            file.write_text(json.dumps(self.trainer._total_train_tokens))
 
 
 class RunCallback(TrainerCallback):

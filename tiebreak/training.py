@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import ProgressCallback
 
-from tiebreak.callbacks import NothingToTrainError, ProgressLine, RunCallback
+from tiebreak.callbacks import NothingToTrainError, ProgressLine, RunCallback, TokenCount
 from tiebreak.chat import Chat, Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
@@ -30,7 +30,7 @@ from tiebreak.records import Prompt
 from tiebreak.reload import FreshProcess
 from tiebreak.reports import Reports
 from tiebreak.runs import Run, is_main_process, read_metrics, say
-from tiebreak.tracking import RunRecorder
+from tiebreak.tracking import RunRecorder, track_again
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -131,6 +131,7 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     """
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressLine())
+    trainer.add_callback(TokenCount(trainer))
     trainer.add_callback(RunCallback(recorder))
     if hasattr(trainer, "create_model_card"):
         trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
@@ -291,6 +292,7 @@ def describe(run: Run, report: Callable[[FreshProcess], None] | None = None) -> 
         return False
     reports = Reports(run)
     if not reports.names or not is_main_process():
+        track_again(run)
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return True
     say(f"{run.folder} is finished; making what it lacks: {', '.join(reports.names)}")

@@ -28,7 +28,7 @@ from tiebreak import runs
 from tiebreak.launch import stage_main
 from tiebreak.page.numbers import digits_for
 from tiebreak.records import write_json, write_text_atomically
-from tiebreak.tracking import track
+from tiebreak.tracking import track, track_again
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,6 +55,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
         run.finish()
         track(run)
+    else:
+        track_again(run)
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     print_summary(said, run.folder / "report.html", config.next_step)
     return dict(said)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import REPOSITORY, end_process, snapshot
-from wandb_stand_in import WandbServer
+from support import REPOSITORY, end_process, run_command, snapshot, succeed
+from wandb_stand_in import KEY, WandbServer
 
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.runs import read_metrics, start_run
@@ -213,13 +213,37 @@ def test_a_resumed_run_is_one_run_online_with_each_step_once(tmp_path: Path, mon
         assert read_json(tmp_path / "dpo" / "wandb" / "state.json")["mode"] == "online"
 
 
+def test_an_offline_run_is_sent_later_by_its_folder(tmp_path: Path) -> None:
+    recorder = start(tmp_path / "dpo", mode="offline")
+    recorder.keep_up_to(0)
+    log(recorder, 1, 2, 3)
+    finish(recorder, metrics={"loss": 0.25})
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "dpo").rename(tmp_path / "moved" / "dpo")
+    with WandbServer() as server:
+        for _ in range(2):  # a second time nothing is sent twice
+            succeed("wandb", "sync", tmp_path / "moved" / "dpo", environment=server.environment())
+        (rows,) = (server.rows(run) for run in server.history)
+        assert [row["train/global_step"] for row in rows] == [1, 2, 3]
+        (summary,) = server.summary.values()
+        assert summary["train/loss"] == 0.25
+    refused = run_command("wandb", "sync", tmp_path, environment={"WANDB_API_KEY": KEY})
+    assert refused.returncode == 2
+    assert "no stage wrote it while W&B was on" in refused.stderr
+
+
 # --- what W&B may do ---
 
 
 def service_of(process: subprocess.Popen[bytes]) -> int:
     """W&B's own service, a child of the process that copies."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return int(wait_for(lambda: children.read_text().split())[0])
+
+    def found() -> list[int]:
+        numbers = [int(number) for number in children.read_text().split()]
+        return [number for number in numbers if b"wandb-core" in Path(f"/proc/{number}/cmdline").read_bytes()]
+
+    return int(wait_for(found)[0])
 
 
 @pytest.mark.parametrize("killed", ["the copying process", "W&B's service"])

@@ -230,6 +230,14 @@ COMMANDS = {
             positional="FOLDER",
             sources=(),
         ),
+        Command(
+            "wandb",
+            "tiebreak.wandb_copy",
+            "send runs to W&B that could not be sent while they were made",
+            subcommands=(
+                Command("sync", "tiebreak.wandb_copy", "send a run folder again", positional="FOLDER", sources=()),
+            ),
+        ),
     )
 }
 
