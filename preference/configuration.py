@@ -77,7 +77,7 @@ class SampleConfig(ReadingConfig, ThinkingConfig):
     splits: list[Split] = ["train", "validation"]
     """which of the prompts; never test, whose prompts are for the final figures"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw prompts that name no splits; every stage holds out the same ones"""
+    """of the prompts that no row names a split for; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
     """take so many, spread over the splits as they are; null: all"""
     completions_per_prompt: int = Field(default=2, ge=2)
@@ -143,7 +143,7 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
     training: TrainingConfig = TrainingConfig()
     """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw data that names no splits"""
+    """of the prompts that no row names a split for; every stage holds out the same ones"""
     beta: float = Field(default=0.1, gt=0.0)
     """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
     loss_type: list[str] = ["sigmoid"]
@@ -282,7 +282,7 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     training: TrainingConfig = TrainingConfig(learning_rate=3e-6)
     """per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on each process"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw prompts that name no splits"""
+    """of the prompts that no row names a split for; every stage holds out the same ones"""
     episodes_per_rollout: int = Field(default=64, ge=1)
     """completions drawn before each round of updates, over all processes"""
     rollouts: int = Field(default=100, ge=1)

@@ -23,7 +23,7 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
     training: TrainingConfig = TrainingConfig()
     """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw data that names no splits"""
+    """of the prompts that no row names a split for; every stage holds out the same ones"""
     strength_as: Literal["margin", "weight", "nothing"] = "margin"
     """what a strength s (1 to 3) does: its pair must be told apart by a margin (Touvron et al. 2023, Eq. 2), or counts s
     times (scaled Bradley-Terry, Wang et al. 2024)"""

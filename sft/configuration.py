@@ -75,7 +75,7 @@ class SFTConfig(ReadingConfig, ThinkingConfig):
     training: TrainingConfig = TrainingConfig()
     """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of raw data that names no splits"""
+    """of the prompts that no row names a split for; every stage holds out the same ones"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
     """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
     padding_free: bool = True

@@ -141,7 +141,7 @@ def _take(data: Gathered, reading: Reading, name: str) -> Iterator[tuple[str, st
     data.read[reading.wanted] += reading.rows
     kept = []
     for draft in reading.drafts:
-        record = draft.build(draft.split or "train")
+        record = draft.placed(draft.split or "train")
         shown = record if isinstance(record, Demonstration) else None
         asked = record.prompt if isinstance(record, Demonstration) else record
         prompt, changed = _normalise_prompt(asked.model_copy(update={"source": asked.source or name}))

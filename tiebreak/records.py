@@ -98,7 +98,9 @@ class Message(Record):
 
         A key that plays no part is refused by name: what is dropped in silence is trained on wrongly.
         """
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or (
+            len(value) == 2 and isinstance(value.get("content"), str) and "role" in value
+        ):
             return value
         message = {key: part for key, part in value.items() if part is not None}
         if isinstance(message.get("tool_calls"), str):

@@ -16,7 +16,7 @@ from support import SHARED_DATA, write_rows
 
 from tiebreak.data.reading import Rules, read, read_demonstrations, read_pairs, read_preferences, read_prompts
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Message, Preference
+from tiebreak.records import Demonstration, Message, Preference, Prompt, write_jsonl
 
 QUESTIONS = [
     ("Why do roots turn brown?", "The water is too warm. Cool it to 18 °C.", "Roots are like that."),
@@ -423,11 +423,33 @@ def test_what_cannot_be_told_is_refused_with_the_key(tmp_path: Path, wanted: Any
 
 def test_kto_rows_that_pair_nothing_are_refused_by_name(tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": good, "label": True} for q, good, _ in QUESTIONS]
-    with pytest.raises(DataError, match="10: prompts of which no two answers are rated apart"):
+    with pytest.raises(DataError, match=r"10: prompts of which no two .* are for KTO, which no stage here trains"):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)))
 
 
 # --- columns -----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_of_one_prompt_name_one_split_and_carry_no_columns_of_pairs(tmp_path: Path) -> None:
+    def rows(**more: Any) -> str:
+        answers = [{"prompt": "Why?", "response": text, "score": len(text)} for text in ("Yes.", "Because.")]
+        return str(write_rows(tmp_path / "rows.jsonl", [answers[0] | {"split": "test"}, answers[1] | more]))
+
+    (found,) = read_preferences(rows(), KEEP)
+    assert (found.chosen_text, found.split) == ("Because.", "test")
+    with pytest.raises(DataError, match="in two splits"):
+        read_preferences(rows(split="train"), KEEP)
+    with pytest.raises(DataError, match="margin: a column of pairs, and this row is one answer"):
+        read_preferences(rows(margin=1.0), KEEP)
+
+
+def test_our_own_records_keep_what_their_prompt_says(tmp_path: Path) -> None:
+    prompt = Prompt(
+        id="prompt-x", messages=(Message(role="user", content="Why?"),), split="test", source="s", tags=("t",)
+    )
+    write_jsonl(tmp_path / "own.jsonl", [Demonstration(prompt=prompt, completion="So.")])
+    (found,) = read_demonstrations(str(tmp_path / "own.jsonl"), KEEP)
+    assert (found.prompt.split, found.prompt.source, found.prompt.tags) == ("test", "s", ("t",))
 
 
 def test_columns_by_key(tmp_path: Path) -> None:

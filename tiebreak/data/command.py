@@ -135,7 +135,7 @@ def _with_splits(reading: Reading, rules: Rules) -> list[Shown]:
         DataError: a prompt is in two splits.
     """
     splits = assign([(one.where, one.prompt, one.split) for one in reading.drafts], rules.validation_share)
-    return [Shown(one.where, split, one.build(split)) for one, split in zip(reading.drafts, splits, strict=True)]
+    return [Shown(one.where, split, one.placed(split)) for one, split in zip(reading.drafts, splits, strict=True)]
 
 
 def _split(record: Prompt | Demonstration | Preference) -> Split:

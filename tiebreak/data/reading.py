@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +20,7 @@ from tiebreak.data import shapes
 from tiebreak.data.columns import Cells, about
 from tiebreak.data.shapes import Answered, Asked, Compared, LeftOut, Rated, Wanted
 from tiebreak.data.sources import read_file, read_source
-from tiebreak.data.splits import VALIDATION_SHARE, assign, split_of
+from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
@@ -70,18 +70,27 @@ class Rules:
 
 
 DEFAULT = Rules()
+NOT_APART = "prompts of which no two answers are rated apart"
+UNPAIRED = "unpaired rows are for KTO, which no stage here trains; tiebreak sft learns from those labelled true"
 
 
 @dataclass
 class Draft:
-    """A row's record, but for its split."""
+    """A row's record, whose split is still open."""
 
     where: str
     prompt: str
     """the prompt's id"""
     split: Split | None
     """the one that the row names"""
-    build: Callable[[Split], Any]
+    record: Any
+
+    def placed(self, split: Split) -> Any:
+        """The record in its split."""
+        if isinstance(self.record, Demonstration):
+            prompt = self.record.prompt.model_copy(update={"split": split})
+            return self.record.model_copy(update={"prompt": prompt})
+        return self.record.model_copy(update={"split": split})
 
 
 @dataclass
@@ -127,7 +136,7 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
         return [prompt for prompt in read_own(source, "prompts") if prompt.split in splits]
     reading = read(source, "prompts", rules)
     if "test" in splits and not any(draft.split for draft in reading.drafts):
-        return [draft.build(splits[0]) for draft in settle(reading, rules)]
+        return [draft.placed(splits[0]) for draft in settle(reading, rules)]
     return [prompt for prompt in _built(reading, rules) if prompt.split in splits]
 
 
@@ -260,7 +269,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
     table = read_source(source, wanted)
     _require_columns(table, rules, source)
     reading = Reading(source, wanted, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
-    rows = [(where, Cells(row, rules.columns, table.of_text)) for where, row in table.rows]
+    rows = [(where, Cells(_unnested(row), rules.columns, table.of_text)) for where, row in table.rows]
     has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
     rated: dict[str, list[tuple[str, Cells, Rated]]] = {}
     for where, cells in rows:
@@ -276,6 +285,15 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
     _take_rated(reading, rated, has_splits)
     reading.bad.sort(key=lambda one: _place(one.where))
     return reading
+
+
+def _unnested(row: dict[str, Any]) -> dict[str, Any]:
+    """A Demonstration of ours holds its prompt as a record: its fields as columns."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, dict) or "messages" not in prompt:
+        return row
+    fields = {name: prompt[name] for name in ("split", "source", "tags", "tools") if prompt.get(name)}
+    return {**fields, **row, "prompt": prompt["messages"]}
 
 
 _NAMED_FOREIGN = ("split", "kind", "source", "tags", "label", "strength", "confidence", "agreement", "raters")
@@ -298,8 +316,13 @@ def _take_row(
             reading.left_out[result.reason] += 1
         elif isinstance(result, Rated):
             shapes.check(result)
+            if counted := about(cells, ("weight", "margin", "strength", "confidence", "agreement")):
+                name = next(iter(counted))
+                raise ValueError(
+                    f"{name}: a column of pairs, and this row is one answer; columns: {{{name}: null}} ignores the column"
+                )
+            _named_split(cells, has_splits)
             rated.setdefault(prompt_id(result.prompt, result.tools), []).append((where, cells, result))
-            about(cells, _ABOUT["preferences"])
         else:
             shapes.check(result)
             drafts.append(_draft(where, cells, result, reading, has_splits))
@@ -309,11 +332,13 @@ def _take_row(
 
 def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rated]]], has_splits: bool) -> None:
     """The pairs among the rated answers to each prompt."""
-    for answers in rated.values():
+    for identity, answers in rated.items():
         pairs = shapes.pair_up([one for _, _, one in answers])
         wheres = [where for where, _, _ in answers]
+        named_splits((where, identity, _named_split(cells, has_splits)) for where, cells, _ in answers)
         if not pairs:
-            reading.left_out["prompts of which no two answers are rated apart"] += 1
+            unpaired = any(shape.startswith("KTO") for shape in reading.shapes)
+            reading.left_out[NOT_APART + (f" ({UNPAIRED})" if unpaired else "")] += 1
         for pair in pairs:
             if isinstance(pair, LeftOut):
                 reading.left_out[pair.reason] += 1
@@ -328,9 +353,7 @@ def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits
     """The record but for its split. Raises ValueError where it cannot be one."""
     facts = about(cells, _ABOUT[reading.wanted])
     identity = prompt_id(result.prompt, result.tools)
-    draft = Draft(where, identity, _named_split(cells, has_splits), _builder(reading.wanted, identity, result, facts))
-    draft.build("train")  # what is wrong with it, it says now
-    return draft
+    return Draft(where, identity, _named_split(cells, has_splits), _record(reading.wanted, identity, result, facts))
 
 
 _TEXT_FACTS = ("source", "tags")
@@ -358,30 +381,28 @@ def _named_split(cells: Cells, has_splits: bool) -> Split | None:
     return split
 
 
-def _builder(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, Any]) -> Callable[[Split], Any]:
-    def prompt(split: Split) -> Prompt:
-        about = {name: facts[name] for name in _TEXT_FACTS if name in facts}
-        return Prompt(id=identity, messages=result.prompt, split=split, tools=result.tools, **about)
-
+def _record(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
+    """The record, its split left open."""
     if isinstance(result, Compared):
         stated = {} if result.strength is None else {"strength": result.strength}
-        return lambda split: Preference(
+        return Preference(
             prompt=result.prompt,
             chosen=result.chosen,
             rejected=result.rejected,
             tools=result.tools,
             prompt_id=identity,
-            split=split,
             **{**stated, **facts},
         )
-    if wanted == "demonstrations" and isinstance(result, Answered):
-        if float(facts.get("weight", 1)) != 1:
-            raise ValueError(
-                f"weight: {facts['weight']}, but demonstrations count alike; columns: {{weight: null}} leaves the column "
-                "out, and a message's own weight of 0 leaves its turn out of the loss"
-            )
-        return lambda split: Demonstration(prompt=prompt(split), completion=_completion(result.answer))
-    return prompt
+    about_text = {name: facts[name] for name in _TEXT_FACTS if name in facts}
+    prompt = Prompt(id=identity, messages=result.prompt, tools=result.tools, **about_text)
+    if wanted == "prompts" or not isinstance(result, Answered):
+        return prompt
+    if float(facts.get("weight", 1)) != 1:
+        raise ValueError(
+            f"weight: {facts['weight']}, but demonstrations count alike; columns: {{weight: null}} leaves the column "
+            "out, and a message's own weight of 0 leaves its turn out of the loss"
+        )
+    return Demonstration(prompt=prompt, completion=_completion(result.answer))
 
 
 def _completion(answer: Messages) -> str | Messages:
@@ -400,7 +421,7 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
             f"{reading.source}: its rows name no validation split, so nothing is held out for it; columns: {{split: null}} "
             "holds out by prompt"
         )
-    return [draft.build(split) for draft, split in zip(drafts, splits, strict=True)]
+    return [draft.placed(split) for draft, split in zip(drafts, splits, strict=True)]
 
 
 def settle(reading: Reading, rules: Rules) -> list[Draft]:

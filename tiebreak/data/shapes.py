@@ -225,19 +225,6 @@ def _conversation_column(cells: Cells) -> str | None:
 # --- prompts -----------------------------------------------------------------------------------------------------------
 
 
-def _own_record(cells: Cells) -> Understood | None:
-    """A Demonstration of ours, whose prompt is a record."""
-    prompt = cells.values.get("prompt")
-    if not isinstance(prompt, dict) or "messages" not in prompt:
-        return None
-    cells.used |= {"prompt", "completion"}
-    messages, tools = _messages(cells, prompt["messages"]), to_tools(prompt.get("tools"))
-    if "completion" not in cells:
-        return Understood("prompts", [Asked(messages, tools)])
-    answer = _messages(cells, cells.values["completion"], "assistant")
-    return Understood("prompt and completion", [Answered(messages, tools, answer)])
-
-
 def _bare_prompt(cells: Cells) -> Understood | None:
     name = _prompt_column(cells)
     if name is None:
@@ -349,9 +336,10 @@ def _two_sides(cells: Cells) -> Understood | None:
         compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected))
         return Understood(f"{shape} in {sides[0]} and {sides[1]}", [compared])
     prompt = _prompt(cells, name)
-    if _holds_prompt(cells, chosen) != _holds_prompt(cells, rejected):
+    whole = _holds_prompt(cells, chosen)
+    if whole != _holds_prompt(cells, rejected):
         raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, and the other an answer alone")
-    if _holds_prompt(cells, chosen):
+    if whole:
         compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked=prompt)
         return Understood(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [compared])
     better, worse = (_messages(cells, side, "assistant") for side in (chosen, rejected))
@@ -360,11 +348,11 @@ def _two_sides(cells: Cells) -> Understood | None:
     return Understood(shape, [Compared(prompt, _tools(cells), better, worse)])
 
 
-def _holds_prompt(cells: Cells, side: object) -> bool:
+def _holds_prompt(cells: Cells, side: Any) -> bool:
     """Whether a side is a whole conversation."""
     if isinstance(side, str):
         return is_transcript(side)
-    return is_conversation(side) and _messages(cells, side)[0].role != "assistant"
+    return is_conversation(side) and _messages(cells, side[:1])[0].role != "assistant"
 
 
 def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Messages = ()) -> Compared:
@@ -527,8 +515,8 @@ def pair_up(rated: Sequence[Rated]) -> list[Result]:
 
 
 _SHAPES: dict[Wanted, tuple[Callable[[Cells], Understood | None], ...]] = {
-    "prompts": (_own_record, _bare_prompt, _asked_conversation, _asked_in_sides),
-    "demonstrations": (_own_record, _conversation, _prompt_and_answer),
+    "prompts": (_bare_prompt, _asked_conversation, _asked_in_sides),
+    "demonstrations": (_conversation, _prompt_and_answer),
     "preferences": (_two_sides, _pair_with_winner, _ranking, _rating),
 }
 
