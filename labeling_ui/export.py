@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -153,10 +154,26 @@ def _write_formats(
 
 
 def _rows_by_split(preferences: Sequence[Preference]) -> dict[str, list[dict[str, Any]]]:
+    """The rows for Arrow, which takes its columns from the first row: all have all columns."""
+    dumped = [preference.model_dump(mode="json") for preference in preferences]
+    columns = dict.fromkeys(column for row in dumped for column in row)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for preference in preferences:
-        rows.setdefault(preference.split or "train", []).append(preference.model_dump(mode="json"))
+    for preference, row in zip(preferences, dumped, strict=True):
+        filled = {column: _for_arrow(column, row.get(column)) for column in columns}
+        rows.setdefault(preference.split or "train", []).append(filled)
     return rows
+
+
+def _for_arrow(column: str, value: Any) -> Any:
+    """Schemas and arguments of tools as JSON text: Arrow has one type a column, and `tiebreak.data` reads either."""
+    if column == "tools":
+        return json.dumps(value) if value else None
+    if column in ("prompt", "chosen", "rejected"):
+        return [
+            message | ({"tool_calls": json.dumps(message["tool_calls"])} if "tool_calls" in message else {})
+            for message in value
+        ]
+    return value
 
 
 def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
@@ -201,7 +218,8 @@ def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool)
             prompt = [message.model_dump() for message in pair.messages]
             completion = [{"role": "assistant", "content": text}]
             row = {"prompt": prompt, "completion": completion, "label": label == {True}}
-            yield {**row, "kind": kind, "pair_id": pair_id, "split": pair.split}
+            about = {"kind": kind, "pair_id": pair_id, "split": pair.split}
+            yield {**row, **about, **({"tools": list(pair.tools)} if pair.tools else {})}
 
 
 # --- a table for spreadsheets ---

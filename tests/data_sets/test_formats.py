@@ -382,6 +382,17 @@ def test_pairs_to_label(tmp_path: Path) -> None:
     assert {c.policy for p in found for c in p.completions} == {"unknown"}
 
 
+def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "a", "response_a": "b", "response_b": "c"},
+        {"prompt": "a", "response_a": "b\0", "response_b": "c"},
+    ]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(DataError) as caught:
+        read_pairs(source)
+    assert caught.value.faults == [f"{source}:2: holds a NUL character, which a label store cannot keep: remove it"]
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------------
 
 

@@ -28,15 +28,15 @@ from labeling_ui.aggregate import (
 )
 from labeling_ui.agreement import percent_agreement
 from labeling_ui.answers import Submission
-from labeling_ui.export import build_edits, export, judgments_as_csv, unpaired
+from labeling_ui.export import build_edits, export, judgments_as_csv, unpaired, write_dataset, write_parquet
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
 from labeling_ui.store import Store
 from labeling_ui.verify import verify
 from labeling_ui.votes import read_votes
 from tiebreak.config import load_config
-from tiebreak.data.reading import read_pairs, read_preferences, read_records
-from tiebreak.records import Demonstration, Judgment, Preference
+from tiebreak.data.reading import Rules, read_pairs, read_preferences, read_records
+from tiebreak.records import Demonstration, Judgment, Pair, Preference
 from tiebreak.rubric import score_rubric
 from tiebreak.runs import read_manifest, start_run
 
@@ -135,6 +135,40 @@ def ranked(rater: str, **more: Any) -> Judgment:
     """What a rater says of the three completions of pair 0, which they were shown as 1, 2, 0."""
     same = {"pair_id": "pair-0", "rater_id": rater, "left": "0-1", "right": "0-2", "shown": ("0-1", "0-2", "0-0")}
     return Judgment.model_validate({**same, "kind": "human", **more})
+
+
+def test_ids_as_drawn_and_tools_go_along_where_the_answer_was_not_edited(tmp_path: Path) -> None:
+    """A preference is trained on as the tokens that were drawn; an edited answer has none."""
+    tool = {"type": "function", "function": {"name": "ec", "parameters": {"type": "object"}}}
+
+    def drawn(n: int, *tokenizers: str) -> Pair:
+        pair = make_pair(n)
+        completions = tuple(
+            one.model_copy(update={"ids": (n, number), "tokenizer_sha256": tokenizer})
+            for number, (one, tokenizer) in enumerate(zip(pair.completions, tokenizers, strict=True))
+        )
+        return pair.model_copy(update={"completions": completions, "tools": (tool,)})
+
+    pairs = [make_pair(0), drawn(1, "t", "t"), drawn(2, "t", "other")]
+    judged = [said(0, "a", 3), said(1, "a", 3), said(2, "a", 3)]
+    found = build_preferences(pairs, group_judgments(judged)).preferences
+    assert [(p.chosen_ids, p.rejected_ids, p.tokenizer_sha256) for p in found] == [
+        (None, None, None),
+        ((1, 1), (1, 0), "t"),
+        (None, None, None),  # two tokenizers
+    ]
+    assert [p.tools for p in found] == [(), (tool,), (tool,)]
+    (edit,) = build_edits(pairs, [said(1, "a", 3).model_copy(update={"edited_text": "second answer, mended"})])
+    assert [(p.chosen_ids, p.rejected_ids) for p in edit.preferences] == [(None, (1, 1)), (None, (1, 0))]
+    assert edit.demonstration.prompt.tools == (tool,)
+    # Arrow, which takes its columns from the first row, keeps them all
+    write_parquet(tmp_path / "parquet", found)
+    write_dataset(tmp_path / "saved", found)
+    for source in ("parquet", "saved"):
+        again = read_preferences(str(tmp_path / source), Rules(validation_share=0.0))
+        assert [p.model_copy(update={"prompt_id": ""}) for p in again] == [
+            p.model_copy(update={"prompt_id": ""}) for p in found
+        ]
 
 
 def test_an_edit_of_a_ranking_beats_all_that_were_ranked() -> None:

@@ -35,6 +35,7 @@ from tiebreak.records import (
     explain,
     first_line,
     prompt_id,
+    text_of,
     write_jsonl,
 )
 from tiebreak.runs import BAD_ROWS, Run, is_main_process, say
@@ -170,7 +171,10 @@ def read_pairs(source: str) -> list[Pair]:
     pairs, faults = [], []
     for where, row in rows:
         try:
-            pairs.append(Pair.model_validate(row) if "completions" in row else _parse_pair(row))
+            pair = Pair.model_validate(row) if "completions" in row else _parse_pair(row)
+            if "\0" in text_of(pair.messages) or any("\0" in one.text for one in pair.completions):
+                raise ValueError("holds a NUL character, which a label store cannot keep: remove it")
+            pairs.append(pair)
         except ValidationError as error:
             faults += [f"{where}: {fault}" for fault in explain(error)]
         except ValueError as error:
