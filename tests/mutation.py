@@ -415,6 +415,7 @@ def _without_functions(code: CodeType) -> tuple[bytes, tuple[object, ...]]:
 
 def _live_functions(path: str) -> dict[CodeKey, list[Any]]:
     found: dict[CodeKey, list[Any]] = {}
+    gc.unfreeze()  # what was imported by a stage is frozen, and not listed
     for one in gc.get_objects():
         if type(one) is FunctionType and one.__code__.co_filename == path:
             found.setdefault((one.__code__.co_qualname, one.__code__.co_firstlineno), []).append(one)
