@@ -89,12 +89,12 @@ class Spot:
     shape: str
 
 
-def kl_chart(path: Sequence[tuple[float, float, float]], spots: Sequence[Spot]) -> Markup:
-    """Score against KL from the SFT policy: PPO's rollouts as a path, evaluated policies as marks with whiskers."""
+def kl_chart(path: Sequence[tuple[float, float, float]], spots: Sequence[Spot], baseline: str) -> Markup:
+    """Score against KL from the baseline: PPO's rollouts as a path, evaluated policies as marks with whiskers."""
     xs = [0.0, *(kl for _, kl, _ in path), *(s.kl for s in spots)]
     ys = [score for _, _, score in path] + [s.score for s in spots] + [e for s in spots for e in s.interval or ()]
     frame = Frame(460, 320, 46, 16, 22, 36, spread(xs, 0.07), spread(ys, 0.09))
-    x_name = "KL from the SFT policy, nats per answer"
+    x_name = f"KL from {baseline}, nats per answer"
     body = axes(frame, x_name, "score of the reward model", ticks(*frame.x, 5))
     boxes: list[Box] = []
     body += _path(frame, path, boxes)
@@ -108,7 +108,7 @@ def kl_chart(path: Sequence[tuple[float, float, float]], spots: Sequence[Spot]) 
     for spot in spots:
         body.append(_placed(frame, boxes, (frame.px(spot.kl), frame.py(spot.score)), spot.name, "spot"))
     told = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in spots)
-    return svg(460, 320, body, cls="plot wide", label=f"Score against KL from the SFT policy. {told}")
+    return svg(460, 320, body, cls="plot wide", label=f"Score against KL from {baseline}. {told}")
 
 
 def _path(frame: Frame, path: Sequence[tuple[float, float, float]], boxes: list[Box]) -> list[Markup]:

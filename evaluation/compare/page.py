@@ -411,9 +411,10 @@ def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
 
 
 def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
-    ppo = [run for run in trained if run.stage == "ppo"]
-    comparable = bool(ppo) and _scored_alike(report, ppo[-1].id)
-    path = reward_against_kl(ppo[-1].rows) if comparable else []
+    ppo, name_of_ppo = _evaluated_ppo(report, trained)
+    left_out = _why_left_out(report, ppo.id) if ppo else None
+    path = reward_against_kl(ppo.rows) if ppo and left_out is None else []
+    baseline = label(report["baseline"])
     spots = [
         Spot(label(name), row["kl_per_sequence"] or 0.0, row["score_mean"], row["score_interval"], *marks[name])
         for name, row in report["policies"].items()
@@ -425,23 +426,43 @@ def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
     legend = [el("span", swatch(s.tone, s.shape), f"{s.name}, held-out prompts") for s in near]
     if path:
         legend.append(
-            el("span", charts.line_key("ppo", False), "PPO's rollouts on training prompts, darker with the steps")
+            el(
+                "span",
+                charts.line_key("ppo", False),
+                f"{name_of_ppo}'s rollouts on training prompts, darker with the steps",
+            )
         )
     outside = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in far)
     side = el(
         "div",
         el("div", legend, cls="legend column"),
         note(
-            "What optimisation paid for its score: up is better liked by the reward model, right is further from the "
-            "SFT policy. A score that rises while the yardstick does not is a sign of over-optimisation."
+            "What optimisation paid for its score: up is better liked by the reward model, right is further from "
+            f"{baseline}. A score that rises while the yardstick does not is a sign of over-optimisation."
         ),
         note("Whiskers are 95% intervals over prompts."),
         note(f"Too far right to be drawn. {outside}.") if far else None,
-        note("PPO's rollouts are left out: it went by other rewards than the reward model that scored the policies.")
-        if ppo and not comparable
-        else None,
+        note(f"{name_of_ppo}'s rollouts are left out: {left_out}.") if left_out else None,
     )
-    return el("div", el("figure", charts.kl_chart(path, near)), side, cls="split")
+    return el("div", el("figure", charts.kl_chart(path, near, baseline)), side, cls="split")
+
+
+def _evaluated_ppo(report: Report, trained: Sequence[Trained]) -> tuple[Trained | None, str]:
+    """The last PPO run among the evaluated policies, and its name; of the chain where no policy's run is recorded."""
+    runs = [run for run in trained if run.stage == "ppo"]
+    names = {row["run"]: label(row["policy"]) for row in report["changes"] if row["run"]}
+    evaluated = [run for run in runs if run.id in names] or ([] if names else runs)
+    return (evaluated[-1], names.get(evaluated[-1].id, "PPO")) if evaluated else (None, "")
+
+
+def _why_left_out(report: Report, ppo: str) -> str | None:
+    """Why a PPO run's own figures lie on other axes than the evaluation's; None where they do not."""
+    if not _scored_alike(report, ppo):
+        return "it went by other rewards than the reward model that scored the policies"
+    origin = next((row for row in report["changes"] if row["run"] == ppo), None)
+    if origin is not None and (origin["from"], origin["through"]) != (report["baseline"], []):
+        return f"their KL is from the policy that it was trained from, not from {label(report['baseline'])}"
+    return None
 
 
 def _scored_alike(report: Report, ppo: str) -> bool:

@@ -198,6 +198,29 @@ def test_verdicts_do_not_depend_on_the_order_of_the_policies() -> None:
         assert report["headline"]["verdicts"] == {"dpo": "better", "ppo": "worse"}
 
 
+def test_ppos_rollouts_are_drawn_where_their_kl_and_score_are_the_evaluations() -> None:
+    """Its KL is from the policy that it began with: beside policies whose KL is from another one it has no place."""
+    rows = [{"step": n, "objective/kl": float(n), "objective/scores": n / 2} for n in range(1, 5)]
+    judge = trained("reward", "reward", "some/base", 1)
+    sft, other = trained("sft", "sft", "some/base", 1), trained("dpo", "dpo", "sft", 1)
+    for start, drawn in ((sft, True), (other, False)):
+        files = {"adapter.json": {"from": start}}
+        ppo = write_run(Path(f"ppo-{start}"), "ppo", {"policy": start, "reward_model": judge}, files, rows)
+        policies = {"policy_sft": sft, "policy_dpo": other, "policy_further": ppo, "reward_model": judge}
+        answers = [
+            answer(p, name, 3, name, 0.5 * n, 2.0 * n)
+            for n, name in enumerate(("sft", "dpo", "further"))
+            for p in range(4)
+        ]
+        report_of(write_evaluation(Path(f"e-{start}"), answers, policies), f"r-{start}")
+        page = Path(f"r-{start}/report.html").read_text(encoding="utf-8")
+        assert ("further&#x27;s rollouts on training prompts" in page) == drawn
+        assert (
+            "rollouts are left out: their KL is from the policy that it was trained from, not from SFT" in page
+        ) != drawn
+        assert "KL from SFT, nats per answer" in page
+
+
 # --- several evaluations ---
 
 
