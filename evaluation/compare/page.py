@@ -326,7 +326,7 @@ def _settings(report: Report) -> Markup | None:
         if name not in shared
     ]
     headings = [heading("Setting"), *(el("th", title, scope="col", cls="n") for title in titles)]
-    same = ", ".join(f"{name} {_setting(value)}" for name, value in shared.items())
+    same = "; ".join(f"{name} {_setting(value)}" for name, value in shared.items())
     return join(
         el("div", table(headings, rows, cls="plain"), cls="scroll"),
         note(f"The same in all: {same}.") if shared else None,

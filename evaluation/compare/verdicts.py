@@ -209,7 +209,7 @@ def _dpo_caveats(
 ) -> list[str]:
     """What a DPO run's own held-out preferences say against it."""
     names = {
-        link.id: label(policy) if len(evaluations) == 1 else f"{label(policy)} of {where}"
+        link.id: label(policy) if len(evaluations) == 1 else f"{where}: {label(policy)}"
         for where, one in evaluations.items()
         for policy in one.policies
         if (link := Lineage(one, chains[where]).run_of(policy)) is not None

@@ -251,7 +251,7 @@ def test_the_warnings_of_another_evaluations_training_are_heard_too() -> None:
     second = evaluation_of("runs/seed1/evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": weak})
     report = report_of(first, against=[second])
     assert any(
-        caveat.startswith("DPO of seed1's loss on held-out preferences is 0.750")
+        caveat.startswith("seed1: DPO's loss on held-out preferences is 0.750")
         for caveat in report["headline"]["caveats"]
     )
     assert any("loss on held-out preferences is 0.750" in caveat for caveat in report["headline"]["caveats"])
