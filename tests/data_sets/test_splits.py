@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import write_rows
+from support import TINY_TRAINING, run_here, write_config, write_rows
 
 from preference.configuration import PPOConfig
 from preference.ppo.train import split_prompts
@@ -19,6 +19,7 @@ from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, 
 from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
 from tiebreak.errors import DataError
 from tiebreak.records import Message, prompt_id
+from tiebreak.runs import read_manifest
 
 EVERY = ["train", "validation", "test"]
 
@@ -156,3 +157,42 @@ def test_data_that_holds_nothing_out_says_so(tmp_path: Path, capsys: pytest.Capt
     rows = [{"prompt": f"Q {n}?", "completion": "Yes.", "split": "train" if n else "test"} for n in range(6)]
     read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)))
     assert "name no validation split, so nothing is held out for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_ppo_never_trains_on_a_held_out_prompt(tmp_path: Path, tiny_model: Path, algorithm: str) -> None:
+    """The reward function notes what it is asked about: with no validation prompts, that is what is trained on."""
+    (tmp_path / "noting.py").write_text(
+        "from pathlib import Path\n"
+        "def note(prompts, completions, **_):\n"
+        f"    with Path({str(tmp_path / 'seen.txt')!r}).open('a') as file:\n"
+        "        file.writelines(prompt[-1]['content'] + '\\n' for prompt in prompts)\n"
+        "    return [float(len(one[0]['content'])) for one in completions]\n"
+    )
+    texts = [f"Question {n}?" for n in range(9)]
+    rows = [{"prompt": text} for text in texts]
+    rows[4]["split"] = "test"
+    config = write_config(
+        tmp_path / "ppo.yaml",
+        output=tmp_path / "ppo",
+        algorithm=algorithm,
+        policy=tiny_model,
+        prompts=write_rows(tmp_path / "rows.jsonl", rows),
+        rewards=[{"function": "noting:note"}],
+        validation_share=0.4,
+        max_validation_prompts=0,
+        episodes_per_rollout=8,
+        rollouts=4,
+        ppo_epochs=1,
+        stop_when_all_cut_off=False,
+        sampling={"max_new_tokens": 4},
+        training={**TINY_TRAINING, "per_device_batch_size": 4, "save_steps": 50},
+        adapter={"r": 2, "alpha": 4},
+        tracking={"mode": "disabled"},
+    )
+    status, err = run_here("ppo", "--config", config)
+    assert status == 0, err
+    expected = {text for text in texts if text != texts[4] and not is_in_hash_share(text, 0.4)}
+    assert 3 <= len(expected) <= 7
+    assert set((tmp_path / "seen.txt").read_text().splitlines()) == expected
+    assert read_manifest(tmp_path / "ppo")["counts"]["prompts"] == len(expected)
