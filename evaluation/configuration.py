@@ -23,6 +23,8 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
     """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
     split: Split = "test"
     """of prompts that name no splits, test is all of them, and validation those that training holds out"""
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """of the prompts that no row names a split for; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
     """answer so many of them, always the same; null: all"""
     reward_model: str | None = None

@@ -8,6 +8,7 @@ the raters' judgments. Every mean carries a 95% bootstrap interval over prompts,
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import statistics
@@ -21,7 +22,8 @@ import torch
 from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.chat import encode_each
-from tiebreak.data.reading import DEFAULT, Rules, read_prompts
+from tiebreak.data.reading import DEFAULT, Rules, is_run, read_prompts
+from tiebreak.data.splits import VALIDATION_SHARE
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
@@ -35,7 +37,7 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
-from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
+from tiebreak.runs import Run, clear_partial, in_batches, manifest_chain, read_manifest, say, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.tracking import track, track_again
 
@@ -49,6 +51,7 @@ def evaluate(config: EvaluateConfig) -> None:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     prompts = choose_prompts(config, Rules.of(run))
+    refuse_trained_on(config, run, prompts)
     require_readable(config)
     answers: dict[str, list[Answer]] = {}
     for name in config.policies:
@@ -83,6 +86,33 @@ def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Promp
         raise DataError(f"{config.prompts} has no prompts of the {config.split} split")
     ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", p.id))
     return ranked[: config.max_prompts]
+
+
+def refuse_trained_on(config: EvaluateConfig, run: Run, prompts: list[Prompt]) -> None:
+    """No policy may have been trained on what it is measured by: the same file, given to training and to evaluation.
+
+    Raises:
+        DataError: one was.
+    """
+    if is_run(config.prompts) or config.split == "train":
+        return
+    asked = {prompt.id for prompt in prompts}
+    for name, policy in config.policies.items():
+        folder = find_model(policy).folder
+        for where, manifest in manifest_chain(folder.parent) if folder is not None else ():
+            if run.inputs["prompts"].id not in [one["id"] for one in manifest["inputs"].values()]:
+                continue
+            share = manifest["config"].get("validation_share", VALIDATION_SHARE)
+            source, held_out = config.prompts, f"--split validation --validation-share {share:g}"
+            if manifest["stage"] == "prepare":
+                source, held_out = where, f"--prompts {where}"
+            rules = dataclasses.replace(Rules.of(run), validation_share=share)
+            learned = asked & {prompt.id for prompt in read_prompts(source, ["train"], rules)}
+            if learned:
+                raise DataError(
+                    f"prompts: {len(learned)} of {len(asked)} of {config.prompts} are in the train split of {where}, from "
+                    f"which policy {name} comes: {held_out} takes those that it held out"
+                )
 
 
 def require_readable(config: EvaluateConfig) -> None:

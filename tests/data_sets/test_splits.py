@@ -196,3 +196,41 @@ def test_ppo_never_trains_on_a_held_out_prompt(tmp_path: Path, tiny_model: Path,
     assert 3 <= len(expected) <= 7
     assert set((tmp_path / "seen.txt").read_text().splitlines()) == expected
     assert read_manifest(tmp_path / "ppo")["counts"]["prompts"] == len(expected)
+
+
+def test_evaluate_refuses_what_its_policy_was_trained_on(tmp_path: Path, tiny_model: Path) -> None:
+    """One file without splits for both: what training held out is measured, the rest is refused."""
+    texts = [f"Question {n}?" for n in range(9)]
+    source = write_rows(tmp_path / "rows.jsonl", [{"prompt": text, "completion": "Yes."} for text in texts])
+    quiet = {"tracking": {"mode": "disabled"}, "sampling": {"max_new_tokens": 2}}
+    sft = write_config(
+        tmp_path / "sft.yaml",
+        output=tmp_path / "sft",
+        policy=tiny_model,
+        demonstrations=source,
+        validation_share=0.4,
+        adapter={"r": 2, "alpha": 4},
+        training={**TINY_TRAINING, "max_steps": 1},
+        **quiet,
+    )
+    status, err = run_here("sft", "--config", sft)
+    assert status == 0, err
+    evaluation = write_config(
+        tmp_path / "evaluate.yaml",
+        output=tmp_path / "evaluate",
+        policies={"base": tiny_model, "sft": tmp_path / "sft"},
+        prompts=source,
+        **quiet,
+    )
+    trained = [text for text in texts if not is_in_hash_share(text, 0.4)]
+    status, err = run_here("evaluate", "--config", evaluation)
+    assert status == 1
+    assert f"{len(trained)} of 9 of {source} are in the train split of {tmp_path / 'sft'}" in err
+    assert "--split validation --validation-share 0.4 takes those that it held out" in err
+    words = ("--split", "validation", "--validation-share", "0.4", "--output", tmp_path / "held-out")
+    status, err = run_here("evaluate", "--config", evaluation, *words)
+    assert status == 0, err
+    assert read_manifest(tmp_path / "held-out")["counts"]["prompts"] == 9 - len(trained)
+    other = write_rows(tmp_path / "other.jsonl", [{"prompt": text} for text in texts[:2]])
+    status, err = run_here("evaluate", "--config", evaluation, "--prompts", other, "--output", tmp_path / "unseen")
+    assert status == 0, err
