@@ -49,6 +49,7 @@ PATIENCE_SECONDS = 30.0
 _STDERR = os.dup(2)
 """Standard error as this process found it: pytest takes the other one."""
 
+_DATA_SETS = [f"tests/data_sets/test_{name}.py" for name in ("formats", "files", "splits", "command")]
 TESTS = {
     "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
     "evaluation/evaluate.py": ["tests/evaluation/test_evaluate.py"],
@@ -57,8 +58,10 @@ TESTS = {
     "evaluation/compare/lineage.py": ["tests/evaluation/test_verdicts.py", "tests/evaluation/test_compare.py"],
     "preference/ppo/losses.py": ["tests/preference/test_ppo_losses.py"],
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
-    "tiebreak/chat.py": ["tests/tiebreak/test_chat.py"],
-    "tiebreak/records.py": ["tests/tiebreak/test_records.py"],
+    "tiebreak/chat.py": [f"tests/tiebreak/test_{name}.py" for name in ("chat", "turns", "messages")],
+    "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py", *_DATA_SETS],
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text")},
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""
 

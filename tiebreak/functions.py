@@ -43,6 +43,12 @@ def load_function(name: str, key: str, beside: Path | None = None) -> UserFuncti
         ConfigError: no such module or function, or its module cannot be imported.
     """
     module_name, _, attribute = name.partition(":")
+    if "/" in module_name or module_name.endswith(".py"):
+        stem = module_name.removesuffix(".py").rpartition("/")[2]
+        raise ConfigError(
+            f"{key}: {name} names a file: name its module, {stem}:{attribute}, and put {stem}.py beside the "
+            "configuration file or in the current folder"
+        )
     folders = [folder.resolve() for folder in (beside, Path.cwd()) if folder is not None]
     try:
         module = _import(module_name, folders, key)

@@ -14,8 +14,15 @@ def label(policy: str) -> str:
 
 
 def edge(share: float) -> str:
-    """A percentage that does not round onto the 50% it is held against."""
-    return f"{100 * share:.1f}%" if percent(share) == "50%" and share != 0.5 else percent(share)
+    """A percentage that does not round onto the 50% it is held against.
+
+    >>> edge(0.744), edge(0.4962), edge(0.50004), edge(0.5)
+    ('74%', '49.6%', '50.004%', '50%')
+    """
+    if share == 0.5 or percent(share) != "50%":
+        return percent(share)
+    shown = (f"{100 * share:.{digits}f}" for digits in range(1, 17))
+    return next((one for one in shown if float(one) != 50.0), "50") + "%"
 
 
 def listed(names: Iterable[str]) -> str:
