@@ -36,6 +36,10 @@ LOSSES_OF_PAIRS = (
 """TRL's losses that are a mean over pairs: rows can be weighted, and a batch can be cut into passes."""
 LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "sft")
 """Those that sort a batch, or average over its tokens."""
+MARGIN_LOSSES = ("sigmoid", "sigmoid_norm")
+SOFT_LOSSES = ("sigmoid", "hinge", "ipo", "sigmoid_norm")
+"""Those that an uncertain label has a meaning for: their expectation over it. robust and exo_pair have a smoothing of their
+own; the others rank an answer by itself."""
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 LOSSES_ELSEWHERE = {
     "dpo": "its loss is called sigmoid here",
@@ -151,6 +155,16 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
     apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
+    strength_as: Literal["margin", "weight", "nothing"] = "nothing"
+    """what a strength s (1 to 3) does: implicit rewards must be told apart by a margin (Amini et al. 2024; losses sigmoid
+    and sigmoid_norm), or the pair counts s times; nothing, as in Rafailov et al. 2023"""
+    margin_scale: float = Field(default=1.0, ge=0.0)
+    """times the row's margin, or s/3 where it has none"""
+    soft_labels: bool = False
+    """learn the row's confidence, or the share of raters who agree, in place of certainty (cDPO, Mitchell 2023; losses
+    sigmoid, hinge, ipo and sigmoid_norm)"""
+    use_weights: bool = True
+    """count each pair by its weight, as reward training does; all weights together leave the learning rate as it is"""
     cache_reference: bool = True
     """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
     share_prefixes: bool = True
@@ -179,6 +193,21 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
     def input_sources(self) -> dict[str, str]:
         guard = {GUARD_INPUT: self.guard.reward_model} if self.guard else {}
         return {"policy": self.policy, "preferences": self.preferences, **guard}
+
+    @model_validator(mode="after")
+    def _labels_have_a_meaning(self) -> DPOConfig:
+        faults = [
+            f"{key}: {', '.join(other)} cannot take it; {', '.join(able)} can"
+            for key, asked, able in (
+                ("strength_as: margin", self.strength_as == "margin", MARGIN_LOSSES),
+                ("strength_as: weight", self.strength_as == "weight", LOSSES_OF_PAIRS),
+                ("soft_labels", self.soft_labels, SOFT_LOSSES),
+            )
+            if asked and (other := [name for name in self.loss_type if name not in able])
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
     @model_validator(mode="after")
     def _smoothing_is_used(self) -> DPOConfig:

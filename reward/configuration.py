@@ -30,7 +30,7 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
     margin_scale: float = Field(default=1.0, ge=0.0)
     """times the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
     soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, in place of certainty; see reward.losses.target_of"""
+    """learn the row's confidence, or the share of raters who agree, in place of certainty; see tiebreak.labels.target_of"""
     use_weights: bool = True
     """count each pair by its weight; all weights together leave the learning rate as it is"""
     centering: float = Field(default=0.01, ge=0.0)

@@ -32,11 +32,6 @@ class EncodedPreference:
         return self.source.prompt_id or prompt_id(self.source.prompt, self.source.tools)
 
 
-def is_tie(preference: Preference) -> bool:
-    """Whether neither answer is the better one: a tie that the export kept has strength 0."""
-    return preference.strength == 0
-
-
 def encode(
     preferences: Sequence[Preference], chat: Chat, max_length_tokens: int, dropping: Run | None = None
 ) -> list[EncodedPreference]:

@@ -13,12 +13,6 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_STRENGTH = 3
-TIE = 0.5
-"""The probability that either answer of a kept tie is the better one."""
-PSEUDO_VOTES = 0.5
-"""Added to each side's votes, so that one rater alone is no certainty (Krichevsky and Trofimov 1981)."""
-
 
 def preference_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, target: Tensor) -> Tensor:
     """−p·log σ(z) − (1−p)·log σ(−z), z = chosen − rejected − margin: one value a pair and member, shape (B, K).
@@ -40,26 +34,6 @@ def centring_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen + rejected).square().mean()
 
 
-def margin_of(strength: float | None, scale: float) -> float:
-    """scale·s/3 for an answer better by strength s, 1 to 3; 0 where it was not asked.
-
-    Touvron et al. 2023, Table 27: with scale 1, their small margins (1, 2/3, 1/3).
-    """
-    return scale * (strength or 0.0) / MAX_STRENGTH
-
-
-def target_of(agreement: float | None, raters: int | None) -> float:
-    """The probability that the chosen answer is the better one, from the share of raters who said so: (k + ½)/(n + 1).
-
-    The share itself where their number n is not known, and 1 where the share is not. Never below ½: the winning side of
-    a vote with many ties can have fewer than half of the votes, and is still the winning side.
-    """
-    if agreement is None:
-        return 1.0
-    share = agreement if raters is None else (agreement * raters + PSEUDO_VOTES) / (raters + 2 * PSEUDO_VOTES)
-    return max(share, TIE)
-
-
 def bootstrap_counts(groups: Sequence[str], members: int, seed: int) -> npt.NDArray[np.float64]:
     """How often each member of an ensemble sees each row, shape (rows, members); all ones for one member.
 
@@ -73,12 +47,3 @@ def bootstrap_counts(groups: Sequence[str], members: int, seed: int) -> npt.NDAr
 
 def _number(group: str) -> int:
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big")
-
-
-def mean_one(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Weights divided by each member's mean, shape (rows, members), so that they do not change the learning rate.
-
-    Over the whole set and not over a batch: a pair counts the same in whatever batch it lands.
-    """
-    means = weights.mean(axis=0, keepdims=True)
-    return weights / np.where(means > 0, means, 1.0)

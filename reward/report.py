@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward.configuration import RewardReportConfig
-from reward.examples import EncodedPreference, encode, is_tie
+from reward.examples import EncodedPreference, encode
 from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
 from reward.origin import Origin, trace_origin
@@ -28,6 +28,7 @@ from tiebreak.config import TrainingConfig
 from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
+from tiebreak.labels import is_tie
 from tiebreak.launch import stage_main
 from tiebreak.records import (
     Preference,

@@ -19,8 +19,8 @@ import numpy as np
 from reward import report
 from reward.calibration import fit_temperature
 from reward.configuration import RewardConfig
-from reward.examples import EncodedPreference, encode, is_tie
-from reward.losses import TIE, bootstrap_counts, margin_of, mean_one, target_of
+from reward.examples import EncodedPreference, encode
+from reward.losses import bootstrap_counts
 from reward.origin import trace_origin
 from reward.report import Exam
 from reward.trainer import PackedRewardTrainer
@@ -28,6 +28,7 @@ from tiebreak.chat import Chat, Encoded
 from tiebreak.data.reading import Rules, read_pairs, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
+from tiebreak.labels import label_of, mean_one, report_unused_columns
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_chat, load_reward_model
 from tiebreak.order import PROMPT_NUMBER, numbered
@@ -61,6 +62,7 @@ def train_reward(config: RewardConfig) -> None:
     training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
         raise DataError(f"{config.preferences} has no preference of the train split")
+    report_unused_columns(training, config)
     train_set = label(encode(training, chat, config.training.max_length_tokens, that_drops(run)), config)
     exam = build_exam(config, validation, chat, run)
     evaluated = label(exam.examples, config, bootstrap=False)
@@ -150,7 +152,7 @@ def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
 def label(
     examples: Sequence[EncodedPreference], config: RewardConfig, bootstrap: bool = True
 ) -> list[EncodedPreference]:
-    """The examples with their margins, targets and weights.
+    """The examples that count for anything, with their margins, targets and weights.
 
     Args:
         bootstrap: whether the members of an ensemble see different rows, as in training; all see all in evaluation.
@@ -158,49 +160,21 @@ def label(
     Raises:
         DataError: no example counts for anything.
     """
-    if not examples:
-        return []
-    weights = np.array([[_weight_of(e.source, config)] for e in examples]).repeat(config.members, axis=1)
-    if bootstrap and not weights.any():
+    labels = [label_of(e.source, config) for e in examples]
+    counting = [(example, said) for example, said in zip(examples, labels, strict=True) if said.weight]
+    if bootstrap and not counting and examples:
         raise DataError(
             "every preference has weight 0, so there is nothing to learn: mend the weights, or give --use-weights false"
         )
+    if not counting:
+        return []
+    weights = np.array([[said.weight] for _, said in counting]).repeat(config.members, axis=1)
     if bootstrap:
-        weights = weights * bootstrap_counts([e.group for e in examples], config.members, config.training.seed)
+        weights = weights * bootstrap_counts([e.group for e, _ in counting], config.members, config.training.seed)
     return [
-        dataclasses.replace(
-            example,
-            margin=_margin_of(example.source, config),
-            target=_target_of(example.source, config),
-            weight=tuple(row),
-        )
-        for example, row in zip(examples, mean_one(weights).tolist(), strict=True)
+        dataclasses.replace(example, margin=said.margin, target=said.target, weight=tuple(row))
+        for (example, said), row in zip(counting, mean_one(weights).tolist(), strict=True)
     ]
-
-
-def _margin_of(preference: Preference, config: RewardConfig) -> float:
-    if config.strength_as != "margin" or is_tie(preference):
-        return 0.0
-    if preference.margin is not None:
-        return config.margin_scale * preference.margin
-    return margin_of(preference.strength, config.margin_scale)
-
-
-def _target_of(preference: Preference, config: RewardConfig) -> float:
-    """A tie that was kept is one whether or not labels are soft: neither side is the better one."""
-    if is_tie(preference):
-        return TIE
-    if not config.soft_labels:
-        return 1.0
-    if preference.confidence is not None:
-        return max(preference.confidence, TIE)
-    return target_of(preference.agreement, len(preference.raters) if preference.raters is not None else None)
-
-
-def _weight_of(preference: Preference, config: RewardConfig) -> float:
-    weight = preference.weight if config.use_weights else 1.0
-    strength = preference.strength if config.strength_as == "weight" else None
-    return weight * (strength or 1.0)  # no strength, and a kept tie's strength of 0, count once
 
 
 def encode_samples(config: RewardConfig, chat: Chat) -> list[list[int]]:

@@ -103,7 +103,7 @@ def prove(
         except FAILURES as error:
             refused.append(f"{path}: {_first_line(error)}")
             continue
-        fault = fault_of(found, truth, _coarsest_dtype(model), routed=is_routed(base))
+        fault = fault_of(found, truth, coarsest_dtype(model), routed=is_routed(base))
         if not fault:
             proof = Proof(
                 path, _largest(found.values, truth.values), _gradient_difference(found, truth), tuple(refused)
@@ -170,7 +170,8 @@ def _gradient_difference(found: Computed, truth: Computed) -> float:
     return (apart / size) ** 0.5 if size else 0.0
 
 
-def _coarsest_dtype(model: nn.Module) -> torch.dtype:
+def coarsest_dtype(model: nn.Module) -> torch.dtype:
+    """The format of a model's weights that rounds most; bfloat16 for quantised ones."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if any(not parameter.is_floating_point() for parameter in model.parameters()):  # quantised
         dtypes.add(torch.bfloat16)

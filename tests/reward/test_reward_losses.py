@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reward.losses import bootstrap_counts, centring_loss, margin_of, mean_one, preference_loss, target_of
+from reward.losses import bootstrap_counts, centring_loss, preference_loss
+from tiebreak.labels import margin_of, mean_one, target_of
 
 
 def column(*values: float) -> torch.Tensor:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import ARCHITECTURES, VOCABULARY, Pair, build, random_pairs, words
+from small_models import ARCHITECTURES, PAD, VOCABULARY, Pair, build, random_pairs, words
 from support import on_two_processes, run_of
 from transformers import AutoModelForSequenceClassification
 
-from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args
+from preference.dpo import PLAIN, CheckedDPOTrainer, DPOConfig, EncodedPair, PairCollator, build_dpo_args
 from preference.dpo import to_dataset as to_dpo_dataset
 from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, build_reward_args
 from reward.train import to_dataset as to_reward_dataset
@@ -27,6 +27,7 @@ from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
 from sft.train import to_dataset as to_sft_dataset
 from tiebreak.chat import Encoded
 from tiebreak.config import TrainingConfig
+from tiebreak.labels import Label
 from tiebreak.pairwise import pack_forward, whole_model
 from tiebreak.records import Message, Preference
 
@@ -79,6 +80,7 @@ def dpo_trainer(
     training: TrainingConfig = TRAINING,
     prompt_by_prompt: bool = False,
     model: Any = None,
+    labelled: bool = False,
 ) -> CheckedDPOTrainer:
     config = DPOConfig(
         output=str(folder), policy="", preferences="", training=training, beta=0.5, loss_type=[loss_type]
@@ -88,11 +90,20 @@ def dpo_trainer(
         model=model or build(ARCHITECTURES["llama"]()),
         args=build_dpo_args(config, run),
         train_dataset=to_dpo_dataset(
-            [EncodedPair(p.prompt, p.chosen, p.rejected) for p in pairs or random_pairs()],
+            [
+                EncodedPair(p.prompt, p.chosen, p.rejected, None, label_number(n) if labelled else PLAIN)
+                for n, p in enumerate(pairs or random_pairs())
+            ],
             prompt_by_prompt=prompt_by_prompt,
         ),
+        data_collator=PairCollator(pad_token_id=PAD),
         processing_class=words(),
     )
+
+
+def label_number(n: int) -> Label:
+    """Pairs that count differently, of which some are ties or must be told apart by a margin."""
+    return Label(margin=0.25 * (n % 2), target=0.5 if n % 5 == 0 else 1.0, weight=0.5 + n % 3)
 
 
 def dpo_rows(
@@ -116,6 +127,14 @@ def test_dpo_logs_what_trl_logs(
     """Metrics that average over tokens are TRL's in one pass; in several they are averages weighted by pairs."""
     of_tokens = ["logits/rejected", "entropy", "mean_token_accuracy"] if layout == "one pass" else []
     assert_same_rows(dpo_rows(tmp_path, tokens_per_pass), plain_dpo, PAIR_METRICS + of_tokens)
+
+
+def test_labels_in_passes_are_those_of_the_batch(tmp_path: Path) -> None:
+    """Weights, margins and ties: losses and gradients are those of the batch as a whole."""
+    plain = losses(dpo_trainer(tmp_path / "plain", labelled=True), 2, None)
+    for layout, tokens_per_pass in LAYOUTS:
+        found = losses(dpo_trainer(tmp_path / layout, labelled=True), 2, tokens_per_pass)
+        assert_same_rows(found, plain, ["loss", "grad_norm", "rewards/margins"])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +267,7 @@ STEPS = 6
 BUILDERS: dict[str, Any] = {
     "sft": sft_trainer,
     "reward": reward_trainer,
-    "dpo": dpo_trainer,
+    "dpo": partial(dpo_trainer, labelled=True),
     "aot": partial(dpo_trainer, loss_type="aot"),
 }
 METRICS = {

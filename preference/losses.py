@@ -1,0 +1,159 @@
+"""DPO's losses of one pair, for rows that count differently, are less than certain, or must be told apart by a margin.
+
+TRL's trainer averages over pairs inside, so rows whose label says more are weighted here. Every function gives TRL's own
+loss (trl/trainer/dpo_trainer.py) where the label says nothing; all tensors have shape (pairs,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+DISCOPOP_TAU = 0.05
+"""Lu et al. 2024, and TRL's default"""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a loss is made of."""
+
+    chosen: Tensor
+    """log π − log π_ref of each chosen answer"""
+    rejected: Tensor
+    chosen_tokens: Tensor
+    """how many of each answer's tokens are learned"""
+    rejected_tokens: Tensor
+    margin: Tensor
+    beta: float
+    smoothing: float = 0.0
+
+    @property
+    def difference(self) -> Tensor:
+        """Of the two log-ratios."""
+        return self.chosen - self.rejected
+
+    @property
+    def difference_per_token(self) -> Tensor:
+        """Each divided by its length first."""
+        return self.chosen / self.chosen_tokens.clamp(min=1) - self.rejected / self.rejected_tokens.clamp(min=1)
+
+    def flipped(self) -> Pairs:
+        """As if the rejected answers were the better ones."""
+        return replace(
+            self,
+            chosen=self.rejected,
+            rejected=self.chosen,
+            chosen_tokens=self.rejected_tokens,
+            rejected_tokens=self.chosen_tokens,
+            margin=-self.margin,
+        )
+
+
+PairLoss = Callable[[Pairs], Tensor]
+
+
+def sigmoid(pairs: Pairs) -> Tensor:
+    """−log σ(β·Δ − margin). Rafailov et al. 2023, Eq. 7; the margin as in Amini et al. 2024 (DPO with an offset)."""
+    return -logsigmoid(pairs.beta * pairs.difference - pairs.margin)
+
+
+def sigmoid_norm(pairs: Pairs) -> Tensor:
+    """The same, of log-ratios a token."""
+    return -logsigmoid(pairs.beta * pairs.difference_per_token - pairs.margin)
+
+
+def hinge(pairs: Pairs) -> Tensor:
+    """max(0, 1 − β·Δ). Zhao et al. 2023."""
+    return torch.relu(1 - pairs.beta * pairs.difference)
+
+
+def ipo(pairs: Pairs) -> Tensor:
+    """(Δ − 1/(2β))², of log-ratios a token. Azar et al. 2023, Eq. 17."""
+    return (pairs.difference_per_token - 1 / (2 * pairs.beta)) ** 2
+
+
+def exo_pair(pairs: Pairs) -> Tensor:
+    """KL of σ(β·Δ) from the smoothed label. Ji et al. 2024, Eq. 16."""
+    z = pairs.beta * pairs.difference
+    log_p, log_q = torch.log1p(z.new_tensor(-pairs.smoothing)), torch.log(z.new_tensor(pairs.smoothing))
+    return z.sigmoid() * (logsigmoid(z) - log_p) + (-z).sigmoid() * (logsigmoid(-z) - log_q)
+
+
+def nca_pair(pairs: Pairs) -> Tensor:
+    """Chen et al. 2024, of two answers."""
+    chosen, rejected = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
+    return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
+
+
+def robust(pairs: Pairs) -> Tensor:
+    """Unbiased where a share of labels is wrong. Chowdhury et al. 2024, Eq. 8."""
+    z = pairs.beta * pairs.difference
+    return (-(1 - pairs.smoothing) * logsigmoid(z) + pairs.smoothing * logsigmoid(-z)) / (1 - 2 * pairs.smoothing)
+
+
+def bco_pair(pairs: Pairs) -> Tensor:
+    """−log σ(β·chosen) − log σ(−β·rejected). Jung et al. 2024, without their shift."""
+    return -logsigmoid(pairs.beta * pairs.chosen) - logsigmoid(-pairs.beta * pairs.rejected)
+
+
+def sppo_hard(pairs: Pairs) -> Tensor:
+    """(chosen − 1/(2β))² + (rejected + 1/(2β))². Wu et al. 2024, Eq. 4.7 with certain wins."""
+    return (pairs.chosen - 0.5 / pairs.beta) ** 2 + (pairs.rejected + 0.5 / pairs.beta) ** 2
+
+
+def apo_zero(pairs: Pairs) -> Tensor:
+    """1 − σ(β·chosen) + σ(β·rejected). D'Oosterlinck et al. 2024, Eq. 7."""
+    return 1 - (pairs.beta * pairs.chosen).sigmoid() + (pairs.beta * pairs.rejected).sigmoid()
+
+
+def apo_down(pairs: Pairs) -> Tensor:
+    """σ(β·chosen) + 1 − σ(β·Δ). D'Oosterlinck et al. 2024, Eq. 8."""
+    return (pairs.beta * pairs.chosen).sigmoid() + 1 - (pairs.beta * pairs.difference).sigmoid()
+
+
+def discopop(pairs: Pairs) -> Tensor:
+    """A blend of the logistic and the exponential loss. Lu et al. 2024, Eq. 5."""
+    z = pairs.beta * pairs.difference
+    share = (z / DISCOPOP_TAU).sigmoid()
+    return -logsigmoid(z) * (1 - share) + torch.exp(-z) * share
+
+
+PAIR_LOSSES: Mapping[str, PairLoss] = {
+    loss.__name__: loss
+    for loss in (
+        sigmoid,
+        hinge,
+        ipo,
+        exo_pair,
+        nca_pair,
+        robust,
+        bco_pair,
+        sppo_hard,
+        apo_zero,
+        apo_down,
+        discopop,
+        sigmoid_norm,
+    )
+}
+
+
+def labelled_loss(names: Sequence[str], pairs: Pairs, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean of weight · (p·loss + (1 − p)·loss of the flipped pair), the named losses added up.
+
+    The expectation of the loss where the label is right with probability p (for `sigmoid`, cDPO: Mitchell 2023).
+
+    Args:
+        target: p of each pair, shape (pairs,).
+        weight: how much each pair counts, shape (pairs,).
+    """
+    total = torch.zeros_like(weight)
+    for name in names:
+        loss = PAIR_LOSSES[name]
+        total = total + target * loss(pairs)
+        if bool((target < 1).any()):
+            total = total + (1 - target) * loss(pairs.flipped())
+    return (weight * total).mean()
