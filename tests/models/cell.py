@@ -1,7 +1,8 @@
 """One architecture with one chat template through every stage, each figure held against plain transformers.
 
-A stage's outcome is `exact`, `plain path` (exact, computed by the model's own forward), `refused` with the reason, or a
-fault: `wrong` where a figure is another than the oracle's, `failed` where an exception got through.
+A stage's outcome is `exact`; `padded`, `plain` or `alone` (exact too, on one of the slower paths of tiebreak.paths);
+`refused` with the reason; or a fault: `wrong` where a figure is another than the oracle's, `failed` where an exception got
+through.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from tiebreak.forks import answered
 from tiebreak.reload import FreshProcess, Reloaded
 from tiebreak.reports import read_reports
 
-How = Literal["exact", "plain path", "refused", "wrong", "failed", "left out"]
+How = Literal["exact", "padded", "plain", "alone", "refused", "wrong", "failed"]
 STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate")
+UNEXPECTED = "This is a fault in Tiebreak or in a library"
 RANK, ALPHA = 4, 8
 NEW_TOKENS = 32
 LOGP = 2e-3
@@ -138,7 +140,7 @@ def run_stage(cell: Cell, stage: str) -> Outcome:
         end_process(cell.output(stage))
     if status:
         reason = remarks.strip().split("error: ", 1)[-1].replace(f"{cell.folder}/", "")
-        return Outcome("refused", _one_line(reason))
+        return Outcome("failed" if UNEXPECTED in reason else "refused", _one_line(reason))
     try:
         faults = [
             f"{name}: {report.error}" for name, report in read_reports(cell.output(stage)).items() if report.error
@@ -148,7 +150,9 @@ def run_stage(cell: Cell, stage: str) -> Outcome:
         return Outcome("failed", f"oracle: {type(error).__name__}: {_one_line(str(error))}")
     if faults:
         return Outcome("wrong", "; ".join(faults[:2]) + (f"; {len(faults) - 2} more" if len(faults) > 2 else ""))
-    return Outcome("plain path" if "the plain forward stays" in remarks else "exact")
+    manifest = json.loads((cell.output(stage) / "manifest.json").read_text())
+    path = manifest.get("path", "packed")
+    return Outcome("exact") if path == "packed" else Outcome(path, _one_line(manifest.get("path_reason", "")))
 
 
 def _one_line(text: str) -> str:
@@ -322,8 +326,8 @@ def check_sample(cell: Cell) -> list[str]:
     pairs = {pair["messages"][-1]["content"]: pair for pair in read_rows(cell.final("sample") / "pairs.jsonl")}
     faults = [f"no pair for {question!r}" for question, _ in TAUGHT if question not in pairs]
     for question, pair in pairs.items():
-        prompt, _ = cell.row(question, "")
-        wanted = plain.greedy(model, prompt, NEW_TOKENS)
+        prompt, written = cell.row(question, "")
+        wanted = plain.greedy(model, prompt, NEW_TOKENS, end_id=written[-1])
         [drawn] = [c for c in pair["completions"] if c["sampling"]["temperature"] == 0.0]
         if drawn.get("ids", wanted) != wanted:
             faults.append(f"drew {cell.tokenizer.decode(drawn['ids'])!r}, generate {cell.tokenizer.decode(wanted)!r}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from templates import Template
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+NEW_YEAR = date(2026, 1, 1)
+"""what Tiebreak gives to templates that write today's date"""
 Row = tuple[list[int], list[int]]
 """ids of a prompt, and of what the assistant writes"""
 
@@ -21,9 +25,7 @@ def prompt_text(template: Template, tokenizer: PreTrainedTokenizerBase, messages
     """A conversation up to where the assistant begins to write, by transformers, as on the first day of 2026."""
     if template.parts:
         messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-    fixed = template.text.replace('strftime_now("%Y-%m-%d")', '"2026-01-01"').replace(
-        "strftime_now('%Y-%m-%d')", "'2026-01-01'"
-    )
+    fixed = re.sub(r"strftime_now\(['\"](.+?)['\"]\)", lambda call: f"'{NEW_YEAR.strftime(call[1])}'", template.text)
     options = {"chat_template": fixed, "add_generation_prompt": True, **dict(template.arguments)}
     return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
@@ -141,8 +143,13 @@ def score(model: nn.Module, ids: Sequence[int]) -> float:
 
 
 @torch.no_grad()
-def greedy(model: nn.Module, prompt: Sequence[int], new_tokens: int) -> list[int]:
-    """What `generate` makes of a prompt, with the family's own stop tokens."""
+def greedy(model: nn.Module, prompt: Sequence[int], new_tokens: int, end_id: int) -> list[int]:
+    """What `generate` makes of a prompt, with the family's own stop tokens and the one that its template ends a turn by."""
     ids = torch.tensor([list(prompt)])
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens)
+    own = model.generation_config.eos_token_id
+    stops = {end_id, *(own if isinstance(own, list) else [own])}
+    mask = torch.ones_like(ids)
+    out = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens, eos_token_id=sorted(stops)
+    )
     return [int(token) for token in out[0, len(prompt) :]]

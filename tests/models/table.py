@@ -33,9 +33,9 @@ alone, with the model's own forward and head, one sequence at a time: the first 
 before and after a reload, scores, the KL, and greedy answers token by token. `make test` repeats a spread of them.
 
 - **exact**: equal to plain transformers, computed packed where the stage packs.
-- **plain path**: equal, computed by the model's own forward, without the speed of packing.
+- **padded**, **plain**, **alone**: equal too, on a slower path, taken for the reason below the table: in padded rows,
+  by the model's own forward with its own head, or by that a row at a time.
 - **refused**: the stage ends before it trains or measures, with the reason below the table.
-- **left out**: it needs a stage that was refused.
 """
 
 
