@@ -76,13 +76,15 @@ class Mutant:
     file: str
     line: int
     function: str
+    statement: str
     before: str
     after: str
 
     @property
     def name(self) -> str:
         """What stays the same when lines move."""
-        return f"{self.file} {self.function}: {self.before} → {self.after}"
+        inside = "" if self.statement == self.before else f", in {self.statement}"
+        return f"{self.file} {self.function}: {self.before} → {self.after}{inside}"
 
 
 Change = Callable[[ast.AST], ast.AST]
@@ -190,7 +192,7 @@ def mutants_of(file: str) -> list[tuple[Mutant, ast.Module]]:
     """All mutants of a file, each with the module's tree that has it."""
     tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
     found = []
-    for path, node, function in _places(tree, (), "the module"):
+    for path, node, function, statement in _places(tree, (), "the module", ""):
         for changed in changes_of(node):
             line = getattr(node, "lineno", None) or min(
                 (one.lineno for one in ast.walk(node) if hasattr(one, "lineno")), default=0
@@ -198,14 +200,14 @@ def mutants_of(file: str) -> list[tuple[Mutant, ast.Module]]:
             mutated = copy.deepcopy(tree)
             _put(mutated, path, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
             before, after = _shown(node), _shown(changed)
-            found.append((Mutant(file, line, function, before, after), ast.fix_missing_locations(mutated)))
+            found.append((Mutant(file, line, function, statement, before, after), ast.fix_missing_locations(mutated)))
     return found
 
 
 Path_ = tuple[tuple[str, int | None], ...]
 
 
-def _places(node: ast.AST, path: Path_, function: str) -> Iterator[tuple[Path_, ast.AST, str]]:
+def _places(node: ast.AST, path: Path_, function: str, statement: str) -> Iterator[tuple[Path_, ast.AST, str, str]]:
     """Every node that may be mutated: no annotation, docstring, decorator, import or message."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list", "type_comment", "format_spec"):
@@ -214,9 +216,10 @@ def _places(node: ast.AST, path: Path_, function: str) -> Iterator[tuple[Path_, 
             if not isinstance(child, ast.AST) or _is_left_out(child):
                 continue
             inside = f"{function}.{child.name}" if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else function
-            here = (*path, (field, at))
-            yield here, child, inside.removeprefix("the module.")
-            yield from _places(child, here, inside.removeprefix("the module."))
+            inside = inside.removeprefix("the module.")
+            here, around = (*path, (field, at)), _shown(child) if isinstance(child, ast.stmt) else statement
+            yield here, child, inside, around
+            yield from _places(child, here, inside, around)
 
 
 def _is_left_out(node: ast.AST) -> bool:
@@ -525,6 +528,8 @@ def run_file(file: str, workers: int, chosen: str) -> list[Result]:
     for number, mutant, tree, tests in _told(again, True):
         patience = PATIENCE_SECONDS + 5 * sum(session["seconds"].get(test, 1.0) for test in tests)
         outcomes[number] = run_mutant(mutant, tree, tests, patience).outcome
+        if outcomes[number] == "survived":
+            _say(f"  survived: line {mutant.line}: {mutant.name}")
     return [Result(mutant, outcomes.get(number, "killed")) for number, (mutant, _) in enumerate(mutants)]
 
 
@@ -620,8 +625,7 @@ def main() -> None:
     for file, results in by_file.items():
         print(table_row(file, results, reasons))
     for one in fresh:
-        where = f"{one.mutant.file}:{one.mutant.line} {one.mutant.function}"
-        print(f"{one.outcome}: {where}: {one.mutant.before} → {one.mutant.after}")
+        print(f"{one.outcome}: line {one.mutant.line}: {one.mutant.name}")
     raise SystemExit(1 if fresh else 0)
 
 
