@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiebreak.config import ReadingConfig, RenderingConfig, SamplingConfig, StageConfig, TrainingConfig
+from tiebreak.config import LoadingConfig, ReadingConfig, RenderingConfig, SamplingConfig, StageConfig
 from tiebreak.records import Split
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -38,8 +38,8 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
     """decides, with the prompt, what is drawn; the same for every policy"""
     batch_size: int = Field(default=32, ge=1)
     """answers written at once"""
-    training: TrainingConfig = TrainingConfig()
-    """precision and attention to load the policies with"""
+    training: LoadingConfig = LoadingConfig()
+    """how the policies are loaded"""
 
     revisable: ClassVar[frozenset[str]] = frozenset({"yardstick"})
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from preference.configuration import AnswerConfig
 from tiebreak.chat import Chat
-from tiebreak.config import TrainingConfig, load_config
+from tiebreak.config import LoadingConfig, load_config
 from tiebreak.errors import TiebreakError, exit_with_message
 from tiebreak.generation import row_seed, sample_completions
 from tiebreak.launch import quiet_upstream, settle_process
@@ -46,7 +46,7 @@ class UnansweredError(TiebreakError):
 def load_policy(name: str) -> Policy:
     """A policy by its run folder, path, hub id or bundled:…"""
     source = find_model(name)
-    training = TrainingConfig()
+    training = LoadingConfig()
     chat = load_chat(source, trust_remote_code=training.trust_remote_code)
     return Policy(source.id, load_frozen_policy(source, training), chat)
 

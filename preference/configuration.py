@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from tiebreak.config import (
     AdapterConfig,
+    LoadingConfig,
+    OptimizerConfig,
     ReadingConfig,
     RenderingConfig,
     SamplingConfig,
@@ -16,6 +18,7 @@ from tiebreak.config import (
     ThinkingConfig,
     TrainingConfig,
     refuse_dropout,
+    refuse_unread,
 )
 from tiebreak.records import Split
 
@@ -57,6 +60,7 @@ ONE_MODE_ALONE = {"server": ("base_url", "group_port"), "colocate": ("gpu_memory
 PPO_ALONE = (
     "value_head",
     "kl_target",
+    "kl_horizon",
     "max_kl",
     "target_step_kl",
     "gamma",
@@ -96,8 +100,8 @@ class SampleConfig(ReadingConfig, ThinkingConfig):
     """0: the first; later rounds sample from the policy that the one before made"""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """a longer prompt is refused"""
-    training: TrainingConfig = TrainingConfig()
-    """precision and attention to load the policy with"""
+    training: LoadingConfig = LoadingConfig()
+    """how the policy is loaded"""
 
     def input_sources(self) -> dict[str, str]:
         return {"policy": self.policy, "prompts": self.prompts}
@@ -278,9 +282,7 @@ class VLLMConfig(Section):
     @model_validator(mode="after")
     def _of_its_mode(self) -> VLLMConfig:
         other = "colocate" if self.mode == "server" else "server"
-        foreign = [k for k in ONE_MODE_ALONE[other] if getattr(self, k) != type(self).model_fields[k].default]
-        if foreign:
-            raise ValueError(f"{', '.join(foreign)}: only mode {other} knows this; leave the default")
+        refuse_unread(self, f"only mode {other} knows this", *ONE_MODE_ALONE[other])
         return self
 
 
@@ -308,14 +310,14 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     """null: the policy's own, gone on with; a policy without one gets the default"""
     value_head: str | None = None
     """a finished PPO run whose critic to start from; null: one that says 0, the mean of the normalised scores"""
-    training: TrainingConfig = TrainingConfig(learning_rate=3e-6)
+    training: OptimizerConfig = OptimizerConfig(learning_rate=3e-6)
     """per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on each process"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """of the prompts that no row names a split for; every stage holds out the same ones"""
     episodes_per_rollout: int = Field(default=64, ge=1)
     """completions drawn before each round of updates, over all processes"""
     rollouts: int = Field(default=100, ge=1)
-    """training.max_steps, if set, stops earlier; training.epochs plays no part"""
+    """training.max_steps, if set, stops earlier"""
     ppo_epochs: int = Field(default=4, ge=1)
     """passes over each rollout (N+)"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
@@ -384,14 +386,16 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     @model_validator(mode="after")
     def _possible(self) -> PPOConfig:
         if self.algorithm != "ppo":
-            meaningless = [k for k in PPO_ALONE if getattr(self, k) != type(self).model_fields[k].default]
-            if meaningless:
-                raise ValueError(f"{', '.join(meaningless)}: {self.algorithm} has no such thing; leave the default")
+            refuse_unread(self, f"{self.algorithm} has no such thing", *PPO_ALONE)
             if self.episodes_per_rollout % self.completions_per_prompt:
                 raise ValueError(
                     f"episodes_per_rollout ({self.episodes_per_rollout}) must be a multiple of completions_per_prompt "
                     f"({self.completions_per_prompt})"
                 )
+        else:
+            refuse_unread(self, "only rloo and grpo compare the completions of a prompt", "completions_per_prompt")
+        if self.kl_target is None:
+            refuse_unread(self, "without kl_target, kl_coef is fixed", "kl_horizon")
         if self.guard is not None and self.guard.reward_model in [reward.model for reward in self.all_rewards]:
             raise ValueError(
                 "guard.reward_model: it is what the policy learns from; give one of another seed and share of judgments"

@@ -35,7 +35,7 @@ from preference.ppo.loop import trainable_names
 from preference.ppo.rollout import roll_out
 from preference.rewards import Conversations, Reward, load_reward
 from tiebreak.chat import Chat
-from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.models import ModelSource, find_model
@@ -314,7 +314,7 @@ def build_guard(
     chat: Chat,
     prompts: Sequence[tuple[list[int], Prompt]],
     sampling: SamplingConfig,
-    training: TrainingConfig,
+    training: OptimizerConfig,
     learned_from: Sequence[Reward] = (),
 ) -> Guard:
     """The guard of a run, its reward model mounted on the policy where that can be.

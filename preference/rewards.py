@@ -27,7 +27,7 @@ from preference.configuration import RewardConfig
 from preference.layout import Layout, batches_by_tokens
 from tiebreak import functions
 from tiebreak.chat import Chat
-from tiebreak.config import TrainingConfig
+from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.functions import UserFunction
 from tiebreak.logprobs import member_scores_in_batches
@@ -271,7 +271,7 @@ def load_rewards(
     source: ModelSource,
     chat: Chat,
     prompts: Sequence[tuple[list[int], Prompt]],
-    training: TrainingConfig,
+    training: LoadingConfig,
     beside: Path | None = None,
 ) -> list[Reward]:
     """Everything completions are scored by, mounted on the policy where the base weights are the same.
@@ -308,7 +308,7 @@ def load_reward(
     host: LanguageModelHost,
     policy: ModelSource,
     conversations: Conversations,
-    training: TrainingConfig,
+    training: LoadingConfig,
     adapter: str,
     spread_penalty: float = 0.0,
 ) -> Reward:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from tiebreak.config import AdapterConfig, ReadingConfig, ThinkingConfig, TrainingConfig, refuse_dropout
+from tiebreak.config import AdapterConfig, ReadingConfig, ThinkingConfig, TrainingConfig, refuse_dropout, refuse_unread
 
 
 class RewardConfig(ReadingConfig, ThinkingConfig):
@@ -51,6 +51,14 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
     """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> RewardConfig:
+        if self.strength_as != "margin":
+            refuse_unread(self, f"with strength_as {self.strength_as} there is no margin", "margin_scale")
+        if self.samples is None:
+            refuse_unread(self, "without samples there are no answers to score", "max_samples")
+        return self
 
     def input_sources(self) -> dict[str, str]:
         samples = {"samples": self.samples} if self.samples else {}

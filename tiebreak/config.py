@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
@@ -30,6 +30,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
     switch: ClassVar[str | None] = None
     """The key that is meant where the whole section is given as true or false."""
+    retired: ClassVar[Mapping[str, Any]] = {}
+    """Keys that earlier versions wrote and did not read, with their defaults: resolved files of then still open."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_retired(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if not cls._is_retired(key, value)}
+
+    @classmethod
+    def _is_retired(cls, key: str, value: object) -> bool:
+        return key in cls.retired and value == cls.retired[key]
 
     @field_validator("*", mode="before")
     @classmethod
@@ -66,6 +79,17 @@ class AdapterConfig(Section):
         return names
 
 
+def refuse_unread(config: BaseModel, because: str, *keys: str) -> None:
+    """In a validator of a whole class: keys that nothing reads under the others must have their defaults.
+
+    Raises:
+        ValueError: naming those that have not.
+    """
+    stated = [key for key in keys if getattr(config, key) != type(config).model_fields[key].default]
+    if stated:
+        raise ValueError(f"{', '.join(stated)}: {because}; leave {'them' if len(stated) > 1 else 'it'} out")
+
+
 def refuse_dropout(adapter: AdapterConfig | None) -> AdapterConfig | None:
     """A field's validator, for stages that train without dropout: TRL switches it off there."""
     if adapter is not None and adapter.dropout:
@@ -76,25 +100,32 @@ def refuse_dropout(adapter: AdapterConfig | None) -> AdapterConfig | None:
     return adapter
 
 
-class TrainingConfig(Section):
-    """What every trained stage shares; one row of metrics is logged every `logging_steps` optimizer steps."""
+class LoadingConfig(Section):
+    """How a model is loaded."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 where the GPU has it, float32 elsewhere"""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """the model's attention kernel; auto: as transformers chooses"""
+    trust_remote_code: bool = False
+    """run Python code that a hub model brings along"""
+
+
+class OptimizerConfig(LoadingConfig):
+    """How a model is loaded, and the steps of its training."""
 
     seed: int = Field(default=0, ge=0)
     """of the order of rows, of new weights and of everything drawn"""
     learning_rate: float = Field(default=1e-4, gt=0)
     """its peak, after the warm-up"""
-    epochs: float = Field(default=1.0, gt=0)
-    """passes over the training data"""
     max_steps: int | None = Field(default=None, ge=1)
-    """optimizer steps; overrides epochs"""
+    """stop after so many optimizer steps"""
     per_device_batch_size: int = Field(default=8, ge=1)
     """rows a batch, on each process"""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """batches whose gradients are added up to one optimizer step"""
     max_length_tokens: int = Field(default=512, ge=8)
     """prompt and completion together; what is longer is dropped and counted, never cut"""
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 where the GPU has it, float32 elsewhere"""
     warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """share of the steps in which the learning rate rises from 0"""
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -108,18 +139,27 @@ class TrainingConfig(Section):
     tokens_per_pass: int | None = Field(default=None, ge=1)
     """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key. null: 640
     on the CPU, 2,048 on a GPU"""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """the model's attention kernel; auto: as transformers chooses"""
-    logging_steps: int = Field(default=1, ge=1)
-    """write a row of metrics every so many optimizer steps"""
     eval_steps: int | None = Field(default=None, ge=1)
     """evaluate on the validation split every so many optimizer steps, and at the end; null: at the end alone"""
-    eval_rows: int | None = Field(default=None, ge=1)
-    """evaluate on at most so many rows of the validation split, always the same; null: on all of them"""
     save_steps: int = Field(default=50, ge=1)
     """write a checkpoint every so many optimizer steps; a killed run goes on from the last one"""
-    trust_remote_code: bool = False
-    """run Python code that a hub model brings along"""
+
+
+class TrainingConfig(OptimizerConfig):
+    """How a model is loaded, and its training on rows of data."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """passes over the training data; max_steps overrides it"""
+    logging_steps: int = Field(default=1, ge=1)
+    """write a row of metrics every so many optimizer steps"""
+    eval_rows: int | None = Field(default=None, ge=1)
+    """evaluate on at most so many rows of the validation split, always the same; null: on all of them"""
+
+
+for _section in (LoadingConfig, OptimizerConfig):  # both were TrainingConfig once
+    _section.retired = {
+        name: field.default for name, field in TrainingConfig.model_fields.items() if name not in _section.model_fields
+    }
 
 
 class SamplingConfig(Section):
@@ -375,7 +415,10 @@ def _unknown_keys(values: dict[str, Any], model: type[BaseModel], prefix: str = 
     keys = {key.path: key for key in own_keys(model)}
     for name, value in values.items():
         key = keys.get(name)
-        if key is None:
+        if key is None and name in getattr(model, "retired", {}):
+            if value != model.retired[name]:  # type: ignore[attr-defined]
+                yield Fault(f"{prefix}{name}", "this stage does not read it; leave it out")
+        elif key is None:
             yield Fault(f"{prefix}{name}", f"no such key{_nearest(name, model, prefix)}")
         elif key.section is not None and isinstance(value, dict):
             yield from _unknown_keys(value, key.section, f"{prefix}{name}.")

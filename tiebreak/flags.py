@@ -44,12 +44,20 @@ def lay_over(values: dict[str, Any], model: type[BaseModel], flag: str, words: l
     path = path_of(model, flag, words)
     key = find_key(model, path)
     if key is None:
-        return f"no such key{nearest_flag(model, path)}"
+        return _retired(model, path) or f"no such key{nearest_flag(model, path)}"
     if key.is_switch and not words:
         words = ["true"]
     if not words or (words == [""] and not key.is_text):
         return "needs a value"
     return _put(values, model, path.split("."), _value_of(key, words))
+
+
+def _retired(model: type[BaseModel], path: str) -> str | None:
+    """Of a key that the other stages have, and this one does not read."""
+    section, _, name = path.rpartition(".")
+    above = find_key(model, section) if section else None
+    retired = getattr(above.section, "retired", {}) if above else {}
+    return "this stage does not read it; leave it out" if name in retired else None
 
 
 def path_of(model: type[BaseModel], flag: str, words: list[str]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tiebreak.bundled import PREFIX, cache_folder, load_bundled
 from tiebreak.chat import Chat, build_chat, check_tokenizer, written_end
-from tiebreak.config import AdapterConfig, ChatSettings, TrainingConfig
+from tiebreak.config import AdapterConfig, ChatSettings, LoadingConfig, OptimizerConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
 from tiebreak.paths import own_computation
 from tiebreak.records import write_json
@@ -281,7 +281,7 @@ def require_same_chat(one: Chat, other: Chat, what: str) -> None:
 # --- loading ---
 
 
-def resolve_precision(training: TrainingConfig) -> torch.dtype:
+def resolve_precision(training: LoadingConfig) -> torch.dtype:
     """The number format to train in on this machine.
 
     Raises:
@@ -302,7 +302,7 @@ def resolve_precision(training: TrainingConfig) -> torch.dtype:
 
 
 def load_base(
-    source: ModelSource, training: TrainingConfig, kind: ModelKind = "policy", quantized: bool = False, members: int = 1
+    source: ModelSource, training: LoadingConfig, kind: ModelKind = "policy", quantized: bool = False, members: int = 1
 ) -> PreTrainedModel:
     """The base weights: a causal language model, or for `reward` a sequence classifier with one output a member.
 
@@ -347,7 +347,7 @@ def load_base(
 
 
 def load_policy(
-    source: ModelSource, training: TrainingConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
+    source: ModelSource, training: OptimizerConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> PeftModel:
     """A policy to train: the run's own adapter, gone on with, or a new one on a base model.
 
@@ -386,7 +386,7 @@ def _new_adapter(base: PreTrainedModel, adapter: AdapterConfig, task: str) -> Pe
         raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
 
 
-def load_frozen_policy(source: ModelSource, training: TrainingConfig) -> nn.Module:
+def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Module:
     """A policy to sample from or to measure, in eval mode, on this process's device.
 
     In float32 the adapter is merged into the weights, which is exact to rounding and saves its matrix products.
@@ -420,7 +420,7 @@ def _saved_members(source: ModelSource) -> int:
 
 def load_reward_model(
     source: ModelSource,
-    training: TrainingConfig,
+    training: OptimizerConfig,
     adapter: AdapterConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     members: int = 1,
@@ -452,7 +452,7 @@ def load_reward_model(
     return model
 
 
-def load_trained_reward_model(source: ModelSource, training: TrainingConfig) -> PeftModel:
+def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> PeftModel:
     """A finished reward model to score with, in eval mode, its probe repeated."""
     from peft import PeftModel
     from transformers import AutoTokenizer

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.config import LoadingConfig, SamplingConfig
 from tiebreak.data.conversations import to_messages
 from tiebreak.errors import HandoffError, exit_with_message
 from tiebreak.forks import Ahead, Answer, answered, may_fork
@@ -236,7 +236,7 @@ def load_saved(
 
     base = find_base(pinned["base"])
     source = ModelSource(str(final), pinned["kind"], "", pinned["base"], base, pinned["base_sha256"], final)
-    training = TrainingConfig.model_validate({"precision": dtype, "trust_remote_code": trust_remote_code})
+    training = LoadingConfig.model_validate({"precision": dtype, "trust_remote_code": trust_remote_code})
     chat = load_chat(source, trust_remote_code=trust_remote_code)
     model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
     model.config.pad_token_id = chat.pad_id

@@ -15,7 +15,7 @@ from transformers import ProgressCallback
 
 from tiebreak.callbacks import NothingToTrainError, ProgressLine, RunCallback, TokenCount
 from tiebreak.chat import Chat, Encoded, check_encoded, coloured_mask
-from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.models import (
     ModelKind,
@@ -43,15 +43,17 @@ SAMPLED_PROMPTS = 4
 PROBE_TOKENS = 96
 
 
-def common_arguments(training: TrainingConfig, run: Run) -> dict[str, Any]:
+def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
     """The keys that transformers' TrainingArguments and all of TRL's configurations share."""
     dtype = resolve_precision(training)
-    return {
+    by_epochs: dict[str, Any] = {}
+    if isinstance(training, TrainingConfig):  # PPO counts in rollouts
+        by_epochs = {"num_train_epochs": training.epochs, "logging_steps": training.logging_steps}
+    return by_epochs | {
         "output_dir": str(run.checkpoints),
         "seed": training.seed,
         "data_seed": training.seed,
         "learning_rate": training.learning_rate,
-        "num_train_epochs": training.epochs,
         "max_steps": training.max_steps or -1,
         "per_device_train_batch_size": training.per_device_batch_size,
         "per_device_eval_batch_size": training.per_device_batch_size,
@@ -65,7 +67,6 @@ def common_arguments(training: TrainingConfig, run: Run) -> dict[str, Any]:
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "use_cpu": not torch.cuda.is_available(),
-        "logging_steps": training.logging_steps,
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen, not smoothed over
         "eval_strategy": "steps" if training.eval_steps else "no",
         "eval_steps": training.eval_steps,
@@ -296,7 +297,7 @@ def describe(run: Run, report: Callable[[FreshProcess], None] | None = None) -> 
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return True
     say(f"{run.folder} is finished; making what it lacks: {', '.join(reports.names)}")
-    training: TrainingConfig = getattr(run.config, "training")  # noqa: B009 - of every stage that trains
+    training: LoadingConfig = getattr(run.config, "training")  # noqa: B009 - of every stage that trains
     recorder = RunRecorder(run)
     with FreshProcess(run.final, training.trust_remote_code) as process:
         make_reports(run, reports, process, recorder, report)

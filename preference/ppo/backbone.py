@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
 from preference.layout import Layout, pack, pad
-from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import HandoffError
 from tiebreak.fused import fuse_layers
 from tiebreak.head import HeadOutput, head_of
@@ -192,7 +192,7 @@ def _spread(flat: Tensor, mask: Tensor) -> Tensor:
 
 def load_backbone(
     policy: ModelSource,
-    training: TrainingConfig,
+    training: OptimizerConfig,
     adapter: AdapterConfig | None,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Backbone:

@@ -37,7 +37,7 @@ from torch import nn
 from preference.adapters import POLICY
 from preference.configuration import VLLMConfig
 from preference.ppo.backbone import Backbone
-from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.generation import Sampled
 from tiebreak.runs import is_main_process
@@ -169,7 +169,7 @@ class VLLMSampler:
         accelerator: Any,
         tokenizer: PreTrainedTokenizerBase,
         base: str,
-        training: TrainingConfig,
+        training: OptimizerConfig,
     ) -> None:
         from trl.generation.vllm_generation import VLLMGeneration
 
