@@ -359,7 +359,7 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
     if len(heads) != 1:
         raise HandoffError(f"{reward.folder / ADAPTER_FILE} has no score head: it is not a reward model")
     weight = state.pop(heads[0])
-    lm.add_adapter(name, lora_config(saved_adapter(reward), "CAUSAL_LM"))
+    lm.add_adapter(name, lora_config(saved_adapter(reward), "CAUSAL_LM", lm.get_base_model()))
     loaded = set_peft_model_state_dict(lm, state, adapter_name=name)
     if loaded.unexpected_keys:
         raise HandoffError(f"{reward.name}: its adapter does not fit this backbone: {loaded.unexpected_keys[:3]}")

@@ -28,7 +28,7 @@ from tiebreak.paths import own_computation
 from tiebreak.records import write_json
 from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
 from tiebreak.sharding import gathered
-from tiebreak.targets import require_frozen_head, require_targets
+from tiebreak.targets import left_out, require_frozen_head, require_targets
 from tiebreak.turns import find_template, model_end_tokens
 
 if TYPE_CHECKING:
@@ -330,8 +330,9 @@ def load_base(
             bnb_4bit_use_double_quant=True,
             llm_int8_skip_modules=["lm_head", "score"],
         )
-    loader = AutoModelForSequenceClassification if kind == "reward" else AutoModelForCausalLM
+    loader: Any = AutoModelForCausalLM
     if kind == "reward":
+        loader = _scorer_of(source, training) or AutoModelForSequenceClassification
         options["num_labels"] = _saved_members(source) if source.kind == "reward" else members
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a causal model's weights in a classifier: the new head is expected
@@ -339,11 +340,25 @@ def load_base(
     try:
         model = loader.from_pretrained(source.base_path, **options)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{source.base} cannot be loaded: {error}") from error
+        reason = str(error)
+        if reason.startswith("Unrecognized configuration class"):  # and a list of all that transformers has
+            what = "causal language model" if kind == "policy" else "sequence classifier"
+            reason = f"transformers has no {what} of its architecture: take a model of text alone"
+        raise ModelError(f"{source.base} cannot be loaded: {reason}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.config.use_cache = False
     return model
+
+
+def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedModel] | None:
+    """See `tiebreak.scorers`. None also where a model brings its own code, its own classifier in it."""
+    from transformers import AutoConfig
+
+    from tiebreak.scorers import scorer_class
+
+    config = AutoConfig.from_pretrained(source.base_path, trust_remote_code=training.trust_remote_code)
+    return None if getattr(config, "auto_map", None) else scorer_class(config)
 
 
 def load_policy(
@@ -381,7 +396,7 @@ def _new_adapter(base: PreTrainedModel, adapter: AdapterConfig, task: str) -> Pe
 
     require_targets(base, adapter)
     try:
-        return get_peft_model(base, lora_config(adapter, task))
+        return get_peft_model(base, lora_config(adapter, task, base))
     except ValueError as error:  # what PEFT refuses for an architecture's own reasons
         raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
 
@@ -445,11 +460,19 @@ def load_reward_model(
         return _new_adapter(base, adapter or AdapterConfig(), "SEQ_CLS")
     _require_same_adapter(source, adapter)
     head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
-    model = get_peft_model(base, lora_config(saved_adapter(source), "SEQ_CLS"))
-    loaded = set_peft_model_state_dict(model, load_file(source.folder / ADAPTER_FILE) | head)
+    model = get_peft_model(base, lora_config(saved_adapter(source), "SEQ_CLS", base))
+    learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
+    loaded = set_peft_model_state_dict(model, learned | head)
     if loaded.unexpected_keys:
         raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {loaded.unexpected_keys[:3]}")
     return model
+
+
+def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A policy's adapter without what is in its language-model head (ModernBERT's has a dense layer), which a reward
+    model does not have."""
+    layers = f"base_model.model.{base.base_model_prefix}."
+    return {name: weight for name, weight in adapter.items() if name.startswith(layers)}
 
 
 def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> PeftModel:
@@ -475,8 +498,8 @@ def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
     return source.folder is not None and bool(json.loads((source.folder / MODEL_FILE).read_text())["quantized"])
 
 
-def lora_config(adapter: AdapterConfig, task: str) -> Any:
-    """PEFT's configuration of ours."""
+def lora_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
+    """PEFT's configuration of ours, for a base model."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -484,6 +507,7 @@ def lora_config(adapter: AdapterConfig, task: str) -> Any:
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=adapter.target_modules,
+        exclude_modules=left_out(base, adapter),
         task_type=task,
     )
 

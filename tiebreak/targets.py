@@ -16,6 +16,9 @@ from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
+STATE_SPACES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+"""Model types whose kernels read the weights of `READ_BY_KERNELS` past the layer, so PEFT refuses LoRA on those."""
+READ_BY_KERNELS = ("out_proj", "conv1d")
 
 
 def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
@@ -38,6 +41,14 @@ def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
     ]
     if faults:
         raise ConfigError("adapter.target_modules: " + "; ".join(faults))
+
+
+def left_out(model: nn.Module, adapter: AdapterConfig) -> list[str] | None:
+    """What `all-linear` leaves out beside the head: layers that PEFT refuses to adapt."""
+    if adapter.target_modules != ALL_LINEAR or getattr(model.config, "model_type", None) not in STATE_SPACES:
+        return None
+    last = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return [name for name in READ_BY_KERNELS if name in last] or None
 
 
 def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_pattern: bool) -> str:

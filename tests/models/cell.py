@@ -282,7 +282,7 @@ def check_logps(cell: Cell, stage: str, rows: list[Row]) -> list[str]:
 
 def check_reward(cell: Cell) -> list[str]:
     """Scores of the held-out answers."""
-    model = plain.load_scorer(cell.model, cell.final("reward"), cell.tokenizer.pad_token_id or 0)
+    model = plain.load_scorer(cell.model, cell.final("reward"))
     rows = read_rows(cell.final("reward") / "validation_scores.jsonl")
     found = sorted((row["chosen"], row["rejected"]) for row in rows)
     held_out = PREFERRED[4:]
@@ -349,7 +349,7 @@ def check_evaluate(cell: Cell) -> list[str]:
 
     scorer = None
     if cell.finished("reward"):
-        scorer = plain.load_scorer(cell.model, cell.final("reward"), cell.tokenizer.pad_token_id or 0)
+        scorer = plain.load_scorer(cell.model, cell.final("reward"))
     baseline = cell.load(_baseline(cell))
     models: dict[str, nn.Module] = {}
     faults = []

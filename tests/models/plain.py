@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import torch
 from architectures import Architecture, quiet
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from templates import Template
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_YEAR = date(2026, 1, 1)
 """what Tiebreak gives to templates that write today's date"""
+REFUSED_BY_PEFT = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 Row = tuple[list[int], list[int]]
 """ids of a prompt, and of what the assistant writes"""
 
@@ -83,12 +87,20 @@ def load(folder: Path, adapter: Path | None = None) -> nn.Module:
     return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
 
 
-def load_scorer(folder: Path, adapter: Path, pad_id: int) -> nn.Module:
-    """A reward model."""
-    with quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
-    model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad_id
-    return PeftModel.from_pretrained(model, adapter).eval()
+def load_scorer(folder: Path, adapter: Path) -> Scorer:
+    """A reward model: the causal model's layers under its adapter, and the score head that was saved beside it."""
+    [head] = [tensor for name, tensor in load_file(adapter / "adapter_model.safetensors").items() if "score" in name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a causal model has no place for the head
+        return Scorer(load(folder, adapter), head)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A causal model and one row of weights."""
+
+    model: nn.Module
+    head: Tensor
 
 
 def adapted(folder: Path, r: int, alpha: int, seed: int) -> nn.Module:
@@ -96,7 +108,9 @@ def adapted(folder: Path, r: int, alpha: int, seed: int) -> nn.Module:
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(seed)
-    lora = LoraConfig(r=r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    refused = ["out_proj"] if model.config.model_type in REFUSED_BY_PEFT else None
+    options = {"target_modules": "all-linear", "exclude_modules": refused, "task_type": "CAUSAL_LM"}
+    lora = LoraConfig(r=r, lora_alpha=alpha, **options)
     return get_peft_model(model, lora)
 
 
@@ -134,12 +148,12 @@ def loss_and_gradient(model: nn.Module, rows: Sequence[Row]) -> tuple[float, flo
 
 
 @torch.no_grad()
-def score(model: nn.Module, ids: Sequence[int]) -> float:
+def score(scorer: Scorer, ids: Sequence[int]) -> float:
     """A reward model's score of a sequence, read at its last token."""
-    base = model.get_base_model()
-    return float(
-        base.score(base.base_model(input_ids=torch.tensor([list(ids)]), use_cache=False).last_hidden_state)[0, -1]
-    )
+    base = scorer.model.get_base_model()
+    [decoder] = [layers for layers in base.children() if isinstance(layers, PreTrainedModel)]
+    hidden = decoder(input_ids=torch.tensor([list(ids)]), use_cache=False).last_hidden_state
+    return float(hidden[0, -1] @ scorer.head[0])
 
 
 @torch.no_grad()
