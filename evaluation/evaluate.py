@@ -15,12 +15,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
+from tiebreak.chain import manifest_chain
 from tiebreak.chat import encode_each
 from tiebreak.data.reading import DEFAULT, Rules, is_run, read_prompts
 from tiebreak.data.splits import VALIDATION_SHARE
@@ -37,7 +39,7 @@ from tiebreak.models import (
 )
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
-from tiebreak.runs import Run, clear_partial, in_batches, manifest_chain, read_manifest, say, start_run
+from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.tracking import track, track_again
 
@@ -99,7 +101,7 @@ def refuse_trained_on(config: EvaluateConfig, run: Run, prompts: list[Prompt]) -
     asked = {prompt.id for prompt in prompts}
     for name, policy in config.policies.items():
         folder = find_model(policy).folder
-        for where, manifest in manifest_chain(folder.parent) if folder is not None else ():
+        for where, manifest in _chain_of(folder):
             if run.inputs["prompts"].id not in [one["id"] for one in manifest["inputs"].values()]:
                 continue
             share = manifest["config"].get("validation_share", VALIDATION_SHARE)
@@ -113,6 +115,11 @@ def refuse_trained_on(config: EvaluateConfig, run: Run, prompts: list[Prompt]) -
                     f"prompts: {len(learned)} of {len(asked)} of {config.prompts} are in the train split of {where}, from "
                     f"which policy {name} comes: {held_out} takes those that it held out"
                 )
+
+
+def _chain_of(final: Path | None) -> list[tuple[str, dict[str, Any]]]:
+    """What a policy comes from; a run that was copied alone can be evaluated too."""
+    return [] if final is None else manifest_chain(final.parent, as_far_as_known=True)
 
 
 def require_readable(config: EvaluateConfig) -> None:

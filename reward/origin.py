@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tiebreak.chain import InputFinder
 from tiebreak.data.reading import read_pairs, read_prompts, read_records
 from tiebreak.records import Judgment, Prompt
-from tiebreak.runs import MANIFEST, read_manifest
+from tiebreak.runs import MANIFEST, read_manifest, say
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def trace_origin(preferences: str) -> Origin:
     prompts: dict[str, Prompt] = {}
     texts: dict[str, str] = {}
     judgments: list[Judgment] = []
-    for final in _finals(preferences):
+    for final in _finals(preferences, InputFinder()):
         if (final / "prompts.jsonl").is_file():
             found = read_prompts(str(final.parent), ["train", "validation", "test"])
             prompts |= {prompt.id: prompt for prompt in found}
@@ -54,14 +55,20 @@ def trace_origin(preferences: str) -> Origin:
     return Origin(prompts, tuple(vote for judgment in judgments for vote in _votes(judgment, texts)))
 
 
-def _finals(source: str) -> Iterator[Path]:
-    """`final/` of a run, and of the runs it was made from that still hold what they held then."""
+def _finals(source: str, finder: InputFinder) -> Iterator[Path]:
+    """`final/` of a run, and of the runs it was made from, wherever they lie now."""
     if not (Path(source) / MANIFEST).is_file():
         return
     yield Path(source) / "final"
-    for one in read_manifest(source)["inputs"].values():
-        if (Path(one["source"]) / MANIFEST).is_file() and read_manifest(one["source"])["id"] == one["id"]:
-            yield from _finals(one["source"])
+    manifest = read_manifest(source)
+    for name, one in manifest["inputs"].items():
+        if one["kind"] != "run":
+            continue
+        found = finder.find(source, manifest, one)
+        if found.place is None:
+            say(f"{one['source']}, the {name} that {source} was made from, is {found.state}: the report lacks its part")
+        else:
+            yield from _finals(found.place, finder)
 
 
 def _votes(judgment: Judgment, texts: Mapping[str, str]) -> Iterator[Vote]:

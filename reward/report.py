@@ -23,6 +23,7 @@ from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
 from reward.origin import Origin, trace_origin
 from reward.page import build_page
+from tiebreak.chain import InputFinder
 from tiebreak.chat import Chat
 from tiebreak.config import TrainingConfig
 from tiebreak.data.reading import Rules, read_preferences
@@ -37,7 +38,7 @@ from tiebreak.records import (
     write_jsonl,
     write_text_atomically,
 )
-from tiebreak.runs import Run, identify_input, read_manifest, say, start_run, that_drops
+from tiebreak.runs import Run, read_manifest, say, start_run, that_drops
 from tiebreak.tracking import track, track_again
 
 if TYPE_CHECKING:
@@ -217,13 +218,15 @@ def _own_preferences(reward_model: str) -> str:
     Raises:
         HandoffError: something else lies there now.
     """
-    made_from = read_manifest(reward_model)["inputs"]["preferences"]
-    source = str(made_from["source"])
-    if identify_input(source).id != made_from["id"]:
+    manifest = read_manifest(reward_model)
+    made_from = manifest["inputs"]["preferences"]
+    found = InputFinder().find(reward_model, manifest, made_from)
+    if found.state in ("changed", "gone"):
         raise HandoffError(
-            f"{source} no longer holds the preferences that {reward_model} was made from: name others with --preferences"
+            f"{made_from['source']} no longer holds the preferences that {reward_model} was made from: name others with "
+            "--preferences"
         )
-    return source
+    return found.place or str(made_from["source"])
 
 
 def not_trained_on(preferences: Sequence[Preference], final: Path) -> list[Preference]:

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import read_rows, run_command, run_here, succeed
+from support import REPOSITORY, read_rows, run_command, run_here, succeed
 
+from tiebreak.chain import manifest_chain
 from tiebreak.config import TrainingConfig
 from tiebreak.logprobs import completion_logps
 from tiebreak.models import find_model, load_frozen_policy, load_tokenizer, load_trained_reward_model
-from tiebreak.runs import manifest_chain, read_manifest, read_metrics
+from tiebreak.pipeline import StageEntry, stage_state
+from tiebreak.runs import read_manifest, read_metrics
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 
@@ -135,6 +137,12 @@ def test_deepspeed_on_two_processes(finished_recipe: Path, tmp_path: Path, stage
     assert "built successfully" not in result.stdout + result.stderr  # nothing that needs a compiler
     manifest = read_manifest(folder)
     assert manifest["probe_difference"] <= 1e-5
+    placed = [manifest[key] for key in ("processes", "distributed", "global_batch")]
+    assert placed == [2, zero.removeprefix("cpu_"), 4]
+    # a recipe, which goes by the accelerate file, takes it for what it is
+    config = str(config_of(finished_recipe, stage))
+    entry = StageEntry(stage=stage, config=config, accelerate=str(REPOSITORY / f"configs/accelerate/{zero}.yaml"))
+    assert stage_state(entry, ["--config", config, "--output", str(folder)])[1] == "finished"
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
     source = find_model(str(folder), kind="reward" if stage == "reward" else "policy")
     if stage == "reward":

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import torch
 import torch.distributed as dist
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tiebreak.checkpoints import mark_complete
+from tiebreak.checkpoints import facts_of, mark_complete
+from tiebreak.stopping import Stopped, requested
 from tiebreak.tracking import RunRecorder
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 class ProgressLine(ProgressCallback):
@@ -69,11 +76,21 @@ class TokenCount(TrainerCallback):
             file.write_text(json.dumps(self.trainer._total_train_tokens))
 
 
-class RunCallback(TrainerCallback):
-    """Writes the trainer's logs to the run, and marks a checkpoint complete once all of it is on disk."""
+EVALUATE_NEXT = "evaluate_next"
+"""in a checkpoint's marker: the evaluation of its step was put off, as a signal came"""
 
-    def __init__(self, recorder: RunRecorder) -> None:
-        self.recorder = recorder
+
+class RunCallback(TrainerCallback):
+    """Writes the trainer's logs to the run, marks a checkpoint complete once all of it is on disk, and ends the training
+    there if a signal asked for it."""
+
+    def __init__(self, recorder: RunRecorder, trainer: Trainer) -> None:
+        self.recorder, self.trainer = recorder, trainer
+        self.stopped_by = 0
+        """the signal, once every process knows of it"""
+        self.evaluates_next = False
+        self.generators = generator_states()
+        """as they were before the step that is computed now"""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,10 +98,25 @@ class RunCallback(TrainerCallback):
         self.recorder.keep_up_to(state.global_step)
         if state.global_step >= state.max_steps:
             raise NothingToTrainError
+        if state.global_step:
+            self.evaluates_next = bool(facts_of(_checkpoint(args, state)).get(EVALUATE_NEXT))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.generators = generator_states()
+        if self.evaluates_next:
+            self.evaluates_next = False
+            self.trainer.evaluate()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_training_stop and state.global_step < state.max_steps:
             control.should_save = False  # a run that resumed from an early end would train on: it comes to it again
+            return
+        self.stopped_by = requested_of_any()
+        if self.stopped_by:
+            self.evaluates_next, control.should_evaluate = control.should_evaluate, False
+            control.should_save = True
 
     def on_log(
         self,
@@ -101,5 +133,44 @@ class RunCallback(TrainerCallback):
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # every process has written its part
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", {})
+            mark_complete(_checkpoint(args, state), {EVALUATE_NEXT: self.evaluates_next})
             self.recorder.run.note_seconds()
+        if self.stopped_by:
+            if dist.is_available() and dist.is_initialized():
+                dist.barrier()  # a launcher ends the others once one has ended
+            raise Stopped(
+                self.stopped_by, f"step {state.global_step} of {state.max_steps} is in {_checkpoint(args, state)}"
+            )
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def requested_of_any() -> int:
+    """The signal that asked this or another process of the launch for its end; 0 if none has."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return requested()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    numbers = torch.tensor(requested(), device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+GeneratorStates = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
+
+
+def generator_states() -> GeneratorStates:
+    """The states of all random generators: Python's, NumPy's, torch's."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
+
+
+def set_generators(states: GeneratorStates) -> None:
+    """Put them back as they were."""
+    python, numpy, cpu, devices = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from tiebreak import __version__
 from tiebreak.command.stages import COMMANDS, Command, find_command
@@ -59,16 +60,21 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _start(command: Command, rest: list[str]) -> None:
-    from tiebreak.launch import exec_accelerate, quiet_upstream, settle_process, while_importing
+    from tiebreak.launch import quiet_upstream, run_accelerated, settle_process, while_importing
+    from tiebreak.stopping import heeding_signals
+    from tiebreak.supervise import follow_parent_if_asked
 
     if any(word == "--accelerate" or word.startswith("--accelerate=") for word in rest):
-        exec_accelerate(command, rest)
+        follow_parent_if_asked()
+        run_accelerated(command, rest)
     if command.heavy:
         settle_process()  # both before torch is imported
+        follow_parent_if_asked()
         quiet_upstream()
-    with while_importing():
-        module = importlib.import_module(command.module)
-    module.main(rest)
+    with heeding_signals() if command.heavy else nullcontext():
+        with while_importing():
+            module = importlib.import_module(command.module)
+        module.main(rest)
 
 
 def help_page() -> str:

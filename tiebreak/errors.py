@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from tiebreak.stopping import Stopped
+
 MAX_FAULTS_SHOWN = 50
 UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130
 """exit statuses: of a fault that is not the user's (sysexits' EX_SOFTWARE), and those of a shell for SIGPIPE and SIGINT"""
@@ -116,6 +118,8 @@ def exit_with_message(
         _flush()
     except TiebreakError as error:
         _fail(str(error), error.exit_status)
+    except Stopped as stopped:
+        _stop(stopped, resumes)
     except KeyboardInterrupt:
         _interrupted(resumes)
     except Exception as error:
@@ -176,6 +180,21 @@ def is_full_disk(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_FULL
     return any(told in str(error) for told in _DISK_FULL_ELSEWHERE)
+
+
+def _stop(stopped: Stopped, resumes: bool) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\n{stopped}" if stopped.number != signal.SIGINT else stopped.kept, file=sys.stderr, flush=True)
+    if stopped.number == signal.SIGINT:
+        _interrupted(resumes)
+    raise SystemExit(stopped.exit_status)
+
+
+def end_stopped(number: int) -> None:
+    """End the process on a signal, here and now: nothing has begun."""
+    with contextlib.suppress(SystemExit):
+        _stop(Stopped(number), resumes=False)
+    os._exit(Stopped(number).exit_status)
 
 
 def _unexpected(error: Exception, folder: Path | None, resumes: bool) -> str:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.errors import TiebreakError
+from tiebreak.stopping import INTERRUPTED, SIGNALS, as_a_new_process
+from tiebreak.supervise import follow_parent, passing_on
 
 FORK = multiprocessing.get_context("fork")
 Answer = dict[str, Any]
@@ -45,32 +47,41 @@ def _threads() -> int:
 
 
 def run_forked(main: Callable[[], object], environment: Mapping[str, str]) -> int:
-    """Call `main` in a fork of this process, and wait for its end, also when interrupted: it hears of that itself.
+    """Call `main` in a fork of this process, and wait for its end. Signals are passed on to it; it ends with this one.
 
     Returns:
         its exit status; minus the signal's number, if one ended it.
+
+    Raises:
+        KeyboardInterrupt: after its end, if one came.
     """
-    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # till there is a process to wait for
-    process = FORK.Process(target=_as_its_own, args=(main, environment, unheld))
+    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS))  # till there is a process to pass them on to
+    process = FORK.Process(target=_as_its_own, args=(main, environment, unheld, os.getpid()))
     try:
-        try:
-            process.start()
-        finally:
+        process.start()
+        with passing_on(lambda number: os.kill(process.pid or 0, number)) as came:
             signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
-        process.join()
-    except KeyboardInterrupt:
-        process.join()
-        raise
+            process.join()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
+    if signal.SIGINT in came:
+        raise KeyboardInterrupt
     assert process.exitcode is not None
     return process.exitcode
 
 
-def _as_its_own(main: Callable[[], object], environment: Mapping[str, str], unheld: set[signal.Signals]) -> None:
+def _as_its_own(
+    main: Callable[[], object], environment: Mapping[str, str], unheld: set[signal.Signals], parent: int
+) -> None:
+    as_a_new_process()
+    follow_parent(parent)
     os.environ.update(environment)
     _leave_inherited_endings()
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         main()
+    except KeyboardInterrupt:  # before it could be heeded
+        raise SystemExit(INTERRUPTED) from None
     finally:
         atexit._run_exitfuncs()
 
@@ -122,6 +133,7 @@ class Ahead:
 
 
 def _wait_and_work(work: Callable[[Any], Answer], pipe: Connection, theirs: Connection) -> None:
+    as_a_new_process()
     theirs.close()  # or the end of that process would not be seen here
     quiet = os.open(os.devnull, os.O_WRONLY)
     while True:

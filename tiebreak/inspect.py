@@ -22,9 +22,11 @@ from typing import Any
 from pydantic import Field
 
 from tiebreak import checkpoints, runs
+from tiebreak.chain import InputFinder
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
+from tiebreak.placement import Placement
 
 _MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
 _PLACED = ("processes", "distributed", "global_batch")
@@ -35,13 +37,17 @@ _NOT_FIGURES = ("step", "epoch")
 
 @dataclass(frozen=True)
 class InputState:
-    """An input as it was recorded, and how it stands now: `same`, `changed`, `gone`, or `not checked` (a mere name)."""
+    """An input as it was recorded, and how it stands now: `same`, `changed`, `gone`, or `not checked` (a mere name).
+
+    `moved` is where it lies, if that is not where it was.
+    """
 
     name: str
     source: str
     kind: str
     id: str
     state: str
+    moved: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Inspection:
     last_metrics: dict[str, Any]
     facts: dict[str, Any]
     made: dict[str, Any] = field(default_factory=dict)
+    placement: dict[str, Any] = field(default_factory=dict)
+    """processes, distributed, and the global batch of a stage that trains"""
 
     @property
     def faults(self) -> list[str]:
@@ -147,12 +155,13 @@ def inspect_run(folder: str) -> Inspection:
         id=told.get("id"),
         checkpoint=checkpoint,
         config=told["config"],
-        inputs=[_look_up(name, one) for name, one in (told.get("inputs") or {}).items()],
+        inputs=_look_up(folder, told),
         outputs=_outputs(path, told.get("outputs") or {}) if finished else [],
         logged_rows=len(rows),
         last_metrics=last_metrics(rows),
         facts={key: value for key, value in told.items() if key not in _USUAL} if finished else {},
         made={key: told.get(key) for key in _MADE} if finished else {},
+        placement={key: told[key] for key in _PLACED if told.get(key) is not None},
     )
 
 
@@ -166,8 +175,8 @@ def inspect_chain(folder: str) -> list[Inspection]:
             return
         one = inspect_run(where)
         found[key] = one
-        for source in (i.source for i in one.inputs if i.kind == "run" and i.state != "gone"):
-            walk(source)
+        for place in (i.moved or i.source for i in one.inputs if i.kind == "run" and i.state != "gone"):
+            walk(place)
         found[key] = found.pop(key)  # after its inputs
 
     walk(folder)
@@ -204,18 +213,13 @@ def _unfinished_state(path: Path, checkpoint: int | None) -> str:
     return "cut off before its first checkpoint" if checkpoint is None else f"cut off at checkpoint {checkpoint}"
 
 
-def _look_up(name: str, one: Mapping[str, Any]) -> InputState:
-    source, kind, recorded = str(one["source"]), str(one["kind"]), str(one["id"])
-    if kind == "name":
-        state = "not checked"
-    elif not Path(source).exists():
-        state = "gone"
-    else:
-        try:
-            state = "same" if runs.identify_input(source).id == recorded else "changed"
-        except RunError:
-            state = "changed"
-    return InputState(name, source, kind, recorded, state)
+def _look_up(folder: str, record: Mapping[str, Any]) -> list[InputState]:
+    finder, states = InputFinder(), []
+    for name, one in record["inputs"].items():
+        found = finder.find(folder, record, one)
+        source, moved = str(one["source"]), found.place if found.place not in (None, one["source"]) else None
+        states.append(InputState(name, source, str(one["kind"]), str(one["id"]), found.state, moved))
+    return states
 
 
 def _outputs(path: Path, recorded: Mapping[str, str]) -> list[OutputState]:
@@ -240,7 +244,10 @@ def _outputs(path: Path, recorded: Mapping[str, str]) -> list[OutputState]:
 
 def describe(one: Inspection) -> str:
     """An inspection as text."""
-    lines = [f"{one.folder}: {one.stage}, {one.state}", *_table([("id", one.id or "-"), *_made(one.made)])]
+    lines = [
+        f"{one.folder}: {one.stage}, {one.state}",
+        *_table([("id", one.id or "-"), *_made(one.made), *_placed(one.placement)]),
+    ]
     if one.inputs:
         lines += [
             "",
@@ -267,7 +274,10 @@ def describe(one: Inspection) -> str:
 
 
 def _input_words(one: InputState) -> str:
-    return one.source if one.kind == "name" else f"{one.source}  ({one.kind}, {one.id[:12]}: {one.state})"
+    if one.kind == "name":
+        return one.source
+    moved = f", now {one.moved}" if one.moved else ""
+    return f"{one.source}  ({one.kind}, {one.id[:12]}: {one.state}{moved})"
 
 
 _OUTPUT_WORDS = {"same": "same hash", "changed": "CHANGED", "gone": "GONE", "unknown": "not in the manifest"}
@@ -281,6 +291,14 @@ def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("finished", f"{made.get('finished_at') or '-'} on {made.get('machine') or '-'}"), ("took", cost)]
     code = f"tiebreak {made.get('tiebreak') or '-'}, commit {made.get('git_commit') or '-'}"
     return [*rows, ("code", code), *([("packages", packages)] if packages else [])]
+
+
+def _placed(placement: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "processes" not in placement:
+        return []
+    where = str(Placement(placement["processes"], placement.get("distributed", "none")))
+    rows = placement.get("global_batch")
+    return [("processes", where + (f", global batch {rows}" if rows else ""))]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:

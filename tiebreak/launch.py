@@ -24,7 +24,9 @@ from typing import TypeVar
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.stages import COMMANDS, Command
 from tiebreak.config import StageConfig, load_config, read_yaml
-from tiebreak.errors import ConfigError, MachineError, end_interrupted, exit_with_message
+from tiebreak.errors import ConfigError, MachineError, end_interrupted, end_stopped, exit_with_message
+from tiebreak.stopping import heeding_signals, leaving_at_once
+from tiebreak.supervise import follow_parent_if_asked, run_launched
 
 C = TypeVar("C", bound=StageConfig)
 _RAISES = signal.default_int_handler
@@ -52,12 +54,14 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
         exit_with_message(lambda: print_help([*stage.split(), *words]))
         return
     settle_process()
+    follow_parent_if_asked()
     quiet_upstream()
     leave_out_inference_kernel()
 
     outputs: list[Path] = []
 
     def run() -> None:
+        _require_one_process(stage)
         config = load_config(model, words, stage)
         outputs.append(Path(config.output))
         if stage in COMMANDS and COMMANDS[stage].trains:
@@ -66,7 +70,13 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
             fork_ahead()  # while nothing is loaded
         body(config)
 
-    exit_with_message(run, resumes=True, folder=lambda: outputs[0] if outputs else None)
+    with heeding_signals():
+        exit_with_message(run, resumes=True, folder=lambda: outputs[0] if outputs else None)
+
+
+def _require_one_process(stage: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (stage in COMMANDS and COMMANDS[stage].trains):
+        raise ConfigError(f"'tiebreak {stage}' runs in one process: start it without accelerate or torchrun")
 
 
 def quiet_upstream() -> None:
@@ -97,7 +107,8 @@ def while_importing() -> Iterator[None]:
     if ours:
         signal.signal(signal.SIGINT, lambda *_: end_interrupted())
     try:
-        yield
+        with leaving_at_once(end_stopped):
+            yield
     finally:
         if ours:
             signal.signal(signal.SIGINT, _RAISES)
@@ -129,8 +140,8 @@ def settle_process() -> None:
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})
 
 
-def exec_accelerate(command: Command, words: Sequence[str]) -> None:
-    """Replace this process with `accelerate launch … -m tiebreak.cli STAGE`.
+def run_accelerated(command: Command, words: Sequence[str]) -> None:
+    """Run `accelerate launch … -m tiebreak.cli STAGE`, and end with its status.
 
     Raises:
         ConfigError: the stage does not train, or there is no such accelerate file.
@@ -151,7 +162,7 @@ def exec_accelerate(command: Command, words: Sequence[str]) -> None:
         command.name,
         *rest,
     ]
-    os.execve(sys.executable, launch, {**os.environ, **process_settings()})
+    raise SystemExit(run_launched(launch, {**os.environ, **process_settings()}))
 
 
 def without_accelerate(words: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ import importlib
 import json
 import os
 import shlex
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +32,8 @@ from tiebreak.forks import may_fork, run_forked
 from tiebreak.launch import accelerate_file, process_settings, quiet_upstream, while_importing
 from tiebreak.placement import Placement, of_file
 from tiebreak.runs import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
+from tiebreak.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
+from tiebreak.supervise import run_following
 
 NOT_STAGES = ("run", "data", "inspect", "raters")
 """commands that write no run folder"""
@@ -254,6 +256,9 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
         words += ["--accelerate", entry.accelerate]
     begun = time.monotonic()
     status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
+    if requested() or status in (STOPPED, INTERRUPTED):
+        number = requested() or (signal.SIGINT if status == INTERRUPTED else signal.SIGTERM)
+        raise Stopped(number, f"in stage {entry.stage}; finished stages are kept")
     if status:
         raise RunError(
             f"stage {entry.stage} stopped with status {status}; what it printed is above. Mend it and give the "
@@ -271,7 +276,7 @@ def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, st
         if may_fork():
             return run_forked(lambda: start_command(words), environment)
     command = [sys.executable, "-m", "tiebreak.cli", *words]
-    return subprocess.run(command, env={**os.environ, **missing, **environment}, check=False).returncode
+    return run_following(command, {**os.environ, **missing, **environment})
 
 
 def _import_stage(stage: str) -> None:
@@ -317,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_with_message(lambda: print_help(["run", *words]))
         return
     quiet_upstream()  # asking a stage for its configuration imports what it imports
-    exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")), resumes=True)
+    with heeding_signals():
+        exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")), resumes=True)
 
 
 if __name__ == "__main__":

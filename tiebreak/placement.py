@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiebreak.config import StageConfig, read_yaml
+from tiebreak.config import OptimizerConfig, StageConfig, read_yaml
 from tiebreak.errors import ConfigError
 
 
@@ -64,6 +64,37 @@ def global_batch_of(config: StageConfig, placement: Placement) -> int | None:
         return None
     training = config.training  # type: ignore[attr-defined] # every configuration that trains has it
     return int(training.per_device_batch_size * training.gradient_accumulation_steps * placement.processes)
+
+
+def require_agreement(training: OptimizerConfig, precision: str) -> None:
+    """Refuse an accelerate file that says otherwise than the configuration what is trained.
+
+    Args:
+        precision: `no`, `bf16` or `fp16`: what the stage computes in.
+
+    Raises:
+        ConfigError: it does; the trainer would take the file's word for one key and the configuration's for another.
+    """
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
+    clipping = os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto")
+    faults = []
+    if mixed not in ("no", precision):
+        faults.append(
+            f"mixed_precision: {mixed}, and training.precision is {training.precision} ({precision}): set the file's to "
+            "'no', as the configuration's decides"
+        )
+    if steps.isdigit() and int(steps) != training.gradient_accumulation_steps:
+        faults.append(
+            f"gradient_accumulation_steps: {steps}, and training.gradient_accumulation_steps is "
+            f"{training.gradient_accumulation_steps}: set the file's to auto"
+        )
+    if clipping not in ("auto", "none") and float(clipping) != training.max_grad_norm:
+        faults.append(
+            f"gradient_clipping: {clipping}, and training.max_grad_norm is {training.max_grad_norm}: set the file's to auto"
+        )
+    if faults:
+        raise ConfigError("the accelerate file and the configuration disagree: " + "; ".join(faults))
 
 
 def _zero_stage_of(file: Path) -> int | None:

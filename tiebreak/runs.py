@@ -39,8 +39,10 @@ from tiebreak.functions import load_function
 from tiebreak.hashing import hash_file as hash_file
 from tiebreak.hashing import hash_json
 from tiebreak.hashing import hash_text as hash_text
+from tiebreak.hub import model_commit
 from tiebreak.placement import Placement, global_batch_of, of_process
 from tiebreak.records import write_json, write_text_atomically
+from tiebreak.stopping import check, deferring, interruptible
 
 MANIFEST = "manifest.json"
 RUN_FILE = "run.json"
@@ -59,7 +61,9 @@ _PINNED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deeps
 
 @dataclass(frozen=True)
 class Input:
-    """One thing a stage reads. `id` is a manifest id, the hash of a file or of a folder's, or the name of a model."""
+    """One thing a stage reads. `id` is a manifest id, a hash of a file's or a folder's content, or the name of a model or
+    of hub data with the commit it is read at. Where that cannot be found out, as offline without a cache, the name counts.
+    """
 
     source: str
     kind: str
@@ -80,7 +84,7 @@ class Run:
     """the one to continue from: the newest that is complete and whole"""
     seconds_before: float = 0.0
     """what earlier attempts at this run took, up to what was kept of them"""
-    _started: float = field(default_factory=time.monotonic)
+    _started: float = field(default_factory=lambda: time.monotonic())
     _lock: int | None = None
 
     @property
@@ -357,8 +361,8 @@ def _record_input(one: Input, folder: Path) -> dict[str, Any]:
 def _is_same_input(now: Input, then: Mapping[str, Any] | None, record: Mapping[str, Any]) -> bool:
     if then is None:  # earlier formats recorded no functions
         return int(record.get("format", 1)) < FORMAT and now.kind == "file"
-    if then["kind"] == "name":  # it was not known what the name stood for
-        return bool(then["id"] == now.id or then["source"] == now.source)
+    if now.kind == then["kind"] == "name" and not ("#" in now.id and "#" in then["id"]):
+        return bool(now.id.partition("#")[0] == then["id"].partition("#")[0])  # one of the commits is not known
     return bool(then["id"] == now.id)
 
 
@@ -428,7 +432,8 @@ def identify_input(source: str) -> Input:
         return Input(source, "file", hash_file(path))
     if source.startswith("runs/") or source.endswith((".jsonl", ".parquet", ".json")):
         raise RunError(f"no such input: {source}; run the stage that writes it first, or mend the path")
-    return Input(source, "name", source)
+    commit = model_commit(source)
+    return Input(source, "name", f"{source}#{commit}" if commit else source)
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -501,21 +506,6 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
     return rows
-
-
-def manifest_chain(folder: Path | str) -> list[tuple[str, dict[str, Any]]]:
-    """(folder, manifest) of a run and of everything it was made from, inputs first, each once."""
-    chain: dict[str, tuple[str, dict[str, Any]]] = {}
-
-    def walk(where: str) -> None:
-        manifest = read_manifest(where)
-        for one in manifest["inputs"].values():
-            if one["kind"] == "run" and Path(one["source"]).is_dir():
-                walk(one["source"])
-        chain.setdefault(manifest["id"], (where, manifest))
-
-    walk(str(folder))
-    return list(chain.values())
 
 
 def conflict_message(folder: Path, why: str) -> str:
@@ -601,7 +591,11 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
         for number, start in enumerate(range(0, len(keys), batch_size)):
             file = partial / f"{number:05d}.json"
             if not file.exists():
-                write_json(file, compute(keys[start : start + batch_size], bar.update))
+                with deferring(), interruptible():
+                    made = compute(keys[start : start + batch_size], bar.update)
+                write_json(file, made)
+                run.note_seconds()
+            check(f"{number + 1} batches of {what} are kept")
             results += json.loads(file.read_text())
             bar.update(len(results) - bar.n)
     return results

@@ -6,15 +6,24 @@ The trainers themselves are TRL's and transformers'; this file holds what surrou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from transformers import ProgressCallback
 
-from tiebreak.callbacks import NothingToTrainError, ProgressLine, RunCallback, TokenCount
+from tiebreak.callbacks import (
+    NothingToTrainError,
+    ProgressLine,
+    RunCallback,
+    TokenCount,
+    generator_states,
+    set_generators,
+)
 from tiebreak.chat import Chat, Encoded, check_encoded, coloured_mask
+from tiebreak.checkpoints import MARKER
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.models import (
@@ -26,10 +35,12 @@ from tiebreak.models import (
     save_adapter,
     write_probe,
 )
+from tiebreak.placement import require_agreement
 from tiebreak.records import Prompt
 from tiebreak.reload import FreshProcess
 from tiebreak.reports import Reports
 from tiebreak.runs import Run, is_main_process, read_metrics, say
+from tiebreak.stopping import StepStopped, Stopped, check, deferring, interruptible
 from tiebreak.tracking import RunRecorder, track_again
 
 if TYPE_CHECKING:
@@ -46,6 +57,7 @@ PROBE_TOKENS = 96
 def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
     """The keys that transformers' TrainingArguments and all of TRL's configurations share."""
     dtype = resolve_precision(training)
+    require_agreement(training, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no"))
     by_epochs: dict[str, Any] = {}
     if isinstance(training, TrainingConfig):  # PPO counts in rollouts
         by_epochs = {"num_train_epochs": training.epochs, "logging_steps": training.logging_steps}
@@ -133,18 +145,23 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressLine())
     trainer.add_callback(TokenCount(trainer))
-    trainer.add_callback(RunCallback(recorder))
+    callback = RunCallback(recorder, trainer)
+    trainer.add_callback(callback)
     if hasattr(trainer, "create_model_card"):
         trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
     checkpoint = run.checkpoint
     if checkpoint:
         say(f"going on from {checkpoint}")
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except NothingToTrainError:
-        trainer._load_rng_state(checkpoint)
-        trainer.is_in_train = False
-        trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    with deferring(), _steps_can_be_cut_short(trainer, callback):
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except NothingToTrainError:
+            trainer._load_rng_state(checkpoint)
+            trainer.is_in_train = False
+            trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        except StepStopped as stopped:
+            _keep_last_step(trainer, callback, stopped)
+    check()
     last = [row for row in read_metrics(run.folder) if "loss" in row]
     if last and last[-1]["loss"] is None:
         raise HandoffError(
@@ -166,6 +183,48 @@ def _evaluate_at_the_end(trainer: Trainer) -> None:
             raise
         reason = str(error) if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"
         say("", f"warning: the evaluation at the end failed ({reason}); the model is saved without its figures")
+
+
+@contextmanager
+def _steps_can_be_cut_short(trainer: Trainer, callback: RunCallback) -> Iterator[None]:
+    """On one process: several would wait for one another."""
+    step, evaluate = trainer.training_step, trainer.evaluate
+    alone = trainer.accelerator.num_processes == 1
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with interruptible() if alone else nullcontext():
+            loss: torch.Tensor = step(*args, **kwargs)
+            return loss
+
+    def evaluate_between(*args: Any, **kwargs: Any) -> dict[str, float]:
+        callback.generators, callback.evaluates_next = generator_states(), True
+        with interruptible(at_once=True) if alone else nullcontext():
+            figures: dict[str, float] = evaluate(*args, **kwargs)
+        callback.evaluates_next = False
+        return figures
+
+    trainer.training_step, trainer.evaluate = training_step, evaluate_between
+    try:
+        yield
+    finally:
+        trainer.training_step, trainer.evaluate = step, evaluate
+
+
+def _keep_last_step(trainer: Trainer, callback: RunCallback, stopped: StepStopped) -> NoReturn:
+    """Write the checkpoint of the last whole step, of which the weights are: nothing of the next has reached them.
+
+    Raises:
+        Stopped: always.
+    """
+    state = trainer.state
+    written = Path(trainer.args.output_dir) / f"checkpoint-{state.global_step}" / MARKER
+    if state.global_step and not written.exists():
+        set_generators(callback.generators)
+        callback.stopped_by = stopped.number
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, state, trainer.control)
+    kept = f"step {state.global_step} of {state.max_steps} is in {written.parent}" if state.global_step else ""
+    raise Stopped(stopped.number, kept)
 
 
 def _agreed(trainer: Trainer, mine: bool) -> bool:

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from evaluation.yardstick import RUBRIC, RUBRIC_NAME
 from tiebreak import runs
+from tiebreak.chain import manifest_chain
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError, RunError
-from tiebreak.page.numbers import short
 from tiebreak.records import Message, explain
 from tiebreak.statistics import Interval, Outcomes, count_outcomes
 
@@ -242,7 +242,7 @@ def read_chain(evaluation: str, further: Sequence[str] = ()) -> list[Link]:
     """The evaluation, all it was made from, and the `further` runs: inputs first, each once.
 
     Raises:
-        RunError: a further run is not finished.
+        RunError: a further run is not finished, or a run that one of them was made from is not found.
         HandoffError: a folder now holds another run than the one that was used.
     """
     links: dict[str, Link] = {}
@@ -250,22 +250,9 @@ def read_chain(evaluation: str, further: Sequence[str] = ()) -> list[Link]:
         if not Path(folder).is_dir():
             raise RunError(f"no such run folder: {folder}; mend the path in 'runs'")
         runs.identify_input(folder)
-        for where, manifest in runs.manifest_chain(folder):
+        for where, manifest in manifest_chain(folder):
             links.setdefault(str(manifest["id"]), Link(str(where), manifest))
-    for link in links.values():
-        _check_inputs(link)
     return list(links.values())
-
-
-def _check_inputs(link: Link) -> None:
-    for name, one in link.manifest["inputs"].items():
-        if one["kind"] == "run" and Path(one["source"]).is_dir():
-            now = runs.read_manifest(one["source"])["id"]
-            if now != one["id"]:
-                raise HandoffError(
-                    f"{one['source']} now holds another run ({short(now)}) than the one that {link.folder} was made "
-                    f"from ({short(one['id'])}, its '{name}'): run 'tiebreak {link.stage}' again"
-                )
 
 
 def kinds_of(facts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from preference.ppo.losses import shape_scores
 from preference.ppo.rollout import policy_logps, table_of_logps
 from preference.ppo.vllm import LOGP_DIFFERENCE
 from preference.rewards import score_all
-from tiebreak.generation import row_seed
+from tiebreak.generation import Sampled, row_seed
 from tiebreak.paths import Computed, ForwardPath, Forwards, own_logps, prove, weighted_sum
 from tiebreak.sharding import at_own_pace
 
@@ -75,6 +75,21 @@ class GroupLoop(ScoredLoop):
         """The data set names prompts by their numbers: the stage has tokenised them."""
         return [self.prompts[int(number)] for number in prompts], None, {}
 
+    def _prepare_inputs(self: Any, generation_batch: Any) -> Any:
+        self._resume_generators()
+        return super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+
+    def _rest_of_rollout(self: Any) -> dict[str, Any] | None:
+        """TRL's: micro-batches taken of a rollout, the rollout as it splits it, and what it will log of them."""
+        taken = self._step - self._step % self.args.gradient_accumulation_steps
+        if not taken % (self.args.steps_per_generation * self.num_iterations):
+            return None
+        return {"step": taken, "inputs": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
+
+    def _take_up_rest(self: Any, rest: dict[str, Any]) -> None:
+        self._step, self._buffered_inputs = rest["step"], rest["inputs"]
+        self._metrics["train"].update(rest["metrics"])
+
     def _draw(self: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
         self._resume_generators()
         first = self.accelerator.process_index * len(prompt_ids)
@@ -85,10 +100,18 @@ class GroupLoop(ScoredLoop):
         training = self.model.training
         self._backbone.eval()
         sampling = self.settings.sampling
-        with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
-            sampled = self.draw(self._backbone, prompt_ids, seeds, sampling, stop_ids=self.settings.stop_ids)
-            completions = [one.ids for one in sampled]
-            if self.vllm_sampler is not None:
+
+        def sample() -> list[Sampled]:
+            with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
+                drawn: list[Sampled] = self.draw(
+                    self._backbone, prompt_ids, seeds, sampling, stop_ids=self.settings.stop_ids
+                )
+                return drawn
+
+        sampled = self._cut_short_by_signals(sample)
+        completions = [one.ids for one in sampled]
+        if self.vllm_sampler is not None:
+            with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
                 ours = policy_logps(self._backbone, prompt_ids, completions, sampling.temperature)
                 difference = self._check_sampler(ours, *table_of_logps(sampled, self._backbone.device))
                 self._metrics["train"][LOGP_DIFFERENCE].append(difference)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,16 +17,22 @@ from preference.ppo.backbone import Backbone
 from preference.ppo.rollout import Draw, Episodes, Shaping, draw_seeded, roll_out, to_rewards
 from preference.ppo.vllm import VLLMSampler
 from preference.rewards import Reward, saved_scale
+from tiebreak.callbacks import requested_of_any
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.paths import Proof
 from tiebreak.records import write_json
 from tiebreak.sharding import at_own_pace
+from tiebreak.stopping import StepStopped, interruptible
 
 FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 TRAINABLE_FILE = "model.safetensors"
 STATE_FILE = "ppo_state.json"
+REST_FILE = "rollout-{}.pt"
+"""of each process: what is left of a rollout, where a signal ended the run within it"""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,17 +118,40 @@ class ScoredLoop:
     def _sample_and_assess(self: Any, prompts: list[list[int]], seeds: list[int], draw: Draw = draw_seeded) -> Episodes:
         backbone = self.backbone
         backbone.eval()
-        with at_own_pace(self.model_wrapped, backbone), self.accelerator.autocast():
-            episodes: Episodes = roll_out(
-                backbone,
-                prompts,
-                seeds,
-                self.settings.sampling,
-                self.rewards,
-                stop_ids=self.settings.stop_ids,
-                draw=draw,
-            )
+
+        def sample() -> Episodes:
+            with at_own_pace(self.model_wrapped, backbone), self.accelerator.autocast():
+                episodes: Episodes = roll_out(
+                    backbone,
+                    prompts,
+                    seeds,
+                    self.settings.sampling,
+                    self.rewards,
+                    stop_ids=self.settings.stop_ids,
+                    draw=draw,
+                )
+                return episodes
+
+        episodes: Episodes = self._cut_short_by_signals(sample)
         return episodes
+
+    def _cut_short_by_signals(self: Any, sample: Callable[[], T]) -> T:
+        """What `sample` returns. A signal ends it: no weight has changed since the checkpoint that is written then.
+
+        Raises:
+            StepStopped: on every process, where a signal reached one of them.
+        """
+        if self.accelerator.num_processes == 1:
+            with interruptible(at_once=True):
+                return sample()
+        if self.vllm_sampler is not None:  # its processes exchange prompts and weights as they sample
+            return sample()
+        sampled: list[T] = []
+        with suppress(StepStopped), interruptible(at_once=True):
+            sampled.append(sample())
+        if number := requested_of_any():
+            raise StepStopped(number)
+        return sampled[0]
 
     def _check_sampler(self: Any, ours: Tensor, its: Tensor, mask: Tensor) -> float:
         """How far vLLM's log-probabilities of what it drew are from our own pass', in nats a token, over all processes.
@@ -251,6 +281,7 @@ class ScoredLoop:
     @torch.no_grad()
     def evaluate(self: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Score and KL on the validation prompts, with the same seeds every time."""
+        self._resume_generators()
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         whole = len(self.validation_prompts) - len(self.validation_prompts) % world or len(self.validation_prompts)
         mine = range(rank, max(whole, 1), world) if whole >= world else range(len(self.validation_prompts))
@@ -286,9 +317,33 @@ class ScoredLoop:
 
     def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             write_json(folder / STATE_FILE, asdict(self.loop))
+        rest = self._rest_of_rollout()
+        if rest is not None:
+            torch.save(rest, folder / REST_FILE.format(self.accelerator.process_index))
+
+    def train(self: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """The trainer's, from a checkpoint with what the loop had learned and left by then, under DeepSpeed too."""
+        if resume_from_checkpoint is not None:
+            folder = Path(resume_from_checkpoint)
+            self._resumed_from = resume_from_checkpoint
+            loop = json.loads((folder / STATE_FILE).read_text())
+            scales = tuple((float(mean), float(deviation)) for mean, deviation in loop["scales"])
+            self.loop = LoopState(float(loop["kl_coef"]), scales)
+            rest = folder / REST_FILE.format(self.accelerator.process_index)
+            if rest.is_file():
+                self._take_up_rest(torch.load(rest, map_location=self.accelerator.device, weights_only=True))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+
+    def _rest_of_rollout(self) -> dict[str, Any] | None:
+        """What is left of a rollout after the last whole optimizer step, None at its border: tensors, lists, numbers."""
+        raise NotImplementedError
+
+    def _take_up_rest(self, rest: dict[str, Any]) -> None:
+        """What `_rest_of_rollout` gave."""
+        raise NotImplementedError
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         state = load_file(Path(resume_from_checkpoint) / TRAINABLE_FILE)
@@ -299,10 +354,6 @@ class ScoredLoop:
                 f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
             )
         model.load_state_dict(state, strict=False)
-        self._resumed_from = resume_from_checkpoint
-        loop = json.loads((Path(resume_from_checkpoint) / STATE_FILE).read_text())
-        scales = tuple((float(mean), float(deviation)) for mean, deviation in loop["scales"])
-        self.loop = LoopState(float(loop["kl_coef"]), scales)
 
 
 def trainable_names(model: nn.Module) -> list[str]:

@@ -93,6 +93,7 @@ class PPOTrainer(ScoredLoop, Trainer):
     ) -> None:
         self._set_up(settings, prompts, validation_prompts)
         self._queue: list[MicroBatch] = []
+        self._queue_before_step: list[MicroBatch] = []
         self._shares: dict[str, list[float]] = defaultdict(list)
         self._rollout_means: dict[str, float] = {}
         self._rest_is_skipped = False
@@ -239,6 +240,28 @@ class PPOTrainer(ScoredLoop, Trainer):
             tokens_in_minibatch=tokens,
         )
 
+    def _rest_of_rollout(self) -> dict[str, Any] | None:
+        """The micro-batches to come, and what the next row of metrics says of those that were."""
+        within = len(self._queue) % self.args.gradient_accumulation_steps
+        queue = self._queue_before_step if within else self._queue
+        if not queue:
+            return None
+        kept = ("prompts", "completions", "old_logps", "old_values", "advantages", "returns", "tokens_in_minibatch")
+        return {
+            "queue": [{name: getattr(micro, name) for name in kept} for micro in queue],
+            "skipped": self._rest_is_skipped,
+            "means": self._rollout_means,
+            "shares": dict(self._shares),
+        }
+
+    def _take_up_rest(self, rest: dict[str, Any]) -> None:
+        backbone = self.backbone
+        self._queue = [
+            MicroBatch(batch=backbone.to_batch(one["prompts"], one["completions"]), **one) for one in rest["queue"]
+        ]
+        self._rest_is_skipped, self._rollout_means = rest["skipped"], rest["means"]
+        self._shares = defaultdict(list, rest["shares"])
+
     # --- the update ---
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -246,9 +269,12 @@ class PPOTrainer(ScoredLoop, Trainer):
 
         Parameters without a gradient are passed over by the optimizer, its moments and weight decay included.
         """
+        self._resume_generators()
         if not self._queue:
             self._rest_is_skipped = False
             self._queue = self._roll_out()
+        if not len(self._queue) % self.args.gradient_accumulation_steps:
+            self._queue_before_step = list(self._queue)
         micro = self._queue.pop(0)
         if self._rest_is_skipped:
             return torch.zeros((), device=self.args.device)
@@ -331,6 +357,7 @@ class PPOTrainer(ScoredLoop, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The trainer's log, with what the newest rollout and the steps since the last log gave."""
+        self.state.epoch = self.state.global_step / self.state.max_steps  # the trainer counts anew in a resumed run
         if "loss" in logs:
             logs |= self._rollout_means
             for name, shares in self._shares.items():

@@ -249,14 +249,15 @@ def test_two_launches_on_one_machine_meet_at_two_ports(
     file: str, port: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tiebreak.command.stages import COMMANDS
-    from tiebreak.launch import exec_accelerate
+    from tiebreak.launch import run_accelerated
 
     own = tmp_path / "own.yaml"
     own.write_text((REPOSITORY / "configs/accelerate/cpu_zero2.yaml").read_text() + file)
     started: list[list[str]] = []
-    monkeypatch.setattr(os, "execve", lambda _program, words, _environment: started.append(words))
+    monkeypatch.setattr("tiebreak.launch.run_launched", lambda words, _environment: started.append(words) or 7)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    exec_accelerate(COMMANDS["dpo"], ["--accelerate", str(own), "--beta", "0.2"])
+    with pytest.raises(SystemExit, match="7"):
+        run_accelerated(COMMANDS["dpo"], ["--accelerate", str(own), "--beta", "0.2"])
     (words,) = started
     assert ("--main_process_port" in words) == port
     assert words[-4:] == ["tiebreak.cli", "dpo", "--beta", "0.2"]

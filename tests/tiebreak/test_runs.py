@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,14 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from support import REPOSITORY, snapshot, write_checkpoint
 
-from tiebreak import runs
-from tiebreak.config import StageConfig
-from tiebreak.errors import RunError
+from tiebreak import hub, runs
+from tiebreak.chain import manifest_chain
+from tiebreak.config import StageConfig, TrainingConfig
+from tiebreak.errors import ConfigError, RunError
+from tiebreak.placement import of_file, require_agreement
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import (
     Identity,
@@ -27,7 +30,6 @@ from tiebreak.runs import (
     identify,
     identify_input,
     in_batches,
-    manifest_chain,
     read_manifest,
     start_run,
 )
@@ -227,6 +229,182 @@ def test_a_broken_manifest_is_said_to_be_one(tmp_path: Path, text: str, told: st
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(RunError, match=told):
         read_manifest(tmp_path)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    record = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del record[key]
+        else:
+            record[key] = value
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "run.json"])
+def test_a_record_that_lacks_something_or_is_of_a_later_version_is_refused(
+    tmp_path: Path, data: Path, file: str
+) -> None:
+    run = start(tmp_path / "run", data)
+    if file == "manifest.json":
+        finish(run)
+    else:
+        write_checkpoint(run.checkpoints, 1)
+        let_go(run)
+    record = (run.folder / file).read_text()
+    for changes, message in (
+        ({"inputs": None}, "is broken .no inputs.: remove"),
+        ({"inputs": {"data": {"source": "x"}}}, "is broken .no inputs."),
+        ({"format": 99}, "is of format 99, and this version of Tiebreak reads up to 2.*update Tiebreak"),
+    ):
+        rewrite(run.folder / file, **changes)
+        with pytest.raises(RunError, match=message):
+            start(tmp_path / "run", data)
+        (run.folder / file).write_text(record)
+    (run.folder / file).write_text(record[: len(record) // 2])
+    with pytest.raises(RunError, match=f"{file} is broken"):
+        start(tmp_path / "run", data)
+    (run.folder / file).write_text(record)
+    let_go(start(tmp_path / "run", data))
+
+
+def test_a_cut_off_run_of_an_older_version_continues(tmp_path: Path, data: Path) -> None:
+    """Its run.json holds no configuration, which lies beside it."""
+    run = start(tmp_path / "run", data)
+    write_checkpoint(run.checkpoints, 3)
+    let_go(run)
+    rewrite(run.folder / "run.json", format=None, config=None, processes=None, seconds=None)
+    again = start(tmp_path / "run", data)
+    assert again.checkpoint == str(again.checkpoints / "checkpoint-3")
+    let_go(again)
+    with pytest.raises(RunError, match=r"beta \(0.1 there, 0.5 now\)"):
+        start(tmp_path / "run", data, beta=0.5)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_that_cannot_be_written_is_an_error_with_a_next_step(
+    tmp_path: Path, data: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunError, match=rf"run cannot be written \({os.strerror(number)}\): give another --output"):
+        start(tmp_path / "run", data)
+
+
+def test_seconds_are_summed_over_attempts_and_never_negative(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: 100 s up to what was kept, 40 s lost, 30 s to the end; the wall clock goes back a day in between."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    run = start(tmp_path / "run", data)
+    clock[0] += 100
+    run.note_seconds()
+    clock[0] += 40
+    let_go(run)
+    clock[0] = 5.0  # another machine's
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    again = start(tmp_path / "run", data)
+    clock[0] += 30
+    assert finish(again)["seconds"] == 130.0
+
+
+def test_a_run_of_other_processes_is_not_resumed(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are dealt out anew among other processes, so steps that were taken would be taken again, or left out."""
+    run = start_training(tmp_path / "run", data)
+    write_checkpoint(run.checkpoints, 3)
+    let_go(run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = r"of 1 process with 8 rows a step, and this command has 2 processes \(ddp\) with 16"
+    with pytest.raises(RunError, match=message):
+        start_training(tmp_path / "run", data)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    other = start_training(tmp_path / "other", data)
+    record = json.loads((other.folder / "run.json").read_text())
+    assert (record["processes"], record["distributed"], record["global_batch"]) == (2, "zero3", 16)
+    first = (other.folder / "config.resolved.yaml").read_text().splitlines()[0]
+    assert first == "# 2 processes (zero3), 16 rows an optimizer step"
+    write_checkpoint(other.checkpoints, 3)
+    let_go(other)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    with pytest.raises(RunError, match=r"of 2 processes \(zero3\) .* has 2 processes \(zero2\)"):
+        start_training(tmp_path / "other", data)
+
+
+class TrainingStudyConfig(StudyConfig):
+    """A stage that trains."""
+
+    trains: ClassVar[bool] = True
+    training: TrainingConfig = TrainingConfig(per_device_batch_size=4, gradient_accumulation_steps=2)
+
+
+def start_training(folder: Path, data: Path, **values: Any) -> Run:
+    config = TrainingStudyConfig(output=str(folder), data=str(data), **values)
+    return start_run(config, "study", {"data": str(data)})
+
+
+def test_hub_inputs_count_by_their_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit is the cache's; where none is known, the name alone counts."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = "some-lab/some-model"
+
+    def start_with(commit: str | None) -> str:
+        refs = tmp_path / "hub" / "models--some-lab--some-model" / "refs"
+        refs.mkdir(parents=True, exist_ok=True)
+        (refs / "main").unlink(missing_ok=True)
+        if commit:
+            (refs / "main").write_text(commit)
+        hub.model_commit.cache_clear()
+        identity = identify(StudyConfig(output="run", data=source), "study", {"data": source})
+        if not (tmp_path / "run" / "manifest.json").exists():
+            finish(start_run(StudyConfig(output=str(tmp_path / "run"), data=source), "study", {"data": source}))
+        return folder_state(tmp_path / "run", identity)[0]
+
+    assert start_with("a" * 40) == "finished"
+    assert read_manifest(tmp_path / "run")["inputs"]["data"]["id"] == f"{source}#{'a' * 40}"
+    assert start_with("b" * 40) == "other"
+    assert start_with(None) == "finished"
+    hub.model_commit.cache_clear()
+
+
+def test_an_accelerate_file_that_disagrees_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer would take mixed_precision from the file where the configuration says float32."""
+    training = TrainingConfig(precision="float32", gradient_accumulation_steps=2)
+    require_agreement(training, "no")
+    for name, value, message in (
+        ("MIXED_PRECISION", "bf16", "mixed_precision: bf16, and training.precision is float32"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "training.gradient_accumulation_steps is 2"),
+        ("GRADIENT_CLIPPING", "0.5", "training.max_grad_norm is 1.0"),
+    ):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        with pytest.raises(ConfigError, match=message):
+            require_agreement(training, "no")
+        monkeypatch.delenv(f"ACCELERATE_{name}")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    require_agreement(TrainingConfig(), "bf16")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((REPOSITORY / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_the_place_that_an_accelerate_file_gives(file: Path) -> None:
+    expected = {
+        "cpu": "1 process",
+        "single_gpu": "1 process",
+        "multi_gpu": "8 processes (ddp)",
+        "cpu_zero2": "2 processes (zero2)",
+        "cpu_zero3": "2 processes (zero3)",
+        "zero1": "8 processes (zero1)",
+        "zero2": "8 processes (zero2)",
+        "zero3": "8 processes (zero3)",
+    }
+    assert str(of_file(file)) == expected[file.stem]
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path, data: Path) -> None:

@@ -1,0 +1,190 @@
+"""Stopping on a signal: what is done is kept, and the exit status says that the same command continues.
+
+SIGTERM and SIGUSR1, which job schedulers send before they take a machine away, and Ctrl-C. A trained stage writes a
+checkpoint at the end of the step it is in, *sample* and *evaluate* end with the batch they are in, and all else ends at
+once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again later), and 130 after Ctrl-C; a second Ctrl-C ends it
+without waiting.
+
+A signal's handler is the process's own, and so is what stands here: one request, and how the process takes it now.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+STOPPED = 75
+INTERRUPTED = 130
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PATIENCE_SECONDS = 30
+"""how long a step or a batch may go on after a signal; a checkpoint is to be written within 60 s"""
+ONE_PRESS_SECONDS = 1.0
+"""Ctrl-C reaches every process of a terminal, and those that started others pass it on: it is one all the same"""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end. Not an Exception, which libraries catch."""
+
+    def __init__(self, number: int, kept: str = "") -> None:
+        self.number, self.kept = number, kept
+        super().__init__(number, kept)
+
+    @property
+    def exit_status(self) -> int:
+        """Of a process that ends on it."""
+        return INTERRUPTED if self.number == signal.SIGINT else STOPPED
+
+    def __str__(self) -> str:
+        kept = f"; {self.kept}" if self.kept else ""
+        return f"stopped by {signal.Signals(self.number).name}{kept}: the same command continues from what is kept"
+
+
+class StepStopped(Stopped):
+    """Raised within an `interruptible` part of a training step, of which nothing has reached the weights."""
+
+
+@dataclass
+class _Request:
+    """The signal that came, if one did, and how this process takes it now."""
+
+    number: int = 0
+    at: float = 0.0
+    overdue: bool = False
+    heeded: bool = False
+    deferred: bool = False
+    leave: Callable[[int], None] | None = None
+    cut_short: Literal["never", "late", "at once"] = "never"
+
+
+_request = _Request()
+
+
+@contextmanager
+def heeding_signals() -> Iterator[None]:
+    """Within, a signal raises Stopped, or waits where `deferring` says so. Nested or outside the main thread: nothing."""
+    if _request.heeded or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in heeded}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _on_alarm)
+    _request.heeded = True
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        forget()
+
+
+def forget() -> None:
+    """As at the start of a process: no signal came, and none is heeded."""
+    global _request
+    _request = _Request()
+
+
+def as_a_new_process() -> None:
+    """In a fork: a signal does what it does to any process, until this one heeds it itself."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, _interrupt)
+    forget()
+
+
+@contextmanager
+def deferring() -> Iterator[None]:
+    """Within, a signal is noted: whoever can keep something looks for it and ends (`requested`, `check`)."""
+    outer, _request.deferred = _request.deferred, _request.heeded
+    try:
+        yield
+    finally:
+        _request.deferred = outer
+
+
+@contextmanager
+def leaving_at_once(leave: Callable[[int], None]) -> Iterator[None]:
+    """Within, a signal calls `leave`, which ends the process: imports swallow exceptions, or make others of them."""
+    outer, _request.leave = _request.leave, leave
+    try:
+        yield
+    finally:
+        _request.leave = outer
+
+
+@contextmanager
+def interruptible(*, at_once: bool = False) -> Iterator[None]:
+    """Within `deferring`: work of which nothing has reached the weights yet, so that it may be cut short.
+
+    Args:
+        at_once: by the signal; else by the end of the `PATIENCE_SECONDS` after it.
+
+    Raises:
+        StepStopped: it was.
+    """
+    outer = _request.cut_short
+    _request.cut_short = "at once" if at_once else "late"
+    try:
+        if _request.deferred and _request.number and (at_once or _request.overdue):
+            raise StepStopped(_request.number)
+        yield
+    finally:
+        _request.cut_short = outer
+
+
+def requested() -> int:
+    """The signal that asked for the end; 0 if none has."""
+    return _request.number
+
+
+def note(number: int) -> None:
+    """A signal that was passed on to another process: this one ends after that."""
+    _request.number, _request.at = number, time.monotonic()
+
+
+def check(kept: str = "") -> None:
+    """End here if a signal asked for it.
+
+    Raises:
+        Stopped: it did.
+    """
+    if _request.number:
+        raise Stopped(_request.number, kept)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """KeyboardInterrupt, once a press."""
+    now, earlier = time.monotonic(), _request.at
+    _request.at = now
+    if not earlier or now - earlier > ONE_PRESS_SECONDS:
+        raise KeyboardInterrupt
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    now, earlier = time.monotonic(), _request.number
+    if _request.leave is not None:
+        _request.leave(number)
+    if earlier and now - _request.at <= ONE_PRESS_SECONDS:
+        return
+    if earlier and number == earlier == signal.SIGINT:
+        raise KeyboardInterrupt
+    if earlier and _request.deferred:
+        return
+    _request.number, _request.at = number, now
+    if not _request.deferred:
+        raise Stopped(number)
+    if _request.cut_short == "at once":
+        raise StepStopped(number)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+
+
+def _on_alarm(_number: int, _frame: FrameType | None) -> None:
+    _request.overdue = True
+    if _request.deferred and _request.cut_short != "never":
+        raise StepStopped(_request.number)
