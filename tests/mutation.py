@@ -44,7 +44,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 EXPLANATIONS = REPOSITORY / "tests" / "mutation.yaml"
 PAGE = REPOSITORY / "docs" / "mutation.md"
 PATIENCE_SECONDS = 30.0
-"""A mutant may take so long beyond five times what its tests take: one that loops for ever is killed by that."""
+"""A mutant may take so long beyond three times what its tests take: one that loops for ever is killed by that."""
 
 _STDERR = os.dup(2)
 """Standard error as this process found it: pytest takes the other one."""
@@ -54,10 +54,18 @@ TESTS = {
     "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
     "evaluation/evaluate.py": ["tests/evaluation/test_evaluate.py"],
     "evaluation/yardstick.py": ["tests/evaluation/test_evaluate.py"],
-    "evaluation/compare/verdicts.py": ["tests/evaluation/test_verdicts.py", "tests/evaluation/test_compare.py"],
-    "evaluation/compare/lineage.py": ["tests/evaluation/test_verdicts.py", "tests/evaluation/test_compare.py"],
+    "evaluation/compare/verdicts.py": [
+        "tests/evaluation/test_verdicts.py",
+        "tests/evaluation/test_compare.py::test_a_guards_decision_in_words",
+        "tests/evaluation/test_compare.py::test_a_guard_of_the_same_judgments_is_said_to_be_one",
+        "tests/evaluation/test_compare.py::test_a_reward_model_no_better_than_chance_is_said_to_be_so",
+        "tests/evaluation/test_compare.py::test_simulated_raters_are_named_even_if_only_a_stage_says_so",
+        "tests/evaluation/test_compare.py::test_any_set_of_policies_makes_a_page",
+    ],
+    "evaluation/compare/lineage.py": ["tests/evaluation/test_verdicts.py"],
     "preference/ppo/losses.py": ["tests/preference/test_ppo_losses.py"],
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
+    "tiebreak/labels.py": ["tests/reward/test_reward_losses.py", "tests/preference/test_dpo_labels.py"],
     "tiebreak/chat.py": [f"tests/tiebreak/test_{name}.py" for name in ("chat", "turns", "messages")],
     "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py", *_DATA_SETS],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
@@ -345,7 +353,7 @@ class _Session:
                 mine = queue[worker :: self.workers]
                 alive = []
                 for number, changed, tests in _told(mine, worker == 0):
-                    patience = PATIENCE_SECONDS + 5 * sum(self.seconds.get(test, 1.0) for test in tests)
+                    patience = PATIENCE_SECONDS + 3 * sum(self.seconds.get(test, 1.0) for test in tests)
                     work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
                     if in_a_fork(work, patience) == 0:
                         alive.append(number)
@@ -526,7 +534,7 @@ def run_file(file: str, workers: int, chosen: str) -> list[Result]:
     again = [(n, *mutants[n], session["tests"][str(n)]) for n in (*session["slow"], *session["survivors"])]
     _say(f"  {len(again)} to be imported anew")
     for number, mutant, tree, tests in _told(again, True):
-        patience = PATIENCE_SECONDS + 5 * sum(session["seconds"].get(test, 1.0) for test in tests)
+        patience = PATIENCE_SECONDS + 3 * sum(session["seconds"].get(test, 1.0) for test in tests)
         outcomes[number] = run_mutant(mutant, tree, tests, patience).outcome
         if outcomes[number] == "survived":
             _say(f"  survived: line {mutant.line}: {mutant.name}")

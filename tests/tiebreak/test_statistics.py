@@ -187,7 +187,7 @@ def score_interval(wins: int, ties: int, losses: int) -> tuple[float, float]:
         spread = math.sqrt(n * (2 * q + difference * (1 - difference)))
         return max(abs(wins - losses - n * difference) - 1, 0.0) / spread
 
-    middle = (wins - losses) / n
+    middle = min(max((wins - losses) / n, -1 + 1e-9), 1 - 1e-9)
     edges = []
     for end in (-1 + 1e-9, 1 - 1e-9):
         beyond = statistic(end) > 1.959964
@@ -196,9 +196,11 @@ def score_interval(wins: int, ties: int, losses: int) -> tuple[float, float]:
     return edges[0], edges[1]
 
 
-@pytest.mark.parametrize(
-    "counts", [(21, 0, 9), (10, 40, 2), (3, 5, 30), (0, 30, 4), (40, 0, 24), (7, 3, 6), (12, 18, 0)]
-)
+SOME_COUNTS = [(21, 0, 9), (10, 40, 2), (3, 5, 30), (0, 30, 4), (40, 0, 24), (7, 3, 6), (12, 18, 0), (29, 1, 0)]
+FEW = [(1, 0, 0), (1, 1, 0), (0, 2, 1), (2, 0, 1), (0, 0, 2)]
+
+
+@pytest.mark.parametrize("counts", SOME_COUNTS + FEW)
 def test_the_interval_of_a_win_rate_is_the_score_interval(counts: tuple[int, int, int]) -> None:
     assert win_interval(*counts) == pytest.approx(score_interval(*counts), abs=2e-4)
 
