@@ -62,6 +62,8 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
 class CompareConfig(StageConfig):
     """What is reported, and where the report goes."""
 
+    printed: ClassVar[frozenset[str]] = frozenset({"next_step"})
+
     output: str = "runs/quickstart/compare"
     """the folder that the report is written to"""
     evaluation: str
@@ -74,8 +76,8 @@ class CompareConfig(StageConfig):
     """at the head of the report"""
     samples: int = Field(default=60, ge=0)
     """prompts whose answers are shown side by side"""
-    next_step: str = "tiebreak label --config configs/quickstart/label.yaml"
-    """the command that is printed last: how to judge by hand"""
+    next_step: str = ""
+    """the command that is printed last; empty: how to judge by hand what was sampled"""
 
     def input_sources(self) -> dict[str, str]:
         further = {f"runs.{at}": folder for at, folder in enumerate(self.runs)}

@@ -38,6 +38,7 @@ from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store import Store, default_store_url
 from labeling_ui.verify import verify
 from labeling_ui.worker import ConverseConfig, start_worker
+from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
 from tiebreak.data.reading import read_pairs
@@ -214,6 +215,7 @@ def _dispatch(words: list[str]) -> None:
     config = load_config(LabelConfig, words, "label")
     if config.simulated:
         label_by_simulation(config)
+        say_end("label", config, words)
     else:
         serve(config)
 
@@ -370,8 +372,9 @@ def _export(words: list[str]) -> None:
         _check_exported(store, run)
         track_again(run)
         print(f"{run.folder} holds this export already: nothing to do")
-        return
-    print(describe(export(store, run, config.aggregation, config.formats), run))
+    else:
+        print(describe(export(store, run, config.aggregation, config.formats), run))
+    say_end("label", config, words)
 
 
 def _match_pairs(store: Store, config: LabelConfig) -> None:

@@ -57,3 +57,23 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
         if p.suffix in (".html", ".css", ".js")
     }
     assert all((elsewhere / path).is_file() for path in shipped)
+    ours = [
+        p.relative_to(REPOSITORY) for name in ("configs", "data") for p in (REPOSITORY / name).rglob("*") if p.is_file()
+    ]
+    assert len(ours) > 15
+    assert all(
+        (elsewhere / "tiebreak" / "shipped" / path).read_bytes() == (REPOSITORY / path).read_bytes() for path in ours
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(elsewhere)!r})\n"
+        "from tiebreak.cli import main\n"
+        "main(['prepare', '--config', 'configs/quickstart/prepare.yaml', '--tracking.mode', 'disabled'])\n"
+        "main(['init', 'mine'])\n"
+        "main(['dpo', '--config', 'mine/dpo.yaml', '--accelerate', 'zero9'])\n"
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    result = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=False)
+    assert "no accelerate configuration 'zero9': one of cpu, cpu_zero2, " in result.stderr, result.stderr[-3000:]
+    assert (work / "runs" / "quickstart" / "prepare" / "manifest.json").is_file()
+    assert (work / "mine" / "pipeline.yaml").is_file()

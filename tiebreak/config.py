@@ -22,6 +22,7 @@ from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
 from tiebreak.flags import as_flag, group_flags, lay_over, nearest_path, path_of
 from tiebreak.keys import own_keys, plain_paths
+from tiebreak.shipped import find_shipped, locate_shipped
 
 
 class Section(BaseModel):
@@ -204,6 +205,8 @@ class StageConfig(Section):
     """whether the number of processes is part of what the stage makes"""
     kept_seeds: ClassVar[frozenset[str]] = frozenset()
     """seeds that `tiebreak run --seed` leaves as they are"""
+    printed: ClassVar[frozenset[str]] = frozenset()
+    """keys that decide what is printed at the end and nothing that is kept: no part of what a run is"""
     revisable: ClassVar[frozenset[str]] = frozenset()
     """keys that may change while the run is unfinished, as nothing that it keeps rests on them"""
 
@@ -313,7 +316,7 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
         listed = [*(_locate(fault, lines, flagged) for fault in faults), *wrong]
         raise ConfigError(_list_faults(str(path or "the command line"), listed, command))
     if path is not None and isinstance(config, StageConfig):
-        config._config_folder = path.parent
+        config._config_folder = find_shipped(path).parent
     return config
 
 
@@ -355,16 +358,18 @@ def _lines_of(path: Path) -> dict[str, int]:
                 lines.setdefault(f"{prefix}{number}", item.start_mark.line + 1)
                 walk(item, f"{prefix}{number}.")
 
-    walk(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), "")
+    walk(yaml.compose(find_shipped(path).read_text(encoding="utf-8"), yaml.SafeLoader), "")
     return lines
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping; errors name the file and the line."""
+    """A YAML file that holds a mapping, one that comes with Tiebreak too; errors name the file and the line."""
+    found = find_shipped(path)
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        value = yaml.load(found.read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        beside = [file.name for file in find_shipped(path.parent).glob("*.yaml")]
+        near = difflib.get_close_matches(path.name, beside, n=1)
         raise ConfigError(
             f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")
         ) from None
@@ -374,7 +379,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"{path}: must be a mapping of keys to values")
-    return value
+    return value if found == path else {key: locate_shipped(inner) for key, inner in value.items()}
 
 
 class _StrictLoader(yaml.SafeLoader):

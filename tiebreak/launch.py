@@ -25,6 +25,7 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.stages import COMMANDS, Command
 from tiebreak.config import StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, MachineError, end_interrupted, end_stopped, exit_with_message
+from tiebreak.shipped import find_shipped, shipped_names
 from tiebreak.stopping import heeding_signals, leaving_at_once
 from tiebreak.supervise import follow_parent_if_asked, run_launched
 
@@ -69,6 +70,10 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
 
             fork_ahead()  # while nothing is loaded
         body(config)
+        if stage in COMMANDS:
+            from tiebreak.command.closing import say_end
+
+            say_end(stage, config, words)
 
     with heeding_signals():
         exit_with_message(run, resumes=True, folder=lambda: outputs[0] if outputs else None)
@@ -192,7 +197,7 @@ def process_settings() -> dict[str, str]:
 
 def accelerate_names() -> list[str]:
     """Names of the accelerate files at hand."""
-    return sorted(file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml"))
+    return shipped_names(ACCELERATE_CONFIGS, "*.yaml")
 
 
 def accelerate_file(name: str) -> Path:
@@ -202,7 +207,7 @@ def accelerate_file(name: str) -> Path:
         ConfigError: there is no such file.
         MachineError: it asks for more GPUs than this machine has; accelerate would go on without them in silence.
     """
-    for file in (ACCELERATE_CONFIGS / f"{name}.yaml", Path(name)):
+    for file in (find_shipped(ACCELERATE_CONFIGS / f"{name}.yaml"), Path(name)):
         if file.is_file():
             _require_devices(file)
             return file

@@ -35,7 +35,7 @@ from tiebreak.runs import MANIFEST, RUN_FILE, folder_state, identify, is_locked,
 from tiebreak.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
 from tiebreak.supervise import run_following
 
-NOT_STAGES = ("run", "data", "inspect", "raters")
+NOT_STAGES = ("run", "init", "data", "inspect", "raters", "wandb")
 """commands that write no run folder"""
 
 
@@ -251,7 +251,8 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
 
 
 def _start(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> None:
-    words = [entry.stage, *words, "--tracking.tags", config.name]
+    own = load_config(config_class(entry.stage), words, entry.stage).tracking.tags
+    words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
     if entry.accelerate:
         words += ["--accelerate", entry.accelerate]
     begun = time.monotonic()

@@ -211,7 +211,7 @@ class Identity:
             self.config,
             sources_then=frozenset(str(one["source"]) for one in then.values()),
             sources_now=frozenset(one.source for one in self.inputs.values()),
-            ignored=(*_NOT_IDENTITY, *revised),
+            ignored=(*_NOT_IDENTITY, *self.config.printed, *revised),
         )
         if found:
             shown = ", ".join(f"{one.key} ({one.then!r} there, {one.now!r} now)" for one in found[:5])
@@ -236,7 +236,8 @@ class Identity:
 
     def _parts(self) -> dict[str, Any]:
         sources = {one.source: "input" for one in self.inputs.values()}
-        configuration = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+        apart = {*_NOT_IDENTITY, *self.config.printed}
+        configuration = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in apart}
         return {
             "stage": self.stage,
             "config": _replace_sources(configuration, sources),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +59,20 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     else:
         track_again(run)
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
-    print_summary(said, run.folder / "report.html", config.next_step)
+    print_summary(said, run.folder / "report.html", config.next_step or judge_by_hand(config, links))
     return dict(said)
+
+
+def judge_by_hand(config: CompareConfig, links: Sequence[Link]) -> str:
+    """The command with which people judge the pairs that the policies were made from; empty where there are none."""
+    sampled = next((Path(link.folder) for link in reversed(links) if link.stage == "sample"), None)
+    if sampled is None:
+        return ""
+    words = ["--pairs", str(sampled), "--output", str(sampled.parent / "label-by-hand")]
+    labelling = config.config_folder / "label.yaml" if config.config_folder else None
+    if labelling is not None and labelling.is_file():
+        words = ["--config", str(labelling), "--simulate", "false", *words]
+    return shlex.join(["tiebreak", "label", *words])
 
 
 def _trained(links: Sequence[Link]) -> list[Trained]:
@@ -77,7 +90,7 @@ def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
     top = report["headline"]
     lines = ["", f"{top['claim']}.", *top.get("sentences", []), *top["caveats"], *top.get("guards", []), ""]
     lines += summary_table(report)
-    lines += ["", f"report:         {page.resolve().as_uri()}", f"label by hand:  {next_step}"]
+    lines += ["", f"report: {page.resolve().as_uri()}", *([f"next: {next_step}"] if next_step else [])]
     _say("\n".join(lines))
 
 

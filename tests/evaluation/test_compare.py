@@ -917,7 +917,9 @@ def test_the_command_prints_a_table_where_the_report_lies_and_what_is_next(recip
     assert len({len(line) for line in table}) == 1  # columns stand under one another
     assert "88%" in table[3]
     assert (tmp_path / "runs/cli/report.html").as_uri() in said
-    assert "tiebreak label --config configs/quickstart/label.yaml" in said
+    by_hand = "label.yaml --simulate false --pairs runs/a/sample --output runs/a/label-by-hand"
+    assert said.splitlines()[-1].startswith("next: tiebreak label --config ")
+    assert said.splitlines()[-1].endswith(by_hand)
     assert (tmp_path / "runs/cli/manifest.json").is_file()
 
 

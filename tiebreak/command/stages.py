@@ -10,6 +10,16 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Next:
+    """A stage that may follow another, and its keys: {output} stands for what that one wrote, {policy} for its policy."""
+
+    stage: str
+    keys: tuple[tuple[str, str], ...]
+    when: str = ""
+    """a key of the stage before: it follows only where that is not empty"""
+
+
+@dataclass(frozen=True)
 class Command:
     """A command, the module that runs it, and the class of its configuration (`module:class`, of a module that imports
     no model code).
@@ -29,6 +39,8 @@ class Command:
     sources: tuple[str, ...] = ("config",)
     """where its keys may come from: `config`, a file of its own; `label`, the labelling stage's file"""
     subcommands: tuple[Command, ...] = ()
+    next: tuple[Next, ...] = ()
+    """what usually follows, the likeliest first"""
 
 
 _LABEL, _RATERS = "labeling_ui.label", "labeling_ui.raters"
@@ -37,6 +49,14 @@ _STORE = ("label",)
 COMMANDS = {
     command.name: command
     for command in (
+        Command(
+            "init",
+            "tiebreak.command.start",
+            "write a recipe to start from, for data of your own",
+            "tiebreak.command.start:InitArguments",
+            positional="FOLDER",
+            sources=(),
+        ),
         Command(
             "run",
             "tiebreak.pipeline",
@@ -49,12 +69,17 @@ COMMANDS = {
             "sft.prepare",
             "validate, deduplicate and split prompts and demonstrations",
             "sft.configuration:PrepareConfig",
+            next=(
+                Next("sft", (("demonstrations", "{output}"), ("policy", "{policy}")), when="demonstrations"),
+                Next("sample", (("prompts", "{output}"), ("policy", "{policy}"))),
+            ),
         ),
         Command(
             "sft",
             "sft.train",
             "supervised fine-tuning with LoRA",
             "sft.configuration:SFTConfig",
+            next=(Next("sample", (("policy", "{output}"),)),),
             trains=True,
             heavy=True,
         ),
@@ -63,6 +88,7 @@ COMMANDS = {
             "preference.sample",
             "several completions a prompt, as pairs to judge",
             "preference.configuration:SampleConfig",
+            next=(Next("label", (("pairs", "{output}"),)),),
             heavy=True,
         ),
         Command(
@@ -70,6 +96,7 @@ COMMANDS = {
             _LABEL,
             "serve pairs to raters; export, verify and count their judgments",
             "labeling_ui.label:LabelConfig",
+            next=(Next("reward", (("preferences", "{output}"),)), Next("dpo", (("preferences", "{output}"),))),
             subcommands=(
                 Command(
                     "export",
@@ -173,6 +200,7 @@ COMMANDS = {
             "reward.train",
             "a reward model from preferences; report on one",
             "reward.configuration:RewardConfig",
+            next=(Next("ppo", (("reward_model", "{output}"), ("policy", "{policy}"))),),
             trains=True,
             heavy=True,
             subcommands=(
@@ -190,6 +218,7 @@ COMMANDS = {
             "preference.dpo",
             "direct preference optimisation",
             "preference.configuration:DPOConfig",
+            next=(Next("evaluate", (("policies.sft", "{policy}"), ("policies.dpo", "{output}"))),),
             trains=True,
             heavy=True,
         ),
@@ -198,6 +227,7 @@ COMMANDS = {
             "preference.ppo",
             "proximal policy optimisation against a reward model",
             "preference.configuration:PPOConfig",
+            next=(Next("evaluate", (("policies.sft", "{policy}"), ("policies.ppo", "{output}"))),),
             trains=True,
             heavy=True,
         ),
@@ -206,6 +236,7 @@ COMMANDS = {
             "evaluation.evaluate",
             "policies on held-out prompts",
             "evaluation.configuration:EvaluateConfig",
+            next=(Next("compare", (("evaluation", "{output}"),)),),
             heavy=True,
         ),
         Command(

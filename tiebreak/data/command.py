@@ -24,7 +24,7 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import ChatSettings, Section, load_config
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells
-from tiebreak.data.reading import FINAL_NAMES, Reading, Rules, count_of, faults_of, is_run, read, read_own
+from tiebreak.data.reading import DEFAULT, FINAL_NAMES, Reading, Rules, count_of, faults_of, is_run, read, read_own
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
@@ -96,7 +96,7 @@ def _show(words: list[str]) -> None:
         print(f"{source}: a finished run's {wanted}: {count_of(len(records), 'row')}")
         _print_rows([Shown(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], given)
         return
-    wanted = given.wanted or _guess(source, rules)
+    wanted = given.wanted or guess_kind(source, rules)
     reading = read(source, wanted, rules)
     print(f"{source}: read as {wanted}" + ("" if given.wanted else f" (as something else: --as {_others(wanted)})"))
     shown = _with_splits(reading, rules)
@@ -122,7 +122,8 @@ def _made_by(source: str) -> Wanted:
     )
 
 
-def _guess(source: str, rules: Rules) -> Wanted:
+def guess_kind(source: str, rules: Rules = DEFAULT) -> Wanted:
+    """What a source holds, by the columns of its first rows."""
     table = read_source(source, "preferences")
     guesses = Counter(shapes.guess(Cells(row, rules.columns, table.of_text)) for _, row in table.rows[:100])
     return guesses.most_common(1)[0][0] if guesses else "prompts"

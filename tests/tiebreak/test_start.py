@@ -1,0 +1,238 @@
+"""Files that come with Tiebreak in any folder, recipes to start from, and how a stage ends."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import REPOSITORY, run_command, run_here, write_rows
+
+from tiebreak.cli import main
+from tiebreak.command.closing import next_command, saved_line
+from tiebreak.command.help import configuration_class
+from tiebreak.command.stages import COMMANDS
+from tiebreak.config import load_config, read_yaml
+from tiebreak.errors import ConfigError
+from tiebreak.launch import accelerate_file, accelerate_names
+from tiebreak.shipped import find_shipped
+
+QUICKSTART = REPOSITORY / "configs" / "quickstart"
+
+
+def config_at(file: Path) -> Any:
+    """The configuration of a file that opens with its command."""
+    stage = file.read_text().split()[2]
+    return load(stage, ["--config", str(file)])
+
+
+def load(stage: str, words: Sequence[str]) -> Any:
+    model: Any = configuration_class(COMMANDS[stage])
+    return load_config(model, words, stage)
+
+
+# --- in any folder
+
+
+def test_shipped_files_are_found_anywhere_and_ones_own_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dpo = Path("configs/quickstart/dpo.yaml")
+    assert find_shipped(dpo) == REPOSITORY / dpo
+    assert find_shipped(Path("other/dpo.yaml")) == Path("other/dpo.yaml")
+    assert find_shipped(Path("configs/none.yaml")) == Path("configs/none.yaml")
+    assert {"cpu", "cpu_zero2", "zero3", "multi_gpu"} <= set(accelerate_names())
+    assert accelerate_file("cpu_zero2") == REPOSITORY / "configs/accelerate/cpu_zero2.yaml"
+    for name in ("cpu.yaml", "mine.yaml"):
+        own = tmp_path / "configs" / "accelerate" / name
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text("use_cpu: true\n")
+    assert accelerate_file("cpu") == Path("configs/accelerate/cpu.yaml")
+    assert {"cpu", "mine", "zero3"} <= set(accelerate_names())
+    with pytest.raises(ConfigError, match=r"one of cpu, cpu_zero2, .*mine, .*zero3, or a file's path"):
+        accelerate_file("zero9")
+
+
+def test_the_first_command_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, message = run_here("prepare", "--config", "configs/quickstart/prepare.yaml")
+    assert status == 0, message
+    assert (tmp_path / "runs/quickstart/prepare/final/prompts.jsonl").is_file()
+    for entry in read_yaml(Path("configs/quickstart/pipeline.yaml"))["stages"]:
+        config_at(find_shipped(Path(entry["config"])))
+    status, message = run_here("dpo", "--config", "configs/quickstart/dop.yaml")
+    assert (status, message) == (
+        2,
+        "error: no such configuration file: configs/quickstart/dop.yaml; is it configs/quickstart/dpo.yaml?\n",
+    )
+    status, message = run_here("dpo", "--config", "configs/quickstart/dpo.yaml", "--training.epochs", "0")
+    assert status == 2
+    assert "--training.epochs: input should be greater than 0" in message
+
+
+# --- init
+
+
+def asked(*words: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": word} for word in words]
+
+
+def test_a_recipe_of_the_quickstarts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["init", "mine"])
+    assert {file.name for file in Path("mine").glob("*.yaml")} == {file.name for file in QUICKSTART.glob("*.yaml")}
+    for file in Path("mine").glob("*.yaml"):
+        assert "quickstart" not in file.read_text().replace("so that the quickstart runs", "").replace("Quickstart", "")
+        config_at(file)
+    recipe = read_yaml(Path("mine/pipeline.yaml"))
+    assert (recipe["name"], recipe["from_root"]) == ("mine", "runs/mine")
+    status, message = run_here("prepare", "--config", "mine/prepare.yaml")
+    assert status == 0, message  # its data are beside it
+    assert (tmp_path / "runs/mine/prepare/final/demonstrations.jsonl").is_file()
+    status, message = run_here("init", "mine")
+    assert (status, message) == (1, "error: mine is not empty, and nothing is overwritten: give another folder\n")
+
+
+def test_a_recipe_from_prompts_samples_from_the_model_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "p.jsonl", [{"prompt": asked("Why?")}, {"prompt": asked("How?")}])
+    main(["init", "made/mine", "--data", "p.jsonl", "--policy", "models/own"])
+    stages = [entry["stage"] for entry in read_yaml(Path("made/mine/pipeline.yaml"))["stages"]]
+    assert stages == ["prepare", "sample", "label", "reward", "dpo", "ppo", "evaluate", "compare"]
+    configs = {stage: config_at(Path(f"made/mine/{stage}.yaml")).model_dump() for stage in stages}
+    assert (configs["prepare"]["prompts"], configs["prepare"]["demonstrations"]) == (["p.jsonl"], [])
+    for stage in ("prepare", "sample", "reward", "dpo", "ppo"):
+        assert configs[stage]["policy"] == "models/own"
+        assert configs[stage].get("adapter", {"r": 16})["r"] == 16
+    assert list(configs["evaluate"]["policies"].items()) == [
+        ("base", "models/own"), ("dpo", "runs/mine/dpo"), ("ppo", "runs/mine/ppo")
+    ]  # fmt: skip
+    assert configs["evaluate"]["baseline"] == "base"
+    assert configs["label"]["simulate"] is None  # people
+    text = Path("made/mine/label.yaml").read_text()
+    assert "imulated" not in text
+    assert "grower" not in text
+    outputs = {config["output"] for config in configs.values()}
+    assert outputs == {f"runs/mine/{stage}" for stage in stages}
+
+
+def test_a_recipe_from_demonstrations_learns_them_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "d.jsonl", [{"instruction": "Say why.", "output": "Because."}])
+    main(["init", "mine", "--data", "d.jsonl", "--raters", "simulated"])
+    prepare, label = config_at(Path("mine/prepare.yaml")), config_at(Path("mine/label.yaml"))
+    assert (prepare.prompts, prepare.demonstrations) == ([], ["d.jsonl"])
+    assert config_at(Path("mine/sft.yaml")).output == "runs/mine/sft"
+    assert label.simulated
+
+
+def test_preferences_need_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "r.jsonl", [{"prompt": "Why?", "chosen": "So.", "rejected": "No."}])
+    status, message = run_here("init", "mine", "--data", "r.jsonl")
+    assert status == 1
+    assert "tiebreak dpo --policy bundled:smollm2-135m-instruct --preferences r.jsonl --output runs/dpo" in message
+    assert not Path("mine").exists()
+    for words in (["init"], ["init", "--data", "r.jsonl"]):
+        assert "init takes a folder before its flags" in run_here(*words)[1]
+
+
+# --- the end of a stage
+
+STEPS = [
+    ("prepare", "sft"), ("sft", "sample"), ("sample", "label"), ("label", "reward"), ("reward", "ppo"),
+    ("dpo", "evaluate"), ("ppo", "evaluate"), ("evaluate", "compare"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stage", "follows"), STEPS)
+def test_the_next_command_has_the_file_beside_and_is_accepted(
+    stage: str, follows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    words = ["--config", f"configs/quickstart/{stage}.yaml"]
+    config = config_at(Path(words[1]))
+    steps = [step for step in COMMANDS[stage].next if not step.when or getattr(config, step.when)]
+    command = next_command(steps, config, Path(config.output), words)
+    assert command == f"tiebreak {follows} --config configs/quickstart/{follows}.yaml"
+    # another output than the files name: the next stage reads it, and writes beside it
+    moved = next_command(steps, config, Path("elsewhere/x"), words)
+    program, named, *flags = shlex.split(moved)
+    assert (program, named) == ("tiebreak", follows)
+    following = load(follows, flags)
+    assert "elsewhere/x" in str(following.model_dump())
+    assert following.output == f"elsewhere/{follows}"
+
+
+@pytest.mark.parametrize(("stage", "follows"), STEPS)
+def test_the_next_command_without_a_file_says_what_is_needed(
+    stage: str, follows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    config = config_at(QUICKSTART / f"{stage}.yaml")
+    steps = [step for step in COMMANDS[stage].next if not step.when or getattr(config, step.when)]
+    program, named, *flags = shlex.split(next_command(steps, config, Path("some where/x"), []))
+    assert (program, named) == ("tiebreak", follows)
+    following = load(follows, flags)
+    assert "some where/x" in str(following.model_dump())
+
+
+def test_prompts_alone_are_sampled_from_next() -> None:
+    prepare = COMMANDS["prepare"]
+    model = configuration_class(prepare)
+    config = model.model_validate({"output": "o", "prompts": ["p.jsonl"]})
+    steps = [step for step in prepare.next if not step.when or getattr(config, step.when)]
+    assert next_command(steps, config, Path("o"), []).startswith("tiebreak sample --prompts o --policy bundled:")
+
+
+def test_a_finished_stage_says_what_it_saved_and_what_comes_next(
+    finished_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished_recipe / "runs" / "sft"
+    line = saved_line(folder)
+    assert line.startswith(f"saved: {folder}/final (")
+    assert "loss " in line
+    status, message = run_here("sft", "--config", folder / "config.resolved.yaml")
+    assert status == 0
+    last = message.splitlines()[-2:]
+    assert last[0] == line
+    assert last[1].startswith(f"next: tiebreak sample --policy {folder} --prompts PROMPTS --output FOLDER")
+    monkeypatch.setenv("TIEBREAK_GROUP", "a-recipe")  # the next stage of a recipe starts by itself
+    assert run_here("sft", "--config", folder / "config.resolved.yaml")[1].splitlines()[-1] == line
+
+
+def test_the_comparison_ends_with_how_people_judge_the_same_pairs(finished_recipe: Path) -> None:
+    runs = finished_recipe / "runs"
+    result = run_command("compare", "--config", runs / "compare" / "config.resolved.yaml")
+    last = result.stdout.strip().splitlines()[-1]
+    assert last == f"next: tiebreak label --pairs {runs}/sample --output {runs}/label-by-hand"
+    assert not load("label", shlex.split(last)[3:]).simulated
+    result = run_command("compare", "--config", "configs/quickstart/compare.yaml", "--evaluation", runs / "evaluate",
+                         "--output", runs / "compare", "--title", "Quickstart: support for hydroponic growers")  # fmt: skip
+    last = result.stdout.strip().splitlines()[-1]
+    assert last == (
+        f"next: tiebreak label --config configs/quickstart/label.yaml --simulate false --pairs {runs}/sample "
+        f"--output {runs}/label-by-hand"
+    )
+
+
+def test_a_recipes_name_is_added_to_the_tags_of_a_file(finished_recipe: Path, tmp_path: Path) -> None:
+    from tiebreak.pipeline import PipelineConfig, StageEntry, _start, stage_words
+
+    values = yaml.safe_load((finished_recipe / "runs" / "sft" / "config.resolved.yaml").read_text())
+    assert values["tracking"]["tags"] == ["tiny"]
+    file = tmp_path / "sft.yaml"
+    file.write_text(yaml.safe_dump(values | {"tracking": {"tags": ["mine", "--odd"]}}))
+    entry = StageEntry(stage="sft", config=str(file))
+    config = PipelineConfig(name="recipe", stages=[entry])
+    started: list[list[str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tiebreak.pipeline._in_a_process", lambda _entry, words, _environment: started.append(words) or 0)
+        _start(entry, stage_words(entry, config), "group", config)
+    (words,) = started
+    tagged = load("sft", words[1:])
+    assert tagged.tracking.tags == ["mine", "--odd", "recipe"]

@@ -1,0 +1,91 @@
+"""How a stage ends: where it saved, and the command that usually comes next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiebreak.command.help import configuration_class
+from tiebreak.command.stages import COMMANDS, Next
+from tiebreak.config import StageConfig, read_yaml, take_config_flag
+from tiebreak.flags import as_flag
+from tiebreak.keys import REQUIRED, own_keys
+from tiebreak.runs import MANIFEST, TRIAL, identify, output_folder, read_manifest, say
+from tiebreak.shipped import find_shipped
+
+METRICS_SHOWN = 4
+
+
+def say_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
+    """Print a finished stage's last lines; in a recipe, whose next stage follows anyway, the first of them."""
+    folder = output_folder(identify(config, stage)) if TRIAL in config.output else Path(config.output)
+    steps = [step for step in COMMANDS[stage].next if not step.when or getattr(config, step.when)]
+    if not steps or not (folder / MANIFEST).is_file():
+        return
+    say(saved_line(folder))
+    if "TIEBREAK_GROUP" not in os.environ:
+        say(f"next: {next_command(steps, config, folder, words)}")
+
+
+def saved_line(folder: Path) -> str:
+    """`saved: FOLDER/final (files, size; metrics)`, from the manifest."""
+    manifest = read_manifest(folder)
+    sizes = [(folder / name).stat().st_size for name in manifest["outputs"] if (folder / name).is_file()]
+    metrics = manifest.get("metrics") or {}
+    figures = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
+    files = f"{len(sizes)} file{'s' if len(sizes) != 1 else ''}, {_size(sum(sizes))}"
+    return f"saved: {folder / 'final'} ({'; '.join([files, ', '.join(figures[:METRICS_SHOWN])]).removesuffix('; ')})"
+
+
+def next_command(steps: Sequence[Next], config: StageConfig, folder: Path, words: Sequence[str]) -> str:
+    """The next stage with its file beside this one's, where there is one; else with the flags that it needs."""
+    path, _ = take_config_flag(words, "")
+    beside = [(step, path.parent / f"{step.stage}.yaml") for step in steps] if path else []
+    found = next(((step, file) for step, file in beside if find_shipped(file).is_file()), None)
+    if found is None:
+        step = steps[0]
+        given = {key: _filled(value, config, folder) for key, value in step.keys}
+        return " ".join(["tiebreak", step.stage, *_flags(given), *_needed(step, given)])
+    step, file = found
+    stated = read_yaml(file)
+    given = {
+        key: str(folder) for key, value in step.keys if value == "{output}" and _look_up(stated, key) != str(folder)
+    }
+    output = {"output": str(folder.parent / step.stage)} if given else {}
+    return " ".join(["tiebreak", step.stage, "--config", shlex.quote(str(file)), *_flags(given | output)])
+
+
+def _filled(value: str, config: StageConfig, folder: Path) -> str:
+    """`{output}` is the folder, any other word in braces a key of the configuration."""
+    return str(folder) if value == "{output}" else str(getattr(config, value.strip("{}")))
+
+
+def _flags(given: Mapping[str, str]) -> Iterator[str]:
+    for key, value in given.items():
+        yield from ((as_flag(key) if "." not in key else f"--{key}"), shlex.quote(value))
+
+
+def _needed(step: Next, given: Mapping[str, str]) -> Iterator[str]:
+    """Placeholders of the keys that the next stage must have besides."""
+    named = {key.partition(".")[0] for key in given}
+    keys = own_keys(configuration_class(COMMANDS[step.stage]))
+    for key in sorted(keys, key=lambda key: key.path == "output"):
+        if key.default is REQUIRED and key.path not in named:
+            yield from (as_flag(key.path), "FOLDER" if key.path == "output" else key.path.upper())
+
+
+def _look_up(values: Mapping[str, Any], path: str) -> Any:
+    here: Any = values
+    for part in path.split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"

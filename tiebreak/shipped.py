@@ -1,0 +1,42 @@
+"""Files that come with Tiebreak: `configs/` and `data/`, of the current folder first, then of the package.
+
+In a checkout they lie beside the packages; the wheel carries them in `tiebreak/shipped/` (see setup.py), so that
+`tiebreak run --config configs/quickstart/pipeline.yaml` and `--accelerate zero2` work in any folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+FOLDERS = ("configs", "data")
+
+
+def find_shipped(path: Path) -> Path:
+    """The file itself where there is one; else the shipped file of that name; else the path as it is."""
+    if path.exists() or path.is_absolute() or path.parts[:1] not in [(folder,) for folder in FOLDERS]:
+        return path
+    return next((root / path for root in _roots() if (root / path).exists()), path)
+
+
+def locate_shipped(value: Any) -> Any:
+    """A shipped configuration's values, the files that they name found where they lie."""
+    if isinstance(value, dict):
+        return {key: locate_shipped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [locate_shipped(inner) for inner in value]
+    return str(find_shipped(Path(value))) if isinstance(value, str) and value else value
+
+
+def shipped_names(folder: Path, pattern: str) -> list[str]:
+    """Names of files of a folder, the current one's and the shipped ones, without their suffix."""
+    found = [file.stem for where in (Path(), *_roots()) for file in (where / folder).glob(pattern)]
+    return sorted(set(found))
+
+
+def _roots() -> Iterator[Path]:
+    yield PACKAGE / "shipped"
+    if (PACKAGE.parent / "configs" / "quickstart").is_dir():  # a checkout
+        yield PACKAGE.parent
