@@ -67,14 +67,15 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one(
+def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one_and_no_later(
     finished_recipe: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     stage, options, where, call, number, step = CASES[case]
     config = finished_recipe / "runs" / stage / "config.resolved.yaml"
     uncut, cut = tmp_path / "uncut", tmp_path / "cut"
-    words = (stage, "--config", config, *options, "--output")
+    # the learning rate is not 0 at the end, where one more step would show
+    words = (stage, "--config", config, *options, "--training.lr_scheduler", "constant_with_warmup", "--output")
     assert run_here(*words, uncut)[0] == 0
     with monkeypatch.context() as patched:
         send_at(patched, Trainer, where, call, number)
@@ -91,6 +92,20 @@ def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one(
     assert rows_of(cut) == rows_of(uncut)
     assert read_manifest(cut)["id"] == read_manifest(uncut)["id"]
     assert read_manifest(cut).get("counts") == read_manifest(uncut).get("counts")
+    for _ in range(2 if case == "sft" else 1):
+        end_after_the_last_step(cut, words)
+        assert weights_of(cut) == weights_of(uncut)
+        assert rows_of(cut) == rows_of(uncut)
+
+
+def end_after_the_last_step(folder: Path, words: tuple[Any, ...]) -> None:
+    """Cut a finished run off in its final evaluation or reload, and give its command again: no step is added."""
+    checkpoints = sorted(one.name for one in (folder / "checkpoints").iterdir())
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder / "final")
+    status, message = run_here(*words, folder)
+    assert status == 0, message
+    assert sorted(one.name for one in (folder / "checkpoints").iterdir()) == checkpoints
 
 
 def test_a_signal_while_a_rollout_is_drawn_keeps_the_last_one(
