@@ -31,6 +31,7 @@ from tiebreak.errors import ConfigError, RunError, exit_with_message
 from tiebreak.forks import may_fork, run_forked
 from tiebreak.launch import accelerate_file, process_settings, quiet_upstream, while_importing
 from tiebreak.placement import Placement, of_file
+from tiebreak.reports import read_reports
 from tiebreak.runs import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
 from tiebreak.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
 from tiebreak.supervise import run_following
@@ -97,8 +98,11 @@ def run_pipeline(config: PipelineConfig) -> None:
         _heading(f"[{number}/{len(config.stages)}] {entry.stage}")
         folder, state, why = stage_state(entry, words)
         if state == "finished":
-            print(f"fresh, skipped: {folder}: {why}", file=sys.stderr, flush=True)
-            continue
+            lacking = [name for name, report in read_reports(folder).items() if report.state != "done"]
+            if not lacking:
+                print(f"fresh, skipped: {folder}: {why}", file=sys.stderr, flush=True)
+                continue
+            print(f"{folder} is finished, and lacks {', '.join(lacking)}", file=sys.stderr, flush=True)
         if state == "other":
             if not config.replace:
                 raise RunError(

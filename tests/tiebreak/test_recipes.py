@@ -185,6 +185,22 @@ def test_a_moved_root_is_finished_for_the_recipe_and_for_each_stage(
     assert "nothing to do" in message
 
 
+def test_a_recipe_has_a_stage_make_what_its_finished_run_lacks(
+    finished_recipe: Path, moved_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the stage itself does: a kill between the manifest and the reports loses none."""
+    file = moved_recipe / "dpo" / "reports.json"
+    reports = json.loads(file.read_text())
+    reports["samples"]["state"] = "planned"
+    file.write_text(json.dumps(reports))
+    started: list[str] = []
+    monkeypatch.setattr("tiebreak.pipeline._start", lambda entry, *_: started.append(entry.stage))
+    monkeypatch.chdir(REPOSITORY)
+    status, message = run_here("run", "--config", finished_recipe / "pipeline.yaml", "--root", moved_recipe)
+    assert (status, started) == (0, ["dpo"]), message
+    assert "is finished, and lacks samples" in message
+
+
 def test_a_run_of_before_processes_were_recorded_is_one_of_one_process(
     moved_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
