@@ -357,7 +357,8 @@ class PPOTrainer(ScoredLoop, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The trainer's log, with what the newest rollout and the steps since the last log gave."""
-        self.state.epoch = self.state.global_step / self.state.max_steps  # the trainer counts anew in a resumed run
+        if self.state.max_steps:  # the trainer counts its own anew in a resumed run
+            self.state.epoch = self.state.global_step / self.state.max_steps
         if "loss" in logs:
             logs |= self._rollout_means
             for name, shares in self._shares.items():
