@@ -78,7 +78,7 @@ def guarded(
     )
     guard = Guard(GuardConfig(reward_model="held out", eval_every_steps=every, patience=patience), policy, recorder)
     guard.watch(trainer)
-    trainer.add_callback(RunCallback(recorder))
+    trainer.add_callback(RunCallback(recorder, trainer))
     return guard
 
 
