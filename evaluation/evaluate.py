@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
@@ -37,6 +38,7 @@ from tiebreak.models import (
     load_trained_reward_model,
     require_same_chat,
 )
+from tiebreak.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
 from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
@@ -148,7 +150,12 @@ def answer_prompts(
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     each = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
     encoded = [ids for _, ids in each]
-    model = cache(lambda: load_frozen_policy(source, config.training))
+
+    @cache
+    def model() -> nn.Module:
+        loaded = load_frozen_policy(source, config.training)
+        require_room(loaded.config, encoded, config.sampling.max_new_tokens)
+        return loaded
 
     def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:
         sampled = sample_completions(

@@ -24,6 +24,7 @@ from tiebreak.errors import TiebreakError, exit_with_message
 from tiebreak.generation import row_seed, sample_completions
 from tiebreak.launch import quiet_upstream, settle_process
 from tiebreak.models import find_model, load_chat, load_frozen_policy
+from tiebreak.positions import position_limit
 from tiebreak.records import Completion, Message, SamplingSettings, content_id
 
 ATTEMPTS = 5
@@ -73,7 +74,9 @@ def answer_twice(
 
 def _draw(policy: Policy, seed: int, messages: Sequence[Message], config: AnswerConfig) -> Completion:
     prompt = policy.chat.encode_prompt(messages)
-    if len(prompt) > config.max_prompt_tokens:
+    limit = position_limit(policy.model.config)
+    fits = limit is None or len(prompt) + config.sampling.max_new_tokens <= limit
+    if len(prompt) > config.max_prompt_tokens or not fits:
         raise UnansweredError(f"this conversation has become too long ({len(prompt)} tokens): begin another")
     (sampled,) = sample_completions(
         policy.model,

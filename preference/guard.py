@@ -39,6 +39,7 @@ from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.generation import row_seed
 from tiebreak.models import ModelSource, find_model
+from tiebreak.positions import require_room
 from tiebreak.records import Prompt, write_json
 from tiebreak.runs import Run, is_main_process, say
 from tiebreak.sharding import at_own_pace, gathered
@@ -324,6 +325,7 @@ def build_guard(
         learned_from: the rewards that the training goes by; none: the margins that DPO logs.
     """
     chosen = list(prompts[: config.max_prompts])
+    require_room(backbone.config, [ids for ids, _ in chosen], sampling.max_new_tokens)
     told = Conversations(chat, {tuple(ids): prompt for ids, prompt in chosen})
     found = find_model(config.reward_model, kind="reward")
     reward = load_reward(found, 1.0, backbone, source, told, training, "guard")

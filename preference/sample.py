@@ -19,6 +19,7 @@ from tiebreak.errors import DataError, HandoffError
 from tiebreak.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.models import find_model, load_chat, load_frozen_policy
+from tiebreak.positions import require_room
 from tiebreak.records import (
     Completion,
     Pair,
@@ -57,6 +58,7 @@ def sample(config: SampleConfig) -> None:
             too_long,
         )
     model = load_frozen_policy(source, config.training)
+    require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
     drawn: dict[tuple[str, int], Completion] = {}
     for number in range(min(len(config.sampling), config.completions_per_prompt)):
         setting = config.sampling[number]

@@ -27,6 +27,7 @@ from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Chat, Encoded
 from tiebreak.data.reading import Rules, read_pairs, read_preferences
 from tiebreak.data.splits import partition
+from tiebreak.dropout import switch_off_dropout
 from tiebreak.errors import DataError
 from tiebreak.labels import label_of, mean_one, report_unused_columns
 from tiebreak.launch import stage_main
@@ -122,6 +123,7 @@ def build_trainer(
         eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
         processing_class=chat.tokenizer,
     )
+    switch_off_dropout(trainer.model)
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     return trainer
 

@@ -12,6 +12,7 @@ weights, an adapter with dropout) goes to the module's own forward.
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ def _is_norm(module: Any) -> bool:
     if not isinstance(eps, float) or not isinstance(weight, Tensor) or weight.ndim != 1 or not _can_be_tried(module):
         return False
     x = _some_numbers(len(weight), weight)
-    return weight.dtype == torch.float32 and _alike(_RmsNorm.apply(x, weight, eps), type(module).forward(module, x))
+    return weight.dtype == torch.float32 and _alike(_RmsNorm.apply(x, weight, eps), _own(module, x))
 
 
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
@@ -158,8 +159,8 @@ def _is_gated_mlp(module: Any) -> bool:
     weights = _mlp_weights(module, x)
     return (
         weights is not None
-        and _alike(silu(x), module.act_fn(x))
-        and _alike(_GatedMlp.apply(x, *weights), type(module).forward(module, x))
+        and _alike(silu(x), _own(module.act_fn, x))
+        and _alike(_GatedMlp.apply(x, *weights), _own(module, x))
     )
 
 
@@ -190,11 +191,22 @@ _FUSED = (_norm_forward, _mlp_forward, lora_forward)
 
 
 def _can_be_tried(module: nn.Module) -> bool:
-    """Whether a module's weights are there, whole, and moved by nobody."""
+    """Whether a module takes one tensor, and its weights are there, whole, and moved by nobody."""
+    taken = list(inspect.signature(type(module).forward).parameters.values())
+    if len(taken) != 2 or taken[1].kind not in (taken[1].POSITIONAL_ONLY, taken[1].POSITIONAL_OR_KEYWORD):
+        return False  # a gate beside it, for one
     return not any(hasattr(part, "_hf_hook") for part in module.modules()) and all(
         weight.is_floating_point() and not weight.is_meta and not hasattr(weight, "ds_id")
         for weight in module.parameters()
     )
+
+
+def _own(module: nn.Module, x: Tensor) -> Any:
+    """What a module's own code makes of a tensor; None where that is another call than it takes."""
+    try:
+        return type(module).forward(module, x)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return None
 
 
 def _some_numbers(size: int, like: Tensor) -> Tensor:
@@ -203,6 +215,8 @@ def _some_numbers(size: int, like: Tensor) -> Tensor:
     return 3 * torch.sin(steps).view(3, size).to(like.dtype)
 
 
-def _alike(ours: Tensor, theirs: Tensor) -> bool:
+def _alike(ours: Tensor, theirs: Any) -> bool:
+    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:  # a mixture's layer gives its router's logits too
+        return False
     allowed = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 0.05
     return bool((ours - theirs).abs().max() <= allowed * theirs.abs().max())

@@ -15,9 +15,10 @@ and so give up that nothing is computed on rows that are done.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,15 @@ from tiebreak.head import head_of
 from tiebreak.logprobs import selected_logps
 from tiebreak.packing import pack_sequences
 from tiebreak.pairwise import TOKENS_PER_PASS, hidden_states, packs, whole_model
+from tiebreak.paths import FAILURES
+from tiebreak.positions import require_room
+from tiebreak.runs import say
 
 BATCHES_A_CALL = 4
 """how many times `batch_size` rows a stage hands over at once, and keeps on disk together"""
+TRIED_TOKENS = 12
+MOST_TRIED_TOKENS = 64
+"""of a row on which a model's cache is tried: more than its window, if that is so short"""
 ADMITTED_TOGETHER = 0.25
 """share of the batch that must be free before waiting rows are let in: a pass over a few short prompts is a slow one"""
 
@@ -75,7 +82,10 @@ def sample_completions(
     slots = min(batch_size, len(prompts))
     rows: list[_Row] = []
     results: dict[int, Sampled] = {}
-    window = _Window(slots, max(map(len, prompts), default=0), sampling.max_new_tokens, reused=len(prompts) > slots)
+    longest = max(map(len, prompts), default=0)
+    require_room(whole_model(model).config, prompts, sampling.max_new_tokens)
+    store = find_store(model, pad_id)
+    window = store(slots, longest, sampling.max_new_tokens, reused=len(prompts) > slots)
     logits: Tensor | None = None
     while rows or waiting:
         free = slots - len(rows)
@@ -118,6 +128,22 @@ def _uniforms(seed: int, steps: int) -> list[float]:
     """The numbers in [0, 1) that a row's tokens are drawn with, one a step, from a generator of its own."""
     drawn: list[float] = torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
     return drawn
+
+
+class Store(Protocol):
+    """What a model remembers of the rows being written. Row number n is in its slot n."""
+
+    def __init__(self, slots: int, longest: int, max_new_tokens: int, *, reused: bool) -> None:
+        """Room for so many rows of so many prompt tokens; `reused`: rows come in the places of others."""
+
+    def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """Read prompts into free slots. Logits of what follows them, shape (prompts, vocabulary)."""
+
+    def step(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Write a token a row, shape (rows,). Logits of what follows, shape (rows, vocabulary)."""
+
+    def release(self, done: Sequence[int]) -> list[int]:
+        """Free the slots of rows that are done. Which row is now in each slot."""
 
 
 class _Window:
@@ -220,6 +246,179 @@ class _WindowLayer(DynamicLayer):
         return self._window.next - self._window.first
 
 
+# --- models that remember more than keys and values
+
+
+class _Group:
+    """Rows of one length, in the model's own cache: none is padded, which a recurrent state would take for text."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+        """shape (rows, tokens so far)"""
+        self.cache: dict[str, Any] = {}
+
+    def read(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """Give the model tokens that it has not seen; logits of what follows them, shape (rows, vocabulary)."""
+        made = model(input_ids=ids, use_cache=True, **self.cache, **_fewest_outputs(model))
+        self.cache = {name: made[name] for name in CACHES if made.get(name) is not None}
+        if not self.cache:
+            raise NotImplementedError("it gives no cache back")
+        logits: Tensor = made.logits
+        return logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all other rows."""
+        self.ids = self.ids[rows]
+        for cache in self.cache.values():
+            cache.reorder_cache(rows)
+
+
+class _OwnCaches:
+    """A model's own cache, of whatever it remembers, for every length of prompt: right for hybrids, and slower."""
+
+    group = _Group
+
+    def __init__(self, slots: int, longest: int, max_new_tokens: int, *, reused: bool) -> None:
+        self.places: list[tuple[_Group, int]] = []
+        """of each row: its group, and its number there"""
+
+    def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """See `Store`."""
+        device = next(model.parameters()).device
+        logits: dict[int, Tensor] = {}
+        places: dict[int, tuple[_Group, int]] = {}
+        for length in sorted(set(map(len, prompts))):
+            rows = [row for row, prompt in enumerate(prompts) if len(prompt) == length]
+            group = self.group(torch.tensor([list(prompts[row]) for row in rows], device=device))
+            logits |= dict(zip(rows, group.read(model, group.ids), strict=True))
+            places |= {row: (group, number) for number, row in enumerate(rows)}
+        self.places += [places[row] for row in range(len(prompts))]
+        return torch.stack([logits[row] for row in range(len(prompts))])
+
+    def step(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """See `Store`."""
+        logits: dict[int, Tensor] = {}
+        for group, rows in self._members():
+            new = tokens[rows][:, None]
+            group.ids = torch.cat([group.ids, new], dim=1)
+            logits |= dict(zip(rows, group.read(model, new), strict=True))
+        return torch.stack([logits[row] for row in range(len(tokens))])
+
+    def release(self, done: Sequence[int]) -> list[int]:
+        """See `Store`."""
+        kept = [row for row in range(len(self.places)) if row not in set(done)]
+        before = self.places
+        self.places = [before[row] for row in kept]
+        for group, rows in self._members():
+            numbers = [self.places[row][1] for row in rows]
+            if len(numbers) < len(group.ids):
+                group.keep(torch.tensor(numbers, device=group.ids.device))
+                for number, row in enumerate(rows):
+                    self.places[row] = (group, number)
+        return kept
+
+    def _members(self) -> list[tuple[_Group, list[int]]]:
+        """Every group with its rows, in the order of their numbers there."""
+        rows: dict[int, list[int]] = {}
+        groups = {id(group): group for group, _ in self.places}
+        for row, (group, _) in enumerate(self.places):
+            rows.setdefault(id(group), []).append(row)
+        return [(groups[key], sorted(own, key=lambda row: self.places[row][1])) for key, own in rows.items()]
+
+
+class _ReadAnew(_Group):
+    """Rows of one length that are read from their beginning for every token: right for every model, and slowest."""
+
+    def read(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """Logits of what follows all tokens so far, shape (rows, vocabulary)."""
+        logits: Tensor = model(input_ids=self.ids, use_cache=False, **_fewest_outputs(model)).logits
+        return logits[:, -1]
+
+
+class _NoCaches(_OwnCaches):
+    """For a model that gives no cache back, or one that does not go on where it stopped."""
+
+    group = _ReadAnew
+
+
+STORES: tuple[type[Store], ...] = (_Window, _OwnCaches, _NoCaches)
+"""the fastest first"""
+CACHES = ("past_key_values", "cache_params", "state")
+"""under which names models give back what they remember"""
+FOUND_STORE = "_tiebreak_store"
+"""the attribute of a model that was tried"""
+
+
+def find_store(model: nn.Module, pad_id: int) -> type[Store]:
+    """The fastest store by which a model writes what its own forward of whole rows would; it is tried once."""
+    whole = whole_model(model)
+    found: type[Store] | None = whole.__dict__.get(FOUND_STORE)
+    if found is None:
+        chunked = getattr(
+            whole.config.get_text_config(), "attention_chunk_size", None
+        )  # of places, which a window moves
+        tried = STORES[1:-1] if chunked else STORES[:-1]
+        found = next((store for store in tried if _is_right(model, store, pad_id)), STORES[-1])
+        whole.__dict__[FOUND_STORE] = found
+        if found is not STORES[0]:
+            kind = "its own cache" if found is _OwnCaches else "no cache"
+            say(f"{type(whole).__name__} remembers more than keys and values: sampling uses {kind}, and is slower")
+    return found
+
+
+@torch.no_grad()
+def _is_right(model: nn.Module, store: type[Store], pad_id: int) -> bool:
+    """Whether a few tokens written so have the logits of whole rows, read one by one."""
+    text = whole_model(model).config.get_text_config()
+    window_size = getattr(text, "sliding_window", None) or 0
+    length = max(TRIED_TOKENS, window_size + 2 if window_size <= MOST_TRIED_TOKENS else 0)
+    ids = [(7 * number + 5) % text.vocab_size for number in range(length + 5)]
+    rows = [ids[:length], ids[3:length], ids[3:length]]
+    written = [[ids[-1], ids[-2], ids[-3]], [ids[-2], ids[-4], ids[-1]]]
+    window = store(len(rows), length, len(written) + 1, reused=False)
+    try:
+        logits = window.admit(model, rows, pad_id)
+        right = _same(logits, _whole_rows(model, rows))
+        for number, tokens in enumerate(written):
+            kept = window.release([0] if number else [])
+            rows = [[*rows[row], tokens[row]] for row in kept]
+            logits = window.step(model, torch.tensor([row[-1] for row in rows], device=logits.device))
+            right = right and _same(logits, _whole_rows(model, rows))
+    except FAILURES:
+        return False
+    return right
+
+
+def _whole_rows(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits of what follows each row, read by itself from its beginning; shape (rows, vocabulary)."""
+    device = next(model.parameters()).device
+    return torch.cat(
+        [
+            model(input_ids=torch.tensor([row], device=device), use_cache=False, **_fewest_outputs(model)).logits[:, -1]
+            for row in rows
+        ]
+    )
+
+
+def _same(ours: Tensor, own: Tensor) -> bool:
+    allowed = 1e-3 if own.dtype in (torch.float32, torch.float64) else 0.1
+    return bool((ours.float() - own.float()).abs().max() <= allowed * own.float().abs().max())
+
+
+def _fewest_outputs(model: nn.Module) -> dict[str, Any]:
+    """The options of a forward that asks for the last token's logits and nothing else, as far as a model has them."""
+    whole = whole_model(model)
+    options: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(type(whole).forward).parameters:
+        options["logits_to_keep"] = 1
+    if hasattr(whole.config.get_text_config(), "output_router_logits"):
+        options["output_router_logits"] = False  # whose auxiliary loss wants a mask of the tokens that are read
+    return options
+
+
+# --- reading prompts
+
+
 @dataclass(frozen=True)
 class Read:
     """What a model makes of prompts, which stand in columns that end together."""
@@ -280,7 +479,7 @@ def _last_logits(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor,
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        **_fewest_outputs(model),
     ).logits
     return logits[:, -1]
 

@@ -97,6 +97,8 @@ def why_not(model: nn.Module) -> str:
     before = getattr(model.config, "_attn_implementation", None)
     if REFUSED in model.__dict__:
         return str(model.__dict__[REFUSED])
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        return "its attention is cut into chunks"
     if before not in ("sdpa", TREE_ATTENTION):
         return f"attention {before} is not torch's own (sdpa)"
     model.set_attn_implementation(TREE_ATTENTION)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tiebreak.packing import pack_padded
 from tiebreak.pairwise import whole_model
 from tiebreak.paths import TOKENS_CHECKED, Computed, ForwardPath, Forwards, Proof, gradients_of, prove
+from tiebreak.positions import require_positions
 
 TOKENS_PER_PASS = 640
 """of a pass with its backward, on the CPU. In SFT, reward training and DPO of a 135M model, 1,024 made no difference to
@@ -59,8 +60,12 @@ class StepInPasses:
             packed: without padding, where the model can.
 
         Raises:
+            ConfigError: a row is longer than the model has positions.
             ModelError: no path does.
         """
+        sets = [rows for rows in (self.train_dataset, self.eval_dataset) if rows is not None]
+        longest = max(max(rows.select_columns("length")[:]["length"]) for rows in sets)
+        require_positions(whole_model(self.model).config, longest, "the longest rows (see training.max_length_tokens)")
         self.tokens_per_pass = tokens or default_tokens_per_pass(self.args.device)
         forwards = Forwards.of(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
         self.proof = prove_step(self, forwards, packed=packed)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
 from preference.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, OptimizerConfig
+from tiebreak.dropout import switch_off_dropout
 from tiebreak.errors import HandoffError
 from tiebreak.fused import fuse_layers
 from tiebreak.head import HeadOutput, head_of
@@ -200,8 +201,5 @@ def load_backbone(
     lm = load_policy(policy, training, adapter, tokenizer)
     copy_adapter(lm, POLICY, REFERENCE)
     train_only(lm, POLICY)
-    backbone = Backbone(lm, tokenizer.pad_token_id)
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # π and π_old must be one function (Huang et al. 2024, 4.2)
-    return backbone
+    switch_off_dropout(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)
+    return Backbone(lm, tokenizer.pad_token_id)

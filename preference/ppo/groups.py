@@ -26,6 +26,7 @@ from preference.ppo.rollout import policy_logps, table_of_logps
 from preference.ppo.vllm import LOGP_DIFFERENCE
 from preference.rewards import score_all
 from tiebreak.generation import Sampled, row_seed
+from tiebreak.dropout import switch_off_dropout
 from tiebreak.paths import Computed, ForwardPath, Forwards, own_logps, prove, weighted_sum
 from tiebreak.sharding import at_own_pace
 
@@ -199,6 +200,7 @@ def build_group_trainer(
     if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL keeps none, and held-out figures speak of the KL to it
         copy_adapter(lm, POLICY, TRL_REFERENCE)
         train_only(lm, POLICY)
+    switch_off_dropout(lm)
     trainer._set_up(settings, prompts, validation_prompts)
     trainer.reward_func_names = ["score"]
     trainer.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by

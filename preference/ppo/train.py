@@ -30,6 +30,7 @@ from tiebreak.models import (
     load_policy,
 )
 from tiebreak.passes import default_tokens_per_pass
+from tiebreak.positions import require_room
 from tiebreak.records import Prompt
 from tiebreak.runs import Run, read_manifest, say, start_run, that_drops
 from tiebreak.sharding import gathered
@@ -135,6 +136,7 @@ def build_trainer(
     trainer: Any
     if config.algorithm == "ppo":
         backbone = load_backbone(source, config.training, config.adapter, chat.tokenizer)
+        require_room(backbone.config, [*prompts, *validation], config.sampling.max_new_tokens)
         if config.value_head:
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
         trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
@@ -145,6 +147,7 @@ def build_trainer(
         from preference.ppo.groups import build_group_trainer
 
         lm = load_policy(source, config.training, config.adapter, chat.tokenizer)
+        require_room(lm.config, [*prompts, *validation], config.sampling.max_new_tokens)
         trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, chat.tokenizer)
         with trainer.accelerator.autocast():
             trainer.prove_path()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tiebreak.config import SamplingConfig
-from tiebreak.generation import Sampled, draw, row_seed, sample_completions
+from tiebreak.generation import Sampled, draw, find_store, row_seed, sample_completions
 from tiebreak.pairwise import packs
 
 PAD = 0
@@ -124,6 +124,7 @@ def test_rows_that_wait_take_the_places_of_those_that_are_done(model: Any, batch
 def tokens_given(model: Any, rows: list[list[int]], max_new_tokens: int) -> tuple[int, int]:
     """(tokens, padding among them, that the model computed; tokens that were written but for each row's last)."""
     assert packs(model)  # which tries the model out
+    find_store(model, PAD)
     given = 0
 
     def count(_module: Any, _args: Any, options: dict[str, Any]) -> None:
