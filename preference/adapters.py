@@ -59,11 +59,10 @@ def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer)]
-    weights = [layer.get_base_layer().weight for layer in layers]
-    mergeable = all(isinstance(layer, Linear) and not layer.lora_variant for layer in layers) and not _are_shared(
-        lm, weights
-    )
-    if not layers or not mergeable or any(w.dtype != torch.float32 or hasattr(w, "ds_id") for w in weights):
+    exact = all(isinstance(layer, Linear) and not layer.lora_variant for layer in layers)
+    weights = [layer.get_base_layer().weight for layer in layers] if exact else []
+    at_hand = all(w.dtype == torch.float32 and not hasattr(w, "ds_id") for w in weights)
+    if not weights or not at_hand or _are_shared(lm, weights):
         with active_adapter(lm, name):
             yield
         return

@@ -28,7 +28,6 @@ from tiebreak.chat import Chat, Encoded, encode_each
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
-from tiebreak.dropout import switch_off_dropout
 from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.labels import Label, label_of, mean_one, report_unused_columns
 from tiebreak.launch import stage_main
@@ -41,6 +40,7 @@ from tiebreak.models import (
     load_policy,
     resolve_precision,
 )
+from tiebreak.noise import switch_off_noise
 from tiebreak.order import PROMPT_NUMBER, PromptByPrompt, numbered
 from tiebreak.pairwise import whole_model
 from tiebreak.passes import StepInPasses
@@ -278,7 +278,7 @@ def build_trainer(
         processing_class=chat.tokenizer,
         data_collator=PairCollator(pad_token_id=chat.pad_id),
     )
-    switch_off_dropout(trainer.model)
+    switch_off_noise(trainer.model)
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     whole = all(example.masks is None for example in (*train_set, *validation_set))  # what the cache is of
     if config.cache_reference and whole and not is_sharded(trainer):

@@ -27,11 +27,11 @@ from reward.trainer import PackedRewardTrainer
 from tiebreak.chat import Chat, Encoded
 from tiebreak.data.reading import Rules, read_pairs, read_preferences
 from tiebreak.data.splits import partition
-from tiebreak.dropout import switch_off_dropout
 from tiebreak.errors import DataError
 from tiebreak.labels import label_of, mean_one, report_unused_columns
 from tiebreak.launch import stage_main
 from tiebreak.models import adapter_of, find_model, load_chat, load_reward_model
+from tiebreak.noise import switch_off_noise
 from tiebreak.order import PROMPT_NUMBER, numbered
 from tiebreak.records import Preference, assistant, write_json
 from tiebreak.reload import FreshProcess
@@ -123,7 +123,7 @@ def build_trainer(
         eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
         processing_class=chat.tokenizer,
     )
-    switch_off_dropout(trainer.model)
+    switch_off_noise(trainer.model)
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     return trainer
 

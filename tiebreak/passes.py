@@ -23,7 +23,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tiebreak.packing import pack_padded
 from tiebreak.pairwise import whole_model
-from tiebreak.paths import TOKENS_CHECKED, Computed, ForwardPath, Forwards, Proof, gradients_of, prove
+from tiebreak.paths import (
+    TOKENS_CHECKED,
+    Computed,
+    ForwardPath,
+    Forwards,
+    Proof,
+    gradients_of,
+    has_auxiliary_loss,
+    prove,
+)
 from tiebreak.positions import require_positions
 
 TOKENS_PER_PASS = 640
@@ -181,9 +190,10 @@ def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
         ForwardPath.PLAIN,
         ForwardPath.ALONE,
     ]
-    if getattr(trainer, "aux_loss_enabled", False):  # which speaks of the whole batch
-        candidates.remove(ForwardPath.ALONE)
     with _unobserved(trainer):
+        trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False) and has_auxiliary_loss(trainer.model)
+        if trainer.aux_loss_enabled:  # which speaks of the whole batch
+            candidates.remove(ForwardPath.ALONE)
         batch = trainer._prepare_inputs(batch_to_check(trainer))
         forwards.take(candidates[-1])
         truth = _compute(trainer, batch, [list(range(len(batch["input_ids"]) // trainer.together))])

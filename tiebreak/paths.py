@@ -184,6 +184,16 @@ def is_routed(model: nn.Module) -> bool:
     return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
+@torch.no_grad()
+def has_auxiliary_loss(model: nn.Module) -> bool:
+    """Whether a mixture of experts adds a loss of its routers to its own: TRL adds one wherever it finds their logits."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([[1, 2, 3]], device=device)
+    with own_computation(model) as base:
+        made = base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_router_logits=True)
+    return getattr(made, "aux_loss", None) is not None
+
+
 def gradients_of(loss: Tensor, model: nn.Module) -> dict[str, Tensor | None]:
     """The gradient of a loss by the name of each parameter that trains; no parameter's own is touched."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

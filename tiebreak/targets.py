@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from tiebreak.config import AdapterConfig
@@ -44,11 +45,26 @@ def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
 
 
 def left_out(model: nn.Module, adapter: AdapterConfig) -> list[str] | None:
-    """What `all-linear` leaves out beside the head: layers that PEFT refuses to adapt."""
-    if adapter.target_modules != ALL_LINEAR or getattr(model.config, "model_type", None) not in STATE_SPACES:
+    """What `all-linear` leaves out beside the head: layers that PEFT cannot adapt, as the ends of their names."""
+    if adapter.target_modules != ALL_LINEAR:
         return None
-    last = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    return [name for name in READ_BY_KERNELS if name in last] or None
+    names = {name for name, _ in model.named_modules()}
+    found = {".".join(name.split(".")[-2:]) for name, module in model.named_modules() if _is_more_than_linear(module)}
+    if getattr(model.config, "model_type", None) in STATE_SPACES:
+        found |= {name for name in READ_BY_KERNELS if name in {each.rpartition(".")[2] for each in names}}
+    return sorted(found) or None
+
+
+@torch.no_grad()
+def _is_more_than_linear(module: nn.Module) -> bool:
+    """Whether an architecture's own kind of linear layer gives anything but one tensor, as a router of experts may."""
+    own = type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not isinstance(module, nn.Linear) or not own or module.weight.is_meta:
+        return False
+    try:
+        return not isinstance(module(module.weight.new_zeros(1, module.in_features)), torch.Tensor)
+    except (TypeError, ValueError, RuntimeError):
+        return True
 
 
 def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_pattern: bool) -> str:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
 from preference.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, OptimizerConfig
-from tiebreak.dropout import switch_off_dropout
 from tiebreak.errors import HandoffError
 from tiebreak.fused import fuse_layers
 from tiebreak.head import HeadOutput, head_of
 from tiebreak.models import ModelSource, load_policy
+from tiebreak.noise import switch_off_noise
 from tiebreak.pairwise import packs, why_not
 from tiebreak.passes import ROWS_LOOKED_AT
 from tiebreak.paths import TOKENS_CHECKED, Computed, ForwardPath, Proof, own_logps, prove, take_own_layers, weighted_sum
@@ -201,5 +201,5 @@ def load_backbone(
     lm = load_policy(policy, training, adapter, tokenizer)
     copy_adapter(lm, POLICY, REFERENCE)
     train_only(lm, POLICY)
-    switch_off_dropout(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)
+    switch_off_noise(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)
     return Backbone(lm, tokenizer.pad_token_id)

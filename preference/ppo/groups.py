@@ -26,8 +26,8 @@ from preference.ppo.rollout import policy_logps, table_of_logps
 from preference.ppo.vllm import LOGP_DIFFERENCE
 from preference.rewards import score_all
 from tiebreak.generation import Sampled, row_seed
-from tiebreak.dropout import switch_off_dropout
-from tiebreak.paths import Computed, ForwardPath, Forwards, own_logps, prove, weighted_sum
+from tiebreak.noise import switch_off_noise
+from tiebreak.paths import Computed, ForwardPath, Forwards, has_auxiliary_loss, own_logps, prove, weighted_sum
 from tiebreak.sharding import at_own_pace
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class GroupLoop(ScoredLoop):
         rows, starts = [[*p, *c] for p, c in examples], [len(p) for p, _ in examples]
         training = lm.training
         lm.eval()
+        self.aux_loss_enabled = self.aux_loss_enabled and has_auxiliary_loss(lm)
         truth = weighted_sum(own_logps(lm, rows, starts, temperature), lm)
         batch = to_group_batch(examples, self._backbone.pad_id, self._backbone.device)
         forwards = Forwards.of(lm, temperature=temperature, fused=True)
@@ -200,7 +201,7 @@ def build_group_trainer(
     if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL keeps none, and held-out figures speak of the KL to it
         copy_adapter(lm, POLICY, TRL_REFERENCE)
         train_only(lm, POLICY)
-    switch_off_dropout(lm)
+    switch_off_noise(lm)
     trainer._set_up(settings, prompts, validation_prompts)
     trainer.reward_func_names = ["score"]
     trainer.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by
