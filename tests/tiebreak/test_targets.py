@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
-from small_models import ARCHITECTURES
+from small_models import ARCHITECTURES, SIZES
 from support import run_here
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError
-from tiebreak.targets import require_frozen_head, require_targets
+from tiebreak.models import lora_config
+from tiebreak.targets import left_out, require_frozen_head, require_targets
 
 
 def llama() -> nn.Module:
@@ -75,6 +78,30 @@ def test_a_reward_models_head_is_trained_whole() -> None:
     model = AutoModelForSequenceClassification.from_config(ARCHITECTURES["llama"]())
     assert "no module 'lm_head'" in refused(model, ["q_proj", "lm_head"])
     assert "'score' is the score head" in refused(model, ["q_proj", "score"])
+
+
+def adapted(model_type: str, **settings: Any) -> set[str]:
+    """The last parts of the names of what `all-linear` adapts."""
+    values = {**SIZES, "num_key_value_heads": 2, "head_dim": 4, **settings}
+    values = {key: value for key, value in values.items() if value is not None or key.endswith("_id")}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values))
+    model = get_peft_model(base, lora_config(AdapterConfig(r=2), "CAUSAL_LM", base))
+    model(input_ids=torch.tensor([[3, 4, 5]]))
+    return {
+        name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name
+    }
+
+
+def test_all_linear_leaves_out_what_peft_cannot_adapt() -> None:
+    """A router that returns two tensors; a projection that a kernel reads without calling it."""
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    llama4 = adapted("llama4_text", intermediate_size_mlp=32, attention_chunk_size=8, **experts)
+    assert "q_proj" in llama4
+    assert "router" not in llama4
+    assert "query_key_value" in adapted("falcon", head_dim=None)  # whose linear layers are a kind of their own
+    mamba = {"state_size": 4, "expand": 2, "conv_kernel": 4}
+    assert adapted("mamba", **mamba) == {"in_proj", "x_proj", "dt_proj"}
+    assert left_out(llama(), AdapterConfig()) is None
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
