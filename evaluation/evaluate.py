@@ -32,6 +32,7 @@ from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.launch import stage_main
 from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.models import (
+    ModelKind,
     find_model,
     load_chat,
     load_frozen_policy,
@@ -132,9 +133,13 @@ def require_readable(config: EvaluateConfig) -> None:
     """
     if config.reward_model is None:
         return
-    judge = load_chat(find_model(config.reward_model, kind="reward"))
+    judge = load_chat(find_model(config.reward_model, "reward", config.training.trust_remote_code))
     for name, policy in config.policies.items():
-        reader = load_chat(find_model(policy), config.chat, config.training.trust_remote_code)
+        reader = load_chat(
+            find_model(policy, trust_remote_code=config.training.trust_remote_code),
+            config.chat,
+            config.training.trust_remote_code,
+        )
         require_same_chat(reader, judge, f"policy {name} and reward model {config.reward_model}")
 
 
@@ -146,7 +151,7 @@ def answer_prompts(
     config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], yardstick: Yardstick
 ) -> list[Answer]:
     """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
-    source = find_model(config.policies[name])
+    source = find_model(config.policies[name], trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     each = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
     encoded = [ids for _, ids in each]
@@ -216,7 +221,7 @@ def add_baseline_logps(
     config: EvaluateConfig, run: Run, prompts: list[Prompt], answers: dict[str, list[Answer]]
 ) -> None:
     """The baseline's log-probabilities of all answers, for the KL. A policy whose ids it reads as other text has none."""
-    source = find_model(config.policies[config.baseline])
+    source = find_model(config.policies[config.baseline], trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     model = cache(lambda: load_frozen_policy(source, config.training))
 
@@ -251,7 +256,7 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
             for answer in own:
                 answer["score"] = None
         return
-    source = find_model(config.reward_model, kind="reward")
+    source = find_model(config.reward_model, "reward", config.training.trust_remote_code)
     chat = load_chat(source)
     model = cache(lambda: load_trained_reward_model(source, config.training))
 
@@ -348,7 +353,7 @@ def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str,
     baseline = [row["yardstick_score"] for row in by_policy[config.baseline]]
     policies = {
         name: policy_figures(own, None if name == config.baseline else baseline, config.seed)
-        | named_source(config.policies[name])
+        | named_source(config.policies[name], config.training.trust_remote_code)
         for name, own in by_policy.items()
     }
     return {
@@ -363,10 +368,10 @@ def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str,
     }
 
 
-def named_source(policy: str) -> dict[str, str]:
+def named_source(policy: str, trust_remote_code: bool = False) -> dict[str, str]:
     """What a policy is, without its path, which says nothing of it: the stage that made it, or the base's name."""
-    found = find_model(policy)
-    made_by = found.base if found.folder is None else str(read_manifest(found.folder.parent)["stage"])
+    found = find_model(policy, trust_remote_code=trust_remote_code)
+    made_by = found.stage or (found.base if found.folder is None else f"adapter on {found.base}")
     return {"source": made_by, "id": found.id}
 
 
@@ -417,8 +422,9 @@ def kinds_behind(config: EvaluateConfig) -> list[str]:
     """The kinds of judgments that any of the policies learned from."""
     kinds: set[str] = set()
     for source in [*config.policies.values(), *([config.reward_model] if config.reward_model else [])]:
-        found = find_model(source, kind="reward" if source == config.reward_model else "policy")
-        if found.folder is not None:
+        kind: ModelKind = "reward" if source == config.reward_model else "policy"
+        found = find_model(source, kind, config.training.trust_remote_code)
+        if found.folder is not None and found.stage is not None:
             kinds.update(read_manifest(found.folder.parent).get("kinds", []))
     return sorted(kinds)
 

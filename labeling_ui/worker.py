@@ -43,6 +43,8 @@ class ConverseConfig(Section):
     """the system prompt of every conversation"""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """a longer conversation is refused in words"""
+    trust_remote_code: bool = False
+    """run Python code that the models bring along"""
 
 
 class WorkerArguments(ConverseConfig):
@@ -93,6 +95,7 @@ class Answerer:
 def flags_of(config: ConverseConfig) -> list[str]:
     """The flags that `preference.answer` shares with this process."""
     flags = ["--policies", *config.policies, "--max-prompt-tokens", str(config.max_prompt_tokens)]
+    flags += ["--trust-remote-code", str(config.trust_remote_code).lower()]
     for key, value in config.sampling.model_dump().items():
         flags += [f"--sampling.{key}", str(value)]
     return flags

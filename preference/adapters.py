@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tiebreak.adapters import belongs_to
 from tiebreak.models import active_adapter
 
 if TYPE_CHECKING:
@@ -21,18 +22,23 @@ POLICY, REFERENCE = "default", "reference"
 def copy_adapter(lm: PeftModel, source: str, name: str) -> None:
     """Add an adapter `name` with the weights that `source` has now."""
     lm.add_adapter(name, lm.peft_config[source])
+    copy_weights(lm, source, name)
+
+
+def copy_weights(lm: PeftModel, source: str, name: str) -> None:
+    """Give the adapter `name` the weights that `source` has now."""
     parameters = dict(lm.named_parameters())
     with torch.no_grad():
         for key, parameter in parameters.items():
-            if f".{name}." in key:
-                parameter.copy_(parameters[key.replace(f".{name}.", f".{source}.")])
+            if belongs_to(key, name):
+                parameter.copy_(parameters[".".join(source if part == name else part for part in key.split("."))])
 
 
 def train_only(lm: PeftModel, name: str) -> None:
     """Activate an adapter, and let nothing else have a gradient."""
     lm.set_adapter(name)
     for key, parameter in lm.named_parameters():
-        parameter.requires_grad_(f".{name}." in key)
+        parameter.requires_grad_(belongs_to(key, name))
 
 
 def _are_shared(lm: PeftModel, weights: Sequence[Tensor]) -> bool:
@@ -59,7 +65,9 @@ def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer)]
-    exact = all(isinstance(layer, Linear) and not layer.lora_variant for layer in layers)
+    exact = all(
+        isinstance(layer, Linear) and not layer.lora_variant and not layer.lora_bias.get(name) for layer in layers
+    )
     weights = [layer.get_base_layer().weight for layer in layers] if exact else []
     at_hand = all(w.dtype == torch.float32 and not hasattr(w, "ds_id") for w in weights)
     if not weights or not at_hand or _are_shared(lm, weights):

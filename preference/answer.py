@@ -44,11 +44,10 @@ class UnansweredError(TiebreakError):
     """There is no answer, for a reason that the rater should know."""
 
 
-def load_policy(name: str) -> Policy:
+def load_policy(name: str, trust_remote_code: bool = False) -> Policy:
     """A policy by its run folder, path, hub id or bundled:…"""
-    source = find_model(name)
-    training = LoadingConfig()
-    chat = load_chat(source, trust_remote_code=training.trust_remote_code)
+    source = find_model(name, trust_remote_code=trust_remote_code)
+    training, chat = LoadingConfig(), load_chat(source)
     return Policy(source.id, load_frozen_policy(source, training), chat)
 
 
@@ -104,7 +103,7 @@ def serve(config: AnswerConfig) -> None:
     """Answer line by line."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print must not come between the replies
-    policies = [load_policy(name) for name in dict.fromkeys(config.policies)]
+    policies = [load_policy(name, config.trust_remote_code) for name in dict.fromkeys(config.policies)]
     for line in sys.stdin:
         asked = json.loads(line)
         try:

@@ -122,6 +122,7 @@ class AnswerConfig(Section):
     policies: list[str] = Field(min_length=1, max_length=2)
     sampling: SamplingConfig = SamplingConfig()
     max_prompt_tokens: int = Field(default=2048, ge=1)
+    trust_remote_code: bool = False
 
 
 class GuardConfig(Section):

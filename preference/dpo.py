@@ -24,6 +24,7 @@ from preference.guard import Guard, build_guard, reference_name, require_held_ou
 from preference.losses import Pairs, labelled_loss
 from preference.ppo.backbone import Backbone
 from preference.reference import ReferenceLogps
+from tiebreak.adapters import ADAPTER_FILE, PEFT_FILE
 from tiebreak.chat import Chat, Encoded, encode_each
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import Rules, read_preferences
@@ -32,7 +33,6 @@ from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.labels import Label, label_of, mean_one, report_unused_columns
 from tiebreak.launch import stage_main
 from tiebreak.models import (
-    ADAPTER_FILE,
     ModelSource,
     adapter_of,
     find_model,
@@ -212,7 +212,7 @@ def train_dpo(config: DPOConfig) -> None:
     run = start_run(config, "dpo")
     if describe(run):
         return
-    source = find_model(config.policy)
+    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
@@ -329,7 +329,7 @@ def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
     versions = installed_versions()
     return {
         "base": source.base_sha256,
-        "adapter": hash_file(source.folder / ADAPTER_FILE) if source.folder else None,
+        "adapter": [hash_file(source.folder / f) for f in (ADAPTER_FILE, PEFT_FILE)] if source.folder else None,
         "dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
         "autocast": [trainer.args.bf16, trainer.args.fp16],
         "device": trainer.args.device.type,

@@ -327,7 +327,7 @@ def build_guard(
     chosen = list(prompts[: config.max_prompts])
     require_room(backbone.config, [ids for ids, _ in chosen], sampling.max_new_tokens)
     told = Conversations(chat, {tuple(ids): prompt for ids, prompt in chosen})
-    found = find_model(config.reward_model, kind="reward")
+    found = find_model(config.reward_model, "reward", training.trust_remote_code)
     reward = load_reward(found, 1.0, backbone, source, told, training, "guard")
     policy = GuardedPolicy(
         backbone, reward, learned_from, [ids for ids, _ in chosen], sampling, chat.stop_ids, training.seed

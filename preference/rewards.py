@@ -26,13 +26,13 @@ from preference.adapters import merged_adapter
 from preference.configuration import RewardConfig
 from preference.layout import Layout, batches_by_tokens
 from tiebreak import functions
+from tiebreak.adapters import ADAPTER_FILE, belongs_to, read_peft_config
 from tiebreak.chat import Chat
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.functions import UserFunction
 from tiebreak.logprobs import member_scores_in_batches
 from tiebreak.models import (
-    ADAPTER_FILE,
     PROBE_FILE,
     PROBE_TOLERANCE_ELSEWHERE,
     ModelSource,
@@ -41,8 +41,6 @@ from tiebreak.models import (
     is_quantized,
     load_chat,
     load_trained_reward_model,
-    lora_config,
-    saved_adapter,
 )
 from tiebreak.records import Prompt
 from tiebreak.scores import ScoreScale, combine_scores, read_score_scale
@@ -286,7 +284,7 @@ def load_rewards(
             function = load_function(config.function, beside)
             rewards.append(FunctionReward(config.function, config.weight, function, conversations))
         elif config.model is not None:
-            found = find_model(config.model, kind="reward")
+            found = find_model(config.model, "reward", training.trust_remote_code)
             rewards.append(
                 load_reward(
                     found,
@@ -359,12 +357,12 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
     if len(heads) != 1:
         raise HandoffError(f"{reward.folder / ADAPTER_FILE} has no score head: it is not a reward model")
     weight = state.pop(heads[0])
-    lm.add_adapter(name, lora_config(saved_adapter(reward), "CAUSAL_LM", lm.get_base_model()))
+    lm.add_adapter(name, read_peft_config(reward.folder, "CAUSAL_LM"))
     loaded = set_peft_model_state_dict(lm, state, adapter_name=name)
     if loaded.unexpected_keys:
         raise HandoffError(f"{reward.name}: its adapter does not fit this backbone: {loaded.unexpected_keys[:3]}")
     for key, parameter in lm.named_parameters():
-        if f".{name}." in key:
+        if belongs_to(key, name):
             parameter.requires_grad_(False)
     members, hidden = weight.shape
     head = nn.Linear(hidden, members, bias=False, device=next(lm.parameters()).device, dtype=torch.float32)

@@ -41,7 +41,7 @@ def sample(config: SampleConfig) -> None:
         say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
         return
     prompts = choose_prompts(config, Rules.of(run))
-    source = find_model(config.policy)
+    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     each = encode_each(
         prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts", that_drops(run)

@@ -76,3 +76,5 @@ class RewardReportConfig(ReadingConfig):
     """held-out prompts to which bad answers are made: empty, repeated, copied, over-long"""
     batch_size: int = Field(default=16, ge=1)
     """answers scored at once"""
+    trust_remote_code: bool = False
+    """run Python code that the model brings along"""

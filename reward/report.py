@@ -179,7 +179,7 @@ def report(config: RewardReportConfig) -> None:
     from tiebreak.logprobs import member_scores_in_batches
     from tiebreak.models import find_model, load_chat, load_trained_reward_model
 
-    source = find_model(config.reward_model, kind="reward")
+    source = find_model(config.reward_model, "reward", config.trust_remote_code)
     if source.folder is None:
         raise HandoffError(f"{config.reward_model} is a base model: give the folder of a finished reward run")
     preferences = config.preferences or _own_preferences(config.reward_model)
@@ -190,7 +190,7 @@ def report(config: RewardReportConfig) -> None:
         return
     trained = read_manifest(config.reward_model)["config"]
     training = TrainingConfig.model_validate(trained["training"])
-    chat = load_chat(source, trust_remote_code=training.trust_remote_code)
+    chat = load_chat(source)
     if config.preferences is None:
         rules = Rules(trained.get("columns", {}), trained.get("on_bad_row", "refuse"), trained["validation_share"])
         held_out = partition(read_preferences(preferences, rules), lambda one: one.split)[1]

@@ -58,7 +58,7 @@ def train_reward(config: RewardConfig) -> None:
     run = start_run(config, "reward")
     if describe(run, report=lambda process: report_again(config, run, process)):
         return
-    source = find_model(config.policy)
+    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     if not training:
@@ -116,7 +116,11 @@ def build_trainer(
     """TRL's trainer on the labelled preferences, packed if the configuration wants it and the model can be."""
     trainer = PackedRewardTrainer(
         model=load_reward_model(
-            find_model(config.policy), config.training, config.adapter, chat.tokenizer, config.members
+            find_model(config.policy, trust_remote_code=config.training.trust_remote_code),
+            config.training,
+            config.adapter,
+            chat.tokenizer,
+            config.members,
         ),
         args=build_reward_args(config, run),
         train_dataset=to_dataset(train_set, config.prompt_by_prompt),
@@ -146,7 +150,11 @@ def write_report(config: RewardConfig, run: Run, exam: Exam, process: FreshProce
 
 def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
     """The report of a run that was finished without one."""
-    chat = load_chat(find_model(config.policy), config.chat, config.training.trust_remote_code)
+    chat = load_chat(
+        find_model(config.policy, trust_remote_code=config.training.trust_remote_code),
+        config.chat,
+        config.training.trust_remote_code,
+    )
     _, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
     write_report(config, run, build_exam(config, validation, chat, run), process)
 

@@ -37,6 +37,8 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """files, folders or hub:NAME@SPLIT (see tiebreak.data): prompts with their answers, or conversations"""
     policy: str = "bundled:smollm2-135m-instruct"
     """the model whose tokenizer counts the lengths"""
+    trust_remote_code: bool = False
+    """run Python code that the model brings along"""
     max_prompt_tokens: int = Field(default=384, ge=1)
     """longer prompts are dropped"""
     max_completion_tokens: int = Field(default=512, ge=1)

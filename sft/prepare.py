@@ -362,7 +362,7 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     """Drop what is longer than the limits; returns the lengths in tokens of what stays."""
     from tiebreak.models import find_model, load_chat
 
-    chat = load_chat(find_model(config.policy), config.chat)
+    chat = load_chat(find_model(config.policy, trust_remote_code=config.trust_remote_code), config.chat)
     lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
     prompts: list[tuple[str, Prompt]] = []
     for where, prompt in data.prompts:

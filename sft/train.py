@@ -60,7 +60,7 @@ def train_sft(config: SFTConfig) -> None:
     run = start_run(config, "sft")
     if describe(run):
         return
-    source = find_model(config.policy)
+    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     tokenizer = chat.tokenizer
     training, validation = split_demonstrations(config, Rules.of(run))

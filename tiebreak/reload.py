@@ -202,7 +202,7 @@ def _verify(model: PeftModel, final: Path, threads: int | None) -> float:
 
 
 def _merge(model: PeftModel, chat: Chat, final: Path, folder: Path) -> None:
-    from tiebreak.models import verify_probe
+    from tiebreak.models import copy_code, verify_probe
 
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -213,6 +213,7 @@ def _merge(model: PeftModel, chat: Chat, final: Path, folder: Path) -> None:
     try:
         whole.save_pretrained(temporary)
         chat.tokenizer.save_pretrained(temporary)
+        copy_code(final, temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     finally:
@@ -234,10 +235,20 @@ def load_saved(
 
         from tiebreak.models import ModelSource, find_base, load_base, load_chat
 
-    base = find_base(pinned["base"])
-    source = ModelSource(str(final), pinned["kind"], "", pinned["base"], base, pinned["base_sha256"], final)
+    base = find_base(pinned["base"], trust_remote_code)
+    source = ModelSource(
+        str(final),
+        pinned["kind"],
+        "",
+        pinned["base"],
+        base,
+        pinned["base_sha256"],
+        final,
+        trust_remote_code,
+        pinned=pinned,
+    )
     training = LoadingConfig.model_validate({"precision": dtype, "trust_remote_code": trust_remote_code})
-    chat = load_chat(source, trust_remote_code=trust_remote_code)
+    chat = load_chat(source)
     model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
     model.config.pad_token_id = chat.pad_id
     whole = PeftModel.from_pretrained(model, final)

@@ -400,6 +400,10 @@ def _holds_nothing(folder: Path) -> bool:
     return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 
+_OF_AN_ADAPTER = (".json", ".jinja", ".model", ".safetensors", ".txt")
+"""files of a checkpoint that decide what its policy computes; what only training needs is left out"""
+
+
 def identify_input(source: str) -> Input:
     """What an input is and what it holds, by hash.
 
@@ -422,6 +426,9 @@ def identify_input(source: str) -> Input:
                 f"{path} is not finished (it has no {MANIFEST}): run 'tiebreak {stage} --config "
                 f"{path / RESOLVED_CONFIG}' to the end first"
             )
+        if (path / "adapter_config.json").is_file():
+            files = [file for file in sorted(path.glob("*")) if file.suffix in _OF_AN_ADAPTER]
+            return Input(source, "model", hash_json({file.name: hash_file(file) for file in files}))
         if (path / "config.json").is_file():
             return Input(
                 source, "model", hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})

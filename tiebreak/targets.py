@@ -84,7 +84,7 @@ def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_p
         return f"{target!r} names {blocks[0]}, a {kind}, which is no single layer" + (
             f"; its layers are {', '.join(layers[:12])}" if layers else f"; {_nearest(target, modules)}"
         )
-    heads = [name for name in matched if modules[name] in (_output_head(model), getattr(model, "score", None))]
+    heads = [name for name in matched if modules[name] in (output_head(model), getattr(model, "score", None))]
     if heads and heads[0] == "score":
         return f"{target!r} is the score head, which is trained whole as it is; leave it out"
     if heads:
@@ -132,14 +132,15 @@ def require_frozen_head(model: nn.Module, name: str) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if isinstance(_output_head(model), BaseTunerLayer):
+    if isinstance(output_head(model), BaseTunerLayer):
         raise ConfigError(
             f"{name} has an adapter on its language-model head, which no stage here trains: merge it into the base model, "
             "and start from that"
         )
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The language-model head, with or without an adapter."""
     get = getattr(model, "get_output_embeddings", None)
     head: nn.Module | None = get() if get is not None else None
     return head

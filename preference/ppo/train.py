@@ -48,7 +48,7 @@ def train_ppo(config: PPOConfig) -> None:
     run = start_run(config, "ppo")
     if describe(run):
         return
-    source = find_model(config.policy)
+    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
     if config.vllm is not None:
         quantized = is_quantized(source, config.adapter)
         require_vllm(config.vllm, str(source.base_path), config.training.max_length_tokens, quantized)

@@ -51,6 +51,8 @@ class DataArguments(Section):
     """what to read it as; null: what its columns suggest"""
     policy: str | None = "bundled:smollm2-135m-instruct"
     """the model whose chat template renders the rows; null: they are not rendered"""
+    trust_remote_code: bool = False
+    """run Python code that the model brings along"""
     rows: int = Field(default=3, ge=0)
     """show so many"""
     columns: dict[str, str | None] = {}
@@ -203,7 +205,10 @@ def _load_chat(given: DataArguments) -> Chat:
 
     stated = {key: getattr(given, key) for key in ("chat_template", "template_arguments", "thinking")}
     asked = {key: value for key, value in stated.items() if key in given.model_fields_set}
-    return load_chat(find_model(str(given.policy)), ChatSettings(**asked) if asked else None)
+    return load_chat(
+        find_model(str(given.policy), trust_remote_code=given.trust_remote_code),
+        ChatSettings(**asked) if asked else None,
+    )
 
 
 def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
