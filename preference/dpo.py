@@ -19,6 +19,7 @@ from torch import Tensor
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from preference.adapters import POLICY, copy_weights
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
 from preference.guard import Guard, build_guard, reference_name, require_held_out
 from preference.losses import Pairs, labelled_loss
@@ -279,6 +280,7 @@ def build_trainer(
         data_collator=PairCollator(pad_token_id=chat.pad_id),
     )
     switch_off_noise(trainer.model)
+    copy_weights(trainer.model, POLICY, reference_name(trainer.model))  # TRL leaves out an adapter on embeddings
     trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
     whole = all(example.masks is None for example in (*train_set, *validation_set))  # what the cache is of
     if config.cache_reference and whole and not is_sharded(trainer):

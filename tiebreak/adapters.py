@@ -7,9 +7,11 @@ What PEFT can save and the stages cannot train or copy exactly is refused by nam
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -203,25 +205,50 @@ def load_adapter(base: nn.Module, folder: Path, name: str, *, trains: bool) -> P
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
+    beside = _require_base_embeddings(base, folder, name)
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trains)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are looked for below
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trains)
     except (RuntimeError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:300]
         raise HandoffError(
             f"{name} does not fit {type(base).__name__}, its base: {first}; name the base it was made on"
         ) from None
     with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
-        saved = set(tensors.keys())
+        saved = set(tensors.keys()) - beside
     used = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    whole = sorted(
-        key for key in saved - used if key.endswith(("embed_tokens.weight", "lm_head.weight", "base_layer.weight"))
-    )
-    if whole:
-        raise HandoffError(
-            f"{name} brings whole embedding weights ({whole[0]}), as of a vocabulary that grew; its base has none: {MERGE}"
-        )
     if saved != used:
         lost = sorted(saved - used) or sorted(used - saved)
         what = "weights that have no place" if saved - used else "no weights"
         raise HandoffError(f"{name} has {what} in {type(base).__name__} for {lost[0]} (and {len(lost) - 1} more)")
     return model
+
+
+def _require_base_embeddings(base: nn.Module, folder: Path, name: str) -> set[str]:
+    """Whole weights that PEFT saves beside an adapter on embeddings: they must be the base's own.
+
+    Raises:
+        HandoffError: they are not, as of a vocabulary that grew.
+    """
+    from safetensors import safe_open
+
+    whole_modules = read_peft_values(folder).get("modules_to_save") or []
+    own = dict(base.named_parameters(remove_duplicate=False))
+    beside = set()
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            if ".lora_" in key or any(part in whole_modules for part in place.split(".")):
+                continue
+            weight, value = own.get(place), tensors.get_tensor(key)
+            if (
+                weight is None
+                or weight.shape != value.shape
+                or not torch.equal(weight.detach().cpu(), value.to(weight.dtype))
+            ):
+                raise HandoffError(
+                    f"{name} brings weights for {place} that are not its base's, as of a vocabulary that grew: {MERGE}"
+                )
+            beside.add(key)
+    return beside

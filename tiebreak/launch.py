@@ -96,6 +96,9 @@ def quiet_upstream() -> None:
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
     # PEFT looks for the base model's own configuration on a hub, to see whether its vocabulary has grown
     warnings.filterwarnings("ignore", message="Could not find a config file in", category=UserWarning)
+    # of an adapter on embeddings that the head shares: what it is merged into is compared with what it was
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`", category=UserWarning)
 
 
 @contextmanager

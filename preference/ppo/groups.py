@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from preference.adapters import POLICY, copy_adapter, train_only
+from preference.adapters import POLICY, copy_adapter, copy_weights, train_only
 from preference.ppo.backbone import Backbone, examples_to_check
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import shape_scores
@@ -202,6 +202,7 @@ def build_group_trainer(
         copy_adapter(lm, POLICY, TRL_REFERENCE)
         train_only(lm, POLICY)
     switch_off_noise(lm)
+    copy_weights(lm, POLICY, TRL_REFERENCE)  # TRL leaves out an adapter on embeddings
     trainer._set_up(settings, prompts, validation_prompts)
     trainer.reward_func_names = ["score"]
     trainer.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by

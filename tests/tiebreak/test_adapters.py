@@ -1,0 +1,278 @@
+"""Adapters that were made elsewhere by PEFT: continued exactly by every stage, or refused in a sentence.
+
+The oracle is PEFT's own forward of the folder as `AutoPeftModelForCausalLM` loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from support import TINY_TRAINING, run_here, write_config
+from transformers import AutoModelForCausalLM
+
+from preference.adapters import POLICY, REFERENCE, copy_adapter, merged_adapter
+from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.errors import ConfigError, HandoffError, ModelError, RunError
+from tiebreak.models import (
+    active_adapter,
+    find_model,
+    load_chat,
+    load_frozen_policy,
+    load_policy,
+    load_reward_model,
+    probe_values,
+)
+from tiebreak.runs import read_manifest
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Model has `tie_word_embeddings=True`",
+    "ignore:Setting `save_embedding_layers`",
+    "ignore:Could not find a config file",
+)
+TRAINING = TrainingConfig(precision="float32")
+IDS = [1, 520, 9531, 198, 77, 4093, 2]
+LINEAR = ["q_proj", "v_proj", "down_proj"]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 3, "lora_alpha": 5, "target_modules": LINEAR},
+    "rsLoRA": {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": LINEAR},
+    "DoRA": {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": LINEAR},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": LINEAR,
+        "rank_pattern": {"q_proj": 2},
+        "alpha_pattern": {"v_proj": 20},
+        "layers_to_transform": [1],
+    },
+    "embeddings": {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "q_proj"]},
+}
+BESIDE_THE_HEAD = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "modules_to_save": ["lm_head"]}
+
+
+def make(folder: Path, base: Path, config: Any) -> Path:
+    """An adapter with weights of its own, saved by PEFT."""
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    kinds = {**KINDS, "whole head": BESIDE_THE_HEAD}
+    return {
+        kind: make(folder / kind, tiny_model, LoraConfig(task_type="CAUSAL_LM", **values))
+        for kind, values in kinds.items()
+    }
+
+
+def answers_of_peft(folder: Path) -> list[float]:
+    return probe_values(AutoPeftModelForCausalLM.from_pretrained(folder), IDS)
+
+
+def lora_weights(folder: Path) -> set[str]:
+    return {name for name in load_file(folder / "adapter_model.safetensors") if ".lora_" in name}
+
+
+def tokenizer_of(folder: Path) -> Any:
+    return load_chat(find_model(str(folder))).tokenizer
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "whole head"])
+def test_a_foreign_adapter_answers_as_in_peft(made: dict[str, Path], tiny_model: Path, kind: str) -> None:
+    source = find_model(str(made[kind]))
+    assert source.base == str(tiny_model)
+    wanted = answers_of_peft(made[kind])
+    base = probe_values(AutoModelForCausalLM.from_pretrained(tiny_model), IDS)
+    assert max(abs(a - b) for a, b in zip(wanted, base, strict=True)) > 0.05
+    frozen = load_frozen_policy(source, TRAINING)
+    assert probe_values(frozen, IDS) == pytest.approx(wanted, abs=1e-4)
+    # weights that the head shares with the embeddings cannot take what is added to the embeddings alone
+    assert isinstance(frozen, PeftModel) == (kind == "embeddings")
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_foreign_adapter_is_continued_by_its_own_configuration(made: dict[str, Path], kind: str) -> None:
+    source = find_model(str(made[kind]))
+    model = load_policy(source, TRAINING, None, tokenizer_of(made[kind]))
+    assert probe_values(model, IDS) == pytest.approx(answers_of_peft(made[kind]), abs=1e-6)
+    theirs = json.loads((made[kind] / "adapter_config.json").read_text())
+    ours = model.peft_config["default"].to_dict()
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform"):
+        assert ours[key] == theirs[key]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(trained) == len(lora_weights(made[kind]))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_reference_is_a_whole_copy_and_merged_only_where_that_is_a_sum(made: dict[str, Path], kind: str) -> None:
+    """The copy answers as the policy did while the policy moves on, beside its base weights and merged into them."""
+    model = load_policy(find_model(str(made[kind])), TRAINING, None, tokenizer_of(made[kind]))
+    wanted = answers_of_peft(made[kind])
+    copy_adapter(model, POLICY, REFERENCE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "default" in name.split("."):
+                parameter.add_(0.3)
+    assert max(abs(a - b) for a, b in zip(probe_values(model, IDS), wanted, strict=True)) > 0.05
+    with active_adapter(model, REFERENCE):
+        assert probe_values(model, IDS) == pytest.approx(wanted, abs=1e-6)
+    with merged_adapter(model, REFERENCE):
+        assert probe_values(model, IDS) == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["rsLoRA", "DoRA", "patterns"])
+def test_a_reward_model_starts_as_the_policy(made: dict[str, Path], kind: str) -> None:
+    """Its last hidden state is the policy's."""
+    ids = torch.tensor([IDS])
+    reward = load_reward_model(find_model(str(made[kind])), TRAINING, None, tokenizer_of(made[kind])).eval()
+    policy = AutoPeftModelForCausalLM.from_pretrained(made[kind]).eval()
+    with torch.no_grad():
+        ours = reward.get_base_model().model(input_ids=ids).last_hidden_state
+        theirs = policy.get_base_model().model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# --- through the stages ---
+
+
+def stage(name: str, folder: Path, data: Path, **values: Any) -> dict[str, Any]:
+    """A stage of two steps; its manifest."""
+    files = {"sft": ("demonstrations", "demonstrations"), "ppo": ("prompts", "prompts")}
+    key, file = files.get(name, ("preferences", "preferences"))
+    training = {**TINY_TRAINING, "max_steps": 2, "per_device_batch_size": 2}
+    config = {"adapter": None, "training": training, key: data / f"{file}.jsonl", **values}
+    status, message = run_here(name, "--config", write_config(folder.with_suffix(".yaml"), output=folder, **config))
+    assert status == 0, message[-3000:]
+    return read_manifest(folder)
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "embeddings"])
+def test_every_stage_continues_a_foreign_adapter(
+    made: dict[str, Path], raw_data: Path, tmp_path: Path, kind: str
+) -> None:
+    """SFT on it, DPO on `RUN/final` of that, a reward model on it, and PPO of one on the other."""
+    short = {"sampling": {"max_new_tokens": 6, "temperature": 1.0}}
+    stage("sft", tmp_path / "sft", raw_data, policy=made[kind], **short)
+    stage("dpo", tmp_path / "dpo", raw_data, policy=tmp_path / "sft" / "final", **short)
+    for name in ("sft", "dpo"):
+        saved = json.loads((tmp_path / name / "final" / "adapter_config.json").read_text())
+        assert saved["use_dora"] == (kind == "DoRA")
+        assert set(saved["target_modules"]) == set(KINDS[kind]["target_modules"])
+        assert lora_weights(tmp_path / name / "final") == lora_weights(made[kind])
+    assert read_manifest(tmp_path / "dpo")["inputs"]["policy"]["id"] == read_manifest(tmp_path / "sft")["id"]
+    if kind == "embeddings":
+        return
+    stage("reward", tmp_path / "reward", raw_data, policy=made[kind])
+    rollouts = {"episodes_per_rollout": 4, "rollouts": 1, "ppo_epochs": 1, "stop_when_all_cut_off": False}
+    stage("ppo", tmp_path / "ppo", raw_data, policy=made[kind], reward_model=tmp_path / "reward", **rollouts, **short)
+    # a checkpoint is a policy too, on the base that its run named
+    checkpoint = tmp_path / "dpo" / "checkpoints" / "checkpoint-2"
+    found = find_model(str(checkpoint))
+    assert found.base == find_model(str(tmp_path / "dpo")).base
+    last = probe_values(load_frozen_policy(find_model(str(tmp_path / "dpo")), TRAINING), IDS)
+    assert probe_values(load_frozen_policy(found, TRAINING), IDS) == pytest.approx(last, abs=1e-5)
+    (checkpoint / "adapter_model.safetensors").write_bytes(b"half")
+    with pytest.raises(RunError, match="is not a complete checkpoint"):
+        find_model(str(checkpoint))
+
+
+# --- refused ---
+
+
+def test_what_cannot_be_continued_exactly_is_refused_by_name(
+    made: dict[str, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    cases: dict[str, tuple[Any, str]] = {
+        "IA3": (
+            IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+            "is a IA3 adapter, and LoRA alone",
+        ),
+        "bias": (LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, bias="lora_only"), "has bias: lora_only"),
+        "tokens": (
+            LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, trainable_token_indices=[1, 2]),
+            "has trainable_token_indices",
+        ),
+        "PiSSA": (
+            LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, init_lora_weights="pissa"),
+            "init_lora_weights",
+        ),
+    }
+    for name, (config, reason) in cases.items():
+        with pytest.raises(HandoffError, match=reason):
+            find_model(str(make(tmp_path / name, tiny_model, config)))
+    with pytest.raises(
+        HandoffError, match=r"has modules_to_save: \['lm_head'\], of which a reference cannot keep a copy"
+    ):
+        load_policy(find_model(str(made["whole head"])), TRAINING, None, tokenizer_of(tiny_model))
+    with pytest.raises(HandoffError, match="name a finished reward run"):
+        find_model(str(made["plain"]), "reward")
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made["plain"], tmp_path / "adapter"))
+    change(folder, target_modules=[*LINEAR, "k_proj"])
+    with pytest.raises(HandoffError, match=r"has no weights in LlamaForCausalLM for .*k_proj"):
+        load_frozen_policy(find_model(str(folder)), TRAINING)
+    change(folder, target_modules=LINEAR[:2])
+    with pytest.raises(HandoffError, match=r"has weights that have no place in LlamaForCausalLM for .*down_proj"):
+        load_frozen_policy(find_model(str(folder)), TRAINING)
+    change(folder, target_modules=LINEAR, r=2)
+    with pytest.raises(HandoffError, match="does not fit LlamaForCausalLM, its base"):
+        load_frozen_policy(find_model(str(folder)), TRAINING)
+    change(folder, base_model_name_or_path=str(tmp_path / "gone"))
+    with pytest.raises(ModelError, match=r"is an adapter on .*gone, which is not to be had"):
+        find_model(str(folder))
+    change(folder, base_model_name_or_path=None)
+    with pytest.raises(HandoffError, match="names no base model: set base_model_name_or_path"):
+        find_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "reason"),
+    [
+        ("plain", {"r": 3, "alpha": 5, "target_modules": LINEAR[::-1]}, None),
+        ("plain", {"r": 3, "alpha": 5}, "adapter.target_modules: 'all-linear'"),
+        (
+            "plain",
+            {"r": 3, "alpha": 5, "target_modules": LINEAR, "dropout": 0.3},
+            r"adapter.dropout: 0.3 \(it has 0.0\)",
+        ),
+        ("DoRA", {"r": 4, "alpha": 8, "target_modules": LINEAR}, r"use_dora: True \(no key of `adapter` says so\)"),
+        ("patterns", {"r": 4, "alpha": 8, "target_modules": LINEAR}, "rank_pattern: {'q_proj': 2}"),
+    ],
+)
+def test_another_adapter_than_the_policys_own_is_refused(
+    made: dict[str, Path], kind: str, asked: dict[str, Any], reason: str | None
+) -> None:
+    source, tokenizer = find_model(str(made[kind])), tokenizer_of(made[kind])
+    if reason is None:
+        load_policy(source, TRAINING, AdapterConfig(**asked), tokenizer)
+        return
+    with pytest.raises(ConfigError, match=reason):
+        load_policy(source, TRAINING, AdapterConfig(**asked), tokenizer)
+
+
+def test_all_linear_means_the_modules_and_not_the_word(tiny_model: Path, tmp_path: Path) -> None:
+    """PEFT writes the names that `all-linear` stood for."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules="all-linear")
+    folder = make(tmp_path / "all", tiny_model, config)
+    asked = AdapterConfig(r=2, alpha=4, target_modules="all-linear")
+    load_policy(find_model(str(folder)), TRAINING, asked, tokenizer_of(folder))
