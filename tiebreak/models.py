@@ -333,6 +333,8 @@ def _load_error(source: ModelSource, what: str, error: Exception) -> ModelError:
     """What a loader's error means to the user."""
     if "trust_remote_code" in str(error):
         return ModelError(f"{source.base}: {what} needs Python code of its own ({source.base_path}): {TRUST}")
+    if "Unrecognized configuration class" in str(error):
+        return ModelError(f"{source.base}: there is no class for {what}: transformers has none for this architecture")
     return ModelError(f"{source.base}: {what} cannot be loaded: {error}")
 
 
