@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from preference.answer import load_policy as load_answering_policy
 from tiebreak import models
+from tiebreak.config import TrainingConfig
 from tiebreak.errors import HandoffError, ModelError
 from tiebreak.models import find_model, load_frozen_policy, probe_values
 from tiebreak.runs import read_manifest
@@ -80,7 +81,8 @@ def twisted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stage(name: str, folder: Path, *, trusted: bool = True, **values: Any) -> tuple[int, str]:
-    training = {**TINY_TRAINING, "max_steps": 1, "trust_remote_code": trusted}
+    steps = {} if name in ("sample", "evaluate") else {**TINY_TRAINING, "max_steps": 1}
+    training = {**steps, "trust_remote_code": trusted}
     config = write_config(folder.with_suffix(".yaml"), output=folder, training=training, **values)
     return run_here(name, "--config", config)
 
@@ -116,7 +118,7 @@ def test_a_model_with_code_of_its_own_is_trained_verified_and_sampled(trained: P
     assert type(merged).__name__ == "TwistedForCausalLM"
     assert probe_values(merged, saved["input_ids"]) == pytest.approx(saved["values"], abs=1e-4)
     source = find_model(str(trained), trust_remote_code=True)
-    frozen = load_frozen_policy(source, models.TrainingConfig())
+    frozen = load_frozen_policy(source, TrainingConfig())
     assert probe_values(frozen, saved["input_ids"]) == pytest.approx(saved["values"], abs=1e-4)
     assert type(models.load_chat(source).tokenizer).__name__ == "TwistedTokenizer"
     plain = json.loads((twisted / "config.json").read_text())

@@ -524,7 +524,7 @@ def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Modul
     return model.eval().requires_grad_(False)
 
 
-def _with_adapter(source: ModelSource, training: TrainingConfig, quantized: bool) -> nn.Module:
+def _with_adapter(source: ModelSource, training: LoadingConfig, quantized: bool) -> nn.Module:
     model: nn.Module = load_base(source, training, quantized=quantized)
     if source.folder is not None:
         model = load_adapter(model, source.folder, source.name, trains=False)
