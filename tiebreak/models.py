@@ -452,6 +452,7 @@ def load_base(
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.config.use_cache = False
+    _keep_weights_as_they_are(model)
     return model
 
 
@@ -463,6 +464,14 @@ def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedM
 
     config = AutoConfig.from_pretrained(source.base_path, trust_remote_code=training.trust_remote_code)
     return None if getattr(config, "auto_map", None) else scorer_class(config)
+
+
+def _keep_weights_as_they_are(model: nn.Module) -> None:
+    """On some processors bitsandbytes repacks 4-bit weights once a layer is called in evaluation mode; repacked ones have
+    no gradient, and a probe before training would leave the adapters below them untrained."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_policy(
