@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tiebreak.bundled import cache_folder
 from tiebreak.packing import MOST_RESTS
-from tiebreak.runs import hash_text
+from tiebreak.runs import hash_text, say
 
 Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 """A batch of pairs in TRL's layout → the reference's log-probabilities of chosen and rejected, each of shape (pairs,)"""
@@ -70,6 +70,7 @@ class ReferenceLogps:
         self._groups = _groups(pairs)
         self._known = _read(self.path)
         self._cut_off = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+        self._is_writable = True
         self.computed = 0
         """groups that were not in the cache"""
 
@@ -90,6 +91,14 @@ class ReferenceLogps:
     def _keep(self, found: dict[str, tuple[float, ...]]) -> None:
         self._known |= found
         self.computed += len(found)
+        if self._is_writable:
+            try:
+                self._append(found)
+            except OSError as error:
+                self._is_writable = False
+                say(f"the reference's log-probabilities are not kept: {self.path} cannot be written ({error.strerror})")
+
+    def _append(self, found: dict[str, tuple[float, ...]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(_line(key, values) for key, values in found.items())
         if self._cut_off:

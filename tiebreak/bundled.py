@@ -49,7 +49,14 @@ def load_bundled(name: str) -> Path:
     folder = _smollm2_folder()
     if (folder / "model.safetensors").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        (folder.parent / f"{folder.name}.lock").touch()
+    except OSError as error:
+        raise ModelError(
+            f"{SMOLLM2} is not in the cache, and {folder.parent} cannot be written ({error.strerror}): set TIEBREAK_CACHE "
+            "to a folder that can, or to one that has it"
+        ) from error
     with (
         _one_at_a_time(folder.parent / f"{folder.name}.lock"),
         tempfile.TemporaryDirectory(dir=folder.parent) as scratch,

@@ -57,6 +57,10 @@ TRUST = (
 )
 MODEL_FILE = "model.json"
 PROBE_FILE = "probe.json"
+PROBE_TEXT = (
+    " Two  spaces,\tTabs\nand lines; naïve CAFÉ's 1234567.89 — 日本語, العربية, emoji 🙂, [INST] <|im_start|>.  "
+)
+"""for tokenizers whose rules cannot be read: blanks, case, digits, scripts, special tokens"""
 PROBE_TOLERANCE = 1e-5
 """In a fresh process on the machine that trained, float32."""
 PROBE_TOLERANCE_ELSEWHERE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
@@ -356,14 +360,31 @@ def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Seque
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Hashes that pin what text becomes which ids."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.pop("padding", None)
-    state.pop("truncation", None)
+    state = _tokenizer_state(tokenizer)
     ids = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
     return {
         "tokenizer_sha256": hash_text(json.dumps([state, ids], sort_keys=True)),
         "chat_template_sha256": hash_text(str(tokenizer.chat_template)),
     }
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that a tokenizer's ids rest on; of one without a fast backend, its vocabulary and what it makes of a text."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("padding", None)
+        state.pop("truncation", None)
+        return state
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    read = list(tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"])
+    try:
+        vocabulary = tokenizer.get_vocab()
+    except NotImplementedError:
+        raise HandoffError(
+            f"{type(tokenizer).__name__} cannot list its vocabulary, so no run could pin it: use a tokenizer with a fast "
+            "backend (tokenizer.json)"
+        ) from None
+    return {"class": type(tokenizer).__name__, "vocabulary": vocabulary, "added": added, "read": read}
 
 
 def chat_facts(chat: Chat) -> dict[str, Any]:
