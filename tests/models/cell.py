@@ -32,6 +32,8 @@ from tiebreak.reports import read_reports
 How = Literal["exact", "padded", "plain", "alone", "refused", "wrong", "failed"]
 STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate")
 UNEXPECTED = "This is a fault in Tiebreak or in a library"
+REFUSALS = (1, 2)
+"""exit statuses of a `TiebreakError`; a signal's is another"""
 RANK, ALPHA = 4, 8
 NEW_TOKENS = 32
 LOGP = 2e-3
@@ -142,7 +144,7 @@ def run_stage(cell: Cell, stage: str) -> Outcome:
         end_process(cell.output(stage))
     if status:
         reason = remarks.strip().split("error: ", 1)[-1].replace(f"{cell.folder}/", "")
-        return Outcome("failed" if UNEXPECTED in reason else "refused", _one_line(reason))
+        return Outcome("failed" if UNEXPECTED in reason or status not in REFUSALS else "refused", _one_line(reason))
     try:
         faults = [
             f"{name}: {report.error}" for name, report in read_reports(cell.output(stage)).items() if report.error
@@ -331,7 +333,12 @@ def check_sample(cell: Cell) -> list[str]:
     for question, pair in pairs.items():
         prompt, written = cell.row(question, "")
         wanted = plain.greedy(model, prompt, NEW_TOKENS, end_id=written[-1])
-        [drawn] = [c for c in pair["completions"] if c["sampling"]["temperature"] == 0.0]
+        greedy = [c for c in pair["completions"] if c["sampling"]["temperature"] == 0.0]
+        if not greedy:  # an empty answer is in no pair
+            empty = not cell.tokenizer.decode(wanted, skip_special_tokens=True).strip()
+            faults += [] if empty else [f"no greedy answer to {question!r}"]
+            continue
+        [drawn] = greedy
         if drawn.get("ids", wanted) != wanted:
             faults.append(f"drew {cell.tokenizer.decode(drawn['ids'])!r}, generate {cell.tokenizer.decode(wanted)!r}")
         if question in dict(TAUGHT):
