@@ -52,7 +52,10 @@ _STDERR = os.dup(2)
 _DATA_SETS = [f"tests/data_sets/test_{name}.py" for name in ("formats", "files", "splits", "command")]
 TESTS = {
     "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
-    "evaluation/evaluate.py": ["tests/evaluation/test_evaluate.py"],
+    "evaluation/evaluate.py": [
+        "tests/evaluation/test_evaluate.py",
+        "tests/data_sets/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
+    ],
     "evaluation/yardstick.py": ["tests/evaluation/test_evaluate.py"],
     "evaluation/compare/verdicts.py": [
         "tests/evaluation/test_verdicts.py",

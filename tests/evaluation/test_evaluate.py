@@ -442,6 +442,36 @@ def test_values_that_count_as_numbers_do(start: Start, tmp_path: Path) -> None:
     assert read_report(output)["policies"]["sft"]["yardstick_mean"] == 1.0
 
 
+def test_a_yardstick_sees_each_answer_beside_its_own_question(start: Start, tmp_path: Path) -> None:
+    """Tried on the first that was drawn, the shortest; then all, one call each. Of a conversation it is the last turn."""
+    source = f"import json\ndef grade(p, a):\n    with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
+    source += "        file.write(json.dumps([p, a]) + chr(10))\n    return len(a)\n"
+    write_yardstick(tmp_path, source)
+    questions = {word: "ask " * number + word for number, word in enumerate(PROMPTS, start=1)}
+    rows = [
+        {"prompt": [{"role": "system", "content": "ask"}, {"role": "user", "content": text}], "split": "test"}
+        for text in questions.values()
+    ]
+    prompts = write_rows(tmp_path / "conversations.jsonl", rows)
+    status, told, output = start(yardstick="mine:grade", prompts=prompts, batch_size=1)  # four answers a file
+    assert status == 0, told
+    calls = [tuple(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
+
+    def answer_to(script: Script, word: str) -> str:
+        return " ".join(phrase for phrase in script.answers[word] if phrase != EOS)
+
+    expected = {
+        name: {(text, answer_to(script, word)) for word, text in questions.items()}
+        for name, script in (("base", BASE), ("sft", SFT), ("dpo", DPO))
+    }
+    assert len(calls) == 3 * 7
+    for at, name in enumerate(expected):
+        assert calls[7 * at] == (questions["one"], answer_to({"base": BASE, "sft": SFT, "dpo": DPO}[name], "one"))
+        assert set(calls[7 * at + 1 : 7 * at + 7]) == expected[name]
+    for name, pairs in expected.items():
+        assert {r["yardstick_score"] for r in rows_of(output, name).values()} == {len(a) for _, a in pairs}
+
+
 def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_mended(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
