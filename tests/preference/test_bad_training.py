@@ -127,6 +127,28 @@ def test_what_stops_ppo(name: str, world: World, tmp_path: Path) -> None:
     assert all((checkpoint / "model.safetensors").is_file() for checkpoint in kept)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_an_adapter_on_the_head_would_stay_as_it_is(algorithm: str, world: World, tmp_path: Path) -> None:
+    adapter = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "lm_head"]}
+    status, stderr = run_here("ppo", "--config", ppo_config(tmp_path, world, adapter=adapter, algorithm=algorithm))
+    assert status == 2
+    assert "'lm_head' names lm_head, the language-model head" in stderr
+    assert not complete_checkpoints(tmp_path / "ppo")
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_more_tokens_than_positions(algorithm: str, world: World, tmp_path: Path) -> None:
+    """The policy has 64 positions."""
+    changed = {
+        "sampling": {"temperature": 1.0, "max_new_tokens": 64},
+        "training": {**TRAINING, "max_length_tokens": 128},
+    }
+    status, stderr = run_here("ppo", "--config", ppo_config(tmp_path, world, algorithm=algorithm, **changed))
+    assert status == 2
+    assert "a prompt and sampling.max_new_tokens take" in stderr
+    assert "this model has 64 positions" in stderr
+
+
 def test_a_critic_of_another_size(world: World, tmp_path: Path) -> None:
     run = start_run(StageConfig(output=str(tmp_path / "other"), tracking=TrackingConfig(mode="disabled")), "ppo", {})
     save_file({"weight": torch.zeros(1, 48), "bias": torch.zeros(1)}, run.final / VALUE_HEAD_FILE)

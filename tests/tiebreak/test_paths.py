@@ -13,7 +13,7 @@ from test_passes import dpo_trainer, reward_trainer, sft_trainer
 from transformers import AutoConfig, PreTrainedConfig
 
 from tiebreak import head, pairwise
-from tiebreak.errors import ModelError
+from tiebreak.errors import ConfigError, ModelError
 from tiebreak.pairwise import packs, whole_model
 from tiebreak.paths import Computed, ForwardPath, fault_of
 from tiebreak.runs import read_manifest
@@ -131,6 +131,15 @@ def test_a_hybrid_is_trained_unpacked(tmp_path: Path) -> None:
     trainer = proved(sft_trainer(tmp_path, model=build(config)))
     assert trainer.proof.path == ForwardPath.PADDED
     assert "hidden states were others" in trainer.proof.refused[0]
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_rows_longer_than_the_positions_are_refused(stage: str, tmp_path: Path) -> None:
+    """OPT's table has eight rows here; a prompt and an answer take up to sixteen tokens."""
+    config = config_of("opt", max_position_embeddings=8, ffn_dim=32, word_embed_proj_dim=16)
+    trainer = TRAINERS[stage](tmp_path, model=build(config))
+    with pytest.raises(ConfigError, match=r"the longest rows .* take 1\d tokens, and this model has 8 positions"):
+        trainer.compute_in_passes(25, packed=True)
 
 
 @pytest.mark.parametrize(
