@@ -33,6 +33,7 @@ from tiebreak.sharding import at_own_pace
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LEFT_PADDING = 3
 TRL_REFERENCE = "ref"
 """the name under which TRL keeps the adapter as it was"""
 
@@ -213,8 +214,11 @@ def build_group_trainer(
 def to_group_batch(
     examples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """(prompt, completion) pairs as TRL's group trainers lay them out: prompts padded on the left, completions right."""
-    before, after = max(len(p) for p, _ in examples), max(len(c) for _, c in examples)
+    """(prompt, completion) pairs as TRL's group trainers lay them out: prompts padded on the left, completions right.
+
+    All of them on the left by some, as short prompts are beside long ones.
+    """
+    before, after = LEFT_PADDING + max(len(p) for p, _ in examples), max(len(c) for _, c in examples)
 
     def laid_out(of_pad: int, of_prompt: Any, of_completion: Any) -> Tensor:
         rows = [
