@@ -200,6 +200,12 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
         return {"policy": self.policy, "preferences": self.preferences, **guard}
 
     @model_validator(mode="after")
+    def _all_is_read(self) -> DPOConfig:
+        if self.strength_as != "margin":
+            refuse_unread(self, f"with strength_as {self.strength_as} there is no margin", "margin_scale")
+        return self
+
+    @model_validator(mode="after")
     def _labels_have_a_meaning(self) -> DPOConfig:
         faults = [
             f"{key}: {', '.join(other)} cannot take it; {', '.join(able)} can"

@@ -117,6 +117,7 @@ class PairCollator(DataCollatorForPreference):
 class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
     """TRL's trainer on rows that tiebreak.chat has tokenised, and with its reference checked at the first batch."""
 
+    precompute_ref_logps: bool
     reference: ReferenceLogps | None = None
     """set: what the reference says of a pair is looked up before it is computed"""
 
@@ -131,9 +132,12 @@ class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
         labels = {name: inputs[name] for name in LABELS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
-        self.precompute_ref_logps = True  # TRL reads the two columns then
         policy = _Remembered(model)
-        result = super()._compute_loss(policy, inputs, return_outputs)
+        before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL reads the two columns then
+        try:
+            result = super()._compute_loss(policy, inputs, return_outputs)
+        finally:
+            self.precompute_ref_logps = before
         ours = policy.output.log_probs.sum(1)
         if self.state.global_step == 0 and self.model.training:
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])

@@ -42,7 +42,7 @@ UNREAD = {
 """Sections that these runs do not switch on, and where they are read."""
 ADAPTED = ("reward", "dpo", "ppo")
 """stages whose policy has an adapter here, so that they make none"""
-REFUSED = {("ppo", "completions_per_prompt")}
+REFUSED = {("ppo", "completions_per_prompt"), ("dpo", "margin_scale")}
 """keys that are refused where they are not read, as below"""
 
 
@@ -172,6 +172,7 @@ def test_a_key_of_training_that_is_not_read_is_refused(stage: str, monkeypatch: 
             ["--strength-as", "weight", "--margin-scale", "2"],
             "margin_scale: with strength_as weight there is no",
         ),
+        ("dpo", ["--margin-scale", "2"], "margin_scale: with strength_as nothing there is no margin"),
         ("reward", ["--max-samples", "9"], "max_samples: without samples there are no answers to score"),
     ],
 )

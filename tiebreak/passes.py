@@ -73,7 +73,7 @@ class StepInPasses:
             ModelError: no path does.
         """
         sets = [rows for rows in (self.train_dataset, self.eval_dataset) if rows is not None]
-        longest = max(max(rows.select_columns("length")[:]["length"]) for rows in sets)
+        longest = max(max(lengths_of(rows)) for rows in sets)
         require_positions(whole_model(self.model).config, longest, "the longest rows (see training.max_length_tokens)")
         self.tokens_per_pass = tokens or default_tokens_per_pass(self.args.device)
         forwards = Forwards.of(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
@@ -205,9 +205,18 @@ def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
         return prove(trainer.model, candidates, truth, compute)
 
 
+def lengths_of(dataset: Any, count: int | None = None) -> list[int]:
+    """Tokens of each of the first rows: as the column `length` says, or counted where there is none."""
+    if "length" in dataset.column_names:
+        return [int(length) for length in dataset.select_columns("length")[:count]["length"]]
+    ids = [name for name in dataset.column_names if name.endswith("_ids")]
+    rows = [{name: len(row[name]) for name in ids} for row in dataset.select_columns(ids).select(range(len(dataset)))]
+    return [row.pop("prompt_ids", 0) + max(row.values()) for row in rows[:count]]
+
+
 def batch_to_check(trainer: Any) -> dict[str, Any]:
     """The first rows of the training set that have few tokens together; the shortest row where all are longer."""
-    lengths = trainer.train_dataset.select_columns("length")[:ROWS_LOOKED_AT]["length"]
+    lengths = lengths_of(trainer.train_dataset, ROWS_LOOKED_AT)
     chosen: list[int] = []
     tokens = 0
     for row, length in enumerate(lengths):

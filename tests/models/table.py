@@ -8,12 +8,15 @@ a figure is wrong or an exception got through. With names of models, only those 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -78,24 +81,30 @@ def read_page() -> dict[tuple[str, str], dict[str, str]]:
     return rows
 
 
-def main(names: list[str]) -> int:
-    """Run the cells of the models named, or all, and write the page if it is all."""
+def one_cell(cell: tuple[str, str]) -> dict[str, Outcome]:
+    """How every stage of a model with a template ends."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # tiny matrices: threads cost more than they give
+    model, template = cell
+    folder = Path(tempfile.mkdtemp())
+    try:
+        return run_cell(folder, ARCHITECTURES[model], TEMPLATES[template])
+    finally:
+        shutil.rmtree(folder)
+
+
+def main(names: list[str]) -> int:
+    """Run the cells of the models named, or all, a process a core, and write the page if it is all."""
+    wanted = [(model, t) for model, t in cells() if not names or {model, f"{model}/{t}"} & set(names)]
     results = {}
-    for model, template in cells():
-        if names and not {model, f"{model}/{template}"} & set(names):
-            continue
-        folder = Path(tempfile.mkdtemp())
-        try:
-            results[model, template] = outcomes = run_cell(folder, ARCHITECTURES[model], TEMPLATES[template])
-        finally:
-            shutil.rmtree(folder)
-        print(f"{model} × {template}: " + ", ".join(f"{stage} {outcomes[stage].how}" for stage in STAGES))
-        for stage, outcome in outcomes.items():
-            if outcome.note:
-                print(f"    {stage} {outcome.how}: {outcome.note}")
-        sys.stdout.flush()
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), max_tasks_per_child=16) as pool:
+        for (model, template), outcomes in zip(wanted, pool.map(one_cell, wanted), strict=True):
+            results[model, template] = outcomes
+            print(f"{model} × {template}: " + ", ".join(f"{stage} {outcomes[stage].how}" for stage in STAGES))
+            for stage, outcome in outcomes.items():
+                if outcome.note:
+                    print(f"    {stage} {outcome.how}: {outcome.note}")
+            sys.stdout.flush()
     faults = [cell for cell, outcomes in results.items() if any(outcome.is_fault for outcome in outcomes.values())]
     passed = len(results) - len(faults)
     print(f"{passed} passed, {len(faults)} failed")

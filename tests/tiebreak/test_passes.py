@@ -70,7 +70,7 @@ def assert_same_rows(
 ) -> None:
     for step, (a, b) in enumerate(zip(one, other, strict=True)):
         for key in keys:
-            assert a[key] == pytest.approx(b[key], abs=allowed), f"{key} at step {step}"
+            assert a[key] == pytest.approx(b[key], abs=allowed, rel=allowed), f"{key} at step {step}"
 
 
 def dpo_trainer(
