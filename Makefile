@@ -10,8 +10,8 @@ export HF_HUB_OFFLINE ?= 1
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
-	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 15 minutes"
-	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: an hour"
+	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
+	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
 

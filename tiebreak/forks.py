@@ -9,6 +9,7 @@ would stay locked for good. Elsewhere a process starts from nothing.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import multiprocessing
 import os
@@ -42,7 +43,10 @@ def may_fork() -> bool:
 
 
 def _threads() -> int:
-    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    names: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            names.append((task / "comm").read_text().strip())
     return sum(name not in SAFE_THREADS for name in names)
 
 

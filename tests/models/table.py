@@ -97,7 +97,7 @@ def main(names: list[str]) -> int:
     """Run the cells of the models named, or all, a process a core, and write the page if it is all."""
     wanted = [(model, t) for model, t in cells() if not names or {model, f"{model}/{t}"} & set(names)]
     results = {}
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), max_tasks_per_child=16) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for (model, template), outcomes in zip(wanted, pool.map(one_cell, wanted), strict=True):
             results[model, template] = outcomes
             print(f"{model} × {template}: " + ", ".join(f"{stage} {outcomes[stage].how}" for stage in STAGES))

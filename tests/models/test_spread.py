@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from architectures import ARCHITECTURES
 from cell import run_cell
+from table import read_page
 from templates import TEMPLATES
 
 SPREAD = [
@@ -17,7 +18,12 @@ SPREAD = [
     ("OLMo 3", "olmo"),
     ("Mistral", "mistral"),
     ("StableLM", "zephyr"),
+    ("Cohere", "cohere"),
+    ("Mixtral, auxiliary loss", "mistral"),
+    ("gpt-oss", "gptoss"),
+    ("Qwen3.5", "qwen3_5_think"),
 ]
+"""dense, windows, scaled logits, mixtures with and without an auxiliary loss, a hybrid"""
 
 
 @pytest.mark.filterwarnings("default")
@@ -25,3 +31,4 @@ SPREAD = [
 def test_every_stage_agrees_with_plain_transformers(tmp_path: Path, model: str, template: str) -> None:
     outcomes = run_cell(tmp_path, ARCHITECTURES[model], TEMPLATES[template])
     assert not {stage: outcome for stage, outcome in outcomes.items() if outcome.is_fault}
+    assert {stage: outcome.how for stage, outcome in outcomes.items()} == read_page()[model, template]

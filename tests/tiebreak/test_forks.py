@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
+from tiebreak import forks
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 
 FORKED = """
@@ -197,3 +199,10 @@ os.kill(os.getpid(), signal.SIGKILL)
     ):
         assert time.monotonic() < give_up, "it still waits"
         time.sleep(0.05)
+
+
+def test_a_thread_that_ends_while_threads_are_counted_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = forks._threads()
+    tasks = [*Path("/proc/self/task").iterdir(), Path("/proc/self/task/4194305")]  # above the largest number there is
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(tasks))
+    assert forks._threads() == before
