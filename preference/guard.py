@@ -171,8 +171,8 @@ class Guard(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main_process():
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            told = {"history": [asdict(verdict) for verdict in self.history], "margins": self._margins}
-            write_json(folder / HISTORY_FILE, told)
+            state = {"history": [asdict(verdict) for verdict in self.history], "margins": self._margins}
+            write_json(folder / HISTORY_FILE, state)
             save_file(self._best, folder / BEST_FILE, metadata={"format": "pt"})
 
     def on_train_end(
@@ -276,10 +276,10 @@ class Guard(TrainerCallback):
                 f"{checkpoint} lacks what the guard has seen ({', '.join(lacking)}): remove it, to go on from an earlier "
                 "one"
             )
-        told = json.loads((checkpoint / HISTORY_FILE).read_text())
+        state = json.loads((checkpoint / HISTORY_FILE).read_text())
         self._best = load_file(checkpoint / BEST_FILE)
-        self.history = [Verdict(**verdict) for verdict in told["history"]]
-        self._margins = told["margins"]
+        self.history = [Verdict(**verdict) for verdict in state["history"]]
+        self._margins = state["margins"]
 
 
 def require_held_out(run: Run, prompts: int) -> None:
@@ -326,9 +326,9 @@ def build_guard(
     """
     chosen = list(prompts[: config.max_prompts])
     require_room(backbone.config, [ids for ids, _ in chosen], sampling.max_new_tokens)
-    told = Conversations(chat, {tuple(ids): prompt for ids, prompt in chosen})
+    conversations = Conversations(chat, {tuple(ids): prompt for ids, prompt in chosen})
     found = find_model(config.reward_model, "reward", training.trust_remote_code)
-    reward = load_reward(found, 1.0, backbone, source, told, training, "guard")
+    reward = load_reward(found, 1.0, backbone, source, conversations, training, "guard")
     policy = GuardedPolicy(
         backbone, reward, learned_from, [ids for ids, _ in chosen], sampling, chat.stop_ids, training.seed
     )

@@ -175,11 +175,11 @@ class FunctionReward:
         Raises:
             HandoffError: it raises, or returns no list of numbers, or one of another length.
         """
-        told = self.conversations
+        conversations = self.conversations
         try:
             returned = self.function(
-                prompts=[[m.model_dump() for m in told.prompt(p).messages] for p in prompts],
-                completions=[[{"role": "assistant", "content": told.text(c)}] for c in completions],
+                prompts=[[m.model_dump() for m in conversations.prompt(p).messages] for p in prompts],
+                completions=[[{"role": "assistant", "content": conversations.text(c)}] for c in completions],
                 completion_ids=[list(c) for c in completions],
             )
         except Exception as error:

@@ -8,8 +8,10 @@ after a crash. Completions of one prompt that say the same are one; a prompt lef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from preference.configuration import SampleConfig
 from tiebreak.chat import Chat, encode_each
@@ -29,7 +31,7 @@ from tiebreak.records import (
     write_json,
     write_jsonl,
 )
-from tiebreak.runs import clear_partial, in_batches, say, start_run, that_drops
+from tiebreak.runs import Run, clear_partial, in_batches, say, start_run, that_drops
 from tiebreak.tracking import track, track_again
 
 
@@ -43,27 +45,64 @@ def sample(config: SampleConfig) -> None:
     prompts = choose_prompts(config, Rules.of(run))
     source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
+    encoded = encode_prompts(run, config, chat, prompts)
+    prompts = [prompt for prompt in prompts if prompt.id in encoded]
+    model = load_frozen_policy(source, config.training)
+    require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
+    drawn = draw_completions(run, config, chat, source.id, model, encoded)
+    pairs, left_out = to_pairs(prompts, drawn, config)
+    if not pairs:
+        raise DataError("no prompt has two different completions: raise sampling.temperature")
+    write_jsonl(run.final / "pairs.jsonl", pairs)
+    counts = {"prompts": len(prompts), "completions": len(drawn), "pairs": len(pairs), **left_out}
+    counts |= count_drawn(chat, prompts, drawn)
+    write_json(run.final / "report.json", {"counts": counts})
+    run.facts["counts"] = counts
+    run.finish()
+    track(run)
+    clear_partial(run)
+    say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
+
+
+def encode_prompts(run: Run, config: SampleConfig, chat: Chat, prompts: list[Prompt]) -> dict[str, list[int]]:
+    """Token ids by prompt id, of the prompts that the chat template takes.
+
+    Raises:
+        DataError: prompts are too long, or cannot be rendered and none may be dropped.
+    """
     each = encode_each(
         prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts", that_drops(run)
     )
-    prompts = [prompt for prompt, _ in each]
     encoded = {prompt.id: ids for prompt, ids in each}
-    too_long = [
-        f"{p.id}: {len(encoded[p.id])} tokens" for p in prompts if len(encoded[p.id]) > config.max_prompt_tokens
-    ]
+    too_long = [f"{name}: {len(ids)} tokens" for name, ids in encoded.items() if len(ids) > config.max_prompt_tokens]
     if too_long:
         raise DataError(
             f"{len(too_long)} prompt(s) are longer than max_prompt_tokens ({config.max_prompt_tokens}): raise it, or drop "
             "them in prepare",
             too_long,
         )
-    model = load_frozen_policy(source, config.training)
-    require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
+    return encoded
+
+
+def draw_completions(
+    run: Run,
+    config: SampleConfig,
+    chat: Chat,
+    policy: str,
+    model: nn.Module,
+    encoded: Mapping[str, list[int]],
+) -> dict[tuple[str, int], Completion]:
+    """The completions by prompt id and number, a setting after the other; batches that are on disk are not drawn again.
+
+    Args:
+        policy: the id that completions carry.
+        encoded: token ids by prompt id.
+    """
     drawn: dict[tuple[str, int], Completion] = {}
     for number in range(min(len(config.sampling), config.completions_per_prompt)):
         setting = config.sampling[number]
         numbers = range(number, config.completions_per_prompt, len(config.sampling))
-        keys = sorted(((p.id, n) for p in prompts for n in numbers), key=lambda key: (len(encoded[key[0]]), key))
+        keys = sorted(((p, n) for p in encoded for n in numbers), key=lambda key: (len(encoded[key[0]]), key))
 
         def draw(
             batch: list[tuple[str, int]], advance: Callable[[int], object], setting: SamplingConfig = setting
@@ -84,23 +123,19 @@ def sample(config: SampleConfig) -> None:
             run, keys, BATCHES_A_CALL * config.batch_size, draw, f"sampling {number + 1} of {len(config.sampling)}"
         )
         for (identity, n), row in zip(keys, rows, strict=True):
-            drawn[identity, n] = to_completion(identity, n, row, source.id, setting, config, chat)
-    pairs, left_out = to_pairs(prompts, drawn, config)
-    if not pairs:
-        raise DataError("no prompt has two different completions: raise sampling.temperature")
-    write_jsonl(run.final / "pairs.jsonl", pairs)
-    counts = {"prompts": len(prompts), "completions": len(drawn), "pairs": len(pairs), **left_out}
-    counts |= {"unfinished": sum(not completion.finished for completion in drawn.values())}
+            drawn[identity, n] = to_completion(identity, n, row, policy, setting, config, chat)
+    return drawn
+
+
+def count_drawn(chat: Chat, prompts: list[Prompt], drawn: Mapping[tuple[str, int], Completion]) -> dict[str, int]:
+    """How many completions were cut off, and how many have a text that leads to other tokens than were drawn."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    counts["other_tokens_from_text"] = sum(
-        not is_written_alike(chat, by_id[identity], completion) for (identity, _), completion in drawn.items()
-    )
-    write_json(run.final / "report.json", {"counts": counts})
-    run.facts["counts"] = counts
-    run.finish()
-    track(run)
-    clear_partial(run)
-    say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
+    return {
+        "unfinished": sum(not completion.finished for completion in drawn.values()),
+        "other_tokens_from_text": sum(
+            not is_written_alike(chat, by_id[identity], completion) for (identity, _), completion in drawn.items()
+        ),
+    }
 
 
 def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]:

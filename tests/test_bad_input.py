@@ -99,7 +99,7 @@ def test_a_missing_configuration_names_its_neighbour(tmp_path: Path) -> None:
 def test_a_missing_file_of_data(tmp_path: Path, output: Path) -> None:
     fail(
         "prepare", "--output", output, "--prompts", tmp_path / "gone.jsonl",
-        told=(str(tmp_path / "gone.jsonl"), "no such input", "run the stage that writes it first, or mend the path"),
+        told=(str(tmp_path / "gone.jsonl"), "no such input", "run the stage that writes it first, or fix the path"),
     )  # fmt: skip
     assert not output.exists()
 

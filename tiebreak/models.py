@@ -191,7 +191,7 @@ def find_base(name: str, trust_remote_code: bool = False) -> Path:
         _require_safetensors(path, name)
         return path
     if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
-        raise ModelError(f"no such model: {name} is not there; run the stage that writes it first, or mend the path")
+        raise ModelError(f"no such model: {name} is not there; run the stage that writes it first, or fix the path")
     return _from_hub(name, trust_remote_code)
 
 

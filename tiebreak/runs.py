@@ -439,7 +439,7 @@ def identify_input(source: str) -> Input:
     if path.is_file():
         return Input(source, "file", hash_file(path))
     if source.startswith("runs/") or source.endswith((".jsonl", ".parquet", ".json")):
-        raise RunError(f"no such input: {source}; run the stage that writes it first, or mend the path")
+        raise RunError(f"no such input: {source}; run the stage that writes it first, or fix the path")
     commit = model_commit(source)
     return Input(source, "name", f"{source}#{commit}" if commit else source)
 

@@ -86,18 +86,18 @@ def run_launched(command: Sequence[str], environment: Mapping[str, str]) -> int:
         start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which passes it on once
         preexec_fn=lambda: follow_parent(parent),
     )
-    told: list[Any] = []
+    signalled: list[Any] = []
 
     def pass_on(number: int) -> None:
-        told[:] = _children(process.pid)
-        for worker in told:
+        signalled[:] = _children(process.pid)
+        for worker in signalled:
             _send(worker, number)
-        if not told:
+        if not signalled:
             process.send_signal(number)
 
     with passing_on(pass_on) as came:
         status = _wait(process, came)
-    for worker in told:
+    for worker in signalled:
         _send(worker, signal.SIGKILL)
     return status if status >= 0 else 128 - status
 

@@ -107,8 +107,8 @@ def kl_chart(path: Sequence[tuple[float, float, float]], spots: Sequence[Spot], 
         boxes.append((x - 8, y - 8, x + 8, y + 8))
     for spot in spots:
         body.append(_placed(frame, boxes, (frame.px(spot.kl), frame.py(spot.score)), spot.name, "spot"))
-    told = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in spots)
-    return svg(460, 320, body, cls="plot wide", label=f"Score against KL from {baseline}. {told}")
+    points = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in spots)
+    return svg(460, 320, body, cls="plot wide", label=f"Score against KL from {baseline}. {points}")
 
 
 def _path(frame: Frame, path: Sequence[tuple[float, float, float]], boxes: list[Box]) -> list[Markup]:
@@ -157,8 +157,8 @@ def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: 
     for place in dict.fromkeys((at, len(path) - 1)):  # the first stands at no KL, and needs no label
         shown = f"step {steps[place]:.0f}" + (", kept" if place == at else "")
         body.append(_placed(frame, boxes, places[place], shown, "spot" if place == at else "note"))
-    told = "; ".join(f"step {step:.0f}: KL {number(kl)}, score {number(score)}" for step, kl, score in path)
-    return svg(340, 220, body, cls="plot", label=f"{title} against KL. {told}")
+    points = "; ".join(f"step {step:.0f}: KL {number(kl)}, score {number(score)}" for step, kl, score in path)
+    return svg(340, 220, body, cls="plot", label=f"{title} against KL. {points}")
 
 
 def _placed(frame: Frame, boxes: list[Box], place: Point, shown: str, style: str) -> Markup:

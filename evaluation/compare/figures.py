@@ -148,8 +148,8 @@ def stage_facts(link: Link) -> dict[str, Any]:
 
 def _noted_counts(link: Link) -> dict[str, Any]:
     """Counts in a stage's manifest, and the reasons for what it dropped in the report beside its data."""
-    told = link.manifest.get("counts")
-    counts = dict(told) if isinstance(told, dict) else {}
+    recorded = link.manifest.get("counts")
+    counts = dict(recorded) if isinstance(recorded, dict) else {}
     path = Path(link.folder) / "final" / "report.json"
     if link.stage in ("prepare", "sample", "label") and path.is_file():
         report = json.loads(path.read_text(encoding="utf-8"))

@@ -138,7 +138,7 @@ def _named(policy: str, marks: Marks) -> Markup:
 
 
 def _head(report: Report) -> Markup:
-    told = report["headline"]
+    headline = report["headline"]
     facts = {
         "Prompts": f"{number(max(row['n_prompts'] for row in report['policies'].values()))} held out",
         "Yardstick": _yardstick(report),
@@ -148,9 +148,9 @@ def _head(report: Report) -> Markup:
     }
     return join(
         el("p", report["title"], cls="eyebrow"),
-        el("h1", told["claim"]),
-        _lead(told["sentences"]),
-        [el("p", caveat, cls="caveat") for caveat in (*told["caveats"], *told["guards"])],
+        el("h1", headline["claim"]),
+        _lead(headline["sentences"]),
+        [el("p", caveat, cls="caveat") for caveat in (*headline["caveats"], *headline["guards"])],
         el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
     )
 
@@ -381,9 +381,9 @@ def _against(report: Report, marks: Marks, measure: Measure) -> Markup | None:
     rows = []
     for policy in policies:
         figures = [one["policies"].get(policy, {}) for one in evaluations]
-        told = [m for m in measures if any(row.get(m[1]) is not None for row in figures)]
-        for at, one in enumerate(told):
-            first = el("th", _named(policy, marks), scope="rowgroup", rowspan=len(told)) if at == 0 else None
+        shown = [m for m in measures if any(row.get(m[1]) is not None for row in figures)]
+        for at, one in enumerate(shown):
+            first = el("th", _named(policy, marks), scope="rowgroup", rowspan=len(shown)) if at == 0 else None
             rows.append(el("tr", first, el("td", one[0]), [_beside(row, *one[1:]) for row in figures]))
     headings = [heading("Policy"), heading("Figure"), *(heading(one["name"], numeric=True) for one in evaluations)]
     remark = "All on the same prompts, with the same yardstick and the same sampling settings."
@@ -485,12 +485,12 @@ def _guarded(stage: Row) -> Markup:
     figures = [
         el(
             "figure",
-            el("figcaption", el("b", title), el("div", told, cls="legend")),
+            el("figcaption", el("b", title), el("div", legend, cls="legend")),
             charts.guard_chart(
                 [(v["step"], v["kl"], v[key]) for v in guard["history"]], guard["kept"]["step"], title, tone
             ),
         )
-        for key, title, told in drawn
+        for key, title, legend in drawn
     ]
     remark = (
         "Points are darker with the steps; the ringed one is the policy that was kept. The two scores come from different "
@@ -551,13 +551,13 @@ def final_figures(metrics: Mapping[str, Any]) -> list[str]:
     >>> final_figures({"held_out_accuracy": 0.75, "held_out_accuracy_interval": [0.6, 0.86], "n": 40})
     ['held out accuracy 0.750 (95% interval 0.600 to 0.860)', 'n 40']
     """
-    told = []
+    phrases = []
     for key, value in metrics.items():
         edges = metrics.get(f"{key}_interval")
         if isinstance(value, (int, float)):
             words = f"{key.replace('_', ' ')} {number(value)}"
-            told.append(f"{words} (95% interval {number(edges[0])} to {number(edges[1])})" if edges else words)
-    return told
+            phrases.append(f"{words} (95% interval {number(edges[0])} to {number(edges[1])})" if edges else words)
+    return phrases
 
 
 def _panel(panel: Panel, stage: str, kept: float | None) -> Markup:
@@ -662,7 +662,9 @@ def _samples(report: Report, samples: Sequence[Sample], marks: Marks, measure: M
         if len(samples) >= total
         else f"{len(samples)} of {total} prompts: the largest gains, the largest losses and random ones by turns."
     )
-    told = f" Gain and loss: the change of {_lower(measure.name)} from the policy that the one named was trained from."
+    changes = (
+        f" Gain and loss: the change of {_lower(measure.name)} from the policy that the one named was trained from."
+    )
     more = el(
         "p",
         el("button", "Show more", type="button", id="more"),
@@ -672,7 +674,7 @@ def _samples(report: Report, samples: Sequence[Sample], marks: Marks, measure: M
         hidden=True,
     )
     cards = el("div", [_sample(sample, marks, measure) for sample in samples], id="sample-list")
-    return join(note(chosen, told), _sample_controls(report, marks), cards, more)
+    return join(note(chosen, changes), _sample_controls(report, marks), cards, more)
 
 
 def _sample_controls(report: Report, marks: Marks) -> Markup:

@@ -187,7 +187,7 @@ def _scale(ends: Any) -> Interval | None:
 
 def _evaluate_manifest(folder: str) -> dict[str, Any]:
     if not Path(folder).is_dir():
-        raise RunError(f"no such run folder: {folder}; run 'tiebreak evaluate --config FILE' first, or mend the path")
+        raise RunError(f"no such run folder: {folder}; run 'tiebreak evaluate --config FILE' first, or fix the path")
     runs.identify_input(folder)  # names the command that would finish a cut-off run
     manifest = runs.read_manifest(folder)
     if manifest["stage"] != "evaluate":
@@ -248,7 +248,7 @@ def read_chain(evaluation: str, further: Sequence[str] = ()) -> list[Link]:
     links: dict[str, Link] = {}
     for folder in (*further, evaluation):
         if not Path(folder).is_dir():
-            raise RunError(f"no such run folder: {folder}; mend the path in 'runs'")
+            raise RunError(f"no such run folder: {folder}; fix the path in 'runs'")
         runs.identify_input(folder)
         for where, manifest in manifest_chain(folder):
             links.setdefault(str(manifest["id"]), Link(str(where), manifest))

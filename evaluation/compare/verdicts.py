@@ -289,22 +289,24 @@ def _guard_caveats(links: Sequence[Link]) -> list[str]:
 def guard_decision(stage: str, guard: Mapping[str, Any]) -> str:
     """What the guard of a run kept, and why training ended, in words (see preference/guard.py)."""
     name, kept, first, last = label(stage), guard["kept"], guard["history"][0], guard["history"][-1]
-    told = (
+    sentence = (
         f"{name} was guarded by a reward model that its training did not see, which scored the answers to "
         f"{number(guard['prompts'])} validation prompts at {len(guard['history'])} steps."
     )
     if kept["step"] == first["step"]:
-        told += f" It liked no policy better than the one that training began with, so {name} is that one, as it was."
+        sentence += (
+            f" It liked no policy better than the one that training began with, so {name} is that one, as it was."
+        )
     else:
         liked = "the last policy" if kept["step"] == last["step"] else "the policy"
-        told += (
+        sentence += (
             f" It liked {liked} of step {number(kept['step'])} best, which was kept: its score rose from "
             f"{number(first['score'])} to {number(kept['score'])}, at a KL of {number(kept['kl'])} nats per answer."
         )
     if guard["stopped_at_step"] is None:
-        return f"{told} Training ran to its end, step {number(last['step'])}."
+        return f"{sentence} Training ran to its end, step {number(last['step'])}."
     times = "once" if guard["patience"] == 1 else f"{guard['patience']} times running"
     return (
-        f"{told} Training was stopped at step {number(guard['stopped_at_step'])}: that score had fallen {times}, to "
+        f"{sentence} Training was stopped at step {number(guard['stopped_at_step'])}: that score had fallen {times}, to "
         f"{number(last['score'])}, while what the training went by rose."
     )
