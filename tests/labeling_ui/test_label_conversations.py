@@ -307,6 +307,8 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             page.keyboard.press("Escape")
             page.keyboard.press("c")
             page.wait_for_selector(".desk[data-pair=pair-0]")
+            while page.evaluate("Object.keys(localStorage).some((key) => key.startsWith('tiebreak-judgment:'))"):
+                page.wait_for_timeout(100)
         browser.close()
     for _ in range(100):  # the server was killed; whoever answered for it ends too
         left = [*processes("labeling_ui.worker", str(tmp_path)), *processes("preference.answer", str(tiny_model))]
