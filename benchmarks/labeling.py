@@ -40,11 +40,11 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
-from labeling_ui.accounts import add_account
-from labeling_ui.answers import Submission
-from labeling_ui.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
-from labeling_ui.store import Store, wall_clock_ms
-from labeling_ui.verify import verify
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
+from labeling_ui.store.store import Store, wall_clock_ms
+from labeling_ui.store.verify import verify
+from labeling_ui.web.accounts import add_account
 from tiebreak.records import Completion, Judgment, Message, Pair, prompt_id, write_jsonl
 
 PASSWORD = "a password for the benchmark"
@@ -273,7 +273,7 @@ def serving(folder: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     """Returns when it answers."""
     words = ["--output", str(folder / "label"), "--pairs", str(folder / "pairs.jsonl"), "--port", str(port)]
-    command = [sys.executable, "-m", "tiebreak.cli", "label", *words, "--overlap", str(OVERLAP)]
+    command = [sys.executable, "-m", "tiebreak.command.cli", "label", *words, "--overlap", str(OVERLAP)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(1_200):
         try:

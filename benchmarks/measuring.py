@@ -89,7 +89,7 @@ def peak_mib() -> float:
 
 def run_alone(*words: str | Path, environment: dict[str, str] | None = None, settled: bool = True) -> None:
     """A contestant's process; `settled`: with the allocator settings that our command line gives its own."""
-    from tiebreak.launch import MALLOC_SETTINGS
+    from tiebreak.process.settings import MALLOC_SETTINGS
 
     inherited = os.environ if environment is None else environment
     done = subprocess.run(

@@ -152,18 +152,14 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
     """Write what the contestants read: the tokenizer, and a reward model with a random adapter and head, in two forms."""
     import torch
 
-    from tiebreak.chat import build_chat
     from tiebreak.config import AdapterConfig, TrainingConfig
-    from tiebreak.logprobs import scores_in_batches
-    from tiebreak.models import (
-        adapter_state,
-        find_model,
-        load_reward_model,
-        load_tokenizer,
-        probe_values,
-        save_adapter,
-        write_probe,
-    )
+    from tiebreak.models.chat import build_chat
+    from tiebreak.models.find import find_model
+    from tiebreak.models.load import load_reward_model
+    from tiebreak.models.probe import probe_values, write_probe
+    from tiebreak.models.save import adapter_state, save_adapter
+    from tiebreak.models.tokenizers import load_tokenizer
+    from tiebreak.packed.logprobs import scores_in_batches
 
     source = find_model(asked["model"], kind="reward")
     tokenizer = load_tokenizer(source)
@@ -220,14 +216,15 @@ def our_config(job: Job) -> Any:
 
 def ours(job: Job, folder: Path) -> Measured:
     """Train in this process, as the stage does."""
-    from preference.ppo import rollout
-    from preference.ppo.backbone import load_backbone
-    from preference.ppo.rollout import Episodes
+    from preference.policy import rollout
+    from preference.policy.backbone import load_backbone
+    from preference.policy.rewards import Conversations, load_reward
+    from preference.policy.rollout import Episodes
     from preference.ppo.train import build_ppo_args, ppo_settings
     from preference.ppo.trainer import PPOTrainer
-    from preference.rewards import Conversations, load_reward
-    from tiebreak.models import find_model, load_tokenizer
-    from tiebreak.runs import Run
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
+    from tiebreak.runs.run import Run
 
     class Watched(PPOTrainer):
         """Tells the clock when a rollout is done with, and keeps the first one."""
@@ -255,7 +252,7 @@ def ours(job: Job, folder: Path) -> Measured:
     backbone = load_backbone(source, training, config.adapter, tokenizer)
     trainer = Watched(backbone, args, ppo_settings(config, (NO_TOKEN,)), job.prompts, [])
     reward = replace(source, name="reward", kind="reward", folder=Path(job.reward_adapter))
-    from tiebreak.chat import build_chat
+    from tiebreak.models.chat import build_chat
 
     told = Conversations(build_chat(tokenizer), {})
     trainer.rewards = [load_reward(reward, 1.0, backbone, source, told, training, "reward")]

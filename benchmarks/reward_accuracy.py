@@ -36,9 +36,9 @@ import torch
 from training import LEARNING_RATE, MODEL, QA_FEEDBACK, Budget, Pair, answer_of, build_contestant, read_questions
 
 from reward.calibration import correctness
-from tiebreak.chat import build_chat
 from tiebreak.errors import DataError, HandoffError, TiebreakError
-from tiebreak.logprobs import scores_in_batches
+from tiebreak.models.chat import build_chat
+from tiebreak.packed.logprobs import scores_in_batches
 from tiebreak.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).with_name("reward_accuracy.json")
@@ -187,7 +187,7 @@ def compare(plain: Sequence[float], packed: Sequence[float]) -> float:
     if not all(difference <= allowed for difference in differences):  # so too where one is not a number
         raise HandoffError(
             f"packed scores are {max(differences):.1e} off those of the model's own forward, so they would not measure it: "
-            "see tiebreak.pairwise.why_not"
+            "see tiebreak.packed.forward.why_not"
         )
     return max(differences)
 
@@ -319,7 +319,8 @@ def measure(options: argparse.Namespace) -> None:
     if not (options.data / "pairs.jsonl").is_file():
         print(f"left out, as {options.data / 'pairs.jsonl'} is not there", file=sys.stderr)
         return
-    from tiebreak.models import find_model, load_tokenizer
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(find_model(options.model))
     data = read_data(options.data, tokenizer, options.passages, options.held_out)

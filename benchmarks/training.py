@@ -7,7 +7,7 @@
 Every contestant of a case trains the same adapter on the same token ids, batch, seed and number format, in a process of
 its own, in turn: ours, TRL's defaults, and TRL's best documented settings for speed and for memory (see CONTESTANTS).
 TRL's defaults run as Python starts them; all others have the allocator settings that our command line gives its processes
-(tiebreak.launch.MALLOC_SETTINGS), which are worth a quarter of TRL's time in DPO.
+(tiebreak.process.settings.MALLOC_SETTINGS), which are worth a quarter of TRL's time in DPO.
 PPO is measured beside TRL 1.12's, as Python starts it in an environment of its own, and beside our own SFT's memory: see
 ppo.py.
 A step's time is the mean of the steps after the first, and tokens a second are those steps' (their batches differ in
@@ -40,10 +40,10 @@ import ppo
 import torch
 from measuring import Clock, Measured, product_rate, run_alone
 
-from tiebreak.chat import build_chat
 from tiebreak.config import TrainingConfig
+from tiebreak.models.chat import build_chat
 from tiebreak.records import Message, Preference
-from tiebreak.runs import Run
+from tiebreak.runs.run import Run
 
 MODEL = "bundled:smollm2-135m-instruct"
 RESULTS = Path(__file__).with_name("results.json")
@@ -223,7 +223,8 @@ def build_pairs(data: str, count: int, tokenizer: Any) -> list[Pair]:
 
 def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MODEL) -> Measured:
     """Train in this process."""
-    from tiebreak.models import find_model, load_tokenizer
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
 
     warnings.filterwarnings("ignore")
     tokenizer = load_tokenizer(find_model(model))
@@ -309,7 +310,8 @@ def build_contestant(
 
 
 def _base(stage: str, model: str, seed: int) -> Any:
-    from tiebreak.models import find_model, load_base
+    from tiebreak.models.find import find_model
+    from tiebreak.models.load import load_base
 
     kind: Any = "reward" if stage == "reward" else "policy"
     torch.manual_seed(seed)
@@ -480,7 +482,8 @@ def answer_of(script: Path, words: Sequence[str], settled: bool = True) -> Any:
 
 def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str) -> dict[str, Measured]:
     """Rollouts in which a step takes `rows` episodes; SFT learns the conversations that their prompts are of."""
-    from tiebreak.models import find_model, load_tokenizer
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
 
     pairs = build_pairs("multi-turn", rows * ppo.MINIBATCHES, load_tokenizer(find_model(model)))
     optimising = [name for name in contestants if name != OUR_SFT]

@@ -23,28 +23,24 @@ from torch import nn
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
-from tiebreak.chain import manifest_chain
-from tiebreak.chat import encode_each
+from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, is_run, read_prompts
 from tiebreak.data.splits import VALIDATION_SHARE
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.generation import BATCHES_A_CALL, row_seed, sample_completions
-from tiebreak.launch import stage_main
-from tiebreak.logprobs import completion_logps_in_batches, scores_in_batches
-from tiebreak.models import (
-    ModelKind,
-    find_model,
-    load_chat,
-    load_frozen_policy,
-    load_trained_reward_model,
-    require_same_chat,
-)
-from tiebreak.positions import require_room
+from tiebreak.models.chat import encode_each
+from tiebreak.models.find import ModelKind, find_model
+from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
+from tiebreak.models.tokenizers import load_chat, require_same_chat
+from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completions
+from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
+from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.rubric import repeated_share
-from tiebreak.runs import Run, clear_partial, in_batches, read_manifest, say, start_run
+from tiebreak.runs.chain import manifest_chain
+from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
-from tiebreak.tracking import track, track_again
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
 
 
 def evaluate(config: EvaluateConfig) -> None:

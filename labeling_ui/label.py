@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from labeling_ui.accounts import needs_login
-from labeling_ui.aggregate import AggregationConfig, ballots_of_groups, group_judgments
-from labeling_ui.agreement import measure_agreement, print_agreement
-from labeling_ui.assigning import LEASE_SECONDS
-from labeling_ui.export import Format, export, read_known
-from labeling_ui.foreign import FieldNames, read_foreign, read_gold, read_own
-from labeling_ui.foreign import Format as ForeignFormat
-from labeling_ui.importing import import_records
-from labeling_ui.quality import describe_reliability
-from labeling_ui.schema import MAX_PRIORITY, StoreError
+from labeling_ui.exchange.export import Format, export, read_known
+from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, read_own
+from labeling_ui.exchange.foreign import Format as ForeignFormat
+from labeling_ui.exchange.importing import import_records
+from labeling_ui.quality.aggregate import AggregationConfig, ballots_of_groups, group_judgments
+from labeling_ui.quality.agreement import measure_agreement, print_agreement
+from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
-from labeling_ui.store import Store, default_store_url
-from labeling_ui.verify import verify
+from labeling_ui.store.assigning import LEASE_SECONDS
+from labeling_ui.store.schema import MAX_PRIORITY, StoreError
+from labeling_ui.store.store import Store, default_store_url
+from labeling_ui.store.verify import verify
+from labeling_ui.web.accounts import needs_login
 from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
@@ -46,8 +46,8 @@ from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, 
 from tiebreak.flags import group_flags
 from tiebreak.keys import own_keys
 from tiebreak.records import Pair
-from tiebreak.runs import Run, identify_input, read_manifest, start_run
-from tiebreak.tracking import track_again
+from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
+from tiebreak.tracking.recorder import track_again
 
 if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
@@ -279,7 +279,7 @@ def serve(config: LabelConfig) -> None:
             f"password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
     new = add_pairs(store, config, pairs)
-    from labeling_ui.server import create_app, run_server
+    from labeling_ui.web.server import create_app, run_server
 
     app = create_app(store, build_page(config))
     _greet(store, config, new)

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from labeling_ui.accounts import (
+from labeling_ui.label import read_store_arguments
+from labeling_ui.store.store import Role, Store
+from labeling_ui.web.accounts import (
     INVITATION_DAYS,
     INVITATION_PATH,
     add_account,
@@ -28,8 +30,6 @@ from labeling_ui.accounts import (
     invite,
     reset_password,
 )
-from labeling_ui.label import read_store_arguments
-from labeling_ui.store import Role, Store
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section
 from tiebreak.errors import ConfigError, exit_with_message

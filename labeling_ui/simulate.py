@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from labeling_ui.answers import Submission
-from labeling_ui.assigning import Assignment, RefusedError
-from labeling_ui.store import Store
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.assigning import Assignment, RefusedError
+from labeling_ui.store.store import Store
 from tiebreak.config import Section
 from tiebreak.records import content_id
 from tiebreak.rubric import score_rubric
-from tiebreak.runs import progress
+from tiebreak.terminal import progress
 
 STEP = 1 / 6
 """One criterion of the rubric: the difference that makes a side slightly better."""

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
-from labeling_ui import conversations
-from labeling_ui.store import Store
+from labeling_ui.store import conversations
+from labeling_ui.store.store import Store
 from tiebreak.config import SamplingConfig, Section, load_config
 from tiebreak.errors import exit_with_message
 from tiebreak.records import Completion

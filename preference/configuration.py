@@ -173,9 +173,10 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
     cache_reference: bool = True
     """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
     share_prefixes: bool = True
-    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a prompt and each of its answers once, and no padding (see tiebreak.packed.forward); false: TRL's own
+    layout"""
     prompt_by_prompt: bool = True
-    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
+    """pairs of one prompt stand together in a batch (see tiebreak.training.prompt_order); false: pairs of like length do"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B, and for the guard's"""
     guard: GuardConfig | None = None
@@ -254,7 +255,8 @@ class RewardConfig(Section):
     weight: float = 1.0
     """of its score in the sum; below 0: a penalty"""
     spread_penalty: float = Field(default=0.0, ge=0.0)
-    """of a reward model of several members: its score is their mean less so many standard deviations (tiebreak.scores)"""
+    """of a reward model of several members: its score is their mean less so many standard deviations
+    (tiebreak.models.scores)"""
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
@@ -337,7 +339,8 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     set, its value at the start"""
     kl_target: float | None = Field(default=None, gt=0.0)
     """nats a completion that kl_coef is moved to hold the KL at (Ziegler et al. 2019); null: kl_coef is fixed. Control,
-    and max_kl, read the KL by the steadier estimate k3, which must not stand in the reward: see preference/ppo/losses.py"""
+    and max_kl, read the KL by the steadier estimate k3, which must not stand in the reward: see
+    preference.policy.token_rewards"""
     kl_horizon: int = Field(default=10_000, ge=1)
     """episodes in which kl_coef changes by a fifth at most"""
     max_kl: float | None = Field(default=None, gt=0.0)

@@ -19,37 +19,34 @@ from torch import Tensor
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from preference.adapters import POLICY, copy_weights
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
-from preference.guard import Guard, build_guard, reference_name, require_held_out
 from preference.losses import Pairs, labelled_loss
-from preference.ppo.backbone import Backbone
+from preference.policy.adapters import POLICY, copy_weights
+from preference.policy.backbone import Backbone
+from preference.policy.overoptimisation import Guard, build_guard, reference_name, require_held_out
 from preference.reference import ReferenceLogps
-from tiebreak.adapters import ADAPTER_FILE, PEFT_FILE
-from tiebreak.chat import Chat, Encoded, encode_each
+from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError, HandoffError
-from tiebreak.labels import Label, label_of, mean_one, report_unused_columns
-from tiebreak.launch import stage_main
-from tiebreak.models import (
-    ModelSource,
-    adapter_of,
-    find_model,
-    load_chat,
-    load_policy,
-    resolve_precision,
-)
-from tiebreak.noise import switch_off_noise
-from tiebreak.order import PROMPT_NUMBER, PromptByPrompt, numbered
-from tiebreak.pairwise import whole_model
-from tiebreak.passes import StepInPasses
-from tiebreak.paths import coarsest_dtype, is_routed
+from tiebreak.hashing import hash_file
+from tiebreak.models.adapters import ADAPTER_FILE, PEFT_FILE
+from tiebreak.models.chat import Chat, Encoded, encode_each
+from tiebreak.models.find import ModelSource, find_model
+from tiebreak.models.load import adapter_of, load_policy, resolve_precision
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.packed.forward import whole_model
+from tiebreak.packed.proof import coarsest_dtype, is_routed
 from tiebreak.records import Preference, Prompt
-from tiebreak.runs import Run, hash_file, installed_versions, read_manifest, say, start_run, that_drops
-from tiebreak.tracking import RunRecorder
-from tiebreak.training import (
+from tiebreak.runs.run import Run, installed_versions, read_manifest, start_run, that_drops
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.labels import Label, label_of, mean_one, report_unused_columns
+from tiebreak.training.noise import switch_off_noise
+from tiebreak.training.passes import StepInPasses
+from tiebreak.training.prompt_order import PROMPT_NUMBER, PromptByPrompt, numbered
+from tiebreak.training.stage import (
     common_arguments,
     describe,
     drop_too_long,
@@ -74,7 +71,7 @@ REFERENCE_APART = {
 log-probability. Of a 135M model's answers of 45 to 400 tokens, −190 to −2600 nats, computed in other batches, rounding took
 1.2e-4 in float32, and 1.4 in bfloat16."""
 LABELS = ("margin", "target", "weight")
-"""Columns of rows whose label says more than that the chosen answer is the better one; see tiebreak.labels."""
+"""Columns of rows whose label says more than that the chosen answer is the better one; see tiebreak.training.labels."""
 PLAIN = Label()
 """The label that says no more than that."""
 
@@ -115,7 +112,7 @@ class PairCollator(DataCollatorForPreference):
 
 
 class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
-    """TRL's trainer on rows that tiebreak.chat has tokenised, and with its reference checked at the first batch."""
+    """TRL's trainer on rows that tiebreak.models.chat has tokenised, and with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
     reference: ReferenceLogps | None = None

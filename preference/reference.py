@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tiebreak.bundled import cache_folder
-from tiebreak.packing import MOST_RESTS
-from tiebreak.runs import hash_text, say
+from tiebreak.hashing import hash_text
+from tiebreak.models.bundled import cache_folder
+from tiebreak.packed.packing import MOST_RESTS
+from tiebreak.terminal import say
 
 Compute = Callable[[dict[str, Any]], tuple[Tensor, Tensor]]
 """A batch of pairs in TRL's layout → the reference's log-probabilities of chosen and rejected, each of shape (pairs,)"""

@@ -14,14 +14,16 @@ from typing import Any
 from torch import nn
 
 from preference.configuration import SampleConfig
-from tiebreak.chat import Chat, encode_each
+from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
-from tiebreak.launch import stage_main
-from tiebreak.models import find_model, load_chat, load_frozen_policy
-from tiebreak.positions import require_room
+from tiebreak.models.chat import Chat, encode_each
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_frozen_policy
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.packed.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
+from tiebreak.packed.positions import require_room
 from tiebreak.records import (
     Completion,
     Pair,
@@ -31,8 +33,9 @@ from tiebreak.records import (
     write_json,
     write_jsonl,
 )
-from tiebreak.runs import Run, clear_partial, in_batches, say, start_run, that_drops
-from tiebreak.tracking import track, track_again
+from tiebreak.runs.run import Run, clear_partial, in_batches, start_run, that_drops
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
 
 
 def sample(config: SampleConfig) -> None:

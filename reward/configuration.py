@@ -30,7 +30,8 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
     margin_scale: float = Field(default=1.0, ge=0.0)
     """times the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
     soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, in place of certainty; see tiebreak.labels.target_of"""
+    """learn the row's confidence, or the share of raters who agree, in place of certainty; see
+    tiebreak.training.labels.target_of"""
     use_weights: bool = True
     """count each pair by its weight; all weights together leave the learning rate as it is"""
     centering: float = Field(default=0.01, ge=0.0)
@@ -46,9 +47,10 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
     garbage_prompts: int = Field(default=16, ge=0)
     """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
     share_prefixes: bool = True
-    """compute a prompt and each of its answers once, and no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute a prompt and each of its answers once, and no padding (see tiebreak.packed.forward); false: TRL's own
+    layout"""
     prompt_by_prompt: bool = True
-    """pairs of one prompt stand together in a batch (see tiebreak.order); false: pairs of like length do"""
+    """pairs of one prompt stand together in a batch (see tiebreak.training.prompt_order); false: pairs of like length do"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tiebreak.chat import Chat, encode_each
+from tiebreak.models.chat import Chat, encode_each
 from tiebreak.records import Preference, prompt_id
-from tiebreak.runs import Run
-from tiebreak.training import drop_too_long
+from tiebreak.runs.run import Run
+from tiebreak.training.stage import drop_too_long
 
 
 @dataclass(frozen=True)

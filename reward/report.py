@@ -19,18 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from reward.configuration import RewardReportConfig
 from reward.examples import EncodedPreference, encode
-from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
-from reward.origin import Origin, trace_origin
+from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
-from tiebreak.chain import InputFinder
-from tiebreak.chat import Chat
+from reward.provenance import Origin, trace_origin
+from tiebreak.command.launch import stage_main
 from tiebreak.config import TrainingConfig
 from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.labels import is_tie
-from tiebreak.launch import stage_main
+from tiebreak.models.chat import Chat
 from tiebreak.records import (
     Preference,
     prompt_id,
@@ -38,8 +36,11 @@ from tiebreak.records import (
     write_jsonl,
     write_text_atomically,
 )
-from tiebreak.runs import Run, read_manifest, say, start_run, that_drops
-from tiebreak.tracking import track, track_again
+from tiebreak.runs.chain import InputFinder
+from tiebreak.runs.run import Run, read_manifest, start_run, that_drops
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
+from tiebreak.training.labels import is_tie
 
 if TYPE_CHECKING:
     pass
@@ -176,8 +177,10 @@ def report_metrics(report: dict[str, Any]) -> dict[str, Any]:
 
 def report(config: RewardReportConfig) -> None:
     """The command: score held-out preferences with a finished reward model, and write the report."""
-    from tiebreak.logprobs import member_scores_in_batches
-    from tiebreak.models import find_model, load_chat, load_trained_reward_model
+    from tiebreak.models.find import find_model
+    from tiebreak.models.load import load_trained_reward_model
+    from tiebreak.models.tokenizers import load_chat
+    from tiebreak.packed.logprobs import member_scores_in_batches
 
     source = find_model(config.reward_model, "reward", config.trust_remote_code)
     if source.folder is None:

@@ -21,24 +21,27 @@ from reward.calibration import fit_temperature
 from reward.configuration import RewardConfig
 from reward.examples import EncodedPreference, encode
 from reward.losses import bootstrap_counts
-from reward.origin import trace_origin
+from reward.provenance import trace_origin
 from reward.report import Exam
 from reward.trainer import PackedRewardTrainer
-from tiebreak.chat import Chat, Encoded
+from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Rules, read_pairs, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
-from tiebreak.labels import label_of, mean_one, report_unused_columns
-from tiebreak.launch import stage_main
-from tiebreak.models import adapter_of, find_model, load_chat, load_reward_model
-from tiebreak.noise import switch_off_noise
-from tiebreak.order import PROMPT_NUMBER, numbered
+from tiebreak.models.chat import Chat, Encoded
+from tiebreak.models.find import find_model
+from tiebreak.models.load import adapter_of, load_reward_model
+from tiebreak.models.reload import FreshProcess
+from tiebreak.models.scores import ScoreScale, write_score_scale
+from tiebreak.models.tokenizers import load_chat
 from tiebreak.records import Preference, assistant, write_json
-from tiebreak.reload import FreshProcess
-from tiebreak.runs import Run, say, start_run, that_drops
-from tiebreak.scores import ScoreScale, write_score_scale
-from tiebreak.tracking import RunRecorder
-from tiebreak.training import (
+from tiebreak.runs.run import Run, start_run, that_drops
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.labels import label_of, mean_one, report_unused_columns
+from tiebreak.training.noise import switch_off_noise
+from tiebreak.training.prompt_order import PROMPT_NUMBER, numbered
+from tiebreak.training.stage import (
     common_arguments,
     describe,
     evaluation_rows,

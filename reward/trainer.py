@@ -14,8 +14,8 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from reward.losses import centring_loss, preference_loss
-from tiebreak.order import PromptByPrompt
-from tiebreak.passes import StepInPasses
+from tiebreak.training.passes import StepInPasses
+from tiebreak.training.prompt_order import PromptByPrompt
 
 LABELS = {"margin": 0.0, "target": 1.0, "weight": [1.0]}
 """What rows say of their label, and what those say that have TRL's columns alone."""

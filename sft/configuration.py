@@ -81,7 +81,7 @@ class SFTConfig(ReadingConfig, ThinkingConfig):
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
     """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
     padding_free: bool = True
-    """compute no padding (see tiebreak.pairwise); false: TRL's own layout"""
+    """compute no padding (see tiebreak.packed.forward); false: TRL's own layout"""
     merge: bool = False
     """also save base and adapter merged, as a plain model, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)

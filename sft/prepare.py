@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from sft.configuration import PrepareConfig, SplitShares
+from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Reading, Rules, faults_of, read, settle
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.splits import named_splits
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError
-from tiebreak.launch import stage_main
 from tiebreak.records import (
     Demonstration,
     Messages,
@@ -38,8 +38,9 @@ from tiebreak.records import (
     write_json,
     write_jsonl,
 )
-from tiebreak.runs import Run, say, start_run
-from tiebreak.tracking import track, track_again
+from tiebreak.runs.run import Run, start_run
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,8 @@ def _prompt_text(prompt: Prompt) -> str:
 
 def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
     """Drop what is longer than the limits; returns the lengths in tokens of what stays."""
-    from tiebreak.models import find_model, load_chat
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_chat
 
     chat = load_chat(find_model(config.policy, trust_remote_code=config.trust_remote_code), config.chat)
     lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}

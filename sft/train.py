@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
-from tiebreak.chat import Chat, Encoded, encode_each
+from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Rules, read_demonstrations
 from tiebreak.data.splits import partition
-from tiebreak.launch import stage_main
-from tiebreak.models import adapter_of, find_model, load_chat, load_policy
-from tiebreak.passes import StepInPasses
+from tiebreak.models.chat import Chat, Encoded, encode_each
+from tiebreak.models.find import find_model
+from tiebreak.models.load import adapter_of, load_policy
+from tiebreak.models.tokenizers import load_chat
 from tiebreak.records import Demonstration
-from tiebreak.runs import Run, start_run, that_drops
-from tiebreak.tracking import RunRecorder
-from tiebreak.training import (
+from tiebreak.runs.run import Run, start_run, that_drops
+from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.passes import StepInPasses
+from tiebreak.training.stage import (
     common_arguments,
     describe,
     drop_too_long,

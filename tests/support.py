@@ -32,7 +32,7 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """`tiebreak …` in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "tiebreak.cli", *map(str, words)],
+        [sys.executable, "-m", "tiebreak.command.cli", *map(str, words)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
         capture_output=True,
@@ -53,7 +53,7 @@ def succeed(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[s
 
 def run_here(*words: str | Path) -> tuple[int, str]:
     """`tiebreak …` in this process, which has imported torch already: (exit status, standard error)."""
-    from tiebreak.cli import main
+    from tiebreak.command.cli import main
 
     told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
@@ -88,7 +88,7 @@ def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
 
 def run_of(folder: Path, stage: str, config: Any) -> Any:
     """A stage's run as a trainer sees it, of no inputs."""
-    from tiebreak.runs import Run, identify
+    from tiebreak.runs.run import Run, identify
 
     return Run(folder, identify(config, stage, {}))
 
@@ -155,7 +155,7 @@ def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from tiebreak.bundled import SMOLLM2, load_bundled
+    from tiebreak.models.bundled import SMOLLM2, load_bundled
 
     tokenizer = AutoTokenizer.from_pretrained(load_bundled(SMOLLM2))
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support import REPOSITORY, read_rows, run_command, snapshot, succeed, write_config, write_rows
 
-from tiebreak.cli import main
+from tiebreak.command.cli import main
 
 ASK = [{"role": "user", "content": "Why do the roots turn brown?"}]
 GOOD = [{"role": "assistant", "content": "Cool the water to 18 degrees today."}]
@@ -268,7 +268,7 @@ def test_launches_on_gpus_where_there_is_none(output: Path, raw_data: Path) -> N
 
 RUNNER = """
 import contextlib, io, json, resource, sys, traceback
-from tiebreak.cli import main
+from tiebreak.command.cli import main
 for words in json.loads(sys.argv[1]):
     if isinstance(words, int):  # from here on no file may grow beyond so many bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (words, words))
@@ -300,9 +300,13 @@ class Case:
 def build_reward_model(base: Path, folder: Path) -> Path:
     """A finished reward run on `base`, its head untrained."""
     from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
-    from tiebreak.models import adapter_state, find_model, load_chat, load_reward_model, probe_values, save_adapter
-    from tiebreak.models import write_probe as keep_probe
-    from tiebreak.runs import start_run
+    from tiebreak.models.find import find_model
+    from tiebreak.models.load import load_reward_model
+    from tiebreak.models.probe import probe_values
+    from tiebreak.models.probe import write_probe as keep_probe
+    from tiebreak.models.save import adapter_state, save_adapter
+    from tiebreak.models.tokenizers import load_chat
+    from tiebreak.runs.run import start_run
 
     run = start_run(StageConfig(output=str(folder), tracking=TrackingConfig(mode="disabled")), "reward", {})
     source, adapter = find_model(str(base)), AdapterConfig(r=2)

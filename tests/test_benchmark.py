@@ -171,7 +171,8 @@ def test_ours_and_trls_learn_the_same_from_the_same_choices(tiny_model: Path, tm
 
 
 def test_a_seed_is_of_head_adapter_and_order(reward_accuracy: Any, tiny_model: Path, tmp_path: Path) -> None:
-    from tiebreak.models import find_model, load_tokenizer
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(find_model(str(tiny_model)))
     data = reward_accuracy.read_data(choices(tmp_path), tokenizer, False, 0.2)
@@ -251,7 +252,8 @@ def test_no_question_is_on_both_sides_of_the_real_choices(reward_accuracy: Any, 
     folder = SHARED_DATA / "finegrained-qa-feedback"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
-    from tiebreak.models import find_model, load_tokenizer
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(find_model(str(tiny_model)))
     data = reward_accuracy.read_data(folder, tokenizer, False, 0.2)

@@ -15,11 +15,13 @@ from support import REPOSITORY, TINY_TRAINING, run_here, write_config
 from transformers import AutoModelForCausalLM
 
 from preference.answer import load_policy as load_answering_policy
-from tiebreak import models
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import HandoffError, ModelError
-from tiebreak.models import find_model, load_frozen_policy, probe_values
-from tiebreak.runs import read_manifest
+from tiebreak.models import load as models
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_frozen_policy
+from tiebreak.models.probe import probe_values
+from tiebreak.runs.run import read_manifest
 
 MODELING = """
 from torch import nn
@@ -187,7 +189,7 @@ def test_a_forked_process_runs_it_too(trained: Path, raw_data: Path, tmp_path: P
         training=training,
         sampling={"max_new_tokens": 4},
     )
-    command = [sys.executable, "-m", "tiebreak.cli", "dpo", "--config", str(config)]
+    command = [sys.executable, "-m", "tiebreak.command.cli", "dpo", "--config", str(config)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from support import read_rows, run_here
 
-from tiebreak.models import find_model
-from tiebreak.reload import FreshProcess
-from tiebreak.runs import read_manifest, read_metrics
+from tiebreak.models.find import find_model
+from tiebreak.models.reload import FreshProcess
+from tiebreak.runs.run import read_manifest, read_metrics
 
 ASKED = {"messages": [{"role": "user", "content": "Why?"}], "tools": []}
 

@@ -10,14 +10,14 @@ import yaml
 from pydantic import BaseModel
 from support import REPOSITORY, run_here
 
-import tiebreak.launch
+import tiebreak.command.launch
 from reward.configuration import RewardReportConfig
 from tiebreak.command.help import configuration_class
 from tiebreak.command.stages import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, load_config
 from tiebreak.errors import ConfigError
 from tiebreak.keys import keys_of
-from tiebreak.reload import FreshProcess, Reloaded
+from tiebreak.models.reload import FreshProcess, Reloaded
 
 ONE_STEP = ("--training.max-steps", "1", "--training.eval-steps", "1")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -81,7 +81,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
     monkeypatch.setattr(Section, "__getattribute__", read)
     monkeypatch.setattr(Section, "model_dump", dumped)
-    monkeypatch.setattr(tiebreak.launch, "load_config", load)
+    monkeypatch.setattr(tiebreak.command.launch, "load_config", load)
     monkeypatch.setattr(
         FreshProcess, "ask", lambda self, what, **asked: Reloaded().answer({**asked, **self._about, "do": what})
     )
@@ -119,11 +119,11 @@ def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
     finished_recipe: Path, tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import labeling_ui.label
-    import labeling_ui.server
+    import labeling_ui.web.server
 
-    monkeypatch.setattr(labeling_ui.label, "load_config", tiebreak.launch.load_config)
+    monkeypatch.setattr(labeling_ui.label, "load_config", tiebreak.command.launch.load_config)
     for name in ("create_app", "run_server"):
-        monkeypatch.setattr(labeling_ui.server, name, lambda *_: None)
+        monkeypatch.setattr(labeling_ui.web.server, name, lambda *_: None)
     pairs = finished_recipe / "runs" / "sample"
     for simulated in ("true", "false"):
         out = tmp_path / simulated

@@ -18,7 +18,7 @@ from support import REPOSITORY, run_command, run_here
 def start(recipe: Path) -> subprocess.Popen[bytes]:
     with (recipe.parent / "killed.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tiebreak.cli", "run", "--config", str(recipe)],
+            [sys.executable, "-m", "tiebreak.command.cli", "run", "--config", str(recipe)],
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
             stderr=log,

@@ -16,9 +16,9 @@ import pytest
 from support import REPOSITORY, end_process, run_here, succeed, write_config, write_rows
 from transformers import Trainer
 
-from tiebreak import stopping
-from tiebreak.generation import Sampled
-from tiebreak.runs import read_manifest, read_metrics
+from tiebreak.packed.generation import Sampled
+from tiebreak.process import stopping
+from tiebreak.runs.run import read_manifest, read_metrics
 
 
 def weights_of(folder: Path) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def test_a_signal_while_a_rollout_is_drawn_keeps_the_last_one(
     finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No weight has changed since its border: the checkpoint of that is written, without waiting for the samples."""
-    from preference.ppo import rollout
+    from preference.policy import rollout
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     config = finished_recipe / "runs" / "ppo" / "config.resolved.yaml"
@@ -252,7 +252,7 @@ def long_recipe(finished_recipe: Path, folder: Path, accelerate: str | None) -> 
 
 def start_and_wait_for_steps(recipe: Path, folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tiebreak.cli", "run", "--config", str(recipe)],
+        [sys.executable, "-m", "tiebreak.command.cli", "run", "--config", str(recipe)],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
@@ -314,7 +314,7 @@ def test_ppo_on_two_processes_stops_and_goes_on_to_the_same_weights(finished_rec
         "disabled",
     ]
     succeed(*words, "--output", tmp_path / "uncut")
-    command = [sys.executable, "-m", "tiebreak.cli", *map(str, words), "--output", str(tmp_path / "cut")]
+    command = [sys.executable, "-m", "tiebreak.command.cli", *map(str, words), "--output", str(tmp_path / "cut")]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
     while not read_metrics(tmp_path / "cut") and process.poll() is None:

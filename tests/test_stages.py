@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 from support import REPOSITORY, read_rows, run_command, run_here, succeed
 
-from tiebreak.chain import manifest_chain
+from tiebreak.command.pipeline import StageEntry, stage_state
 from tiebreak.config import TrainingConfig
-from tiebreak.logprobs import completion_logps
-from tiebreak.models import find_model, load_frozen_policy, load_tokenizer, load_trained_reward_model
-from tiebreak.pipeline import StageEntry, stage_state
-from tiebreak.runs import read_manifest, read_metrics
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
+from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.packed.logprobs import completion_logps
+from tiebreak.runs.chain import manifest_chain
+from tiebreak.runs.run import read_manifest, read_metrics
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 

@@ -86,7 +86,8 @@ def test_dpo_compares_answers_and_not_their_masked_thoughts(folder: Path, sft: P
     from preference.configuration import DPOConfig
     from preference.dpo import PairCollator, encode, to_dataset
     from tiebreak.data.reading import read_preferences
-    from tiebreak.models import find_model, load_chat
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_chat
 
     chat = load_chat(find_model(str(sft)))
     config = DPOConfig.model_validate({"output": "x", "policy": str(sft), "preferences": "x"})
@@ -110,7 +111,8 @@ def test_sampled_answers_keep_the_ids_that_were_drawn(folder: Path, sft: Path) -
         sampling=[{"max_new_tokens": 12}],
     )
     assert status == 0, printed
-    from tiebreak.models import find_model, load_chat
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_chat
 
     chat = load_chat(find_model(str(sft)))
     pairs = read_rows(folder / "sample" / "final" / "pairs.jsonl")

@@ -66,7 +66,7 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     )
     code = (
         f"import sys; sys.path.insert(0, {str(elsewhere)!r})\n"
-        "from tiebreak.cli import main\n"
+        "from tiebreak.command.cli import main\n"
         "main(['prepare', '--config', 'configs/quickstart/prepare.yaml', '--tracking.mode', 'disabled'])\n"
         "main(['init', 'mine'])\n"
         "main(['dpo', '--config', 'mine/dpo.yaml', '--accelerate', 'zero9'])\n"

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from tiebreak.stopping import Stopped
+from tiebreak.process.stopping import Stopped
 
 MAX_FAULTS_SHOWN = 50
 UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130

@@ -18,18 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.compare.figures import build_report
 from evaluation.compare.lineage import Lineage
 from evaluation.compare.page import Trained, build_page
 from evaluation.compare.reading import Evaluation, Link, read_chain, read_evaluation
 from evaluation.compare.samples import select_samples
+from evaluation.compare.summary import build_report
 from evaluation.compare.words import edge, label
 from evaluation.configuration import CompareConfig
-from tiebreak import runs
-from tiebreak.launch import stage_main
+from tiebreak.command.launch import stage_main
 from tiebreak.page.numbers import digits_for
 from tiebreak.records import write_json, write_text_atomically
-from tiebreak.tracking import track, track_again
+from tiebreak.runs import run as runs
+from tiebreak.tracking.recorder import track, track_again
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

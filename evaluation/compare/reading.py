@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from evaluation.yardstick import RUBRIC, RUBRIC_NAME
-from tiebreak import runs
-from tiebreak.chain import manifest_chain
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.hashing import hash_file
 from tiebreak.records import Message, explain
+from tiebreak.runs import run as runs
+from tiebreak.runs.chain import manifest_chain
 from tiebreak.statistics import Interval, Outcomes, count_outcomes
 
 _OLDER_NAMES = {
@@ -202,7 +203,7 @@ def _verify_output(folder: str, manifest: Mapping[str, Any], name: str) -> None:
     path, recorded = Path(folder) / name, manifest.get("outputs", {}).get(name)
     if recorded is None or not path.is_file():
         raise HandoffError(f"{folder} is finished, but holds no {name}: run 'tiebreak evaluate' into a new folder")
-    if runs.hash_file(path) != recorded:
+    if hash_file(path) != recorded:
         raise HandoffError(
             f"{path} is not the file that the run finished with (its hash differs from the manifest's): "
             "run 'tiebreak evaluate' into a new folder"

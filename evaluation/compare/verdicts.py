@@ -287,7 +287,7 @@ def _guard_caveats(links: Sequence[Link]) -> list[str]:
 
 
 def guard_decision(stage: str, guard: Mapping[str, Any]) -> str:
-    """What the guard of a run kept, and why training ended, in words (see preference/guard.py)."""
+    """What the guard of a run kept, and why training ended, in words (see preference/policy/overoptimisation.py)."""
     name, kept, first, last = label(stage), guard["kept"], guard["history"][0], guard["history"][-1]
     sentence = (
         f"{name} was guarded by a reward model that its training did not see, which scored the answers to "

@@ -19,8 +19,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
-from labeling_ui.answers import FLAGS, SKIP_REASONS
-from labeling_ui.markup import render
+from labeling_ui.pages.safe_markup import render
+from labeling_ui.store.answers import FLAGS, SKIP_REASONS
 from tiebreak.errors import ConfigError
 
 FILES = Path(__file__).parent

@@ -6,17 +6,16 @@
 TRL has no PPO trainer since 1.13, so this one is our own. It follows Schulman et al. 2017 and, where it takes a default
 from there, "The N+ Implementation Details of RLHF with PPO" (Huang et al. 2024).
 
-    losses.py     the mathematics, as pure functions
-    backbone.py   policy, reference, mounted reward models and value head on one set of base weights
-    rollout.py    completions, their scores, rewards and advantages
-    vllm.py       rollouts drawn by vLLM, where the configuration asks for it
+    losses.py     advantages and losses, as pure functions
     loop.py       what the three algorithms share: scores, held-out prompts, checkpoints
     trainer.py    PPO, on transformers.Trainer
     groups.py     RLOO and GRPO: TRL's trainers on the same rollouts and rewards
     train.py      the stage
 
+`preference.policy` has what DPO's guard needs as well: the backbone, adapters, rewards and rollouts.
+
 `algorithm: ppo|rloo|grpo` chooses. The KL in the reward is k1, log π − log π_ref; k3, which is steadier, is what control
-and early stops read, and must not stand in a reward (see losses.py).
+and early stops read, and must not stand in a reward (see preference.policy.token_rewards).
 """
 
 from __future__ import annotations
@@ -28,6 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak ppo`, or `python -m preference.ppo`."""
     from preference.configuration import PPOConfig
     from preference.ppo.train import train_ppo
-    from tiebreak.launch import stage_main
+    from tiebreak.command.launch import stage_main
 
     stage_main("ppo", PPOConfig, train_ppo, arguments)

@@ -18,17 +18,17 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from preference.adapters import POLICY, copy_adapter, copy_weights, train_only
-from preference.ppo.backbone import Backbone, examples_to_check
+from preference.policy.adapters import POLICY, copy_adapter, copy_weights, train_only
+from preference.policy.backbone import Backbone, examples_to_check
+from preference.policy.rewards import score_all
+from preference.policy.rollout import policy_logps, table_of_logps
+from preference.policy.token_rewards import shape_scores
+from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
-from preference.ppo.losses import shape_scores
-from preference.ppo.rollout import policy_logps, table_of_logps
-from preference.ppo.vllm import LOGP_DIFFERENCE
-from preference.rewards import score_all
-from tiebreak.generation import Sampled, row_seed
-from tiebreak.noise import switch_off_noise
-from tiebreak.paths import Computed, ForwardPath, Forwards, has_auxiliary_loss, own_logps, prove, weighted_sum
-from tiebreak.sharding import at_own_pace
+from tiebreak.packed.generation import Sampled, row_seed
+from tiebreak.packed.proof import Computed, ForwardPath, Forwards, has_auxiliary_loss, own_logps, prove, weighted_sum
+from tiebreak.packed.sharding import at_own_pace
+from tiebreak.training.noise import switch_off_noise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

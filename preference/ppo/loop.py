@@ -13,18 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from preference.ppo.backbone import Backbone
-from preference.ppo.rollout import Draw, Episodes, Shaping, draw_seeded, roll_out, to_rewards
-from preference.ppo.vllm import VLLMSampler
-from preference.rewards import Reward, saved_scale
-from tiebreak.callbacks import requested_of_any
+from preference.policy.adapters import trainable_names
+from preference.policy.backbone import Backbone
+from preference.policy.rewards import Reward, saved_scale
+from preference.policy.rollout import Draw, Episodes, Shaping, draw_seeded, roll_out, to_rewards
+from preference.policy.vllm import VLLMSampler
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.generation import row_seed
-from tiebreak.paths import Proof
+from tiebreak.packed.generation import row_seed
+from tiebreak.packed.proof import Proof
+from tiebreak.packed.sharding import at_own_pace
+from tiebreak.process.stopping import StepStopped, interruptible
 from tiebreak.records import write_json
-from tiebreak.sharding import at_own_pace
-from tiebreak.stopping import StepStopped, interruptible
+from tiebreak.training.callbacks import requested_of_any
 
 FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 TRAINABLE_FILE = "model.safetensors"
@@ -354,11 +355,6 @@ class ScoredLoop:
                 f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
             )
         model.load_state_dict(state, strict=False)
-
-
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that train."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def prompt_at(place: int, prompts: int, seed: int) -> int:

@@ -5,55 +5,10 @@ Token t's value V_t is the critic's estimate before the token is written; its ad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-def per_token_kl(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """log π − log π_ref at each sampled token (k1): its mean is KL(policy ‖ reference), and so is its gradient as a reward.
-
-    This is what the reward holds. The estimate of less variance, `per_token_kl_k3`, must not stand in a reward.
-    """
-    return logps - reference_logps
-
-
-def per_token_kl_k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """exp(−d) − 1 + d with d = log π − log π_ref (k3, Schulman 2020): never negative, of the same mean as k1, steadier.
-
-    To watch the divergence by, and to control kl_coef and stop by. Not to be taken from the reward: there it has another
-    gradient, which vanishes at the reference and leads away from it, so that the policy collapses whatever kl_coef is.
-    """
-    difference = logps - reference_logps
-    return torch.expm1(-difference) + difference
-
-
-def shape_scores(
-    scores: Tensor,
-    finished: Tensor,
-    lengths: Tensor,
-    *,
-    weights: Sequence[float],
-    scales: Sequence[tuple[float, float]],
-    missing_eos_penalty: float,
-    length_penalty: float,
-) -> Tensor:
-    """Each reward's scores normalised, weighted and added up, less the penalties. Shape (episodes,).
-
-    Args:
-        scores: shape (rewards, episodes).
-        finished: which completions have an end-of-sequence token, shape (episodes,).
-        lengths: tokens of each completion, shape (episodes,).
-        scales: (mean, standard deviation) of each reward.
-        missing_eos_penalty: for a completion that was cut off (Huang et al. 2024, 4.1).
-        length_penalty: for each token.
-    """
-    total = torch.zeros_like(scores[0])
-    for row, weight, (mean, deviation) in zip(scores, weights, scales, strict=True):
-        total = total + weight * (row - mean) / deviation
-    return total - missing_eos_penalty * (~finished).to(total.dtype) - length_penalty * lengths.to(total.dtype)
 
 
 def next_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: int, episodes: int) -> float:
@@ -63,14 +18,6 @@ def next_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: int, epis
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * episodes / horizon)
-
-
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """r_t = −kl_coef·KL_t, and the score at the last token (Ziegler et al. 2019, Eq. 2). `scores` has shape (episodes,)."""
-    rewards = -kl_coef * kl * mask
-    last = mask.sum(-1).long() - 1
-    rewards[torch.arange(len(scores), device=scores.device), last] += scores
-    return rewards
 
 
 def generalised_advantages(

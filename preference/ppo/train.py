@@ -11,31 +11,27 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 from preference.configuration import PPOConfig
-from preference.guard import Guard, build_guard, require_held_out
-from preference.ppo.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
+from preference.policy.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
+from preference.policy.overoptimisation import Guard, build_guard, require_held_out
+from preference.policy.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
+from preference.policy.vllm import VLLMSampler, require_vllm
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
-from preference.ppo.vllm import VLLMSampler, require_vllm
-from preference.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
-from tiebreak.chat import Chat, encode_each
 from tiebreak.data.reading import Rules, read_prompts
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.models import (
-    ModelSource,
-    adapter_of,
-    find_model,
-    is_quantized,
-    load_chat,
-    load_policy,
-)
-from tiebreak.passes import default_tokens_per_pass
-from tiebreak.positions import require_room
+from tiebreak.models.chat import Chat, encode_each
+from tiebreak.models.find import ModelSource, find_model
+from tiebreak.models.load import adapter_of, is_quantized, load_policy
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.packed.positions import require_room
+from tiebreak.packed.sharding import gathered
 from tiebreak.records import Prompt
-from tiebreak.runs import Run, read_manifest, say, start_run, that_drops
-from tiebreak.sharding import gathered
-from tiebreak.tracking import RunRecorder
-from tiebreak.training import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
+from tiebreak.runs.run import Run, read_manifest, start_run, that_drops
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.passes import default_tokens_per_pass
+from tiebreak.training.stage import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
 
 if TYPE_CHECKING:
     pass

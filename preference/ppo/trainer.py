@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from preference.layout import batches_by_tokens
-from preference.ppo.backbone import Backbone, Batch
+from preference.policy.backbone import Backbone, Batch
+from preference.policy.layout import batches_by_tokens
+from preference.policy.rollout import Episodes, TokenRewards, to_rewards
+from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
-from preference.ppo.rollout import Episodes, TokenRewards, to_rewards
-from preference.ppo.vllm import LOGP_DIFFERENCE
 from tiebreak.errors import HandoffError
-from tiebreak.generation import row_seed
-from tiebreak.memory import give_back_memory
-from tiebreak.passes import TOKENS_PER_PASS, cut_evenly, more_to_come
-from tiebreak.runs import say
+from tiebreak.packed.generation import row_seed
+from tiebreak.terminal import say
+from tiebreak.training.allocator import give_back_memory
+from tiebreak.training.passes import TOKENS_PER_PASS, cut_evenly, more_to_come
 
 
 @dataclass(frozen=True)

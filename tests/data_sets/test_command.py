@@ -12,9 +12,9 @@ from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 
 from sft.configuration import PrepareConfig
 from sft.prepare import drop_duplicates, gather, prepare
-from tiebreak.cli import main
+from tiebreak.command.cli import main
 from tiebreak.errors import DataError
-from tiebreak.runs import read_manifest
+from tiebreak.runs.run import read_manifest
 
 
 def shown(*words: object) -> tuple[int, str]:

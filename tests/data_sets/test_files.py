@@ -24,7 +24,8 @@ from tiebreak.data import sources
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.sources import hub_revision, parse_hub, pinned_source
 from tiebreak.errors import DataError, RunError
-from tiebreak.runs import hash_file, identify_input
+from tiebreak.hashing import hash_file
+from tiebreak.runs.run import identify_input
 
 KEEP = Rules(validation_share=0.0)
 ROWS: list[dict[str, Any]] = [

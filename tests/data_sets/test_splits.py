@@ -19,7 +19,7 @@ from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, 
 from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
 from tiebreak.errors import DataError
 from tiebreak.records import Message, prompt_id
-from tiebreak.runs import read_manifest
+from tiebreak.runs.run import read_manifest
 
 EVERY = ["train", "validation", "test"]
 

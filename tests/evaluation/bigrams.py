@@ -16,18 +16,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
-from tiebreak.models import (
-    adapter_state,
-    find_model,
-    load_reward_model,
-    load_tokenizer,
-    probe_values,
-    save_adapter,
-    write_probe,
-)
-from tiebreak.runs import start_run
+from tiebreak.models.chat import build_chat
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_reward_model
+from tiebreak.models.probe import probe_values, write_probe
+from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.runs.run import start_run
 
 EOS = "<eos>"
 TEMPLATE = (

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from evaluation.compare import CompareConfig, compare, summary_table
 from evaluation.compare.charts import line_chart
 from evaluation.compare.curves import MAX_POINTS, read_panels, reward_against_kl, thin
-from evaluation.compare.figures import distinct_names, guard_decision, verdict
-from tiebreak import runs
+from evaluation.compare.summary import distinct_names, guard_decision, verdict
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.page.charts import spread, tick_labels, ticks
@@ -30,6 +29,7 @@ from tiebreak.page.document import embedded_json
 from tiebreak.page.markup import el, visible
 from tiebreak.page.numbers import number
 from tiebreak.records import write_json, write_jsonl
+from tiebreak.runs import run as runs
 from tiebreak.statistics import bootstrap_interval
 
 CHROMIUM = "/usr/bin/chromium"
@@ -888,7 +888,7 @@ def test_page_without_a_script_shows_everything(recipe: str, browser: Any) -> No
 def run_command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """`tiebreak …` as a process in `folder`."""
     return subprocess.run(
-        [sys.executable, "-m", "tiebreak.cli", *words],
+        [sys.executable, "-m", "tiebreak.command.cli", *words],
         cwd=folder,
         capture_output=True,
         check=False,

@@ -419,7 +419,7 @@ def test_a_value_that_is_no_number_is_refused_by_name() -> None:
     broken = Path("evaluate/final/completions.jsonl")
     manifest = json.loads(Path("evaluate/manifest.json").read_text())
     broken.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from tiebreak.runs import hash_file
+    from tiebreak.hashing import hash_file
 
     manifest["outputs"]["final/completions.jsonl"] = hash_file(broken)
     write_json(Path("evaluate/manifest.json"), manifest)

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from label_support import free_port
 
-from labeling_ui.schema import build_engine
+from labeling_ui.store.schema import build_engine
 
 BACKENDS = ("sqlite", "postgres")
 
@@ -29,7 +29,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         engines.append(build_engine(address))
         return engines[-1]
 
-    monkeypatch.setattr("labeling_ui.store.build_engine", remember)
+    monkeypatch.setattr("labeling_ui.store.store.build_engine", remember)
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/labels.sqlite"
     else:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from labeling_ui.answers import Submission
-from labeling_ui.store import Store, wall_clock_ms
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.store import Store, wall_clock_ms
 from tiebreak.records import Completion, Message, Pair, prompt_id, write_jsonl
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -76,7 +76,7 @@ def answer(pair_id: str, value: int = 1, client_id: str = "") -> Submission:
 
 def tiebreak(*words: str, ok: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The real command line, in a process of its own."""
-    command = [sys.executable, "-m", "tiebreak.cli", *words]
+    command = [sys.executable, "-m", "tiebreak.command.cli", *words]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=60, cwd=cwd, env=environment(), check=False
     )
@@ -126,7 +126,7 @@ def serving(
         str(port),
         *words,
     ]
-    command = [sys.executable, "-m", "tiebreak.cli", "label", *arguments]
+    command = [sys.executable, "-m", "tiebreak.command.cli", "label", *arguments]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -18,11 +18,11 @@ import httpx
 import pytest
 from label_support import ROOT, environment, make_pair, serving, tiebreak
 
-from labeling_ui.accounts import LoginLimit, add_account, disable, find_session, log_in, log_out, reset_password
-from labeling_ui.answers import Draft
-from labeling_ui.assigning import RefusedError
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
+from labeling_ui.store.answers import Draft
+from labeling_ui.store.assigning import RefusedError
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
+from labeling_ui.web.accounts import LoginLimit, add_account, disable, find_session, log_in, log_out, reset_password
 from tiebreak.errors import TiebreakError
 
 LogIn = Callable[[str], httpx.Client]
@@ -31,7 +31,7 @@ PASSWORD = "a long enough password"
 
 def raters(*words: str, password: str | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
     """`tiebreak raters …` with a password on its standard input."""
-    command = [sys.executable, "-m", "tiebreak.cli", "raters", *words]
+    command = [sys.executable, "-m", "tiebreak.command.cli", "raters", *words]
     result = subprocess.run(
         command, input=password, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment(), check=False
     )

@@ -19,7 +19,8 @@ from label_support import make_pair, open_store, tiebreak
 from scipy import stats
 from support import SHARED_DATA
 
-from labeling_ui.agreement import (
+from labeling_ui.exchange.importing import import_records
+from labeling_ui.quality.agreement import (
     SIDES,
     STRENGTHS,
     cohen_kappa,
@@ -30,14 +31,13 @@ from labeling_ui.agreement import (
     percent_agreement,
     self_consistency,
 )
-from labeling_ui.answers import Answer, Submission
-from labeling_ui.figures import share_of_clusters
-from labeling_ui.habits import adjust_for_many, sign_test, two_shares_test
-from labeling_ui.importing import import_records
-from labeling_ui.live import LiveVotes
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
-from labeling_ui.votes import Votes, read_votes, votes_of_columns
+from labeling_ui.quality.biases import adjust_for_many, sign_test, two_shares_test
+from labeling_ui.quality.intervals import share_of_clusters
+from labeling_ui.quality.vote_cache import LiveVotes
+from labeling_ui.quality.votes import Votes, read_votes, votes_of_columns
+from labeling_ui.store.answers import Answer, Submission
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, Pair, write_jsonl
 from tiebreak.statistics import wilson_interval

@@ -15,16 +15,16 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from label_support import answer, make_pair, open_store
 
-from labeling_ui import api, lead_api
-from labeling_ui.accounts import Session, add_account, invite, log_in
-from labeling_ui.assigning import RefusedError
-from labeling_ui.desk import SESSION_COOKIE, Writer
-from labeling_ui.log import Transaction
 from labeling_ui.pages import PageConfig
-from labeling_ui.schema import INVITATIONS, SESSIONS
-from labeling_ui.server import create_app
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
+from labeling_ui.store.assigning import RefusedError
+from labeling_ui.store.event_log import Transaction
+from labeling_ui.store.schema import INVITATIONS, SESSIONS
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
+from labeling_ui.web import api, lead_api
+from labeling_ui.web.accounts import Session, add_account, invite, log_in
+from labeling_ui.web.context import SESSION_COOKIE, Writer
+from labeling_ui.web.server import create_app
 
 PASSWORD = "a long enough password"
 PAGE = PageConfig("t", hosts=())
@@ -67,7 +67,9 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labeling_ui.server.mount_pages", lambda _app, _page: None)  # Gradio leaves event loops open
+    monkeypatch.setattr(
+        "labeling_ui.web.server.mount_pages", lambda _app, _page: None
+    )  # Gradio leaves event loops open
 
 
 @pytest.fixture

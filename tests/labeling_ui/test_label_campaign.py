@@ -12,13 +12,14 @@ import pytest
 import sqlalchemy as sa
 from label_support import answer, make_pair, open_store
 
-from labeling_ui.aggregate import group_judgments
-from labeling_ui.answers import Answer, Draft, Submission
-from labeling_ui.assigning import RefusedError
-from labeling_ui.campaign import BatchChange
-from labeling_ui.schema import MIGRATIONS, build_engine
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
+from labeling_ui.quality.aggregate import group_judgments
+from labeling_ui.store.answers import Answer, Draft, Submission
+from labeling_ui.store.assigning import RefusedError
+from labeling_ui.store.campaign import BatchChange
+from labeling_ui.store.migrations import MIGRATIONS
+from labeling_ui.store.schema import build_engine
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
 from tiebreak.records import Judgment, Pair
 
 THREE = ("a", "b", "c")

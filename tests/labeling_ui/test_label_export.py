@@ -16,7 +16,9 @@ from typing import Any, Literal
 import pytest
 from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
-from labeling_ui.aggregate import (
+from labeling_ui.exchange.export import build_edits, export, judgments_as_csv, unpaired, write_dataset, write_parquet
+from labeling_ui.label import LabelConfig
+from labeling_ui.quality.aggregate import (
     REASONS,
     Aggregated,
     AggregationConfig,
@@ -26,19 +28,17 @@ from labeling_ui.aggregate import (
     decide,
     group_judgments,
 )
-from labeling_ui.agreement import percent_agreement
-from labeling_ui.answers import Submission
-from labeling_ui.export import build_edits, export, judgments_as_csv, unpaired, write_dataset, write_parquet
-from labeling_ui.label import LabelConfig
+from labeling_ui.quality.agreement import percent_agreement
+from labeling_ui.quality.votes import read_votes
 from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
-from labeling_ui.votes import read_votes
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
 from tiebreak.config import load_config
 from tiebreak.data.reading import Rules, read_pairs, read_preferences, read_records
 from tiebreak.records import Demonstration, Judgment, Pair, Preference
 from tiebreak.rubric import score_rubric
-from tiebreak.runs import read_manifest, start_run
+from tiebreak.runs.run import read_manifest, start_run
 
 
 def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
@@ -350,7 +350,7 @@ def test_the_stated_error_rate_is_the_measured_one(tmp_path: Path) -> None:
 
 
 def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped-def]
-    from labeling_ui.assigning import Assignment
+    from labeling_ui.store.assigning import Assignment
 
     sides = (pair.completions[left].id, pair.completions[right].id)
     return Assignment(f"{pair.id}-{rater}", pair.id, rater, sides, pair)
@@ -394,7 +394,7 @@ def test_simulated_run_through_the_command_line_is_deterministic_and_survives_ki
 def kill_half_way(words: list[str], database: Path) -> None:
     """Start the command and SIGKILL it when some, not all, judgments are in the store."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tiebreak.cli", *words], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "tiebreak.command.cli", *words], cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL
     )
     for _ in range(3000):
         if count_judgments(database) >= 40:

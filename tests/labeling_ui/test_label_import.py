@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from label_support import make_pair, open_store, tiebreak
 
-from labeling_ui.answers import Submission
-from labeling_ui.export import build_edits
-from labeling_ui.foreign import FieldNames, read_foreign, read_objects
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
+from labeling_ui.exchange.export import build_edits
+from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_objects
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
 from tiebreak.records import Judgment, write_jsonl
 

@@ -10,8 +10,8 @@ import pytest
 from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults, press  # noqa: F401
 
-from labeling_ui.accounts import add_account
-from labeling_ui.store import Store, Submission
+from labeling_ui.store.store import Store, Submission
+from labeling_ui.web.accounts import add_account
 
 pytestmark = needs_chromium
 

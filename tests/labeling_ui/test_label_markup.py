@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from labeling_ui.markup import MAX_LEVELS, PLAIN_PIECE_CHARACTERS, render, show_hidden
-from labeling_ui.mathematics import render_formula
+from labeling_ui.pages.mathematics import render_formula
+from labeling_ui.pages.safe_markup import MAX_LEVELS, PLAIN_PIECE_CHARACTERS, render, show_hidden
 
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from label_support import make_pair, open_store
 
-from labeling_ui import measuring
-from labeling_ui.aggregate import ballots_of_groups, group_judgments
-from labeling_ui.agreement import measure_agreement
-from labeling_ui.answers import Submission
-from labeling_ui.export import read_known
-from labeling_ui.live import LiveVotes
-from labeling_ui.measuring import LatestFigures
-from labeling_ui.quality import Ballots, describe_reliability
-from labeling_ui.schema import StoreError
-from labeling_ui.store import Store
+from labeling_ui.exchange.export import read_known
+from labeling_ui.quality import measuring
+from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
+from labeling_ui.quality.agreement import measure_agreement
+from labeling_ui.quality.measuring import LatestFigures
+from labeling_ui.quality.reliability import Ballots, describe_reliability
+from labeling_ui.quality.vote_cache import LiveVotes
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.schema import StoreError
+from labeling_ui.store.store import Store
 
 
 def judge_all(store: Store, raters: int, seed: int = 0) -> None:

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from label_support import make_pair, open_store, serving
 
-from labeling_ui.store import Store
-from labeling_ui.verify import verify
+from labeling_ui.store.store import Store
+from labeling_ui.store.verify import verify
 
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=1'> <svg onload=window.pwned=1> "
@@ -134,10 +134,12 @@ def test_a_locked_or_full_store_is_told_and_nothing_is_half_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     from labeling_ui.pages import PageConfig  # imports Gradio: slow, and no other test needs it here
-    from labeling_ui.server import create_app
+    from labeling_ui.web.server import create_app
 
-    monkeypatch.setattr("labeling_ui.schema.BUSY_TIMEOUT_MS", 100)
-    monkeypatch.setattr("labeling_ui.server.mount_pages", lambda _app, _page: None)  # Gradio leaves event loops open
+    monkeypatch.setattr("labeling_ui.store.schema.BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(
+        "labeling_ui.web.server.mount_pages", lambda _app, _page: None
+    )  # Gradio leaves event loops open
     store = open_store(tmp_path, [make_pair(0)], raters=0)
     app = create_app(store, PageConfig("t", hosts=()))
     store.claim("local")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 import pytest
 
-from labeling_ui.quality import (
+from labeling_ui.quality.reliability import (
     UNKNOWN,
     Ballots,
     fit_bradley_terry,
@@ -17,7 +17,7 @@ from labeling_ui.quality import (
     measure_reliability,
     share_of_order,
 )
-from labeling_ui.votes import Floats, Integers
+from labeling_ui.quality.votes import Floats, Integers
 
 ACCURACIES = np.linspace(0.45, 0.97, 10)
 DISCRIMINATIONS = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
@@ -201,7 +201,7 @@ def test_intervals_from_some_of_many_votes_are_those_from_all(monkeypatch: pytes
         return np.array([np.ptp(one.accuracy.interval) for one in measure_reliability("dawid_skene", votes)[1]])
 
     whole = widths()
-    monkeypatch.setattr("labeling_ui.quality.MOST_REPLICATED", 1500)
+    monkeypatch.setattr("labeling_ui.quality.reliability.MOST_REPLICATED", 1500)
     assert float(np.median(widths() / whole)) == pytest.approx(1.0, abs=0.25)
 
 

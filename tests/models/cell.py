@@ -1,6 +1,6 @@
 """One architecture with one chat template through every stage, each figure held against plain transformers.
 
-A stage's outcome is `exact`; `padded`, `plain` or `alone` (exact too, on one of the slower paths of tiebreak.paths);
+A stage's outcome is `exact`; `padded`, `plain` or `alone` (exact too, on one of the slower paths of tiebreak.packed.proof);
 `refused` with the reason; or a fault: `wrong` where a figure is another than the oracle's, `failed` where an exception got
 through.
 """
@@ -25,9 +25,9 @@ from support import end_process, read_rows, run_here, write_config
 from templates import Template
 from torch import nn
 
-from tiebreak.forks import answered
-from tiebreak.reload import FreshProcess, Reloaded
-from tiebreak.reports import read_reports
+from tiebreak.models.reload import FreshProcess, Reloaded
+from tiebreak.process.preloaded import answered
+from tiebreak.runs.reports import read_reports
 
 How = Literal["exact", "padded", "plain", "alone", "refused", "wrong", "failed"]
 STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate")
@@ -274,8 +274,9 @@ def check_logps(cell: Cell, stage: str, rows: list[Row]) -> list[str]:
     import torch
 
     from tiebreak.config import TrainingConfig
-    from tiebreak.logprobs import completion_logps_in_batches
-    from tiebreak.models import find_model, load_frozen_policy
+    from tiebreak.models.find import find_model
+    from tiebreak.models.load import load_frozen_policy
+    from tiebreak.packed.logprobs import completion_logps_in_batches
 
     ours = load_frozen_policy(find_model(str(cell.output(stage))), TrainingConfig())
     found = completion_logps_in_batches(ours, rows, pad_id=0, batch_size=4)

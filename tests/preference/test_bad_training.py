@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from small_world import World, write_preferences
 from support import end_process, read_rows, run_here, write_config, write_rows
 
-from preference.ppo.backbone import VALUE_HEAD_FILE
+from preference.policy.backbone import VALUE_HEAD_FILE
 from tiebreak.config import StageConfig, TrackingConfig
-from tiebreak.runs import start_run
+from tiebreak.runs.run import start_run
 
 TRAINING = {
     "learning_rate": 3e-2,

@@ -33,7 +33,7 @@ from preference.ppo.groups import build_group_trainer
 from preference.ppo.train import PPOConfig, build_group_args, build_ppo_args, ppo_settings
 from preference.ppo.trainer import PPOTrainer
 from tiebreak.config import SamplingConfig, TrainingConfig
-from tiebreak.pairwise import pack_forward
+from tiebreak.packed.forward import pack_forward
 
 BETA = 1.0
 UNTOUCHED = 0.25

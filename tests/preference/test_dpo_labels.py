@@ -19,8 +19,8 @@ from preference.dpo import to_dataset as to_rows
 from preference.losses import PAIR_LOSSES, Pairs, labelled_loss
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import ConfigError, DataError
-from tiebreak.labels import Label, unused_columns
 from tiebreak.records import Preference
+from tiebreak.training.labels import Label, unused_columns
 
 SMOOTHING = {"robust": 0.1, "exo_pair": 0.1}
 

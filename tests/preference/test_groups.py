@@ -12,10 +12,10 @@ from support import run_of
 from test_ppo_trainer import Judge, StopAt
 from toy_language import EOS, PROMPTS, KnownReward, build_toy_policy, toy_rewards, toy_tokenizer, with_adapter
 
+from preference.policy.adapters import trainable_names
+from preference.policy.rewards import Reward
 from preference.ppo.groups import OurGRPOTrainer, OurRLOOTrainer, build_group_trainer
-from preference.ppo.loop import trainable_names
 from preference.ppo.train import PPOConfig, build_group_args, ppo_settings
-from preference.rewards import Reward
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
 

@@ -17,14 +17,22 @@ from toy_language import EOS, PROMPTS, build_toy_policy, toy_preferences, toy_re
 from transformers import TrainerCallback
 
 from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
-from preference.guard import Guard, GuardConfig, GuardedPolicy, Verdict, best_of, over_optimised, reference_name
-from preference.ppo.backbone import Backbone
+from preference.policy.backbone import Backbone
+from preference.policy.overoptimisation import (
+    Guard,
+    GuardConfig,
+    GuardedPolicy,
+    Verdict,
+    best_of,
+    over_optimised,
+    reference_name,
+)
 from preference.ppo.train import PPOConfig
-from tiebreak.callbacks import RunCallback
 from tiebreak.config import SamplingConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.generation import row_seed, sample_completions
-from tiebreak.tracking import RunRecorder
+from tiebreak.packed.generation import row_seed, sample_completions
+from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.callbacks import RunCallback
 
 OFF = TrackingConfig(mode="disabled")
 

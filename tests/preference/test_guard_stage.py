@@ -20,13 +20,15 @@ from small_world import WORDS, World, build_judge, build_model, twice_is_best
 from support import end_process, run_here, write_config
 from torch import Tensor
 
-from tiebreak.chat import build_chat
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.data.reading import Rules, read_prompts
-from tiebreak.generation import Sampled, row_seed, sample_completions
-from tiebreak.logprobs import scores_in_batches
-from tiebreak.models import find_model, load_frozen_policy, load_tokenizer, load_trained_reward_model
-from tiebreak.runs import read_manifest, read_metrics
+from tiebreak.models.chat import build_chat
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
+from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.packed.generation import Sampled, row_seed, sample_completions
+from tiebreak.packed.logprobs import scores_in_batches
+from tiebreak.runs.run import read_manifest, read_metrics
 
 QUIET = {"mode": "disabled"}
 SAMPLING = {"temperature": 1.0, "max_new_tokens": 8}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_language import PAD, build_toy_backbone, build_toy_policy, with_adapter
 
-from preference.adapters import POLICY, merged_adapter
-from preference.layout import batches_by_tokens, pad
+from preference.policy.adapters import POLICY, merged_adapter
+from preference.policy.layout import batches_by_tokens, pad
 
 SYSTEM = [2, 7, 6, 2, 4, 5, 3, 3, 6, 7]
 PROMPTS = [[*SYSTEM, 3, 4], [*SYSTEM, 5], [*SYSTEM, 3, 4], [*SYSTEM, 3, 4, 6]]

@@ -11,17 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from preference.ppo.losses import (
-    generalised_advantages,
-    next_kl_coef,
-    per_token_kl,
-    per_token_kl_k3,
-    policy_loss,
-    shape_scores,
-    token_rewards,
-    value_loss,
-    whiten,
-)
+from preference.policy.token_rewards import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
+from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
 
 Array = NDArray[np.float64]
 

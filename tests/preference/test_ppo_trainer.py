@@ -33,30 +33,24 @@ from toy_language import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from preference.layout import batches_by_tokens
-from preference.ppo.backbone import Backbone, load_backbone
-from preference.ppo.loop import STATE_FILE, LoopState, trainable_names
-from preference.ppo.rollout import Episodes
+from preference.policy.adapters import trainable_names
+from preference.policy.backbone import Backbone, load_backbone
+from preference.policy.layout import batches_by_tokens
+from preference.policy.rewards import Conversations, MountedReward, Reward, load_reward
+from preference.policy.rollout import Episodes
+from preference.ppo.loop import STATE_FILE, LoopState
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import MicroBatch, PPOTrainer
-from preference.rewards import Conversations, MountedReward, Reward, load_reward
-from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.logprobs import scores_in_batches
-from tiebreak.models import (
-    PROBE_FILE,
-    ModelSource,
-    adapter_state,
-    base_sha256,
-    load_reward_model,
-    load_tokenizer,
-    load_trained_reward_model,
-    probe_values,
-    save_adapter,
-    write_probe,
-)
-from tiebreak.sharding import gathered
+from tiebreak.models.chat import build_chat
+from tiebreak.models.find import ModelSource, base_sha256
+from tiebreak.models.load import load_reward_model, load_trained_reward_model
+from tiebreak.models.probe import PROBE_FILE, probe_values, write_probe
+from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.packed.logprobs import scores_in_batches
+from tiebreak.packed.sharding import gathered
 
 Rows = list[dict[str, float]]
 

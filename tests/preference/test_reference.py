@@ -14,7 +14,7 @@ from toy_language import build_toy_policy, toy_preferences, toy_rewards, toy_tok
 from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
 from preference.reference import ReferenceLogps
 from tiebreak.config import TrainingConfig
-from tiebreak.pairwise import pack_forward
+from tiebreak.packed.forward import pack_forward
 
 FACTS = {"base": "a", "adapter": None}
 

@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 from support import succeed
 
-from preference.ppo.backbone import load_backbone
-from preference.rewards import (
+from preference.policy.backbone import load_backbone
+from preference.policy.rewards import (
     Conversations,
     FunctionReward,
     RewardApart,
@@ -21,21 +21,16 @@ from preference.rewards import (
     load_reward,
     score_all,
 )
-from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models import (
-    ModelSource,
-    adapter_state,
-    base_sha256,
-    load_reward_model,
-    load_tokenizer,
-    probe_values,
-    save_adapter,
-    write_probe,
-)
+from tiebreak.models.chat import build_chat
+from tiebreak.models.find import ModelSource, base_sha256
+from tiebreak.models.load import load_reward_model
+from tiebreak.models.probe import probe_values, write_probe
+from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.records import Message, Prompt
-from tiebreak.runs import read_manifest, read_metrics
+from tiebreak.runs.run import read_manifest, read_metrics
 
 HERE = Path(__file__).parent
 TRAINING = TrainingConfig(precision="float32")

@@ -18,7 +18,7 @@ from sft.prepare import PrepareConfig, prepare
 from tiebreak.data.reading import read_pairs
 from tiebreak.errors import DataError
 from tiebreak.records import Completion, Message, Prompt, prompt_id
-from tiebreak.runs import read_manifest
+from tiebreak.runs.run import read_manifest
 
 
 def make_prompt(text: str) -> Prompt:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from toy_language import ANSWERS, EOS, PAD, PROMPTS, VOCABULARY, KnownReward, toy_rewards, toy_tokenizer, with_adapter
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
 from preference.configuration import PPOConfig
-from preference.ppo.backbone import Backbone
+from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.policy.backbone import Backbone
+from preference.policy.rollout import roll_out
 from preference.ppo.groups import build_group_trainer
-from preference.ppo.rollout import roll_out
 from preference.ppo.train import build_group_args, ppo_settings
 from tiebreak.config import OptimizerConfig, SamplingConfig
-from tiebreak.models import active_adapter
-from tiebreak.paths import ForwardPath, own_logps
+from tiebreak.models.load import active_adapter
+from tiebreak.packed.proof import ForwardPath, own_logps
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled": ("cohere", {"logit_scale": 4.0}),

@@ -22,8 +22,8 @@ from support import REPOSITORY, read_rows, run_here, write_config
 from toy_language import build_toy_policy, with_adapter
 from vllm_stand_in import PUSH, READY, StandIn, free_port, serving, write_package
 
-from preference.adapters import POLICY, REFERENCE, copy_adapter
-from preference.ppo.vllm import MergedPolicy, VLLMConfig, read_completion
+from preference.policy.adapters import POLICY, REFERENCE, copy_adapter
+from preference.policy.vllm import MergedPolicy, VLLMConfig, read_completion
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
 
@@ -33,13 +33,13 @@ RUNNER = """
 import contextlib, io, json, sys, traceback
 import torch
 from trl.generation.vllm_client import VLLMClient
-from tiebreak.cli import main
+from tiebreak.command.cli import main
 
 join = VLLMClient.init_communicator
 for words, pretend in json.loads(sys.argv[1]):
     if pretend:  # TRL and Tiebreak want a GPU for NCCL, in whose place there is a socket
-        import preference.ppo.vllm
-        preference.ppo.vllm.has_gpu = lambda: True
+        import preference.policy.vllm
+        preference.policy.vllm.has_gpu = lambda: True
         VLLMClient.init_communicator = lambda self, device: join(self, device="cuda")
     status, told = 0, io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):

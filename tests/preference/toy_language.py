@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from preference.adapters import POLICY, REFERENCE, copy_adapter, train_only
-from preference.ppo.backbone import Backbone
+from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.policy.backbone import Backbone
 
 PAD, EOS, VOCABULARY = 0, 1, 8
 PROMPTS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (5, 2, 4))

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tiebreak.config import SamplingConfig
-from tiebreak.generation import row_seed, sample_completions
+from tiebreak.packed.generation import row_seed, sample_completions
 
 PACKAGE = {
     "__init__.py": """

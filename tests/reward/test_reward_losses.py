@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from reward.losses import bootstrap_counts, centring_loss, preference_loss
-from tiebreak.labels import margin_of, mean_one, target_of
+from tiebreak.training.labels import margin_of, mean_one, target_of
 
 
 def column(*values: float) -> torch.Tensor:

@@ -9,16 +9,16 @@ import pytest
 from support import write_rows
 
 from reward.examples import EncodedPreference, encode
-from reward.figures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.garbage import Garbage, make_garbage
-from reward.origin import Origin, Vote, trace_origin
+from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
+from reward.provenance import Origin, Vote, trace_origin
 from reward.report import Exam
-from tiebreak.chat import build_chat
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError
+from tiebreak.models.chat import build_chat
 from tiebreak.records import Message, Preference, Prompt, assistant, prompt_id
-from tiebreak.runs import start_run
+from tiebreak.runs.run import start_run
 from tiebreak.statistics import wilson_interval
 
 CHROMIUM = "/usr/bin/chromium"

@@ -16,14 +16,16 @@ from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, w
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
 from reward.trainer import LabelCollator
-from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.data.reading import read_preferences
 from tiebreak.errors import DataError
-from tiebreak.logprobs import member_scores_in_batches, scores_in_batches
-from tiebreak.models import find_model, load_tokenizer, load_trained_reward_model
-from tiebreak.runs import read_manifest, read_metrics
-from tiebreak.scores import combine_scores, read_score_scale, score_spread
+from tiebreak.models.chat import build_chat
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_trained_reward_model
+from tiebreak.models.scores import combine_scores, read_score_scale, score_spread
+from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.packed.logprobs import member_scores_in_batches, scores_in_batches
+from tiebreak.runs.run import read_manifest, read_metrics
 
 MEMBERS = 3
 
@@ -187,8 +189,8 @@ def test_nothing_with_any_weight_is_refused(tmp_path: Path, raw_data: Path) -> N
 
 
 def test_ppo_mounts_every_member_and_knows_the_scale(ensemble: Path, tiny_model: Path) -> None:
-    from preference.ppo.backbone import load_backbone
-    from preference.rewards import Conversations, MountedReward, load_reward, saved_scale
+    from preference.policy.backbone import load_backbone
+    from preference.policy.rewards import Conversations, MountedReward, load_reward, saved_scale
 
     training = TrainingConfig(precision="float32")
     policy, reward = find_model(str(tiny_model)), find_model(str(ensemble), kind="reward")

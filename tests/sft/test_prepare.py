@@ -31,7 +31,7 @@ from sft.prepare import (
 from tiebreak.data.reading import read_demonstrations, read_prompts
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Message, Prompt, prompt_id
-from tiebreak.runs import read_manifest
+from tiebreak.runs.run import read_manifest
 
 
 def make_prompt(text: str) -> Prompt:

@@ -17,19 +17,14 @@ from safetensors.torch import load_file
 from support import TINY_TRAINING, run_here, write_config
 from transformers import AutoModelForCausalLM
 
-from preference.adapters import POLICY, REFERENCE, copy_adapter, merged_adapter
+from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, merged_adapter
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, ModelError, RunError
-from tiebreak.models import (
-    active_adapter,
-    find_model,
-    load_chat,
-    load_frozen_policy,
-    load_policy,
-    load_reward_model,
-    probe_values,
-)
-from tiebreak.runs import read_manifest
+from tiebreak.models.find import find_model
+from tiebreak.models.load import active_adapter, load_frozen_policy, load_policy, load_reward_model
+from tiebreak.models.probe import probe_values
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.runs.run import read_manifest
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings=True`",

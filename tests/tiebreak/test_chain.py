@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from support import run_here
 
-from tiebreak.chain import InputFinder, manifest_chain
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
-from tiebreak.runs import read_manifest, start_run
+from tiebreak.runs.chain import InputFinder, manifest_chain
+from tiebreak.runs.run import read_manifest, start_run
 
 
 class LinkConfig(StageConfig):
@@ -109,7 +109,7 @@ def record_and_input(folder: str) -> tuple[dict[str, object], dict[str, object]]
 
 
 def test_inspect_says_where_an_input_lies_now(root: Path) -> None:
-    from tiebreak.inspect import describe, inspect_chain
+    from tiebreak.command.inspect import describe, inspect_chain
 
     root.rename("runs/b")
     second = inspect_chain("runs/b/third")[1]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support import run_here, write_checkpoint
 
-from tiebreak.checkpoints import HASHED_BYTES, fault_of, mark_complete, marked
-from tiebreak.runs import read_metrics
+from tiebreak.runs.checkpoints import HASHED_BYTES, fault_of, mark_complete, marked
+from tiebreak.runs.run import read_metrics
 
 
 def cut_in_half(path: Path) -> None:

@@ -11,14 +11,14 @@ import pytest
 from support import REPOSITORY, run_command
 
 from tiebreak import __version__
-from tiebreak.cli import COMMANDS, help_page
+from tiebreak.command.cli import COMMANDS, help_page
 
 HEAVY = ("torch", "transformers", "trl", "peft", "gradio", "fastapi", "wandb", "datasets", "numpy", "pydantic", "yaml")
 
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from tiebreak.cli import main; main(['--help']); "
+        "import sys; from tiebreak.command.cli import main; main(['--help']); "
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -29,14 +29,14 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("words", [(), ("-h",), ("help",)])
 def test_help_by_other_names(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    from tiebreak.cli import main
+    from tiebreak.command.cli import main
 
     main(words)
     assert capsys.readouterr().out.strip() == help_page().strip()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    from tiebreak.cli import main
+    from tiebreak.command.cli import main
 
     main(["--version"])
     assert capsys.readouterr().out.strip() == __version__

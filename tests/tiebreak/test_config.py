@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from support import REPOSITORY
 
-from tiebreak.cli import COMMANDS
+from tiebreak.command.cli import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, read_yaml
 from tiebreak.errors import ConfigError
 
@@ -287,7 +287,7 @@ def test_every_file_opens_with_its_command_and_loads(file: Path, monkeypatch: py
 
 
 def _config_class(command: str) -> Any:
-    from tiebreak.pipeline import PipelineConfig, config_class
+    from tiebreak.command.pipeline import PipelineConfig, config_class
 
     return PipelineConfig if command == "run" else config_class(command)
 

@@ -16,7 +16,7 @@ from support import REPOSITORY, end_process, run_command, run_here, write_rows
 
 from tiebreak.errors import DataError, exit_with_message, machine_fault
 
-CLI = [sys.executable, "-m", "tiebreak.cli"]
+CLI = [sys.executable, "-m", "tiebreak.command.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
 
@@ -248,16 +248,16 @@ def test_what_all_processes_run_into_is_reported_once_and_the_launcher_adds_noth
 def test_two_launches_on_one_machine_meet_at_two_ports(
     file: str, port: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tiebreak.command.launch import run_accelerated
     from tiebreak.command.stages import COMMANDS
-    from tiebreak.launch import run_accelerated
 
     own = tmp_path / "own.yaml"
     own.write_text((REPOSITORY / "configs/accelerate/cpu_zero2.yaml").read_text() + file)
     started: list[list[str]] = []
-    monkeypatch.setattr("tiebreak.launch.run_launched", lambda words, _environment: started.append(words) or 7)
+    monkeypatch.setattr("tiebreak.command.launch.run_launched", lambda words, _environment: started.append(words) or 7)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(SystemExit, match="7"):
         run_accelerated(COMMANDS["dpo"], ["--accelerate", str(own), "--beta", "0.2"])
     (words,) = started
     assert ("--main_process_port" in words) == port
-    assert words[-4:] == ["tiebreak.cli", "dpo", "--beta", "0.2"]
+    assert words[-4:] == ["tiebreak.command.cli", "dpo", "--beta", "0.2"]

@@ -11,8 +11,8 @@ from small_models import SIZES, build
 from test_passes import dpo_trainer, random_pairs, sft_trainer
 from transformers import AutoConfig
 
-from tiebreak.pairwise import whole_model
-from tiebreak.paths import ForwardPath
+from tiebreak.packed.forward import whole_model
+from tiebreak.packed.proof import ForwardPath
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The following (rank|alpha)_pattern keys did not match"

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
-from tiebreak import forks
+from tiebreak.process import preloaded as forks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
 
 FORKED = """
 import atexit, os, sys, tempfile
-from tiebreak.forks import run_forked
+from tiebreak.process.preloaded import run_forked
 
 here = os.getpid()
 folder = tempfile.TemporaryDirectory()
@@ -65,7 +65,7 @@ def test_a_fork_runs_with_its_environment_and_its_end_is_told(ending: str, statu
 def test_an_interrupted_recipe_waits_for_its_stage() -> None:
     code = """
 import os, signal, sys, time
-from tiebreak.forks import run_forked
+from tiebreak.process.preloaded import run_forked
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 
 def main():
@@ -99,7 +99,7 @@ except KeyboardInterrupt:
 def test_an_interrupt_right_after_the_fork_is_passed_on() -> None:
     code = """
 import os, signal, time
-from tiebreak.forks import run_forked
+from tiebreak.process.preloaded import run_forked
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def main():
@@ -128,7 +128,7 @@ except KeyboardInterrupt:
 def test_a_process_that_runs_a_thread_or_one_of_several_is_not_forked() -> None:
     code = """
 import os, threading
-from tiebreak.forks import may_fork
+from tiebreak.process.preloaded import may_fork
 import torch
 free = may_fork()
 os.environ["LOCAL_RANK"] = "0"
@@ -145,7 +145,7 @@ end.set()
 AHEAD = """
 import os, signal, sys, torch
 from tiebreak.errors import ModelError
-from tiebreak.forks import Ahead, may_fork
+from tiebreak.process.preloaded import Ahead, may_fork
 
 def work(request):
     print("noise")
@@ -186,7 +186,7 @@ def test_a_process_ahead_computes_the_same_or_says_why_not(fail: str, answer: st
 def test_a_process_ahead_ends_with_the_one_that_it_waits_for(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib, signal
-from tiebreak.forks import Ahead
+from tiebreak.process.preloaded import Ahead
 ahead = Ahead(lambda request: {{}})
 pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(ahead._process.pid))
 os.kill(os.getpid(), signal.SIGKILL)

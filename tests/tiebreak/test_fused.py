@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from tiebreak.fused import _GatedMlp, _RmsNorm, fuse_layers, own_forwards
-from tiebreak.lora import Weights
-from tiebreak.models import probe_values
-from tiebreak.packing import pack_sequences
-from tiebreak.pairwise import hidden_states, packs
+from tiebreak.models.probe import probe_values
+from tiebreak.packed.forward import hidden_states, packs
+from tiebreak.packed.fused import _GatedMlp, _RmsNorm, fuse_layers, own_forwards
+from tiebreak.packed.lora import Weights
+from tiebreak.packed.packing import pack_sequences
 
 SIZES = {
     "vocab_size": 31,
@@ -169,7 +169,7 @@ def test_a_long_tree_attends_in_two_parts_as_a_short_one_does_in_one(monkeypatch
     sequences = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 3, 2], [5, 6, 1], [9, 9]]
     found = []
     for limit in (384, 0):
-        monkeypatch.setattr("tiebreak.packing.WHOLE_TOKENS", limit)
+        monkeypatch.setattr("tiebreak.packed.packing.WHOLE_TOKENS", limit)
         row = pack_sequences(sequences, [[0, 1], [2], [3]]).rows[0]
         assert (row.masks(None)[0].whole is None) == (limit == 0)
         found.append(hidden_states(model, row))

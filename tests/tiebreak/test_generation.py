@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tiebreak.config import SamplingConfig
-from tiebreak.generation import Sampled, draw, find_store, row_seed, sample_completions
-from tiebreak.pairwise import packs
+from tiebreak.packed.forward import packs
+from tiebreak.packed.generation import Sampled, draw, find_store, row_seed, sample_completions
 
 PAD = 0
 

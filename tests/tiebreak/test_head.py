@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiebreak import head as head_module
-from tiebreak.head import head_of, token_logps
+from tiebreak.packed import lm_head as head_module
+from tiebreak.packed.lm_head import head_of, token_logps
 
 TOKENS, HIDDEN, VOCABULARY = 7, 5, 13
 

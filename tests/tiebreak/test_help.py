@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 from support import REPOSITORY
 
-from tiebreak.cli import main
+from tiebreak.command.cli import main
 from tiebreak.command.help import configuration_class, help_lines
 from tiebreak.command.stages import COMMANDS, Command, find_command
 from tiebreak.config import load_config
@@ -59,7 +59,7 @@ def test_help_and_faults_are_answered_without_the_heavy_packages() -> None:
     asked += [["evaluate"], ["run", "--config", "configs/quickstart/pipeline.yaml", "--sed", "1"], ["evalaute"]]
     code = (
         "import sys, contextlib\n"
-        "from tiebreak.cli import main\n"
+        "from tiebreak.command.cli import main\n"
         f"for words in {asked!r}:\n"
         "    with contextlib.suppress(SystemExit): main(words)\n"
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])\n"
@@ -72,7 +72,9 @@ def test_help_and_faults_are_answered_without_the_heavy_packages() -> None:
     assert "did you mean --beta?" in result.stderr
 
 
-@pytest.mark.parametrize("module", ["labeling_ui.label", "labeling_ui.raters", "tiebreak.inspect", "tiebreak.pipeline"])
+@pytest.mark.parametrize(
+    "module", ["labeling_ui.label", "labeling_ui.raters", "tiebreak.command.inspect", "tiebreak.command.pipeline"]
+)
 def test_a_module_answers_as_its_command_does(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     import importlib
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from support import write_checkpoint
 
-from tiebreak import runs
+from tiebreak.command.inspect import inspect_chain, inspect_run, last_metrics
 from tiebreak.config import StageConfig
-from tiebreak.inspect import inspect_chain, inspect_run, last_metrics
 from tiebreak.records import write_json, write_jsonl
+from tiebreak.runs import run as runs
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ class NoteConfig(StageConfig):
 def inspect(*words: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of `tiebreak inspect …`, in the current folder."""
     done = subprocess.run(
-        [sys.executable, "-m", "tiebreak.cli", "inspect", *words],
+        [sys.executable, "-m", "tiebreak.command.cli", "inspect", *words],
         capture_output=True,
         text=True,
         check=False,
@@ -170,7 +170,9 @@ def test_what_is_not_a_run_folder_is_named(word: str, message: str) -> None:
 
 
 def test_it_answers_within_a_second_and_loads_no_torch() -> None:
-    code = "import sys; from tiebreak.inspect import main; main(['runs/dpo']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from tiebreak.command.inspect import main; main(['runs/dpo']); assert 'torch' not in sys.modules"
+    )
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tiebreak.logprobs import (
+from tiebreak.packed.forward import packs
+from tiebreak.packed.logprobs import (
     batches_by_length,
     completion_logps,
     completion_logps_in_batches,
@@ -17,7 +18,6 @@ from tiebreak.logprobs import (
     scores_in_batches,
     selected_logps,
 )
-from tiebreak.pairwise import packs
 
 PAD = 0
 

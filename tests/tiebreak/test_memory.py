@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from tiebreak.launch import MALLOC_SETTINGS
+from tiebreak.process.settings import MALLOC_SETTINGS
 
 PROGRAM = """
 import torch
-from tiebreak.memory import give_back_memory
+from tiebreak.training.allocator import give_back_memory
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024

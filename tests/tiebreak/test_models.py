@@ -15,27 +15,23 @@ import pytest
 import torch
 from support import REPOSITORY, build_tiny_model
 
-from tiebreak.chat import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
-from tiebreak.models import (
+from tiebreak.models.chat import build_chat
+from tiebreak.models.find import find_model
+from tiebreak.models.load import (
     active_adapter,
-    adapter_state,
-    find_model,
     load_frozen_policy,
     load_policy,
     load_reward_model,
-    load_tokenizer,
     load_trained_reward_model,
-    probe_values,
-    require_same_chat,
     resolve_precision,
-    save_adapter,
-    tokenizer_facts,
-    write_probe,
 )
-from tiebreak.reload import FreshProcess
-from tiebreak.runs import start_run
+from tiebreak.models.probe import probe_values, write_probe
+from tiebreak.models.reload import FreshProcess
+from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.tokenizers import load_tokenizer, require_same_chat, tokenizer_facts
+from tiebreak.runs.run import start_run
 
 TRAINING = TrainingConfig(precision="float32")
 ADAPTER = AdapterConfig(r=4, alpha=8)
@@ -305,7 +301,8 @@ def test_two_tokenizers_are_one_only_if_every_text_becomes_the_same_ids(tiny_mod
 def test_a_base_model_without_a_named_adapter_gets_the_default(tmp_path: Path) -> None:
     """`adapter: null` on a base model once failed after training, when the adapter's shape was asked for."""
     from tiebreak.config import AdapterConfig
-    from tiebreak.models import ModelSource, adapter_of
+    from tiebreak.models.find import ModelSource
+    from tiebreak.models.load import adapter_of
 
     base = ModelSource("base", "policy", "base", "base", tmp_path, "0" * 64, None)
     assert adapter_of(base, None) == AdapterConfig()

@@ -9,7 +9,7 @@ import torch
 from small_models import SIZES, VOCABULARY
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tiebreak.noise import switch_off_noise
+from tiebreak.training.noise import switch_off_noise
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "a module": ("gpt2", {"resid_pdrop": 0.3, "embd_pdrop": 0.3, "attn_pdrop": 0.3}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from tiebreak.order import PromptOrder, numbered
+from tiebreak.training.prompt_order import PromptOrder, numbered
 
 PROMPTS = ["tea", "soup", "tea", "rice", "soup", "tea"]
 

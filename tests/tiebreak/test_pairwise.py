@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from tiebreak.packing import Packing, Tree, pack_padded, pack_sequences
-from tiebreak.pairwise import pack_forward, packed_scores, packs, why_not
+from tiebreak.packed.forward import pack_forward, packed_scores, packs, why_not
+from tiebreak.packed.packing import Packing, Tree, pack_padded, pack_sequences
 
 # --- the packing, by hand
 
@@ -296,7 +296,7 @@ def test_in_bfloat16_they_differ_by_no_more_than_padding_does() -> None:
 
 def test_a_lora_layer_that_is_not_plain_goes_to_pefts_forward() -> None:
     """With its adapter switched off it is its base layer; with dropout it is PEFT's layer, random numbers included."""
-    from tiebreak.lora import fuse_lora
+    from tiebreak.packed.lora import fuse_lora
 
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
 

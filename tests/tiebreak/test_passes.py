@@ -25,11 +25,11 @@ from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, b
 from reward.train import to_dataset as to_reward_dataset
 from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
 from sft.train import to_dataset as to_sft_dataset
-from tiebreak.chat import Encoded
 from tiebreak.config import TrainingConfig
-from tiebreak.labels import Label
-from tiebreak.pairwise import pack_forward, whole_model
+from tiebreak.models.chat import Encoded
+from tiebreak.packed.forward import pack_forward, whole_model
 from tiebreak.records import Message, Preference
+from tiebreak.training.labels import Label
 
 TRAINING = TrainingConfig(
     learning_rate=1e-2, max_steps=10, per_device_batch_size=3, warmup_share=0.0, precision="float32"

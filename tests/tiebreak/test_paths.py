@@ -12,11 +12,12 @@ from small_models import SIZES, build
 from test_passes import dpo_trainer, reward_trainer, sft_trainer
 from transformers import AutoConfig, PreTrainedConfig
 
-from tiebreak import head, pairwise
 from tiebreak.errors import ConfigError, ModelError
-from tiebreak.pairwise import packs, whole_model
-from tiebreak.paths import Computed, ForwardPath, fault_of
-from tiebreak.runs import read_manifest
+from tiebreak.packed import forward as pairwise
+from tiebreak.packed import lm_head as head
+from tiebreak.packed.forward import packs, whole_model
+from tiebreak.packed.proof import Computed, ForwardPath, fault_of
+from tiebreak.runs.run import read_manifest
 
 TRAINERS = {"sft": sft_trainer, "dpo": dpo_trainer, "reward": reward_trainer}
 

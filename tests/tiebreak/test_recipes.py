@@ -11,9 +11,9 @@ import pytest
 import yaml
 from support import REPOSITORY, run_here, write_config, write_rows
 
+from tiebreak.command.pipeline import PipelineConfig, StageEntry, config_class, stage_state, stage_words
 from tiebreak.config import load_config
-from tiebreak.pipeline import PipelineConfig, StageEntry, config_class, stage_state, stage_words
-from tiebreak.runs import read_manifest
+from tiebreak.runs.run import read_manifest
 
 MODEL = "bundled:smollm2-135m-instruct"
 FILES: dict[str, dict[str, Any]] = {
@@ -194,7 +194,7 @@ def test_a_recipe_has_a_stage_make_what_its_finished_run_lacks(
     reports["samples"]["state"] = "planned"
     file.write_text(json.dumps(reports))
     started: list[str] = []
-    monkeypatch.setattr("tiebreak.pipeline._start", lambda entry, *_: started.append(entry.stage))
+    monkeypatch.setattr("tiebreak.command.pipeline._start", lambda entry, *_: started.append(entry.stage))
     monkeypatch.chdir(REPOSITORY)
     status, message = run_here("run", "--config", finished_recipe / "pipeline.yaml", "--root", moved_recipe)
     assert (status, started) == (0, ["dpo"]), message

@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import pytest
 from support import REPOSITORY, snapshot, write_checkpoint
 
-from tiebreak import hub, runs
-from tiebreak.chain import manifest_chain
 from tiebreak.config import StageConfig, TrainingConfig
 from tiebreak.errors import ConfigError, RunError
-from tiebreak.placement import of_file, require_agreement
 from tiebreak.records import write_json, write_text_atomically
-from tiebreak.runs import (
+from tiebreak.runs import hub
+from tiebreak.runs import run as runs
+from tiebreak.runs.chain import manifest_chain
+from tiebreak.runs.placement import of_file, require_agreement
+from tiebreak.runs.run import (
     Identity,
     Run,
     folder_state,

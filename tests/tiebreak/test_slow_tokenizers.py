@@ -10,10 +10,11 @@ from support import TINY_TRAINING, read_rows, run_here, write_config, write_rows
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 
 from preference.reference import ReferenceLogps
-from tiebreak import bundled
 from tiebreak.errors import HandoffError, ModelError
-from tiebreak.models import base_sha256, find_model, load_chat, load_tokenizer, tokenizer_facts
-from tiebreak.runs import read_manifest
+from tiebreak.models import bundled
+from tiebreak.models.find import base_sha256, find_model
+from tiebreak.models.tokenizers import load_chat, load_tokenizer, tokenizer_facts
+from tiebreak.runs.run import read_manifest
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"

@@ -11,13 +11,13 @@ import pytest
 import yaml
 from support import REPOSITORY, run_command, run_here, write_rows
 
-from tiebreak.cli import main
+from tiebreak.command.cli import main
 from tiebreak.command.closing import next_command, saved_line
 from tiebreak.command.help import configuration_class
+from tiebreak.command.launch import accelerate_file, accelerate_names
 from tiebreak.command.stages import COMMANDS
 from tiebreak.config import load_config, read_yaml
 from tiebreak.errors import ConfigError
-from tiebreak.launch import accelerate_file, accelerate_names
 from tiebreak.shipped import find_shipped
 
 QUICKSTART = REPOSITORY / "configs" / "quickstart"
@@ -221,7 +221,7 @@ def test_the_comparison_ends_with_how_people_judge_the_same_pairs(finished_recip
 
 
 def test_a_recipes_name_is_added_to_the_tags_of_a_file(finished_recipe: Path, tmp_path: Path) -> None:
-    from tiebreak.pipeline import PipelineConfig, StageEntry, _start, stage_words
+    from tiebreak.command.pipeline import PipelineConfig, StageEntry, _start, stage_words
 
     values = yaml.safe_load((finished_recipe / "runs" / "sft" / "config.resolved.yaml").read_text())
     assert values["tracking"]["tags"] == ["tiny"]
@@ -231,7 +231,9 @@ def test_a_recipes_name_is_added_to_the_tags_of_a_file(finished_recipe: Path, tm
     config = PipelineConfig(name="recipe", stages=[entry])
     started: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiebreak.pipeline._in_a_process", lambda _entry, words, _environment: started.append(words) or 0)
+        patch.setattr(
+            "tiebreak.command.pipeline._in_a_process", lambda _entry, words, _environment: started.append(words) or 0
+        )
         _start(entry, stage_words(entry, config), "group", config)
     (words,) = started
     tagged = load("sft", words[1:])

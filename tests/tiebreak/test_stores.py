@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import ConfigError
-from tiebreak.generation import STORES, _OwnCaches, find_store, sample_completions
-from tiebreak.positions import position_limit, require_positions
+from tiebreak.packed.generation import STORES, _OwnCaches, find_store, sample_completions
+from tiebreak.packed.positions import position_limit, require_positions
 
 STATE: dict[str, Any] = {"state_size": 4, "expand": 2, "conv_kernel": 4, "num_key_value_heads": None}
 MODELS: dict[str, tuple[str, dict[str, Any], int]] = {

@@ -18,9 +18,9 @@ from support import REPOSITORY, end_process, run_command, snapshot, succeed
 from wandb_stand_in import KEY, WandbServer
 
 from tiebreak.config import StageConfig, TrackingConfig
-from tiebreak.runs import read_metrics, start_run
-from tiebreak.tracking import RunRecorder, facts_of, is_copied, track, track_again, wanted_mode
-from tiebreak.wandb_copy import read_json
+from tiebreak.runs.run import read_metrics, start_run
+from tiebreak.tracking.recorder import RunRecorder, facts_of, is_copied, track, track_again, wanted_mode
+from tiebreak.tracking.wandb_copy import read_json
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr("tiebreak.tracking.SECONDS_ONLINE", 4.0)
+    monkeypatch.setattr("tiebreak.tracking.recorder.SECONDS_ONLINE", 4.0)
 
 
 def start(folder: Path, **tracking: Any) -> RunRecorder:
@@ -105,7 +105,7 @@ def test_the_configuration_comes_first_then_wandbs_own_variable(
 LOGIN = """
 import os, sys
 from wandb.sdk.lib.wbauth import write_netrc_auth
-from tiebreak.wandb_copy import settle_mode
+from tiebreak.tracking.wandb_copy import settle_mode
 if sys.argv[1:]:
     write_netrc_auth(host=sys.argv[1], api_key="a" * 40)  # what `wandb login` does
 print(settle_mode("auto"))
@@ -332,7 +332,7 @@ def test_what_is_measured_between_two_steps_is_no_part_of_their_time(
 ) -> None:
     """Steps 1 and 2 take 3 s each, and between them something else takes 40 s."""
     clock = [100.0]
-    monkeypatch.setattr("tiebreak.tracking.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("tiebreak.tracking.recorder.time.monotonic", lambda: clock[0])
     recorder.row(0, {"loss": 1.0})
     for seconds, step, beside in ((3.0, 1, None), (40.0, 1, 40.0), (3.0, 2, None)):
         clock[0] += seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiebreak.config import TrainingConfig
-from tiebreak.training import evaluation_rows
+from tiebreak.training.stage import evaluation_rows
 
 
 def test_evaluation_takes_rows_at_even_distances_and_always_the_same() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tiebreak.chat import Chat, Encoded, build_chat, coloured_mask, encode_each
 from tiebreak.config import ChatSettings, StageConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
+from tiebreak.models.chat import Chat, Encoded, build_chat, coloured_mask, encode_each
+from tiebreak.models.turns import find_template, model_end_tokens, with_fixed_date
 from tiebreak.records import Message, Messages, Preference, Prompt, prompt_id
-from tiebreak.runs import start_run
-from tiebreak.turns import find_template, model_end_tokens, with_fixed_date
+from tiebreak.runs.run import start_run
 
 ASK = Message(role="user", content="Why pale?")
 AGAIN = Message(role="user", content="How much?")

@@ -13,8 +13,9 @@ from tiebreak.command.stages import COMMANDS, Next
 from tiebreak.config import StageConfig, read_yaml, take_config_flag
 from tiebreak.flags import as_flag
 from tiebreak.keys import REQUIRED, own_keys
-from tiebreak.runs import MANIFEST, TRIAL, identify, output_folder, read_manifest, say
+from tiebreak.runs.run import MANIFEST, TRIAL, identify, output_folder, read_manifest
 from tiebreak.shipped import find_shipped
+from tiebreak.terminal import say
 
 METRICS_SHOWN = 4
 

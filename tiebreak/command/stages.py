@@ -51,17 +51,17 @@ COMMANDS = {
     for command in (
         Command(
             "init",
-            "tiebreak.command.start",
+            "tiebreak.command.init",
             "write a recipe to start from, for data of your own",
-            "tiebreak.command.start:InitArguments",
+            "tiebreak.command.init:InitArguments",
             positional="FOLDER",
             sources=(),
         ),
         Command(
             "run",
-            "tiebreak.pipeline",
+            "tiebreak.command.pipeline",
             "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one",
-            "tiebreak.pipeline:PipelineConfig",
+            "tiebreak.command.pipeline:PipelineConfig",
             heavy=True,
         ),
         Command(
@@ -247,26 +247,28 @@ COMMANDS = {
         ),
         Command(
             "data",
-            "tiebreak.data.command",
+            "tiebreak.command.data",
             "how a file of data is read: its shape, splits and faults, and rows as a model learns them",
-            "tiebreak.data.command:DataArguments",
+            "tiebreak.command.data:DataArguments",
             positional="FILE",
             sources=(),
         ),
         Command(
             "inspect",
-            "tiebreak.inspect",
+            "tiebreak.command.inspect",
             "what is in a run folder, and what it was made from",
-            "tiebreak.inspect:InspectArguments",
+            "tiebreak.command.inspect:InspectArguments",
             positional="FOLDER",
             sources=(),
         ),
         Command(
             "wandb",
-            "tiebreak.wandb_copy",
+            "tiebreak.tracking.wandb_copy",
             "send runs to W&B that could not be sent while they were made",
             subcommands=(
-                Command("sync", "tiebreak.wandb_copy", "send a run folder again", positional="FOLDER", sources=()),
+                Command(
+                    "sync", "tiebreak.tracking.wandb_copy", "send a run folder again", positional="FOLDER", sources=()
+                ),
             ),
         ),
     )

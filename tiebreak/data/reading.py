@@ -38,7 +38,8 @@ from tiebreak.records import (
     text_of,
     write_jsonl,
 )
-from tiebreak.runs import BAD_ROWS, Run, is_main_process, say
+from tiebreak.runs.run import BAD_ROWS, Run
+from tiebreak.terminal import is_main_process, say
 
 R = TypeVar("R", bound=BaseModel)
 _FINAL: dict[Wanted, tuple[str, type[BaseModel]]] = {

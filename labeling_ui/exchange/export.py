@@ -1,0 +1,384 @@
+"""The run folder that the next stages read: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
+`report.json`; what leads settled in `adjudications.jsonl`; where raters edited answers also `demonstrations.jsonl` (for
+SFT) and `edit_preferences.jsonl` (edited > chosen > rejected, edited > first > … of a ranking).
+
+    tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from labeling_ui.quality.aggregate import (
+    Aggregated,
+    AggregationConfig,
+    Key,
+    Known,
+    Vote,
+    as_vote,
+    build_preferences,
+    group_judgments,
+)
+from labeling_ui.quality.agreement import measure_percent
+from labeling_ui.quality.votes import KINDS, read_votes
+from labeling_ui.store.items import items_of
+from labeling_ui.store.store import Store, count_kinds
+from tiebreak.errors import DataError
+from tiebreak.records import (
+    Completion,
+    Demonstration,
+    Judgment,
+    Pair,
+    Preference,
+    Prompt,
+    assistant,
+    write_json,
+    write_jsonl,
+    write_text_atomically,
+)
+from tiebreak.runs.run import Run
+from tiebreak.tracking.recorder import track
+
+Format = Literal["parquet", "datasets", "unpaired", "csv"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """All that a store holds about its pairs. Nothing in it is younger than the log's `head`."""
+
+    pairs: list[Pair]
+    judgments: list[Judgment]
+    adjudications: list[Judgment]
+    known: Known
+    head: str
+
+
+def read_labels(store: Store) -> Labels:
+    """A store's labels.
+
+    Raises:
+        DataError: there is no judgment.
+    """
+    pairs, known, adjudications = store.pairs(), read_known(store), store.adjudications()
+    judgments, head = store.judgments()
+    if not judgments and not adjudications:
+        raise DataError(f"{store.url} holds no judgment yet: there is nothing to export")
+    return Labels(pairs, judgments, adjudications, known, head)
+
+
+def read_known(store: Store) -> Known:
+    """What leads settled, and gold."""
+    items = {item.id: item for pair in store.pairs() for item in items_of(pair)}
+    gold: dict[Key, Vote] = {}
+    for one in store.gold():
+        item = items[one.item_id]
+        first, second = sorted((item.first_id, item.second_id))
+        side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
+        gold[item.pair_id, first, second] = Vote("gold", side)
+    settled = {_key(one): vote for one in store.adjudications() if (vote := as_vote(one)) is not None}
+    return Known(settled, gold)
+
+
+def _key(judgment: Judgment) -> Key:
+    first, second = sorted((judgment.left, judgment.right))
+    return judgment.pair_id, first, second
+
+
+def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[Format] = ()) -> dict[str, Any]:
+    """Write the store's labels into an open run folder and finish it; returns the report.
+
+    Raises:
+        DataError: there is no judgment to export, or a rater to leave out is not there.
+    """
+    labels = read_labels(store)
+    kept = _leave_out(labels.judgments, config.exclude_raters)
+    aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known)
+    left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
+    rest = [one for one in kept if not any(_key(part) in left_out for part in one.pairwise())]
+    edits = build_edits(labels.pairs, rest)
+    report = build_report(labels, rest, aggregated, config)
+    report["edits"] = len(edits)
+    _write_records(run.final, labels, aggregated, edits)
+    _write_formats(run.final, labels, aggregated, config, formats)
+    write_json(run.final / "report.json", report)
+    run.facts |= {
+        "kinds": report["judgments"]["kinds"],
+        "preferences": len(aggregated.preferences),
+        "judgments": len(labels.judgments),
+        "pairs": len(labels.pairs),
+        "event_log_head": labels.head,
+    }
+    run.finish()
+    track(run)
+    return report
+
+
+def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str]) -> list[Judgment]:
+    there = {judgment.rater_id for judgment in judgments}
+    if unknown := sorted(set(raters) - there):
+        raise DataError(
+            f"aggregation.exclude_raters: no judgment is of {', '.join(unknown)}; ids are in 'tiebreak raters list'"
+        )
+    return [judgment for judgment in judgments if judgment.rater_id not in raters]
+
+
+def _write_records(folder: Path, labels: Labels, aggregated: Aggregated, edits: Sequence[Edit]) -> None:
+    write_jsonl(folder / "preferences.jsonl", aggregated.preferences)
+    write_jsonl(folder / "judgments.jsonl", labels.judgments)
+    if labels.adjudications:
+        write_jsonl(folder / "adjudications.jsonl", labels.adjudications)
+    if edits:
+        write_jsonl(folder / "demonstrations.jsonl", [edit.demonstration for edit in edits])
+        write_jsonl(folder / "edit_preferences.jsonl", [one for edit in edits for one in edit.preferences])
+
+
+def _write_formats(
+    folder: Path, labels: Labels, aggregated: Aggregated, config: AggregationConfig, formats: Sequence[Format]
+) -> None:
+    if "parquet" in formats:
+        write_parquet(folder / "parquet", aggregated.preferences)
+    if "datasets" in formats:
+        write_dataset(folder / "datasets", aggregated.preferences)
+    if "unpaired" in formats:
+        write_jsonl(folder / "unpaired.jsonl", unpaired(labels.pairs, aggregated, config.both_bad == "unpaired"))
+    if "csv" in formats:
+        write_text_atomically(folder / "judgments.csv", judgments_as_csv(labels.judgments))
+
+
+def _rows_by_split(preferences: Sequence[Preference]) -> dict[str, list[dict[str, Any]]]:
+    """The rows for Arrow, which takes its columns from the first row: all have all columns."""
+    dumped = [preference.model_dump(mode="json") for preference in preferences]
+    columns = dict.fromkeys(column for row in dumped for column in row)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for preference, row in zip(preferences, dumped, strict=True):
+        filled = {column: _for_arrow(column, row.get(column)) for column in columns}
+        rows.setdefault(preference.split or "train", []).append(filled)
+    return rows
+
+
+def _for_arrow(column: str, value: Any) -> Any:
+    """Schemas and arguments of tools as JSON text: Arrow has one type a column, and `tiebreak.data` reads either."""
+    if column == "tools":
+        return json.dumps(value) if value else None
+    if column in ("prompt", "chosen", "rejected"):
+        return [
+            message | ({"tool_calls": json.dumps(message["tool_calls"])} if "tool_calls" in message else {})
+            for message in value
+        ]
+    return value
+
+
+def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
+    """One file a split, as `datasets.load_dataset(FOLDER)` reads them."""
+    import pyarrow
+    from pyarrow import parquet
+
+    folder.mkdir()
+    for split, rows in _rows_by_split(preferences).items():
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
+
+
+def write_dataset(folder: Path, preferences: Sequence[Preference]) -> None:
+    """What `datasets.load_from_disk(FOLDER)` reads: a dataset a split."""
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({split: Dataset.from_list(rows) for split, rows in _rows_by_split(preferences).items()}).save_to_disk(
+        folder
+    )
+
+
+def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool) -> Iterator[dict[str, Any]]:
+    """TRL's unpaired format: the chosen answer is good and the rejected one bad, and so, if wanted, are both of a pair
+    called both bad.
+
+    An answer that is good in one row and bad in another (of a pair of three or more, or of a tie kept both ways) is
+    left out: it is neither.
+    """
+    labels: dict[tuple[str, str, str], set[bool]] = {}
+    known = {pair.id: pair for pair in pairs}
+    for preference in aggregated.preferences:
+        for text, good in ((preference.chosen_text, True), (preference.rejected_text, False)):
+            labels.setdefault((preference.pair_id or "", text, preference.kind), set()).add(good)
+    for group, verdict in aggregated.verdicts:
+        if with_both_bad and verdict.reason == "both_bad":
+            texts = {completion.id: completion.text for completion in known[group.pair_id].completions}
+            for side in (group.first, group.second):
+                labels.setdefault((group.pair_id, texts[side], group.kind), set()).add(False)
+    for (pair_id, text, kind), label in labels.items():
+        if len(label) == 1:
+            pair = known[pair_id]
+            prompt = [message.model_dump() for message in pair.messages]
+            completion = [{"role": "assistant", "content": text}]
+            row = {"prompt": prompt, "completion": completion, "label": label == {True}}
+            about = {"kind": kind, "pair_id": pair_id, "split": pair.split}
+            yield {**row, **about, **({"tools": list(pair.tools)} if pair.tools else {})}
+
+
+# --- a table for spreadsheets ---
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What makes a spreadsheet run a cell instead of showing it (OWASP, CSV injection)."""
+
+
+def judgments_as_csv(judgments: Sequence[Judgment]) -> str:
+    """The judgments as a table; text that a spreadsheet would take for a formula begins with an apostrophe."""
+    columns = [name for name in Judgment.model_fields if name != "shown"]
+    out = io.StringIO(newline="")
+    table = csv.writer(out)
+    table.writerow(columns)
+    for judgment in judgments:
+        row = judgment.model_dump(mode="json")
+        table.writerow([_cell(row[name]) for name in columns])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, dict):
+        value = "; ".join(f"{name}: {answer}" for name, answer in value.items())
+    elif isinstance(value, list):
+        value = " > ".join(" = ".join(one) if isinstance(one, list) else one for one in value)
+    text = str(value)
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+# --- edits ---
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A rater's better version of the best answer: a demonstration, preferred to all answers."""
+
+    demonstration: Demonstration
+    preferences: tuple[Preference, ...]
+    """edited > each answer, the best of them first"""
+
+
+def build_edits(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[Edit]:
+    """Of every judgment with an edit; what it says of the answers themselves is among the votes. People's only.
+
+    Of the comparisons that a ranking was imported as, each carries the ranking's edit: they give one together.
+    """
+    known = {pair.id: pair for pair in pairs}
+    beaten: dict[tuple[str, str, str], dict[str, None]] = {}
+    for judgment in judgments:
+        if judgment.edited_text is not None and judgment.kind == "human":
+            about = judgment.pair_id, judgment.rater_id, judgment.edited_text
+            beaten.setdefault(about, {}).update(dict.fromkeys(_best_first(judgment)))
+    edits = [_build_edit(known[pair_id], rater, text, list(ids)) for (pair_id, rater, text), ids in beaten.items()]
+    return [edit for edit in edits if edit is not None]
+
+
+def _best_first(judgment: Judgment) -> list[str]:
+    """The completions from best to worst; none where no single one is the best."""
+    if judgment.ranking is not None:
+        return list(chain.from_iterable(judgment.ranking)) if len(judgment.ranking[0]) == 1 else []
+    if not judgment.answer:
+        return []
+    return [judgment.left, judgment.right] if judgment.answer < 0 else [judgment.right, judgment.left]
+
+
+def _build_edit(pair: Pair, rater_id: str, edited: str, best_first: Sequence[str]) -> Edit | None:
+    """None where the edit says nothing, or what the best answer says."""
+    completions = {completion.id: completion for completion in pair.completions}
+    answers = [completions[one] for one in best_first]
+    if not answers or edited.strip() in ("", answers[0].text.strip()):
+        return None
+    prompt = Prompt(
+        id=pair.prompt_id, messages=pair.messages, split=pair.split, source="edited by a rater", tools=pair.tools
+    )
+    beaten = [answer for answer in answers if answer.text.strip() != edited.strip()]
+    preferences = tuple(_prefer_edit(pair, rater_id, edited, answer) for answer in beaten)
+    return Edit(Demonstration(prompt=prompt, completion=edited), preferences)
+
+
+def _prefer_edit(pair: Pair, rater_id: str, edited: str, beaten: Completion) -> Preference:
+    return Preference(
+        prompt=pair.messages,
+        chosen=assistant(edited),
+        rejected=assistant(beaten.text),
+        raters=(rater_id,),
+        kind="human",
+        pair_id=pair.id,
+        prompt_id=pair.prompt_id,
+        split=pair.split,
+        rejected_finished=beaten.finished,
+        tools=pair.tools,
+        rejected_ids=beaten.ids,
+        tokenizer_sha256=beaten.tokenizer_sha256,
+    )
+
+
+# --- the report ---
+
+
+def build_report(
+    labels: Labels, rest: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
+) -> dict[str, Any]:
+    """Counts, agreement (each kind by itself), and what was dropped and why. `rest`: the judgments not left out."""
+    judgments, preferences = labels.judgments, aggregated.preferences
+    used = {"preferred", "tie"} if config.ties == "both_ways" else {"preferred"}
+    dropped = sum(verdict.reason not in used for _, verdict in aggregated.verdicts)
+    repeats = Counter((j.rater_id, j.kind, _key(j)) for j in judgments if not j.skip)
+    return {
+        "pairs": {"total": len(labels.pairs), "judged": len({judgment.pair_id for judgment in judgments})},
+        "judgments": {
+            "total": len(judgments),
+            "kinds": count_kinds(judgments),
+            "ties": sum(judgment.answer == 0 for judgment in judgments),
+            "both_bad": sum(judgment.both_bad for judgment in judgments),
+            "skipped": sum(judgment.skip for judgment in judgments),
+            "repeats": sum(count - 1 for count in repeats.values()),
+            "raters": len({judgment.rater_id for judgment in judgments}),
+        },
+        "preferences": {
+            "total": len(preferences),
+            "by_split": {s: sum(p.split == s for p in preferences) for s in ("train", "validation", "test")},
+            "dropped": dropped,
+            "share_dropped": round(dropped / max(len(aggregated.verdicts), 1), 6),
+            "outcomes": aggregated.reasons,
+        },
+        "aggregation": config.model_dump(mode="json"),
+        "adjudicated": {
+            "total": sum(verdict.adjudicated for _, verdict in aggregated.verdicts),
+            "preferences": sum(preference.adjudicated for preference in preferences),
+            "overruled": aggregated.overruled,
+        },
+        "reliability": {
+            kind: [
+                {"rater": one.rater_id, "accuracy": one.accuracy.as_json(), "discrimination": one.discrimination}
+                for one in raters
+            ]
+            for kind, raters in aggregated.reliabilities.items()
+        },
+        "agreement": _report_agreement(labels, rest, config),
+        "event_log_head": labels.head,
+    }
+
+
+def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: AggregationConfig) -> dict[str, Any]:
+    """Agreement of all raters on all pairs; where some were left out, beside it that of the others.
+
+    The figure after filtering lies inside the one before, so that neither is reported without the other.
+    """
+    told: dict[str, Any] = {}
+    for kind in KINDS:
+        everyone = [judgment for judgment in labels.judgments if judgment.kind == kind]
+        if not everyone:
+            continue
+        told[kind] = measure_percent(read_votes(labels.pairs, everyone, kind))
+        others = [judgment for judgment in rest if judgment.kind == kind]
+        if len(others) < len(everyone):
+            left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}
+            after = measure_percent(read_votes(labels.pairs, others, kind))
+            told[kind]["after_filtering"] = {**after, "left_out": left_out}
+    return told

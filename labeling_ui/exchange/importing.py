@@ -1,0 +1,143 @@
+"""Pairs and judgments that were made elsewhere.
+
+    tiebreak label import --pairs FILE [--judgments FILE] --store URL
+    tiebreak label import --format argilla|label_studio|potato --judgments EXPORT --store URL
+
+Of our own, both are JSON Lines of records (Pair, Judgment); `labeling_ui.exchange.foreign` reads what other tools export.
+Judgments keep their rater ids and their kind; importing the same file again changes nothing. A rater's second judgment
+of a pair is kept as a repeat, and a ranking as the comparisons that it implies.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from labeling_ui.store import statements as st
+from labeling_ui.store.event_log import Transaction, canonical_json
+from labeling_ui.store.items import Item, assignment_id, items_of
+from labeling_ui.store.judging import count_vote, count_work
+from labeling_ui.store.schema import ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
+from labeling_ui.store.store import Store
+from tiebreak.errors import DataError
+from tiebreak.records import Judgment, Pair, content_id
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many were new."""
+
+    pairs: int
+    judgments: int
+
+
+def import_records(
+    store: Store,
+    pairs: Sequence[Pair],
+    judgments: Sequence[Judgment],
+    *,
+    source: str,
+    source_id: str,
+    places: Sequence[str] = (),
+) -> Imported:
+    """Put pairs and judgments into a store, all or nothing (of the judgments).
+
+    Args:
+        places: where each judgment stands (`file:line`), for what is told of faults; its number if left out.
+
+    Raises:
+        DataError: judgments of pairs or completions that are not there; all are listed.
+        StoreError: simulated judgments and people's would share the store.
+    """
+    campaign = store.campaign()
+    known = {pair.id: pair for pair in [*store.pairs(), *pairs]}
+    places = places or [f"judgment {n}" for n in range(1, len(judgments) + 1)]
+    placed = [(one, where) for ranked, where in zip(judgments, places, strict=True) for one in ranked.pairwise()]
+    judgments, places = [one for one, _ in placed], [where for _, where in placed]
+    items = _match_items(known, judgments, places)
+    settings = {"overlap": campaign.get("overlap", 1), "seed": campaign.get("seed", 0)}
+    new_pairs = store.add_pairs(pairs, **settings, source=source, source_id=source_id)
+    for rater_id, kind in sorted({(judgment.rater_id, judgment.kind) for judgment in judgments}):
+        if not any(rater.id == rater_id for rater in store.raters()):
+            store.add_rater(rater_id, kind=kind, rater_id=rater_id)
+    with store.writing() as tx:
+        new = _insert(tx, judgments, items)
+    return Imported(new_pairs, new)
+
+
+def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment], places: Sequence[str]) -> list[Item]:
+    """The item of each judgment."""
+    by_sides = {
+        (pair.id, frozenset((item.first_id, item.second_id))): item
+        for pair in pairs.values()
+        for item in items_of(pair)
+    }
+    items, faults = [], []
+    for where, judgment in zip(places, judgments, strict=True):
+        item = by_sides.get((judgment.pair_id, frozenset((judgment.left, judgment.right))))
+        if judgment.pair_id not in pairs:
+            faults.append(f"{where}: there is no pair {judgment.pair_id}")
+        elif item is None:
+            faults.append(f"{where}: {judgment.left} and {judgment.right} are not completions of {judgment.pair_id}")
+        else:
+            items.append(item)
+    kinds: dict[str, str] = {}
+    for where, judgment in zip(places, judgments, strict=True):
+        if kinds.setdefault(judgment.rater_id, judgment.kind) != judgment.kind:
+            faults.append(
+                f"{where}: rater {judgment.rater_id} is {judgment.kind} here and {kinds[judgment.rater_id]} before"
+            )
+    if faults:
+        raise DataError(f"{len(faults)} judgment(s) cannot be imported", faults)
+    return items
+
+
+def _insert(tx: Transaction, judgments: Sequence[Judgment], items: Sequence[Item]) -> int:
+    raters = {row.id: row.kind for row in tx.connection.execute(sa.select(RATERS))}
+    there = set(tx.connection.scalars(sa.select(JUDGMENTS.c.id)))
+    occasions = Counter(
+        (row.item_id, row.rater_id)
+        for row in tx.connection.execute(sa.select(ASSIGNMENTS.c.item_id, ASSIGNMENTS.c.rater_id))
+    )
+    seen: Counter[str] = Counter()
+    new = 0
+    for judgment, item in zip(judgments, items, strict=True):
+        if raters[judgment.rater_id] != judgment.kind:
+            raise DataError(
+                f"rater {judgment.rater_id} is {raters[judgment.rater_id]} in the store, not {judgment.kind}"
+            )
+        record = canonical_json(judgment.model_dump(mode="json"))
+        seen[record] += 1
+        identity = content_id("imported", record, seen[record])
+        if identity in there:
+            continue
+        occasion = occasions[item.id, judgment.rater_id]
+        occasions[item.id, judgment.rater_id] += 1
+        _insert_one(tx, identity, judgment, item, occasion)
+        new += 1
+    return new
+
+
+def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, occasion: int) -> None:
+    assignment = assignment_id(item.id, judgment.rater_id, occasion)
+    payload: dict[str, object] = {
+        "judgment_id": identity,
+        "assignment": assignment,
+        "judgment": judgment.model_dump(mode="json"),
+    }
+    payload["occasion"] = occasion
+    now = tx.event("imported", rater_id=judgment.rater_id, item_id=item.id, payload=payload)
+    who = {"item_id": item.id, "rater_id": judgment.rater_id, "occasion": occasion}
+    sides = {"left_id": judgment.left, "right_id": judgment.right, "shown": "", "shown_at_ms": None}
+    state = {"state": "done", "lease_until_ms": now, "seq": tx.seq}
+    st.ADD_ASSIGNMENT.do(tx.connection, id=assignment, **who, **sides, **state)
+    vote = count_vote(tx, item, occasion, before=None, now=judgment)
+    row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind, "vote": vote, "at_ms": now}
+    record = {"record": judgment.model_dump_json(), "seq": tx.seq, "active_ms": 0, "idle_ms": 0}
+    st.ADD_JUDGMENT.do(tx.connection, **row, **record)
+    count_work(tx, judgment.rater_id, IMPORTED_AT_MS, judged=1)
+    if occasion == 0:
+        st.MAKE_PLACE.do(tx.connection, item=item.id)

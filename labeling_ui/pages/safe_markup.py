@@ -1,0 +1,102 @@
+"""Untrusted text as HTML that does nothing: no markup of its own, no links to follow, no pictures to fetch.
+
+Prompts and answers come from models and from strangers. They are shown as Markdown, because raters must read lists,
+code and headings as their author meant them; but raw HTML is escaped, links and pictures are written out as text, and
+characters that hide or reorder text are made visible. The page's Content-Security-Policy forbids what would slip
+through.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+
+from labeling_ui.pages.mathematics import add_mathematics, render_formula
+
+MAX_MARKDOWN_CHARACTERS = 60_000
+"""Longer texts are shown as they are, unformatted: a megabyte of Markdown would make the rater wait."""
+
+MAX_BRACKETS = 3_000
+"""Each may begin a link, and the parser looks for its end through the rest of the text: quadratic in their number."""
+
+MAX_LEVELS = 100
+"""Quotations and lists within each other. The parser drops what lies deeper: such texts are shown as they are, too."""
+
+PLAIN_PIECE_CHARACTERS = 20_000
+"""Unformatted text comes in pieces, of which the browser lays out those that are in view."""
+
+_FLAG_OF_A_REGION = "\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f"
+_VARIATIONS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_HIDDEN = re.compile(
+    f"{_FLAG_OF_A_REGION}|"  # the one use that tag characters have; kept
+    "(?P<hidden>"
+    "[\u200b\u2060-\u206f\ufeff\u202a-\u202e\u061c"  # zero width, bidirectional embeddings, overrides and isolates
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0\ufff9-\ufffb"  # soft hyphen, fillers, annotations
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\ud800-\udfff"  # control characters, halves of surrogate pairs
+    "\U000e0000-\U000e007f\U0001d173-\U0001d17a]"  # tags: a whole alphabet that nobody sees
+    f"|(?<=[A-Za-z{_VARIATIONS}])[{_VARIATIONS}]"  # variations of letters that have none, and runs of them
+    "|(?<=[\x00-\x7f])[\u200c\u200d])"  # joiners, which scripts and emoji need, behind ASCII, which does not
+)
+
+
+@lru_cache(maxsize=4096)
+def render(text: str) -> str:
+    """`text` as safe HTML."""
+    visible = show_hidden(text)
+    if len(visible) <= MAX_MARKDOWN_CHARACTERS and visible.count("[") <= MAX_BRACKETS:
+        env: dict[str, Any] = {}
+        tokens = _MARKDOWN.parse(visible, env)
+        if max((token.level for token in tokens), default=0) < MAX_LEVELS - 1:
+            return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
+    return "".join(f"<pre class='plain'>{html.escape(piece)}</pre>" for piece in _PIECE.findall(visible))
+
+
+_PIECE = re.compile(f".{{1,{PLAIN_PIECE_CHARACTERS}}}(?:\n|\\Z)|.{{1,{PLAIN_PIECE_CHARACTERS}}}", re.DOTALL)
+"""As many whole lines as go into a piece, or a part of a longer line."""
+
+
+def show_hidden(text: str) -> str:
+    """Characters that hide or reorder text, written as ⟨U+202E⟩."""
+    lines = re.sub("\r\n?|[\u2028\u2029]", "\n", text)
+    return _HIDDEN.sub(_written_out, lines)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    hidden = match["hidden"]
+    return f"⟨U+{ord(hidden):04X}⟩" if hidden else match.group()
+
+
+class _Inert(RendererHTML):
+    """Links and pictures as text. The target stands beside the words, so that a link cannot lie about it."""
+
+    def link_open(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
+        return f"<span class='link' title='{html.escape(str(tokens[index].attrGet('href') or ''))}'>"
+
+    def link_close(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
+        opened = max(n for n, token in enumerate(tokens[:index]) if token.type == "link_open")
+        target = str(tokens[opened].attrGet("href") or "")
+        said = "".join(token.content for token in tokens[opened:index])
+        return "</span>" if target == said else f"</span> <span class='target'>({html.escape(target)})</span>"
+
+    def image(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
+        token = tokens[index]
+        target = html.escape(str(token.attrGet("src") or ""))
+        return f"<span class='picture'>[picture: {html.escape(token.content)} {target}]</span>"
+
+    def formula(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
+        return render_formula(tokens[index].content, display=bool(tokens[index].meta["display"]))
+
+
+def _build_markdown() -> MarkdownIt:
+    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_LEVELS}, renderer_cls=_Inert)
+    return add_mathematics(markdown.enable(["table", "strikethrough"]))
+
+
+_MARKDOWN = _build_markdown()

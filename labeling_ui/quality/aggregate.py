@@ -1,0 +1,420 @@
+"""From what raters said to what training learns from.
+
+A judgment speaks of the sides as shown; here it is turned into a vote about the two completions, through their ids,
+so that it does not matter on which side anything stood. Judgments of different kinds are never aggregated together.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from labeling_ui.quality.reliability import (
+    UNKNOWN,
+    Ballots,
+    Fit,
+    Model,
+    Reliability,
+    measure_reliability,
+    share_of_order,
+)
+from tiebreak.config import Section
+from tiebreak.records import Completion, Judgment, Kind, Pair, Preference, assistant
+
+MAX_STRENGTH = 3
+Flag = Literal["unsafe", "personal_data", "broken_prompt", "wrong_language"]
+Key = tuple[str, str, str]
+"""A comparison: pair, and its two completions in the order of their ids."""
+REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "unsure", "flagged", "gold")
+
+
+class AggregationConfig(Section):
+    """How the votes about a pair become one preference, and what becomes of those that prefer neither side."""
+
+    method: Literal["majority", "dawid_skene", "bradley_terry"] = "majority"
+    """majority: one rater, one vote; dawid_skene, bradley_terry: raters count by how reliable their votes show them"""
+    ties: Literal["drop", "both_ways"] = "drop"
+    """drop: a tie gives no preference; both_ways: one in either direction, each of weight 0.5"""
+    both_bad: Literal["unpaired", "drop"] = "unpaired"
+    """unpaired: two bad answers among the unpaired labels; drop: they are used nowhere"""
+    skips: Literal["ignore", "count"] = "ignore"
+    """ignore: a skip is no vote; count: it is one for neither side"""
+    min_votes: int = Field(default=1, ge=1, le=100)
+    """pairs with fewer votes give no preference"""
+    min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
+    """less sure preferences are dropped: the winner's share of the votes, or its chance in the eyes of the model"""
+    exclude_raters: list[str] = Field(default_factory=list)
+    """ids of raters whose votes are left out; agreement is reported with them and without"""
+    drop_flagged: list[Flag] = Field(default_factory=list)
+    """pairs that any rater flagged so give no preference"""
+    gold: Literal["drop", "keep"] = "drop"
+    """drop: gold pairs measure raters and train nothing; keep: they give their known answer"""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One rater's answer about (first, second): +3 first much better … −3 second much better, 0 neither."""
+
+    rater_id: str
+    value: int
+    both_bad: bool = False
+    skipped: bool = False
+    """a skip that counts as a vote for neither"""
+    share: float = 1.0
+    """what the model of strengths counts it for: less where it follows from an order (`quality.share_of_order`)"""
+
+
+@dataclass(frozen=True)
+class Group:
+    """All votes of one kind about two completions of a pair; skips are not votes."""
+
+    pair_id: str
+    first: str
+    second: str
+    kind: Kind
+    votes: tuple[Vote, ...]
+    skipped_by: tuple[str, ...] = ()
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> Key:
+        """What is compared."""
+        return self.pair_id, self.first, self.second
+
+
+def as_vote(judgment: Judgment) -> Vote | None:
+    """The judgment as a vote about its completions in the order of their ids; None for a skip."""
+    if judgment.skip:
+        return None
+    if judgment.both_bad or judgment.answer is None:
+        return Vote(judgment.rater_id, 0, both_bad=True)
+    right_is_first = judgment.right < judgment.left
+    return Vote(judgment.rater_id, judgment.answer if right_is_first else -judgment.answer)
+
+
+@dataclass
+class _Ballot:
+    votes: list[Vote] = field(default_factory=list)
+    skipped_by: list[str] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+
+
+def group_judgments(judgments: Sequence[Judgment]) -> list[Group]:
+    """Votes by pair, completions and kind, in the order in which each group first appears."""
+    ballots: dict[tuple[str, str, str, Kind], _Ballot] = {}
+    for judgment, share in chain.from_iterable(map(_compare, judgments)):
+        first, second = sorted((judgment.left, judgment.right))
+        ballot = ballots.setdefault((judgment.pair_id, first, second, judgment.kind), _Ballot())
+        ballot.flags.update(judgment.flags)
+        vote = as_vote(judgment)
+        if vote is None:
+            ballot.skipped_by.append(judgment.rater_id)
+        else:
+            ballot.votes.append(replace(vote, share=share))
+    return [
+        Group(*key, votes=tuple(one.votes), skipped_by=tuple(one.skipped_by), flags=frozenset(one.flags))
+        for key, one in ballots.items()
+    ]
+
+
+def _compare(judgment: Judgment) -> Iterator[tuple[Judgment, float]]:
+    """The comparisons that a judgment makes, and what each counts for."""
+    share = 1.0 if judgment.ranking is None else share_of_order(len(judgment.shown))
+    for one in judgment.pairwise():
+        yield one, share
+
+
+def first_votes(group: Group) -> list[Vote]:
+    """One vote a rater: the first. A repeat measures the rater, and would count them twice."""
+    return list({vote.rater_id: vote for vote in reversed(group.votes)}.values())[::-1]
+
+
+def count_skips(group: Group) -> Group:
+    """The group with each skip as a vote for neither."""
+    return replace(group, votes=(*group.votes, *(Vote(rater, 0, skipped=True) for rater in group.skipped_by)))
+
+
+# --- verdicts ---
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a group of votes comes to. Without a winner, `reason` says why: one of `REASONS`."""
+
+    reason: str
+    winner: str | None = None
+    loser: str | None = None
+    strength: float | None = None
+    """mean answer of the raters for the winner, 1 (slightly better) to 3 (much better)"""
+    agreement: float = 0.0
+    """share of all votes (ties and both-bad among them) that the winning opinion has"""
+    confidence: float | None = None
+    """chance that the winner is the better one: the model's, or the share of votes"""
+    weight: float = 0.0
+    """majority: the agreement; a model: 2·confidence − 1, nothing for a coin's throw"""
+    raters: tuple[str, ...] = ()
+    adjudicated: bool = False
+
+
+def decide(group: Group) -> Verdict:
+    """The side that more raters prefer than prefer the other, and than call neither better; else none."""
+    votes = first_votes(group)
+    n = len(votes)
+    if n == 0:
+        return Verdict("skipped")
+    tally = Counter((vote.value > 0) - (vote.value < 0) for vote in votes)
+    side = 1 if tally[1] >= tally[-1] else -1
+    if tally[side] > max(tally[0], tally[-side]):
+        share = tally[side] / n
+        return replace(_prefer(group, side), agreement=share, confidence=share, weight=share)
+    if tally[0] <= tally[side]:
+        return Verdict("split", agreement=tally[side] / n, raters=_raters(votes))
+    return replace(_no_preference(votes), agreement=tally[0] / n)
+
+
+def decide_by_model(group: Group, chances: Sequence[float], first_better: float) -> Verdict:
+    """The side that the model says is more likely the better one than the other, and than neither is.
+
+    Args:
+        chances: of second, neither, first.
+        first_better: that the first is the better one, given that one of them is.
+    """
+    votes = first_votes(group)
+    if not votes:
+        return Verdict("skipped")
+    side = 1 if chances[2] >= chances[0] else -1
+    if chances[side + 1] <= max(chances[1], chances[1 - side]):
+        neither = chances[1] > chances[side + 1]
+        verdict = _no_preference(votes) if neither else Verdict("split", raters=_raters(votes))
+        return replace(verdict, agreement=_share(votes, 0 if neither else side))
+    confidence = first_better if side > 0 else 1 - first_better
+    weight = max(2 * confidence - 1, 0.0)
+    return replace(_prefer(group, side), agreement=_share(votes, side), confidence=confidence, weight=weight)
+
+
+def settle(group: Group, answer: Vote, *, adjudicated: bool) -> Verdict:
+    """A known answer in place of the raters' votes: a lead's, or gold."""
+    side = (answer.value > 0) - (answer.value < 0)
+    agreement = _share(first_votes(group), side)
+    if not side:
+        reason = "both_bad" if answer.both_bad else "tie"
+        return Verdict(reason, agreement=agreement, raters=(answer.rater_id,), adjudicated=adjudicated)
+    winner, loser = (group.first, group.second) if side > 0 else (group.second, group.first)
+    strength = float(abs(answer.value)) if adjudicated else None
+    return Verdict("preferred", winner, loser, strength, agreement, 1.0, 1.0, (answer.rater_id,), adjudicated)
+
+
+def _prefer(group: Group, side: int) -> Verdict:
+    votes = first_votes(group)
+    answers = [abs(vote.value) for vote in votes if vote.value * side > 0]
+    winner, loser = (group.first, group.second) if side > 0 else (group.second, group.first)
+    strength = sum(answers) / len(answers) if answers else None
+    return Verdict("preferred", winner, loser, strength, raters=_raters(votes))
+
+
+def _no_preference(votes: Sequence[Vote]) -> Verdict:
+    neither = Counter(
+        "both_bad" if vote.both_bad else "skipped" if vote.skipped else "tie" for vote in votes if vote.value == 0
+    )
+    most = [reason for reason in ("both_bad", "skipped") if neither[reason] * 2 > neither.total()]
+    return Verdict(most[0] if most else "tie", raters=_raters(votes))
+
+
+def _share(votes: Sequence[Vote], side: int) -> float:
+    return sum((vote.value > 0) - (vote.value < 0) == side for vote in votes) / len(votes) if votes else 0.0
+
+
+def _raters(votes: Sequence[Vote]) -> tuple[str, ...]:
+    return tuple(sorted(vote.rater_id for vote in votes if not vote.skipped))
+
+
+# --- preferences ---
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the raters' votes, by comparison."""
+
+    adjudicated: Mapping[Key, Vote] = field(default_factory=dict)
+    gold: Mapping[Key, Vote] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """Preferences, and how they came about."""
+
+    preferences: list[Preference]
+    reasons: dict[str, int]
+    """how many groups ended for which of `REASONS`"""
+    verdicts: list[tuple[Group, Verdict]]
+    reliabilities: dict[Kind, list[Reliability]]
+    """of the models; empty under `majority`"""
+    overruled: int
+    """adjudicated groups in which the majority of the raters said something else"""
+
+
+def build_preferences(
+    pairs: Sequence[Pair], groups: Sequence[Group], config: AggregationConfig | None = None, known: Known | None = None
+) -> Aggregated:
+    """A preference for every group that has a winner."""
+    config, known = config or AggregationConfig(), known or Known()
+    groups = [*groups, *_unjudged(groups, known)]
+    if config.skips == "count":
+        groups = [count_skips(group) for group in groups]
+    by_raters, reliabilities = _decide_all(groups, config.method, known)
+    verdicts = [(group, _settle_or_drop(group, said, config, known)) for group, said in by_raters]
+    overruled = sum(verdict.adjudicated and _overrules(verdict, decide(group)) for group, verdict in verdicts)
+    by_id = {pair.id: pair for pair in pairs}
+    preferences = [
+        preference
+        for group, verdict in verdicts
+        for preference in _as_preferences(by_id[group.pair_id], group, verdict, config)
+    ]
+    reasons = Counter(verdict.reason for _, verdict in verdicts)
+    return Aggregated(preferences, {r: reasons[r] for r in REASONS}, verdicts, reliabilities, overruled)
+
+
+def _overrules(settled: Verdict, majority: Verdict) -> bool:
+    """Not measured against a model: that holds settled answers fixed and so agrees with them."""
+    return (settled.reason, settled.winner) != (majority.reason, majority.winner)
+
+
+def _unjudged(groups: Sequence[Group], known: Known) -> list[Group]:
+    """What a lead settled before any rater judged it."""
+    there = {group.key for group in groups if group.kind == "human"}
+    return [Group(*key, kind="human", votes=()) for key in known.adjudicated if key not in there]
+
+
+def _settle_or_drop(group: Group, said: Verdict, config: AggregationConfig, known: Known) -> Verdict:
+    if group.key in known.gold:
+        if config.gold == "drop":
+            return Verdict("gold")
+        return settle(group, known.gold[group.key], adjudicated=False)
+    if group.flags.intersection(config.drop_flagged):
+        return Verdict("flagged", raters=said.raters)
+    if group.key in known.adjudicated and group.kind == "human":
+        return settle(group, known.adjudicated[group.key], adjudicated=True)
+    if 0 < len(said.raters) < config.min_votes:
+        return Verdict("few_votes", raters=said.raters)
+    if said.winner is not None and said.confidence is not None and said.confidence < config.min_confidence:
+        return Verdict("unsure", agreement=said.agreement, confidence=said.confidence, raters=said.raters)
+    return said
+
+
+def _decide_all(
+    groups: Sequence[Group], method: str, known: Known
+) -> tuple[list[tuple[Group, Verdict]], dict[Kind, list[Reliability]]]:
+    if method == "majority":
+        return [(group, decide(group)) for group in groups], {}
+    model: Model = "dawid_skene" if method == "dawid_skene" else "bradley_terry"
+    verdicts: dict[int, Verdict] = {}
+    reliabilities: dict[Kind, list[Reliability]] = {}
+    for kind in dict.fromkeys(group.kind for group in groups):
+        numbers = [n for n, group in enumerate(groups) if group.kind == kind]
+        mine = [groups[n] for n in numbers]
+        fit, reliabilities[kind] = measure_reliability(model, ballots_of_groups(mine, known))
+        verdicts.update(zip(numbers, _model_verdicts(mine, fit), strict=True))
+    return [(group, verdicts[n]) for n, group in enumerate(groups)], reliabilities
+
+
+def _model_verdicts(groups: Sequence[Group], fit: Fit) -> Iterator[Verdict]:
+    for group, chances, first_better in zip(groups, fit.chances, fit.first_better, strict=True):
+        yield decide_by_model(group, chances.tolist(), float(first_better))
+
+
+def ballots_of_groups(groups: Sequence[Group], known: Known) -> Ballots:
+    """The first votes of groups of one kind; what leads settled and gold are held fixed."""
+    raters: dict[str, int] = {}
+    prompts: dict[str, int] = {}
+    rows = [
+        (item, raters.setdefault(vote.rater_id, len(raters)), (vote.value > 0) - (vote.value < 0), vote.share)
+        for item, group in enumerate(groups)
+        for vote in first_votes(group)
+    ]
+    columns = np.array(rows, dtype=np.float64).reshape(-1, 4).T
+    item, rater, sign = columns[:3].astype(np.int64)
+    prompt = np.array([prompts.setdefault(group.pair_id, len(prompts)) for group in groups], dtype=np.int64)
+    places = _places(groups)
+    first, second = (
+        np.array(
+            [(places[group.pair_id, group.first], places[group.pair_id, group.second]) for group in groups],
+            dtype=np.int64,
+        )
+        .reshape(-1, 2)
+        .T
+    )
+    answers = {**known.adjudicated, **known.gold}
+    classes = [
+        (answers[group.key].value > 0) - (answers[group.key].value < 0) if group.key in answers else UNKNOWN
+        for group in groups
+    ]
+    return Ballots(
+        tuple(raters), item, rater, sign, columns[3], prompt, first, second, np.array(classes, dtype=np.int64)
+    )
+
+
+def _places(groups: Sequence[Group]) -> dict[tuple[str, str], int]:
+    """Each compared completion's number among those of its pair."""
+    compared: dict[str, set[str]] = {}
+    for group in groups:
+        compared.setdefault(group.pair_id, set()).update((group.first, group.second))
+    return {(pair, one): place for pair, ids in compared.items() for place, one in enumerate(sorted(ids))}
+
+
+def _as_preferences(pair: Pair, group: Group, verdict: Verdict, config: AggregationConfig) -> list[Preference]:
+    build = _preference_builder(pair, group, verdict)
+    if verdict.winner is not None and verdict.loser is not None:
+        return [build(verdict.winner, verdict.loser)]
+    if verdict.reason == "tie" and config.ties == "both_ways":
+        even = replace(verdict, strength=0.0, confidence=0.5, weight=0.5)
+        build = _preference_builder(pair, group, even)
+        return [build(group.first, group.second), build(group.second, group.first)]
+    return []
+
+
+def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[[str, str], Preference]:
+    completions = {completion.id: completion for completion in pair.completions}
+
+    def build(winner: str, loser: str) -> Preference:
+        chosen, rejected = completions[winner], completions[loser]
+        return Preference(
+            prompt=pair.messages,
+            chosen=assistant(chosen.text),
+            rejected=assistant(rejected.text),
+            strength=_rounded(verdict.strength),
+            margin=None if verdict.strength is None else round(verdict.strength / MAX_STRENGTH, 6),
+            agreement=_rounded(verdict.agreement),
+            confidence=_rounded(verdict.confidence),
+            raters=verdict.raters,
+            weight=round(verdict.weight, 6),
+            adjudicated=verdict.adjudicated,
+            kind=group.kind,
+            pair_id=pair.id,
+            prompt_id=pair.prompt_id,
+            split=pair.split,
+            chosen_finished=chosen.finished,
+            rejected_finished=rejected.finished,
+            tools=pair.tools,
+            **drawn_ids(chosen, rejected),
+        )
+
+    return build
+
+
+def drawn_ids(chosen: Completion, rejected: Completion) -> dict[str, Any]:
+    """The token ids that were drawn, for a preference between them; none where two tokenizers made them."""
+    drawn = [one for one in (chosen, rejected) if one.ids is not None]
+    tokenizers = {one.tokenizer_sha256 for one in drawn}
+    if len(tokenizers) != 1:
+        return {}
+    return {"chosen_ids": chosen.ids, "rejected_ids": rejected.ids, "tokenizer_sha256": tokenizers.pop()}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

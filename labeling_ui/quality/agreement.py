@@ -1,0 +1,274 @@
+"""How far raters agree: with others, with chance taken off, and with themselves.
+
+    tiebreak label agreement --store URL [--json]
+
+Every figure has its n and a 95% interval. Votes about one item are not independent, so items, not votes, are what
+the intervals count. Agreement is about which side is better (first, second, neither); the interval-scaled α also
+about how much. Leanings and pace of each rater, which no agreement shows, are in `labeling_ui.quality.biases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from labeling_ui.quality.biases import describe_raters, overall_habits
+from labeling_ui.quality.intervals import Figure, share_of_clusters
+from labeling_ui.quality.votes import KINDS, Floats, Integers, Steps, Votes, read_votes
+from tiebreak.records import Judgment, Kind, Pair
+from tiebreak.statistics import wilson_interval
+
+RESAMPLES = 2_000
+DRAWS = 20_000_000
+"""Where items look so different that 2,000 resamples would take longer than a page may, fewer are drawn; 200 at least."""
+SIDES = (-1, 0, 1)
+STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
+PUBLISHED = (
+    ("InstructGPT, training labelers with each other (Ouyang et al. 2022)", "72.6 ± 1.5%"),
+    ("Bai et al. 2022, crowdworkers with researchers", "about 63%"),
+    ("MT-Bench humans, ties among them (Zheng et al. 2023)", "63%"),
+    ("MT-Bench humans, without ties", "81%"),
+)
+Z = 1.959964
+SHOWN = 20
+"""pairs of raters whose κ the printed page lists"""
+
+
+# --- shares ---
+
+
+def percent_agreement(votes: Votes, *, ties: bool) -> Figure:
+    """The share of pairs of raters on the same item who say the same: first, second or (with `ties`) neither.
+
+    Without ties only those pairs count where both raters prefer a side (Zheng et al. 2023, section 4.2). A rater is not
+    compared with themselves.
+    """
+    cast = votes.cast
+    one, other = cast.pairs
+    return _share_of_pairs(cast, one, other, cast.rater[one] != cast.rater[other], ties)
+
+
+def self_consistency(votes: Votes) -> Figure:
+    """The share of repeats in which a rater says the same again."""
+    cast = votes.cast
+    one, other = cast.pairs
+    return _share_of_pairs(cast, one, other, cast.rater[one] == cast.rater[other], ties=True)
+
+
+def _share_of_pairs(cast: Votes, one: Integers, other: Integers, kept: Any, ties: bool) -> Figure:
+    sign = cast.sign
+    if not ties:
+        kept = kept & (sign[one] != 0) & (sign[other] != 0)
+    one, other = one[kept], other[kept]
+    same: Floats = np.bincount(cast.item[one], weights=sign[one] == sign[other]).astype(np.float64)
+    return share_of_clusters(same, np.bincount(cast.item[one]).astype(np.float64))
+
+
+# --- chance taken off ---
+
+
+def cohen_kappa(table: Floats) -> Figure:
+    """Cohen's κ (1960) of two raters from their table of counts, shape (categories, categories); None where chance
+    alone would have them agree.
+
+    The interval is from the large-sample variance (Fleiss, Cohen & Everitt 1969); where they always agree, which has
+    none, from Wilson's interval of the share on which they agree.
+
+    >>> round(cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])).value, 6)
+    0.4
+    """
+    n = float(table.sum())
+    if not n:
+        return Figure(None, 0, None)
+    shares = table / n
+    rows, columns = shares.sum(axis=1), shares.sum(axis=0)
+    observed, chance = float(np.trace(shares)), float(rows @ columns)
+    if np.isclose(chance, 1.0):
+        return Figure(None, int(n), None)
+    kappa = (observed - chance) / (1 - chance)
+    if np.isclose(observed, 1.0):
+        low = wilson_interval(n, n)[0]
+        return Figure(1.0, int(n), ((low - chance) / (1 - chance), 1.0))
+    # Fleiss, Cohen & Everitt 1969, Eq. 13: agreements, disagreements, and the term of the mean.
+    both = rows[None, :] + columns[:, None]
+    agreeing = float((np.diag(shares) * (1 - np.diag(both) * (1 - kappa)) ** 2).sum())
+    disagreeing = (1 - kappa) ** 2 * float((shares * both**2).sum() - (np.diag(shares) * np.diag(both) ** 2).sum())
+    variance = (agreeing + disagreeing - (kappa - chance * (1 - kappa)) ** 2) / ((1 - chance) ** 2 * n)
+    half = Z * float(np.sqrt(max(variance, 0.0)))
+    return Figure(kappa, int(n), (max(kappa - half, -1.0), min(kappa + half, 1.0)))
+
+
+def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:
+    """κ of every two raters who share an item; a rater's first answer counts, not a repeat."""
+    firsts = votes.first_cast
+    one, other = firsts.pairs
+    swap = firsts.rater[one] > firsts.rater[other]
+    one, other = np.where(swap, other, one), np.where(swap, one, other)
+    size, sides = len(firsts.rater_ids), len(SIDES)
+    cell = (firsts.sign[one] + 1) * sides + firsts.sign[other] + 1
+    pair, row = np.unique(firsts.rater[one] * size + firsts.rater[other], return_inverse=True)
+    tables = np.bincount(row * sides**2 + cell, minlength=len(pair) * sides**2).reshape(-1, sides, sides)
+    kappas = {}
+    for number, table in zip(pair, tables, strict=True):
+        names = sorted((firsts.rater_ids[number // size], firsts.rater_ids[number % size]))
+        kappas[names[0], names[1]] = cohen_kappa(table.astype(np.float64))
+    return dict(sorted(kappas.items()))
+
+
+def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bool) -> Figure:
+    """Krippendorff's α (2011) for any number of raters and missing votes; `n` is the number of votes that can be
+    paired.
+
+    Args:
+        tallies: how many votes each item has for each value, shape (items, values).
+        values: the scale's values.
+        interval: differences count by their square; else (nominal) any two different values differ the same.
+    """
+    paired: Floats = tallies[tallies.sum(axis=1) > 1].astype(np.float64)
+    if not len(paired):
+        return Figure(None, 0, None)
+    looks, many = _looks(paired)
+    distance = np.array([[float((a - b) ** 2) if interval else float(a != b) for b in values] for a in values])
+    votes = looks.sum(axis=1)
+    # Observed: within an item, each ordered pair of its m votes, divided by m − 1. A value is at no distance of itself.
+    within = np.einsum("ia,ac,ic->i", looks, distance, looks) / (votes - 1)
+
+    def alpha(weights: Floats) -> Floats:
+        marginal = weights @ looks
+        n = marginal.sum(axis=1)
+        observed = (weights @ within) / n
+        expected = np.einsum("ba,ac,bc->b", marginal, distance, marginal) / (n * (n - 1))
+        ratio: Floats = np.divide(observed, expected, out=np.full(len(n), np.nan), where=expected > 0)
+        return 1 - ratio
+
+    return _bootstrap(alpha, many, int(paired.sum()))
+
+
+def tally(votes: Votes, values: Sequence[int], said: Steps) -> Integers:
+    """How many votes each item has for each value of `said` (one value a vote), shape (items, values)."""
+    _, row = np.unique(votes.item, return_inverse=True)
+    cell = row * len(values) + (said - values[0])
+    size = int(row.max()) + 1 if len(row) else 0
+    return np.bincount(cell, minlength=size * len(values)).reshape(-1, len(values))
+
+
+def _looks(rows: Floats) -> tuple[Floats, Integers]:
+    """The different rows, and how many there are of each."""
+    rows = np.ascontiguousarray(rows)
+    whole = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+    _, first, many = np.unique(whole, return_index=True, return_counts=True)
+    return rows[first], many
+
+
+def _bootstrap(statistic: Callable[[Floats], Floats], many: Integers, n: int) -> Figure:
+    """`statistic` at the data, and its percentile-bootstrap interval (Efron 1979) over items.
+
+    Items that look alike are resampled together (`many` of each look), so a million items cost what their looks cost.
+    Where every resample comes out the same, the data cannot say how far off the figure may be: no interval.
+    """
+    value = float(statistic(many[None, :].astype(np.float64))[0])
+    if not np.isfinite(value):
+        return Figure(None, n, None)
+    total, chance = int(many.sum()), np.random.default_rng(0)
+    size = max(200, min(RESAMPLES, DRAWS // len(many)))
+    part = max(1, 2_000_000 // len(many))
+    resampled = np.concatenate(
+        [
+            statistic(chance.multinomial(total, many / total, size=min(part, size - done)).astype(np.float64))
+            for done in range(0, size, part)
+        ]
+    )
+    resampled = resampled[np.isfinite(resampled)]
+    if not len(resampled) or np.ptp(resampled) == 0:
+        return Figure(value, n, None)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Figure(value, n, (float(low), float(high)))
+
+
+# --- a whole store ---
+
+
+def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
+    """All figures of some records. Kinds are measured each by itself: people's first, others under `other_kinds`."""
+    return measure_votes({kind: read_votes(pairs, judgments, kind) for kind in KINDS})
+
+
+def measure_votes(votes: Mapping[Kind, Votes]) -> dict[str, Any]:
+    """All figures of the votes of each kind; kinds without any are left out."""
+    measured = {kind: _measure(votes[kind]) for kind in KINDS if kind in votes and len(votes[kind])}
+    if not measured:
+        return {"kind": None, "judgments": 0}
+    first, *others = measured
+    return {"kind": first, **measured[first], "other_kinds": {kind: measured[kind] for kind in others}}
+
+
+def _measure(votes: Votes) -> dict[str, Any]:
+    firsts = votes.first_cast
+    return {
+        "judgments": len(votes),
+        "items": len(np.unique(votes.item)),
+        **measure_percent(votes),
+        "cohen_kappa": [
+            {"raters": list(raters), **figure.as_json()} for raters, figure in kappa_by_raters(votes).items()
+        ],
+        "krippendorff_alpha": {
+            "nominal": krippendorff_alpha(tally(firsts, SIDES, firsts.sign), SIDES, interval=False).as_json(),
+            "interval": krippendorff_alpha(tally(firsts, STRENGTHS, firsts.value), STRENGTHS, interval=True).as_json(),
+        },
+        "self_consistency": self_consistency(votes).as_json(),
+        **overall_habits(votes),
+        "raters": describe_raters(votes),
+    }
+
+
+def measure_percent(votes: Votes) -> dict[str, Any]:
+    """Percent agreement with and without ties."""
+    return {
+        "percent_with_ties": percent_agreement(votes, ties=True).as_json(),
+        "percent_without_ties": percent_agreement(votes, ties=False).as_json(),
+    }
+
+
+def print_agreement(measured: dict[str, Any]) -> str:
+    """The figures as a page of text, beside the published ones."""
+    if not measured["judgments"]:
+        return "no judgments yet"
+    rows = [
+        ("percent agreement, ties among them", measured["percent_with_ties"], "{:.1%}"),
+        ("percent agreement without ties", measured["percent_without_ties"], "{:.1%}"),
+        ("Krippendorff's α, which side", measured["krippendorff_alpha"]["nominal"], "{:.3f}"),
+        ("Krippendorff's α, how much", measured["krippendorff_alpha"]["interval"], "{:.3f}"),
+        ("raters with themselves", measured["self_consistency"], "{:.1%}"),
+        ("left side preferred", measured["left_side"], "{:.1%}"),
+        ("longer answer preferred", measured["longer_side"], "{:.1%}"),
+        *((f"Cohen's κ, {' and '.join(k['raters'])}", k, "{:.3f}") for k in measured["cohen_kappa"][:SHOWN]),
+    ]
+    lines = [f"{measured['judgments']} {measured['kind']} judgments of {measured['items']} items"]
+    lines += [f"  {name:<46} {_shown(figure, form)}" for name, figure, form in rows]
+    if len(measured["cohen_kappa"]) > SHOWN:
+        lines.append(f"  … and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
+    marked = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
+    if "reliability" in measured:
+        lines += ["chance that a rater says what is so, as the raters' own votes have it:"]
+        lines += list(_shown_reliability(measured["reliability"]))
+    lines += ["worth a look:", *(f"  {rater:<46} {marks}" for rater, marks in marked)] if marked else []
+    lines += ["published, for comparison:", *(f"  {name:<72} {figure}" for name, figure in PUBLISHED)]
+    return "\n".join(lines)
+
+
+def _shown_reliability(reliability: dict[str, Any]) -> Iterator[str]:
+    models = {name: {one["rater"]: one["accuracy"] for one in told["raters"]} for name, told in reliability.items()}
+    for rater in models["dawid_skene"]:
+        told = [_shown(models[name][rater], "{:.1%}") for name in ("dawid_skene", "bradley_terry")]
+        yield f"  {rater:<46} Dawid-Skene {told[0]}; Bradley-Terry {told[1]}"
+
+
+def _shown(figure: dict[str, Any], form: str) -> str:
+    if figure["value"] is None:
+        return f"not defined (n = {figure['n']})"
+    shown = form.format(figure["value"])
+    if figure["interval"]:
+        shown += f"  [{', '.join(form.format(edge) for edge in figure['interval'])}]"
+    return f"{shown}  n = {figure['n']}"

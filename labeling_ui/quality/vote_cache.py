@@ -1,0 +1,221 @@
+"""The votes of a store that is at work, kept as columns and brought up to date by what has happened since.
+
+The lead's page asks again and again. Reading a million judgments takes seconds; reading those since the last time,
+and those that were amended or undone, takes none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from pydantic_core import from_json
+from sqlalchemy.engine import Connection
+
+from labeling_ui.quality.reliability import UNKNOWN, Ballots, share_of_order
+from labeling_ui.quality.votes import KINDS, Floats, Integers, Votes, votes_of_columns
+from labeling_ui.store.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, vote_of
+from labeling_ui.store.store import Store
+from tiebreak.records import Judgment, Kind
+
+PARTS = 256
+"""Numbers kept free for one item: a ranking of 20 completions has 190 comparisons."""
+_SKIPPED = 9
+_KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+
+# Read off the judgment's row alone: to look up each one's assignment and item takes longer than all the rest. A key with
+# its quotes stands nowhere else in a record: quotes within texts are escaped.
+_BOTH_BAD = sa.case((JUDGMENTS.c.vote == 0, JUDGMENTS.c.record.like('%"both\\_bad":true%', escape="\\")), else_=False)
+_TURNED = sa.literal('%"answer":') + sa.cast(-JUDGMENTS.c.vote, sa.String) + sa.literal(",%")
+_LEFT_FIRST = sa.case((JUDGMENTS.c.vote != 0, JUDGMENTS.c.record.like(_TURNED)), else_=False)
+"""A vote is the answer with its sign turned where the first completion stood on the left (`schema.vote_of`). Of votes for
+neither nobody asks."""
+_ROWS = sa.select(
+    JUDGMENTS.c.item_id,
+    JUDGMENTS.c.rater_id,
+    JUDGMENTS.c.kind,
+    sa.func.coalesce(JUDGMENTS.c.vote, _SKIPPED),
+    _BOTH_BAD.label("both_bad"),
+    _LEFT_FIRST.label("left_first"),
+    JUDGMENTS.c.active_ms,
+    JUDGMENTS.c.seq,
+)
+_RANKINGS = (
+    sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, JUDGMENTS.c.active_ms, JUDGMENTS.c.seq)
+    .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+    .where(ITEMS.c.task == "ranking")
+)
+_CHANGES = sa.select(EVENTS.c.item_id, EVENTS.c.rater_id).where(EVENTS.c.kind.in_(("amended", "undone")))
+
+
+class LiveVotes:
+    """The votes of one store, of each kind, and what its items compare."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seq = 0
+        self._raters: dict[str, int] = {}
+        self._columns: Floats = np.empty((10, 0))
+        """the columns of `votes_of_columns`, then the number of the kind, and the judgment's place in the log"""
+        self._positions: dict[str, int] = {}
+        """of the items, by their ids; the attributes below are by position"""
+        self._rankings: set[str] = set()
+        """items that are one"""
+        self._pairs: dict[str, int] = {}
+        self._compared: Integers = np.empty((4, 0), dtype=np.int64)
+        """the number of the item's pair, the places of its two completions there, and how many are judged at once"""
+        self._first_longer: Floats = np.empty(0)
+        self._votes: Mapping[Kind, Votes] = {}
+
+    def read(self) -> Mapping[Kind, Votes]:
+        """The votes that stand now."""
+        with self._store.reading() as connection:
+            head = connection.scalar(sa.select(LOG_HEAD.c.seq)) or 0
+            if head != self._seq:
+                self._catch_up(connection)
+                self._votes = {kind: votes_of_columns(tuple(self._raters), self._of_kind(kind)[:8]) for kind in KINDS}
+                self._seq = head
+            return self._votes
+
+    def ballots(self, kind: Kind) -> Ballots:
+        """The votes of one kind as they stood at the last `read`, for the models of raters; gold and what leads settled
+        are known."""
+        cast = self._votes[kind].first_cast
+        position, part = np.divmod(np.unique(self._of_kind(kind)[0]).astype(np.int64), PARTS)
+        pair, first, second, together = self._compared[:, position]
+        ranked = together > 2
+        first[ranked], second[ranked] = _COMPARISONS[:, part[ranked]]
+        shares = np.array([1.0, 1.0, *(share_of_order(n) for n in range(2, int(together.max(initial=2)) + 1))])
+        return Ballots(
+            rater_ids=cast.rater_ids,
+            item=cast.item,
+            rater=cast.rater,
+            sign=cast.sign.astype(np.int64),
+            share=shares[together][cast.item],
+            prompt=pair,
+            first=first,
+            second=second,
+            known=self._known()[position],
+        )
+
+    def _of_kind(self, kind: Kind) -> Floats:
+        return self._columns[:, self._columns[8] == _KIND_NUMBERS[kind]]
+
+    def _known(self) -> Integers:
+        """By position: the class of an item whose answer is known."""
+        known = np.full(len(self._positions), UNKNOWN)
+        golden = sa.select(GOLD.c.item_id, GOLD.c.preferred_id, ITEMS.c.first_id).join(
+            ITEMS, ITEMS.c.id == GOLD.c.item_id
+        )
+        settled = sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record, ITEMS.c.first_id)
+        with self._store.reading() as connection:
+            for item_id, record, first in connection.execute(
+                settled.join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id)
+            ):
+                judgment = Judgment.model_validate_json(record)
+                vote = vote_of(judgment.answer, skip=judgment.skip, left_is_first=judgment.left == first)
+                known[self._positions[item_id]] = np.sign(vote or 0)
+            for item_id, preferred, first in connection.execute(golden):
+                known[self._positions[item_id]] = 0 if preferred is None else 1 if preferred == first else -1
+        return known
+
+    def _catch_up(self, connection: Connection) -> None:
+        self._learn_new_items(connection)
+        changed = connection.execute(_CHANGES.where(EVENTS.c.seq > self._seq)).all() if self._seq else []
+        after = JUDGMENTS.c.seq > self._seq
+        parts = [self._read(connection, after)]
+        for item_id, rater_id in {(row.item_id, row.rater_id) for row in changed}:
+            self._forget(item_id, rater_id)
+            again = sa.and_(JUDGMENTS.c.item_id == item_id, JUDGMENTS.c.rater_id == rater_id, ~after)
+            parts.append(self._read(connection, again))
+        columns = np.concatenate([self._columns, *parts], axis=1)
+        self._columns = columns[:, np.argsort(columns[9], kind="stable")]
+
+    def _forget(self, item_id: str, rater_id: str) -> None:
+        theirs = self._columns[0] // PARTS == self._positions[item_id]
+        self._columns = self._columns[:, ~(theirs & (self._columns[1] == self._raters.get(rater_id, -1)))]
+
+    def _read(self, connection: Connection, which: sa.ColumnElement[bool]) -> Floats:
+        parts = [np.empty((10, 0))]
+        if rows := connection.execute(_ROWS.where(which)).all():
+            parts.append(self._columns_of(rows))
+        if self._rankings:
+            rankings = [row for one in connection.execute(_RANKINGS.where(which)) for row in self._ranking_rows(one)]
+            parts.append(np.array(rankings, dtype=np.float64).reshape(-1, 10).T)
+        return np.concatenate(parts, axis=1)
+
+    def _columns_of(self, rows: Sequence[Any]) -> Floats:
+        """Column by column: a million rows one by one would take three times as long. Rankings are left out."""
+        items, raters, kinds, votes, both_bad, left_first, active_ms, seq = zip(*rows, strict=True)
+        position = np.array([self._positions[item] for item in items])
+        for rater_id in dict.fromkeys(raters):
+            self._raters.setdefault(rater_id, len(self._raters))
+        active = np.array(active_ms) / 1000
+        vote = np.array(votes)
+        columns = np.array(
+            [
+                position * PARTS,
+                [self._raters[rater_id] for rater_id in raters],
+                np.where(vote == _SKIPPED, 0, vote),
+                both_bad,
+                vote == _SKIPPED,
+                left_first,
+                self._first_longer[position],
+                np.where(active > 0, active, np.nan),
+                [_KIND_NUMBERS[kind] for kind in kinds],
+                seq,
+            ],
+            dtype=np.float64,
+        )
+        return columns[:, self._compared[3, position] == 2] if self._rankings else columns
+
+    def _ranking_rows(self, row: Any) -> Iterable[tuple[float, ...]]:
+        """One row for every two completions."""
+        judgment = Judgment.model_validate_json(row.record)
+        rater = self._raters.setdefault(judgment.rater_id, len(self._raters))
+        seconds = row.active_ms / 1000 if row.active_ms else np.nan
+        number = _KIND_NUMBERS[judgment.kind]
+        place = {identity: n for n, identity in enumerate(sorted(judgment.shown))}
+        for one in judgment.pairwise():
+            first, second = sorted((one.left, one.right))
+            left_first = one.left == first
+            answer = one.answer or 0
+            item = self._positions[row.item_id] * PARTS + (0 if one.skip else _part(place[first], place[second]))
+            value = -answer if left_first else answer
+            yield item, rater, value, one.both_bad, one.skip, left_first, 0, seconds, number, row.seq
+
+    def _learn_new_items(self, connection: Connection) -> None:
+        """What each new item compares, and which of its completions is the longer one."""
+        query = (
+            sa.select(ITEMS.c.id, ITEMS.c.position, ITEMS.c.task, ITEMS.c.pair_id, ITEMS.c.first_id, ITEMS.c.second_id)
+            .add_columns(PAIRS.c.record)
+            .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+            .where(ITEMS.c.position >= len(self._first_longer))
+            .order_by(ITEMS.c.position)
+        )
+        compared, longer = [], []
+        for item_id, position, task, pair_id, first, second, record in connection.execute(query):
+            completions = from_json(record)["completions"]
+            lengths = {one["id"]: len(one["text"]) for one in completions}
+            places = {one["id"]: n for n, one in enumerate(completions)}
+            self._positions[item_id] = position
+            if task == "ranking":
+                self._rankings.add(item_id)
+            together = len(completions) if task == "ranking" else 2
+            pair = self._pairs.setdefault(pair_id, len(self._pairs))
+            compared.append((pair, places[first], places[second], together))
+            longer.append((lengths[first] > lengths[second]) - (lengths[first] < lengths[second]))
+        self._compared = np.concatenate([self._compared, np.array(compared, dtype=np.int64).reshape(-1, 4).T], axis=1)
+        self._first_longer = np.concatenate([self._first_longer, longer])
+
+
+def _part(first: int, second: int) -> int:
+    """The number of a comparison within a ranking, by the places of its completions: it depends neither on how they were
+    shown nor on how many there are."""
+    return second * (second - 1) // 2 + first
+
+
+_COMPARISONS: Integers = np.array([(first, second) for second in range(23) for first in range(second)]).T
+"""By `_part`."""

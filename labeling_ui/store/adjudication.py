@@ -1,0 +1,105 @@
+"""Disagreements, settled by leads. An adjudicated answer is kept beside the raters' own and never in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from labeling_ui.store import statements as st
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
+from labeling_ui.store.event_log import Transaction
+from labeling_ui.store.items import shuffle_sides
+from labeling_ui.store.judging import build_judgment
+from labeling_ui.store.schema import ADJUDICATIONS, ITEMS, JUDGMENTS
+from tiebreak.records import Judgment
+
+
+@dataclass(frozen=True)
+class Dispute:
+    """An item about which its raters disagree: how many are for which of its completions, and for neither."""
+
+    item_id: str
+    pair_id: str
+    for_first: int
+    for_second: int
+    for_neither: int
+    about_side: bool
+    """raters prefer opposite sides; else some prefer a side and others neither"""
+    adjudicated: bool
+
+
+@dataclass(frozen=True)
+class DisputeOpened:
+    """A dispute as a lead sees it: the pair on sides of the lead's own, and what the raters said."""
+
+    assignment: Assignment
+    judgments: tuple[Judgment, ...]
+    adjudicated: Judgment | None
+
+
+def disputes(connection: Connection, *, limit: int, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
+    """The queue: opposite sides first, then by the order of the campaign. `adjudicated` lists those settled already."""
+    settled = sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == ITEMS.c.id).exists()
+    query = (
+        sa.select(ITEMS)
+        .where(ITEMS.c.disputed > sa.literal_column("0"), settled if adjudicated else ~settled)
+        .order_by(ITEMS.c.disputed.desc(), ITEMS.c.turn)
+    )
+    return [
+        Dispute(row.id, row.pair_id, row.for_first, row.for_second, row.for_neither, row.disputed == 2, adjudicated)
+        for row in connection.execute(query.limit(limit).offset(offset))
+    ]
+
+
+def open_dispute(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> DisputeOpened:
+    """An item for a lead to settle, disputed or not.
+
+    Raises:
+        RefusedError: there is no such item, or it is a ranking.
+    """
+    assignment = _as_seen_by(tx, rules, lead_id, item_id)
+    query = sa.select(JUDGMENTS.c.record).where(JUDGMENTS.c.item_id == item_id).order_by(JUDGMENTS.c.seq)
+    said = tuple(Judgment.model_validate_json(record) for record in tx.connection.scalars(query))
+    settled = sa.select(ADJUDICATIONS.c.record).where(ADJUDICATIONS.c.item_id == item_id)
+    record = tx.connection.scalar(settled)
+    return DisputeOpened(assignment, said, Judgment.model_validate_json(record) if record else None)
+
+
+def adjudicate(tx: Transaction, rules: Rules, lead_id: str, submission: Submission) -> Judgment:
+    """Settle an item; a later settlement takes an earlier one's place, and the log keeps both.
+
+    Raises:
+        RefusedError: the rater is no lead, there is no such item, or the answer settles nothing.
+    """
+    lead = active_rater(tx.connection, lead_id)
+    if lead.role != "lead":
+        raise RefusedError("only leads adjudicate")
+    if submission.skip:
+        raise RefusedError("a skip settles nothing: go on to the next dispute instead")
+    assignment = _as_seen_by(tx, rules, lead_id, submission.pair_id)
+    judgment = build_judgment(submission, lead, assignment.pair.id, assignment.shown)
+    payload = {"judgment": judgment.model_dump(mode="json"), "client_at_ms": submission.client_at_ms}
+    now = tx.event("adjudicated", rater_id=lead_id, item_id=submission.pair_id, payload=payload)
+    tx.connection.execute(sa.delete(ADJUDICATIONS).where(ADJUDICATIONS.c.item_id == submission.pair_id))
+    row = {"item_id": submission.pair_id, "lead_id": lead_id, "record": judgment.model_dump_json()}
+    tx.connection.execute(sa.insert(ADJUDICATIONS).values(**row, seq=tx.seq, at_ms=now))
+    return judgment
+
+
+def adjudications(connection: Connection) -> Sequence[Judgment]:
+    """All settled answers, in the order of the campaign."""
+    query = sa.select(ADJUDICATIONS.c.record).join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id)
+    return [Judgment.model_validate_json(one) for one in connection.scalars(query.order_by(ITEMS.c.position))]
+
+
+def _as_seen_by(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> Assignment:
+    item = st.ITEM.one(tx.connection, item=item_id)
+    if item is None or item.task != "pair":
+        raise RefusedError(f"there is no pair of two named {item_id} to settle")
+    seed, own = rules.seed(tx), f"{item_id} settled"
+    sides = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=lead_id, item_id=own)
+    return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, rules.load_pair(tx.connection, item.pair_id))

@@ -1,0 +1,279 @@
+"""Who judges what: an item goes to at most `overlap` raters, and to none of them twice except as a planned repeat.
+
+Items are given by priority and then in the order in which they were added, from the rater's own pool and from everyone's.
+Gold items and repeats come in between, by chance, and look like any other. A rater who goes away holds up nobody: after
+a lease their place is free again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from labeling_ui.store import statements as st
+from labeling_ui.store.event_log import EventKind, Transaction, canonical_json
+from labeling_ui.store.items import assignment_id, shuffle_all, shuffle_sides
+from tiebreak.errors import TiebreakError
+from tiebreak.records import Pair, content_id
+
+LEASE_SECONDS = 20 * 60
+REPEAT_AFTER = 20
+"""A repeat comes after at least this many other judgments."""
+MAX_HELD = 3
+"""Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
+PAIRS_IN_MEMORY = 5_000
+SWEEP_EVERY_MS = 500
+
+
+class RefusedError(TiebreakError):
+    """The store will not do what was asked: someone else's pair, a lease that ran out, a second answer."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One item given to one rater, with its sides. `item_id` is the pair's id, or one of the K(K−1)/2 within a larger
+    pair."""
+
+    id: str
+    item_id: str
+    rater_id: str
+    shown: tuple[str, ...]
+    """completions in the order in which they stand before the rater: left and right, or all of a ranking"""
+    pair: Pair
+    draft: dict[str, Any] | None = None
+
+    @property
+    def left_id(self) -> str:
+        """The completion on the left, or the first of a ranking."""
+        return self.shown[0]
+
+    @property
+    def right_id(self) -> str:
+        """The completion on the right, or the second of a ranking."""
+        return self.shown[1]
+
+    @property
+    def ranking(self) -> bool:
+        """True where more than two completions are to be put in order."""
+        return len(self.shown) > 2
+
+
+@dataclass
+class Rules:
+    """How items are given out."""
+
+    lease_ms: int
+    repeat_share: float = 0.0
+    """share of items given to a rater a second time, unannounced, to measure their consistency"""
+    gold_share: float = 0.0
+    """share of items whose answer is known, among those that a rater gets while there are such left for them"""
+    _seed: int | None = None
+    _swept_ms: int = -SWEEP_EVERY_MS
+    _pairs: dict[str, Pair] = field(default_factory=dict)
+
+    def seed(self, tx: Transaction) -> int:
+        """The campaign's; it never changes."""
+        if self._seed is None:
+            self._seed = int(tx.setting("seed"))
+        return self._seed
+
+    def time_to_sweep(self, now_ms: int) -> bool:
+        """Whether leases that ran out should be looked for: now and then is enough, since they last for minutes."""
+        due = abs(now_ms - self._swept_ms) >= SWEEP_EVERY_MS
+        self._swept_ms = now_ms if due else self._swept_ms
+        return due
+
+    def load_pair(self, connection: Connection, pair_id: str) -> Pair:
+        """From memory where it can be: pairs never change."""
+        pair = self._pairs.get(pair_id)
+        if pair is None:
+            pair = Pair.model_validate_json(st.PAIR_RECORD.one(connection, pair=pair_id).record)
+            if len(self._pairs) >= PAIRS_IN_MEMORY:
+                self._pairs.clear()
+            self._pairs[pair_id] = pair
+        return pair
+
+
+def active_rater(connection: Connection, rater_id: str) -> Any:
+    """The rater's row.
+
+    Raises:
+        RefusedError: there is no such rater, or they are disabled.
+    """
+    row = st.RATER.one(connection, rater=rater_id)
+    if row is None or row.disabled:
+        raise RefusedError("this rater is not, or no longer, part of the campaign: ask its lead")
+    return row
+
+
+def claim(tx: Transaction, rules: Rules, rater_id: str, holding: Sequence[str]) -> Assignment | None:
+    """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them."""
+    return claim_for(tx, rules, active_rater(tx.connection, rater_id), holding)
+
+
+def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str]) -> Assignment | None:
+    """`claim`, where the rater's row is known."""
+    if rules.time_to_sweep(tx.now()):
+        _lapse_expired(tx)
+    waiting = st.WAITING.all(tx.connection, rater=rater.id)
+    for row in waiting:
+        if row.item_id not in holding and resume(tx, rules, row):
+            return load_assignment(tx.connection, rules, row)
+    if sum(row.state == "open" for row in waiting) >= MAX_HELD:
+        return None
+    return _assign_planned(tx, rules, rater, len(waiting)) or _assign_in_turn(tx, rules, rater)
+
+
+def resume(tx: Transaction, rules: Rules, row: Any) -> bool:
+    """Take up an unanswered assignment again; False if it lapsed and others have its place."""
+    if row.state == "lapsed" and row.occasion == 0:
+        if st.LOCK_ITEM.one(tx.connection, item=row.item_id) is None:
+            return False
+        if not st.TAKE_PLACE.do(tx.connection, item=row.item_id):
+            return False
+    if row.state == "lapsed" or row.lease_until_ms - tx.now() < rules.lease_ms / 2:
+        kind: EventKind = "reopened" if row.state == "lapsed" else "renewed"
+        tx.event(kind, rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
+        renew(tx, rules, row.id)
+    return True
+
+
+def renew(tx: Transaction, rules: Rules, assignment: str) -> None:
+    """Begin the lease anew."""
+    st.RENEW_LEASE.do(tx.connection, assignment=assignment, until_ms=tx.now() + rules.lease_ms)
+
+
+def load_assignment(connection: Connection, rules: Rules, row: Any) -> Assignment:
+    """A row of `assignments` with its pair and what the rater had begun."""
+    item = st.ITEM.one(connection, item=row.item_id)
+    draft = st.DRAFT.one(connection, assignment=row.id)
+    pair = rules.load_pair(connection, item.pair_id)
+    return Assignment(row.id, row.item_id, row.rater_id, shown_of(row), pair, json.loads(draft.body) if draft else None)
+
+
+def shown_of(row: Any) -> tuple[str, ...]:
+    """The completions of an assignment's row, in the order in which they are shown."""
+    return tuple(json.loads(row.shown)) if row.shown else (row.left_id, row.right_id)
+
+
+def _assign_in_turn(tx: Transaction, rules: Rules, rater: Any) -> Assignment | None:
+    given = {"rater": rater.id, "pool": rater.pool}
+    item = st.NEXT_FREED.one(tx.connection, **given)
+    if item is None:
+        item, cursor = _next_in_turn(tx.connection, rater)
+        if item is not None:
+            st.MOVE_CURSOR.do(tx.connection, rater=rater.id, to_cursor=cursor)
+    if item is None or not st.TAKE_PLACE.do(tx.connection, item=item.id):
+        return None
+    return assign(tx, rules, item, rater.id, occasion=0)
+
+
+def _next_in_turn(connection: Connection, rater: Any) -> tuple[Any, int]:
+    """The item that is the rater's turn, and the cursor behind which nothing is left for them.
+
+    On Postgres the first item may be another's for a moment. It is passed over, and the cursor stays before it.
+    """
+    found = []
+    for pool in {"", rater.pool}:
+        item, first = _next_of_pool(connection, {"rater": rater.id, "pool": pool, "from_turn": rater.cursor})
+        found += [(item, first.turn)] if item is not None else []
+    if not found:
+        return None, rater.cursor
+    item, _ = min(found, key=lambda one: one[0].turn)
+    return item, min([item.turn + 1, *(first for other, first in found if first < other.turn)])
+
+
+def _next_of_pool(connection: Connection, given: dict[str, Any]) -> tuple[Any, Any]:
+    """(the first item that can be had, the first that there is); they differ on Postgres alone."""
+    item = st.NEXT_UNLOCKED.one(connection, **given)
+    if connection.dialect.name == "sqlite":
+        return item, item
+    first = st.NEXT_IN_TURN.one(connection, **given)
+    while item is None and first is not None:  # all that is left is in others' hands: wait for what they leave
+        item = st.NEXT_AFTER_OTHERS.one(connection, **given)
+        first = st.NEXT_IN_TURN.one(connection, **given)
+    return item, first if first is not None else item
+
+
+def _assign_planned(tx: Transaction, rules: Rules, rater: Any, waiting: int) -> Assignment | None:
+    """Now and then a gold item, or one that the rater judged a while ago; neither takes anybody's place."""
+    if not rules.repeat_share and not rules.gold_share:
+        return None
+    chance = random.Random(content_id("planned", rules.seed(tx), rater.id, rater.judged, waiting))
+    drawn = chance.random()
+    if drawn < rules.gold_share:
+        return _assign_gold(tx, rules, rater, chance)
+    if rater.judged > REPEAT_AFTER and drawn < rules.gold_share + rules.repeat_share:
+        return _assign_repeat(tx, rules, rater, chance)
+    return None
+
+
+def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
+    # Where in the circle to start is each rater's own: two who sit side by side do not meet the same pair at once.
+    start = chance.randrange(max(1, st.COUNT_GOLD.one(tx.connection).n))
+    gold = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=start)
+    if gold is None or st.LOCK_ITEM.one(tx.connection, item=gold.item_id) is None:
+        return None
+    st.MAKE_PLACE.do(tx.connection, item=gold.item_id)
+    return assign(tx, rules, st.ITEM.one(tx.connection, item=gold.item_id), rater.id, occasion=0)
+
+
+def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
+    place = chance.randrange(rater.judged - REPEAT_AFTER)
+    first = st.JUDGED_AT.one(tx.connection, rater=rater.id, place=place)
+    if first is None:
+        return None
+    row = st.ASSIGNMENT.one(tx.connection, assignment=first.assignment_id)
+    item = st.ITEM.one(tx.connection, item=row.item_id)
+    given = st.ASSIGNMENTS_OF.all(tx.connection, item=row.item_id, rater=rater.id)
+    if len(given) > 1 or item.task == "ranking":
+        return None
+    return assign(tx, rules, item, rater.id, occasion=1)
+
+
+def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion: int) -> Assignment:
+    """Give an item to a rater, on sides of their own; its place is taken already."""
+    identity = assignment_id(item.id, rater_id, occasion)
+    pair = rules.load_pair(tx.connection, item.pair_id)
+    # A repeat is shuffled anew: the side alone must not bring the same answer back.
+    seed, drawn_for = rules.seed(tx), f"{item.id} again" if occasion else item.id
+    shown: tuple[str, ...]
+    if item.task == "ranking":
+        ids = [completion.id for completion in pair.completions]
+        shown = shuffle_all(ids, seed=seed, rater_id=rater_id, item_id=drawn_for)
+    else:
+        shown = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=rater_id, item_id=drawn_for)
+    payload: dict[str, Any] = {"assignment": identity, "left": shown[0], "right": shown[1], "occasion": occasion}
+    if item.task == "ranking":
+        payload["shown"] = shown
+    now = tx.event("assigned", rater_id=rater_id, item_id=item.id, payload=payload)
+    st.ADD_ASSIGNMENT.do(
+        tx.connection,
+        id=identity,
+        item_id=item.id,
+        rater_id=rater_id,
+        occasion=occasion,
+        left_id=shown[0],
+        right_id=shown[1],
+        shown=canonical_json(shown) if item.task == "ranking" else "",
+        shown_at_ms=None,
+        state="open",
+        lease_until_ms=now + rules.lease_ms,
+        seq=tx.seq,
+    )
+    return Assignment(identity, item.id, rater_id, shown, pair)
+
+
+def _lapse_expired(tx: Transaction) -> None:
+    for row in st.EXPIRED.all(tx.connection, now_ms=tx.now()):
+        if not row.occasion and st.LOCK_ITEM.one(tx.connection, item=row.item_id) is None:
+            continue  # somebody has it just now: the next claim sees to it
+        tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
+        st.SET_STATE.do(tx.connection, assignment=row.id, to_state="lapsed")
+        if not row.occasion:
+            st.FREE_PLACE.do(tx.connection, item=row.item_id)

@@ -1,0 +1,228 @@
+"""Conversations: the rater writes, two policies answer, the better answer is what the conversation goes on with.
+
+Each turn is a pair like any other, made when it is answered, and judged like any other (Bai et al. 2022, Fig. 6). The
+answers come from a process of their own (`labeling_ui.worker`): the web process puts what is asked into a queue in the
+store, and looks there for what came of it. The log tells what was `asked`, of which policies, and what was `answered`: a
+pair, or why there is none. Who works on a turn just now is not in it: that ends with a process, and another goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from pydantic import Field, field_validator
+from sqlalchemy.engine import Connection
+
+from labeling_ui.store import assigning, campaign
+from labeling_ui.store import statements as st
+from labeling_ui.store.answers import storable
+from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
+from labeling_ui.store.event_log import Transaction, canonical_json
+from labeling_ui.store.schema import JUDGMENTS, TURNS
+from tiebreak.records import Completion, Judgment, Message, Messages, Pair, Record, content_id, prompt_id
+
+MAX_TURN_CHARACTERS = 20_000
+MAX_TURNS = 50
+HOLD_SECONDS = 15
+"""A turn whose worker has not said for so long that it is at it goes to another worker, or the same one restarted."""
+LEFT_BEHIND = "another question was asked instead"
+BATCH = campaign.Batch("conversations", priority=0, pool="", overlap=1, paused=True)
+"""Of this batch nothing is given out by turns: a pair is its own rater's."""
+SOURCE = campaign.Source("conversations", "conversations")
+
+_OPEN = TURNS.c.state.in_(("waiting", "working"))
+
+TurnState = Literal["waiting", "working", "ready", "failed"]
+
+
+class Ask(Record):
+    """What a rater writes. `conversation_id` is made by the client; the first turn has number 0."""
+
+    conversation_id: str = Field(min_length=1, max_length=64)
+    number: int = Field(ge=0, lt=MAX_TURNS)
+    text: str = Field(min_length=1, max_length=MAX_TURN_CHARACTERS)
+
+    @field_validator("conversation_id", "text")
+    @classmethod
+    def _storable(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("is empty")
+        return storable(text) or ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn, as its rater sees it: `assignment` is the pair to judge once it is `ready`."""
+
+    id: str
+    conversation_id: str
+    number: int
+    state: TurnState
+    messages: Messages
+    error: str = ""
+    assignment: Assignment | None = None
+    judged: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A turn that waits for its answers."""
+
+    turn_id: str
+    messages: Messages
+    asked_at_ms: int
+    """tells it from the same turn asked anew"""
+
+
+def ask(tx: Transaction, rater_id: str, asked: Ask, *, policies: Sequence[str], system: str = "") -> str:
+    """Put a turn into the queue; the same one again changes nothing. Returns the turn's id.
+
+    Args:
+        policies: who is asked, as the campaign names them.
+        system: the system prompt of conversations that begin; none if empty.
+
+    Raises:
+        RefusedError: the turn before it has not been judged, or has no answer to go on with.
+    """
+    active_rater(tx.connection, rater_id)
+    identity = content_id("turn", rater_id, asked.conversation_id, asked.number)
+    there = tx.connection.execute(sa.select(TURNS).where(TURNS.c.id == identity)).first()
+    if there is not None and there.state != "failed":
+        if _read_messages(there.messages)[-1].content != asked.text:
+            raise RefusedError(f"turn {asked.number} of this conversation was written already: reload the page")
+        return identity
+    before: Messages = (Message(role="system", content=system),) if system else ()
+    if asked.number:
+        before = _messages_so_far(tx.connection, rater_id, asked)
+    messages = (*before, Message(role="user", content=asked.text))
+    # What the rater has asked elsewhere and left behind is not worth an answer: one turn waits for each rater at most.
+    left = sa.select(TURNS).where(TURNS.c.rater_id == rater_id, _OPEN)
+    for row in tx.connection.execute(left.with_for_update()).all():
+        _close(tx, row, error=LEFT_BEHIND)
+    told = [message.model_dump() for message in messages]
+    about = {"conversation_id": asked.conversation_id, "number": asked.number}
+    payload = {"turn": identity, **about, "messages": told, "policies": list(policies)}
+    now = tx.event("asked", rater_id=rater_id, payload=payload)
+    tx.connection.execute(sa.delete(TURNS).where(TURNS.c.id == identity))
+    queued = {"state": "waiting", "asked_at_ms": now, "taken_until_ms": 0, "pair_id": None, "error": ""}
+    values = {"id": identity, "rater_id": rater_id, **about, **queued, "messages": canonical_json(told)}
+    tx.connection.execute(sa.insert(TURNS).values(**values))
+    return identity
+
+
+def _close(tx: Transaction, row: Any, *, pair_id: str | None = None, error: str = "") -> None:
+    """A turn waits no longer: there is a pair to judge, or a reason why there is none."""
+    payload = {"turn": row.id, "pair_id": pair_id, "error": error}
+    tx.event("answered", rater_id=row.rater_id, item_id=pair_id, payload=payload)
+    values = {"state": "failed" if pair_id is None else "ready", "pair_id": pair_id, "error": error}
+    tx.connection.execute(sa.update(TURNS).where(TURNS.c.id == row.id).values(**values))
+
+
+def _messages_so_far(connection: Connection, rater_id: str, asked: Ask) -> Messages:
+    """The conversation up to the answer that was judged the better one; of two that are as good, the left one."""
+    identity = content_id("turn", rater_id, asked.conversation_id, asked.number - 1)
+    turn = connection.execute(sa.select(TURNS).where(TURNS.c.id == identity)).first()
+    judgment = _judgment_of(connection, turn.pair_id, rater_id) if turn is not None and turn.pair_id else None
+    if turn is None or judgment is None:
+        raise RefusedError("judge the two answers first: the better one is what the conversation goes on with")
+    if judgment.answer is None:
+        raise RefusedError("there is no answer to go on with: begin another conversation")
+    text = judgment.edited_text
+    if text is None:
+        chosen = judgment.right if judgment.answer > 0 else judgment.left
+        record = Pair.model_validate_json(st.PAIR_RECORD.one(connection, pair=turn.pair_id).record)
+        text = next(completion.text for completion in record.completions if completion.id == chosen)
+    return (*_read_messages(turn.messages), Message(role="assistant", content=text))
+
+
+def _judgment_of(connection: Connection, item_id: str, rater_id: str) -> Judgment | None:
+    query = sa.select(JUDGMENTS.c.record).where(JUDGMENTS.c.item_id == item_id, JUDGMENTS.c.rater_id == rater_id)
+    record = connection.scalar(query)
+    return None if record is None else Judgment.model_validate_json(record)
+
+
+def look(connection: Connection, rules: Rules, rater_id: str, turn_id: str | None = None) -> Turn | None:
+    """One of the rater's turns, the latest if none is named; None if there is none.
+
+    Raises:
+        RefusedError: the turn that is named is not theirs.
+    """
+    query = sa.select(TURNS).where(TURNS.c.rater_id == rater_id)
+    if turn_id is not None:
+        query = query.where(TURNS.c.id == turn_id)
+    row = connection.execute(query.order_by(TURNS.c.asked_at_ms.desc(), TURNS.c.number.desc()).limit(1)).first()
+    if row is None:
+        if turn_id is not None:
+            raise RefusedError("there is no such turn of yours")
+        return None
+    assignment, judged = None, False
+    if row.pair_id:
+        given = st.ASSIGNMENTS_OF.all(connection, item=row.pair_id, rater=rater_id)[0]
+        assignment = assigning.load_assignment(connection, rules, given)
+        judged = given.state == "done"
+    messages = _read_messages(row.messages)
+    return Turn(row.id, row.conversation_id, row.number, row.state, messages, row.error, assignment, judged)
+
+
+# --- the worker's side ---
+
+
+def take(tx: Transaction) -> Request | None:
+    """The turn that has waited longest, which is the worker's for HOLD_SECONDS; None if none waits."""
+    left = sa.and_(TURNS.c.state == "working", TURNS.c.taken_until_ms < tx.now())
+    query = sa.select(TURNS).where(sa.or_(TURNS.c.state == "waiting", left)).order_by(TURNS.c.asked_at_ms).limit(1)
+    row = tx.connection.execute(query.with_for_update(skip_locked=True)).first()
+    if row is None:
+        return None
+    request = Request(row.id, _read_messages(row.messages), row.asked_at_ms)
+    hold(tx, request)
+    return request
+
+
+def hold(tx: Transaction, request: Request) -> None:
+    """The turn is its worker's for another HOLD_SECONDS."""
+    held = {"state": "working", "taken_until_ms": tx.now() + 1000 * HOLD_SECONDS}
+    tx.connection.execute(sa.update(TURNS).where(_is_turn(request), _OPEN).values(**held))
+
+
+def answer(tx: Transaction, rules: Rules, request: Request, completions: Sequence[Completion]) -> None:
+    """Make a pair of two answers and give it to the rater who asked.
+
+    A turn that was answered, left behind or asked anew meanwhile stays as it is.
+    """
+    row = _open_turn(tx, request)
+    if row is None:
+        return
+    about = content_id("pair", row.id, sorted(completion.id for completion in completions))
+    asked = request.messages
+    pair = Pair(id=about, prompt_id=prompt_id(asked), messages=asked, completions=tuple(completions))
+    campaign.add_new_pair(tx, pair, BATCH, SOURCE)
+    item = st.ITEM.one(tx.connection, item=pair.id)
+    st.TAKE_PLACE.do(tx.connection, item=item.id)
+    assigning.assign(tx, rules, item, row.rater_id, occasion=0)
+    _close(tx, row, pair_id=pair.id)
+
+
+def fail(tx: Transaction, request: Request, error: str) -> None:
+    """Tell the rater that no answer came; they may ask again."""
+    row = _open_turn(tx, request)
+    if row is not None:
+        _close(tx, row, error=error[:500])
+
+
+def _is_turn(request: Request) -> sa.ColumnElement[bool]:
+    return sa.and_(TURNS.c.id == request.turn_id, TURNS.c.asked_at_ms == request.asked_at_ms)
+
+
+def _open_turn(tx: Transaction, request: Request) -> Any:
+    """The turn's row, locked on Postgres; None if it was answered, left behind or asked anew meanwhile."""
+    query = sa.select(TURNS).where(_is_turn(request), _OPEN)
+    return tx.connection.execute(query.with_for_update()).first()
+
+
+def _read_messages(record: str) -> Messages:
+    return tuple(Message.model_validate(one) for one in json.loads(record))

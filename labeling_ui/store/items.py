@@ -1,0 +1,65 @@
+"""Items: what one rater judges at once, made from pairs, and the sides on which a rater sees it.
+
+All of it follows from the pair, the rater and the campaign's seed alone: the same on every machine and in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from labeling_ui.store.event_log import canonical_json
+from tiebreak.records import Pair, content_id
+
+Task = Literal["pair", "ranking"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Two completions of a pair to be judged against each other, or all of a larger one to be put in order.
+
+    Of a ranking, `first_id` and `second_id` are the first two completions.
+    """
+
+    id: str
+    pair_id: str
+    first_id: str
+    second_id: str
+    task: Task = "pair"
+
+
+def items_of(pair: Pair, *, ranking: bool = False) -> list[Item]:
+    """A pair of two is one item with the pair's own id; a larger one is one ranking, or every two of its completions."""
+    ids = [completion.id for completion in pair.completions]
+    if len(ids) == 2 or ranking:
+        return [Item(pair.id, pair.id, ids[0], ids[1], "pair" if len(ids) == 2 else "ranking")]
+    return [Item(f"{pair.id}:{i}-{j}", pair.id, ids[i], ids[j]) for i, j in itertools.combinations(range(len(ids)), 2)]
+
+
+def shuffle_sides(first: str, second: str, *, seed: int, rater_id: str, item_id: str) -> tuple[str, str]:
+    """(left, right): half of all raters see one order and half the other, each always the same one."""
+    digest = hashlib.sha256(canonical_json([seed, rater_id, item_id]).encode()).digest()
+    return (first, second) if digest[0] % 2 == 0 else (second, first)
+
+
+def shuffle_all(ids: Sequence[str], *, seed: int, rater_id: str, item_id: str) -> tuple[str, ...]:
+    """The order in which a rater sees the completions of a ranking."""
+    chance = random.Random(content_id("order", seed, rater_id, item_id))
+    return tuple(chance.sample(sorted(ids), len(ids)))
+
+
+def assignment_id(item_id: str, rater_id: str, occasion: int = 0) -> str:
+    """The id of an assignment. Occasions after the first are repeats."""
+    return content_id("assignment", item_id, rater_id, occasion)
+
+
+def pairs_digest(records: Iterable[str]) -> str:
+    """A hash of pair records, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(hashlib.sha256(record.encode()).digest())
+    return digest.hexdigest()

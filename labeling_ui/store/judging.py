@@ -1,0 +1,285 @@
+"""What happens when a rater answers: drafts, judgments, undoing and amending them.
+
+A judgment carries the sides as they were assigned, never as a client claims them. Every function works in a transaction
+that it is given; the tables it updates are the log's state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from labeling_ui.store import statements as st
+from labeling_ui.store.answers import Answer, Draft, Submission
+from labeling_ui.store.assigning import (
+    Assignment,
+    RefusedError,
+    Rules,
+    active_rater,
+    load_assignment,
+    renew,
+    resume,
+    shown_of,
+)
+from labeling_ui.store.event_log import EventKind, Transaction, canonical_json
+from labeling_ui.store.schema import HOUR_MS, vote_of
+from tiebreak.records import Judgment, content_id
+
+_NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The reply to a submission; `replayed` if it was in the store already."""
+
+    judgment_id: str
+    judgment: Judgment
+    replayed: bool = False
+
+
+def submit(tx: Transaction, rules: Rules, rater_id: str, submission: Submission) -> Stored:
+    """Store a judgment, once: the same submission again changes nothing.
+
+    Raises:
+        RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its place.
+    """
+    return submit_for(tx, rules, active_rater(tx.connection, rater_id), submission)
+
+
+def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission) -> Stored:
+    """`submit`, where the rater's row is known."""
+    rater_id = rater.id
+    replayed = _find_replay(tx, rater_id, submission.client_id, submission)
+    if replayed is not None:
+        return replayed
+    assignment = _assignment_to_answer(tx, rules, rater_id, submission.pair_id)
+    item = st.ITEM.one(tx.connection, item=assignment.item_id)
+    judgment = build_judgment(submission, rater, item.pair_id, shown_of(assignment))
+    vote = count_vote(tx, item, assignment.occasion, before=None, now=judgment)
+    identity = content_id("judgment", rater_id, submission.client_id)
+    at_ms = _log_judgment(tx, "skipped" if judgment.skip else "submitted", identity, assignment, judgment, submission)
+    active_ms, idle_ms = _milliseconds(submission.seconds_active), _milliseconds(submission.seconds_idle)
+    st.ADD_JUDGMENT.do(
+        tx.connection,
+        id=identity,
+        assignment_id=assignment.id,
+        item_id=assignment.item_id,
+        rater_id=rater_id,
+        kind=judgment.kind,
+        record=judgment.model_dump_json(),
+        seq=tx.seq,
+        occasion=assignment.occasion,
+        vote=vote,
+        at_ms=at_ms,
+        active_ms=active_ms,
+        idle_ms=idle_ms,
+    )
+    count_work(tx, rater_id, at_ms, judged=1, active_ms=active_ms, idle_ms=idle_ms)
+    _remember(tx, rater_id, submission.client_id, identity, submission)
+    st.SET_STATE.do(tx.connection, assignment=assignment.id, to_state="done")
+    st.DROP_DRAFT.do(tx.connection, assignment=assignment.id)
+    return Stored(identity, judgment)
+
+
+def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
+    """Put another answer in the place of a judgment's; the log keeps both.
+
+    Raises:
+        RefusedError: it is not theirs, or was undone.
+    """
+    rater = active_rater(tx.connection, rater_id)
+    replayed = _find_replay(tx, rater_id, client_id, answer)
+    if replayed is not None:
+        return replayed
+    row = _own_judgment(tx, rater_id, judgment_id, "amend")
+    assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
+    item = st.ITEM.one(tx.connection, item=row.item_id)
+    judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment))
+    vote = count_vote(tx, item, row.occasion, before=Judgment.model_validate_json(row.record), now=judgment)
+    at_ms = _log_judgment(tx, "amended", judgment_id, assignment, judgment, answer, client_id)
+    st.AMEND_JUDGMENT.do(tx.connection, judgment=judgment_id, to_record=judgment.model_dump_json(), to_vote=vote)
+    more = {"active_ms": _milliseconds(answer.seconds_active), "idle_ms": _milliseconds(answer.seconds_idle)}
+    count_work(tx, rater_id, at_ms, judged=0, **more)
+    _remember(tx, rater_id, client_id, judgment_id, answer)
+    return Stored(judgment_id, judgment)
+
+
+def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assignment:
+    """Take a judgment back: the pair is the rater's again, on the same sides, with what they had said as its draft.
+
+    Raises:
+        RefusedError: it is not theirs, or was undone already.
+    """
+    active_rater(tx.connection, rater_id)
+    row = _own_judgment(tx, rater_id, judgment_id, "undo")
+    judgment = Judgment.model_validate_json(row.record)
+    item = st.ITEM.one(tx.connection, item=row.item_id)
+    count_vote(tx, item, row.occasion, before=judgment, now=None)
+    payload = {"assignment": row.assignment_id, "judgment_id": judgment_id}
+    tx.event("undone", rater_id=rater_id, item_id=row.item_id, payload=payload)
+    st.DROP_JUDGMENT.do(tx.connection, judgment=judgment_id)
+    # The time was spent all the same; only the count goes back, in the hour in which it went up.
+    count_work(tx, rater_id, row.at_ms, judged=-1)
+    renew(tx, rules, row.assignment_id)
+    said = judgment.model_dump(mode="json", include=set(Draft.model_fields))
+    _write_draft(tx, row.assignment_id, canonical_json(said))
+    return load_assignment(tx.connection, rules, st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id))
+
+
+def save_draft(tx: Transaction, rules: Rules, rater_id: str, item_id: str, draft: Draft) -> None:
+    """Keep what a rater has begun, and their lease with it.
+
+    Raises:
+        RefusedError: the item is not theirs to judge.
+    """
+    active_rater(tx.connection, rater_id)
+    assignment = _assignment_to_answer(tx, rules, rater_id, item_id)
+    body = draft.model_dump_json()
+    payload = {"assignment": assignment.id, "sha256": hashlib.sha256(body.encode()).hexdigest()}
+    tx.event("draft", rater_id=rater_id, item_id=item_id, payload=payload)
+    _write_draft(tx, assignment.id, body)
+    renew(tx, rules, assignment.id)
+
+
+def mark_shown(tx: Transaction, rules: Rules, rater_id: str, item_id: str, client_at_ms: int | None) -> None:
+    """The pair is on the rater's screen: their lease begins now. Only the first time is kept.
+
+    Raises:
+        RefusedError: the item is not theirs to judge.
+    """
+    active_rater(tx.connection, rater_id)
+    assignment = _assignment_to_answer(tx, rules, rater_id, item_id)
+    if assignment.shown_at_ms is None:
+        payload = {"assignment": assignment.id, "client_at_ms": client_at_ms}
+        now = tx.event("shown", rater_id=rater_id, item_id=item_id, payload=payload)
+        st.MARK_SHOWN.do(tx.connection, assignment=assignment.id, now_ms=now, until_ms=now + rules.lease_ms)
+
+
+def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, ...]) -> Judgment:
+    """The record of an answer about what was shown.
+
+    Raises:
+        RefusedError: a ranking where two were shown, an answer or aspects about sides where more were, or another
+            pair's ids.
+    """
+    ranks = len(shown) > 2
+    if answer.ranking is not None and sorted(one for group in answer.ranking for one in group) != sorted(shown):
+        raise RefusedError("ranking must hold every completion of the pair, once")
+    if (answer.ranking is not None and not ranks) or (answer.answer is not None and ranks):
+        told = "an order of its completions (ranking)" if ranks else "an answer about its two sides"
+        raise RefusedError(f"this pair of {len(shown)} takes {told}")
+    if answer.aspects and ranks:
+        raise RefusedError(f"aspects compare two sides, and this pair has {len(shown)} completions")
+    said = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
+    said |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
+    return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **said)
+
+
+def count_vote(
+    tx: Transaction, item: Any, occasion: int, *, before: Judgment | None, now: Judgment | None
+) -> int | None:
+    """Move the item's votes from one judgment to another; returns the new one's vote. Repeats do not count."""
+    was, votes = (_vote(judgment, item) for judgment in (before, now))
+    if occasion == 0 and was != votes:
+        more = {"more_for_first": 0, "more_for_second": 0, "more_for_neither": 0}
+        for vote, step in ((was, -1), (votes, 1)):
+            if vote is not None:
+                more["more_for_first" if vote > 0 else "more_for_second" if vote < 0 else "more_for_neither"] += step
+        if any(more.values()):
+            st.COUNT_VOTE.do(tx.connection, item=item.id, **more)
+    return votes
+
+
+def count_work(
+    tx: Transaction, rater_id: str, at_ms: int, *, judged: int, active_ms: int = 0, idle_ms: int = 0
+) -> None:
+    """Add to the rater's hour, and to their judgments."""
+    at_hour = at_ms // HOUR_MS
+    given = {"more": judged, "more_active": active_ms, "more_idle": idle_ms}
+    if not st.COUNT_HOUR.do(tx.connection, rater=rater_id, at_hour=at_hour, **given):
+        counts = {"judged": judged, "active_ms": active_ms, "idle_ms": idle_ms}
+        st.ADD_HOUR.do(tx.connection, rater_id=rater_id, hour=at_hour, **counts)
+    if judged:
+        st.COUNT_JUDGMENT.do(tx.connection, rater=rater_id, more=judged)
+
+
+def _vote(judgment: Judgment | None, item: Any) -> int | None:
+    if judgment is None or judgment.ranking is not None:
+        return None
+    return vote_of(judgment.answer, skip=judgment.skip, left_is_first=judgment.left == item.first_id)
+
+
+def _log_judgment(
+    tx: Transaction,
+    kind: EventKind,
+    identity: str,
+    assignment: Any,
+    judgment: Judgment,
+    answer: Answer,
+    client_id: str | None = None,
+) -> int:
+    payload = {
+        "judgment_id": identity,
+        "assignment": assignment.id,
+        "client_id": client_id or getattr(answer, "client_id", ""),
+        "client_at_ms": answer.client_at_ms,
+        "seconds_idle": answer.seconds_idle,
+        "judgment": judgment.model_dump(mode="json"),
+    }
+    about = {"rater_id": assignment.rater_id, "item_id": assignment.item_id}
+    at_ms = tx.event(kind, payload=payload, **about)
+    if judgment.flags:
+        flagged = {"judgment_id": identity, "flags": judgment.flags}
+        tx.event("flagged", payload=flagged, **about)
+    return at_ms
+
+
+def _find_replay(tx: Transaction, rater_id: str, client_id: str, answer: Answer) -> Stored | None:
+    row = st.SUBMISSION.one(tx.connection, rater=rater_id, client=client_id)
+    if row is None:
+        return None
+    if row.body_hash != _body_hash(answer):
+        raise RefusedError(f"client_id {client_id} was used for another judgment: make a new one for each")
+    judgment = st.JUDGMENT.one(tx.connection, judgment=row.judgment_id, rater=rater_id)
+    if judgment is None:
+        raise RefusedError("that judgment was undone since: answer the pair again")
+    return Stored(row.judgment_id, Judgment.model_validate_json(judgment.record), replayed=True)
+
+
+def _remember(tx: Transaction, rater_id: str, client_id: str, judgment_id: str, answer: Answer) -> None:
+    known = {"rater_id": rater_id, "client_id": client_id, "judgment_id": judgment_id}
+    st.ADD_SUBMISSION.do(tx.connection, **known, body_hash=_body_hash(answer))
+
+
+def _body_hash(answer: Answer) -> str:
+    return hashlib.sha256(answer.model_dump_json().encode()).hexdigest()
+
+
+def _own_judgment(tx: Transaction, rater_id: str, judgment_id: str, verb: str) -> Any:
+    row = st.JUDGMENT.one(tx.connection, judgment=judgment_id, rater=rater_id)
+    if row is None:
+        raise RefusedError(f"there is no such judgment of yours to {verb}")
+    return row
+
+
+def _assignment_to_answer(tx: Transaction, rules: Rules, rater_id: str, item_id: str) -> Any:
+    rows = st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)
+    if not rows:
+        raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
+    row = next((row for row in rows if row.state != "done"), rows[0])
+    if row.state == "done":
+        raise RefusedError(f"pair {item_id} has your judgment already: undo that one to change it")
+    # A lease that ran out costs nothing while the place is free; work done late is taken if it can be.
+    if row.state == "lapsed" and not resume(tx, rules, row):
+        raise RefusedError(f"your time for pair {item_id} ran out and other raters have judged it: go on with the next")
+    return row
+
+
+def _write_draft(tx: Transaction, assignment: str, body: str) -> None:
+    st.DROP_DRAFT.do(tx.connection, assignment=assignment)
+    st.ADD_DRAFT.do(tx.connection, assignment_id=assignment, body=body, at_ms=tx.now())
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return round(1000 * (seconds or 0.0))

@@ -1,0 +1,290 @@
+"""The numbered migrations that bring a label store to this version's schema, all in one transaction."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from labeling_ui.store.schema import (
+    ASSIGNMENTS,
+    EVENTS,
+    FIRST_TURN,
+    HOUR_MS,
+    ITEMS,
+    JUDGMENTS,
+    RATER_HOURS,
+    SCHEMA_MIGRATIONS,
+    TURNS,
+    StoreError,
+    vote_of,
+)
+
+_FIRST_TABLES = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE pairs (id TEXT PRIMARY KEY, position INTEGER NOT NULL UNIQUE, record TEXT NOT NULL);
+CREATE TABLE items (
+  id TEXT PRIMARY KEY, pair_id TEXT NOT NULL REFERENCES pairs (id), position INTEGER NOT NULL UNIQUE,
+  first_id TEXT NOT NULL, second_id TEXT NOT NULL,
+  overlap INTEGER NOT NULL CHECK (overlap >= 1),
+  taken INTEGER NOT NULL DEFAULT 0 CHECK (taken >= 0 AND taken <= overlap));
+CREATE INDEX items_open ON items (position) WHERE taken < overlap;
+CREATE TABLE raters (
+  id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL CHECK (kind IN ('human', 'simulated', 'model')),
+  role TEXT NOT NULL CHECK (role IN ('rater', 'lead')), password_hash TEXT, disabled INTEGER NOT NULL DEFAULT 0,
+  cursor INTEGER NOT NULL DEFAULT 0, created_at_ms BIGINT NOT NULL);
+CREATE TABLE assignments (
+  id TEXT PRIMARY KEY, item_id TEXT NOT NULL REFERENCES items (id), rater_id TEXT NOT NULL REFERENCES raters (id),
+  occasion INTEGER NOT NULL DEFAULT 0, left_id TEXT NOT NULL, right_id TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('open', 'done', 'lapsed')),
+  lease_until_ms BIGINT NOT NULL, seq INTEGER NOT NULL, UNIQUE (item_id, rater_id, occasion));
+CREATE INDEX assignments_waiting ON assignments (rater_id, seq) WHERE state <> 'done';
+CREATE INDEX assignments_leases ON assignments (lease_until_ms) WHERE state = 'open';
+CREATE TABLE judgments (
+  id TEXT PRIMARY KEY, assignment_id TEXT NOT NULL UNIQUE REFERENCES assignments (id), item_id TEXT NOT NULL,
+  rater_id TEXT NOT NULL, kind TEXT NOT NULL CHECK (kind IN ('human', 'simulated', 'model')), record TEXT NOT NULL,
+  seq INTEGER NOT NULL);
+CREATE INDEX judgments_of_item ON judgments (item_id);
+CREATE INDEX judgments_of_rater ON judgments (rater_id, seq);
+CREATE TABLE submissions (
+  rater_id TEXT NOT NULL, client_id TEXT NOT NULL, judgment_id TEXT NOT NULL, body_hash TEXT NOT NULL,
+  PRIMARY KEY (rater_id, client_id));
+CREATE TABLE drafts (assignment_id TEXT PRIMARY KEY REFERENCES assignments (id), body TEXT NOT NULL,
+  at_ms BIGINT NOT NULL);
+CREATE TABLE sessions (
+  token_hash TEXT PRIMARY KEY, rater_id TEXT NOT NULL REFERENCES raters (id), csrf_token TEXT NOT NULL,
+  expires_at_ms BIGINT NOT NULL);
+CREATE TABLE acceptances (
+  rater_id TEXT PRIMARY KEY REFERENCES raters (id), version TEXT NOT NULL, at_ms BIGINT NOT NULL);
+CREATE TABLE events (
+  seq INTEGER PRIMARY KEY, at_ms BIGINT NOT NULL, kind TEXT NOT NULL, rater_id TEXT, item_id TEXT,
+  payload TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE log_head (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, hash TEXT NOT NULL);
+INSERT INTO log_head (id, seq, hash) VALUES (1, 0, '');
+"""
+
+
+_SQLITE_TRIGGERS = (
+    "CREATE TRIGGER events_no_update BEFORE UPDATE ON events "
+    "BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END",
+    "CREATE TRIGGER events_no_delete BEFORE DELETE ON events "
+    "BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END",
+)
+
+
+_POSTGRES_TRIGGERS = (
+    "CREATE FUNCTION events_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN RAISE EXCEPTION 'the event log is append-only'; END $$",
+    "CREATE TRIGGER events_no_change BEFORE UPDATE OR DELETE ON events "
+    "FOR EACH ROW EXECUTE FUNCTION events_append_only()",
+    "CREATE TRIGGER events_no_truncate BEFORE TRUNCATE ON events EXECUTE FUNCTION events_append_only()",
+)
+
+
+def _run_all(connection: Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        if statement.strip():
+            connection.exec_driver_sql(statement)
+
+
+def _migrate_001_first_tables(connection: Connection) -> None:
+    _run_all(connection, _FIRST_TABLES)
+    triggers = _SQLITE_TRIGGERS if connection.dialect.name == "sqlite" else _POSTGRES_TRIGGERS
+    for trigger in triggers:
+        connection.exec_driver_sql(trigger)
+
+
+def _migrate_002_repeats(connection: Connection) -> None:
+    connection.exec_driver_sql("CREATE INDEX assignments_repeats ON assignments (rater_id) WHERE occasion > 0")
+
+
+_CAMPAIGNS = """
+ALTER TABLE items ADD COLUMN task TEXT NOT NULL DEFAULT 'pair' CHECK (task IN ('pair', 'ranking'));
+ALTER TABLE items ADD COLUMN batch TEXT NOT NULL DEFAULT '';
+ALTER TABLE items ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE items ADD COLUMN turn BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN offered INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE items ADD COLUMN freed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_first INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_second INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN for_neither INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE items ADD COLUMN disputed INTEGER NOT NULL DEFAULT 0;
+DROP INDEX items_open;
+CREATE INDEX items_open ON items (pool, turn) WHERE taken < overlap AND offered = 1;
+CREATE INDEX items_freed ON items (turn) WHERE freed = 1;
+CREATE INDEX items_disputed ON items (disputed DESC, turn) WHERE disputed > 0;
+CREATE TABLE batches (
+  name TEXT PRIMARY KEY, priority INTEGER NOT NULL, pool TEXT NOT NULL, overlap INTEGER NOT NULL,
+  paused INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE gold (
+  item_id TEXT PRIMARY KEY REFERENCES items (id), preferred_id TEXT, number INTEGER NOT NULL UNIQUE);
+ALTER TABLE raters ADD COLUMN pool TEXT NOT NULL DEFAULT '';
+ALTER TABLE raters ADD COLUMN judged INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE invitations (
+  token_hash TEXT PRIMARY KEY, role TEXT NOT NULL CHECK (role IN ('rater', 'lead')), pool TEXT NOT NULL,
+  expires_at_ms BIGINT NOT NULL, used_by TEXT);
+ALTER TABLE assignments ADD COLUMN shown TEXT NOT NULL DEFAULT '';
+ALTER TABLE assignments ADD COLUMN shown_at_ms BIGINT;
+ALTER TABLE judgments ADD COLUMN occasion INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN vote INTEGER;
+ALTER TABLE judgments ADD COLUMN at_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN active_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE judgments ADD COLUMN idle_ms BIGINT NOT NULL DEFAULT 0;
+CREATE TABLE rater_hours (
+  rater_id TEXT NOT NULL, hour INTEGER NOT NULL, judged INTEGER NOT NULL DEFAULT 0, active_ms BIGINT NOT NULL DEFAULT 0,
+  idle_ms BIGINT NOT NULL DEFAULT 0, PRIMARY KEY (rater_id, hour));
+CREATE TABLE adjudications (
+  item_id TEXT PRIMARY KEY REFERENCES items (id), lead_id TEXT NOT NULL, record TEXT NOT NULL, seq INTEGER NOT NULL,
+  at_ms BIGINT NOT NULL);
+ALTER TABLE acceptances RENAME TO acceptances_before;
+CREATE TABLE acceptances (
+  rater_id TEXT NOT NULL REFERENCES raters (id), document TEXT NOT NULL CHECK (document IN ('guidelines', 'consent')),
+  version TEXT NOT NULL, at_ms BIGINT NOT NULL, PRIMARY KEY (rater_id, document));
+INSERT INTO acceptances (rater_id, document, version, at_ms)
+  SELECT rater_id, 'guidelines', version, at_ms FROM acceptances_before;
+DROP TABLE acceptances_before;
+"""
+
+
+def _migrate_003_campaigns(connection: Connection) -> None:
+    _run_all(connection, _CAMPAIGNS)
+    if connection.dialect.name != "sqlite":
+        connection.exec_driver_sql("ALTER TABLE raters ALTER COLUMN cursor TYPE BIGINT")
+    connection.exec_driver_sql(f"UPDATE items SET turn = position + {FIRST_TURN}")
+    connection.exec_driver_sql("UPDATE raters SET cursor = 0")
+    _count_what_is_there(connection)
+
+
+def _count_what_is_there(connection: Connection) -> None:
+    """Fill the columns that came with this migration from the records and the log."""
+    times = {row.seq: row.at_ms for row in connection.execute(sa.select(EVENTS.c.seq, EVENTS.c.at_ms))}
+    query = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.record, JUDGMENTS.c.seq, ASSIGNMENTS.c.occasion, ITEMS.c.first_id)
+    query = query.join(ASSIGNMENTS, ASSIGNMENTS.c.id == JUDGMENTS.c.assignment_id)
+    for row in connection.execute(query.join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)).all():
+        said = json.loads(row.record)
+        vote = vote_of(said["answer"], skip=said["skip"], left_is_first=said["left"] == row.first_id)
+        counted = {"vote": vote, "at_ms": times[row.seq], "occasion": row.occasion}
+        if not row.id.startswith("imported-"):
+            counted["active_ms"] = round(1000 * (said.get("seconds_active") or 0))
+        connection.execute(sa.update(JUDGMENTS).where(JUDGMENTS.c.id == row.id).values(**counted))
+    _run_all(connection, _RECOUNT)
+    _count_hours(connection)
+
+
+_RECOUNT = """
+UPDATE raters SET judged = (SELECT count(*) FROM judgments WHERE judgments.rater_id = raters.id);
+UPDATE items SET
+  for_first = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote > 0),
+  for_second = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote < 0),
+  for_neither = (SELECT count(*) FROM judgments WHERE item_id = items.id AND occasion = 0 AND vote = 0);
+UPDATE items SET disputed = CASE WHEN for_first > 0 AND for_second > 0 THEN 2
+  WHEN for_first + for_second > 0 AND for_neither > 0 THEN 1 ELSE 0 END;
+"""
+
+
+def _count_hours(connection: Connection) -> None:
+    """The work of each rater and hour, from the log: time spent on what was undone since counts too."""
+    kinds = ("submitted", "skipped", "imported", "undone")
+    hours: dict[tuple[str, int], list[int]] = {}
+    judged_in: dict[str, int] = {}
+    for event in connection.execute(sa.select(EVENTS).where(EVENTS.c.kind.in_(kinds)).order_by(EVENTS.c.seq)):
+        payload = json.loads(event.payload)
+        judgment, active_ms = payload["judgment_id"], 0
+        if event.kind in ("submitted", "skipped"):
+            active_ms = round(1000 * (payload["judgment"].get("seconds_active") or 0))
+        if event.kind != "undone":
+            judged_in[judgment] = -1 if event.kind == "imported" else event.at_ms // HOUR_MS
+        counts = hours.setdefault((event.rater_id, judged_in[judgment]), [0, 0])
+        counts[0] += -1 if event.kind == "undone" else 1
+        counts[1] += active_ms
+    for (rater_id, hour), (judged, active_ms) in hours.items():
+        row = {"rater_id": rater_id, "hour": hour, "judged": judged, "active_ms": active_ms, "idle_ms": 0}
+        connection.execute(sa.insert(RATER_HOURS).values(**row))
+
+
+_CONVERSATIONS = """
+CREATE TABLE turns (
+  id TEXT PRIMARY KEY, conversation_id TEXT NOT NULL, rater_id TEXT NOT NULL REFERENCES raters (id),
+  number INTEGER NOT NULL, messages TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'ready', 'failed')),
+  asked_at_ms BIGINT NOT NULL, taken_until_ms BIGINT NOT NULL, pair_id TEXT REFERENCES pairs (id), error TEXT NOT NULL);
+CREATE INDEX turns_waiting ON turns (asked_at_ms) WHERE state IN ('waiting', 'working');
+CREATE INDEX turns_of_rater ON turns (rater_id, asked_at_ms);
+"""
+
+
+def _migrate_004_conversations(connection: Connection) -> None:
+    """The queue between raters who write and the process that answers them; what is answered is a pair."""
+    _run_all(connection, _CONVERSATIONS)
+
+
+def _migrate_005_latest_judgments(connection: Connection) -> None:
+    """The lead's page reads what was judged since it last looked."""
+    connection.exec_driver_sql("CREATE INDEX judgments_in_order ON judgments (seq)")
+
+
+def _migrate_006_turns_in_the_log(connection: Connection) -> None:
+    """Turns were in no event before: the log tells of those that are there, at the time when they were asked."""
+    from labeling_ui.store.event_log import Transaction  # which stands on the tables of this module
+
+    for row in connection.execute(sa.select(TURNS).order_by(TURNS.c.asked_at_ms, TURNS.c.number)).all():
+        tx = Transaction(connection, partial(int, row.asked_at_ms))
+        about = {"turn": row.id, "conversation_id": row.conversation_id, "number": row.number}
+        asked = {**about, "messages": json.loads(row.messages), "policies": []}
+        tx.event("asked", rater_id=row.rater_id, payload=asked)
+        if row.state in ("ready", "failed"):
+            came = {"turn": row.id, "pair_id": row.pair_id, "error": row.error}
+            tx.event("answered", rater_id=row.rater_id, item_id=row.pair_id, payload=came)
+        tx.write_head()
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _migrate_001_first_tables,
+    _migrate_002_repeats,
+    _migrate_003_campaigns,
+    _migrate_004_conversations,
+    _migrate_005_latest_judgments,
+    _migrate_006_turns_in_the_log,
+)
+
+
+def migrate(engine: Engine, url: str) -> None:
+    """Bring the store to this version's schema, all in one transaction.
+
+    Raises:
+        StoreError: it was made by a newer version, is not a label store, or cannot be opened.
+    """
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TABLE IF NOT EXISTS schema_migrations "
+                "(number INTEGER PRIMARY KEY, applied_at_ms BIGINT NOT NULL)"
+            )
+            applied = connection.scalar(sa.select(sa.func.max(SCHEMA_MIGRATIONS.c.number))) or 0
+            if applied > len(MIGRATIONS):
+                raise StoreError(
+                    f"the label store {url} is of schema {applied}, and this version knows {len(MIGRATIONS)}: "
+                    "update Tiebreak"
+                )
+            for number, step in enumerate(MIGRATIONS[applied:], start=applied + 1):
+                step(connection)
+                row = {"number": number, "applied_at_ms": int(time.time() * 1000)}
+                connection.execute(sa.insert(SCHEMA_MIGRATIONS).values(row))
+    except SQLAlchemyError as error:
+        raise StoreError(f"cannot open the label store {url}: {_reason(engine, error)}") from error
+
+
+def _reason(engine: Engine, error: SQLAlchemyError) -> str:
+    """Why a store cannot be opened; SQLite says no more of its folder than that there is no file."""
+    if engine.dialect.name == "sqlite" and engine.url.database:
+        folder = Path(engine.url.database).absolute().parent
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            return f"{folder} cannot be written, which SQLite needs even to read: copy the store to another folder"
+    return str(error.__cause__ or error)

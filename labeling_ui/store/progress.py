@@ -1,0 +1,204 @@
+"""How far a campaign and each of its raters have come. Quick in a store of a million judgments: what grows is counted as
+it happens, by rater and hour."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from labeling_ui.store.schema import (
+    ASSIGNMENTS,
+    GOLD,
+    HOUR_MS,
+    ITEMS,
+    JUDGMENTS,
+    LOG_HEAD,
+    PAIRS,
+    RATER_HOURS,
+    RATERS,
+)
+from tiebreak.records import Judgment
+
+HOURS_A_DAY = 24
+DAY_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one rater, and the whole campaign, has come."""
+
+    done: int
+    judged: int
+    wanted: int
+    available: int
+    """items this rater could still be given"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A rater's judgments since some time, and the seconds they took, idle ones apart."""
+
+    judged: int
+    active_seconds: float
+    idle_seconds: float
+
+    @property
+    def pace_per_hour(self) -> float | None:
+        """Judgments an hour of active time; None before there is a minute of it."""
+        return round(3600 * self.judged / self.active_seconds, 1) if self.active_seconds >= 60 else None
+
+
+@dataclass(frozen=True)
+class Past:
+    """A judgment in a rater's history."""
+
+    judgment_id: str
+    item_id: str
+    at_ms: int
+    seq: int
+    judgment: Judgment
+    prompt: str
+    """how the conversation's last message begins"""
+
+
+def progress(connection: Connection, rater_id: str) -> Progress:
+    """How far the rater and the campaign have come."""
+    rater = connection.execute(sa.select(RATERS.c.judged, RATERS.c.pool).where(RATERS.c.id == rater_id)).first()
+    done, pool = (rater.judged, rater.pool) if rater else (0, "")
+    free = sa.and_(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.offered == 1)
+    open_to_all = _count(connection, sa.select(ITEMS.c.id).where(free, ITEMS.c.pool.in_({"", pool})))
+    mine = sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.rater_id == rater_id)
+    held = _count(connection, mine.where(ASSIGNMENTS.c.state == "open"))
+    had = mine.join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(
+        free, ASSIGNMENTS.c.state != "lapsed", ASSIGNMENTS.c.occasion == 0
+    )
+    return Progress(done, judged(connection), wanted(connection), open_to_all - _count(connection, had) + held)
+
+
+def judged(connection: Connection) -> int:
+    """Judgments that stand."""
+    return int(connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(RATERS.c.judged), 0))) or 0)
+
+
+def wanted(connection: Connection) -> int:
+    """Judgments that the campaign asks for: every item's overlap, and the repeats and gold given so far."""
+    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
+    gold = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
+    of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(gold)
+    repeats = _count(connection, sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
+    return int(every + (connection.scalar(of_gold) or 0) + repeats)
+
+
+def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:
+    """What a rater has done since the hour that holds `since_ms`."""
+    sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in _HOUR_COLUMNS]
+    query = sa.select(*sums).where(RATER_HOURS.c.rater_id == rater_id, RATER_HOURS.c.hour >= since_ms // HOUR_MS)
+    count, active, idle = connection.execute(query).one()
+    return Work(int(count), float(active) / 1000, float(idle) / 1000)
+
+
+_HOUR_COLUMNS = (RATER_HOURS.c.judged, RATER_HOURS.c.active_ms, RATER_HOURS.c.idle_ms)
+
+
+def gold_agreement(connection: Connection, rater_id: str) -> tuple[int, int]:
+    """(right, n): of the gold items a rater has judged, those where they said what is known. Skips do not count."""
+    return gold_agreements(connection, JUDGMENTS.c.rater_id == rater_id).get(rater_id, (0, 0))
+
+
+def gold_agreements(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, tuple[int, int]]:
+    """The same of every rater who has judged gold items, or of some."""
+    query = (
+        sa.select(JUDGMENTS.c.rater_id, JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
+        .join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
+        .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+        .where(JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None), *which)
+    )
+    counted: dict[str, tuple[int, int]] = {}
+    for row in connection.execute(query):
+        right, n = counted.get(row.rater_id, (0, 0))
+        counted[row.rater_id] = right + (_side(row.vote) == _known_side(row)), n + 1
+    return counted
+
+
+def _known_side(row: Any) -> int:
+    return 0 if row.preferred_id is None else 1 if row.preferred_id == row.first_id else -1
+
+
+def _side(vote: int) -> int:
+    return (vote > 0) - (vote < 0)
+
+
+def history(connection: Connection, rater_id: str, before: int | None, limit: int) -> list[Past]:
+    """A rater's judgments that stand, the latest first; `before` is the `seq` of the last one of the page before."""
+    query = (
+        sa.select(JUDGMENTS, PAIRS.c.record.label("pair"))
+        .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+        .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+        .where(JUDGMENTS.c.rater_id == rater_id)
+        .order_by(JUDGMENTS.c.seq.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(JUDGMENTS.c.seq < before)
+    return [
+        Past(row.id, row.item_id, row.at_ms, row.seq, Judgment.model_validate_json(row.record), _beginning(row.pair))
+        for row in connection.execute(query)
+    ]
+
+
+def _beginning(record: str) -> str:
+    messages = json.loads(record)["messages"]
+    return str(messages[-1]["content"])[:200] if messages else ""
+
+
+def status(connection: Connection) -> dict[str, Any]:
+    """Counts of everything, and the head of the log."""
+    kinds = sa.select(RATERS.c.kind, sa.func.sum(RATERS.c.judged)).group_by(RATERS.c.kind)
+    waiting = sa.select(ASSIGNMENTS.c.state, sa.func.count()).where(ASSIGNMENTS.c.state != sa.literal_column("'done'"))
+    states = {row[0]: row[1] for row in connection.execute(waiting.group_by(ASSIGNMENTS.c.state)).all()}
+    done = judged(connection)
+    head = connection.execute(sa.select(LOG_HEAD)).one()
+    voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
+    return {
+        "pairs": _count(connection, sa.select(PAIRS.c.id)),
+        "items": _count(connection, sa.select(ITEMS.c.id)),
+        "items_judged": _count(connection, sa.select(ITEMS.c.id).where(voted > 0)),
+        "judgments": {row[0]: int(row[1]) for row in connection.execute(kinds).all() if row[1]},
+        "judgments_wanted": wanted(connection),
+        "assignments": states | ({"done": done} if done else {}),
+        "raters": _count(connection, sa.select(RATERS.c.id)),
+        "disputed": _count(connection, sa.select(ITEMS.c.id).where(ITEMS.c.disputed > 0)),
+        "events": head.seq,
+        "head": head.hash,
+    }
+
+
+def judged_by_day(connection: Connection) -> dict[str, int]:
+    """Judgments that stand, by the UTC day on which they were made; days without any are left out."""
+    query = sa.select(RATER_HOURS.c.hour, sa.func.sum(RATER_HOURS.c.judged)).group_by(RATER_HOURS.c.hour)
+    days: dict[int, int] = {}
+    for hour, count in connection.execute(query.where(RATER_HOURS.c.hour >= 0)):
+        days[hour // HOURS_A_DAY] = days.get(hour // HOURS_A_DAY, 0) + int(count)
+    return {
+        time.strftime("%Y-%m-%d", time.gmtime(day * DAY_SECONDS)): count for day, count in sorted(days.items()) if count
+    }
+
+
+def judged_since(connection: Connection, at_ms: int) -> tuple[int, int]:
+    """Judgments since the hour that holds `at_ms`, and the raters who made them."""
+    query = sa.select(
+        sa.func.coalesce(sa.func.sum(RATER_HOURS.c.judged), 0), sa.func.count(sa.distinct(RATER_HOURS.c.rater_id))
+    )
+    count, raters = connection.execute(
+        query.where(RATER_HOURS.c.hour >= at_ms // HOUR_MS, RATER_HOURS.c.judged > 0)
+    ).one()
+    return int(count), raters
+
+
+def _count(connection: Connection, query: sa.Select[Any]) -> int:
+    return connection.scalar(sa.select(sa.func.count()).select_from(query.subquery())) or 0

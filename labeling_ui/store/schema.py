@@ -1,0 +1,325 @@
+"""The tables of the label store and the numbered migrations that make them.
+
+SQLite by default (WAL, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL keeps to what both
+understand; ids are ours, so no table counts for itself. The event log `events` is the truth:
+triggers forbid its update and delete, and every row carries the hash of the one before. All other tables can be made
+again from it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
+
+from tiebreak.errors import TiebreakError
+
+IMPORTED_AT_MS = -1
+"""Of judgments made elsewhere nobody knows when: they count towards no day."""
+
+BUSY_TIMEOUT_MS = 15_000
+PAGES_TO_CHECKPOINT = 8_000
+HOUR_MS = 3_600_000
+MAX_PRIORITY = 100
+READ_ONLY = {"tiebreak_read_only": True}
+"""Execution options of a connection that will not write: its transaction takes no write lock."""
+
+ONE_STATEMENT = {"tiebreak_one_statement": True}
+"""Execution options of a connection that reads once: one statement sees one state without a transaction around it."""
+
+METADATA = MetaData()
+
+SCHEMA_MIGRATIONS = Table(
+    "schema_migrations",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("applied_at_ms", BigInteger),
+)
+SETTINGS = Table("settings", METADATA, Column("name", String, primary_key=True), Column("value", Text))
+PAIRS = Table(
+    "pairs",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("position", Integer),
+    Column("record", Text),
+)
+ITEMS = Table(
+    "items",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("pair_id", String),
+    Column("position", Integer),
+    Column("first_id", String),
+    Column("second_id", String),
+    Column("overlap", Integer),
+    Column("taken", Integer),
+    Column("task", String),
+    Column("batch", String),
+    Column("pool", String),
+    Column("turn", BigInteger),
+    Column("offered", Integer),
+    Column("freed", Integer),
+    Column("for_first", Integer),
+    Column("for_second", Integer),
+    Column("for_neither", Integer),
+    Column("disputed", Integer),
+)
+BATCHES = Table(
+    "batches",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("priority", Integer),
+    Column("pool", String),
+    Column("overlap", Integer),
+    Column("paused", Integer),
+)
+GOLD = Table(
+    "gold",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("preferred_id", String),
+    Column("number", Integer),
+)
+RATERS = Table(
+    "raters",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("name", String),
+    Column("kind", String),
+    Column("role", String),
+    Column("password_hash", String),
+    Column("disabled", Integer),
+    Column("cursor", BigInteger),
+    Column("created_at_ms", BigInteger),
+    Column("pool", String),
+    Column("judged", Integer),
+)
+INVITATIONS = Table(
+    "invitations",
+    METADATA,
+    Column("token_hash", String, primary_key=True),
+    Column("role", String),
+    Column("pool", String),
+    Column("expires_at_ms", BigInteger),
+    Column("used_by", String),
+)
+ASSIGNMENTS = Table(
+    "assignments",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("item_id", String),
+    Column("rater_id", String),
+    Column("occasion", Integer),
+    Column("left_id", String),
+    Column("right_id", String),
+    Column("state", String),
+    Column("lease_until_ms", BigInteger),
+    Column("seq", Integer),
+    Column("shown", Text),
+    Column("shown_at_ms", BigInteger),
+)
+JUDGMENTS = Table(
+    "judgments",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("assignment_id", String),
+    Column("item_id", String),
+    Column("rater_id", String),
+    Column("kind", String),
+    Column("record", Text),
+    Column("seq", Integer),
+    Column("occasion", Integer),
+    Column("vote", Integer),
+    Column("at_ms", BigInteger),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+)
+RATER_HOURS = Table(
+    "rater_hours",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("hour", Integer, primary_key=True),
+    Column("judged", Integer),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+)
+ADJUDICATIONS = Table(
+    "adjudications",
+    METADATA,
+    Column("item_id", String, primary_key=True),
+    Column("lead_id", String),
+    Column("record", Text),
+    Column("seq", Integer),
+    Column("at_ms", BigInteger),
+)
+TURNS = Table(
+    "turns",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("conversation_id", String),
+    Column("rater_id", String),
+    Column("number", Integer),
+    Column("messages", Text),
+    Column("state", String),
+    Column("asked_at_ms", BigInteger),
+    Column("taken_until_ms", BigInteger),
+    Column("pair_id", String),
+    Column("error", Text),
+)
+SUBMISSIONS = Table(
+    "submissions",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("client_id", String, primary_key=True),
+    Column("judgment_id", String),
+    Column("body_hash", String),
+)
+DRAFTS = Table(
+    "drafts",
+    METADATA,
+    Column("assignment_id", String, primary_key=True),
+    Column("body", Text),
+    Column("at_ms", BigInteger),
+)
+SESSIONS = Table(
+    "sessions",
+    METADATA,
+    Column("token_hash", String, primary_key=True),
+    Column("rater_id", String),
+    Column("csrf_token", String),
+    Column("expires_at_ms", BigInteger),
+)
+ACCEPTANCES = Table(
+    "acceptances",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("document", String, primary_key=True),
+    Column("version", String),
+    Column("at_ms", BigInteger),
+)
+EVENTS = Table(
+    "events",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("at_ms", BigInteger),
+    Column("kind", String),
+    Column("rater_id", String),
+    Column("item_id", String),
+    Column("payload", Text),
+    Column("previous", String),
+    Column("hash", String),
+)
+LOG_HEAD = Table(
+    "log_head",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("seq", Integer),
+    Column("hash", String),
+)
+
+
+class StoreError(TiebreakError):
+    """The label store cannot be opened, is of another campaign or a newer version, or has been tampered with."""
+
+
+def build_engine(url: str) -> Engine:
+    """An engine whose transactions are what the store relies on.
+
+    Raises:
+        StoreError: the URL cannot be understood, or its driver is not installed.
+    """
+    try:
+        parsed = sa.make_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            return sa.create_engine(parsed, pool_size=20, pool_pre_ping=True)
+        if not parsed.database or parsed.database == ":memory:":
+            raise StoreError(
+                f"{url}: a label store in memory would lose every judgment; name a file: sqlite:///labels.sqlite"
+            )
+        patience = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+        engine = sa.create_engine(parsed, connect_args=patience, pool_size=50)
+    except ImportError as error:
+        raise StoreError(
+            f"the label store's database needs a driver that is not installed ({error.name}): "
+            "for postgresql+psycopg://…, pip install 'tiebreak[postgres]'"
+        ) from error
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"this is no label store's URL: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
+        ) from error
+    sa.event.listen(engine, "connect", _prepare_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
+    connection.isolation_level = None  # sqlite3 begins nothing by itself: _begin_sqlite does
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    row = cursor.fetchone()
+    # NORMAL: what FULL does within the commit, the store does after it, when others may write again (`flush_to_disk`).
+    # Where the file system allows no WAL, there is no log to flush.
+    synchronous = "NORMAL" if row is not None and row[0] == "wal" else "FULL"
+    settings = f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"
+    for pragma in (f"synchronous={synchronous}", *settings):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
+    options = connection.get_execution_options()
+    if not options.get("tiebreak_one_statement"):
+        connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
+
+
+def flush_to_disk(log: Path) -> None:
+    """Return when every transaction that was committed to a SQLite file before is on the disk.
+
+    SQLite's own way, `synchronous=FULL`, waits for the disk while it holds the write lock: one after the other. Here the
+    commit writes the log, lets the next writer in, and then waits; writers that wait at the same time wait for the same
+    write of the disk. A log that is gone was moved into the database, which is on disk by then.
+
+    Args:
+        log: the database's file `-wal`.
+
+    Raises:
+        OSError: the disk does not confirm it.
+    """
+    try:
+        file = os.open(log, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fdatasync(file)
+    finally:
+        os.close(file)
+
+
+# --- migrations ---
+
+
+FIRST_TURN = MAX_PRIORITY << 32
+"""The turn of the first item of priority 0. Higher priorities come before, in steps of 2^32."""
+
+
+def turn_of(priority: int, position: int) -> int:
+    """Where an item stands in the order in which items are given: by priority, then as they were added."""
+    return (MAX_PRIORITY - priority << 32) + position
+
+
+def vote_of(answer: int | None, *, skip: bool, left_is_first: bool) -> int | None:
+    """An answer about the sides as shown as one about the item's completions: +3 the first much better … −3 the second.
+
+    0 is a tie or both bad; None is a skip, which says nothing about them.
+    """
+    if skip:
+        return None
+    if answer is None:
+        return 0
+    return -answer if left_is_first else answer

@@ -1,0 +1,196 @@
+"""The statements of the hot path, compiled once and run on the driver itself (see `log.Prepared`)."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import bindparam
+
+from labeling_ui.store.event_log import Prepared
+from labeling_ui.store.schema import (
+    ASSIGNMENTS,
+    DRAFTS,
+    GOLD,
+    ITEMS,
+    JUDGMENTS,
+    PAIRS,
+    RATER_HOURS,
+    RATERS,
+    SESSIONS,
+    SUBMISSIONS,
+)
+
+# --- who ---
+
+RATER = Prepared(sa.select(RATERS).where(RATERS.c.id == bindparam("rater")).with_for_update())
+"""Locked on Postgres: what one rater does in two windows happens one after the other."""
+
+SESSION = Prepared(
+    sa.select(RATERS, SESSIONS.c.csrf_token)
+    .join(SESSIONS, SESSIONS.c.rater_id == RATERS.c.id)
+    .where(SESSIONS.c.token_hash == bindparam("token_hash"), SESSIONS.c.expires_at_ms > bindparam("now_ms"))
+)
+ANY_ACCOUNT = Prepared(sa.select(RATERS.c.id).where(RATERS.c.password_hash.is_not(None)).limit(1))
+MOVE_CURSOR = Prepared(sa.update(RATERS).where(RATERS.c.id == bindparam("rater")).values(cursor=bindparam("to_cursor")))
+COUNT_JUDGMENT = Prepared(
+    sa.update(RATERS).where(RATERS.c.id == bindparam("rater")).values(judged=RATERS.c.judged + bindparam("more"))
+)
+
+# --- what is there ---
+
+PAIR_RECORD = Prepared(sa.select(PAIRS.c.record).where(PAIRS.c.id == bindparam("pair")))
+ITEM = Prepared(sa.select(ITEMS).where(ITEMS.c.id == bindparam("item")))
+
+# --- giving items to raters ---
+
+_FREE = ITEMS.c.taken < ITEMS.c.overlap
+_ONE_MORE = ITEMS.c.taken + 1
+TAKE_PLACE = Prepared(
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"), _FREE)
+    .values(taken=_ONE_MORE, freed=sa.case((ITEMS.c.overlap > _ONE_MORE, ITEMS.c.freed), else_=0))
+)
+"""One atomic statement: a place of the item, if one is free."""
+MAKE_PLACE = Prepared(
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"))
+    .values(taken=_ONE_MORE, overlap=sa.case((ITEMS.c.overlap < _ONE_MORE, _ONE_MORE), else_=ITEMS.c.overlap))
+)
+"""One judgment more, from elsewhere or of a gold item: the overlap grows where it must."""
+FREE_PLACE = Prepared(
+    sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(taken=ITEMS.c.taken - 1, freed=ITEMS.c.offered)
+)
+LOCK_ITEM = Prepared(sa.select(ITEMS.c.id).where(ITEMS.c.id == bindparam("item")).with_for_update(skip_locked=True))
+"""Empty where another transaction has the item."""
+
+_GIVEN = sa.select(ASSIGNMENTS.c.id).where(
+    ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == bindparam("rater")
+)
+_IN_TURN = (
+    sa.select(ITEMS)
+    .where(ITEMS.c.pool == bindparam("pool"), ITEMS.c.turn >= bindparam("from_turn"))
+    .where(_FREE, ITEMS.c.offered == sa.literal_column("1"), ~_GIVEN.exists())
+    .order_by(ITEMS.c.turn)
+    .limit(sa.literal_column("1"))
+)
+NEXT_IN_TURN = Prepared(_IN_TURN)
+NEXT_UNLOCKED = Prepared(_IN_TURN.with_for_update(skip_locked=True))
+NEXT_AFTER_OTHERS = Prepared(_IN_TURN.with_for_update())
+"""Everything before the rater's cursor is full or was theirs already: a claim stays quick in a store of a million."""
+NEXT_FREED = Prepared(
+    sa.select(ITEMS)
+    .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, ~_GIVEN.exists())
+    .where(ITEMS.c.pool.in_(["", bindparam("pool")]))
+    .order_by(ITEMS.c.turn)
+    .limit(sa.literal_column("1"))
+    .with_for_update(skip_locked=True)
+)
+"""An item whose place a rater has left: it may stand before the cursors of the others. (Only items that are offered are
+ever freed. To ask for that too would lead SQLite to the index of all open items.)"""
+_HAD = sa.select(ASSIGNMENTS.c.id).where(
+    ASSIGNMENTS.c.item_id == GOLD.c.item_id, ASSIGNMENTS.c.rater_id == bindparam("rater")
+)
+_IN_POOL = sa.select(ITEMS.c.id).where(ITEMS.c.id == GOLD.c.item_id, ITEMS.c.pool.in_(["", bindparam("pool")]))
+COUNT_GOLD = Prepared(sa.select(sa.func.count().label("n")).select_from(GOLD))
+GOLD_LEFT = Prepared(
+    sa.select(GOLD.c.item_id)
+    .where(~_HAD.exists(), _IN_POOL.exists())
+    .order_by(sa.case((GOLD.c.number >= bindparam("start"), 0), else_=1), GOLD.c.number)
+    .limit(sa.literal_column("1"))
+)
+"""The first gold item from `start` on, in a circle, that the rater has not had."""
+
+WAITING = Prepared(
+    sa.select(ASSIGNMENTS)
+    .where(ASSIGNMENTS.c.rater_id == bindparam("rater"), ASSIGNMENTS.c.state != sa.literal_column("'done'"))
+    .order_by(ASSIGNMENTS.c.seq)
+)
+EXPIRED = Prepared(
+    sa.select(ASSIGNMENTS)
+    .where(ASSIGNMENTS.c.state == sa.literal_column("'open'"), ASSIGNMENTS.c.lease_until_ms < bindparam("now_ms"))
+    .order_by(ASSIGNMENTS.c.lease_until_ms)
+    .limit(sa.literal_column("100"))
+    .with_for_update(skip_locked=True)
+)
+ASSIGNMENTS_OF = Prepared(
+    sa.select(ASSIGNMENTS)
+    .where(ASSIGNMENTS.c.item_id == bindparam("item"), ASSIGNMENTS.c.rater_id == bindparam("rater"))
+    .order_by(ASSIGNMENTS.c.occasion.desc())
+)
+ASSIGNMENT = Prepared(sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")))
+ADD_ASSIGNMENT = Prepared(sa.insert(ASSIGNMENTS))
+SET_STATE = Prepared(
+    sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")).values(state=bindparam("to_state"))
+)
+RENEW_LEASE = Prepared(
+    sa.update(ASSIGNMENTS)
+    .where(ASSIGNMENTS.c.id == bindparam("assignment"))
+    .values(state="open", lease_until_ms=bindparam("until_ms"))
+)
+MARK_SHOWN = Prepared(
+    sa.update(ASSIGNMENTS)
+    .where(ASSIGNMENTS.c.id == bindparam("assignment"))
+    .values(shown_at_ms=bindparam("now_ms"), lease_until_ms=bindparam("until_ms"))
+)
+JUDGED_AT = Prepared(
+    sa.select(JUDGMENTS.c.assignment_id)
+    .where(JUDGMENTS.c.rater_id == bindparam("rater"))
+    .order_by(JUDGMENTS.c.seq)
+    .limit(sa.literal_column("1"))
+    .offset(bindparam("place"))
+)
+"""The rater's judgment number `place`, the oldest being 0."""
+
+# --- judging ---
+
+SUBMISSION = Prepared(
+    sa.select(SUBMISSIONS).where(
+        SUBMISSIONS.c.rater_id == bindparam("rater"), SUBMISSIONS.c.client_id == bindparam("client")
+    )
+)
+ADD_SUBMISSION = Prepared(sa.insert(SUBMISSIONS))
+JUDGMENT = Prepared(
+    sa.select(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment"), JUDGMENTS.c.rater_id == bindparam("rater"))
+)
+ADD_JUDGMENT = Prepared(sa.insert(JUDGMENTS))
+AMEND_JUDGMENT = Prepared(
+    sa.update(JUDGMENTS)
+    .where(JUDGMENTS.c.id == bindparam("judgment"))
+    .values(record=bindparam("to_record"), vote=bindparam("to_vote"))
+)
+DROP_JUDGMENT = Prepared(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment")))
+LAST_JUDGMENT = Prepared(
+    sa.select(JUDGMENTS.c.id)
+    .where(JUDGMENTS.c.rater_id == bindparam("rater"))
+    .order_by(JUDGMENTS.c.seq.desc())
+    .limit(sa.literal_column("1"))
+)
+_FIRST, _SECOND, _NEITHER = (
+    getattr(ITEMS.c, name) + bindparam(f"more_{name}") for name in ("for_first", "for_second", "for_neither")
+)
+COUNT_VOTE = Prepared(
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"))
+    .values(
+        for_first=_FIRST,
+        for_second=_SECOND,
+        for_neither=_NEITHER,
+        disputed=sa.case(
+            (sa.and_(_FIRST > 0, _SECOND > 0), 2), (sa.and_(_FIRST + _SECOND > 0, _NEITHER > 0), 1), else_=0
+        ),
+    )
+)
+"""The item's votes, and whether raters disagree about it: 2 about the side, 1 about whether either is better."""
+_HOUR = sa.and_(RATER_HOURS.c.rater_id == bindparam("rater"), RATER_HOURS.c.hour == bindparam("at_hour"))
+COUNT_HOUR = Prepared(
+    sa.update(RATER_HOURS)
+    .where(_HOUR)
+    .values(
+        judged=RATER_HOURS.c.judged + bindparam("more"),
+        active_ms=RATER_HOURS.c.active_ms + bindparam("more_active"),
+        idle_ms=RATER_HOURS.c.idle_ms + bindparam("more_idle"),
+    )
+)
+ADD_HOUR = Prepared(sa.insert(RATER_HOURS))
+DRAFT = Prepared(sa.select(DRAFTS.c.body).where(DRAFTS.c.assignment_id == bindparam("assignment")))
+DROP_DRAFT = Prepared(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == bindparam("assignment")))
+ADD_DRAFT = Prepared(sa.insert(DRAFTS))

@@ -1,0 +1,546 @@
+"""The label store: pairs, raters, who judges what, and the log of everything that happened.
+
+Every change is one transaction that appends to the event log and updates the tables derived from it. What the store
+promises, whatever the number of threads, processes and servers on it:
+
+- an acknowledged judgment is on disk, and submitting it again changes nothing;
+- no pair is held or judged by more raters than its overlap, and none is given to a rater twice;
+- a judgment carries the sides as they were assigned, never as a client claims them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from labeling_ui.store import adjudication, assigning, campaign, judging
+from labeling_ui.store import progress as counts
+from labeling_ui.store import statements as st
+from labeling_ui.store.adjudication import Dispute, DisputeOpened
+from labeling_ui.store.answers import Answer, Draft, Submission
+from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
+from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
+from labeling_ui.store.event_log import EventKind, Transaction
+from labeling_ui.store.judging import Stored
+from labeling_ui.store.migrations import migrate
+from labeling_ui.store.progress import Past, Progress, Work
+from labeling_ui.store.schema import (
+    ACCEPTANCES,
+    BATCHES,
+    GOLD,
+    ITEMS,
+    JUDGMENTS,
+    LOG_HEAD,
+    ONE_STATEMENT,
+    PAIRS,
+    RATERS,
+    READ_ONLY,
+    SETTINGS,
+    StoreError,
+    build_engine,
+    flush_to_disk,
+)
+from tiebreak.records import Judgment, Pair
+
+RaterKind = Literal["human", "simulated", "model"]
+Role = Literal["rater", "lead"]
+Document = Literal["guidelines", "consent"]
+T = TypeVar("T")
+ATTEMPTS = 5
+_TRY_AGAIN = ("40001", "40P01")
+"""Postgres: two transactions could not both have been alone, or each waited for the other."""
+
+
+@dataclass(frozen=True)
+class Rater:
+    """Someone who judges. `id` is the pseudonym that exports carry; `name` stays in the store."""
+
+    id: str
+    name: str
+    kind: RaterKind
+    role: Role
+    disabled: bool = False
+    pool: str = ""
+    """the group whose pairs come to them, besides everybody's"""
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def default_store_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return f"sqlite:///{path}"
+
+
+class Store:
+    """One label store. Safe to share between threads, and between processes by opening it in each."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        url: str,
+        *,
+        clock: Callable[[], int] | None = wall_clock_ms,
+        lease_seconds: int = LEASE_SECONDS,
+    ) -> None:
+        """`url` is for messages, without its password. `clock` None: time is the number of the event, so that simulated
+        campaigns leave the same log every time."""
+        self.engine = engine
+        self.url = url
+        self.rules = Rules(lease_ms=lease_seconds * 1000)
+        self._clock = clock
+        database = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._turn = _Turn(Path(database)) if database else None
+        self._log = Path(f"{database}-wal").absolute() if database else None
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        create: bool = False,
+        clock: Callable[[], int] | None = wall_clock_ms,
+        lease_seconds: int = LEASE_SECONDS,
+    ) -> Store:
+        """Open a store and bring it to the present schema.
+
+        Raises:
+            StoreError: there is none and `create` is false, or it cannot be opened.
+        """
+        engine = build_engine(url)
+        if engine.dialect.name == "sqlite" and engine.url.database:
+            file = Path(engine.url.database)
+            if create:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            elif not file.is_file():
+                raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' makes one from pairs")
+        shown = engine.url.render_as_string(hide_password=True)
+        migrate(engine, shown)
+        return cls(engine, shown, clock=clock, lease_seconds=lease_seconds)
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+        if self._turn:
+            self._turn.close()
+
+    # --- transactions -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self, *, durable: bool = True) -> Iterator[Transaction]:
+        """A transaction that alone writes. Durable: when this returns, it is on disk, whatever happens to the machine.
+
+        Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
+        """
+        with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
+            transaction = Transaction(connection, self._clock)
+            yield transaction
+            transaction.write_head()
+        if durable and self._log is not None:
+            flush_to_disk(self._log)  # Postgres's commit returns when it is on disk, and shares that wait by itself
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that sees one state of the store and takes no lock."""
+        sqlite = self.engine.dialect.name == "sqlite"
+        options: dict[str, Any] = READ_ONLY if sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(**options) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def glancing(self) -> Iterator[Connection]:
+        """A connection for a single statement that reads: half the price of `reading`."""
+        with self.engine.connect().execution_options(**ONE_STATEMENT) as connection:
+            yield connection
+
+    def transact(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
+        """Do `work` in a transaction of its own, again where the database asks for that."""
+        for attempt in range(ATTEMPTS):
+            try:
+                with self.writing(durable=durable) as tx:
+                    return work(tx)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _TRY_AGAIN or attempt == ATTEMPTS - 1:
+                    raise
+        raise RuntimeError("unreachable")
+
+    def transact_all(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
+        """Do all `works` in one durable transaction, each by itself: one that fails undoes itself alone.
+
+        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned or raised.
+
+        Raises:
+            OperationalError: the database cannot go on (a full disk, a lock that is not let go): nothing was stored.
+        """
+
+        def do(tx: Transaction) -> list[Any]:
+            results: list[Any] = []
+            for work in works:
+                try:
+                    with tx.savepoint():
+                        results.append(work(tx))
+                except OperationalError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it is for whoever asked for this work
+                    results.append(error)
+            return results
+
+        return self.transact(do)
+
+    # --- what there is to judge ---------------------------------------------------------------------------------------
+
+    def add_pairs(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overlap: int,
+        seed: int,
+        source: str,
+        source_id: str,
+        ranking: bool = False,
+        batch: str = "",
+        priority: int = 0,
+        pool: str = "",
+    ) -> int:
+        """Add the pairs that are not there yet; returns how many were new.
+
+        Pairs of K completions become K(K−1)/2 items, or with `ranking` one item to be put in order.
+
+        Raises:
+            StoreError: the store was begun with another seed, or holds another pair under the same id.
+        """
+        batched = Batch(batch, priority, pool, overlap)
+        about = Source(source, source_id, ranking)
+        return self.transact(lambda tx: campaign.add_pairs(tx, pairs, batched, seed=seed, source=about, url=self.url))
+
+    def campaign(self) -> dict[str, Any]:
+        """The settings the store was begun with: overlap, seed, and `sources`, [source, id] of the pairs."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
+        return {row.name: json.loads(row.value) for row in rows}
+
+    def batches(self) -> list[Batch]:
+        """All batches, by name."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(BATCHES).order_by(BATCHES.c.name)).all()
+        return [Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused)) for row in rows]
+
+    def change_batch(self, name: str, change: BatchChange) -> Batch:
+        """Steer a batch. Raises RefusedError if there is none of that name."""
+        return self.transact(lambda tx: campaign.change_batch(tx, name, change))
+
+    def set_gold(self, item_id: str, preferred_id: str | None) -> Gold:
+        """Make an item gold: `preferred_id` is known to be better, or neither where it is None.
+
+        Raises:
+            RefusedError: there is no such item, or the completion is not one of its own.
+        """
+        return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id))
+
+    def gold(self) -> list[Gold]:
+        """All gold items, in the order in which they became gold."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(GOLD).order_by(GOLD.c.number)).all()
+        return [Gold(row.item_id, row.preferred_id) for row in rows]
+
+    # --- raters -------------------------------------------------------------------------------------------------------
+
+    def add_rater(
+        self,
+        name: str,
+        *,
+        kind: RaterKind = "human",
+        role: Role = "rater",
+        rater_id: str | None = None,
+        password_hash: str | None = None,
+        pool: str = "",
+    ) -> Rater:
+        """Add a rater, or return the one of that name if it is of the same kind and neither has a password.
+
+        Raises:
+            StoreError: the name is taken, or people and simulated raters would share the store.
+        """
+        rater = Rater(rater_id or f"rater-{secrets.token_hex(4)}", name, kind, role, pool=pool)
+        return self.transact(lambda tx: insert_rater(tx, rater, password_hash, self.url))
+
+    def raters(self) -> list[Rater]:
+        """Everyone, in the order they were added."""
+        with self.reading() as connection:
+            query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
+            return [_as_rater(row) for row in connection.execute(query)]
+
+    def move_rater(self, rater_id: str, pool: str) -> None:
+        """Give a rater another pool. Raises RefusedError if there is no such rater, or they are disabled."""
+
+        def move(tx: Transaction) -> None:
+            assigning.active_rater(tx.connection, rater_id)
+            tx.event("rater_moved", rater_id=rater_id, payload={"pool": pool})
+            tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(pool=pool, cursor=0))
+
+        self.transact(move)
+
+    def accept(self, rater_id: str, version: str, document: Document = "guidelines") -> None:
+        """Record that a rater has read a version of the guidelines, or consented to a version of the consent."""
+
+        def record(tx: Transaction) -> None:
+            kind: EventKind = "guidelines_accepted" if document == "guidelines" else "consent_given"
+            now = tx.event(kind, rater_id=rater_id, payload={"version": version})
+            mine = sa.and_(ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == document)
+            tx.connection.execute(sa.delete(ACCEPTANCES).where(mine))
+            values = {"rater_id": rater_id, "document": document, "version": version, "at_ms": now}
+            tx.connection.execute(sa.insert(ACCEPTANCES).values(**values))
+
+        if not self.accepted(rater_id, version, document):
+            self.transact(record)
+
+    def accepted(self, rater_id: str, version: str, document: Document = "guidelines") -> bool:
+        """Whether a rater has accepted this version."""
+        with self.reading() as connection:
+            query = sa.select(ACCEPTANCES.c.version).where(
+                ACCEPTANCES.c.rater_id == rater_id, ACCEPTANCES.c.document == document
+            )
+            return connection.scalar(query) == version
+
+    # --- the work -----------------------------------------------------------------------------------------------------
+
+    def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
+        """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them.
+
+        Args:
+            holding: items the client has already, which are passed over.
+
+        Raises:
+            RefusedError: there is no such rater, or they are disabled.
+        """
+        return self.transact(lambda tx: assigning.claim(tx, self.rules, rater_id, holding), durable=False)
+
+    def submit(self, rater_id: str, submission: Submission) -> Stored:
+        """Store a judgment. When this returns, it is on disk.
+
+        Raises:
+            RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its
+            place.
+        """
+        return self.transact(lambda tx: judging.submit(tx, self.rules, rater_id, submission))
+
+    def submit_and_claim(
+        self, rater_id: str, submission: Submission, holding: Sequence[str] = ()
+    ) -> tuple[Stored, Assignment | None]:
+        """`submit`, then `claim`, in one transaction."""
+        return self.transact(lambda tx: self.submit_and_claim_in(tx, rater_id, submission, holding))
+
+    def submit_and_claim_in(
+        self, tx: Transaction, rater_id: str, submission: Submission, holding: Sequence[str] = ()
+    ) -> tuple[Stored, Assignment | None]:
+        """The same in a transaction that is there."""
+        rater = assigning.active_rater(tx.connection, rater_id)
+        stored = judging.submit_for(tx, self.rules, rater, submission)
+        counted = rater if stored.replayed else rater._replace(judged=rater.judged + 1)
+        return stored, assigning.claim_for(tx, self.rules, counted, holding)
+
+    def amend(self, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
+        """Put another answer in the place of a judgment's; the log keeps both.
+
+        Raises:
+            RefusedError: it is not theirs, or was undone.
+        """
+        return self.transact(lambda tx: judging.amend(tx, rater_id, judgment_id, client_id, answer))
+
+    def undo(self, rater_id: str, judgment_id: str) -> Assignment:
+        """Take a judgment back: the pair is the rater's again, on the same sides, with what they had said as its draft.
+
+        Raises:
+            RefusedError: it is not theirs, or was undone already.
+        """
+        return self.transact(lambda tx: judging.undo(tx, self.rules, rater_id, judgment_id))
+
+    def save_draft(self, rater_id: str, item_id: str, draft: Draft) -> None:
+        """Keep what a rater has begun, and their lease with it.
+
+        Raises:
+            RefusedError: the item is not theirs to judge.
+        """
+        self.transact(lambda tx: judging.save_draft(tx, self.rules, rater_id, item_id, draft))
+
+    def mark_shown(self, rater_id: str, item_id: str, client_at_ms: int | None = None) -> None:
+        """The pair is on the rater's screen. Raises RefusedError if it is not theirs to judge."""
+        self.transact(lambda tx: judging.mark_shown(tx, self.rules, rater_id, item_id, client_at_ms), durable=False)
+
+    def last_judgment(self, rater_id: str) -> str | None:
+        """The id of the rater's latest judgment that stands."""
+        with self.reading() as connection:
+            row = st.LAST_JUDGMENT.one(connection, rater=rater_id)
+        return row.id if row else None
+
+    def judged_assignment(self, rater_id: str, judgment_id: str) -> tuple[Assignment, Judgment]:
+        """A judgment of the rater's, and the pair on the sides on which it was judged.
+
+        Raises:
+            RefusedError: it is not theirs, or was undone.
+        """
+        with self.reading() as connection:
+            row = st.JUDGMENT.one(connection, judgment=judgment_id, rater=rater_id)
+            if row is None:
+                raise RefusedError("there is no such judgment of yours")
+            assignment = st.ASSIGNMENT.one(connection, assignment=row.assignment_id)
+            shown = assigning.load_assignment(connection, self.rules, assignment)
+        return shown, Judgment.model_validate_json(row.record)
+
+    # --- disagreements ------------------------------------------------------------------------------------------------
+
+    def disputes(self, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
+        """Items about which raters disagree, opposite sides first."""
+        with self.reading() as connection:
+            return adjudication.disputes(connection, limit=limit, offset=offset, adjudicated=adjudicated)
+
+    def open_dispute(self, lead_id: str, item_id: str) -> DisputeOpened:
+        """An item as a lead sees it who settles it. Raises RefusedError if there is no such item."""
+        return self.transact(lambda tx: adjudication.open_dispute(tx, self.rules, lead_id, item_id), durable=False)
+
+    def adjudicate(self, lead_id: str, submission: Submission) -> Judgment:
+        """Settle an item. Raises RefusedError if that cannot be."""
+        return self.transact(lambda tx: adjudication.adjudicate(tx, self.rules, lead_id, submission))
+
+    def adjudications(self) -> list[Judgment]:
+        """The leads' settled answers, which are not among `judgments`."""
+        with self.reading() as connection:
+            return list(adjudication.adjudications(connection))
+
+    # --- counts -------------------------------------------------------------------------------------------------------
+
+    def progress(self, rater_id: str) -> Progress:
+        """How far the rater and the campaign have come."""
+        with self.reading() as connection:
+            return counts.progress(connection, rater_id)
+
+    def work_since(self, rater_id: str, since_ms: int) -> Work:
+        """What a rater has done since the hour that holds `since_ms`."""
+        with self.reading() as connection:
+            return counts.work_since(connection, rater_id, since_ms)
+
+    def gold_agreement(self, rater_id: str) -> tuple[int, int]:
+        """(right, n) of the rater's judgments of gold items."""
+        with self.reading() as connection:
+            return counts.gold_agreement(connection, rater_id)
+
+    def judged(self) -> int:
+        """Judgments that stand."""
+        with self.glancing() as connection:
+            return counts.judged(connection)
+
+    def gold_agreements(self) -> dict[str, tuple[int, int]]:
+        """(right, n) of every rater who has judged gold items."""
+        with self.reading() as connection:
+            return counts.gold_agreements(connection)
+
+    def history(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[Past]:
+        """The rater's judgments that stand, the latest first; `before` is the `seq` of the page before's last."""
+        with self.reading() as connection:
+            return counts.history(connection, rater_id, before, limit)
+
+    def status(self) -> dict[str, Any]:
+        """Counts of everything, and the head of the log."""
+        with self.reading() as connection:
+            return {"store": self.url, **counts.status(connection)}
+
+    def head(self) -> str:
+        """The hash of the log's last event: another as soon as anything has happened."""
+        with self.reading() as connection:
+            return connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
+
+    def judged_by_day(self) -> dict[str, int]:
+        """Judgments that stand, by UTC day."""
+        with self.reading() as connection:
+            return counts.judged_by_day(connection)
+
+    def judged_since(self, at_ms: int) -> tuple[int, int]:
+        """Judgments since the hour that holds `at_ms`, and the raters who made them."""
+        with self.reading() as connection:
+            return counts.judged_since(connection, at_ms)
+
+    # --- reading out --------------------------------------------------------------------------------------------------
+
+    def pairs(self) -> list[Pair]:
+        """All pairs, in the order they were added."""
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(PAIRS.c.record).order_by(PAIRS.c.position))
+            return [Pair.model_validate_json(row.record) for row in rows]
+
+    def judgments(self) -> tuple[list[Judgment], str]:
+        """The current judgments, by pair and rater, and the log's head hash they are the state of."""
+        with self.reading() as connection:
+            query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+            rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
+            head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
+        return [Judgment.model_validate_json(row.record) for row in rows], head
+
+
+class _Turn:
+    """Whose turn it is to write to a SQLite file, among threads and processes.
+
+    SQLite waits for its write lock by polling, up to 0.1 s a time, so that of several busy processes one may starve.
+    A lock that the kernel hands on costs nothing, and ends with the process that holds it. It only orders the
+    writers: what keeps them apart is still SQLite's own lock.
+    """
+
+    def __init__(self, database: Path) -> None:
+        self._threads = threading.Lock()
+        self._file = os.open(database.with_name(f"{database.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._threads.release()
+
+    def close(self) -> None:
+        with self._threads:
+            os.close(self._file)
+            self._file = -1
+
+
+def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: str) -> Rater:
+    """Add a rater in a transaction that is there; see `Store.add_rater`."""
+    rows = tx.connection.execute(sa.select(RATERS)).all()
+    for row in rows:
+        if row.name == rater.name:
+            if row.kind == rater.kind and password_hash is None and row.password_hash is None:
+                return _as_rater(row)
+            raise StoreError(f"there is a rater named {rater.name!r} in {url} already")
+    if any((row.kind == "simulated") != (rater.kind == "simulated") for row in rows):
+        held = "simulated raters" if rater.kind != "simulated" else "people"
+        raise StoreError(
+            f"{url} is the store of {held}, and {rater.kind} judgments must never mix with theirs: give another --store"
+        )
+    payload = {"kind": rater.kind, "role": rater.role, "pool": rater.pool}
+    now = tx.event("rater_added", rater_id=rater.id, payload=payload)
+    values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash, "created_at_ms": now}
+    tx.connection.execute(sa.insert(RATERS).values(**values, disabled=0, cursor=0, judged=0))
+    return rater
+
+
+def _as_rater(row: Any) -> Rater:
+    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool)
+
+
+def count_kinds(judgments: Sequence[Judgment]) -> dict[str, int]:
+    """How many judgments are of which kind."""
+    return dict(sorted(Counter(judgment.kind for judgment in judgments).items()))

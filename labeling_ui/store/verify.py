@@ -1,0 +1,341 @@
+"""Whether a label store is what its event log says: the hash chain, and every table made again from the log alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from labeling_ui.store.campaign import Batch
+from labeling_ui.store.event_log import canonical_json, event_hash
+from labeling_ui.store.items import Item, items_of, pairs_digest
+from labeling_ui.store.schema import (
+    ACCEPTANCES,
+    ADJUDICATIONS,
+    ASSIGNMENTS,
+    BATCHES,
+    EVENTS,
+    GOLD,
+    HOUR_MS,
+    IMPORTED_AT_MS,
+    ITEMS,
+    JUDGMENTS,
+    LOG_HEAD,
+    PAIRS,
+    RATER_HOURS,
+    RATERS,
+    TURNS,
+    turn_of,
+    vote_of,
+)
+from labeling_ui.store.store import Store
+from tiebreak.records import Judgment, Pair
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Verification:
+    """What `verify` found."""
+
+    events: int
+    head: str
+    judgments: int
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Rebuilt:
+    """The tables as the log tells them."""
+
+    first_ids: dict[str, str]
+    """the first completion of each item"""
+    assignments: dict[str, Row] = field(default_factory=dict)
+    judgments: dict[str, Row] = field(default_factory=dict)
+    raters: dict[str, Row] = field(default_factory=dict)
+    hours: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
+    batches: dict[str, Batch] = field(default_factory=dict)
+    gold: dict[str, str | None] = field(default_factory=dict)
+    adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
+    imports: list[Row] = field(default_factory=list)
+    turns: dict[str, Row] = field(default_factory=dict)
+
+
+def verify(store: Store) -> Verification:
+    """Every fault found; none in a store that is whole."""
+    with store.reading() as connection:
+        return _verify(connection)
+
+
+def _verify(connection: Connection) -> Verification:
+    head = connection.execute(sa.select(LOG_HEAD)).one()
+    result = Verification(events=head.seq, head=head.hash, judgments=0)
+    rebuilt = _Rebuilt({row.id: row.first_id for row in connection.execute(sa.select(ITEMS.c.id, ITEMS.c.first_id))})
+    previous, seq = "", 0
+    for event in connection.execute(sa.select(EVENTS).order_by(EVENTS.c.seq)):
+        seq += 1
+        told = event_hash(previous, seq, event.at_ms, event.kind, event.rater_id, event.item_id, event.payload)
+        if event.seq != seq or event.previous != previous or event.hash != told:
+            result.faults.append(
+                f"event {event.seq}: the chain is broken here: it was changed, or one before it is gone"
+            )
+            return result
+        previous = event.hash
+        _apply(rebuilt, event, json.loads(event.payload))
+    if (head.seq, head.hash) != (seq, previous):
+        result.faults.append(
+            f"the log ends at event {seq}, and its head says {head.seq}: events are missing at the end"
+        )
+    result.judgments = len(rebuilt.judgments)
+    for compare in (_compare_items, _compare_raters, _compare_work, _compare_assignments, _compare_judgments):
+        result.faults += compare(connection, rebuilt)
+    result.faults += [*_compare_lead(connection, rebuilt), *_compare_turns(connection, rebuilt)]
+    return result
+
+
+def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+    match event.kind:
+        case "pairs_added":
+            rebuilt.imports.append(payload)
+        case "batch_changed":
+            rebuilt.batches[payload["name"]] = Batch(**payload)
+        case "gold_set":
+            rebuilt.gold[event.item_id] = payload["preferred_id"]
+        case "guidelines_accepted" | "consent_given":
+            document = "guidelines" if event.kind == "guidelines_accepted" else "consent"
+            rebuilt.acceptances[event.rater_id, document] = payload["version"]
+        case "asked":
+            rebuilt.turns[payload["turn"]] = {
+                "conversation": payload["conversation_id"],
+                "rater": event.rater_id,
+                "number": payload["number"],
+                "messages": canonical_json(payload["messages"]),
+                "asked_at_ms": event.at_ms,
+                "state": "asked",
+                "pair_id": None,
+                "error": "",
+            }
+        case "answered":
+            came = {"pair_id": payload["pair_id"], "error": payload["error"]}
+            rebuilt.turns[payload["turn"]] |= {**came, "state": "failed" if payload["pair_id"] is None else "ready"}
+        case "adjudicated":
+            rebuilt.adjudications[event.item_id] = event.rater_id, _digest(payload["judgment"])
+        case "rater_added":
+            known = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
+            rebuilt.raters[event.rater_id] = {**known, "disabled": 0, "judged": 0}
+        case "rater_disabled" | "rater_enabled":
+            rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
+        case "rater_moved":
+            rebuilt.raters[event.rater_id]["pool"] = payload["pool"]
+        case "assigned" | "imported":
+            _assign(rebuilt, event, payload)
+        case "reopened" | "renewed" | "lapsed":
+            rebuilt.assignments[payload["assignment"]]["state"] = "lapsed" if event.kind == "lapsed" else "open"
+    if event.kind in ("submitted", "skipped", "imported", "amended", "undone"):
+        _judge(rebuilt, event, payload)
+
+
+def _assign(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+    sides = payload["judgment"] if event.kind == "imported" else payload
+    rebuilt.assignments[payload["assignment"]] = {
+        "item": event.item_id,
+        "rater": event.rater_id,
+        "left": sides["left"],
+        "right": sides["right"],
+        "shown": canonical_json(payload["shown"]) if "shown" in payload else "",
+        "occasion": payload.get("occasion", 0),
+        "state": "open",
+    }
+
+
+def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+    identity, assignment = payload["judgment_id"], rebuilt.assignments[payload["assignment"]]
+    if event.kind == "undone":
+        assignment["state"] = "open"
+        _count(rebuilt, event.rater_id, rebuilt.judgments.pop(identity)["at_ms"], -1, 0, 0)
+        return
+    said = payload["judgment"]
+    active, idle = (
+        round(1000 * (seconds or 0)) for seconds in (said.get("seconds_active"), payload.get("seconds_idle"))
+    )
+    left_is_first = said["left"] == rebuilt.first_ids.get(assignment["item"])
+    ranked = said.get("ranking") is not None
+    vote = None if ranked else vote_of(said["answer"], skip=said["skip"], left_is_first=left_is_first)
+    now = {"digest": _digest(said), "vote": vote}
+    if event.kind == "amended":
+        rebuilt.judgments[identity] |= now
+        _count(rebuilt, event.rater_id, event.at_ms, 0, active, idle)
+        return
+    assignment["state"] = "done"
+    if event.kind == "imported":
+        active = idle = 0
+    work = {"at_ms": event.at_ms, "active_ms": active, "idle_ms": idle}
+    rebuilt.judgments[identity] = {
+        "assignment": payload["assignment"], "occasion": assignment["occasion"], "kind": said["kind"], **now, **work
+    }  # fmt: skip
+    _count(rebuilt, event.rater_id, IMPORTED_AT_MS if event.kind == "imported" else event.at_ms, 1, active, idle)
+
+
+def _count(rebuilt: _Rebuilt, rater_id: str, at_ms: int, judged: int, active_ms: int, idle_ms: int) -> None:
+    hour = rebuilt.hours[rater_id, at_ms // HOUR_MS]
+    for n, more in enumerate((judged, active_ms, idle_ms)):
+        hour[n] += more
+    rebuilt.raters[rater_id]["judged"] += judged
+
+
+def _digest(record: Row) -> bytes:
+    """A hash of a judgment, whichever version wrote it."""
+    whole = Judgment.model_validate(record).model_dump(mode="json")
+    return hashlib.sha256(canonical_json(whole).encode()).digest()
+
+
+# --- comparing ---
+
+
+def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    records = list(connection.scalars(sa.select(PAIRS.c.record).order_by(PAIRS.c.position)))
+    wanted: list[tuple[Item, str]] = []
+    told, faults = 0, []
+    for one in rebuilt.imports:
+        part = records[one["first"] : one["first"] + one["count"]]
+        if pairs_digest(part) != one["digest"]:
+            faults.append(f"pairs {one['first']} to {one['first'] + one['count'] - 1} are not those that were added")
+        told += one["count"]
+        pairs = [Pair.model_validate_json(record) for record in part]
+        items = [item for pair in pairs for item in items_of(pair, ranking=one.get("ranking", False))]
+        wanted += [(item, one.get("batch", "")) for item in items]
+    if told != len(records):
+        faults.append(f"the log tells of {told} pairs, and {len(records)} are there")
+    votes = _votes(rebuilt)
+    there = connection.execute(sa.select(ITEMS).order_by(ITEMS.c.position)).all()
+    if [(item, batch) for item, batch in wanted] != [
+        (Item(row.id, row.pair_id, row.first_id, row.second_id, row.task), row.batch) for row in there
+    ]:
+        return [*faults, "the items are not those that the pairs give"]
+    for row in there:
+        batch = rebuilt.batches.get(row.batch, Batch(row.batch))
+        offered = int(not batch.paused and row.id not in rebuilt.gold)
+        if (row.turn, row.pool, row.offered) != (turn_of(batch.priority, row.position), batch.pool, offered):
+            faults.append(f"item {row.id}: given out otherwise than its batch says")
+        if [row.for_first, row.for_second, row.for_neither] != votes[row.id]:
+            faults.append(f"item {row.id}: its votes are not as the log tells")
+    return faults
+
+
+def _votes(rebuilt: _Rebuilt) -> dict[str, list[int]]:
+    votes: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for judgment in rebuilt.judgments.values():
+        if judgment["occasion"] == 0 and judgment["vote"] is not None:
+            vote = judgment["vote"]
+            votes[rebuilt.assignments[judgment["assignment"]]["item"]][0 if vote > 0 else 1 if vote < 0 else 2] += 1
+    return votes
+
+
+def _compare_raters(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    columns = ("kind", "role", "pool", "disabled", "judged")
+    rows = {row.id: {name: getattr(row, name) for name in columns} for row in connection.execute(sa.select(RATERS))}
+    return [f"rater {name}: not as the log tells" for name in _unequal(rows, rebuilt.raters)]
+
+
+def _compare_work(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    rows = {
+        f"{row.rater_id} in hour {row.hour}": [row.judged, row.active_ms, row.idle_ms]
+        for row in connection.execute(sa.select(RATER_HOURS))
+    }
+    told = {f"{rater} in hour {hour}": counts for (rater, hour), counts in rebuilt.hours.items()}
+    return [f"the work of {name}: not as the log tells" for name in _unequal(rows, told)]
+
+
+def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    rows = {
+        row.id: {
+            "item": row.item_id,
+            "rater": row.rater_id,
+            "left": row.left_id,
+            "right": row.right_id,
+            "shown": row.shown,
+            "occasion": row.occasion,
+            "state": row.state,
+        }
+        for row in connection.execute(sa.select(ASSIGNMENTS))
+    }
+    faults = [f"assignment {name}: not as the log tells" for name in _unequal(rows, rebuilt.assignments)]
+    taken: dict[str, int] = defaultdict(int)
+    for one in rebuilt.assignments.values():
+        taken[one["item"]] += one["occasion"] == 0 and one["state"] != "lapsed"
+    for item in connection.execute(sa.select(ITEMS)):
+        held = taken[item.id]
+        if held > item.overlap:
+            faults.append(f"item {item.id}: held by {held} raters, and its overlap is {item.overlap}")
+        if held != item.taken:
+            faults.append(f"item {item.id}: its count of raters is {item.taken}, and the log tells {held}")
+    return faults
+
+
+def _compare_judgments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    rows = {
+        row.id: {
+            "assignment": row.assignment_id,
+            "occasion": row.occasion,
+            "kind": row.kind,
+            "digest": _digest(json.loads(row.record)),
+            "vote": row.vote,
+            "at_ms": row.at_ms,
+            "active_ms": row.active_ms,
+            "idle_ms": row.idle_ms,
+        }
+        for row in connection.execute(sa.select(JUDGMENTS))
+    }
+    return [f"judgment {name}: not as the log tells" for name in _unequal(rows, rebuilt.judgments)]
+
+
+def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    """What leads decided, and what raters agreed to."""
+    settled = {
+        row.item_id: (row.lead_id, _digest(json.loads(row.record)))
+        for row in connection.execute(sa.select(ADJUDICATIONS))
+    }
+    gold = {row.item_id: row.preferred_id for row in connection.execute(sa.select(GOLD))}
+    agreed = {(row.rater_id, row.document): row.version for row in connection.execute(sa.select(ACCEPTANCES))}
+    batches = {
+        row.name: Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused))
+        for row in connection.execute(sa.select(BATCHES))
+    }
+    return [
+        *(f"item {name}: not settled as the log tells" for name in _unequal(settled, rebuilt.adjudications)),
+        *(f"item {name}: gold otherwise than the log tells" for name in _unequal(gold, rebuilt.gold)),
+        *(f"batch {name!r}: not as the log tells" for name in _unequal(batches, rebuilt.batches)),
+        *(
+            f"rater {rater}: has not agreed to the {document} that the log tells"
+            for rater, document in _unequal(agreed, rebuilt.acceptances)
+        ),
+    ]
+
+
+def _compare_turns(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+    """What was asked in conversations, and what came of it. Whether a worker is at it is not the log's to tell."""
+    rows = {
+        row.id: {
+            "conversation": row.conversation_id,
+            "rater": row.rater_id,
+            "number": row.number,
+            "messages": row.messages,
+            "asked_at_ms": row.asked_at_ms,
+            "state": "asked" if row.state in ("waiting", "working") else row.state,
+            "pair_id": row.pair_id,
+            "error": row.error,
+        }
+        for row in connection.execute(sa.select(TURNS))
+    }
+    return [f"turn {name}: not as the log tells" for name in _unequal(rows, rebuilt.turns)]
+
+
+def _unequal(rows: dict[Any, Any], told: dict[Any, Any]) -> list[Any]:
+    nothing = object()
+    return sorted(name for name in rows.keys() | told.keys() if rows.get(name, nothing) != told.get(name, nothing))

@@ -1,0 +1,276 @@
+"""The raters' HTTP API.
+
+POST /api/login, /api/logout            username and password in, a session cookie and `csrf_token` out
+POST /api/invitations/accept            an account of one's own, from a link that a lead made
+GET  /api/me                            who is rating, how far they have come, and what they have done today
+POST /api/guidelines/accept             the guidelines have been read; /api/consent/accept likewise
+GET  /api/next?holding=ID,ID            the rater's next pair, or null
+POST /api/shown/{pair_id}               the pair is on the screen
+PUT  /api/drafts/{pair_id}              what they have begun
+POST /api/judgments                     store a judgment; the reply has the next pair
+GET  /api/history                       judgments that stand, the latest first
+GET  /api/judgments/{id}                one of them, with its pair
+PUT  /api/judgments/{id}                another answer in its place
+POST /api/judgments/{id}/undo           take it back; the reply is the pair, to be judged again
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from labeling_ui.store import assigning, judging
+from labeling_ui.store.answers import Answer, Draft, Submission, storable
+from labeling_ui.store.progress import Work
+from labeling_ui.store.store import Document, wall_clock_ms
+from labeling_ui.web.accounts import SESSION_DAYS, Session, accept_invitation, log_in, log_out
+from labeling_ui.web.context import SESSION_COOKIE, Desk, DeskOf, Judging, Reader, Writing, checked, rendered
+
+MAX_HOLDING = 10
+DAY_MS = 86_400_000
+
+router = APIRouter(prefix="/api")
+JsonBody = Annotated[dict[str, Any], Body()]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Login(_Body):
+    """A name and a password."""
+
+    username: str = Field(max_length=200)
+    password: str = Field(max_length=2_000)
+
+    _storable = field_validator("username", "password")(storable)
+
+
+class Invited(Login):
+    """A name and a password for the account that an invitation gives."""
+
+    token: str = Field(max_length=200)
+
+    _storable_token = field_validator("token")(storable)
+
+
+class Acceptance(_Body):
+    """A version of the guidelines or of the consent."""
+
+    version: str = Field(max_length=100)
+
+    _storable = field_validator("version")(storable)
+
+
+class Shown(_Body):
+    """The client's clock."""
+
+    client_at_ms: int | None = Field(default=None, ge=0, le=2**52)
+
+
+# --- who ---
+
+
+@router.post("/login")
+def login(desk: DeskOf, request: Request, response: Response, body: Login) -> dict[str, str]:
+    """Begin a session. A wrong name and a wrong password are told alike."""
+    address = request.client.host if request.client else ""
+    if not desk.limit.attempt(address, body.username):
+        raise HTTPException(429, "too many attempts: wait five minutes")
+    session = log_in(desk.store, body.username, body.password)
+    if session is None:
+        raise HTTPException(401, "this name and password do not fit")
+    desk.limit.forgive(address, body.username)
+    return _begin(session, request, response)
+
+
+@router.post("/invitations/accept")
+def accept(desk: DeskOf, request: Request, response: Response, body: Invited) -> dict[str, str]:
+    """Make the account that an invitation gives, and begin its session. Each invitation works once."""
+    address = request.client.host if request.client else ""
+    if not desk.limit.attempt(address):
+        raise HTTPException(429, "too many attempts: wait five minutes")
+    session = accept_invitation(desk.store, body.token, body.username, body.password)
+    if session is None:
+        raise HTTPException(403, "this invitation was used, or has run out: ask for another")
+    desk.limit.forgive(address)
+    return _begin(session, request, response)
+
+
+def _begin(session: Session, request: Request, response: Response) -> dict[str, str]:
+    response.set_cookie(
+        SESSION_COOKIE,
+        session.token,
+        max_age=SESSION_DAYS * 86_400,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return {"csrf_token": session.csrf_token, "rater_id": session.rater.id, "role": session.rater.role}
+
+
+@router.post("/logout")
+def logout(desk: DeskOf, _session: Writing, request: Request, response: Response) -> dict[str, bool]:
+    """End the session."""
+    log_out(desk.store, request.cookies.get(SESSION_COOKIE, ""))
+    response.delete_cookie(SESSION_COOKIE)
+    return {"ok": True}
+
+
+@router.get("/me")
+def who_am_i(
+    desk: DeskOf, session: Reader, since_ms: Annotated[int | None, Query(ge=0, le=2**52)] = None
+) -> dict[str, Any]:
+    """The rater, how far they have come, what they have done, and what undo would take back.
+
+    `since_ms` is when the rater's day began; without it the UTC day counts.
+    """
+    rater, store = session.rater, desk.store
+    now = wall_clock_ms()
+    today = now - now % DAY_MS if since_ms is None else since_ms
+    return {
+        "rater_id": rater.id,
+        "name": rater.name,
+        "role": rater.role,
+        "csrf_token": session.csrf_token,
+        "guideline_version": desk.page.guideline_version,
+        "guidelines_accepted": desk.has_accepted(rater.id, "guidelines"),
+        "consent_version": desk.page.consent_version,
+        "consent_given": desk.has_accepted(rater.id, "consent"),
+        "progress": asdict(store.progress(rater.id)),
+        "today": _as_json(store.work_since(rater.id, today)),
+        "all": _as_json(store.work_since(rater.id, 0)),
+        "gold_agreement": _gold_agreement(desk, rater.id),
+        "last_judgment": store.last_judgment(rater.id),
+    }
+
+
+def _as_json(work: Work) -> dict[str, Any]:
+    return {**asdict(work), "pace_per_hour": work.pace_per_hour}
+
+
+def _gold_agreement(desk: Desk, rater_id: str) -> dict[str, int] | None:
+    """None where the lead does not show it."""
+    if not desk.page.show_gold_agreement:
+        return None
+    right, n = desk.store.gold_agreement(rater_id)
+    return {"right": right, "n": n}
+
+
+@router.post("/guidelines/accept")
+def accept_guidelines(desk: DeskOf, session: Writing, body: Acceptance) -> dict[str, bool]:
+    """The rater has read the guidelines."""
+    return _accept(desk, session, body, "guidelines")
+
+
+@router.post("/consent/accept")
+def give_consent(desk: DeskOf, session: Writing, body: Acceptance) -> dict[str, bool]:
+    """The rater agrees to what is done with their judgments."""
+    return _accept(desk, session, body, "consent")
+
+
+def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) -> dict[str, bool]:
+    version = desk.terms(document)[1]
+    if body.version != version:
+        raise HTTPException(409, f"the {document} are now of version {version}: reload the page and read them")
+    desk.store.accept(session.rater.id, version, document)
+    return {"ok": True}
+
+
+# --- the work ---
+
+
+@router.get("/next")
+async def next_pair(
+    desk: DeskOf, session: Reader, holding: Annotated[str, Query(max_length=2_000)] = ""
+) -> JSONResponse:
+    """The rater's next pair, or null. `holding` names the pairs that the client has already."""
+    held = [one for one in holding.split(",") if one]
+    claimed = await desk.write(lambda tx: assigning.claim(tx, desk.store.rules, session.rater.id, held))
+    return JSONResponse(await rendered(claimed))
+
+
+@router.post("/shown/{pair_id:path}")
+async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JSONResponse:
+    """The pair is on the rater's screen; their lease begins."""
+    rater_id = session.rater.id
+    await desk.write(lambda tx: judging.mark_shown(tx, desk.store.rules, rater_id, pair_id, body.client_at_ms))
+    return JSONResponse({"ok": True})
+
+
+@router.put("/drafts/{pair_id:path}")
+async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBody) -> JSONResponse:
+    """Keep what the rater has begun, and their lease with it."""
+    draft = checked(Draft, body)
+    await desk.write(lambda tx: judging.save_draft(tx, desk.store.rules, session.rater.id, pair_id, draft))
+    return JSONResponse({"ok": True})
+
+
+@router.post("/judgments")
+async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
+    """Store a judgment. When the reply comes, it is on disk. `holding` may list the pairs the client has already."""
+    holding = body.pop("holding", [])
+    if not isinstance(holding, list) or len(holding) > MAX_HOLDING or not all(isinstance(one, str) for one in holding):
+        raise HTTPException(422, f"holding: must be a list of at most {MAX_HOLDING} pair ids")
+    submission = checked(Submission, body)
+    rater_id, store = session.rater.id, desk.store
+    stored, following = await desk.write(lambda tx: store.submit_and_claim_in(tx, rater_id, submission, holding))
+    return JSONResponse({**_stored(stored), "next": await rendered(following)})
+
+
+def _stored(stored: judging.Stored) -> dict[str, Any]:
+    judgment = stored.judgment.model_dump(mode="json")
+    return {"judgment_id": stored.judgment_id, "judgment": judgment, "replayed": stored.replayed}
+
+
+@router.get("/history")
+def history(
+    desk: DeskOf,
+    session: Reader,
+    before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> list[dict[str, Any]]:
+    """The rater's judgments that stand, the latest first; `before` is the `seq` of the last one that is known."""
+    past = desk.store.history(session.rater.id, before=before, limit=limit)
+    return [{**vars(one), "judgment": one.judgment.model_dump(mode="json")} for one in past]
+
+
+@router.get("/judgments/{judgment_id}")
+async def past_judgment(desk: DeskOf, session: Reader, judgment_id: str) -> JSONResponse:
+    """A judgment of the rater's, and its pair on the sides on which it was judged."""
+    assignment, judgment = await to_thread.run_sync(desk.store.judged_assignment, session.rater.id, judgment_id)
+    said = judgment.model_dump(mode="json")
+    return JSONResponse({"judgment_id": judgment_id, "judgment": said, "pair": await rendered(assignment)})
+
+
+@router.put("/judgments/{judgment_id}")
+async def amend(desk: DeskOf, session: Judging, judgment_id: str, body: JsonBody) -> JSONResponse:
+    """Put another answer in a judgment's place. The body is a judgment's, without `pair_id`."""
+    client_id = body.pop("client_id", None)
+    if not isinstance(client_id, str) or not 1 <= len(client_id) <= 64:
+        raise HTTPException(422, "client_id: must have 1 to 64 characters")
+    answer = checked(Answer, body)
+    rater_id = session.rater.id
+    stored = await desk.write(lambda tx: judging.amend(tx, rater_id, judgment_id, _storable(client_id), answer))
+    return JSONResponse(_stored(stored))
+
+
+def _storable(text: str) -> str:
+    try:
+        return storable(text) or ""
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+
+
+@router.post("/judgments/{judgment_id}/undo")
+async def undo(desk: DeskOf, session: Judging, judgment_id: str) -> JSONResponse:
+    """Take a judgment back: `pair` is to be judged again, with what was said as its draft."""
+    rater_id = session.rater.id
+    pair = await desk.write(lambda tx: judging.undo(tx, desk.store.rules, rater_id, judgment_id))
+    last = await to_thread.run_sync(desk.store.last_judgment, rater_id)
+    return JSONResponse({"pair": await rendered(pair), "last_judgment": last})

@@ -1,0 +1,123 @@
+"""The web application: a small HTTP API over the store, and the pages as Gradio Blocks on top of it.
+
+GET  /rate/  /lead/  /login/        the pages
+/api/…                              the raters' API (`api`, `talk_api`), /api/lead/… the leads' (`lead_api`)
+GET  /openapi.json                  both, described
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from sqlalchemy.exc import SQLAlchemyError
+
+from labeling_ui.pages import PageConfig, mount_pages
+from labeling_ui.quality.measuring import LatestFigures
+from labeling_ui.store.assigning import RefusedError
+from labeling_ui.store.schema import StoreError
+from labeling_ui.store.store import Store
+from labeling_ui.web import api, lead_api, talk_api
+from labeling_ui.web.accounts import needs_login
+from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Writer, printable
+from labeling_ui.web.security import Guard
+from tiebreak.errors import ConfigError, MachineError
+
+KEEP_ALIVE_SECONDS = 75
+"""A rater thinks longer than uvicorn's 5 seconds; opening a connection anew takes them two round trips, three with TLS."""
+
+
+def create_app(store: Store, page: PageConfig) -> FastAPI:
+    """The whole application."""
+    figures = LatestFigures(store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        figures.begin()
+        yield
+        figures.close()
+
+    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.desk = Desk(store, page, Writer(store), figures)
+    if not needs_login(store):
+        store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
+    app.add_middleware(Guard, page=page)
+    app.include_router(api.router)
+    app.include_router(talk_api.router)
+    app.include_router(lead_api.router)
+    for path, handler in (("/", home), ("/manifest.json", web_manifest), ("/favicon.ico", icon)):
+        app.add_api_route(path, handler, include_in_schema=False)
+    for refusal in (RefusedError, StoreError, ConfigError):
+        app.add_exception_handler(refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    for failure in (SQLAlchemyError, OSError):
+        app.add_exception_handler(failure, _unavailable)
+    mount_pages(app, page)
+    return app
+
+
+def home() -> RedirectResponse:
+    """The address people type."""
+    return RedirectResponse("/rate/")
+
+
+def web_manifest(desk: DeskOf) -> dict[str, str]:
+    """Gradio's pages ask for one at the root."""
+    return {"name": desk.page.title, "start_url": "/rate/", "display": "standalone"}
+
+
+def icon() -> Response:
+    """None; browsers ask for one."""
+    return Response(status_code=204)
+
+
+def _refused(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": printable(str(error))}, status_code=409)
+
+
+def _malformed(_request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI found wrong, without the values: a password must not come back in a reply."""
+    faults = error.errors() if isinstance(error, RequestValidationError) else []
+    return JSONResponse(
+        {"detail": [printable(f"{fault['loc'][-1]}: {fault['msg']}") for fault in faults]}, status_code=422
+    )
+
+
+def _unavailable(_request: Request, error: Exception) -> JSONResponse:
+    """A full disk, a locked store: nothing was stored, and the page keeps the judgment and tries again."""
+    cause = error.__cause__ or error
+    print(f"error: the label store cannot be used: {cause}", file=sys.stderr, flush=True)
+    return JSONResponse({"detail": "the label store cannot be used just now: nothing was stored"}, status_code=503)
+
+
+def run_server(app: FastAPI, host: str, port: int) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        MachineError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        listening = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
+        )
+    except OSError as error:
+        raise MachineError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Give another --port, or stop what runs there"
+        ) from error
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+    # asyncio sets this only on sockets that name their protocol, which those of create_server do not; without it the head
+    # of a reply waits up to 40 ms for its body
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,70 @@
+"""The HTTP API of the conversation mode.
+
+POST /api/turns                 what the rater writes: the turn that two policies will answer
+GET  /api/turns/latest          where the rater's latest conversation stands, or null
+GET  /api/turns/{turn_id}       whether the answers are there; then `pair` is to be judged like any other
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Body, HTTPException
+from fastapi.responses import JSONResponse
+
+from labeling_ui.pages.safe_markup import render
+from labeling_ui.store import conversations
+from labeling_ui.store.conversations import Ask, Turn
+from labeling_ui.web.context import Desk, DeskOf, Judging, Reader, checked, rendered
+
+router = APIRouter(prefix="/api/turns")
+
+
+@router.post("")
+async def ask(desk: DeskOf, session: Judging, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+    """Write a turn. Sending it again is harmless; a turn that failed is asked anew."""
+    page, rater_id = desk.page, session.rater.id
+    if not page.policies:
+        raise HTTPException(404, "this campaign has no conversations")
+    asked = checked(Ask, body)
+    turn_id = await desk.write(
+        lambda tx: conversations.ask(tx, rater_id, asked, policies=page.policies, system=page.system)
+    )
+    return await _told(desk, rater_id, turn_id)
+
+
+@router.get("/latest")
+async def latest(desk: DeskOf, session: Reader) -> JSONResponse:
+    """The rater's latest turn, so that a page that is opened again goes on where they were."""
+    return await _told(desk, session.rater.id, None)
+
+
+@router.get("/{turn_id}")
+async def look(desk: DeskOf, session: Reader, turn_id: str) -> JSONResponse:
+    """One of the rater's turns."""
+    return await _told(desk, session.rater.id, turn_id)
+
+
+async def _told(desk: Desk, rater_id: str, turn_id: str | None) -> JSONResponse:
+    turn = await to_thread.run_sync(_look, desk, rater_id, turn_id)
+    if turn is None:
+        return JSONResponse(None)
+    return JSONResponse({**_as_json(turn), "pair": await rendered(turn.assignment)})
+
+
+def _as_json(turn: Turn) -> dict[str, Any]:
+    return {
+        "turn_id": turn.id,
+        "conversation_id": turn.conversation_id,
+        "number": turn.number,
+        "state": turn.state,
+        "error": turn.error,
+        "judged": turn.judged,
+        "messages": [{"role": m.role, "content": m.content, "html": render(m.content)} for m in turn.messages],
+    }
+
+
+def _look(desk: Desk, rater_id: str, turn_id: str | None) -> Turn | None:
+    with desk.store.reading() as connection:
+        return conversations.look(connection, desk.store.rules, rater_id, turn_id)

@@ -1,0 +1,92 @@
+"""Several adapters on one set of base weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tiebreak.models.adapters import belongs_to
+from tiebreak.models.load import active_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+POLICY, REFERENCE = "default", "reference"
+
+
+def copy_adapter(lm: PeftModel, source: str, name: str) -> None:
+    """Add an adapter `name` with the weights that `source` has now."""
+    lm.add_adapter(name, lm.peft_config[source])
+    copy_weights(lm, source, name)
+
+
+def copy_weights(lm: PeftModel, source: str, name: str) -> None:
+    """Give the adapter `name` the weights that `source` has now."""
+    parameters = dict(lm.named_parameters())
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            if belongs_to(key, name):
+                parameter.copy_(parameters[".".join(source if part == name else part for part in key.split("."))])
+
+
+def train_only(lm: PeftModel, name: str) -> None:
+    """Activate an adapter, and let nothing else have a gradient."""
+    lm.set_adapter(name)
+    for key, parameter in lm.named_parameters():
+        parameter.requires_grad_(belongs_to(key, name))
+
+
+def _are_shared(lm: PeftModel, weights: Sequence[Tensor]) -> bool:
+    """Whether another module computes with one of these too, as an embedding that is tied to the head does."""
+    wanted = {id(weight) for weight in weights}
+    users = Counter(
+        id(parameter)
+        for module in lm.modules()
+        for parameter in module.parameters(recurse=False)
+        if id(parameter) in wanted
+    )
+    return any(count > 1 for count in users.values())
+
+
+@contextmanager
+def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
+    """Compute with an adapter added to the weights, which saves its matrix products, and leave the weights as they were.
+
+    The weights' own memory is set aside, not subtracted from, so nothing is rounded away. Only where that is exact to
+    rounding and the weights are at hand: in float32, neither quantised, sharded nor those of another module too;
+    elsewhere the adapter is active.
+    """
+    from peft.tuners.lora import Linear
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in lm.modules() if isinstance(module, BaseTunerLayer)]
+    exact = all(
+        isinstance(layer, Linear) and not layer.lora_variant and not layer.lora_bias.get(name) for layer in layers
+    )
+    weights = [layer.get_base_layer().weight for layer in layers] if exact else []
+    at_hand = all(w.dtype == torch.float32 and not hasattr(w, "ds_id") for w in weights)
+    if not weights or not at_hand or _are_shared(lm, weights):
+        with active_adapter(lm, name):
+            yield
+        return
+    before = [(weight.data, layer._disable_adapters) for layer, weight in zip(layers, weights, strict=True)]
+    with torch.no_grad():
+        for layer, weight in zip(layers, weights, strict=True):
+            weight.data = weight.data + layer.get_delta_weight(name)
+            layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, weight, (data, disabled) in zip(layers, weights, before, strict=True):
+            weight.data = data
+            layer._disable_adapters = disabled
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that train."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

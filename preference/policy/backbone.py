@@ -1,0 +1,215 @@
+"""Policy, reference, reward models and value head on one set of base weights.
+
+    base weights (frozen, perhaps 4-bit)
+      ├── adapter "default"     the policy, which trains      ── value head
+      ├── adapter "reference"   the policy as it was
+      └── adapter "reward…"     a reward model's, see preference/policy/rewards.py
+
+The value head reads the policy's last hidden state, so one pass gives log-probabilities and values; it starts at 0, the
+mean of the normalised scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.policy.layout import Layout, pack, pad
+from tiebreak.config import AdapterConfig, OptimizerConfig
+from tiebreak.errors import HandoffError
+from tiebreak.models.find import ModelSource
+from tiebreak.models.load import load_policy
+from tiebreak.packed.forward import packs, why_not
+from tiebreak.packed.fused import fuse_layers
+from tiebreak.packed.lm_head import HeadOutput, head_of
+from tiebreak.packed.proof import (
+    TOKENS_CHECKED,
+    Computed,
+    ForwardPath,
+    Proof,
+    own_logps,
+    prove,
+    take_own_layers,
+    weighted_sum,
+)
+from tiebreak.terminal import say
+from tiebreak.training.noise import switch_off_noise
+from tiebreak.training.passes import ROWS_LOOKED_AT
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Episodes in the shape that the backbone takes."""
+
+    layout: Layout
+    before: Tensor
+    """where in the layout the token before each completion token stands, shape (completion tokens,)"""
+    targets: Tensor
+    """the completion tokens, one episode after the other, shape (completion tokens,)"""
+    mask: Tensor
+    """which tokens of the longest completion each one has, shape (episodes, tokens)"""
+
+
+class Backbone(nn.Module):
+    """One language model with its adapters, and the value head. `forward` is the policy's training pass."""
+
+    def __init__(self, lm: PeftModel, pad_id: int, reference: str = REFERENCE) -> None:
+        super().__init__()
+        self.lm = lm
+        self.reference = reference
+        self.value_head = nn.Linear(
+            lm.config.get_text_config().hidden_size, 1, device=next(lm.parameters()).device, dtype=torch.float32
+        )
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.pad_id = pad_id
+        self.config = lm.config
+        fuse_layers(lm)
+        self.head = head_of(lm.get_base_model())
+        reason = why_not(lm.get_base_model())
+        self.packs = not reason and packs(lm.get_base_model())
+        if reason:
+            say(f"completions are padded: {type(lm.get_base_model()).__name__} cannot take them packed, as {reason}")
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.value_head.weight.device
+        return device
+
+    def lay_out(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Layout:
+        """Prompts and their completions as this model takes them: packed, or padded where it cannot."""
+        if self.packs:
+            return pack(prompts, completions, self.device)
+        return pad(prompts, completions, self.pad_id, self.device)
+
+    def to_batch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Batch:
+        """Prompts and their completions, as `forward` takes them."""
+        layout = self.lay_out(prompts, completions)
+        lengths = torch.tensor([len(c) for c in completions], device=self.device)
+        before = [
+            places[len(p) - 1 : len(p) - 1 + len(c)]
+            for places, p, c in zip(layout.places, prompts, completions, strict=True)
+        ]
+        return Batch(
+            layout,
+            torch.cat(before),
+            torch.tensor([token for c in completions for token in c], device=self.device),
+            torch.arange(int(lengths.max()), device=self.device) < lengths[:, None],
+        )
+
+    def forward(
+        self, batch: Batch, temperature: float, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(logps, values, entropy) of completion tokens, each of shape (episodes, tokens), 0 where masked."""
+        hidden = self.hidden_states(batch.layout)[batch.before]
+        head = self._head(hidden, batch.targets, temperature, entropy_gradient)
+        values = self.value_head(hidden.float()).squeeze(-1)
+        logps, values, entropy = (_spread(flat, batch.mask) for flat in (head.logps, values, head.entropy))
+        return logps, values, entropy
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What transformers' trainer calls for `training.gradient_checkpointing`."""
+        self.lm.get_base_model().activation_checkpointing_enable(**options)
+
+    def hidden_states(self, layout: Layout) -> Tensor:
+        """The last hidden states under the adapter that is active, flattened to (tokens, hidden)."""
+        return layout.hidden_states(self.lm.get_base_model())
+
+    def _head(self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool = False) -> HeadOutput:
+        return self.head.token_logps(hidden, targets, temperature, entropy_gradient=entropy_gradient)
+
+    @torch.no_grad()
+    def logps(self, batch: Batch, temperature: float) -> Tensor:
+        """Log-probabilities alone, in the shape of `forward`'s, under the adapter that is active."""
+        hidden = self.hidden_states(batch.layout)[batch.before]
+        return _spread(self._head(hidden, batch.targets, temperature).logps, batch.mask)
+
+    def load_value_head(self, file: Path) -> None:
+        """Start the critic from another run's.
+
+        Raises:
+            HandoffError: it is not there, or is of a model of another size.
+        """
+        from safetensors.torch import load_file
+
+        if not file.is_file():
+            raise HandoffError(f"value_head: {file} is not there: name a finished PPO run, or set value_head: null")
+        state = load_file(file)
+        found, wanted = tuple(state["weight"].shape), tuple(self.value_head.weight.shape)
+        if found != wanted:
+            raise HandoffError(
+                f"value_head: {file} reads hidden states of size {found[-1]}, and this policy's have {wanted[-1]}: name "
+                "a PPO run of the same base model, or set value_head: null to start the critic anew"
+            )
+        self.value_head.load_state_dict(state)
+
+    def prove(self, prompts: Sequence[Sequence[int]], temperature: float) -> Proof:
+        """Take the layout in which log-probabilities and their gradient are those of the language model's own forward.
+
+        Args:
+            prompts: token ids; the second half of each is read as a completion, in its order and backwards.
+
+        Raises:
+            ModelError: none is.
+        """
+        examples = examples_to_check(prompts)
+        training = self.lm.training
+        self.eval()
+        rows, starts = [[*p, *c] for p, c in examples], [len(p) for p, _ in examples]
+        truth = weighted_sum(own_logps(self.lm, rows, starts, temperature), self.lm)
+
+        def compute(path: ForwardPath) -> Computed:
+            self.packs = path == ForwardPath.PACKED
+            if not self.packs:
+                take_own_layers(self.lm)
+            batch = self.to_batch([p for p, _ in examples], [c for _, c in examples])
+            logps, _, _ = self(batch, temperature)
+            return weighted_sum(logps[batch.mask], self.lm)
+
+        proof = prove(self.lm, [*([ForwardPath.PACKED] if self.packs else []), ForwardPath.PADDED], truth, compute)
+        self.train(training)
+        return proof
+
+
+def examples_to_check(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
+    """(prompt, completion) pairs made of prompts, as many as have few tokens together."""
+    examples: list[tuple[list[int], list[int]]] = []
+    tokens = 0
+    for ids in sorted(prompts[:ROWS_LOOKED_AT], key=len):
+        if len(ids) > 1 and (not examples or tokens + 2 * len(ids) <= TOKENS_CHECKED):
+            half = len(ids) // 2
+            examples += [(list(ids[:half]), list(ids[half:])), (list(ids[:half]), list(ids[: half - 1 : -1]))]
+            tokens += 2 * len(ids)
+    return examples
+
+
+def _spread(flat: Tensor, mask: Tensor) -> Tensor:
+    """Values of the tokens that count, in a table that is 0 elsewhere."""
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+
+def load_backbone(
+    policy: ModelSource,
+    training: OptimizerConfig,
+    adapter: AdapterConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Backbone:
+    """Policy, reference and value head. Reward models are mounted on it afterwards."""
+    lm = load_policy(policy, training, adapter, tokenizer)
+    copy_adapter(lm, POLICY, REFERENCE)
+    train_only(lm, POLICY)
+    switch_off_noise(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)
+    return Backbone(lm, tokenizer.pad_token_id)

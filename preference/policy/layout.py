@@ -1,0 +1,76 @@
+"""How sequences are laid out for a pass that shares one model with others: packed, or padded where it cannot be.
+
+Packed (tiebreak.packed.packing) nothing is padded, and what prompts begin with, such as a system message, is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tiebreak.packed.forward import hidden_states
+from tiebreak.packed.lm_head import layers_of
+from tiebreak.packed.logprobs import pad_right
+from tiebreak.packed.packing import PackedRow, pack_sequences
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sequences in the shape that a language model takes."""
+
+    row: PackedRow | None
+    padded: tuple[Tensor, Tensor] | None
+    """(token ids, attention mask), where there is no packed row"""
+    places: tuple[Tensor, ...]
+    """where the hidden states of each sequence's tokens stand in `hidden_states`"""
+
+    def hidden_states(self, model: nn.Module) -> Tensor:
+        """The last hidden states of a causal language model, shape (tokens of the layout, hidden)."""
+        if self.row is not None:
+            return hidden_states(model, self.row)
+        ids, mask = self.padded or (None, None)
+        hidden: Tensor = layers_of(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)
+
+
+def pack(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> Layout:
+    """All of them in one row, completions of one prompt after it, and the prompts' common beginning once."""
+    sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
+    packing = pack_sequences(sequences, device=device)
+    places = []
+    for number, sequence in enumerate(sequences):
+        steps = torch.arange(len(sequence), device=device)
+        places.append(packing.place(torch.full_like(steps, number), steps))
+    return Layout(packing.rows[0], None, tuple(places))
+
+
+def pad(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> Layout:
+    """A row each, padded on the right."""
+    ids, mask = pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], pad_id, device)
+    steps = torch.arange(ids.shape[1], device=device)
+    places = tuple(row * ids.shape[1] + steps[:length] for row, length in enumerate(mask.sum(1).tolist()))
+    return Layout(None, (ids, mask), places)
+
+
+def batches_by_tokens(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
+    """Row numbers in batches of at most `budget` tokens (or one sequence), those that begin alike together."""
+    batch: list[int] = []
+    tokens = 0
+    for row in sorted(range(len(sequences)), key=lambda r: tuple(sequences[r])):
+        if batch and tokens + len(sequences[row]) > budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(row)
+        tokens += len(sequences[row])
+    if batch:
+        yield batch

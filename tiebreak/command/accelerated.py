@@ -1,0 +1,55 @@
+"""`accelerate launch`, whose end is the stage's: its exit status, and no traceback of the launcher below its message.
+
+    python -m tiebreak.command.accelerated --config_file configs/accelerate/zero2.yaml -m tiebreak.command.cli dpo
+    --config …
+
+is what `tiebreak dpo --accelerate zero2` starts. The plain `accelerate launch` does the same work.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+from typing import Any
+
+from tiebreak.errors import exit_with_message
+from tiebreak.process.settings import quiet_upstream
+
+
+def main() -> None:
+    """Launch what the command line names, and end with the status of the first process that failed."""
+    exit_with_message(_launch, resumes=True)
+
+
+def _launch() -> None:
+    quiet_upstream()
+    # Ctrl-C is heard by the stage as well, whose end is waited for; torch sets its own handler where there are several
+    signal.signal(signal.SIGINT, lambda *_: None)
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.ERROR)  # what the launcher took as defaults, and failures that the stage has reported
+    try:
+        launch_command(launch_command_parser().parse_args())
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        raise SystemExit(_status_of(failure.exitcode)) from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(_status_of(error.returncode)) from None
+    except SignalException as error:
+        raise SystemExit(_status_of(-int(_number_of(error.sigval)))) from None
+
+
+def _status_of(returncode: int) -> int:
+    """As a shell has it: 128 and the signal's number, where a signal ended the process."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def _number_of(value: Any) -> int:
+    return value.value if isinstance(value, signal.Signals) else int(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The command line: `tiebreak COMMAND --config FILE [--key value …]`.
+
+Answers help, and reports the faults of a configuration, before it imports the stage, so both are there at once. Each
+stage is also `python -m MODULE` and `accelerate launch … -m MODULE` with the same words after it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from tiebreak import __version__
+from tiebreak.command.stages import COMMANDS, Command, find_command
+from tiebreak.errors import ConfigError, exit_with_message
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["help"] and words[1:]:
+        words = [*words[1:], "--help"]
+    exit_with_message(lambda: _answer(words))
+
+
+def _answer(words: list[str]) -> None:
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(help_page())
+    elif words[0] in ("--version", "-V"):
+        print(__version__)
+    else:
+        _dispatch(words)
+
+
+def _dispatch(words: list[str]) -> None:
+    if words[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        raise ConfigError(
+            f"no such command: {words[0]}"
+            + (f"; did you mean {near[0]}?" if near else "")
+            + " ('tiebreak --help' lists them)"
+        )
+    from tiebreak.command.help import configuration_class, print_help, wants_help
+
+    if wants_help(words):
+        print_help(words)
+        return
+    name, command, rest = find_command(words)
+    if command.heavy:
+        from tiebreak.command.launch import without_accelerate
+        from tiebreak.config import Section, load_config
+
+        model = configuration_class(command)
+        if issubclass(model, Section):
+            load_config(model, without_accelerate(rest), name)
+    _start(COMMANDS[words[0]], words[1:])
+
+
+def _start(command: Command, rest: list[str]) -> None:
+    from tiebreak.command.launch import run_accelerated
+    from tiebreak.process.children import follow_parent_if_asked
+    from tiebreak.process.settings import quiet_upstream, settle_process, while_importing
+    from tiebreak.process.stopping import heeding_signals
+
+    if any(word == "--accelerate" or word.startswith("--accelerate=") for word in rest):
+        follow_parent_if_asked()
+        run_accelerated(command, rest)
+    if command.heavy:
+        settle_process()  # both before torch is imported
+        follow_parent_if_asked()
+        quiet_upstream()
+    with heeding_signals() if command.heavy else nullcontext():
+        with while_importing():
+            module = importlib.import_module(command.module)
+        module.main(rest)
+
+
+def help_page() -> str:
+    """What `tiebreak --help` prints."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()]
+    return "\n".join(
+        [
+            "usage: tiebreak COMMAND --config FILE [--key value …] [--accelerate NAME]",
+            "",
+            "From raw prompts to an aligned language model, through the judgments of expert raters.",
+            "",
+            *lines,
+            "",
+            "Every key of a configuration is a flag: 'tiebreak COMMAND --help' shows them.",
+            "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml.",
+            "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

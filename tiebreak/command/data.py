@@ -1,0 +1,246 @@
+"""How a file is read: what it was recognised as, its rows, splits and faults, and three rows as the model learns them.
+
+    tiebreak data ultrafeedback.jsonl
+    tiebreak data FOLDER --as preferences --policy Qwen/Qwen3-0.6B
+    tiebreak data rows.csv --columns.prompt question --on-bad-row drop
+
+The keys are those of the stages, so what is tried here is written into their files. The exit status is 1 where a stage
+would refuse the file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.config import ChatSettings, Section, load_config
+from tiebreak.data import shapes
+from tiebreak.data.columns import Cells
+from tiebreak.data.reading import DEFAULT, FINAL_NAMES, Reading, Rules, count_of, faults_of, is_run, read, read_own
+from tiebreak.data.shapes import Wanted
+from tiebreak.data.sources import read_source
+from tiebreak.data.splits import VALIDATION_SHARE, assign
+from tiebreak.errors import ConfigError, DataError, HandoffError, exit_with_message
+from tiebreak.records import Demonstration, Preference, Prompt, Split, prompt_id
+
+if TYPE_CHECKING:
+    from tiebreak.models.chat import Chat
+
+STAGES: dict[Wanted, str] = {
+    "prompts": "prepare, sample, ppo and evaluate",
+    "demonstrations": "prepare and sft",
+    "preferences": "dpo and reward",
+}
+FAULTS_SHOWN = 10
+LONGEST = 3000
+"""characters of a rendered row"""
+
+
+class DataArguments(Section):
+    """`tiebreak data`"""
+
+    wanted: Wanted | None = Field(default=None, alias="as")
+    """what to read it as; null: what its columns suggest"""
+    policy: str | None = "bundled:smollm2-135m-instruct"
+    """the model whose chat template renders the rows; null: they are not rendered"""
+    trust_remote_code: bool = False
+    """run Python code that the model brings along"""
+    rows: int = Field(default=3, ge=0)
+    """show so many"""
+    columns: dict[str, str | None] = {}
+    """as in a stage's file: {prompt: question, message.content: text}; null: the column plays no part"""
+    on_bad_row: Literal["refuse", "drop"] = "refuse"
+    """as in a stage's file"""
+    validation_share: float = Field(default=VALIDATION_SHARE, ge=0.0, lt=1.0)
+    """as in a stage's file"""
+    chat_template: str | None = None
+    """as in a stage's file"""
+    template_arguments: dict[str, Any] = {}
+    """as in a stage's file"""
+    thinking: Literal["keep", "drop", "mask"] = "keep"
+    """as in a stage's file"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A record with its place and split."""
+
+    where: str
+    split: Split
+    record: Prompt | Demonstration | Preference
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `tiebreak data`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_message(lambda: print_help(["data", *words]) if wants_help(words) else _show(words))
+
+
+def _show(words: list[str]) -> None:
+    if not words or words[0].startswith("--"):
+        raise ConfigError(
+            "data takes one source before its flags: tiebreak data FILE [--as preferences] [--policy MODEL]"
+        )
+    given = load_config(DataArguments, words[1:], "data")
+    source = words[0]
+    rules = Rules(given.columns, given.on_bad_row, given.validation_share)
+    if is_run(source):
+        wanted = given.wanted or _made_by(source)
+        records = read_own(source, wanted)
+        print(f"{source}: a finished run's {wanted}: {count_of(len(records), 'row')}")
+        _print_rows([Shown(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], given)
+        return
+    wanted = given.wanted or guess_kind(source, rules)
+    reading = read(source, wanted, rules)
+    print(f"{source}: read as {wanted}" + ("" if given.wanted else f" (as something else: --as {_others(wanted)})"))
+    shown = _with_splits(reading, rules)
+    print("\n".join(_table(reading, shown)))
+    _print_rows(shown, given)
+    if reading.bad and given.on_bad_row == "refuse":
+        raise SystemExit(1)
+    if not reading.drafts:
+        raise DataError(f"{source}: no {wanted} in it")
+    print(f"\ntiebreak {STAGES[wanted]} take it as --{wanted} {source}")
+
+
+def _others(wanted: Wanted) -> str:
+    return " or ".join(name for name in FINAL_NAMES if name != wanted)
+
+
+def _made_by(source: str) -> Wanted:
+    for wanted, name in reversed(FINAL_NAMES.items()):
+        if (Path(source) / "final" / name).is_file():
+            return wanted
+    raise DataError(
+        f"{source} is a run that holds no prompts, demonstrations or preferences: 'tiebreak inspect' shows it"
+    )
+
+
+def guess_kind(source: str, rules: Rules = DEFAULT) -> Wanted:
+    """What a source holds, by the columns of its first rows."""
+    table = read_source(source, "preferences")
+    guesses = Counter(shapes.guess(Cells(row, rules.columns, table.of_text)) for _, row in table.rows[:100])
+    return guesses.most_common(1)[0][0] if guesses else "prompts"
+
+
+def _with_splits(reading: Reading, rules: Rules) -> list[Shown]:
+    """The records with their splits.
+
+    Raises:
+        DataError: a prompt is in two splits.
+    """
+    splits = assign([(one.where, one.prompt, one.split) for one in reading.drafts], rules.validation_share)
+    return [Shown(one.where, split, one.placed(split)) for one, split in zip(reading.drafts, splits, strict=True)]
+
+
+def _split(record: Prompt | Demonstration | Preference) -> Split:
+    return record.prompt.split if isinstance(record, Demonstration) else record.split or "train"
+
+
+# --- what is printed ---------------------------------------------------------------------------------------------------
+
+
+def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
+    yield f"  rows      {reading.rows:,}"
+    for shape, count in reading.shapes.most_common():
+        yield f"  shape     {shape}" + ("" if len(reading.shapes) == 1 else f": {count:,}")
+    yield f"  makes     {len(shown):,} {reading.wanted}, of {count_of(len({_prompt_of(one) for one in shown}), 'prompt')}"
+    named = any(draft.split for draft in reading.drafts)
+    splits = ", ".join(f"{split} {count:,}" for split, count in sorted(Counter(one.split for one in shown).items()))
+    yield f"  splits    {splits or 'none'} ({'as rows name them, the others' if named else 'held out'} by prompt)"
+    for reason, count in reading.left_out.most_common():
+        yield f"  left out  {count:,}: {reason}"
+    if reading.ignored:
+        yield f"  ignored   {reading.ignored_columns()}"
+    if reading.bad:
+        yield from _faults(reading)
+
+
+def _prompt_of(one: Shown) -> str:
+    record = one.record
+    if isinstance(record, Preference):
+        return record.prompt_id or prompt_id(record.prompt, record.tools)
+    return record.prompt.id if isinstance(record, Demonstration) else record.id
+
+
+def _faults(reading: Reading) -> Iterator[str]:
+    faults = faults_of(reading)
+    yield f"  faults    {len(reading.bad):,} of {count_of(reading.rows, 'row')} cannot be used"
+    yield from (f"            {fault}" for fault in faults[:FAULTS_SHOWN])
+    if len(faults) > FAULTS_SHOWN:
+        yield f"            … and {len(faults) - FAULTS_SHOWN:,} more"
+    keys = dict.fromkeys(key for fault in faults for key in re.findall(r"columns: \{[^}]*\}", fault))
+    if reading.drafts:
+        keys["on_bad_row: drop"] = None
+    yield from (f"  key       {key}" for key in keys)
+
+
+def _print_rows(shown: Sequence[Shown], given: DataArguments) -> None:
+    picked = shown[: given.rows]
+    if not picked:
+        return
+    if given.policy is None:
+        print("\nnot rendered: --policy MODEL shows the rows as a model learns them")
+        return
+    chat = _load_chat(given)
+    print(f"\nas {given.policy} reads them; {'in green' if sys.stdout.isatty() else '⟦in brackets⟧'}: what it learns")
+    for one in picked:
+        for part, text in _rendered(chat, one):
+            print(f"\n{one.where} ({one.split}){part}\n{text}")
+
+
+def _load_chat(given: DataArguments) -> Chat:
+    from tiebreak.process.settings import quiet_upstream
+
+    quiet_upstream()
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_chat
+
+    stated = {key: getattr(given, key) for key in ("chat_template", "template_arguments", "thinking")}
+    asked = {key: value for key, value in stated.items() if key in given.model_fields_set}
+    return load_chat(
+        find_model(str(given.policy), trust_remote_code=given.trust_remote_code),
+        ChatSettings(**asked) if asked else None,
+    )
+
+
+def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
+    """(which part, its text with the mask) of a record; what the template refuses, in place of the text."""
+    from tiebreak.models.chat import Encoded, Written
+
+    def of(written: Written) -> Encoded:
+        return Encoded(written.prompt + written.completion, [0] * len(written.prompt) + written.trained)
+
+    record = one.record
+    try:
+        if isinstance(record, Preference):
+            chosen, rejected = chat.encode_preference(record)
+            yield ", chosen", _coloured(chat, of(chosen))
+            yield ", rejected", _coloured(chat, of(rejected))
+        elif isinstance(record, Demonstration):
+            written = chat.encode_side(record.prompt.messages, record.answers, tools=record.prompt.tools)
+            yield "", _coloured(chat, of(written))
+        else:
+            ids = chat.encode_prompt(record.messages, record.tools)
+            yield "", _coloured(chat, Encoded(ids, [0] * len(ids)))
+    except HandoffError as error:
+        yield "", f"refused: {error}"
+
+
+def _coloured(chat: Chat, encoded: Any) -> str:
+    from tiebreak.models.chat import coloured_mask
+
+    text = coloured_mask(chat.tokenizer, encoded, colour=sys.stdout.isatty())
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+
+
+if __name__ == "__main__":
+    main()

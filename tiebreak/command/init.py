@@ -1,0 +1,150 @@
+"""A recipe to start from: the quickstart's files, made ready for data of one's own.
+
+    tiebreak init my-recipe --data prompts.jsonl
+    tiebreak run --config my-recipe/pipeline.yaml
+
+Prompts alone make a recipe without supervised fine-tuning: it samples from the model as it is. Prompts with answers are
+demonstrations, and the model learns from them first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.config import Section, load_config
+from tiebreak.errors import ConfigError, DataError, RunError, exit_with_message
+from tiebreak.shipped import find_shipped
+
+QUICKSTART, QUICKSTART_DATA, QUICKSTART_RUNS = Path("configs/quickstart"), Path("data/hydroponics"), "runs/quickstart"
+GUIDELINES = """guidelines: |
+  Say here what a better answer is, as raters should see it: what it must contain, what it must not, what outweighs what.
+"""
+_BASE = "bundled:smollm2-135m-instruct"
+
+
+class InitArguments(Section):
+    """`tiebreak init`"""
+
+    data: str | None = None
+    """prompts, or prompts with answers: a file, a folder or hub:NAME@SPLIT; null: the quickstart's own"""
+    raters: Literal["people", "simulated"] | None = None
+    """who judges: people, in the browser, or raters that are simulated by the quickstart's rubric; null: people where the
+    data are one's own"""
+    policy: str = _BASE
+    """the model to start from: a hub id, a path or bundled:…"""
+
+
+Edit = Callable[[str], str]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `tiebreak init`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_message(lambda: print_help(["init", *words]) if wants_help(words) else _init(words))
+
+
+def _init(words: list[str]) -> None:
+    if not words or words[0].startswith("--"):
+        raise ConfigError("init takes a folder before its flags: tiebreak init my-recipe [--data prompts.jsonl]")
+    folder, given = Path(words[0]), load_config(InitArguments, words[1:], "init")
+    files = recipe_files(folder, given)
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty, and nothing is overwritten: give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if given.data is None:
+        for file in sorted(find_shipped(QUICKSTART_DATA).iterdir()):
+            shutil.copyfile(file, folder / file.name)
+    print(f"saved: {folder} ({len(files)} files: one a stage, and pipeline.yaml, which names them in order)")
+    print(f"next: look through them, then tiebreak run --config {folder / 'pipeline.yaml'}")
+
+
+def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
+    """Name → text of every file of the recipe.
+
+    Raises:
+        DataError: the data are preferences, which need no recipe of their own.
+    """
+    edits: list[Edit] = [_replace(f"{QUICKSTART}/", f"{folder}/"), _replace(QUICKSTART_RUNS, f"runs/{folder.name}")]
+    edits += [_replace("name: quickstart", f"name: {folder.name}"), _replace(_BASE, given.policy)]
+    fine_tuned = True
+    if given.data is not None:
+        fine_tuned = _kind_of(given.data) == "demonstrations"
+        edits += _own_data(folder, given.data, fine_tuned)
+    else:
+        edits.append(_replace(f"{QUICKSTART_DATA}/", f"{folder}/"))
+    people = given.raters == "people" if given.raters else given.data is not None
+    if people:
+        edits.append(_without_simulated_raters)
+    names = sorted(file.name for file in find_shipped(QUICKSTART).glob("*.yaml"))
+    texts = {name: (find_shipped(QUICKSTART) / name).read_text(encoding="utf-8") for name in names}
+    if not fine_tuned:
+        del texts["sft.yaml"]
+        edits.append(_without_fine_tuning(f"runs/{folder.name}", given.policy))
+    for edit in edits:
+        texts = {name: edit(text) for name, text in texts.items()}
+    return texts
+
+
+def _kind_of(data: str) -> str:
+    from tiebreak.command.data import guess_kind
+
+    kind = guess_kind(data)
+    if kind == "preferences":
+        raise DataError(
+            f"{data} holds preferences, which need no sampling and no raters: 'tiebreak dpo --policy {_BASE} "
+            f"--preferences {data} --output runs/dpo' learns from them as they are ('tiebreak data {data}' shows how they "
+            "are read)"
+        )
+    return kind
+
+
+def _own_data(folder: Path, data: str, answered: bool) -> list[Edit]:
+    named = json.dumps([data])
+    prompts, shown = ("[]", named) if answered else (named, "[]")
+    return [
+        _replace_line(r"prompts: \[data/hydroponics/.*", f"prompts: {prompts}"),
+        _replace_line(r"demonstrations: \[data/hydroponics/.*", f"demonstrations: {shown}"),
+        _replace_line(r"title: Which answer helps the grower more\?", "title: Which answer is better?"),
+        _replace_line(r"title: \"Quickstart: .*", f'title: "{folder.name}"'),
+        lambda text: re.sub(r"^guidelines: \|\n(?:(?:  .*)?\n)*", GUIDELINES, text, flags=re.MULTILINE),
+        _replace("# tiebreak/rubric.py, or mine", "# the quickstart's own, tiebreak/rubric.py; yours: mine"),
+    ]
+
+
+def _without_simulated_raters(text: str) -> str:
+    text = re.sub(r"^simulate: .*\n(?:  .*\n)*\n?", "", text, flags=re.MULTILINE)
+    return re.sub(r" Here by simulated raters,.*\n(?:# .*\n)*", "\n", text)
+
+
+def _without_fine_tuning(runs: str, policy: str) -> Edit:
+    """Every stage starts from the model as it is, with an adapter of its own."""
+
+    def edit(text: str) -> str:
+        text = re.sub(r"^  - \{stage: sft, .*\n", "", text, flags=re.MULTILINE)
+        text = re.sub(rf"^  sft: {runs}/sft\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r"^baseline: sft\b", "baseline: base", text, flags=re.MULTILINE)
+        text = re.sub(rf"^policy: {runs}/sft\b.*", f"policy: {policy}", text, flags=re.MULTILINE)
+        return re.sub(r"^adapter: null .*", "adapter: {method: lora, r: 16, alpha: 32}", text, flags=re.MULTILINE)
+
+    return edit
+
+
+def _replace(old: str, new: str) -> Edit:
+    return lambda text: text.replace(old, new)
+
+
+def _replace_line(pattern: str, new: str) -> Edit:
+    return lambda text: re.sub(f"^{pattern}$", lambda _: new, text, flags=re.MULTILINE)
+
+
+if __name__ == "__main__":
+    main()

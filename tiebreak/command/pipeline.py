@@ -1,0 +1,336 @@
+"""Run a whole recipe: a process for each stage, in order, each only if it is needed.
+
+    tiebreak run --config configs/quickstart/pipeline.yaml [--seed 1] [--root runs/seed-1] [--replace]
+
+A stage whose folder holds this very configuration and these very inputs is fresh and skipped; one that was cut off goes
+on; one whose folder holds something else stops the recipe, unless `--replace` lets it move that folder aside. Where
+raters are people, the recipe stops before labelling and says what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import to_jsonable_python
+
+from tiebreak.command.cli import main as start_command
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.command.launch import accelerate_file
+from tiebreak.command.stages import COMMANDS
+from tiebreak.config import Section, StageConfig, load_config
+from tiebreak.errors import ConfigError, RunError, exit_with_message
+from tiebreak.process.children import run_following
+from tiebreak.process.preloaded import may_fork, run_forked
+from tiebreak.process.settings import process_settings, quiet_upstream, while_importing
+from tiebreak.process.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
+from tiebreak.runs.placement import Placement, of_file
+from tiebreak.runs.reports import read_reports
+from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
+
+NOT_STAGES = ("run", "init", "data", "inspect", "raters", "wandb")
+"""commands that write no run folder"""
+
+
+class StageEntry(Section):
+    """One stage of a recipe."""
+
+    stage: str
+    """prepare, sft, sample, label, reward, dpo, ppo, evaluate or compare"""
+    config: str
+    """the stage's own file"""
+    accelerate: str | None = None
+    """start it through accelerate with this file of configs/accelerate"""
+    overrides: dict[str, Any] = {}
+    """keys (dotted) laid over the stage's file; they win over seed and root, and root moves no path in them"""
+
+
+class PipelineConfig(Section):
+    """`tiebreak run`"""
+
+    name: str
+    """the recipe's name; W&B tags every run with it"""
+    stages: list[StageEntry] = Field(min_length=1)
+    """in the order in which they run"""
+    root: str | None = None
+    """write under this folder in place of the one that the stages' files name"""
+    from_root: str = ""
+    """the folder that the stages' files name, which `root` takes the place of"""
+    seed: int | None = None
+    """the seed of every stage, whether or not its file names one; null: as their files say. prepare's split.seed stays,
+    so that runs of different seeds hold out the same prompts and can be compared"""
+    group: str | None = None
+    """W&B's group; null: the recipe's name and the time of its first run"""
+    replace: bool = False
+    """move folders that hold other runs aside, and run their stages anew"""
+    tracking_mode: str | None = None
+    """tracking.mode of every stage; null: as their files say"""
+
+    @model_validator(mode="after")
+    def _root_replaces_something(self) -> PipelineConfig:
+        if self.root and not self.from_root:
+            raise ValueError(
+                "from_root: missing: the folder that the stages' files name, which root takes the place of"
+            )
+        return self
+
+
+def run_pipeline(config: PipelineConfig) -> None:
+    """The recipe.
+
+    Raises:
+        RunError: a stage failed, or its folder holds another run.
+    """
+    group = config.group or _group(config)
+    started = time.monotonic()
+    for entry in config.stages:
+        _check_entry(entry)
+    for number, entry in enumerate(config.stages, start=1):
+        words = stage_words(entry, config)
+        _heading(f"[{number}/{len(config.stages)}] {entry.stage}")
+        folder, state, why = stage_state(entry, words)
+        if state == "finished":
+            lacking = [name for name, report in read_reports(folder).items() if report.state != "done"]
+            if not lacking:
+                print(f"fresh, skipped: {folder}: {why}", file=sys.stderr, flush=True)
+                continue
+            print(f"{folder} is finished, and lacks {', '.join(lacking)}", file=sys.stderr, flush=True)
+        if state == "other":
+            if not config.replace:
+                raise RunError(
+                    f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
+                    "run this stage anew, or --root for another folder"
+                )
+            _move_aside(folder)
+        elif state == "cut off":
+            print(f"going on with {folder}: {why}", file=sys.stderr, flush=True)
+        if _waits_for_people(entry, words):
+            return
+        _start(entry, words, group, config)
+    print(f"\nall {len(config.stages)} stages done in {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
+
+
+def _check_entry(entry: StageEntry) -> None:
+    command = COMMANDS.get(entry.stage)
+    if command is None or entry.stage in NOT_STAGES:
+        raise ConfigError(f"stages: no such stage {entry.stage!r}")
+    if entry.accelerate and not command.trains:
+        raise ConfigError(f"stages: '{entry.stage}' runs in one process: leave its accelerate out")
+
+
+def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
+    """The words after the stage's name on its command line: the file, what the recipe lays over it for all stages (seed,
+    root, tracking), and the stage's own overrides, which win always."""
+    overrides = list(_override_words(entry))
+    stage = load_config(config_class(entry.stage), ["--config", entry.config, *overrides], entry.stage)
+    words = ["--config", entry.config]
+    if config.seed is not None:
+        for key in seed_keys(stage):
+            words += [f"--{key}", str(config.seed)]
+    if config.root:
+        words += moved_words(stage, config.from_root, config.root)
+    if config.tracking_mode:
+        words += ["--tracking.mode", config.tracking_mode]
+    return [*words, *overrides]
+
+
+def _override_words(entry: StageEntry) -> Iterator[str]:
+    def words(key: str, value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and _is_section(config_class(entry.stage), key):
+            for inner, one in value.items():
+                yield from words(f"{key}.{inner}", one)
+        else:
+            yield from (f"--{key}", flag_word(value))
+
+    for key, value in entry.overrides.items():
+        switch = entry.stage == "label" and key == "simulate" and isinstance(value, bool)
+        yield from words("simulate.enabled" if switch else key, value)
+
+
+def _is_section(model: type[BaseModel], key: str) -> bool:
+    """Whether a dotted key names a section of a configuration, whose other keys an override leaves as they are."""
+    section: type[BaseModel] | None = model
+    for name in key.replace("-", "_").split("."):
+        field = section.model_fields.get(name) if section else None
+        options = (field.annotation, *get_args(field.annotation)) if field else ()
+        section = next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
+    return section is not None
+
+
+def flag_word(value: Any) -> str:
+    """A value as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def seed_keys(config: StageConfig) -> list[str]:
+    """The keys of a configuration that `tiebreak run --seed` sets: all that are called `seed`, less those that the stage
+    keeps (`kept_seeds`), and the one of `training` where nothing is trained."""
+
+    def walk(section: BaseModel, prefix: str) -> Iterator[str]:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, BaseModel):
+                if name != "training" or config.trains:
+                    yield from walk(value, f"{prefix}{name}.")
+            elif name == "seed":
+                yield f"{prefix}{name}"
+
+    return [key for key in walk(config, "") if key not in config.kept_seeds]
+
+
+def moved_words(config: BaseModel, from_root: str, root: str, prefix: str = "") -> list[str]:
+    """Flags for every key that holds a path under `from_root`, in lists and mappings too."""
+    words: list[str] = []
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            words += moved_words(value, from_root, root, f"{prefix}{name}.")
+            continue
+        plain = to_jsonable_python(value)
+        moved = _moved(plain, from_root, root)
+        if moved != plain:
+            words += [f"--{prefix}{name}", flag_word(moved)]
+    return words
+
+
+def _moved(value: Any, from_root: str, root: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _moved(inner, from_root, root) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_moved(inner, from_root, root) for inner in value]
+    if not isinstance(value, str):
+        return value
+    scheme = next((start for start in _URLS_OF_FILES if value.startswith(start)), "")
+    path, base = Path(os.path.normpath(value.removeprefix(scheme))), Path(os.path.normpath(from_root))
+    if path.is_absolute() != base.is_absolute():
+        path, base = Path.cwd() / path, Path.cwd() / base
+    return f"{scheme}{root / path.relative_to(base)}" if path.is_relative_to(base) else value
+
+
+_URLS_OF_FILES = ("sqlite:///",)
+"""how a path begins that is written as a URL: a label store's"""
+
+
+def stage_state(entry: StageEntry, words: Sequence[str]) -> tuple[Path, str, str]:
+    """(folder, state, why): the stage's own state of its output, as the stage would find it."""
+    config = load_config(config_class(entry.stage), list(words), entry.stage)
+    placement = of_file(accelerate_file(entry.accelerate)) if entry.accelerate else Placement()
+    identity = identify(config, entry.stage, placement=placement)
+    folder = output_folder(identity)
+    return folder, *folder_state(folder, identity)
+
+
+def config_class(stage: str) -> type[StageConfig]:
+    """The class of a stage's configuration, from a module that imports no model code."""
+    module, _, name = COMMANDS[stage].configuration.partition(":")
+    found: type[StageConfig] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
+    """Stop before labelling when nobody simulates it, and say how it goes on."""
+    if entry.stage != "label":
+        return False
+    model = config_class("label")
+    config = load_config(model, list(words), "label")
+    if getattr(config, "simulated", False):
+        return False
+    given = shlex.join(words)
+    print(
+        f"\n{config.output} waits for raters. Serve the pairs with\n"
+        f"  tiebreak label {given}\n"
+        "when enough are judged, write the preferences with\n"
+        f"  tiebreak label export {given}\n"
+        "and give this same 'tiebreak run' command again: it goes on from there."
+    )
+    return True
+
+
+def _start(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> None:
+    own = load_config(config_class(entry.stage), words, entry.stage).tracking.tags
+    words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
+    if entry.accelerate:
+        words += ["--accelerate", entry.accelerate]
+    begun = time.monotonic()
+    status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
+    if requested() or status in (STOPPED, INTERRUPTED):
+        number = requested() or (signal.SIGINT if status == INTERRUPTED else signal.SIGTERM)
+        raise Stopped(number, f"in stage {entry.stage}; finished stages are kept")
+    if status:
+        raise RunError(
+            f"stage {entry.stage} stopped with status {status}; what it printed is above. Mend it and give the "
+            "same command again: finished stages are kept, and this one goes on from its last checkpoint"
+        )
+    print(f"{entry.stage} took {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+
+
+def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, str]) -> int:
+    """The exit status of a stage in a process of its own."""
+    missing = process_settings()
+    if not entry.accelerate and not missing:
+        with while_importing():
+            _import_stage(entry.stage)  # for the stages after it too
+        if may_fork():
+            return run_forked(lambda: start_command(words), environment)
+    command = [sys.executable, "-m", "tiebreak.command.cli", *words]
+    return run_following(command, {**os.environ, **missing, **environment})
+
+
+def _import_stage(stage: str) -> None:
+    """What the stage's process needs; PPO's own module imports its models only when it is called."""
+    name = COMMANDS[stage].module
+    importlib.import_module(name)
+    if name == "preference.ppo":
+        importlib.import_module("preference.ppo.train")
+
+
+def _move_aside(folder: Path) -> None:
+    if not (folder / MANIFEST).exists() and not (folder / RUN_FILE).exists():
+        raise RunError(f"{folder} is no run folder, and --replace moves runs alone: move it away, or give --root")
+    if is_locked(folder):
+        raise RunError(f"another process is writing {folder}: wait for it, or stop it")
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
+        number += 1
+    folder.rename(target)
+    print(f"moved {folder} aside, to {target}", file=sys.stderr, flush=True)
+
+
+def _group(config: PipelineConfig) -> str:
+    """One name for all runs of a recipe, kept beside them so that a resumed recipe goes on under it."""
+    root = Path(config.root or config.from_root or ".")
+    file = root / "group"
+    if file.is_file():
+        return file.read_text().strip()
+    group = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    root.mkdir(parents=True, exist_ok=True)
+    file.write_text(group)
+    return group
+
+
+def _heading(text: str) -> None:
+    print(f"\n\x1b[1m{text}\x1b[0m" if sys.stderr.isatty() else f"\n{text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak run`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if wants_help(words):
+        exit_with_message(lambda: print_help(["run", *words]))
+        return
+    quiet_upstream()  # asking a stage for its configuration imports what it imports
+    with heeding_signals():
+        exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")), resumes=True)
+
+
+if __name__ == "__main__":
+    main()

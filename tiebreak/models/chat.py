@@ -1,0 +1,615 @@
+"""The only code that turns conversations into token ids and loss masks.
+
+One rule everywhere: the prompt is the template's text up to where the assistant begins to write, and a completion is
+what the assistant writes there, the token that ends its turn included. That token is the one that the template writes
+after an answer, and sampling stops at it and at every other end token of the model (tiebreak.models.turns). What a template
+appends after it (ChatML's newline) is not written by the policy, so it is neither trained on nor scored. An answer that
+was cut off has no end token, so that no stage teaches the policy to stop in the middle of a sentence. A completion that
+was sampled is trained on as the ids that were drawn: the text alone need not lead back to them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tiebreak.config import ChatSettings
+from tiebreak.errors import DataError, HandoffError
+from tiebreak.models.templates import (
+    CALLS,
+    TOOL_CALL_FORMS,
+    Tools,
+    as_template_message,
+    in_parts,
+    parts_of,
+    render_messages,
+)
+from tiebreak.models.turns import (
+    Turn,
+    end_of_turn,
+    named_end_tokens,
+    probe_turn,
+    special_ids,
+    with_fixed_date,
+)
+from tiebreak.records import Message, Messages, Preference, assistant
+from tiebreak.runs.run import Run
+from tiebreak.terminal import is_main_process, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = TypeVar("Row")
+Made = TypeVar("Made")
+_NOT_A_PREFIX = (
+    "the chat template renders a prompt differently once the answer follows it, so the policy would be trained on a "
+    "context it never sees when it writes: give a template whose generation prompt is a prefix of the whole with "
+    "chat_template, or change what it writes with template_arguments (enable_thinking: false, for some)"
+)
+UNRENDERED = "rows_not_rendered.txt"
+"""In the run's folder: the rows that no chat template took, and why."""
+_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids, and which of them the policy writes."""
+
+    input_ids: list[int]
+    loss_mask: list[int]
+    """1 on tokens the assistant writes, its end-of-turn token included; same length as `input_ids`."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an assistant writes in answer to a prompt."""
+
+    prompt: list[int]
+    completion: list[int]
+    trained: list[int]
+    """1 on the completion's tokens to learn from, 0 on those of a masked thought; same length as `completion`"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion as text."""
+
+    text: str
+    """without its thought and special tokens"""
+    reasoning: str | None
+    """the thought before it; None where there is none"""
+    finished: bool
+    """whether it came to an end: the last token ends a turn, and no thought is left open"""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A tokenizer with its chat template, and what ends a turn. `tiebreak.models.tokenizers.load_chat` makes it."""
+
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+    """tokens at which sampling stops"""
+    end_id: int
+    """the one of them that training ends an answer with"""
+    template: str
+    """the chat template, with a fixed day in place of today"""
+    turn: Turn
+    settings: ChatSettings
+    tokenizer_sha256: str = ""
+    content_in_parts: bool = False
+    """whether the template takes content as a list of parts alone"""
+    _rendered: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """parts of a conversation that the template was seen to render; for tool calls, in which of `TOOL_CALL_FORMS`"""
+
+    @property
+    def pad_id(self) -> int:
+        """The token that batches are padded with."""
+        return int(self.tokenizer.pad_token_id)
+
+    # --- conversations to ids ---
+
+    def encode_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
+        """Token ids of a conversation up to where the assistant begins to write.
+
+        Raises:
+            HandoffError: the template refuses the conversation, or leaves a part of it out.
+        """
+        self._require_rendered(messages, tools)
+        return self._encode(self._render(messages, tools, add_generation_prompt=True))
+
+    def encode_completion(
+        self, messages: Sequence[Message], answer: str | Message, finished: bool = True, tools: Tools = ()
+    ) -> tuple[list[int], list[int]]:
+        """(prompt ids, completion ids) of one answer. An unfinished answer has no end token.
+
+        Raises:
+            HandoffError: the template refuses the conversation, leaves a part of it out, or renders the prompt
+                differently once the answer follows it; or the answer holds an end token of its own.
+        """
+        message = assistant(answer)[0] if isinstance(answer, str) else answer
+        written = self.write(messages, message, finished, tools)
+        return written.prompt, written.completion
+
+    def encode_preference(self, preference: Preference) -> tuple[Written, Written]:
+        """What was written to say the chosen and the rejected side: the ids that were drawn, of a side that was sampled.
+
+        Raises:
+            HandoffError: as `encode_completion`.
+        """
+        sides = (
+            (preference.chosen, preference.chosen_ids, preference.chosen_finished),
+            (preference.rejected, preference.rejected_ids, preference.rejected_finished),
+        )
+        chosen, rejected = (
+            self.encode_side(preference.prompt, messages, finished, preference.tools, ids, preference.tokenizer_sha256)
+            for messages, ids, finished in sides
+        )
+        return chosen, rejected
+
+    def encode_side(
+        self,
+        prompt: Sequence[Message],
+        answers: Messages,
+        finished: bool = True,
+        tools: Tools = (),
+        ids: Sequence[int] | None = None,
+        tokenizer_sha256: str | None = None,
+    ) -> Written:
+        """One message of the assistant, or several with its tools' results between them, which are not learned.
+
+        Args:
+            ids: as they were drawn, by the tokenizer with this hash.
+
+        Raises:
+            HandoffError: as `encode_completion`.
+        """
+        drawn = self.drawn(ids, tokenizer_sha256)
+        if drawn is not None:
+            return Written(self.encode_prompt(prompt, tools), drawn, self._learned_of_drawn(drawn))
+        last = self.write((*prompt, *answers[:-1]), answers[-1], finished, tools)
+        if len(answers) == 1:
+            return last
+        start = self.encode_prompt(prompt, tools)
+        whole = last.prompt + last.completion
+        mask = [0] * len(last.prompt) + last.trained
+        if whole[: len(start)] != start:
+            raise HandoffError(_NOT_A_PREFIX)
+        for number, message in enumerate(answers[:-1]):
+            if message.role == "assistant" and message.weight != 0:
+                earlier = self.write((*prompt, *answers[:number]), message, True, tools)
+                ids_so_far = earlier.prompt + earlier.completion
+                if whole[: len(ids_so_far)] != ids_so_far:
+                    raise HandoffError(
+                        "the chat template rewrites an assistant's earlier message once others follow it, so the whole is "
+                        "not what the policy would have written: make a row of each message"
+                    )
+                mask[len(earlier.prompt) : len(ids_so_far)] = earlier.trained
+        return Written(start, whole[len(start) :], mask[len(start) :])
+
+    def _learned_of_drawn(self, ids: list[int]) -> list[int]:
+        """Which of the ids that were drawn are learned: all, less a masked thought."""
+        trained = [1] * len(ids)
+        if self.settings.thinking == "mask" and self.turn.thought_open is not None:
+            thought = _position_after(self.tokenizer, ids, self.turn.thought_close.strip()) or 0
+            trained[:thought] = [0] * thought
+        return trained
+
+    def drawn(self, ids: Sequence[int] | None, tokenizer_sha256: str | None) -> list[int] | None:
+        """The ids of a sampled completion where they are this tokenizer's and its thought is kept; else None."""
+        usable = ids and tokenizer_sha256 == self.tokenizer_sha256 and self.settings.thinking != "drop"
+        return list(ids or ()) if usable else None
+
+    def encode_conversation(
+        self, messages: Messages, last_only: bool = False, tools: Tools = (), prompt_messages: int | None = None
+    ) -> list[Encoded]:
+        """A conversation with the loss mask on what the assistant writes: every turn, or the last one alone.
+
+        Every turn is learned in the context that the policy sees when it writes it. Where the template renders earlier
+        turns as the policy wrote them, that is one example with several turns in its mask. Where it rewrites them (Qwen3
+        leaves out the thoughts of earlier turns, gpt-oss ends them with another token), a turn that differs is an example
+        of its own. Turns of weight 0 are context alone.
+
+        Args:
+            prompt_messages: how many messages are the prompt: `last_only` learns every turn after it. None: all but one.
+
+        Raises:
+            HandoffError: as `encode_completion`; or no turn is to be learned.
+        """
+        if not messages or messages[-1].role != "assistant":
+            raise ValueError("a conversation to learn from ends with the assistant's answer")
+        first = (len(messages) - 1 if prompt_messages is None else prompt_messages) if last_only else 0
+        turns = [n for n, message in enumerate(messages) if message.role == "assistant" and n >= first]
+        learned = [n for n in turns if messages[n].weight != 0]
+        if not learned:
+            raise HandoffError("every answer to learn from has weight 0: leave the row out, or set a weight to 1")
+        examples: list[Encoded] = []
+        for number in reversed(learned):
+            written = self.write(messages[:number], messages[number], True, tools)
+            ids = written.prompt + written.completion
+            whole = next((e for e in examples if e.input_ids[: len(ids)] == ids), None)
+            if whole is None:
+                examples.append(Encoded(ids, [0] * len(written.prompt) + written.trained))
+            else:
+                whole.loss_mask[len(written.prompt) : len(ids)] = written.trained
+        return examples
+
+    def write(self, messages: Sequence[Message], message: Message, finished: bool = True, tools: Tools = ()) -> Written:
+        """What the assistant writes to say `message` in answer to `messages`; see `encode_completion`."""
+        message = self._settle_thought(message, finished)
+        self._require_no_end(message)
+        self._require_rendered((*messages, message), tools)
+        before = self._render(messages, tools, add_generation_prompt=True)
+        prompt = self._encode(before)
+        if self._is_open_thought(message.content):
+            rest = self._encode(message.content)
+            return Written(prompt, rest, [1] * len(rest))
+        after = self._render((*messages, message), tools)
+        whole = self._encode(after)
+        if not after.startswith(before):
+            raise HandoffError(_NOT_A_PREFIX)
+        aligned = whole[: len(prompt)] == prompt
+        # else the answer's first blanks would merge with the prompt's last
+        rest = whole[len(prompt) :] if aligned else self._encode(after[len(before) :])
+        completion = self._up_to_end(rest, message.content)
+        trained = self._trained(messages, message, tools, prompt, completion, aligned)
+        if finished:
+            return Written(prompt, completion, trained)
+        return Written(prompt, completion[:-1], trained[:-1])
+
+    def _trained(
+        self,
+        messages: Sequence[Message],
+        message: Message,
+        tools: Tools,
+        prompt: list[int],
+        completion: list[int],
+        aligned: bool,
+    ) -> list[int]:
+        """Which tokens of a completion are learned: all, less a masked thought, and less what a template that marks what
+        the assistant writes (`{% generation %}`) leaves unmarked. The end token is always learned."""
+        trained = [1] * len(completion)
+        if aligned and _GENERATION_MARK.search(self.template):
+            marked = self._marks((*messages, message), tools)[len(prompt) : len(prompt) + len(completion)]
+            if len(marked) == len(completion) and any(marked):
+                trained = [int(mark) for mark in marked]
+        if self.settings.thinking == "mask" and message.reasoning_content:
+            end = _position_after(self.tokenizer, completion, self.turn.thought_close.strip())
+            trained[:end] = [0] * end
+        trained[-1] = 1
+        return trained
+
+    # --- ids to text ---
+
+    def read(self, ids: Sequence[int]) -> Answer:
+        """The answer that sampled ids are, its thought apart: a thought that was cut off is no answer."""
+        finished = bool(ids) and ids[-1] in self.stop_ids
+        body = list(ids[:-1] if finished else ids)
+        opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
+        if opening is not None and closing:
+            text = str(self.tokenizer.decode(body, skip_special_tokens=False)).lstrip()
+            if opening.strip() == "" or text.startswith(opening.strip()):
+                end = _position_after(self.tokenizer, body, closing)
+                if end is None:
+                    return Answer("", self._plain(body, opening.strip()), False)
+                thought = self._plain(body[:end], opening.strip(), closing)
+                return Answer(self._plain(body[end:]), thought or None, finished)
+        lead = self.turn.lead.strip()
+        if lead:
+            end = _position_after(self.tokenizer, body, lead)
+            text = str(self.tokenizer.decode(body, skip_special_tokens=False)).lstrip()
+            if end is not None and text.startswith(lead):
+                body = body[end:]
+        return Answer(self._plain(body), None, finished)
+
+    def decode_completion(self, ids: Sequence[int]) -> str:
+        """The text of a sampled answer, without its thought and special tokens."""
+        return self.read(ids).text
+
+    def ends(self, ids: Sequence[int]) -> bool:
+        """Whether a completion's last token ends a turn."""
+        return bool(ids) and ids[-1] in self.stop_ids
+
+    def _plain(self, ids: Sequence[int], opening: str = "", closing: str = "") -> str:
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=not (opening or closing))).strip()
+        text = text.removeprefix(opening).removesuffix(closing)
+        for token in self.tokenizer.all_special_tokens if opening or closing else ():
+            text = text.replace(token, "")
+        return text.strip()
+
+    # --- the template ---
+
+    def _render(self, messages: Sequence[Message], tools: Tools = (), add_generation_prompt: bool = False) -> str:
+        return render_messages(
+            self.tokenizer,
+            self.template,
+            self._as_template_takes(messages),
+            add_generation_prompt,
+            self.settings.template_arguments,
+            tools,
+        )
+
+    def _as_template_takes(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        form = self._rendered.get(CALLS, TOOL_CALL_FORMS[0])
+        taken = [as_template_message(message, *form) for message in messages]
+        return [in_parts(message) for message in taken] if self.content_in_parts else taken
+
+    def _marks(self, messages: Sequence[Message], tools: Tools) -> list[int]:
+        """1 on the tokens that the template marks as the assistant's."""
+        rendered = self.tokenizer.apply_chat_template(
+            self._as_template_takes(messages),
+            tools=list(tools) if tools else None,
+            chat_template=self.template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **self.settings.template_arguments,
+        )
+        return list(rendered["assistant_masks"])
+
+    def _encode(self, text: str) -> list[int]:
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise HandoffError("the chat template writes two beginning-of-sequence tokens: fix the template")
+        return ids
+
+    def _up_to_end(self, rest: list[int], text: str) -> list[int]:
+        """What the assistant writes, up to and with the token that ends its turn."""
+        ends = [place for place, token in enumerate(rest) if token in self.stop_ids]
+        if not ends:
+            last = next((token for token in reversed(rest) if str(self.tokenizer.decode([token])).strip()), None)
+            if last in special_ids(self.tokenizer):
+                raise HandoffError(
+                    f"the chat template ends this answer with {self.tokenizer.decode([last])!r}, at which sampling would "
+                    f"not stop (it stops at {', '.join(self.tokenizer.decode([i]) for i in self.stop_ids)}): name all "
+                    "tokens that end an answer with end_of_turn"
+                )
+            return [*rest, self.end_id]  # a template that closes a turn with no token of its own
+        if str(self.tokenizer.decode(rest[ends[0] + 1 :], skip_special_tokens=True)).strip():
+            raise _two_ends(self.tokenizer.decode([rest[ends[0]]]), text)
+        return rest[: ends[0] + 1]
+
+    def _require_no_end(self, message: Message) -> None:
+        for token in self.stop_ids:
+            name = str(self.tokenizer.decode([token], skip_special_tokens=False))
+            if name and name in f"{message.content}{message.reasoning_content or ''}":
+                raise _two_ends(name, message.content)
+
+    # --- thoughts ---
+
+    def _settle_thought(self, message: Message, finished: bool) -> Message:
+        """A message with its thought in `reasoning_content`, or without one, as `thinking` says."""
+        opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
+        if opening is not None and closing and message.reasoning_content is None:
+            body = message.content.lstrip()
+            if closing in body and (opening.strip() == "" or body.startswith(opening.strip())):
+                thought, _, answer = body.removeprefix(opening.strip()).partition(closing)
+                # blanks around them are the template's
+                changed = {"content": answer.strip(), "reasoning_content": thought.strip() or None}
+                message = message.model_copy(update=changed)
+            elif finished and self._is_open_thought(body):
+                raise HandoffError(
+                    f"the answer is a thought that is not closed ({closing!r} is missing), so it would be learned as an "
+                    f"answer: {message.content[:80]!r}"
+                )
+        if self.settings.thinking == "drop" and message.reasoning_content is not None:
+            return message.model_copy(update={"reasoning_content": None})
+        return message
+
+    def _is_open_thought(self, text: str) -> bool:
+        opening, closing = (self.turn.thought_open or "").strip(), self.turn.thought_close.strip()
+        return bool(opening) and text.lstrip().startswith(opening) and closing not in text
+
+    # --- nothing is left out ---
+
+    def _require_rendered(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Refuse a conversation of which the template leaves a part out in silence.
+
+        Each kind of part (a role, tools, tool calls, a thought, a name) is tried once: rendered with and without it.
+
+        Raises:
+            HandoffError: naming the part.
+        """
+        for part, remedy, fewer, fewer_tools in parts_of(messages, tools):
+            if part in self._rendered:
+                continue
+            for form in TOOL_CALL_FORMS if part == CALLS else (True,):
+                self._rendered[part] = form
+                if self._differ(messages, tools, fewer, fewer_tools, last=form in (True, TOOL_CALL_FORMS[-1])):
+                    break
+            else:
+                del self._rendered[part]
+                raise HandoffError(
+                    f"the chat template leaves {part} out of what it renders, so the policy would never see it: {remedy}"
+                )
+
+    def _differ(
+        self, messages: Sequence[Message], tools: Tools, fewer: Sequence[Message], fewer_tools: Tools, last: bool
+    ) -> bool:
+        """Whether a part makes a difference to what is rendered. What is refused with it is an error at the last try alone;
+        what is refused without it makes one."""
+        try:
+            with_part = self._render(messages, tools)
+        except HandoffError:
+            if last:
+                raise
+            return False
+        try:
+            return with_part != self._render(fewer, fewer_tools)
+        except HandoffError:
+            return True
+
+
+def _two_ends(name: str, text: str) -> HandoffError:
+    return HandoffError(
+        f"two end-of-sequence tokens ({name!r}) in one answer, so the policy would learn to stop at the first: remove it "
+        f"from the data, or fix the template if the text has none: {text[:80]!r}"
+    )
+
+
+def _position_after(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> Any:
+    """How many of the ids it takes to write `text` to its end; None where they do not."""
+
+    def holds(count: int) -> bool:
+        return text in str(tokenizer.decode(list(ids[:count]), skip_special_tokens=False))
+
+    if not text or not holds(len(ids)):
+        return None
+    low, high = 0, len(ids)
+    while low < high:  # what holds the text goes on holding it
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return high
+
+
+# --- making one ---
+
+
+def build_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ChatSettings | None = None,
+    model_end_ids: Sequence[int] = (),
+    tokenizer_sha256: str = "",
+    name: str = "the model",
+) -> Chat:
+    """A tokenizer with what its template and its model say of turns.
+
+    Args:
+        model_end_ids: the end tokens that the model names for its own generation.
+
+    Raises:
+        HandoffError: the tokenizer has no template or end, the template writes no answers, or it ends them with a token
+            that is not among `end_of_turn`.
+    """
+    settings = settings or ChatSettings()
+    check_tokenizer(tokenizer, name)
+    template = with_fixed_date(str(tokenizer.chat_template))
+    turn, parts = _probe(tokenizer, template, settings.template_arguments)
+    model_ends = {int(tokenizer.eos_token_id), *model_end_ids}
+    written = end_of_turn(tokenizer, turn, tuple(model_ends))
+    if settings.end_of_turn:
+        stops = named_end_tokens(tokenizer, settings.end_of_turn)
+        if written is not None and written not in stops:
+            raise HandoffError(
+                f"{name}: its chat template ends an answer with {tokenizer.decode([written])!r}, and sampling would not "
+                f"stop at it: add it to end_of_turn ({', '.join(settings.end_of_turn)})"
+            )
+        end = stops[0] if written is None else written
+        return Chat(tokenizer, tuple(sorted(set(stops))), end, template, turn, settings, tokenizer_sha256, parts)
+    end = int(tokenizer.eos_token_id) if written is None else written
+    return Chat(tokenizer, tuple(sorted({end, *model_ends})), end, template, turn, settings, tokenizer_sha256, parts)
+
+
+def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a tokenizer's template ends an answer with; None where it writes none, or there is no template."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        turn, _ = _probe(tokenizer, with_fixed_date(str(tokenizer.chat_template)), {})
+    except HandoffError:
+        return None
+    return end_of_turn(tokenizer, turn, ())
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping[str, Any]) -> tuple[Turn, bool]:
+    """An assistant's turn, and whether the template takes content as a list of parts alone."""
+
+    def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        return render_messages(tokenizer, template, messages, add_generation_prompt, arguments)
+
+    try:
+        return probe_turn(render), False
+    except HandoffError:  # templates of models that see images
+        return probe_turn(lambda messages, prompt: render([in_parts(message) for message in messages], prompt)), True
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that would train in silence on the wrong thing.
+
+    Raises:
+        HandoffError: no chat template, no end-of-sequence token, or padding that looks like the end of a sequence.
+    """
+    if not tokenizer.chat_template:
+        raise HandoffError(
+            f"{name}: the tokenizer has no chat template; use an instruction-tuned model, or give one with chat_template"
+        )
+    if tokenizer.eos_token_id is None:
+        raise HandoffError(f"{name}: the tokenizer has no end-of-sequence token, so no answer would ever be finished")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise HandoffError(
+            f"{name}: padding and end-of-sequence are one token ({tokenizer.eos_token!r}), so the real end would be "
+            "taken for padding; set another pad_token in tokenizer_config.json"
+        )
+
+
+def encode_each(
+    rows: Sequence[Row], encode: Callable[[Row], Made], what: str, dropping: Run | None = None
+) -> list[tuple[Row, Made]]:
+    """Each row, and `encode` of it.
+
+    Args:
+        dropping: the run that goes on without the rows that cannot be rendered, and lists them (`on_bad_row: drop`).
+
+    Raises:
+        DataError: with every row that the chat template cannot take; or none is left.
+    """
+    made: list[tuple[Row, Made]] = []
+    faults: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            made.append((row, encode(row)))
+        except HandoffError as error:
+            faults.append(f"row {number}{_beginning(row)}: {error}")
+    if faults and (dropping is None or not made):
+        raise DataError(f"{len(faults)} of {len(rows)} {what} cannot be rendered as they are", faults)
+    if faults and dropping is not None:
+        dropping.facts["rows_not_rendered"] = dropping.facts.get("rows_not_rendered", 0) + len(faults)
+        say(f"{len(faults)} of {len(rows)} {what} dropped (on_bad_row: drop); the first: {faults[0]}")
+        if is_main_process():
+            with (dropping.folder / UNRENDERED).open("a", encoding="utf-8") as file:
+                file.writelines(f"{what}: {fault}\n" for fault in faults)
+    return made
+
+
+def _beginning(row: object) -> str:
+    """The first words of a row's prompt, by which it is found in its file."""
+    prompt = getattr(row, "prompt", row)
+    messages = getattr(prompt, "messages", prompt)
+    first = messages[0] if isinstance(messages, tuple) and messages else None
+    return f" ({first.content[:40]!r})" if isinstance(first, Message) else ""
+
+
+def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:
+    """Refuse an example with nothing to learn, or with two end tokens in a row.
+
+    Raises:
+        HandoffError: naming the example.
+    """
+    if not any(encoded.loss_mask):
+        raise HandoffError(f"{where}: no token is trained on; its loss mask is empty")
+    for a, b in itertools.pairwise(encoded.input_ids):
+        if a == b and a in chat.stop_ids:
+            raise HandoffError(
+                f"{where}: two end-of-sequence tokens follow one another; the answer's text ends with "
+                f"{chat.tokenizer.decode([a])!r} already: remove it from the data"
+            )
+
+
+def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, colour: bool | None = None) -> str:
+    """The example as text: tokens that are trained on in green, or in ⟦brackets⟧.
+
+    Args:
+        colour: None: where standard error is a terminal.
+    """
+    start, end = ("\x1b[32m", "\x1b[0m") if (sys.stderr.isatty() if colour is None else colour) else ("⟦", "⟧")
+    parts = []
+    for trained, run in itertools.groupby(
+        zip(encoded.input_ids, encoded.loss_mask, strict=True), key=lambda pair: bool(pair[1])
+    ):
+        text = str(tokenizer.decode([token for token, _ in run]))  # together: one character can be several tokens
+        parts.append(f"{start}{text}{end}" if trained else text)
+    return "".join(parts)

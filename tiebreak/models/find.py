@@ -1,0 +1,232 @@
+"""Where a model comes from: a run folder, a hub id, a local path, or `bundled:…`, and what pins it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tiebreak.config import ChatSettings
+from tiebreak.errors import HandoffError, ModelError, RunError, TiebreakError
+from tiebreak.hashing import hash_file, hash_text
+from tiebreak.models.adapters import (
+    ADAPTER_FILE,
+    PEFT_FILE,
+    is_adapter,
+    require_known,
+    to_adapter_config,
+)
+from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
+from tiebreak.runs import checkpoints
+from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
+
+ModelKind = Literal["policy", "reward"]
+
+if TYPE_CHECKING:
+    pass
+
+TRUST = (
+    "read it, and set training.trust_remote_code: true (trust_remote_code: true where there is no training) to run it"
+)
+
+
+MODEL_FILE = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found, with the hashes that pin it."""
+
+    name: str
+    """as the configuration names it"""
+    kind: ModelKind
+    id: str
+    """the manifest's id, or the base's name"""
+    base: str
+    base_path: Path
+    base_sha256: str
+    folder: Path | None
+    """its adapter: `final/` of the run it came from, or a folder of PEFT's; None for a base model"""
+    trust_remote_code: bool = False
+    """whether the user lets Python code of the base's folder run"""
+    stage: str | None = None
+    """that made it, if one did"""
+    pinned: Mapping[str, Any] = field(default_factory=dict)
+    """what `MODEL_FILE` says; nothing of a base model, or of an adapter that no stage finished"""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where its tokenizer is: beside the adapter, or the base's."""
+        has_own = self.folder is not None and (self.folder / "tokenizer_config.json").is_file()
+        return self.folder if self.folder is not None and has_own else self.base_path
+
+
+def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = False) -> ModelSource:
+    """Find a model by run folder, path, hub id or bundled name, and check what its run pinned.
+
+    Raises:
+        RunError: a run folder that is not finished, or a checkpoint that is not complete.
+        ModelError: nothing by that name, or no safetensors in it.
+        HandoffError: a run of another kind, or one whose base weights are no longer the same; an adapter that cannot be
+            continued exactly.
+    """
+    path = Path(name)
+    if path.name == "final" and (path.parent / MANIFEST).is_file():
+        path = path.parent
+    if (path / MANIFEST).is_file():
+        return _find_trained(str(path), kind, trust_remote_code)
+    if (path / RUN_FILE).is_file():
+        raise RunError(f"{name} is not finished (it has no {MANIFEST}): run its stage to the end first")
+    if is_adapter(path):
+        return _find_adapter(path, kind, trust_remote_code)
+    base_path = find_base(name, trust_remote_code)
+    return ModelSource(name, kind, name, name, base_path, base_sha256(base_path), None, trust_remote_code)
+
+
+def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
+    """An adapter that no stage finished: a checkpoint, or one that was made elsewhere."""
+    if path.parent.name == "checkpoints" and (fault := checkpoints.fault_of(path)):
+        raise RunError(f"{path} is not a complete checkpoint ({fault}): name another one")
+    if kind == "reward":
+        raise HandoffError(
+            f"{path} is an adapter, and a reward model has a score scale too: name a finished reward run"
+        )
+    values = require_known(path, str(path))
+    run = path.parent.parent
+    made_here = path.parent.name == "checkpoints" and (run / RUN_FILE).is_file()
+    config = read_run_file(run)["config"] if made_here else {}
+    base, chat = bundled_name(str(values.get("base_model_name_or_path") or "")), {}
+    if config:
+        with suppress(TiebreakError):
+            began_as = find_model(config["policy"], kind, trust_remote_code)
+            base, chat = began_as.base, dict(began_as.pinned.get("chat") or {})
+        chat |= {key: config[key] for key in ChatSettings.model_fields if key != "chat_template" and config.get(key)}
+    if not base:
+        raise HandoffError(
+            f"{path / PEFT_FILE} names no base model: set base_model_name_or_path to the one it was made on"
+        )
+    try:
+        base_path = find_base(base, trust_remote_code)
+    except ModelError as error:
+        raise ModelError(f"{path} is an adapter on {base}, which is not to be had ({error})") from error
+    identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
+    quantized = ((config.get("adapter") or {}).get("method")) == "qlora"
+    pinned = {"quantized": quantized, "chat": chat, "adapter": to_adapter_config(values, quantized).model_dump()}
+    name, weights = str(path), base_sha256(base_path)
+    return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)
+
+
+def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
+    manifest = read_manifest(name)
+    final = Path(name) / "final"
+    if not (final / MODEL_FILE).is_file():
+        raise HandoffError(f"{name} holds a finished {manifest['stage']!r} run, which has no model in it")
+    pinned = json.loads((final / MODEL_FILE).read_text())
+    if pinned["kind"] != kind:
+        article = "a reward model" if pinned["kind"] == "reward" else "a policy"
+        raise HandoffError(f"{name} is {article}, and a {kind} model was asked for here")
+    for file, expected in ((ADAPTER_FILE, pinned["adapter_sha256"]),):
+        if hash_file(final / file) != expected:
+            raise HandoffError(f"{final / file} is not the file that was saved: its hash differs; train it again")
+    base_path = find_base(pinned["base"], trust_remote_code)
+    require_same_code(name, base_path, pinned.get("code_sha256"), trust_remote_code)
+    found = base_sha256(base_path)
+    if found != pinned["base_sha256"]:
+        raise HandoffError(
+            f"{name} was trained on other weights of {pinned['base']} (sha256 {pinned['base_sha256'][:12]}…) than those "
+            f"there now ({found[:12]}…): restore them, or train again"
+        )
+    stage = str(manifest["stage"])
+    return ModelSource(
+        name, kind, manifest["id"], pinned["base"], base_path, found, final, trust_remote_code, stage, pinned
+    )
+
+
+def find_base(name: str, trust_remote_code: bool = False) -> Path:
+    """The folder of a base model: a local one, the bundled one, or the hub's, as it lies in the cache or is fetched.
+
+    Raises:
+        ModelError: there is none, or its weights are no safetensors.
+    """
+    if name.startswith(PREFIX):
+        return load_bundled(name)
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name} is neither a model (no config.json) nor a finished run (no {MANIFEST})")
+        _require_safetensors(path, name)
+        return path
+    if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
+        raise ModelError(f"no such model: {name} is not there; run the stage that writes it first, or fix the path")
+    return _from_hub(name, trust_remote_code)
+
+
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+    wanted += ["*.py"] if trust_remote_code else []
+    try:
+        path = Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot get {name!r} from the hub ({str(error).splitlines()[0]}): name a local folder with safetensors, "
+            f"or bundled:smollm2-135m-instruct, which needs no hub"
+        ) from error
+    _require_safetensors(path, name)
+    return path
+
+
+def _require_safetensors(path: Path, name: str) -> None:
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{name} has no .safetensors weights; pickled ones are not loaded: convert them first")
+
+
+def base_sha256(path: Path) -> str:
+    """One hash over a model's configuration and weights, remembered by size and time so that it is computed once."""
+    files = sorted([path / "config.json", *path.glob("*.safetensors")])
+    stamp = hash_text(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]))
+    remembered = cache_folder() / "hashes" / stamp
+    if remembered.is_file():
+        return remembered.read_text()
+    digest = hash_text(json.dumps([(f.name, hash_file(f)) for f in files]))
+    with suppress(OSError):  # a cache that cannot be written costs the time to compute it again
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        temporary = remembered.with_suffix(f".{os.getpid()}")
+        temporary.write_text(digest)
+        temporary.replace(remembered)
+    return digest
+
+
+def code_sha256(path: Path) -> str | None:
+    """One hash over the Python files of a model's folder; None where there are none."""
+    files = {file.name: hash_file(file) for file in sorted(path.glob("*.py"))}
+    return hash_text(json.dumps(files)) if files else None
+
+
+def require_same_code(name: str, base_path: Path, pinned: str | None, trust_remote_code: bool) -> None:
+    """Refuse a run whose base runs code of its own, if that is not trusted, or is not the code that it was trained with.
+
+    Raises:
+        HandoffError: either.
+    """
+    if pinned is None:
+        return
+    if not trust_remote_code:
+        raise HandoffError(f"{name} was trained with code of its own in {base_path}: {TRUST}")
+    if code_sha256(base_path) != pinned:
+        raise HandoffError(
+            f"{name}: the code in {base_path} is not the code it was trained with: restore it, or train again"
+        )
+
+
+def copy_code(model: Path, folder: Path) -> None:
+    """Put a model's own code beside a copy of its tokenizer or weights, whose configuration names it."""
+    for file in sorted(model.glob("*.py")):
+        shutil.copyfile(file, folder / file.name)

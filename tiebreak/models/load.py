@@ -1,0 +1,347 @@
+"""The only code that loads or saves a model.
+
+A model is named by a run folder, a hub id, a local path, or `bundled:…`; a local path may also hold an adapter that
+PEFT saved (tiebreak.models.adapters), or a checkpoint. Whatever a stage trains is one LoRA adapter on the base weights
+(and, for a reward model, a score head), so every policy of a recipe is the same base with another adapter, and PPO can
+hold them all on one backbone. `final/model.json` pins base weights, adapter, tokenizer and chat template by hash;
+loading checks them. `final/probe.json` holds what the model answered before it was saved; every load repeats that and
+refuses a model that answers differently.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
+from tiebreak.errors import ConfigError, HandoffError, MachineError
+from tiebreak.models.adapters import (
+    ADAPTER_FILE,
+    load_adapter,
+    read_peft_config,
+    require_same_adapter,
+    require_trainable,
+)
+from tiebreak.models.find import ModelKind, ModelSource
+from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values, verify_probe
+from tiebreak.models.targets import left_out, require_frozen_head, require_targets
+from tiebreak.models.tokenizers import load_error, load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# --- code that a model brings along ---
+
+
+# --- tokenizer ---
+
+
+# --- loading ---
+
+
+def resolve_precision(training: LoadingConfig) -> torch.dtype:
+    """The number format to train in on this machine.
+
+    Raises:
+        MachineError: a setting that needs a GPU, on a machine without one.
+    """
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu and training.precision == "float16":
+        raise MachineError(
+            "training.precision: float16 needs a GPU, and this machine has none: use auto, float32 or bfloat16"
+        )
+    if not has_gpu and training.attention == "flash_attention_2":
+        raise MachineError(
+            "training.attention: flash_attention_2 needs a GPU, and this machine has none: use auto, sdpa or eager"
+        )
+    if training.precision == "auto":
+        return torch.bfloat16 if has_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[training.precision]
+
+
+def load_base(
+    source: ModelSource, training: LoadingConfig, kind: ModelKind = "policy", quantized: bool = False, members: int = 1
+) -> PreTrainedModel:
+    """The base weights: a causal language model, or for `reward` a sequence classifier with one output a member.
+
+    A finished reward model has as many members as it was trained with, whatever `members` says.
+
+    Under ZeRO-3 this must be called before the training arguments are made: the model is loaded whole and DeepSpeed
+    shards it when training starts, which keeps adapters that are copied or saved here whole as well.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers.utils import logging as transformers_logging
+
+    dtype = resolve_precision(training)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": training.trust_remote_code or source.trust_remote_code,
+    }
+    if training.attention != "auto":
+        options["attn_implementation"] = training.attention
+    if quantized:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_use_double_quant=True,
+            llm_int8_skip_modules=["lm_head", "score"],
+        )
+    loader: Any = AutoModelForCausalLM
+    if kind == "reward":
+        loader = _scorer_of(source, training) or AutoModelForSequenceClassification
+        options["num_labels"] = _saved_members(source) if source.kind == "reward" else members
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a causal model's weights in a classifier: the new head is expected
+    transformers_logging.disable_progress_bar()
+    try:
+        model = loader.from_pretrained(source.base_path, **options)
+    except (OSError, ValueError) as error:
+        raise load_error(source, "the model" if kind == "policy" else "a classifier of it", error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model.config.use_cache = False
+    _keep_weights_as_they_are(model)
+    return model
+
+
+def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedModel] | None:
+    """See `tiebreak.models.scorers`. None also where a model brings its own code, its own classifier in it."""
+    from transformers import AutoConfig
+
+    from tiebreak.models.scorers import scorer_class
+
+    config = AutoConfig.from_pretrained(source.base_path, trust_remote_code=training.trust_remote_code)
+    return None if getattr(config, "auto_map", None) else scorer_class(config)
+
+
+def _keep_weights_as_they_are(model: nn.Module) -> None:
+    """On some processors bitsandbytes repacks 4-bit weights once a layer is called in evaluation mode; repacked ones have
+    no gradient, and a probe before training would leave the adapters below them untrained."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_policy(
+    source: ModelSource, training: OptimizerConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
+) -> PeftModel:
+    """A policy to train: the run's own adapter, gone on with, or a new one on a base model.
+
+    Raises:
+        ConfigError: an adapter is asked for that is not the one the policy has.
+    """
+    from peft import prepare_model_for_kbit_training
+
+    quantized = is_quantized(source, adapter)
+    if source.folder is not None:
+        require_trainable(source.folder, source.name)
+    base = load_base(source, training, quantized=quantized)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    if quantized:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
+    torch.manual_seed(training.seed)
+    if source.folder is None:
+        return _new_adapter(base, adapter or AdapterConfig(), "CAUSAL_LM")
+    model = load_adapter(base, source.folder, source.name, trains=True)
+    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
+    require_frozen_head(model, source.name)
+    if source.stage is not None:
+        verify_probe(model, source.folder)
+    return model
+
+
+def _new_adapter(base: PreTrainedModel, adapter: AdapterConfig, task: str) -> PeftModel:
+    """A new adapter on a base model.
+
+    Raises:
+        ConfigError: it cannot be put there.
+    """
+    from peft import get_peft_model
+
+    require_targets(base, adapter)
+    try:
+        return get_peft_model(base, lora_config(adapter, task, base))
+    except ValueError as error:  # what PEFT refuses for an architecture's own reasons
+        raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
+
+
+def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Module:
+    """A policy to sample from or to measure, in eval mode, on this process's device.
+
+    In float32 the adapter is merged into the weights, which is exact to rounding and saves its matrix products; where it is
+    not (weights that two modules share), it stays beside them.
+    """
+    quantized = is_quantized(source, None)
+    model: nn.Module = _with_adapter(source, training, quantized)
+    if source.folder is not None and not quantized and resolve_precision(training) == torch.float32:
+        merged = _merged(model)
+        model = _with_adapter(source, training, quantized) if merged is None else merged
+    if torch.cuda.is_available() and not quantized:
+        model = model.to("cuda")
+    return model.eval().requires_grad_(False)
+
+
+def _with_adapter(source: ModelSource, training: LoadingConfig, quantized: bool) -> nn.Module:
+    model: nn.Module = load_base(source, training, quantized=quantized)
+    if source.folder is not None:
+        model = load_adapter(model, source.folder, source.name, trains=False)
+        if source.stage is not None:
+            verify_probe(model, source.folder)
+    return model
+
+
+def _merged(model: Any) -> nn.Module | None:
+    """A model with its adapter merged into its weights; None if that answers otherwise."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [number * 7919 % vocabulary for number in range(1, 25)]
+    apart = probe_values(model, ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that shared weights may go wrong: they are compared
+        merged: nn.Module = model.merge_and_unload()
+    difference = max(abs(a - b) for a, b in zip(probe_values(merged, ids), apart, strict=True))
+    return merged if difference <= PROBE_TOLERANCE_ELSEWHERE[torch.float32] else None
+
+
+def _saved_members(source: ModelSource) -> int:
+    """How many score heads a finished reward model has: the rows of what was saved."""
+    from safetensors import safe_open
+
+    if source.folder is None:
+        return 1
+    with safe_open(source.folder / ADAPTER_FILE, framework="pt") as tensors:
+        heads = [tensors.get_slice(key).get_shape()[0] for key in tensors.keys() if key.endswith("score.weight")]  # noqa: SIM118
+    if len(heads) != 1:
+        raise HandoffError(f"{source.folder / ADAPTER_FILE} has no score head: it is not a reward model")
+    return int(heads[0])
+
+
+def load_reward_model(
+    source: ModelSource,
+    training: OptimizerConfig,
+    adapter: AdapterConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    members: int = 1,
+) -> PeftModel:
+    """A reward model to train: a policy's adapter as its start, and a new score head of one row a member.
+
+    The head is drawn from N(0, 1/(d+1)) with d the hidden size (Huang et al. 2024, detail 11; Stiennon et al. 2020).
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    quantized = is_quantized(source, adapter)
+    if source.folder is not None:
+        require_trainable(source.folder, source.name)
+    base = load_base(source, training, kind="reward", quantized=quantized, members=members)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.config.num_labels = 1  # TRL's trainer asks for one; what it makes of several heads, reward.trainer replaces
+    torch.manual_seed(training.seed)
+    hidden = base.config.get_text_config().hidden_size
+    nn.init.normal_(base.score.weight, std=(hidden + 1) ** -0.5)
+    if quantized:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
+    if source.folder is None:
+        return _new_adapter(base, adapter or AdapterConfig(), "SEQ_CLS")
+    head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
+    model = get_peft_model(base, read_peft_config(source.folder, "SEQ_CLS"))
+    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
+    learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
+    loaded = set_peft_model_state_dict(model, learned | head)
+    missing = [key for key in loaded.missing_keys if ".lora_" in key]
+    if loaded.unexpected_keys or missing:
+        faults = [*loaded.unexpected_keys, *missing]
+        raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {faults[:3]}")
+    return model
+
+
+def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A policy's adapter without what is in its language-model head (ModernBERT's has a dense layer), which a reward
+    model does not have."""
+    layers = f"base_model.model.{base.base_model_prefix}."
+    return {name: weight for name, weight in adapter.items() if name.startswith(layers)}
+
+
+def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> PeftModel:
+    """A finished reward model to score with, in eval mode, its probe repeated."""
+    from peft import PeftModel
+
+    if source.folder is None:
+        raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
+    base = load_base(source, training, kind="reward", quantized=is_quantized(source, None))
+    base.config.pad_token_id = load_tokenizer(source).pad_token_id
+    model = PeftModel.from_pretrained(base, source.folder)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    verify_probe(model, source.folder)
+    return model.eval().requires_grad_(False)
+
+
+def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
+    """Whether the base weights are to be held in NF4: as the configuration says, or as the run was trained."""
+    if adapter is not None:
+        return adapter.method == "qlora"
+    return bool(source.pinned.get("quantized"))
+
+
+def lora_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
+    """PEFT's configuration of ours, for a base model."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
+        exclude_modules=left_out(base, adapter),
+        task_type=task,
+    )
+
+
+def saved_adapter(source: ModelSource) -> AdapterConfig:
+    """The adapter a run was trained with."""
+    if source.folder is None:
+        raise ValueError("a base model has no adapter")
+    return AdapterConfig.model_validate(source.pinned["adapter"])
+
+
+def adapter_of(source: ModelSource, asked: AdapterConfig | None) -> AdapterConfig:
+    """The adapter a stage trains: the one asked for, else the policy's own, else the default on a base model."""
+    return asked or (saved_adapter(source) if source.folder else AdapterConfig())
+
+
+# --- adapters on one backbone ---
+
+
+@contextmanager
+def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
+    """Run with another adapter, and leave what trains as it is.
+
+    PEFT's own `set_adapter` also switches `requires_grad`, which would stop the policy from training after the first
+    reference pass.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, names in zip(layers, before, strict=True):
+            layer._active_adapter = names
+
+
+# --- saving ---
+
+
+# --- the probe ---

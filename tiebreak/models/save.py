@@ -1,0 +1,85 @@
+"""A trained adapter on disk: its weights, what pins them, and a copy of what it needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from tiebreak.config import AdapterConfig, ChatSettings
+from tiebreak.hashing import hash_file
+from tiebreak.models.adapters import (
+    ADAPTER_FILE,
+    belongs_to,
+)
+from tiebreak.models.chat import Chat
+from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, code_sha256, copy_code
+from tiebreak.models.tokenizers import tokenizer_facts
+from tiebreak.packed.sharding import gathered
+from tiebreak.records import write_json
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:
+    """An adapter's weights (a score head with them) on the CPU, under the names PEFT saves. All ranks must call it."""
+    from peft import get_peft_model_state_dict
+
+    named = {key: parameter for key, parameter in model.named_parameters() if belongs_to(key, name)}
+    with gathered(list(named.values())):
+        whole = {key: parameter.detach().to("cpu", copy=True) for key, parameter in named.items()}
+    state = get_peft_model_state_dict(model, state_dict=whole, adapter_name=name, save_embedding_layers=False)
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+def save_adapter(
+    folder: Path,
+    model: PeftModel,
+    state: dict[str, Tensor],
+    chat: Chat,
+    source: ModelSource,
+    kind: ModelKind,
+    adapter: AdapterConfig,
+    name: str = "default",
+) -> dict[str, Any]:
+    """Write an adapter with all that pins it; returns the facts for the manifest."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    config = model.peft_config[name]
+    config.base_model_name_or_path = source.base
+    config.inference_mode = True
+    config.save_pretrained(folder)
+    _in_fixed_order(folder / "adapter_config.json")
+    chat.tokenizer.save_pretrained(folder)
+    facts = {
+        "kind": kind,
+        "base": source.base,
+        "base_sha256": source.base_sha256,
+        "adapter_sha256": hash_file(folder / ADAPTER_FILE),
+        "quantized": adapter.method == "qlora",
+        "adapter": adapter.model_dump(),
+        **tokenizer_facts(chat.tokenizer),
+        **_pinned_chat(chat.settings),
+        **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),
+    }
+    if source.trust_remote_code:
+        copy_code(source.base_path, folder)
+    write_json(folder / MODEL_FILE, facts)
+    return facts
+
+
+def _pinned_chat(settings: ChatSettings) -> dict[str, Any]:
+    """How conversations were rendered, where it is not the default. The template itself is saved with the tokenizer."""
+    stated = settings.model_dump(exclude={"chat_template"}, exclude_defaults=True)
+    return {"chat": stated} if stated else {}
+
+
+def _in_fixed_order(path: Path) -> None:
+    """PEFT writes sets, whose order changes from process to process: equal runs must write equal bytes."""
+    values = json.loads(path.read_text())
+    write_json(path, {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(values.items())})

@@ -1,0 +1,354 @@
+"""The language-model head on the tokens that count, in chunks, with no logits kept for the backward pass.
+
+The gradient of a token's log-probability with respect to its hidden state h is (W[y] − Σ_v p_v·W[v])/T, a vector that
+the forward pass can form while the token's logits are at hand. Keeping that vector, of the hidden size, in place of the
+logits, of the vocabulary's, costs no operation more and makes memory independent of the vocabulary.
+
+Some architectures scale their logits, z = s·(W·h + b), and some cap them, c·tanh(z/c) (Gemma Team 2024, section 2): then
+row v of W counts s·(1 − tanh²(z_v/c)) times. A head that is anything else (another layer before it, an adapter on it) is
+the model's own code, differentiated by autograd in chunks that are computed again for their gradient. `head_of` finds out
+which of the two a model has by trying it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tiebreak.packed.sharding import gathered
+
+CHUNK_TOKENS = 256
+SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
+"""what architectures call the factor of their logits, in their configurations"""
+FOUND = "_tiebreak_head"
+"""the attribute of a model whose head was tried"""
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """One value a token, each of shape (tokens,), in float32, or float64 of such a model.
+
+    Only `logps` has a gradient, and `entropy` where it was asked for.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    """in nats"""
+    mean_logits: Tensor
+    is_top1: Tensor
+    """whether the token is the likeliest"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a causal language model makes logits of its last hidden states."""
+
+    model: nn.Module
+    linear: nn.Linear | None
+    """None: the model's own code is called"""
+    scale: float = 1.0
+    cap: float | None = None
+
+    def token_logps(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy_gradient: bool = False
+    ) -> HeadOutput:
+        """Log-probabilities of `targets` under softmax(logits/temperature).
+
+        Args:
+            hidden: final hidden states, shape (tokens, hidden).
+            targets: token ids, shape (tokens,).
+            entropy_gradient: let the entropy have a gradient too, for one matrix product more.
+        """
+        trains = self.linear is not None and self.linear.weight.requires_grad and torch.is_grad_enabled()
+        if self.linear is None or trains:
+            return _own_token_logps(self.model, hidden, targets, temperature, entropy_gradient)
+        return token_logps(
+            hidden,
+            self.linear,
+            targets,
+            temperature,
+            scale=self.scale,
+            cap=self.cap,
+            entropy_gradient=entropy_gradient,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, (tokens, hidden) to (tokens, vocabulary)."""
+        if self.linear is None:
+            return own_logits(self.model, hidden)
+        logits: Tensor = self.linear(hidden)
+        return _shaped(logits, self.scale, self.cap)
+
+
+def _shaped(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    """Scaled, then capped."""
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+class _TokenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        scale: float,
+        cap: float | None,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        slopes: list[Tensor] = []
+        entropy_slopes: list[Tensor] = []
+        wanted = ctx.needs_input_grad[0]
+        for h, y in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
+            logits = nn.functional.linear(h, weight, bias)
+            logits = _shaped(logits.to(torch.promote_types(logits.dtype, torch.float32)), scale, cap)
+            means, top = logits.mean(-1), logits.argmax(-1) == y
+            steep = None if cap is None or not wanted else 1 - (logits / cap).square_()  # d cap·tanh(z/cap) / dz
+            if temperature != 1.0:
+                logits /= temperature
+            log_probabilities = logits.log_softmax(-1)
+            del logits
+            picked = log_probabilities.gather(-1, y[:, None]).squeeze(-1)
+            probabilities = log_probabilities.exp()
+            entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
+            if wanted:
+                pulled, own = probabilities, weight[y].to(picked.dtype)
+                if steep is not None:
+                    pulled, own = probabilities * steep, own * steep.gather(-1, y[:, None])
+                slope = own - (pulled.to(weight.dtype) @ weight).to(picked.dtype)
+                slopes.append(slope / (temperature / scale))
+            if wanted and entropy_gradient:  # dH/dlogit_v = −p_v·(log p_v + H)
+                pull = probabilities * (log_probabilities + entropy[:, None])
+                if steep is not None:
+                    pull = pull * steep
+                entropy_slopes.append((pull.to(weight.dtype) @ weight).to(picked.dtype) / -(temperature / scale))
+            outputs.append((picked, entropy, means, top))
+        logps, entropy, means, top = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        if wanted:
+            ctx.save_for_backward(*(torch.cat(parts) for parts in (slopes, entropy_slopes) if parts))
+        ctx.dtype = hidden.dtype
+        ctx.mark_non_differentiable(*(() if entropy_gradient else (entropy,)), means, top)
+        return logps, entropy, means, top
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = sum(slopes * grad[:, None] for slopes, grad in zip(ctx.saved_tensors, grads[:2], strict=False))
+        return gradient.to(ctx.dtype), None, None, None, None, None, None, None
+
+
+def token_logps(
+    hidden: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    temperature: float = 1.0,
+    *,
+    scale: float = 1.0,
+    cap: float | None = None,
+    entropy_gradient: bool = False,
+) -> HeadOutput:
+    """Log-probabilities of `targets` under softmax(f(head(hidden))/temperature), f of `scale` and `cap`.
+
+    Args:
+        hidden: final hidden states, shape (tokens, hidden).
+        head: a frozen linear layer from hidden to vocabulary.
+        targets: token ids, shape (tokens,).
+        scale: what the head's outputs are multiplied by.
+        cap: what they are held within afterwards, by cap·tanh(z/cap); None: nothing.
+        entropy_gradient: let the entropy have a gradient too, for one matrix product more.
+
+    Raises:
+        ValueError: the head is being trained, which this gradient leaves out.
+    """
+    weight, bias = head.weight, getattr(head, "bias", None)
+    if torch.is_grad_enabled() and weight.requires_grad:
+        raise ValueError("the language-model head is trained here, and token_logps gives it no gradient")
+    with gathered([p for p in (weight, bias) if p is not None]):  # ZeRO-3's hooks see modules called, not weights used
+        if not len(targets):
+            return _of_nothing(hidden)
+        logps, entropy, means, top = _TokenLogps.apply(
+            hidden, weight, bias, targets, temperature, scale, cap, entropy_gradient
+        )
+    return HeadOutput(logps, entropy, means, top)
+
+
+def _of_nothing(hidden: Tensor) -> HeadOutput:
+    """No tokens, with a part in the backward pass."""
+    zero = hidden.sum() * 0.0
+    empty = hidden.new_zeros(0, dtype=torch.float32)
+    return HeadOutput(empty + zero, empty, empty, empty.bool())
+
+
+# --- the model's own head
+
+
+def head_of(model: nn.Module) -> Head:
+    """How a model makes its logits: by a linear layer, a scale and a cap where that is all, else by its own code.
+
+    Args:
+        model: a causal language model without PEFT's wrapper, its adapters in it.
+
+    Raises:
+        NotImplementedError: what its head does to hidden states cannot be told from its forward.
+    """
+    linear = model.get_output_embeddings()
+    found: tuple[nn.Module, Head] | None = model.__dict__.get(FOUND)
+    if found is None or found[0] is not linear:  # PEFT puts another there
+        found = (linear, _try_head(model, linear))
+        model.__dict__[FOUND] = found
+    return found[1]
+
+
+@torch.no_grad()
+def _try_head(model: nn.Module, linear: nn.Module) -> Head:
+    text = model.config.get_text_config()
+    scale, cap = _scale_of(text), getattr(text, "final_logit_softcapping", None)
+    if type(linear) is nn.Linear and scale and _is_own(model, Head(model, linear, scale, cap)):
+        return Head(model, linear, scale, cap)
+    own_logits(model, _some_states(model)[0])  # it can be called
+    return Head(model, None)
+
+
+def _scale_of(text: Any) -> float:
+    """The factor of the logits, by the names that transformers' configurations have for it."""
+    for name in SCALES:
+        if getattr(text, name, None) is not None:
+            return float(getattr(text, name))
+    divisor = getattr(text, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    return float(divisor) if text.model_type == "hyperclovax" else 1.0 / divisor
+
+
+@torch.no_grad()
+def _is_own(model: nn.Module, head: Head) -> bool:
+    """Whether a head makes of some numbers, small and large, what the model's own code does."""
+    weight = model.get_output_embeddings().weight
+    if weight.is_meta or hasattr(weight, "ds_id"):  # sharded: believed; what is trained was tried before
+        return True
+    for hidden in _some_states(model):
+        ours, theirs = head.logits(hidden).float(), own_logits(model, hidden).float()
+        allowed = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.02
+        if not bool((ours - theirs).abs().max() <= allowed * theirs.abs().max()):
+            return False
+    return True
+
+
+def _some_states(model: nn.Module) -> list[Tensor]:
+    """Hidden states, shape (3, hidden), small ones and large ones, of no generator: a cap is not seen in small ones."""
+    weight = model.get_output_embeddings().weight
+    size = weight.shape[-1]
+    steps = torch.arange(3 * size, device=weight.device, dtype=torch.float32).view(3, size)
+    return [(magnitude * torch.sin(steps)).to(weight.dtype) for magnitude in (1.0, 30.0)]
+
+
+def own_logits(model: nn.Module, hidden: Tensor, **options: Any) -> Tensor:
+    """The logits that a model's own forward makes of last hidden states, (tokens, hidden) to (tokens, vocabulary)."""
+    logits: Tensor = own_head(model, hidden, **options).logits
+    return logits[0]
+
+
+def own_head(model: nn.Module, hidden: Tensor, outputs: dict[str, Any] | None = None, **options: Any) -> Any:
+    """What a model's own forward makes of last hidden states: all of its code but the layers.
+
+    Args:
+        hidden: shape (tokens, hidden).
+        outputs: what else the layers are to have returned, such as router logits.
+        options: of the forward.
+
+    Raises:
+        NotImplementedError: its forward does not call its layers as one.
+    """
+    ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    output = _LayersOutput(hidden[None], outputs or {})
+    with _layers_return(layers_of(model), output) as calls:
+        made = type(model).forward(model, input_ids=ids, use_cache=False, **options)
+    if not calls:
+        raise NotImplementedError(f"the head of {type(model).__name__} cannot be called by itself")
+    return made
+
+
+def layers_of(model: nn.Module) -> nn.Module:
+    """All of a model but its head: what makes its last hidden states."""
+    base: nn.Module = model.base_model
+    return getattr(model, "model", base) if base is model else base
+
+
+class _LayersOutput:
+    """What a model's layers return, as far as its head looks at it."""
+
+    def __init__(self, hidden: Tensor, outputs: dict[str, Any]) -> None:
+        self.last_hidden_state = hidden
+        self.__dict__.update(outputs)
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _layers_return(layers: nn.Module, output: _LayersOutput) -> Iterator[list[int]]:
+    """Let the layers, and a model within them that a head may call in their place, return something; counts the calls."""
+    from transformers import PreTrainedModel
+
+    calls: list[int] = []
+
+    def forward(*_: Any, **__: Any) -> _LayersOutput:
+        calls.append(1)
+        return output
+
+    stubbed = [layers, *(child for child in layers.children() if isinstance(child, PreTrainedModel))]
+    before = [module.__dict__.get("forward") for module in stubbed]
+    for module in stubbed:
+        module.__dict__["forward"] = forward
+    try:
+        yield calls
+    finally:
+        for module, own in zip(stubbed, before, strict=True):
+            del module.__dict__["forward"]
+            if own is not None:
+                module.__dict__["forward"] = own
+
+
+def _own_token_logps(
+    model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+) -> HeadOutput:
+    if not len(targets):
+        return _of_nothing(hidden)
+
+    def chunk(h: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return read_logits(own_logits(model, h), y, temperature)
+
+    made = [
+        checkpoint(chunk, h, y, use_reentrant=False) if torch.is_grad_enabled() else chunk(h, y)
+        for h, y in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    ]
+    logps, entropy, means, top = (torch.cat(parts) for parts in zip(*made, strict=True))
+    return HeadOutput(logps, entropy if entropy_gradient else entropy.detach(), means.detach(), top)
+
+
+def read_logits(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probabilities of `targets`, entropies, mean logits, and whether each target is the likeliest token.
+
+    Args:
+        logits: shape (…, vocabulary).
+        targets: shape (…), as is each result.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probabilities = (logits / temperature).log_softmax(-1)
+    picked = log_probabilities.gather(-1, targets[..., None]).squeeze(-1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return picked, entropy, logits.mean(-1), logits.argmax(-1) == targets

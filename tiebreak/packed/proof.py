@@ -1,0 +1,363 @@
+"""Which way a model is computed while it trains, proved on a batch of its own data before it does.
+
+    packed    without padding, a shared beginning once, our head and fused layers (tiebreak.packed.forward, .head, .fused)
+    padded    TRL's head on the model's layers, rows padded to one length
+    plain     the model's own forward, with its own head: logits and all
+    alone     the same, a row at a time
+
+The first that answers as the model's own forward does, in values and in gradient, is taken. So an architecture whose head
+or attention is another than the faster paths think is trained rightly, more slowly, and the run says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tiebreak.errors import ModelError
+from tiebreak.packed.attention import TREE_ATTENTION
+from tiebreak.packed.forward import REFUSED, pack_forward, whole_model
+from tiebreak.packed.fused import own_forwards, unfuse_layers
+from tiebreak.packed.lm_head import read_logits
+from tiebreak.terminal import say
+
+TOKENS_CHECKED = 256
+"""of the batch that is computed both ways: some seconds of a 135M model on two cores"""
+VALUES_APART = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.02}
+"""How far log-probabilities or scores may be apart, as a share of 1 + their size: the largest in float32, their mean in
+half precision, whose rounding alone moves single tokens further."""
+GRADIENTS_APART = {torch.float64: 1e-3, torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+"""The norm of the difference, as a share of the gradient's."""
+ROUTED_SHARE = 0.9
+"""of the tokens of a mixture of experts: rounding alone sends one to another expert now and then"""
+ROUTED_GRADIENTS_APART = 0.1
+FAILURES = (TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError)
+"""What a forward raises that an architecture cannot take."""
+
+
+class ForwardPath(StrEnum):
+    """See the module."""
+
+    PACKED = "packed"
+    PADDED = "padded"
+    PLAIN = "plain"
+    ALONE = "alone"
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a model made of a batch."""
+
+    values: Tensor
+    """log-probabilities of tokens, or scores; shape (values,)"""
+    loss: float
+    gradients: Mapping[str, Tensor | None]
+    """of the loss, by the name of what trains; None: it had no part in it"""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The path that a run takes, and how far it is from the model's own forward."""
+
+    path: ForwardPath
+    difference: float
+    """the largest between log-probabilities of a token, or scores"""
+    gradient_difference: float
+    """as a share of the gradient's norm"""
+    refused: tuple[str, ...] = ()
+    """why the faster paths are not taken"""
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        facts: dict[str, Any] = {"path": str(self.path), "path_difference": self.difference}
+        return facts | ({"path_reason": "; ".join(self.refused)} if self.refused else {})
+
+
+def prove(
+    model: nn.Module,
+    candidates: Sequence[ForwardPath],
+    truth: Computed,
+    compute: Callable[[ForwardPath], Computed],
+) -> Proof:
+    """Take the first of the candidates that computes as the model's own forward does.
+
+    Args:
+        truth: what its own forward makes of a batch.
+        compute: installs a path, and computes the same batch by it.
+
+    Raises:
+        ModelError: none does.
+    """
+    base = whole_model(model)
+    refused: list[str] = []
+    for path in candidates:
+        try:
+            found = compute(path)
+        except FAILURES as error:
+            refused.append(f"{path}: {_first_line(error)}")
+            continue
+        fault = fault_of(found, truth, coarsest_dtype(model), routed=is_routed(base))
+        if not fault:
+            proof = Proof(
+                path, _largest(found.values, truth.values), _gradient_difference(found, truth), tuple(refused)
+            )
+            for reason in refused:
+                say(f"{type(base).__name__} is not computed {reason}")
+            say(
+                f"computed {path}, as the model's own forward does: apart by {proof.difference:.1e} at most, gradients by "
+                f"{proof.gradient_difference:.1e} of their size"
+            )
+            return proof
+        refused.append(f"{path}: {fault}")
+        if path == ForwardPath.PACKED:
+            refuse_packing(model, fault)
+    raise ModelError(
+        f"{type(base).__name__} cannot be trained here: nothing computes a batch as its own forward does one row at a time "
+        f"({'; '.join(refused)}); nothing was trained"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def fault_of(found: Computed, truth: Computed, dtype: torch.dtype, *, routed: bool = False) -> str:
+    """How a batch's values, loss or gradient differ from the model's own by more than rounding; empty if they do not."""
+    apart = (found.values - truth.values).abs() / (1 + truth.values.abs())
+    allowed = VALUES_APART[dtype]
+    exact = dtype in (torch.float32, torch.float64)
+    measured = apart.mean() if not exact else apart.quantile(ROUTED_SHARE) if routed else apart.max()
+    if not float(measured) <= allowed:
+        largest = _largest(found.values, truth.values)
+        return f"its values are not those of the model's own forward (apart by {largest:.2g})"
+    if not abs(found.loss - truth.loss) <= allowed * (1 + abs(truth.loss)):
+        return f"its loss is {found.loss:.6f}, and by the model's own forward {truth.loss:.6f}"
+    idle = [name for name, own in truth.gradients.items() if _moves(own) and not _moves(found.gradients[name])]
+    if idle:
+        return f"{idle[0]} would not train: it has a gradient by the model's own forward, and none so"
+    gradient = _gradient_difference(found, truth)
+    if not gradient <= max(GRADIENTS_APART[dtype], ROUTED_GRADIENTS_APART if routed else 0.0):
+        return f"its gradient is not that of the model's own forward (apart by {gradient:.1e} of its size)"
+    return ""
+
+
+def _moves(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
+
+
+def _largest(ours: Tensor, own: Tensor) -> float:
+    return float((ours - own).abs().max()) if len(own) else 0.0
+
+
+def _gradient_difference(found: Computed, truth: Computed) -> float:
+    """‖g − g_own‖/‖g_own‖ over all that trains."""
+    apart, size = 0.0, 0.0
+    for name, own in truth.gradients.items():
+        ours = found.gradients[name]
+        if own is not None:
+            size += float(own.double().square().sum())
+        if own is not None or ours is not None:
+            difference = (0.0 if ours is None else ours.double()) - (0.0 if own is None else own.double())
+            apart += float(torch.as_tensor(difference).square().sum())
+    return (apart / size) ** 0.5 if size else 0.0
+
+
+def coarsest_dtype(model: nn.Module) -> torch.dtype:
+    """The format of a model's weights that rounds most; bfloat16 for quantised ones."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):  # quantised
+        dtypes.add(torch.bfloat16)
+    return max(dtypes, key=lambda dtype: VALUES_APART.get(dtype, VALUES_APART[torch.bfloat16]))
+
+
+def is_routed(model: nn.Module) -> bool:
+    """Whether a model is a mixture of experts."""
+    text = model.config.get_text_config()
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+@torch.no_grad()
+def has_auxiliary_loss(model: nn.Module) -> bool:
+    """Whether a mixture of experts adds a loss of its routers to its own: TRL adds one wherever it finds their logits."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([[1, 2, 3]], device=device)
+    with own_computation(model) as base:
+        made = base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, output_router_logits=True)
+    return getattr(made, "aux_loss", None) is not None
+
+
+def gradients_of(loss: Tensor, model: nn.Module) -> dict[str, Tensor | None]:
+    """The gradient of a loss by the name of each parameter that trains; no parameter's own is touched."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    return {name: None if grad is None else grad.detach() for name, grad in zip(trained, found, strict=True)}
+
+
+# --- taking a path
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """The forwards that a model under one of TRL's trainers can have."""
+
+    model: nn.Module
+    """under PEFT's wrapper"""
+    trl: Any
+    """the one that TRL gave it; None where it gave none"""
+    together: int = 1
+    """see tiebreak.packed.forward.pack_forward"""
+    tokens_per_pass: int = 0
+    temperature: float = 1.0
+    fused: bool = False
+    """whether its layers were proved already, and stay as they are: the head alone is in question"""
+
+    @classmethod
+    def of(cls, model: nn.Module, **options: Any) -> Forwards:
+        """Those of a model as it is now, with TRL's forward."""
+        return cls(model, whole_model(model).__dict__.get("forward"), **options)
+
+    def take(self, path: ForwardPath) -> None:
+        """Let the model compute by a path from now on.
+
+        Raises:
+            NotImplementedError: it cannot.
+        """
+        base = whole_model(self.model)
+        if path == ForwardPath.PACKED:
+            self._restore(base)
+            reason = pack_forward(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
+            if reason:
+                raise NotImplementedError(reason)
+            return
+        if not self.fused:
+            take_own_layers(self.model)
+        self._restore(base)
+        if path in (ForwardPath.PLAIN, ForwardPath.ALONE):
+            base.forward = _own_forward(base, self.temperature, alone=path == ForwardPath.ALONE)
+
+    def _restore(self, base: nn.Module) -> None:
+        base.__dict__.pop("forward", None)
+        if self.trl is not None:
+            base.__dict__["forward"] = self.trl
+
+
+def take_own_layers(model: nn.Module) -> None:
+    """Let a model's layers compute by their own code from now on."""
+    base = whole_model(model)
+    if base.config._attn_implementation == TREE_ATTENTION:
+        base.set_attn_implementation("sdpa")
+    unfuse_layers(model)
+
+
+def own_logps(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[int], temperature: float) -> Tensor:
+    """Log-probabilities of what follows each row's start, by the model's own code, a row at a time; shape (tokens,)."""
+    device = next(model.parameters()).device
+    found = []
+    with own_computation(model) as base:
+        for row, start in zip(rows, starts, strict=True):
+            ids = torch.tensor([list(row)], device=device)
+            logits = base(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            found.append(read_logits(logits[0, start - 1 : -1], ids[0, start:], temperature)[0])
+    return torch.cat(found)
+
+
+def weighted_sum(values: Tensor, model: nn.Module) -> Computed:
+    """Values with the gradient of their sum, each counted another share, so that none stands for another."""
+    shares = torch.linspace(-1, 1, len(values), device=values.device)
+    loss = (values * shares).mean()
+    return Computed(values.detach().float(), float(loss.detach()), gradients_of(loss, model))
+
+
+def refuse_packing(model: nn.Module, reason: str) -> None:
+    """Let a model never be asked for packed rows again."""
+    whole_model(model).__dict__[REFUSED] = reason
+
+
+@contextmanager
+def own_computation(model: nn.Module) -> Iterator[nn.Module]:
+    """Let a model compute by nothing but its own code meanwhile; gives the model under PEFT's wrapper."""
+    base = whole_model(model)
+    packed = getattr(base.config, "_attn_implementation", None) == TREE_ATTENTION
+    forward = base.__dict__.pop("forward", None)
+    if packed:
+        base.set_attn_implementation("sdpa")
+    try:
+        with own_forwards(model):
+            yield base
+    finally:
+        if packed:
+            base.set_attn_implementation(TREE_ATTENTION)
+        if forward is not None:
+            base.__dict__["forward"] = forward
+
+
+def _own_forward(base: nn.Module, temperature: float, *, alone: bool) -> Callable[..., Any]:
+    """The model's own forward under TRL's contract: log-probabilities of labels where `fused_lm_head` asks for them."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.pop("fused_lm_head", False):
+            return _own_log_probs(base, kwargs, temperature, alone=alone)
+        if alone and hasattr(base, "score") and not args and kwargs.get("attention_mask") is not None:
+            return _own_scores(base, kwargs)
+        return type(base).forward(base, *args, **kwargs)
+
+    return forward
+
+
+def _own_log_probs(base: Any, kwargs: dict[str, Any], temperature: float, *, alone: bool) -> Any:
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    options = dict(kwargs)
+    labels, ids, mask = (options.pop(name) for name in ("labels", "input_ids", "attention_mask"))
+    wanted = labels[:, 1:] != -100
+    shape = wanted.shape
+    cells: list[tuple[Tensor, ...]] = []
+    auxiliary: Tensor | None = None
+    if alone:
+        for row in range(len(ids)):
+            real = mask[row].bool()
+            made = type(base).forward(base, input_ids=ids[row][real][None], **options)
+            at, following = real.nonzero().squeeze(1)[1:] - 1, labels[row][real][1:]
+            kept = following != -100
+            values = read_logits(made.logits[0, :-1][kept], following[kept], temperature)
+            cells.append((torch.full_like(at[kept], row), at[kept], *values))
+    else:
+        if not bool(mask[:, 0].all()) and "position_ids" in inspect.signature(type(base).forward).parameters:
+            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # padded on the left
+        made = type(base).forward(base, input_ids=ids, attention_mask=mask, **options)
+        rows, at = wanted.nonzero(as_tuple=True)
+        cells.append((rows, at, *read_logits(made.logits[:, :-1][wanted], labels[:, 1:][wanted], temperature)))
+        auxiliary = getattr(made, "aux_loss", None)
+    rows, at, logps, entropy, means, top = (torch.cat(parts) for parts in zip(*cells, strict=True))
+
+    def spread(values: Tensor) -> Tensor:
+        return values.new_zeros(shape).index_put((rows, at), values)
+
+    return FusedCausalLMOutput(
+        loss=-logps.sum() / wanted.sum().clamp(min=1),
+        log_probs=spread(logps),
+        entropy=spread(entropy),
+        log_sum_sq_probs=None,
+        mean_logits=spread(means.detach()),
+        is_top1=spread(top),
+        label_mask=wanted,
+        aux_loss=auxiliary,
+    )
+
+
+def _own_scores(base: Any, kwargs: dict[str, Any]) -> Any:
+    from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+    options = dict(kwargs)
+    ids, mask = options.pop("input_ids"), options.pop("attention_mask").bool()
+    rows = [row[real][None] for row, real in zip(ids, mask, strict=True)]
+    scores = [type(base).forward(base, input_ids=row, **options).logits for row in rows]
+    return SequenceClassifierOutputWithPast(logits=torch.cat(scores))

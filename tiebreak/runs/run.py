@@ -1,0 +1,606 @@
+"""The run folder: what a stage writes, and what the next one may read.
+
+    runs/quickstart/dpo/
+        run.json                what this folder is for, written first: stage, fingerprint, inputs
+        config.resolved.yaml    every key of the configuration
+        metrics.jsonl           a row a logged step
+        checkpoints/            complete ones carry a file named COMPLETE (see tiebreak.runs.checkpoints)
+        final/                  the model or the data
+        manifest.json           written last, by one atomic rename: without it the folder is an input to nothing
+
+A folder is never overwritten by another configuration or other inputs. The same command after a crash goes on; after
+the finish it does nothing. A manifest's `id` is a hash of what was done (stage, configuration, inputs, outputs) and not
+of when or where, so two runs that made the same thing have the same id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tiebreak import __version__
+from tiebreak.runs import checkpoints
+from tiebreak.config import StageConfig, dump_config, read_yaml
+from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
+from tiebreak.runs.differences import differences
+from tiebreak.errors import TRACEBACK_FILE, RunError, is_full_disk
+from tiebreak.functions import load_function
+from tiebreak.hashing import hash_file, hash_json
+from tiebreak.runs.hub import model_commit
+from tiebreak.runs.placement import Placement, global_batch_of, of_process
+from tiebreak.records import write_json, write_text_atomically
+from tiebreak.process.stopping import check, deferring, interruptible
+from tiebreak.terminal import is_main_process, progress, say
+
+MANIFEST = "manifest.json"
+RUN_FILE = "run.json"
+RESOLVED_CONFIG = "config.resolved.yaml"
+METRICS = "metrics.jsonl"
+LOCK = "run.lock"
+BAD_ROWS = "bad_rows.jsonl"
+"""the rows of its inputs that a stage dropped, where each stands and why"""
+FORMAT = 2
+"""of run.json and the manifest. 1, which was not written down, had no processes, and no path of an input beside its
+source"""
+TRIAL = "{trial}"
+_NOT_IDENTITY = ("output", "tracking")
+_PINNED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing a stage reads. `id` is a manifest id, a hash of a file's or a folder's content, or the name of a model or
+    of hub data with the commit it is read at. Where that cannot be found out, as offline without a cache, the name counts.
+    """
+
+    source: str
+    kind: str
+    id: str
+
+
+@dataclass
+class Run:
+    """A run folder being written. Only the main process writes."""
+
+    folder: Path
+    identity: Identity
+    finished: bool = False
+    """True if the folder held this very run, finished, already."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the manifest should say beside the usual: base weights, adapter, tokenizer, template, metrics."""
+    checkpoint: str | None = None
+    """the one to continue from: the newest that is complete and whole"""
+    seconds_before: float = 0.0
+    """what earlier attempts at this run took, up to what was kept of them"""
+    _started: float = field(default_factory=lambda: time.monotonic())
+    _lock: int | None = None
+
+    @property
+    def stage(self) -> str:
+        return self.identity.stage
+
+    @property
+    def config(self) -> StageConfig:
+        return self.identity.config
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return self.identity.inputs
+
+    @property
+    def fingerprint(self) -> str:
+        return self.identity.fingerprint
+
+    @property
+    def seconds(self) -> float:
+        """How long this run has taken, over all its attempts; by a clock that nobody sets."""
+        return round(self.seconds_before + time.monotonic() - self._started, 1)
+
+    def note_seconds(self) -> None:
+        """Write run.json, with the time taken up to here: called with whatever a resumed run continues from."""
+        write_json(self.folder / RUN_FILE, self.identity.record(self.folder) | {"seconds": self.seconds})
+
+    @property
+    def final(self) -> Path:
+        return self.folder / "final"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / METRICS
+
+    def finish(self) -> dict[str, Any]:
+        """Write the manifest: hash everything in `final/`, rename it into place, and return it."""
+        outputs = {
+            str(path.relative_to(self.folder)): hash_file(path)
+            for path in sorted(self.final.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        if not outputs:
+            raise RunError(f"{self.folder}: nothing was written to final/: refusing to finish an empty run")
+        manifest = {
+            "id": self.identity.hash_with(outputs),
+            **self.identity.record(self.folder),
+            "outputs": outputs,
+            **self.facts,
+            "tiebreak": __version__,
+            "git_commit": git_commit(),
+            "packages": installed_versions(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": self.seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        write_json(self.folder / MANIFEST, manifest)
+        self.finished = True
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        return manifest
+
+    def amend(self, facts: Mapping[str, Any], made: Sequence[Path] = ()) -> dict[str, Any]:
+        """Add to the manifest what was made of the finished run, by one atomic rename; its id stays that of the result.
+
+        Args:
+            facts: a mapping is added to the one of its name.
+            made: files of `final/` that only report.
+        """
+        manifest = read_manifest(self.folder)
+        hashes = {str(path.relative_to(self.folder)): hash_file(path) for path in made}
+        for key, value in {**facts, "outputs": hashes}.items():
+            before = manifest.get(key)
+            manifest[key] = {**before, **value} if isinstance(before, dict) and isinstance(value, Mapping) else value
+        write_json(self.folder / MANIFEST, manifest)
+        return manifest
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that decides what a stage makes, and what a folder is recognised by."""
+
+    stage: str
+    config: StageConfig
+    inputs: Mapping[str, Input]
+    placement: Placement
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of it."""
+        return hash_json(self._parts())
+
+    def hash_with(self, outputs: Mapping[str, str]) -> str:
+        """A manifest's id: what was done, and what came of it."""
+        return hash_json({**self._parts(), "outputs": outputs})
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """What run.json and the manifest say of it."""
+        return {
+            "format": FORMAT,
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "processes": self.placement.processes,
+            "distributed": self.placement.distributed,
+            "global_batch": global_batch_of(self.config, self.placement),
+            "config": self.config.model_dump(mode="json"),
+            "inputs": {name: _record_input(one, folder) for name, one in self.inputs.items()},
+        }
+
+    def differs_from(self, record: Mapping[str, Any], *, finished: bool) -> str:
+        """What a folder's record says that this does not; empty where both are one run."""
+        revised = frozenset() if finished else self.config.revisable
+        if record["stage"] != self.stage:
+            return f"it was made by '{record['stage']}', not '{self.stage}'"
+        then: Mapping[str, Any] = record["inputs"]
+        found = differences(
+            record["config"],
+            self.config,
+            sources_then=frozenset(str(one["source"]) for one in then.values()),
+            sources_now=frozenset(one.source for one in self.inputs.values()),
+            ignored=(*_NOT_IDENTITY, *self.config.printed, *revised),
+        )
+        if found:
+            shown = ", ".join(f"{one.key} ({one.then!r} there, {one.now!r} now)" for one in found[:5])
+            return f"it differs in {shown}"
+        if self.config.trains and (apart := self._placed_apart(record)):
+            return apart
+        changed = [name for name, one in self.inputs.items() if not _is_same_input(one, then.get(name), record)]
+        changed += [name for name in then if name not in self.inputs]
+        changed = [name for name in changed if name not in revised]
+        return f"its configuration is the same, its inputs are not ({', '.join(changed)})" if changed else ""
+
+    def _placed_apart(self, record: Mapping[str, Any]) -> str:
+        """Folders of before format 2 do not say on how many processes they were made: one is what nearly all had."""
+        there = Placement(int(record.get("processes", 1)), str(record.get("distributed", "none")))
+        if there == self.placement:
+            return ""
+        return (
+            f"it is of {there} with {record.get('global_batch') or global_batch_of(self.config, there)} rows a step, and "
+            f"this command has {self.placement} with {global_batch_of(self.config, self.placement)}: other batches train "
+            "other weights"
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        sources = {one.source: "input" for one in self.inputs.values()}
+        apart = {*_NOT_IDENTITY, *self.config.printed}
+        configuration = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in apart}
+        return {
+            "stage": self.stage,
+            "config": _replace_sources(configuration, sources),
+            "inputs": {name: one.id for name, one in self.inputs.items()},
+            **({"placement": vars(self.placement)} if self.config.trains else {}),
+        }
+
+
+def identify(
+    config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None, placement: Placement | None = None
+) -> Identity:
+    """What a stage of this configuration would make.
+
+    Args:
+        inputs: what it reads, by the name of the configuration's key; None: as the configuration says.
+        placement: where its processes stand; None: as this one does.
+
+    Raises:
+        RunError: an input is not there, or not finished.
+    """
+    sources = stage_inputs(config) if inputs is None else inputs
+    resolved = {name: identify_input(source) for name, source in sources.items()}
+    return Identity(stage, config, resolved, placement or of_process())
+
+
+def that_drops(run: Run) -> Run | None:
+    """The run, where its configuration drops rows that cannot be used; None where it refuses them."""
+    return run if getattr(run.config, "on_bad_row", "refuse") == "drop" else None
+
+
+def stage_inputs(config: StageConfig) -> dict[str, str]:
+    """What a stage reads, the files of the user's functions included: they count by their source.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    found = {key: load_function(name, key, config.config_folder) for key, name in config.function_names().items()}
+    template = config.template_file()
+    return (
+        config.input_sources()
+        | {key: function.file for key, function in found.items() if function.file}
+        | ({"chat_template": str(template)} if template else {})
+    )
+
+
+def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None) -> Run:
+    """Open the output folder of a stage: a new one, the cut-off one to go on with, or the finished one as it is.
+
+    Args:
+        inputs: what the stage reads, by the name of the configuration's key; None: as the configuration says.
+
+    Raises:
+        RunError: an input is not finished, or the folder holds another run, or another process is writing it.
+    """
+    identity = identify(config, stage, inputs)
+    run = Run(folder=output_folder(identity), identity=identity)
+    state, why = folder_state(run.folder, identity)
+    if state == "other":
+        raise RunError(conflict_message(run.folder, why))
+    if state == "finished":
+        run.finished = True
+        return run
+    try:
+        run.checkpoint = _newest_whole_checkpoint(run.checkpoints)
+        if is_main_process():
+            _open_folder(run)
+    except OSError as error:
+        raise _unwritable(run.folder, error) from error
+    return run
+
+
+def _newest_whole_checkpoint(folder: Path) -> str | None:
+    """Every process looks for itself, and finds the same."""
+    for checkpoint in checkpoints.marked(folder):
+        fault = checkpoints.fault_of(checkpoint)
+        if not fault:
+            return str(checkpoint)
+        say(f"{checkpoint} is damaged and left out: {fault}")
+    return None
+
+
+def output_folder(identity: Identity) -> Path:
+    """Where a run is written: `{trial}` in the configuration's output is its fingerprint."""
+    return Path(identity.config.output.replace(TRIAL, identity.fingerprint[:12]))
+
+
+def _open_folder(run: Run) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run._lock = _lock_folder(run.folder)
+    for leftover in run.checkpoints.glob("checkpoint-*"):
+        newer = run.checkpoint is None or checkpoints.step_of(leftover) > checkpoints.step_of(Path(run.checkpoint))
+        if newer or not (leftover / checkpoints.MARKER).exists():  # its step is computed and written again
+            (leftover / checkpoints.MARKER).unlink(missing_ok=True)
+            shutil.rmtree(leftover)
+    shutil.rmtree(run.final, ignore_errors=True)
+    run.final.mkdir()
+    (run.folder / TRACEBACK_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(RunError):
+        run.seconds_before = float(read_run_file(run.folder).get("seconds", 0.0))
+    placed = f"# {run.identity.placement}"
+    if (rows := global_batch_of(run.config, run.identity.placement)) is not None:
+        placed += f", {rows} rows an optimizer step"
+    write_text_atomically(run.folder / RESOLVED_CONFIG, f"{placed}\n{dump_config(run.config)}")
+    run.note_seconds()
+
+
+def _unwritable(folder: Path, error: OSError) -> Exception:
+    if is_full_disk(error):
+        return error
+    return RunError(
+        f"output: {folder} cannot be written ({error.strerror}): give another --output, or make it writable"
+    )
+
+
+def _record_input(one: Input, folder: Path) -> dict[str, Any]:
+    """With its path from the run folder, by which it is found after both were moved."""
+    path = Path(one.source)
+    beside = {"path": os.path.relpath(path.resolve(), folder.resolve())} if path.exists() else {}
+    return {**vars(one), **beside}
+
+
+def _is_same_input(now: Input, then: Mapping[str, Any] | None, record: Mapping[str, Any]) -> bool:
+    if then is None:  # earlier formats recorded no functions
+        return int(record.get("format", 1)) < FORMAT and now.kind == "file"
+    if now.kind == then["kind"] == "name" and not ("#" in now.id and "#" in then["id"]):
+        return bool(now.id.partition("#")[0] == then["id"].partition("#")[0])  # one of the commits is not known
+    return bool(then["id"] == now.id)
+
+
+def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
+    """Inputs count by what they hold, not by where they lie: their paths are taken out of the fingerprint."""
+    if isinstance(value, dict):
+        return {key: _replace_sources(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replace_sources(inner, names) for inner in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
+    """(state, why): `new`, `cut off`, `finished` (this very run), or `other`: something else, not to be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"output: {folder} is a file, and nothing is overwritten: give another --output")
+    if not folder.exists() or not any(folder.iterdir()):
+        return "new", "nothing there yet"
+    if (folder / MANIFEST).exists():
+        apart = identity.differs_from(read_manifest(folder), finished=True)
+        return ("other", apart) if apart else ("finished", "it is finished with this configuration and these inputs")
+    if (folder / RUN_FILE).exists():
+        apart = identity.differs_from(read_run_file(folder), finished=False)
+        if not apart:
+            return "cut off", "it was cut off before its end"
+        return ("new", "nothing was kept there") if _holds_nothing(folder) else ("other", apart)
+    return ("new", "nothing was kept there") if _holds_nothing(folder) else ("other", "it is no run folder")
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
+    entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    ours = {RESOLVED_CONFIG, RUN_FILE, TRACEBACK_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb"}
+    return entries <= ours and not checkpoints.marked(folder / "checkpoints")
+
+
+_OF_AN_ADAPTER = (".json", ".jinja", ".model", ".safetensors", ".txt")
+"""files of a checkpoint that decide what its policy computes; what only training needs is left out"""
+
+
+def identify_input(source: str) -> Input:
+    """What an input is and what it holds, by hash.
+
+    Raises:
+        RunError: a run folder that is not finished.
+    """
+    path = Path(source)
+    if source.startswith("hub:"):
+        return Input(source, "name", pinned_source(source))
+    data, _ = split_suffix(source)
+    if is_data_folder(data):
+        names = {str(file.relative_to(data)): hash_file(file) for file in data_files(data)}
+        return Input(source, "data", hash_json([names, source.removeprefix(str(data))]))
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return Input(source, "run", read_manifest(path)["id"])
+        if (path / RUN_FILE).is_file():
+            stage = read_run_file(path)["stage"]
+            raise RunError(
+                f"{path} is not finished (it has no {MANIFEST}): run 'tiebreak {stage} --config "
+                f"{path / RESOLVED_CONFIG}' to the end first"
+            )
+        if (path / "adapter_config.json").is_file():
+            files = [file for file in sorted(path.glob("*")) if file.suffix in _OF_AN_ADAPTER]
+            return Input(source, "model", hash_json({file.name: hash_file(file) for file in files}))
+        if (path / "config.json").is_file():
+            return Input(
+                source, "model", hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
+            )
+        raise RunError(
+            f"{path} is no run folder, model or data: it has no {MANIFEST}, no config.json, and no files of rows"
+        )
+    if path.is_file():
+        return Input(source, "file", hash_file(path))
+    if source.startswith("runs/") or source.endswith((".jsonl", ".parquet", ".json")):
+        raise RunError(f"no such input: {source}; run the stage that writes it first, or fix the path")
+    commit = model_commit(source)
+    return Input(source, "name", f"{source}#{commit}" if commit else source)
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """The manifest of a finished run.
+
+    Raises:
+        RunError: the folder has none, or it is broken, or of a later version.
+    """
+    path = Path(folder) / MANIFEST
+    manifest = _read_record(path, f"no finished run in {folder}: it has no {MANIFEST}")
+    if "id" not in manifest or "stage" not in manifest:
+        raise RunError(f"{path} is not a Tiebreak manifest: it has no id or stage")
+    return _checked_record(path, manifest)
+
+
+def read_run_file(folder: Path | str) -> dict[str, Any]:
+    """What a folder that is not finished is for. The configuration is the resolved one where older versions left it out.
+
+    Raises:
+        RunError: the folder has none, or it is broken, or of a later version.
+    """
+    path = Path(folder) / RUN_FILE
+    record = _read_record(path, f"no run in {folder}: it has no {RUN_FILE}")
+    if "stage" not in record:
+        raise RunError(f"{path} names no stage: it is not Tiebreak's")
+    if "config" not in record:
+        saved = Path(folder) / RESOLVED_CONFIG
+        record["config"] = read_yaml(saved) if saved.is_file() else {}
+    return _checked_record(path, record)
+
+
+def _read_record(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(missing) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is broken ({error}): remove {path.parent} and run its stage again") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _checked_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What every record has, whichever version wrote it."""
+    written = record.get("format", 1)
+    if not isinstance(written, int) or written > FORMAT:
+        raise RunError(
+            f"{path} is of format {written}, and this version of Tiebreak reads up to {FORMAT}: a later version "
+            "wrote it; update Tiebreak"
+        )
+    inputs = record.get("inputs")
+    whole = isinstance(inputs, dict) and all(
+        isinstance(one, dict) and {"source", "kind", "id"} <= one.keys() for one in inputs.values()
+    )
+    broken = [
+        key for key, good in {"inputs": whole, "config": isinstance(record.get("config"), dict)}.items() if not good
+    ]
+    if broken:
+        raise RunError(f"{path} is broken (no {' and no '.join(broken)}): remove {path.parent} and run its stage again")
+    return record
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, oldest first; [] where there is none. A torn last line is left out."""
+    path = Path(folder) / METRICS
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def conflict_message(folder: Path, why: str) -> str:
+    """What to print where a folder holds another run."""
+    sweep = f"; in a sweep, write {TRIAL} in output, so that every trial has a folder of its own"
+    return (
+        f"{folder} holds another run, and nothing is overwritten; {why}. Give another --output, or move the folder away; "
+        f"'tiebreak run --replace' moves it aside for you{sweep if 'WANDB_SWEEP_ID' in os.environ else ''}"
+    )
+
+
+def _lock_folder(folder: Path) -> int:
+    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunError(f"another process is writing {folder}: wait for it, or stop it") from None
+    return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """True while another process writes the folder."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, `+` appended if files differ from it; None outside a repository."""
+    try:
+        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide what training computes."""
+    versions = {}
+    for name in _PINNED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+
+
+def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str) -> list[Any]:
+    """`compute(keys of one batch, advance)` for every batch, each kept on disk as soon as it is done.
+
+    A stage that was cut off computes only the batches that are missing, in the same batches as before, so it ends in the
+    same result. `compute` returns a JSON value for each key, and may call `advance(count)` as keys get done.
+    """
+    partial = run.folder / "partial" / what.replace(" ", "-")
+    partial.mkdir(parents=True, exist_ok=True)
+    results: list[Any] = []
+    with progress(len(keys), what) as bar:
+        for number, start in enumerate(range(0, len(keys), batch_size)):
+            file = partial / f"{number:05d}.json"
+            if not file.exists():
+                with deferring(), interruptible():
+                    made = compute(keys[start : start + batch_size], bar.update)
+                write_json(file, made)
+                run.note_seconds()
+            check(f"{number + 1} batches of {what} are kept")
+            results += json.loads(file.read_text())
+            bar.update(len(results) - bar.n)
+    return results
+
+
+def clear_partial(run: Run) -> None:
+    """Remove what `in_batches` kept; called once the run is finished."""
+    shutil.rmtree(run.folder / "partial", ignore_errors=True)
+
+

@@ -1,0 +1,275 @@
+"""The metrics of a run: rows in its own metrics.jsonl, and a copy to W&B. No torch: the labelling app's runs have one too.
+
+The truth is the run folder. A process of its own copies it to W&B (`tiebreak.tracking.wandb_copy`), so nothing that W&B
+does reaches the stage: it is not waited for while the stage works, and for `LONGEST_WAIT` seconds at its end. What
+could not be sent stays in the run folder's `wandb/`, as an offline run of the same id: `wandb sync PATH` or `tiebreak
+wandb sync RUN` sends it. Read an offline run back with `wandb leet inspect --json PATH`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tiebreak.records import write_json, write_jsonl
+from tiebreak.runs.run import MANIFEST, Run, git_commit, read_metrics
+from tiebreak.terminal import is_main_process, say
+from tiebreak.tracking.wandb_copy import FACTS_FILE, FOLDER, STATE_FILE, artifact_name, read_json
+
+LONGEST_WAIT = 28.0
+"""seconds that the end of a stage waits for W&B, in all"""
+SECONDS_ONLINE, SECONDS_OFFLINE = 10.0, 15.0
+"""of those: to send what is left, and then, where that failed, to write it into the run folder instead"""
+_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+
+
+class RunRecorder:
+    """Appends rows to a run's metrics.jsonl, which are copied to W&B. Silent on all but the main process."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._copy = WandbCopy(run)
+        self._last_step, self._last_time = 0, time.monotonic()
+
+    def keep_up_to(self, step: int) -> None:
+        """Forget rows past `step`, which a resumed run computes again."""
+        self._last_step = step
+        if not is_main_process():
+            return
+        if self.run.metrics.exists():
+            write_jsonl(self.run.metrics, [row for row in read_metrics(self.run.folder) if row["step"] <= step])
+        self._copy.start()  # not before: it reads the rows
+
+    def row(self, step: int, metrics: Mapping[str, Any], beside_seconds: float | None = None) -> None:
+        """One logged step. Values that are not finite numbers are kept out of the JSON as null.
+
+        Args:
+            beside_seconds: how long it took to measure them between two steps, neither of which it is counted to.
+        """
+        if not is_main_process():
+            return
+        if beside_seconds is None:
+            now = time.monotonic()
+            seconds = (now - self._last_time) / max(1, step - self._last_step)
+            self._last_step, self._last_time = step, now
+        else:
+            seconds = beside_seconds
+            self._last_time += beside_seconds
+        values = {key: _finite(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+        line = {"step": step, "step_seconds": round(seconds, 4), **values}
+        with self.run.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+        self._copy.check()
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table of examples, as a file of the run folder and in W&B."""
+        if is_main_process():
+            path = self.run.folder / f"{name}.jsonl"
+            write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
+
+    def finish(self) -> None:
+        """Let W&B have the finished run: the last rows, tables, final figures, and an artifact linked to its inputs."""
+        if is_main_process():
+            self._copy.finish()
+
+
+def track(run: Run) -> None:
+    """Copy a finished run that trained nothing to W&B."""
+    RunRecorder(run).finish()
+
+
+def track_again(run: Run) -> None:
+    """Copy a finished run whose copy to W&B was begun and not completed; nothing if it was, or was not wanted."""
+    if is_main_process() and (run.folder / FOLDER / FACTS_FILE).is_file() and not is_copied(run.folder):
+        RunRecorder(run).finish()
+
+
+def is_copied(folder: Path) -> bool:
+    """Whether W&B, or an offline copy, has all of a finished run."""
+    state = read_json(folder / FOLDER / STATE_FILE)
+    return state.get("state") == "done" and state.get("manifest_id") == read_json(folder / MANIFEST).get("id")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+class _Beside(subprocess.Popen[bytes]):
+    """A process that ends by itself, also after this one."""
+
+    def __del__(self, *_: object, **__: object) -> None:
+        """No warning that it is still running."""
+
+
+class WandbCopy:
+    """The process that copies a run folder to W&B. Whatever it does or suffers, its methods return, and soon."""
+
+    def __init__(self, run: Run) -> None:
+        self._folder, self._run = run.folder, run
+        self._process: _Beside | None = None
+        self._close_pipe: Callable[[], object] = lambda: None
+        self._pipe = -1
+        self._wanted = wanted_mode(run) != "disabled"
+        self._restarted = False
+        self._seen = ""
+
+    def start(self, mode: str | None = None) -> None:
+        """Start it, once."""
+        if not self._wanted or self._process is not None:
+            return
+        try:
+            (self._folder / FOLDER).mkdir(exist_ok=True)
+            write_json(self._folder / FOLDER / FACTS_FILE, facts_of(self._run))
+            with suppress(FileNotFoundError):
+                (self._folder / FOLDER / STATE_FILE).unlink()
+            self._process = self._spawn(mode or wanted_mode(self._run))
+        except Exception as error:  # noqa: BLE001 - nothing of W&B's ends a stage
+            self._give_up(f"it cannot be started ({error})")
+
+    def check(self) -> None:
+        """Say what it reports, and start it again, offline, if it has ended."""
+        self.start()
+        message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
+        if message != self._seen:
+            self._seen = message
+            say("", f"W&B: {message}")
+        if self._process is not None and self._process.poll() is not None:
+            self._restart()
+
+    def finish(self) -> None:
+        """No further rows: wait for it."""
+        began = time.monotonic()
+        self.check()
+        while self._process is not None:
+            left = LONGEST_WAIT - (time.monotonic() - began)
+            if not self._let_end(left):
+                self._kill()
+                self._give_up(f"not complete after {LONGEST_WAIT:.0f} s")
+            elif not is_copied(self._folder):
+                self._restart()
+            else:
+                self.check_message()
+                return
+
+    def check_message(self) -> None:
+        """Say what it reports at its end."""
+        message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
+        if message != self._seen:
+            say(f"W&B: {message}")
+
+    def _let_end(self, seconds: float) -> bool:
+        """Tell it that the run is finished; whether it is done, or has ended, in time."""
+        assert self._process is not None
+        with suppress(OSError):
+            os.write(self._pipe, b"finished\n")
+        self._close_pipe()
+        give_up = time.monotonic() + seconds
+        while self._process.poll() is None and not is_copied(self._folder):
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _restart(self) -> None:
+        """It ended of itself: begin a copy anew, in the run folder, and that once."""
+        assert self._process is not None
+        self._close_pipe()
+        reason = read_json(self._folder / FOLDER / STATE_FILE).get("error") or f"status {self._process.returncode}"
+        self._process = None
+        if self._restarted:
+            self._give_up(f"its process ended ({reason})")
+            return
+        self._restarted = True
+        self.start("offline")
+
+    def _give_up(self, reason: str) -> None:
+        say(f"W&B: {reason}; the run goes on without it. 'tiebreak wandb sync {self._folder}' sends it later")
+        self._wanted, self._process = False, None
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # W&B's own service ends with it
+        self._process.wait()
+
+    def _spawn(self, mode: str) -> _Beside:
+        environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
+        environment.setdefault("WANDB_DATA_DIR", str((self._folder / FOLDER / "data").resolve()))  # of its artifacts
+        limits = (str(SECONDS_ONLINE), str(SECONDS_OFFLINE))
+        theirs, self._pipe = os.pipe()
+        self._close_pipe = weakref.finalize(self, os.close, self._pipe)
+        try:
+            return _Beside(
+                [
+                    sys.executable,
+                    "-m",
+                    "tiebreak.tracking.wandb_copy",
+                    "follow",
+                    str(self._folder),
+                    mode,
+                    *limits,
+                    str(os.getpid()),
+                ],
+                env=environment,
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the stage: what it has sent on is still written
+            )
+        finally:
+            os.close(theirs)
+
+
+def wanted_mode(run: Run) -> str:
+    """`disabled`, `offline` or `online`, as configuration or environment say; else `auto`: W&B says if there is a login."""
+    if run.config.tracking.mode != "auto":
+        return run.config.tracking.mode
+    named = {"dryrun": "offline", "run": "online", "shared": "online"}
+    mode = os.environ.get("WANDB_MODE", "auto")
+    mode = named.get(mode, mode)
+    return mode if mode in ("online", "offline", "disabled") else "auto"
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What W&B is to have of a run beside its figures. A key of `tracking` that is not at its default comes before W&B's
+    own variables, and those before the default; tags add up."""
+    tracking, environment = run.config.tracking, os.environ
+    before = read_json(run.folder / FOLDER / FACTS_FILE)
+    before = before if before.get("fingerprint") == run.fingerprint else {}
+    default = type(tracking).model_fields["project"].default
+    project = tracking.project if tracking.project != default else environment.get("WANDB_PROJECT") or default
+    group = tracking.group or environment.get("WANDB_RUN_GROUP") or environment.get("TIEBREAK_GROUP")
+    alone = "TIEBREAK_GROUP" not in environment  # one id cannot be that of all stages of a recipe
+    seed = getattr(getattr(run.config, "training", None), "seed", None)
+    tags = [
+        run.stage,
+        *tracking.tags,
+        *environment.get("WANDB_TAGS", "").split(","),
+        *([f"seed-{seed}"] if seed is not None else []),
+        git_commit() or "",
+    ]
+    return {
+        "fingerprint": run.fingerprint,
+        "run_id": before.get("run_id") or (alone and environment.get("WANDB_RUN_ID")) or secrets.token_hex(4),
+        "stage": run.stage,
+        "project": project,
+        "group": group or before.get("group"),
+        "job_type": environment.get("WANDB_JOB_TYPE") or run.stage,
+        "name": environment.get("WANDB_NAME") or f"{run.stage}-{run.fingerprint[:8]}",
+        "tags": list(dict.fromkeys(tag.strip()[:64] for tag in tags if tag.strip())),
+        "config": run.config.model_dump(mode="json"),
+        "artifact": artifact_name(run.folder),
+        "inputs": {artifact_name(Path(one.source)): one.id for one in run.inputs.values() if one.kind == "run"},
+    }

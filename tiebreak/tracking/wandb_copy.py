@@ -1,0 +1,413 @@
+"""A run folder, copied to W&B by a process of its own.
+
+    tiebreak wandb sync runs/quickstart/dpo …            send finished or cut-off runs again
+
+Every stage starts one beside it (`tiebreak.tracking.recorder`). It reads the folder as it grows, and whatever fails or
+hangs while it is online, it begins anew as an offline run of the same id in the folder's `wandb/`: W&B's own program
+can send that later. A copy holds each row of metrics.jsonl once: W&B's row number is the row's place in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+FOLDER = "wandb"
+"""of a run folder; W&B's own name for it"""
+FACTS_FILE, STATE_FILE = "tiebreak.json", "state.json"
+SECONDS_A_CALL = 120.0
+"""that a call of W&B may take while the stage works"""
+MOST_ROWS = 200
+"""of a table"""
+STEP = "train/global_step"
+_NO_FIGURES = {"config", "inputs", "outputs", "packages", "model", "fingerprint", "stage", "metrics", "id", "format"}
+"""of a manifest"""
+
+
+class Deadline:
+    """Ends or replaces this process when a call of W&B takes too long: a thread that hangs in it can do neither."""
+
+    def __init__(self, on_time: Any) -> None:
+        self._on_time = on_time
+        self._call: float | None = None
+        self._all: float | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        self._call = time.monotonic() + SECONDS_A_CALL
+        yield
+        self._call = None
+
+    def finish_within(self, seconds: float) -> None:
+        """From now on, for all that is left to do."""
+        self._all = time.monotonic() + seconds
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.1)
+            if any(until is not None and time.monotonic() > until for until in (self._call, self._all)):
+                self._on_time()
+
+
+class Copy:
+    """A run folder as a W&B run."""
+
+    def __init__(self, folder: Path, mode: str) -> None:
+        self.folder, self.mode = folder, mode
+        self.facts = read_json(folder / FOLDER / FACTS_FILE)
+        self.sent = 0
+        """rows of metrics.jsonl"""
+        self._offset = 0
+        self.run: Any = None
+        self.lacks = ""
+        """what W&B did not take of it"""
+
+    def begin(self, **settings: Any) -> None:
+        """Open the W&B run: online, the one that a cut-off stage began."""
+        import wandb
+
+        facts = self.facts
+        self.run = wandb.init(
+            id=facts["run_id"],
+            resume="allow" if self.mode == "online" else None,  # an offline copy is whole, and replaces what was sent
+            project=facts["project"],
+            group=facts["group"],
+            job_type=facts["job_type"],
+            name=facts["name"],
+            tags=facts["tags"],
+            config=facts["config"],
+            dir=None if os.environ.get("WANDB_DIR") else str(self.folder),
+            mode=cast("Any", self.mode),
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **settings),
+        )
+        self.run.define_metric(STEP)
+        self.run.define_metric("*", step_metric=STEP)
+        self.already = self.run.starting_step
+
+    def send_rows(self) -> None:
+        """The rows that were added since the last call. A line that is still being written waits for its end."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                if self.sent >= self.already:
+                    self.run.log(row_of(json.loads(line)), step=self.sent)
+                self.sent += 1
+
+    def send_result(self, manifest: Mapping[str, Any]) -> None:
+        """What a finished run has beside its rows: final figures, tables and an artifact."""
+        self.run.summary.update(summary_of(self.folder, manifest))
+        try:
+            self._send_tables()
+            self._send_artifact(manifest)
+        except Exception as error:  # noqa: BLE001 - the run's figures are there
+            self.lacks = f"tables and artifacts were not taken ({_one_line(error)})"
+
+    def _send_tables(self) -> None:
+        import wandb
+
+        for path in tables_in(self.folder):
+            columns, rows = table_of(path)
+            self.run.log({path.stem: wandb.Table(columns=columns, data=rows)})
+
+    def _send_artifact(self, manifest: Mapping[str, Any]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(self.facts["artifact"], type=self.facts["stage"], metadata=dict(manifest))
+        for path in (self.folder / "manifest.json", *reports_in(self.folder)):
+            artifact.add_file(str(path))
+        if self.mode == "online":
+            self._link()
+        self.run.log_artifact(artifact, aliases=["latest", manifest["id"]])
+
+    def _link(self) -> None:
+        """Name what the run was made from. A run that was made offline is not there, which costs the link alone."""
+        import wandb
+
+        for name, identity in self.facts["inputs"].items():
+            with contextlib.suppress(wandb.Error, ValueError):
+                self.run.use_artifact(f"{name}:{identity}")
+
+    def end(self, finished: bool) -> None:
+        """Close the W&B run; an offline copy takes the place of earlier ones."""
+        own = Path(self.run.settings.sync_dir)
+        self.run.finish(exit_code=0 if finished else 1)
+        if self.mode == "offline":
+            for path in own.parent.glob(f"offline-run-*-{self.facts['run_id']}"):
+                if path != own:
+                    shutil.rmtree(path, ignore_errors=True)
+        self.path = own
+
+
+def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl under the names that transformers gives its figures in W&B."""
+    return {wandb_name(key): value for key, value in row.items() if key not in ("step", "step_seconds")} | {
+        STEP: row["step"]
+    }
+
+
+def wandb_name(key: str) -> str:
+    """eval_loss is eval/loss, loss is train/loss."""
+    return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
+
+
+def summary_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's final figures, each under one name: the name of its row where there are rows of it."""
+    logged = set().union(*_rows(folder / "metrics.jsonl"))
+    metrics = manifest.get("metrics") or {}
+    figures = {"manifest_id": manifest["id"]}
+    figures |= {wandb_name(key) if key in logged else key: value for key, value in flat(metrics).items()}
+    figures |= flat({key: value for key, value in manifest.items() if key not in _NO_FIGURES})
+    report = read_json(folder / "report.json") or read_json(folder / "final" / "report.json")
+    return {
+        f"report/{key}": value for key, value in flat(report, depth=3).items() if not isinstance(value, str)
+    } | figures
+
+
+def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> dict[str, Any]:
+    """Numbers and words of nested mappings, by their path; lists are left out."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and depth > 1:
+            found |= flat(value, depth - 1, f"{prefix}{key}/")
+        elif isinstance(value, (bool, int, float, str)):
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """Files of examples."""
+    beside = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "metrics.jsonl"]
+    return [*beside, *(path for path in (folder / "final" / "completions.jsonl",) if path.is_file())]
+
+
+def reports_in(folder: Path) -> list[Path]:
+    """Files that report on a run."""
+    names = ("report.html", "report.json", "final/report.json", "final/completions.jsonl")
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def table_of(path: Path) -> tuple[list[str], list[list[Any]]]:
+    """Columns and the first rows of a file of examples; of a conversation, the last message."""
+    rows = _rows(path)[:MOST_ROWS]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return columns, [[_cell(row.get(column)) for column in columns] for row in rows]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and "content" in value[-1]:
+        return str(value[-1]["content"])
+    return value if isinstance(value, (bool, int, float, str, type(None))) else json.dumps(value)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; {} where there is none, or half of one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def artifact_name(folder: Path) -> str:
+    """An artifact has one name and many versions: it is the folder's, so that a stage made again is its next version."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))[-100:]
+
+
+def note(folder: Path, **state: Any) -> None:
+    """What a copy reports to the stage that it belongs to."""
+    path = folder / FOLDER / STATE_FILE
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        temporary.replace(path)
+
+
+# --- beside a stage ---
+
+
+def settle_mode(mode: str) -> str:
+    """`auto` settled by W&B itself: its own settings, else online where it finds a login, else offline."""
+    if mode != "auto":
+        return mode
+    import wandb
+    from wandb.sdk.lib import wbauth  # what `wandb.init` asks; its public names would ask the user
+
+    settings = wandb.setup().settings
+    if settings.mode != "online":
+        return "disabled" if settings.mode == "disabled" else "offline"
+    found = wbauth.authenticate_session(host=settings.base_url, source="", prompt=False, update_session=False)
+    return "online" if found else "offline"
+
+
+def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: float, stage: int, ended: str = "") -> None:
+    """Copy a run as it grows, until the process `stage` says that it is finished, or is gone."""
+    os.nice(5)
+    environment = dict(os.environ)  # before W&B names its service in it
+    words = [str(online_seconds), str(offline_seconds), str(stage)]
+    end = End(stage, ended)
+
+    def give_up(reason: str) -> None:
+        """Begin anew offline, in the place of this process: what hangs in it is gone then."""
+        if mode == "offline":
+            note(folder, state="failed", error=reason, message="")
+            os._exit(1)
+        note(folder, state="running", error=reason, message=f"{reason}. The copy is kept in {folder / FOLDER}")
+        again = [
+            sys.executable,
+            "-m",
+            "tiebreak.tracking.wandb_copy",
+            "follow",
+            str(folder),
+            "offline",
+            *words,
+            end.word,
+        ]
+        os.execve(sys.executable, again, environment)
+
+    seconds = offline_seconds if mode == "offline" else online_seconds
+    deadline = Deadline(lambda: give_up("no answer in time"))
+    end.then(lambda: deadline.finish_within(seconds))
+    try:
+        with deadline():
+            settled = settle_mode(mode)
+        if settled == "disabled":
+            note(folder, state="done", manifest_id=_manifest(folder).get("id"))
+            return
+        _copy(Copy(folder, settled), deadline, end, stage)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's
+        give_up(_one_line(error))
+    os._exit(0)  # all is sent and written; W&B's own endings wait for a server that does not answer
+
+
+def _copy(copy: Copy, deadline: Deadline, end: End, stage: int) -> None:
+    failed = read_json(copy.folder / FOLDER / STATE_FILE).get("error")
+    with deadline():
+        copy.begin(x_stats_pid=stage)
+    while not end.word:
+        with deadline():
+            copy.send_rows()
+        end.wait(0.5)
+    copy.send_rows()
+    manifest = _manifest(copy.folder) if end.word == "finished" else {}
+    if manifest:
+        copy.send_result(manifest)
+    copy.end(finished=bool(manifest))
+    message = f"{failed}. 'wandb sync {copy.path}' sends the run" if failed else copy.lacks
+    note(copy.folder, state="done", mode=copy.mode, manifest_id=manifest.get("id"), message=message)
+
+
+class End:
+    """When a stage is done: it says `finished`, or is gone."""
+
+    def __init__(self, stage: int, word: str = "") -> None:
+        self.word = word
+        self._stage = stage
+        self._event = threading.Event()
+        self._then: Any = lambda: None
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def then(self, call: Any) -> None:
+        """What to do at the end."""
+        self._then = call
+        if self.word:
+            call()
+
+    def wait(self, seconds: float) -> None:
+        """For the end, or so long."""
+        if not self._event.wait(seconds) and os.getppid() != self._stage:
+            self._set("gone")
+
+    def _listen(self) -> None:
+        if not self.word:
+            self._set("finished" if os.read(0, 100).startswith(b"finished") else "gone")
+
+    def _set(self, word: str) -> None:
+        self.word = self.word or word
+        self._event.set()
+        self._then()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "manifest.json")
+
+
+def _one_line(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 200 else words[:199] + "…"
+
+
+# --- the command ---
+
+
+def sync(folders: Sequence[str]) -> None:
+    """Send runs to W&B, each as the run that it began there.
+
+    Raises:
+        ConfigError: no folder, or one that no stage ever copied.
+        MachineError: W&B does not take it.
+    """
+    from tiebreak.errors import ConfigError, MachineError
+
+    if not folders:
+        raise ConfigError("which runs? 'tiebreak wandb sync runs/quickstart/dpo'")
+    for folder in map(Path, folders):
+        if not read_json(folder / FOLDER / FACTS_FILE):
+            raise ConfigError(f"{folder} has no {FOLDER}/{FACTS_FILE}: no stage wrote it while W&B was on")
+        copy, manifest = Copy(folder, "online"), _manifest(folder)
+        try:
+            copy.begin(x_disable_stats=True)
+            copy.send_rows()
+            if manifest:
+                copy.send_result(manifest)
+            copy.end(finished=bool(manifest))
+        except Exception as error:
+            raise MachineError(f"W&B does not take {folder}: {_one_line(error)}") from error
+        note(folder, state="done", mode="online", manifest_id=manifest.get("id"), message="")
+        print(f"sent {folder}: {copy.sent} rows", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak wandb sync RUN …`"""
+    from tiebreak.errors import ConfigError, exit_with_message
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["follow"]:
+        folder, mode, online, offline, stage, *ended = words[1:]
+        follow(Path(folder), mode, float(online), float(offline), int(stage), *ended)
+        return
+
+    def run() -> None:
+        if words[:1] != ["sync"]:
+            raise ConfigError("usage: tiebreak wandb sync RUN …")
+        sync(words[1:])
+
+    exit_with_message(run)
+
+
+if __name__ == "__main__":
+    main()

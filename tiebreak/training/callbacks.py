@@ -1,0 +1,176 @@
+"""What transformers' trainers call while they train: the progress line, and the run's metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tiebreak.process.stopping import Stopped, requested
+from tiebreak.runs.checkpoints import facts_of, mark_complete
+from tiebreak.tracking.recorder import RunRecorder
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+class ProgressLine(ProgressCallback):
+    """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
+
+    SHOWN: ClassVar = {
+        "loss": "loss",
+        "mean_token_accuracy": "token accuracy",
+        "accuracy": "accuracy",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "objective/scores": "score",
+        "objective/kl": "KL",
+    }
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs:
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+class NothingToTrainError(Exception):
+    """The checkpoint is of the last step. transformers would take another one before it looks."""
+
+
+class TokenCount(TrainerCallback):
+    """Keeps the count of trained tokens (`num_tokens`) in checkpoints: TRL's trainers begin anew at 0 when they resume.
+
+    `_total_train_tokens` is TRL's private counter, of its SFT, reward and DPO trainers; the others have none.
+    """
+
+    FILE = "tokens.json"
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+        if state.global_step and file.is_file():
+            self.trainer._total_train_tokens = json.loads(file.read_text())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero and hasattr(self.trainer, "_total_train_tokens"):
+            file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+            file.write_text(json.dumps(self.trainer._total_train_tokens))
+
+
+EVALUATE_NEXT = "evaluate_next"
+"""in a checkpoint's marker: the evaluation of its step was put off, as a signal came"""
+
+
+class RunCallback(TrainerCallback):
+    """Writes the trainer's logs to the run, marks a checkpoint complete once all of it is on disk, and ends the training
+    there if a signal asked for it."""
+
+    def __init__(self, recorder: RunRecorder, trainer: Trainer) -> None:
+        self.recorder, self.trainer = recorder, trainer
+        self.stopped_by = 0
+        """the signal, once every process knows of it"""
+        self.evaluates_next = False
+        self.generators = generator_states()
+        """as they were before the step that is computed now"""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.recorder.keep_up_to(state.global_step)
+        if state.global_step >= state.max_steps:
+            raise NothingToTrainError
+        if state.global_step:
+            self.evaluates_next = bool(facts_of(_checkpoint(args, state)).get(EVALUATE_NEXT))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.generators = generator_states()
+        if self.evaluates_next:
+            self.evaluates_next = False
+            self.trainer.evaluate()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_training_stop and state.global_step < state.max_steps:
+            control.should_save = False  # a run that resumed from an early end would train on: it comes to it again
+            return
+        self.stopped_by = requested_of_any()
+        if self.stopped_by:
+            self.evaluates_next, control.should_evaluate = control.should_evaluate, False
+            control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs and "train_runtime" not in logs:
+            self.recorder.row(state.global_step, logs)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # every process has written its part
+        if state.is_world_process_zero:
+            mark_complete(_checkpoint(args, state), {EVALUATE_NEXT: self.evaluates_next})
+            self.recorder.run.note_seconds()
+        if self.stopped_by:
+            if dist.is_available() and dist.is_initialized():
+                dist.barrier()  # a launcher ends the others once one has ended
+            raise Stopped(
+                self.stopped_by, f"step {state.global_step} of {state.max_steps} is in {_checkpoint(args, state)}"
+            )
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def requested_of_any() -> int:
+    """The signal that asked this or another process of the launch for its end; 0 if none has."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return requested()
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    numbers = torch.tensor(requested(), device=device)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+GeneratorStates = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
+
+
+def generator_states() -> GeneratorStates:
+    """The states of all random generators: Python's, NumPy's, torch's."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), devices
+
+
+def set_generators(states: GeneratorStates) -> None:
+    """Put them back as they were."""
+    python, numpy, cpu, devices = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,140 @@
+"""What a preference's columns say of its pair, the same in every stage that learns from it.
+
+weight                how much the pair counts (use_weights)
+confidence, agreement how sure it is that the chosen answer is the better one (soft_labels)
+margin, strength      by how much it is better (strength_as)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tiebreak.records import Preference
+from tiebreak.terminal import say
+
+MAX_STRENGTH = 3
+TIE = 0.5
+"""The probability that either answer of a kept tie is the better one."""
+PSEUDO_VOTES = 0.5
+"""Added to each side's votes, so that one rater alone is no certainty (Krichevsky and Trofimov 1981)."""
+
+
+class LabelSettings(Protocol):
+    """The keys of a configuration that say what the columns do."""
+
+    @property
+    def strength_as(self) -> Literal["margin", "weight", "nothing"]:
+        """What a strength does."""
+
+    @property
+    def margin_scale(self) -> float:
+        """Times the margin."""
+
+    @property
+    def soft_labels(self) -> bool:
+        """Whether confidence is learned in place of certainty."""
+
+    @property
+    def use_weights(self) -> bool:
+        """Whether a pair counts by its weight."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is learned of a pair."""
+
+    margin: float = 0.0
+    """by how much the sides must be told apart"""
+    target: float = 1.0
+    """the probability that the chosen answer is the better one"""
+    weight: float = 1.0
+
+
+def label_of(preference: Preference, settings: LabelSettings) -> Label:
+    """A preference's label, its weight as it stands."""
+    return Label(_margin(preference, settings), _target(preference, settings), _weight(preference, settings))
+
+
+def is_tie(preference: Preference) -> bool:
+    """Whether neither answer is the better one: a tie that the export kept has strength 0."""
+    return preference.strength == 0
+
+
+def _margin(preference: Preference, settings: LabelSettings) -> float:
+    if settings.strength_as != "margin" or is_tie(preference):
+        return 0.0
+    if preference.margin is not None:
+        return settings.margin_scale * preference.margin
+    return margin_of(preference.strength, settings.margin_scale)
+
+
+def _target(preference: Preference, settings: LabelSettings) -> float:
+    """A tie that was kept is one whether or not labels are soft: neither side is the better one."""
+    if is_tie(preference):
+        return TIE
+    if not settings.soft_labels:
+        return 1.0
+    if preference.confidence is not None:
+        return max(preference.confidence, TIE)
+    return target_of(preference.agreement, len(preference.raters) if preference.raters is not None else None)
+
+
+def _weight(preference: Preference, settings: LabelSettings) -> float:
+    weight = preference.weight if settings.use_weights else 1.0
+    strength = preference.strength if settings.strength_as == "weight" else None
+    return weight * (strength or 1.0)  # no strength, and a kept tie's strength of 0, count once
+
+
+def margin_of(strength: float | None, scale: float) -> float:
+    """scale·s/3 for an answer better by strength s, 1 to 3; 0 where it was not asked.
+
+    Touvron et al. 2023, Table 27: with scale 1, their small margins (1, 2/3, 1/3).
+    """
+    return scale * (strength or 0.0) / MAX_STRENGTH
+
+
+def target_of(agreement: float | None, raters: int | None) -> float:
+    """The probability that the chosen answer is the better one, from the share of raters who said so: (k + ½)/(n + 1).
+
+    The share itself where their number n is not known, and 1 where the share is not. Never below ½: the winning side of
+    a vote with many ties can have fewer than half of the votes, and is still the winning side.
+    """
+    if agreement is None:
+        return 1.0
+    share = agreement if raters is None else (agreement * raters + PSEUDO_VOTES) / (raters + 2 * PSEUDO_VOTES)
+    return max(share, TIE)
+
+
+def mean_one(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weights divided by each member's mean, shape (rows, members), so that they do not change the learning rate.
+
+    Over the whole set and not over a batch: a pair counts the same in whatever batch it lands.
+    """
+    means = weights.mean(axis=0, keepdims=True)
+    return weights / np.where(means > 0, means, 1.0)
+
+
+def report_unused_columns(preferences: Sequence[Preference], settings: LabelSettings) -> None:
+    """Say which columns of some preferences the settings leave unused, and the keys that would use them."""
+    unused = unused_columns(preferences, settings)
+    if unused:
+        say(f"columns of the preferences that are not used: {unused}")
+
+
+def unused_columns(preferences: Sequence[Preference], settings: LabelSettings) -> str:
+    """Which columns of some preferences the settings leave unused, and the keys that would use them; empty if none."""
+    unused: dict[str, str] = {}
+    if settings.strength_as != "margin" and any(p.margin for p in preferences):
+        unused["margin"] = "strength_as: margin"
+    if settings.strength_as == "nothing" and any(p.strength for p in preferences):
+        unused["strength"] = "strength_as: margin, or weight"
+    if not settings.soft_labels and any(p.confidence not in (None, 1.0) and not is_tie(p) for p in preferences):
+        unused["confidence"] = "soft_labels: true"
+    if not settings.use_weights and len({p.weight for p in preferences}) > 1:
+        unused["weight"] = "use_weights: true"
+    return ", ".join(f"{column} ({key})" for column, key in unused.items())

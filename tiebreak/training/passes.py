@@ -1,0 +1,322 @@
+"""A training step in passes of at most so many tokens, each with its own backward, so that memory follows the pass.
+
+The gradient of a mean over pairs is the sum of the passes' gradients, each weighted by its share of the pairs; so the
+step is TRL's, and costs no operation more. (tiebreak.packed.forward can cut a batch as well, for losses that tie the
+pairs of a batch together; it has to compute every pass twice.)
+
+Several processes meet within a pass: where weights are sharded at every layer, and wherever TRL gathers a metric. So
+all of them take as many passes, of as many groups each, and exchange gradients after the last one alone where the
+weights are whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tiebreak.packed.forward import whole_model
+from tiebreak.packed.packing import pack_padded
+from tiebreak.packed.positions import require_positions
+from tiebreak.packed.proof import (
+    TOKENS_CHECKED,
+    Computed,
+    ForwardPath,
+    Forwards,
+    Proof,
+    gradients_of,
+    has_auxiliary_loss,
+    prove,
+)
+
+TOKENS_PER_PASS = 640
+"""of a pass with its backward, on the CPU. In SFT, reward training and DPO of a 135M model, 1,024 made no difference to
+time and took 19 to 26% more memory; 512 cost 2 to 6% of time. In PPO the rollout before has left the heap in pieces, and
+a process that keeps what it frees grows by what does not fit: 4.0 GiB with a step of eight episodes at once, 3.0 so."""
+TOKENS_PER_PASS_GPU = 2048
+"""A GPU is idle between small products. Chosen for the activations of a 7B model beside its weights; not measured."""
+
+
+ROWS_LOOKED_AT = 512
+"""of the training set, for a batch to prove the path on"""
+
+
+def default_tokens_per_pass(device: torch.device) -> int:
+    """What `training.tokens_per_pass: null` is there."""
+    return TOKENS_PER_PASS if device.type == "cpu" else TOKENS_PER_PASS_GPU
+
+
+class StepInPasses:
+    """Goes before one of TRL's trainers, whose loss is a mean over the groups of a batch."""
+
+    together = 2
+    """rows of a batch that have the same prompt; see tiebreak.packed.packing.pack_padded"""
+    tokens_per_pass = TOKENS_PER_PASS
+    proof: Proof | None = None
+    """of the path that is taken; None: `compute_in_passes` was not called"""
+    _share = 1.0
+
+    def compute_in_passes(self: Any, tokens: int | None, *, packed: bool) -> None:
+        """Compute at most so many tokens at once, by the fastest path that computes as the model's own forward does.
+
+        Args:
+            packed: without padding, where the model can.
+
+        Raises:
+            ConfigError: a row is longer than the model has positions.
+            ModelError: no path does.
+        """
+        sets = [rows for rows in (self.train_dataset, self.eval_dataset) if rows is not None]
+        longest = max(max(lengths_of(rows)) for rows in sets)
+        require_positions(whole_model(self.model).config, longest, "the longest rows (see training.max_length_tokens)")
+        self.tokens_per_pass = tokens or default_tokens_per_pass(self.args.device)
+        forwards = Forwards.of(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
+        self.proof = prove_step(self, forwards, packed=packed)
+
+    def path_facts(self) -> dict[str, Any]:
+        """For the manifest: how batches were computed."""
+        return self.proof.facts() if self.proof else {}
+
+    def is_cut_exactly(self) -> bool:
+        """Whether passes can be computed one by one: not where experts are balanced over the batch."""
+        return self.is_mean_over_groups() and not getattr(self, "aux_loss_enabled", False)
+
+    def items(self: Any, inputs: dict[str, Any]) -> Tensor | None:
+        """What transformers counts in a step of this batch on every process."""
+        return None
+
+    def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """transformers' step, once a pass; returns the loss of the whole batch."""
+        parts = self._parts(inputs)
+        if len(parts) == 1:
+            return self._step(model, inputs, num_items_in_batch)
+        weights = [self.weight(part) for part in parts]
+        shares = [weight / max(sum(weights), 1) for weight in weights]
+        logged = {key: len(values) for key, values in self._metrics["train"].items()}
+        losses = []
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
+            self._share = 1.0 if self.adds_up(num_items_in_batch) else share
+            with nullcontext() if number == len(parts) else more_to_come(self.accelerator, model):
+                losses.append(self._step(model, part, num_items_in_batch))
+        self._share = 1.0
+        if self.accelerator.num_processes > 1:  # TRL's metrics are of all processes
+            weights = self.accelerator.reduce(torch.tensor(weights, device=self.args.device), reduction="sum").tolist()
+            shares = [weight / max(sum(weights), 1) for weight in weights]
+        self._join_metrics(logged, shares)
+        return torch.stack(losses).sum()
+
+    def _step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, as the share of the batch that the pass is."""
+        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        return loss if self._share == 1.0 else loss * self._share
+
+    def weight(self, inputs: dict[str, Any]) -> int:
+        """What a pass counts in the mean that the loss is: its groups."""
+        return len(inputs["input_ids"]) // self.together
+
+    def adds_up(self, num_items_in_batch: Any) -> bool:
+        """Whether the losses of passes are already parts of the batch's."""
+        return False
+
+    def is_mean_over_groups(self) -> bool:
+        """Whether the loss can be cut, which a trainer must say of itself; if not, the batch is one pass here."""
+        return False
+
+    def _parts(self: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """The batch, cut between groups."""
+        return [take_groups(inputs, groups, self.together) for groups in self._groups(inputs)]
+
+    def _groups(self: Any, inputs: dict[str, Any]) -> list[list[int]]:
+        """The numbers of the groups of each pass."""
+        count = len(inputs["input_ids"]) // self.together
+        if not self.is_cut_exactly():
+            return [list(range(count))]
+        packing = pack_padded(inputs["input_ids"], inputs["attention_mask"], self.together, self.tokens_per_pass)
+        if self.accelerator.num_processes > 1:
+            alike: list[list[int]] = self._cut_alike(inputs, count, len(packing.rows))
+            return alike
+        rows = packing.row[:count].tolist()
+        return [[group for group in range(count) if rows[group] == row] for row in sorted(set(rows))]
+
+    def _cut_alike(self: Any, inputs: dict[str, Any], count: int, fewest: int) -> list[list[int]]:
+        """The numbers of the groups of each pass: as many passes, of as many groups each, on every process."""
+        sequences = [
+            row[mask].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+        ]
+        order = sorted(range(count), key=lambda group: sequences[group])  # those of one prompt stand side by side
+
+        def fits(groups: list[int]) -> bool:
+            part = take_groups({name: inputs[name] for name in ("input_ids", "attention_mask")}, groups, self.together)
+            return len(pack_padded(**part, together=self.together, tokens_per_row=self.tokens_per_pass).rows) == 1
+
+        able = (number for number in range(fewest, count) if all(map(fits, cut_evenly(order, number))))
+        wanted = torch.tensor([[count, next(able, count)]], device=self.args.device)
+        counts, numbers = self.accelerator.gather(wanted).unbind(1)
+        if len(counts.unique()) > 1:  # no pass could be like the others': the forward is cut instead
+            return [order]
+        return cut_evenly(order, int(numbers.max()))
+
+    def _join_metrics(self: Any, logged: dict[str, int], shares: Sequence[float]) -> None:
+        """One value a step where each pass left its own, as TRL averages over values."""
+        for key, values in self._metrics["train"].items():
+            new = values[logged.get(key, 0) :]
+            if len(new) != len(shares):
+                continue
+            joined = sum(value * share for value, share in zip(new, shares, strict=True))
+            if key.startswith(("min_", "max_")):
+                joined = min(new) if key.startswith("min_") else max(new)
+            values[logged.get(key, 0) :] = [joined]
+
+
+# --- the path, proved before training
+
+
+def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
+    """Take the fastest path by which a batch, in passes, gives what the model's own forward gives of it as a whole."""
+    scores = hasattr(whole_model(trainer.model), "score")
+    candidates = [
+        *([ForwardPath.PACKED] if packed else []),
+        *([] if scores else [ForwardPath.PADDED]),
+        ForwardPath.PLAIN,
+        ForwardPath.ALONE,
+    ]
+    with _unobserved(trainer):
+        trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False) and has_auxiliary_loss(trainer.model)
+        if trainer.aux_loss_enabled:  # which speaks of the whole batch
+            candidates.remove(ForwardPath.ALONE)
+        batch = trainer._prepare_inputs(batch_to_check(trainer))
+        forwards.take(candidates[-1])
+        truth = _compute(trainer, batch, [list(range(len(batch["input_ids"]) // trainer.together))])
+
+        def compute(path: ForwardPath) -> Computed:
+            forwards.take(path)
+            return _compute(trainer, batch, trainer._groups(batch))
+
+        return prove(trainer.model, candidates, truth, compute)
+
+
+def lengths_of(dataset: Any, count: int | None = None) -> list[int]:
+    """Tokens of each of the first rows: as the column `length` says, or counted where there is none."""
+    if "length" in dataset.column_names:
+        return [int(length) for length in dataset.select_columns("length")[:count]["length"]]
+    ids = [name for name in dataset.column_names if name.endswith("_ids")]
+    rows = [{name: len(row[name]) for name in ids} for row in dataset.select_columns(ids).select(range(len(dataset)))]
+    return [row.pop("prompt_ids", 0) + max(row.values()) for row in rows[:count]]
+
+
+def batch_to_check(trainer: Any) -> dict[str, Any]:
+    """The first rows of the training set that have few tokens together; the shortest row where all are longer."""
+    lengths = lengths_of(trainer.train_dataset, ROWS_LOOKED_AT)
+    chosen: list[int] = []
+    tokens = 0
+    for row, length in enumerate(lengths):
+        if tokens + trainer.together * length <= TOKENS_CHECKED:
+            chosen.append(row)
+            tokens += trainer.together * length
+    if not chosen:
+        chosen = [min(range(len(lengths)), key=lambda row: int(lengths[row]))]
+    batch: dict[str, Any] = trainer.data_collator([trainer.train_dataset[row] for row in chosen])
+    return batch
+
+
+def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]]) -> Computed:
+    """Loss, gradient and log-probabilities or scores of a batch in passes; nothing is kept of it."""
+    parts = [take_groups(batch, each, trainer.together) for each in groups]
+    weights = [trainer.weight(part) for part in parts]
+    items = trainer.items(batch)
+    model = _Recorded(trainer.model)
+    loss = 0.0
+    gradients: dict[str, Tensor | None] = {}
+    for part, weight in zip(parts, weights, strict=True):
+        trainer._share = 1.0 if trainer.adds_up(items) else weight / max(sum(weights), 1)
+        with trainer.compute_loss_context_manager():
+            of_part = trainer.compute_loss(model, dict(part), num_items_in_batch=items)
+        for name, gradient in gradients_of(of_part, trainer.model).items():
+            before = gradients.get(name)
+            gradients[name] = gradient if before is None else before if gradient is None else before + gradient
+        loss += float(of_part.detach())
+    trainer._share = 1.0
+    return Computed(model.values(groups, len(batch["input_ids"]), trainer.together), loss, gradients)
+
+
+class _Recorded:
+    """A model as TRL's losses call it, which remembers what it made of every row."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._made: list[Tensor] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = self._model(*args, **kwargs)
+        self._made.append((out.log_probs if kwargs.get("fused_lm_head") else out.logits).detach().float())
+        return out
+
+    def values(self, groups: Sequence[Sequence[int]], rows: int, together: int) -> Tensor:
+        """Of all rows of the batch in its order, one after the other."""
+        count = rows // together
+        table = self._made[0].new_zeros(rows, self._made[0].shape[1])
+        for each, made in zip(groups, self._made, strict=True):
+            table[[group + count * k for k in range(together) for group in each]] = made
+        return table.flatten()
+
+
+@contextmanager
+def _unobserved(trainer: Any) -> Iterator[None]:
+    """Compute batches without dropout, and leave what training goes on from as it is: metrics, modes, the device."""
+    model: nn.Module = trainer.model
+    training, device = model.training, next(model.parameters()).device
+    tokens, trainer.tokens_per_pass = trainer.tokens_per_pass, min(trainer.tokens_per_pass, TOKENS_CHECKED // 2)
+    trainer.current_gradient_accumulation_steps = 1  # which the training loop sets, and an auxiliary loss is divided by
+    model.eval()
+    if device != trainer.args.device:
+        model.to(trainer.args.device)
+    try:
+        yield
+    finally:
+        if device != trainer.args.device:
+            model.to(device)
+        model.train(training)
+        trainer.tokens_per_pass = tokens
+        trainer._metrics["eval"].clear()
+
+
+@contextmanager
+def more_to_come(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """A pass with its backward after which others of the same step follow: no exchange of whole gradients, no update."""
+    state = accelerator.gradient_state
+    synchronises = state.sync_gradients
+    state._set_sync_gradients(False)  # DeepSpeed updates the weights in the backward pass that ends a step
+    try:
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            yield
+    finally:
+        state._set_sync_gradients(synchronises)
+
+
+def cut_evenly(order: Sequence[int], number: int) -> list[list[int]]:
+    """So many parts, one after the other, of which none has two more than another."""
+    size, longer = divmod(len(order), number)
+    starts = [part * size + min(part, longer) for part in range(number + 1)]
+    return [list(order[start:end]) for start, end in pairwise(starts)]
+
+
+def take_groups(inputs: dict[str, Any], groups: Sequence[int], together: int) -> dict[str, Any]:
+    """Some groups of a batch in TRL's order, of tensors with a row a sequence and of those with a row a group."""
+    count = len(inputs["input_ids"]) // together
+    rows = [group + count * k for k in range(together) for group in groups]
+    return {
+        key: value
+        if not isinstance(value, Tensor) or not value.ndim
+        else value[rows if len(value) == count * together else list(groups)]
+        for key, value in inputs.items()
+    }

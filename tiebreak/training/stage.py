@@ -1,0 +1,360 @@
+"""What the trained stages share: arguments, the preflight, checkpoints, and a finish that proves the saved model.
+
+The trainers themselves are TRL's and transformers'; this file holds what surrounds `trainer.train()` in each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import torch
+from transformers import ProgressCallback
+
+from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
+from tiebreak.errors import DataError, HandoffError, TiebreakError
+from tiebreak.models.chat import Chat, Encoded, check_encoded, coloured_mask
+from tiebreak.models.find import ModelKind, ModelSource
+from tiebreak.models.load import resolve_precision
+from tiebreak.models.probe import probe_values, write_probe
+from tiebreak.models.reload import FreshProcess
+from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.process.stopping import StepStopped, Stopped, check, deferring, interruptible
+from tiebreak.records import Prompt
+from tiebreak.runs.checkpoints import MARKER
+from tiebreak.runs.placement import require_agreement
+from tiebreak.runs.reports import Reports
+from tiebreak.runs.run import Run, read_metrics
+from tiebreak.terminal import is_main_process, say
+from tiebreak.tracking.recorder import RunRecorder, track_again
+from tiebreak.training.callbacks import (
+    NothingToTrainError,
+    ProgressLine,
+    RunCallback,
+    TokenCount,
+    generator_states,
+    set_generators,
+)
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+Row = TypeVar("Row")
+
+SAMPLES, REPORT, MERGED = "samples", "report", "merged"
+"""names of reports: sample completions, the stage's own page, and the merged copy"""
+SAMPLED_PROMPTS = 4
+PROBE_TOKENS = 96
+
+
+def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
+    """The keys that transformers' TrainingArguments and all of TRL's configurations share."""
+    dtype = resolve_precision(training)
+    require_agreement(training, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no"))
+    by_epochs: dict[str, Any] = {}
+    if isinstance(training, TrainingConfig):  # PPO counts in rollouts
+        by_epochs = {"num_train_epochs": training.epochs, "logging_steps": training.logging_steps}
+    return by_epochs | {
+        "output_dir": str(run.checkpoints),
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "learning_rate": training.learning_rate,
+        "max_steps": training.max_steps or -1,
+        "per_device_train_batch_size": training.per_device_batch_size,
+        "per_device_eval_batch_size": training.per_device_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "warmup_steps": training.warmup_share,  # transformers reads a value below 1 as a share of the steps
+        "lr_scheduler_type": training.lr_scheduler,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "activation_checkpointing": training.gradient_checkpointing,
+        "gradient_checkpointing": None,  # the name transformers deprecates, and TRL switches on by default
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen, not smoothed over
+        "eval_strategy": "steps" if training.eval_steps else "no",
+        "eval_steps": training.eval_steps,
+        "save_strategy": "steps",
+        "save_steps": training.save_steps,
+        "save_total_limit": 2,  # the newest is deleted last, so one complete checkpoint is always there
+        "report_to": "none",  # W&B is told by tiebreak.tracking.recorder
+        "disable_tqdm": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+    }
+
+
+def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str) -> list[Any]:
+    """Rows within `max_length_tokens`. Longer ones are dropped, counted and said, never cut.
+
+    Raises:
+        DataError: all of them are too long.
+    """
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+    if rows and not kept:
+        raise DataError(
+            f"every one of the {len(rows)} {what} is longer than training.max_length_tokens ({limit}; the shortest has "
+            f"{min(lengths)} tokens): raise it, or shorten them"
+        )
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} of {len(rows)} {what} are longer than {limit} tokens and were left out")
+    return kept
+
+
+def evaluation_rows(rows: Sequence[Row], training: TrainingConfig) -> list[Row]:
+    """The validation rows that training evaluates on: all, or `training.eval_rows` of them at even distances."""
+    if training.eval_rows is None or len(rows) <= training.eval_rows:
+        return list(rows)
+    return [rows[number * len(rows) // training.eval_rows] for number in range(training.eval_rows)]
+
+
+def preflight(examples: Sequence[Encoded], chat: Chat, what: str) -> None:
+    """Check every example, and show one with its loss mask before any time is spent on training.
+
+    Raises:
+        DataError: there is none.
+        HandoffError: one has nothing to learn, or two end-of-sequence tokens.
+    """
+    if not examples:
+        raise DataError(f"no {what} to train on: the inputs hold none for the train split")
+    for number, example in enumerate(examples, start=1):
+        check_encoded(example, chat, f"{what} {number}")
+    trained = sum(map(sum, (e.loss_mask for e in examples)))
+    total = sum(len(e.input_ids) for e in examples)
+    say(
+        f"{len(examples)} {what}: {total} tokens, {trained} of them trained on. The first, trained tokens marked:",
+        coloured_mask(chat.tokenizer, examples[0]),
+        "",
+    )
+
+
+def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
+    """Train from the last complete checkpoint if there is one, then evaluate once at the end.
+
+    Raises:
+        HandoffError: the loss stopped being a number.
+    """
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ProgressLine())
+    trainer.add_callback(TokenCount(trainer))
+    callback = RunCallback(recorder, trainer)
+    trainer.add_callback(callback)
+    if hasattr(trainer, "create_model_card"):
+        trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
+    checkpoint = run.checkpoint
+    if checkpoint:
+        say(f"going on from {checkpoint}")
+    with deferring(), _steps_can_be_cut_short(trainer, callback):
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except NothingToTrainError:
+            trainer._load_rng_state(checkpoint)
+            trainer.is_in_train = False
+            trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        except StepStopped as stopped:
+            _keep_last_step(trainer, callback, stopped)
+    check()
+    last = [row for row in read_metrics(run.folder) if "loss" in row]
+    if last and last[-1]["loss"] is None:
+        raise HandoffError(
+            f"the loss stopped being a number at step {last[-1]['step']}: lower training.learning_rate or look at the "
+            f"data; the checkpoints before it are in {run.checkpoints}"
+        )
+    step = trainer.state.global_step
+    evaluated = any(row["step"] == step and "eval_loss" in row for row in read_metrics(run.folder))
+    if trainer.eval_dataset is not None and not _agreed(trainer, evaluated):
+        _evaluate_at_the_end(trainer)
+
+
+def _evaluate_at_the_end(trainer: Trainer) -> None:
+    """The last evaluation only reports, so it fails alone; where processes compute it together, they fail together."""
+    try:
+        trainer.evaluate()
+    except Exception as error:
+        if trainer.accelerator.num_processes > 1:
+            raise
+        reason = str(error) if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"
+        say("", f"warning: the evaluation at the end failed ({reason}); the model is saved without its figures")
+
+
+@contextmanager
+def _steps_can_be_cut_short(trainer: Trainer, callback: RunCallback) -> Iterator[None]:
+    """On one process: several would wait for one another."""
+    step, evaluate = trainer.training_step, trainer.evaluate
+    alone = trainer.accelerator.num_processes == 1
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with interruptible() if alone else nullcontext():
+            loss: torch.Tensor = step(*args, **kwargs)
+            return loss
+
+    def evaluate_between(*args: Any, **kwargs: Any) -> dict[str, float]:
+        callback.generators, callback.evaluates_next = generator_states(), True
+        with interruptible(at_once=True) if alone else nullcontext():
+            figures: dict[str, float] = evaluate(*args, **kwargs)
+        callback.evaluates_next = False
+        return figures
+
+    trainer.training_step, trainer.evaluate = training_step, evaluate_between
+    try:
+        yield
+    finally:
+        trainer.training_step, trainer.evaluate = step, evaluate
+
+
+def _keep_last_step(trainer: Trainer, callback: RunCallback, stopped: StepStopped) -> NoReturn:
+    """Write the checkpoint of the last whole step, of which the weights are: nothing of the next has reached them.
+
+    Raises:
+        Stopped: always.
+    """
+    state = trainer.state
+    written = Path(trainer.args.output_dir) / f"checkpoint-{state.global_step}" / MARKER
+    if state.global_step and not written.exists():
+        set_generators(callback.generators)
+        callback.stopped_by = stopped.number
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, state, trainer.control)
+    kept = f"step {state.global_step} of {state.max_steps} is in {written.parent}" if state.global_step else ""
+    raise Stopped(stopped.number, kept)
+
+
+def _agreed(trainer: Trainer, mine: bool) -> bool:
+    """What the main process saw, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    value = [mine]
+    if trainer.accelerator.num_processes > 1:
+        broadcast_object_list(value, from_process=0)
+    return value[0]
+
+
+def finish_adapter(
+    trainer: Trainer,
+    run: Run,
+    recorder: RunRecorder,
+    *,
+    model: Any,
+    chat: Chat,
+    source: ModelSource,
+    kind: ModelKind,
+    adapter: AdapterConfig,
+    probe_ids: list[int],
+    metrics: dict[str, Any],
+    facts: dict[str, Any],
+    prompts: Sequence[Prompt] = (),
+    sampling: SamplingConfig | None = None,
+    merged: bool = False,
+    sequences: Sequence[list[int]] = (),
+    on_verified: Callable[[list[list[float]]], None] = lambda scores: None,
+    report: Callable[[FreshProcess], None] | None = None,
+) -> None:
+    """Save the adapter, reload it in a fresh process, compare, and finish the run. Only then make what reports on it.
+
+    Under ZeRO every process must call it; the main one writes.
+
+    Args:
+        prompts: the first few are answered, for the table of samples.
+        sequences: what a reward model is to score in the fresh process, for `on_verified`.
+        on_verified: writes what else belongs to the result.
+        report: makes the stage's own report of the finished run.
+
+    Raises:
+        HandoffError: the reloaded model answers differently.
+    """
+    state = adapter_state(model)
+    ids = probe_ids[:PROBE_TOKENS]
+    values = probe_values(model, ids)
+    if not trainer.is_world_process_zero():
+        _leave_launch(trainer)
+        return
+    pinned = save_adapter(run.final, model, state, chat, source, kind, adapter)
+    write_probe(run.final, ids, values, model)
+    say("loading what was saved in a fresh process, to compare")
+    with FreshProcess(run.final, source.trust_remote_code) as process:
+        difference, scores = process.verify(sequences)
+        say(f"reloaded in a fresh process: the largest difference is {difference:.1e}")
+        on_verified(scores)
+        run.facts |= {"model": pinned, "probe_difference": difference, "metrics": metrics, **facts}
+        reports = Reports(run)
+        reports.plan(
+            {
+                **({SAMPLES: samples_request(prompts, sampling or SamplingConfig())} if prompts else {}),
+                **({REPORT: {}} if report else {}),
+                **({MERGED: {}} if merged else {}),
+            }
+        )
+        run.finish()
+        _leave_launch(trainer)
+        make_reports(run, reports, process, recorder, report)
+    recorder.finish()
+
+
+def _leave_launch(trainer: Trainer) -> None:
+    """The last that several processes do together: the main one goes on alone."""
+    trainer.accelerator.wait_for_everyone()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def samples_request(prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
+    """What the table of samples is made from."""
+    shown = [prompt.model_dump(include={"messages"}) | {"tools": prompt.tools} for prompt in prompts[:SAMPLED_PROMPTS]]
+    return {"prompts": shown, "sampling": sampling.model_dump()}
+
+
+def make_reports(
+    run: Run,
+    reports: Reports,
+    process: FreshProcess,
+    recorder: RunRecorder,
+    report: Callable[[FreshProcess], None] | None = None,
+) -> None:
+    """The reports of a finished run that are planned and not made."""
+
+    def sample(request: dict[str, Any]) -> None:
+        answers = process.samples(request["prompts"], request["sampling"])
+        asked = [prompt["messages"][-1]["content"] for prompt in request["prompts"]]
+        recorder.table("samples", ["prompt", "completion"], list(zip(asked, answers, strict=True)))
+
+    def merge() -> None:
+        folder = run.final / "merged"
+        process.merge(folder)
+        run.amend({}, made=[path for path in sorted(folder.rglob("*")) if path.is_file()])
+
+    reports.make(SAMPLES, sample)
+    if report is not None:
+        reports.make(REPORT, lambda _: report(process))
+    reports.make(MERGED, lambda _: merge())
+
+
+def last_metrics(folder: Path, keys: Sequence[str], up_to: float = math.inf) -> dict[str, Any]:
+    """The newest value of each of `keys` in a run's metrics, of the rows up to a step: that of the policy that is kept."""
+    found: dict[str, Any] = {}
+    for row in read_metrics(folder):
+        if row["step"] <= up_to:
+            found |= {key: row[key] for key in keys if row.get(key) is not None}
+    return found
+
+
+def describe(run: Run, report: Callable[[FreshProcess], None] | None = None) -> bool:
+    """Say what is about to happen; True if there is nothing to train: what a finished run lacks is made then."""
+    if not run.finished:
+        say(f"{run.stage}: writing {run.folder}" + (f" (going on from {run.checkpoint})" if run.checkpoint else ""))
+        return False
+    reports = Reports(run)
+    if not reports.names or not is_main_process():
+        track_again(run)
+        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+        return True
+    say(f"{run.folder} is finished; making what it lacks: {', '.join(reports.names)}")
+    training: LoadingConfig = getattr(run.config, "training")  # noqa: B009 - of every stage that trains
+    recorder = RunRecorder(run)
+    with FreshProcess(run.final, training.trust_remote_code) as process:
+        make_reports(run, reports, process, recorder, report)
+    recorder.finish()
+    return True
