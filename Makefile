@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart smoke test lint unit models setup wheel bench clean help
+.PHONY: quickstart smoke test lint unit models docs setup wheel bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
+	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
@@ -40,6 +41,10 @@ unit: $(VENV)/dev.stamp
 models: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python tests/models/table.py
 
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m tiebreak.command.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 mutation: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutation.py
 
@@ -57,5 +62,9 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)/docs.stamp: $(VENV)/run.stamp
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .bench runs build dist *.egg-info
+	rm -rf $(VENV) .bench runs build dist site *.egg-info

@@ -59,9 +59,9 @@ def help_lines(
         values: a configuration file's, shown beside the defaults.
     """
     model = configuration_class(command) if command.configuration else None
-    yield from textwrap.wrap(_usage(name, command, model), width, subsequent_indent=" " * 7)
+    yield from textwrap.wrap(usage_of(name, command, model), width, subsequent_indent=" " * 7)
     yield ""
-    about = _about(model) if model else ""
+    about = about_of(model) if model else ""
     yield from textwrap.wrap(f"{command.summary[0].upper()}{command.summary[1:]}. {about}".strip(), width)
     if command.subcommands:
         yield from ["", _title("subcommands", bold)]
@@ -83,7 +83,7 @@ def configuration_class(command: Command) -> type[BaseModel]:
     return found
 
 
-def _usage(name: str, command: Command, model: type[BaseModel] | None) -> str:
+def usage_of(name: str, command: Command, model: type[BaseModel] | None) -> str:
     words = ["usage: tiebreak", name, *([command.positional] if command.positional else [])]
     if model is None:
         return " ".join([*words, "SUBCOMMAND …"])
@@ -113,7 +113,7 @@ def _options(command: Command) -> Iterator[tuple[str, str]]:
     )
 
 
-def _about(model: type[BaseModel]) -> str:
+def about_of(model: type[BaseModel]) -> str:
     """The class's docstring, less the command's own name."""
     lines = " ".join((model.__doc__ or "").split())
     _, closed, rest = lines.partition("`. ") if lines.startswith("`tiebreak") else ("", "", lines)
@@ -140,7 +140,7 @@ def _keys(model: type[BaseModel], values: Mapping[str, Any], width: int, bold: b
 def _section(key: Key, section: type[BaseModel], values: Mapping[str, Any], width: int, bold: bool) -> Iterator[str]:
     prefix = f"{key.path}." if key.section else f"{key.path}.{ITEM}."
     yield from ["", _title(key.path, bold)]
-    about = " ".join([*([_about(section)] if _about(section) else []), *([key.meaning] if key.meaning else [])])
+    about = " ".join([*([about_of(section)] if about_of(section) else []), *([key.meaning] if key.meaning else [])])
     yield from textwrap.wrap(about, width, initial_indent="  ", subsequent_indent="  ")
     whole = "the whole section, as a YAML mapping" if key.section else f"the whole list, as YAML; {ITEM} counts from 0"
     yield from _row(flag_of(key), f"{whole} {_state(key, values)}", width)
@@ -180,11 +180,11 @@ def _state(key: Key, values: Mapping[str, Any]) -> str:
     parts = [key.limits] if key.limits else []
     found, value = _look_up(values, key.path)
     if found and key.section is None and key.item_section is None:
-        parts.append(f"file: {_shown(value)}")
+        parts.append(f"file: {shown(value)}")
     if key.default is REQUIRED:
         parts += [] if found else ["required in this section" if "." in key.path else "required"]
     elif key.section is None and key.item_section is None:
-        parts.append(f"default: {_shown(key.default)}")
+        parts.append(f"default: {shown(key.default)}")
     elif key.default is None:
         parts.append("default: null")
     return f"[{'; '.join(parts)}]".replace(" ", _UNBROKEN) if parts else ""
@@ -198,7 +198,7 @@ def _look_up(values: Any, path: str) -> tuple[bool, Any]:
     return True, values
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, str):
         return " ".join(value.split())[:60] or "empty"
     if isinstance(value, float) and not isinstance(value, bool):

@@ -1,0 +1,143 @@
+"""The documentation says what the code does: its commands parse, its links lead somewhere, its reference is current."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from support import REPOSITORY
+
+from tiebreak.command.help import configuration_class
+from tiebreak.command.reference import FOLDER, INDEX, reference_pages
+from tiebreak.command.stages import COMMANDS, find_command
+from tiebreak.config import take_config_flag
+from tiebreak.flags import group_flags, lay_over
+from tiebreak.shipped import find_shipped
+
+BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PAGES = [*(REPOSITORY / name for name in BESIDE), *sorted((REPOSITORY / "docs").rglob("*.md"))]
+GENERATED = REPOSITORY / FOLDER
+INLINE = re.compile(r"(?<!`)`(tiebreak [^`]+)`")
+PLACEHOLDERS = re.compile(r"\b(COMMAND|SUBCOMMAND|STAGE)\b|…|\|")
+
+
+def commands_in(page: Path) -> Iterator[str]:
+    """The `tiebreak …` lines of a page's code blocks, and those inside its sentences; none with parts left open."""
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"\\\n +", "", text)
+    lines = [line.strip().removeprefix("$ ") for line in text.splitlines()]
+    found = [line.split("  #")[0] for line in lines if line.startswith("tiebreak ")]
+    found += [" ".join(one.split()) for one in INLINE.findall(text)]
+    yield from dict.fromkeys(one.strip() for one in found if not PLACEHOLDERS.search(one))
+
+
+COMMAND_LINES = [
+    pytest.param(line, id=f"{page.name}: {line}")
+    for page in PAGES
+    if page.parent != GENERATED
+    for line in commands_in(page)
+]
+
+
+def refused(line: str) -> list[str]:
+    """What the parser finds wrong with a command: the command itself, its flags, its files."""
+    words = shlex.split(line)[1:]
+    if words[0] not in COMMANDS:
+        return [] if words[0] in ("--help", "--version") else [f"no such command: {words[0]}"]
+    name, command, rest = find_command(words)
+    if "--help" in rest or not command.configuration:
+        return []
+    path, rest = take_config_flag(rest, name)
+    if command.positional and rest and not rest[0].startswith("--"):
+        rest = rest[1:]
+    faults = []
+    if path is not None and path.parts[0] == "configs" and not find_shipped(path).is_file():
+        faults.append(f"no such file: {path}")
+    for flag, values in group_flags(rest):
+        if flag == "accelerate" and command.trains:
+            known = find_shipped(Path("configs/accelerate") / f"{values[0]}.yaml").is_file()
+            faults += [] if known else [f"no such accelerate configuration: {values[0]}"]
+        elif fault := lay_over({}, configuration_class(command), flag, values):
+            faults.append(f"--{flag}: {fault}")
+    return faults
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_commands_are_taken_by_the_parser(line: str) -> None:
+    assert refused(line) == []
+
+
+def test_a_wrong_command_would_be_noticed() -> None:
+    """The check itself, on commands with one error each."""
+    assert refused("tiebreak dpo --betta 1") == ["--betta: no such key; did you mean --beta?"]
+    assert refused("tiebreak dpoo") == ["no such command: dpoo"]
+    assert refused("tiebreak sft --config configs/quickstart/stf.yaml") == ["no such file: configs/quickstart/stf.yaml"]
+    assert refused("tiebreak dpo --accelerate zero9") == ["no such accelerate configuration: zero9"]
+    assert refused("tiebreak evaluate --accelerate zero2") != []
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", REPOSITORY / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page: Path, hooks: ModuleType) -> None:
+    assert list(hooks.broken_links(page)) == []
+
+
+def test_a_broken_link_would_be_noticed(hooks: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A title, of words\n\n[a](gone.md) [b](#a-title-of-words) [c](#gone) [d](https://x.invalid/y)\n")
+    assert list(hooks.broken_links(page)) == ["gone.md", "#gone"]
+
+
+def test_the_configuration_reference_is_current() -> None:
+    pages = {path.name: path.read_text(encoding="utf-8") for path in GENERATED.glob("*.md") if path.name != INDEX}
+    stale = [name for name, text in reference_pages().items() if pages.pop(name, None) != text]
+    assert stale + list(pages) == [], "run 'python -m tiebreak.command.reference' and commit docs/configuration"
+
+
+def test_the_reference_has_every_key_with_meaning_default_and_range() -> None:
+    pages = reference_pages()
+    assert (
+        "| `beta` | number > 0 | `0.1` | Weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. |"
+        in pages["dpo.md"]
+    )
+    assert "| `training.learning_rate` | number > 0 | `3e-06` |" in pages["ppo.md"]  # the stage's own default
+    assert "| `adapter.method` | `lora`, `qlora`" in pages["sft.md"]
+    rows = [line for text in pages.values() for line in text.splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.count(" | ") != 3 or row.endswith("|  |")] == []
+
+
+def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
+    """In strict mode: links between pages, anchors, links of the files beside docs/, and pages outside the navigation."""
+    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("material") is None:
+        pytest.skip("the site is not built here: MkDocs Material is missing (pip install 'tiebreak[docs]')")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=REPOSITORY,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 20
+    loaded = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^\">\s]+")
+    assert [found for page in pages for found in loaded.findall(page.read_text(encoding="utf-8"))] == []
