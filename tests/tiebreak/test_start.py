@@ -111,7 +111,7 @@ def test_a_recipe_from_prompts_samples_from_the_model_as_it_is(tmp_path: Path, m
     assert list(configs["evaluate"]["policies"].items()) == [
         ("base", "models/own"), ("dpo", "runs/mine/dpo"), ("ppo", "runs/mine/ppo")
     ]  # fmt: skip
-    assert configs["evaluate"]["baseline"] == "base"
+    assert (configs["evaluate"]["baseline"], configs["evaluate"]["split"]) == ("base", "test")
     assert configs["label"]["simulate"] is None  # people
     text = Path("made/mine/label.yaml").read_text()
     assert "imulated" not in text
@@ -126,6 +126,7 @@ def test_a_recipe_from_demonstrations_learns_them_first(tmp_path: Path, monkeypa
     main(["init", "mine", "--data", "d.jsonl", "--raters", "simulated"])
     prepare, label = config_at(Path("mine/prepare.yaml")), config_at(Path("mine/label.yaml"))
     assert (prepare.prompts, prepare.demonstrations) == ([], ["d.jsonl"])
+    assert config_at(Path("mine/evaluate.yaml")).split == "validation"
     assert config_at(Path("mine/sft.yaml")).output == "runs/mine/sft"
     assert label.simulated
 

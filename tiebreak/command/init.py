@@ -26,6 +26,7 @@ QUICKSTART, QUICKSTART_DATA, QUICKSTART_RUNS = Path("configs/quickstart"), Path(
 GUIDELINES = """guidelines: |
   Say here what a better answer is, as raters should see it: what it must contain, what it must not, what outweighs what.
 """
+HELD_OUT = "                          # prepare shares out a test split among prompts without answers alone"
 _BASE = "bundled:smollm2-135m-instruct"
 
 
@@ -117,6 +118,7 @@ def _own_data(folder: Path, data: str, answered: bool) -> list[Edit]:
         _replace_line(r"title: \"Quickstart: .*", f'title: "{folder.name}"'),
         lambda text: re.sub(r"^guidelines: \|\n(?:(?:  .*)?\n)*", GUIDELINES, text, flags=re.MULTILINE),
         _replace("# tiebreak/rubric.py, or mine", "# the quickstart's own, tiebreak/rubric.py; yours: mine"),
+        *([_replace_line("split: test", f"split: validation{HELD_OUT}")] if answered else []),
     ]
 
 
