@@ -31,7 +31,7 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
     """a finished reward run that scores every answer; null: none does"""
     yardstick: str = "rubric"
     """rubric, or package.module:function, a function of (prompt, answer) that returns a number, larger being better: in a
-    file beside this one, in the current folder, or installed; see evaluation.yardstick"""
+    file beside this one, in the current folder, or installed; see tiebreak.yardstick"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """the same for every policy"""
     seed: int = 0

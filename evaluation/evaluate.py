@@ -2,7 +2,7 @@
 
     tiebreak evaluate --config configs/quickstart/evaluate.yaml
 
-The yardstick is the written rubric, or a function of yours (see evaluation.yardstick): no training stage has seen it, only
+The yardstick is the written rubric, or a function of yours (see tiebreak.yardstick): no training stage has seen it, only
 the raters' judgments. Every mean carries a 95% bootstrap interval over prompts, and the win rate is paired by prompt.
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from evaluation.configuration import EvaluateConfig
-from evaluation.yardstick import Measurement, Yardstick, find_yardstick, shortened
+from evaluation.repetition import repeated_share
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, is_run, read_prompts
 from tiebreak.data.splits import VALIDATION_SHARE
@@ -35,12 +35,12 @@ from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completi
 from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
-from tiebreak.rubric import repeated_share
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import track, track_again
+from tiebreak.yardstick import Measurement, Yardstick, find_yardstick, shortened
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -383,7 +383,7 @@ def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, see
         "yardstick_interval": interval,
         "rubric_mean": mean,  # the names of older reports, whatever the yardstick
         "rubric_interval": interval,
-        "criteria": {name: statistics.fmean(row["rubric"][name] for row in rows) for name in rows[0]["rubric"]},
+        "criteria": _shares_met([row["rubric"] for row in rows]),
         **win_figures(measured, baseline),
         "score_mean": statistics.fmean(scores) if scores else None,
         "score_interval": mean_interval(scores, seed),
@@ -428,6 +428,12 @@ def kinds_behind(config: EvaluateConfig) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak evaluate`, or `python -m evaluation.evaluate`."""
     stage_main("evaluate", EvaluateConfig, evaluate, arguments)
+
+
+def _shares_met(answers: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+    """The share of answers that meet each criterion, among those that it was asked of."""
+    names = dict.fromkeys(name for answer in answers for name in answer)
+    return {name: statistics.fmean(answer[name] for answer in answers if name in answer) for name in names}
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from tiebreak.keys import own_keys
 from tiebreak.records import Pair
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
 from tiebreak.tracking.recorder import track_again
+from tiebreak.yardstick import RUBRIC
 
 if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
@@ -119,6 +120,10 @@ class LabelConfig(StageConfig):
 
     def input_sources(self) -> dict[str, str]:
         return {"pairs": self.pairs} if self.pairs else {}
+
+    def function_names(self) -> dict[str, str]:
+        named = self.simulate.yardstick if self.simulate and self.simulated else RUBRIC
+        return {} if named == RUBRIC else {"yardstick": named}
 
     @model_validator(mode="after")
     def _something_to_judge(self) -> LabelConfig:
@@ -234,7 +239,7 @@ def label_by_simulation(config: LabelConfig) -> None:
     store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
     refuse_people(store)
     add_pairs(store, config, pairs)
-    simulate(store, config.simulate or SimulateConfig())
+    simulate(store, config.simulate or SimulateConfig(), config.config_folder)
     report = export(store, run, config.aggregation, config.formats)
     store.close()
     print(describe(report, run))

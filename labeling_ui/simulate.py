@@ -1,4 +1,4 @@
-"""Simulated raters: they judge by the written rubric, with errors at a stated rate, through the same store as people.
+"""Simulated raters: they judge by a yardstick, with errors at a stated rate, through the same store as people.
 
 They exist so that the whole pipeline can be run and tested without people. Whatever comes of their judgments says
 `simulated` to the last report, and they never share a store with people.
@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError
 from labeling_ui.store.store import Store
 from tiebreak.config import Section
 from tiebreak.records import content_id
-from tiebreak.rubric import score_rubric
 from tiebreak.terminal import progress
+from tiebreak.yardstick import RUBRIC, Yardstick, find_yardstick, shortened
 
 STEP = 1 / 6
-"""One criterion of the rubric: the difference that makes a side slightly better."""
+"""One of the rubric's six criteria."""
 
 
 class SimulateConfig(Section):
@@ -34,28 +35,40 @@ class SimulateConfig(Section):
     """how many of them"""
     error_rate: float = Field(default=0.1, ge=0.0, le=1.0)
     """share of the judgments that come out wrong: the other side, or a side where there is none"""
-    tie_threshold: float = Field(default=0.08, ge=0.0, le=1.0)
-    """differences of the rubric's score (0 to 1, in steps of 1/6) up to this are ties"""
+    yardstick: str = RUBRIC
+    """what they judge by: rubric, the quickstart's, or package.module:function, as in *evaluate*; measure the policies by
+    another one, or say that both are the same"""
+    tie_threshold: float = Field(default=0.08, ge=0.0)
+    """differences of the yardstick's values up to this are ties; the rubric's are 0 to 1, in steps of 1/6"""
+    strength_step: float = Field(default=STEP, gt=0.0)
+    """a difference of this is slightly better; of twice this, better; of three times or more, much better"""
     seed: int = Field(default=0, ge=0)
     """decides, with the rater and the pair, which judgments come out wrong"""
 
-    @field_validator("tie_threshold")
-    @classmethod
-    def _tells_apart(cls, value: float) -> float:
-        if value >= 1.0:
-            raise ValueError("every judgment would be a tie; give less than 1")
-        return value
+    @model_validator(mode="after")
+    def _possible(self) -> SimulateConfig:
+        if self.yardstick != RUBRIC and ":" not in self.yardstick:
+            raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
+        if self.yardstick == RUBRIC and self.tie_threshold >= 1.0:
+            raise ValueError("tie_threshold: every judgment would be a tie; give less than 1")
+        return self
 
 
-def simulate(store: Store, config: SimulateConfig) -> int:
+def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -> int:
     """Let the raters judge all there is; returns how many judgments they added.
+
+    Args:
+        beside: the configuration file's folder, where the yardstick may lie.
 
     Cut off and run again, it goes on to the same store as an uncut run: whose turn it is follows from what is in the
     store.
 
     Raises:
         StoreError: the store is one of people.
+        ConfigError: there is no such yardstick.
+        HandoffError: the yardstick fails, or returns no finite number.
     """
+    rater = SimulatedRater(config, find_yardstick(config.yardstick, beside))
     raters = [
         store.add_rater(f"simulated-{n}", kind="simulated", rater_id=f"simulated-{n}") for n in range(config.raters)
     ]
@@ -72,39 +85,43 @@ def simulate(store: Store, config: SimulateConfig) -> int:
             if assignment is None:
                 working.remove(rater_id)
                 continue
-            store.submit(rater_id, judge(assignment, config))
+            store.submit(rater_id, rater.judge(assignment))
             done[rater_id] += 1
             added += 1
             bar.update(1)
     return added
 
 
-def judge(assignment: Assignment, config: SimulateConfig) -> Submission:
-    """The rater's answer about the sides as shown. Right or wrong is decided by the seed, the rater and the item
-    alone."""
-    texts = {completion.id: completion.text for completion in assignment.pair.completions}
-    answer = rubric_answer(texts[assignment.left_id], texts[assignment.right_id], config.tie_threshold)
-    chance = random.Random(content_id("simulated", config.seed, assignment.rater_id, assignment.item_id))
-    if chance.random() < config.error_rate:
-        # A wrong rater prefers the other side; of two equal ones, some side, named by id so that the sides do not
-        # matter.
-        first = min(assignment.left_id, assignment.right_id) == assignment.left_id
-        answer = -answer if answer else (1 if (chance.random() < 0.5) == first else -1)
-    return Submission(client_id=content_id("simulated", assignment.id), pair_id=assignment.item_id, answer=answer)
+class SimulatedRater:
+    """Answers as a yardstick does, wrongly at the stated rate."""
 
+    def __init__(self, config: SimulateConfig, yardstick: Yardstick) -> None:
+        self.config = config
+        self.measure = lru_cache(maxsize=100_000)(
+            lambda prompt, answer: yardstick.measure(prompt, answer, f"the answer {shortened(answer)!r}").value
+        )
 
-def rubric_answer(left: str, right: str, tie_threshold: float) -> int:
-    """−3 … +3 from the difference of the rubric's scores: a step an answer, three steps or more being `much better`."""
-    difference = _score(right) - _score(left)
-    if abs(difference) <= tie_threshold:
-        return 0
-    strength = min(3, max(1, round(abs(difference) / STEP)))
-    return strength if difference > 0 else -strength
+    def judge(self, assignment: Assignment) -> Submission:
+        """A rater's answer about the sides as shown. Right or wrong is decided by the seed, the rater and the item
+        alone."""
+        prompt = assignment.pair.messages[-1].content
+        texts = {completion.id: completion.text for completion in assignment.pair.completions}
+        answer = self.answer(prompt, texts[assignment.left_id], texts[assignment.right_id])
+        chance = random.Random(content_id("simulated", self.config.seed, assignment.rater_id, assignment.item_id))
+        if chance.random() < self.config.error_rate:
+            # A wrong rater prefers the other side; of two equal ones, some side, named by id so that the sides do not
+            # matter.
+            first = min(assignment.left_id, assignment.right_id) == assignment.left_id
+            answer = -answer if answer else (1 if (chance.random() < 0.5) == first else -1)
+        return Submission(client_id=content_id("simulated", assignment.id), pair_id=assignment.item_id, answer=answer)
 
-
-@lru_cache(maxsize=100_000)
-def _score(text: str) -> float:
-    return score_rubric(text).score
+    def answer(self, prompt: str, left: str, right: str) -> int:
+        """−3 … +3 from the difference of the yardstick's values, `strength_step` an answer."""
+        difference = self.measure(prompt, right) - self.measure(prompt, left)
+        if abs(difference) <= self.config.tie_threshold:
+            return 0
+        strength = min(3, max(1, round(abs(difference) / self.config.strength_step)))
+        return strength if difference > 0 else -strength
 
 
 def refuse_people(store: Store) -> None:

@@ -56,7 +56,7 @@ TESTS = {
         "tests/evaluation/test_evaluate.py",
         "tests/data_sets/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
     ],
-    "evaluation/yardstick.py": ["tests/evaluation/test_evaluate.py"],
+    "tiebreak/yardstick.py": ["tests/evaluation/test_evaluate.py"],
     "evaluation/compare/verdicts.py": [
         "tests/evaluation/test_verdicts.py",
         "tests/evaluation/test_compare.py::test_a_guards_decision_in_words",

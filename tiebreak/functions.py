@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tiebreak.errors import ConfigError
+from tiebreak.shipped import packaged
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,19 @@ def load_function(name: str, key: str, beside: Path | None = None) -> UserFuncti
     if not callable(found):
         raise ConfigError(f"{key}: {name} is no function, but a {type(found).__name__}")
     return UserFunction(name, found, _source_file(found) or getattr(module, "__file__", None))
+
+
+def load_shipped_function(file: str, attribute: str) -> UserFunction:
+    """A function of a file that comes with Tiebreak, whatever lies in the current folder."""
+    path = packaged(file)
+    name = f"tiebreak_{path.parent.name}_{path.stem}"
+    if name not in sys.modules:
+        spec = spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return UserFunction(f"{path.stem}:{attribute}", getattr(sys.modules[name], attribute), str(path))
 
 
 def require_arguments(function: UserFunction, key: str, example: str, *positional: object, **named: object) -> None:

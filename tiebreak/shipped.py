@@ -21,6 +21,18 @@ def find_shipped(path: Path) -> Path:
     return next((root / path for root in _roots() if (root / path).exists()), path)
 
 
+def packaged(file: str) -> Path:
+    """The file that comes with this installation, whatever the current folder holds.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    found = next((root / file for root in _roots() if (root / file).is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{file} is missing from this installation of Tiebreak ({PACKAGE}): install it again")
+    return found
+
+
 def locate_shipped(value: Any) -> Any:
     """A shipped configuration's values, the files that they name found where they lie."""
     if isinstance(value, dict):

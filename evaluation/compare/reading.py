@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from evaluation.yardstick import RUBRIC, RUBRIC_NAME
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.hashing import hash_file
@@ -19,6 +18,7 @@ from tiebreak.records import Message, explain
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.statistics import Interval, Outcomes, count_outcomes
+from tiebreak.yardstick import RUBRIC, RUBRIC_NAME
 
 _OLDER_NAMES = {
     "yardstick_mean": "rubric_mean",

@@ -30,15 +30,15 @@ from labeling_ui.quality.aggregate import (
 )
 from labeling_ui.quality.agreement import percent_agreement
 from labeling_ui.quality.votes import read_votes
-from labeling_ui.simulate import SimulateConfig, judge, rubric_answer, simulate
+from labeling_ui.simulate import SimulateConfig, SimulatedRater, simulate
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.config import load_config
 from tiebreak.data.reading import Rules, read_pairs, read_preferences, read_records
 from tiebreak.records import Demonstration, Judgment, Pair, Preference
-from tiebreak.rubric import score_rubric
 from tiebreak.runs.run import read_manifest, start_run
+from tiebreak.yardstick import find_yardstick
 
 
 def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
@@ -323,30 +323,54 @@ def test_the_rubrics_answer_by_hand() -> None:
     # POOR against GOOD: all but the length fails or little less; the difference is three criteria or more.
     pair = rubric_pairs(1)[0]
     good, poor = (completion.text for completion in pair.completions)
-    assert score_rubric(good).score == 1.0
-    assert score_rubric(poor).score <= 0.5
-    assert rubric_answer(good, poor, 0.08) == -3
-    assert rubric_answer(poor, good, 0.08) == 3
-    assert rubric_answer(good, good, 0.08) == 0
-    assert rubric_answer(good, "Add 5 ml to the tub.", 0.08) == -1, "only the length is missing: one criterion"
-    assert rubric_answer(good, "Add 5 ml to the tub.", 0.2) == 0, "a difference within the threshold is a tie"
+    rater = simulated_rater()
+    assert rater.measure("", good) == 1.0
+    assert rater.measure("", poor) <= 0.5
+    assert rater.answer("", good, poor) == -3
+    assert rater.answer("", poor, good) == 3
+    assert rater.answer("", good, good) == 0
+    assert rater.answer("", good, "Add 5 ml to the tub.") == -1, "only the length is missing: one criterion"
+    undecided = simulated_rater(tie_threshold=0.2)
+    assert undecided.answer("", good, "Add 5 ml to the tub.") == 0, "a difference within the threshold is a tie"
+
+
+def simulated_rater(**keys: object) -> SimulatedRater:
+    return SimulatedRater(SimulateConfig.model_validate(keys), find_yardstick("rubric"))
+
+
+def test_simulated_raters_judge_by_a_yardstick_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def brief(prompt, answer):\n    return -float(len(answer)) if prompt else 0.0\n")
+    write_pairs(tmp_path, [make_pair(n, "four", "sixsix", ("eighteight",)) for n in range(4)])
+    recipe = {"pairs": "pairs.jsonl", "output": "label", "overlap": 1, "tracking": {"mode": "disabled"}}
+    simulated = {"raters": 1, "error_rate": 0.0, "yardstick": "mine:brief", "tie_threshold": 2, "strength_step": 2}
+    (tmp_path / "label.yaml").write_text(json.dumps(recipe | {"simulate": simulated}))
+    tiebreak("label", "--config", "label.yaml", cwd=tmp_path)
+    judgments = read_records(tmp_path / "label/final/judgments.jsonl", Judgment)
+    texts = {one.id: one.text for pair in read_records(tmp_path / "pairs.jsonl", Pair) for one in pair.completions}
+    found = {(texts[one.left], texts[one.right], one.answer) for one in judgments}
+    by_hand = {("four", "sixsix"): 0, ("sixsix", "eighteight"): -2, ("four", "eighteight"): -3}
+    for left, right, answer in found:
+        expected = by_hand.get((left, right), -by_hand.get((right, left), 0))
+        assert answer == expected, (left, right)
+    (tmp_path / "mine.py").write_text("def brief(prompt, answer):\n    return float('nan')\n")
+    refused = tiebreak("label", "--config", "label.yaml", "--output", "other", cwd=tmp_path, ok=False)
+    assert "mine:brief returned nan" in refused.stderr
 
 
 def test_the_stated_error_rate_is_the_measured_one(tmp_path: Path) -> None:
     store = open_store(tmp_path, rubric_pairs(300), overlap=3, raters=3)
-    config = SimulateConfig(error_rate=0.2)
+    rater_in_error, exact = simulated_rater(error_rate=0.2), simulated_rater(error_rate=0.0)
     wrong = total = 0
     for rater in ("r0", "r1", "r2"):
         for pair in store.pairs():
             for left, right in ((0, 1), (1, 0)):
                 assignment = claimed(pair, rater, left, right)
-                truth = rubric_answer(pair.completions[left].text, pair.completions[right].text, config.tie_threshold)
-                wrong += judge(assignment, config).answer != truth
+                wrong += rater_in_error.judge(assignment).answer != exact.judge(assignment).answer
                 total += 1
     # 900 independent draws (each seen from both sides): 0.2 within four standard deviations.
     assert total == 1800
     assert abs(wrong / total - 0.2) < 4 * (0.2 * 0.8 / 900) ** 0.5
-    assert judge(claimed(store.pairs()[0], "r0", 0, 1), SimulateConfig(error_rate=0.0)).answer == -3
+    assert exact.judge(claimed(store.pairs()[0], "r0", 0, 1)).answer == -3
 
 
 def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped-def]
@@ -359,7 +383,7 @@ def claimed(pair, rater: str, left: int, right: int):  # type: ignore[no-untyped
 def test_simulated_errors_do_not_depend_on_the_side() -> None:
     for pair in rubric_pairs(30):
         one, other = (
-            judge(claimed(pair, "r", *sides), SimulateConfig(error_rate=0.5)).answer for sides in ((0, 1), (1, 0))
+            simulated_rater(error_rate=0.5).judge(claimed(pair, "r", *sides)).answer for sides in ((0, 1), (1, 0))
         )
         assert one == -(other or 0)
 
@@ -421,7 +445,8 @@ def check_simulated_run(folder: Path) -> None:
     assert {rater for preference in preferences for rater in preference.raters or ()} == {
         f"simulated-{n}" for n in range(3)
     }
-    rubric = [score_rubric(p.chosen_text).score - score_rubric(p.rejected_text).score for p in preferences]
+    measure = simulated_rater().measure
+    rubric = [measure("", p.chosen_text) - measure("", p.rejected_text) for p in preferences]
     assert sum(difference > 0 for difference in rubric) / len(rubric) > 0.9, (
         "raters who err in one of ten go by the rubric"
     )

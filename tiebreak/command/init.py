@@ -117,7 +117,7 @@ def _own_data(folder: Path, data: str, answered: bool) -> list[Edit]:
         _replace_line(r"title: Which answer helps the grower more\?", "title: Which answer is better?"),
         _replace_line(r"title: \"Quickstart: .*", f'title: "{folder.name}"'),
         lambda text: re.sub(r"^guidelines: \|\n(?:(?:  .*)?\n)*", GUIDELINES, text, flags=re.MULTILINE),
-        _replace("# tiebreak/rubric.py, or mine", "# the quickstart's own, tiebreak/rubric.py; yours: mine"),
+        _replace("# data/hydroponics/rubric.py, or mine", "# the quickstart's own; yours: mine"),
         *([_replace_line("split: test", f"split: validation{HELD_OUT}")] if answered else []),
     ]
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from tiebreak.rubric import IMPERATIVES, repeated_share, score_rubric
+from evaluation.repetition import repeated_share
+from tiebreak.shipped import packaged
+from tiebreak.yardstick import find_yardstick
+
+sys.path.append(str(packaged("data/hydroponics/rubric.py").parent))
+
+from rubric import IMPERATIVES, score_rubric
 
 JUDGED: dict[str, tuple[list[str], list[str]]] = {
     "concrete": (
@@ -122,3 +130,21 @@ def test_the_repeated_share_by_hand() -> None:
 
 def test_imperatives_are_words_as_the_rule_reads_them() -> None:
     assert all(word.isascii() and word.isalpha() and word == word.lower() for word in IMPERATIVES)
+
+
+def test_a_yardstick_of_ones_own_may_name_its_criteria(tmp_path: Path) -> None:
+    (tmp_path / "wishes.py").write_text(
+        "def score(prompt, answer):\n    return 0.5\n"
+        "score.criteria = lambda prompt, answer: {'asks': answer.endswith('?'), 'names it': prompt in answer}\n"
+    )
+    measured = find_yardstick("wishes:score", tmp_path).measure("basil", "Is the basil wet?", "an answer")
+    assert (measured.value, measured.criteria) == (0.5, {"asks": True, "names it": True})
+
+
+def test_the_rubric_is_the_one_that_comes_with_tiebreak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data/hydroponics").mkdir(parents=True)
+    (tmp_path / "data/hydroponics/rubric.py").write_text("def score(prompt, answer):\n    return 0.0\n")
+    monkeypatch.chdir(tmp_path)
+    rubric = find_yardstick("rubric")
+    assert (rubric.name, rubric.scale, rubric.file) == ("Rubric score", (0.0, 1.0), None)
+    assert rubric.measure("", "Add 5 ml.", "an answer").value == score_rubric("Add 5 ml.").score > 0

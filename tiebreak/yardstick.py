@@ -1,11 +1,12 @@
-"""What answers are measured by: the written rubric, or a function of the user's.
+"""What answers are measured by: the quickstart's written rubric, or a function of the user's.
 
-    yardstick: rubric                # tiebreak/rubric.py
+    yardstick: rubric                # data/hydroponics/rubric.py, which comes with Tiebreak
     yardstick: mine:helpfulness      # mine.py beside the configuration file, in the current folder, or installed
 
     def helpfulness(prompt: str, answer: str) -> float: ...   # larger is better
     helpfulness.scale = (0, 100)                              # optional: the ends of its scale, for the report's axes
     helpfulness.name = "Helpfulness"                          # optional: its name in the report
+    helpfulness.criteria = …                                  # optional: (prompt, answer) → {criterion: met or not}
 
 A value that is not a finite number, or lies outside the scale, is refused: it would count as a tie.
 """
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.functions import UserFunction, load_function, require_arguments, where_raised
-from tiebreak.rubric import score_rubric
+from tiebreak.functions import UserFunction, load_function, load_shipped_function, require_arguments, where_raised
 
 RUBRIC = "rubric"
+RUBRIC_FILE = "data/hydroponics/rubric.py"
 RUBRIC_NAME = "Rubric score"
 
 
@@ -43,13 +44,12 @@ class Yardstick:
     """as the report prints it"""
     scale: tuple[float, float] | None
     """the least and the largest value; None where the function declares none"""
-    function: UserFunction | None = None
-    """None: the rubric"""
+    function: UserFunction
 
     @property
     def file(self) -> str | None:
         """The function's source file; None for the rubric and what is built in."""
-        return self.function.file if self.function else None
+        return None if self.source == RUBRIC else self.function.file
 
     def measure(self, prompt: str, answer: str, whose: str) -> Measurement:
         """One answer's value.
@@ -60,11 +60,11 @@ class Yardstick:
         Raises:
             HandoffError: the function raises, or returns something else than a finite number on its scale.
         """
-        if self.function is None:
-            result = score_rubric(answer)
-            return Measurement(result.score, dict(vars(result)))
+        criteria: dict[str, bool] = {}
         try:
             returned = self.function.call(prompt, answer)
+            if list_criteria := getattr(self.function.call, "criteria", None):
+                criteria = {str(name): bool(met) for name, met in list_criteria(prompt, answer).items()}
         except (Exception, SystemExit) as error:
             where = where_raised(self.function.call, error)
             raise HandoffError(
@@ -73,7 +73,7 @@ class Yardstick:
         fault = self._fault(returned)
         if fault:
             raise HandoffError(f"the yardstick {self.source} returned {fault} for {whose}. {KEPT}")
-        return Measurement(float(returned), {})
+        return Measurement(float(returned), criteria)
 
     def _fault(self, returned: Any) -> str:
         """What is wrong with a returned value; empty if nothing is."""
@@ -102,8 +102,9 @@ def find_yardstick(source: str, beside: Path | None = None) -> Yardstick:
         ConfigError: there is no such function, it takes other arguments, or its scale is none.
     """
     if source == RUBRIC:
-        return Yardstick(RUBRIC, RUBRIC_NAME, (0.0, 1.0))
-    function = load_function(source, "yardstick", beside)
+        function = load_shipped_function(RUBRIC_FILE, "score")
+    else:
+        function = load_function(source, "yardstick", beside)
     require_arguments(function, "yardstick", f"{source.rpartition(':')[2]}(prompt, answer)", "", "")
     name = getattr(function.call, "name", None)
     return Yardstick(source, name if isinstance(name, str) and name.strip() else source, _scale(function), function)

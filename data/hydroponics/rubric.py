@@ -1,8 +1,9 @@
 """The quickstart's written wish, made measurable: practical, immediate advice and no platitudes.
 
 Six criteria, each met (1) or not (0); the score of an answer is their mean. Two readers use it, and they must not be
-confused: the simulated raters of `labeling_ui` judge pairs by it, with errors; `evaluation` measures with it, as the
-yardstick that training never sees (training sees the raters' judgments alone).
+confused: simulated raters judge pairs by it, with errors; `evaluate` measures with it, as the yardstick that training
+never sees (training sees the raters' judgments alone). `yardstick: rubric` names it; a yardstick of your own is such a
+file beside your configuration.
 
 The criteria are plain text rules on purpose: anyone can read them, work an example by hand, and disagree.
 """
@@ -92,11 +93,19 @@ def score_rubric(answer: str) -> RubricResult:
     )
 
 
-def repeated_share(answer: str) -> float:
-    """Share of an answer's runs of four words that have come before in it; 0 for an answer of fewer words."""
-    words = _words(answer)
-    runs = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+def criteria(_prompt: str, answer: str) -> dict[str, bool]:
+    """Which criteria the answer to a prompt meets."""
+    return asdict(score_rubric(answer))
+
+
+def score(_prompt: str, answer: str) -> float:
+    """Share of the criteria that the answer to a prompt meets."""
+    return score_rubric(answer).score
+
+
+score.name = "Rubric score"  # type: ignore[attr-defined]
+score.scale = (0.0, 1.0)  # type: ignore[attr-defined]
+score.criteria = criteria  # type: ignore[attr-defined]
 
 
 def _repeats(words: list[str]) -> bool:
