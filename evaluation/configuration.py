@@ -20,24 +20,25 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
     baseline: str = "sft"
     """the policy that win rates and KL are measured against"""
     prompts: str
-    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
+    """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     split: Split = "test"
-    """of prompts that name no splits, test is all of them, and validation those that training holds out"""
+    """split to evaluate on. If no prompt names a split, test is all prompts, and validation those that training holds
+    out"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that no row names a split for; every stage holds out the same ones"""
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
-    """answer so many of them, always the same; null: all"""
+    """answer at most this many prompts, always the same; null: all"""
     reward_model: str | None = None
-    """a finished reward run that scores every answer; null: none does"""
+    """a finished reward run that scores every answer; null: no scores"""
     yardstick: str = "rubric"
-    """rubric, or package.module:function, a function of (prompt, answer) that returns a number, larger being better: in a
-    file beside this one, in the current folder, or installed; see tiebreak.yardstick"""
+    """rubric, or module:function of (prompt, answer) that returns a number, larger being better: beside the configuration
+    file, in the current folder, or installed"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """the same for every policy"""
     seed: int = 0
-    """decides, with the prompt, what is drawn; the same for every policy"""
+    """random seed, combined with the prompt; the same for every policy"""
     batch_size: int = Field(default=32, ge=1)
-    """answers written at once"""
+    """answers sampled at once"""
     training: LoadingConfig = LoadingConfig()
     """how the policies are loaded"""
 
@@ -67,17 +68,17 @@ class CompareConfig(StageConfig):
     output: str = "runs/quickstart/compare"
     """the folder that the report is written to"""
     evaluation: str
-    """the folder of a finished *evaluate* run"""
+    """the folder of a finished evaluate run"""
     runs: Folders = Field(default=[])
-    """further run folders whose curves to show; the runs that the evaluation was made from are always shown"""
+    """further run folders whose curves to show, beside those that the evaluation was made from"""
     against: Folders = Field(default=[])
-    """folders of further *evaluate* runs on the same prompts, such as another seed's"""
+    """folders of further evaluate runs on the same prompts, such as another seed's"""
     title: str = "Tiebreak: comparison of policies"
-    """at the head of the report"""
+    """title of the report"""
     samples: int = Field(default=60, ge=0)
     """prompts whose answers are shown side by side"""
     next_step: str = ""
-    """the command that is printed last; empty: how to judge by hand what was sampled"""
+    """the command to print last; empty: how to judge the sampled pairs by hand"""
 
     def input_sources(self) -> dict[str, str]:
         further = {f"runs.{at}": folder for at, folder in enumerate(self.runs)}

@@ -62,61 +62,61 @@ class LabelConfig(StageConfig):
     """Pairs to judge, by whom, and where the judgments go."""
 
     pairs: str = ""
-    """what to judge: a run folder of sample, or a .jsonl file of Pair records; may be missing where raters converse"""
+    """what to judge: a sample run, or a .jsonl file of Pair records; optional where raters converse"""
     converse: ConverseConfig | None = None
-    """raters write, two policies answer, and the better answer is what the conversation goes on with"""
+    """raters write, two policies answer, and the conversation continues with the better answer"""
     store: str | None = None
     """URL of the label store; null: sqlite:///OUTPUT.sqlite for people, OUTPUT/store/labels.sqlite for simulated
     raters"""
     overlap: int = Field(default=1, ge=1, le=100)
-    """raters a pair"""
+    """raters per pair"""
     seed: int = Field(default=0, ge=0)
-    """decides, with the rater and the pair, which answer stands on which side"""
+    """random seed of the sides, combined with the rater and the pair"""
     ranking: bool = False
-    """pairs of more than two completions are put in order at once; false: judged two by two"""
+    """rank all completions of a prompt at once; false: judge them two by two"""
     batch: str = Field(default="", max_length=100)
-    """the batch that these pairs are added to; a lead steers each by itself"""
+    """the batch that these pairs join; leads set priority and pool by batch"""
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """of the batch: higher ones are given out first"""
+    """priority of the batch; higher is given out first"""
     pool: str = Field(default="", max_length=100)
-    """of the batch: the group of raters it is for; empty for everybody"""
+    """the pool of raters that the batch is for; empty: everybody"""
     repeat_share: float = Field(default=0.05, ge=0.0, le=0.5)
-    """share of pairs that a rater gets a second time, unannounced: how far they agree with themselves"""
+    """share of pairs that a rater gets a second time, unannounced, to measure self-consistency"""
     gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
-    """share of gold pairs among those that a rater gets, as long as there are gold pairs they have not had"""
+    """share of gold pairs among a rater's pairs, until all gold pairs are used"""
     show_gold_agreement: bool = False
-    """raters see how far they agree with gold"""
+    """show raters their gold accuracy"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
-    """a pair given to a rater who goes away is free for others after this long"""
+    """a pair that a rater leaves unanswered is free for others after this time"""
     host: str = "127.0.0.1"
-    """0.0.0.0 listens to the network; that needs raters with passwords, and HTTPS in front"""
+    """address to listen on; 0.0.0.0, the network, needs accounts with passwords, and a proxy with HTTPS"""
     port: int = Field(default=7860, ge=1, le=65535)
-    """where the page is served"""
+    """port to listen on"""
     hosts: list[str] = Field(default_factory=list)
-    """further names under which the page may be reached, as behind a proxy"""
+    """further host names of the server, such as a proxy's"""
     title: str = "Which answer is better?"
     """the question above every pair"""
     guidelines: str = ""
-    """what raters should go by: Markdown, or the path of a .md file"""
+    """instructions for raters: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
-    """recorded with every judgment; change it with the text"""
+    """recorded with every judgment; change it with the text, and everybody is asked to accept again"""
     aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
-    """asked beside the whole judgment, each on the same bar"""
+    """judged separately, each on the same bar"""
     ask_reason: bool = True
-    """raters may say why, in a line"""
+    """show a line for a reason"""
     words: str | None = None
-    """a .json file whose words take the place of the pages' own, as for another language"""
+    """a .json file that replaces words of the pages, for instance with another language"""
     consent: str = ""
     """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
     consent_version: str = "1"
-    """recorded with their consent; who has agreed to another is asked again"""
+    """recorded with the consent; after a change, everybody is asked again"""
     aggregation: AggregationConfig = AggregationConfig()
     """how votes become preferences"""
     formats: list[Format] = Field(default_factory=list)
-    """further forms: parquet (a folder for datasets.load_dataset), datasets (one for load_from_disk), unpaired (for
-    KTO), csv (the judgments, for spreadsheets)"""
+    """further formats of the export: parquet (for datasets.load_dataset), datasets (for load_from_disk), unpaired (for
+    KTO), csv (judgments, for spreadsheets)"""
     simulate: SimulateConfig | None = None
-    """simulated raters in place of people; true takes all defaults, false turns the section off"""
+    """simulated raters instead of people; true: with all defaults; false: off"""
 
     def input_sources(self) -> dict[str, str]:
         return {"pairs": self.pairs} if self.pairs else {}
@@ -153,15 +153,15 @@ class ImportArguments(Section):
     """`tiebreak label import`"""
 
     store: str
-    """URL of the label store; made where there is none"""
+    """URL of the label store; created if it does not exist"""
     format: ForeignFormat = "tiebreak"
-    """tiebreak: JSON Lines of our own records; else what that tool exports"""
+    """tiebreak: JSON Lines of Tiebreak's records; otherwise that tool's export"""
     pairs: str | None = None
-    """our pairs, or Potato's data file; the other tools' exports hold the texts themselves"""
+    """pairs in Tiebreak's format, or Potato's data file; the other tools' exports contain the texts"""
     judgments: str | None = None
-    """our judgments, or the tool's export"""
+    """judgments in Tiebreak's format, or the tool's export"""
     fields: FieldNames = FieldNames()
-    """what the other tool's project calls things"""
+    """names in the other tool's project"""
 
 
 class GoldArguments(Section):
@@ -177,7 +177,7 @@ class StoreArguments(Section):
     """`tiebreak label status`, `verify` and `agreement`"""
 
     store: str
-    """URL of the label store, as sqlite:///runs/x/label.sqlite"""
+    """URL of the label store, such as sqlite:///runs/x/label.sqlite"""
     as_json: bool = Field(default=False, alias="json")
     """print one JSON document"""
 
@@ -186,11 +186,11 @@ class ExportArguments(Section):
     """`tiebreak label export`"""
 
     store: str
-    """URL of the label store, as sqlite:///runs/x/label.sqlite"""
+    """URL of the label store, such as sqlite:///runs/x/label.sqlite"""
     output: str
     """the run folder to write"""
     formats: list[Format] = Field(default_factory=list)
-    """further forms beside JSON Lines"""
+    """further formats beside JSON Lines"""
     aggregation: AggregationConfig = AggregationConfig()
     """how votes become preferences"""
 

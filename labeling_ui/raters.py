@@ -41,37 +41,37 @@ class StoreArguments(Section):
     """The store whose raters are meant."""
 
     store: str
-    """URL of the label store, as sqlite:///runs/x/label.sqlite"""
+    """URL of the label store, such as sqlite:///runs/x/label.sqlite"""
 
 
 class InviteArguments(StoreArguments):
     """`tiebreak raters invite`"""
 
     role: Role = "rater"
-    """rater, or lead: one who also sees the team's figures and decides disputes"""
+    """rater; lead: also sees the team's figures and settles disagreements"""
     pool: str = Field(default="", max_length=100)
-    """the pool of raters they belong to; empty: everybody's"""
+    """the rater's pool; empty: no pool, only pairs that are for everybody"""
 
 
 class AddArguments(InviteArguments):
     """`tiebreak raters add`"""
 
     password_stdin: bool = False
-    """read the password from standard input, in place of one that is made and printed"""
+    """read the password from standard input instead of generating and printing one"""
 
 
 class ResetArguments(StoreArguments):
     """`tiebreak raters reset`"""
 
     password_stdin: bool = False
-    """read the password from standard input, in place of one that is made and printed"""
+    """read the password from standard input instead of generating and printing one"""
 
 
 class MoveArguments(StoreArguments):
     """`tiebreak raters move`"""
 
     pool: str = Field(max_length=100)
-    """the pool to move to; empty: everybody's"""
+    """the pool to move to; empty: no pool"""
 
 
 class DisableArguments(StoreArguments):

@@ -32,9 +32,9 @@ class SimulateConfig(Section):
     enabled: bool = True
     """false: people judge, and the rest of this section is not used"""
     raters: int = Field(default=3, ge=1, le=1000)
-    """how many of them"""
+    """number of raters"""
     error_rate: float = Field(default=0.1, ge=0.0, le=1.0)
-    """share of the judgments that come out wrong: the other side, or a side where there is none"""
+    """share of wrong judgments: the other side, or a side where the answers are equal"""
     yardstick: str = RUBRIC
     """what they judge by: rubric, the quickstart's, or package.module:function, as in *evaluate*; measure the policies by
     another one, or say that both are the same"""
@@ -43,7 +43,7 @@ class SimulateConfig(Section):
     strength_step: float = Field(default=STEP, gt=0.0)
     """a difference of this is slightly better; of twice this, better; of three times or more, much better"""
     seed: int = Field(default=0, ge=0)
-    """decides, with the rater and the pair, which judgments come out wrong"""
+    """random seed of the errors, combined with the rater and the pair"""
 
     @model_validator(mode="after")
     def _possible(self) -> SimulateConfig:

@@ -81,23 +81,23 @@ class SampleConfig(ReadingConfig, ThinkingConfig):
     policy: str
     """the policy to sample from: usually the SFT run"""
     prompts: str
-    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
+    """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     splits: list[Split] = ["train", "validation"]
-    """which of the prompts; never test, whose prompts are for the final figures"""
+    """splits to sample prompts from; test is refused: its prompts are for the final figures"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that no row names a split for; every stage holds out the same ones"""
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
-    """take so many, spread over the splits as they are; null: all"""
+    """sample at most this many prompts, spread over the splits in proportion; null: all"""
     completions_per_prompt: int = Field(default=2, ge=2)
     """completions drawn for each prompt"""
     sampling: list[SamplingConfig] = [SamplingConfig()]
-    """the settings to draw with; completion number n uses setting n modulo their count"""
+    """sampling settings; completion n uses setting n modulo their number"""
     seed: int = 0
-    """decides, with the prompt and the number of the completion, what is drawn"""
+    """random seed, combined with the prompt and the number of the completion"""
     batch_size: int = Field(default=32, ge=1)
-    """completions written at once; the next ones take the places of those that are done"""
+    """completions sampled at once; finished ones are replaced by the next"""
     round: int = Field(default=0, ge=0)
-    """0: the first; later rounds sample from the policy that the one before made"""
+    """number of the round; 0: the first. Later rounds sample from the policy of the round before"""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """a longer prompt is refused"""
     training: LoadingConfig = LoadingConfig()
@@ -131,11 +131,11 @@ class GuardConfig(Section):
     reward_model: str
     """a finished reward run that this training does not learn from: another seed, another share of the judgments"""
     eval_every_steps: int = Field(default=50, ge=1)
-    """optimizer steps"""
+    """optimizer steps between evaluations"""
     patience: int = Field(default=3, ge=1)
-    """stop once its score has fallen so many times running while the training's own has risen"""
+    """stop when its score has fallen this many times in a row while the training's own score has risen"""
     max_prompts: int = Field(default=32, ge=1)
-    """of the validation prompts"""
+    """validation prompts to answer at each evaluation"""
 
 
 class DPOConfig(ReadingConfig, ThinkingConfig):
@@ -146,41 +146,40 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
     preferences: str
-    """a label run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data): answers compared, rated or ranked"""
+    """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = None
-    """null: the policy's own, gone on with; a policy without one gets the default"""
+    """null: continue the policy's own adapter; a policy without one gets the defaults"""
     training: TrainingConfig = TrainingConfig()
     """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that no row names a split for; every stage holds out the same ones"""
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     beta: float = Field(default=0.1, gt=0.0)
     """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
     loss_type: list[str] = ["sigmoid"]
     """one or more of TRL's losses, added up: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard,
     apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    """share of labels taken to be wrong; TRL's robust, exo_pair, aot and aot_unpaired know it"""
+    """assumed share of wrong labels; for the losses robust, exo_pair, aot and aot_unpaired"""
     strength_as: Literal["margin", "weight", "nothing"] = "nothing"
-    """what a strength s (1 to 3) does: implicit rewards must be told apart by a margin (Amini et al. 2024; losses sigmoid
-    and sigmoid_norm), or the pair counts s times; nothing, as in Rafailov et al. 2023"""
+    """use of a preference's strength s (1 to 3). margin: implicit rewards must differ by a margin (Amini et al. 2024;
+    losses sigmoid and sigmoid_norm); weight: the pair counts s times; nothing: as in Rafailov et al. 2023"""
     margin_scale: float = Field(default=1.0, ge=0.0)
-    """times the row's margin, or s/3 where it has none"""
+    """multiplies the row's margin, or s/3 where it has none"""
     soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, in place of certainty (cDPO, Mitchell 2023; losses
+    """learn the row's confidence, or the share of raters who agree, instead of certainty (cDPO, Mitchell 2023; losses
     sigmoid, hinge, ipo and sigmoid_norm)"""
     use_weights: bool = True
-    """count each pair by its weight, as reward training does; all weights together leave the learning rate as it is"""
+    """count each pair by its weight; weights have mean 1, so the learning rate keeps its meaning"""
     cache_reference: bool = True
-    """keep the reference's log-probabilities of pairs in the user's cache: another epoch, beta or resumed run finds them"""
+    """keep the reference's log-probabilities in the user's cache, for further epochs, other betas and resumed runs"""
     share_prefixes: bool = True
-    """compute a prompt and each of its answers once, and no padding (see tiebreak.packed.forward); false: TRL's own
-    layout"""
+    """compute each prompt and each answer once, and no padding; false: TRL's layout"""
     prompt_by_prompt: bool = True
-    """pairs of one prompt stand together in a batch (see tiebreak.training.prompt_order); false: pairs of like length do"""
+    """put pairs of one prompt into one batch; false: pairs of similar length"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B, and for the guard's"""
     guard: GuardConfig | None = None
-    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
+    """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
 
@@ -251,12 +250,11 @@ class RewardConfig(Section):
     model: str | None = None
     """a finished reward run"""
     function: str | None = None
-    """package.module:function"""
+    """a Python function, as module:name: beside the configuration file, in the current folder, or installed"""
     weight: float = 1.0
-    """of its score in the sum; below 0: a penalty"""
+    """weight of its score in the sum; below 0: a penalty"""
     spread_penalty: float = Field(default=0.0, ge=0.0)
-    """of a reward model of several members: its score is their mean less so many standard deviations
-    (tiebreak.models.scores)"""
+    """for a reward model of several members: the score is their mean minus this many standard deviations"""
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
@@ -273,20 +271,20 @@ class VLLMConfig(Section):
     """vLLM instead of our own sampler, for the rollouts of training. Needs GPUs, and was never run on one."""
 
     mode: Literal["server", "colocate"] = "server"
-    """server: `vllm serve` on GPUs of its own, to which TRL's client sends the weights by NCCL; the refusal of a run
-    without one says the command. colocate: in each training process, on the GPU that trains"""
+    """server: `vllm serve` on GPUs of its own, to which TRL's client sends the weights by NCCL (a run without a server
+    is refused with the command that starts it). colocate: in each training process, on the same GPU"""
     base_url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://[^/]+$")
-    """of the server"""
+    """URL of the server"""
     group_port: int = Field(default=51216, ge=1, le=65535)
-    """at which the server's workers meet the trainer to receive weights"""
+    """port at which the server's workers receive weights from the trainer"""
     gpu_memory_utilization: float = Field(default=0.3, gt=0.0, lt=1.0)
     """colocate: share of each GPU's memory that vLLM takes for weights and cache"""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """colocate: GPUs that hold one copy together; the number of processes must be a multiple of it"""
+    """colocate: GPUs that share one copy; the number of processes must be a multiple of it"""
     logp_tolerance: float = Field(default=0.05, gt=0.0)
-    """nats a token, on average over a rollout: how far vLLM's log-probabilities may be from ours before the run stops.
-    Meant to be above the noise of bfloat16, in which vLLM computes, and below what other weights make; not measured on a
-    GPU"""
+    """stop if vLLM's log-probabilities differ from the policy's by more than this, in nats per token, on average over a
+    rollout. Meant to be above the noise of bfloat16, in which vLLM computes, and below the effect of other weights; not
+    measured on a GPU"""
 
     @model_validator(mode="after")
     def _of_its_mode(self) -> VLLMConfig:
@@ -301,81 +299,83 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     trains: ClassVar[bool] = True
 
     algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
-    """ppo: our own, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef is their beta (GRPO
-    takes the KL from the loss, not from the reward), cliprange their epsilon, ppo_epochs their num_iterations, and
-    whiten_advantages their normalisation (GRPO's: by the group's deviation)"""
+    """ppo: Tiebreak's own trainer, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef
+    is their beta (GRPO puts the KL into the loss, not into the reward), cliprange their epsilon, ppo_epochs their
+    num_iterations, whiten_advantages their normalisation (in GRPO by the group's deviation)"""
     completions_per_prompt: int = Field(default=4, ge=2)
-    """of a rollout, under rloo and grpo: what a completion is compared with"""
+    """rloo and grpo: completions of one prompt, which are compared with one another"""
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
     reward_model: str | None = None
     """a finished reward run, with weight 1"""
     rewards: list[RewardConfig] = []
-    """further rewards, or all of them where reward_model is null: {model: RUN, weight: W} or {function:
-    package.module:function, weight: W}"""
+    """further rewards, or all rewards if reward_model is null: {model: RUN, weight: W} or {function: module:name,
+    weight: W}"""
     prompts: str
-    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data)"""
+    """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = None
-    """null: the policy's own, gone on with; a policy without one gets the default"""
+    """null: continue the policy's own adapter; a policy without one gets the defaults"""
     value_head: str | None = None
-    """a finished PPO run whose critic to start from; null: one that says 0, the mean of the normalised scores"""
+    """a finished PPO run whose critic to start from; null: a critic that predicts 0, the mean of the normalised
+    scores"""
     training: OptimizerConfig = OptimizerConfig(learning_rate=3e-6)
-    """per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on each process"""
+    """optimizer and loading; per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on
+    each process"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that no row names a split for; every stage holds out the same ones"""
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     episodes_per_rollout: int = Field(default=64, ge=1)
     """completions drawn before each round of updates, over all processes"""
     rollouts: int = Field(default=100, ge=1)
-    """training.max_steps, if set, stops earlier"""
+    """number of rollouts; training.max_steps, if set, stops earlier"""
     ppo_epochs: int = Field(default=4, ge=1)
     """passes over each rollout (N+)"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
     vllm: VLLMConfig | None = None
-    """draw rollouts by vLLM, on GPUs ({mode: server} or {mode: colocate}); null: by our own sampler, on the device that
-    trains. sampling/logp_difference says how far vLLM's numbers are from the policy's"""
+    """sample rollouts with vLLM, on GPUs ({mode: server} or {mode: colocate}); null: with Tiebreak's sampler, on the
+    training device. sampling/logp_difference logs how far vLLM's log-probabilities are from the policy's"""
     kl_coef: float = Field(default=0.05, ge=0.0)
-    """weight of the KL to the reference in the reward (N+), taken a token as log π − log π_ref (k1); where kl_target is
-    set, its value at the start"""
+    """weight of the KL to the reference in the reward (N+), per token log π − log π_ref (k1); with kl_target, the
+    initial weight"""
     kl_target: float | None = Field(default=None, gt=0.0)
-    """nats a completion that kl_coef is moved to hold the KL at (Ziegler et al. 2019); null: kl_coef is fixed. Control,
-    and max_kl, read the KL by the steadier estimate k3, which must not stand in the reward: see
-    preference.policy.token_rewards"""
+    """KL to hold, in nats per completion, by adapting kl_coef (Ziegler et al. 2019); null: kl_coef is fixed. This
+    control and max_kl use the estimate k3, which varies less than k1 but must not be used in the reward"""
     kl_horizon: int = Field(default=10_000, ge=1)
-    """episodes in which kl_coef changes by a fifth at most"""
+    """episodes over which kl_coef changes by at most a fifth"""
     max_kl: float | None = Field(default=None, gt=0.0)
-    """stop where a rollout's KL to the reference, in nats a completion, is above this"""
+    """stop if a rollout's KL to the reference is larger, in nats per completion"""
     target_step_kl: float | None = Field(default=None, gt=0.0)
-    """skip what is left of a rollout's updates once one of them is this far from the policy that sampled it, in nats a
+    """skip the remaining updates of a rollout once the policy is this far from the one that sampled it, in nats per
     token (policy/approxkl_avg)"""
     gamma: float = Field(default=1.0, gt=0.0, le=1.0)
-    """discount of later rewards, a token"""
+    """discount of later rewards, per token"""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)
     """λ of generalised advantage estimation (Schulman et al. 2016)"""
     cliprange: float = Field(default=0.2, gt=0.0)
-    """the ratio of new to old probability is clipped to 1 ± this"""
+    """clip the ratio of new to old probability to 1 ± this"""
     cliprange_value: float = Field(default=0.2, gt=0.0)
-    """a new value is clipped to the old one ± this"""
+    """clip a new value to the old one ± this"""
     vf_coef: float = Field(default=0.1, ge=0.0)
     """weight of the critic's loss"""
     entropy_coef: float = Field(default=0.0, ge=0.0)
-    """weight of the policy's entropy, in nats a token, which is added to what is maximised"""
+    """weight of the policy's entropy (nats per token) in the objective"""
     missing_eos_penalty: float = Field(default=1.0, ge=0.0)
-    """taken from the (normalised) score of a completion that was cut off (N+)"""
+    """subtracted from the (normalised) score of a completion that was cut off (N+)"""
     length_penalty: float = Field(default=0.0, ge=0.0)
-    """taken from the (normalised) score for each token of a completion"""
+    """subtracted from the (normalised) score for each token of a completion"""
     normalise_scores: bool = True
-    """each reward by mean and deviation of its scores of the policy's first completions, before any training (N+)"""
+    """normalise each reward by the mean and deviation of its scores on the policy's first completions, before training
+    (N+)"""
     whiten_rewards: bool = False
-    """divide each rollout's rewards by their deviation, their mean kept; off as in N+ (Table 1)"""
+    """divide each rollout's rewards by their deviation and keep their mean; off as in N+ (Table 1)"""
     whiten_advantages: bool = True
-    """to mean 0 and deviation 1 over a rollout's tokens (N+)"""
+    """normalise advantages to mean 0 and deviation 1 over a rollout's tokens (N+)"""
     stop_when_all_cut_off: bool = True
-    """refuse a rollout of which no completion ends within sampling.max_new_tokens"""
+    """stop if no completion of a rollout ends within sampling.max_new_tokens"""
     max_validation_prompts: int = Field(default=32, ge=0)
-    """held-out prompts that the policy answers at each evaluation"""
+    """validation prompts to answer at each evaluation"""
     guard: GuardConfig | None = None
-    """keep the policy that a held-out reward model likes best, and stop when it is over-optimised"""
+    """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
 

@@ -17,40 +17,38 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
     policy: str
     """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
     preferences: str
-    """a label run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data): answers compared, rated or ranked"""
+    """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = None
-    """null: the policy's own; a policy without one needs it"""
+    """null: continue the policy's own adapter; a policy without one needs this section"""
     training: TrainingConfig = TrainingConfig()
     """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that no row names a split for; every stage holds out the same ones"""
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     strength_as: Literal["margin", "weight", "nothing"] = "margin"
-    """what a strength s (1 to 3) does: its pair must be told apart by a margin (Touvron et al. 2023, Eq. 2), or counts s
-    times (scaled Bradley-Terry, Wang et al. 2024)"""
+    """use of a preference's strength s (1 to 3). margin: the scores must differ by a margin (Touvron et al. 2023, Eq.
+    2); weight: the pair counts s times (scaled Bradley-Terry, Wang et al. 2024)"""
     margin_scale: float = Field(default=1.0, ge=0.0)
-    """times the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
+    """multiplies the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
     soft_labels: bool = False
-    """learn the row's confidence, or the share of raters who agree, in place of certainty; see
-    tiebreak.training.labels.target_of"""
+    """learn the row's confidence, or the share of raters who agree, instead of certainty"""
     use_weights: bool = True
-    """count each pair by its weight; all weights together leave the learning rate as it is"""
+    """count each pair by its weight; weights have mean 1, so the learning rate keeps its meaning"""
     centering: float = Field(default=0.01, ge=0.0)
     """weight of the squared sum of both scores, which keeps their mean near 0 (Eisenstein et al. 2023)"""
     members: int = Field(default=1, ge=1, le=64)
-    """score heads on the one adapter, each trained on its own bootstrap of the prompts; their mean is the score, and
-    their spread says what the data leave open"""
+    """score heads on one adapter, each trained on its own bootstrap of the prompts: their mean is the score, their
+    spread its uncertainty"""
     samples: str | None = None
-    """a sample run, whose answers the finished model scores: PPO can normalise by their mean and deviation, so this should
-    be of the policy that PPO starts from; null: PPO measures its first rollout"""
+    """a sample run of the policy that PPO will start from: the finished model scores its answers, and PPO normalises by
+    their mean and deviation; null: PPO uses its first rollout"""
     max_samples: int = Field(default=256, ge=2)
-    """answers of the sample run that are scored"""
+    """answers of the sample run to score"""
     garbage_prompts: int = Field(default=16, ge=0)
-    """held-out prompts to which the report makes bad answers: empty, repeated, copied, over-long"""
+    """held-out prompts for the report's adversarial answers: empty, repeated, copied, over-long"""
     share_prefixes: bool = True
-    """compute a prompt and each of its answers once, and no padding (see tiebreak.packed.forward); false: TRL's own
-    layout"""
+    """compute each prompt and each answer once, and no padding; false: TRL's layout"""
     prompt_by_prompt: bool = True
-    """pairs of one prompt stand together in a batch (see tiebreak.training.prompt_order); false: pairs of like length do"""
+    """put pairs of one prompt into one batch; false: pairs of similar length"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
 
@@ -73,10 +71,10 @@ class RewardReportConfig(ReadingConfig):
     reward_model: str
     """a finished reward run"""
     preferences: str | None = None
-    """what to examine it on, of which rows that it was trained on are left out; null: those its own run held out"""
+    """preferences to examine it on, without those that it was trained on; null: those that its own run held out"""
     garbage_prompts: int = Field(default=16, ge=0)
-    """held-out prompts to which bad answers are made: empty, repeated, copied, over-long"""
+    """held-out prompts for adversarial answers: empty, repeated, copied, over-long"""
     batch_size: int = Field(default=16, ge=1)
-    """answers scored at once"""
+    """answers per batch"""
     trust_remote_code: bool = False
-    """run Python code that the model brings along"""
+    """run Python code that the model contains"""

@@ -13,13 +13,13 @@ class SplitShares(Section):
     """How prompts without a demonstration are shared out; the rest of them train."""
 
     validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share that is held out while models are trained, to watch them"""
+    """share of prompts that is held out to watch training"""
     test: float = Field(default=0.3, ge=0.0, lt=1.0)
-    """share that is held out for the final figures"""
+    """share of prompts that is held out for the final figures"""
     demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that have a demonstration; the rest of them train"""
+    """share of the prompts with a demonstration that is held out to watch training; the rest train"""
     seed: int = 0
-    """decides, with the prompt, which split it belongs to"""
+    """decides, together with the prompt, its split"""
 
     @model_validator(mode="after")
     def _leave_some(self) -> SplitShares:
@@ -32,21 +32,22 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak prepare`"""
 
     prompts: list[str] = []
-    """files, folders or hub:NAME@SPLIT (see tiebreak.data): prompts, or conversations up to their last answer"""
+    """prompts, or conversations without their last answer: files, folders or hub:NAME@SPLIT"""
     demonstrations: list[str] = []
-    """files, folders or hub:NAME@SPLIT (see tiebreak.data): prompts with their answers, or conversations"""
+    """prompts with answers, or conversations: files, folders or hub:NAME@SPLIT"""
     policy: str = "bundled:smollm2-135m-instruct"
     """the model whose tokenizer counts the lengths"""
     trust_remote_code: bool = False
-    """run Python code that the model brings along"""
+    """run Python code that the model contains"""
     max_prompt_tokens: int = Field(default=384, ge=1)
     """longer prompts are dropped"""
     max_completion_tokens: int = Field(default=512, ge=1)
     """longer demonstrations are dropped"""
     near_duplicate: float = Field(default=0.8, gt=0.0, le=1.0)
-    """prompts of the same numbers whose word trigrams overlap this far (Jaccard) are one; 1: only exact duplicates"""
+    """prompts with the same numbers are duplicates from this overlap of word trigrams (Jaccard) on; 1: only exact
+    duplicates"""
     max_near_duplicate_share: float = Field(default=0.2, ge=0.0, le=1.0)
-    """refuse rows of which more than this share are near duplicates: a template's prompts differ in one word alone"""
+    """refuse data with a larger share of near duplicates: prompts from a template differ in one word only"""
     split: SplitShares = SplitShares()
     """rows that name their own split keep it"""
 
@@ -69,23 +70,23 @@ class SFTConfig(ReadingConfig, ThinkingConfig):
     trains: ClassVar[bool] = True
 
     policy: str
-    """the model to start from: a hub id, a path, bundled:…, or a run folder whose adapter is gone on with"""
+    """the model to start from: a hub id, a path, bundled:…, or a run folder, whose adapter is continued"""
     demonstrations: str
-    """a prepare run, a file, a folder or hub:NAME@SPLIT (see tiebreak.data): prompts with answers, or conversations"""
+    """prompts with answers, or conversations: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = AdapterConfig()
-    """null: the policy's own"""
+    """null: continue the policy's own adapter"""
     training: TrainingConfig = TrainingConfig()
     """the optimizer, and how the model is loaded"""
     validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """of the prompts that no row names a split for; every stage holds out the same ones"""
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
-    """in conversations of several turns: the demonstration alone, or every turn of the assistant"""
+    """in conversations of several turns: learn the last answer, or every turn of the assistant"""
     padding_free: bool = True
-    """compute no padding (see tiebreak.packed.forward); false: TRL's own layout"""
+    """compute no padding; false: TRL's layout"""
     merge: bool = False
-    """also save base and adapter merged, as a plain model, in final/merged"""
+    """also save a plain model, base and adapter merged, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """for the sample completions that go to W&B"""
+    """of the sample completions that are logged"""
 
     def input_sources(self) -> dict[str, str]:
         return {"policy": self.policy, "demonstrations": self.demonstrations}

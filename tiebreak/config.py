@@ -66,9 +66,10 @@ class AdapterConfig(Section):
     alpha: int = Field(default=32, ge=1)
     """the update is scaled by alpha / r"""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """of the adapter's input, in SFT alone: the other stages compare the policy with itself as it was"""
+    """dropout on the adapter's input. SFT only: the other stages compare the policy with its own reference, so they
+    train without"""
     target_modules: str | list[str] = "all-linear"
-    """module names to adapt, or all-linear: every linear layer but the head"""
+    """names of the modules to adapt; all-linear: every linear layer except the head"""
 
     @field_validator("target_modules")
     @classmethod
@@ -107,43 +108,43 @@ class LoadingConfig(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 where the GPU has it, float32 elsewhere"""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """the model's attention kernel; auto: as transformers chooses"""
+    """attention kernel; auto: transformers' choice"""
     trust_remote_code: bool = False
-    """run Python code that a hub model brings along"""
+    """run Python code that a hub model contains"""
 
 
 class OptimizerConfig(LoadingConfig):
     """How a model is loaded, and the steps of its training."""
 
     seed: int = Field(default=0, ge=0)
-    """of the order of rows, of new weights and of everything drawn"""
+    """random seed of the order of rows, of new weights and of all sampling"""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """its peak, after the warm-up"""
+    """peak learning rate, after the warm-up"""
     max_steps: int | None = Field(default=None, ge=1)
-    """stop after so many optimizer steps"""
+    """stop after this many optimizer steps; null: at the end of the epochs or rollouts"""
     per_device_batch_size: int = Field(default=8, ge=1)
-    """rows a batch, on each process"""
+    """rows per batch, on each process"""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """batches whose gradients are added up to one optimizer step"""
+    """batches that make one optimizer step"""
     max_length_tokens: int = Field(default=512, ge=8)
-    """prompt and completion together; what is longer is dropped and counted, never cut"""
+    """longest row, prompt and completion together; longer rows are dropped and counted, never cut"""
     warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """share of the steps in which the learning rate rises from 0"""
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """how the learning rate falls after the warm-up"""
     weight_decay: float = Field(default=0.0, ge=0.0)
-    """AdamW's"""
+    """weight decay of AdamW"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
-    """gradients of a larger norm are scaled down to it"""
+    """gradients of a larger norm are scaled down to this norm"""
     gradient_checkpointing: bool = False
     """compute activations again in the backward pass: less memory, more time"""
     tokens_per_pass: int | None = Field(default=None, ge=1)
-    """a batch with more tokens is computed in several passes, to the same gradient: memory follows this key. null: 640
-    on the CPU, 2,048 on a GPU"""
+    """a larger batch is computed in several passes, to the same gradient: memory depends on this key, not on the batch.
+    null: 640 on the CPU, 2,048 on a GPU"""
     eval_steps: int | None = Field(default=None, ge=1)
-    """evaluate on the validation split every so many optimizer steps, and at the end; null: at the end alone"""
+    """optimizer steps between evaluations on the validation split; null: only at the end"""
     save_steps: int = Field(default=50, ge=1)
-    """write a checkpoint every so many optimizer steps; a killed run goes on from the last one"""
+    """optimizer steps between checkpoints; a killed run resumes from the last one"""
 
 
 class TrainingConfig(OptimizerConfig):
@@ -152,9 +153,9 @@ class TrainingConfig(OptimizerConfig):
     epochs: float = Field(default=1.0, gt=0)
     """passes over the training data; max_steps overrides it"""
     logging_steps: int = Field(default=1, ge=1)
-    """write a row of metrics every so many optimizer steps"""
+    """optimizer steps between rows of metrics"""
     eval_rows: int | None = Field(default=None, ge=1)
-    """evaluate on at most so many rows of the validation split, always the same; null: on all of them"""
+    """evaluate on at most this many rows of the validation split, always the same; null: on all"""
 
 
 for _section in (LoadingConfig, OptimizerConfig):  # both were TrainingConfig once
@@ -167,13 +168,13 @@ class SamplingConfig(Section):
     """How completions are drawn."""
 
     temperature: float = Field(default=1.0, ge=0.0)
-    """0: greedy"""
+    """sampling temperature; 0: greedy"""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """draw from the likeliest tokens that together have this probability; 1: from all"""
+    """sample from the likeliest tokens that together have this probability; 1: from all tokens"""
     top_k: int = Field(default=0, ge=0)
-    """draw from so many of the likeliest tokens; 0: from all"""
+    """sample from this many of the likeliest tokens; 0: from all"""
     max_new_tokens: int = Field(default=128, ge=1)
-    """a completion that has not ended by then is cut off, and counted as unfinished"""
+    """a longer completion is cut off, and counted as unfinished"""
 
 
 class TrackingConfig(Section):
@@ -184,9 +185,9 @@ class TrackingConfig(Section):
     project: str = "tiebreak"
     """W&B's project"""
     group: str | None = None
-    """runs compared together; `tiebreak run` sets one a pipeline run"""
+    """group of runs to compare; `tiebreak run` sets one per pipeline run"""
     tags: list[str] = []
-    """of this run, for filters; 'tiebreak run' adds the recipe's name"""
+    """tags to filter by; `tiebreak run` adds the recipe's name"""
 
 
 class ChatSettings(Section):
@@ -258,11 +259,11 @@ class RenderingConfig(StageConfig):
     """What every stage has that renders conversations. A trained policy is used with the settings it was trained with."""
 
     chat_template: str | None = None
-    """a file (.jinja), or the name of one of the templates that the tokenizer or TRL brings; null: the model's own"""
+    """a .jinja file, or the name of a template of the tokenizer or of TRL; null: the model's own"""
     template_arguments: dict[str, Any] = {}
-    """what the chat template is given beside the conversation, such as {enable_thinking: false}"""
+    """arguments of the chat template, such as {enable_thinking: false}"""
     end_of_turn: list[str] = []
-    """tokens that end an answer; empty: the one that the template writes, and those that the model itself names"""
+    """tokens that end an answer; empty: the one that the template writes, and those that the model names"""
 
     @property
     def chat(self) -> ChatSettings | None:
@@ -283,18 +284,19 @@ class ThinkingConfig(RenderingConfig):
     """What every stage has that learns from thoughts, or keeps them to be learned from."""
 
     thinking: Literal["keep", "drop", "mask"] | None = None
-    """the thoughts before answers (reasoning_content, or <think>…</think>): kept and learned, dropped, or kept and not
-    learned; null: as the policy was trained, else keep"""
+    """thoughts before answers (reasoning_content, or <think>…</think>). keep: learn them; drop: remove them; mask: keep
+    them without learning them; null: as the policy was trained, else keep"""
 
 
 class ReadingConfig(StageConfig):
     """What the configuration of every stage that reads data has. `tiebreak data FILE` shows how a file is read."""
 
     columns: dict[str, str | None] = {}
-    """our name of a column: the data's name, as in {prompt: question, message.content: text}; null: the column plays no
-    part"""
+    """Tiebreak's name of a column: its name in the data, as in {prompt: question, message.content: text}; null: ignore
+    the column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
-    """drop: rows that cannot be used are left out, counted, and listed in bad_rows.jsonl"""
+    """refuse: stop at rows that cannot be used, listing all of them; drop: leave them out, count them, and list them in
+    bad_rows.jsonl"""
 
     @field_validator("columns")
     @classmethod

@@ -56,15 +56,15 @@ class FieldNames(Section):
     prompt: str = "prompt"
     """the field that holds the prompt"""
     first: str = "response1"
-    """the completion that stood first: left, or A"""
+    """the field of the first completion: left, or A"""
     second: str = "response2"
-    """the other one"""
+    """the field of the second completion"""
     items: str = "items"
-    """Potato's `items_key`: a list of the two completions; where a row has none, `first` and `second` are looked for"""
+    """Potato's `items_key`: a list of the two completions; a row without it has `first` and `second`"""
     id: str = "id"
     """Potato's `id_key`"""
     question: str = ""
-    """the question, control tag or scheme that compares them; empty where there is one alone"""
+    """the question, control tag or scheme that compares them; empty if the project has only one"""
 
 
 @dataclass

@@ -38,21 +38,21 @@ class AggregationConfig(Section):
     """How the votes about a pair become one preference, and what becomes of those that prefer neither side."""
 
     method: Literal["majority", "dawid_skene", "bradley_terry"] = "majority"
-    """majority: one rater, one vote; dawid_skene, bradley_terry: raters count by how reliable their votes show them"""
+    """majority: one rater, one vote; dawid_skene, bradley_terry: votes weighted by estimated reliability"""
     ties: Literal["drop", "both_ways"] = "drop"
-    """drop: a tie gives no preference; both_ways: one in either direction, each of weight 0.5"""
+    """drop: a tie gives no preference; both_ways: one in each direction, of weight 0.5"""
     both_bad: Literal["unpaired", "drop"] = "unpaired"
-    """unpaired: two bad answers among the unpaired labels; drop: they are used nowhere"""
+    """unpaired: two bad answers among the unpaired labels; drop: not used"""
     skips: Literal["ignore", "count"] = "ignore"
-    """ignore: a skip is no vote; count: it is one for neither side"""
+    """ignore: a skip is no vote; count: a vote for neither side"""
     min_votes: int = Field(default=1, ge=1, le=100)
     """pairs with fewer votes give no preference"""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
-    """less sure preferences are dropped: the winner's share of the votes, or its chance in the eyes of the model"""
+    """drop preferences of lower confidence: the winner's share of the votes, or its probability under the model"""
     exclude_raters: list[str] = Field(default_factory=list)
-    """ids of raters whose votes are left out; agreement is reported with them and without"""
+    """ids of raters to leave out; agreement is reported with and without them"""
     drop_flagged: list[Flag] = Field(default_factory=list)
-    """pairs that any rater flagged so give no preference"""
+    """leave out pairs that any rater flagged with one of these"""
     gold: Literal["drop", "keep"] = "drop"
     """drop: gold pairs measure raters and train nothing; keep: they give their known answer"""
 

@@ -48,13 +48,13 @@ class DataArguments(Section):
     """`tiebreak data`"""
 
     wanted: Wanted | None = Field(default=None, alias="as")
-    """what to read it as; null: what its columns suggest"""
+    """read the file as this; null: by its columns"""
     policy: str | None = "bundled:smollm2-135m-instruct"
-    """the model whose chat template renders the rows; null: they are not rendered"""
+    """the model whose chat template renders the rows; null: do not render them"""
     trust_remote_code: bool = False
-    """run Python code that the model brings along"""
+    """run Python code that the model contains"""
     rows: int = Field(default=3, ge=0)
-    """show so many"""
+    """number of rows to show"""
     columns: dict[str, str | None] = {}
     """as in a stage's file: {prompt: question, message.content: text}; null: the column plays no part"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"

@@ -36,8 +36,8 @@ class InitArguments(Section):
     data: str | None = None
     """prompts, or prompts with answers: a file, a folder or hub:NAME@SPLIT; null: the quickstart's own"""
     raters: Literal["people", "simulated"] | None = None
-    """who judges: people, in the browser, or raters that are simulated by the quickstart's rubric; null: people where the
-    data are one's own"""
+    """who judges: people in the browser, or raters simulated with the quickstart's rubric; null: people for your own
+    data, else simulated"""
     policy: str = _BASE
     """the model to start from: a hub id, a path or bundled:…"""
 

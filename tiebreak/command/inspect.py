@@ -100,7 +100,7 @@ class InspectArguments(Section):
     as_json: bool = Field(default=False, alias="json")
     """print everything as one JSON document"""
     chain: bool = False
-    """also inspect every run that it was made from"""
+    """also inspect every run that this one was made from"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -49,9 +49,9 @@ class StageEntry(Section):
     config: str
     """the stage's own file"""
     accelerate: str | None = None
-    """start it through accelerate with this file of configs/accelerate"""
+    """start the stage through accelerate with this file of configs/accelerate"""
     overrides: dict[str, Any] = {}
-    """keys (dotted) laid over the stage's file; they win over seed and root, and root moves no path in them"""
+    """keys (dotted) that override the stage's file, seed and root; root changes no path in them"""
 
 
 class PipelineConfig(Section):
@@ -62,18 +62,18 @@ class PipelineConfig(Section):
     stages: list[StageEntry] = Field(min_length=1)
     """in the order in which they run"""
     root: str | None = None
-    """write under this folder in place of the one that the stages' files name"""
+    """write under this folder instead of from_root"""
     from_root: str = ""
-    """the folder that the stages' files name, which `root` takes the place of"""
+    """the folder in the stages' files that root replaces"""
     seed: int | None = None
-    """the seed of every stage, whether or not its file names one; null: as their files say. prepare's split.seed stays,
-    so that runs of different seeds hold out the same prompts and can be compared"""
+    """the seed of every stage; null: the files' own. split.seed of prepare stays as it is: runs of different seeds hold
+    out the same prompts and can be compared"""
     group: str | None = None
     """W&B's group; null: the recipe's name and the time of its first run"""
     replace: bool = False
-    """move folders that hold other runs aside, and run their stages anew"""
+    """move folders of other runs aside, and run their stages again"""
     tracking_mode: str | None = None
-    """tracking.mode of every stage; null: as their files say"""
+    """tracking.mode of every stage; null: the files' own"""
 
     @model_validator(mode="after")
     def _root_replaces_something(self) -> PipelineConfig:

@@ -124,7 +124,7 @@ def _sentence(meaning: str, values: Sequence[str] = ()) -> str:
         return ""
     first = meaning.split(" ", 1)[0]
     named = first.strip(",;:") in values or any(sign in first for sign in "_{.`/=") or first.endswith(":")
-    start = meaning if named else meaning[0].upper() + meaning[1:]
+    start = meaning if named or not meaning[0].isascii() else meaning[0].upper() + meaning[1:]
     return start if start[-1] in ".?!…" else f"{start}."
 
 
