@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -13,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support import REPOSITORY
+import yaml
+from support import REPOSITORY, read_rows
 
+from tiebreak import __version__
 from tiebreak.command.help import configuration_class
 from tiebreak.command.reference import FOLDER, INDEX, reference_pages
 from tiebreak.command.stages import COMMANDS, find_command
@@ -22,6 +26,7 @@ from tiebreak.config import take_config_flag
 from tiebreak.flags import group_flags, lay_over
 from tiebreak.shipped import find_shipped
 
+PACKAGES = ("tiebreak", "sft", "labeling_ui", "reward", "preference", "evaluation")
 BESIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PAGES = [*(REPOSITORY / name for name in BESIDE), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 GENERATED = REPOSITORY / FOLDER
@@ -121,6 +126,49 @@ def test_the_reference_has_every_key_with_meaning_default_and_range() -> None:
     assert "| `adapter.method` | `lora`, `qlora`" in pages["sft.md"]
     rows = [line for text in pages.values() for line in text.splitlines() if line.startswith("| `")]
     assert [row for row in rows if row.count(" | ") != 3 or row.endswith("|  |")] == []
+
+
+def texts_of_the_code() -> list[str]:
+    """Every string of the packages, the fixed parts of formatted ones among them."""
+    files = [file for package in PACKAGES for file in sorted((REPOSITORY / package).rglob("*.py"))]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    tables = page[page.index("## Configuration (") : page.index("## Raters report")]
+    cells = [line.split(" | ")[0] for line in tables.splitlines() if line.startswith("| `")]
+    quoted = [part.strip() for cell in cells for one in re.findall(r"`([^`]+)`", cell) for part in one.split("…")]
+    texts = texts_of_the_code()
+    assert len(quoted) > 50
+    assert [part for part in quoted if not any(part in text for text in texts)] == []
+
+
+def figures_of(recipe: Path) -> set[str]:
+    """Every name that a finished recipe logs, and that its reports hold for a policy, a change and a reward model."""
+    names = set()
+    for stage in ("sft", "reward", "dpo", "ppo"):
+        names |= {name for row in read_rows(recipe / "runs" / stage / "metrics.jsonl") for name in row}
+    compared = json.loads((recipe / "runs" / "compare" / "report.json").read_text(encoding="utf-8"))
+    for row in [*compared["policies"].values(), *compared["changes"]]:
+        names |= set(row)
+    report = json.loads((recipe / "runs" / "reward" / "report.json").read_text(encoding="utf-8"))
+    names |= set(report) | set(report["garbage"]) | set(report["calibration"])
+    return names
+
+
+def test_every_figure_is_in_the_glossary(finished_recipe: Path) -> None:
+    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    listed = {part for code in re.findall(r"`([^`]+)`", page) for part in (code, *code.split("."))}
+    names = figures_of(finished_recipe)
+    assert len(names) > 80
+    assert {name for name in names if not {name, name.removeprefix("eval_")} & listed} == set()
+
+
+def test_the_citation_names_this_version() -> None:
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(cited["version"]) == __version__
 
 
 def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
