@@ -2,11 +2,15 @@
 
     make mutation
     python tests/mutation.py tiebreak/statistics.py evaluation/evaluate.py --workers 2
+    python tests/mutation.py tiebreak/statistics.py --again
 
 A fault (mutant) is a turned comparison or sign, a number off by one, `and` for `or`, a lost `not`, a slice that is one
 longer or shorter, `min` for `max`, a function that returns nothing, a statement left out. It is killed if a test fails.
-Survivors must be explained in `tests/mutation.yaml`, or the command fails; the tables of `docs/mutation.md` are made
-here.
+Survivors must be explained in `tests/mutation.yaml`, or the command fails.
+
+What became of a file's faults is kept in `docs/mutation/`, and the table of `docs/mutation.md` is made from all that is
+there, so that files can be run one by one. `--again` runs what survived, and the functions that have changed since;
+`--page` runs nothing and writes the page.
 
 The tests are collected and run once, which shows the lines that each executes. Each mutant is then a fork of that
 process, in which the code of one function is exchanged; it runs the tests that execute the mutant's line, quickest first,
@@ -22,6 +26,7 @@ import contextlib
 import copy
 import functools
 import gc
+import hashlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -32,8 +37,9 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -43,6 +49,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXPLANATIONS = REPOSITORY / "tests" / "mutation.yaml"
 PAGE = REPOSITORY / "docs" / "mutation.md"
+RESULTS = REPOSITORY / "docs" / "mutation"
 PATIENCE_SECONDS = 30.0
 """A mutant may take so long beyond three times what its tests take: one that loops for ever is killed by that."""
 
@@ -91,12 +98,16 @@ class Mutant:
     statement: str
     before: str
     after: str
+    repeat: int = 1
+    """from 2 where the function has the same fault in the same statement before"""
 
     @property
     def name(self) -> str:
         """What stays the same when lines move."""
         inside = "" if self.statement == self.before else f", in {self.statement}"
-        return f"{self.file} {self.function}: {self.before} → {self.after}{inside}"
+        return f"{self.file} {self.function}: {self.before} → {self.after}{inside}" + f" ({self.repeat})" * (
+            self.repeat > 1
+        )
 
 
 Change = Callable[[ast.AST], ast.AST]
@@ -200,20 +211,34 @@ def _is_none(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
+def list_mutants(file: str) -> list[Mutant]:
+    """All mutants of a file."""
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    return [mutant for mutant, _, _, _ in _faults(file, tree)]
+
+
 def mutants_of(file: str) -> list[tuple[Mutant, ast.Module]]:
     """All mutants of a file, each with the module's tree that has it."""
     tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
     found = []
-    for path, node, function, statement in _places(tree, (), "the module", ""):
-        for changed in changes_of(node):
-            line = getattr(node, "lineno", None) or min(
-                (one.lineno for one in ast.walk(node) if hasattr(one, "lineno")), default=0
-            )
-            mutated = copy.deepcopy(tree)
-            _put(mutated, path, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
-            before, after = _shown(node), _shown(changed)
-            found.append((Mutant(file, line, function, statement, before, after), ast.fix_missing_locations(mutated)))
+    for mutant, path, node, changed in _faults(file, tree):
+        mutated = copy.deepcopy(tree)
+        _put(mutated, path, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
+        found.append((mutant, ast.fix_missing_locations(mutated)))
     return found
+
+
+def _faults(file: str, tree: ast.Module) -> Iterator[tuple[Mutant, Path_, ast.AST, ast.AST]]:
+    seen: Counter[Mutant] = Counter()
+    for path, node, function, statement in _places(tree, (), "the module", ""):
+        line = getattr(node, "lineno", None) or min(
+            (one.lineno for one in ast.walk(node) if hasattr(one, "lineno")), default=0
+        )
+        for changed in changes_of(node):
+            mutant = Mutant(file, line, function, statement, _shown(node), _shown(changed))
+            key = replace(mutant, line=0)
+            seen[key] += 1
+            yield replace(mutant, repeat=seen[key]), path, node, changed
 
 
 Path_ = tuple[tuple[str, int | None], ...]
@@ -290,9 +315,9 @@ class _MutantFinder:
 class _Session:
     """A pytest plugin that takes the place of pytest's loop: all tests once, then mutants against those that matter."""
 
-    def __init__(self, file: str, mutants: Sequence[tuple[Mutant, ast.Module]], workers: int, told: Path) -> None:
+    def __init__(self, file: str, mutants: Sequence[tuple[Mutant, ast.Module]], workers: int, report: Path) -> None:
         self.path = str(REPOSITORY / file)
-        self.file, self.mutants, self.workers, self.told = file, mutants, workers, told
+        self.file, self.mutants, self.workers, self.report = file, mutants, workers, report
         self.lines: dict[str, set[int]] = {}
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
@@ -307,7 +332,7 @@ class _Session:
             self.failed.append(report.nodeid)
 
     def pytest_runtestloop(self, session: Any) -> bool:
-        """Everything; the results lie in the file `told` afterwards."""
+        """Everything; the results are in the file `report` afterwards."""
         items = {item.nodeid: item for item in session.items}
         ordered = list(items.values())
         for at, item in enumerate(ordered):
@@ -317,7 +342,7 @@ class _Session:
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         sys.settrace(None)
         if self.failed:
-            self.told.write_text(json.dumps({"failed": self.failed}))
+            self.report.write_text(json.dumps({"failed": self.failed}))
             return True
         original = _codes(compile(Path(self.path).read_text(encoding="utf-8"), self.path, "exec"))
         functions = _live_functions(self.path)
@@ -333,14 +358,14 @@ class _Session:
                 unexecuted.append(number)
         _say(f"{self.file}: {len(self.mutants)} mutants, {len(fast)} in forks, {len(slow)} imported anew")
         survivors = self._share_out(fast, functions, items)
-        told = {
+        outcome = {
             "slow": slow,
             "unexecuted": unexecuted,
             "survivors": survivors,
             "tests": {n: self._tests_of(self.mutants[n][0]) or sorted(self.lines) for n in (*slow, *survivors)},
             "seconds": self.seconds,
         }
-        self.told.write_text(json.dumps(told))
+        self.report.write_text(json.dumps(outcome))
         return True
 
     def _tests_of(self, mutant: Mutant) -> list[str]:
@@ -356,18 +381,18 @@ class _Session:
             if child == 0:
                 mine = queue[worker :: self.workers]
                 alive = []
-                for number, changed, tests in _told(mine, worker == 0):
+                for number, changed, tests in _with_progress(mine, worker == 0):
                     patience = PATIENCE_SECONDS + 3 * sum(self.seconds.get(test, 1.0) for test in tests)
                     work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
                     if in_a_fork(work, patience) == 0:
                         alive.append(number)
-                self.told.with_suffix(f".{worker}").write_text(json.dumps(alive))
+                self.report.with_suffix(f".{worker}").write_text(json.dumps(alive))
                 os._exit(0)
             children.append(child)
         for child in children:
             os.waitpid(child, 0)
         return sorted(
-            n for worker in range(self.workers) for n in json.loads(self.told.with_suffix(f".{worker}").read_text())
+            n for worker in range(self.workers) for n in json.loads(self.report.with_suffix(f".{worker}").read_text())
         )
 
     def _run_changed(self, changed: dict[Any, CodeType], functions: dict[Any, list[Any]], items: Sequence[Any]) -> int:
@@ -461,7 +486,7 @@ def preload() -> None:
 
 
 def in_a_fork(work: Callable[[], int], seconds: float) -> int | None:
-    """`work`'s status in a fork that hears and says nothing; None if it took too long."""
+    """`work`'s status in a fork without input and output; None if it took too long."""
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
@@ -521,23 +546,22 @@ def run_mutant(mutant: Mutant, tree: ast.Module, tests: Sequence[str], seconds: 
     return Result(mutant, "survived" if in_a_fork(work, seconds) == 0 else "killed")
 
 
-def run_file(file: str, workers: int, chosen: str) -> list[Result]:
-    """All mutants of a file.
+def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module]]) -> list[Result]:
+    """Mutants of one file.
 
     Raises:
         SystemExit: a test fails without any mutant.
     """
-    mutants = [(one, tree) for one, tree in mutants_of(file) if chosen in one.name]
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "session.json"
-        in_a_fork(lambda: run_tests(TESTS[file], [_Session(file, mutants, workers, told)]), 24 * 3600)
-        session = json.loads(told.read_text()) if told.exists() else {"failed": TESTS[file]}
+        report = Path(folder) / "session.json"
+        in_a_fork(lambda: run_tests(TESTS[file], [_Session(file, mutants, workers, report)]), 24 * 3600)
+        session = json.loads(report.read_text()) if report.exists() else {"failed": TESTS[file]}
     if "failed" in session:
         raise SystemExit(f"these fail without a mutant: {' '.join(session['failed'])}")
     outcomes = dict.fromkeys(session["unexecuted"], "not executed")
     again = [(n, *mutants[n], session["tests"][str(n)]) for n in (*session["slow"], *session["survivors"])]
     _say(f"  {len(again)} to be imported anew")
-    for number, mutant, tree, tests in _told(again, True):
+    for number, mutant, tree, tests in _with_progress(again, True):
         patience = PATIENCE_SECONDS + 3 * sum(session["seconds"].get(test, 1.0) for test in tests)
         outcomes[number] = run_mutant(mutant, tree, tests, patience).outcome
         if outcomes[number] == "survived":
@@ -557,7 +581,7 @@ def _definition_lines(file: str) -> set[int]:
     return set(range(1, 100_000)) - inside
 
 
-def _told(items: Sequence[Any], aloud: bool) -> Iterator[Any]:
+def _with_progress(items: Sequence[Any], aloud: bool) -> Iterator[Any]:
     started = time.monotonic()
     for number, item in enumerate(items):
         if aloud and number % 10 == 0:
@@ -565,7 +589,7 @@ def _told(items: Sequence[Any], aloud: bool) -> Iterator[Any]:
         yield item
 
 
-# --- telling ---
+# --- results ---
 
 
 def explained() -> dict[str, str]:
@@ -574,31 +598,112 @@ def explained() -> dict[str, str]:
     return {str(row["mutant"]): str(row["why"]) for row in rows or []}
 
 
-def table_row(file: str, results: Sequence[Result], reasons: dict[str, str]) -> str:
+@dataclass
+class Outcome:
+    """What became of the faults of one function, or of what is outside all functions."""
+
+    code: str
+    """a hash of its source"""
+    faults: int
+    alive: dict[str, str]
+    """the faults that no test noticed: survived, or not executed"""
+
+
+Outcomes = dict[str, Outcome]
+
+
+def stored(file: str) -> Outcomes:
+    """What earlier runs found, by function."""
+    path = _store_of(file)
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {function: Outcome(**row) for function, row in rows.items()}
+
+
+def _store_of(file: str) -> Path:
+    return RESULTS / f"{file.removesuffix('.py').replace('/', '.')}.json"
+
+
+def current(file: str, mutants: Sequence[Mutant]) -> Outcomes:
+    """The functions as they are now, as though all their faults were killed."""
+    sources = _sources(file)
+    found: Outcomes = {}
+    for mutant in mutants:
+        one = found.setdefault(mutant.function, Outcome(sources.get(mutant.function, ""), 0, {}))
+        one.faults += 1
+        one.code += "" if mutant.function in sources else mutant.name
+    for one in found.values():
+        one.code = hashlib.sha256(one.code.encode()).hexdigest()[:12]
+    return found
+
+
+def _sources(file: str) -> dict[str, str]:
+    """Function → its code without comments and docstring."""
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    sources = {}
+    for _, node, function, _ in _places(tree, (), "the module", ""):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            sources[function] = "\n".join(ast.unparse(part) for part in (node.args, *body))
+    return sources
+
+
+def to_run_again(mutants: Sequence[Mutant], earlier: Outcomes, now: Outcomes) -> set[str]:
+    """The names of mutants that were alive, and of those in functions that have changed since."""
+    same = {function for function, one in now.items() if function in earlier and earlier[function].code == one.code}
+    return {m.name for m in mutants if m.function not in same or m.name in earlier[m.function].alive}
+
+
+def merged(earlier: Outcomes, now: Outcomes, results: Sequence[Result]) -> Outcomes:
+    """Earlier results of functions that are the same, with the new ones in their place.
+
+    A function that has changed is left out unless all its mutants were run.
+    """
+    run: dict[str, list[Result]] = {}
+    for result in results:
+        run.setdefault(result.mutant.function, []).append(result)
+    found: Outcomes = {}
+    for function, one in now.items():
+        before, mine = earlier.get(function), run.get(function, [])
+        if before is not None and before.code == one.code:
+            names = {result.mutant.name for result in mine}
+            one.alive = {name: outcome for name, outcome in before.alive.items() if name not in names}
+        elif len(mine) < one.faults:
+            continue
+        one.alive |= {result.mutant.name: result.outcome for result in mine if result.outcome != "killed"}
+        found[function] = one
+    return found
+
+
+def table_row(file: str, outcomes: Outcomes, now: Outcomes, reasons: dict[str, str]) -> str:
     """One line of docs/mutation.md."""
-    killed = sum(one.outcome == "killed" for one in results)
-    alive = [one for one in results if one.outcome != "killed"]
-    known = sum(one.mutant.name in reasons for one in alive)
-    return f"| `{file}` | {len(results)} | {killed} | {known} | {len(alive) - known} |"
+    faults = sum(one.faults for one in now.values())
+    alive = [name for function, one in outcomes.items() if function in now for name in one.alive]
+    left = sum(name not in reasons for name in alive)
+    not_run = sum(
+        one.faults for function, one in now.items() if function not in outcomes or outcomes[function].code != one.code
+    )
+    if not outcomes:
+        return f"| `{file}` | {faults} | | | | {faults} |"
+    return f"| `{file}` | {faults} | {faults - not_run - len(alive)} | {len(alive) - left} | {left} | {not_run} |"
 
 
-def write_page(by_file: dict[str, list[Result]]) -> None:
-    """docs/mutation.md: replace the rows of the files that were run, keep the others."""
+def write_page() -> None:
+    """docs/mutation.md: all files, from what is stored of them."""
     reasons = explained()
-    old = {}
-    if PAGE.exists():
-        for line in PAGE.read_text(encoding="utf-8").splitlines():
-            if line.startswith("| `"):
-                old[line.split("`")[1]] = line
-    rows = old | {file: table_row(file, results, reasons) for file, results in by_file.items()}
+    rows = []
+    for file in TESTS:
+        now = current(file, list_mutants(file))
+        outcomes = {name: one for name, one in stored(file).items() if name in now and now[name].code == one.code}
+        rows.append(table_row(file, outcomes, now, reasons))
     text = (
         "# Mutation\n\n"
         "`make mutation` puts small faults into the code that figures rest on, one at a time (`tests/mutation.py` says\n"
         "which), and runs the tests that execute the line. A fault is killed if one of them fails. What survives is\n"
-        "explained in `tests/mutation.yaml`: such a fault changes nothing that can be seen, or no figure.\n\n"
-        "| file | faults | killed | explained | neither |\n|---|---|---|---|---|\n"
+        "explained in `tests/mutation.yaml`: such a fault changes nothing that can be seen, or no figure. Faults in\n"
+        "functions that have changed since they were last run count as not run.\n\n"
+        "| file | faults | killed | explained | neither | not run |\n|---|---|---|---|---|---|\n"
     )
-    PAGE.write_text(text + "".join(f"{rows[file]}\n" for file in TESTS if file in rows), encoding="utf-8")
+    PAGE.write_text(text + "".join(f"{row}\n" for row in rows), encoding="utf-8")
 
 
 def _say(text: str) -> None:
@@ -611,7 +716,9 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help=f"of {', '.join(TESTS)}")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", default="", help="mutants whose name holds this text")
+    parser.add_argument("--again", action="store_true", help="what survived, and the functions that have changed since")
     parser.add_argument("--list", action="store_true", help="list the mutants and run none")
+    parser.add_argument("--page", action="store_true", help="run none, write docs/mutation.md")
     options = parser.parse_args()
     files = options.files or list(TESTS)
     unknown = [file for file in files if file not in TESTS]
@@ -619,26 +726,38 @@ def main() -> None:
         parser.error(f"no tests are named for {', '.join(unknown)}")
     if options.list:
         for file in files:
-            for mutant, _ in mutants_of(file):
+            for mutant in list_mutants(file):
                 print(f"{mutant.line}: {mutant.name}")
         return
     os.chdir(REPOSITORY)
-    preload()
-    by_file = {file: run_file(file, options.workers, options.only) for file in files}
+    left: list[str] = []
+    if not options.page:
+        preload()
+        for file in files:
+            left += examine(file, options.workers, options.only, options.again)
+    write_page()
+    names = {mutant.name for file in TESTS for mutant in list_mutants(file)}
+    left += [f"explained, but not a fault of the code: {name}" for name in explained() if name not in names]
+    print("\n".join(left))
+    raise SystemExit(1 if left else 0)
+
+
+def examine(file: str, workers: int, chosen: str, again: bool) -> list[str]:
+    """Run a file's mutants, and store what became of them. Returns those that are neither killed nor explained."""
+    mutants = mutants_of(file)
+    every = [mutant for mutant, _ in mutants]
+    earlier, now = stored(file), current(file, every)
+    names = {mutant.name for mutant in every if chosen in mutant.name}
+    if again:
+        names &= to_run_again(every, earlier, now)
+    outcomes = run_file(file, workers, [(one, tree) for one, tree in mutants if one.name in names]) if names else []
+    found = merged(earlier, now, outcomes)
+    RESULTS.mkdir(exist_ok=True)
+    rows = {function: asdict(found[function]) for function in sorted(found)}
+    _store_of(file).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     reasons = explained()
-    fresh = [
-        one
-        for results in by_file.values()
-        for one in sorted(results, key=lambda result: result.mutant.line)
-        if one.outcome != "killed" and one.mutant.name not in reasons
-    ]
-    if not options.only:
-        write_page(by_file)
-    for file, results in by_file.items():
-        print(table_row(file, results, reasons))
-    for one in fresh:
-        print(f"{one.outcome}: line {one.mutant.line}: {one.mutant.name}")
-    raise SystemExit(1 if fresh else 0)
+    fresh = [one for one in outcomes if one.outcome != "killed" and one.mutant.name not in reasons]
+    return [f"{one.outcome}: line {one.mutant.line}: {one.mutant.name}" for one in fresh]
 
 
 if __name__ == "__main__":
