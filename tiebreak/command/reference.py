@@ -41,35 +41,37 @@ def reference_pages() -> dict[str, str]:
     """File name → text: a page for each command that takes keys, with those of its subcommands."""
     pages = {}
     for command in COMMANDS.values():
-        described = [(command.name, command)] + [(f"{command.name} {one.name}", one) for one in command.subcommands]
-        parts = [list(_command(name, one)) for name, one in described if one.configuration]
-        if parts:
-            pages[f"{command.name}.md"] = (
-                "\n".join([f"# {command.name}", *(line for part in parts for line in part)]) + "\n"
-            )
+        lines = list(_command(command.name, command, "#"))
+        for one in command.subcommands:
+            lines += ["", *_command(f"{command.name} {one.name}", one, "##")]
+        if any(one.configuration for one in (command, *command.subcommands)):
+            pages[f"{command.name}.md"] = "\n".join(lines) + "\n"
     return pages
 
 
-def _command(name: str, command: Command) -> Iterator[str]:
-    """The section of one command or subcommand."""
-    model = configuration_class(command)
+def _command(name: str, command: Command, level: str) -> Iterator[str]:
+    """The section of one command or subcommand, under a heading of `level`."""
+    model = configuration_class(command) if command.configuration else None
     summary = f"{command.summary[0].upper()}{command.summary[1:]}."
-    yield from ["", f"## tiebreak {name}", "", _escaped(" ".join(filter(None, [summary, about_of(model)])))]
+    yield from [f"{level} tiebreak {name}", ""]
+    yield _escaped(" ".join(filter(None, [summary, about_of(model) if model else ""])))
+    if model is None:
+        return
     yield from ["", "```text", usage_of(name, command, model).removeprefix("usage: "), "```"]
     own = sorted(own_keys(model), key=lambda key: key.path == "tracking")
     yield from _table([key for key in own if key.section is None and key.item_section is None])
     for key in own:
         section = key.section or key.item_section
         if section is not None:
-            yield from _section(name, key, section)
+            title = key.path if level == "#" else f"{name}: {key.path}"
+            yield from ["", f"{level}# {title}", "", *_section(key, section)]
 
 
-def _section(name: str, key: Key, section: type[BaseModel]) -> Iterator[str]:
+def _section(key: Key, section: type[BaseModel]) -> Iterator[str]:
     """The keys of one section, under the stage's own defaults."""
-    about = " ".join(filter(None, [about_of(section), _sentence(key.meaning)]))
+    yield _escaped(" ".join(filter(None, [about_of(section), _sentence(key.meaning)])))
     state = [_default(key)] if key.default is None or key.default is REQUIRED else []
     listed = [f"A list; `{ITEM}` counts from 0."] if key.item_section else []
-    yield from ["", f"### {name}: {key.path}", "", _escaped(about)]
     if state or listed:
         yield from ["", " ".join([*listed, *(f"Default: {one}." for one in state)])]
     prefix = f"{key.path}." if key.section else f"{key.path}.{ITEM}."
