@@ -1,7 +1,7 @@
-"""The pages: Gradio Blocks, each a gr.HTML with its own script over the HTTP API.
+"""The pages: Gradio Blocks, each one gr.HTML whose script calls the HTTP API.
 
-A page is `NAME.html`, `NAME.css` and the scripts that `SCRIPTS` lists for it, joined. Every word a reader sees is in
-`words.json`: `[[key]]` in the HTML, `words[key]` in the scripts; a campaign in another language gives its own file.
+A page is `NAME.html`, `NAME.css` and its scripts in `SCRIPTS`, joined. All visible text is in `words.json`: `[[key]]`
+in the HTML, `words[key]` in the scripts. A campaign in another language supplies its own file.
 """
 
 from __future__ import annotations
@@ -33,56 +33,54 @@ _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
 
 
 def load_words(path: str | None = None) -> dict[str, str]:
-    """The pages' words: English, and in their place those of a .json file.
+    """The pages' words in English, overridden by those of a .json file.
 
     Raises:
-        ConfigError: the file cannot be read, or names a key that no page has.
+        ConfigError: the file cannot be read, or has an unknown key.
     """
     words: dict[str, str] = json.loads(_text("words.json"))
     if not path:
         return words
     try:
-        given: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        overrides: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"words: cannot read {path}: {error}") from error
-    unknown = sorted(set(given) - set(words)) if isinstance(given, dict) else ["no object of words"]
-    if unknown or not all(isinstance(word, str) for word in given.values()):
-        raise ConfigError(
-            f"words: {path} must hold texts under the keys of {FILES / 'words.json'}: {', '.join(unknown[:5])}"
-        )
-    words.update(given)
+    if not isinstance(overrides, dict) or not all(isinstance(word, str) for word in overrides.values()):
+        raise ConfigError(f"words: {path} must be a JSON object of strings, with keys of {FILES / 'words.json'}")
+    if unknown := sorted(set(overrides) - set(words)):
+        raise ConfigError(f"words: {path}: unknown keys {', '.join(unknown[:5])}; see {FILES / 'words.json'}")
+    words.update(overrides)
     return words
 
 
 @dataclass(frozen=True)
 class PageConfig:
-    """What the pages show beside the pairs."""
+    """The pages' contents other than pairs."""
 
     title: str
     guidelines: str = ""
     """Markdown"""
     guideline_version: str = ""
     consent: str = ""
-    """what raters agree to before they begin: Markdown"""
+    """consent text, accepted before the first judgment: Markdown"""
     consent_version: str = ""
     show_gold_agreement: bool = False
-    """whether raters see how often they agree with pairs whose answer is known"""
+    """whether raters see their own gold accuracy"""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
-    """names under which the server may be called: a page elsewhere that points its own name here is refused; () for
-    any"""
+    """host names that requests may use, against DNS rebinding; (): any"""
     aspects: tuple[str, ...] = ()
-    """asked beside the whole judgment, each on the same bar"""
+    """asked beside the overall judgment, each on the same scale"""
     reason: bool = True
     """whether a reason is asked for"""
     policies: tuple[str, ...] = ()
-    """with whom raters converse; () where they do not"""
+    """policies that raters converse with; (): no conversations"""
     system: str = ""
-    """the system prompt of those conversations"""
+    """system prompt of the conversations"""
     words: dict[str, str] = field(default_factory=load_words)
 
 
 def mount_pages(app: FastAPI, page: PageConfig) -> None:
-    """/rate, /lead and /login: separate mounts, so that each can be closed by itself."""
+    """/rate, /lead and /login: separate mounts, so that each can be protected separately."""
     for name in SCRIPTS:
         gr.mount_gradio_app(
             app, build_page(name, page), path=f"/{name}", show_error=False, footer_links=[], run_history=False,
@@ -91,7 +89,7 @@ def mount_pages(app: FastAPI, page: PageConfig) -> None:
 
 
 def build_page(name: str, page: PageConfig) -> gr.Blocks:
-    """One gr.HTML that fills the window; its script finds what `describe_page` gives as `props.value`."""
+    """One gr.HTML that fills the window; its script reads `describe_page`'s result as `props.value`."""
     with gr.Blocks(title=page.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
             value=describe_page(page),
@@ -104,7 +102,7 @@ def build_page(name: str, page: PageConfig) -> gr.Blocks:
 
 
 def describe_page(page: PageConfig) -> dict[str, Any]:
-    """What the scripts know of the campaign."""
+    """The scripts' settings."""
     return {
         "title": page.title,
         "guidelines": render(page.guidelines) if page.guidelines else "",
@@ -120,12 +118,12 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
 
 
 def fill_words(template: str, words: dict[str, str]) -> str:
-    """`[[key]]` in a page, replaced by its word."""
+    """Replaces each `[[key]]` in a page with its word."""
     return _KEY.sub(lambda match: html.escape(words[match.group(1)]), template)
 
 
 def build_theme() -> gr.themes.Base:
-    """Gradio's base theme with the system's own fonts: nothing is fetched."""
+    """Gradio's base theme with system fonts: nothing is fetched."""
     return gr.themes.Base(
         font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "Consolas", "monospace"]
     )

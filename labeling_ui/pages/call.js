@@ -1,13 +1,13 @@
-// Shared by all pages: the words, requests that carry the session's token, and small tools for the document.
+// Shared by all pages: words, requests with the session's token, and DOM functions.
 const desk = element.querySelector('.desk');
 const words = props.value.words;
 const find = (selector) => desk.querySelector(selector);
 const all = (selector) => [...desk.querySelectorAll(selector)];
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const kept = openStorage();
+const storage = openStorage();
 let csrfToken = '';
 
-// The browser's storage; this window's memory where it is forbidden.
+// The browser's local storage; memory where that is forbidden.
 function openStorage() {
   try {
     localStorage.setItem('tiebreak', '');
@@ -21,7 +21,7 @@ function openStorage() {
   }
 }
 
-// A request's JSON; ends at the login page when the session has ended. `refused` marks errors that no repetition mends.
+// A request's JSON; an ended session redirects to the login page. `refused` marks errors that a retry cannot fix.
 async function call(path, { method = 'GET', body } = {}) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET') headers['X-CSRF-Token'] = csrfToken;
@@ -45,26 +45,26 @@ function say(key, values = {}) {
 }
 
 function make(tag, attributes = {}, ...children) {
-  const one = document.createElement(tag);
+  const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === 'html') one.innerHTML = value; // only ever what the server's markup.render made inert
-    else if (value !== null && value !== false) one.setAttribute(name, value === true ? '' : value);
+    if (name === 'html') made.innerHTML = value; // only HTML from the server's safe_markup.render
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? '' : value);
   }
-  one.append(...children.filter((child) => child !== null));
-  return one;
+  made.append(...children.filter((child) => child !== null));
+  return made;
 }
 
-// Fill a place anew; the button that had the focus there, known by its first data attribute, has it again.
+// Replace a place's children; the focused button, matched by its first data attribute, keeps the focus.
 function refill(place, ...children) {
-  const [known] = place.contains(document.activeElement) ? Object.entries(document.activeElement.dataset) : [];
+  const [focused] = place.contains(document.activeElement) ? Object.entries(document.activeElement.dataset) : [];
   place.replaceChildren(...children);
-  if (known) place.querySelector(`[data-${known[0]}="${CSS.escape(known[1])}"]`)?.focus();
+  if (focused) place.querySelector(`[data-${focused[0]}="${CSS.escape(focused[1])}"]`)?.focus();
 }
 
 const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
 
-// What a judgment says, in words; `left` is the completion that stands left before whoever reads it.
-function said(judgment, left = judgment.left) {
+// A judgment in words; `left`: the id of the completion on the reader's left.
+function describe(judgment, left = judgment.left) {
   if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
   if (judgment.both_bad) return words[judgment.shown.length > 2 ? 'all_bad' : 'both_bad'];
   const edited = judgment.edited_text === null ? '' : `, ${words['said.edited']}`;
@@ -97,11 +97,11 @@ function leave() {
 
 function switchTheme() {
   const dark = document.body.classList.toggle('dark');
-  kept.setItem('tiebreak-theme', dark ? 'dark' : 'light');
+  storage.setItem('tiebreak-theme', dark ? 'dark' : 'light');
 }
 
 document.documentElement.lang = words.language;
-const chosenTheme = kept.getItem('tiebreak-theme');
+const chosenTheme = storage.getItem('tiebreak-theme');
 if (chosenTheme) document.body.classList.toggle('dark', chosenTheme === 'dark');
 for (const title of all('.title')) title.textContent = props.value.title;
 

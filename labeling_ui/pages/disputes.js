@@ -1,9 +1,9 @@
-// Disagreements, settled by a lead: the pair, what its raters said, and the lead's own answer beside theirs.
+// Disagreements that a lead settles: the pair, its raters' answers, and the lead's own.
 const SETTLING_KEYS = { t: '[data-answer="0"]', b: '[data-both_bad]', n: '[data-next]' };
 let disputes = [];
-let opened = null; // the dispute on the screen; null also while its answer is on its way
-let lookedAt = ''; // the one asked for last: a reply about another one is late
-let settled = false; // whether those are listed that are settled already
+let opened = null; // the dispute on the screen; null also while its answer is being sent
+let requested = ''; // id of the last one requested: replies about others are late
+let settled = false; // whether settled disputes are listed
 
 async function showDisputes(openNext = true) {
   try {
@@ -35,9 +35,9 @@ function closeDispute() {
 }
 
 async function openDispute(id) {
-  lookedAt = id;
+  requested = id;
   const dispute = await call(`/api/lead/disputes/${encodeURIComponent(id)}`);
-  if (lookedAt !== id) return;
+  if (requested !== id) return;
   opened = dispute;
   listDisputes();
   const { pair, judgments, adjudicated } = opened;
@@ -47,7 +47,7 @@ async function openDispute(id) {
     make('div', { class: 'sides' }, ...['left', 'right'].map((side) => make('div', { class: `side-${side}`, tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: side === 'left' ? 'A' : 'B' }) },
       make('h3', {}, side === 'left' ? 'A' : 'B'), make('div', { class: 'text', dir: 'auto', html: pair[side].html })))),
     make('div', { class: 'said' }, make('h3', {}, words['disputes.said']), make('table', { class: 'plain-table' }, make('tbody', {}, ...judgments.map(vote)))),
-    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: said(adjudicated, opened.pair.left.id) })) : make('span'),
+    adjudicated ? make('p', { class: 'note' }, say('disputes.earlier', { answer: describe(adjudicated, opened.pair.left.id) })) : make('span'),
     make('div', { class: 'answering' },
       make('input', { name: 'rationale', maxlength: '4000', placeholder: words['disputes.reason'], 'aria-label': words['disputes.reason'] }),
       make('div', { class: 'bar7' }, ...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', { type: 'button', 'data-answer': value, class: value < 0 ? 'left' : value ? 'right' : '' },
@@ -59,12 +59,12 @@ async function openDispute(id) {
 }
 
 function vote(judgment) {
-  return make('tr', {}, make('th', { scope: 'row' }, nameOf(judgment.rater_id)), make('td', {}, said(judgment, opened.pair.left.id)), make('td', {}, judgment.rationale));
+  return make('tr', {}, make('th', { scope: 'row' }, nameOf(judgment.rater_id)), make('td', {}, describe(judgment, opened.pair.left.id)), make('td', {}, judgment.rationale));
 }
 
 async function settle(answer) {
   const settling = opened;
-  opened = null; // a second press says nothing
+  opened = null; // a second press does nothing
   const body = { ...answer, pair_id: settling.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };
   if (!await change('/api/lead/adjudications', 'POST', body)) {
     opened = opened || settling;

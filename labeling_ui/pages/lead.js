@@ -1,16 +1,16 @@
-// The lead's page: how far the campaign has come, how far its labels can be trusted, and the disagreements to settle.
-// Reads itself again every 20 s; figures that are being measured, every 2 s.
+// The lead's page: progress, label quality, raters, and disagreements to settle.
+// Refreshes every 20 s; every 2 s while the figures are being computed.
 const REFRESH_MS = 20000;
 const MEASURING_MS = 2000;
-const OLD_SECONDS = 90; // figures older than this say so
-const MOST_COUNTED = 500; // disagreements that wait
-const MOST_IN_MATRIX = 12; // raters; beyond that the lowest κ are listed
+const OLD_SECONDS = 90; // figures older than this show their age
+const MOST_COUNTED = 500; // open disagreements
+const MOST_IN_MATRIX = 12; // raters; with more, the lowest κ are listed
 
 const plain = (value) => value.toFixed(3).replace('-', '−');
 const whole = (value) => value.toLocaleString(words.language);
 let names = {};
 let measured = null; // the figures; null until the first reply
-let later = 0; // the timer of the next look at them
+let timer = 0; // of the next refresh
 let sorting = { column: 'rater', down: false };
 
 // --- overview
@@ -35,7 +35,7 @@ function showStatus(status, waiting) {
   showProgress(status.by_day, judged, status.judgments_wanted);
 }
 
-// Judgments so far by day, and a dashed line to the day on which all will be in at the mean pace of the last week.
+// Cumulative judgments by day, and a dashed line to the day when all will be in at last week's mean pace.
 function showProgress(byDay, judged, wanted) {
   const days = fillDays(Object.entries(byDay));
   const week = days.slice(-7);
@@ -52,12 +52,12 @@ function showProgress(byDay, judged, wanted) {
   find('.chart').replaceChildren(...(days.length ? [progressChart(days, wanted, ahead)] : []));
 }
 
-// [day, n] of every day from the first to the last, days without any as 0.
-function fillDays(known) {
-  if (!known.length) return [];
-  const counts = Object.fromEntries(known);
+// [day, n] for every day from the first to the last; 0 for days without judgments.
+function fillDays(entries) {
+  if (!entries.length) return [];
+  const counts = Object.fromEntries(entries);
   const filled = [];
-  for (let at = Date.parse(known[0][0]); at <= Date.parse(known[known.length - 1][0]); at += 86400000) {
+  for (let at = Date.parse(entries[0][0]); at <= Date.parse(entries[entries.length - 1][0]); at += 86400000) {
     const day = new Date(at).toISOString().slice(0, 10);
     filled.push([day, counts[day] || 0]);
   }
@@ -74,13 +74,13 @@ function progressChart(days, wanted, ahead) {
   const y = (n) => 8 + (height - 8 - bottom) * (1 - n / top);
   const points = [[x(0), y(0)], ...sums.map((n, day) => [x(day + 1), y(n)])];
   const path = points.map(([px, py], n) => `${n ? 'L' : 'M'}${px.toFixed(1)} ${py.toFixed(1)}`).join(' ');
-  const cut = (days.length + ahead) > span; // the forecast leaves the chart: draw it as far as the chart goes
+  const cut = (days.length + ahead) > span; // the forecast leaves the chart: clip it at the edge
   const endShare = cut ? (span - days.length) / ahead : 1;
   const draw = (tag, attributes, text = '') => {
-    const one = document.createElementNS('http://www.w3.org/2000/svg', tag);
-    for (const [name, value] of Object.entries(attributes)) one.setAttribute(name, value);
-    one.textContent = text;
-    return one;
+    const shape = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
+    shape.textContent = text;
+    return shape;
   };
   const mostInDay = Math.max(...days.map(([, n]) => n), 1);
   const chart = draw('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': say('lead.progress.aria', { done: whole(sum), total: whole(wanted), days: days.length }) });
@@ -101,7 +101,7 @@ function progressChart(days, wanted, ahead) {
   return chart;
 }
 
-// A figure with its interval on a line from 0 to 1 (α and κ can be less; they are cut at 0), and published ones as ticks.
+// A figure and its interval on a line from 0 to 1 (negative α and κ are clipped to 0), with published figures as ticks.
 function interval(name, figure, form, marks = []) {
   const row = make('div', { class: 'figure' }, make('span', { class: 'name' }, name));
   if (figure.value === null) {
@@ -148,15 +148,15 @@ function showAgreement() {
 const nameOf = (id) => (names[id] && names[id].name) || id;
 
 function showKappas(kappas) {
-  const known = kappas.filter((one) => one.value !== null);
-  const raters = [...new Set(known.flatMap((one) => one.raters))].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
-  if (!known.length) find('.kappas').textContent = words['lead.kappa.none'];
-  else if (raters.length <= MOST_IN_MATRIX) find('.kappas').replaceChildren(matrix(known, raters));
+  const computed = kappas.filter((kappa) => kappa.value !== null);
+  const raters = [...new Set(computed.flatMap((kappa) => kappa.raters))].sort((a, b) => nameOf(a).localeCompare(nameOf(b)));
+  if (!computed.length) find('.kappas').textContent = words['lead.kappa.none'];
+  else if (raters.length <= MOST_IN_MATRIX) find('.kappas').replaceChildren(matrix(computed, raters));
   else {
-    const lowest = [...known].sort((a, b) => a.value - b.value).slice(0, 20);
+    const lowest = [...computed].sort((a, b) => a.value - b.value).slice(0, 20);
     find('.kappas').replaceChildren(
-      make('p', { class: 'note' }, say('lead.kappa.many', { n: lowest.length, total: known.length })),
-      ...lowest.map((one) => interval(one.raters.map(nameOf).join(' – '), one, plain)),
+      make('p', { class: 'note' }, say('lead.kappa.many', { n: lowest.length, total: computed.length })),
+      ...lowest.map((kappa) => interval(kappa.raters.map(nameOf).join(' – '), kappa, plain)),
     );
   }
 }
@@ -175,24 +175,24 @@ function matrix(kappas, raters) {
 
 // --- raters
 
-// What the columns show of a rater: what they are sorted by, and the cell. `row` holds what is measured, if anything is.
+// Columns of the raters' table: sort key and cell. `row` holds the rater and, once computed, their figures.
 const COLUMNS = {
   rater: { by: ({ rater }) => rater.name.toLowerCase(), show: ({ rater }) => [rater.name, describeRater(rater)] },
   judgments: { by: (row) => row.judgments, show: (row) => [whole(row.judgments), ''] },
   marks: { by: (row) => row.marks.length || null, show: (row) => [row.marks.map((mark) => words[`mark.${mark.replace(' ', '_')}`]).join(', ') || '–', ''] },
-  gold: figured((row) => row.gold),
-  agrees: figured((row) => row.agrees),
-  self: figured((row) => row.self_consistency),
-  dawid_skene: figured((row) => row.dawid_skene),
-  bradley_terry: figured((row) => row.bradley_terry),
-  left: figured((row) => row.left_side),
-  longer: figured((row) => row.longer_side),
+  gold: shareColumn((row) => row.gold),
+  agrees: shareColumn((row) => row.agrees),
+  self: shareColumn((row) => row.self_consistency),
+  dawid_skene: shareColumn((row) => row.dawid_skene),
+  bradley_terry: shareColumn((row) => row.bradley_terry),
+  left: shareColumn((row) => row.left_side),
+  longer: shareColumn((row) => row.longer_side),
   seconds: { by: (row) => row.median_seconds, show: (row) => [row.median_seconds ?? '–', row.speed.hasty ? say('lead.hasty', { share: `${Math.round(100 * row.speed.hasty)}%` }) : ''] },
   neither: { by: (row) => row.ties + row.both_bad + row.skipped, show: (row) => [[row.ties, row.both_bad, row.skipped].map(whole).join(' · '), ''] },
 };
 
-// A share, and under it its interval, its n, and of leanings how likely chance alone would do this.
-function figured(of) {
+// A share, and below it the interval, n and, for side and length, p.
+function shareColumn(of) {
   const show = (row) => {
     const figure = of(row);
     if (!figure || figure.value === null) return ['–', ''];
@@ -207,20 +207,20 @@ function describeRater(rater) {
   return [rater.role === 'lead' ? words['lead.lead'] : '', rater.kind === 'human' ? '' : rater.kind, rater.pool, rater.id].filter(Boolean).join(', ');
 }
 
-// A row a rater: what agreement, gold and the models of raters say of them.
+// One row per rater: agreement, gold accuracy and the reliability models' estimates.
 function gatherRaters() {
   const kinds = measured.judgments ? { [measured.kind]: measured, ...measured.other_kinds } : {};
   const rows = Object.fromEntries(Object.values(names).map((rater) => [rater.id, { rater }]));
   for (const [kind, { raters }] of Object.entries(kinds)) {
     for (const row of raters) Object.assign(rows[row.rater] || {}, row, { rater: names[row.rater], gold: measured.gold[row.rater] });
-    for (const [model, told] of Object.entries(measured.reliability?.[kind] || {})) {
-      for (const one of told.raters) Object.assign(rows[one.rater] || {}, { [model]: one.accuracy });
+    for (const [model, fit] of Object.entries(measured.reliability?.[kind] || {})) {
+      for (const estimate of fit.raters) Object.assign(rows[estimate.rater] || {}, { [model]: estimate.accuracy });
     }
   }
   return Object.values(rows).sort(compareRaters);
 }
 
-// Those without a figure come last, whichever way the others are sorted.
+// Rows without a figure come last in either direction.
 function compareRaters(one, other) {
   const value = (row) => (sorting.column === 'rater' || row.judgments ? COLUMNS[sorting.column].by(row) : null) ?? null;
   const [a, b] = [value(one), value(other)];
@@ -242,7 +242,7 @@ function columnHead(name) {
       make('span', { class: 'arrow', 'aria-hidden': 'true' }, { none: '', ascending: '▲', descending: '▼' }[order])));
 }
 
-// Names first from A, figures from the largest; again the other way round.
+// First click: names from A, figures from the largest. Second click: reversed.
 function sortRaters(column) {
   sorting = { column, down: sorting.column === column ? !sorting.down : column !== 'rater' };
   showRaters();
@@ -268,7 +268,7 @@ async function changeRater(button) {
   refresh();
 }
 
-// A link that makes one account, once. What follows the # is sent to no server.
+// A link that creates one account, once. Browsers do not send the part after # to servers.
 async function invite(role) {
   const made = await change('/api/lead/invitations', 'POST', { role });
   if (!made) return;
@@ -289,11 +289,11 @@ async function change(path, method, body) {
 
 // --- the page
 
-// Progress is shown as soon as it is there: figures may take longer.
+// Progress is shown as soon as it arrives: the figures may take longer.
 async function refresh() {
   try {
     const figures = refreshFigures();
-    figures.catch(() => {}); // told below
+    figures.catch(() => {}); // reported below, where it is awaited
     const [status, raters, waiting] = await Promise.all(['status', 'raters', `disputes?limit=${MOST_COUNTED}`].map((name) => call(`/api/lead/${name}`)));
     names = Object.fromEntries(raters.map((rater) => [rater.id, rater]));
     showStatus(status, waiting.length);
@@ -303,18 +303,18 @@ async function refresh() {
     desk.setAttribute('aria-busy', 'false');
   } catch (error) {
     warn(error.status ? error.message : words.waiting, 'lost');
-    lookIn(REFRESH_MS);
+    refreshIn(REFRESH_MS);
   }
 }
 
 async function refreshFigures() {
   measured = await call('/api/lead/agreement');
-  lookIn(measured.measuring ? MEASURING_MS : REFRESH_MS);
+  refreshIn(measured.measuring ? MEASURING_MS : REFRESH_MS);
 }
 
-function lookIn(milliseconds) {
-  clearTimeout(later);
-  later = setTimeout(lookAgain, milliseconds);
+function refreshIn(milliseconds) {
+  clearTimeout(timer);
+  timer = setTimeout(refreshIfVisible, milliseconds);
 }
 
 function showFigures() {
@@ -322,8 +322,8 @@ function showFigures() {
   showRaters();
 }
 
-function lookAgain() {
-  if (document.hidden) lookIn(REFRESH_MS);
+function refreshIfVisible() {
+  if (document.hidden) refreshIn(REFRESH_MS);
   else if (measured && measured.measuring) refreshFigures().then(showFigures, refresh);
   else refresh();
 }

@@ -1,4 +1,4 @@
-// Log in, or make the account that an invitation gives, and go on to work.
+// Log in, or create an account from an invitation, then open the rating page.
 const form = element.querySelector('.login');
 const problem = element.querySelector('.problem');
 const [, token] = window.location.hash.match(/^#invitation=([\w-]+)$/) || [];

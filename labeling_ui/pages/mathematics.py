@@ -1,7 +1,7 @@
-"""LaTeX in prompts and answers, as MathML that the browser draws by itself: no script, no font, no request.
+"""LaTeX in prompts and answers as MathML, which browsers render natively: no script, no font, no request.
 
-Formulas come from models and strangers like all the rest. They are parsed within limits, and what the parser gives is
-written out anew from an allowlist of elements and attributes; what cannot be parsed is shown as its source.
+Formulas are untrusted text. They are parsed within limits and serialised from an allowlist of elements and attributes;
+a formula that cannot be parsed is shown as source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_FORMULA_CHARACTERS = 2_000
 MAX_NESTING = 40
 MAX_FORMULAS = 300
 DELIMITERS = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False))
-"""Opening, closing, and whether the formula stands by itself."""
+"""Opening and closing delimiter, and whether the formula is displayed on its own line."""
 
 _MACROS = re.compile(
     r"\\(?:def|edef|gdef|xdef|let|futurelet|newcommand|renewcommand|providecommand|csname|input|include)\b"
@@ -47,7 +47,7 @@ _PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
 
 
 def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
-    r"""Let `$…$`, `$$…$$`, `\(…\)` and `\[…\]` be formulas."""
+    r"""Parse `$…$`, `$$…$$`, `\(…\)` and `\[…\]` as formulas."""
     markdown.inline.ruler.before("escape", "formula", _formula_rule)
     interrupts: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     markdown.block.ruler.before("fence", "formula", _formula_block_rule, interrupts)
@@ -55,14 +55,14 @@ def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
 
 
 def render_formula(source: str, *, display: bool) -> str:
-    """A formula as MathML, or as its source where it cannot or must not be parsed."""
+    """A formula as MathML, or its source where it cannot or must not be parsed."""
     plain = f"<code class='formula'>{html.escape(source)}</code>"
     if len(source) > MAX_FORMULA_CHARACTERS or _nesting(source) > MAX_NESTING or _MACROS.search(source):
         return plain
     try:
         element = convert_to_element(source, display="block" if display else "inline")
         return "".join(_write(element))
-    except Exception:  # noqa: BLE001  the parser raises a dozen kinds, RecursionError among them, on what is not LaTeX
+    except Exception:  # noqa: BLE001  invalid LaTeX raises a dozen kinds of error, RecursionError among them
         return plain
 
 
@@ -74,24 +74,24 @@ def _write(element: Element) -> Iterator[str]:
         if name in _ALLOWED_ATTRIBUTES and _PLAIN_VALUE.fullmatch(value):
             yield f' {name}="{html.escape(value)}"'
     yield ">"
-    # The parser leaves entities in texts, and takes markup in \text{…} for text: undo the one, escape the other.
+    # The parser leaves entities in text nodes and copies markup from \text{…}: unescape, then escape.
     yield html.escape(html.unescape(element.text or ""))
     before = None
     for child in element:
-        if element.tag in _ROWS and before is not None and _stand_apart(before, child):
+        if element.tag in _ROWS and before is not None and _needs_thin_space(before, child):
             yield '<mspace width="0.167em"></mspace>'
         yield from _write(child)
         before = child
     yield f"</{element.tag}>"
 
 
-def _stand_apart(before: Element, after: Element) -> bool:
-    """Whether TeX sets a thin space between two neighbours: one is a function's name, and neither a sign or bracket."""
+def _needs_thin_space(before: Element, after: Element) -> bool:
+    """Whether TeX sets a thin space between two neighbours: one is a function's name, and neither is an operator."""
     return "mo" not in (before.tag, after.tag) and (_is_name(before) or _is_name(after))
 
 
 def _is_name(element: Element) -> bool:
-    """Whether an element is a name of several letters, like `log`, or one with an index, like `log₂`."""
+    """Whether an element is a name of several letters, like `log`, with or without an index (`log₂`)."""
     base = element[0] if element.tag in _SCRIPTS and len(element) else element
     text = html.unescape(base.text or "")
     return base.tag == "mi" and len(text) > 1 and text.isalpha()
@@ -126,7 +126,7 @@ def _formula_rule(state: StateInline, silent: bool) -> bool:
 
 
 def _formula_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A formula on lines of its own: there `- b` is no list and `= b` no heading."""
+    """A display formula over several lines, in which `- b` is no list and `= b` no heading."""
     if state.is_code_block(start):
         return False
     first = state.src[state.bMarks[start] + state.tShift[start] : state.eMarks[start]]
@@ -149,7 +149,7 @@ def _formula_block_rule(state: StateBlock, start: int, end: int, silent: bool) -
 
 
 def _last_line(state: StateBlock, start: int, end: int, opening: str, closing: str) -> int:
-    """The line that ends with `closing`; −1 if none does before the block ends or the formula becomes too long."""
+    """The line that ends with `closing`; −1 if the block ends or the formula gets too long before it."""
     length = 0
     for line in range(start, end):
         if line > start and not state.isEmpty(line) and state.sCount[line] < state.blkIndent:
@@ -166,7 +166,7 @@ def _last_line(state: StateBlock, start: int, end: int, opening: str, closing: s
 
 
 def _find_closing(source: str, begin: int, closing: str, limit: int) -> int:
-    """Where the formula ends; −1 if it does not. A single dollar follows Pandoc: no space inside, no digit after."""
+    """End of the formula; −1 if unclosed. A single dollar follows Pandoc: no space inside, no digit after."""
     limit = min(limit, begin + MAX_FORMULA_CHARACTERS + 1)
     if closing == "$" and source[begin : begin + 1].isspace():
         return -1

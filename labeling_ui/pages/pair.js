@@ -1,15 +1,15 @@
-// The pair on the screen: its texts, and everything a rater says beside the answer itself (edit, reason, flags, aspects).
-// All texts arrive as HTML that the server made inert.
-const MAX_EDITED_CHARACTERS = 100000; // what the server takes
-const SAVE_AFTER_MS = 800; // a draft is on the server within two seconds of a change
+// The pair on the screen: its texts, and a judgment's details (edit, reason, flags, aspects).
+// All texts arrive as HTML that the server sanitised.
+const MAX_EDITED_CHARACTERS = 100000; // the server's limit
+const SAVE_AFTER_MS = 800; // so that a draft is on the server within two seconds of a change
 const IDLE_AFTER_MS = 60000;
 const reason = find('[name=rationale]');
 
 let current = null;
 const ranks = () => current.answers.length > 2;
-let mode = 'scale'; // what the number keys answer: scale, aspect, flags or skip
+let mode = 'scale'; // meaning of the number keys: scale, aspect, flags or skip
 let aspectAt = 0;
-let drafted = null; // the button that gives the answer given before undo: Enter keeps it
+let drafted = null; // the button of the undone answer: Enter keeps it
 let saveTimer = 0;
 let shownAt = 0;
 let idleMs = 0;
@@ -30,10 +30,10 @@ function show(pair) {
   desk.dataset.task = ranks() ? 'ranking' : 'pair';
   find('.scale').hidden = ranks();
   find('.ranking').hidden = !ranks();
-  find('.aspects').hidden = ranks() || !props.value.aspects.length; // they compare two
+  find('.aspects').hidden = ranks() || !props.value.aspects.length; // aspects compare two answers
   find('[data-do=both_bad] span').textContent = words[ranks() ? 'all_bad' : 'both_bad'];
   find('.stage').scrollTop = 0;
-  const last = prompt.lastElementChild; // the turn that is answered: its beginning is in view
+  const last = prompt.lastElementChild; // the last turn: its beginning is scrolled into view
   prompt.scrollTop = last ? last.offsetTop - prompt.firstElementChild.offsetTop : 0;
   restore(pair.draft || {});
   enter('scale');
@@ -47,19 +47,19 @@ function turn(message) {
     make('div', { class: 'text', dir: 'auto', html: message.html }));
 }
 
-function answer(one, n) {
+function answer({ text, html }, n) {
   const letter = LETTERS[n];
   const side = n === 0 ? 'left' : n === 1 ? 'right' : letter;
-  const editable = one.text.length <= MAX_EDITED_CHARACTERS;
+  const editable = text.length <= MAX_EDITED_CHARACTERS;
   return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
     make('header', {}, make('h2', {}, letter), make('span', { class: 'note' }),
       make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit),
       ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null),
-    make('div', { class: 'text', tabindex: '0', dir: 'auto', html: one.html }),
+    make('div', { class: 'text', tabindex: '0', dir: 'auto', html }),
     make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }));
 }
 
-// --- what the number keys answer
+// --- modes of the number keys
 
 function enter(next, at = 0) {
   mode = next;
@@ -103,8 +103,8 @@ function setAspect(row, value) {
 }
 
 function aspects() {
-  const said = all('.aspect').map((row) => [row.dataset.aspect, row.querySelector('[aria-checked=true]')]);
-  return Object.fromEntries(said.filter(([, step]) => step).map(([name, step]) => [name, Number(step.dataset.value)]));
+  const steps = all('.aspect').map((row) => [row.dataset.aspect, row.querySelector('[aria-checked=true]')]);
+  return Object.fromEntries(steps.filter(([, step]) => step).map(([name, step]) => [name, Number(step.dataset.value)]));
 }
 
 function restore(draft) {
@@ -124,7 +124,7 @@ function restore(draft) {
   if (draft.edited_text && best(draft)) edit(best(draft), draft.edited_text);
 }
 
-// --- editing the best answer in place: an edit says which one that is
+// --- editing the best answer in place
 
 const paneOf = (letter) => find(`[data-letter=${letter}]`);
 const editor = (letter) => paneOf(letter).querySelector('textarea');
@@ -158,19 +158,19 @@ function toggleEdit(letter) {
 function edited() {
   const letter = opened();
   if (!letter) return undefined;
-  const before = textOf(letter).replace(/\r\n?/g, '\n'); // as a field gives it back
+  const before = textOf(letter).replace(/\r\n?/g, '\n'); // as a text field normalises it
   return editor(letter).value.trim() && editor(letter).value !== before ? letter : undefined;
 }
 
-// The letter of the one that is said to be better than all others.
-function best(said) {
-  if (said.ranking) return said.ranking[0].length === 1 ? letterOf(said.ranking[0][0]) : undefined;
-  return said.answer ? (said.answer < 0 ? 'A' : 'B') : undefined;
+// The letter of the answer that a vote prefers to all others.
+function best(vote) {
+  if (vote.ranking) return vote.ranking[0].length === 1 ? letterOf(vote.ranking[0][0]) : undefined;
+  return vote.answer ? (vote.answer < 0 ? 'A' : 'B') : undefined;
 }
 
 // --- drafts
 
-// What every store can hold: no NUL, and no half of a character that a field's limit cut off.
+// Text that every database can store: no NUL, no surrogate half left by a field's length limit.
 const storable = (text) => (text.toWellFormed ? text.toWellFormed() : text).replaceAll('\0', '');
 
 function details() {
@@ -194,7 +194,7 @@ function draftOf() {
 }
 
 function changed() {
-  heeded('edit');
+  clearWarning('edit');
   if (!current || amending) return;
   current.draft = draftOf();
   if (!saveTimer) saveTimer = setTimeout(saveDraft, SAVE_AFTER_MS);
@@ -215,7 +215,7 @@ async function saveDraft() {
   }
 }
 
-// --- time with the pair, and time away from it
+// --- active and idle time
 
 function moved() {
   const now = performance.now();
@@ -229,7 +229,7 @@ for (const kind of ['mousemove', 'keydown', 'scroll', 'pointerdown']) {
 
 document.addEventListener('visibilitychange', () => {
   const now = performance.now();
-  if (!document.hidden) idleMs += now - lastMove; // whatever was done meanwhile was not done here
+  if (!document.hidden) idleMs += now - lastMove; // the page was hidden
   lastMove = now;
 });
 

@@ -1,5 +1,5 @@
-// More than two answers: they are put in order from best to worst, by numbers or by dragging; equals share a place.
-let order = []; // groups of letters, the best first
+// Ranking of more than two answers, best to worst, by number keys or dragging; equal answers share a place.
+let order = []; // groups of letters, best first
 
 const letterOf = (id) => LETTERS[current.answers.findIndex((one) => one.id === id)];
 const idOf = (letter) => current.answers[LETTERS.indexOf(letter)].id;
@@ -12,10 +12,10 @@ function place(letter, equal = false) {
   reordered();
 }
 
-let tieNext = false; // "=" was pressed: the next one shares the place of the last
+let tieNext = false; // "=" was pressed: the next answer shares the last one's place
 
-// The order with one answer before all others, by itself.
-const withFirst = (letter) => [[letter], ...order.map((group) => group.filter((one) => one !== letter)).filter((group) => group.length)];
+// The order with one answer moved to first place, alone.
+const withFirst = (letter) => [[letter], ...order.map((group) => group.filter((other) => other !== letter)).filter((group) => group.length)];
 
 function putFirst(letter) {
   order = withFirst(letter);
@@ -72,16 +72,16 @@ function chip(letter) {
   return make('button', { type: 'button', class: 'chip', 'data-chip': letter, 'aria-label': label }, letter);
 }
 
-// Move a chip by itself to `at` in the flat order; it takes a place of its own.
+// Move a chip to `at` in the flat order, where it shares its place with no other.
 function moveChip(letter, at) {
   const flat = flatOrder();
   const from = flat.findIndex((one) => one.letter === letter);
   if (from >= 0) {
-    const [gone] = flat.splice(from, 1);
-    if (!gone.equal && flat[from]) flat[from].equal = false; // the rest of its group keeps the place
+    const [moved] = flat.splice(from, 1);
+    if (!moved.equal && flat[from]) flat[from].equal = false; // the rest of its group keeps the place
   }
   flat.splice(at, 0, { letter, equal: false });
-  if (flat[at + 1]) flat[at + 1].equal = false; // dropped among equals, it parts them
+  if (flat[at + 1]) flat[at + 1].equal = false; // dropped into a group, it splits the group
   fromFlat(flat);
   reordered();
 }
@@ -97,8 +97,8 @@ function chipKey(letter, key) {
 let dragged = null; // {letter, x, moved}
 
 find('.ranking').addEventListener('pointerdown', (event) => {
-  const one = event.target.closest('[data-chip]');
-  if (one && event.button === 0) dragged = { letter: one.dataset.chip, x: event.clientX, moved: false };
+  const pressed = event.target.closest('[data-chip]');
+  if (pressed && event.button === 0) dragged = { letter: pressed.dataset.chip, x: event.clientX, moved: false };
 });
 
 document.addEventListener('pointermove', (event) => {

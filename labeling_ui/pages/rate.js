@@ -1,6 +1,5 @@
-// The raters' page: the order of work, keys and buttons. The next pairs are fetched ahead, so that showing one takes no
-// request.
-const AHEAD = 2; // with the pair on the screen, what one rater may hold
+// The raters' page: queue, keys and buttons. Pairs are prefetched, so showing the next one needs no request.
+const AHEAD = 2; // with the pair on the screen, as many as one rater may hold
 const LOOK_AGAIN_MS = 60000;
 const SCROLL_STEP = 80;
 
@@ -33,10 +32,10 @@ function proceed() {
   else fetchAhead();
 }
 
-// The server learns which pair is on the screen: its lease begins.
+// Tell the server which pair is on the screen: its lease starts.
 function report(pair) {
   const body = { client_at_ms: Date.now() };
-  call(`/api/shown/${encodeURIComponent(pair.pair_id)}`, { method: 'POST', body }).catch(() => {}); // the judgment will tell
+  call(`/api/shown/${encodeURIComponent(pair.pair_id)}`, { method: 'POST', body }).catch(() => {}); // the judgment reports it too
 }
 
 function rest() {
@@ -67,22 +66,22 @@ async function fetchAhead() {
 
 setInterval(() => {
   if (current || talk || document.hidden || busy || unsent().length) return;
-  exhausted = false; // what another rater gave back may be free now
+  exhausted = false; // another rater may have released a pair
   fetchAhead();
 }, LOOK_AGAIN_MS);
 
-function judge(said, button) {
+function judge(vote, button) {
   if (!current || busy) return;
   const letter = edited();
-  if (letter && best(said) !== letter) {
+  if (letter && best(vote) !== letter) {
     warn(say(ranks() ? 'edit.first' : 'edit.other', { letter }), 'edit');
     return;
   }
   clearTimeout(saveTimer);
   saveTimer = 0;
-  heeded('edit', 'refused');
+  clearWarning('edit', 'refused');
   const body = {
-    ...details(), ...said, ...timeSpent(),
+    ...details(), ...vote, ...timeSpent(),
     client_id: newId(),
     pair_id: current.pair_id,
     guideline_version: props.value.guideline_version,
@@ -92,14 +91,14 @@ function judge(said, button) {
   if (button) button.classList.add('chosen');
   count(1);
   const judged = current;
-  current = null; // from here on it is the outbox's
+  current = null; // now in the outbox
   post(body, acknowledged, turnedDown);
   if (talk) continueTalk(judged, body);
   else proceed();
 }
 
-// What was warned of is no more; that a judgment is being amended is said as long as it is.
-function heeded(...kinds) {
+// Clear a warning of these kinds; while a judgment is being changed, the banner shows that instead.
+function clearWarning(...kinds) {
   if (kinds.includes(find('.banner').dataset.kind)) warn(amending ? words.amending : '', 'amending');
 }
 
@@ -117,7 +116,7 @@ function turnedDown(error) {
   fetchAhead();
 }
 
-// Take the latest judgment back: its pair is on the screen again, with what was said.
+// Undo the latest judgment: show its pair again, with the answer.
 async function undo() {
   if (amending) { stopAmending(); return; }
   if (busy || (talk && talk.phase !== 'writing')) return;
@@ -143,7 +142,7 @@ async function undo() {
 
 function countFrom(progress, waiting = 0) {
   done = progress.done + waiting;
-  total = progress.done + progress.available; // what is not sent yet is held, and so among the available
+  total = progress.done + progress.available; // unsent judgments are leased, so they count as available
   count(0);
 }
 
@@ -211,12 +210,12 @@ desk.addEventListener('click', (event) => {
   else if (button.classList.contains('place')) place(button.closest('.answer').dataset.letter, tieNext);
   else if (button.closest('.dock')) press(button);
   else return;
-  if (!button.closest('dialog') && event.detail > 0) button.blur(); // or Enter would press it again
+  if (!button.closest('dialog') && event.detail > 0) button.blur(); // otherwise Enter would press it again
 });
 
 desk.addEventListener('input', changed);
 
-// --- keys: dead while typing, with modifiers, on repeat and while an input method composes
+// --- keys: ignored while typing, with modifiers, on repeat and during input-method composition
 
 const typing = 'input:not([type=checkbox]), textarea, select, [contenteditable=true]';
 const PLAIN = {
@@ -235,7 +234,7 @@ document.addEventListener('keydown', (event) => {
   if (scroll(target, key)) { event.preventDefault(); return; }
   if (event.repeat) return;
   const button = target.closest('button, a');
-  if (key === 'Enter' && button && button.checkVisibility()) return; // that of a card just closed may still have the focus
+  if (key === 'Enter' && button && button.checkVisibility()) return; // a hidden button of a closed card may keep the focus
   if (key === '?' || (!find('dialog[open]:modal') && ['g', 'w'].includes(key.toLowerCase()))) {
     const name = { '?': 'keys', g: 'guidelines', w: 'work' }[key.toLowerCase()];
     if (name === 'guidelines' && !props.value.guidelines) return;
@@ -250,7 +249,7 @@ document.addEventListener('keydown', (event) => {
   act();
 });
 
-// What a key does just now, as a function; undefined if nothing.
+// The action of a key in the current state; undefined if none.
 function actOf(key, shift, target) {
   const letter = key.toLowerCase();
   const digit = /^[1-9]$/.test(key) ? Number(key) : 0;
@@ -290,7 +289,7 @@ function rankAct(digit, key, letter, target) {
   return 'bsu'.includes(letter) ? () => press(PLAIN[letter]()) : undefined;
 }
 
-// The answer that stands first by itself; a field that is open already is closed.
+// Edit the answer that is alone in first place; an open field is closed instead.
 function editBest() {
   const letter = opened() || (order.length && order[0].length === 1 ? order[0][0] : undefined);
   if (letter) toggleEdit(letter);
@@ -310,7 +309,7 @@ function answerAspect(value) {
   else enter('scale');
 }
 
-// Arrows, the space bar and Page Up and Down move all answers together, unless a pane of its own has the focus.
+// Arrow keys, Space, Page Up and Page Down scroll all answers together, unless a single pane has the focus.
 function scroll(target, key) {
   const page = find('.answers').clientHeight * 0.85;
   const by = { ArrowDown: SCROLL_STEP, ArrowUp: -SCROLL_STEP, PageDown: page, PageUp: -page, ' ': page }[key];
@@ -319,7 +318,7 @@ function scroll(target, key) {
   return true;
 }
 
-// --- consent and guidelines: each accepted once a version; the guidelines are then a panel beside the answers
+// --- consent and guidelines: accepted once per version; the guidelines then open as a panel beside the answers
 
 function layOutGuidelines() {
   const { guidelines, guideline_version: version } = props.value;
@@ -329,7 +328,7 @@ function layOutGuidelines() {
   card('guidelines').addEventListener('close', () => desk.classList.remove('with-guidelines'));
 }
 
-// Shows a document until it is accepted; the server takes no judgment before.
+// Show a document until it is accepted; the server takes no judgment before that.
 async function ask(name, version) {
   const panel = card(name);
   const button = panel.querySelector('form button');
@@ -355,7 +354,7 @@ function openGuidelines() {
   document.activeElement.blur(); // the panel stays open beside the work
 }
 
-// --- the beginning
+// --- start
 
 async function begin() {
   layOutDetails();
@@ -374,7 +373,7 @@ async function begin() {
   if (!me.consent_given) await ask('consent', me.consent_version);
   if (!me.guidelines_accepted) await ask('guidelines', me.guideline_version);
   await drain(acknowledged, turnedDown); // what an earlier window could not send
-  if (waiting) countFrom((await insist('/api/me')).progress); // some of it had arrived before that window closed
+  if (waiting) countFrom((await insist('/api/me')).progress); // some had arrived before that window closed
   if (props.value.converse) await resumeTalk();
   take(await insist(nextPath()));
   fetchAhead();

@@ -1,9 +1,8 @@
-"""Untrusted text as HTML that does nothing: no markup of its own, no links to follow, no pictures to fetch.
+"""Untrusted text as inert HTML: no raw markup, no clickable links, no fetched images.
 
-Prompts and answers come from models and from strangers. They are shown as Markdown, because raters must read lists,
-code and headings as their author meant them; but raw HTML is escaped, links and pictures are written out as text, and
-characters that hide or reorder text are made visible. The page's Content-Security-Policy forbids what would slip
-through.
+Prompts and answers are untrusted. They are rendered as Markdown, so that raters see lists, code and headings, but raw
+HTML is escaped, links and images are written out as text, and characters that hide or reorder text are made visible.
+The page's Content-Security-Policy is the second line of defence.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from markdown_it.token import Token
 from labeling_ui.pages.mathematics import add_mathematics, render_formula
 
 MAX_MARKDOWN_CHARACTERS = 60_000
-"""Longer texts are shown as they are, unformatted: a megabyte of Markdown would make the rater wait."""
+"""Longer texts are shown unformatted: a megabyte of Markdown would make the rater wait."""
 
 MAX_BRACKETS = 3_000
-"""Each may begin a link, and the parser looks for its end through the rest of the text: quadratic in their number."""
+"""Texts with more are shown unformatted: for each `[`, the parser searches the rest of the text for a link's end."""
 
 MAX_LEVELS = 100
-"""Quotations and lists within each other. The parser drops what lies deeper: such texts are shown as they are, too."""
+"""Nesting of quotations and lists. The parser drops deeper levels, so such texts are shown unformatted."""
 
 PLAIN_PIECE_CHARACTERS = 20_000
-"""Unformatted text comes in pieces, of which the browser lays out those that are in view."""
+"""Unformatted text is split into pieces of this length, so that the browser lays out only those in view."""
 
 _FLAG_OF_A_REGION = "\U0001f3f4[\U000e0020-\U000e007e]{1,6}\U000e007f"
 _VARIATIONS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
 _HIDDEN = re.compile(
-    f"{_FLAG_OF_A_REGION}|"  # the one use that tag characters have; kept
+    f"{_FLAG_OF_A_REGION}|"  # the only legitimate use of tag characters
     "(?P<hidden>"
     "[\u200b\u2060-\u206f\ufeff\u202a-\u202e\u061c"  # zero width, bidirectional embeddings, overrides and isolates
     "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0\ufff9-\ufffb"  # soft hyphen, fillers, annotations
     "\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u0080-\u009f\ud800-\udfff"  # control characters, halves of surrogate pairs
-    "\U000e0000-\U000e007f\U0001d173-\U0001d17a]"  # tags: a whole alphabet that nobody sees
-    f"|(?<=[A-Za-z{_VARIATIONS}])[{_VARIATIONS}]"  # variations of letters that have none, and runs of them
-    "|(?<=[\x00-\x7f])[\u200c\u200d])"  # joiners, which scripts and emoji need, behind ASCII, which does not
+    "\U000e0000-\U000e007f\U0001d173-\U0001d17a]"  # tags: an invisible alphabet
+    f"|(?<=[A-Za-z{_VARIATIONS}])[{_VARIATIONS}]"  # variation selectors after Latin letters, and runs of them
+    "|(?<=[\x00-\x7f])[\u200c\u200d])"  # joiners after ASCII; other scripts and emoji need them
 )
 
 
@@ -59,22 +58,22 @@ def render(text: str) -> str:
 
 
 _PIECE = re.compile(f".{{1,{PLAIN_PIECE_CHARACTERS}}}(?:\n|\\Z)|.{{1,{PLAIN_PIECE_CHARACTERS}}}", re.DOTALL)
-"""As many whole lines as go into a piece, or a part of a longer line."""
+"""As many whole lines as fit into a piece, or part of a longer line."""
 
 
 def show_hidden(text: str) -> str:
     """Characters that hide or reorder text, written as ⟨U+202E⟩."""
     lines = re.sub("\r\n?|[\u2028\u2029]", "\n", text)
-    return _HIDDEN.sub(_written_out, lines)
+    return _HIDDEN.sub(_write_out, lines)
 
 
-def _written_out(match: re.Match[str]) -> str:
+def _write_out(match: re.Match[str]) -> str:
     hidden = match["hidden"]
     return f"⟨U+{ord(hidden):04X}⟩" if hidden else match.group()
 
 
 class _Inert(RendererHTML):
-    """Links and pictures as text. The target stands beside the words, so that a link cannot lie about it."""
+    """Renders links and images as text, each link followed by its target, so that it cannot mislead."""
 
     def link_open(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
         return f"<span class='link' title='{html.escape(str(tokens[index].attrGet('href') or ''))}'>"
@@ -82,8 +81,8 @@ class _Inert(RendererHTML):
     def link_close(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
         opened = max(n for n, token in enumerate(tokens[:index]) if token.type == "link_open")
         target = str(tokens[opened].attrGet("href") or "")
-        said = "".join(token.content for token in tokens[opened:index])
-        return "</span>" if target == said else f"</span> <span class='target'>({html.escape(target)})</span>"
+        label = "".join(token.content for token in tokens[opened:index])
+        return "</span>" if target == label else f"</span> <span class='target'>({html.escape(target)})</span>"
 
     def image(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
         token = tokens[index]

@@ -1,5 +1,5 @@
-// Conversations: the rater writes, two policies answer side by side, and the answer that is judged the better one is what
-// the conversation goes on with. Turns are pairs like any other; only where the next one comes from differs.
+// Conversations: the rater writes, two policies answer side by side, and the conversation continues with the better
+// answer. Turns are ordinary pairs; only their source differs.
 const ASK_AGAIN_MS = 600;
 const turnField = find('[name=turn]');
 
@@ -21,7 +21,7 @@ function endTalk() {
   proceed();
 }
 
-// The conversation so far, and a field for what comes next.
+// The conversation so far, and a field for the next message.
 function write(status = '') {
   show(null);
   talk.phase = 'writing';
@@ -43,7 +43,7 @@ async function send() {
   const mine = talk;
   wait();
   try {
-    await drain(acknowledged, turnedDown); // the server continues with what was judged
+    await drain(acknowledged, turnedDown); // the server continues from the judged answer
     await awaitAnswers(mine, await insist('/api/turns', { method: 'POST', body: { conversation_id: mine.id, number: mine.number, text } }));
   } catch (error) {
     if (talk === mine) write(error.message);
@@ -58,9 +58,9 @@ function wait() {
   find('.compose .status').textContent = words['talk.waiting'];
 }
 
-// Look until the answers are there, or until the rater has gone on to something else.
-async function awaitAnswers(mine, told) {
-  let reply = told;
+// Poll until the answers arrive or the rater leaves the conversation.
+async function awaitAnswers(mine, firstReply) {
+  let reply = firstReply;
   while (talk === mine && (reply.state === 'waiting' || reply.state === 'working')) {
     await pause(ASK_AGAIN_MS);
     reply = await insist(`/api/turns/${encodeURIComponent(reply.turn_id)}`);
@@ -75,32 +75,32 @@ async function awaitAnswers(mine, told) {
   queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
   show(normal(reply.pair));
   report(reply.pair);
-  undoButton().disabled = true; // the turn before is part of this one
+  undoButton().disabled = true; // the previous turn is part of this one
 }
 
-// After a judgment: go on with the better answer; where there is none, the conversation is over.
-function continueTalk(pair, said) {
-  if (said.answer === undefined) {
+// After a judgment: continue with the better answer; without one, the conversation is over.
+function continueTalk(pair, vote) {
+  if (vote.answer === undefined) {
     talk = { id: newId(), number: 0, messages: [], phase: 'writing' };
     write(words['talk.over']);
     return;
   }
-  const better = said.answer > 0 ? pair.right : pair.left;
-  const answer = said.edited_text ? make('div', {}, said.edited_text).innerHTML.replaceAll('\n', '<br>') : better.html;
+  const better = vote.answer > 0 ? pair.right : pair.left;
+  const answer = vote.edited_text ? make('div', {}, vote.edited_text).innerHTML.replaceAll('\n', '<br>') : better.html;
   talk.messages = [...pair.messages, { role: 'assistant', html: answer }];
   talk.number += 1;
   write();
 }
 
-// Where an earlier window left off, if it left off in a conversation.
+// Resume the conversation that an earlier window left open, if any.
 async function resumeTalk() {
-  const told = await insist('/api/turns/latest');
-  if (!told || told.judged) return;
-  talk = { id: told.conversation_id, number: told.number, messages: told.messages.slice(0, -1), phase: 'writing' };
-  turnField.value = told.messages[told.messages.length - 1].content;
-  write(told.error);
-  if (told.state === 'failed') return;
+  const reply = await insist('/api/turns/latest');
+  if (!reply || reply.judged) return;
+  talk = { id: reply.conversation_id, number: reply.number, messages: reply.messages.slice(0, -1), phase: 'writing' };
+  turnField.value = reply.messages[reply.messages.length - 1].content;
+  write(reply.error);
+  if (reply.state === 'failed') return;
   wait();
-  awaitAnswers(talk, told).catch((error) => warn(error.message, 'refused'));
+  awaitAnswers(talk, reply).catch((error) => warn(error.message, 'refused'));
 }
 

@@ -1,7 +1,7 @@
-// My work: what the rater did today, at which pace, and their judgments, each to be amended.
-let amending = null; // the id of the judgment that is on the screen to be amended
-let earliest = null; // the `seq` of the last judgment that the history shows
-let openings = 0; // of the card: a reply to an earlier one is dropped
+// My work: today's count and pace, and the rater's judgments, which can be changed.
+let amending = null; // the id of the judgment being changed
+let earliest = null; // the `seq` of the oldest judgment in the history
+let openings = 0; // times the card was opened: replies to an earlier opening are dropped
 
 const midnight = () => new Date().setHours(0, 0, 0, 0);
 
@@ -14,7 +14,7 @@ async function showWork() {
   const place = find('.work');
   const mine = ++openings;
   place.setAttribute('aria-busy', 'true');
-  place.replaceChildren(); // what stood there is old, and would be replaced under the rater's hands
+  place.replaceChildren(); // otherwise stale rows would change while the rater uses them
   try {
     const [me, past] = await Promise.all([call(`/api/me?since_ms=${midnight()}`), call('/api/history?limit=20')]);
     if (mine !== openings) return;
@@ -43,7 +43,7 @@ async function showWork() {
 
 async function showEarlier() {
   const mine = openings;
-  find('[data-earlier]').disabled = true; // or a second press would add the same ones again
+  find('[data-earlier]').disabled = true; // otherwise a second press would add the same rows again
   try {
     const past = await call(`/api/history?limit=20&before=${earliest}`);
     if (mine === openings) addHistory(past);
@@ -55,11 +55,11 @@ async function showEarlier() {
 
 function addHistory(past) {
   if (!past.length) { find('[data-earlier]').hidden = true; return; }
-  find('.history tbody').append(...past.map((one) => make('tr', {},
-    make('td', {}, whenOf(one.at_ms)),
-    make('td', { class: 'about', dir: 'auto' }, one.prompt),
-    make('td', {}, said(one.judgment)),
-    make('td', {}, make('button', { type: 'button', class: 'plain', 'data-amend': one.judgment_id }, words['work.amend'])))));
+  find('.history tbody').append(...past.map((row) => make('tr', {},
+    make('td', {}, whenOf(row.at_ms)),
+    make('td', { class: 'about', dir: 'auto' }, row.prompt),
+    make('td', {}, describe(row.judgment)),
+    make('td', {}, make('button', { type: 'button', class: 'plain', 'data-amend': row.judgment_id }, words['work.amend'])))));
   earliest = past[past.length - 1].seq;
   find('[data-earlier]').hidden = past.length < 20;
 }
@@ -70,7 +70,7 @@ function whenOf(at) {
   return at >= midnight() ? hour : `${time.toLocaleDateString(words.language, { day: 'numeric', month: 'short' })} ${hour}`;
 }
 
-// --- amending: the judgment stands until another answer takes its place
+// --- amending: the judgment counts until another answer replaces it
 
 async function beginAmending(id) {
   if (talk && talk.phase !== 'writing') return;

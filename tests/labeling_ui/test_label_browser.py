@@ -248,7 +248,7 @@ def test_an_edit_goes_with_the_better_answer_alone_and_a_look_is_none(site: Site
     press(page, "e")
     page.keyboard.type("Better: ")
     press(page, "Escape", "6")
-    assert "You edited A" in page.inner_text(".banner")
+    assert "needs a vote for A" in page.inner_text(".banner")
     press(page, "3")
     on(page, 7)
     eventually(page, lambda: len(site.judgments("edits", 5)) == 2, "two judgments")
@@ -354,7 +354,7 @@ def amend_the_ranking(site: Site, page: Any, shown: list[str], texts: dict[str, 
     press(page, "3", "e")
     page.keyboard.type("Mended: ")
     press(page, "Escape", "Backspace", "1", "3", "2", "Enter")
-    assert "put C first" in page.inner_text(".banner")
+    assert "needs C alone" in page.inner_text(".banner")
     page.focus("[data-chip=C]")
     press(page, "ArrowLeft", "Escape")
     page.wait_for_selector(".rest.finished:visible")  # Escape leaves the judgment as it was
@@ -374,7 +374,7 @@ def amend_the_ranking(site: Site, page: Any, shown: list[str], texts: dict[str, 
     assert judgment.edited_text == f"Mended: {shown[2]}"
     assert site.events("ranks").count("amended") == 1
     press(page, "w")
-    page.wait_for_selector(".history tr:first-child >> text=Order: C › A = B, edited")
+    page.wait_for_selector(".history tr:first-child >> text=Ranking: C › A = B, edited")
     press(page, "Escape", "u")
     on(page, 12)
     assert page.input_value("[data-letter=C] textarea") == f"Mended: {shown[2]}"
@@ -387,7 +387,7 @@ def test_my_work_and_amending(site: Site) -> None:
     page.wait_for_selector(".work[aria-busy=false] .history")
     names, values = (page.locator(f".work .tile {part}").all_inner_texts() for part in (".name", "strong"))
     figures = dict(zip(names, values, strict=True))
-    assert (figures["Today"], figures["In all"]) == ("5", "5")
+    assert (figures["Today"], figures["Total"]) == ("5", "5")
     assert page.locator(".history tr").count() == 5
     assert "question 4?" in page.inner_text(".history tr:first-child")
     page.click(".history tr:nth-child(2) [data-amend]")

@@ -66,7 +66,7 @@ def states(site: Site) -> Iterator[tuple[str, Any]]:
     press(page, "Escape", "1")
     page.wait_for_function("document.querySelectorAll('.disputes li').length === 7")
     page.click("[data-settled]")
-    page.wait_for_selector(".case .note >> text=Settled earlier")
+    page.wait_for_selector(".case .note >> text=Settled as")
     yield "settled", page
 
 
@@ -84,7 +84,7 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
         found[state] += faults(page, axe, "color-contrast", "target-size") + [f"{wide} px wide"] * (wide > 390)
         page.evaluate("document.body.classList.remove('dark')")
         page.set_viewport_size({"width": 1366, "height": 768})
-    assert {state: told for state, told in found.items() if told} == {}
+    assert {state: problems for state, problems in found.items() if problems} == {}
     assert len(found) == 8
     assert site.elsewhere == []
 
@@ -107,19 +107,19 @@ def test_raters_are_told_apart_and_sorted_by_keys(site: Site) -> None:
     assert list(column("Judged")) == ["Ada", "Bruno", "Chiara"]
     assert set(column("Judged").values()) == {"8"}
     # By hand: Ada agrees with Bruno always, Chiara with nobody.
-    assert {name: told.split("\n")[0] for name, told in column("With others").items()} == {
+    assert {name: cell.split("\n")[0] for name, cell in column("Agreement").items()} == {
         "Ada": "50.0%", "Bruno": "50.0%", "Chiara": "0.0%",
     }  # fmt: skip
-    assert [told.split("\n")[0] for told in column("Known pairs").values()] == ["100.0%", "100.0%", "0.0%"]
-    assert all("n 1" in told for told in column("Known pairs").values())
+    assert [cell.split("\n")[0] for cell in column("Gold accuracy").values()] == ["100.0%", "100.0%", "0.0%"]
+    assert all("n 1" in cell for cell in column("Gold accuracy").values())
     page.wait_for_function("document.querySelector('.raters tbody tr td:nth-of-type(6)').innerText.includes('%')")
-    reliable = {name: float(told.split("%")[0]) for name, told in column("Reliability").items()}
+    reliable = {name: float(cell.split("%")[0]) for name, cell in column("Estimated accuracy").items()}
     assert reliable["Chiara"] < 50 < min(reliable["Ada"], reliable["Bruno"])
     page.focus("[data-sort=agrees]")
     for order, last in (("descending", "Chiara"), ("ascending", "Bruno")):
         press(page, "Enter")
         assert page.get_attribute("th:has([data-sort=agrees])", "aria-sort") == order
-        assert list(column("With others"))[-1] == last
+        assert list(column("Agreement"))[-1] == last
         assert page.evaluate("document.activeElement.dataset.sort") == "agrees", "the focus stays"
     explained = page.locator(".columns dt").all_inner_texts()
-    assert set(columns) - set(explained) == {"Rater", "Judged", "Takes part"}
+    assert set(columns) - set(explained) == {"Rater", "Judged", "Access"}
