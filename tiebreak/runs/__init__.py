@@ -1,0 +1,1 @@
+"""Run folders: identity, contents, and lineage."""
