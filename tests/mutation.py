@@ -78,7 +78,7 @@ TESTS = {
     "preference/ppo/losses.py": ["tests/preference/test_ppo_losses.py"],
     "preference/policy/token_rewards.py": ["tests/preference/test_ppo_losses.py"],
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
-    "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py", "tests/preference/test_dpo_labels.py"],
+    "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py"],
     "tiebreak/models/chat.py": [f"tests/tiebreak/test_{name}.py" for name in ("chat", "turns", "messages")],
     "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py", *_DATA_SETS],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},

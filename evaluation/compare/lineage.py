@@ -17,7 +17,7 @@ class Origin:
     trained: bool
     """it was trained from that one; False: nothing shows what it was trained from, so that is the baseline"""
     through: tuple[str, ...] = ()
-    """stages in between that were not evaluated, the nearest to `policy` first"""
+    """stages in between that were not evaluated, in the order of training"""
 
 
 class Lineage:

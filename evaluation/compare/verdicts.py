@@ -141,18 +141,17 @@ def _sentence(name: str, one: Verdict, evaluation: Evaluation) -> str:
     n = "the 1 held-out prompt" if one.outcomes.prompts == 1 else f"{one.outcomes.prompts} held-out prompts"
     return (
         f"{label(name)} wins {percent(one.outcomes.win_rate)} of {n} against {label(evaluation.baseline)} "
-        f"(95% interval {edge(low)} to {edge(high)}{_reading(one)})."
+        f"(95% interval {edge(low)} to {edge(high)}{_reading(one, one.outcomes)})."
     )
 
 
-def _reading(one: Verdict) -> str:
+def _reading(one: Verdict, outcomes: Outcomes) -> str:
     """What an interval means, in agreement with the verdict."""
-    if one.outcomes is None or one.outcome == "too few":
-        more = max(needed_prompts(SHOWN_WIN_RATE, one.comparisons), MANY_PROMPTS)
-        more -= one.outcomes.prompts if one.outcomes else 0
+    if one.outcome == "too few":
+        more = max(needed_prompts(SHOWN_WIN_RATE, one.comparisons), MANY_PROMPTS) - outcomes.prompts
         shown = percent(SHOWN_WIN_RATE)
         return f"; too few to tell: about {more} more would show a win rate of {shown}, four times in five"
-    alone = verdict(one.outcomes.interval)
+    alone = verdict(outcomes.interval)
     if alone == "undecided":
         return ", which includes an even 50%"
     side = "above" if alone == "better" else "below"
@@ -175,7 +174,7 @@ def _caveats(evaluations: Mapping[str, Evaluation], kinds: Sequence[str]) -> lis
         )
     if "model" in kinds:
         rows.append("Judgments made by a model are among the preferences.")
-    if not kinds or kinds == ["unstated"]:
+    if set(kinds) <= {"unstated"}:
         rows.append("The data does not say who judged.")
     n = min(figures.n_prompts for one in evaluations.values() for figures in one.policies.values())
     if n < MANY_PROMPTS:
@@ -198,7 +197,7 @@ def _reward_caveats(links: Sequence[Link]) -> list[str]:
         loss = metrics.get("eval_loss")
         if link.stage == "reward" and _above_chance(loss) and _plain_bradley_terry(link):
             rows.append(
-                f"The reward model's{_which(link, links)} loss on held-out preferences is {number(loss)}, above the "
+                f"The reward model{_which(link, links)}'s loss on held-out preferences is {number(loss)}, above the "
                 f"{number(math.log(2))} (ln 2) of a coin: it is surer than it is right."
             )
     return rows
@@ -240,7 +239,8 @@ def _dpo_accuracy_fault(link: Link) -> str:
         return ""
     rows = ((link.manifest.get("config") or {}).get("training") or {}).get("eval_rows")
     n = min(n, rows) if rows else n
-    low, high = wilson_interval(min(max(accuracy, 0.0), 1.0) * n, n)
+    accuracy = min(max(accuracy, 0.0), 1.0)  # a mean of batches that rounding may carry past its ends
+    low, high = wilson_interval(accuracy * n, n)
     if low > 0.5:
         return ""
     chance = "includes chance" if high >= 0.5 else "lies below chance"

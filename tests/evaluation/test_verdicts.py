@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from test_compare import answer, hand_rows, report_of, write_evaluation, write_recipe, write_run
 
-from evaluation.compare.verdicts import verdict
+from evaluation.compare.lineage import Lineage, Origin
+from evaluation.compare.reading import Answer, Evaluation, Link, PolicyFigures
+from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, headline, verdict
 from tiebreak.errors import HandoffError
 from tiebreak.records import write_json
 
@@ -38,7 +40,138 @@ def headline_of(folder: str, rows: list[dict[str, Any]], **keys: Any) -> dict[st
     return headline
 
 
+def evaluated(
+    policies: dict[str, list[float]], baseline: str = "sft", inputs: dict[str, str] | None = None
+) -> Evaluation:
+    """Policies' values by prompt, with the ids of the runs or models that they are."""
+    figures = {
+        name: PolicyFigures(
+            **dict.fromkeys(("yardstick_mean", "rubric_mean", "length_tokens_mean"), 1.0),
+            **dict.fromkeys(("yardstick_interval", "rubric_interval"), None),
+            n_prompts=len(values),
+        )
+        for name, values in policies.items()
+    }
+    answers = [
+        Answer(prompt_id=str(n), messages=(), policy=name, text="", yardstick_score=value, length_tokens=1)
+        for name, values in policies.items()
+        for n, value in enumerate(values)
+    ]
+    ids = {f"policy_{name}": {"id": one, "source": one} for name, one in (inputs or {}).items()}
+    return Evaluation(
+        "evaluate", {"inputs": ids}, figures, baseline, "rubric", "Rubric score", (0, 1), {}, (), tuple(answers)
+    )
+
+
+def values_of(wins: int, ties: int, losses: int) -> list[float]:
+    """Against a baseline that has ½ everywhere."""
+    return [1.0] * wins + [0.5] * ties + [0.0] * losses
+
+
+def against_sft(**outcomes: tuple[int, int, int]) -> Evaluation:
+    n = sum(next(iter(outcomes.values())))
+    return evaluated({"sft": [0.5] * n} | {name: values_of(*one) for name, one in outcomes.items()})
+
+
+def link(stage: str, run: str = "", inputs: dict[str, str] | None = None, **manifest: Any) -> Link:
+    """A finished run of this id."""
+    named = {name: {"id": one, "source": f"runs/{one}"} for name, one in (inputs or {}).items()}
+    return Link(f"runs/{run or stage}", {"stage": stage, "id": run or stage, "inputs": named, **manifest})
+
+
+def caveats_of(links: list[Link], policies: dict[str, str] | None = None, kinds: tuple[str, ...] = ("human",)) -> Any:
+    one = evaluated(dict.fromkeys(policies or {"sft": "sft"}, [0.5] * 30), inputs=policies)
+    return headline({"one": one}, {"one": links}, kinds)["caveats"]
+
+
 # --- verdicts ---
+
+
+def test_the_words_of_an_interval_alone() -> None:
+    assert [verdict(one) for one in ((0.51, 0.9), (0.1, 0.49), (0.4, 0.6), None)] == [
+        "better",
+        "worse",
+        "undecided",
+        "unknown",
+    ]
+    assert verdict((0.5, 0.9)) == verdict((0.1, 0.5)) == "undecided"  # an end on the even 50% does not exclude it
+
+
+def test_what_a_verdict_says_in_the_report() -> None:
+    assert Verdict("unknown").figures() == {"verdict": "unknown", "p_value": None, "comparisons": 1}
+    assert Verdict("better", None, 0.03, 2).figures() == {"verdict": "better", "p_value": 0.03, "comparisons": 2}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "claim"),
+    [
+        ({"dpo": (30, 0, 0)}, "DPO wins more often than SFT"),
+        ({"dpo": (30, 0, 0), "ppo": (29, 0, 1)}, "DPO and PPO win more often than SFT"),
+        ({"dpo": (0, 0, 30)}, "DPO loses more often than it wins against SFT"),
+        ({"dpo": (0, 0, 30), "x": (1, 0, 29)}, "DPO and x lose more often than they win against SFT"),
+        ({"dpo": (15, 0, 15)}, "DPO cannot be told apart from SFT"),
+        ({"a": (0, 30, 0), "b": (16, 0, 14), "c": (1, 29, 0)}, "a, b and c cannot be told apart from SFT"),
+        (
+            {"a": (15, 0, 15), "b": (0, 0, 30), "c": (30, 0, 0)},
+            "c wins more often than SFT; b loses more often than it wins against SFT; a cannot be told apart from SFT",
+        ),
+        ({"a": (29, 0, 0), "b": (0, 0, 29)}, "29 prompts are too few to tell a and b from SFT"),
+        ({"a": (1, 0, 0)}, "1 prompt is too few to tell a from SFT"),
+    ],
+)
+def test_claims_by_hand(outcomes: dict[str, tuple[int, int, int]], claim: str) -> None:
+    assert headline({"one": against_sft(**outcomes)}, {"one": []}, ["human"])["claim"] == claim
+
+
+def test_the_fewest_prompts_of_a_claim() -> None:
+    """Policies may have been measured on other numbers of prompts."""
+    one = evaluated({"sft": [0.5] * 29, "a": [1.0] * 20, "b": [1.0] * 29})
+    assert headline({"one": one}, {"one": []}, ["human"])["claim"] == "20 prompts are too few to tell a and b from SFT"
+
+
+def test_without_its_baseline_nothing_is_compared() -> None:
+    one = evaluated({"dpo": [0.5] * 30, "ppo": [1.0] * 30}, baseline="sft")
+    assert find_verdicts(one, []) == {"dpo": Verdict("unknown"), "ppo": Verdict("unknown")}
+    found = headline({"one": one}, {"one": []}, ["human"])
+    assert found["claim"] == "DPO and PPO were not compared with SFT"
+    assert found["sentences"] == ["DPO: no win rate was measured.", "PPO: no win rate was measured."]
+    assert headline({"one": evaluated({"dpo": [0.5]}, baseline="sft")}, {"one": []}, ["human"])["claim"] == (
+        "DPO was not compared with SFT"
+    )
+    assert headline({"one": evaluated({"sft": [0.5]})}, {"one": []}, ["human"])["claim"] == "Only SFT was evaluated"
+
+
+def test_what_an_interval_means_in_words() -> None:
+    found = headline({"one": against_sft(a=(30, 0, 0), b=(0, 0, 30), c=(15, 0, 15))}, {"one": []}, ["human"])
+    better, worse, even = found["sentences"]
+    # all or none of 30: see test_statistics for the ends; the other side by symmetry
+    assert (
+        better == "a wins 100% of 30 held-out prompts against SFT (95% interval 86% to 100%, wholly above an even 50%)."
+    )
+    assert worse == "b wins 0% of 30 held-out prompts against SFT (95% interval 0% to 14%, wholly below an even 50%)."
+    assert even.startswith("c wins 50% of 30 held-out prompts against SFT (95% interval ")
+    assert even.endswith(", which includes an even 50%).")
+    # 9 of 30 alone is below an even 50%, and of three comparisons p = .0446 · 2 is above 5%
+    corrected = headline({"one": against_sft(a=(9, 0, 21), b=(15, 0, 15), c=(30, 0, 0))}, {"one": []}, ["human"])[
+        "sentences"
+    ][0]
+    assert ", below an even 50% on its own, but not among 3 comparisons: p = 0.09 by Holm's correction)" in corrected
+
+
+def test_several_evaluations_in_words() -> None:
+    better, worse = against_sft(dpo=(30, 0, 0)), against_sft(dpo=(0, 0, 30))
+    alone = headline({"x": better}, {"x": []}, ["human"])
+    assert alone["claims"] == {}
+    assert alone["sentences"][0].startswith("DPO wins 100%")
+    assert (alone["verdicts"], alone["guards"]) == ({"dpo": "better"}, [])
+    agreeing = headline({"x": better, "y": better}, {"x": [], "y": []}, ["human"])
+    assert agreeing["claim"] == "In each of 2 evaluations: DPO wins more often than SFT"
+    both = headline({"x": better, "y": worse}, {"x": [], "y": []}, ["human"])
+    won, lost = "DPO wins more often than SFT", "DPO loses more often than it wins against SFT"
+    assert both["claim"] == f"in x, {won}; in y, {lost}"
+    assert both["claims"] == {"x": won, "y": lost}
+    assert [sentence[:17] for sentence in both["sentences"]] == ["x: DPO wins 100% ", "y: DPO wins 0% of"]
+    assert both["verdicts"] == {"dpo": "better"}  # the report's own
 
 
 def test_below_thirty_prompts_there_is_no_verdict_however_clear_the_figures() -> None:
@@ -110,6 +243,61 @@ def test_an_older_reports_own_interval_is_not_what_the_verdict_rests_on() -> Non
 
 
 # --- where a policy came from ---
+
+
+def test_origins_by_hand() -> None:
+    links = [
+        link("sft", "s1", {"policy": "model"}),
+        link("dpo", "d1", {"policy": "s1"}),
+        link("ppo", "p1", {"policy": "d1", "reward_model": "r1"}),
+        link("reward", "r1", {"policy": "s1"}),
+    ]
+    names = {"base": "model", "sft": "s1", "dpo": "d1", "ppo": "p1"}
+
+    def lineage(*policies: str, baseline: str = "sft") -> Lineage:
+        inputs = {name: names[name] for name in policies}
+        return Lineage(evaluated({key: [1.0] for key in policies}, baseline, inputs), links)
+
+    every = lineage("base", "sft", "dpo", "ppo")
+    assert [every.origin_of(name) for name in ("sft", "dpo", "ppo")] == [
+        Origin("base", True),
+        Origin("sft", True),
+        Origin("dpo", True),
+    ]
+    assert every.origin_of("base") is None
+    assert (every.run_of("ppo"), every.run_of("base")) == (links[2], None)
+    assert every.subjects() == ["dpo", "ppo"]
+    # stages that were not evaluated, in the order of training
+    assert lineage("base", "ppo", baseline="base").origin_of("ppo") == Origin("base", True, ("sft", "dpo"))
+    assert lineage("sft", "ppo").origin_of("ppo") == Origin("sft", True, ("dpo",))
+    # all that was evaluated is what the baseline was trained from
+    assert lineage("base", "sft").subjects() == ["base"]
+    assert lineage("base", "sft", "dpo", "ppo", baseline="ppo").subjects() == ["base", "sft", "dpo"]
+    assert lineage("ppo", "sft", "base", baseline="ppo").subjects() == ["sft", "base"]
+    # nothing before it was evaluated: held against the baseline, where that stands before it
+    assert lineage("sft", "ppo", baseline="ppo").origin_of("sft") is None
+    assert lineage("ppo", "sft", baseline="ppo").origin_of("sft") == Origin("ppo", False)
+
+
+def test_a_report_without_its_policies_inputs_lists_a_base_before_its_baseline() -> None:
+    lineage = Lineage(evaluated({key: [1.0] for key in ("base", "sft", "dpo")}), [])
+    assert lineage.origin_of("sft") == Origin("base", True)
+    assert lineage.origin_of("dpo") == Origin("sft", False)
+    assert lineage.origin_of("base") is None
+    assert lineage.subjects() == ["dpo"]
+    first = Lineage(evaluated({key: [1.0] for key in ("sft", "dpo")}), [])
+    assert (first.origin_of("sft"), first.subjects()) == (None, ["dpo"])
+    recorded = Lineage(evaluated({key: [1.0] for key in ("base", "sft")}, inputs={"base": "model"}), [])
+    assert recorded.origin_of("sft") is None
+    other = Lineage(evaluated({key: [1.0] for key in ("base", "dpo")}), [])
+    assert (other.origin_of("dpo"), other.subjects()) == (None, ["base", "dpo"])
+
+
+def test_a_policys_input_by_either_name() -> None:
+    one = evaluated({"sft": [1.0], "dpo": [1.0]}, inputs={"sft": "s1"})
+    one.manifest["inputs"]["policies.dpo"] = {"id": "d1", "source": "runs/d1"}
+    links = [link("sft", "s1"), link("dpo", "d1", {"policy": "s1"})]
+    assert Lineage(one, links).origin_of("dpo") == Origin("sft", True)
 
 
 def trained(folder: str, stage: str, policy: str, seconds: float, **facts: Any) -> str:
@@ -270,6 +458,195 @@ def test_yardsticks_that_differ_in_their_source_never_stand_side_by_side() -> No
 
 
 # --- the training's own warnings ---
+
+SIMULATED = (
+    "preferences come from simulated raters, not from people: this shows how far training follows the raters' written "
+    "rule, not what people would prefer."
+)
+BY_MODEL = "Judgments made by a model are among the preferences."
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        (("human",), []),
+        (("simulated",), [f"The {SIMULATED}"]),
+        (("human", "simulated"), [f"Part of the {SIMULATED}"]),
+        (("model", "simulated"), [f"Part of the {SIMULATED}", BY_MODEL]),
+        (("human", "model"), [BY_MODEL]),
+        ((), ["The data does not say who judged."]),
+        (("unstated",), ["The data does not say who judged."]),
+        (("human", "unstated"), []),
+    ],
+)
+def test_who_judged_in_words(kinds: tuple[str, ...], expected: list[str]) -> None:
+    assert caveats_of([], kinds=kinds) == expected
+
+
+def test_the_fewest_prompts_of_any_evaluation() -> None:
+    def caveats(*counts: int) -> list[str]:
+        each = {str(n): evaluated({"sft": [0.5] * n}) for n in counts}
+        found: list[str] = headline(each, {key: [] for key in each}, ["human"])["caveats"]
+        return found
+
+    assert caveats(30, 40) == []
+    assert caveats(40, 29) == ["Only 29 prompts: a verdict takes 30 at least."]
+    assert caveats(1, 40) == ["Only 1 prompt: a verdict takes 30 at least."]
+
+
+def reward_link(interval: list[float] | None, loss: float | None, run: str = "reward", **config: Any) -> Link:
+    metrics = {"held_out_accuracy": 0.58, "held_out_accuracy_interval": interval, "eval_loss": loss}
+    return link("reward", run, metrics=metrics, config={"strength_as": "weight", **config})
+
+
+CHANCE = "which does not exclude chance): read its scores with care."
+COIN = "above the 0.693 (ln 2) of a coin: it is surer than it is right."
+
+
+def test_what_the_reward_models_held_out_preferences_say_against_it() -> None:
+    by_chance = f"The reward model is right about 58% of held-out preferences (95% interval 44% to 71%, {CHANCE}"
+    on_the_edge = f"The reward model is right about 58% of held-out preferences (95% interval 50% to 71%, {CHANCE}"
+    sure = f"The reward model's loss on held-out preferences is 0.900, {COIN}"
+    ln2 = math.log(2)
+    for one, expected in (
+        (reward_link([0.44, 0.71], 0.6), [by_chance]),
+        (reward_link([0.5, 0.71], 0.6), [on_the_edge]),
+        (reward_link([0.51, 0.71], 0.6), []),
+        (reward_link(None, None), []),
+        (reward_link([0.44, 0.71], 0.9), [by_chance, sure]),
+        (reward_link(None, 0.9), [sure]),
+        (reward_link(None, ln2 + 5e-4), []),  # what is printed of it is ln 2
+        (reward_link(None, 0.9, strength_as="margin"), []),  # a coin's loss is not ln 2 there
+        (reward_link(None, 0.9, soft_labels=True), []),
+        (link("reward", metrics={"eval_loss": 0.9}), []),  # margins are the default
+        (link("reward", metrics=None), []),
+        (link("sft", metrics=reward_link([0.44, 0.71], 0.9).manifest["metrics"], config={"strength_as": "weight"}), []),
+    ):
+        assert caveats_of([one]) == expected, one
+    two = caveats_of([reward_link([0.44, 0.71], 0.9, "a1"), reward_link([0.51, 0.71], 0.6, "b2"), link("sft")])
+    assert two == [by_chance.replace("model is", "model a1 is"), sure.replace("model's", "model a1's")]
+    assert caveats_of([reward_link([0.44, 0.71], 0.6), link("sft"), link("dpo")]) == [by_chance]
+
+
+def dpo_link(run: str = "d1", n: int | None = 48, **metrics: float) -> Link:
+    return link("dpo", run, {"policy": "s1"}, metrics=metrics, counts={"validation": n})
+
+
+def test_a_dpo_runs_own_warnings_bear_the_name_of_its_policy() -> None:
+    sft = link("sft", "s1", {"policy": "model"}, metrics={"eval_loss": 0.9})
+    one, other = dpo_link("d1", eval_loss=0.9), dpo_link("d2", eval_loss=0.8)
+    fault = (
+        "'s loss on held-out preferences is {}, above the 0.693 (ln 2) of the policy that it began with: what it learned "
+        "does not carry over to them."
+    )
+    names = {"sft": "s1", "mine": "d1"}
+    assert caveats_of([sft, one], names) == ["mine" + fault.format("0.900")]
+    assert caveats_of([sft, one, other], names) == ["mine" + fault.format("0.900"), "DPO d2" + fault.format("0.800")]
+    assert caveats_of([sft, other], names) == ["DPO" + fault.format("0.800")]
+    assert caveats_of([sft, link("dpo", "d1"), link("dpo", "d2", metrics=None, counts=None)], names) == []
+    each = {where: evaluated(dict.fromkeys(names, [0.5] * 30), inputs=names) for where in ("x", "y")}
+    caveats = headline(each, {"x": [sft, one], "y": [sft]}, ["human"])["caveats"]
+    assert caveats == ["x: mine" + fault.format("0.900")]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "n", "config", "expected"),
+    [
+        # Wilson's intervals by formula: 24 of 48: 50% ± 13.6%; 30 of 48: 48% to 75%; 31 of 48: 50.4% to 77%
+        (0.5, 48, {}, "50% of 48 held-out preferences (95% interval 36% to 64%, which includes chance)"),
+        (31 / 48, 48, {}, None),
+        (30 / 48, 48, {}, "62% of 48 held-out preferences (95% interval 48% to 75%, which includes chance)"),
+        (0.1, 40, {}, "10% of 40 held-out preferences (95% interval 4% to 23%, which lies below chance)"),
+        # evaluated on the first 12 of them: 9 of 12 is 47% to 91%
+        (0.75, 48, {"training": {"eval_rows": 12}}, "75% of 12 held-out preferences (95% interval 47% to 91%, which"),
+        (0.75, 48, {"training": {"eval_rows": 400}}, None),
+        (0.75, 48, {"training": {"eval_rows": None}}, None),
+        (0.75, 48, {"training": None}, None),
+        # float32 means that rounding carries past 0 and 1
+        (1 + 1e-4, 40_000, {}, None),
+        (-1e-4, 40_000, {}, "0% of 40000 held-out preferences (95% interval 0% to 0%, which lies below chance)"),
+        (0.1, None, {}, None),
+        (0.1, 0, {}, None),
+    ],
+)
+def test_implicit_rewards_against_chance(
+    accuracy: float, n: int | None, config: dict[str, Any], expected: str | None
+) -> None:
+    one = dpo_link(n=n, **{"eval_rewards/accuracies": accuracy})
+    found = caveats_of([Link(one.folder, {**one.manifest, "config": config})])
+    assert len(found) == (expected is not None)
+    assert all(caveat.startswith(f"DPO's implicit rewards are right about {expected}") for caveat in found)
+
+
+def test_a_loss_that_is_not_the_sigmoids_is_held_against_no_ln_2() -> None:
+    one = dpo_link(eval_loss=0.9)
+    for loss_type, warned in ((["sigmoid"], 1), (["ipo"], 0), (["sigmoid", "sft"], 0), (("sigmoid",), 1)):
+        found = caveats_of([Link(one.folder, {**one.manifest, "config": {"loss_type": loss_type}})])
+        assert len(found) == warned, loss_type
+    assert len(caveats_of([Link(one.folder, {**one.manifest, "config": {}})])) == 1
+    assert caveats_of([dpo_link(eval_loss=math.log(2) + 5e-4)]) == []
+
+
+def guard_in_words(kept: int, scores: list[float], stopped: int | None = None, patience: int = 1) -> str:
+    history = [{"step": 10 * n, "score": score, "kl": 0.5 * n} for n, score in enumerate(scores)]
+    guard = {"kept": history[kept], "history": history, "prompts": 64, "stopped_at_step": stopped, "patience": patience}
+    return guard_decision("ppo", guard)
+
+
+def test_a_guards_decision_by_hand() -> None:
+    start = (
+        "PPO was guarded by a reward model that its training did not see, which scored the answers to 64 validation "
+        "prompts at 4 steps."
+    )
+    scores = [0.1, 0.4, 0.3, 0.2]
+    assert guard_in_words(1, scores) == (
+        f"{start} It liked the policy of step 10 best, which was kept: its score rose from 0.100 to 0.400, at a KL of "
+        "0.500 nats per answer. Training ran to its end, step 30."
+    )
+    assert guard_in_words(3, [0.1, 0.2, 0.3, 0.4]) == (
+        f"{start} It liked the last policy of step 30 best, which was kept: its score rose from 0.100 to 0.400, at a KL of "
+        "1.50 nats per answer. Training ran to its end, step 30."
+    )
+    unmoved = "It liked no policy better than the one that training began with, so PPO is that one, as it was."
+    went_by = "while what the training went by rose."
+    assert guard_in_words(0, [0.4, 0.3, 0.2, 0.1], stopped=30, patience=3) == (
+        f"{start} {unmoved} Training was stopped at step 30: that score had fallen 3 times running, to 0.100, {went_by}"
+    )
+    assert guard_in_words(0, [0.4, 0.3, 0.2, 0.1], stopped=20).endswith(
+        f"Training was stopped at step 20: that score had fallen once, to 0.100, {went_by}"
+    )
+
+
+def guarded(stage: str, inputs: dict[str, str], judge: str | None = "judge") -> Link:
+    history = [{"step": 0, "score": 0.1, "kl": 0.0}, {"step": 5, "score": 0.2, "kl": 1.0}]
+    guard = {"kept": history[1], "history": history, "prompts": 64, "stopped_at_step": None, "patience": 1}
+    return link(stage, "p1", inputs | ({"guard.reward_model": judge} if judge else {}), guard=guard)
+
+
+def test_a_guard_that_shares_the_trainings_judgments() -> None:
+    """By the ids of the preferences, whichever input they reach the training through."""
+    mine, others = link("reward", "r1", {"preferences": "mine"}), link("reward", "r2", {"preferences": "others"})
+    same, apart = link("reward", "judge", {"preferences": "mine"}), link("reward", "judge", {"preferences": "others"})
+    for stage, inputs in (
+        ("ppo", {"reward_model": "r1"}),
+        ("ppo", {"rewards.helpful": "r1"}),
+        ("ppo", {"rewards.harmless": "r2", "rewards.helpful": "r1"}),
+        ("dpo", {"preferences": "mine"}),
+    ):
+        links = [mine, others, guarded(stage, inputs)]
+        name = stage.upper()
+        assert caveats_of([same, *links]) == [
+            f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors, and may miss "
+            "what one of another share of the judgments would see."
+        ]
+        assert len(headline({"one": against_sft(dpo=(30, 0, 0))}, {"one": [same, *links]}, ["human"])["guards"]) == 1
+        assert (caveats_of([apart, *links]) == []) == ("rewards.harmless" not in inputs)
+    # a reward model that is no reward of the training; runs whose preferences nothing shows; no guard
+    assert caveats_of([same, mine, others, guarded("ppo", {"reward_model": "r2", "policy": "r1"})]) == []
+    assert caveats_of([link("reward", "judge"), link("reward", "r1"), guarded("ppo", {"reward_model": "r1"})]) == []
+    assert caveats_of([mine, guarded("ppo", {"reward_model": "r1"}, judge=None)]) == []
+    unguarded = link("ppo", "p1", {"reward_model": "r1", "guard.reward_model": "judge"})
+    assert caveats_of([same, mine, unguarded]) == []
 
 
 @pytest.mark.parametrize(

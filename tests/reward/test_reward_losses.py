@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +13,17 @@ import torch
 from torch.nn import functional as F
 
 from reward.losses import bootstrap_counts, centring_loss, preference_loss
-from tiebreak.training.labels import margin_of, mean_one, target_of
+from tiebreak.records import Preference
+from tiebreak.training.labels import (
+    Label,
+    is_tie,
+    label_of,
+    margin_of,
+    mean_one,
+    report_unused_columns,
+    target_of,
+    unused_columns,
+)
 
 
 def column(*values: float) -> torch.Tensor:
@@ -119,3 +131,92 @@ def test_a_weighted_loss_is_the_loss_of_repeated_rows() -> None:
     weighted = (weights * preference_loss(difference[:, None], column(0, 0, 0), zeros, ones)).mean()
     repeated = -F.logsigmoid(torch.tensor([0.3, -0.7, -0.7, 1.1], dtype=torch.float64)).mean()
     assert weighted.item() == pytest.approx(repeated.item())
+
+
+# --- what a preference's columns say
+
+
+@dataclass(frozen=True)
+class Settings:
+    strength_as: Literal["margin", "weight", "nothing"] = "nothing"
+    margin_scale: float = 0.6
+    soft_labels: bool = False
+    use_weights: bool = False
+
+
+def preference(**columns: Any) -> Preference:
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    return Preference.model_validate({"prompt": [{"role": "user", "content": "which?"}], **sides, **columns})
+
+
+PLAIN = Label(margin=0.0, target=1.0, weight=1.0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "expected"),
+    [
+        ({}, Settings(), PLAIN),
+        ({"strength": 2, "margin": 0.5, "confidence": 0.9, "weight": 3.0}, Settings(), PLAIN),
+        # margins: 0.6 times the column, or 0.6 · strength/3
+        ({"strength": 2, "margin": 0.5}, Settings("margin"), Label(0.3, 1.0, 1.0)),
+        ({"strength": 2}, Settings("margin"), Label(0.4, 1.0, 1.0)),
+        ({"margin": 0.0, "strength": 2}, Settings("margin"), PLAIN),
+        ({}, Settings("margin"), PLAIN),
+        # strengths and weights multiply
+        ({"strength": 2}, Settings("weight"), Label(0.0, 1.0, 2.0)),
+        ({"strength": 2, "weight": 1.5}, Settings("weight", use_weights=True), Label(0.0, 1.0, 3.0)),
+        ({"strength": 2, "weight": 1.5}, Settings(use_weights=True), Label(0.0, 1.0, 1.5)),
+        ({"weight": 0.0}, Settings("weight", use_weights=True), Label(0.0, 1.0, 0.0)),
+        ({}, Settings("weight"), PLAIN),
+        # soft labels: the confidence, else (k + ½)/(n + 1) of the votes; never below ½
+        ({"confidence": 0.9, "agreement": 0.6}, Settings(soft_labels=True), Label(0.0, 0.9, 1.0)),
+        ({"confidence": 0.3}, Settings(soft_labels=True), Label(0.0, 0.5, 1.0)),
+        ({"agreement": 2 / 3, "raters": ["a", "b", "c"]}, Settings(soft_labels=True), Label(0.0, 0.625, 1.0)),
+        ({"agreement": 0.8}, Settings(soft_labels=True), Label(0.0, 0.8, 1.0)),
+        ({}, Settings(soft_labels=True), PLAIN),
+        # a kept tie is one whatever the settings, and counts once
+        ({"strength": 0, "margin": 0.5, "confidence": 0.9}, Settings("margin"), Label(0.0, 0.5, 1.0)),
+        ({"strength": 0, "confidence": 0.9}, Settings("weight", soft_labels=True), Label(0.0, 0.5, 1.0)),
+        ({"strength": 0, "weight": 0.5}, Settings("weight", use_weights=True), Label(0.0, 0.5, 0.5)),
+    ],
+)
+def test_labels_by_hand(columns: dict[str, Any], settings: Settings, expected: Label) -> None:
+    label = label_of(preference(**columns), settings)
+    assert [label.margin, label.target, label.weight] == pytest.approx(
+        [expected.margin, expected.target, expected.weight]
+    )
+
+
+def test_only_strength_0_is_a_tie() -> None:
+    assert [is_tie(preference(strength=s)) for s in (None, 0, 0.5, 1)] == [False, True, False, False]
+    assert Label() == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "expected"),
+    [
+        ([{}, {"margin": 0.5}], Settings(), "margin (strength_as: margin)"),
+        ([{}, {"margin": 0.5}], Settings("weight"), "margin (strength_as: margin)"),
+        ([{}, {"margin": 0.0}], Settings(), ""),
+        ([{}, {"margin": 0.5, "strength": 2}], Settings("margin"), ""),
+        ([{}, {"strength": 2}], Settings(), "strength (strength_as: margin, or weight)"),
+        ([{}, {"strength": 2}], Settings("weight"), ""),
+        ([{"strength": 0}], Settings(), ""),
+        ([{}, {"confidence": 0.9}], Settings(), "confidence (soft_labels: true)"),
+        ([{}, {"confidence": 0.9}], Settings(soft_labels=True), ""),
+        ([{"confidence": 1.0}, {"confidence": 1.0, "strength": 0}], Settings(), ""),
+        ([{"confidence": 0.5, "strength": 0}], Settings(), ""),  # a tie is one with or without soft labels
+        ([{"weight": 2.0}, {"weight": 1.0}], Settings(), "weight (use_weights: true)"),
+        ([{"weight": 2.0}, {"weight": 1.0}], Settings(use_weights=True), ""),
+        ([{"weight": 2.0}, {"weight": 2.0}], Settings(), ""),  # equal weights say nothing
+        ([], Settings(), ""),
+    ],
+)
+def test_columns_that_the_settings_leave_unused(
+    columns: list[dict[str, Any]], settings: Settings, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preferences = [preference(**one) for one in columns]
+    assert unused_columns(preferences, settings) == expected
+    report_unused_columns(preferences, settings)
+    report = f"columns of the preferences that are not used: {expected}\n" if expected else ""
+    assert capsys.readouterr().err == report
