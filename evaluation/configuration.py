@@ -44,10 +44,6 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
 
     revisable: ClassVar[frozenset[str]] = frozenset({"yardstick"})
 
-    def input_sources(self) -> dict[str, str]:
-        inputs = {"prompts": self.prompts, **{f"policy_{name}": source for name, source in self.policies.items()}}
-        return inputs | ({"reward_model": self.reward_model} if self.reward_model else {})
-
     def function_names(self) -> dict[str, str]:
         return {} if self.yardstick == "rubric" else {"yardstick": self.yardstick}
 
@@ -79,7 +75,3 @@ class CompareConfig(StageConfig):
     """prompts whose answers are shown side by side"""
     next_step: str = ""
     """the command to print last; empty: how to judge the sampled pairs by hand"""
-
-    def input_sources(self) -> dict[str, str]:
-        further = {f"runs.{at}": folder for at, folder in enumerate(self.runs)}
-        return {"evaluation": self.evaluation, **further, **{f"against.{n}": f for n, f in enumerate(self.against)}}

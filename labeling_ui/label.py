@@ -118,9 +118,6 @@ class LabelConfig(StageConfig):
     simulate: SimulateConfig | None = None
     """simulated raters instead of people; true: with all defaults; false: off"""
 
-    def input_sources(self) -> dict[str, str]:
-        return {"pairs": self.pairs} if self.pairs else {}
-
     def function_names(self) -> dict[str, str]:
         named = self.simulate.yardstick if self.simulate and self.simulated else RUBRIC
         return {} if named == RUBRIC else {"yardstick": named}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -103,9 +103,6 @@ class SampleConfig(ReadingConfig, ThinkingConfig):
     training: LoadingConfig = LoadingConfig()
     """how the policy is loaded"""
 
-    def input_sources(self) -> dict[str, str]:
-        return {"policy": self.policy, "prompts": self.prompts}
-
     @model_validator(mode="after")
     def _every_setting_is_used(self) -> SampleConfig:
         if not 1 <= len(self.sampling) <= self.completions_per_prompt:
@@ -140,8 +137,6 @@ class GuardConfig(Section):
 
 class DPOConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak dpo`"""
-
-    trains: ClassVar[bool] = True
 
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
@@ -194,10 +189,6 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
         if faults:
             raise ValueError("; ".join(faults))
         return names
-
-    def input_sources(self) -> dict[str, str]:
-        guard = {GUARD_INPUT: self.guard.reward_model} if self.guard else {}
-        return {"policy": self.policy, "preferences": self.preferences, **guard}
 
     @model_validator(mode="after")
     def _all_is_read(self) -> DPOConfig:
@@ -296,8 +287,6 @@ class VLLMConfig(Section):
 class PPOConfig(ReadingConfig, RenderingConfig):
     """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
 
-    trains: ClassVar[bool] = True
-
     algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
     """ppo: Tiebreak's own trainer, with a critic. rloo, grpo: TRL's trainers on the same rewards and rollouts; kl_coef
     is their beta (GRPO puts the KL into the loss, not into the reward), cliprange their epsilon, ppo_epochs their
@@ -378,17 +367,6 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
-
-    def input_sources(self) -> dict[str, str]:
-        inputs = {"policy": self.policy, "prompts": self.prompts}
-        if self.reward_model:
-            inputs["reward_model"] = self.reward_model
-        inputs |= {f"rewards.{number}": reward.model for number, reward in enumerate(self.rewards) if reward.model}
-        if self.value_head:
-            inputs["value_head"] = self.value_head
-        if self.guard:
-            inputs[GUARD_INPUT] = self.guard.reward_model
-        return inputs
 
     def function_names(self) -> dict[str, str]:
         return {f"rewards.{number}": reward.function for number, reward in enumerate(self.rewards) if reward.function}

@@ -246,11 +246,7 @@ def train_dpo(config: DPOConfig) -> None:
         kind="policy",
         adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].prompt + train_set[0].chosen,
-        metrics=last_metrics(
-            run.folder,
-            ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies"),
-            up_to=trainer.state.global_step,
-        ),
+        metrics=last_metrics(run, up_to=trainer.state.global_step),
         facts={
             **trainer.path_facts(),
             "counts": {"train": len(train_set), "validation": len(validation_set)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,8 +11,6 @@ from tiebreak.config import AdapterConfig, ReadingConfig, ThinkingConfig, Traini
 
 class RewardConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak reward`"""
-
-    trains: ClassVar[bool] = True
 
     policy: str
     """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
@@ -59,10 +57,6 @@ class RewardConfig(ReadingConfig, ThinkingConfig):
         if self.samples is None:
             refuse_unread(self, "without samples there are no answers to score", "max_samples")
         return self
-
-    def input_sources(self) -> dict[str, str]:
-        samples = {"samples": self.samples} if self.samples else {}
-        return {"policy": self.policy, "preferences": self.preferences, **samples}
 
 
 class RewardReportConfig(ReadingConfig):

@@ -89,7 +89,7 @@ def train_reward(config: RewardConfig) -> None:
         kind="reward",
         adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].prompt + train_set[0].chosen,
-        metrics=last_metrics(run.folder, ("loss", "accuracy", "margin", "eval_loss")),
+        metrics=last_metrics(run),
         facts={
             **trainer.path_facts(),
             "counts": {"train": len(train_set), "validation": len(exam.examples)},

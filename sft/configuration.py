@@ -54,9 +54,6 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed"})
     """runs of different seeds must hold out the same prompts, or their figures cannot be compared"""
 
-    def input_sources(self) -> dict[str, str]:
-        return {f"data_{n}": source for n, source in enumerate([*self.prompts, *self.demonstrations])}
-
     @model_validator(mode="after")
     def _something(self) -> PrepareConfig:
         if not self.prompts and not self.demonstrations:
@@ -66,8 +63,6 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
 
 class SFTConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak sft`"""
-
-    trains: ClassVar[bool] = True
 
     policy: str
     """the model to start from: a hub id, a path, bundled:…, or a run folder, whose adapter is continued"""
@@ -87,9 +82,6 @@ class SFTConfig(ReadingConfig, ThinkingConfig):
     """also save a plain model, base and adapter merged, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """of the sample completions that are logged"""
-
-    def input_sources(self) -> dict[str, str]:
-        return {"policy": self.policy, "demonstrations": self.demonstrations}
 
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:

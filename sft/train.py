@@ -92,7 +92,7 @@ def train_sft(config: SFTConfig) -> None:
         kind="policy",
         adapter=adapter_of(source, config.adapter),
         probe_ids=train_set[0].input_ids,
-        metrics=last_metrics(run.folder, ("loss", "eval_loss", "mean_token_accuracy", "eval_mean_token_accuracy")),
+        metrics=last_metrics(run),
         facts={"counts": {"train": len(train_set), "validation": len(validation_set)}, **trainer.path_facts()},
         prompts=[shown.prompt for shown in validation or training],
         sampling=config.sampling,

@@ -21,7 +21,7 @@ from support import REPOSITORY, read_rows
 from tiebreak import __version__
 from tiebreak.command.help import configuration_class
 from tiebreak.command.reference import FOLDER, INDEX, reference_pages
-from tiebreak.command.stages import COMMANDS, find_command
+from tiebreak.command.table import COMMANDS, find_command
 from tiebreak.config import take_config_flag
 from tiebreak.flags import group_flags, lay_over
 from tiebreak.shipped import find_shipped

@@ -13,7 +13,7 @@ from support import REPOSITORY, run_here
 import tiebreak.command.launch
 from reward.configuration import RewardReportConfig
 from tiebreak.command.help import configuration_class
-from tiebreak.command.stages import COMMANDS
+from tiebreak.command.table import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, load_config
 from tiebreak.errors import ConfigError
 from tiebreak.keys import keys_of

@@ -213,8 +213,6 @@ def _run_of(value: Any) -> Any:
 class StageConfig(Section):
     """What every stage's configuration has."""
 
-    trains: ClassVar[bool] = False
-    """whether the number of processes is part of what the stage makes"""
     kept_seeds: ClassVar[frozenset[str]] = frozenset()
     """seeds that `tiebreak run --seed` leaves as they are"""
     printed: ClassVar[frozenset[str]] = frozenset()
@@ -230,6 +228,11 @@ class StageConfig(Section):
     _config_folder: Path | None = None
 
     @property
+    def trains(self) -> bool:
+        """Whether the number of processes is part of what the stage makes."""
+        return isinstance(getattr(self, "training", None), OptimizerConfig)
+
+    @property
     def config_folder(self) -> Path | None:
         """The folder of the file that it was read from, where functions are looked for."""
         return self._config_folder
@@ -241,10 +244,6 @@ class StageConfig(Section):
         if not isinstance(values, dict):
             return values
         return {key: value if key == "output" else _run_of(value) for key, value in values.items()}
-
-    def input_sources(self) -> dict[str, str]:
-        """What the stage reads, by a name for each: run folders, files, models, hub data."""
-        return {}
 
     def template_file(self) -> Path | None:
         """The file of its chat template, whose content is part of a run's identity; None where it has none."""

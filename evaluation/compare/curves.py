@@ -1,7 +1,8 @@
 """Which of a stage's logged figures are drawn, in which panels, under which names.
 
 A panel takes a figure and its held-out twin (`loss`, `eval_loss`). What is not on the stage's list is still drawn, in
-panels of its own after the others, so that a new metric never goes unseen; what is missing leaves no empty box.
+panels of its own after the others, so that a new metric never goes unseen; what is missing leaves no empty box. The
+lists are the stages' own (tiebreak.stages).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tiebreak.stages import find_stage
 
 Point = tuple[float, float]
 
@@ -40,50 +43,6 @@ class Panel:
     reference_name: str = ""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    title: str
-    unit: str
-    keys: tuple[str, ...]
-    reference: float | None = None
-    reference_name: str = ""
-
-
-PLANS: dict[str, tuple[_Plan, ...]] = {
-    "sft": (
-        _Plan("Loss", "nats per token", ("loss",)),
-        _Plan("Token accuracy", "share of tokens", ("mean_token_accuracy",)),
-        _Plan("Entropy", "nats per token", ("entropy",)),
-    ),
-    "reward": (
-        _Plan("Loss", "nats per pair", ("loss",)),
-        _Plan("Accuracy", "share of pairs", ("accuracy", "accuracies"), 0.5, "chance"),
-        _Plan("Margin, chosen − rejected", "score", ("margin", "margins"), 0.0),
-        _Plan("Mean score", "score", ("mean_reward", "min_reward", "max_reward")),
-    ),
-    "dpo": (
-        _Plan("Loss", "nats per pair", ("loss",), math.log(2), "ln 2"),
-        _Plan("Accuracy of implicit rewards", "share of pairs", ("rewards/accuracies",), 0.5, "chance"),
-        _Plan("Margin of implicit rewards", "implicit reward", ("rewards/margins",), 0.0),
-        _Plan("Implicit rewards", "implicit reward", ("rewards/chosen", "rewards/rejected"), 0.0),
-        _Plan("Log-probability of answers", "nats per answer", ("logps/chosen", "logps/rejected")),
-        _Plan("Score of the guard's reward model", "score", ("guard/score",)),
-    ),
-    "ppo": (
-        _Plan("Score of the reward model", "score", ("objective/scores", "guard/training_score")),
-        _Plan("Score of the guard's reward model", "score", ("guard/score",)),
-        _Plan("KL from the SFT policy", "nats per answer", ("objective/kl",), 0.0),
-        _Plan("Reward, score − KL penalty", "score", ("objective/rlhf_reward",)),
-        _Plan("Length of rollouts", "tokens", ("completions/mean_length",)),
-        _Plan("Entropy of rollouts", "nats per answer", ("objective/entropy",)),
-        _Plan("Entropy of the policy", "nats per token", ("policy/entropy_avg",)),
-        _Plan("Policy loss", "", ("loss/policy_avg",)),
-        _Plan("Value loss", "", ("loss/value_avg",)),
-        _Plan("Clipped share", "share of tokens", ("policy/clipfrac_avg", "val/clipfrac_avg")),
-        _Plan("KL of an update, approximate", "nats per token", ("policy/approxkl_avg",)),
-    ),
-}
-
 _NEVER = ("epoch", "episode", "step", "total_flos", "num_tokens", "num_input_tokens_seen", "train_loss")
 _NEVER_PARTS = ("seconds", "runtime", "per_second", "memory", "flos")
 
@@ -92,9 +51,9 @@ def read_panels(rows: Sequence[dict[str, Any]], stage: str) -> tuple[list[Panel]
     """Panels of a stage's metrics rows: those that matter for the stage, then all further figures."""
     curves = {curve.key: curve for curve in _curves(rows)}
     chosen = []
-    for plan in PLANS.get(stage, ()):
-        taken = [key for key in curves if base_name(key) in plan.keys or _loosely(key, plan.keys)]
-        mine = sorted((curves.pop(key) for key in taken), key=lambda c: _rank(c, plan.keys))
+    for plan in find_stage(stage).figures:
+        taken = [key for key in curves if base_name(key) in plan.metrics or _loosely(key, plan.metrics)]
+        mine = sorted((curves.pop(key) for key in taken), key=lambda c: _rank(c, plan.metrics))
         if mine:
             chosen.append(Panel(plan.title, plan.unit, tuple(mine), plan.reference, plan.reference_name))
     rest: dict[str, list[Curve]] = {}

@@ -35,6 +35,7 @@ from tiebreak.page.numbers import (
     two_digits,
 )
 from tiebreak.page.tables import Form, cell, figure, heading, measured, note, ranged, table
+from tiebreak.stages import STAGES, find_stage
 
 MOST_IN_LEAD = 4
 """So many sentences can be read as a paragraph; more are folded away, as the table says the same."""
@@ -44,17 +45,12 @@ Row = Mapping[str, Any]
 Marks = Mapping[str, tuple[str, str]]
 """A policy's tone and shape."""
 
-_KNOWN_MARKS = {
-    "base": ("base", "circle"),
-    "sft": ("sft", "square"),
-    "dpo": ("dpo", "diamond"),
-    "ppo": ("ppo", "triangle"),
-}
+_KNOWN_MARKS = {"base": ("base", "circle"), **{s.name: s.mark for s in STAGES.values() if s.mark}}
 _FURTHER_MARKS = tuple(
     (tone, shape)
     for shape in ("wedge", "circle", "square", "diamond", "triangle")
     for tone in ("extra", "other", "ppo", "dpo", "sft", "base")
-    if (tone, shape) not in {("base", "circle"), ("sft", "square"), ("dpo", "diamond"), ("ppo", "triangle")}
+    if (tone, shape) not in _KNOWN_MARKS.values()
 )
 """26 marks that are none of those above; with more policies than that they begin again."""
 _WIN_SCALE = Scale(0.0, 1.0, ((0.0, "0%"), (0.5, "50%"), (1.0, "100%")), reference=0.5)
@@ -89,7 +85,7 @@ def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sam
 
 
 def policy_marks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Tone and shape by policy: the same for base, SFT, DPO and PPO in every report."""
+    """Tone and shape by policy: the same for base and the stages' own names in every report."""
     further = iter(_FURTHER_MARKS * (len(names) // 4 + 1))
     return {name: _KNOWN_MARKS.get(name) or next(further) for name in names}
 
@@ -449,7 +445,7 @@ def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
 
 def _evaluated_ppo(report: Report, trained: Sequence[Trained]) -> tuple[Trained | None, str]:
     """The last PPO run among the evaluated policies, and its name; of the chain where no policy's run is recorded."""
-    runs = [run for run in trained if run.stage == "ppo"]
+    runs = [run for run in trained if {"objective/kl", "objective/scores"} <= find_stage(run.stage).metrics.keys()]
     names = {row["run"]: label(row["policy"]) for row in report["changes"] if row["run"]}
     evaluated = [run for run in runs if run.id in names] or ([] if names else runs)
     return (evaluated[-1], names.get(evaluated[-1].id, "PPO")) if evaluated else (None, "")
@@ -476,8 +472,9 @@ def _scored_alike(report: Report, ppo: str) -> bool:
 
 def _guarded(stage: Row) -> Markup:
     """Both scores against KL at the steps that a guard looked at: each has a scale of its own, so each has a chart."""
-    guard, tone = stage["guard"], _STAGE_TONES.get(stage["stage"], "extra")
-    goes_by = "the margin of implicit rewards" if stage["stage"] == "dpo" else "its own rewards"
+    guard, tone = stage["guard"], _tone_of(stage["stage"])
+    implicit = find_stage(stage["stage"]).implicit_rewards
+    goes_by = "the margin of implicit rewards" if implicit else "its own rewards"
     drawn = [
         ("training_score", "What the training went by", f"{goes_by}, which it raises"),
         ("score", "What the guard went by", "a reward model that the training did not see"),
@@ -514,8 +511,12 @@ def _outlying(
 
 # --- training curves ---
 
-_STAGE_TONES = {"sft": "sft", "dpo": "dpo", "ppo": "ppo"}
 _FURTHER_TONES = ("base", "other", "extra", "sft", "dpo", "ppo")
+
+
+def _tone_of(stage: str) -> str:
+    tone, _ = find_stage(stage).mark or ("extra", "")
+    return tone
 
 
 def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
@@ -561,7 +562,7 @@ def final_figures(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _panel(panel: Panel, stage: str, kept: float | None) -> Markup:
-    tones = _panel_tones(panel, _STAGE_TONES.get(stage, "extra"))
+    tones = _panel_tones(panel, _tone_of(stage))
     legend = [_legend_entry(curve, tone) for curve, tone in zip(panel.curves, tones, strict=True)]
     each = max(curve.steps_a_point for curve in panel.curves)
     notes = [f"each point the mean of {each} rows"] if each > 1 else []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tiebreak.stages import find_stage
+
 COMMON = {
     "training.learning_rate": "learning rate",
     "training.lr_scheduler": "schedule",
@@ -22,53 +24,19 @@ COMMON = {
     "adapter.dropout": "adapter dropout",
     "adapter.target_modules": "adapted modules",
 }
-OF_STAGES = {
-    "sft": {"loss_on": "loss on"},
-    "reward": {
-        "strength_as": "strength as",
-        "margin_scale": "margin scale",
-        "soft_labels": "soft labels",
-        "use_weights": "weights used",
-        "centering": "centering",
-        "members": "members",
-    },
-    "dpo": {"beta": "beta", "loss_type": "loss", "label_smoothing": "label smoothing"},
-    "ppo": {
-        "algorithm": "algorithm",
-        "kl_coef": "KL coefficient",
-        "kl_target": "KL target in nats",
-        "rollouts": "rollouts",
-        "episodes_per_rollout": "episodes a rollout",
-        "ppo_epochs": "epochs a rollout",
-        "completions_per_prompt": "completions a prompt",
-        "sampling.temperature": "temperature",
-        "sampling.max_new_tokens": "longest answer in tokens",
-        "cliprange": "clip range",
-        "gamma": "gamma",
-        "lam": "lambda",
-        "vf_coef": "value loss coefficient",
-        "entropy_coef": "entropy coefficient",
-        "missing_eos_penalty": "penalty of an unfinished answer",
-        "length_penalty": "length penalty",
-    },
-}
-"""By stage: the configuration's keys, and what the report calls them."""
-_WITHOUT_GROUPS = ("completions_per_prompt",)
-"""Keys of PPO that only RLOO and GRPO read."""
-_WITHOUT_CRITIC = ("gamma", "lam", "vf_coef")
-"""Keys of PPO that RLOO and GRPO do not read."""
+"""Settings that trained stages share; each has its own besides (tiebreak.stages)."""
 
 
 def training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Name → value, the stage's own before those that stages share; {} for a stage that trains nothing."""
-    stage = str(manifest["stage"])
-    if stage not in OF_STAGES:
+    stage = find_stage(str(manifest["stage"]))
+    if not stage.trains:
         return {}
     config: Mapping[str, Any] = manifest.get("config") or {}
     values = {**_flat(config), **_flat({"adapter": (manifest.get("model") or {}).get("adapter")}), **_batch(config)}
-    unread = {"training.epochs"} if stage == "ppo" or values.get("training.max_steps") is not None else set()
-    unread |= set(_WITHOUT_CRITIC if config.get("algorithm", "ppo") != "ppo" else _WITHOUT_GROUPS)
-    named = {**OF_STAGES[stage], **COMMON}
+    unread = {*stage.unread_settings, *(["training.epochs"] if values.get("training.max_steps") is not None else [])}
+    own = {setting.key: setting.name for setting in stage.settings if setting.is_read(config)}
+    named = own | COMMON
     return {name: values[key] for key, name in named.items() if key not in unread and values.get(key) is not None}
 
 

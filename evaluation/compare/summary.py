@@ -20,11 +20,11 @@ from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, 
 from evaluation.compare.words import distinct_names
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError
+from tiebreak.stages import find_stage
 from tiebreak.statistics import bootstrap_interval
 
 __all__ = ["build_report", "distinct_names", "guard_decision", "verdict"]
 
-DATA_FILES = ("prompts", "demonstrations", "pairs", "judgments", "preferences")
 TIMING_WORDS = ("seconds", "runtime", "per_second", "flos", "memory")
 
 
@@ -151,7 +151,7 @@ def _noted_counts(link: Link) -> dict[str, Any]:
     recorded = link.manifest.get("counts")
     counts = dict(recorded) if isinstance(recorded, dict) else {}
     path = Path(link.folder) / "final" / "report.json"
-    if link.stage in ("prepare", "sample", "label") and path.is_file():
+    if find_stage(link.stage).makes == "data" and path.is_file():
         report = json.loads(path.read_text(encoding="utf-8"))
         preferences = report.get("preferences")
         if isinstance(report.get("dropped"), dict):
@@ -186,7 +186,7 @@ def chain_entry(link: Link) -> dict[str, Any]:
 def data_counts(link: Link) -> list[dict[str, Any]]:
     """Rows in a data stage's files, counted in the files themselves, by split or by who judged."""
     rows = []
-    for what in DATA_FILES:
+    for what in find_stage(link.stage).rows:
         path = Path(link.folder) / "final" / f"{what}.jsonl"
         if path.is_file():
             by: Counter[str] = Counter()

@@ -16,6 +16,7 @@ from evaluation.compare.lineage import Lineage
 from evaluation.compare.reading import Evaluation, Link
 from evaluation.compare.words import edge, label, listed
 from tiebreak.page.numbers import number, p_value, percent, short
+from tiebreak.stages import find_stage
 from tiebreak.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
 
 MANY_PROMPTS = 30
@@ -96,7 +97,7 @@ def headline(
         "caveats": [
             *_caveats(evaluations, kinds),
             *_reward_caveats(links),
-            *_dpo_caveats(links, evaluations, chains),
+            *_implicit_reward_caveats(links, evaluations, chains),
             *_guard_caveats(links),
         ],
         "guards": [guard_decision(link.stage, link.manifest["guard"]) for link in links if "guard" in link.manifest],
@@ -188,14 +189,14 @@ def _reward_caveats(links: Sequence[Link]) -> list[str]:
     for link in links:
         metrics = dict(link.manifest.get("metrics") or {})
         interval = metrics.get("held_out_accuracy_interval")
-        if link.stage == "reward" and interval and interval[0] <= 0.5:
+        if find_stage(link.stage).makes == "reward" and interval and interval[0] <= 0.5:
             rows.append(
                 f"The reward model{_which(link, links)} is right about {percent(metrics['held_out_accuracy'])} of "
                 f"held-out preferences (95% interval {edge(interval[0])} to {edge(interval[1])}, which does not exclude "
                 "chance): read its scores with care."
             )
         loss = metrics.get("eval_loss")
-        if link.stage == "reward" and _above_chance(loss) and _plain_bradley_terry(link):
+        if find_stage(link.stage).makes == "reward" and _above_chance(loss) and _plain_bradley_terry(link):
             rows.append(
                 f"The reward model{_which(link, links)}'s loss on held-out preferences is {number(loss)}, above the "
                 f"{number(math.log(2))} (ln 2) of a coin: it is surer than it is right."
@@ -203,10 +204,10 @@ def _reward_caveats(links: Sequence[Link]) -> list[str]:
     return rows
 
 
-def _dpo_caveats(
+def _implicit_reward_caveats(
     links: Sequence[Link], evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]]
 ) -> list[str]:
-    """What a DPO run's own held-out preferences say against it."""
+    """What the held-out preferences of a run that learned implicit rewards say against it."""
     names = {
         link.id: label(policy) if len(evaluations) == 1 else f"{where}: {label(policy)}"
         for where, one in evaluations.items()
@@ -215,13 +216,13 @@ def _dpo_caveats(
     }
     rows = []
     for link in links:
-        if link.stage == "dpo":
+        if find_stage(link.stage).implicit_rewards:
             name = names.get(link.id) or label(link.stage) + _which(link, links)
-            rows += [f"{name}'s {fault}." for fault in (_dpo_loss_fault(link), _dpo_accuracy_fault(link)) if fault]
+            rows += [f"{name}'s {fault}." for fault in (_loss_fault(link), _accuracy_fault(link)) if fault]
     return rows
 
 
-def _dpo_loss_fault(link: Link) -> str:
+def _loss_fault(link: Link) -> str:
     loss = (link.manifest.get("metrics") or {}).get("eval_loss")
     losses = (link.manifest.get("config") or {}).get("loss_type", ["sigmoid"])
     if list(losses) != ["sigmoid"] or not _above_chance(loss):
@@ -232,7 +233,7 @@ def _dpo_loss_fault(link: Link) -> str:
     )
 
 
-def _dpo_accuracy_fault(link: Link) -> str:
+def _accuracy_fault(link: Link) -> str:
     metrics, counts = link.manifest.get("metrics") or {}, link.manifest.get("counts") or {}
     accuracy, n = metrics.get("eval_rewards/accuracies"), counts.get("validation")
     if not isinstance(accuracy, (int, float)) or not n:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tiebreak.page.numbers import percent
+from tiebreak.stages import find_stage
 
 
 def label(policy: str) -> str:
-    """A policy's name as prose prints it: SFT, DPO, PPO; other names as they are."""
-    return policy.upper() if policy in ("sft", "dpo", "ppo") else policy
+    """A policy's name as prose prints it: that of a stage by its title, as SFT; other names as they are."""
+    return find_stage(policy).title or policy
 
 
 def edge(share: float) -> str:

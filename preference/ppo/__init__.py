@@ -17,16 +17,3 @@ from there, "The N+ Implementation Details of RLHF with PPO" (Huang et al. 2024)
 `algorithm: ppo|rloo|grpo` chooses. The KL in the reward is k1, log π − log π_ref; k3, which is steadier, is what control
 and early stops read, and must not stand in a reward (see preference.policy.token_rewards).
 """
-
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """`tiebreak ppo`, or `python -m preference.ppo`."""
-    from preference.configuration import PPOConfig
-    from preference.ppo.train import train_ppo
-    from tiebreak.command.launch import stage_main
-
-    stage_main("ppo", PPOConfig, train_ppo, arguments)

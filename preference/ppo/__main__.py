@@ -1,5 +1,5 @@
 """`python -m preference.ppo`"""
 
-from preference.ppo import main
+from preference.ppo.train import main
 
 main()

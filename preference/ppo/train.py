@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from transformers import TrainingArguments
@@ -17,6 +18,7 @@ from preference.policy.rewards import MountedReward, Reward, RewardApart, find_f
 from preference.policy.vllm import VLLMSampler, require_vllm
 from preference.ppo.loop import PPOSettings
 from preference.ppo.trainer import PPOTrainer
+from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Rules, read_prompts
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError
@@ -32,9 +34,6 @@ from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.passes import default_tokens_per_pass
 from tiebreak.training.stage import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
-
-if TYPE_CHECKING:
-    pass
 
 
 def train_ppo(config: PPOConfig) -> None:
@@ -71,11 +70,7 @@ def train_ppo(config: PPOConfig) -> None:
         kind="policy",
         adapter=adapter_of(source, config.adapter),
         probe_ids=probe_ids([ids for ids, _ in encoded]),
-        metrics=last_metrics(
-            run.folder,
-            ("objective/kl", "objective/scores", "objective/rlhf_reward", "eval_objective/scores", "eval_objective/kl"),
-            up_to=trainer.state.global_step,
-        ),
+        metrics=last_metrics(run, up_to=trainer.state.global_step),
         facts={
             **trainer.path_facts(),
             "counts": {
@@ -283,3 +278,8 @@ def reward_kinds(config: PPOConfig) -> list[str]:
     models = [reward.model for reward in config.all_rewards if reward.model]
     models += [config.guard.reward_model] if config.guard else []
     return sorted({kind for model in models for kind in read_manifest(model).get("kinds", [])})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak ppo`, or `python -m preference.ppo`."""
+    stage_main("ppo", PPOConfig, train_ppo, arguments)

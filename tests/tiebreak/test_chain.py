@@ -20,12 +20,9 @@ class LinkConfig(StageConfig):
 
     data: str
 
-    def input_sources(self) -> dict[str, str]:
-        return {"data": self.data}
-
 
 def make(folder: Path | str, data: Path | str, content: str = "made") -> None:
-    run = start_run(LinkConfig(output=str(folder), data=str(data)), Path(folder).name)
+    run = start_run(LinkConfig(output=str(folder), data=str(data)), Path(folder).name, {"data": str(data)})
     (run.final / "result.txt").write_text(content)
     run.finish()
 

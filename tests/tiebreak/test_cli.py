@@ -11,7 +11,8 @@ import pytest
 from support import REPOSITORY, run_command
 
 from tiebreak import __version__
-from tiebreak.command.cli import COMMANDS, help_page
+from tiebreak.command.cli import help_page
+from tiebreak.command.table import COMMANDS
 
 HEAVY = ("torch", "transformers", "trl", "peft", "gradio", "fastapi", "wandb", "datasets", "numpy", "pydantic", "yaml")
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from support import REPOSITORY
 
-from tiebreak.command.cli import COMMANDS
+from tiebreak.command.table import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, dump_config, load_config, read_yaml
 from tiebreak.errors import ConfigError
 

@@ -249,7 +249,7 @@ def test_two_launches_on_one_machine_meet_at_two_ports(
     file: str, port: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tiebreak.command.launch import run_accelerated
-    from tiebreak.command.stages import COMMANDS
+    from tiebreak.command.table import COMMANDS
 
     own = tmp_path / "own.yaml"
     own.write_text((REPOSITORY / "configs/accelerate/cpu_zero2.yaml").read_text() + file)

@@ -16,7 +16,7 @@ from support import REPOSITORY
 
 from tiebreak.command.cli import main
 from tiebreak.command.help import configuration_class, help_lines
-from tiebreak.command.stages import COMMANDS, Command, find_command
+from tiebreak.command.table import COMMANDS, Command, find_command
 from tiebreak.config import load_config
 from tiebreak.errors import ConfigError
 

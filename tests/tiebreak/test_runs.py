@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from support import REPOSITORY, snapshot, write_checkpoint
@@ -338,7 +338,6 @@ def test_a_run_of_other_processes_is_not_resumed(tmp_path: Path, data: Path, mon
 class TrainingStudyConfig(StudyConfig):
     """A stage that trains."""
 
-    trains: ClassVar[bool] = True
     training: TrainingConfig = TrainingConfig(per_device_batch_size=4, gradient_accumulation_steps=2)
 
 

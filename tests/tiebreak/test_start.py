@@ -15,7 +15,7 @@ from tiebreak.command.cli import main
 from tiebreak.command.closing import next_command, saved_line
 from tiebreak.command.help import configuration_class
 from tiebreak.command.launch import accelerate_file, accelerate_names
-from tiebreak.command.stages import COMMANDS
+from tiebreak.command.table import COMMANDS
 from tiebreak.config import load_config, read_yaml
 from tiebreak.errors import ConfigError
 from tiebreak.shipped import find_shipped

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from tiebreak import __version__
-from tiebreak.command.stages import COMMANDS, Command, find_command
+from tiebreak.command.table import COMMANDS, find_command
 from tiebreak.errors import ConfigError, exit_with_message
+from tiebreak.stages import Command
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

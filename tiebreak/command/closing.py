@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.command.help import configuration_class
-from tiebreak.command.stages import COMMANDS, Next
+from tiebreak.command.table import COMMANDS
 from tiebreak.config import StageConfig, read_yaml, take_config_flag
 from tiebreak.flags import as_flag
 from tiebreak.keys import REQUIRED, own_keys
 from tiebreak.runs.run import MANIFEST, TRIAL, identify, output_folder, read_manifest
 from tiebreak.shipped import find_shipped
+from tiebreak.stages import Next, find_stage
 from tiebreak.terminal import say
 
 METRICS_SHOWN = 4
@@ -23,7 +24,7 @@ METRICS_SHOWN = 4
 def say_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
     """Print a finished stage's last lines; in a recipe, whose next stage follows anyway, the first of them."""
     folder = output_folder(identify(config, stage)) if TRIAL in config.output else Path(config.output)
-    steps = [step for step in COMMANDS[stage].next if not step.when or getattr(config, step.when)]
+    steps = [step for step in find_stage(stage).next if not step.when or getattr(config, step.when)]
     if not steps or not (folder / MANIFEST).is_file():
         return
     say(saved_line(folder))

@@ -19,10 +19,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tiebreak.command.stages import Command, find_command
+from tiebreak.command.table import find_command
 from tiebreak.config import read_yaml, take_config_flag
 from tiebreak.flags import as_flag
 from tiebreak.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
+from tiebreak.stages import Command
 
 WIDTH, WIDEST = 100, 130
 """columns where the output is no terminal, and at most"""

@@ -21,6 +21,7 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, DataError, RunError, exit_with_message
 from tiebreak.shipped import find_shipped
+from tiebreak.stages import STAGES
 
 QUICKSTART, QUICKSTART_DATA, QUICKSTART_RUNS = Path("configs/quickstart"), Path("data/hydroponics"), "runs/quickstart"
 GUIDELINES = """guidelines: |
@@ -87,9 +88,10 @@ def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
         edits.append(_without_simulated_raters)
     names = sorted(file.name for file in find_shipped(QUICKSTART).glob("*.yaml"))
     texts = {name: (find_shipped(QUICKSTART) / name).read_text(encoding="utf-8") for name in names}
-    if not fine_tuned:
-        del texts["sft.yaml"]
-        edits.append(_without_fine_tuning(f"runs/{folder.name}", given.policy))
+    for stage in STAGES.values() if not fine_tuned else ():
+        if stage.trains and "demonstrations" in stage.inputs:
+            texts.pop(f"{stage.name}.yaml", None)
+            edits.append(_without_stage(stage.name, f"runs/{folder.name}", given.policy))
     for edit in edits:
         texts = {name: edit(text) for name, text in texts.items()}
     return texts
@@ -127,14 +129,14 @@ def _without_simulated_raters(text: str) -> str:
     return re.sub(r" Here by simulated raters,.*\n(?:# .*\n)*", "\n", text)
 
 
-def _without_fine_tuning(runs: str, policy: str) -> Edit:
-    """Every stage starts from the model as it is, with an adapter of its own."""
+def _without_stage(stage: str, runs: str, policy: str) -> Edit:
+    """Those after it start from the model as it is, with an adapter of their own."""
 
     def edit(text: str) -> str:
-        text = re.sub(r"^  - \{stage: sft, .*\n", "", text, flags=re.MULTILINE)
-        text = re.sub(rf"^  sft: {runs}/sft\n", "", text, flags=re.MULTILINE)
-        text = re.sub(r"^baseline: sft\b", "baseline: base", text, flags=re.MULTILINE)
-        text = re.sub(rf"^policy: {runs}/sft\b.*", f"policy: {policy}", text, flags=re.MULTILINE)
+        text = re.sub(rf"^  - \{{stage: {stage}, .*\n", "", text, flags=re.MULTILINE)
+        text = re.sub(rf"^  {stage}: {runs}/{stage}\n", "", text, flags=re.MULTILINE)
+        text = re.sub(rf"^baseline: {stage}\b", "baseline: base", text, flags=re.MULTILINE)
+        text = re.sub(rf"^policy: {runs}/{stage}\b.*", f"policy: {policy}", text, flags=re.MULTILINE)
         return re.sub(r"^adapter: null .*", "adapter: {method: lora, r: 16, alpha: 32}", text, flags=re.MULTILINE)
 
     return edit

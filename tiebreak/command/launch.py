@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from tiebreak.command.help import print_help, wants_help
-from tiebreak.command.stages import COMMANDS, Command
 from tiebreak.config import StageConfig, load_config, read_yaml
 from tiebreak.errors import ConfigError, MachineError, exit_with_message
 from tiebreak.process.children import follow_parent_if_asked, run_launched
 from tiebreak.process.settings import leave_out_inference_kernel, process_settings, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals
 from tiebreak.shipped import find_shipped, shipped_names
+from tiebreak.stages import STAGES, Command, find_stage
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -47,12 +47,12 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
         _require_one_process(stage)
         config = load_config(model, words, stage)
         outputs.append(Path(config.output))
-        if stage in COMMANDS and COMMANDS[stage].trains:
+        if find_stage(stage).trains:
             from tiebreak.models.reload import fork_ahead
 
             fork_ahead()  # while nothing is loaded
         body(config)
-        if stage in COMMANDS:
+        if stage in STAGES:
             from tiebreak.command.closing import say_end
 
             say_end(stage, config, words)
@@ -62,7 +62,7 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
 
 
 def _require_one_process(stage: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (stage in COMMANDS and COMMANDS[stage].trains):
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not find_stage(stage).trains:
         raise ConfigError(f"'tiebreak {stage}' runs in one process: start it without accelerate or torchrun")
 
 

@@ -9,6 +9,7 @@ raters are people, the recipe stops before labelling and says what to do.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -26,7 +27,6 @@ from pydantic_core import to_jsonable_python
 from tiebreak.command.cli import main as start_command
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
-from tiebreak.command.stages import COMMANDS
 from tiebreak.config import Section, StageConfig, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
 from tiebreak.process.children import run_following
@@ -36,16 +36,14 @@ from tiebreak.process.stopping import INTERRUPTED, STOPPED, Stopped, heeding_sig
 from tiebreak.runs.placement import Placement, of_file
 from tiebreak.runs.reports import read_reports
 from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
-
-NOT_STAGES = ("run", "init", "data", "inspect", "raters", "wandb")
-"""commands that write no run folder"""
+from tiebreak.stages import STAGES
 
 
 class StageEntry(Section):
     """One stage of a recipe."""
 
     stage: str
-    """prepare, sft, sample, label, reward, dpo, ppo, evaluate or compare"""
+    """its command, such as sft"""
     config: str
     """the stage's own file"""
     accelerate: str | None = None
@@ -120,10 +118,13 @@ def run_pipeline(config: PipelineConfig) -> None:
 
 
 def _check_entry(entry: StageEntry) -> None:
-    command = COMMANDS.get(entry.stage)
-    if command is None or entry.stage in NOT_STAGES:
-        raise ConfigError(f"stages: no such stage {entry.stage!r}")
-    if entry.accelerate and not command.trains:
+    if entry.stage not in STAGES:
+        near = difflib.get_close_matches(entry.stage, STAGES, n=1)
+        raise ConfigError(
+            f"stages: no such stage: {entry.stage}; "
+            + (f"did you mean {near[0]}?" if near else f"there are {', '.join(STAGES)}")
+        )
+    if entry.accelerate and not STAGES[entry.stage].trains:
         raise ConfigError(f"stages: '{entry.stage}' runs in one process: leave its accelerate out")
 
 
@@ -152,8 +153,7 @@ def _override_words(entry: StageEntry) -> Iterator[str]:
             yield from (f"--{key}", flag_word(value))
 
     for key, value in entry.overrides.items():
-        switch = entry.stage == "label" and key == "simulate" and isinstance(value, bool)
-        yield from words("simulate.enabled" if switch else key, value)
+        yield from words(key, value)
 
 
 def _is_section(model: type[BaseModel], key: str) -> bool:
@@ -231,25 +231,25 @@ def stage_state(entry: StageEntry, words: Sequence[str]) -> tuple[Path, str, str
 
 def config_class(stage: str) -> type[StageConfig]:
     """The class of a stage's configuration, from a module that imports no model code."""
-    module, _, name = COMMANDS[stage].configuration.partition(":")
+    module, _, name = STAGES[stage].configuration.partition(":")
     found: type[StageConfig] = getattr(importlib.import_module(module), name)
     return found
 
 
 def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
     """Stop before labelling when nobody simulates it, and say how it goes on."""
-    if entry.stage != "label":
+    stage = STAGES[entry.stage]
+    if not stage.by_people_unless:
         return False
-    model = config_class("label")
-    config = load_config(model, list(words), "label")
-    if getattr(config, "simulated", False):
+    config = load_config(config_class(entry.stage), list(words), entry.stage)
+    if getattr(config, stage.by_people_unless):
         return False
     given = shlex.join(words)
     print(
         f"\n{config.output} waits for raters. Serve the pairs with\n"
-        f"  tiebreak label {given}\n"
+        f"  tiebreak {entry.stage} {given}\n"
         "when enough are judged, write the preferences with\n"
-        f"  tiebreak label export {given}\n"
+        f"  tiebreak {entry.stage} export {given}\n"
         "and give this same 'tiebreak run' command again: it goes on from there."
     )
     return True
@@ -278,19 +278,11 @@ def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, st
     missing = process_settings()
     if not entry.accelerate and not missing:
         with while_importing():
-            _import_stage(entry.stage)  # for the stages after it too
+            importlib.import_module(STAGES[entry.stage].module)  # for the stages after it too
         if may_fork():
             return run_forked(lambda: start_command(words), environment)
     command = [sys.executable, "-m", "tiebreak.command.cli", *words]
     return run_following(command, {**os.environ, **missing, **environment})
-
-
-def _import_stage(stage: str) -> None:
-    """What the stage's process needs; PPO's own module imports its models only when it is called."""
-    name = COMMANDS[stage].module
-    importlib.import_module(name)
-    if name == "preference.ppo":
-        importlib.import_module("preference.ppo.train")
 
 
 def _move_aside(folder: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tiebreak.command.help import about_of, configuration_class, shown, usage_of
-from tiebreak.command.stages import COMMANDS, Command
+from tiebreak.command.table import COMMANDS
 from tiebreak.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
+from tiebreak.stages import Command
 
 FOLDER = Path("docs/configuration")
 INDEX = "index.md"

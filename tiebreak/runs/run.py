@@ -42,6 +42,7 @@ from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.process.stopping import check, deferring, interruptible
+from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, progress, say
 
 MANIFEST = "manifest.json"
@@ -258,7 +259,7 @@ def identify(
     Raises:
         RunError: an input is not there, or not finished.
     """
-    sources = stage_inputs(config) if inputs is None else inputs
+    sources = stage_inputs(config, stage) if inputs is None else inputs
     resolved = {name: identify_input(source) for name, source in sources.items()}
     return Identity(stage, config, resolved, placement or of_process())
 
@@ -268,7 +269,7 @@ def that_drops(run: Run) -> Run | None:
     return run if getattr(run.config, "on_bad_row", "refuse") == "drop" else None
 
 
-def stage_inputs(config: StageConfig) -> dict[str, str]:
+def stage_inputs(config: StageConfig, stage: str) -> dict[str, str]:
     """What a stage reads, the files of the user's functions included: they count by their source.
 
     Raises:
@@ -277,7 +278,7 @@ def stage_inputs(config: StageConfig) -> dict[str, str]:
     found = {key: load_function(name, key, config.config_folder) for key, name in config.function_names().items()}
     template = config.template_file()
     return (
-        config.input_sources()
+        find_stage(stage).inputs_of(config)
         | {key: function.file for key, function in found.items() if function.file}
         | ({"chat_template": str(template)} if template else {})
     )

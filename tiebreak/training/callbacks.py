@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,15 +24,9 @@ if TYPE_CHECKING:
 class ProgressLine(ProgressCallback):
     """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
 
-    SHOWN: ClassVar = {
-        "loss": "loss",
-        "mean_token_accuracy": "token accuracy",
-        "accuracy": "accuracy",
-        "rewards/accuracies": "accuracy",
-        "rewards/margins": "margin",
-        "objective/scores": "score",
-        "objective/kl": "KL",
-    }
+    def __init__(self, metrics: Mapping[str, str]) -> None:
+        super().__init__()
+        self.shown = {key: name for key, name in metrics.items() if not key.startswith("eval_")}
 
     def on_log(
         self,
@@ -43,7 +37,7 @@ class ProgressLine(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         if self.training_bar is not None and logs:
-            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.shown.items() if key in logs}
             if shown:
                 self.training_bar.set_postfix(shown)
 

@@ -28,6 +28,7 @@ from tiebreak.runs.checkpoints import MARKER
 from tiebreak.runs.placement import require_agreement
 from tiebreak.runs.reports import Reports
 from tiebreak.runs.run import Run, read_metrics
+from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import RunRecorder, track_again
 from tiebreak.training.callbacks import (
@@ -139,7 +140,7 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
         HandoffError: the loss stopped being a number.
     """
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLine())
+    trainer.add_callback(ProgressLine(find_stage(run.stage).metrics))
     trainer.add_callback(TokenCount(trainer))
     callback = RunCallback(recorder, trainer)
     trainer.add_callback(callback)
@@ -332,12 +333,12 @@ def make_reports(
     reports.make(MERGED, lambda _: merge())
 
 
-def last_metrics(folder: Path, keys: Sequence[str], up_to: float = math.inf) -> dict[str, Any]:
-    """The newest value of each of `keys` in a run's metrics, of the rows up to a step: that of the policy that is kept."""
+def last_metrics(run: Run, up_to: float = math.inf) -> dict[str, Any]:
+    """The newest value of each metric that matters to the stage, of rows up to a step: that of the policy that is kept."""
     found: dict[str, Any] = {}
-    for row in read_metrics(folder):
+    for row in read_metrics(run.folder):
         if row["step"] <= up_to:
-            found |= {key: row[key] for key in keys if row.get(key) is not None}
+            found |= {key: row[key] for key in find_stage(run.stage).metrics if row.get(key) is not None}
     return found
 
 

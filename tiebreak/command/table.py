@@ -1,0 +1,127 @@
+"""The table of commands: the stages in their order, and what stands beside them.
+
+It imports nothing but the stages' entries, so that `tiebreak --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from tiebreak.stages import LABEL_FILE, STAGES, Command
+
+_RATERS = "labeling_ui.raters"
+
+INIT = Command(
+    "init",
+    "tiebreak.command.init",
+    "write a recipe to start from, for data of your own",
+    "tiebreak.command.init:InitArguments",
+    positional="FOLDER",
+    sources=(),
+)
+
+RUN = Command(
+    "run",
+    "tiebreak.command.pipeline",
+    "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one",
+    "tiebreak.command.pipeline:PipelineConfig",
+    heavy=True,
+)
+
+RATERS = Command(
+    "raters",
+    _RATERS,
+    "who may rate: add, invite, reset, move, disable, list",
+    subcommands=(
+        Command(
+            "add",
+            _RATERS,
+            "an account, with a password that is made and printed once",
+            "labeling_ui.raters:AddArguments",
+            positional="NAME",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "invite",
+            _RATERS,
+            "a link that gives one account, for a week",
+            "labeling_ui.raters:InviteArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "reset",
+            _RATERS,
+            "a new password; a disabled rater is let in again",
+            "labeling_ui.raters:ResetArguments",
+            positional="NAME",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "move",
+            _RATERS,
+            "to another pool",
+            "labeling_ui.raters:MoveArguments",
+            positional="NAME",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "disable",
+            _RATERS,
+            "lock a rater out; what they judged stays",
+            "labeling_ui.raters:DisableArguments",
+            positional="NAME",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "list",
+            _RATERS,
+            "everybody, with the number of their judgments",
+            "labeling_ui.raters:ListArguments",
+            sources=LABEL_FILE,
+        ),
+    ),
+)
+
+DATA = Command(
+    "data",
+    "tiebreak.command.data",
+    "how a file of data is read: its shape, splits and faults, and rows as a model learns them",
+    "tiebreak.command.data:DataArguments",
+    positional="FILE",
+    sources=(),
+)
+
+INSPECT = Command(
+    "inspect",
+    "tiebreak.command.inspect",
+    "what is in a run folder, and what it was made from",
+    "tiebreak.command.inspect:InspectArguments",
+    positional="FOLDER",
+    sources=(),
+)
+
+WANDB = Command(
+    "wandb",
+    "tiebreak.tracking.wandb_copy",
+    "send runs to W&B that could not be sent while they were made",
+    subcommands=(
+        Command("sync", "tiebreak.tracking.wandb_copy", "send a run folder again", positional="FOLDER", sources=()),
+    ),
+)
+
+_RECIPES = {command.name: command for command in (INIT, RUN)}
+_BESIDE = {command.name: command for command in (RATERS, DATA, INSPECT, WANDB)}
+
+COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
+"""In the order of the help page: a ChainMap goes through its last mapping first."""
+
+
+def find_command(words: Sequence[str]) -> tuple[str, Command, list[str]]:
+    """(its whole name, the command or subcommand, the words after it); the first word must be a command."""
+    command, rest = COMMANDS[words[0]], list(words[1:])
+    for one in command.subcommands:
+        if rest[:1] == [one.name]:
+            return f"{command.name} {one.name}", one, rest[1:]
+    return command.name, command, rest

@@ -1,0 +1,401 @@
+"""The stages: an entry each, which the command line, recipes, `inspect`, `compare` and `init` read.
+
+A new stage is a module with its configuration and its `main`, and an entry in STAGES. Nothing is imported here, so that
+`tiebreak --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, the module that runs it, and the class of its configuration (`module:class`, of a module that imports
+    no model code)."""
+
+    name: str
+    module: str
+    """its `main` takes the words after the command's name"""
+    summary: str
+    configuration: str = ""
+    heavy: bool = False
+    """it holds a model, or starts processes that do"""
+    positional: str = ""
+    """what stands before the flags, as NAME"""
+    sources: tuple[str, ...] = ("config",)
+    """where its keys may come from: `config`, a file of its own; `label`, the labelling stage's file"""
+    subcommands: tuple[Command, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a model: it takes `--accelerate NAME` then."""
+        return False
+
+
+@dataclass(frozen=True)
+class Next:
+    """A stage that may follow another, and its keys: {output} stands for what that one wrote, {policy} for its policy."""
+
+    stage: str
+    keys: tuple[tuple[str, str], ...]
+    when: str = ""
+    """a key of the stage before: it follows only where that is not empty"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart of the report: logged metrics and their held-out twins (`loss`, `eval_loss`) over the steps."""
+
+    title: str
+    unit: str
+    metrics: tuple[str, ...]
+    reference: float | None = None
+    """a value to hold them against"""
+    reference_name: str = ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of the configuration that the report shows."""
+
+    key: str
+    name: str
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """another key, and those of its values with which this one is read; empty: with all"""
+
+    def is_read(self, config: Mapping[str, object]) -> bool:
+        """Whether the stage reads it; earlier versions had one value of a key that they lack."""
+        return all(config.get(key, values[0]) in values for key, values in self.where.items())
+
+
+@dataclass(frozen=True)
+class Stage(Command):
+    """A command that reads finished run folders and writes one."""
+
+    makes: Literal["data", "policy", "reward", "report"] = "report"
+    """`policy` and `reward` (a reward model) are trained"""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """the keys of its configuration that name what it reads, and the names of those inputs in the manifest; {} stands for
+    the place in a list, or the name in a mapping"""
+    rows: tuple[str, ...] = ()
+    """the files of rows that it writes, final/NAME.jsonl"""
+    by_people_unless: str = ""
+    """a property of its configuration: where it is false people do the work, and a recipe stops before it"""
+    next: tuple[Next, ...] = ()
+    """what usually follows, the likeliest first"""
+    title: str = ""
+    """in prose and in charts, also of a policy that has the stage's name; empty: its name"""
+    mark: tuple[str, str] | None = None
+    """tone and shape in charts, also of a policy that has the stage's name"""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """the logged metrics that matter, and what they are called: the manifest keeps the last value of each, the progress
+    line shows those of the training, and `inspect` shows them first"""
+    figures: tuple[Figure, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    """beside those that trained stages share; see evaluation.compare.settings"""
+    unread_settings: tuple[str, ...] = ()
+    """of those that trained stages share, what manifests of earlier versions hold and the stage never read"""
+    implicit_rewards: bool = False
+    """it learns implicit rewards: the report tests their held-out accuracy against chance, a guard compares their margin"""
+
+    @property
+    def trains(self) -> bool:
+        return self.makes in ("policy", "reward")
+
+    def inputs_of(self, config: object) -> dict[str, str]:
+        """What a configuration says the stage reads (run folders, files, models, hub data), by its name in the manifest."""
+        found: dict[str, str] = {}
+        for key, name in self.inputs.items():
+            for place, source in _sources_at(config, key.split(".")):
+                taken = place
+                while name.format(taken) in found:  # keys that are numbered together
+                    taken = int(taken) + 1
+                found[name.format(taken)] = source
+        return found
+
+
+def _sources_at(value: object, parts: Sequence[str], place: str | int = "") -> Iterator[tuple[str | int, str]]:
+    if value is None or value == "":
+        return
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _sources_at(one, parts, name)
+    elif isinstance(value, (list, tuple)):
+        for number, one in enumerate(value):
+            yield from _sources_at(one, parts, number)
+    else:
+        yield from _sources_at(getattr(value, parts[0]), parts[1:], place)
+
+
+_LABEL = "labeling_ui.label"
+LABEL_FILE = ("label",)
+"""`Command.sources` of what works on a label store"""
+
+PREPARE = Stage(
+    "prepare",
+    "sft.prepare",
+    "validate, deduplicate and split prompts and demonstrations",
+    "sft.configuration:PrepareConfig",
+    makes="data",
+    inputs={"prompts": "data_{}", "demonstrations": "data_{}"},
+    rows=("prompts", "demonstrations"),
+    next=(
+        Next("sft", (("demonstrations", "{output}"), ("policy", "{policy}")), when="demonstrations"),
+        Next("sample", (("prompts", "{output}"), ("policy", "{policy}"))),
+    ),
+)
+
+SFT = Stage(
+    "sft",
+    "sft.train",
+    "supervised fine-tuning with LoRA",
+    "sft.configuration:SFTConfig",
+    heavy=True,
+    makes="policy",
+    inputs={"policy": "policy", "demonstrations": "demonstrations"},
+    next=(Next("sample", (("policy", "{output}"),)),),
+    title="SFT",
+    mark=("sft", "square"),
+    metrics={
+        "loss": "loss",
+        "eval_loss": "held-out loss",
+        "mean_token_accuracy": "token accuracy",
+        "eval_mean_token_accuracy": "held-out token accuracy",
+    },
+    figures=(
+        Figure("Loss", "nats per token", ("loss",)),
+        Figure("Token accuracy", "share of tokens", ("mean_token_accuracy",)),
+        Figure("Entropy", "nats per token", ("entropy",)),
+    ),
+    settings=(Setting("loss_on", "loss on"),),
+)
+
+SAMPLE = Stage(
+    "sample",
+    "preference.sample",
+    "several completions a prompt, as pairs to judge",
+    "preference.configuration:SampleConfig",
+    heavy=True,
+    makes="data",
+    inputs={"policy": "policy", "prompts": "prompts"},
+    rows=("pairs",),
+    next=(Next("label", (("pairs", "{output}"),)),),
+)
+
+LABEL = Stage(
+    "label",
+    _LABEL,
+    "serve pairs to raters; export, verify and count their judgments",
+    "labeling_ui.label:LabelConfig",
+    makes="data",
+    inputs={"pairs": "pairs"},
+    rows=("judgments", "preferences"),
+    by_people_unless="simulated",
+    next=(Next("reward", (("preferences", "{output}"),)), Next("dpo", (("preferences", "{output}"),))),
+    subcommands=(
+        Command(
+            "export",
+            _LABEL,
+            "write the run folder that training reads",
+            "labeling_ui.label:ExportArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "import",
+            _LABEL,
+            "take in judgments that were made elsewhere",
+            "labeling_ui.label:ImportArguments",
+            sources=(),
+        ),
+        Command(
+            "gold",
+            _LABEL,
+            "name pairs whose answer is known, to measure raters by",
+            "labeling_ui.label:GoldArguments",
+            sources=(),
+        ),
+        Command(
+            "status",
+            _LABEL,
+            "how many pairs, judgments and raters a store holds",
+            "labeling_ui.label:StoreArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "verify",
+            _LABEL,
+            "check a store against its own event log",
+            "labeling_ui.label:StoreArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "agreement",
+            _LABEL,
+            "how far raters agree, with each other and with themselves",
+            "labeling_ui.label:StoreArguments",
+            sources=LABEL_FILE,
+        ),
+    ),
+)
+
+REWARD = Stage(
+    "reward",
+    "reward.train",
+    "a reward model from preferences; report on one",
+    "reward.configuration:RewardConfig",
+    heavy=True,
+    makes="reward",
+    inputs={"policy": "policy", "preferences": "preferences", "samples": "samples"},
+    next=(Next("ppo", (("reward_model", "{output}"), ("policy", "{policy}"))),),
+    subcommands=(
+        Command(
+            "report",
+            "reward.report",
+            "whether to trust a reward model: its report, on any preferences",
+            "reward.configuration:RewardReportConfig",
+            heavy=True,
+        ),
+    ),
+    metrics={"loss": "loss", "accuracy": "accuracy", "margin": "margin", "eval_loss": "held-out loss"},
+    figures=(
+        Figure("Loss", "nats per pair", ("loss",)),
+        Figure("Accuracy", "share of pairs", ("accuracy", "accuracies"), 0.5, "chance"),
+        Figure("Margin, chosen − rejected", "score", ("margin", "margins"), 0.0),
+        Figure("Mean score", "score", ("mean_reward", "min_reward", "max_reward")),
+    ),
+    settings=(
+        Setting("strength_as", "strength as"),
+        Setting("margin_scale", "margin scale"),
+        Setting("soft_labels", "soft labels"),
+        Setting("use_weights", "weights used"),
+        Setting("centering", "centering"),
+        Setting("members", "members"),
+    ),
+)
+
+DPO = Stage(
+    "dpo",
+    "preference.dpo",
+    "direct preference optimisation",
+    "preference.configuration:DPOConfig",
+    heavy=True,
+    makes="policy",
+    inputs={"policy": "policy", "preferences": "preferences", "guard.reward_model": "guard.reward_model"},
+    next=(Next("evaluate", (("policies.sft", "{policy}"), ("policies.dpo", "{output}"))),),
+    title="DPO",
+    mark=("dpo", "diamond"),
+    metrics={
+        "loss": "loss",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "eval_loss": "held-out loss",
+        "eval_rewards/accuracies": "held-out accuracy",
+    },
+    figures=(
+        Figure("Loss", "nats per pair", ("loss",), math.log(2), "ln 2"),
+        Figure("Accuracy of implicit rewards", "share of pairs", ("rewards/accuracies",), 0.5, "chance"),
+        Figure("Margin of implicit rewards", "implicit reward", ("rewards/margins",), 0.0),
+        Figure("Implicit rewards", "implicit reward", ("rewards/chosen", "rewards/rejected"), 0.0),
+        Figure("Log-probability of answers", "nats per answer", ("logps/chosen", "logps/rejected")),
+        Figure("Score of the guard's reward model", "score", ("guard/score",)),
+    ),
+    settings=(Setting("beta", "beta"), Setting("loss_type", "loss"), Setting("label_smoothing", "label smoothing")),
+    implicit_rewards=True,
+)
+
+_OWN, _GROUPS = {"algorithm": ("ppo",)}, {"algorithm": ("rloo", "grpo")}
+
+PPO = Stage(
+    "ppo",
+    "preference.ppo.train",
+    "proximal policy optimisation against a reward model",
+    "preference.configuration:PPOConfig",
+    heavy=True,
+    makes="policy",
+    inputs={
+        "policy": "policy",
+        "prompts": "prompts",
+        "reward_model": "reward_model",
+        "rewards.model": "rewards.{}",
+        "value_head": "value_head",
+        "guard.reward_model": "guard.reward_model",
+    },
+    next=(Next("evaluate", (("policies.sft", "{policy}"), ("policies.ppo", "{output}"))),),
+    title="PPO",
+    mark=("ppo", "triangle"),
+    metrics={
+        "objective/kl": "KL",
+        "objective/scores": "score",
+        "objective/rlhf_reward": "reward",
+        "eval_objective/scores": "held-out score",
+        "eval_objective/kl": "held-out KL",
+    },
+    figures=(
+        Figure("Score of the reward model", "score", ("objective/scores", "guard/training_score")),
+        Figure("Score of the guard's reward model", "score", ("guard/score",)),
+        Figure("KL from the SFT policy", "nats per answer", ("objective/kl",), 0.0),
+        Figure("Reward, score − KL penalty", "score", ("objective/rlhf_reward",)),
+        Figure("Length of rollouts", "tokens", ("completions/mean_length",)),
+        Figure("Entropy of rollouts", "nats per answer", ("objective/entropy",)),
+        Figure("Entropy of the policy", "nats per token", ("policy/entropy_avg",)),
+        Figure("Policy loss", "", ("loss/policy_avg",)),
+        Figure("Value loss", "", ("loss/value_avg",)),
+        Figure("Clipped share", "share of tokens", ("policy/clipfrac_avg", "val/clipfrac_avg")),
+        Figure("KL of an update, approximate", "nats per token", ("policy/approxkl_avg",)),
+    ),
+    settings=(
+        Setting("algorithm", "algorithm"),
+        Setting("kl_coef", "KL coefficient"),
+        Setting("kl_target", "KL target in nats"),
+        Setting("rollouts", "rollouts"),
+        Setting("episodes_per_rollout", "episodes a rollout"),
+        Setting("ppo_epochs", "epochs a rollout"),
+        Setting("completions_per_prompt", "completions a prompt", _GROUPS),
+        Setting("sampling.temperature", "temperature"),
+        Setting("sampling.max_new_tokens", "longest answer in tokens"),
+        Setting("cliprange", "clip range"),
+        Setting("gamma", "gamma", _OWN),
+        Setting("lam", "lambda", _OWN),
+        Setting("vf_coef", "value loss coefficient", _OWN),
+        Setting("entropy_coef", "entropy coefficient"),
+        Setting("missing_eos_penalty", "penalty of an unfinished answer"),
+        Setting("length_penalty", "length penalty"),
+    ),
+    unread_settings=("training.epochs",),
+)
+
+EVALUATE = Stage(
+    "evaluate",
+    "evaluation.evaluate",
+    "policies on held-out prompts",
+    "evaluation.configuration:EvaluateConfig",
+    heavy=True,
+    inputs={"prompts": "prompts", "policies": "policy_{}", "reward_model": "reward_model"},
+    next=(Next("compare", (("evaluation", "{output}"),)),),
+)
+
+COMPARE = Stage(
+    "compare",
+    "evaluation.compare",
+    "one report over the whole recipe: report.html, report.json",
+    "evaluation.configuration:CompareConfig",
+    inputs={"evaluation": "evaluation", "runs": "runs.{}", "against": "against.{}"},
+)
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (PREPARE, SFT, SAMPLE, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
+}
+"""In the order of a recipe."""
+
+_UNLISTED = Stage("", "", "")
+
+
+def find_stage(name: str) -> Stage:
+    """The entry of a stage; an empty one for a run folder of a stage that is not listed, as of another version."""
+    return STAGES.get(name, _UNLISTED)
