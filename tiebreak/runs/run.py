@@ -24,24 +24,24 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tiebreak import __version__
-from tiebreak.runs import checkpoints
 from tiebreak.config import StageConfig, dump_config, read_yaml
 from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
-from tiebreak.runs.differences import differences
 from tiebreak.errors import TRACEBACK_FILE, RunError, is_full_disk
 from tiebreak.functions import load_function
 from tiebreak.hashing import hash_file, hash_json
+from tiebreak.process.stopping import check, deferring, interruptible
+from tiebreak.records import write_json, write_text_atomically
+from tiebreak.runs import checkpoints
+from tiebreak.runs.differences import differences
 from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
-from tiebreak.records import write_json, write_text_atomically
-from tiebreak.process.stopping import check, deferring, interruptible
 from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, progress, say
 
@@ -549,8 +549,6 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-
-
 def git_commit() -> str | None:
     """The commit of the working folder, `+` appended if files differ from it; None outside a repository."""
     try:
@@ -573,8 +571,6 @@ def peak_memory_bytes() -> int:
     """The largest resident size of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
-
-
 
 
 def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str) -> list[Any]:
@@ -603,5 +599,3 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
 def clear_partial(run: Run) -> None:
     """Remove what `in_batches` kept; called once the run is finished."""
     shutil.rmtree(run.folder / "partial", ignore_errors=True)
-
-
