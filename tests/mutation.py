@@ -65,7 +65,10 @@ TESTS = {
         "tests/evaluation/test_evaluate.py",
         "tests/data_sets/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
     ],
-    "tiebreak/yardstick.py": ["tests/evaluation/test_evaluate.py"],
+    "tiebreak/yardstick.py": [
+        "tests/tiebreak/test_yardstick.py",
+        "tests/evaluation/test_evaluate.py::test_what_is_no_measure_is_refused_by_name_on_the_first_answer",
+    ],
     "evaluation/compare/verdicts.py": [
         "tests/evaluation/test_verdicts.py",
         "tests/evaluation/test_compare.py::test_a_guards_decision_in_words",
@@ -247,7 +250,7 @@ Path_ = tuple[tuple[str, int | None], ...]
 
 
 def _places(node: ast.AST, path: Path_, function: str, statement: str) -> Iterator[tuple[Path_, ast.AST, str, str]]:
-    """Every node that may be mutated: no annotation, docstring, decorator, import or message."""
+    """Every node that may be mutated: no annotation, docstring, decorator, import, check or message."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list", "type_comment", "format_spec"):
             continue
@@ -265,6 +268,8 @@ def _is_left_out(node: ast.AST) -> bool:
     if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert, ast.JoinedStr)):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # zip's: a check, as an assertion is
         return True
     if isinstance(node, ast.If):
         shown = ast.unparse(node.test)
