@@ -59,6 +59,7 @@ _STDERR = os.dup(2)
 """Standard error as this process found it: pytest takes the other one."""
 
 _DATA_SETS = [f"tests/data_sets/test_{name}.py" for name in ("formats", "files", "splits", "command")]
+_CHAT = ["tests/tiebreak/test_chat.py", "tests/tiebreak/test_turns.py", "tests/models/test_templates.py"]
 TESTS = {
     "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
     "evaluation/evaluate.py": [
@@ -82,7 +83,7 @@ TESTS = {
     "preference/policy/token_rewards.py": ["tests/preference/test_ppo_losses.py"],
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
     "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py"],
-    "tiebreak/models/chat.py": [f"tests/tiebreak/test_{name}.py" for name in ("chat", "turns", "messages")],
+    **{f"tiebreak/models/{name}.py": _CHAT for name in ("chat", "turns", "templates")},
     "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py", *_DATA_SETS],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text")},

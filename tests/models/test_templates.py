@@ -209,7 +209,7 @@ def trained(chat: Chat, messages: Sequence[Message], last_only: bool = False, to
         runs = [(mask, [token for token, _ in run]) for mask, run in itertools.groupby(pairs, lambda pair: pair[1])]
         spans.append([str(chat.tokenizer.decode(ids)) for mask, ids in runs if mask])
         whole = str(chat.tokenizer.decode(example.input_ids))
-        assert all(message.content.strip() in whole for message in messages[:2])
+        assert all(message.content.strip().rpartition("</think>")[2].strip() in whole for message in messages[:2])
     return spans
 
 
@@ -311,3 +311,142 @@ def test_sampling_stops_at_what_is_trained_as_the_end(name: str) -> None:
     stops = {str(chat.tokenizer.decode([token])) for token in chat.stop_ids}
     assert stops >= {template.eos, *template.stops}
     assert any(template.writes.endswith(stop) for stop in stops)
+
+
+# --- what a template leaves out, wherever it stands ---
+
+ASK, REPLY = says("user", "How often do I feed basil?"), says("assistant", "Feed it daily.")
+SYSTEM, LATER = says("system", "Be brief."), says("system", "Now in French.")
+NEXT, SECOND = says("user", "And mint?"), says("assistant", "Once a week.")
+LOOK = {"function": {"name": "feeding_plan", "arguments": {"crop": "basil"}}}
+MINT = {"function": {"name": "feeding_plan", "arguments": {"crop": "mint"}}}
+FOUND = says("tool", "daily", name="feeding_plan")
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "part"),
+    [
+        ("qwen3_vl", (SYSTEM, ASK, REPLY, LATER, NEXT, SECOND), "a message of the system that is not the first"),
+        ("gptoss", (SYSTEM, LATER, ASK, REPLY), "a message of the system that is not the first"),
+        (
+            "llama3_1",
+            (ASK, says("assistant", "I look.", tool_calls=[LOOK]), FOUND, REPLY),
+            "the text beside tool_calls",
+        ),
+        ("muse_glimmer", (ASK, says("assistant", "I look.", tool_calls=[LOOK])), "the text beside tool_calls"),
+        ("gptoss", (ASK, says("assistant", "", tool_calls=[LOOK, MINT])), "a message's second tool call"),
+    ],
+)
+def test_a_part_that_is_left_out_in_one_place_alone_is_refused(
+    name: str, messages: tuple[Message, ...], part: str
+) -> None:
+    """In another place the template renders it, which must not vouch for this one."""
+    chat = load(name)
+    calls = says("assistant", "", tool_calls=[LOOK])
+    trained(chat, (SYSTEM, ASK, REPLY))
+    if name != "qwen3_vl":
+        trained(chat, (ASK, calls, FOUND, REPLY), tools=[FEEDING_PLAN])
+    tools = [FEEDING_PLAN] if any(message.tool_calls for message in messages) else []
+    for _ in range(2):
+        with pytest.raises(TiebreakError, match=re.escape(f"leaves {part} out of what it renders")):
+            trained(chat, messages, tools=tools)
+        with pytest.raises(TiebreakError, match=re.escape(f"leaves {part} out of what it renders")):
+            chat.encode_prompt((*messages, NEXT), tools)
+
+
+def test_a_conversation_that_was_refused_vouches_for_no_other() -> None:
+    """Gemma refuses two messages of one role, and leaves tools out: the first must not hide the second."""
+    for first in ((ASK, NEXT, REPLY), (ASK, says("assistant", "I look.", tool_calls=[LOOK]), NEXT, NEXT, REPLY)):
+        chat = load("gemma")
+        with pytest.raises(TiebreakError, match="refuses a conversation"):
+            trained(chat, first, tools=[FEEDING_PLAN])
+        with pytest.raises(TiebreakError, match="leaves tools out"):
+            trained(chat, (ASK, REPLY), tools=[FEEDING_PLAN])
+        with pytest.raises(TiebreakError, match="leaves tool_calls out"):
+            trained(chat, (ASK, says("assistant", "I look.", tool_calls=[LOOK])))
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "gemma4_v5", "lfm2_v2", "glm4moe"])
+def test_calls_beside_text_and_beside_one_another_are_trained(name: str) -> None:
+    [[text]] = trained(load(name), (ASK, says("assistant", "I look.", tool_calls=[LOOK, MINT])), tools=[FEEDING_PLAN])
+    assert all(part in text for part in ("I look.", "basil", "mint"))
+    assert text.index("basil") < text.index("mint")
+
+
+# --- thoughts in the text ---
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_think", "qwen3_6", "qwen3_8", "nemotron_3_nano", "nemotron_3_ultra"])
+@pytest.mark.parametrize("mark", ["<think>\n", "<think>", "", "\n<think>\n"])
+def test_a_thought_that_the_prompt_begins_is_begun_once(name: str, mark: str) -> None:
+    """Data bring the mark that opens a thought or leave it out; the prompt ends with it."""
+    text = f"{mark}Basil drinks a lot.\n</think>\n\nFeed it daily."
+    assert trained(load(name), (ASK, says("assistant", text))) == [[THOUGHTS[name]]]
+
+
+def test_a_cut_off_thought_that_the_prompt_begins_is_no_answer() -> None:
+    chat = load("qwen3_5_think")
+    with pytest.raises(TiebreakError, match="a thought that is not closed"):
+        chat.encode_completion([ASK], "<think>\nBasil drinks")
+    prompt, cut_off = chat.encode_completion([ASK], "<think>\nBasil drinks", finished=False)
+    assert chat.tokenizer.decode(prompt).endswith("<think>\n")
+    assert chat.tokenizer.decode(cut_off) == "Basil drinks"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "lfm2_2_5", "glm4moe"])
+def test_a_mark_that_the_template_would_cut_the_answer_at_is_refused(name: str) -> None:
+    """These split a message's content at </think>, whoever wrote it."""
+    for text, thought in (
+        ("Write </think> to close.", None),
+        ("<think>a</think>b</think>c", None),
+        ("b</think>c", "a"),
+        ("b", "a</think>c"),
+    ):
+        with pytest.raises(TiebreakError, match="'</think>', which the chat template takes for the end of a thought"):
+            trained(load(name), (ASK, says("assistant", text, reasoning_content=thought)))
+
+
+@pytest.mark.parametrize("name", ["qwen3_training", "qwen3"])
+def test_a_dropped_thought_is_in_no_context_either(name: str) -> None:
+    """Between a call and its answer both templates keep thoughts; a policy without thoughts never sees one."""
+    calls = says("assistant", "", tool_calls=[LOOK], reasoning_content="Basil drinks a lot.")
+    chat = load(name, thinking="drop")
+    for first in (calls, says("assistant", "<think>\nBasil drinks a lot.\n</think>\n\n", tool_calls=[LOOK])):
+        for example in chat.encode_conversation((ASK, first, FOUND, REPLY), tools=[FEEDING_PLAN]):
+            assert "Basil drinks a lot." not in chat.tokenizer.decode(example.input_ids)
+        assert "Basil drinks a lot." not in chat.tokenizer.decode(
+            chat.encode_prompt((ASK, first, FOUND), [FEEDING_PLAN])
+        )
+    kept = load(name).encode_conversation((ASK, calls, FOUND, REPLY), tools=[FEEDING_PLAN])
+    assert "Basil drinks a lot." in chat.tokenizer.decode(kept[0].input_ids)
+
+
+# --- answers that were cut off, and empty ones ---
+
+
+@pytest.mark.parametrize("name", [name for name in ANSWERS if not isinstance(ANSWERS[name], str)])
+def test_an_answer_that_was_cut_off_ends_with_its_text(name: str) -> None:
+    """What the template writes after an answer is not trained, be it an end token or not (Cohere's <|END_RESPONSE|>)."""
+    chat = load(name)
+    prompt, finished = chat.encode_completion([ASK], "Feed it daily.")
+    same, cut_off = chat.encode_completion([ASK], "Feed it daily.", finished=False)
+    assert same == prompt
+    assert chat.tokenizer.decode(cut_off).endswith("Feed it daily.")
+    assert finished[: len(cut_off)] == cut_off
+
+
+@pytest.mark.parametrize("name", ["smollm2", "gemma3", "qwen3"])
+def test_no_answer_is_learned_that_says_nothing(name: str) -> None:
+    empty = says("assistant", " \n")
+    with pytest.raises(TiebreakError, match="an answer is empty"):
+        trained(load(name), (ASK, empty, NEXT, SECOND))
+    assert trained(load(name), (ASK, empty, NEXT, SECOND), last_only=True) == [[ANSWERS[name][0][-1]]]
+    silent = empty.model_copy(update={"weight": 0})
+    assert trained(load(name), (ASK, silent, NEXT, SECOND)) == [[ANSWERS[name][0][-1]]]
+    _, completion = load(name).encode_completion([ASK], "")  # what a policy drew is scored, whatever it is
+    assert completion
+
+
+def test_a_thought_without_an_answer_is_not_learned() -> None:
+    with pytest.raises(TiebreakError, match="an answer is empty"):
+        trained(load("qwen3"), (ASK, says("assistant", "<think>\nBasil drinks a lot.\n</think>\n\n")))

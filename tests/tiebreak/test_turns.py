@@ -250,6 +250,54 @@ def test_the_thought_of_a_drawn_answer_is_masked_or_dropped(words: Any) -> None:
     assert chat.tokenizer.decode(chosen.completion) == "<think>\n\n</think>\n\nAdd iron.<|im_end|>"
 
 
+def test_nothing_of_a_masked_thought_is_learned_where_it_was_cut_off(words: Any) -> None:
+    chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking="mask")
+    written = chat.tokenizer("<think>\nHm, I look<|im_end|>", add_special_tokens=False)["input_ids"]
+    for ids in (written, written[:-1]):
+        with pytest.raises(HandoffError, match="nothing is left to learn from"):
+            chat.encode_side([ASK], (ANSWER,), True, (), ids, "of-this-tokenizer")
+    mentions = chat.tokenizer("The mark </think> ends it.<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert chat.encode_side([ASK], (ANSWER,), True, (), mentions, "of-this-tokenizer").trained == [1] * len(mentions)
+    for thinking in ("mask", "drop"):
+        chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking=thinking)
+        with pytest.raises(HandoffError, match="a thought that is not closed"):
+            chat.encode_completion([ASK], "<think>\nHm, I look", finished=False)
+
+
+def test_a_side_learns_its_turns_by_their_weight(words: Any) -> None:
+    qwen = family(words, "qwen2_5", CHATML, "<|im_end|>")
+    silent = ANSWER.model_copy(update={"weight": 0})
+    side = qwen.encode_side([ASK], (CALL, RESULT, silent), tools=TOOLS)
+    kept = [token for token, mask in zip(side.completion, side.trained, strict=True) if mask]
+    assert qwen.tokenizer.decode(kept) == (
+        '<tool_call>\n{"name": "look", "arguments": {"leaf": "top"}}\n</tool_call><|im_end|>'
+    )
+    with pytest.raises(HandoffError, match="nothing is left to learn from"):
+        qwen.encode_side([ASK], (silent,))
+    for empty in (
+        Message(role="assistant", content=" "),
+        Message(role="assistant", content="", reasoning_content="Hm."),
+    ):
+        with pytest.raises(HandoffError, match="an answer is empty"):
+            qwen.encode_side([ASK], (empty,))
+        with pytest.raises(HandoffError, match="an answer is empty"):
+            qwen.encode_side([ASK], (empty, RESULT, ANSWER))
+
+
+def test_a_thought_that_ends_without_a_mark_cannot_be_masked(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.reasoning_content %}{{ m.reasoning_content }}\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    plain = build_chat(tokenizer)
+    assert trained(plain, plain.encode_conversation((ASK, THOUGHT))) == [["Pale is hungry.\n\nAdd iron.<|im_end|>"]]
+    masked = build_chat(tokenizer, ChatSettings(thinking="mask"))
+    with pytest.raises(HandoffError, match="writes no mark after a thought"):
+        masked.encode_conversation((ASK, THOUGHT))
+
+
 # --- nothing is left out
 
 
@@ -265,6 +313,22 @@ def test_tool_calls_are_learned_and_results_are_not(words: Any) -> None:
     assert qwen.tokenizer.decode(kept) == f"{call}Add iron.<|im_end|>"
     assert "It is yellow." in qwen.tokenizer.decode(side.completion)
     assert side.prompt == qwen.encode_prompt([ASK], TOOLS)
+
+
+@pytest.mark.parametrize("call", ["{{ c.function.arguments }}", "{{ c.function.arguments | tojson }}"])
+def test_arguments_are_json_whichever_form_a_template_wants(words: Any, call: str) -> None:
+    """One that writes them as they are wants text: of a mapping it would write Python's form, with None and True."""
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        f"{{% for c in m.tool_calls or [] %}}{{{{ c.function.name }}}}({call}){{% endfor %}}<|im_end|>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    asked = {"leaf": "top", "wet": None}
+    calls = Message.model_validate({"role": "assistant", "tool_calls": [{"name": "look", "arguments": asked}]})
+    chat = build_chat(tokenizer)
+    [[text]] = trained(chat, chat.encode_conversation((ASK, calls)))
+    assert text == 'look({"leaf": "top", "wet": null})<|im_end|>'
 
 
 def test_tools_are_in_the_prompt(words: Any) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tiebreak.config import ChatSettings
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.models.templates import (
-    CALLS,
     TOOL_CALL_FORMS,
+    Part,
     Tools,
     as_template_message,
     in_parts,
@@ -52,6 +52,10 @@ _NOT_A_PREFIX = (
 )
 UNRENDERED = "rows_not_rendered.txt"
 """In the run's folder: the rows that no chat template took, and why."""
+_NOTHING_TO_LEARN = (
+    "nothing is left to learn from: every answer has weight 0, or is a thought that thinking: mask leaves out; remove the "
+    "row, or set a weight to 1"
+)
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -102,8 +106,10 @@ class Chat:
     tokenizer_sha256: str = ""
     content_in_parts: bool = False
     """whether the template takes content as a list of parts alone"""
-    _rendered: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """parts of a conversation that the template was seen to render; for tool calls, in which of `TOOL_CALL_FORMS`"""
+    _rendered: set[tuple[object, ...]] = field(default_factory=set, compare=False, repr=False)
+    """kinds of parts that the template was seen to render"""
+    _call_form: list[tuple[bool, bool]] = field(default_factory=list, compare=False, repr=False)
+    """the one of `TOOL_CALL_FORMS` in which it renders tool calls, once there were some"""
 
     @property
     def pad_id(self) -> int:
@@ -118,8 +124,7 @@ class Chat:
         Raises:
             HandoffError: the template refuses the conversation, or leaves a part of it out.
         """
-        self._require_rendered(messages, tools)
-        return self._encode(self._render(messages, tools, add_generation_prompt=True))
+        return self._encode(self._render_prompt([self._settle_thought(message) for message in messages], tools))
 
     def encode_completion(
         self, messages: Sequence[Message], answer: str | Message, finished: bool = True, tools: Tools = ()
@@ -169,13 +174,21 @@ class Chat:
         """
         drawn = self.drawn(ids, tokenizer_sha256)
         if drawn is not None:
-            return Written(self.encode_prompt(prompt, tools), drawn, self._learned_of_drawn(drawn))
+            written = Written(self.encode_prompt(prompt, tools), drawn, self._learned_of_drawn(drawn))
+        else:
+            written = self._write_side(prompt, answers, finished, tools)
+        if not any(written.trained):
+            raise HandoffError(_NOTHING_TO_LEARN)
+        return written
+
+    def _write_side(self, prompt: Sequence[Message], answers: Messages, finished: bool, tools: Tools) -> Written:
+        for message in answers:
+            if message.role == "assistant" and message.weight != 0:
+                self._require_answer(message)
         last = self.write((*prompt, *answers[:-1]), answers[-1], finished, tools)
-        if len(answers) == 1:
-            return last
         start = self.encode_prompt(prompt, tools)
         whole = last.prompt + last.completion
-        mask = [0] * len(last.prompt) + last.trained
+        mask = [0] * len(last.prompt) + (last.trained if answers[-1].weight != 0 else [0] * len(last.trained))
         if whole[: len(start)] != start:
             raise HandoffError(_NOT_A_PREFIX)
         for number, message in enumerate(answers[:-1]):
@@ -192,11 +205,11 @@ class Chat:
 
     def _learned_of_drawn(self, ids: list[int]) -> list[int]:
         """Which of the ids that were drawn are learned: all, less a masked thought."""
-        trained = [1] * len(ids)
-        if self.settings.thinking == "mask" and self.turn.thought_open is not None:
-            thought = _position_after(self.tokenizer, ids, self.turn.thought_close.strip()) or 0
-            trained[:thought] = [0] * thought
-        return trained
+        if self.settings.thinking != "mask":
+            return [1] * len(ids)
+        thought = self._end_of_thought(ids)
+        masked = len(ids) if thought is None else thought
+        return [0] * masked + [1] * (len(ids) - masked)
 
     def drawn(self, ids: Sequence[int] | None, tokenizer_sha256: str | None) -> list[int] | None:
         """The ids of a sampled completion where they are this tokenizer's and its thought is kept; else None."""
@@ -225,9 +238,10 @@ class Chat:
         turns = [n for n, message in enumerate(messages) if message.role == "assistant" and n >= first]
         learned = [n for n in turns if messages[n].weight != 0]
         if not learned:
-            raise HandoffError("every answer to learn from has weight 0: leave the row out, or set a weight to 1")
+            raise HandoffError(_NOTHING_TO_LEARN)
         examples: list[Encoded] = []
         for number in reversed(learned):
+            self._require_answer(messages[number])
             written = self.write(messages[:number], messages[number], True, tools)
             ids = written.prompt + written.completion
             whole = next((e for e in examples if e.input_ids[: len(ids)] == ids), None)
@@ -239,26 +253,38 @@ class Chat:
 
     def write(self, messages: Sequence[Message], message: Message, finished: bool = True, tools: Tools = ()) -> Written:
         """What the assistant writes to say `message` in answer to `messages`; see `encode_completion`."""
-        message = self._settle_thought(message, finished)
-        self._require_no_end(message)
-        self._require_rendered((*messages, message), tools)
-        before = self._render(messages, tools, add_generation_prompt=True)
-        prompt = self._encode(before)
+        *messages, message = (self._settle_thought(one) for one in (*messages, message))
+        self._require_no_mark(message, finished)
+        self._choose_call_form((*messages, message), tools)
         if self._is_open_thought(message.content):
-            rest = self._encode(message.content)
+            before = self._render_prompt(messages, tools)
+            prompt = self._encode(before)
+            begun = message.content.lstrip().removeprefix(self.turn.thought_mark).lstrip()
+            rest, _ = self._encode_after(before, prompt, f"{self.turn.thought_open}{begun}")
             return Written(prompt, rest, [1] * len(rest))
+        before = self._render(messages, tools, add_generation_prompt=True)
         after = self._render((*messages, message), tools)
-        whole = self._encode(after)
+        self._require_rendered((*messages, message), tools, after)
         if not after.startswith(before):
             raise HandoffError(_NOT_A_PREFIX)
-        aligned = whole[: len(prompt)] == prompt
-        # else the answer's first blanks would merge with the prompt's last
-        rest = whole[len(prompt) :] if aligned else self._encode(after[len(before) :])
+        prompt, text = self._encode(before), after[len(before) :]
+        rest, aligned = self._encode_after(before, prompt, text)
         completion = self._up_to_end(rest, message.content)
         trained = self._trained(messages, message, tools, prompt, completion, aligned)
         if finished:
             return Written(prompt, completion, trained)
-        return Written(prompt, completion[:-1], trained[:-1])
+        # a template may write more than the end token after an answer (Cohere's <|END_RESPONSE|>)
+        tail = self.turn.tail
+        cut, _ = self._encode_after(before, prompt, text.removesuffix(tail)) if text.endswith(tail) else (rest, aligned)
+        cut = cut if text.endswith(tail) else completion[:-1]
+        return Written(prompt, cut, (trained[:-1] + [1] * len(cut))[: len(cut)])
+
+    def _encode_after(self, before: str, prompt: list[int], text: str) -> tuple[list[int], bool]:
+        """Ids of the text that follows a prompt, and whether they are those of the whole: the text's first blanks could
+        merge with the prompt's last, and the policy continues the prompt as it is."""
+        whole = self._encode(before + text)
+        aligned = whole[: len(prompt)] == prompt
+        return (whole[len(prompt) :] if aligned else self._encode(text)), aligned
 
     def _trained(
         self,
@@ -278,6 +304,11 @@ class Chat:
                 trained = [int(mark) for mark in marked]
         if self.settings.thinking == "mask" and message.reasoning_content:
             end = _position_after(self.tokenizer, completion, self.turn.thought_close.strip())
+            if end is None:
+                raise HandoffError(
+                    "the chat template writes no mark after a thought, so thinking: mask cannot tell it from the answer: "
+                    "set thinking: keep or drop, or give a template that marks thoughts with chat_template"
+                )
             trained[:end] = [0] * end
         trained[-1] = 1
         return trained
@@ -288,15 +319,11 @@ class Chat:
         """The answer that sampled ids are, its thought apart: a thought that was cut off is no answer."""
         finished = bool(ids) and ids[-1] in self.stop_ids
         body = list(ids[:-1] if finished else ids)
-        opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
-        if opening is not None and closing:
-            text = str(self.tokenizer.decode(body, skip_special_tokens=False)).lstrip()
-            if opening.strip() == "" or text.startswith(opening.strip()):
-                end = _position_after(self.tokenizer, body, closing)
-                if end is None:
-                    return Answer("", self._plain(body, opening.strip()), False)
-                thought = self._plain(body[:end], opening.strip(), closing)
-                return Answer(self._plain(body[end:]), thought or None, finished)
+        end = self._end_of_thought(body)
+        if end != 0:
+            opening, closing = (self.turn.thought_open or "").strip(), self.turn.thought_close.strip()
+            thought = self._plain(body[:end], opening, closing)
+            return Answer(self._plain(body[end:]), thought or None, finished) if end else Answer("", thought, False)
         lead = self.turn.lead.strip()
         if lead:
             end = _position_after(self.tokenizer, body, lead)
@@ -332,8 +359,15 @@ class Chat:
             tools,
         )
 
+    def _render_prompt(self, messages: Sequence[Message], tools: Tools) -> str:
+        """The text that the assistant goes on from, with every part of the conversation in it."""
+        self._choose_call_form(messages, tools)
+        text = self._render(messages, tools, add_generation_prompt=True)
+        self._require_rendered(messages, tools, text, add_generation_prompt=True)
+        return text
+
     def _as_template_takes(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        form = self._rendered.get(CALLS, TOOL_CALL_FORMS[0])
+        form = self._call_form[0] if self._call_form else TOOL_CALL_FORMS[0]
         taken = [as_template_message(message, *form) for message in messages]
         return [in_parts(message) for message in taken] if self.content_in_parts else taken
 
@@ -373,75 +407,118 @@ class Chat:
             raise _two_ends(self.tokenizer.decode([rest[ends[0]]]), text)
         return rest[: ends[0] + 1]
 
-    def _require_no_end(self, message: Message) -> None:
+    def _require_no_mark(self, message: Message, finished: bool) -> None:
+        """Refuse an answer with a mark in its text that the template would take for its own."""
+        text = f"{message.content}{message.reasoning_content or ''}"
         for token in self.stop_ids:
             name = str(self.tokenizer.decode([token], skip_special_tokens=False))
-            if name and name in f"{message.content}{message.reasoning_content or ''}":
+            if name and name in text:
                 raise _two_ends(name, message.content)
+        closing = self.turn.thought_close.strip()
+        if closing and closing in text:
+            raise HandoffError(
+                f"the answer holds {closing!r}, which the chat template takes for the end of a thought: give the thought "
+                f"as reasoning_content, or remove the mark: {message.content[:80]!r}"
+            )
+        if self._is_open_thought(message.content) and (finished or self.settings.thinking != "keep"):
+            raise HandoffError(
+                f"the answer is a thought that is not closed ({closing!r} is missing), so it would be learned as an "
+                f"answer: {message.content[:80]!r}"
+            )
 
     # --- thoughts ---
 
-    def _settle_thought(self, message: Message, finished: bool) -> Message:
+    def _settle_thought(self, message: Message) -> Message:
         """A message with its thought in `reasoning_content`, or without one, as `thinking` says."""
         opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
+        if message.role != "assistant":
+            return message
         if opening is not None and closing and message.reasoning_content is None:
-            body = message.content.lstrip()
-            if closing in body and (opening.strip() == "" or body.startswith(opening.strip())):
-                thought, _, answer = body.removeprefix(opening.strip()).partition(closing)
+            body, mark = message.content.lstrip(), self.turn.thought_mark
+            if closing in body and (opening.strip() == "" or body.startswith(mark)):
+                thought, _, answer = body.removeprefix(mark).partition(closing)
                 # blanks around them are the template's
                 changed = {"content": answer.strip(), "reasoning_content": thought.strip() or None}
                 message = message.model_copy(update=changed)
-            elif finished and self._is_open_thought(body):
-                raise HandoffError(
-                    f"the answer is a thought that is not closed ({closing!r} is missing), so it would be learned as an "
-                    f"answer: {message.content[:80]!r}"
-                )
         if self.settings.thinking == "drop" and message.reasoning_content is not None:
             return message.model_copy(update={"reasoning_content": None})
         return message
 
     def _is_open_thought(self, text: str) -> bool:
-        opening, closing = (self.turn.thought_open or "").strip(), self.turn.thought_close.strip()
-        return bool(opening) and text.lstrip().startswith(opening) and closing not in text
+        mark, closing = self.turn.thought_mark, self.turn.thought_close.strip()
+        return bool(mark) and text.lstrip().startswith(mark) and closing not in text
+
+    def _end_of_thought(self, ids: Sequence[int]) -> int | None:
+        """How many ids the thought takes that an answer begins with; None where it is cut off."""
+        opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
+        if opening is None or not closing:
+            return 0
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=False)).lstrip()
+        return _position_after(self.tokenizer, ids, closing) if text.startswith(opening.strip()) else 0
+
+    def _require_answer(self, message: Message) -> None:
+        """Refuse to learn from a message that says and calls nothing, but for its thought."""
+        if self._settle_thought(message).is_empty:
+            raise HandoffError(
+                "an answer is empty, so the policy would learn to say nothing: give it weight 0, which keeps it as "
+                "context alone, or remove the row"
+            )
 
     # --- nothing is left out ---
 
-    def _require_rendered(self, messages: Sequence[Message], tools: Tools) -> None:
+    def _require_rendered(
+        self, messages: Sequence[Message], tools: Tools, text: str, add_generation_prompt: bool = False
+    ) -> None:
         """Refuse a conversation of which the template leaves a part out in silence.
 
-        Each kind of part (a role, tools, tool calls, a thought, a name) is tried once: rendered with and without it.
+        A part's text is looked for in what was rendered. Of each kind of part (a role after another, tools, tool calls, a
+        thought, a name) the first is tried as well, and each whose text is not found: rendered with another in its place.
 
         Raises:
             HandoffError: naming the part.
         """
-        for part, remedy, fewer, fewer_tools in parts_of(messages, tools):
-            if part in self._rendered:
-                continue
-            for form in TOOL_CALL_FORMS if part == CALLS else (True,):
-                self._rendered[part] = form
-                if self._differ(messages, tools, fewer, fewer_tools, last=form in (True, TOOL_CALL_FORMS[-1])):
-                    break
-            else:
-                del self._rendered[part]
-                raise HandoffError(
-                    f"the chat template leaves {part} out of what it renders, so the policy would never see it: {remedy}"
-                )
+        for part in parts_of(messages, tools):
+            if part.kind not in self._rendered or part.text not in text:
+                if not self._differs(text, part, add_generation_prompt):
+                    raise HandoffError(
+                        f"the chat template leaves {part.name} out of what it renders, so the policy would never see it: "
+                        f"{part.remedy}"
+                    )
+                self._rendered.add(part.kind)
 
-    def _differ(
-        self, messages: Sequence[Message], tools: Tools, fewer: Sequence[Message], fewer_tools: Tools, last: bool
-    ) -> bool:
-        """Whether a part makes a difference to what is rendered. What is refused with it is an error at the last try alone;
-        what is refused without it makes one."""
+    def _differs(self, text: str, part: Part, add_generation_prompt: bool) -> bool:
+        """Whether a part makes a difference to what is rendered. What is refused without it makes one."""
         try:
-            with_part = self._render(messages, tools)
-        except HandoffError:
-            if last:
-                raise
-            return False
-        try:
-            return with_part != self._render(fewer, fewer_tools)
+            return text != self._render(*part.changed(), add_generation_prompt)
         except HandoffError:
             return True
+
+    def _choose_call_form(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Find the form in which the template takes tool calls, at the first conversation that has some.
+
+        Raises:
+            HandoffError: the template refuses all forms.
+        """
+        if self._call_form or not any(message.tool_calls for message in messages):
+            return
+        call = next(parts_of(messages, tools))
+        for form in TOOL_CALL_FORMS:
+            self._call_form[:] = [form]
+            try:
+                text = self._render(messages, tools)
+                if self._differs(text, call, False) and not (_holds_python(messages, text) and not form[1]):
+                    return
+            except HandoffError:
+                if form == TOOL_CALL_FORMS[-1]:
+                    self._call_form.clear()
+                    raise
+        self._call_form[:] = []
+
+
+def _holds_python(messages: Sequence[Message], text: str) -> bool:
+    """Whether a template wrote a call's arguments as Python writes a mapping: it wants them as JSON text."""
+    arguments = (call.function.arguments for message in messages for call in message.tool_calls)
+    return any(str(one) in text for one in arguments if one)
 
 
 def _two_ends(name: str, text: str) -> HandoffError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -25,28 +26,57 @@ _NOT_FOR_TEMPLATES = {"weight"}
 """Fields of a message that speak to training."""
 CALLS = "tool_calls"
 _OTHER_TEMPLATE = "give one that renders it with chat_template, or remove it from the data"
+_FURTHER_CALL, _ONE_CALL = "a message's second tool call", "give each call a message of its own, or remove it"
+_DROP_THOUGHTS = "set thinking: drop, or give a template that renders it with chat_template"
 
 
-def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[tuple[str, str, Sequence[Message], Tools]]:
-    """(what a conversation has, what to do where it isn't rendered, the conversation without it, its tools)."""
+@dataclass(frozen=True)
+class Part:
+    """A part of a conversation that a template could leave out."""
 
-    def changed(place: int, **update: Any) -> list[Message]:
-        return [*messages[:place], messages[place].model_copy(update=update), *messages[place + 1 :]]
+    name: str
+    remedy: str
+    """what to do where it is left out"""
+    kind: tuple[object, ...]
+    """what it is and where it stands: a template that renders one part of a kind is taken to render them all"""
+    changed: Callable[[], tuple[Sequence[Message], Tools]]
+    """the conversation and tools with another in its place, or with none: rendered otherwise where the part is rendered"""
+    text: str = ""
+    """what the rendering holds, as a rule"""
+
+
+def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
+    """All parts of a conversation that a template is asked about."""
+
+    def change(place: int, **update: Any) -> Callable[[], tuple[Sequence[Message], Tools]]:
+        return lambda: ([*messages[:place], messages[place].model_copy(update=update), *messages[place + 1 :]], tools)
 
     for place, message in enumerate(messages):
-        if message.tool_calls:  # first: in the wrong form, nothing renders
-            yield CALLS, _OTHER_TEMPLATE, changed(place, tool_calls=()), tools
+        beside = (bool(message.content.strip()), bool(message.tool_calls))
+        for number, call in enumerate(message.tool_calls):
+            name, remedy = (CALLS, _OTHER_TEMPLATE) if number == 0 else (_FURTHER_CALL, _ONE_CALL)
+            for key, other in (("name", f"{call.function.name}_"), ("arguments", {**call.function.arguments, "_": 1})):
+                function = call.function.model_copy(update={key: other})
+                calls = list(message.tool_calls)
+                calls[number] = call.model_copy(update={"function": function})
+                yield Part(name, remedy, (CALLS, number, key, *beside), change(place, tool_calls=tuple(calls)))
     if tools:
-        yield "tools", _OTHER_TEMPLATE, messages, ()
+        yield Part("tools", _OTHER_TEMPLATE, ("tools", messages[0].role if messages else ""), lambda: (messages, ()))
     for place, message in enumerate(messages):
-        if message.content.strip():
-            other = changed(place, content=message.content + " x")
-            yield f"a message of the {message.role}", _OTHER_TEMPLATE, other, tools
+        beside = (bool(message.content.strip()), bool(message.tool_calls))
+        if said := message.content.strip():
+            before = messages[place - 1].role if place else ""
+            name = f"the text beside {CALLS}" if message.tool_calls else f"a message of the {message.role}"
+            if message.role == "system" and place:
+                name += " that is not the first"
+            other_text = change(place, content=message.content + " x")
+            yield Part(name, _OTHER_TEMPLATE, ("content", message.role, before, *beside), other_text, said)
         if message.name is not None and message.role != "tool":
-            yield f"the name of the {message.role}", _OTHER_TEMPLATE, changed(place, name=None), tools
+            name = f"the name of the {message.role}"
+            yield Part(name, _OTHER_TEMPLATE, ("name", message.role), change(place, name=None))
         if message.reasoning_content and place == len(messages) - 1:
-            remedy = "set thinking: drop, or give a template that renders it with chat_template"
-            yield "reasoning_content", remedy, changed(place, reasoning_content=None), tools
+            unthought = change(place, reasoning_content=None)
+            yield Part("reasoning_content", _DROP_THOUGHTS, ("reasoning_content", *beside), unthought)
 
 
 def as_template_message(message: Message, null_content: bool = False, text_arguments: bool = False) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class Turn:
     """what begins a thought; empty where the generation prompt has begun it; None: the template knows no thoughts"""
     thought_close: str = ""
     """what stands between a thought and its answer"""
+    thought_begun: str = ""
+    """the mark that begins a thought, where the generation prompt ends with it: a thought in text may bring it too"""
+
+    @property
+    def thought_mark(self) -> str:
+        """What a thought in text begins with."""
+        return (self.thought_open or "").strip() or self.thought_begun
 
 
 def probe_turn(render: Render) -> Turn:
@@ -64,7 +71,10 @@ def probe_turn(render: Render) -> Turn:
     lead = whole[len(prompt) : at] if whole.startswith(prompt) else ""
     opening, closing = _probe_thought(render, ask, prompt)
     tail = whole[at + len(_ANSWER) :]
-    return Turn(lead, tail, _inner_tail(render, ask) or tail, opening, closing)
+    begun = (
+        re.search(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*\Z", prompt) if opening is not None and not opening.strip() else None
+    )
+    return Turn(lead, tail, _inner_tail(render, ask) or tail, opening, closing, begun.group().strip() if begun else "")
 
 
 def _inner_tail(render: Render, ask: Mapping[str, Any]) -> str:
