@@ -28,6 +28,8 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+LONG, MOST_JUDGED = 240, 20
+"""characters of a longer answer, and how many pairs are judged to find one"""
 COLOURS = 128
 """of a palette that keeps a picture under 300 KB"""
 
@@ -38,7 +40,7 @@ def main() -> None:
     recipe: Path = parser.parse_args().recipe.resolve()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        size = {"viewport": {"width": 1280, "height": 840}, "device_scale_factor": 1.5, "color_scheme": "light"}
+        size = {"viewport": {"width": 1180, "height": 680}, "device_scale_factor": 1.5, "color_scheme": "light"}
         with serving(recipe) as address:
             photograph_rating(browser.new_page(**size), address)
         page = browser.new_page(**size)
@@ -48,16 +50,18 @@ def main() -> None:
 
 
 def photograph_rating(page: Any, address: str) -> None:
-    """The rating page at its third pair, after the guidelines were accepted."""
+    """The rating page at the first pair of two longer answers, after the guidelines were accepted."""
     page.goto(f"{address}/rate/")
     page.wait_for_selector(".desk[aria-busy=false]")
     accept = page.locator("dialog[open] button").first
     if accept.count():
         accept.click()
-    for key in ("2", "5"):
+    for place in range(MOST_JUDGED):
         page.wait_for_selector(".desk[aria-busy=false]")
-        page.keyboard.press(key)
         page.wait_for_timeout(400)
+        if place and min(map(len, page.locator(".answers > *").all_inner_texts())) >= LONG:
+            break
+        page.keyboard.press("25"[place % 2])
     keep(page, "rating")
 
 
