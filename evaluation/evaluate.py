@@ -46,34 +46,34 @@ from tiebreak.yardstick import Measurement, Yardstick, find_yardstick, shortened
 def evaluate(config: EvaluateConfig) -> None:
     """The stage."""
     yardstick = find_yardstick(config.yardstick, config.config_folder)
-    run = start_run(config, "evaluate")
-    if run.finished:
-        track_again(run)
-        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
-        return
-    prompts = choose_prompts(config, Rules.of(run))
-    refuse_trained_on(config, run, prompts)
-    require_readable(config)
-    answers: dict[str, list[Answer]] = {}
-    for name in config.policies:
-        answers[name] = answer_prompts(config, run, name, prompts, yardstick)
-        require_numbers({name: [sum(answer["logps"]) for answer in answers[name]]}, config.policies[name])
-        add_measurements(config, run, name, prompts, answers[name], yardstick)
-    add_baseline_logps(config, run, prompts, answers)
-    add_scores(config, run, answers)
-    rows = to_rows(prompts, answers)
-    report = to_report(config, yardstick, rows)
-    write_jsonl(run.final / "completions.jsonl", rows)
-    write_json(run.final / "report.json", report)
-    run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
-    run.finish()
-    track(run)
-    clear_partial(run)
-    for name, figures in report["policies"].items():
-        rate = figures["win_rate_vs_baseline"]
-        win = "" if rate is None else f", win rate {rate:.2f}"
-        tokens = f"{figures['length_tokens_mean']:.0f} tokens"
-        say(f"{name}: {yardstick.name} {figures['yardstick_mean']:.3f}{win}, {tokens}")
+    with start_run(config, "evaluate") as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+            return
+        prompts = choose_prompts(config, Rules.of(run))
+        refuse_trained_on(config, run, prompts)
+        require_readable(config)
+        answers: dict[str, list[Answer]] = {}
+        for name in config.policies:
+            answers[name] = answer_prompts(config, run, name, prompts, yardstick)
+            require_numbers({name: [sum(answer["logps"]) for answer in answers[name]]}, config.policies[name])
+            add_measurements(config, run, name, prompts, answers[name], yardstick)
+        add_baseline_logps(config, run, prompts, answers)
+        add_scores(config, run, answers)
+        rows = to_rows(prompts, answers)
+        report = to_report(config, yardstick, rows)
+        write_jsonl(run.final / "completions.jsonl", rows)
+        write_json(run.final / "report.json", report)
+        run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
+        run.finish()
+        track(run)
+        clear_partial(run)
+        for name, figures in report["policies"].items():
+            rate = figures["win_rate_vs_baseline"]
+            win = "" if rate is None else f", win rate {rate:.2f}"
+            tokens = f"{figures['length_tokens_mean']:.0f} tokens"
+            say(f"{name}: {yardstick.name} {figures['yardstick_mean']:.3f}{win}, {tokens}")
 
 
 def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Prompt]:

@@ -228,18 +228,18 @@ def _dispatch(words: list[str]) -> None:
 def label_by_simulation(config: LabelConfig) -> None:
     """Simulated raters judge everything, and the preferences are exported."""
     pairs = read_some_pairs(config)
-    run = start_run(config, "label")
-    if run.finished:
-        track_again(run)
-        print(f"{run.folder} is finished already: nothing to do")
-        return
-    store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
-    refuse_people(store)
-    add_pairs(store, config, pairs)
-    simulate(store, config.simulate or SimulateConfig(), config.config_folder)
-    report = export(store, run, config.aggregation, config.formats)
-    store.close()
-    print(describe(report, run))
+    with start_run(config, "label") as run:
+        if run.finished:
+            track_again(run)
+            print(f"{run.folder} is finished already: nothing to do")
+            return
+        store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
+        refuse_people(store)
+        add_pairs(store, config, pairs)
+        simulate(store, config.simulate or SimulateConfig(), config.config_folder)
+        report = export(store, run, config.aggregation, config.formats)
+        store.close()
+        print(describe(report, run))
 
 
 def read_some_pairs(config: LabelConfig) -> list[Pair]:
@@ -369,13 +369,13 @@ def _export(words: list[str]) -> None:
         given = load_config(ExportArguments, words, "label export")
         store = Store.open(given.store)
         config = _config_of_store(store, given.output, given)
-    run = start_run(config, "label")
-    if run.finished:
-        _check_exported(store, run)
-        track_again(run)
-        print(f"{run.folder} holds this export already: nothing to do")
-    else:
-        print(describe(export(store, run, config.aggregation, config.formats), run))
+    with start_run(config, "label") as run:
+        if run.finished:
+            _check_exported(store, run)
+            track_again(run)
+            print(f"{run.folder} holds this export already: nothing to do")
+        else:
+            print(describe(export(store, run, config.aggregation, config.formats), run))
     say_end("label", config, words)
 
 

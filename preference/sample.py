@@ -40,31 +40,31 @@ from tiebreak.tracking.recorder import track, track_again
 
 def sample(config: SampleConfig) -> None:
     """The stage."""
-    run = start_run(config, "sample")
-    if run.finished:
-        track_again(run)
-        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
-        return
-    prompts = choose_prompts(config, Rules.of(run))
-    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
-    chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    encoded = encode_prompts(run, config, chat, prompts)
-    prompts = [prompt for prompt in prompts if prompt.id in encoded]
-    model = load_frozen_policy(source, config.training)
-    require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
-    drawn = draw_completions(run, config, chat, source.id, model, encoded)
-    pairs, left_out = to_pairs(prompts, drawn, config)
-    if not pairs:
-        raise DataError("no prompt has two different completions: raise sampling.temperature")
-    write_jsonl(run.final / "pairs.jsonl", pairs)
-    counts = {"prompts": len(prompts), "completions": len(drawn), "pairs": len(pairs), **left_out}
-    counts |= count_drawn(chat, prompts, drawn)
-    write_json(run.final / "report.json", {"counts": counts})
-    run.facts["counts"] = counts
-    run.finish()
-    track(run)
-    clear_partial(run)
-    say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
+    with start_run(config, "sample") as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+            return
+        prompts = choose_prompts(config, Rules.of(run))
+        source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
+        chat = load_chat(source, config.chat, config.training.trust_remote_code)
+        encoded = encode_prompts(run, config, chat, prompts)
+        prompts = [prompt for prompt in prompts if prompt.id in encoded]
+        model = load_frozen_policy(source, config.training)
+        require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
+        drawn = draw_completions(run, config, chat, source.id, model, encoded)
+        pairs, left_out = to_pairs(prompts, drawn, config)
+        if not pairs:
+            raise DataError("no prompt has two different completions: raise sampling.temperature")
+        write_jsonl(run.final / "pairs.jsonl", pairs)
+        counts = {"prompts": len(prompts), "completions": len(drawn), "pairs": len(pairs), **left_out}
+        counts |= count_drawn(chat, prompts, drawn)
+        write_json(run.final / "report.json", {"counts": counts})
+        run.facts["counts"] = counts
+        run.finish()
+        track(run)
+        clear_partial(run)
+        say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
 
 
 def encode_prompts(run: Run, config: SampleConfig, chat: Chat, prompts: list[Prompt]) -> dict[str, list[int]]:

@@ -186,33 +186,33 @@ def report(config: RewardReportConfig) -> None:
     if source.folder is None:
         raise HandoffError(f"{config.reward_model} is a base model: give the folder of a finished reward run")
     preferences = config.preferences or _own_preferences(config.reward_model)
-    run = start_run(config, "reward report", {"reward_model": config.reward_model, "preferences": preferences})
-    if run.finished:
-        track_again(run)
-        say(f"{run.folder} holds this very report already: nothing to do")
-        return
-    trained = read_manifest(config.reward_model)["config"]
-    training = TrainingConfig.model_validate(trained["training"])
-    chat = load_chat(source)
-    if config.preferences is None:
-        rules = Rules(trained.get("columns", {}), trained.get("on_bad_row", "refuse"), trained["validation_share"])
-        held_out = partition(read_preferences(preferences, rules), lambda one: one.split)[1]
-    else:
-        held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.folder)
-    if not held_out:
-        raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
-    dropping = run if trained.get("on_bad_row") == "drop" else that_drops(run)
-    exam = build_exam(held_out, chat, config.garbage_prompts, training.max_length_tokens, dropping=dropping)
-    asked, garbage = exam.sequences(), exam.garbage_sequences()
-    say(f"scoring {len(asked) + len(garbage)} answers with {config.reward_model}")
-    model = load_trained_reward_model(source, training)
-    scores = member_scores_in_batches(model, asked + garbage, chat.pad_id, config.batch_size)
-    marked = exam.mark(scores[: len(asked)], scores[len(asked) :])
-    write_scores(run, marked)
-    written = write_report(run, marked, trace_origin(preferences), config.reward_model)
-    run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
-    run.finish()
-    track(run)
+    with start_run(config, "reward report", {"reward_model": config.reward_model, "preferences": preferences}) as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} holds this very report already: nothing to do")
+            return
+        trained = read_manifest(config.reward_model)["config"]
+        training = TrainingConfig.model_validate(trained["training"])
+        chat = load_chat(source)
+        if config.preferences is None:
+            rules = Rules(trained.get("columns", {}), trained.get("on_bad_row", "refuse"), trained["validation_share"])
+            held_out = partition(read_preferences(preferences, rules), lambda one: one.split)[1]
+        else:
+            held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.folder)
+        if not held_out:
+            raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
+        dropping = run if trained.get("on_bad_row") == "drop" else that_drops(run)
+        exam = build_exam(held_out, chat, config.garbage_prompts, training.max_length_tokens, dropping=dropping)
+        asked, garbage = exam.sequences(), exam.garbage_sequences()
+        say(f"scoring {len(asked) + len(garbage)} answers with {config.reward_model}")
+        model = load_trained_reward_model(source, training)
+        scores = member_scores_in_batches(model, asked + garbage, chat.pad_id, config.batch_size)
+        marked = exam.mark(scores[: len(asked)], scores[len(asked) :])
+        write_scores(run, marked)
+        written = write_report(run, marked, trace_origin(preferences), config.reward_model)
+        run.facts |= {"metrics": report_metrics(written), "kinds": written["kinds"]}
+        run.finish()
+        track(run)
 
 
 def _own_preferences(reward_model: str) -> str:

@@ -68,25 +68,25 @@ class Gathered:
 def prepare(config: PrepareConfig) -> None:
     """The stage."""
     sources = [*config.prompts, *config.demonstrations]
-    run = start_run(config, "prepare")
-    if run.finished:
-        track_again(run)
-        say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
-        return
-    data = gather(config, run)
-    drop_duplicates(data, config.near_duplicate, config.max_near_duplicate_share)
-    lengths = drop_long(data, config)
-    prompts, demonstrations = assign_splits(data, config.split)
-    write_jsonl(run.final / "prompts.jsonl", prompts)
-    write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
-    names = file_names(sources)
-    write_jsonl(run.final / "dropped.jsonl", [_by_name(one, names) for one in data.dropped])
-    report = data_report(data, prompts, demonstrations, lengths)
-    write_json(run.final / "report.json", report)
-    run.facts["counts"] = report["counts"]
-    run.finish()
-    track(run)
-    say_report(run, report)
+    with start_run(config, "prepare") as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+            return
+        data = gather(config, run)
+        drop_duplicates(data, config.near_duplicate, config.max_near_duplicate_share)
+        lengths = drop_long(data, config)
+        prompts, demonstrations = assign_splits(data, config.split)
+        write_jsonl(run.final / "prompts.jsonl", prompts)
+        write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
+        names = file_names(sources)
+        write_jsonl(run.final / "dropped.jsonl", [_by_name(one, names) for one in data.dropped])
+        report = data_report(data, prompts, demonstrations, lengths)
+        write_json(run.final / "report.json", report)
+        run.facts["counts"] = report["counts"]
+        run.finish()
+        track(run)
+        say_report(run, report)
 
 
 def file_names(sources: Sequence[str]) -> dict[str, str]:

@@ -44,20 +44,20 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     links = read_chain(config.evaluation, config.runs)
     chains = [read_chain(folder) for folder in config.against]
     report = build_report(evaluation, links, against, config.title, chains)
-    run = runs.start_run(config, "compare")
-    if not run.finished:
-        write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
-    if not run.finished or not all((run.folder / name).is_file() for name in ("report.json", "report.html")):
-        samples = select_samples(evaluation, Lineage(evaluation, links), config.samples)
-        page = build_page(report, _trained([link for chain in (*chains, links) for link in chain]), samples)
-        write_json(run.folder / "report.json", report)
-        write_text_atomically(run.folder / "report.html", page)
-    if not run.finished:
-        run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
-        run.finish()
-        track(run)
-    else:
-        track_again(run)
+    with runs.start_run(config, "compare") as run:
+        if not run.finished:
+            write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
+        if not run.finished or not all((run.folder / name).is_file() for name in ("report.json", "report.html")):
+            samples = select_samples(evaluation, Lineage(evaluation, links), config.samples)
+            page = build_page(report, _trained([link for chain in (*chains, links) for link in chain]), samples)
+            write_json(run.folder / "report.json", report)
+            write_text_atomically(run.folder / "report.html", page)
+        if not run.finished:
+            run.facts |= {"kinds": report["kinds"], "verdicts": report["headline"]["verdicts"]}
+            run.finish()
+            track(run)
+        else:
+            track_again(run)
     said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     print_summary(said, run.folder / "report.html", config.next_step or judge_by_hand(config, links))
     return dict(said)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from bigrams import EOS, Language, Script, build_bigrams, build_scorer, sequence_logp
 from safetensors.torch import load_file, save_file
-from support import end_process, read_rows, run_here, write_config, write_rows
+from support import read_rows, run_here, write_config, write_rows
 
 ACID = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes,"
 AGAIN = "then measure it again and repeat until it stays between 5.5 and 6.2."
@@ -113,8 +113,6 @@ def start(bench: Bench, tmp_path: Path) -> Start:
             "tracking": {"mode": "disabled"},
         } | values
         status, told = run_here("evaluate", "--config", write_config(tmp_path / "evaluate.yaml", **settings))
-        if status:
-            end_process(Path(settings["output"]))
         return status, told, Path(settings["output"])
 
     return run

@@ -55,9 +55,8 @@ def finish(run: Run, content: str = "made") -> dict[str, Any]:
 
 def let_go(run: Run) -> None:
     """Give the lock back, as the end of the process does."""
-    if run._lock is not None:
-        os.close(run._lock)
-        run._lock = None
+    with run:
+        pass
 
 
 @pytest.fixture
@@ -65,6 +64,29 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a"}\n')
     return path
+
+
+def test_a_run_that_is_left_by_an_exception_frees_its_folder_and_keeps_what_it_had(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "run"
+
+    def fail() -> None:
+        with start(folder, data) as run:
+            write_checkpoint(run.checkpoints, 3)
+            assert runs.is_locked(folder)
+            with pytest.raises(RunError, match="another process is writing"):
+                start(folder, data)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not runs.is_locked(folder)
+    assert not (folder / "manifest.json").exists()
+    with start(folder, data) as run:  # in the same process
+        assert run.checkpoint == str(folder / "checkpoints" / "checkpoint-3")
+        finish(run)
+        assert not runs.is_locked(folder)  # whoever reads a finished run need not wait for its reports
+    with start(folder, data) as run:
+        assert run.finished
 
 
 # --- start and finish ------------------------------------------------------------------------------------------------

@@ -73,7 +73,11 @@ class Input:
 
 @dataclass
 class Run:
-    """A run folder being written. Only the main process writes."""
+    """A run folder being written. Only the main process writes.
+
+    `with start_run(…) as run:` holds the folder; `run.finish()` finishes it. Where the block is left without, by an
+    exception or a signal, the folder is let go as it stands: the same command continues from what is kept there.
+    """
 
     folder: Path
     identity: Identity
@@ -87,6 +91,17 @@ class Run:
     """what earlier attempts at this run took, up to what was kept of them"""
     _started: float = field(default_factory=lambda: time.monotonic())
     _lock: int | None = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def stage(self) -> str:
@@ -149,9 +164,7 @@ class Run:
         }
         write_json(self.folder / MANIFEST, manifest)
         self.finished = True
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
         return manifest
 
     def amend(self, facts: Mapping[str, Any], made: Sequence[Path] = ()) -> dict[str, Any]:
@@ -285,7 +298,7 @@ def stage_inputs(config: StageConfig, stage: str) -> dict[str, str]:
 
 
 def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None) -> Run:
-    """Open the output folder of a stage: a new one, the cut-off one to go on with, or the finished one as it is.
+    """Open the output folder of a stage: a new one, the interrupted one to resume, or the finished one as it is.
 
     Args:
         inputs: what the stage reads, by the name of the configuration's key; None: as the configuration says.
