@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import math
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -38,7 +39,7 @@ from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
-from tiebreak.terminal import say
+from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
 from tiebreak.yardstick import Measurement, Yardstick, find_yardstick, shortened
 
@@ -69,11 +70,18 @@ def evaluate(config: EvaluateConfig) -> None:
         run.finish()
         track(run)
         clear_partial(run)
-        for name, figures in report["policies"].items():
-            rate = figures["win_rate_vs_baseline"]
-            win = "" if rate is None else f", win rate {rate:.2f}"
-            tokens = f"{figures['length_tokens_mean']:.0f} tokens"
-            say(f"{name}: {yardstick.name} {figures['yardstick_mean']:.3f}{win}, {tokens}")
+        say("", *results_table(report, yardstick.name, has_colours(sys.stderr)), "")
+
+
+def results_table(report: Mapping[str, Any], yardstick: str, colours: bool) -> list[str]:
+    """Each policy's mean on the yardstick, its win rate and the length of its answers."""
+    head = ("policy", yardstick, f"win rate vs {report['baseline']}", "tokens")
+    rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in head]]
+    for name, figures in report["policies"].items():
+        rate = figures["win_rate_vs_baseline"]
+        win = "-" if rate is None else f"{rate:.2f}"
+        rows.append([name, f"{figures['yardstick_mean']:.3f}", win, f"{figures['length_tokens_mean']:.0f}"])
+    return table(rows, colours=colours)
 
 
 def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Prompt]:

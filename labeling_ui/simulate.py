@@ -17,8 +17,8 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError
 from labeling_ui.store.store import Store
 from tiebreak.config import Section
+from tiebreak.progress import progress
 from tiebreak.records import content_id
-from tiebreak.terminal import progress
 from tiebreak.yardstick import RUBRIC, Yardstick, find_yardstick, shortened
 
 STEP = 1 / 6
@@ -78,7 +78,7 @@ def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -
     added = 0
     working = [rater.id for rater in raters]
     with progress(total, "simulated judgments") as bar:
-        bar.update(sum(done.values()))
+        bar.skip_to(sum(done.values()))
         while working:
             rater_id = min(working, key=lambda one: (done[one], working.index(one)))
             assignment = store.claim(rater_id)
@@ -88,7 +88,7 @@ def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -
             store.submit(rater_id, rater.judge(assignment))
             done[rater_id] += 1
             added += 1
-            bar.update(1)
+            bar.advance()
     return added
 
 

@@ -64,7 +64,20 @@ def sample(config: SampleConfig) -> None:
         run.finish()
         track(run)
         clear_partial(run)
-        say(f"{len(pairs)} pairs from {len(prompts)} prompts; {counts}")
+        say(f"{len(pairs)} pairs from {len(prompts)} prompts and {len(drawn)} completions{_remarks(counts)}")
+
+
+_REMARKS = {
+    "unfinished": "completions cut off at max_new_tokens",
+    "identical_or_empty": "completions identical or empty",
+    "prompts_without_pair": "prompts without a pair",
+    "other_tokens_from_text": "completions whose text has other token ids than were drawn",
+}
+
+
+def _remarks(counts: Mapping[str, int]) -> str:
+    remarks = [f"{counts[name]} {words}" for name, words in _REMARKS.items() if counts[name]]
+    return f"; {', '.join(remarks)}" if remarks else ""
 
 
 def encode_prompts(run: Run, config: SampleConfig, chat: Chat, prompts: list[Prompt]) -> dict[str, list[int]]:

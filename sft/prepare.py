@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs.run import Run, start_run
-from tiebreak.terminal import say
+from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
 
 
@@ -468,14 +469,33 @@ def _quantiles(values: list[int]) -> dict[str, float]:
 
 
 def say_report(run: Run, report: dict[str, Any]) -> None:
-    """The report in a few lines."""
-    counts = report["counts"]
+    """The report as two tables."""
+    counts, splits = report["counts"], ("train", "validation", "test")
+    read = " and ".join(f"{rows} {what}" for what, rows in counts["read"].items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in report["dropped"].items())
+    rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in ("kept", *splits)]]
+    rows += [
+        [what, *(str(counts[what].get(split, 0)) for split in splits)]
+        for what in ("prompts", "demonstrations")
+        if counts[what]
+    ]
+    lengths: list[list[str | Cell]] = [[Cell(name, "dim") for name in ("tokens", *_QUANTILES)]]
+    lengths += [
+        [f"a {name.removesuffix('_tokens')}", *(f"{values[quantile]:g}" for quantile in _QUANTILES)]
+        for name, values in report["lengths"].items()
+    ]
+    colours = has_colours(sys.stderr)
     say(
-        f"read {counts['read']}, dropped {counts['dropped']} {report['dropped'] or ''}",
-        f"prompts {counts['prompts']}, demonstrations {counts['demonstrations']}",
-        *(f"{name}: {values}" for name, values in report["lengths"].items()),
-        f"every dropped row: {run.final / 'dropped.jsonl'}",
+        f"read {read}; dropped {counts['dropped']}{f' ({reasons})' if reasons else ''}",
+        "",
+        *table(rows, colours=colours),
+        "",
+        *([*table(lengths, colours=colours), ""] if report["lengths"] else []),
+        *([f"every dropped row: {run.final / 'dropped.jsonl'}"] if counts["dropped"] else []),
     )
+
+
+_QUANTILES = ("min", "median", "p95", "max", "mean")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

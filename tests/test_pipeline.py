@@ -63,7 +63,7 @@ def test_a_second_run_skips_every_stage_and_says_why(finished_recipe: Path) -> N
     started = time.monotonic()
     result = run_command("run", "--config", finished_recipe / "pipeline.yaml")
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stderr.count("fresh, skipped") == len(STAGES)
+    assert result.stderr.count("up to date, skipped") == len(STAGES)
     assert time.monotonic() - started < 60
 
 

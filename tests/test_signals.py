@@ -87,7 +87,7 @@ def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one_and_no_later(
     end_process(cut)
     status, message = run_here(*words, cut)
     assert status == 0, message
-    assert f"going on from {cut / 'checkpoints' / f'checkpoint-{step}'}" in message
+    assert f"resuming from {cut / 'checkpoints' / f'checkpoint-{step}'}" in message
     assert weights_of(cut) == weights_of(uncut)
     assert rows_of(cut) == rows_of(uncut)
     assert read_manifest(cut)["id"] == read_manifest(uncut)["id"]

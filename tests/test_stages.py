@@ -211,7 +211,7 @@ def test_a_killed_run_ends_in_the_same_weights(finished_recipe: Path, tmp_path: 
     ).unlink()  # as if the kill had come while it was being written
     words = ("sft", "--config", config_of(finished_recipe, "sft"), "--output", folder)
     result = succeed(*words, environment={"WANDB_MODE": "offline"})
-    assert f"going on from {folder / 'checkpoints' / 'checkpoint-2'}" in result.stderr
+    assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in result.stderr
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
     counted = [[row.get("num_tokens") for row in read_metrics(f)] for f in (folder, output(finished_recipe, "sft"))]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tiebreak.process.stopping import Stopped
+from tiebreak.terminal import complain
 
 MAX_FAULTS_SHOWN = 50
 UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130
@@ -112,6 +113,7 @@ def exit_with_message(
         resumes: the same command, given again, goes on from the last checkpoint.
         folder: where the traceback of an unexpected exception is written, once that is decided.
     """
+    _open_closed_streams()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see launch.settle_process
         main()
@@ -123,7 +125,7 @@ def exit_with_message(
     except KeyboardInterrupt:
         _interrupted(resumes)
     except Exception as error:
-        if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):  # transformers, while it imports
+        if _comes_from_an_interrupt(error):
             _interrupted(resumes)
         if isinstance(error, BrokenPipeError) and _leave_closed_streams():
             raise SystemExit(PIPE_STATUS) from None
@@ -147,6 +149,11 @@ def end_interrupted() -> None:
     with contextlib.suppress(SystemExit):
         _interrupted(resumes=False)
     os._exit(INTERRUPT_STATUS)
+
+
+def _comes_from_an_interrupt(error: Exception) -> bool:
+    """transformers makes another exception of Ctrl-C while it imports, and pydantic's core a line of its message."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)) or "KeyboardInterrupt:" in str(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -183,8 +190,9 @@ def is_full_disk(error: Exception) -> bool:
 
 
 def _stop(stopped: Stopped, resumes: bool) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"\n{stopped}" if stopped.number != signal.SIGINT else stopped.kept, file=sys.stderr, flush=True)
+    message = f"\n{stopped}" if stopped.number != signal.SIGINT else stopped.kept
+    if message and os.environ.get("RANK", "0") == "0":
+        complain(message)
     if stopped.number == signal.SIGINT:
         _interrupted(resumes)
     raise SystemExit(stopped.exit_status)
@@ -228,6 +236,22 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
+def _open_closed_streams() -> None:
+    """Give a process that was started without its streams (`2>&-`) ones that lead nowhere.
+
+    Otherwise the next file to be opened gets a stream's number, and what libraries print is written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            try:
+                os.fstat(number)  # by now another file may have the number
+            except OSError:
+                os.dup2(nowhere, number)
+            os.set_inheritable(nowhere, nowhere == number)
+            setattr(sys, name, os.fdopen(nowhere, mode))
+
+
 def _leave_closed_streams() -> bool:
     """Point output streams whose reader has gone (`tiebreak … | head`) at nothing; whether there was one."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _reader_has_gone(stream)]
@@ -251,7 +275,7 @@ def _fail(message: str, status: int) -> None:
             _FIRST_PROCESS_SPEAKS_SECONDS
         )  # a fault of all processes is reported once: the launcher ends this one
     try:
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        complain(f"error: {message}")
     except BrokenPipeError:
         _leave_closed_streams()
     raise SystemExit(status)

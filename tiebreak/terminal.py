@@ -1,11 +1,28 @@
-"""What a stage prints while it works: from the main process alone, and on standard error."""
+"""What a person reads in a terminal: lines in colour where it shows colours, plain text in a pipe, a file or a log.
+
+Whatever a stage says while it works goes to standard error, from the main process alone; results go to standard output.
+Progress bars are in tiebreak.progress.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
+import re
+import sys
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+_CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}
+_LABELS = {"error": "red", "warning": "yellow", "saved": "green", "report": "green", "next": "cyan"}
+_TO_BE_READ = ("error", "report", "next")
+"""whose paths are not dim"""
+_LABEL = re.compile(rf"^({'|'.join(_LABELS)}): ")
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_COLUMNS, _WIDEST_RULE = 80, 100
 
 
 def is_main_process() -> bool:
@@ -13,18 +30,147 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-@contextlib.contextmanager
-def progress(total: int, what: str) -> Iterator[Any]:
-    """A progress bar with the time left, on standard error, from the main process alone."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, desc=what, disable=not is_main_process(), mininterval=1.0, dynamic_ncols=True) as bar:
-        yield bar
+def has_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that shows colours. NO_COLOR (no-color.org) makes any terminal a plain one."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def say(*lines: str) -> None:
-    """Print to standard error, from the main process alone: standard output is for results."""
-    if is_main_process():
-        import sys
+    """Print lines to standard error, from the main process alone: standard output is for results.
 
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+    In a terminal, a label (`saved:`, `next:`, `warning:`) gets its colour, and paths are dim.
+    """
+    if is_main_process():
+        _write(sys.stderr, lines)
+
+
+def complain(message: str) -> None:
+    """Print a message to standard error from whichever process it is."""
+    _write(sys.stderr, [message])
+
+
+def show(*lines: str) -> None:
+    """Print lines of a result to standard output, coloured as by `say`."""
+    _write(sys.stdout, lines)
+
+
+def _write(stream: TextIO, lines: Sequence[str]) -> None:
+    text = "\n".join(lines).split("\n")
+    shown = (
+        [coloured(part) for line in text for part in wrapped(line, columns(stream))]
+        if has_colours(stream)
+        else map(plain, text)
+    )
+    encoding = stream.encoding or "utf-8"
+    print("\n".join(shown).encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+
+
+def rule(title: str) -> None:
+    """The heading of a stage: its title in a line across the terminal, on standard error."""
+    if not has_colours(sys.stderr):
+        say("", title)
+        return
+    line = max(4, min(columns(sys.stderr), _WIDEST_RULE) - len(title) - 4)
+    say("", f"{paint('──', 'dim')} {paint(title, 'bold')} {paint('─' * line, 'dim')}")
+
+
+def tick(text: str, detail: str = "") -> None:
+    """What was done, behind a ✓ (or `done:` where it cannot be printed), on standard error."""
+    mark = "✓" if prints(sys.stderr, "✓") else "done:"
+    end = f"  {detail}" if detail else ""
+    say(f"{paint(mark, 'green')} {text}{paint(end, 'dim')}" if has_colours(sys.stderr) else f"{mark} {text}{end}")
+
+
+def paint(text: str, style: str) -> str:
+    """Text in a style: `bold`, `dim`, `red`, `green`, `yellow` or `cyan`; for a stream that `has_colours`."""
+    return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if text else ""
+
+
+def plain(text: str) -> str:
+    """Text without escape sequences and other control characters; line breaks and tabs stay."""
+    return _CONTROL.sub("", text)
+
+
+def coloured(line: str) -> str:
+    """A line with its label in colour and its paths dim; one that has colours already stays as it is."""
+    if "\x1b" in line:
+        return line
+    found = _LABEL.match(line)
+    if found is None:
+        return _dim_paths(line)
+    label, rest = line[: found.end() - 1], line[found.end() - 1 :]
+    return paint(label, _LABELS[found[1]]) + (rest if found[1] in _TO_BE_READ else _dim_paths(rest))
+
+
+def wrapped(line: str, limit: int) -> list[str]:
+    """A line broken between words where it is longer than the terminal is wide.
+
+    A command stays whole, so that it can be copied; so does what has colours already.
+    """
+    if len(line) <= limit or line.startswith("next: ") or "\x1b" in line:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    return textwrap.wrap(line, limit, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _dim_paths(line: str) -> str:
+    return re.sub(r"[^\s,;:()'\"]*/[^\s,;()'\"]*", lambda one: _dim_if_path(one[0]), line)
+
+
+def _dim_if_path(word: str) -> str:
+    path = word.rstrip(".:")
+    try:
+        found = Path(path).exists()
+    except OSError:  # too long for a name
+        found = False
+    return paint(path, "dim") + word[len(path) :] if found else word
+
+
+def columns(stream: TextIO) -> int:
+    """How wide a terminal is: 80 where that is unknown."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    except (OSError, ValueError):
+        return _COLUMNS
+
+
+def prints(stream: TextIO, text: str) -> bool:
+    """Whether a stream's encoding has all characters of a text."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell in a style."""
+
+    text: str
+    style: str = ""
+
+
+def table(rows: Sequence[Sequence[str | Cell]], *, left: Sequence[int] = (0,), colours: bool) -> list[str]:
+    """Rows as lines with aligned columns.
+
+    Args:
+        left: the columns that are aligned to the left; numbers are aligned to the right.
+        colours: whether styles are shown.
+    """
+    cells = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in rows]
+    widths = [max(width_of(row[at].text) for row in cells) for at in range(len(cells[0]))] if cells else []
+
+    def filled(at: int, cell: Cell) -> str:
+        text = paint(cell.text, cell.style) if colours and cell.style else cell.text
+        padding = " " * (widths[at] - width_of(cell.text))
+        return text + padding if at in left else padding + text
+
+    return ["  ".join(filled(at, cell) for at, cell in enumerate(row)).rstrip() for row in cells]
+
+
+def width_of(text: str) -> int:
+    """The columns that text takes in a terminal: two for a wide character, none for one that joins another."""
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )

@@ -11,7 +11,6 @@ put two numbers side by side that cannot be compared.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,12 +22,14 @@ from evaluation.compare.page import Trained, build_page
 from evaluation.compare.reading import Evaluation, Link, read_chain, read_evaluation
 from evaluation.compare.samples import select_samples
 from evaluation.compare.summary import build_report
+from evaluation.compare.verdicts import prompts_missing
 from evaluation.compare.words import edge, label
 from evaluation.configuration import CompareConfig
 from tiebreak.command.launch import stage_main
-from tiebreak.page.numbers import digits_for
+from tiebreak.page.numbers import digits_for, p_value
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import run as runs
+from tiebreak.terminal import Cell, has_colours, paint, prints, show, table
 from tiebreak.tracking.recorder import track, track_again
 
 
@@ -86,19 +87,32 @@ def _trained(links: Sequence[Link]) -> list[Trained]:
 
 
 def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
-    """The table, where the report lies, and how to go on; plain text, whatever standard output is."""
+    """The claim, the table, the caveats, where the report lies, and what comes next."""
     top = report["headline"]
-    lines = ["", f"{top['claim']}.", *top.get("sentences", []), *top["caveats"], *top.get("guards", []), ""]
-    lines += summary_table(report)
-    lines += ["", f"report: {page.resolve().as_uri()}", *([f"next: {next_step}"] if next_step else [])]
-    _say("\n".join(lines))
+    colours = has_colours(sys.stdout)
+    claim = f"{top['claim']}."
+    lines = summary_table(report, colours, prints(sys.stdout, _MARKS))
+    show("", paint(claim, "bold") if colours else claim, "", *lines, "")
+    show(*_further_sentences(report), *top["caveats"], *top.get("guards", []), "")
+    show(f"report: {page.resolve().as_uri()}", *([f"next: {next_step}"] if next_step else []))
 
 
-def summary_table(report: dict[str, Any]) -> list[str]:
-    """The policies as lines of at most 100 columns."""
+def _further_sentences(report: dict[str, Any]) -> list[str]:
+    """Those on other evaluations; the table has the report's own."""
+    top = report["headline"]
+    return [] if not top.get("claims") else list(top.get("sentences", []))
+
+
+def summary_table(report: dict[str, Any], colours: bool = False, marks: bool = True) -> list[str]:
+    """The policies in lines of at most 100 columns, each marked as better or worse than the baseline and explained.
+
+    Args:
+        marks: whether ✓ and ✗ can be printed; + and - otherwise.
+    """
     values = [row[_MEAN] if _MEAN in row else row["rubric_mean"] for row in report["policies"].values()]
     digits = 1 + digits_for(_span(report, values))
     head = [
+        " ",
         "policy",
         _column_name(report),
         "95% interval",
@@ -109,11 +123,13 @@ def summary_table(report: dict[str, Any]) -> list[str]:
         "tokens",
         "prompts",
     ]
-    rows = [head]
+    rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in head]]
     for (name, row), mean in zip(report["policies"].items(), values, strict=True):
+        mark, style = _OUTCOMES.get(row.get("verdict", ""), ("", ""))
         rows.append(
             [
-                label(name)[:16],
+                Cell(mark if marks else _PLAIN_MARKS[mark], style),
+                Cell(label(name)[:16], "bold" if mark == "✓" else ""),
                 f"{mean:.{digits}f}",
                 _interval(row.get("yardstick_interval", row["rubric_interval"]), lambda v: f"{v:.{digits}f}"),
                 "-" if row["win_rate_vs_sft"] is None else edge(row["win_rate_vs_sft"]),
@@ -124,12 +140,36 @@ def summary_table(report: dict[str, Any]) -> list[str]:
                 str(row["n_prompts"]),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+    head_line, *lines = table(rows, left=(0, 1), colours=colours)
+    meanings = [f"     {meaning(name, row, report['baseline'])}" for name, row in report["policies"].items()]
+    explained = [paint(words, "dim") if colours else words for words in meanings]
+    return [head_line, *(text for pair in zip(lines, explained, strict=True) for text in pair)]
+
+
+_MARKS = "✓✗≈"
+_PLAIN_MARKS = {"✓": "+", "✗": "-", "≈": "=", "": ""}
+_OUTCOMES = {"better": ("✓", "green"), "worse": ("✗", "red"), "undecided": ("≈", "")}
+
+
+def meaning(name: str, row: dict[str, Any], baseline: str) -> str:
+    """What a policy's row says, in a line."""
+    against, counts = label(baseline), row.get("outcomes")
+    if name == baseline:
+        return "the baseline: the others are compared with it"
+    if not counts:
+        return f"not compared with {against}"
+    wins, ties, losses = counts["wins"], counts["ties"], counts["losses"]
+    score = f"{wins} won, {losses} lost, {ties} tied"
+    p = row.get("p_value")
+    level = "" if p is None else f", p = {p_value(p)}".replace("= <", "<")
+    words = {
+        "better": f"better than {against}: {score}{level}",
+        "worse": f"worse than {against}: {score}{level}",
+        "undecided": f"no clear difference from {against}: {score}{level}",
+        "too few": f"too few prompts to tell it from {against} ({score}): about "
+        f"{prompts_missing(wins + ties + losses, row.get('comparisons', 1))} more are needed",
+    }
+    return words.get(row.get("verdict", ""), f"against {against}: {score}")
 
 
 _MEAN = "yardstick_mean"
@@ -148,15 +188,6 @@ def _span(report: dict[str, Any], values: Sequence[float]) -> float:
 
 def _interval(interval: Sequence[float] | None, form: Any) -> str:
     return f"{form(interval[0])} to {form(interval[1])}" if interval else "-"
-
-
-def _say(text: str) -> None:
-    """Print, even where the terminal knows no UTF-8 or the reader of a pipe has gone."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 __all__ = ["CompareConfig", "Evaluation", "compare", "main", "print_summary", "summary_table"]

@@ -149,7 +149,7 @@ def _sentence(name: str, one: Verdict, evaluation: Evaluation) -> str:
 def _reading(one: Verdict, outcomes: Outcomes) -> str:
     """What an interval means, in agreement with the verdict."""
     if one.outcome == "too few":
-        more = max(needed_prompts(SHOWN_WIN_RATE, one.comparisons), MANY_PROMPTS) - outcomes.prompts
+        more = prompts_missing(outcomes.prompts, one.comparisons)
         shown = percent(SHOWN_WIN_RATE)
         return f"; too few to tell: about {more} more would show a win rate of {shown}, four times in five"
     alone = verdict(outcomes.interval)
@@ -160,6 +160,11 @@ def _reading(one: Verdict, outcomes: Outcomes) -> str:
         among = f"among {one.comparisons} comparisons: p = {p_value(one.p_value or 0.0)} by Holm's correction"
         return f", {side} an even 50% on its own, but not {among}"
     return f", wholly {side} an even 50%"
+
+
+def prompts_missing(prompts: int, comparisons: int) -> int:
+    """How many more prompts would show a win rate of `SHOWN_WIN_RATE`, four times in five."""
+    return max(needed_prompts(SHOWN_WIN_RATE, comparisons), MANY_PROMPTS) - prompts
 
 
 # --- caveats ---

@@ -909,13 +909,14 @@ def test_the_command_prints_a_table_where_the_report_lies_and_what_is_next(recip
     done = run_command(tmp_path, *words, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     said = done.stdout.decode("ascii")
-    table = [
-        line for line in said.splitlines() if line.startswith(("policy", "base", "SFT", "DPO", "PPO ")) and "  " in line
-    ]
-    assert len(table) == 5
-    assert max(map(len, table)) <= 100
+    top, *rows = said[said.index("   policy") :].splitlines()[:9]
+    table, meanings = [top, *rows[::2]], rows[1::2]
+    assert max(map(len, [*table, *meanings])) <= 100
     assert len({len(line) for line in table}) == 1  # columns stand under one another
+    assert [line[:9].strip() for line in table] == ["policy", "base", "SFT", "DPO", "PPO"]
     assert "88%" in table[3]
+    assert meanings[1] == "     the baseline: the others are compared with it"
+    assert meanings[2].startswith("     too few prompts to tell it from SFT (3 won, 0 lost, 1 tied): about ")
     assert (tmp_path / "runs/cli/report.html").as_uri() in said
     by_hand = "label.yaml --simulate false --pairs runs/a/sample --output runs/a/label-by-hand"
     assert said.splitlines()[-1].startswith("next: tiebreak label --config ")
@@ -930,6 +931,44 @@ def test_the_command_reports_a_bad_input_in_one_message(recipe: str, tmp_path: P
     assert "Traceback" not in done.stderr.decode()
     one = run_command(tmp_path, "compare", "--evaluation", recipe, "--output", "runs/cli", "--against", "runs/nix")
     assert b"error: no such run folder: runs/nix" in one.stderr  # one word for a list is a list of one
+
+
+def test_the_table_marks_what_is_better_and_says_what_each_row_means() -> None:
+    def row(verdict: str | None, p: float | None = None, won: int = 0, lost: int = 0) -> dict[str, Any]:
+        counts = None if verdict is None else {"wins": won, "losses": lost, "ties": 40 - won - lost}
+        return {
+            "rubric_mean": 0.5,
+            "rubric_interval": [0.4, 0.6],
+            "win_rate_vs_sft": None if counts is None else 0.5 + (won - lost) / 80,
+            "win_rate_interval": None,
+            "score_mean": None,
+            "kl_per_sequence": None,
+            "length_tokens_mean": 12.0,
+            "n_prompts": 40,
+            "outcomes": counts,
+            **({"verdict": verdict, "p_value": p} if verdict else {}),
+        }
+
+    policies = {
+        "sft": row(None),
+        "dpo": row("better", 0.0004, won=30, lost=5),
+        "ppo": row("worse", 0.02, won=5, lost=17),
+        "kto": row("undecided", 0.5, won=11, lost=8),
+        "base": row("", won=2, lost=20),
+    }
+    report = {"baseline": "sft", "policies": policies}
+    lines = summary_table(report)[1:]
+    assert [line[0] for line in lines[::2]] == [" ", "✓", "✗", "≈", " "]
+    assert [line[0] for line in summary_table(report, marks=False)[1::2]] == [" ", "+", "-", "=", " "]
+    assert [line.strip() for line in lines[1::2]] == [
+        "the baseline: the others are compared with it",
+        "better than SFT: 30 won, 5 lost, 5 tied, p < 0.001",
+        "worse than SFT: 5 won, 17 lost, 18 tied, p = 0.02",
+        "no clear difference from SFT: 11 won, 8 lost, 21 tied, p = 0.50",
+        "against SFT: 2 won, 20 lost, 18 tied",
+    ]
+    coloured = summary_table(report, colours=True)
+    assert coloured[3].startswith("\x1b[32m✓\x1b[0m  \x1b[1mDPO\x1b[0m")
 
 
 def test_table_of_a_report_with_gaps_stays_within_100_columns() -> None:

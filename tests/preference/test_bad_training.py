@@ -188,7 +188,7 @@ def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
     monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=2))
     status, told = run_here("ppo", "--config", config)
     assert status == 1
-    assert f"going on from {tmp_path / 'ppo' / 'checkpoints' / 'checkpoint-3'}" in told
+    assert f"resuming from {tmp_path / 'ppo' / 'checkpoints' / 'checkpoint-3'}" in told
     assert {path.name for path in complete_checkpoints(tmp_path / "ppo")} == {"checkpoint-4", "checkpoint-5"}
 
 

@@ -222,7 +222,7 @@ def test_a_run_that_is_cut_off_after_the_guard_stopped_it_decides_the_same_again
     assert [status for status, _ in told] == [130, 130]
     (facts, weights), (again, after) = ends
     stopped = facts["guard"]["stopped_at_step"]
-    assert f"going on from {tmp_path / stage}/checkpoints/checkpoint-{stopped - 4}" in told[1][1]
+    assert f"resuming from {tmp_path / stage}/checkpoints/checkpoint-{stopped - 4}" in told[1][1]
     assert facts == again
     assert all(torch.equal(weight, after[name]) for name, weight in weights.items())
 

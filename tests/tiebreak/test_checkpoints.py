@@ -84,13 +84,13 @@ def test_a_damaged_checkpoint_is_never_trained_from(finished_recipe: Path, tmp_p
     status, message = run_here(*words)
     assert status == 0, message
     assert "checkpoint-3 is damaged and left out: optimizer.pt is missing" in message
-    assert f"going on from {folder / 'checkpoints' / 'checkpoint-2'}" in message
+    assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in message
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     (folder / "manifest.json").unlink()
     for step in (2, 3):
         cut_in_half(folder / "checkpoints" / f"checkpoint-{step}" / "adapter_model.safetensors")
     status, message = run_here(*words)
     assert status == 0, message
-    assert "going on from" not in message
+    assert "resuming from" not in message
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]

@@ -96,6 +96,51 @@ def test_an_interrupt_while_a_stage_is_imported(seconds: float, tmp_path: Path) 
     assert process.returncode in (130, -signal.SIGINT)  # both are 130 to a shell
 
 
+INTERRUPT_ON_IMPORT = """
+import os, runpy, signal, sys
+name = sys.argv.pop(1)
+class Interrupt:
+    def find_spec(self, module, path=None, target=None):
+        if module == name:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("tiebreak", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("tiebreak.command.cli", ["--help"]),
+        ("tiebreak.errors", ["inspect", "x"]),
+        ("tiebreak.records", ["inspect", "x"]),  # pydantic makes a line of its own message of it
+        ("tiebreak.command.data", ["data", "x"]),
+        ("labeling_ui.label", ["label", "status"]),
+        ("sqlalchemy", ["label", "--pairs", "x", "--output", "y"]),
+        ("torch", ["sample", "--policy", "x", "--prompts", "x", "--output", "y"]),
+    ],
+)
+def test_an_interrupt_during_an_import_is_no_traceback(module: str, words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", INTERRUPT_ON_IMPORT, module, *words]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 130, result.stderr
+    assert result.stderr in ("", "\nerror: interrupted\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_process_without_streams_writes_what_it_is_to_write(closed: str, raw_data: Path, tmp_path: Path) -> None:
+    """Otherwise the run's own files get the numbers of the streams, and messages are written into them."""
+    words = f"prepare --prompts {raw_data}/prompts.jsonl --output {tmp_path}/run --tracking.mode disabled"
+    command = f"{sys.executable} -m tiebreak {words} {closed}"
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=False)
+    assert result.returncode == 0
+    assert result.stdout == b""
+    assert (b"saved: " in result.stderr) is ("2>" not in closed)
+    status, message = run_here("inspect", tmp_path / "run")
+    assert status == 0, message
+
+
 # --- the machine
 
 

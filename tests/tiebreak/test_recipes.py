@@ -176,7 +176,7 @@ def test_a_moved_root_is_finished_for_the_recipe_and_for_each_stage(
     recipe = finished_recipe / "pipeline.yaml"
     status, message = run_here("run", "--config", recipe, "--root", moved_recipe)
     assert status == 0, message
-    assert message.count("fresh, skipped") == 9
+    assert message.count("up to date, skipped") == 9
     given = yaml.safe_load(recipe.read_text())
     config = PipelineConfig.model_validate(given | {"root": str(moved_recipe)})
     (sft,) = (entry for entry in config.stages if entry.stage == "sft")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from tiebreak import __version__
@@ -17,12 +17,21 @@ from tiebreak.errors import ConfigError, exit_with_message
 from tiebreak.stages import Command
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+def main(arguments: Sequence[str] | None = None, on_start: Callable[[], object] = lambda: None) -> None:
+    """Run a command line.
+
+    Args:
+        on_start: called once Ctrl-C is answered here.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["help"] and words[1:]:
         words = [*words[1:], "--help"]
-    exit_with_message(lambda: _answer(words))
+
+    def start() -> None:
+        on_start()
+        _answer(words)
+
+    exit_with_message(start)
 
 
 def _answer(words: list[str]) -> None:
@@ -44,17 +53,20 @@ def _dispatch(words: list[str]) -> None:
             + (f"; did you mean {near[0]}?" if near else "")
             + " ('tiebreak --help' lists them)"
         )
-    from tiebreak.command.help import configuration_class, print_help, wants_help
+    from tiebreak.process.settings import while_importing
 
+    with while_importing():
+        from tiebreak.command.help import configuration_class, print_help, wants_help
     if wants_help(words):
         print_help(words)
         return
     name, command, rest = find_command(words)
     if command.heavy:
-        from tiebreak.command.launch import without_accelerate
-        from tiebreak.config import Section, load_config
+        with while_importing():
+            from tiebreak.command.launch import without_accelerate
+            from tiebreak.config import Section, load_config
 
-        model = configuration_class(command)
+            model = configuration_class(command)
         if issubclass(model, Section):
             load_config(model, without_accelerate(rest), name)
     _start(COMMANDS[words[0]], words[1:])

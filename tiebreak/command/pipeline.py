@@ -2,8 +2,8 @@
 
     tiebreak run --config configs/quickstart/pipeline.yaml [--seed 1] [--root runs/seed-1] [--replace]
 
-A stage whose folder holds this very configuration and these very inputs is fresh and skipped; one that was cut off goes
-on; one whose folder holds something else stops the recipe, unless `--replace` lets it move that folder aside. Where
+A stage whose folder holds this very configuration and these very inputs is up to date and skipped; an interrupted one is
+resumed; one whose folder holds something else stops the recipe, unless `--replace` lets it move that folder aside. Where
 raters are people, the recipe stops before labelling and says what to do.
 """
 
@@ -33,10 +33,12 @@ from tiebreak.process.children import run_following
 from tiebreak.process.preloaded import may_fork, run_forked
 from tiebreak.process.settings import process_settings, quiet_upstream, while_importing
 from tiebreak.process.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
+from tiebreak.progress import duration
 from tiebreak.runs.placement import Placement, of_file
 from tiebreak.runs.reports import read_reports
 from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
 from tiebreak.stages import STAGES
+from tiebreak.terminal import rule, say, show, tick
 
 
 class StageEntry(Section):
@@ -94,27 +96,39 @@ def run_pipeline(config: PipelineConfig) -> None:
         _check_entry(entry)
     for number, entry in enumerate(config.stages, start=1):
         words = stage_words(entry, config)
-        _heading(f"[{number}/{len(config.stages)}] {entry.stage}")
-        folder, state, why = stage_state(entry, words)
-        if state == "finished":
-            lacking = [name for name, report in read_reports(folder).items() if report.state != "done"]
-            if not lacking:
-                print(f"fresh, skipped: {folder}: {why}", file=sys.stderr, flush=True)
-                continue
-            print(f"{folder} is finished, and lacks {', '.join(lacking)}", file=sys.stderr, flush=True)
-        if state == "other":
-            if not config.replace:
-                raise RunError(
-                    f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
-                    "run this stage anew, or --root for another folder"
-                )
-            _move_aside(folder)
-        elif state == "cut off":
-            print(f"going on with {folder}: {why}", file=sys.stderr, flush=True)
-        if _waits_for_people(entry, words):
+        rule(f"[{number}/{len(config.stages)}] {entry.stage}")
+        if not _run_stage(entry, words, group, config):
             return
-        _start(entry, words, group, config)
-    print(f"\nall {len(config.stages)} stages done in {(time.monotonic() - started) / 60:.1f} minutes", file=sys.stderr)
+    say("")
+    tick(f"all {len(config.stages)} stages done", duration(time.monotonic() - started))
+
+
+def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> bool:
+    """Whether the next stage may follow; this one waits for people otherwise.
+
+    Raises:
+        RunError: it failed, or its folder holds another run.
+    """
+    folder, state, why = stage_state(entry, words)
+    if state == "finished":
+        lacking = [name for name, report in read_reports(folder).items() if report.state != "done"]
+        if not lacking:
+            tick(entry.stage, f"up to date, skipped: {folder}: {why}")
+            return True
+        say(f"{folder} is finished, and lacks {', '.join(lacking)}")
+    if state == "other":
+        if not config.replace:
+            raise RunError(
+                f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
+                "run this stage anew, or --root for another folder"
+            )
+        _move_aside(folder)
+    elif state == "cut off":
+        say(f"resuming {folder}: {why}")
+    if _waits_for_people(entry, words):
+        return False
+    _start(entry, words, group, config)
+    return True
 
 
 def _check_entry(entry: StageEntry) -> None:
@@ -245,12 +259,11 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
     if getattr(config, stage.by_people_unless):
         return False
     given = shlex.join(words)
-    print(
-        f"\n{config.output} waits for raters. Serve the pairs with\n"
-        f"  tiebreak {entry.stage} {given}\n"
-        "when enough are judged, write the preferences with\n"
-        f"  tiebreak {entry.stage} export {given}\n"
-        "and give this same 'tiebreak run' command again: it goes on from there."
+    show(
+        f"{config.output} waits for raters.",
+        f"next: serve the pairs        tiebreak {entry.stage} {given}",
+        f"      write the preferences  tiebreak {entry.stage} export {given}",
+        "      and give this 'tiebreak run' command again: it continues from there",
     )
     return True
 
@@ -267,10 +280,10 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
         raise Stopped(number, f"in stage {entry.stage}; finished stages are kept")
     if status:
         raise RunError(
-            f"stage {entry.stage} stopped with status {status}; what it printed is above. Mend it and give the "
-            "same command again: finished stages are kept, and this one goes on from its last checkpoint"
+            f"stage {entry.stage} stopped with status {status}; what it printed is above. Fix it and give the "
+            "same command again: finished stages are kept, and this one resumes from its last checkpoint"
         )
-    print(f"{entry.stage} took {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    tick(entry.stage, duration(time.monotonic() - begun))
 
 
 def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, str]) -> int:
@@ -294,7 +307,7 @@ def _move_aside(folder: Path) -> None:
     while (target := folder.with_name(f"{folder.name}.replaced-{number}")).exists():
         number += 1
     folder.rename(target)
-    print(f"moved {folder} aside, to {target}", file=sys.stderr, flush=True)
+    say(f"moved {folder} aside, to {target}")
 
 
 def _group(config: PipelineConfig) -> str:
@@ -307,10 +320,6 @@ def _group(config: PipelineConfig) -> str:
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(group)
     return group
-
-
-def _heading(text: str) -> None:
-    print(f"\n\x1b[1m{text}\x1b[0m" if sys.stderr.isatty() else f"\n{text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -38,7 +38,7 @@ from tiebreak.models.turns import (
 )
 from tiebreak.records import Message, Messages, Preference, assistant
 from tiebreak.runs.run import Run
-from tiebreak.terminal import is_main_process, say
+from tiebreak.terminal import has_colours, is_main_process, paint, plain, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -680,13 +680,15 @@ def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, colour: 
     """The example as text: tokens that are trained on in green, or in ⟦brackets⟧.
 
     Args:
-        colour: None: where standard error is a terminal.
+        colour: None: where standard error shows colours.
     """
-    start, end = ("\x1b[32m", "\x1b[0m") if (sys.stderr.isatty() if colour is None else colour) else ("⟦", "⟧")
+    in_green = has_colours(sys.stderr) if colour is None else colour
     parts = []
     for trained, run in itertools.groupby(
         zip(encoded.input_ids, encoded.loss_mask, strict=True), key=lambda pair: bool(pair[1])
     ):
-        text = str(tokenizer.decode([token for token, _ in run]))  # together: one character can be several tokens
-        parts.append(f"{start}{text}{end}" if trained else text)
+        text = plain(
+            str(tokenizer.decode([token for token, _ in run]))
+        )  # together: one character can be several tokens
+        parts.append((paint(text, "green") if in_green else f"⟦{text}⟧") if trained else text)
     return "".join(parts)

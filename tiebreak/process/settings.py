@@ -21,6 +21,7 @@ _RAISES = signal.default_int_handler
 _UPSTREAM_NOISE = (
     "Setting accelerator to CPU",  # DeepSpeed, on every machine without a GPU
     "Failed to load CPU gemm_4bit_forward",  # bitsandbytes, without an optional faster kernel
+    "mtime may not be reliable on this filesystem",  # transformers, of the order in which it deletes checkpoints
 )
 
 
@@ -41,7 +42,7 @@ def quiet_upstream() -> None:
     def speaks_to_the_user(record: logging.LogRecord) -> bool:
         return not any(phrase in str(record.msg) for phrase in _UPSTREAM_NOISE)
 
-    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
+    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops", "transformers.trainer_utils"):
         logging.getLogger(name).addFilter(speaks_to_the_user)
     # PEFT and TRL still read a name that transformers has deprecated
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import resource
@@ -37,13 +38,14 @@ from tiebreak.errors import TRACEBACK_FILE, RunError, is_full_disk
 from tiebreak.functions import load_function
 from tiebreak.hashing import hash_file, hash_json
 from tiebreak.process.stopping import check, deferring, interruptible
+from tiebreak.progress import progress
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import checkpoints
 from tiebreak.runs.differences import differences
 from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
 from tiebreak.stages import find_stage
-from tiebreak.terminal import is_main_process, progress, say
+from tiebreak.terminal import is_main_process, say
 
 MANIFEST = "manifest.json"
 RUN_FILE = "run.json"
@@ -595,17 +597,21 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
     partial = run.folder / "partial" / what.replace(" ", "-")
     partial.mkdir(parents=True, exist_ok=True)
     results: list[Any] = []
+    files = [partial / f"{number:05d}.json" for number in range(math.ceil(len(keys) / batch_size))]
+    if all(file.exists() for file in files):
+        return [result for file in files for result in json.loads(file.read_text())]
     with progress(len(keys), what) as bar:
-        for number, start in enumerate(range(0, len(keys), batch_size)):
-            file = partial / f"{number:05d}.json"
-            if not file.exists():
+        for number, file in enumerate(files):
+            start = number * batch_size
+            kept = file.exists()
+            if not kept:
                 with deferring(), interruptible():
-                    made = compute(keys[start : start + batch_size], bar.update)
+                    made = compute(keys[start : start + batch_size], bar.advance)
                 write_json(file, made)
                 run.note_seconds()
             check(f"{number + 1} batches of {what} are kept")
             results += json.loads(file.read_text())
-            bar.update(len(results) - bar.n)
+            (bar.skip_to if kept else bar.advance_to)(len(results))
     return results
 
 

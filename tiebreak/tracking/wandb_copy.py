@@ -130,7 +130,7 @@ class Copy:
 
         artifact = wandb.Artifact(self.facts["artifact"], type=self.facts["stage"], metadata=dict(manifest))
         for path in (self.folder / "manifest.json", *reports_in(self.folder)):
-            artifact.add_file(str(path))
+            artifact.add_file(str(path), name=str(path.relative_to(self.folder)))
         if self.mode == "online":
             self._link()
         self.run.log_artifact(artifact, aliases=["latest", manifest["id"]])

@@ -1,4 +1,4 @@
-"""What transformers' trainers call while they train: the progress line, and the run's metrics and checkpoints."""
+"""What transformers' trainers call while they train: progress bars, and the run's metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tiebreak.process.stopping import Stopped, requested
+from tiebreak.progress import Bar, Screen
 from tiebreak.runs.checkpoints import facts_of, mark_complete
 from tiebreak.tracking.recorder import RunRecorder
 
@@ -21,12 +22,23 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 
-class ProgressLine(ProgressCallback):
-    """The library's progress bar, with the few figures worth watching beside it; all of them are in metrics.jsonl."""
+class ProgressBars(TrainerCallback):
+    """Bars of training and of the evaluations within it, with the figures worth watching; all are in metrics.jsonl."""
 
-    def __init__(self, metrics: Mapping[str, str]) -> None:
-        super().__init__()
-        self.shown = {key: name for key, name in metrics.items() if not key.startswith("eval_")}
+    def __init__(self, screen: Screen, metrics: Mapping[str, str]) -> None:
+        self._screen = screen
+        self._metrics = {key: name for key, name in metrics.items() if not key.startswith("eval_")}
+        self._training: Bar | None = None
+        self._evaluation: Bar | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = self._screen.begin(state.max_steps, "training", done=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._training is not None:
+            self._training.advance_to(state.global_step)
 
     def on_log(
         self,
@@ -36,10 +48,33 @@ class ProgressLine(ProgressCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.training_bar is not None and logs:
-            shown = {name: f"{logs[key]:.3f}" for key, name in self.shown.items() if key in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
+        figures = [f"{name} {logs[key]:.3f}" for key, name in self._metrics.items() if logs and key in logs]
+        if self._training is not None and figures:
+            self._training.show(", ".join(figures))
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._evaluation is None:
+            self._evaluation = self._screen.begin(len(eval_dataloader), "evaluating")
+        self._evaluation.advance()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._evaluation is not None:
+            self._evaluation.end()
+        self._evaluation = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._training is not None:
+            self._training.end()
+        self._training = None
 
 
 class NothingToTrainError(Exception):

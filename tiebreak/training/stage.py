@@ -23,6 +23,7 @@ from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import adapter_state, save_adapter
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring, interruptible
+from tiebreak.progress import screen
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
 from tiebreak.runs.placement import require_agreement
@@ -33,7 +34,7 @@ from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import RunRecorder, track_again
 from tiebreak.training.callbacks import (
     NothingToTrainError,
-    ProgressLine,
+    ProgressBars,
     RunCallback,
     TokenCount,
     generator_states,
@@ -140,7 +141,12 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
         HandoffError: the loss stopped being a number.
     """
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressLine(find_stage(run.stage).metrics))
+    with screen() as bars:
+        trainer.add_callback(ProgressBars(bars, find_stage(run.stage).metrics))
+        _train(trainer, run, recorder)
+
+
+def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     trainer.add_callback(TokenCount(trainer))
     callback = RunCallback(recorder, trainer)
     trainer.add_callback(callback)
@@ -148,7 +154,7 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
         trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
     checkpoint = run.checkpoint
     if checkpoint:
-        say(f"going on from {checkpoint}")
+        say(f"resuming from {checkpoint}")
     with deferring(), _steps_can_be_cut_short(trainer, callback):
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -179,7 +185,7 @@ def _evaluate_at_the_end(trainer: Trainer) -> None:
         if trainer.accelerator.num_processes > 1:
             raise
         reason = str(error) if isinstance(error, TiebreakError) else f"{type(error).__name__}: {error}"
-        say("", f"warning: the evaluation at the end failed ({reason}); the model is saved without its figures")
+        say(f"warning: the evaluation at the end failed ({reason}); the model is saved without its figures")
 
 
 @contextmanager
@@ -345,7 +351,7 @@ def last_metrics(run: Run, up_to: float = math.inf) -> dict[str, Any]:
 def describe(run: Run, report: Callable[[FreshProcess], None] | None = None) -> bool:
     """Say what is about to happen; True if there is nothing to train: what a finished run lacks is made then."""
     if not run.finished:
-        say(f"{run.stage}: writing {run.folder}" + (f" (going on from {run.checkpoint})" if run.checkpoint else ""))
+        say(f"{run.stage}: writing {run.folder}" + (f" (resuming from {run.checkpoint})" if run.checkpoint else ""))
         return False
     reports = Reports(run)
     if not reports.names or not is_main_process():

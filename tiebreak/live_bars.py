@@ -1,0 +1,76 @@
+"""Progress bars in a terminal, drawn by rich: see tiebreak.progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
+from rich.text import Text
+
+from tiebreak.progress import Bar, duration
+
+_NAME_COLUMNS, _BAR_COLUMNS = 20, 24
+_DRAWN_A_SECOND = 4
+
+
+@contextmanager
+def live_bars(stream: TextIO) -> Iterator[LiveBars]:
+    """Bars on a terminal. What is printed meanwhile appears above them."""
+    columns = (
+        _Words(lambda bar: f"{bar.what:<{_NAME_COLUMNS}}"),
+        BarColumn(_BAR_COLUMNS, style="bright_black", complete_style="cyan", finished_style="green"),
+        _Words(lambda bar: f"{bar.done}/{bar.total}"),
+        _Time(),
+        _Words(lambda bar: bar.figures, "dim"),
+    )
+    console = Console(file=stream, force_terminal=True, highlight=False)
+    with Progress(*columns, console=console, refresh_per_second=_DRAWN_A_SECOND) as shown:
+        yield LiveBars(shown)
+
+
+class LiveBars:
+    """The bars of one `Progress`."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._tasks: dict[int, TaskID] = {}
+
+    def began(self, bar: Bar) -> None:
+        """Draw one more."""
+        self._tasks[id(bar)] = self._shown.add_task("", total=bar.total, completed=bar.done, bar=bar)
+
+    def changed(self, bar: Bar) -> None:
+        """Draw it as it is now."""
+        self._shown.update(self._tasks[id(bar)], completed=bar.done)
+
+    def ended(self, bar: Bar) -> None:
+        """Draw it for the last time; work within other work leaves no bar behind."""
+        task = self._tasks.pop(id(bar))
+        self._shown.update(task, completed=bar.done)
+        if self._tasks:
+            self._shown.remove_task(task)
+
+
+class _Time(ProgressColumn):
+    """The time left; at the end, the time that it took."""
+
+    def render(self, task: Task) -> Text:
+        bar: Bar = task.fields["bar"]
+        if task.finished:
+            return Text(duration(task.finished_time or 0.0), style="dim")
+        left = bar.seconds_left
+        return Text("" if left is None else f"{duration(left)} left", style="cyan")
+
+
+class _Words(ProgressColumn):
+    """Text that a bar makes of its state."""
+
+    def __init__(self, words: Callable[[Bar], str], style: str = "") -> None:
+        self._words, self._style = words, style
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        return Text(self._words(task.fields["bar"]), style=self._style, no_wrap=True, overflow="ellipsis")

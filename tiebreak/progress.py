@@ -1,0 +1,163 @@
+"""How far a piece of work is, and how long it has left, on standard error from the main process alone.
+
+In a terminal it is a bar; in a pipe or a file, a line every so often:
+
+    training ━━━━━━━━━━━━╺━━━━━━━━━━━  7/14  0:45 left  loss 3.920, token accuracy 0.276
+    training: 7 of 14, 0:45 passed, 0:45 left; loss 3.920, token accuracy 0.276
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from tiebreak.terminal import has_colours, is_main_process, say
+
+LINE_SECONDS, LONGEST_LINE_SECONDS, LINE_SHARE = 10.0, 300.0, 0.05
+"""between two lines at least; and, in work that takes long, that share of the time passed, up to the second"""
+
+
+class Bar:
+    """One piece of work: how much there is, and how much is done."""
+
+    def __init__(self, total: int, what: str, done: int, display: Display, clock: Callable[[], float]) -> None:
+        self.total, self.what, self.done = total, what, done
+        self.figures = ""
+        self._display, self._clock = display, clock
+        self._began, self._skipped = clock(), done
+
+    def advance(self, count: int = 1) -> None:
+        """So much more is done."""
+        self.done += count
+        self._display.changed(self)
+
+    def advance_to(self, done: int) -> None:
+        """So much is done in all."""
+        if done != self.done:
+            self.advance(done - self.done)
+
+    def skip_to(self, done: int) -> None:
+        """So much is done in all, and the last of it was there already: it took no time, and says nothing of the rest."""
+        self._skipped += done - self.done
+        self.advance_to(done)
+
+    def show(self, figures: str) -> None:
+        """Figures beside the bar, such as the loss."""
+        self.figures = figures
+        self._display.changed(self)
+
+    def end(self) -> None:
+        """There is no more to do."""
+        self._display.ended(self)
+
+    @property
+    def seconds_passed(self) -> float:
+        """Since it began."""
+        return self._clock() - self._began
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the mean speed so far; None before anything was done."""
+        made = self.done - self._skipped
+        return self.seconds_passed / made * max(self.total - self.done, 0) if made > 0 else None
+
+
+class Display(Protocol):
+    """Where bars are shown."""
+
+    def began(self, bar: Bar) -> None:
+        """A piece of work begins."""
+
+    def changed(self, bar: Bar) -> None:
+        """It has other figures."""
+
+    def ended(self, bar: Bar) -> None:
+        """It is done."""
+
+
+class Screen:
+    """Bars on one display: a long piece of work, and shorter ones within it."""
+
+    def __init__(self, display: Display, clock: Callable[[], float] = time.monotonic) -> None:
+        self._display, self._clock = display, clock
+
+    def begin(self, total: int, what: str, done: int = 0) -> Bar:
+        """A new bar, of which so much is done already."""
+        bar = Bar(total, what, done, self._display, self._clock)
+        self._display.began(bar)
+        return bar
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Bar]:
+    """One bar for one piece of work."""
+    with screen() as shown:
+        bar = shown.begin(total, what)
+        yield bar
+        bar.end()
+
+
+@contextmanager
+def screen() -> Iterator[Screen]:
+    """The display that standard error takes: live bars, lines, or nothing on all processes but the main one."""
+    if not is_main_process():
+        yield Screen(_Nothing())
+    elif not has_colours(sys.stderr):
+        yield Screen(Lines())
+    else:
+        from tiebreak.live_bars import live_bars  # rich takes a tenth of a second to import
+
+        with live_bars(sys.stderr) as live:
+            yield Screen(live)
+
+
+class _Nothing:
+    def began(self, bar: Bar) -> None: ...
+
+    def changed(self, bar: Bar) -> None: ...
+
+    def ended(self, bar: Bar) -> None: ...
+
+
+class Lines:
+    """A line every so often, and one at the end; none at the end of short work within other work."""
+
+    def __init__(self) -> None:
+        self._open: list[Bar] = []
+        self._next: dict[int, float] = {}
+        self._printed: set[int] = set()
+
+    def began(self, bar: Bar) -> None:
+        self._open.append(bar)
+        self._next[id(bar)] = LINE_SECONDS
+
+    def changed(self, bar: Bar) -> None:
+        passed = bar.seconds_passed
+        if passed >= self._next[id(bar)] and bar.done < bar.total:
+            left = "" if bar.seconds_left is None else f", {duration(bar.seconds_left)} left"
+            say(f"{bar.what}: {bar.done} of {bar.total}, {duration(passed)} passed{left}{_after(bar)}")
+            self._next[id(bar)] = passed + min(max(LINE_SECONDS, LINE_SHARE * passed), LONGEST_LINE_SECONDS)
+            self._printed.add(id(bar))
+
+    def ended(self, bar: Bar) -> None:
+        self._open.remove(bar)
+        if not self._open or id(bar) in self._printed:
+            say(f"{bar.what}: {bar.done} of {bar.total} in {duration(bar.seconds_passed)}{_after(bar)}")
+
+
+def _after(bar: Bar) -> str:
+    return f"; {bar.figures}" if bar.figures else ""
+
+
+def duration(seconds: float) -> str:
+    """`0:45`, `1:16`, `2:05:33`.
+
+    >>> duration(45.4), duration(7533)
+    ('0:45', '2:05:33')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
