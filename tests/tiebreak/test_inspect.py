@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support import write_checkpoint
 
-from tiebreak.command.inspect import inspect_chain, inspect_run, last_metrics
+from tiebreak.command.inspect import figures_of, inspect_chain, inspect_run, last_metrics
 from tiebreak.config import StageConfig
 from tiebreak.records import write_json, write_jsonl
 from tiebreak.runs import run as runs
@@ -61,11 +61,45 @@ def release(run: runs.Run) -> None:
         os.close(run._lock)
 
 
-def test_a_finished_run() -> None:
+def test_a_run_in_a_few_lines() -> None:
     status, out, _ = inspect("runs/dpo")
+    made = runs.read_manifest("runs/dpo")
+    size = Path("runs/dpo/final/adapter.json").stat().st_size
+    assert status == 0
+    assert out.splitlines() == [
+        "runs/dpo: dpo, finished",
+        f"  finished       {made['finished_at']}, took 0:00",
+        "  made from      policy  runs/sft",
+        "  judged by      simulated",
+        "  loss           0.5",
+        "  held-out loss  0.7",
+        f"  state          the one output unchanged, {size} B",
+        "",
+        "everything else: tiebreak inspect runs/dpo --all",
+    ]
+
+
+def test_a_run_without_logged_metrics_shows_the_first_of_each_group() -> None:
+    run = runs.start_run(NoteConfig(output="runs/evaluate"), "evaluate", {"policies.dpo": "runs/dpo"})
+    run.facts |= {"metrics": {name: {"mean": 0.5, "other": 1} for name in "abcd"}, "counts": {"prompts": 4, "rows": 8}}
+    write_json(run.final / "report.json", {})
+    run.finish()
+    release(run)
+    assert figures_of(inspect_run("runs/evaluate")) == [
+        ("a mean", "0.5"),
+        ("b mean", "0.5"),
+        ("c mean", "0.5"),
+        ("d mean", "0.5"),
+        ("prompts", "4"),
+    ]
+
+
+def test_everything_of_a_finished_run() -> None:
+    status, out, _ = inspect("runs/dpo", "--all")
     assert status == 0
     first, *rest = out.splitlines()
     assert first == "runs/dpo: dpo, finished"
+    assert "everything else" not in out
     told = {
         line.split()[0]: " ".join(line.split()[1:]) for line in rest if line.startswith("  ") and len(line.split()) > 1
     }
@@ -100,8 +134,8 @@ def test_a_changed_a_lost_and_an_added_file_are_found() -> None:
     final.joinpath("stray.json").write_text("{}", encoding="utf-8")
     status, out, _ = inspect("runs/dpo")
     assert status == 1
-    assert "NOT AS IT WAS: final/adapter.json is changed" in out
-    assert "NOT AS IT WAS: final/stray.json is not in the manifest" in out
+    assert "changed: final/adapter.json is changed" in out
+    assert "changed: final/stray.json is not in the manifest" in out
     final.joinpath("adapter.json").unlink()
     assert "final/adapter.json is gone" in inspect_run("runs/dpo").faults
 
@@ -114,7 +148,7 @@ def test_an_input_that_is_now_another_run_is_found() -> None:
     assert inspect_run("runs/dpo").faults == ["input policy (runs/sft) is changed"]
     manifest.unlink()
     assert inspect_run("runs/dpo").faults == ["input policy (runs/sft) is changed"]
-    assert [one.state for one in inspect_chain("runs/dpo")] == ["cut off before its first checkpoint", "finished"]
+    assert [one.state for one in inspect_chain("runs/dpo")] == ["interrupted before its first checkpoint", "finished"]
 
 
 def test_a_cut_off_run_names_its_last_complete_checkpoint() -> None:
@@ -123,15 +157,15 @@ def test_a_cut_off_run_names_its_last_complete_checkpoint() -> None:
         folder = write_checkpoint(Path("runs/dpo/checkpoints"), step)
         if not complete:
             (folder / "COMPLETE").unlink()
-    status, out, _ = inspect("runs/dpo")
+    status, out, _ = inspect("runs/dpo", "--all")
     assert status == 0
-    assert out.splitlines()[0] == "runs/dpo: dpo, cut off at checkpoint 10"
+    assert out.splitlines()[0] == "runs/dpo: dpo, interrupted at checkpoint 10"
     assert "beta" in out  # from the saved configuration
 
 
 def test_a_run_that_another_process_writes_is_told_so() -> None:
     code = (
-        "from tests_note import NoteConfig; from tiebreak import runs\n"
+        "from tests_note import NoteConfig; from tiebreak.runs import run as runs\n"
         "runs.start_run(NoteConfig(output='runs/new'), 'sft', {}); print('ready', flush=True); input()"
     )
     Path("tests_note.py").write_text(
@@ -145,7 +179,7 @@ def test_a_run_that_another_process_writes_is_told_so() -> None:
     assert writer.stdout.readline() == "ready\n"
     assert inspect_run("runs/new").state == "being written"
     writer.communicate("\n", timeout=10)
-    assert inspect_run("runs/new").state == "cut off before its first checkpoint"
+    assert inspect_run("runs/new").state == "interrupted before its first checkpoint"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is in a run folder, and what it was made from.
 
     tiebreak inspect runs/quickstart/dpo
+    tiebreak inspect runs/quickstart/dpo --all
     tiebreak inspect runs/quickstart/compare --chain
     tiebreak inspect runs/quickstart/dpo --json
 
@@ -12,7 +13,7 @@ bytes: no model is loaded.
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,10 +26,13 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
 from tiebreak.hashing import hash_file
+from tiebreak.progress import duration
 from tiebreak.runs import checkpoints
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.placement import Placement
+from tiebreak.stages import STAGES, find_stage
+from tiebreak.terminal import has_colours, paint, show, table
 
 _MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
 _PLACED = ("processes", "distributed", "global_batch")
@@ -99,6 +103,8 @@ class InspectArguments(Section):
 
     as_json: bool = Field(default=False, alias="json")
     """print everything as one JSON document"""
+    everything: bool = Field(default=False, alias="all")
+    """print the whole configuration, every output, metric and fact as well"""
     chain: bool = False
     """also inspect every run that this one was made from"""
 
@@ -113,25 +119,26 @@ def _inspect(words: list[str]) -> None:
     folders = [word for word in words if not word.startswith("--") and word not in ("true", "false")]
     flags = [word for word in words if word not in folders]
     if len(folders) != 1:
-        raise ConfigError("inspect takes one run folder: tiebreak inspect runs/quickstart/dpo [--chain] [--json]")
+        raise ConfigError(
+            "inspect takes one run folder: tiebreak inspect runs/quickstart/dpo [--all] [--chain] [--json]"
+        )
     given = load_config(InspectArguments, flags, "inspect")
     inspections = inspect_chain(folders[0]) if given.chain else [inspect_run(folders[0])]
-    _print_all(inspections, given.as_json)
+    _print_all(inspections, given)
     if any(one.faults for one in inspections):
         raise SystemExit(1)
 
 
-def _print_all(inspections: Sequence[Inspection], as_json: bool) -> None:
-    if as_json:
+def _print_all(inspections: Sequence[Inspection], given: InspectArguments) -> None:
+    if given.as_json:
         documents = [{**asdict(one), "faults": one.faults} for one in inspections]
-        said = json.dumps(documents if len(documents) > 1 else documents[0], indent=2, ensure_ascii=False)
-    else:
-        said = "\n\n".join(describe(one) for one in inspections)
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(said.encode(encoding, errors="replace").decode(encoding), flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        show(json.dumps(documents if len(documents) > 1 else documents[0], indent=2, ensure_ascii=False))
+        return
+    colours = has_colours(sys.stdout)
+    for number, one in enumerate(inspections):
+        show(*([""] if number else []), *summary(one, colours), *(details(one) if given.everything else []))
+    if not given.everything:
+        show("", f"everything else: tiebreak inspect {shlex.quote(inspections[-1].folder)} --all")
 
 
 # --- looking ---
@@ -212,7 +219,9 @@ def _newest_checkpoint(path: Path) -> int | None:
 def _unfinished_state(path: Path, checkpoint: int | None) -> str:
     if runs.is_locked(path):
         return "being written" + (f", checkpoint {checkpoint}" if checkpoint is not None else "")
-    return "cut off before its first checkpoint" if checkpoint is None else f"cut off at checkpoint {checkpoint}"
+    return (
+        "interrupted before its first checkpoint" if checkpoint is None else f"interrupted at checkpoint {checkpoint}"
+    )
 
 
 def _look_up(folder: str, record: Mapping[str, Any]) -> list[InputState]:
@@ -241,25 +250,51 @@ def _outputs(path: Path, recorded: Mapping[str, str]) -> list[OutputState]:
 
 # --- telling ---
 
+FIGURES_SHOWN = 5
 
-def describe(one: Inspection) -> str:
-    """An inspection as text."""
-    lines = [
-        f"{one.folder}: {one.stage}, {one.state}",
-        *_table([("id", one.id or "-"), *_made(one.made), *_placed(one.placement)]),
-    ]
+
+def summary(one: Inspection, colours: bool = False) -> list[str]:
+    """What matters of a run: its state, its inputs, up to five figures, and whether it is as it was."""
+    state = paint(one.state, "green" if one.state == "finished" else "yellow") if colours else one.state
+    made = one.made
+    rows = [("finished", f"{made['finished_at']}, took {duration(made['seconds'] or 0)}")] if made else []
+    inputs = table([(i.name, i.moved or i.source) for i in one.inputs], left=(0, 1), colours=False)
+    rows += [("" if number else "made from", line) for number, line in enumerate(inputs)]
+    kinds = one.facts.get("kinds")
+    rows += [("judged by", ", ".join(map(str, kinds)))] if kinds else []
+    rows += figures_of(one)
+    unchanged = [output for output in one.outputs if output.state == "same"]
+    if one.outputs and not one.faults:
+        size = _size(sum(output.bytes or 0 for output in unchanged))
+        count = "the one output" if len(unchanged) == 1 else f"all {len(unchanged)} outputs"
+        rows.append(("state", f"{count} unchanged, {size}"))
+    faults = [f"  {paint('changed', 'red') if colours else 'changed'}: {fault}" for fault in one.faults]
+    return [f"{one.folder}: {one.stage}, {state}", *_table(rows), *faults]
+
+
+def figures_of(one: Inspection) -> list[tuple[str, str]]:
+    """The stage's own choice of its logged metrics; else the first of each group that its manifest has."""
+    named = find_stage(one.stage).metrics if one.stage in STAGES else {}
+    logged = [(name, _value(one.last_metrics[key])) for key, name in named.items() if key in one.last_metrics]
+    recorded: list[tuple[str, str]] = []
+    for group in (one.facts.get("metrics"), one.facts.get("counts")):
+        for key, value in group.items() if isinstance(group, Mapping) else ():
+            if isinstance(value, Mapping) and value:
+                first = next(iter(value))
+                recorded.append((f"{key} {first}", _value(value[first])))
+            elif not isinstance(value, Mapping):
+                recorded.append((key, _value(value)))
+    return (logged or recorded)[:FIGURES_SHOWN]
+
+
+def details(one: Inspection) -> list[str]:
+    """The rest: ids, code, every output, the configuration, all metrics and facts."""
+    lines = ["", *_table([("id", one.id or "-"), *_made(one.made), *_placed(one.placement)])]
     if one.inputs:
-        lines += [
-            "",
-            "made from",
-            *_table([(i.name, _input_words(i)) for i in one.inputs]),
-        ]
+        lines += ["", "made from", *_table([(i.name, _input_words(i)) for i in one.inputs])]
     if one.outputs:
-        lines += [
-            "",
-            "outputs",
-            *_table([(o.name, f"{_size(o.bytes)}  {_OUTPUT_WORDS[o.state]}") for o in one.outputs]),
-        ]
+        outputs = [(o.name, f"{_size(o.bytes)}  {_OUTPUT_WORDS[o.state]}") for o in one.outputs]
+        lines += ["", "outputs", *_table(outputs)]
     if one.config:
         lines += ["", "configuration", *_table(_flat(one.config))]
     if one.last_metrics:
@@ -268,9 +303,7 @@ def describe(one: Inspection) -> str:
         lines += ["", f"last metrics ({one.logged_rows} rows, step {_value(step)})", *_table(figures)]
     if one.facts:
         lines += ["", "facts", *_table(_flat(one.facts))]
-    if one.faults:
-        lines += ["", *(f"NOT AS IT WAS: {fault}" for fault in one.faults)]
-    return "\n".join(lines)
+    return lines
 
 
 def _input_words(one: InputState) -> str:
@@ -288,7 +321,7 @@ def _made(made: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     packages = ", ".join(f"{name} {version}" for name, version in (made.get("packages") or {}).items())
     cost = f"{_value(made.get('seconds'))} s, peak memory {_size(made.get('peak_memory_bytes'))}"
-    rows = [("finished", f"{made.get('finished_at') or '-'} on {made.get('machine') or '-'}"), ("took", cost)]
+    rows = [("machine", str(made.get("machine") or "-")), ("took", cost)]
     code = f"tiebreak {made.get('tiebreak') or '-'}, commit {made.get('git_commit') or '-'}"
     return [*rows, ("code", code), *([("packages", packages)] if packages else [])]
 
