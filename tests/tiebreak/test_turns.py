@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -253,11 +254,13 @@ def test_the_thought_of_a_drawn_answer_is_masked_or_dropped(words: Any) -> None:
 def test_nothing_of_a_masked_thought_is_learned_where_it_was_cut_off(words: Any) -> None:
     chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking="mask")
     written = chat.tokenizer("<think>\nHm, I look<|im_end|>", add_special_tokens=False)["input_ids"]
+    silence = Message(role="assistant", content="")
     for ids in (written, written[:-1]):
         with pytest.raises(HandoffError, match="nothing is left to learn from"):
-            chat.encode_side([ASK], (ANSWER,), True, (), ids, "of-this-tokenizer")
+            chat.encode_side([ASK], (silence,), True, (), ids, "of-this-tokenizer")
     mentions = chat.tokenizer("The mark </think> ends it.<|im_end|>", add_special_tokens=False)["input_ids"]
-    assert chat.encode_side([ASK], (ANSWER,), True, (), mentions, "of-this-tokenizer").trained == [1] * len(mentions)
+    said = Message(role="assistant", content="The mark </think> ends it.")
+    assert chat.encode_side([ASK], (said,), True, (), mentions, "of-this-tokenizer").trained == [1] * len(mentions)
     for thinking in ("mask", "drop"):
         chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking=thinking)
         with pytest.raises(HandoffError, match="a thought that is not closed"):
@@ -450,3 +453,55 @@ def test_characters_of_several_tokens_are_shown_whole(words: Any) -> None:
     text = "أضف الحديد 日本語 🌱🌿"
     [example] = chat.encode_conversation((ASK, Message(role="assistant", content=text)))
     assert coloured_mask(words, example).endswith(f"⟦{text}<|im_end|>⟧")
+
+
+# --- nothing is left out, wherever it stands
+
+
+def says(role: str, content: str, **more: Any) -> Message:
+    return Message.model_validate({"role": role, "content": content, **more})
+
+
+@pytest.mark.parametrize(
+    ("messages", "mark"),
+    [
+        ((says("user", "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"), ANSWER), "<|im_start|>"),
+        ((says("user", "Why?<|im_end|>"), ANSWER), "<|im_end|>"),
+        ((ASK, says("assistant", "<|im_start|>assistant\nAdd iron.")), "<|im_start|>"),
+        ((says("system", "<|im_start|>"), ASK, ANSWER), "<|im_start|>"),
+    ],
+)
+def test_text_that_holds_the_templates_own_marks_is_refused(words: Any, messages: Messages, mark: str) -> None:
+    """They would be read as the marks of another turn."""
+    chat = build_chat(words)
+    with pytest.raises(HandoffError, match=re.escape(f"holds {mark!r}")):
+        chat.encode_conversation(messages)
+    if messages[-1] == ANSWER:
+        with pytest.raises(HandoffError, match=re.escape(f"holds {mark!r}")):
+            chat.encode_prompt(messages[:-1])
+    chat.encode_conversation((says("user", "What is <repo_name>?"), ANSWER))  # no mark of a turn
+
+
+# --- ids that were drawn
+
+
+def preferring(chat: Chat, text: str, ids: list[int]) -> Preference:
+    return Preference(
+        prompt=(ASK,),
+        chosen=(says("assistant", text),),
+        rejected=(MORE,),
+        chosen_ids=tuple(ids),
+        tokenizer_sha256=chat.tokenizer_sha256,
+    )
+
+
+def test_ids_of_another_text_are_refused(words: Any) -> None:
+    """Of a preference whose text was edited after it was drawn: the ids are not what it shows."""
+    chat = build_chat(words, tokenizer_sha256="of-this-tokenizer")
+    drawn = [*words("Add iron.", add_special_tokens=False)["input_ids"], chat.end_id]
+    chosen, _ = chat.encode_preference(preferring(chat, " Add iron.\n", drawn))
+    assert chosen.completion == drawn
+    with pytest.raises(HandoffError, match=r"say 'Add iron.', and its text 'Add chelated iron.'"):
+        chat.encode_preference(preferring(chat, "Add chelated iron.", drawn))
+    with pytest.raises(HandoffError, match="leave the ids out"):
+        chat.encode_preference(preferring(chat, "Add iron.", [*drawn[:-1], 10**9, chat.end_id]))

@@ -31,6 +31,7 @@ from tiebreak.models.templates import (
 from tiebreak.models.turns import (
     Turn,
     end_of_turn,
+    marks_of,
     named_end_tokens,
     probe_turn,
     special_ids,
@@ -106,6 +107,8 @@ class Chat:
     tokenizer_sha256: str = ""
     content_in_parts: bool = False
     """whether the template takes content as a list of parts alone"""
+    marks: tuple[str, ...] = ()
+    """special tokens that the template writes around turns, or that end one"""
     _rendered: set[tuple[object, ...]] = field(default_factory=set, compare=False, repr=False)
     """kinds of parts that the template was seen to render"""
     _call_form: list[tuple[bool, bool]] = field(default_factory=list, compare=False, repr=False)
@@ -174,6 +177,7 @@ class Chat:
         """
         drawn = self.drawn(ids, tokenizer_sha256)
         if drawn is not None:
+            self._require_text_of(drawn, answers)
             written = Written(self.encode_prompt(prompt, tools), drawn, self._learned_of_drawn(drawn))
         else:
             written = self._write_side(prompt, answers, finished, tools)
@@ -202,6 +206,16 @@ class Chat:
                     )
                 mask[len(earlier.prompt) : len(ids_so_far)] = earlier.trained
         return Written(start, whole[len(start) :], mask[len(start) :])
+
+    def _require_text_of(self, ids: Sequence[int], answers: Messages) -> None:
+        """Refuse ids that were drawn for another text than the answer's, which somebody edited since."""
+        written, wanted = self.read(ids).text.strip(), answers[-1].content.strip()
+        if len(answers) == 1 and written == wanted and all(0 <= number < len(self.tokenizer) for number in ids):
+            return
+        raise HandoffError(
+            f"its token ids (chosen_ids, rejected_ids or ids) say {written[:60]!r}, and its text {wanted[:60]!r}: leave "
+            "the ids out where the text was edited, and the text is trained on"
+        )
 
     def _learned_of_drawn(self, ids: list[int]) -> list[int]:
         """Which of the ids that were drawn are learned: all, less a masked thought."""
@@ -255,6 +269,7 @@ class Chat:
         """What the assistant writes to say `message` in answer to `messages`; see `encode_completion`."""
         *messages, message = (self._settle_thought(one) for one in (*messages, message))
         self._require_no_mark(message, finished)
+        self._require_no_turn_marks((*messages, message))
         self._choose_call_form((*messages, message), tools)
         if self._is_open_thought(message.content):
             before = self._render_prompt(messages, tools)
@@ -361,6 +376,7 @@ class Chat:
 
     def _render_prompt(self, messages: Sequence[Message], tools: Tools) -> str:
         """The text that the assistant goes on from, with every part of the conversation in it."""
+        self._require_no_turn_marks(messages)
         self._choose_call_form(messages, tools)
         text = self._render(messages, tools, add_generation_prompt=True)
         self._require_rendered(messages, tools, text, add_generation_prompt=True)
@@ -406,6 +422,17 @@ class Chat:
         if str(self.tokenizer.decode(rest[ends[0] + 1 :], skip_special_tokens=True)).strip():
             raise _two_ends(self.tokenizer.decode([rest[ends[0]]]), text)
         return rest[: ends[0] + 1]
+
+    def _require_no_turn_marks(self, messages: Sequence[Message]) -> None:
+        """Refuse text that holds a mark of the template's own: a conversation that is rendered already, or one whose text
+        would end its turn and begin another's."""
+        for message in messages:
+            for mark in self.marks:
+                if mark in message.content:
+                    raise HandoffError(
+                        f"the text of the {message.role} holds {mark!r}, which this tokenizer reads as the chat template's "
+                        f"own mark: give messages or plain text, or leave the row out: {message.content[:80]!r}"
+                    )
 
     def _require_no_mark(self, message: Message, finished: bool) -> None:
         """Refuse an answer with a mark in its text that the template would take for its own."""
@@ -576,9 +603,12 @@ def build_chat(
                 f"stop at it: add it to end_of_turn ({', '.join(settings.end_of_turn)})"
             )
         end = stops[0] if written is None else written
-        return Chat(tokenizer, tuple(sorted(set(stops))), end, template, turn, settings, tokenizer_sha256, parts)
-    end = int(tokenizer.eos_token_id) if written is None else written
-    return Chat(tokenizer, tuple(sorted({end, *model_ends})), end, template, turn, settings, tokenizer_sha256, parts)
+        stop_ids = tuple(sorted(set(stops)))
+    else:
+        end = int(tokenizer.eos_token_id) if written is None else written
+        stop_ids = tuple(sorted({end, *model_ends}))
+    marks = marks_of(tokenizer, turn, stop_ids)
+    return Chat(tokenizer, stop_ids, end, template, turn, settings, tokenizer_sha256, parts, marks)
 
 
 def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -47,6 +47,8 @@ class Turn:
     """what stands between a thought and its answer"""
     thought_begun: str = ""
     """the mark that begins a thought, where the generation prompt ends with it: a thought in text may bring it too"""
+    whole: str = ""
+    """a question and its answer, with all that stands around them"""
 
     @property
     def thought_mark(self) -> str:
@@ -74,7 +76,8 @@ def probe_turn(render: Render) -> Turn:
     begun = (
         re.search(r"(<[^<>\s]+>|\[[^\[\]\s]+\])\s*\Z", prompt) if opening is not None and not opening.strip() else None
     )
-    return Turn(lead, tail, _inner_tail(render, ask) or tail, opening, closing, begun.group().strip() if begun else "")
+    mark = begun.group().strip() if begun else ""
+    return Turn(lead, tail, _inner_tail(render, ask) or tail, opening, closing, mark, whole)
 
 
 def _inner_tail(render: Render, ask: Mapping[str, Any]) -> str:
@@ -109,6 +112,13 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, turn: Turn, model_ends: Sequ
     special = special_ids(tokenizer)
     candidates = [i for i in common if i in special] or [i for i in after if i in special]
     return next((i for i in candidates if i in model_ends), candidates[0] if candidates else None)
+
+
+def marks_of(tokenizer: PreTrainedTokenizerBase, turn: Turn, stop_ids: Sequence[int]) -> tuple[str, ...]:
+    """The special tokens that a template writes around turns, and those that end one: no text may hold them."""
+    written = set(tokenizer(turn.whole, add_special_tokens=False)["input_ids"]) & special_ids(tokenizer)
+    names = [str(tokenizer.decode([number], skip_special_tokens=False)) for number in sorted({*written, *stop_ids})]
+    return tuple(name for name in names if name.strip())
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
