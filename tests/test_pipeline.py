@@ -60,11 +60,10 @@ def test_the_report_has_every_policy(finished_recipe: Path) -> None:
 
 
 def test_a_second_run_skips_every_stage_and_says_why(finished_recipe: Path) -> None:
-    started = time.monotonic()
     result = run_command("run", "--config", finished_recipe / "pipeline.yaml")
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stderr.count("up to date, skipped") == len(STAGES)
-    assert time.monotonic() - started < 60
+    assert "saved: " not in result.stderr, "no stage was started"
 
 
 def test_a_changed_key_is_not_overwritten_in_silence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,10 +77,17 @@ def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
 def test_a_large_store_is_measured_at_the_start_and_nobody_waits(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LARGE_STORE", 1)
     figures = LatestFigures(store)
-    begun = time.monotonic()
+    start, started = measuring._start, []
+
+    def start_stopped(store: Store) -> subprocess.Popen[str]:
+        started.append(start(store))
+        started[-1].send_signal(signal.SIGSTOP)
+        return started[-1]
+
+    monkeypatch.setattr(measuring, "_start", start_stopped)
     figures.begin()
-    assert figures() == {"measuring": True, "age_seconds": None}, "the process is only starting"
-    assert time.monotonic() - begun < 1
+    assert figures() == {"measuring": True, "age_seconds": None}, "the process answers nothing yet"
+    started[-1].send_signal(signal.SIGCONT)
     told = wait_for(figures, lambda one: one["age_seconds"] is not None)
     assert told["judgments"] == 18
     figures.close()

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -203,15 +202,14 @@ def test_what_is_not_a_run_folder_is_named(word: str, message: str) -> None:
     assert "Traceback" not in error
 
 
-def test_it_answers_within_a_second_and_loads_no_torch() -> None:
+def test_it_loads_nothing_slow() -> None:
     code = (
-        "import sys; from tiebreak.command.inspect import main; main(['runs/dpo']); assert 'torch' not in sys.modules"
+        "import sys; from tiebreak.command.inspect import main; main(['runs/dpo']); "
+        "assert not {'torch', 'transformers', 'gradio', 'datasets', 'wandb', 'pandas'} & set(sys.modules)"
     )
-    started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
-    assert time.perf_counter() - started < 1.0
 
 
 def test_last_metrics_keep_figures_that_are_logged_rarely() -> None:
