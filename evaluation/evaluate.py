@@ -372,7 +372,7 @@ def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str,
     }
 
 
-def named_source(policy: str, trust_remote_code: bool = False) -> dict[str, str]:
+def named_source(policy: str, trust_remote_code: bool) -> dict[str, str]:
     """What a policy is, without its path, which says nothing of it: the stage that made it, or the base's name."""
     found = find_model(policy, trust_remote_code=trust_remote_code)
     made_by = found.stage or (found.base if found.folder is None else f"adapter on {found.base}")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import pytest
 from bigrams import EOS, Language, Script, build_bigrams, build_scorer, sequence_logp
 from safetensors.torch import load_file, save_file
 from support import read_rows, run_here, write_config, write_rows
+
+from evaluation.configuration import EvaluateConfig
+from evaluation.evaluate import kinds_behind, named_source, policy_figures
 
 ACID = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes,"
 AGAIN = "then measure it again and repeat until it stays between 5.5 and 6.2."
@@ -342,6 +346,74 @@ def test_values_that_are_no_numbers_are_refused_by_name(
     assert f"{bench.scorer} gives 1 of 6 answers of policy 'base' a value that is not a finite number" in told
 
 
+# --- figures ---
+
+
+def row_of(value: float, **more: Any) -> dict[str, Any]:
+    plain = {"rubric": {}, "score": None, "kl": None, "length_tokens": 4, "finished": True, "repetition": 0.0}
+    return {"yardstick_score": value, **plain, **more}
+
+
+def test_figures_of_rows_by_hand() -> None:
+    rows = [
+        row_of(0.5, kl=3.0, score=1.0, rubric={"short": True, "polite": False}, repetition=0.5),
+        row_of(1.0, kl=5.0, score=-2.0, length_tokens=12, finished=False, rubric={"short": False}),
+    ]
+    figures = policy_figures(rows, [0.25, 1.0], seed=0)
+    assert {key: value for key, value in figures.items() if "interval" not in key} == {
+        "yardstick_mean": 0.75,
+        "rubric_mean": 0.75,
+        "criteria": {"short": 0.5, "polite": 0.0},  # of the answers that each was asked of
+        "win_rate_vs_baseline": 0.75,
+        "win_rate_vs_sft": 0.75,
+        "outcomes": {"wins": 1, "ties": 1, "losses": 0},
+        "score_mean": -0.5,
+        "kl_per_sequence": 4.0,
+        "kl_per_token": 0.5,
+        "length_tokens_mean": 8.0,
+        "unfinished_share": 0.5,
+        "repetition_mean": 0.25,
+        "n_prompts": 2,
+    }
+    low, high = figures["yardstick_interval"]
+    assert 0.5 <= low < 0.75 < high <= 1.0
+    assert figures["score_interval"] is not None
+
+
+def test_what_was_not_measured_has_no_figure() -> None:
+    figures = policy_figures([row_of(0.5), row_of(0.5)], None, seed=0)
+    for key in ("score_mean", "score_interval", "kl_per_sequence", "kl_per_token", "win_rate_vs_baseline", "outcomes"):
+        assert figures[key] is None, key
+    assert policy_figures([row_of(0.5, score=1.0)], None, seed=0)["score_interval"] is None
+    some = policy_figures([row_of(0.5, kl=2.0, score=1.0), row_of(0.5)], None, seed=0)
+    assert (some["kl_per_sequence"], some["score_mean"], some["score_interval"]) == (2.0, 1.0, None)
+
+
+def test_whose_judgments_are_behind_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of finished runs alone, each read as what it is; a policy is named by its stage or its base, not by its path."""
+    kinds = {"dpo": ["model", "human"], "sft": [], "reward": ["simulated"]}
+    asked = []
+
+    def find(name: str, kind: str = "policy", *_: object, **__: object) -> Any:
+        asked.append((name, kind))
+        folder = None if name == "hub/base" else Path(name) / "final"
+        return SimpleNamespace(folder=folder, stage=name if name in kinds else None, base="hub/base", id=f"id-{name}")
+
+    monkeypatch.setattr("evaluation.evaluate.find_model", find)
+    monkeypatch.setattr("evaluation.evaluate.read_manifest", lambda folder: {"kinds": kinds[folder.name]})
+    policies = {name: name for name in ("hub/base", "adapter", "sft", "dpo")}
+    config = EvaluateConfig(output="x", policies=policies, prompts="x", baseline="sft", reward_model="reward")
+    assert kinds_behind(config) == ["human", "model", "simulated"]
+    assert asked == [*((name, "policy") for name in policies), ("reward", "reward")]
+    assert kinds_behind(config.model_copy(update={"reward_model": None})) == ["human", "model"]
+    assert [named_source(name, False) for name in policies] == [
+        {"source": "hub/base", "id": "id-hub/base"},
+        {"source": "adapter on hub/base", "id": "id-adapter"},
+        {"source": "sft", "id": "id-sft"},
+        {"source": "dpo", "id": "id-dpo"},
+    ]
+
+
 # --- yardsticks ---
 
 YARDSTICK = """
@@ -440,7 +512,9 @@ def test_values_that_count_as_numbers_do(start: Start, tmp_path: Path) -> None:
     assert read_report(output)["policies"]["sft"]["yardstick_mean"] == 1.0
 
 
-def test_a_yardstick_sees_each_answer_beside_its_own_question(start: Start, tmp_path: Path) -> None:
+def test_a_yardstick_sees_each_answer_beside_its_own_question(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tried on the first that was drawn, the shortest; then all, one call each. Of a conversation it is the last turn."""
     source = f"import json\ndef grade(p, a):\n    with open({str(tmp_path / 'calls')!r}, 'a') as file:\n"
     source += "        file.write(json.dumps([p, a]) + chr(10))\n    return len(a)\n"
@@ -451,8 +525,17 @@ def test_a_yardstick_sees_each_answer_beside_its_own_question(start: Start, tmp_
         for text in questions.values()
     ]
     prompts = write_rows(tmp_path / "conversations.jsonl", rows)
+    drawn: list[int] = []
+    original = __import__("evaluation.evaluate").evaluate.sample_completions
+
+    def counted(model: object, batch: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        drawn.append(len(batch))
+        return original(model, batch, *args, **kwargs)
+
+    monkeypatch.setattr("evaluation.evaluate.sample_completions", counted)
     status, told, output = start(yardstick="mine:grade", prompts=prompts, batch_size=1)  # four answers a file
     assert status == 0, told
+    assert drawn == [4, 2] * 3  # what the first was tried on is drawn once
     calls = [tuple(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
 
     def answer_to(script: Script, word: str) -> str:
@@ -498,11 +581,18 @@ def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_mended(
     assert not (output / "partial").exists()
 
 
-def test_a_yardstick_is_a_part_of_a_finished_runs_identity(start: Start, tmp_path: Path) -> None:
+def test_a_yardstick_is_a_part_of_a_finished_runs_identity(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked: list[tuple[str, bool]] = []
+    for name in ("track", "track_again"):
+        monkeypatch.setattr(f"evaluation.evaluate.{name}", lambda run, name=name: tracked.append((name, run.finished)))
     write_yardstick(tmp_path, "def grade(p, a):\n    return 1.0\n")
     assert start(yardstick="mine:grade")[0] == 0
+    assert tracked == [("track", True)]  # after the run is safe
     status, told, _ = start(yardstick="mine:grade")
     assert (status, "nothing to do" in told) == (0, True)
+    assert tracked == [("track", True), ("track_again", True)]
     write_yardstick(tmp_path, "def grade(p, a):\n    return 2.0\n")
     status, told, _ = start(yardstick="mine:grade")
     assert (status, "holds another run" in told) == (1, True)
