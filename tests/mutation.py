@@ -263,6 +263,8 @@ def _places(node: ast.AST, path: Path_, function: str, statement: str) -> Iterat
         for at, child in enumerate(value) if isinstance(value, list) else ((None, value),):
             if not isinstance(child, ast.AST) or _is_left_out(child):
                 continue
+            if isinstance(child, ast.keyword) and child.arg == "strict" and ast.unparse(node).startswith("zip("):
+                continue  # a check, as an assertion is
             inside = f"{function}.{child.name}" if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else function
             inside = inside.removeprefix("the module.")
             here, around = (*path, (field, at)), _shown(child) if isinstance(child, ast.stmt) else statement
@@ -274,8 +276,6 @@ def _is_left_out(node: ast.AST) -> bool:
     if isinstance(node, (ast.Import, ast.ImportFrom, ast.Raise, ast.Assert, ast.JoinedStr)):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return True
-    if isinstance(node, ast.keyword) and node.arg == "strict":  # zip's: a check, as an assertion is
         return True
     if isinstance(node, ast.If):
         shown = ast.unparse(node.test)

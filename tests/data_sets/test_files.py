@@ -20,9 +20,10 @@ import pytest
 from pyarrow import parquet
 from support import REPOSITORY, write_rows
 
-from tiebreak.data import sources
+from tiebreak.data import sources, text
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.sources import hub_revision, parse_hub, pinned_source
+from tiebreak.data.text import BadRow, Table, form_of, read_text_file
 from tiebreak.errors import DataError, RunError
 from tiebreak.hashing import hash_file
 from tiebreak.runs.run import identify_input
@@ -71,6 +72,7 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "bom.json": lambda p: p.write_bytes(BOM + json.dumps(ROWS, indent=1).encode()),
     "array.jsonl": lambda p: p.write_text(json.dumps(ROWS, indent=2)),
     "wrapped.json": lambda p: p.write_text(json.dumps({"version": "1.0", "data": ROWS}, indent=2)),
+    "in one line.json": lambda p: p.write_text(json.dumps({"version": "1.0", "data": ROWS})),
     "rows.csv": lambda p: as_table(p, FLAT),
     "cells.csv": lambda p: as_table(p, in_cells(ROWS)),
     "semicolons.csv": lambda p: as_table(p, FLAT, ";"),
@@ -190,6 +192,209 @@ def test_a_row_of_a_table_with_too_few_cells(tmp_path: Path) -> None:
     assert caught.value.faults == [f"{tmp_path}/rows.csv:5: 1 cells, and the header has 2"]
     kept = read_prompts(str(tmp_path / "rows.csv"), ["train"], Rules(on_bad_row="drop", validation_share=0.0))
     assert [prompt.messages[0].content for prompt in kept] == ["two\nlines", "last"]
+
+
+A, B = {"prompt": "a"}, {"prompt": "b"}
+
+
+def table_of(folder: Path, name: str, content: str | bytes) -> Table:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_text_file(path)
+
+
+def placed(table: Table, folder: Path) -> tuple[list[Any], list[Any]]:
+    """Rows and faults, each with its place within the folder."""
+    start = f"{folder}/"
+    return (
+        [(where.removeprefix(start), row) for where, row in table.rows],
+        [(one.where.removeprefix(start), one.reason) for one in table.bad],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("x.jsonl", '{"prompt": "a"}\n\n \n{"prompt": "b"}', [("x.jsonl:1", A), ("x.jsonl:4", B)]),
+        ("x.jsonl", '\n{"prompt": "a"}', [("x.jsonl:2", A)]),
+        ("x.jsonl", "", []),
+        ("x.json", '[{"prompt": "a"},{"prompt": "b"}]', [("x.json:1", A), ("x.json:1", B)]),
+        ("x.json", '\n\n[ {"prompt": "a"}\n,\n\n {"prompt": "b"} ] \n', [("x.json:3", A), ("x.json:6", B)]),
+        ("x.json", "[]", []),
+        ("x.json", "[ ]\n", []),
+        # one object: its list of rows, a list a split, or a row
+        (
+            "x.json",
+            '{"data": [{"prompt": "a"}, {"prompt": "b"}], "n": 2}',
+            [("x.json:data 1", A), ("x.json:data 2", B)],
+        ),
+        ("x.json", '{"conversations": [{"prompt": "a"}]}', [("x.json:conversations 1", A)]),
+        (
+            "x.json",
+            '{"train": [{"prompt": "a"}], "dev": [{"prompt": "b"}, {"prompt": "a", "split": "test"}], "info": {"n": 1}}',
+            [
+                ("x.json:train 1", {"split": "train", **A}),
+                ("x.json:dev 1", {"split": "dev", **B}),
+                ("x.json:dev 2", {"split": "test", **A}),
+            ],
+        ),
+        ("x.json", '{"prompt": "a"}', [("x.json:1", A)]),
+        ("x.json", '{\n"prompt": "a"\n}', [("x.json:1", A)]),
+        ("x.jsonl", '{"data": [{"prompt": "a"}]}', [("x.jsonl:1", {"data": [A]})]),
+        (
+            "x.json",
+            '{"instruction": "a", "answers": [{"text": "b"}]}',
+            [("x.json:1", {"instruction": "a", "answers": [{"text": "b"}]})],
+        ),
+        (
+            "x.json",
+            '{"messages": [{"role": "user", "content": "a", "x": 1}], "tools": [{"name": "t"}]}',
+            [("x.json:1", {"messages": [{"role": "user", "content": "a", "x": 1}], "tools": [{"name": "t"}]})],
+        ),
+        ("x.json", '{"a": [{"x": 1}], "b": [{"y": 2}]}', [("x.json:1", {"a": [{"x": 1}], "b": [{"y": 2}]})]),
+        ("x.json", '{"train": [{"x": 1}], "b": [{"y": 2}]}', [("x.json:1", {"train": [{"x": 1}], "b": [{"y": 2}]})]),
+        ("x.json", '{"a": [], "b": [1], "c": [{}, 1]}', [("x.json:1", {"a": [], "b": [1], "c": [{}, 1]})]),
+        (
+            "x.json",
+            '{"turns": [{"from": "gpt", "value": "a", "x": 1}, {"y": 1}]}',
+            [("x.json:1", {"turns": [{"from": "gpt", "value": "a", "x": 1}, {"y": 1}]})],
+        ),
+        ("x.json", '{"turns": [{"from": "gpt"}]}', [("x.json:turns 1", {"from": "gpt"})]),
+        # tables
+        ("x.csv", "prompt,n\na,1\n\n,,\nb,2\n", [("x.csv:2", {**A, "n": "1"}), ("x.csv:5", {**B, "n": "2"})]),
+        (
+            "x.csv",
+            '\n"prompt";n\n"a\n,c";1\nb;\n',
+            [("x.csv:3", {"prompt": "a\n,c", "n": "1"}), ("x.csv:5", {**B, "n": ""})],
+        ),
+        ("x.csv", "prompt\tn\na,;b\t1\n", [("x.csv:2", {"prompt": "a,;b", "n": "1"})]),
+        ("x.csv", " prompt , n\na,1\n", [("x.csv:2", {**A, "n": "1"})]),
+        ("x.csv", "prompt\na;b\n", [("x.csv:2", {"prompt": "a;b"})]),
+        ("x.tsv", "a,b;c,d\tn\nx\t1\n", [("x.tsv:2", {"a,b;c,d": "x", "n": "1"})]),
+        ("x.csv", "prompt\n" + 200_000 * "a", [("x.csv:2", {"prompt": 200_000 * "a"})]),
+    ],
+)
+def test_rows_and_where_they_stand(
+    name: str, content: str, rows: list[tuple[str, dict[str, Any]]], tmp_path: Path
+) -> None:
+    table = table_of(tmp_path, name, content)
+    assert placed(table, tmp_path) == (rows, [])
+    assert table.of_text == (name[-3:] != "son" and name[-5:] != "jsonl")
+
+
+UNPAIRED = "holds an unpaired surrogate, which is no character: remove it"
+NOT_UTF8 = "not UTF-8 (invalid continuation byte"
+NO_ROW = ", not an object"
+OPEN = "not JSON (the array that begins it does not end): is the file cut off?"
+MORE = "not JSON (there is more after the array that begins the file)"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "faults"),
+    [
+        ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9"}\n', [("x.jsonl:2", f"{NOT_UTF8} at byte 12)")]),
+        ("x.jsonl", '{"prompt": "a"}\n{"prompt"}', [("x.jsonl:2", "not JSON (Expecting ':' delimiter at column 10)")]),
+        ("x.jsonl", '{"prompt": "a"}\n[1]\n7', [("x.jsonl:2", f"a list{NO_ROW}"), ("x.jsonl:3", f"a int{NO_ROW}")]),
+        ("x.jsonl", '[1]\n{"prompt": "a"}', [("x.jsonl:1", "a list, not an object")]),
+        ("x.json", '[{"prompt": "a"}, 7]', [("x.json:1", "a int, not an object")]),
+        ("x.jsonl", '{"prompt": "a"}\n{"a": "\\ud800"}', [("x.jsonl:2", f"a: {UNPAIRED}")]),
+        ("x.jsonl", '{"prompt": "a"}\n{"a": 1, "\\ud800": 1}', [("x.jsonl:2", f"\ud800: {UNPAIRED}")]),
+        ("x.json", '[{"prompt": "a"}, {"a": "b", "c": [1, {"d": ["e", "\\udfff"]}]}]', [("x.json:1", f"c: {UNPAIRED}")]),
+        ("x.json", '[{"prompt": "a"}, {"c": {"\\ud83d": 1}}]', [("x.json:1", f"c: {UNPAIRED}")]),
+        ("x.json", '{"rows": [{"prompt": "a"}, {"a": "\\ud800"}]}', [("x.json:rows 2", f"a: {UNPAIRED}")]),
+        (
+            "x.json",
+            '{"train": [{"prompt": "a", "split": "train"}, {"a": "\\ud800"}]}',
+            [("x.json:train 2", f"a: {UNPAIRED}")],
+        ),
+        ("x.csv", "prompt,n\na,1\nb\nc,1,2\n", [
+            ("x.csv:3", "1 cells, and the header has 2"), ("x.csv:4", "3 cells, and the header has 2"),
+        ]),
+    ],
+)  # fmt: skip
+def test_faults_and_where_they_stand(
+    name: str, content: str | bytes, faults: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    rows, found = placed(table_of(tmp_path, name, content), tmp_path)
+    assert found == faults
+    assert [row["prompt"] for _, row in rows] == ["a"]  # one broken row hides no other
+
+
+def test_characters_beyond_the_first_plane_are_no_fault(tmp_path: Path) -> None:
+    (row,) = table_of(tmp_path, "x.jsonl", '{"prompt": "\\ud83d\\ude42"}').rows
+    assert row[1] == {"prompt": "🙂"}
+
+
+def test_nested_too_deeply_is_a_fault_of_its_line(tmp_path: Path) -> None:
+    deep = 100_000 * "["
+    rows, faults = placed(table_of(tmp_path, "x.jsonl", f'{{"prompt": "a"}}\n{deep}\n'), tmp_path)
+    assert (rows, [where for where, _ in faults]) == ([("x.jsonl:1", A)], ["x.jsonl:2"])
+    assert faults[0][1].startswith("not JSON (maximum recursion depth")
+    assert [where for where, _ in placed(table_of(tmp_path, "x.jsonl", f'{{"a": {deep}\n{{}}'), tmp_path)[1]] == [
+        "x.jsonl:1"
+    ]
+    pretty = table_of(tmp_path, "x.json", f'{{\n"a": {deep}\n}}')
+    assert [one.where for one in pretty.bad] == [f"{tmp_path}/x.json:{n}" for n in (1, 2, 3)]
+    with pytest.raises(DataError, match=r"y\.json:2: not JSON \(nested too deeply\): is the file cut off\?"):
+        table_of(tmp_path, "y.json", f"[\n{deep}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", '[\n{"prompt": "a"},\n', "x.json:3: not JSON (Expecting value): is the file cut off?"),
+        ("x.json", "[\n", "x.json:2: not JSON (Expecting value): is the file cut off?"),
+        ("x.json", '[\n{"prompt": "a"}', f"x.json: {OPEN}"),
+        ("x.json", '[{"a": 1}\n{"a": 2}]', f"x.json: {OPEN}"),
+        ("x.json", '[\n{"a": 1}\n]\n[\n{"a": 2}\n]', f"x.json:4: {MORE}"),
+        ("x.json", '[\n{"a": 1}]x', f"x.json:2: {MORE}"),
+        ("x.json", b'[\n{"a": "\xe9"}]', "x.json:2: not UTF-8 (invalid continuation byte): save the file as UTF-8"),
+        ("x.csv", b"\xe9\n", "x.csv:1: not UTF-8 (invalid continuation byte): save the file as UTF-8"),
+        ("x.csv", b"a\nb\n\xe9", "x.csv:3: not UTF-8 (unexpected end of data): save the file as UTF-8"),
+        ("x.jsonl", b"\xfe\xff\x00{", "x.jsonl: UTF-16, not UTF-8: save it as UTF-8"),
+        ("x.csv", "a,b,a,b,c\n", "x.csv: the header names 'a', 'b' twice"),
+        ("x.csv", 'a,b\n"x"y,z\n', "x.csv:2: not CSV (',' expected after '\"')"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_broken_as_a_whole(name: str, content: str | bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        table_of(tmp_path, name, content)
+    assert str(error.value) == f"{tmp_path}/{message}"
+
+
+def test_one_object_that_is_cut_off_is_a_fault(tmp_path: Path) -> None:
+    rows, faults = placed(table_of(tmp_path, "x.json", '{\n"prompt": "a",\n'), tmp_path)
+    assert (rows, [where for where, _ in faults]) == ([], ["x.json:1", "x.json:2"])
+
+
+def test_the_ending_that_says_what_a_file_holds() -> None:
+    names = {
+        "rows.jsonl": ".jsonl",
+        "rows.v2.1.jsonl.gz": ".jsonl",
+        "rows.v2.1.JSON": ".json",
+        "rows.csv.zst": ".csv",
+        "rows.gz": "",
+        "rows": "",
+    }
+    assert {name: form_of(Path(name)) for name in names} == names
+
+
+def test_the_first_line_of_what_a_decompressor_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(content: bytes) -> bytes:
+        raise ValueError(f"{len(content)} bytes\nand more")
+
+    monkeypatch.setitem(text._DECOMPRESS, ".gz", fail)
+    with pytest.raises(DataError, match=r"x\.jsonl\.GZ: cannot be read: 2 bytes$"):
+        table_of(tmp_path, "x.jsonl.GZ", "{}")
+
+
+def test_tables_that_are_joined() -> None:
+    one, other = Table([("a:1", A)], [BadRow("a:2", "x")]), Table([("b:1", B)], [BadRow("b:2", "y")], of_text=True)
+    assert not one.of_text
+    one.extend(other)
+    assert one == Table([("a:1", A), ("b:1", B)], [BadRow("a:2", "x"), BadRow("b:2", "y")], of_text=True)
+    one.extend(Table())
+    assert one.of_text
 
 
 # --- folders -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support import SHARED_DATA, write_rows
 
+from tiebreak.data.columns import Cells, about, check_columns
 from tiebreak.data.reading import Rules, read, read_demonstrations, read_pairs, read_preferences, read_prompts
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Message, Preference, Prompt, write_jsonl
@@ -461,6 +462,82 @@ def test_our_own_records_keep_what_their_prompt_says(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "own.jsonl", [Demonstration(prompt=prompt, completion="So.")])
     (found,) = read_demonstrations(str(tmp_path / "own.jsonl"), KEEP)
     assert (found.prompt.split, found.prompt.source, found.prompt.tags) == ("test", "s", ("t",))
+
+
+def test_cells_by_our_names() -> None:
+    row = {"ask": "a", "good": "b", "kind": "math", "tags": None, "note": "", "prompt": "not this"}
+    columns = {
+        "prompt": "ask",
+        "chosen": "good",
+        "rejected": "bad",
+        "kind": None,
+        "message.role": "who",
+        "message.x": None,
+    }
+    cells = Cells(row, columns)
+    assert cells.values == {"note": "", "prompt": "a", "chosen": "b"}
+    assert (cells.explicit, cells.empty) == ({"prompt", "chosen", "rejected", "message.role"}, {"tags"})
+    assert cells.message_keys == {"role": "who", "x": None}
+    assert ("prompt" in cells, "tags" in cells) == (True, False)
+    assert (cells.get("prompt"), cells.get("tags"), cells.used) == ("a", None, {"prompt"})
+    assert cells.unused() == {"note": "", "chosen": "b"}
+    of_text = Cells({"note": "", "tags": '["a"]', "prompt": '["a"]', "n": 1}, {}, of_text=True)
+    assert (of_text.values, of_text.empty) == ({"tags": ["a"], "prompt": '["a"]', "n": 1}, {"note"})
+    assert Cells({"tags": '["a"]'}, {}).values == {"tags": '["a"]'}
+
+
+def test_names_of_columns_are_checked() -> None:
+    check_columns({"prompt": "ask", "message.content": "text", "whatever": None})
+    with pytest.raises(ValueError, match=r"^columns\.promt: not one of our columns; did you mean prompt\?$"):
+        check_columns({"promt": "ask"})
+    with pytest.raises(
+        ValueError, match=r"^columns\.xyzzy: not one of our columns; they are prompt, completion, chosen"
+    ):
+        check_columns({"xyzzy": "ask"})
+
+
+def test_what_a_row_says_of_itself() -> None:
+    """A value of another type is another column; one of the right type and out of range is for the record to refuse."""
+    ours: dict[str, list[Any]] = {
+        "weight": [1, "high", -1, True],
+        "margin": [0.5, "big"],
+        "strength": [2, "2.5", -1],
+        "confidence": [0.9, "4"],
+        "agreement": [1],
+        "raters": [["a", "b"], [], ("a",)],
+        "adjudicated": [True, False],
+        "kind": ["human", "simulated", "model"],
+        "pair_id": ["x"],
+        "source": ["x"],
+        "tags": [["a"]],
+        "chosen_finished": [False],
+        "rejected_finished": [True],
+        "chosen_ids": [[1]],
+        "rejected_ids": [[1]],
+        "tokenizer_sha256": ["x"],
+    }
+    others: dict[str, list[Any]] = {
+        "strength": [True, "high", [1]],
+        "confidence": [False, {}],
+        "agreement": ["yes"],
+        "raters": [["a", 1], 3, "ab"],
+        "adjudicated": [1, "true"],
+        "kind": ["math", 1],
+        "pair_id": [7],
+        "source": [7],
+        "tags": ["ph", [1]],
+        "chosen_finished": ["yes"],
+        "rejected_finished": [1],
+    }
+    for name, values in ours.items():
+        for value in values:
+            cells = Cells({name: value, "id": 1}, {})
+            assert (about(cells, [name, "id2", *ours]), cells.used) == ({name: value}, {name}), (name, value)
+    for name, values in others.items():
+        for value in values:
+            cells = Cells({name: value}, {})
+            assert (about(cells, [name]), cells.used) == ({}, set()), (name, value)
+    assert about(Cells({"weight": 1}, {}), ["margin"]) == {}
 
 
 def test_columns_by_key(tmp_path: Path) -> None:

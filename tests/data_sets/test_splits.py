@@ -85,6 +85,14 @@ def test_a_larger_share_holds_out_what_a_smaller_one_did() -> None:
     assert not any(is_held_out(str(n), 0.0) for n in range(500))
 
 
+def test_a_tenth_is_held_out_where_no_stage_says_how_much(tmp_path: Path) -> None:
+    texts = [f"Question {n}?" for n in range(100)]
+    source = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": text} for text in texts]))
+    held_out = {one.id for one in read_prompts(source, ["validation"])}
+    assert held_out == {identity(text) for text in texts if is_in_hash_share(text, 0.1)}
+    assert 2 < len(held_out) < 20
+
+
 @pytest.mark.parametrize("named", [0, 1, 45])
 def test_every_stage_holds_out_the_same_prompts(tmp_path: Path, named: int) -> None:
     """One file for all stages, in which none, one or half of the rows name a split."""

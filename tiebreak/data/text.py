@@ -107,22 +107,22 @@ _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 def _read_json(path: Path, content: bytes) -> Table:
     """JSON Lines, an array, or one object that holds an array of rows or one a split."""
-    start = content.lstrip()[:1]
-    if start == b"[" and not _is_line_of_json(content):
+    begun = content.lstrip()
+    if _is_line_of_json(path, begun):
+        return _read_lines(path, content)
+    if begun.startswith(b"["):
         return _read_array(path, _decoded(path, content))
-    if start == b"{" and not _is_line_of_json(content) and (table := _read_object(path, content)) is not None:
-        return table
-    return _read_lines(path, content)
+    return (_read_object(path, content) if begun.startswith(b"{") else None) or _read_lines(path, content)
 
 
-def _is_line_of_json(content: bytes) -> bool:
-    """Whether the first line is a value of its own, and others follow: JSON Lines then, whatever the values are."""
-    first, _, rest = content.lstrip().partition(b"\n")
+def _is_line_of_json(path: Path, content: bytes) -> bool:
+    """Whether the first line is a value of its own: JSON Lines then, if others follow or the name says so."""
+    first, _, rest = content.partition(b"\n")
     try:
         json.loads(first)
-    except ValueError:
+    except (RecursionError, ValueError):
         return False
-    return first[:1] == b"{" or bool(rest.strip())
+    return bool(rest.strip()) or (form_of(path) != ".json" and first.startswith(b"{"))
 
 
 def _read_lines(path: Path, content: bytes) -> Table:
@@ -146,7 +146,7 @@ def _read_array(path: Path, text: str) -> Table:
     """Every element with the line on which it begins."""
     decoder, table = json.JSONDecoder(), Table()
     at, line, counted = _past(text, text.index("[") + 1), 1, 0
-    while at < len(text) and text[at] != "]":
+    while not text.startswith("]", at):
         line, counted = line + text.count("\n", counted, at), at
         where = f"{path}:{line}"
         try:
@@ -157,10 +157,13 @@ def _read_array(path: Path, text: str) -> Table:
             ) from error
         _add(table, where, value, "\\u" in text[at:end])
         at = _past(text, end)
-        if at < len(text) and text[at] == ",":
+        if text.startswith(",", at):
             at = _past(text, at + 1)
-        elif at >= len(text) or text[at] != "]":
+        elif not text.startswith("]", at):
             raise DataError(f"{path}: not JSON (the array that begins it does not end): is the file cut off?")
+    if text[at + 1 :].strip():
+        line += text.count("\n", counted, _past(text, at + 1))
+        raise DataError(f"{path}:{line}: not JSON (there is more after the array that begins the file)")
     return table
 
 
@@ -176,7 +179,7 @@ def _read_object(path: Path, content: bytes) -> Table | None:
 
     try:
         value = json.loads(content)
-    except ValueError:
+    except (RecursionError, ValueError):
         return None
     lists = {key: rows for key, rows in value.items() if _is_rows(rows)}
     table = Table()
@@ -184,7 +187,7 @@ def _read_object(path: Path, content: bytes) -> Table | None:
         for key, rows in lists.items():
             for number, row in enumerate(rows, start=1):
                 _add(table, f"{path}:{key} {number}", {"split": key, **row}, escaped=True)
-    elif len(lists) == 1 and not any(isinstance(value.get(name), str) for name in _ASKS):
+    elif len(lists) == 1 and not any(name in value and name not in lists for name in _OF_A_ROW):
         ((key, rows),) = lists.items()
         for number, row in enumerate(rows, start=1):
             _add(table, f"{path}:{key} {number}", row, escaped=True)
@@ -193,8 +196,11 @@ def _read_object(path: Path, content: bytes) -> Table | None:
     return table
 
 
-_ASKS = ("prompt", "question", "instruction", "query")
-"""An object with one of them is a row."""
+_OF_A_ROW = (
+    *("prompt", "question", "instruction", "query", "problem", "context", "input"),
+    *("messages", "conversations", "conversation", "chosen", "conversation_a"),
+)
+"""An object with one of them is a row, whatever lists it has; but one of them can be the list of rows."""
 
 
 def _is_rows(value: object) -> bool:
