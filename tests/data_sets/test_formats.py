@@ -6,6 +6,7 @@ The rows are made here, from ten questions with a good and a bad answer; what mu
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from support import SHARED_DATA, write_rows
 
 from tiebreak.data.columns import Cells, about, check_columns
+from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
 from tiebreak.data.reading import Rules, read, read_demonstrations, read_pairs, read_preferences, read_prompts
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Message, Preference, Prompt, write_jsonl
@@ -260,6 +262,105 @@ def test_several_turns_and_a_system_message(tmp_path: Path) -> None:
     expected = [[system, *turns], turns, turns, [system, turns[-1]], [system, turns[-1]]]
     assert [[(m.role, m.content) for m in one.prompt] for one in found] == expected
     assert {(one.chosen_text, one.rejected_text) for one in found} == {("A.", "B.")}
+
+
+# --- conversations -----------------------------------------------------------------------------------------------------
+
+
+def roles_and_texts(value: Any, *args: Any) -> list[tuple[str, Any]]:
+    return [(message.role, message.content) for message in to_messages(value, *args)]
+
+
+def test_conversations_as_they_are_written() -> None:
+    assert roles_and_texts("a") == roles_and_texts(said("user", "a")) == roles_and_texts([said("user", "a")])
+    assert roles_and_texts("a", "assistant") == [("assistant", "a")]
+    assert roles_and_texts([turn(" GPT ", "a"), turn("human", "b")]) == [("assistant", "a"), ("user", "b")]
+    assert roles_and_texts(" Human: a\n\nAssistant: b\nc\n\nHuman:d\n\nAssistant:  ") == [
+        ("user", "a"),
+        ("assistant", "b\nc"),
+        ("user", "d"),
+    ]
+    assert roles_and_texts("a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc\n<extra_id_1>Assistant\n") == [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+    ]
+    for text in ("Human: a", "a\n\nAssistant: b", "a Human: b\n\nAssistant: c", "Human: a\nAssistant: b"):
+        assert not is_transcript(text)
+        assert roles_and_texts(text) == [("user", text)]
+
+
+def test_keys_of_messages_by_our_names() -> None:
+    keys = {"role": "who", "content": "text", "name": None, "weight": "w"}
+    message = {"who": "user", "text": "a", "name": "someone", "content": "not this", "role": "system", "w": None}
+    (found,) = to_messages(message, "user", keys)
+    assert (found.role, found.content, found.name, found.weight) == ("user", "a", None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (7, "neither a string nor a list of messages"),
+        ([], "neither a string nor a list of messages"),
+        ({}, "role: Field required"),
+        ([said("user", "a"), {"role": "user"}, 7], "message 2: content: Field required"),
+        ([said("user", "a"), 7], "message 2: "),
+        ([{"role": "user"}], "content: Field required"),
+        ([{"from": "human", "content": "a"}], "unknown message key 'from'; a message has role, content"),
+        ([{"role": "user", "value": "a"}], "unknown message key 'value'; a message has role, content"),
+        ([turn("robot", "a")], "from: unknown speaker 'robot'; known: system, human"),
+    ],
+)
+def test_what_is_no_conversation(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        to_messages(value)
+
+
+def test_calls_in_sharegpt() -> None:
+    call = {"name": "ec", "arguments": {"tank": 2}}
+    for value in (call, [call], json.dumps(call), json.dumps([call])):
+        (found,) = to_messages([{"from": "function_call", "value": value}])
+        assert (found.role, found.content) == ("assistant", "")
+        assert [(c.function.name, c.function.arguments) for c in found.tool_calls] == [("ec", {"tank": 2})]
+
+
+def test_tools_as_they_are_written() -> None:
+    bare, wrapped = {"name": "t", "parameters": {}}, {"type": "function", "function": {"name": "t", "parameters": {}}}
+    for value in ([bare], [wrapped], json.dumps([bare]), [json.dumps(wrapped)], (bare,)):
+        assert to_tools(value) == (wrapped,)
+    assert to_tools(None) == to_tools([]) == to_tools("") == to_tools(" ") == to_tools("[]") == ()
+    schema = "tools: each is a JSON schema with a name"
+    for value, message in (
+        ("7", "tools: a int, not a list of JSON schemas"),
+        ('"x"', "tools: a str, not a list of JSON schemas"),
+        (bare, "tools: a dict, not a list of JSON schemas"),
+        ("x", "tools: "),
+        *((one, schema) for one in ([7], [{}], [{"function": 7}], [{"function": {"name": 7}}], [bare, {"name": 7}])),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            to_tools(value)
+
+
+def test_what_is_a_list_of_turns() -> None:
+    sure = [[said("user", "a")], [turn("human", "a")], [{"role": "x"}, {"from": "y"}], ({"role": "x"},)]
+    others = [[], "ab", None, {"role": "x"}, [said("user", "a"), 7], [{"content": "a"}], [said("user", "a"), {}]]
+    assert [is_conversation(value) for value in (*sure, *others)] == [True] * len(sure) + [False] * len(others)
+
+
+def test_a_cell_holds_a_list_where_its_column_is_one_of_lists() -> None:
+    conversation = json.dumps(chat("a", "b"))
+    assert parse_cell("prompt", f" {conversation}") == parse_cell("x", conversation) == chat("a", "b")
+    assert parse_cell("tags", '["a"]') == ["a"]
+    for column, text in (
+        ("prompt", '["a"]'),
+        ("tags", '{"a": 1}'),
+        ("tags", "[a]"),
+        ("tags", "a"),
+        ("tags", "7"),
+        ("prompt", '[{"a": 1}]'),
+        ("tags", ""),
+    ):
+        assert parse_cell(column, text) == text
 
 
 # --- demonstrations ----------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def _turns(text: str) -> Messages:
     turns = list(zip(parts[1::2], parts[2::2], strict=True))
     if helpsteer:
         turns = [("User", parts[0]), *turns]
-    if len(turns) > 1 and turns[-1][0] == "Assistant" and not turns[-1][1].strip():
+    if turns[-1][0] == "Assistant" and not turns[-1][1].strip():
         turns.pop()
     return tuple(
         Message.model_validate({"role": _SPEAKERS[speaker], "content": said.strip()}) for speaker, said in turns
@@ -108,8 +108,8 @@ def _turns(text: str) -> Messages:
 
 def to_tools(value: object) -> Tools:
     """A row's `tools`: a list of JSON schemas, or its JSON text. A bare `{name, parameters}` is wrapped as OpenAI does."""
-    if isinstance(value, str) and value.strip():
-        value = parse_json(value, "tools")
+    if isinstance(value, str):
+        value = parse_json(value, "tools") if value.strip() else None
     if not value:
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
