@@ -22,7 +22,16 @@ from support import REPOSITORY, write_rows
 
 from tiebreak.data import sources, text
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
-from tiebreak.data.sources import hub_revision, parse_hub, pinned_source
+from tiebreak.data.sources import (
+    data_files,
+    hub_revision,
+    is_data_folder,
+    parse_hub,
+    pinned_source,
+    read_file,
+    read_source,
+    split_suffix,
+)
 from tiebreak.data.text import BadRow, Table, form_of, read_text_file
 from tiebreak.errors import DataError, RunError
 from tiebreak.hashing import hash_file
@@ -513,6 +522,106 @@ def test_a_folder_is_identified_by_what_it_holds(tmp_path: Path) -> None:
     assert identify_input(str(tmp_path / "one" / "test-0.jsonl")).id == hash_file(tmp_path / "one" / "test-0.jsonl")
 
 
+def test_which_files_of_a_folder_are_data(tmp_path: Path) -> None:
+    names = ["b.jsonl", "a.JSON.gz", "in/c.csv", "in/deep/d.Parquet", "e.tsv.zst"]
+    others = [
+        "card.md",
+        ".x.jsonl",
+        "_x.jsonl",
+        ".cache/x.jsonl",
+        "in/_y/x.jsonl",
+        "in/config.json",
+        "state.txt",
+        "f.gz",
+    ]
+    for name in (*names, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert data_files(tmp_path) == sorted(tmp_path / name for name in names)
+    assert is_data_folder(tmp_path)
+    assert not is_data_folder(tmp_path / "b.jsonl")
+    assert not is_data_folder(tmp_path / "folder.jsonl")  # empty
+    for name in ("manifest.json", "config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+        assert not is_data_folder(tmp_path)
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"unknown kind of file; known are \.jsonl"):
+        read_file(tmp_path / "card.md")
+    with pytest.raises(DataError, match="no such file or run folder: "):
+        read_file(tmp_path / "in")
+
+
+def test_a_folder_of_runs_is_no_data(tmp_path: Path) -> None:
+    write_rows(tmp_path / "run" / "final" / "x.jsonl", prompts("a"))
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds some: give one of .*run$"):
+        is_data_folder(tmp_path)
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match=r"final is a part of a run: give .*run$"):
+        is_data_folder(tmp_path / "run" / "final")
+
+
+def test_splits_that_are_named_behind_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "me@home").mkdir()
+    (tmp_path / "a@b.jsonl").write_text("")
+    for source, path, splits in (
+        ("data", "data", []),
+        ("data@train", "data", ["train"]),
+        ("data@train+test", "data", ["train", "test"]),
+        ("me@home", "me@home", []),
+        ("me@home@dev", "me@home", ["dev"]),
+        ("a@b.jsonl", "a@b.jsonl", []),
+        ("gone@train", "gone@train", []),
+    ):
+        assert split_suffix(str(tmp_path / source)) == (tmp_path / path, splits)
+
+
+def test_a_shards_split_is_its_names_or_the_nearest_folders(tmp_path: Path) -> None:
+    """`val-0.jsonl` in `train/` is validation; a folder inside a folder is nearer."""
+    files = {
+        "data/train/0.jsonl": "a",
+        "test/train/0.jsonl": "b",
+        "train/val-0.jsonl": "c",
+        "train/dev.jsonl": "d",
+        "test/deep/deeper/0.jsonl": "e",
+        "train.x.test.jsonl": "f",
+    }
+    for name, content in files.items():
+        write_rows(tmp_path / name, prompts(content))
+    expected = {"train": ["a", "b", "f"], "validation": ["c", "d"], "test": ["e"]}
+    assert texts_by_split(tmp_path) == expected
+    write_rows(tmp_path / "more.jsonl", prompts("g"))  # beside two named splits: held out by prompt
+    assert texts_by_split(tmp_path) == {**expected, "train": ["a", "b", "f", "g"]}
+
+
+def test_a_folder_of_one_split_names_none(tmp_path: Path) -> None:
+    write_rows(tmp_path / "test-0.jsonl", prompts("a"))
+    write_rows(tmp_path / "part-1.jsonl", prompts("b"))
+    assert read_source(str(tmp_path), "prompts").rows == [
+        (f"{tmp_path}/part-1.jsonl:1", {"prompt": "b"}),
+        (f"{tmp_path}/test-0.jsonl:1", {"prompt": "a"}),
+    ]
+    with pytest.raises(DataError, match=r"no split 'train'; there are test$"):
+        read_source(f"{tmp_path}@train", "prompts")
+    (tmp_path / "test-0.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no split 'train'; there are none$"):
+        read_source(f"{tmp_path}@train", "prompts")
+
+
+def test_variants_of_a_split_that_no_stage_reads_by_itself(tmp_path: Path) -> None:
+    for name in ("train_math", "train_code", "test_math"):
+        write_rows(tmp_path / f"{name}-0.jsonl", prompts(name))
+    with pytest.raises(DataError) as error:
+        texts_by_split(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}: holds test_math, train_code, train_math: name what to read, as in {tmp_path}@train_math (several are "
+        f"joined by +: {tmp_path}@train_math+test_math)"
+    )
+    assert texts_by_split(f"{tmp_path}@train_math+test_math") == {"train": ["train_math"], "test": ["test_math"]}
+
+
 # --- the hub -----------------------------------------------------------------------------------------------------------
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -580,12 +689,49 @@ def test_the_hub_is_asked_for_its_newest_revision(monkeypatch: pytest.MonkeyPatc
     class Api:
         def dataset_info(self, name: str, revision: str | None, timeout: float) -> Any:
             assert (name, revision) == ("owner/name", "v2")
-            assert timeout <= 10
+            assert timeout == 10
             return type("Info", (), {"sha": SHA})()
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert hub_revision("hub:owner/name@train#v2") == SHA
+
+
+def test_without_the_hub_the_caches_revision_is_read(
+    hub: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Api:
+        def dataset_info(self, *_: Any, **__: Any) -> Any:
+            raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    source = "hub:owner/name@train#v2"
+    assert hub_revision(source) is None
+    assert pinned_source(source) == source
+    assert read_source(source, "prompts").rows == [
+        ("hub:owner/name@train#v2:row 1", {"prompt": "train a"}),
+        ("hub:owner/name@train#v2:row 2", {"prompt": "train b"}),
+    ]
+    assert hub == [("owner/name", None, "train", "v2")]  # as it was named
+    hub_revision.cache_clear()
+    refs = tmp_path / "cache" / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "v2").write_text(f"{SHA}\n")
+    assert hub_revision(source) == SHA
+    assert pinned_source(source) == f"hub:owner/name@train#{SHA}"
+    assert hub_revision(f"hub:other/name@train#{SHA}") == SHA  # a commit is what it is
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_that_is_not_reached_says_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, where in (("1", "HF_HUB_OFFLINE is set"), ("0", "offline")):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        with pytest.raises(DataError, match=rf"Unknown split\. Where {where}, give a file or a folder$"):
+            read_source("hub:owner/name@gone", "prompts")
+    for source in ("hub:@train", "hub:owner/name@", "hub:"):
+        with pytest.raises(DataError, match=f"^{source}: name the split, as in hub:"):
+            parse_hub(source)
 
 
 # --- imports -----------------------------------------------------------------------------------------------------------
