@@ -687,13 +687,13 @@ def merged(earlier: Outcomes, now: Outcomes, results: Sequence[Result]) -> Outco
     found: Outcomes = {}
     for function, one in now.items():
         before, mine = earlier.get(function), run.get(function, [])
+        alive = {result.mutant.name: result.outcome for result in mine if result.outcome != "killed"}
         if before is not None and before.code == one.code:
             names = {result.mutant.name for result in mine}
-            one.alive = {name: outcome for name, outcome in before.alive.items() if name not in names}
+            alive |= {name: outcome for name, outcome in before.alive.items() if name not in names}
         elif len(mine) < one.faults:
             continue
-        one.alive |= {result.mutant.name: result.outcome for result in mine if result.outcome != "killed"}
-        found[function] = one
+        found[function] = replace(one, alive=alive)
     return found
 
 

@@ -1,0 +1,115 @@
+"""The mutation run's own rules: which faults it puts in, what is run again, and what the page counts."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import mutation
+import pytest
+from mutation import Mutant, Outcome, Result
+
+SOURCE = '''
+LEVEL = 0.5
+
+def better(one: int = 1, *, strict: bool) -> bool:
+    """Not 1, but text."""
+    if strict and one > 2:
+        raise ValueError(f"{one + 1}")
+    both = dict(zip([one], [one], strict=True))
+    return one > LEVEL and one > LEVEL
+
+class Kept:
+    share = 2
+
+    def all(self) -> list[int]:
+        return [n for n in self.rows[self.start:] if not n]
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "code.py").write_text(SOURCE)
+    monkeypatch.setattr(mutation, "REPOSITORY", tmp_path)
+    return "code.py"
+
+
+def test_faults_by_hand(file: str) -> None:
+    names = [one.name.removeprefix("code.py ") for one in mutation.list_mutants(file)]
+    last = ", in return one > LEVEL and one > LEVEL"
+    shown = ", in return [n for n in self.rows[self.start:] if not n]"
+    assert names == [
+        "the module: 0.5 → 1.5, in LEVEL = 0.5",
+        "better: 1 → 2, in def better(one: int=1, *, strict: bool) -> bool:",
+        "better: 1 → 0, in def better(one: int=1, *, strict: bool) -> bool:",
+        "better: strict and one > 2 → strict or one > 2, in if strict and one > 2:",
+        "better: one > 2 → one >= 2, in if strict and one > 2:",
+        "better: one > 2 → one <= 2, in if strict and one > 2:",
+        "better: 2 → 3, in if strict and one > 2:",
+        "better: 2 → 1, in if strict and one > 2:",
+        "better: return one > LEVEL and one > LEVEL → return None",
+        f"better: one > LEVEL and one > LEVEL → one > LEVEL or one > LEVEL{last}",
+        f"better: one > LEVEL → one >= LEVEL{last}",
+        f"better: one > LEVEL → one <= LEVEL{last}",
+        f"better: one > LEVEL → one >= LEVEL{last} (2)",  # names tell faults apart
+        f"better: one > LEVEL → one <= LEVEL{last} (2)",
+        "Kept: 2 → 3, in share = 2",
+        "Kept: 2 → 1, in share = 2",
+        "Kept.all: return [n for n in self.rows[self.start:] if not n] → return None",
+        f"Kept.all: self.start: → self.start + 1:{shown}",
+        f"Kept.all: self.start: → self.start - 1:{shown}",
+        f"Kept.all: not n → n{shown}",
+    ]
+    mutants = mutation.mutants_of(file)
+    assert [one.name for one, _ in mutants] == [f"code.py {name}" for name in names]
+    original = ast.parse(SOURCE)
+    assert all(ast.dump(tree) != ast.dump(original) for _, tree in mutants)
+    assert len({ast.dump(tree) for _, tree in mutants}) == len(mutants)
+
+
+def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Path) -> None:
+    """A line that moves, a comment and a docstring change no fault; a statement changes those of its function."""
+    mutants = mutation.list_mutants(file)
+    first = mutation.current(file, mutants)
+    assert {name: one.faults for name, one in first.items()} == {
+        "the module": 1,
+        "better": 13,
+        "Kept": 2,
+        "Kept.all": 4,
+    }
+    alive = next(one for one in mutants if one.function == "Kept.all")
+    results = [Result(one, "survived" if one == alive else "killed") for one in mutants]
+    stored = mutation.merged({}, first, results)
+    assert {name: one.alive for name, one in stored.items() if one.alive} == {"Kept.all": {alive.name: "survived"}}
+    assert mutation.to_run_again(mutants, stored, first) == {alive.name}
+    assert mutation.table_row(file, stored, first, {}) == "| `code.py` | 20 | 19 | 0 | 1 | 0 |"
+    assert mutation.table_row(file, stored, first, {alive.name: "why"}) == "| `code.py` | 20 | 19 | 1 | 0 | 0 |"
+
+    moved = SOURCE.replace("Not 1, but text.", "Other words.").replace("class", "# a comment\n\nclass")
+    (tmp_path / file).write_text(moved)
+    assert mutation.current(file, mutation.list_mutants(file)) == mutation.current(file, mutants) == first
+
+    (tmp_path / file).write_text(SOURCE.replace("[one], [one]", "[one], [two]"))
+    changed = mutation.list_mutants(file)
+    now = mutation.current(file, changed)
+    again = mutation.to_run_again(changed, stored, now)
+    assert again == {alive.name} | {one.name for one in changed if one.function == "better"}
+    assert mutation.table_row(file, stored, now, {}) == "| `code.py` | 20 | 6 | 0 | 1 | 13 |"
+    # a part of the changed function's faults says nothing of it; all of them do, and what is killed now is alive no more
+    some = [Result(one, "killed") for one in changed if one.name in again][:-2]
+    assert set(mutation.merged(stored, mutation.current(file, changed), some)) == {"the module", "Kept", "Kept.all"}
+    every = [Result(one, "killed") for one in changed if one.name in again]
+    found = mutation.merged(stored, mutation.current(file, changed), every)
+    assert mutation.table_row(file, found, now, {}) == "| `code.py` | 20 | 20 | 0 | 0 | 0 |"
+
+
+def test_a_file_that_was_not_run_says_so(file: str) -> None:
+    now = mutation.current(file, mutation.list_mutants(file))
+    assert mutation.table_row(file, {}, now, {}) == "| `code.py` | 20 | | | | 20 |"
+
+
+def test_every_file_has_its_tests() -> None:
+    for file, tests in mutation.TESTS.items():
+        for path in (file, *(one.partition("::")[0] for one in tests)):
+            assert (mutation.REPOSITORY / path).is_file(), path
+    assert {Outcome("x", 1, {}).code, Mutant("f", 1, "g", "s", "a", "b").name} == {"x", "f g: a → b, in s"}
