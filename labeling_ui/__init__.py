@@ -1,2 +1,1 @@
-"""The raters' app: a store of judgments that loses nothing, assignment, pages, simulated raters, export. Never
-torch."""
+"""The raters' app: a durable store of judgments, assignment, pages, simulated raters, export. Never imports torch."""

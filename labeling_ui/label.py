@@ -1,15 +1,15 @@
-"""The labelling stage: pairs go in, raters judge them in the browser, preferences come out.
+"""The labelling stage: raters judge pairs in the browser, and their judgments become preferences.
 
     tiebreak label --config FILE                                serve the raters' page until Ctrl-C
     tiebreak label --config FILE --simulate true                let simulated raters judge, then export
     tiebreak label export --config FILE                         write the run folder that training reads
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
-    tiebreak label import --pairs FILE --judgments FILE --store URL     judgments that were made elsewhere
-    tiebreak label gold --gold FILE --store URL                 pairs whose answer is known, to measure raters by
+    tiebreak label import --pairs FILE --judgments FILE --store URL     import judgments made elsewhere
+    tiebreak label gold --gold FILE --store URL                 pairs with a known answer, to measure raters
     tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
-People's judgments live in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
-simulated raters in `OUTPUT/store/`. The two never share one.
+People's judgments are in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
+simulated raters are in `OUTPUT/store/`. The two never share a store.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
 from tiebreak.data.reading import read_pairs
-from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, exit_with_message
+from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
 from tiebreak.flags import group_flags
 from tiebreak.keys import own_keys
 from tiebreak.records import Pair
@@ -135,7 +135,7 @@ class LabelConfig(StageConfig):
 
     @property
     def simulated(self) -> bool:
-        """True where the raters are not people."""
+        """True where the raters are simulated."""
         return self.simulate is not None and self.simulate.enabled
 
     @property
@@ -226,12 +226,12 @@ def _dispatch(words: list[str]) -> None:
 
 
 def label_by_simulation(config: LabelConfig) -> None:
-    """Simulated raters judge everything, and the preferences are exported."""
+    """Simulated raters judge all pairs; then the preferences are exported."""
     pairs = read_some_pairs(config)
     with start_run(config, "label") as run:
         if run.finished:
             track_again(run)
-            print(f"{run.folder} is finished already: nothing to do")
+            print(f"{run.folder} is already finished: nothing to do")
             return
         store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
         refuse_people(store)
@@ -243,18 +243,18 @@ def label_by_simulation(config: LabelConfig) -> None:
 
 
 def read_some_pairs(config: LabelConfig) -> list[Pair]:
-    """The configured pairs: read before any store is made, so that broken ones leave nothing behind."""
+    """The configured pairs, read before any store is created, so that invalid ones leave nothing behind."""
     if not config.pairs:
         return []
     identify_input(config.pairs)
     pairs = read_pairs(config.pairs)
     if not pairs:
-        raise HandoffError(f"{config.pairs} holds no pair: there is nothing to judge")
+        raise HandoffError(f"{config.pairs} contains no pairs: there is nothing to judge")
     return pairs
 
 
 def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
-    """Put the pairs into the store; returns how many are new there."""
+    """Add the pairs to the store; returns how many are new."""
     identity = identify_input(config.pairs).id if config.pairs else ""
     return store.add_pairs(
         pairs,
@@ -277,7 +277,7 @@ def serve(config: LabelConfig) -> None:
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
-            f"{config.host} and {config.hosts} would open the page to the network, and nobody in {store.url} has a "
+            f"{config.host} and {config.hosts} would open the page to the network, but no account in {store.url} has a "
             f"password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
     new = add_pairs(store, config, pairs)
@@ -297,7 +297,7 @@ def serve(config: LabelConfig) -> None:
 
 @contextlib.contextmanager
 def _answering(config: LabelConfig) -> Iterator[None]:
-    """The process that answers conversations, where there are any, for as long as the page is served."""
+    """Runs the process that answers conversations, if configured, while the page is served."""
     worker = start_worker(config.converse, config.store_url) if config.converse else None
     try:
         yield
@@ -310,16 +310,19 @@ def _greet(store: Store, config: LabelConfig, new: int) -> None:
     status = store.status()
     judged = sum(status["judgments"].values())
     print(f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments")
-    print(f"judgments are kept in {store.url}")
-    print(f"rate at http://{_shown_host(config.host)}:{config.port}   (Ctrl-C stops; nothing is lost)", flush=True)
+    print(f"judgments are stored in {store.url}")
+    print(
+        f"rate at http://{_shown_host(config.host)}:{config.port}   (Ctrl-C stops the server; judgments stay)",
+        flush=True,
+    )
 
 
 def build_page(config: LabelConfig) -> PageConfig:
-    """What the page shows; reads the guidelines' file."""
+    """The pages' settings; reads the guidelines file."""
     from labeling_ui.pages import PageConfig, load_words
 
     guidelines, consent = _text_of("guidelines", config.guidelines), _text_of("consent", config.consent)
-    known = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
+    hosts = {"127.0.0.1", "localhost", "::1", config.host, *config.hosts}
     anyone = config.host in ("0.0.0.0", "::") and not config.hosts
     return PageConfig(
         title=config.title,
@@ -333,18 +336,18 @@ def build_page(config: LabelConfig) -> PageConfig:
         words=load_words(config.words),
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
-        hosts=() if anyone else tuple(sorted(known)),
+        hosts=() if anyone else tuple(sorted(hosts)),
     )
 
 
-def _text_of(key: str, given: str) -> str:
-    """Markdown as it stands in the configuration, or in the .md file that it names."""
-    if not given.endswith(".md") or "\n" in given:
-        return given
+def _text_of(key: str, value: str) -> str:
+    """The Markdown in the configuration, or in the .md file that it names."""
+    if not value.endswith(".md") or "\n" in value:
+        return value
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return Path(value).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key}: cannot read {given}: {error}") from error
+        raise ConfigError(f"{key}: cannot read {value}: {error}") from error
 
 
 def _shown_host(host: str) -> str:
@@ -353,7 +356,7 @@ def _shown_host(host: str) -> str:
 
 def _refuse_simulated(store: Store) -> None:
     if any(rater.kind == "simulated" for rater in store.raters()):
-        raise StoreError(f"{store.url} is the store of simulated raters, where no people judge: give another --store")
+        raise StoreError(f"{store.url} has simulated raters, so people cannot judge in it: give another --store")
 
 
 # --- export, import, status, verify, agreement
@@ -366,14 +369,14 @@ def _export(words: list[str]) -> None:
         store = Store.open(config.store_url)
         _match_pairs(store, config)
     else:
-        given = load_config(ExportArguments, words, "label export")
-        store = Store.open(given.store)
-        config = _config_of_store(store, given.output, given)
+        arguments = load_config(ExportArguments, words, "label export")
+        store = Store.open(arguments.store)
+        config = _config_of_store(store, arguments.output, arguments)
     with start_run(config, "label") as run:
         if run.finished:
             _check_exported(store, run)
             track_again(run)
-            print(f"{run.folder} holds this export already: nothing to do")
+            print(f"{run.folder} already holds this export: nothing to do")
         else:
             print(describe(export(store, run, config.aggregation, config.formats), run))
     say_end("label", config, words)
@@ -383,14 +386,13 @@ def _match_pairs(store: Store, config: LabelConfig) -> None:
     sources = [identity for _, identity in store.campaign().get("sources", [])]
     if config.pairs and identify_input(config.pairs).id not in sources:
         raise HandoffError(
-            f"{store.url} does not hold the pairs of {config.pairs}: serve them once with 'tiebreak label --config …', "
-            "or export what is there with 'tiebreak label export --store URL --output FOLDER'"
+            f"{store.url} does not contain the pairs of {config.pairs}: serve them once with 'tiebreak label --config …', "
+            "or export the store with 'tiebreak label export --store URL --output FOLDER'"
         )
 
 
-def _config_of_store(store: Store, output: str, given: ExportArguments) -> LabelConfig:
-    """The configuration that a store's own settings amount to. Pairs that are no longer where they were are left
-    out."""
+def _config_of_store(store: Store, output: str, arguments: ExportArguments) -> LabelConfig:
+    """The configuration that matches a store's settings. Pairs that have been moved or changed are left out."""
     settings = store.campaign()
     pairs = ""
     for source, identity in settings.get("sources", []):
@@ -398,9 +400,14 @@ def _config_of_store(store: Store, output: str, given: ExportArguments) -> Label
             pairs = source if identify_input(source).id == identity else pairs
         except TiebreakError:
             continue
-    known = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
+    campaign = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
     return LabelConfig(
-        output=output, pairs=pairs, store=store.url, formats=given.formats, aggregation=given.aggregation, **known
+        output=output,
+        pairs=pairs,
+        store=store.url,
+        formats=arguments.formats,
+        aggregation=arguments.aggregation,
+        **campaign,
     )
 
 
@@ -408,7 +415,7 @@ def _check_exported(store: Store, run: Run) -> None:
     then, now = read_manifest(run.folder).get("event_log_head"), store.head()
     if then != now:
         raise RunError(
-            f"{run.folder} holds an earlier export of {store.url}, and nothing is overwritten: "
+            f"{run.folder} holds an earlier export of {store.url}, and exports are not overwritten: "
             "give another --output, or move that folder away"
         )
 
@@ -429,34 +436,36 @@ def _status(words: list[str]) -> None:
 
 def _verify(words: list[str]) -> None:
     store, as_json = _open_for_reading(words, "label verify")
-    found = verify(store)
+    result = verify(store)
     if as_json:
-        print(json.dumps({"ok": not found.faults, **vars(found)}, indent=2))
-    elif not found.faults:
-        print(f"{store.url}: whole. {found.events} events, {found.judgments} judgments, head {found.head[:16]}")
-    if found.faults:
-        listed = "\n".join(f"  {fault}" for fault in found.faults[:50])
-        raise StoreError(f"{store.url}: {len(found.faults)} fault(s)\n{listed}")
+        print(json.dumps({"ok": not result.faults, **vars(result)}, indent=2))
+    elif not result.faults:
+        print(f"{store.url}: intact. {result.events} events, {result.judgments} judgments, head {result.head[:16]}")
+    if result.faults:
+        listed = "\n".join(f"  {fault}" for fault in result.faults[:50])
+        raise StoreError(f"{store.url}: {counted(len(result.faults), 'error')}\n{listed}")
 
 
 def _import(words: list[str]) -> None:
-    given = load_config(ImportArguments, words, "label import")
-    read = read_own if given.format == "tiebreak" else partial(read_foreign, given.format, names=given.fields)
-    found = read(pairs=given.pairs, judgments=given.judgments)
-    source = given.pairs or given.judgments or ""
+    arguments = load_config(ImportArguments, words, "label import")
+    read = (
+        read_own if arguments.format == "tiebreak" else partial(read_foreign, arguments.format, names=arguments.fields)
+    )
+    records = read(pairs=arguments.pairs, judgments=arguments.judgments)
+    source = arguments.pairs or arguments.judgments or ""
     about = {"source": source, "source_id": identify_input(source).id}
-    store = Store.open(given.store, create=True)
-    added = import_records(store, found.pairs, found.judgments, **about, places=found.places)
-    print(f"{added.pairs} pairs and {added.judgments} judgments were new to {store.url}")
+    store = Store.open(arguments.store, create=True)
+    added = import_records(store, records.pairs, records.judgments, **about, places=records.places)
+    print(f"added {added.pairs} pairs and {added.judgments} judgments to {store.url}")
 
 
 def _gold(words: list[str]) -> None:
-    given = load_config(GoldArguments, words, "label gold")
-    store = Store.open(given.store)
-    gold = read_gold(given.gold, store.pairs())
-    for one in gold:
-        store.set_gold(one.item_id, one.preferred_id)
-    print(f"{len(store.gold())} pairs in {store.url} are gold")
+    arguments = load_config(GoldArguments, words, "label gold")
+    store = Store.open(arguments.store)
+    gold = read_gold(arguments.gold, store.pairs())
+    for answer in gold:
+        store.set_gold(answer.item_id, answer.preferred_id)
+    print(f"{store.url} has {len(store.gold())} gold pairs")
 
 
 def _agreement(words: list[str]) -> None:
@@ -470,13 +479,13 @@ def _agreement(words: list[str]) -> None:
 
 
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:
-    given = read_store_arguments(StoreArguments, words, command)
-    return Store.open(given.store), given.as_json
+    arguments = read_store_arguments(StoreArguments, words, command)
+    return Store.open(arguments.store), arguments.as_json
 
 
 def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> S:
-    """What a command on a store takes, from its flags; with `--config`, the store is that of a labelling configuration,
-    whose keys are flags too."""
+    """Arguments of a command on a store. With `--config`, the store is that of the labelling configuration, whose keys
+    are flags too."""
     if not _has_config(words):
         return load_config(model, words, command)
     path, flags = take_config_flag(words, command)
@@ -507,7 +516,7 @@ def describe(report: dict[str, Any], run: Run) -> str:
             low, high = share["interval"]
             lines.append(
                 f"{kind} raters agree on {share['value']:.1%} [{low:.1%}, {high:.1%}] of {share['n']} pairs of votes, "
-                "ties among them"
+                "counting ties"
             )
     return "\n".join(lines)
 

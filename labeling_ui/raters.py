@@ -1,13 +1,13 @@
-"""Who may rate.
+"""Raters' accounts.
 
     tiebreak raters add NAME [--role rater|lead] [--pool P] [--password-stdin] --store URL
-    tiebreak raters invite [--role rater|lead] [--pool P] --store URL   a link that gives one account, for a week
-    tiebreak raters reset NAME [--password-stdin] --store URL       a new password; a disabled rater is let in again
+    tiebreak raters invite [--role rater|lead] [--pool P] --store URL   a link that creates one account, within a week
+    tiebreak raters reset NAME [--password-stdin] --store URL       a new password; re-enables a disabled rater
     tiebreak raters move NAME --pool P --store URL                  to another pool; '' is everybody's
     tiebreak raters disable NAME --store URL
     tiebreak raters list --store URL [--json]
 
-Without --password-stdin a password is made and printed once. `--config FILE` may stand in place of `--store URL`.
+Without --password-stdin, a password is generated and printed once. `--config FILE` can replace `--store URL`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NAMELESS = ("invite", "list")
 
 
 class StoreArguments(Section):
-    """The store whose raters are meant."""
+    """The store to work on."""
 
     store: str
     """URL of the label store, such as sqlite:///runs/x/label.sqlite"""
@@ -112,35 +112,35 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _add(words: list[str], name: str) -> None:
-    given = read_store_arguments(AddArguments, words, "raters add")
-    password = _password(given.password_stdin)
-    rater = add_account(Store.open(given.store, create=True), name, given.role, password, given.pool)
-    print(f"{name} is {rater.id} ({rater.role})" + ("" if given.password_stdin else f", password: {password}"))
+    arguments = read_store_arguments(AddArguments, words, "raters add")
+    password = _password(arguments.password_stdin)
+    rater = add_account(Store.open(arguments.store, create=True), name, arguments.role, password, arguments.pool)
+    print(f"{name} is {rater.id} ({rater.role})" + ("" if arguments.password_stdin else f", password: {password}"))
 
 
 def _invite(words: list[str], _name: str) -> None:
-    given = read_store_arguments(InviteArguments, words, "raters invite")
-    token = invite(Store.open(given.store), None, role=given.role, pool=given.pool)
-    print(f"{INVITATION_PATH}{token}   (behind the page's address; works once, within {INVITATION_DAYS} days)")
+    arguments = read_store_arguments(InviteArguments, words, "raters invite")
+    token = invite(Store.open(arguments.store), None, role=arguments.role, pool=arguments.pool)
+    print(f"{INVITATION_PATH}{token}   (append to the page's address; works once, within {INVITATION_DAYS} days)")
 
 
 def _reset(words: list[str], name: str) -> None:
-    given = read_store_arguments(ResetArguments, words, "raters reset")
-    password = _password(given.password_stdin)
-    reset_password(Store.open(given.store), name, password)
-    print(f"{name} has a new password" + ("" if given.password_stdin else f": {password}"))
+    arguments = read_store_arguments(ResetArguments, words, "raters reset")
+    password = _password(arguments.password_stdin)
+    reset_password(Store.open(arguments.store), name, password)
+    print(f"{name} has a new password" + ("" if arguments.password_stdin else f": {password}"))
 
 
 def _move(words: list[str], name: str) -> None:
-    given = read_store_arguments(MoveArguments, words, "raters move")
-    store = Store.open(given.store)
-    store.move_rater(find_rater(store, name).id, given.pool)
-    print(f"{name} is in the pool {given.pool!r}" if given.pool else f"{name} is in everybody's pool")
+    arguments = read_store_arguments(MoveArguments, words, "raters move")
+    store = Store.open(arguments.store)
+    store.move_rater(find_rater(store, name).id, arguments.pool)
+    print(f"{name} is in pool {arguments.pool!r}" if arguments.pool else f"{name} is in everybody's pool")
 
 
 def _disable(words: list[str], name: str) -> None:
     disable(Store.open(read_store_arguments(DisableArguments, words, "raters disable").store), name)
-    print(f"{name} is disabled; what they judged stays")
+    print(f"{name} is disabled; their judgments stay")
 
 
 def _password(from_stdin: bool) -> str:
@@ -148,16 +148,16 @@ def _password(from_stdin: bool) -> str:
 
 
 def _list(words: list[str], _name: str) -> None:
-    given = read_store_arguments(ListArguments, words, "raters list")
-    store = Store.open(given.store)
+    arguments = read_store_arguments(ListArguments, words, "raters list")
+    store = Store.open(arguments.store)
     raters = [{**vars(rater), "judgments": store.progress(rater.id).done} for rater in store.raters()]
-    if given.as_json:
+    if arguments.as_json:
         print(json.dumps(raters, indent=2, ensure_ascii=False))
         return
-    for one in raters:
-        state = "disabled" if one["disabled"] else one["role"]
-        pool = f"  ({one['pool']})" if one["pool"] else ""
-        print(f"{one['id']:<16} {one['kind']:<10} {state:<9} {one['judgments']:>6}  {one['name']}{pool}")
+    for rater in raters:
+        state = "disabled" if rater["disabled"] else rater["role"]
+        pool = f"  ({rater['pool']})" if rater["pool"] else ""
+        print(f"{rater['id']:<16} {rater['kind']:<10} {state:<9} {rater['judgments']:>6}  {rater['name']}{pool}")
 
 
 if __name__ == "__main__":

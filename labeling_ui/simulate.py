@@ -1,7 +1,7 @@
 """Simulated raters: they judge by a yardstick, with errors at a stated rate, through the same store as people.
 
-They exist so that the whole pipeline can be run and tested without people. Whatever comes of their judgments says
-`simulated` to the last report, and they never share a store with people.
+With them, the whole pipeline runs without people. Everything made from their judgments is marked `simulated`, and they
+never share a store with people.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STEP = 1 / 6
 
 
 class SimulateConfig(Section):
-    """Raters that are not people."""
+    """Simulated raters."""
 
     switch: ClassVar[str | None] = "enabled"
     enabled: bool = True
@@ -55,16 +55,15 @@ class SimulateConfig(Section):
 
 
 def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -> int:
-    """Let the raters judge all there is; returns how many judgments they added.
+    """Let the raters judge all pairs; returns how many judgments they added.
 
     Args:
-        beside: the configuration file's folder, where the yardstick may lie.
+        beside: the configuration file's folder, where the yardstick may be.
 
-    Cut off and run again, it goes on to the same store as an uncut run: whose turn it is follows from what is in the
-    store.
+    Interrupted and run again, it ends with the same store as an uninterrupted run: the turns follow from the store.
 
     Raises:
-        StoreError: the store is one of people.
+        StoreError: people judge in this store.
         ConfigError: there is no such yardstick.
         HandoffError: the yardstick fails, or returns no finite number.
     """
@@ -80,7 +79,7 @@ def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -
     with progress(total, "simulated judgments") as bar:
         bar.skip_to(sum(done.values()))
         while working:
-            rater_id = min(working, key=lambda one: (done[one], working.index(one)))
+            rater_id = min(working, key=lambda rater_id: (done[rater_id], working.index(rater_id)))
             assignment = store.claim(rater_id)
             if assignment is None:
                 working.remove(rater_id)
@@ -93,7 +92,7 @@ def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -
 
 
 class SimulatedRater:
-    """Answers as a yardstick does, wrongly at the stated rate."""
+    """Answers by a yardstick, with errors at the stated rate."""
 
     def __init__(self, config: SimulateConfig, yardstick: Yardstick) -> None:
         self.config = config
@@ -102,21 +101,19 @@ class SimulatedRater:
         )
 
     def judge(self, assignment: Assignment) -> Submission:
-        """A rater's answer about the sides as shown. Right or wrong is decided by the seed, the rater and the item
-        alone."""
+        """A rater's answer about the sides as shown. Seed, rater and item alone decide whether it is an error."""
         prompt = assignment.pair.messages[-1].content
         texts = {completion.id: completion.text for completion in assignment.pair.completions}
         answer = self.answer(prompt, texts[assignment.left_id], texts[assignment.right_id])
         chance = random.Random(content_id("simulated", self.config.seed, assignment.rater_id, assignment.item_id))
         if chance.random() < self.config.error_rate:
-            # A wrong rater prefers the other side; of two equal ones, some side, named by id so that the sides do not
-            # matter.
+            # An error is the other side; for a tie, either side, chosen by id, not by the sides shown.
             first = min(assignment.left_id, assignment.right_id) == assignment.left_id
             answer = -answer if answer else (1 if (chance.random() < 0.5) == first else -1)
         return Submission(client_id=content_id("simulated", assignment.id), pair_id=assignment.item_id, answer=answer)
 
     def answer(self, prompt: str, left: str, right: str) -> int:
-        """−3 … +3 from the difference of the yardstick's values, `strength_step` an answer."""
+        """−3 … +3 from the difference of the yardstick's values, one step per `strength_step`."""
         difference = self.measure(prompt, right) - self.measure(prompt, left)
         if abs(difference) <= self.config.tie_threshold:
             return 0
@@ -125,14 +122,14 @@ class SimulatedRater:
 
 
 def refuse_people(store: Store) -> None:
-    """Stop before people's judgments and simulated ones share a store.
+    """Refuse to mix simulated judgments into people's store.
 
     Raises:
-        RefusedError: there are raters in the store who are not simulated.
+        RefusedError: the store has raters who are not simulated.
     """
     people = [rater for rater in store.raters() if rater.kind != "simulated"]
     if people:
         raise RefusedError(
-            f"{store.url} holds {len(people)} rater(s) who are not simulated: simulated judgments never go "
-            "into the same store. Give another --store, or leave --simulate out"
+            f"{store.url} has {len(people)} raters who are not simulated: simulated judgments need their own store. "
+            "Give another --store, or leave --simulate out"
         )

@@ -2,9 +2,9 @@
 
     python -m labeling_ui.worker --store URL --policies RUN RUN
 
-It takes turns from the queue in the store, has the models (a process of their own, `preference.answer`) write two
-answers, and puts them back as a pair. What it had begun when it was killed, the next one begins anew. It ends with the
-server that started it, whatever ends that: its standard input is a pipe from there.
+It takes turns from the store's queue, lets the models (a separate process, `preference.answer`) write two answers, and
+stores them as a pair. A turn that was open when it was killed is taken again by the next worker. It ends with its
+server, however that ends: its standard input is a pipe from there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tiebreak.records import Completion
 
 LOOK_SECONDS = 0.25
 HOLD_AGAIN_SECONDS = conversations.HOLD_SECONDS / 3
-FAILED = "no answer came: ask again"
+FAILED = "no answer arrived: send the message again"
 
 
 class ConverseConfig(Section):
@@ -48,7 +48,7 @@ class ConverseConfig(Section):
 
 
 class WorkerArguments(ConverseConfig):
-    """What the worker takes."""
+    """The worker's arguments."""
 
     store: str
 
@@ -57,9 +57,9 @@ Answering = Callable[[conversations.Request], Sequence[Completion]]
 
 
 class Answerer:
-    """The models, in a process that is started again when it has died.
+    """The models, in a process that is restarted when it has died.
 
-    It starts at once: models take a while to load, and one that cannot be loaded should be told at the start.
+    It starts at once: models take a while to load, and a model that cannot be loaded should be reported at the start.
     """
 
     def __init__(self, config: ConverseConfig) -> None:
@@ -74,13 +74,13 @@ class Answerer:
         """Two answers.
 
         Raises:
-            RuntimeError: there are none, for the reason it tells.
+            RuntimeError: there are none; the message says why.
         """
         if self._process.poll() is not None:
             self._process = self._start()
-        asked = {"id": request.turn_id, "messages": [message.model_dump() for message in request.messages]}
+        query = {"id": request.turn_id, "messages": [message.model_dump() for message in request.messages]}
         try:
-            print(json.dumps(asked), file=self._process.stdin, flush=True)
+            print(json.dumps(query), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline() if self._process.stdout else ""
         except BrokenPipeError:
             line = ""
@@ -89,11 +89,11 @@ class Answerer:
         reply = json.loads(line)
         if "error" in reply:
             raise RuntimeError(reply["error"])
-        return [Completion.model_validate(one) for one in reply["completions"]]
+        return [Completion.model_validate(completion) for completion in reply["completions"]]
 
 
 def flags_of(config: ConverseConfig) -> list[str]:
-    """The flags that `preference.answer` shares with this process."""
+    """The flags that `preference.answer` shares with this worker."""
     flags = ["--policies", *config.policies, "--max-prompt-tokens", str(config.max_prompt_tokens)]
     flags += ["--trust-remote-code", str(config.trust_remote_code).lower()]
     for key, value in config.sampling.model_dump().items():
@@ -102,13 +102,13 @@ def flags_of(config: ConverseConfig) -> list[str]:
 
 
 def start_worker(config: ConverseConfig, store_url: str) -> subprocess.Popen[bytes]:
-    """The worker, in a process of its own; closing its standard input ends it."""
+    """Starts the worker as a separate process; closing its standard input ends it."""
     command = [sys.executable, "-m", "labeling_ui.worker", "--store", store_url, *flags_of(config)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C is the server's alone
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C reaches only the server
 
 
 def work(store: Store, answerer: Answerer) -> None:
-    """Answer turns as they come, without end."""
+    """Answer turns as they arrive, forever."""
     while True:
         request = store.transact(conversations.take, durable=False)
         if request is None:
@@ -118,7 +118,7 @@ def work(store: Store, answerer: Answerer) -> None:
 
 
 def answer_one(store: Store, answerer: Answering, request: conversations.Request) -> None:
-    """Answer a turn, or tell its rater why not."""
+    """Answer a turn, or give its rater the reason why not."""
     try:
         with _holding(store, request):
             completions = answerer(request)
@@ -131,12 +131,12 @@ def answer_one(store: Store, answerer: Answering, request: conversations.Request
 
 @contextlib.contextmanager
 def _holding(store: Store, request: conversations.Request) -> Iterator[None]:
-    """The turn stays this worker's, however long its models take; it is free soon after this process has died."""
+    """Renews the turn's hold while the models work; it lapses soon after this process has died."""
     answered = threading.Event()
 
     def hold() -> None:
         while not answered.wait(HOLD_AGAIN_SECONDS):
-            with contextlib.suppress(SQLAlchemyError):  # the next one tries again
+            with contextlib.suppress(SQLAlchemyError):  # retried in the next round
                 store.transact(lambda tx: conversations.hold(tx, request), durable=False)
 
     holder = threading.Thread(target=hold, daemon=True)

@@ -69,6 +69,11 @@ class TiebreakError(Exception):
     exit_status = 1
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 class ConfigError(TiebreakError):
     """A configuration file or a flag is wrong."""
 

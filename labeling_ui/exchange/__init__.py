@@ -1,1 +1,1 @@
-"""Judgments that leave the store as preferences, and pairs and judgments that come into it from elsewhere."""
+"""Export of preferences from the store, and import of pairs and judgments made elsewhere."""

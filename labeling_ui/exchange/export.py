@@ -1,6 +1,6 @@
-"""The run folder that the next stages read: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
-`report.json`; what leads settled in `adjudications.jsonl`; where raters edited answers also `demonstrations.jsonl` (for
-SFT) and `edit_preferences.jsonl` (edited > chosen > rejected, edited > first > … of a ranking).
+"""The run folder for the next stages: `final/preferences.jsonl` in TRL's columns, `judgments.jsonl` and
+`report.json`; settled answers in `adjudications.jsonl`; where raters edited answers, also `demonstrations.jsonl` (for
+SFT) and `edit_preferences.jsonl` (edited > chosen > rejected; edited > first > … of a ranking).
 
     tiebreak label export --store sqlite:///runs/quickstart/label.sqlite --output runs/quickstart/label
 """
@@ -52,7 +52,7 @@ Format = Literal["parquet", "datasets", "unpaired", "csv"]
 
 @dataclass(frozen=True)
 class Labels:
-    """All that a store holds about its pairs. Nothing in it is younger than the log's `head`."""
+    """A store's labels. Nothing in it is newer than the log's `head`."""
 
     pairs: list[Pair]
     judgments: list[Judgment]
@@ -65,17 +65,17 @@ def read_labels(store: Store) -> Labels:
     """A store's labels.
 
     Raises:
-        DataError: there is no judgment.
+        DataError: there are no judgments.
     """
     pairs, known, adjudications = store.pairs(), read_known(store), store.adjudications()
     judgments, head = store.judgments()
     if not judgments and not adjudications:
-        raise DataError(f"{store.url} holds no judgment yet: there is nothing to export")
+        raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
     return Labels(pairs, judgments, adjudications, known, head)
 
 
 def read_known(store: Store) -> Known:
-    """What leads settled, and gold."""
+    """Settled and gold answers."""
     items = {item.id: item for pair in store.pairs() for item in items_of(pair)}
     gold: dict[Key, Vote] = {}
     for one in store.gold():
@@ -96,7 +96,7 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     """Write the store's labels into an open run folder and finish it; returns the report.
 
     Raises:
-        DataError: there is no judgment to export, or a rater to leave out is not there.
+        DataError: there are no judgments, or a rater to leave out does not exist.
     """
     labels = read_labels(store)
     kept = _leave_out(labels.judgments, config.exclude_raters)
@@ -125,7 +125,7 @@ def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str]) -> list[Jud
     there = {judgment.rater_id for judgment in judgments}
     if unknown := sorted(set(raters) - there):
         raise DataError(
-            f"aggregation.exclude_raters: no judgment is of {', '.join(unknown)}; ids are in 'tiebreak raters list'"
+            f"aggregation.exclude_raters: no judgments by {', '.join(unknown)}; 'tiebreak raters list' shows the ids"
         )
     return [judgment for judgment in judgments if judgment.rater_id not in raters]
 
@@ -154,7 +154,7 @@ def _write_formats(
 
 
 def _rows_by_split(preferences: Sequence[Preference]) -> dict[str, list[dict[str, Any]]]:
-    """The rows for Arrow, which takes its columns from the first row: all have all columns."""
+    """The rows for Arrow, which takes its columns from the first row: every row gets all columns."""
     dumped = [preference.model_dump(mode="json") for preference in preferences]
     columns = dict.fromkeys(column for row in dumped for column in row)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -165,7 +165,7 @@ def _rows_by_split(preferences: Sequence[Preference]) -> dict[str, list[dict[str
 
 
 def _for_arrow(column: str, value: Any) -> Any:
-    """Schemas and arguments of tools as JSON text: Arrow has one type a column, and `tiebreak.data` reads either."""
+    """Tools' schemas and arguments as JSON text: Arrow has one type per column, and `tiebreak.data` reads both."""
     if column == "tools":
         return json.dumps(value) if value else None
     if column in ("prompt", "chosen", "rejected"):
@@ -177,7 +177,7 @@ def _for_arrow(column: str, value: Any) -> Any:
 
 
 def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
-    """One file a split, as `datasets.load_dataset(FOLDER)` reads them."""
+    """One file per split, as `datasets.load_dataset(FOLDER)` reads them."""
     import pyarrow
     from pyarrow import parquet
 
@@ -187,7 +187,7 @@ def write_parquet(folder: Path, preferences: Sequence[Preference]) -> None:
 
 
 def write_dataset(folder: Path, preferences: Sequence[Preference]) -> None:
-    """What `datasets.load_from_disk(FOLDER)` reads: a dataset a split."""
+    """One dataset per split, as `datasets.load_from_disk(FOLDER)` reads them."""
     from datasets import Dataset, DatasetDict
 
     DatasetDict({split: Dataset.from_list(rows) for split, rows in _rows_by_split(preferences).items()}).save_to_disk(
@@ -196,11 +196,10 @@ def write_dataset(folder: Path, preferences: Sequence[Preference]) -> None:
 
 
 def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool) -> Iterator[dict[str, Any]]:
-    """TRL's unpaired format: the chosen answer is good and the rejected one bad, and so, if wanted, are both of a pair
-    called both bad.
+    """TRL's unpaired format: chosen answers are good and rejected ones bad; with `with_both_bad`, so are both answers of
+    a pair called both bad.
 
-    An answer that is good in one row and bad in another (of a pair of three or more, or of a tie kept both ways) is
-    left out: it is neither.
+    An answer that is good in one row and bad in another (in a pair of three or more, or a tie kept both ways) is left out.
     """
     labels: dict[tuple[str, str, str], set[bool]] = {}
     known = {pair.id: pair for pair in pairs}
@@ -225,11 +224,11 @@ def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool)
 # --- a table for spreadsheets ---
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-"""What makes a spreadsheet run a cell instead of showing it (OWASP, CSV injection)."""
+"""Characters that make a spreadsheet execute a cell (OWASP, CSV injection)."""
 
 
 def judgments_as_csv(judgments: Sequence[Judgment]) -> str:
-    """The judgments as a table; text that a spreadsheet would take for a formula begins with an apostrophe."""
+    """The judgments as a table; text that a spreadsheet would execute as a formula starts with an apostrophe."""
     columns = [name for name in Judgment.model_fields if name != "shown"]
     out = io.StringIO(newline="")
     table = csv.writer(out)
@@ -256,17 +255,17 @@ def _cell(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Edit:
-    """A rater's better version of the best answer: a demonstration, preferred to all answers."""
+    """A rater's improved version of the best answer: a demonstration, preferred to all answers."""
 
     demonstration: Demonstration
     preferences: tuple[Preference, ...]
-    """edited > each answer, the best of them first"""
+    """edited > each answer, best first"""
 
 
 def build_edits(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[Edit]:
-    """Of every judgment with an edit; what it says of the answers themselves is among the votes. People's only.
+    """One edit per edited judgment, people's only; the answers themselves are compared by the votes.
 
-    Of the comparisons that a ranking was imported as, each carries the ranking's edit: they give one together.
+    Where a ranking was imported as comparisons, each carries the ranking's edit: they give one edit together.
     """
     known = {pair.id: pair for pair in pairs}
     beaten: dict[tuple[str, str, str], dict[str, None]] = {}
@@ -279,7 +278,7 @@ def build_edits(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[Ed
 
 
 def _best_first(judgment: Judgment) -> list[str]:
-    """The completions from best to worst; none where no single one is the best."""
+    """The completions from best to worst; empty unless exactly one is best."""
     if judgment.ranking is not None:
         return list(chain.from_iterable(judgment.ranking)) if len(judgment.ranking[0]) == 1 else []
     if not judgment.answer:
@@ -288,7 +287,7 @@ def _best_first(judgment: Judgment) -> list[str]:
 
 
 def _build_edit(pair: Pair, rater_id: str, edited: str, best_first: Sequence[str]) -> Edit | None:
-    """None where the edit says nothing, or what the best answer says."""
+    """None where the edit is empty or equals the best answer."""
     completions = {completion.id: completion for completion in pair.completions}
     answers = [completions[one] for one in best_first]
     if not answers or edited.strip() in ("", answers[0].text.strip()):
@@ -324,7 +323,7 @@ def _prefer_edit(pair: Pair, rater_id: str, edited: str, beaten: Completion) -> 
 def build_report(
     labels: Labels, rest: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
 ) -> dict[str, Any]:
-    """Counts, agreement (each kind by itself), and what was dropped and why. `rest`: the judgments not left out."""
+    """Counts, agreement by kind, and dropped votes with their reasons. `rest`: the judgments not left out."""
     judgments, preferences = labels.judgments, aggregated.preferences
     used = {"preferred", "tie"} if config.ties == "both_ways" else {"preferred"}
     dropped = sum(verdict.reason not in used for _, verdict in aggregated.verdicts)
@@ -366,19 +365,19 @@ def build_report(
 
 
 def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: AggregationConfig) -> dict[str, Any]:
-    """Agreement of all raters on all pairs; where some were left out, beside it that of the others.
+    """Agreement of all raters on all pairs; if some were left out, also that of the others.
 
-    The figure after filtering lies inside the one before, so that neither is reported without the other.
+    Both figures are always reported together.
     """
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for kind in KINDS:
         everyone = [judgment for judgment in labels.judgments if judgment.kind == kind]
         if not everyone:
             continue
-        told[kind] = measure_percent(read_votes(labels.pairs, everyone, kind))
+        report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind))
         others = [judgment for judgment in rest if judgment.kind == kind]
         if len(others) < len(everyone):
             left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}
             after = measure_percent(read_votes(labels.pairs, others, kind))
-            told[kind]["after_filtering"] = {**after, "left_out": left_out}
-    return told
+            report[kind]["after_filtering"] = {**after, "left_out": left_out}
+    return report

@@ -1,11 +1,11 @@
-"""Pairs and judgments that were made elsewhere.
+"""Import of pairs and judgments made elsewhere.
 
     tiebreak label import --pairs FILE [--judgments FILE] --store URL
     tiebreak label import --format argilla|label_studio|potato --judgments EXPORT --store URL
 
-Of our own, both are JSON Lines of records (Pair, Judgment); `labeling_ui.exchange.foreign` reads what other tools export.
+Our own files are JSON Lines of records (Pair, Judgment); `labeling_ui.exchange.foreign` reads other tools' exports.
 Judgments keep their rater ids and their kind; importing the same file again changes nothing. A rater's second judgment
-of a pair is kept as a repeat, and a ranking as the comparisons that it implies.
+of a pair is stored as a repeat, and a ranking as the comparisons that it implies.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from labeling_ui.store.items import Item, assignment_id, items_of
 from labeling_ui.store.judging import count_vote, count_work
 from labeling_ui.store.schema import ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
 from labeling_ui.store.store import Store
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, counted
 from tiebreak.records import Judgment, Pair, content_id
 
 
 @dataclass(frozen=True)
 class Imported:
-    """How many were new."""
+    """Numbers of new records."""
 
     pairs: int
     judgments: int
@@ -43,13 +43,13 @@ def import_records(
     source_id: str,
     places: Sequence[str] = (),
 ) -> Imported:
-    """Put pairs and judgments into a store, all or nothing (of the judgments).
+    """Add pairs and judgments to a store; judgments all or none.
 
     Args:
-        places: where each judgment stands (`file:line`), for what is told of faults; its number if left out.
+        places: where each judgment is (`file:line`), for error messages; by default its number.
 
     Raises:
-        DataError: judgments of pairs or completions that are not there; all are listed.
+        DataError: judgments of unknown pairs or completions; all are listed.
         StoreError: simulated judgments and people's would share the store.
     """
     campaign = store.campaign()
@@ -88,10 +88,10 @@ def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment], places: 
     for where, judgment in zip(places, judgments, strict=True):
         if kinds.setdefault(judgment.rater_id, judgment.kind) != judgment.kind:
             faults.append(
-                f"{where}: rater {judgment.rater_id} is {judgment.kind} here and {kinds[judgment.rater_id]} before"
+                f"{where}: rater {judgment.rater_id} is {judgment.kind} here but {kinds[judgment.rater_id]} before"
             )
     if faults:
-        raise DataError(f"{len(faults)} judgment(s) cannot be imported", faults)
+        raise DataError(f"cannot import {counted(len(faults), 'judgment')}", faults)
     return items
 
 

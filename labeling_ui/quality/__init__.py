@@ -1,1 +1,1 @@
-"""How good judgments are: agreement, bias, the reliability of raters, and what their votes say together."""
+"""Quality of judgments: agreement, bias, raters' reliability, and aggregation of votes."""

@@ -1,7 +1,7 @@
-"""From what raters said to what training learns from.
+"""From judgments to preferences.
 
-A judgment speaks of the sides as shown; here it is turned into a vote about the two completions, through their ids,
-so that it does not matter on which side anything stood. Judgments of different kinds are never aggregated together.
+A judgment is about the sides as shown; here it becomes a vote about the two completions, through their ids, so that
+sides do not matter. Judgments of different kinds are never aggregated together.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class Vote:
     value: int
     both_bad: bool = False
     skipped: bool = False
-    """a skip that counts as a vote for neither"""
+    """a skip, counted as a vote for neither"""
     share: float = 1.0
-    """what the model of strengths counts it for: less where it follows from an order (`quality.share_of_order`)"""
+    """weight in the model of strengths: below 1 where it follows from an order (`share_of_order`)"""
 
 
 @dataclass(frozen=True)
 class Group:
-    """All votes of one kind about two completions of a pair; skips are not votes."""
+    """All votes of one kind about two completions of a pair, without skips."""
 
     pair_id: str
     first: str
@@ -84,7 +84,7 @@ class Group:
 
     @property
     def key(self) -> Key:
-        """What is compared."""
+        """The comparison."""
         return self.pair_id, self.first, self.second
 
 
@@ -106,7 +106,7 @@ class _Ballot:
 
 
 def group_judgments(judgments: Sequence[Judgment]) -> list[Group]:
-    """Votes by pair, completions and kind, in the order in which each group first appears."""
+    """Votes by pair, completions and kind, in order of first appearance."""
     ballots: dict[tuple[str, str, str, Kind], _Ballot] = {}
     for judgment, share in chain.from_iterable(map(_compare, judgments)):
         first, second = sorted((judgment.left, judgment.right))
@@ -124,19 +124,19 @@ def group_judgments(judgments: Sequence[Judgment]) -> list[Group]:
 
 
 def _compare(judgment: Judgment) -> Iterator[tuple[Judgment, float]]:
-    """The comparisons that a judgment makes, and what each counts for."""
+    """A judgment's comparisons, and the weight of each."""
     share = 1.0 if judgment.ranking is None else share_of_order(len(judgment.shown))
     for one in judgment.pairwise():
         yield one, share
 
 
 def first_votes(group: Group) -> list[Vote]:
-    """One vote a rater: the first. A repeat measures the rater, and would count them twice."""
+    """One vote per rater: the first. A repeat measures the rater, and would count them twice."""
     return list({vote.rater_id: vote for vote in reversed(group.votes)}.values())[::-1]
 
 
 def count_skips(group: Group) -> Group:
-    """The group with each skip as a vote for neither."""
+    """The group, with each skip as a vote for neither."""
     return replace(group, votes=(*group.votes, *(Vote(rater, 0, skipped=True) for rater in group.skipped_by)))
 
 
@@ -145,25 +145,25 @@ def count_skips(group: Group) -> Group:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a group of votes comes to. Without a winner, `reason` says why: one of `REASONS`."""
+    """The outcome of a group of votes. Without a winner, `reason` is one of `REASONS`."""
 
     reason: str
     winner: str | None = None
     loser: str | None = None
     strength: float | None = None
-    """mean answer of the raters for the winner, 1 (slightly better) to 3 (much better)"""
+    """mean answer of the raters who prefer the winner, 1 (slightly better) to 3 (much better)"""
     agreement: float = 0.0
-    """share of all votes (ties and both-bad among them) that the winning opinion has"""
+    """share of all votes (ties and both-bad included) for the verdict"""
     confidence: float | None = None
-    """chance that the winner is the better one: the model's, or the share of votes"""
+    """probability that the winner is the better one: the model's, or the share of votes"""
     weight: float = 0.0
-    """majority: the agreement; a model: 2·confidence − 1, nothing for a coin's throw"""
+    """majority: the agreement; a model: 2·confidence − 1, which is 0 for a coin toss"""
     raters: tuple[str, ...] = ()
     adjudicated: bool = False
 
 
 def decide(group: Group) -> Verdict:
-    """The side that more raters prefer than prefer the other, and than call neither better; else none."""
+    """The side with more votes than the other and than neither; else none."""
     votes = first_votes(group)
     n = len(votes)
     if n == 0:
@@ -179,11 +179,11 @@ def decide(group: Group) -> Verdict:
 
 
 def decide_by_model(group: Group, chances: Sequence[float], first_better: float) -> Verdict:
-    """The side that the model says is more likely the better one than the other, and than neither is.
+    """The side whose probability of being better exceeds the other's and that of neither.
 
     Args:
-        chances: of second, neither, first.
-        first_better: that the first is the better one, given that one of them is.
+        chances: probabilities of second, neither, first.
+        first_better: probability that the first is better, given that one of them is.
     """
     votes = first_votes(group)
     if not votes:
@@ -199,7 +199,7 @@ def decide_by_model(group: Group, chances: Sequence[float], first_better: float)
 
 
 def settle(group: Group, answer: Vote, *, adjudicated: bool) -> Verdict:
-    """A known answer in place of the raters' votes: a lead's, or gold."""
+    """A fixed answer instead of the raters' votes: a lead's, or gold."""
     side = (answer.value > 0) - (answer.value < 0)
     agreement = _share(first_votes(group), side)
     if not side:
@@ -239,7 +239,7 @@ def _raters(votes: Sequence[Vote]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known beside the raters' votes, by comparison."""
+    """Settled and gold answers, by comparison."""
 
     adjudicated: Mapping[Key, Vote] = field(default_factory=dict)
     gold: Mapping[Key, Vote] = field(default_factory=dict)
@@ -247,16 +247,16 @@ class Known:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """Preferences, and how they came about."""
+    """Preferences, with counts of their origin."""
 
     preferences: list[Preference]
     reasons: dict[str, int]
-    """how many groups ended for which of `REASONS`"""
+    """number of groups by `REASONS`"""
     verdicts: list[tuple[Group, Verdict]]
     reliabilities: dict[Kind, list[Reliability]]
-    """of the models; empty under `majority`"""
+    """from the models; empty under `majority`"""
     overruled: int
-    """adjudicated groups in which the majority of the raters said something else"""
+    """adjudicated groups whose settled answer differs from the raters' majority"""
 
 
 def build_preferences(
@@ -268,7 +268,7 @@ def build_preferences(
     if config.skips == "count":
         groups = [count_skips(group) for group in groups]
     by_raters, reliabilities = _decide_all(groups, config.method, known)
-    verdicts = [(group, _settle_or_drop(group, said, config, known)) for group, said in by_raters]
+    verdicts = [(group, _settle_or_drop(group, verdict, config, known)) for group, verdict in by_raters]
     overruled = sum(verdict.adjudicated and _overrules(verdict, decide(group)) for group, verdict in verdicts)
     by_id = {pair.id: pair for pair in pairs}
     preferences = [
@@ -281,30 +281,30 @@ def build_preferences(
 
 
 def _overrules(settled: Verdict, majority: Verdict) -> bool:
-    """Not measured against a model: that holds settled answers fixed and so agrees with them."""
+    """Compared with the majority, not with a model: models hold settled answers fixed and so always agree."""
     return (settled.reason, settled.winner) != (majority.reason, majority.winner)
 
 
 def _unjudged(groups: Sequence[Group], known: Known) -> list[Group]:
-    """What a lead settled before any rater judged it."""
+    """Groups settled by a lead before any rater judged them."""
     there = {group.key for group in groups if group.kind == "human"}
     return [Group(*key, kind="human", votes=()) for key in known.adjudicated if key not in there]
 
 
-def _settle_or_drop(group: Group, said: Verdict, config: AggregationConfig, known: Known) -> Verdict:
+def _settle_or_drop(group: Group, verdict: Verdict, config: AggregationConfig, known: Known) -> Verdict:
     if group.key in known.gold:
         if config.gold == "drop":
             return Verdict("gold")
         return settle(group, known.gold[group.key], adjudicated=False)
     if group.flags.intersection(config.drop_flagged):
-        return Verdict("flagged", raters=said.raters)
+        return Verdict("flagged", raters=verdict.raters)
     if group.key in known.adjudicated and group.kind == "human":
         return settle(group, known.adjudicated[group.key], adjudicated=True)
-    if 0 < len(said.raters) < config.min_votes:
-        return Verdict("few_votes", raters=said.raters)
-    if said.winner is not None and said.confidence is not None and said.confidence < config.min_confidence:
-        return Verdict("unsure", agreement=said.agreement, confidence=said.confidence, raters=said.raters)
-    return said
+    if 0 < len(verdict.raters) < config.min_votes:
+        return Verdict("few_votes", raters=verdict.raters)
+    if verdict.winner is not None and verdict.confidence is not None and verdict.confidence < config.min_confidence:
+        return Verdict("unsure", agreement=verdict.agreement, confidence=verdict.confidence, raters=verdict.raters)
+    return verdict
 
 
 def _decide_all(
@@ -329,7 +329,7 @@ def _model_verdicts(groups: Sequence[Group], fit: Fit) -> Iterator[Verdict]:
 
 
 def ballots_of_groups(groups: Sequence[Group], known: Known) -> Ballots:
-    """The first votes of groups of one kind; what leads settled and gold are held fixed."""
+    """The first votes of groups of one kind; settled and gold answers are held fixed."""
     raters: dict[str, int] = {}
     prompts: dict[str, int] = {}
     rows = [
@@ -360,7 +360,7 @@ def ballots_of_groups(groups: Sequence[Group], known: Known) -> Ballots:
 
 
 def _places(groups: Sequence[Group]) -> dict[tuple[str, str], int]:
-    """Each compared completion's number among those of its pair."""
+    """Each completion's index among the compared ones of its pair."""
     compared: dict[str, set[str]] = {}
     for group in groups:
         compared.setdefault(group.pair_id, set()).update((group.first, group.second))
@@ -408,7 +408,7 @@ def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[
 
 
 def drawn_ids(chosen: Completion, rejected: Completion) -> dict[str, Any]:
-    """The token ids that were drawn, for a preference between them; none where two tokenizers made them."""
+    """The sampled token ids, for a preference between them; none if the tokenizers differ."""
     drawn = [one for one in (chosen, rejected) if one.ids is not None]
     tokenizers = {one.tokenizer_sha256 for one in drawn}
     if len(tokenizers) != 1:

@@ -1,10 +1,10 @@
-"""How far raters agree: with others, with chance taken off, and with themselves.
+"""Agreement of raters: with each other, corrected for chance, and with themselves.
 
     tiebreak label agreement --store URL [--json]
 
-Every figure has its n and a 95% interval. Votes about one item are not independent, so items, not votes, are what
-the intervals count. Agreement is about which side is better (first, second, neither); the interval-scaled α also
-about how much. Leanings and pace of each rater, which no agreement shows, are in `labeling_ui.quality.biases`.
+Every figure has its n and a 95% interval. Votes about one item are not independent, so the intervals count items, not
+votes. Agreement is about the better side (first, second, neither); the interval-scaled α also about its strength.
+Biases and pace of each rater are in `labeling_ui.quality.biases`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from tiebreak.statistics import wilson_interval
 
 RESAMPLES = 2_000
 DRAWS = 20_000_000
-"""Where items look so different that 2,000 resamples would take longer than a page may, fewer are drawn; 200 at least."""
+"""With many distinct items, 2,000 resamples would take too long for a page, so fewer are drawn; at least 200."""
 SIDES = (-1, 0, 1)
 STRENGTHS = (-3, -2, -1, 0, 1, 2, 3)
 PUBLISHED = (
     ("InstructGPT, training labelers with each other (Ouyang et al. 2022)", "72.6 ± 1.5%"),
     ("Bai et al. 2022, crowdworkers with researchers", "about 63%"),
-    ("MT-Bench humans, ties among them (Zheng et al. 2023)", "63%"),
+    ("MT-Bench humans, counting ties (Zheng et al. 2023)", "63%"),
     ("MT-Bench humans, without ties", "81%"),
 )
 Z = 1.959964
 SHOWN = 20
-"""pairs of raters whose κ the printed page lists"""
+"""pairs of raters listed with their κ in the printed output"""
 
 
 # --- shares ---
 
 
 def percent_agreement(votes: Votes, *, ties: bool) -> Figure:
-    """The share of pairs of raters on the same item who say the same: first, second or (with `ties`) neither.
+    """The share of pairs of raters on the same item with the same answer: first, second or (with `ties`) neither.
 
-    Without ties only those pairs count where both raters prefer a side (Zheng et al. 2023, section 4.2). A rater is not
+    Without ties, only pairs count in which both raters prefer a side (Zheng et al. 2023, section 4.2). A rater is not
     compared with themselves.
     """
     cast = votes.cast
@@ -51,7 +51,7 @@ def percent_agreement(votes: Votes, *, ties: bool) -> Figure:
 
 
 def self_consistency(votes: Votes) -> Figure:
-    """The share of repeats in which a rater says the same again."""
+    """The share of repeats with the same answer."""
     cast = votes.cast
     one, other = cast.pairs
     return _share_of_pairs(cast, one, other, cast.rater[one] == cast.rater[other], ties=True)
@@ -66,15 +66,15 @@ def _share_of_pairs(cast: Votes, one: Integers, other: Integers, kept: Any, ties
     return share_of_clusters(same, np.bincount(cast.item[one]).astype(np.float64))
 
 
-# --- chance taken off ---
+# --- corrected for chance ---
 
 
 def cohen_kappa(table: Floats) -> Figure:
     """Cohen's κ (1960) of two raters from their table of counts, shape (categories, categories); None where chance
-    alone would have them agree.
+    agreement is 1.
 
-    The interval is from the large-sample variance (Fleiss, Cohen & Everitt 1969); where they always agree, which has
-    none, from Wilson's interval of the share on which they agree.
+    The interval uses the large-sample variance (Fleiss, Cohen & Everitt 1969); where they always agree and it is zero,
+    Wilson's interval of their share of agreement.
 
     >>> round(cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])).value, 6)
     0.4
@@ -91,7 +91,7 @@ def cohen_kappa(table: Floats) -> Figure:
     if np.isclose(observed, 1.0):
         low = wilson_interval(n, n)[0]
         return Figure(1.0, int(n), ((low - chance) / (1 - chance), 1.0))
-    # Fleiss, Cohen & Everitt 1969, Eq. 13: agreements, disagreements, and the term of the mean.
+    # Fleiss, Cohen & Everitt 1969, Eq. 13: agreements, disagreements, and the mean's term.
     both = rows[None, :] + columns[:, None]
     agreeing = float((np.diag(shares) * (1 - np.diag(both) * (1 - kappa)) ** 2).sum())
     disagreeing = (1 - kappa) ** 2 * float((shares * both**2).sum() - (np.diag(shares) * np.diag(both) ** 2).sum())
@@ -101,7 +101,7 @@ def cohen_kappa(table: Floats) -> Figure:
 
 
 def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:
-    """κ of every two raters who share an item; a rater's first answer counts, not a repeat."""
+    """κ of every two raters who share an item; a rater's first answer counts, not repeats."""
     firsts = votes.first_cast
     one, other = firsts.pairs
     swap = firsts.rater[one] > firsts.rater[other]
@@ -118,13 +118,12 @@ def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:
 
 
 def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bool) -> Figure:
-    """Krippendorff's α (2011) for any number of raters and missing votes; `n` is the number of votes that can be
-    paired.
+    """Krippendorff's α (2011) for any number of raters and missing votes; `n` is the number of pairable votes.
 
     Args:
-        tallies: how many votes each item has for each value, shape (items, values).
+        tallies: each item's votes by value, shape (items, values).
         values: the scale's values.
-        interval: differences count by their square; else (nominal) any two different values differ the same.
+        interval: squared differences; else (nominal) any two different values differ equally.
     """
     paired: Floats = tallies[tallies.sum(axis=1) > 1].astype(np.float64)
     if not len(paired):
@@ -132,7 +131,7 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
     looks, many = _looks(paired)
     distance = np.array([[float((a - b) ** 2) if interval else float(a != b) for b in values] for a in values])
     votes = looks.sum(axis=1)
-    # Observed: within an item, each ordered pair of its m votes, divided by m − 1. A value is at no distance of itself.
+    # Observed: within an item, each ordered pair of its m votes, divided by m − 1; equal values have distance 0.
     within = np.einsum("ia,ac,ic->i", looks, distance, looks) / (votes - 1)
 
     def alpha(weights: Floats) -> Floats:
@@ -146,16 +145,16 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
     return _bootstrap(alpha, many, int(paired.sum()))
 
 
-def tally(votes: Votes, values: Sequence[int], said: Steps) -> Integers:
-    """How many votes each item has for each value of `said` (one value a vote), shape (items, values)."""
+def tally(votes: Votes, values: Sequence[int], column: Steps) -> Integers:
+    """Each item's votes by value of `column` (one value per vote), shape (items, values)."""
     _, row = np.unique(votes.item, return_inverse=True)
-    cell = row * len(values) + (said - values[0])
+    cell = row * len(values) + (column - values[0])
     size = int(row.max()) + 1 if len(row) else 0
     return np.bincount(cell, minlength=size * len(values)).reshape(-1, len(values))
 
 
 def _looks(rows: Floats) -> tuple[Floats, Integers]:
-    """The different rows, and how many there are of each."""
+    """The distinct rows, and the count of each."""
     rows = np.ascontiguousarray(rows)
     whole = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
     _, first, many = np.unique(whole, return_index=True, return_counts=True)
@@ -163,10 +162,10 @@ def _looks(rows: Floats) -> tuple[Floats, Integers]:
 
 
 def _bootstrap(statistic: Callable[[Floats], Floats], many: Integers, n: int) -> Figure:
-    """`statistic` at the data, and its percentile-bootstrap interval (Efron 1979) over items.
+    """`statistic` of the data, with its percentile-bootstrap interval (Efron 1979) over items.
 
-    Items that look alike are resampled together (`many` of each look), so a million items cost what their looks cost.
-    Where every resample comes out the same, the data cannot say how far off the figure may be: no interval.
+    Identical items are resampled together (`many` of each), so the cost depends on the distinct rows, not on the items.
+    Where every resample gives the same value, there is no interval: the data cannot bound the error.
     """
     value = float(statistic(many[None, :].astype(np.float64))[0])
     if not np.isfinite(value):
@@ -191,12 +190,12 @@ def _bootstrap(statistic: Callable[[Floats], Floats], many: Integers, n: int) ->
 
 
 def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
-    """All figures of some records. Kinds are measured each by itself: people's first, others under `other_kinds`."""
+    """All figures of some records, by kind: people's first, others under `other_kinds`."""
     return measure_votes({kind: read_votes(pairs, judgments, kind) for kind in KINDS})
 
 
 def measure_votes(votes: Mapping[Kind, Votes]) -> dict[str, Any]:
-    """All figures of the votes of each kind; kinds without any are left out."""
+    """All figures of each kind's votes; empty kinds are left out."""
     measured = {kind: _measure(votes[kind]) for kind in KINDS if kind in votes and len(votes[kind])}
     if not measured:
         return {"kind": None, "judgments": 0}
@@ -232,15 +231,15 @@ def measure_percent(votes: Votes) -> dict[str, Any]:
 
 
 def print_agreement(measured: dict[str, Any]) -> str:
-    """The figures as a page of text, beside the published ones."""
+    """The figures as text, beside the published ones."""
     if not measured["judgments"]:
         return "no judgments yet"
     rows = [
-        ("percent agreement, ties among them", measured["percent_with_ties"], "{:.1%}"),
-        ("percent agreement without ties", measured["percent_without_ties"], "{:.1%}"),
-        ("Krippendorff's α, which side", measured["krippendorff_alpha"]["nominal"], "{:.3f}"),
-        ("Krippendorff's α, how much", measured["krippendorff_alpha"]["interval"], "{:.3f}"),
-        ("raters with themselves", measured["self_consistency"], "{:.1%}"),
+        ("agreement, counting ties", measured["percent_with_ties"], "{:.1%}"),
+        ("agreement, without ties", measured["percent_without_ties"], "{:.1%}"),
+        ("Krippendorff's α, side", measured["krippendorff_alpha"]["nominal"], "{:.3f}"),
+        ("Krippendorff's α, strength", measured["krippendorff_alpha"]["interval"], "{:.3f}"),
+        ("self-consistency", measured["self_consistency"], "{:.1%}"),
         ("left side preferred", measured["left_side"], "{:.1%}"),
         ("longer answer preferred", measured["longer_side"], "{:.1%}"),
         *((f"Cohen's κ, {' and '.join(k['raters'])}", k, "{:.3f}") for k in measured["cohen_kappa"][:SHOWN]),
@@ -251,18 +250,18 @@ def print_agreement(measured: dict[str, Any]) -> str:
         lines.append(f"  … and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
     marked = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
     if "reliability" in measured:
-        lines += ["chance that a rater says what is so, as the raters' own votes have it:"]
+        lines += ["estimated accuracy of each rater, from the raters' votes:"]
         lines += list(_shown_reliability(measured["reliability"]))
-    lines += ["worth a look:", *(f"  {rater:<46} {marks}" for rater, marks in marked)] if marked else []
-    lines += ["published, for comparison:", *(f"  {name:<72} {figure}" for name, figure in PUBLISHED)]
+    lines += ["flagged:", *(f"  {rater:<46} {marks}" for rater, marks in marked)] if marked else []
+    lines += ["published figures:", *(f"  {name:<72} {figure}" for name, figure in PUBLISHED)]
     return "\n".join(lines)
 
 
 def _shown_reliability(reliability: dict[str, Any]) -> Iterator[str]:
-    models = {name: {one["rater"]: one["accuracy"] for one in told["raters"]} for name, told in reliability.items()}
+    models = {name: {row["rater"]: row["accuracy"] for row in fit["raters"]} for name, fit in reliability.items()}
     for rater in models["dawid_skene"]:
-        told = [_shown(models[name][rater], "{:.1%}") for name in ("dawid_skene", "bradley_terry")]
-        yield f"  {rater:<46} Dawid-Skene {told[0]}; Bradley-Terry {told[1]}"
+        accuracies = [_shown(models[name][rater], "{:.1%}") for name in ("dawid_skene", "bradley_terry")]
+        yield f"  {rater:<46} Dawid-Skene {accuracies[0]}; Bradley-Terry {accuracies[1]}"
 
 
 def _shown(figure: dict[str, Any], form: str) -> str:

@@ -1,8 +1,8 @@
-"""What a rater does that has nothing to do with the answers: leaning to a side or to the longer text, and haste.
+"""Habits of raters that are independent of the answers' quality: preference for a side or for length, and haste.
 
-The sides are shuffled, so a rater who reads both answers prefers the left one half of the time. Longer answers may
-well be better, so a rater is compared with the others there. Every test is two-sided; over the raters of a campaign
-the p-values of each are adjusted (Holm 1979), so that either marks anybody by chance in one campaign of twenty.
+Sides are shuffled, so an unbiased rater prefers the left one half of the time. Longer answers may well be better, so
+for length a rater is compared with the others. Every test is two-sided, and the p-values are adjusted over a campaign's
+raters (Holm 1979): without any bias, each mark appears by chance in one campaign of twenty.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SIGNIFICANT = 0.05
 OUTLYING = 3.5
 """Modified z-scores beyond this are outliers (Iglewicz & Hoaglin 1993)."""
 FEWEST_FOR_PACE = 3
-"""raters whose paces are compared"""
+"""fewest raters for a comparison of paces"""
 
 
 def overall_habits(votes: Votes) -> dict[str, Any]:
-    """How often the left and the longer side was preferred by all raters together."""
+    """How often all raters together preferred the left and the longer side."""
     left, longer = _left(votes), _longer(votes)
     return {
         "left_side": {**share(left.sum(), len(left)).as_json(), "p": _rounded(sign_test(int(left.sum()), len(left)))},
@@ -33,9 +33,9 @@ def overall_habits(votes: Votes) -> dict[str, Any]:
 
 
 def describe_raters(votes: Votes) -> list[dict[str, Any]]:
-    """A row a rater: how much, how often with the others and with themselves, leanings with their tests, and pace.
+    """One row per rater: count, agreement, self-consistency, biases with their tests, and pace.
 
-    `marks` names what is worth a look: `left side`, `right side`, `longer answers`, `shorter answers`, `fast`, `slow`.
+    `marks` lists deviations: `left side`, `right side`, `longer answers`, `shorter answers`, `fast`, `slow`.
     """
     raters = votes.by_rater()
     together, alone = _agreement_by_rater(votes, with_others=True), _agreement_by_rater(votes, with_others=False)
@@ -55,7 +55,7 @@ def describe_raters(votes: Votes) -> list[dict[str, Any]]:
             **pace[number],
             "marks": _marks(left[number], longer[number], pace[number]["speed"]),
         }
-        for number, mine in sorted(raters.items(), key=lambda one: votes.rater_ids[one[0]])
+        for number, mine in sorted(raters.items(), key=lambda item: votes.rater_ids[item[0]])
     ]
 
 
@@ -76,7 +76,7 @@ def _agreement_by_rater(votes: Votes, *, with_others: bool) -> dict[int, Figure]
     one, other = cast.pairs
     kept = (cast.rater[one] != cast.rater[other]) == with_others
     one, other = one[kept], other[kept]
-    if with_others:  # a pair of votes is seen from both its raters
+    if with_others:  # each pair counts for both raters
         one, other = np.concatenate([one, other]), np.concatenate([other, one])
     items = int(votes.item.max()) + 1 if len(votes) else 1
     cluster, row = np.unique(cast.rater[one] * items + cast.item[one], return_inverse=True)
@@ -88,45 +88,45 @@ def _agreement_by_rater(votes: Votes, *, with_others: bool) -> dict[int, Figure]
 
 
 def _left(votes: Votes) -> Floats:
-    """1 where the left side was preferred, 0 where the right one was; others left out."""
+    """1 where the left side was preferred, 0 where the right was; other votes left out."""
     decided = votes.where(votes.value != 0)
     left: Floats = ((decided.value > 0) == decided.left_first).astype(np.float64)
     return left
 
 
 def _longer(votes: Votes) -> Floats:
-    """1 where the longer answer was preferred, 0 where the shorter one was; others left out."""
+    """1 where the longer answer was preferred, 0 where the shorter was; other votes left out."""
     decided = votes.where((votes.value != 0) & (votes.first_longer != 0))
     longer: Floats = (decided.sign == decided.first_longer).astype(np.float64)
     return longer
 
 
 def _side_leanings(raters: Mapping[int, Votes]) -> dict[int, dict[str, Any]]:
-    told, tests = {}, []
+    rows, tests = {}, []
     for number, mine in raters.items():
         left = _left(mine)
-        told[number] = share(left.sum(), len(left)).as_json()
+        rows[number] = share(left.sum(), len(left)).as_json()
         tests.append(sign_test(int(left.sum()), len(left)))
-    return _with_tests(told, tests)
+    return _with_tests(rows, tests)
 
 
 def _length_leanings(raters: Mapping[int, Votes]) -> dict[int, dict[str, Any]]:
     longer = {number: _longer(mine) for number, mine in raters.items()}
     total, n = sum(float(one.sum()) for one in longer.values()), sum(len(one) for one in longer.values())
-    told, tests = {}, []
+    rows, tests = {}, []
     for number, one in longer.items():
         others, n_others = total - float(one.sum()), n - len(one)
         beside = {"others": round(others / n_others, 6) if n_others else None}
-        told[number] = share(one.sum(), len(one)).as_json() | beside
+        rows[number] = share(one.sum(), len(one)).as_json() | beside
         tests.append(two_shares_test(float(one.sum()), len(one), others, n_others))
-    return _with_tests(told, tests)
+    return _with_tests(rows, tests)
 
 
-def _with_tests(told: dict[int, dict[str, Any]], tests: Sequence[float | None]) -> dict[int, dict[str, Any]]:
+def _with_tests(rows: dict[int, dict[str, Any]], tests: Sequence[float | None]) -> dict[int, dict[str, Any]]:
     adjusted = adjust_for_many(tests)
     return {
         number: {**one, "p": _rounded(p), "p_adjusted": _rounded(q)}
-        for (number, one), p, q in zip(told.items(), tests, adjusted, strict=True)
+        for (number, one), p, q in zip(rows.items(), tests, adjusted, strict=True)
     }
 
 
@@ -135,7 +135,7 @@ def _rounded(p: float | None) -> float | None:
 
 
 def sign_test(successes: int, n: int) -> float | None:
-    """The exact two-sided p-value of `successes` of n if each comes with chance 1/2; None where n is 0.
+    """The exact two-sided p-value of `successes` of n at chance 1/2; None where n is 0.
 
     >>> round(sign_test(9, 10), 9)
     0.021484375
@@ -149,7 +149,7 @@ def sign_test(successes: int, n: int) -> float | None:
 
 
 def two_shares_test(successes: float, n: int, others: float, n_others: int) -> float | None:
-    """The two-sided p-value of two shares being one (score test with the pooled share); None where none can differ."""
+    """The two-sided p-value that two shares are equal (score test with the pooled share); None where they cannot differ."""
     if not n or not n_others:
         return None
     pooled = (successes + others) / (n + n_others)
@@ -161,7 +161,7 @@ def two_shares_test(successes: float, n: int, others: float, n_others: int) -> f
 
 
 def adjust_for_many(tests: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) adjusted p-values; None stays None and is no test."""
+    """Holm's (1979) adjusted p-values; None stays None and does not count as a test."""
     held = sorted((p, n) for n, p in enumerate(tests) if p is not None)
     adjusted: list[float | None] = [None] * len(tests)
     highest = 0.0
@@ -175,8 +175,8 @@ def adjust_for_many(tests: Sequence[float | None]) -> list[float | None]:
 
 
 def _paces(votes: Votes, raters: Mapping[int, Votes]) -> dict[int, dict[str, Any]]:
-    """Median seconds, and whether they stand out from the other raters'; `hasty`: the share of judgments far below what
-    judgments in this campaign take."""
+    """Median seconds, whether they are outliers among the raters, and `hasty`: the share of judgments far faster than is
+    usual in this campaign."""
     logs = _log_seconds(votes)
     middle, deviation = spread(logs)
     mine = {number: _log_seconds(rows) for number, rows in raters.items()}
@@ -191,7 +191,7 @@ def _paces(votes: Votes, raters: Mapping[int, Votes]) -> dict[int, dict[str, Any
 
 
 def _log_seconds(votes: Votes) -> Floats:
-    """Of the judgments whose seconds were measured."""
+    """Log seconds of the judgments that have them."""
     measured = votes.seconds[np.isfinite(votes.seconds)]
     return np.log(np.maximum(measured, 1e-3))
 

@@ -1,4 +1,4 @@
-"""A figure with its n and its 95% interval, and how shares get theirs: no figure of ours is printed without."""
+"""A figure with its n and 95% interval, and the intervals of shares: no figure is printed without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiebreak.statistics import Interval, wilson_interval
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, of how many, with its 95% interval. `value` is None where it is not defined."""
+    """A figure with its n and 95% interval. `value` is None where it is undefined."""
 
     value: float | None
     n: int
@@ -24,10 +24,10 @@ class Figure:
 
 
 def share_of_clusters(successes: Floats, trials: Floats) -> Figure:
-    """The share Σ successes / Σ trials of trials that come in clusters (here: items), shape (clusters,) each.
+    """The share Σ successes / Σ trials of trials in clusters (here: items), each of shape (clusters,).
 
-    The interval is Wilson's at the number of independent trials that would have the ratio estimator's variance
-    (Kish 1965; Korn & Graubard 1998). Where all trials agree, each cluster counts once.
+    Wilson's interval at the number of independent trials with the ratio estimator's variance (Kish 1965; Korn & Graubard
+    1998). Where all trials agree, each cluster counts once.
     """
     successes, trials = successes[trials > 0], trials[trials > 0]
     n = float(trials.sum())

@@ -1,11 +1,11 @@
-"""The lead's figures, measured in a process of their own: raters never wait for them.
+"""The lead's figures, computed in a separate process, so that raters never wait for them.
 
-    python -m labeling_ui.quality.measuring             (started by the server; reads its questions from standard input)
+    python -m labeling_ui.quality.measuring             (started by the server; reads requests from standard input)
 
-Among a million judgments agreement takes seconds to measure, and the models of raters take more. In the server's own
-process that would hold up every request: Python runs one thread at a time, and each of the many short waits of a
-request would end behind the one that counts. So the server asks, shows what it has, and is told when there is more. The
-process ends with the server that started it, whatever ends that: its standard input is a pipe from there.
+With a million judgments, agreement takes seconds to compute, and reliability longer. In the server's process, that
+would delay every request, since Python runs one thread at a time. So the server requests figures, shows the latest ones,
+and receives new ones when they are ready. The process ends with its server, however that ends: its standard input is a
+pipe from there.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from labeling_ui.store.store import Store
 from tiebreak.records import Kind
 
 LARGE_STORE = 20_000
-"""Judgments that take a while to measure: it begins as soon as the server starts, and a request waits for none of it."""
+"""Judgments that take a while: computing starts with the server, and no request waits for it."""
 START_SECONDS = 15.0
-"""In a smaller store a request waits for the figures: the most of that is the process's start."""
+"""In a smaller store, a request waits for the figures; most of that is the process's start."""
 REST = 10
-"""Figures are measured again when they are so many times older than they took to measure, and something has happened."""
+"""Figures are recomputed once they are this many times older than their computing took, if the log has grown."""
 MOST_VOTES = 20_000
-"""The models of raters are fitted to so many votes; of more, to a random part of the items."""
+"""Most votes that the reliability models are fitted to; from more, items are drawn at random."""
 NICE = 10
-"""The process gives way to the server and to trainers beside it."""
+"""The process yields to the server and to training beside it."""
 
 
 class LatestFigures:
-    """The figures of a store, measured anew when something has happened. Safe to share between threads."""
+    """The figures of a store, recomputed as its log grows. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -52,12 +52,12 @@ class LatestFigures:
         self._head = "nothing measured"
         self._measured_at = self._fresh_until = 0.0
         self._busy = False
-        """something is being measured"""
+        """a request is being computed"""
         self._waiting = False
-        """and agreement, which comes first, is not there yet"""
+        """and agreement, which comes first, has not arrived yet"""
 
     def begin(self) -> None:
-        """Where the first look would have to wait, measure at once."""
+        """Start computing now if the first request would have to wait."""
         with self._changed:
             if self._is_large():
                 self._ask()
@@ -71,11 +71,10 @@ class LatestFigures:
             process.wait()
 
     def __call__(self) -> dict[str, Any]:
-        """The latest figures, whether newer ones are being measured, and how many seconds old these are (None: there
-        are none yet).
+        """The latest figures, whether newer ones are being computed, and their age in seconds (None: there are none yet).
 
         Raises:
-            StoreError: they could not be measured.
+            StoreError: they could not be computed.
         """
         head = self._store.head()
         with self._changed:
@@ -84,7 +83,7 @@ class LatestFigures:
             if not self._is_large():
                 self._changed.wait_for(lambda: not self._waiting, START_SECONDS)
             if not self._busy and not self._figures:
-                raise StoreError("the figures could not be measured: the server's output says why")
+                raise StoreError("the figures could not be computed: see the server's output")
             age = round(time.monotonic() - self._measured_at, 1) if self._figures else None
             return {**self._figures, "measuring": self._busy, "age_seconds": age}
 
@@ -99,7 +98,7 @@ class LatestFigures:
         _say(self._process, "measure")
 
     def _listen(self, process: subprocess.Popen[str]) -> None:
-        """Take what the process tells, until it ends; the next question then starts another."""
+        """Receive figures until the process ends; the next request then starts another process."""
         for line in process.stdout or ():
             with self._changed:
                 self._take(**json.loads(line))
@@ -121,15 +120,15 @@ class LatestFigures:
 
 def _start(store: Store) -> subprocess.Popen[str]:
     command, pipe = [sys.executable, "-m", "labeling_ui.quality.measuring"], subprocess.PIPE
-    # In a session of its own: Ctrl-C is the server's alone.
+    # A separate session: Ctrl-C reaches only the server.
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8", start_new_session=True)
-    # Not among the arguments, where everybody on the machine could read its password.
+    # Not an argument, where every user of the machine could read its password.
     _say(process, store.engine.url.render_as_string(hide_password=False))
     return process
 
 
 def _say(process: subprocess.Popen[str], line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it has ended: whoever listens to it is about to hear so
+    with contextlib.suppress(BrokenPipeError):  # it has ended: the listener will notice
         print(line, file=process.stdin, flush=True)
 
 
@@ -137,7 +136,7 @@ def _say(process: subprocess.Popen[str], line: str) -> None:
 
 
 class Measuring:
-    """The figures of one store, over and over."""
+    """Computes the figures of one store, repeatedly."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -145,13 +144,13 @@ class Measuring:
         self._reliable_until = 0.0
 
     def measure(self) -> Iterator[dict[str, Any]]:
-        """What there is to tell, in parts: agreement and gold, then reliability, which takes longest and rests longest."""
-        begun, head = time.monotonic(), self._store.head()
+        """The figures in parts: agreement and gold, then reliability, which takes longest and is recomputed least often."""
+        started, head = time.monotonic(), self._store.head()
         by_kind = self._votes.read()
         gold = {rater: share(right, n).as_json() for rater, (right, n) in self._store.gold_agreements().items()}
         figures, due = {**measure_votes(by_kind), "gold": gold}, time.monotonic() >= self._reliable_until
         agreed = time.monotonic()
-        yield {"figures": figures, "head": head, "seconds": agreed - begun, "more": due}
+        yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due}
         if due:
             figures, now = {"reliability": self._measure_reliability(by_kind)}, time.monotonic()
             self._reliable_until = now + REST * (now - agreed)
@@ -163,8 +162,7 @@ class Measuring:
 
 
 def main() -> None:
-    """`python -m labeling_ui.quality.measuring`: the store's URL, then a line for every time that something is to be
-    measured."""
+    """`python -m labeling_ui.quality.measuring`: reads the store's URL, then one line per request."""
     os.nice(NICE)
     measuring = Measuring(Store.open(sys.stdin.readline().rstrip("\n")))
     for _question in sys.stdin:

@@ -1,14 +1,14 @@
-"""How far each rater can be relied on, and what their votes together say: two models fitted without known answers.
+"""Raters' reliability and the joint evidence of their votes: two models fitted without known answers.
 
-Dawid & Skene (1979): every rater has a table of what they say when the first, neither or the second completion is the
+Dawid & Skene (1979): every rater has a table of answers given that the first, neither or the second completion is the
 better one. Bradley & Terry (1952), with Davidson's (1970) ties: every completion has a strength, and every rater a
-discrimination, by which they tell strengths apart (as Chen et al. 2013 weigh crowd workers), and a readiness to call a
-tie. Comparisons of three or more completions of one prompt share their strengths: who beats the best is very good. Both
-are fitted by EM to a maximum a posteriori; neither looks at the order of the completions, so that swapping first and
-second swaps the answer and nothing else.
+discrimination between strengths (as Chen et al. 2013 weight crowd workers) and a readiness to call a tie. Comparisons
+of three or more completions of one prompt share their strengths: beating the best is strong evidence. Both are fitted
+by EM to a maximum a posteriori; neither depends on the order of the completions, so swapping first and second only
+swaps the answer.
 
-They can only find what raters have in common: where most err the same way, they take the error for the truth. Gold
-pairs and answers settled by leads are therefore held fixed where there are any.
+They find only what raters have in common: an error that most raters share looks like the truth. Gold pairs and settled
+answers are therefore held fixed.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from labeling_ui.quality.votes import Flags, Floats, Integers
 Model = Literal["dawid_skene", "bradley_terry"]
 
 CLASSES = (-1, 0, 1)
-"""the second completion is better, neither is, the first is: the columns of `chances`"""
+"""the second completion is better, neither, the first: the columns of `chances`"""
 UNKNOWN = 9
 POOLED_VOTES = 1.0
-"""Dawid-Skene: each row of a rater's table begins with so many votes as raters in general cast them."""
+"""Dawid-Skene: pseudo-votes of each row of a rater's table, distributed as all raters' votes"""
 DISCRIMINATION = (1.0, 2.0)
-"""Bradley-Terry: mean and standard deviation of a rater's discrimination before any vote; strengths have (0, 1)."""
+"""Bradley-Terry: prior mean and standard deviation of a rater's discrimination; strengths have (0, 1)."""
 TIE_READINESS = (0.0, 2.0)
-"""likewise of the log-odds of a tie between two equally strong completions"""
+"""likewise for the log-odds of a tie between two equally strong completions"""
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 500
 REPLICATES = (20, 50)
-"""bootstrap replicates behind an interval: at least, at most"""
+"""fewest and most bootstrap replicates behind an interval"""
 REPLICATE_ITERATIONS = 25
 REPLICATED_VOTES = 300_000
 """votes refitted in all replicates together"""
 MOST_REPLICATED = 50_000
-"""votes in one replicate; of more, some are drawn, and the interval is scaled to all"""
+"""most votes in one replicate; from more, some are drawn, and the interval is scaled to all"""
 GRID: Floats = np.linspace(-4, 4, 41) * np.sqrt(2)
 """differences of strengths"""
 BEFORE_VOTES: Floats = np.exp(-(GRID**2) / 4) / np.exp(-(GRID**2) / 4).sum()
@@ -49,7 +49,7 @@ BEFORE_VOTES: Floats = np.exp(-(GRID**2) / 4) / np.exp(-(GRID**2) / 4).sum()
 
 @dataclass(frozen=True)
 class Ballots:
-    """One vote a rater and item."""
+    """One vote per rater and item."""
 
     rater_ids: tuple[str, ...]
     item: Integers
@@ -58,27 +58,27 @@ class Ballots:
     sign: Integers
     """1 first, −1 second, 0 neither"""
     share: Floats
-    """of one judgment, for Bradley-Terry: 1, or `share_of_order`"""
+    """weight of the judgment in Bradley-Terry: 1, or `share_of_order`"""
     prompt: Integers
-    """(items,): whose completions an item compares; those of one prompt are resampled together"""
+    """(items,): the prompt of an item's completions; items of one prompt are resampled together"""
     first: Integers
-    """(items,): the place of its first completion among those of the prompt"""
+    """(items,): index of the first completion among those of the prompt"""
     second: Integers
     known: Integers
-    """(items,): the class of an item whose answer is known; `UNKNOWN` elsewhere"""
+    """(items,): the class of an item with a known answer; `UNKNOWN` elsewhere"""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a model makes of some ballots."""
+    """A model fitted to ballots."""
 
     chances: Floats
-    """(items, 3): Dawid-Skene: that each class is true; Bradley-Terry: that a typical rater would say it"""
+    """(items, 3): Dawid-Skene: probability that each class is true; Bradley-Terry: that a typical rater answers it"""
     first_better: Floats
-    """(items,): the chance that the first completion is the better one, given that one of them is"""
+    """(items,): probability that the first completion is better, given that one of them is"""
     accuracy: Floats
-    """(raters,): the chance that a rater says what is so; Bradley-Terry: names the better one of a typical pair when
-    they name one"""
+    """(raters,): probability that a rater's vote is right; Bradley-Terry: that they pick the better completion of a
+    typical pair, given that they pick one"""
     iterations: int
     converged: bool
     parameters: tuple[Floats, ...]
@@ -86,21 +86,21 @@ class Fit:
 
 @dataclass(frozen=True)
 class Reliability:
-    """A rater's accuracy in the eyes of a model; n counts their votes."""
+    """A rater's accuracy under a model; n counts their votes."""
 
     rater_id: str
     accuracy: Figure
     discrimination: float | None = None
-    """Bradley-Terry's: 0 guesses, below 0 names the worse one more often than not"""
+    """Bradley-Terry's: 0 guesses, below 0 picks the worse completion more often than not"""
 
 
 def share_of_order(completions: int) -> float:
-    """What each of the K(K−1)/2 comparisons that follow from an order of K completions counts for: together as much as
-    the order.
+    """The weight of each of the K(K−1)/2 comparisons that follow from an order of K completions, such that together they
+    weigh as much as the order.
 
-    Counted in full they would look surer than they are, since the order is made by K − 1 choices (Plackett 1975). Of
-    completions as good as each other, the choice among m has a share (m − 1)/m of the Fisher information of knowing
-    strengths, and all choices 1 − 1/2 + … + 1 − 1/K = K − H_K; K(K−1)/2 comparisons of their own have K(K−1)/4.
+    With full weight they would look more certain than they are, since an order takes K − 1 choices (Plackett 1975). Among
+    equally good completions, a choice among m has the share (m − 1)/m of the Fisher information of known strengths; all
+    choices have 1 − 1/2 + … + 1 − 1/K = K − H_K, while K(K−1)/2 independent comparisons have K(K−1)/4.
 
     >>> share_of_order(2)
     1.0
@@ -112,7 +112,7 @@ def share_of_order(completions: int) -> float:
 def measure_reliability(model: Model, ballots: Ballots) -> tuple[Fit, list[Reliability]]:
     """The fit, and each rater's accuracy with a 95% interval from resampled prompts (Rubin 1981), on the logit scale.
 
-    Each replicate begins at the fit and iterates `REPLICATE_ITERATIONS` times at most.
+    Each replicate starts at the fit and runs at most `REPLICATE_ITERATIONS` iterations.
     """
     refit = fit_dawid_skene if model == "dawid_skene" else fit_bradley_terry
     fit = refit(ballots)
@@ -123,19 +123,19 @@ def measure_reliability(model: Model, ballots: Ballots) -> tuple[Fit, list[Relia
     for number, name in enumerate(ballots.rater_ids):
         if votes[number]:
             figure = _on_logit_scale(float(fit.accuracy[number]), float(spread[number]), int(votes[number]))
-            told = None if discrimination is None else round(float(discrimination[number]), 4)
-            raters.append(Reliability(name, figure, told))
-    return fit, sorted(raters, key=lambda one: one.rater_id)
+            slope = None if discrimination is None else round(float(discrimination[number]), 4)
+            raters.append(Reliability(name, figure, slope))
+    return fit, sorted(raters, key=lambda rater: rater.rater_id)
 
 
 def describe_reliability(ballots: Ballots, most_votes: int | None = None) -> dict[str, Any]:
-    """Both models' view of every rater, for a report; of more than `most_votes`, as a random part of the prompts has it.
+    """Both models' estimates for every rater, for a report; with more than `most_votes`, from a random part of the prompts.
 
-    Every figure's n counts the votes that it is made of.
+    Every figure's n counts the votes behind it.
     """
     if most_votes is not None:
         ballots = _draw_prompts(ballots, most_votes, np.random.default_rng(0))[0]
-    told: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     models: tuple[Model, ...] = ("dawid_skene", "bradley_terry")
     for model in models:
         fit, raters = measure_reliability(model, ballots)
@@ -144,13 +144,13 @@ def describe_reliability(ballots: Ballots, most_votes: int | None = None) -> dic
             | ({} if one.discrimination is None else {"discrimination": one.discrimination})
             for one in raters
         ]
-        told[model] = {"iterations": fit.iterations, "converged": fit.converged, "raters": rows}
-    return told
+        report[model] = {"iterations": fit.iterations, "converged": fit.converged, "raters": rows}
+    return report
 
 
 def _replicated_spread(refit: Callable[..., Fit], ballots: Ballots, fit: Fit) -> Floats:
-    """The standard deviation of each rater's logit accuracy over bootstrap replicates, prompts weighed by exponential
-    draws."""
+    """The standard deviation of each rater's logit accuracy over bootstrap replicates, with exponential weights of the
+    prompts."""
     chance = np.random.default_rng(0)
     drawn, kept = _draw_prompts(ballots, MOST_REPLICATED, chance)
     start = replace(fit, chances=fit.chances[kept], first_better=fit.first_better[kept])
@@ -168,7 +168,7 @@ def _replicated_spread(refit: Callable[..., Fit], ballots: Ballots, fit: Fit) ->
 
 
 def _draw_prompts(ballots: Ballots, most_votes: int, chance: np.random.Generator) -> tuple[Ballots, Flags]:
-    """The items of some prompts, with about so many votes, and which they are; all where there are no more votes."""
+    """The items of randomly drawn prompts with about that many votes, and their mask; all if there are no more votes."""
     share = most_votes / max(len(ballots.item), 1)
     if share >= 1:
         return ballots, np.ones(len(ballots.prompt), dtype=np.bool_)
@@ -212,18 +212,18 @@ def fit_dawid_skene(
 
     Args:
         weights: of the items, shape (items,); equal if None.
-        start: an earlier fit to begin at; the shares of votes if None.
-        symmetric: what is said of the first when it is better is what is said of the second when that is. Without
-            this and without pooled votes it is the model as it was published.
+        start: an earlier fit to start at; the shares of votes if None.
+        symmetric: answers when the first is better mirror answers when the second is. Without this and without pooled
+            votes, it is the published model.
     """
     items = len(ballots.prompt)
     weights = np.ones(items) if weights is None else weights
-    said = ballots.sign + 1
+    answer = ballots.sign + 1
     chances = _vote_shares(ballots) if start is None else start.chances
     done, converged = 0, False
     prior, tables = _dawid_skene_tables(ballots, chances, weights, symmetric, pooled_votes)
     while done < iterations and not converged:
-        logs = np.log(np.maximum(tables, 1e-10))[ballots.rater, :, said]
+        logs = np.log(np.maximum(tables, 1e-10))[ballots.rater, :, answer]
         joint = np.log(np.maximum(prior, 1e-10)) + _sum_by(ballots.item, logs, items)
         before, chances = chances, _hold_known(_softmax(joint), ballots.known)
         prior, tables = _dawid_skene_tables(ballots, chances, weights, symmetric, pooled_votes)
@@ -237,7 +237,7 @@ def fit_dawid_skene(
 def _dawid_skene_tables(
     ballots: Ballots, chances: Floats, weights: Floats, symmetric: bool, pooled_votes: float
 ) -> tuple[Floats, Floats]:
-    """The M-step: (share of each class, shape (3,)), and (raters' tables, shape (raters, 3 true, 3 said))."""
+    """The M-step: (share of each class, shape (3,)), and (raters' tables, shape (raters, 3 true, 3 answered))."""
     raters = len(ballots.rater_ids)
     cell = ballots.rater * 3 + ballots.sign + 1
     weighed = (chances * weights[:, None])[ballots.item]
@@ -271,7 +271,7 @@ def _hold_known(chances: Floats, known: Integers) -> Floats:
 
 
 def _sum_by(place: Integers, values: Floats, size: int) -> Floats:
-    """Sums of rows by their place, shape (size, columns)."""
+    """Sums of rows by index, shape (size, columns)."""
     return np.stack([np.bincount(place, weights=column, minlength=size) for column in values.T], axis=1)
 
 
@@ -286,7 +286,7 @@ def _softmax(logs: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Normals:
-    """A normal distribution an item, shape (items,) each."""
+    """Normal distributions, one per item, shape (items,) each."""
 
     mean: Floats
     variance: Floats
@@ -294,12 +294,12 @@ class Normals:
 
 @dataclass(frozen=True)
 class Shared:
-    """Items of prompts with equally many completions, three or more: their differences are of shared strengths."""
+    """Items of prompts with equally many completions, three or more: their differences come from shared strengths."""
 
     item: Integers
-    """which items; the columns below are theirs"""
+    """the items; the columns below are theirs"""
     row: Integers
-    """the number of its prompt among those with as many completions"""
+    """index of the prompt among those with as many completions"""
     first: Integers
     second: Integers
     shape: tuple[int, int]
@@ -315,15 +315,15 @@ def fit_bradley_terry(
 ) -> Fit:
     """Bradley-Terry with ties and a discrimination per rater, by EM.
 
-    A rater of discrimination a says first, second or neither of completions whose strengths differ by d with odds
-    exp(a·d/2) : exp(−a·d/2) : exp(ν) (Davidson 1970), ν being their readiness to call a tie. Strengths are (0, 1)
-    before any vote, differences (0, √2); each item's difference is integrated out on a grid (Bock & Aitkin 1981).
-    Where a prompt has more than two completions, its items share their strengths: what the others say of a difference is
-    a normal distribution, found by expectation propagation (Minka 2001), one sweep an iteration.
+    A rater of discrimination a answers first, second or neither for completions whose strengths differ by d with odds
+    exp(a·d/2) : exp(−a·d/2) : exp(ν) (Davidson 1970); ν is their readiness to call a tie. The prior of strengths is (0, 1),
+    of differences (0, √2); each item's difference is integrated out on a grid (Bock & Aitkin 1981). Where a prompt has more
+    than two completions, its items share their strengths: the other items' evidence about a difference is a normal
+    distribution, found by expectation propagation (Minka 2001), one sweep per iteration.
 
     Args:
         weights: of the items, shape (items,); equal if None.
-        start: an earlier fit to begin at.
+        start: an earlier fit to start at.
     """
     items, raters = len(ballots.prompt), len(ballots.rater_ids)
     weights = np.ones(items) if weights is None else weights
@@ -347,7 +347,7 @@ def fit_bradley_terry(
 
 
 def _say(discrimination: Floats, readiness: Floats) -> Floats:
-    """What raters say at each difference of the grid: chances of second, neither, first, shape (raters, 3, grid)."""
+    """Each rater's probabilities of second, neither and first on the grid, shape (raters, 3, grid)."""
     u = discrimination[:, None] * GRID / 2
     odds = np.stack([-u, np.broadcast_to(readiness[:, None], u.shape), u], axis=1)
     powers = np.exp(odds - odds.max(axis=1, keepdims=True))
@@ -356,7 +356,7 @@ def _say(discrimination: Floats, readiness: Floats) -> Floats:
 
 
 def _differences(ballots: Ballots, before: Normals, discrimination: Floats, readiness: Floats) -> Floats:
-    """The E-step: how likely each difference of the grid is for each item, shape (items, grid)."""
+    """The E-step: probability of each difference of the grid for each item, shape (items, grid)."""
     cell = ballots.rater * 3 + ballots.sign + 1
     logs = np.log(_say(discrimination, readiness)).reshape(-1, len(GRID))
     items, share = len(ballots.prompt), ballots.share
@@ -366,7 +366,7 @@ def _differences(ballots: Ballots, before: Normals, discrimination: Floats, read
 
 
 def _find_shared(ballots: Ballots) -> list[Shared]:
-    """The items of prompts with more than one, by the number of completions that they compare."""
+    """The items of prompts with more than one item, by number of completions."""
     of_prompt = np.bincount(ballots.prompt)
     together = np.flatnonzero(of_prompt[ballots.prompt] > 1)
     sizes = np.zeros(len(of_prompt), dtype=np.int64)
@@ -381,11 +381,11 @@ def _share(ballots: Ballots, item: Integers, size: int) -> Shared:
 
 
 def _before_own_votes(shared: Sequence[Shared], sites: Floats) -> Normals:
-    """What is thought of each item's difference before its own votes: what its prompt's other items say of strengths.
+    """Each item's difference before its own votes: the evidence of its prompt's other items about the strengths.
 
     Args:
-        sites: what each item's votes say of its difference, as a normal distribution: precision, and that times the mean;
-            shape (2, items).
+        sites: the evidence of each item's votes about its difference, as a normal distribution: precision, and precision
+            times mean; shape (2, items).
     """
     before = Normals(np.zeros(sites.shape[1]), np.full(sites.shape[1], 2.0))
     for one in shared:
@@ -407,8 +407,8 @@ def _before_own_votes(shared: Sequence[Shared], sites: Floats) -> Normals:
 
 
 def _say_of_strengths(shared: Sequence[Shared], before: Normals, differences: Floats, sites: Floats) -> Floats:
-    """The sites that give each shared item's difference the mean and variance that it has after its own votes; half the
-    way there, so that items which all move at once do not swing about."""
+    """The sites that give each shared item's difference its mean and variance after its own votes; damped by half, so
+    that items that move together do not oscillate."""
     if not shared:
         return sites
     item = np.concatenate([one.item for one in shared])
@@ -422,14 +422,14 @@ def _say_of_strengths(shared: Sequence[Shared], before: Normals, differences: Fl
 
 
 def _agree_with_known(known: Integers) -> Floats:
-    """Which differences a known answer leaves, shape (items, grid); all of them where there is none."""
+    """The differences that agree with a known answer, shape (items, grid); all of them where there is none."""
     left: Floats = ((known[:, None] == UNKNOWN) | (np.sign(GRID) == known[:, None])).astype(np.float64)
     return left
 
 
 def _rater_steps(ballots: Ballots, differences: Floats, discrimination: Floats, readiness: Floats) -> Floats:
     """The M-step: a Newton step up each rater's expected log-posterior, in discrimination and readiness, shape
-    (2, raters), no longer than 1."""
+    (2, raters), of length at most 1."""
     cell, size = ballots.rater * 3 + ballots.sign + 1, len(discrimination) * 3
     votes = np.stack(
         [np.bincount(cell, weights=at[ballots.item] * ballots.share, minlength=size) for at in differences.T], axis=1

@@ -1,7 +1,7 @@
-"""The votes of a store that is at work, kept as columns and brought up to date by what has happened since.
+"""The votes of a running store, cached as columns and updated with new judgments.
 
-The lead's page asks again and again. Reading a million judgments takes seconds; reading those since the last time,
-and those that were amended or undone, takes none.
+The lead's page polls. Reading a million judgments takes seconds; reading the new, amended and undone ones takes almost
+no time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from labeling_ui.store.store import Store
 from tiebreak.records import Judgment, Kind
 
 PARTS = 256
-"""Numbers kept free for one item: a ranking of 20 completions has 190 comparisons."""
+"""Numbers reserved for one item: a ranking of 20 completions has 190 comparisons."""
 _SKIPPED = 9
 _KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 
-# Read off the judgment's row alone: to look up each one's assignment and item takes longer than all the rest. A key with
-# its quotes stands nowhere else in a record: quotes within texts are escaped.
+# Read from the judgment's row alone: joining its assignment and item takes longer than all the rest. A key with its
+# quotes occurs nowhere else in a record: quotes within texts are escaped.
 _BOTH_BAD = sa.case((JUDGMENTS.c.vote == 0, JUDGMENTS.c.record.like('%"both\\_bad":true%', escape="\\")), else_=False)
 _TURNED = sa.literal('%"answer":') + sa.cast(-JUDGMENTS.c.vote, sa.String) + sa.literal(",%")
 _LEFT_FIRST = sa.case((JUDGMENTS.c.vote != 0, JUDGMENTS.c.record.like(_TURNED)), else_=False)
-"""A vote is the answer with its sign turned where the first completion stood on the left (`schema.vote_of`). Of votes for
-neither nobody asks."""
+"""A vote is the answer with its sign flipped where the first completion was on the left (`schema.vote_of`). Votes for
+neither are not needed here."""
 _ROWS = sa.select(
     JUDGMENTS.c.item_id,
     JUDGMENTS.c.rater_id,
@@ -51,26 +51,26 @@ _CHANGES = sa.select(EVENTS.c.item_id, EVENTS.c.rater_id).where(EVENTS.c.kind.in
 
 
 class LiveVotes:
-    """The votes of one store, of each kind, and what its items compare."""
+    """The votes of one store by kind, and its items' comparisons."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seq = 0
         self._raters: dict[str, int] = {}
         self._columns: Floats = np.empty((10, 0))
-        """the columns of `votes_of_columns`, then the number of the kind, and the judgment's place in the log"""
+        """the columns of `votes_of_columns`, then the number of the kind, and the judgment's position in the log"""
         self._positions: dict[str, int] = {}
-        """of the items, by their ids; the attributes below are by position"""
+        """of the items, by id; the attributes below are by position"""
         self._rankings: set[str] = set()
-        """items that are one"""
+        """ranking items"""
         self._pairs: dict[str, int] = {}
         self._compared: Integers = np.empty((4, 0), dtype=np.int64)
-        """the number of the item's pair, the places of its two completions there, and how many are judged at once"""
+        """number of the item's pair, indices of its two completions, and how many are judged at once"""
         self._first_longer: Floats = np.empty(0)
         self._votes: Mapping[Kind, Votes] = {}
 
     def read(self) -> Mapping[Kind, Votes]:
-        """The votes that stand now."""
+        """The current votes."""
         with self._store.reading() as connection:
             head = connection.scalar(sa.select(LOG_HEAD.c.seq)) or 0
             if head != self._seq:
@@ -80,8 +80,7 @@ class LiveVotes:
             return self._votes
 
     def ballots(self, kind: Kind) -> Ballots:
-        """The votes of one kind as they stood at the last `read`, for the models of raters; gold and what leads settled
-        are known."""
+        """The votes of one kind at the last `read`, for the reliability models; gold and settled answers are known."""
         cast = self._votes[kind].first_cast
         position, part = np.divmod(np.unique(self._of_kind(kind)[0]).astype(np.int64), PARTS)
         pair, first, second, together = self._compared[:, position]
@@ -104,7 +103,7 @@ class LiveVotes:
         return self._columns[:, self._columns[8] == _KIND_NUMBERS[kind]]
 
     def _known(self) -> Integers:
-        """By position: the class of an item whose answer is known."""
+        """By position: the class of an item with a known answer."""
         known = np.full(len(self._positions), UNKNOWN)
         golden = sa.select(GOLD.c.item_id, GOLD.c.preferred_id, ITEMS.c.first_id).join(
             ITEMS, ITEMS.c.id == GOLD.c.item_id
@@ -147,7 +146,7 @@ class LiveVotes:
         return np.concatenate(parts, axis=1)
 
     def _columns_of(self, rows: Sequence[Any]) -> Floats:
-        """Column by column: a million rows one by one would take three times as long. Rankings are left out."""
+        """Column by column: a million rows one by one would take three times as long. Without rankings."""
         items, raters, kinds, votes, both_bad, left_first, active_ms, seq = zip(*rows, strict=True)
         position = np.array([self._positions[item] for item in items])
         for rater_id in dict.fromkeys(raters):
@@ -172,7 +171,7 @@ class LiveVotes:
         return columns[:, self._compared[3, position] == 2] if self._rankings else columns
 
     def _ranking_rows(self, row: Any) -> Iterable[tuple[float, ...]]:
-        """One row for every two completions."""
+        """One row per two completions."""
         judgment = Judgment.model_validate_json(row.record)
         rater = self._raters.setdefault(judgment.rater_id, len(self._raters))
         seconds = row.active_ms / 1000 if row.active_ms else np.nan
@@ -187,7 +186,7 @@ class LiveVotes:
             yield item, rater, value, one.both_bad, one.skip, left_first, 0, seconds, number, row.seq
 
     def _learn_new_items(self, connection: Connection) -> None:
-        """What each new item compares, and which of its completions is the longer one."""
+        """Each new item's comparison, and which of its completions is longer."""
         query = (
             sa.select(ITEMS.c.id, ITEMS.c.position, ITEMS.c.task, ITEMS.c.pair_id, ITEMS.c.first_id, ITEMS.c.second_id)
             .add_columns(PAIRS.c.record)
@@ -212,8 +211,8 @@ class LiveVotes:
 
 
 def _part(first: int, second: int) -> int:
-    """The number of a comparison within a ranking, by the places of its completions: it depends neither on how they were
-    shown nor on how many there are."""
+    """The number of a comparison within a ranking, from the indices of its completions: independent of the order shown
+    and of their number."""
     return second * (second - 1) // 2 + first
 
 

@@ -1,7 +1,7 @@
-"""Judgments as columns of numbers: what agreement and rater quality are measured on.
+"""Judgments as columns of numbers, from which agreement and rater quality are computed.
 
-A store of a million judgments is read and measured in the time that a page may take. A vote speaks of the two
-completions of an item in one fixed order (first, second), so that it does not matter on which side anything stood.
+A million judgments are read and measured while a page waits. A vote is about the two completions of an item in one
+fixed order (first, second), so that sides do not matter.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Votes:
-    """One row a judgment of two completions, sorted by item; a rater's judgments of one item in the order of time.
+    """One row per judgment of two completions, sorted by item; a rater's judgments of one item in order of time.
 
-    All columns have the shape (n,). Skips are rows too, so that they can be counted.
+    All columns have shape (n,). Skips are rows too, so that they can be counted.
     """
 
     rater_ids: tuple[str, ...]
-    """the raters that `rater` numbers"""
+    """raters' ids, indexed by `rater`"""
     item: Integers
     """number of the item"""
     rater: Integers
@@ -40,9 +40,9 @@ class Votes:
     both_bad: Flags
     skipped: Flags
     left_first: Flags
-    """whether the first completion stood on the left"""
+    """whether the first completion was on the left"""
     first_longer: Steps
-    """1 where the first completion is the longer one, −1 where the second is, 0 where they are as long"""
+    """1 where the first completion is longer, −1 where the second is, 0 where they are equally long"""
     seconds: Floats
     """active seconds; nan where they were not measured"""
 
@@ -50,7 +50,7 @@ class Votes:
         return len(self.item)
 
     def where(self, rows: Flags | Integers) -> Votes:
-        """Some of the rows; every rater keeps their number."""
+        """Some of the rows; raters keep their numbers."""
         names = [field.name for field in fields(self) if field.name != "rater_ids"]
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
 
@@ -63,12 +63,12 @@ class Votes:
 
     @cached_property
     def cast(self) -> Votes:
-        """The votes, skips left out."""
+        """The votes without skips."""
         return self.where(~self.skipped)
 
     @cached_property
     def first_cast(self) -> Votes:
-        """One vote a rater and item: the first. A repeat measures the rater, and would count them twice."""
+        """One vote per rater and item: the first. A repeat measures the rater, and would count them twice."""
         cast = self.cast
         _, first = np.unique(cast.item * max(len(self.rater_ids), 1) + cast.rater, return_index=True)
         return cast.where(np.sort(first))
@@ -91,13 +91,13 @@ class Votes:
 
 
 def read_votes(pairs: Sequence[Pair], judgments: Sequence[Judgment], kind: Kind) -> Votes:
-    """The judgments of one kind as columns; a ranking gives one row for every two of its completions."""
+    """The judgments of one kind as columns; a ranking gives one row per two of its completions."""
     lengths = {(pair.id, completion.id): len(completion.text) for pair in pairs for completion in pair.completions}
-    said = [one for judgment in judgments if judgment.kind == kind for one in judgment.pairwise()]
+    comparisons = [part for judgment in judgments if judgment.kind == kind for part in judgment.pairwise()]
     items: dict[tuple[str, str, str], int] = {}
     raters: dict[str, int] = {}
     rows = []
-    for judgment in said:
+    for judgment in comparisons:
         first, second = sorted((judgment.left, judgment.right))
         left_first = judgment.left == first
         longer = lengths.get((judgment.pair_id, first), 0) - lengths.get((judgment.pair_id, second), 0)
@@ -118,9 +118,9 @@ def read_votes(pairs: Sequence[Pair], judgments: Sequence[Judgment], kind: Kind)
 
 
 def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
-    """Votes from columns in the order of the fields, shape (8, n), rows in the order of time.
+    """Votes from columns in the order of the fields, shape (8, n), rows in order of time.
 
-    Items are numbered anew, without gaps.
+    Items are renumbered without gaps.
     """
     columns = columns[:, np.argsort(columns[0], kind="stable")]
     columns[0] = np.cumsum(np.diff(columns[0], prepend=columns[0][:1]) > 0)

@@ -1,1 +1,1 @@
-"""The label store: its tables, its log of events, and the transactions in which raters judge and leads decide."""
+"""The label store: tables, event log, and the transactions of raters and leads."""

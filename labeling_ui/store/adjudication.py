@@ -1,4 +1,4 @@
-"""Disagreements, settled by leads. An adjudicated answer is kept beside the raters' own and never in their place."""
+"""Disagreements, settled by leads. A settled answer is stored beside the raters' own, never instead of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tiebreak.records import Judgment
 
 @dataclass(frozen=True)
 class Dispute:
-    """An item about which its raters disagree: how many are for which of its completions, and for neither."""
+    """An item that its raters disagree about, with the votes for each completion and for neither."""
 
     item_id: str
     pair_id: str
@@ -28,13 +28,13 @@ class Dispute:
     for_second: int
     for_neither: int
     about_side: bool
-    """raters prefer opposite sides; else some prefer a side and others neither"""
+    """raters prefer opposite sides; False: some prefer a side and others neither"""
     adjudicated: bool
 
 
 @dataclass(frozen=True)
 class DisputeOpened:
-    """A dispute as a lead sees it: the pair on sides of the lead's own, and what the raters said."""
+    """A dispute as a lead sees it: the pair, with sides drawn for the lead, and the raters' answers."""
 
     assignment: Assignment
     judgments: tuple[Judgment, ...]
@@ -42,7 +42,7 @@ class DisputeOpened:
 
 
 def disputes(connection: Connection, *, limit: int, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
-    """The queue: opposite sides first, then by the order of the campaign. `adjudicated` lists those settled already."""
+    """The queue: opposite sides first, then in campaign order. `adjudicated` lists the settled ones."""
     settled = sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == ITEMS.c.id).exists()
     query = (
         sa.select(ITEMS)
@@ -63,23 +63,23 @@ def open_dispute(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> D
     """
     assignment = _as_seen_by(tx, rules, lead_id, item_id)
     query = sa.select(JUDGMENTS.c.record).where(JUDGMENTS.c.item_id == item_id).order_by(JUDGMENTS.c.seq)
-    said = tuple(Judgment.model_validate_json(record) for record in tx.connection.scalars(query))
+    votes = tuple(Judgment.model_validate_json(record) for record in tx.connection.scalars(query))
     settled = sa.select(ADJUDICATIONS.c.record).where(ADJUDICATIONS.c.item_id == item_id)
     record = tx.connection.scalar(settled)
-    return DisputeOpened(assignment, said, Judgment.model_validate_json(record) if record else None)
+    return DisputeOpened(assignment, votes, Judgment.model_validate_json(record) if record else None)
 
 
 def adjudicate(tx: Transaction, rules: Rules, lead_id: str, submission: Submission) -> Judgment:
-    """Settle an item; a later settlement takes an earlier one's place, and the log keeps both.
+    """Settle an item; a later settlement replaces an earlier one, and the log keeps both.
 
     Raises:
         RefusedError: the rater is no lead, there is no such item, or the answer settles nothing.
     """
     lead = active_rater(tx.connection, lead_id)
     if lead.role != "lead":
-        raise RefusedError("only leads adjudicate")
+        raise RefusedError("only leads can settle disagreements")
     if submission.skip:
-        raise RefusedError("a skip settles nothing: go on to the next dispute instead")
+        raise RefusedError("a skip settles nothing: open the next disagreement instead")
     assignment = _as_seen_by(tx, rules, lead_id, submission.pair_id)
     judgment = build_judgment(submission, lead, assignment.pair.id, assignment.shown)
     payload = {"judgment": judgment.model_dump(mode="json"), "client_at_ms": submission.client_at_ms}
@@ -91,15 +91,15 @@ def adjudicate(tx: Transaction, rules: Rules, lead_id: str, submission: Submissi
 
 
 def adjudications(connection: Connection) -> Sequence[Judgment]:
-    """All settled answers, in the order of the campaign."""
+    """All settled answers, in campaign order."""
     query = sa.select(ADJUDICATIONS.c.record).join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id)
-    return [Judgment.model_validate_json(one) for one in connection.scalars(query.order_by(ITEMS.c.position))]
+    return [Judgment.model_validate_json(record) for record in connection.scalars(query.order_by(ITEMS.c.position))]
 
 
 def _as_seen_by(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> Assignment:
     item = st.ITEM.one(tx.connection, item=item_id)
     if item is None or item.task != "pair":
-        raise RefusedError(f"there is no pair of two named {item_id} to settle")
+        raise RefusedError(f"there is no pair of two completions with the id {item_id}")
     seed, own = rules.seed(tx), f"{item_id} settled"
     sides = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=lead_id, item_id=own)
     return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, rules.load_pair(tx.connection, item.pair_id))

@@ -1,6 +1,6 @@
-"""What a rater may say about a pair: the checked forms of what clients send.
+"""Validated forms of what clients send about a pair.
 
-The sides are in none of them: the store knows which were shown.
+None of them contains the sides: the store knows which were shown.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ Ranking = tuple[tuple[str, ...], ...]
 
 
 class Draft(Record):
-    """What a rater may say beside and before the answer."""
+    """A judgment's details, and a draft."""
 
     answer: StrictInt | None = Field(default=None, ge=-3, le=3)
     both_bad: StrictBool = False
     skip: StrictBool = False
     skip_reason: str = ""
     ranking: Ranking | None = None
-    """of a pair of more than two: ids of completions from best to worst, those within a group being equal; a draft may
-    hold some of them"""
+    """for pairs of more than two: ids of completions from best to worst, in groups of equals; a draft may be partial"""
     aspects: dict[str, StrictInt] = Field(default_factory=dict)
     rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
     edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
@@ -45,14 +44,14 @@ class Draft(Record):
     @classmethod
     def _known_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := [flag for flag in flags if flag not in FLAGS]:
-            raise ValueError(f"unknown flag {unknown[0][:40]!r}: one of {', '.join(FLAGS)}")
+            raise ValueError(f"unknown flag {unknown[0][:40]!r}: expected one of {', '.join(FLAGS)}")
         return tuple(sorted(set(flags)))
 
     @field_validator("skip_reason")
     @classmethod
     def _known_reason(cls, reason: str) -> str:
         if reason and reason not in SKIP_REASONS:
-            raise ValueError(f"unknown reason {reason[:40]!r}: one of {', '.join(SKIP_REASONS)}")
+            raise ValueError(f"unknown reason {reason[:40]!r}: expected one of {', '.join(SKIP_REASONS)}")
         return reason
 
     @field_validator("aspects")
@@ -60,7 +59,7 @@ class Draft(Record):
     def _known_aspects(cls, aspects: dict[str, int]) -> dict[str, int]:
         for name, answer in aspects.items():
             if name not in ASPECTS or not -3 <= answer <= 3:
-                raise ValueError(f"{name[:40]!r}: an aspect is one of {', '.join(ASPECTS)}, answered from -3 to 3")
+                raise ValueError(f"{name[:40]!r}: an aspect is one of {', '.join(ASPECTS)}, with a value from -3 to 3")
         return aspects
 
     @field_validator("ranking")
@@ -70,20 +69,20 @@ class Draft(Record):
             ranked = list(chain.from_iterable(ranking))
             if not 1 <= len(ranked) <= MAX_RANKED or len(set(ranked)) < len(ranked) or not all(ranking):
                 raise ValueError(
-                    f"a ranking holds at most {MAX_RANKED} completions, each once, in groups that are not empty"
+                    f"a ranking has at most {MAX_RANKED} completions, each once, in groups that are not empty"
                 )
         return ranking
 
 
 class Answer(Draft):
-    """A whole answer: exactly one of the things that can be said about a pair."""
+    """A complete answer: exactly one of answer, both_bad, skip and ranking."""
 
     guideline_version: str = Field(default="", max_length=100)
     seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
     seconds_idle: float | None = Field(default=None, ge=0, le=86_400 * 30, allow_inf_nan=False)
-    """the time the pair was on the screen and nothing moved; kept in the log beside the judgment"""
+    """time on the screen without activity; stored in the log beside the judgment"""
     client_at_ms: StrictInt | None = Field(default=None, ge=0, le=2**52)
-    """the client's clock; the server's stands beside it in the log"""
+    """the client's clock; the server's time is stored beside it in the log"""
 
     @field_validator("guideline_version")
     @classmethod
@@ -93,23 +92,23 @@ class Answer(Draft):
     @model_validator(mode="after")
     def _answered_once(self) -> Answer:
         if (self.answer is not None) + self.both_bad + self.skip + (self.ranking is not None) != 1:
-            raise ValueError("exactly one of answer, both_bad, skip and ranking must be given")
+            raise ValueError("exactly one of answer, both_bad, skip and ranking is required")
         one_is_first = self.ranking is not None and len(self.ranking[0]) == 1
         if self.edited_text is not None and not self.answer and not one_is_first:
             raise ValueError(
-                "edited_text mends the better answer: it needs an answer that prefers a side, or a ranking in which one "
-                "completion is first by itself"
+                "edited_text edits the better answer: it needs an answer that prefers a side, or a ranking with one "
+                "completion alone in first place"
             )
         if self.skip_reason and not self.skip:
-            raise ValueError("skip_reason is given, and nothing was skipped")
+            raise ValueError("skip_reason needs skip")
         return self
 
 
 class Submission(Answer):
-    """A judgment, as a rater sends it."""
+    """A judgment as a client sends it."""
 
     client_id: str = Field(min_length=1, max_length=64)
-    """made by the client, once a judgment: sending it again is harmless"""
+    """made by the client for each judgment: sending it again is harmless"""
     pair_id: str = Field(max_length=200)
 
     @field_validator("client_id", "pair_id")
@@ -119,7 +118,7 @@ class Submission(Answer):
 
 
 def storable(text: str | None) -> str | None:
-    """`text`, if every store can hold it. Raises ValueError for NUL and halves of surrogate pairs."""
+    """`text`, if every database can store it. Raises ValueError for NUL and surrogate halves."""
     if text is not None and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
-        raise ValueError("holds NUL or broken Unicode")
+        raise ValueError("contains NUL or broken Unicode")
     return text

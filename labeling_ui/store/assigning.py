@@ -1,8 +1,8 @@
-"""Who judges what: an item goes to at most `overlap` raters, and to none of them twice except as a planned repeat.
+"""Assignment: an item goes to at most `overlap` raters, and to none of them twice except as a planned repeat.
 
-Items are given by priority and then in the order in which they were added, from the rater's own pool and from everyone's.
-Gold items and repeats come in between, by chance, and look like any other. A rater who goes away holds up nobody: after
-a lease their place is free again.
+Items are given out by priority, then in the order they were added, from the rater's own pool and from everybody's.
+Gold items and repeats come in between, at random, and look like any other. A rater who leaves holds up nobody: after
+the lease, their place is free again.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from tiebreak.records import Pair, content_id
 
 LEASE_SECONDS = 20 * 60
 REPEAT_AFTER = 20
-"""A repeat comes after at least this many other judgments."""
+"""A repeat comes at least this many judgments after the first."""
 MAX_HELD = 3
-"""Pairs a rater may hold at once: the one on the screen, and those fetched ahead."""
+"""Pairs a rater may hold at once: the one on the screen and the prefetched ones."""
 PAIRS_IN_MEMORY = 5_000
 SWEEP_EVERY_MS = 500
 
 
 class RefusedError(TiebreakError):
-    """The store will not do what was asked: someone else's pair, a lease that ran out, a second answer."""
+    """The store refuses a request: another rater's pair, an expired lease, a second answer."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One item given to one rater, with its sides. `item_id` is the pair's id, or one of the K(K−1)/2 within a larger
-    pair."""
+    """One item given to one rater, with its sides. `item_id` is the pair's id, or that of one of the K(K−1)/2 items of a
+    larger pair."""
 
     id: str
     item_id: str
     rater_id: str
     shown: tuple[str, ...]
-    """completions in the order in which they stand before the rater: left and right, or all of a ranking"""
+    """completions in the order shown: left and right, or all of a ranking"""
     pair: Pair
     draft: dict[str, Any] | None = None
 
@@ -59,37 +59,37 @@ class Assignment:
 
     @property
     def ranking(self) -> bool:
-        """True where more than two completions are to be put in order."""
+        """True where more than two completions are to be ranked."""
         return len(self.shown) > 2
 
 
 @dataclass
 class Rules:
-    """How items are given out."""
+    """The rules by which items are given out."""
 
     lease_ms: int
     repeat_share: float = 0.0
-    """share of items given to a rater a second time, unannounced, to measure their consistency"""
+    """share of items given to a rater a second time, unannounced, to measure self-consistency"""
     gold_share: float = 0.0
-    """share of items whose answer is known, among those that a rater gets while there are such left for them"""
+    """share of gold items among a rater's items, until all gold items are used"""
     _seed: int | None = None
     _swept_ms: int = -SWEEP_EVERY_MS
     _pairs: dict[str, Pair] = field(default_factory=dict)
 
     def seed(self, tx: Transaction) -> int:
-        """The campaign's; it never changes."""
+        """The campaign's seed; it never changes."""
         if self._seed is None:
             self._seed = int(tx.setting("seed"))
         return self._seed
 
     def time_to_sweep(self, now_ms: int) -> bool:
-        """Whether leases that ran out should be looked for: now and then is enough, since they last for minutes."""
+        """Whether to look for expired leases: occasionally is enough, since leases last for minutes."""
         due = abs(now_ms - self._swept_ms) >= SWEEP_EVERY_MS
         self._swept_ms = now_ms if due else self._swept_ms
         return due
 
     def load_pair(self, connection: Connection, pair_id: str) -> Pair:
-        """From memory where it can be: pairs never change."""
+        """The pair, cached: pairs never change."""
         pair = self._pairs.get(pair_id)
         if pair is None:
             pair = Pair.model_validate_json(st.PAIR_RECORD.one(connection, pair=pair_id).record)
@@ -107,17 +107,17 @@ def active_rater(connection: Connection, rater_id: str) -> Any:
     """
     row = st.RATER.one(connection, rater=rater_id)
     if row is None or row.disabled:
-        raise RefusedError("this rater is not, or no longer, part of the campaign: ask its lead")
+        raise RefusedError("you are not, or no longer, a rater of this campaign: ask its lead")
     return row
 
 
 def claim(tx: Transaction, rules: Rules, rater_id: str, holding: Sequence[str]) -> Assignment | None:
-    """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them."""
+    """The rater's next item: an unanswered one, or a new one; None if nothing is left for them."""
     return claim_for(tx, rules, active_rater(tx.connection, rater_id), holding)
 
 
 def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str]) -> Assignment | None:
-    """`claim`, where the rater's row is known."""
+    """`claim`, given the rater's row."""
     if rules.time_to_sweep(tx.now()):
         _lapse_expired(tx)
     waiting = st.WAITING.all(tx.connection, rater=rater.id)
@@ -130,7 +130,7 @@ def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str])
 
 
 def resume(tx: Transaction, rules: Rules, row: Any) -> bool:
-    """Take up an unanswered assignment again; False if it lapsed and others have its place."""
+    """Resume an unanswered assignment; False if its lease expired and others have its place."""
     if row.state == "lapsed" and row.occasion == 0:
         if st.LOCK_ITEM.one(tx.connection, item=row.item_id) is None:
             return False
@@ -144,12 +144,12 @@ def resume(tx: Transaction, rules: Rules, row: Any) -> bool:
 
 
 def renew(tx: Transaction, rules: Rules, assignment: str) -> None:
-    """Begin the lease anew."""
+    """Restart the lease."""
     st.RENEW_LEASE.do(tx.connection, assignment=assignment, until_ms=tx.now() + rules.lease_ms)
 
 
 def load_assignment(connection: Connection, rules: Rules, row: Any) -> Assignment:
-    """A row of `assignments` with its pair and what the rater had begun."""
+    """A row of `assignments`, with its pair and the rater's draft."""
     item = st.ITEM.one(connection, item=row.item_id)
     draft = st.DRAFT.one(connection, assignment=row.id)
     pair = rules.load_pair(connection, item.pair_id)
@@ -157,13 +157,13 @@ def load_assignment(connection: Connection, rules: Rules, row: Any) -> Assignmen
 
 
 def shown_of(row: Any) -> tuple[str, ...]:
-    """The completions of an assignment's row, in the order in which they are shown."""
+    """The completions of an assignment's row, in the order shown."""
     return tuple(json.loads(row.shown)) if row.shown else (row.left_id, row.right_id)
 
 
 def _assign_in_turn(tx: Transaction, rules: Rules, rater: Any) -> Assignment | None:
-    given = {"rater": rater.id, "pool": rater.pool}
-    item = st.NEXT_FREED.one(tx.connection, **given)
+    values = {"rater": rater.id, "pool": rater.pool}
+    item = st.NEXT_FREED.one(tx.connection, **values)
     if item is None:
         item, cursor = _next_in_turn(tx.connection, rater)
         if item is not None:
@@ -174,34 +174,34 @@ def _assign_in_turn(tx: Transaction, rules: Rules, rater: Any) -> Assignment | N
 
 
 def _next_in_turn(connection: Connection, rater: Any) -> tuple[Any, int]:
-    """The item that is the rater's turn, and the cursor behind which nothing is left for them.
+    """The rater's next item, and the cursor before which nothing is left for them.
 
-    On Postgres the first item may be another's for a moment. It is passed over, and the cursor stays before it.
+    On Postgres, another transaction may have locked the first item. It is skipped, and the cursor stays before it.
     """
-    found = []
+    candidates = []
     for pool in {"", rater.pool}:
         item, first = _next_of_pool(connection, {"rater": rater.id, "pool": pool, "from_turn": rater.cursor})
-        found += [(item, first.turn)] if item is not None else []
-    if not found:
+        candidates += [(item, first.turn)] if item is not None else []
+    if not candidates:
         return None, rater.cursor
-    item, _ = min(found, key=lambda one: one[0].turn)
-    return item, min([item.turn + 1, *(first for other, first in found if first < other.turn)])
+    item, _ = min(candidates, key=lambda pair: pair[0].turn)
+    return item, min([item.turn + 1, *(first for other, first in candidates if first < other.turn)])
 
 
-def _next_of_pool(connection: Connection, given: dict[str, Any]) -> tuple[Any, Any]:
-    """(the first item that can be had, the first that there is); they differ on Postgres alone."""
-    item = st.NEXT_UNLOCKED.one(connection, **given)
+def _next_of_pool(connection: Connection, rater: dict[str, Any]) -> tuple[Any, Any]:
+    """(the first unlocked item, the first item); they differ only on Postgres."""
+    item = st.NEXT_UNLOCKED.one(connection, **rater)
     if connection.dialect.name == "sqlite":
         return item, item
-    first = st.NEXT_IN_TURN.one(connection, **given)
-    while item is None and first is not None:  # all that is left is in others' hands: wait for what they leave
-        item = st.NEXT_AFTER_OTHERS.one(connection, **given)
-        first = st.NEXT_IN_TURN.one(connection, **given)
+    first = st.NEXT_IN_TURN.one(connection, **rater)
+    while item is None and first is not None:  # the rest is locked by others: wait for it
+        item = st.NEXT_AFTER_OTHERS.one(connection, **rater)
+        first = st.NEXT_IN_TURN.one(connection, **rater)
     return item, first if first is not None else item
 
 
 def _assign_planned(tx: Transaction, rules: Rules, rater: Any, waiting: int) -> Assignment | None:
-    """Now and then a gold item, or one that the rater judged a while ago; neither takes anybody's place."""
+    """Occasionally a gold item, or a repeat; neither takes a place of the item's overlap."""
     if not rules.repeat_share and not rules.gold_share:
         return None
     chance = random.Random(content_id("planned", rules.seed(tx), rater.id, rater.judged, waiting))
@@ -214,7 +214,7 @@ def _assign_planned(tx: Transaction, rules: Rules, rater: Any, waiting: int) -> 
 
 
 def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
-    # Where in the circle to start is each rater's own: two who sit side by side do not meet the same pair at once.
+    # Each rater starts at a place of their own: two who sit side by side do not meet the same pair at once.
     start = chance.randrange(max(1, st.COUNT_GOLD.one(tx.connection).n))
     gold = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=start)
     if gold is None or st.LOCK_ITEM.one(tx.connection, item=gold.item_id) is None:
@@ -230,17 +230,17 @@ def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Ran
         return None
     row = st.ASSIGNMENT.one(tx.connection, assignment=first.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
-    given = st.ASSIGNMENTS_OF.all(tx.connection, item=row.item_id, rater=rater.id)
-    if len(given) > 1 or item.task == "ranking":
+    assignments = st.ASSIGNMENTS_OF.all(tx.connection, item=row.item_id, rater=rater.id)
+    if len(assignments) > 1 or item.task == "ranking":
         return None
     return assign(tx, rules, item, rater.id, occasion=1)
 
 
 def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion: int) -> Assignment:
-    """Give an item to a rater, on sides of their own; its place is taken already."""
+    """Give an item to a rater, with sides of their own; its place is already taken."""
     identity = assignment_id(item.id, rater_id, occasion)
     pair = rules.load_pair(tx.connection, item.pair_id)
-    # A repeat is shuffled anew: the side alone must not bring the same answer back.
+    # Repeats are shuffled again, so that the side does not give the old answer away.
     seed, drawn_for = rules.seed(tx), f"{item.id} again" if occasion else item.id
     shown: tuple[str, ...]
     if item.task == "ranking":
@@ -272,7 +272,7 @@ def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion:
 def _lapse_expired(tx: Transaction) -> None:
     for row in st.EXPIRED.all(tx.connection, now_ms=tx.now()):
         if not row.occasion and st.LOCK_ITEM.one(tx.connection, item=row.item_id) is None:
-            continue  # somebody has it just now: the next claim sees to it
+            continue  # locked by another transaction: the next claim handles it
         tx.event("lapsed", rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
         st.SET_STATE.do(tx.connection, assignment=row.id, to_state="lapsed")
         if not row.occasion:

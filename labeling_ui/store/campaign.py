@@ -1,7 +1,7 @@
-"""What there is to judge: pairs in batches, and gold.
+"""The campaign's contents: pairs in batches, and gold.
 
-A batch is a set of pairs that a lead steers together: how urgent it is, how many raters judge each pair, whose pool it
-is for, and whether it is given out at all. Pairs that are added without one are in the batch named ''.
+A batch is a set of pairs that a lead manages together: its priority, its overlap, its pool, and whether it is paused.
+Pairs added without a batch are in the batch ''.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IDS_AT_ONCE = 500
 
 
 class BatchChange(Record):
-    """What a lead may change of a batch; None leaves it as it is."""
+    """Changes to a batch; None changes nothing."""
 
     priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     pool: str | None = Field(default=None, max_length=100)
@@ -36,7 +36,7 @@ class BatchChange(Record):
 
 @dataclass(frozen=True)
 class Batch:
-    """A set of pairs, and how it is given out. Higher priorities come first; pool '' is everybody's."""
+    """A set of pairs and its settings. Higher priorities come first; pool '' is everybody's."""
 
     name: str
     priority: int = 0
@@ -47,7 +47,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Gold:
-    """An item whose answer is known: the better completion, or None where neither is better."""
+    """An item with a known answer: the better completion, or None where neither is better."""
 
     item_id: str
     preferred_id: str | None
@@ -55,19 +55,19 @@ class Gold:
 
 @dataclass(frozen=True)
 class Source:
-    """Where pairs came from, what its content is identified by, and how larger pairs are judged."""
+    """Where pairs came from, the identity of that input, and how larger pairs are judged."""
 
     name: str
     id: str
     ranking: bool = False
-    """pairs of more than two completions are put in order at once, rather than judged two by two"""
+    """rank all completions of a pair at once, instead of judging them two by two"""
 
 
 def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int, source: Source, url: str) -> int:
-    """Add the pairs that are not there yet; returns how many were new.
+    """Add the pairs that are new; returns how many.
 
     Raises:
-        StoreError: the store was begun with another seed, or holds another pair under the same id.
+        StoreError: the store has another seed, or another pair with the same id.
     """
     _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
     known = _known_records(tx.connection, [pair.id for pair in pairs])
@@ -76,7 +76,7 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
         there = known.get(pair.id) or (new[pair.id].model_dump_json() if pair.id in new else None)
         if there is not None and there != pair.model_dump_json():
             raise StoreError(
-                f"two different pairs have the id {pair.id} (in {source.name} and in {url}): mend {source.name}"
+                f"two different pairs have the id {pair.id} (in {source.name} and in {url}): fix {source.name}"
             )
         if there is None:
             new[pair.id] = pair
@@ -88,7 +88,7 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
 
 
 def _known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
-    """Of these pairs, the records of those that are there."""
+    """The stored records of these pairs, by id."""
     known: dict[str, str] = {}
     for n in range(0, len(ids), IDS_AT_ONCE):
         query = sa.select(PAIRS.c.id, PAIRS.c.record).where(PAIRS.c.id.in_(ids[n : n + IDS_AT_ONCE]))
@@ -97,23 +97,23 @@ def _known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, s
 
 
 def add_new_pair(tx: Transaction, pair: Pair, batch: Batch, source: Source) -> None:
-    """Add one pair that cannot be there yet, to a campaign that has begun."""
+    """Add one pair that is certainly new to a running campaign."""
     _match_batch(tx, batch)
     first = tx.connection.scalar(sa.select(sa.func.count()).select_from(PAIRS)) or 0
     _insert_pairs(tx, [pair], batch, first=first, source=source)
 
 
 def find_batch(connection: sa.Connection, name: str) -> Batch | None:
-    """The batch of that name."""
+    """The batch with that name."""
     row = connection.execute(sa.select(BATCHES).where(BATCHES.c.name == name)).first()
     return None if row is None else Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused))
 
 
 def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
-    """Steer a batch; what raters hold already stays theirs.
+    """Change a batch; pairs already leased stay with their raters.
 
     Raises:
-        RefusedError: there is none of that name.
+        RefusedError: there is no such batch.
     """
     batch = find_batch(tx.connection, name)
     if batch is None:
@@ -125,14 +125,14 @@ def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
 
 
 def set_gold(tx: Transaction, item_id: str, preferred_id: str | None) -> Gold:
-    """Make an item gold: from now on it comes to every rater in between, and counts towards no overlap.
+    """Make an item gold: every rater gets it once, and it does not count towards the overlap.
 
     Raises:
-        RefusedError: there is no such item of two completions, or the completion is not one of its own.
+        RefusedError: there is no such item of two completions, or the completion is not one of them.
     """
     item = tx.connection.execute(sa.select(ITEMS).where(ITEMS.c.id == item_id)).first()
     if item is None or item.task != "pair" or preferred_id not in (None, item.first_id, item.second_id):
-        raise RefusedError(f"{preferred_id} is not a completion of a pair of two named {item_id}")
+        raise RefusedError(f"{preferred_id} is not a completion of a pair of two completions with the id {item_id}")
     tx.event("gold_set", item_id=item_id, payload={"preferred_id": preferred_id})
     there = tx.connection.execute(sa.delete(GOLD).where(GOLD.c.item_id == item_id).returning(GOLD.c.number)).first()
     number = there.number if there else tx.connection.scalar(sa.select(sa.func.count()).select_from(GOLD))
@@ -142,27 +142,31 @@ def set_gold(tx: Transaction, item_id: str, preferred_id: str | None) -> Gold:
 
 
 def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> None:
-    """Begin the campaign, or go on with it: its seed stays."""
+    """Start the campaign or continue it: its seed stays."""
     rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
-    known = {row.name: json.loads(row.value) for row in rows}
-    if not known:
+    settings = {row.name: json.loads(row.value) for row in rows}
+    if not settings:
         tx.event("campaign_begun", payload={"overlap": overlap, "seed": seed})
         for name, value in {"overlap": overlap, "seed": seed, "sources": []}.items():
             tx.connection.execute(sa.insert(SETTINGS).values(name=name, value=json.dumps(value)))
-    elif known["seed"] != seed:
+    elif settings["seed"] != seed:
         raise StoreError(
-            f"{url} was begun with seed {known['seed']}, and the configuration says {seed}: "
+            f"{url} was created with seed {settings['seed']}, and the configuration has {seed}: "
             "set it back, or give another --store"
         )
 
 
 def _match_batch(tx: Transaction, batch: Batch) -> None:
-    """Make the batch, or give it the overlap, priority and pool that the configuration now has. A pause stays."""
-    known = find_batch(tx.connection, batch.name)
-    if known is None or (known.overlap, known.priority, known.pool) != (batch.overlap, batch.priority, batch.pool):
-        paused = known.paused if known else batch.paused
+    """Create the batch, or update its overlap, priority and pool from the configuration. A pause stays."""
+    existing = find_batch(tx.connection, batch.name)
+    if existing is None or (existing.overlap, existing.priority, existing.pool) != (
+        batch.overlap,
+        batch.priority,
+        batch.pool,
+    ):
+        paused = existing.paused if existing else batch.paused
         merged = Batch(batch.name, batch.priority, batch.pool, batch.overlap, paused)
-        _write_batch(tx, merged, known=known is not None)
+        _write_batch(tx, merged, known=existing is not None)
     if not batch.name:
         value = json.dumps(batch.overlap)
         tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "overlap").values(value=value))
@@ -208,7 +212,7 @@ def _insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, first: in
     tx.connection.execute(sa.update(RATERS).where(RATERS.c.cursor > lowest).values(cursor=lowest))
     facts = {"first": first, "count": len(pairs), "digest": pairs_digest(records), "overlap": batch.overlap}
     facts |= {"batch": batch.name, "ranking": source.ranking}
-    # The path is not in the log: the same campaign has the same log wherever it lies.
+    # The path is not in the log: the same campaign has the same log in every folder.
     tx.event("pairs_added", payload={**facts, "source_id": source.id})
     if [source.name, source.id] not in tx.setting("sources"):
         sources = json.dumps([*tx.setting("sources"), [source.name, source.id]])

@@ -1,9 +1,9 @@
-"""Conversations: the rater writes, two policies answer, the better answer is what the conversation goes on with.
+"""Conversations: the rater writes, two policies answer, and the conversation continues with the better answer.
 
-Each turn is a pair like any other, made when it is answered, and judged like any other (Bai et al. 2022, Fig. 6). The
-answers come from a process of their own (`labeling_ui.worker`): the web process puts what is asked into a queue in the
-store, and looks there for what came of it. The log tells what was `asked`, of which policies, and what was `answered`: a
-pair, or why there is none. Who works on a turn just now is not in it: that ends with a process, and another goes on.
+Each answered turn becomes an ordinary pair and is judged as one (Bai et al. 2022, Fig. 6). A separate process
+(`labeling_ui.worker`) generates the answers: the web process queues the turn in the store and polls for the result. The
+log records what was `asked`, of which policies, and what was `answered`: a pair, or why there is none. Which worker
+holds a turn is not in the log.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from tiebreak.records import Completion, Judgment, Message, Messages, Pair, Reco
 MAX_TURN_CHARACTERS = 20_000
 MAX_TURNS = 50
 HOLD_SECONDS = 15
-"""A turn whose worker has not said for so long that it is at it goes to another worker, or the same one restarted."""
-LEFT_BEHIND = "another question was asked instead"
+"""A turn whose worker has not renewed its hold for this long goes to another worker, or to the restarted one."""
+LEFT_BEHIND = "another message was sent instead"
 BATCH = campaign.Batch("conversations", priority=0, pool="", overlap=1, paused=True)
-"""Of this batch nothing is given out by turns: a pair is its own rater's."""
+"""The batch of conversations: its pairs are not given out, since each belongs to its own rater."""
 SOURCE = campaign.Source("conversations", "conversations")
 
 _OPEN = TURNS.c.state.in_(("waiting", "working"))
@@ -40,7 +40,7 @@ TurnState = Literal["waiting", "working", "ready", "failed"]
 
 
 class Ask(Record):
-    """What a rater writes. `conversation_id` is made by the client; the first turn has number 0."""
+    """A rater's message. The client makes `conversation_id`; the first turn has number 0."""
 
     conversation_id: str = Field(min_length=1, max_length=64)
     number: int = Field(ge=0, lt=MAX_TURNS)
@@ -56,7 +56,7 @@ class Ask(Record):
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn, as its rater sees it: `assignment` is the pair to judge once it is `ready`."""
+    """One turn as its rater sees it: `assignment` is the pair to judge once it is `ready`."""
 
     id: str
     conversation_id: str
@@ -70,67 +70,67 @@ class Turn:
 
 @dataclass(frozen=True)
 class Request:
-    """A turn that waits for its answers."""
+    """A queued turn."""
 
     turn_id: str
     messages: Messages
     asked_at_ms: int
-    """tells it from the same turn asked anew"""
+    """distinguishes it from an earlier request of the same turn"""
 
 
-def ask(tx: Transaction, rater_id: str, asked: Ask, *, policies: Sequence[str], system: str = "") -> str:
-    """Put a turn into the queue; the same one again changes nothing. Returns the turn's id.
+def ask(tx: Transaction, rater_id: str, new_turn: Ask, *, policies: Sequence[str], system: str = "") -> str:
+    """Queue a turn; sending the same one again changes nothing. Returns the turn's id.
 
     Args:
-        policies: who is asked, as the campaign names them.
-        system: the system prompt of conversations that begin; none if empty.
+        policies: the policies that answer, as the campaign names them.
+        system: the system prompt of new conversations; none if empty.
 
     Raises:
-        RefusedError: the turn before it has not been judged, or has no answer to go on with.
+        RefusedError: the previous turn has not been judged, or has no answer to continue with.
     """
     active_rater(tx.connection, rater_id)
-    identity = content_id("turn", rater_id, asked.conversation_id, asked.number)
+    identity = content_id("turn", rater_id, new_turn.conversation_id, new_turn.number)
     there = tx.connection.execute(sa.select(TURNS).where(TURNS.c.id == identity)).first()
     if there is not None and there.state != "failed":
-        if _read_messages(there.messages)[-1].content != asked.text:
-            raise RefusedError(f"turn {asked.number} of this conversation was written already: reload the page")
+        if _read_messages(there.messages)[-1].content != new_turn.text:
+            raise RefusedError(f"turn {new_turn.number} of this conversation already exists: reload the page")
         return identity
     before: Messages = (Message(role="system", content=system),) if system else ()
-    if asked.number:
-        before = _messages_so_far(tx.connection, rater_id, asked)
-    messages = (*before, Message(role="user", content=asked.text))
-    # What the rater has asked elsewhere and left behind is not worth an answer: one turn waits for each rater at most.
+    if new_turn.number:
+        before = _messages_so_far(tx.connection, rater_id, new_turn)
+    messages = (*before, Message(role="user", content=new_turn.text))
+    # An older unanswered turn of the rater's is dropped: at most one waits per rater.
     left = sa.select(TURNS).where(TURNS.c.rater_id == rater_id, _OPEN)
     for row in tx.connection.execute(left.with_for_update()).all():
         _close(tx, row, error=LEFT_BEHIND)
-    told = [message.model_dump() for message in messages]
-    about = {"conversation_id": asked.conversation_id, "number": asked.number}
-    payload = {"turn": identity, **about, "messages": told, "policies": list(policies)}
+    written = [message.model_dump() for message in messages]
+    about = {"conversation_id": new_turn.conversation_id, "number": new_turn.number}
+    payload = {"turn": identity, **about, "messages": written, "policies": list(policies)}
     now = tx.event("asked", rater_id=rater_id, payload=payload)
     tx.connection.execute(sa.delete(TURNS).where(TURNS.c.id == identity))
     queued = {"state": "waiting", "asked_at_ms": now, "taken_until_ms": 0, "pair_id": None, "error": ""}
-    values = {"id": identity, "rater_id": rater_id, **about, **queued, "messages": canonical_json(told)}
+    values = {"id": identity, "rater_id": rater_id, **about, **queued, "messages": canonical_json(written)}
     tx.connection.execute(sa.insert(TURNS).values(**values))
     return identity
 
 
 def _close(tx: Transaction, row: Any, *, pair_id: str | None = None, error: str = "") -> None:
-    """A turn waits no longer: there is a pair to judge, or a reason why there is none."""
+    """Close a turn: there is a pair to judge, or a reason why there is none."""
     payload = {"turn": row.id, "pair_id": pair_id, "error": error}
     tx.event("answered", rater_id=row.rater_id, item_id=pair_id, payload=payload)
     values = {"state": "failed" if pair_id is None else "ready", "pair_id": pair_id, "error": error}
     tx.connection.execute(sa.update(TURNS).where(TURNS.c.id == row.id).values(**values))
 
 
-def _messages_so_far(connection: Connection, rater_id: str, asked: Ask) -> Messages:
-    """The conversation up to the answer that was judged the better one; of two that are as good, the left one."""
-    identity = content_id("turn", rater_id, asked.conversation_id, asked.number - 1)
+def _messages_so_far(connection: Connection, rater_id: str, new_turn: Ask) -> Messages:
+    """The conversation up to the better answer; after a tie, the left one."""
+    identity = content_id("turn", rater_id, new_turn.conversation_id, new_turn.number - 1)
     turn = connection.execute(sa.select(TURNS).where(TURNS.c.id == identity)).first()
     judgment = _judgment_of(connection, turn.pair_id, rater_id) if turn is not None and turn.pair_id else None
     if turn is None or judgment is None:
-        raise RefusedError("judge the two answers first: the better one is what the conversation goes on with")
+        raise RefusedError("judge the two answers first: the conversation continues with the better one")
     if judgment.answer is None:
-        raise RefusedError("there is no answer to go on with: begin another conversation")
+        raise RefusedError("there is no answer to continue with: start another conversation")
     text = judgment.edited_text
     if text is None:
         chosen = judgment.right if judgment.answer > 0 else judgment.left
@@ -146,10 +146,10 @@ def _judgment_of(connection: Connection, item_id: str, rater_id: str) -> Judgmen
 
 
 def look(connection: Connection, rules: Rules, rater_id: str, turn_id: str | None = None) -> Turn | None:
-    """One of the rater's turns, the latest if none is named; None if there is none.
+    """One of the rater's turns, by default the latest; None if there is none.
 
     Raises:
-        RefusedError: the turn that is named is not theirs.
+        RefusedError: the turn is not theirs.
     """
     query = sa.select(TURNS).where(TURNS.c.rater_id == rater_id)
     if turn_id is not None:
@@ -161,9 +161,9 @@ def look(connection: Connection, rules: Rules, rater_id: str, turn_id: str | Non
         return None
     assignment, judged = None, False
     if row.pair_id:
-        given = st.ASSIGNMENTS_OF.all(connection, item=row.pair_id, rater=rater_id)[0]
-        assignment = assigning.load_assignment(connection, rules, given)
-        judged = given.state == "done"
+        latest = st.ASSIGNMENTS_OF.all(connection, item=row.pair_id, rater=rater_id)[0]
+        assignment = assigning.load_assignment(connection, rules, latest)
+        judged = latest.state == "done"
     messages = _read_messages(row.messages)
     return Turn(row.id, row.conversation_id, row.number, row.state, messages, row.error, assignment, judged)
 
@@ -172,7 +172,7 @@ def look(connection: Connection, rules: Rules, rater_id: str, turn_id: str | Non
 
 
 def take(tx: Transaction) -> Request | None:
-    """The turn that has waited longest, which is the worker's for HOLD_SECONDS; None if none waits."""
+    """The turn that has waited longest, held by this worker for HOLD_SECONDS; None if none waits."""
     left = sa.and_(TURNS.c.state == "working", TURNS.c.taken_until_ms < tx.now())
     query = sa.select(TURNS).where(sa.or_(TURNS.c.state == "waiting", left)).order_by(TURNS.c.asked_at_ms).limit(1)
     row = tx.connection.execute(query.with_for_update(skip_locked=True)).first()
@@ -184,22 +184,22 @@ def take(tx: Transaction) -> Request | None:
 
 
 def hold(tx: Transaction, request: Request) -> None:
-    """The turn is its worker's for another HOLD_SECONDS."""
+    """Hold the turn for another HOLD_SECONDS."""
     held = {"state": "working", "taken_until_ms": tx.now() + 1000 * HOLD_SECONDS}
     tx.connection.execute(sa.update(TURNS).where(_is_turn(request), _OPEN).values(**held))
 
 
 def answer(tx: Transaction, rules: Rules, request: Request, completions: Sequence[Completion]) -> None:
-    """Make a pair of two answers and give it to the rater who asked.
+    """Store the two answers as a pair and give it to the rater.
 
-    A turn that was answered, left behind or asked anew meanwhile stays as it is.
+    A turn that was answered, dropped or queued again meanwhile does not change.
     """
     row = _open_turn(tx, request)
     if row is None:
         return
     about = content_id("pair", row.id, sorted(completion.id for completion in completions))
-    asked = request.messages
-    pair = Pair(id=about, prompt_id=prompt_id(asked), messages=asked, completions=tuple(completions))
+    messages = request.messages
+    pair = Pair(id=about, prompt_id=prompt_id(messages), messages=messages, completions=tuple(completions))
     campaign.add_new_pair(tx, pair, BATCH, SOURCE)
     item = st.ITEM.one(tx.connection, item=pair.id)
     st.TAKE_PLACE.do(tx.connection, item=item.id)
@@ -208,7 +208,7 @@ def answer(tx: Transaction, rules: Rules, request: Request, completions: Sequenc
 
 
 def fail(tx: Transaction, request: Request, error: str) -> None:
-    """Tell the rater that no answer came; they may ask again."""
+    """Report to the rater that no answer came; they may send the message again."""
     row = _open_turn(tx, request)
     if row is not None:
         _close(tx, row, error=error[:500])
@@ -219,10 +219,10 @@ def _is_turn(request: Request) -> sa.ColumnElement[bool]:
 
 
 def _open_turn(tx: Transaction, request: Request) -> Any:
-    """The turn's row, locked on Postgres; None if it was answered, left behind or asked anew meanwhile."""
+    """The turn's row, locked on Postgres; None if it was answered, dropped or queued again meanwhile."""
     query = sa.select(TURNS).where(_is_turn(request), _OPEN)
     return tx.connection.execute(query.with_for_update()).first()
 
 
 def _read_messages(record: str) -> Messages:
-    return tuple(Message.model_validate(one) for one in json.loads(record))
+    return tuple(Message.model_validate(message) for message in json.loads(record))

@@ -1,8 +1,8 @@
 """The event log, and the transactions that append to it.
 
-Every change of a label store is one transaction: it appends what happened to the hash-chained table `events`, and updates
-the tables that are derived from it. The statements of the hot path are compiled once and run on the driver itself:
-SQLAlchemy's own execution takes several times as long as what it executes.
+Every change of a label store is one transaction: it appends to the hash-chained table `events` and updates the tables
+derived from it. Statements of the hot path are compiled once and run by the driver: SQLAlchemy's execution takes
+several times as long as the statement.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EventKind = Literal[
 
 
 class Prepared:
-    """A statement that is compiled once a dialect. Its rows are tuples with names."""
+    """A statement, compiled once per dialect. Its rows are named tuples."""
 
     def __init__(self, statement: sa.ClauseElement) -> None:
         self._statement = statement
@@ -41,16 +41,16 @@ class Prepared:
         """The driver's cursor, after execution.
 
         Raises:
-            DBAPIError: as SQLAlchemy would.
+            DBAPIError: as SQLAlchemy raises it.
         """
         dialect = connection.dialect
         if dialect.name not in self._compiled:
             self._compiled[dialect.name] = self._compile(dialect)
         sql, positions, defaults = self._compiled[dialect.name]
-        given = defaults | values
+        parameters = defaults | values
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(sql, given if positions is None else tuple([given[name] for name in positions]))
+            cursor.execute(sql, parameters if positions is None else tuple([parameters[name] for name in positions]))
         except dialect.loaded_dbapi.Error as error:
             raise DBAPIError.instance(sql, None, error, dialect.loaded_dbapi.Error, dialect=dialect) from error
         return cursor
@@ -59,19 +59,19 @@ class Prepared:
         """The first row, or None."""
         cursor = self.run(connection, values)
         row = cursor.fetchone()
-        named = None if row is None else self._named(cursor)._make(row)
+        row_tuple = None if row is None else self._named(cursor)._make(row)
         cursor.close()
-        return named
+        return row_tuple
 
     def all(self, connection: Connection, **values: Any) -> list[Any]:
         """Every row."""
         cursor = self.run(connection, values)
-        named = [self._named(cursor)._make(row) for row in cursor.fetchall()]
+        rows = [self._named(cursor)._make(row) for row in cursor.fetchall()]
         cursor.close()
-        return named
+        return rows
 
     def do(self, connection: Connection, **values: Any) -> int:
-        """How many rows it changed."""
+        """Execute; returns the number of rows changed."""
         cursor = self.run(connection, values)
         count: int = cursor.rowcount
         cursor.close()
@@ -91,17 +91,17 @@ _HEAD = Prepared(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
 _MOVE_HEAD = Prepared(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))
 _ADD_EVENT = Prepared(sa.insert(EVENTS))
 _SAVE = Prepared(sa.text("SAVEPOINT part"))
-_GO_BACK = Prepared(sa.text("ROLLBACK TO SAVEPOINT part"))
-_LET_GO = Prepared(sa.text("RELEASE SAVEPOINT part"))
+_ROLL_BACK = Prepared(sa.text("ROLLBACK TO SAVEPOINT part"))
+_RELEASE = Prepared(sa.text("RELEASE SAVEPOINT part"))
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class Transaction:
     """A writing transaction: its connection, and the log it appends to.
 
-    On Postgres the log's head is locked from the first event on, so that the chain is one. Items are locked before it, or
-    passed over where another holds them (`SKIP LOCKED`), so that two transactions seldom wait for each other; where they
-    do, for the last items of a campaign, Postgres ends one and `Store.transact` begins it anew.
+    On Postgres, the first event locks the log's head, so that there is one chain. Items are locked before it, or skipped
+    where another transaction holds them (`SKIP LOCKED`), so that two transactions seldom wait for each other; where they
+    do, for the last items of a campaign, Postgres aborts one and `Store.transact` retries it.
     """
 
     def __init__(self, connection: Connection, clock: Callable[[], int] | None) -> None:
@@ -117,7 +117,7 @@ class Transaction:
         return self._locked_head()[0]
 
     def now(self) -> int:
-        """Milliseconds since 1970, or the number of the event to come where the clock is the log."""
+        """Milliseconds since 1970, or the next event's number where the log is the clock."""
         return self._clock() if self._clock else self.seq + 1
 
     def event(
@@ -135,22 +135,22 @@ class Transaction:
 
     @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
-        """What fails inside is undone by itself, the log's end included."""
+        """Rolls back only this part on an error, including the end of the log."""
         head, written = self._head, self._written
         _SAVE.do(self.connection)
         try:
             yield
         except OperationalError:
-            raise  # a full disk, a deadlock: the database has given up the whole transaction
+            raise  # a full disk, a deadlock: the database has aborted the whole transaction
         except BaseException:
-            _GO_BACK.do(self.connection)
-            _LET_GO.do(self.connection)
+            _ROLL_BACK.do(self.connection)
+            _RELEASE.do(self.connection)
             self._head, self._written = head, written
             raise
-        _LET_GO.do(self.connection)
+        _RELEASE.do(self.connection)
 
     def write_head(self) -> None:
-        """Record where the log now ends."""
+        """Write the log's head."""
         if self._head is not None and self._head != self._written:
             _MOVE_HEAD.do(self.connection, to_seq=self._head[0], to_hash=self._head[1])
 
@@ -169,12 +169,12 @@ class Transaction:
 
 
 def canonical_json(value: object) -> str:
-    """One text for one value, whatever the machine."""
+    """The same text for the same value on every machine."""
     return _CANONICAL.encode(value)
 
 
 def event_hash(
     previous: str, seq: int, at_ms: int, kind: str, rater_id: str | None, item_id: str | None, payload: str
 ) -> str:
-    """sha256 over an event and the hash of the one before."""
+    """sha256 over an event and the previous event's hash."""
     return hashlib.sha256(canonical_json([previous, seq, at_ms, kind, rater_id, item_id, payload]).encode()).hexdigest()

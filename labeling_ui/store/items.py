@@ -1,6 +1,6 @@
-"""Items: what one rater judges at once, made from pairs, and the sides on which a rater sees it.
+"""Items: the unit that one rater judges at once, made from pairs, and the sides that a rater sees.
 
-All of it follows from the pair, the rater and the campaign's seed alone: the same on every machine and in every process.
+They follow from the pair, the rater and the campaign's seed alone: the same on every machine and in every process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Task = Literal["pair", "ranking"]
 
 @dataclass(frozen=True)
 class Item:
-    """Two completions of a pair to be judged against each other, or all of a larger one to be put in order.
+    """Two completions of a pair to compare, or all completions of a larger pair to rank.
 
-    Of a ranking, `first_id` and `second_id` are the first two completions.
+    In a ranking, `first_id` and `second_id` are the first two completions.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Item:
 
 
 def items_of(pair: Pair, *, ranking: bool = False) -> list[Item]:
-    """A pair of two is one item with the pair's own id; a larger one is one ranking, or every two of its completions."""
+    """A pair of two is one item with the pair's id; a larger pair is one ranking, or one item per two completions."""
     ids = [completion.id for completion in pair.completions]
     if len(ids) == 2 or ranking:
         return [Item(pair.id, pair.id, ids[0], ids[1], "pair" if len(ids) == 2 else "ranking")]
@@ -41,7 +41,7 @@ def items_of(pair: Pair, *, ranking: bool = False) -> list[Item]:
 
 
 def shuffle_sides(first: str, second: str, *, seed: int, rater_id: str, item_id: str) -> tuple[str, str]:
-    """(left, right): half of all raters see one order and half the other, each always the same one."""
+    """(left, right): half of the raters see each order, and a rater always sees the same one."""
     digest = hashlib.sha256(canonical_json([seed, rater_id, item_id]).encode()).digest()
     return (first, second) if digest[0] % 2 == 0 else (second, first)
 

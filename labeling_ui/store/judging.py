@@ -1,7 +1,7 @@
-"""What happens when a rater answers: drafts, judgments, undoing and amending them.
+"""Judgments, drafts, undo and amendments.
 
-A judgment carries the sides as they were assigned, never as a client claims them. Every function works in a transaction
-that it is given; the tables it updates are the log's state.
+A judgment stores the sides as assigned, never as a client claims them. Every function runs in its caller's transaction;
+the tables it updates are derived from the log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}
 
 @dataclass(frozen=True)
 class Stored:
-    """The reply to a submission; `replayed` if it was in the store already."""
+    """The reply to a submission; `replayed` if it was already stored."""
 
     judgment_id: str
     judgment: Judgment
@@ -39,16 +39,16 @@ class Stored:
 
 
 def submit(tx: Transaction, rules: Rules, rater_id: str, submission: Submission) -> Stored:
-    """Store a judgment, once: the same submission again changes nothing.
+    """Store a judgment, once: submitting it again changes nothing.
 
     Raises:
-        RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its place.
+        RefusedError: the item is not this rater's, is already judged, or its lease expired and others took its place.
     """
     return submit_for(tx, rules, active_rater(tx.connection, rater_id), submission)
 
 
 def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission) -> Stored:
-    """`submit`, where the rater's row is known."""
+    """`submit`, given the rater's row."""
     rater_id = rater.id
     replayed = _find_replay(tx, rater_id, submission.client_id, submission)
     if replayed is not None:
@@ -83,7 +83,7 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
 
 
 def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
-    """Put another answer in the place of a judgment's; the log keeps both.
+    """Replace a judgment's answer; the log keeps both.
 
     Raises:
         RefusedError: it is not theirs, or was undone.
@@ -106,10 +106,10 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
 
 
 def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assignment:
-    """Take a judgment back: the pair is the rater's again, on the same sides, with what they had said as its draft.
+    """Undo a judgment: the pair is the rater's again, with the same sides and the old answer as its draft.
 
     Raises:
-        RefusedError: it is not theirs, or was undone already.
+        RefusedError: it is not theirs, or was already undone.
     """
     active_rater(tx.connection, rater_id)
     row = _own_judgment(tx, rater_id, judgment_id, "undo")
@@ -119,16 +119,16 @@ def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assi
     payload = {"assignment": row.assignment_id, "judgment_id": judgment_id}
     tx.event("undone", rater_id=rater_id, item_id=row.item_id, payload=payload)
     st.DROP_JUDGMENT.do(tx.connection, judgment=judgment_id)
-    # The time was spent all the same; only the count goes back, in the hour in which it went up.
+    # The time counts all the same; only the number of judgments goes down, in the hour in which it went up.
     count_work(tx, rater_id, row.at_ms, judged=-1)
     renew(tx, rules, row.assignment_id)
-    said = judgment.model_dump(mode="json", include=set(Draft.model_fields))
-    _write_draft(tx, row.assignment_id, canonical_json(said))
+    fields = judgment.model_dump(mode="json", include=set(Draft.model_fields))
+    _write_draft(tx, row.assignment_id, canonical_json(fields))
     return load_assignment(tx.connection, rules, st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id))
 
 
 def save_draft(tx: Transaction, rules: Rules, rater_id: str, item_id: str, draft: Draft) -> None:
-    """Keep what a rater has begun, and their lease with it.
+    """Store a draft and renew its lease.
 
     Raises:
         RefusedError: the item is not theirs to judge.
@@ -143,7 +143,7 @@ def save_draft(tx: Transaction, rules: Rules, rater_id: str, item_id: str, draft
 
 
 def mark_shown(tx: Transaction, rules: Rules, rater_id: str, item_id: str, client_at_ms: int | None) -> None:
-    """The pair is on the rater's screen: their lease begins now. Only the first time is kept.
+    """The pair is on the rater's screen: their lease starts. Only the first time is recorded.
 
     Raises:
         RefusedError: the item is not theirs to judge.
@@ -157,29 +157,28 @@ def mark_shown(tx: Transaction, rules: Rules, rater_id: str, item_id: str, clien
 
 
 def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, ...]) -> Judgment:
-    """The record of an answer about what was shown.
+    """The record of an answer about the completions shown.
 
     Raises:
-        RefusedError: a ranking where two were shown, an answer or aspects about sides where more were, or another
-            pair's ids.
+        RefusedError: a ranking of two completions, an answer or aspects about more than two, or another pair's ids.
     """
     ranks = len(shown) > 2
-    if answer.ranking is not None and sorted(one for group in answer.ranking for one in group) != sorted(shown):
-        raise RefusedError("ranking must hold every completion of the pair, once")
+    if answer.ranking is not None and sorted(name for group in answer.ranking for name in group) != sorted(shown):
+        raise RefusedError("ranking must contain every completion of the pair, once")
     if (answer.ranking is not None and not ranks) or (answer.answer is not None and ranks):
-        told = "an order of its completions (ranking)" if ranks else "an answer about its two sides"
-        raise RefusedError(f"this pair of {len(shown)} takes {told}")
+        expected = "an order of its completions (ranking)" if ranks else "an answer about its two sides"
+        raise RefusedError(f"this pair of {len(shown)} completions needs {expected}")
     if answer.aspects and ranks:
-        raise RefusedError(f"aspects compare two sides, and this pair has {len(shown)} completions")
-    said = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
-    said |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
-    return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **said)
+        raise RefusedError(f"aspects compare two sides, but this pair has {len(shown)} completions")
+    fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
+    fields |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
+    return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **fields)
 
 
 def count_vote(
     tx: Transaction, item: Any, occasion: int, *, before: Judgment | None, now: Judgment | None
 ) -> int | None:
-    """Move the item's votes from one judgment to another; returns the new one's vote. Repeats do not count."""
+    """Move the item's votes from the old judgment to the new one; returns the new vote. Repeats do not count."""
     was, votes = (_vote(judgment, item) for judgment in (before, now))
     if occasion == 0 and was != votes:
         more = {"more_for_first": 0, "more_for_second": 0, "more_for_neither": 0}
@@ -194,10 +193,10 @@ def count_vote(
 def count_work(
     tx: Transaction, rater_id: str, at_ms: int, *, judged: int, active_ms: int = 0, idle_ms: int = 0
 ) -> None:
-    """Add to the rater's hour, and to their judgments."""
+    """Add to the rater's counts, in total and for the hour."""
     at_hour = at_ms // HOUR_MS
-    given = {"more": judged, "more_active": active_ms, "more_idle": idle_ms}
-    if not st.COUNT_HOUR.do(tx.connection, rater=rater_id, at_hour=at_hour, **given):
+    amounts = {"more": judged, "more_active": active_ms, "more_idle": idle_ms}
+    if not st.COUNT_HOUR.do(tx.connection, rater=rater_id, at_hour=at_hour, **amounts):
         counts = {"judged": judged, "active_ms": active_ms, "idle_ms": idle_ms}
         st.ADD_HOUR.do(tx.connection, rater_id=rater_id, hour=at_hour, **counts)
     if judged:
@@ -243,13 +242,13 @@ def _find_replay(tx: Transaction, rater_id: str, client_id: str, answer: Answer)
         raise RefusedError(f"client_id {client_id} was used for another judgment: make a new one for each")
     judgment = st.JUDGMENT.one(tx.connection, judgment=row.judgment_id, rater=rater_id)
     if judgment is None:
-        raise RefusedError("that judgment was undone since: answer the pair again")
+        raise RefusedError("that judgment has been undone: answer the pair again")
     return Stored(row.judgment_id, Judgment.model_validate_json(judgment.record), replayed=True)
 
 
 def _remember(tx: Transaction, rater_id: str, client_id: str, judgment_id: str, answer: Answer) -> None:
-    known = {"rater_id": rater_id, "client_id": client_id, "judgment_id": judgment_id}
-    st.ADD_SUBMISSION.do(tx.connection, **known, body_hash=_body_hash(answer))
+    submission = {"rater_id": rater_id, "client_id": client_id, "judgment_id": judgment_id}
+    st.ADD_SUBMISSION.do(tx.connection, **submission, body_hash=_body_hash(answer))
 
 
 def _body_hash(answer: Answer) -> str:
@@ -259,20 +258,22 @@ def _body_hash(answer: Answer) -> str:
 def _own_judgment(tx: Transaction, rater_id: str, judgment_id: str, verb: str) -> Any:
     row = st.JUDGMENT.one(tx.connection, judgment=judgment_id, rater=rater_id)
     if row is None:
-        raise RefusedError(f"there is no such judgment of yours to {verb}")
+        raise RefusedError(f"you have no such judgment to {verb}")
     return row
 
 
 def _assignment_to_answer(tx: Transaction, rules: Rules, rater_id: str, item_id: str) -> Any:
     rows = st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)
     if not rows:
-        raise RefusedError(f"pair {item_id} was not given to you: reload the page for the next one")
+        raise RefusedError(f"pair {item_id} is not assigned to you: reload the page for your next one")
     row = next((row for row in rows if row.state != "done"), rows[0])
     if row.state == "done":
-        raise RefusedError(f"pair {item_id} has your judgment already: undo that one to change it")
-    # A lease that ran out costs nothing while the place is free; work done late is taken if it can be.
+        raise RefusedError(f"you have already judged pair {item_id}: undo that judgment to change it")
+    # An expired lease costs nothing while the place is free: late work is accepted if it can be.
     if row.state == "lapsed" and not resume(tx, rules, row):
-        raise RefusedError(f"your time for pair {item_id} ran out and other raters have judged it: go on with the next")
+        raise RefusedError(
+            f"your time for pair {item_id} has expired and other raters have judged it: continue with the next one"
+        )
     return row
 
 

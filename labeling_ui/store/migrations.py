@@ -1,4 +1,4 @@
-"""The numbered migrations that bring a label store to this version's schema, all in one transaction."""
+"""Numbered migrations that bring a label store to this version's schema, in one transaction."""
 
 from __future__ import annotations
 
@@ -163,16 +163,16 @@ def _migrate_003_campaigns(connection: Connection) -> None:
 
 
 def _count_what_is_there(connection: Connection) -> None:
-    """Fill the columns that came with this migration from the records and the log."""
+    """Fill this migration's new columns from the records and the log."""
     times = {row.seq: row.at_ms for row in connection.execute(sa.select(EVENTS.c.seq, EVENTS.c.at_ms))}
     query = sa.select(JUDGMENTS.c.id, JUDGMENTS.c.record, JUDGMENTS.c.seq, ASSIGNMENTS.c.occasion, ITEMS.c.first_id)
     query = query.join(ASSIGNMENTS, ASSIGNMENTS.c.id == JUDGMENTS.c.assignment_id)
     for row in connection.execute(query.join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)).all():
-        said = json.loads(row.record)
-        vote = vote_of(said["answer"], skip=said["skip"], left_is_first=said["left"] == row.first_id)
+        record = json.loads(row.record)
+        vote = vote_of(record["answer"], skip=record["skip"], left_is_first=record["left"] == row.first_id)
         counted = {"vote": vote, "at_ms": times[row.seq], "occasion": row.occasion}
         if not row.id.startswith("imported-"):
-            counted["active_ms"] = round(1000 * (said.get("seconds_active") or 0))
+            counted["active_ms"] = round(1000 * (record.get("seconds_active") or 0))
         connection.execute(sa.update(JUDGMENTS).where(JUDGMENTS.c.id == row.id).values(**counted))
     _run_all(connection, _RECOUNT)
     _count_hours(connection)
@@ -190,7 +190,7 @@ UPDATE items SET disputed = CASE WHEN for_first > 0 AND for_second > 0 THEN 2
 
 
 def _count_hours(connection: Connection) -> None:
-    """The work of each rater and hour, from the log: time spent on what was undone since counts too."""
+    """Each rater's work by hour, from the log: time spent on undone judgments counts too."""
     kinds = ("submitted", "skipped", "imported", "undone")
     hours: dict[tuple[str, int], list[int]] = {}
     judged_in: dict[str, int] = {}
@@ -221,24 +221,24 @@ CREATE INDEX turns_of_rater ON turns (rater_id, asked_at_ms);
 
 
 def _migrate_004_conversations(connection: Connection) -> None:
-    """The queue between raters who write and the process that answers them; what is answered is a pair."""
+    """The queue between raters and the process that answers them; an answered turn is a pair."""
     _run_all(connection, _CONVERSATIONS)
 
 
 def _migrate_005_latest_judgments(connection: Connection) -> None:
-    """The lead's page reads what was judged since it last looked."""
+    """For the lead's page, which reads the judgments since its last look."""
     connection.exec_driver_sql("CREATE INDEX judgments_in_order ON judgments (seq)")
 
 
 def _migrate_006_turns_in_the_log(connection: Connection) -> None:
-    """Turns were in no event before: the log tells of those that are there, at the time when they were asked."""
-    from labeling_ui.store.event_log import Transaction  # which stands on the tables of this module
+    """Turns were not in the log before: adds events for the existing ones, at the time they were asked."""
+    from labeling_ui.store.event_log import Transaction  # which imports this module
 
     for row in connection.execute(sa.select(TURNS).order_by(TURNS.c.asked_at_ms, TURNS.c.number)).all():
         tx = Transaction(connection, partial(int, row.asked_at_ms))
         about = {"turn": row.id, "conversation_id": row.conversation_id, "number": row.number}
-        asked = {**about, "messages": json.loads(row.messages), "policies": []}
-        tx.event("asked", rater_id=row.rater_id, payload=asked)
+        payload = {**about, "messages": json.loads(row.messages), "policies": []}
+        tx.event("asked", rater_id=row.rater_id, payload=payload)
         if row.state in ("ready", "failed"):
             came = {"turn": row.id, "pair_id": row.pair_id, "error": row.error}
             tx.event("answered", rater_id=row.rater_id, item_id=row.pair_id, payload=came)
@@ -259,7 +259,7 @@ def migrate(engine: Engine, url: str) -> None:
     """Bring the store to this version's schema, all in one transaction.
 
     Raises:
-        StoreError: it was made by a newer version, is not a label store, or cannot be opened.
+        StoreError: it was written by a newer version, is not a label store, or cannot be opened.
     """
     try:
         with engine.begin() as connection:
@@ -270,7 +270,7 @@ def migrate(engine: Engine, url: str) -> None:
             applied = connection.scalar(sa.select(sa.func.max(SCHEMA_MIGRATIONS.c.number))) or 0
             if applied > len(MIGRATIONS):
                 raise StoreError(
-                    f"the label store {url} is of schema {applied}, and this version knows {len(MIGRATIONS)}: "
+                    f"the label store {url} has schema {applied}, but this version supports {len(MIGRATIONS)}: "
                     "update Tiebreak"
                 )
             for number, step in enumerate(MIGRATIONS[applied:], start=applied + 1):
@@ -282,9 +282,9 @@ def migrate(engine: Engine, url: str) -> None:
 
 
 def _reason(engine: Engine, error: SQLAlchemyError) -> str:
-    """Why a store cannot be opened; SQLite says no more of its folder than that there is no file."""
+    """Why a store cannot be opened: SQLite's own message does not name the folder."""
     if engine.dialect.name == "sqlite" and engine.url.database:
         folder = Path(engine.url.database).absolute().parent
         if folder.is_dir() and not os.access(folder, os.W_OK):
-            return f"{folder} cannot be written, which SQLite needs even to read: copy the store to another folder"
+            return f"{folder} is not writable, which SQLite needs even for reading: copy the store to another folder"
     return str(error.__cause__ or error)

@@ -1,5 +1,5 @@
-"""How far a campaign and each of its raters have come. Quick in a store of a million judgments: what grows is counted as
-it happens, by rater and hour."""
+"""Progress of a campaign and its raters. Fast in a store of a million judgments: growing numbers are counted as they
+change, by rater and hour."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one rater, and the whole campaign, has come."""
+    """Progress of one rater and of the whole campaign."""
 
     done: int
     judged: int
     wanted: int
     available: int
-    """items this rater could still be given"""
+    """items that this rater can still get"""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A rater's judgments since some time, and the seconds they took, idle ones apart."""
+    """A rater's judgments since some time, and their active and idle seconds."""
 
     judged: int
     active_seconds: float
@@ -49,7 +49,7 @@ class Work:
 
     @property
     def pace_per_hour(self) -> float | None:
-        """Judgments an hour of active time; None before there is a minute of it."""
+        """Judgments per hour of active time; None for less than a minute."""
         return round(3600 * self.judged / self.active_seconds, 1) if self.active_seconds >= 60 else None
 
 
@@ -63,11 +63,11 @@ class Past:
     seq: int
     judgment: Judgment
     prompt: str
-    """how the conversation's last message begins"""
+    """beginning of the conversation's last message"""
 
 
 def progress(connection: Connection, rater_id: str) -> Progress:
-    """How far the rater and the campaign have come."""
+    """Progress of the rater and the campaign."""
     rater = connection.execute(sa.select(RATERS.c.judged, RATERS.c.pool).where(RATERS.c.id == rater_id)).first()
     done, pool = (rater.judged, rater.pool) if rater else (0, "")
     free = sa.and_(ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.offered == 1)
@@ -81,12 +81,12 @@ def progress(connection: Connection, rater_id: str) -> Progress:
 
 
 def judged(connection: Connection) -> int:
-    """Judgments that stand."""
+    """Number of current judgments."""
     return int(connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(RATERS.c.judged), 0))) or 0)
 
 
 def wanted(connection: Connection) -> int:
-    """Judgments that the campaign asks for: every item's overlap, and the repeats and gold given so far."""
+    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far."""
     every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
     gold = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
     of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(gold)
@@ -95,7 +95,7 @@ def wanted(connection: Connection) -> int:
 
 
 def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:
-    """What a rater has done since the hour that holds `since_ms`."""
+    """A rater's work since the hour that contains `since_ms`."""
     sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in _HOUR_COLUMNS]
     query = sa.select(*sums).where(RATER_HOURS.c.rater_id == rater_id, RATER_HOURS.c.hour >= since_ms // HOUR_MS)
     count, active, idle = connection.execute(query).one()
@@ -106,12 +106,12 @@ _HOUR_COLUMNS = (RATER_HOURS.c.judged, RATER_HOURS.c.active_ms, RATER_HOURS.c.id
 
 
 def gold_agreement(connection: Connection, rater_id: str) -> tuple[int, int]:
-    """(right, n): of the gold items a rater has judged, those where they said what is known. Skips do not count."""
+    """(right, n) of a rater's judgments of gold items. Skips do not count."""
     return gold_agreements(connection, JUDGMENTS.c.rater_id == rater_id).get(rater_id, (0, 0))
 
 
 def gold_agreements(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, tuple[int, int]]:
-    """The same of every rater who has judged gold items, or of some."""
+    """The same for every rater who has judged gold items, or for some."""
     query = (
         sa.select(JUDGMENTS.c.rater_id, JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
         .join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
@@ -134,7 +134,7 @@ def _side(vote: int) -> int:
 
 
 def history(connection: Connection, rater_id: str, before: int | None, limit: int) -> list[Past]:
-    """A rater's judgments that stand, the latest first; `before` is the `seq` of the last one of the page before."""
+    """A rater's current judgments, latest first; `before`: the `seq` of the previous page's last one."""
     query = (
         sa.select(JUDGMENTS, PAIRS.c.record.label("pair"))
         .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
@@ -179,7 +179,7 @@ def status(connection: Connection) -> dict[str, Any]:
 
 
 def judged_by_day(connection: Connection) -> dict[str, int]:
-    """Judgments that stand, by the UTC day on which they were made; days without any are left out."""
+    """Current judgments by the UTC day on which they were made; days without any are left out."""
     query = sa.select(RATER_HOURS.c.hour, sa.func.sum(RATER_HOURS.c.judged)).group_by(RATER_HOURS.c.hour)
     days: dict[int, int] = {}
     for hour, count in connection.execute(query.where(RATER_HOURS.c.hour >= 0)):
@@ -190,7 +190,7 @@ def judged_by_day(connection: Connection) -> dict[str, int]:
 
 
 def judged_since(connection: Connection, at_ms: int) -> tuple[int, int]:
-    """Judgments since the hour that holds `at_ms`, and the raters who made them."""
+    """Judgments since the hour that contains `at_ms`, and the number of raters who made them."""
     query = sa.select(
         sa.func.coalesce(sa.func.sum(RATER_HOURS.c.judged), 0), sa.func.count(sa.distinct(RATER_HOURS.c.rater_id))
     )

@@ -1,9 +1,8 @@
-"""The tables of the label store and the numbered migrations that make them.
+"""The tables of the label store, and its engine.
 
-SQLite by default (WAL, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL keeps to what both
-understand; ids are ours, so no table counts for itself. The event log `events` is the truth:
-triggers forbid its update and delete, and every row carries the hash of the one before. All other tables can be made
-again from it.
+SQLite by default (WAL, every writing transaction `BEGIN IMMEDIATE`), Postgres by URL. The SQL is common to both; ids are
+ours, so no table has an automatic counter. The event log `events` is the source of truth: triggers forbid updates and
+deletes, and every row carries the previous row's hash. All other tables can be rebuilt from it.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from sqlalchemy.exc import SQLAlchemyError
 from tiebreak.errors import TiebreakError
 
 IMPORTED_AT_MS = -1
-"""Of judgments made elsewhere nobody knows when: they count towards no day."""
+"""Judgments made elsewhere have no time: they count towards no day."""
 
 BUSY_TIMEOUT_MS = 15_000
 PAGES_TO_CHECKPOINT = 8_000
 HOUR_MS = 3_600_000
 MAX_PRIORITY = 100
 READ_ONLY = {"tiebreak_read_only": True}
-"""Execution options of a connection that will not write: its transaction takes no write lock."""
+"""Execution options of a read-only connection: its transaction takes no write lock."""
 
 ONE_STATEMENT = {"tiebreak_one_statement": True}
-"""Execution options of a connection that reads once: one statement sees one state without a transaction around it."""
+"""Execution options of a connection for one read: one statement sees one state without a transaction."""
 
 METADATA = MetaData()
 
@@ -224,14 +223,14 @@ LOG_HEAD = Table(
 
 
 class StoreError(TiebreakError):
-    """The label store cannot be opened, is of another campaign or a newer version, or has been tampered with."""
+    """The label store cannot be opened, belongs to another campaign or a newer version, or has been tampered with."""
 
 
 def build_engine(url: str) -> Engine:
-    """An engine whose transactions are what the store relies on.
+    """An engine with the transactions that the store relies on.
 
     Raises:
-        StoreError: the URL cannot be understood, or its driver is not installed.
+        StoreError: the URL is invalid, or its driver is not installed.
     """
     try:
         parsed = sa.make_url(url)
@@ -245,12 +244,12 @@ def build_engine(url: str) -> Engine:
         engine = sa.create_engine(parsed, connect_args=patience, pool_size=50)
     except ImportError as error:
         raise StoreError(
-            f"the label store's database needs a driver that is not installed ({error.name}): "
+            f"the driver of the label store's database is not installed ({error.name}): "
             "for postgresql+psycopg://…, pip install 'tiebreak[postgres]'"
         ) from error
     except SQLAlchemyError as error:
         raise StoreError(
-            f"this is no label store's URL: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
+            f"invalid URL of a label store: {error}. Give sqlite:///FILE or postgresql+psycopg://…"
         ) from error
     sa.event.listen(engine, "connect", _prepare_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
@@ -258,12 +257,12 @@ def build_engine(url: str) -> Engine:
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
-    connection.isolation_level = None  # sqlite3 begins nothing by itself: _begin_sqlite does
+    connection.isolation_level = None  # sqlite3 starts no transaction: _begin_sqlite does
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     row = cursor.fetchone()
-    # NORMAL: what FULL does within the commit, the store does after it, when others may write again (`flush_to_disk`).
-    # Where the file system allows no WAL, there is no log to flush.
+    # NORMAL: the store itself flushes after the commit, when others may write again (`flush_to_disk`).
+    # Where the file system does not support WAL, there is no log to flush.
     synchronous = "NORMAL" if row is not None and row[0] == "wal" else "FULL"
     settings = f"wal_autocheckpoint={PAGES_TO_CHECKPOINT}", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"
     for pragma in (f"synchronous={synchronous}", *settings):
@@ -272,24 +271,24 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later would fail when another wrote in between: take the lock at once.
+    # A transaction that reads first and writes later would fail if another wrote in between: take the lock at once.
     options = connection.get_execution_options()
     if not options.get("tiebreak_one_statement"):
         connection.exec_driver_sql("BEGIN" if options.get("tiebreak_read_only") else "BEGIN IMMEDIATE")
 
 
 def flush_to_disk(log: Path) -> None:
-    """Return when every transaction that was committed to a SQLite file before is on the disk.
+    """Return once every transaction committed so far to a SQLite file is on disk.
 
-    SQLite's own way, `synchronous=FULL`, waits for the disk while it holds the write lock: one after the other. Here the
-    commit writes the log, lets the next writer in, and then waits; writers that wait at the same time wait for the same
-    write of the disk. A log that is gone was moved into the database, which is on disk by then.
+    SQLite's own `synchronous=FULL` waits for the disk while holding the write lock, one writer after another. Here, the
+    commit writes the log and releases the lock before the wait; writers that wait at the same time share one flush. A log
+    that no longer exists was checkpointed into the database, which is on disk by then.
 
     Args:
-        log: the database's file `-wal`.
+        log: the database's `-wal` file.
 
     Raises:
-        OSError: the disk does not confirm it.
+        OSError: the disk does not confirm the flush.
     """
     try:
         file = os.open(log, os.O_RDONLY)
@@ -305,18 +304,18 @@ def flush_to_disk(log: Path) -> None:
 
 
 FIRST_TURN = MAX_PRIORITY << 32
-"""The turn of the first item of priority 0. Higher priorities come before, in steps of 2^32."""
+"""The turn of the first item of priority 0. Higher priorities come before it, in steps of 2^32."""
 
 
 def turn_of(priority: int, position: int) -> int:
-    """Where an item stands in the order in which items are given: by priority, then as they were added."""
+    """An item's place in the order of assignment: by priority, then as added."""
     return (MAX_PRIORITY - priority << 32) + position
 
 
 def vote_of(answer: int | None, *, skip: bool, left_is_first: bool) -> int | None:
-    """An answer about the sides as shown as one about the item's completions: +3 the first much better … −3 the second.
+    """An answer about the sides shown, as a vote on the item's completions: +3 first much better … −3 second.
 
-    0 is a tie or both bad; None is a skip, which says nothing about them.
+    0 is a tie or both bad; None is a skip.
     """
     if skip:
         return None

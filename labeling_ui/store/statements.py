@@ -1,4 +1,4 @@
-"""The statements of the hot path, compiled once and run on the driver itself (see `log.Prepared`)."""
+"""The statements of the hot path, compiled once and run by the driver (see `event_log.Prepared`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from labeling_ui.store.schema import (
     SUBMISSIONS,
 )
 
-# --- who ---
+# --- raters ---
 
 RATER = Prepared(sa.select(RATERS).where(RATERS.c.id == bindparam("rater")).with_for_update())
-"""Locked on Postgres: what one rater does in two windows happens one after the other."""
+"""Locked on Postgres: one rater's actions in two windows run one after the other."""
 
 SESSION = Prepared(
     sa.select(RATERS, SESSIONS.c.csrf_token)
@@ -35,12 +35,12 @@ COUNT_JUDGMENT = Prepared(
     sa.update(RATERS).where(RATERS.c.id == bindparam("rater")).values(judged=RATERS.c.judged + bindparam("more"))
 )
 
-# --- what is there ---
+# --- contents ---
 
 PAIR_RECORD = Prepared(sa.select(PAIRS.c.record).where(PAIRS.c.id == bindparam("pair")))
 ITEM = Prepared(sa.select(ITEMS).where(ITEMS.c.id == bindparam("item")))
 
-# --- giving items to raters ---
+# --- assignment ---
 
 _FREE = ITEMS.c.taken < ITEMS.c.overlap
 _ONE_MORE = ITEMS.c.taken + 1
@@ -49,18 +49,18 @@ TAKE_PLACE = Prepared(
     .where(ITEMS.c.id == bindparam("item"), _FREE)
     .values(taken=_ONE_MORE, freed=sa.case((ITEMS.c.overlap > _ONE_MORE, ITEMS.c.freed), else_=0))
 )
-"""One atomic statement: a place of the item, if one is free."""
+"""Takes a place of the item, if one is free, in one atomic statement."""
 MAKE_PLACE = Prepared(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"))
     .values(taken=_ONE_MORE, overlap=sa.case((ITEMS.c.overlap < _ONE_MORE, _ONE_MORE), else_=ITEMS.c.overlap))
 )
-"""One judgment more, from elsewhere or of a gold item: the overlap grows where it must."""
+"""Takes a place for an imported or gold judgment: the overlap grows if it must."""
 FREE_PLACE = Prepared(
     sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(taken=ITEMS.c.taken - 1, freed=ITEMS.c.offered)
 )
 LOCK_ITEM = Prepared(sa.select(ITEMS.c.id).where(ITEMS.c.id == bindparam("item")).with_for_update(skip_locked=True))
-"""Empty where another transaction has the item."""
+"""Empty where another transaction has locked the item."""
 
 _GIVEN = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == bindparam("rater")
@@ -75,7 +75,7 @@ _IN_TURN = (
 NEXT_IN_TURN = Prepared(_IN_TURN)
 NEXT_UNLOCKED = Prepared(_IN_TURN.with_for_update(skip_locked=True))
 NEXT_AFTER_OTHERS = Prepared(_IN_TURN.with_for_update())
-"""Everything before the rater's cursor is full or was theirs already: a claim stays quick in a store of a million."""
+"""Before the rater's cursor, every item is full or was theirs already: claims stay fast in a store of a million."""
 NEXT_FREED = Prepared(
     sa.select(ITEMS)
     .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, ~_GIVEN.exists())
@@ -84,8 +84,8 @@ NEXT_FREED = Prepared(
     .limit(sa.literal_column("1"))
     .with_for_update(skip_locked=True)
 )
-"""An item whose place a rater has left: it may stand before the cursors of the others. (Only items that are offered are
-ever freed. To ask for that too would lead SQLite to the index of all open items.)"""
+"""An item whose place a rater has left: it may be before the others' cursors. (Only offered items are ever freed, and
+asking for that too would lead SQLite to the index of all open items.)"""
 _HAD = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == GOLD.c.item_id, ASSIGNMENTS.c.rater_id == bindparam("rater")
 )
@@ -97,7 +97,7 @@ GOLD_LEFT = Prepared(
     .order_by(sa.case((GOLD.c.number >= bindparam("start"), 0), else_=1), GOLD.c.number)
     .limit(sa.literal_column("1"))
 )
-"""The first gold item from `start` on, in a circle, that the rater has not had."""
+"""The first gold item from `start` on, cyclically, that the rater has not had."""
 
 WAITING = Prepared(
     sa.select(ASSIGNMENTS)
@@ -138,7 +138,7 @@ JUDGED_AT = Prepared(
     .limit(sa.literal_column("1"))
     .offset(bindparam("place"))
 )
-"""The rater's judgment number `place`, the oldest being 0."""
+"""The rater's judgment number `place`, counted from 0."""
 
 # --- judging ---
 
@@ -179,7 +179,7 @@ COUNT_VOTE = Prepared(
         ),
     )
 )
-"""The item's votes, and whether raters disagree about it: 2 about the side, 1 about whether either is better."""
+"""The item's votes, and whether raters disagree: 2 about the side, 1 about whether either is better."""
 _HOUR = sa.and_(RATER_HOURS.c.rater_id == bindparam("rater"), RATER_HOURS.c.hour == bindparam("at_hour"))
 COUNT_HOUR = Prepared(
     sa.update(RATER_HOURS)

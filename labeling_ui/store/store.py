@@ -1,11 +1,11 @@
-"""The label store: pairs, raters, who judges what, and the log of everything that happened.
+"""The label store: pairs, raters, assignments, and the event log.
 
-Every change is one transaction that appends to the event log and updates the tables derived from it. What the store
-promises, whatever the number of threads, processes and servers on it:
+Every change is one transaction that appends to the event log and updates the tables derived from it. Guarantees,
+for any number of threads, processes and servers:
 
 - an acknowledged judgment is on disk, and submitting it again changes nothing;
 - no pair is held or judged by more raters than its overlap, and none is given to a rater twice;
-- a judgment carries the sides as they were assigned, never as a client claims them.
+- a judgment stores the sides as assigned, never as a client claims them.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ Document = Literal["guidelines", "consent"]
 T = TypeVar("T")
 ATTEMPTS = 5
 _TRY_AGAIN = ("40001", "40P01")
-"""Postgres: two transactions could not both have been alone, or each waited for the other."""
+"""Postgres: the two transactions could not be serialised, or deadlocked."""
 
 
 @dataclass(frozen=True)
 class Rater:
-    """Someone who judges. `id` is the pseudonym that exports carry; `name` stays in the store."""
+    """A rater. Exports carry the pseudonym `id`; `name` stays in the store."""
 
     id: str
     name: str
@@ -75,7 +75,7 @@ class Rater:
     role: Role
     disabled: bool = False
     pool: str = ""
-    """the group whose pairs come to them, besides everybody's"""
+    """the rater's pool, whose pairs they get besides everybody's"""
 
 
 def wall_clock_ms() -> int:
@@ -89,7 +89,7 @@ def default_store_url(path: Path) -> str:
 
 
 class Store:
-    """One label store. Safe to share between threads, and between processes by opening it in each."""
+    """One label store. Thread-safe; each process opens its own."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Store:
         clock: Callable[[], int] | None = wall_clock_ms,
         lease_seconds: int = LEASE_SECONDS,
     ) -> None:
-        """`url` is for messages, without its password. `clock` None: time is the number of the event, so that simulated
-        campaigns leave the same log every time."""
+        """`url`: for messages, without the password. `clock` None: times are event numbers, so that simulated campaigns
+        leave the same log every time."""
         self.engine = engine
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
@@ -118,7 +118,7 @@ class Store:
         clock: Callable[[], int] | None = wall_clock_ms,
         lease_seconds: int = LEASE_SECONDS,
     ) -> Store:
-        """Open a store and bring it to the present schema.
+        """Open a store and migrate it to the current schema.
 
         Raises:
             StoreError: there is none and `create` is false, or it cannot be opened.
@@ -129,13 +129,13 @@ class Store:
             if create:
                 file.parent.mkdir(parents=True, exist_ok=True)
             elif not file.is_file():
-                raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' makes one from pairs")
+                raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' creates one from pairs")
         shown = engine.url.render_as_string(hide_password=True)
         migrate(engine, shown)
         return cls(engine, shown, clock=clock, lease_seconds=lease_seconds)
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Close all connections."""
         self.engine.dispose()
         if self._turn:
             self._turn.close()
@@ -144,20 +144,20 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Transaction]:
-        """A transaction that alone writes. Durable: when this returns, it is on disk, whatever happens to the machine.
+        """An exclusive writing transaction. Durable: on return it is on disk and survives a crash of the machine.
 
-        Without that a crash of the machine (not of the process) may undo it: enough for who is given what.
+        Without `durable`, a crash of the machine (not of the process) may undo it: enough for assignments.
         """
         with self._turn or contextlib.nullcontext(), self.engine.begin() as connection:
             transaction = Transaction(connection, self._clock)
             yield transaction
             transaction.write_head()
         if durable and self._log is not None:
-            flush_to_disk(self._log)  # Postgres's commit returns when it is on disk, and shares that wait by itself
+            flush_to_disk(self._log)  # Postgres's commit returns once it is on disk, and groups commits itself
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection that sees one state of the store and takes no lock."""
+        """A connection with a consistent snapshot and no lock."""
         sqlite = self.engine.dialect.name == "sqlite"
         options: dict[str, Any] = READ_ONLY if sqlite else {"isolation_level": "REPEATABLE READ"}
         with self.engine.connect().execution_options(**options) as connection:
@@ -165,12 +165,12 @@ class Store:
 
     @contextlib.contextmanager
     def glancing(self) -> Iterator[Connection]:
-        """A connection for a single statement that reads: half the price of `reading`."""
+        """A connection for a single reading statement: half the cost of `reading`."""
         with self.engine.connect().execution_options(**ONE_STATEMENT) as connection:
             yield connection
 
     def transact(self, work: Callable[[Transaction], T], *, durable: bool = True) -> T:
-        """Do `work` in a transaction of its own, again where the database asks for that."""
+        """Do `work` in a transaction, retried where the database asks for it."""
         for attempt in range(ATTEMPTS):
             try:
                 with self.writing(durable=durable) as tx:
@@ -181,12 +181,12 @@ class Store:
         raise RuntimeError("unreachable")
 
     def transact_all(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
-        """Do all `works` in one durable transaction, each by itself: one that fails undoes itself alone.
+        """Do all `works` in one durable transaction, each in a savepoint: one that fails undoes only itself.
 
-        Many raters' judgments reach the disk together: the disk is waited for once. Returns what each returned or raised.
+        Many raters' judgments then share one flush to disk. Returns each result or exception.
 
         Raises:
-            OperationalError: the database cannot go on (a full disk, a lock that is not let go): nothing was stored.
+            OperationalError: the database cannot continue (a full disk, a lock that is not released): nothing was stored.
         """
 
         def do(tx: Transaction) -> list[Any]:
@@ -203,7 +203,7 @@ class Store:
 
         return self.transact(do)
 
-    # --- what there is to judge ---------------------------------------------------------------------------------------
+    # --- contents ------------------------------------------------------------------------------------------------------
 
     def add_pairs(
         self,
@@ -218,19 +218,19 @@ class Store:
         priority: int = 0,
         pool: str = "",
     ) -> int:
-        """Add the pairs that are not there yet; returns how many were new.
+        """Add the pairs that are new; returns how many.
 
-        Pairs of K completions become K(K−1)/2 items, or with `ranking` one item to be put in order.
+        Pairs of K completions become K(K−1)/2 items, or with `ranking` one item to rank.
 
         Raises:
-            StoreError: the store was begun with another seed, or holds another pair under the same id.
+            StoreError: the store has another seed, or another pair with the same id.
         """
         batched = Batch(batch, priority, pool, overlap)
         about = Source(source, source_id, ranking)
         return self.transact(lambda tx: campaign.add_pairs(tx, pairs, batched, seed=seed, source=about, url=self.url))
 
     def campaign(self) -> dict[str, Any]:
-        """The settings the store was begun with: overlap, seed, and `sources`, [source, id] of the pairs."""
+        """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
         return {row.name: json.loads(row.value) for row in rows}
@@ -242,11 +242,11 @@ class Store:
         return [Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused)) for row in rows]
 
     def change_batch(self, name: str, change: BatchChange) -> Batch:
-        """Steer a batch. Raises RefusedError if there is none of that name."""
+        """Change a batch. Raises RefusedError if there is none with that name."""
         return self.transact(lambda tx: campaign.change_batch(tx, name, change))
 
     def set_gold(self, item_id: str, preferred_id: str | None) -> Gold:
-        """Make an item gold: `preferred_id` is known to be better, or neither where it is None.
+        """Make an item gold: `preferred_id` is the better completion, or None where neither is better.
 
         Raises:
             RefusedError: there is no such item, or the completion is not one of its own.
@@ -254,7 +254,7 @@ class Store:
         return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id))
 
     def gold(self) -> list[Gold]:
-        """All gold items, in the order in which they became gold."""
+        """All gold items, in the order they became gold."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(GOLD).order_by(GOLD.c.number)).all()
         return [Gold(row.item_id, row.preferred_id) for row in rows]
@@ -271,7 +271,7 @@ class Store:
         password_hash: str | None = None,
         pool: str = "",
     ) -> Rater:
-        """Add a rater, or return the one of that name if it is of the same kind and neither has a password.
+        """Add a rater, or return the existing one with that name if it has the same kind and neither has a password.
 
         Raises:
             StoreError: the name is taken, or people and simulated raters would share the store.
@@ -280,13 +280,13 @@ class Store:
         return self.transact(lambda tx: insert_rater(tx, rater, password_hash, self.url))
 
     def raters(self) -> list[Rater]:
-        """Everyone, in the order they were added."""
+        """All raters, in the order they were added."""
         with self.reading() as connection:
             query = sa.select(RATERS).order_by(RATERS.c.created_at_ms, RATERS.c.id)
             return [_as_rater(row) for row in connection.execute(query)]
 
     def move_rater(self, rater_id: str, pool: str) -> None:
-        """Give a rater another pool. Raises RefusedError if there is no such rater, or they are disabled."""
+        """Move a rater to another pool. Raises RefusedError if there is no such rater, or they are disabled."""
 
         def move(tx: Transaction) -> None:
             assigning.active_rater(tx.connection, rater_id)
@@ -296,7 +296,7 @@ class Store:
         self.transact(move)
 
     def accept(self, rater_id: str, version: str, document: Document = "guidelines") -> None:
-        """Record that a rater has read a version of the guidelines, or consented to a version of the consent."""
+        """Record that a rater has accepted a version of the guidelines or the consent."""
 
         def record(tx: Transaction) -> None:
             kind: EventKind = "guidelines_accepted" if document == "guidelines" else "consent_given"
@@ -317,13 +317,13 @@ class Store:
             )
             return connection.scalar(query) == version
 
-    # --- the work -----------------------------------------------------------------------------------------------------
+    # --- judging -------------------------------------------------------------------------------------------------------
 
     def claim(self, rater_id: str, holding: Sequence[str] = ()) -> Assignment | None:
-        """The rater's next item: one given before and not answered, or a new one; None if there is nothing for them.
+        """The rater's next item: an unanswered one, or a new one; None if nothing is left for them.
 
         Args:
-            holding: items the client has already, which are passed over.
+            holding: items that the client already has, which are skipped.
 
         Raises:
             RefusedError: there is no such rater, or they are disabled.
@@ -331,11 +331,10 @@ class Store:
         return self.transact(lambda tx: assigning.claim(tx, self.rules, rater_id, holding), durable=False)
 
     def submit(self, rater_id: str, submission: Submission) -> Stored:
-        """Store a judgment. When this returns, it is on disk.
+        """Store a judgment. On return, it is on disk.
 
         Raises:
-            RefusedError: the item is not this rater's, was judged already, or its lease ran out and others took its
-            place.
+            RefusedError: the item is not this rater's, is already judged, or its lease expired and others took its place.
         """
         return self.transact(lambda tx: judging.submit(tx, self.rules, rater_id, submission))
 
@@ -348,14 +347,14 @@ class Store:
     def submit_and_claim_in(
         self, tx: Transaction, rater_id: str, submission: Submission, holding: Sequence[str] = ()
     ) -> tuple[Stored, Assignment | None]:
-        """The same in a transaction that is there."""
+        """The same in an existing transaction."""
         rater = assigning.active_rater(tx.connection, rater_id)
         stored = judging.submit_for(tx, self.rules, rater, submission)
         counted = rater if stored.replayed else rater._replace(judged=rater.judged + 1)
         return stored, assigning.claim_for(tx, self.rules, counted, holding)
 
     def amend(self, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
-        """Put another answer in the place of a judgment's; the log keeps both.
+        """Replace a judgment's answer; the log keeps both.
 
         Raises:
             RefusedError: it is not theirs, or was undone.
@@ -363,15 +362,15 @@ class Store:
         return self.transact(lambda tx: judging.amend(tx, rater_id, judgment_id, client_id, answer))
 
     def undo(self, rater_id: str, judgment_id: str) -> Assignment:
-        """Take a judgment back: the pair is the rater's again, on the same sides, with what they had said as its draft.
+        """Undo a judgment: the pair is the rater's again, with the same sides and the old answer as its draft.
 
         Raises:
-            RefusedError: it is not theirs, or was undone already.
+            RefusedError: it is not theirs, or was already undone.
         """
         return self.transact(lambda tx: judging.undo(tx, self.rules, rater_id, judgment_id))
 
     def save_draft(self, rater_id: str, item_id: str, draft: Draft) -> None:
-        """Keep what a rater has begun, and their lease with it.
+        """Store a draft and renew its lease.
 
         Raises:
             RefusedError: the item is not theirs to judge.
@@ -383,13 +382,13 @@ class Store:
         self.transact(lambda tx: judging.mark_shown(tx, self.rules, rater_id, item_id, client_at_ms), durable=False)
 
     def last_judgment(self, rater_id: str) -> str | None:
-        """The id of the rater's latest judgment that stands."""
+        """The id of the rater's latest current judgment."""
         with self.reading() as connection:
             row = st.LAST_JUDGMENT.one(connection, rater=rater_id)
         return row.id if row else None
 
     def judged_assignment(self, rater_id: str, judgment_id: str) -> tuple[Assignment, Judgment]:
-        """A judgment of the rater's, and the pair on the sides on which it was judged.
+        """One of the rater's judgments, and its pair with the sides as judged.
 
         Raises:
             RefusedError: it is not theirs, or was undone.
@@ -397,7 +396,7 @@ class Store:
         with self.reading() as connection:
             row = st.JUDGMENT.one(connection, judgment=judgment_id, rater=rater_id)
             if row is None:
-                raise RefusedError("there is no such judgment of yours")
+                raise RefusedError("you have no such judgment")
             assignment = st.ASSIGNMENT.one(connection, assignment=row.assignment_id)
             shown = assigning.load_assignment(connection, self.rules, assignment)
         return shown, Judgment.model_validate_json(row.record)
@@ -405,32 +404,32 @@ class Store:
     # --- disagreements ------------------------------------------------------------------------------------------------
 
     def disputes(self, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
-        """Items about which raters disagree, opposite sides first."""
+        """Items that raters disagree about, opposite sides first."""
         with self.reading() as connection:
             return adjudication.disputes(connection, limit=limit, offset=offset, adjudicated=adjudicated)
 
     def open_dispute(self, lead_id: str, item_id: str) -> DisputeOpened:
-        """An item as a lead sees it who settles it. Raises RefusedError if there is no such item."""
+        """An item for a lead to settle. Raises RefusedError if there is no such item."""
         return self.transact(lambda tx: adjudication.open_dispute(tx, self.rules, lead_id, item_id), durable=False)
 
     def adjudicate(self, lead_id: str, submission: Submission) -> Judgment:
-        """Settle an item. Raises RefusedError if that cannot be."""
+        """Settle an item. Raises RefusedError if it cannot be settled."""
         return self.transact(lambda tx: adjudication.adjudicate(tx, self.rules, lead_id, submission))
 
     def adjudications(self) -> list[Judgment]:
-        """The leads' settled answers, which are not among `judgments`."""
+        """The leads' settled answers; `judgments` does not contain them."""
         with self.reading() as connection:
             return list(adjudication.adjudications(connection))
 
     # --- counts -------------------------------------------------------------------------------------------------------
 
     def progress(self, rater_id: str) -> Progress:
-        """How far the rater and the campaign have come."""
+        """Progress of the rater and the campaign."""
         with self.reading() as connection:
             return counts.progress(connection, rater_id)
 
     def work_since(self, rater_id: str, since_ms: int) -> Work:
-        """What a rater has done since the hour that holds `since_ms`."""
+        """A rater's work since the hour that contains `since_ms`."""
         with self.reading() as connection:
             return counts.work_since(connection, rater_id, since_ms)
 
@@ -440,7 +439,7 @@ class Store:
             return counts.gold_agreement(connection, rater_id)
 
     def judged(self) -> int:
-        """Judgments that stand."""
+        """Number of current judgments."""
         with self.glancing() as connection:
             return counts.judged(connection)
 
@@ -450,7 +449,7 @@ class Store:
             return counts.gold_agreements(connection)
 
     def history(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[Past]:
-        """The rater's judgments that stand, the latest first; `before` is the `seq` of the page before's last."""
+        """The rater's current judgments, latest first; `before`: the `seq` of the previous page's last one."""
         with self.reading() as connection:
             return counts.history(connection, rater_id, before, limit)
 
@@ -460,21 +459,21 @@ class Store:
             return {"store": self.url, **counts.status(connection)}
 
     def head(self) -> str:
-        """The hash of the log's last event: another as soon as anything has happened."""
+        """The hash of the log's last event: it changes with every event."""
         with self.reading() as connection:
             return connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
 
     def judged_by_day(self) -> dict[str, int]:
-        """Judgments that stand, by UTC day."""
+        """Current judgments by UTC day."""
         with self.reading() as connection:
             return counts.judged_by_day(connection)
 
     def judged_since(self, at_ms: int) -> tuple[int, int]:
-        """Judgments since the hour that holds `at_ms`, and the raters who made them."""
+        """Judgments since the hour that contains `at_ms`, and the number of raters who made them."""
         with self.reading() as connection:
             return counts.judged_since(connection, at_ms)
 
-    # --- reading out --------------------------------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------------------------------
 
     def pairs(self) -> list[Pair]:
         """All pairs, in the order they were added."""
@@ -483,7 +482,7 @@ class Store:
             return [Pair.model_validate_json(row.record) for row in rows]
 
     def judgments(self) -> tuple[list[Judgment], str]:
-        """The current judgments, by pair and rater, and the log's head hash they are the state of."""
+        """The current judgments, by pair and rater, and the log's head hash at that state."""
         with self.reading() as connection:
             query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
             rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
@@ -492,11 +491,11 @@ class Store:
 
 
 class _Turn:
-    """Whose turn it is to write to a SQLite file, among threads and processes.
+    """Orders the writers of a SQLite file, among threads and processes.
 
-    SQLite waits for its write lock by polling, up to 0.1 s a time, so that of several busy processes one may starve.
-    A lock that the kernel hands on costs nothing, and ends with the process that holds it. It only orders the
-    writers: what keeps them apart is still SQLite's own lock.
+    SQLite polls for its write lock, up to 0.1 s at a time, so that one of several busy processes may starve. A kernel lock
+    is handed on at once and released when its process dies. It only orders the writers: SQLite's own lock still keeps them
+    apart.
     """
 
     def __init__(self, database: Path) -> None:
@@ -518,17 +517,17 @@ class _Turn:
 
 
 def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: str) -> Rater:
-    """Add a rater in a transaction that is there; see `Store.add_rater`."""
+    """Add a rater in an existing transaction; see `Store.add_rater`."""
     rows = tx.connection.execute(sa.select(RATERS)).all()
     for row in rows:
         if row.name == rater.name:
             if row.kind == rater.kind and password_hash is None and row.password_hash is None:
                 return _as_rater(row)
-            raise StoreError(f"there is a rater named {rater.name!r} in {url} already")
+            raise StoreError(f"{url} already has a rater named {rater.name!r}")
     if any((row.kind == "simulated") != (rater.kind == "simulated") for row in rows):
-        held = "simulated raters" if rater.kind != "simulated" else "people"
+        others = "simulated raters" if rater.kind != "simulated" else "people"
         raise StoreError(
-            f"{url} is the store of {held}, and {rater.kind} judgments must never mix with theirs: give another --store"
+            f"{url} is a store of {others}, and {rater.kind} judgments must not mix with theirs: give another --store"
         )
     payload = {"kind": rater.kind, "role": rater.role, "pool": rater.pool}
     now = tx.event("rater_added", rater_id=rater.id, payload=payload)
@@ -542,5 +541,5 @@ def _as_rater(row: Any) -> Rater:
 
 
 def count_kinds(judgments: Sequence[Judgment]) -> dict[str, int]:
-    """How many judgments are of which kind."""
+    """Number of judgments by kind."""
     return dict(sorted(Counter(judgment.kind for judgment in judgments).items()))

@@ -1,4 +1,4 @@
-"""Whether a label store is what its event log says: the hash chain, and every table made again from the log alone."""
+"""Checks a label store against its event log: the hash chain, and every table rebuilt from the log."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 @dataclass
 class Verification:
-    """What `verify` found."""
+    """Result of `verify`."""
 
     events: int
     head: str
@@ -51,7 +51,7 @@ class Verification:
 
 @dataclass
 class _Rebuilt:
-    """The tables as the log tells them."""
+    """The tables as rebuilt from the log."""
 
     first_ids: dict[str, str]
     """the first completion of each item"""
@@ -68,7 +68,7 @@ class _Rebuilt:
 
 
 def verify(store: Store) -> Verification:
-    """Every fault found; none in a store that is whole."""
+    """Every error found; none in an intact store."""
     with store.reading() as connection:
         return _verify(connection)
 
@@ -80,18 +80,16 @@ def _verify(connection: Connection) -> Verification:
     previous, seq = "", 0
     for event in connection.execute(sa.select(EVENTS).order_by(EVENTS.c.seq)):
         seq += 1
-        told = event_hash(previous, seq, event.at_ms, event.kind, event.rater_id, event.item_id, event.payload)
-        if event.seq != seq or event.previous != previous or event.hash != told:
+        expected = event_hash(previous, seq, event.at_ms, event.kind, event.rater_id, event.item_id, event.payload)
+        if event.seq != seq or event.previous != previous or event.hash != expected:
             result.faults.append(
-                f"event {event.seq}: the chain is broken here: it was changed, or one before it is gone"
+                f"event {event.seq}: the chain is broken here: this event was changed, or an earlier one is missing"
             )
             return result
         previous = event.hash
         _apply(rebuilt, event, json.loads(event.payload))
     if (head.seq, head.hash) != (seq, previous):
-        result.faults.append(
-            f"the log ends at event {seq}, and its head says {head.seq}: events are missing at the end"
-        )
+        result.faults.append(f"the log ends at event {seq}, but its head is {head.seq}: events are missing at the end")
     result.judgments = len(rebuilt.judgments)
     for compare in (_compare_items, _compare_raters, _compare_work, _compare_assignments, _compare_judgments):
         result.faults += compare(connection, rebuilt)
@@ -127,8 +125,8 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         case "adjudicated":
             rebuilt.adjudications[event.item_id] = event.rater_id, _digest(payload["judgment"])
         case "rater_added":
-            known = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
-            rebuilt.raters[event.rater_id] = {**known, "disabled": 0, "judged": 0}
+            fields = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
+            rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0}
         case "rater_disabled" | "rater_enabled":
             rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
         case "rater_moved":
@@ -160,14 +158,14 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         assignment["state"] = "open"
         _count(rebuilt, event.rater_id, rebuilt.judgments.pop(identity)["at_ms"], -1, 0, 0)
         return
-    said = payload["judgment"]
+    judgment = payload["judgment"]
     active, idle = (
-        round(1000 * (seconds or 0)) for seconds in (said.get("seconds_active"), payload.get("seconds_idle"))
+        round(1000 * (seconds or 0)) for seconds in (judgment.get("seconds_active"), payload.get("seconds_idle"))
     )
-    left_is_first = said["left"] == rebuilt.first_ids.get(assignment["item"])
-    ranked = said.get("ranking") is not None
-    vote = None if ranked else vote_of(said["answer"], skip=said["skip"], left_is_first=left_is_first)
-    now = {"digest": _digest(said), "vote": vote}
+    left_is_first = judgment["left"] == rebuilt.first_ids.get(assignment["item"])
+    ranked = judgment.get("ranking") is not None
+    vote = None if ranked else vote_of(judgment["answer"], skip=judgment["skip"], left_is_first=left_is_first)
+    now = {"digest": _digest(judgment), "vote": vote}
     if event.kind == "amended":
         rebuilt.judgments[identity] |= now
         _count(rebuilt, event.rater_id, event.at_ms, 0, active, idle)
@@ -177,7 +175,7 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         active = idle = 0
     work = {"at_ms": event.at_ms, "active_ms": active, "idle_ms": idle}
     rebuilt.judgments[identity] = {
-        "assignment": payload["assignment"], "occasion": assignment["occasion"], "kind": said["kind"], **now, **work
+        "assignment": payload["assignment"], "occasion": assignment["occasion"], "kind": judgment["kind"], **now, **work
     }  # fmt: skip
     _count(rebuilt, event.rater_id, IMPORTED_AT_MS if event.kind == "imported" else event.at_ms, 1, active, idle)
 
@@ -190,7 +188,7 @@ def _count(rebuilt: _Rebuilt, rater_id: str, at_ms: int, judged: int, active_ms:
 
 
 def _digest(record: Row) -> bytes:
-    """A hash of a judgment, whichever version wrote it."""
+    """A hash of a judgment's record, independent of the version that wrote it."""
     whole = Judgment.model_validate(record).model_dump(mode="json")
     return hashlib.sha256(canonical_json(whole).encode()).digest()
 
@@ -201,30 +199,32 @@ def _digest(record: Row) -> bytes:
 def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     records = list(connection.scalars(sa.select(PAIRS.c.record).order_by(PAIRS.c.position)))
     wanted: list[tuple[Item, str]] = []
-    told, faults = 0, []
-    for one in rebuilt.imports:
-        part = records[one["first"] : one["first"] + one["count"]]
-        if pairs_digest(part) != one["digest"]:
-            faults.append(f"pairs {one['first']} to {one['first'] + one['count'] - 1} are not those that were added")
-        told += one["count"]
+    logged, faults = 0, []
+    for added in rebuilt.imports:
+        part = records[added["first"] : added["first"] + added["count"]]
+        if pairs_digest(part) != added["digest"]:
+            faults.append(
+                f"pairs {added['first']} to {added['first'] + added['count'] - 1} differ from those that were added"
+            )
+        logged += added["count"]
         pairs = [Pair.model_validate_json(record) for record in part]
-        items = [item for pair in pairs for item in items_of(pair, ranking=one.get("ranking", False))]
-        wanted += [(item, one.get("batch", "")) for item in items]
-    if told != len(records):
-        faults.append(f"the log tells of {told} pairs, and {len(records)} are there")
+        items = [item for pair in pairs for item in items_of(pair, ranking=added.get("ranking", False))]
+        wanted += [(item, added.get("batch", "")) for item in items]
+    if logged != len(records):
+        faults.append(f"the log records {logged} pairs, the store has {len(records)}")
     votes = _votes(rebuilt)
     there = connection.execute(sa.select(ITEMS).order_by(ITEMS.c.position)).all()
     if [(item, batch) for item, batch in wanted] != [
         (Item(row.id, row.pair_id, row.first_id, row.second_id, row.task), row.batch) for row in there
     ]:
-        return [*faults, "the items are not those that the pairs give"]
+        return [*faults, "the items do not match the pairs"]
     for row in there:
         batch = rebuilt.batches.get(row.batch, Batch(row.batch))
         offered = int(not batch.paused and row.id not in rebuilt.gold)
         if (row.turn, row.pool, row.offered) != (turn_of(batch.priority, row.position), batch.pool, offered):
-            faults.append(f"item {row.id}: given out otherwise than its batch says")
+            faults.append(f"item {row.id}: its settings do not match its batch")
         if [row.for_first, row.for_second, row.for_neither] != votes[row.id]:
-            faults.append(f"item {row.id}: its votes are not as the log tells")
+            faults.append(f"item {row.id}: its votes do not match the log")
     return faults
 
 
@@ -240,7 +240,7 @@ def _votes(rebuilt: _Rebuilt) -> dict[str, list[int]]:
 def _compare_raters(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     columns = ("kind", "role", "pool", "disabled", "judged")
     rows = {row.id: {name: getattr(row, name) for name in columns} for row in connection.execute(sa.select(RATERS))}
-    return [f"rater {name}: not as the log tells" for name in _unequal(rows, rebuilt.raters)]
+    return [f"rater {name}: does not match the log" for name in _unequal(rows, rebuilt.raters)]
 
 
 def _compare_work(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
@@ -248,8 +248,8 @@ def _compare_work(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         f"{row.rater_id} in hour {row.hour}": [row.judged, row.active_ms, row.idle_ms]
         for row in connection.execute(sa.select(RATER_HOURS))
     }
-    told = {f"{rater} in hour {hour}": counts for (rater, hour), counts in rebuilt.hours.items()}
-    return [f"the work of {name}: not as the log tells" for name in _unequal(rows, told)]
+    logged = {f"{rater} in hour {hour}": counts for (rater, hour), counts in rebuilt.hours.items()}
+    return [f"the work of {name}: does not match the log" for name in _unequal(rows, logged)]
 
 
 def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
@@ -265,16 +265,16 @@ def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]
         }
         for row in connection.execute(sa.select(ASSIGNMENTS))
     }
-    faults = [f"assignment {name}: not as the log tells" for name in _unequal(rows, rebuilt.assignments)]
+    faults = [f"assignment {name}: does not match the log" for name in _unequal(rows, rebuilt.assignments)]
     taken: dict[str, int] = defaultdict(int)
-    for one in rebuilt.assignments.values():
-        taken[one["item"]] += one["occasion"] == 0 and one["state"] != "lapsed"
+    for assignment in rebuilt.assignments.values():
+        taken[assignment["item"]] += assignment["occasion"] == 0 and assignment["state"] != "lapsed"
     for item in connection.execute(sa.select(ITEMS)):
         held = taken[item.id]
         if held > item.overlap:
-            faults.append(f"item {item.id}: held by {held} raters, and its overlap is {item.overlap}")
+            faults.append(f"item {item.id}: has {held} raters, but its overlap is {item.overlap}")
         if held != item.taken:
-            faults.append(f"item {item.id}: its count of raters is {item.taken}, and the log tells {held}")
+            faults.append(f"item {item.id}: its count of raters is {item.taken}, but {held} in the log")
     return faults
 
 
@@ -292,11 +292,11 @@ def _compare_judgments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         }
         for row in connection.execute(sa.select(JUDGMENTS))
     }
-    return [f"judgment {name}: not as the log tells" for name in _unequal(rows, rebuilt.judgments)]
+    return [f"judgment {name}: does not match the log" for name in _unequal(rows, rebuilt.judgments)]
 
 
 def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
-    """What leads decided, and what raters agreed to."""
+    """Leads' decisions and raters' acceptances."""
     settled = {
         row.item_id: (row.lead_id, _digest(json.loads(row.record)))
         for row in connection.execute(sa.select(ADJUDICATIONS))
@@ -308,18 +308,21 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         for row in connection.execute(sa.select(BATCHES))
     }
     return [
-        *(f"item {name}: not settled as the log tells" for name in _unequal(settled, rebuilt.adjudications)),
-        *(f"item {name}: gold otherwise than the log tells" for name in _unequal(gold, rebuilt.gold)),
-        *(f"batch {name!r}: not as the log tells" for name in _unequal(batches, rebuilt.batches)),
         *(
-            f"rater {rater}: has not agreed to the {document} that the log tells"
+            f"item {name}: its settled answer does not match the log"
+            for name in _unequal(settled, rebuilt.adjudications)
+        ),
+        *(f"item {name}: its gold answer does not match the log" for name in _unequal(gold, rebuilt.gold)),
+        *(f"batch {name!r}: does not match the log" for name in _unequal(batches, rebuilt.batches)),
+        *(
+            f"rater {rater}: the accepted {document} does not match the log"
             for rater, document in _unequal(agreed, rebuilt.acceptances)
         ),
     ]
 
 
 def _compare_turns(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
-    """What was asked in conversations, and what came of it. Whether a worker is at it is not the log's to tell."""
+    """Turns of conversations and their outcomes. Which worker holds a turn is not in the log."""
     rows = {
         row.id: {
             "conversation": row.conversation_id,
@@ -333,9 +336,11 @@ def _compare_turns(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         }
         for row in connection.execute(sa.select(TURNS))
     }
-    return [f"turn {name}: not as the log tells" for name in _unequal(rows, rebuilt.turns)]
+    return [f"turn {name}: does not match the log" for name in _unequal(rows, rebuilt.turns)]
 
 
-def _unequal(rows: dict[Any, Any], told: dict[Any, Any]) -> list[Any]:
+def _unequal(rows: dict[Any, Any], expected: dict[Any, Any]) -> list[Any]:
     nothing = object()
-    return sorted(name for name in rows.keys() | told.keys() if rows.get(name, nothing) != told.get(name, nothing))
+    return sorted(
+        name for name in rows.keys() | expected.keys() if rows.get(name, nothing) != expected.get(name, nothing)
+    )

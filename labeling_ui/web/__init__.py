@@ -1,1 +1,1 @@
-"""The label server: accounts, what it refuses, and the HTTP API behind the pages."""
+"""The label server: accounts, request checks, and the HTTP API behind the pages."""

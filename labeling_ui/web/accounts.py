@@ -1,6 +1,6 @@
-"""Raters who log in: passwords (argon2), sessions in the store, and a limit on guessing.
+"""Accounts: passwords (argon2), sessions in the store, and a limit on failed logins.
 
-A store with no account is one person's: the page then works without a login, on this machine alone.
+A store without accounts belongs to one person: the page then works without a login, on this machine only.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ SESSION_DAYS = 14
 MAX_PASSWORD_CHARACTERS = 1_000
 INVITATION_DAYS = 7
 INVITATION_PATH = "/login/#invitation="
-"""The token is behind a #: browsers send it to no server and write it to no log."""
+"""The token comes after a #: browsers neither send it to servers nor write it to logs."""
 MAX_FAILURES = 8
 MAX_FAILURES_OF_NAME = 40
 MAX_FAILURES_OF_ADDRESS = 100
 FAILURE_WINDOW_SECONDS = 300
 MAX_NAMES_WATCHED = 10_000
 
-# 19 MiB, two passes, one lane: OWASP's recommendation, and twenty raters who log in at once fit in memory.
+# 19 MiB, two passes, one lane: OWASP's recommendation; twenty raters logging in at once still fit in memory.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 _HASHING = ThreadPoolExecutor(2, thread_name_prefix="argon2")
-"""Each thread that has hashed keeps its 19 MiB, so few of them do: thirty raters at once would cost the server 450 MiB."""
+"""Each thread that has hashed keeps its 19 MiB, so there are only two: thirty would cost the server 450 MiB."""
 _NOBODYS_HASH = _HASHER.hash(secrets.token_urlsafe())
-"""Checked where there is no such rater, so that an unknown name takes as long as a wrong password."""
+"""Verified for unknown names, so that they take as long as a wrong password."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A rater who has logged in. `token` is known to their browser alone; the store has its hash."""
+    """A rater who has logged in. Only their browser has the `token`; the store has its hash."""
 
     rater: Rater
     csrf_token: str
@@ -54,7 +54,7 @@ class Session:
 
 
 def needs_login(store: Store) -> bool:
-    """True where somebody has a password: then everybody logs in."""
+    """True where any account has a password: then everybody must log in."""
     with store.reading() as connection:
         return st.ANY_ACCOUNT.one(connection) is not None
 
@@ -71,7 +71,7 @@ def add_account(store: Store, name: str, role: Role, password: str, pool: str = 
 
 
 def reset_password(store: Store, name: str, password: str) -> None:
-    """Set a new password, end the rater's sessions, and let them in again if they were disabled."""
+    """Set a new password, end the rater's sessions, and re-enable them if they were disabled."""
     hashed = hash_password(password)
     with store.writing() as tx:
         row = _find(tx.connection, name, store)
@@ -82,13 +82,13 @@ def reset_password(store: Store, name: str, password: str) -> None:
 
 
 def disable(store: Store, name: str) -> None:
-    """End a rater's part: no login, no pair, no judgment more. What they judged stays."""
+    """Disable a rater: no login, no further pairs or judgments. Their judgments stay."""
     with store.writing() as tx:
         _set_disabled(tx, _find(tx.connection, name, store), disabled=True)
 
 
 def enable_rater(store: Store, rater_id: str, *, enabled: bool) -> None:
-    """End a rater's part, or let them in again.
+    """Enable or disable a rater.
 
     Raises:
         RefusedError: there is no such rater.
@@ -112,7 +112,7 @@ def _set_disabled(tx: Transaction, row: Any, *, disabled: bool) -> None:
 
 
 def invite(store: Store, by: str | None, *, role: Role = "rater", pool: str = "", days: int = INVITATION_DAYS) -> str:
-    """A token that gives an account, once, within `days`. The store has its hash alone."""
+    """A token that creates one account within `days`. The store has only its hash."""
     token = secrets.token_urlsafe(24)
 
     def record(tx: Transaction) -> None:
@@ -125,7 +125,7 @@ def invite(store: Store, by: str | None, *, role: Role = "rater", pool: str = ""
 
 
 def accept_invitation(store: Store, token: str, name: str, password: str) -> Session | None:
-    """The account that an invitation gives, and its first session; None for one that was used or has run out.
+    """The account of an invitation, with its first session; None if it was used or has expired.
 
     Raises:
         StoreError: the name is taken.
@@ -149,12 +149,12 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
 
 
 def log_in(store: Store, name: str, password: str) -> Session | None:
-    """A new session, or None: no such rater, a wrong password, or disabled – which of them is not told."""
+    """A new session, or None: unknown name, wrong password, or disabled; the caller cannot tell which."""
     with store.reading() as connection:
         row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
-    known = row is not None and row.password_hash is not None
-    right = _verify(row.password_hash if row is not None and known else _NOBODYS_HASH, password)
-    if row is None or not known or not right or row.disabled:
+    has_account = row is not None and row.password_hash is not None
+    right = _verify(row.password_hash if row is not None and has_account else _NOBODYS_HASH, password)
+    if row is None or not has_account or not right or row.disabled:
         return None
     rater = Rater(row.id, row.name, row.kind, row.role, pool=row.pool)
     return store.transact(lambda tx: _begin_session(tx, rater))
@@ -164,14 +164,14 @@ def _begin_session(tx: Transaction, rater: Rater) -> Session:
     session = Session(rater, csrf_token=secrets.token_urlsafe(24), token=secrets.token_urlsafe(32))
     now = wall_clock_ms()
     tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.expires_at_ms < now))
-    known = {"token_hash": _token_hash(session.token), "rater_id": rater.id, "csrf_token": session.csrf_token}
+    columns = {"token_hash": _token_hash(session.token), "rater_id": rater.id, "csrf_token": session.csrf_token}
     expires = now + SESSION_DAYS * 86_400_000
-    tx.connection.execute(sa.insert(SESSIONS).values(**known, expires_at_ms=expires))
+    tx.connection.execute(sa.insert(SESSIONS).values(**columns, expires_at_ms=expires))
     return session
 
 
 def find_session(store: Store, token: str) -> Session | None:
-    """The session of a browser's token, if it lives and its rater is not disabled."""
+    """The session of a browser's token, unless it has expired or its rater is disabled."""
     with store.glancing() as connection:
         row = st.SESSION.one(connection, token_hash=_token_hash(token), now_ms=wall_clock_ms())
     if row is None or row.disabled:
@@ -186,18 +186,16 @@ def log_out(store: Store, token: str) -> None:
 
 
 def hash_password(password: str) -> str:
-    """argon2id. Raises ConfigError for a password that is empty or absurdly long."""
+    """argon2id. Raises ConfigError for a password that is empty or too long."""
     if not password.strip() or len(password) > MAX_PASSWORD_CHARACTERS:
-        raise ConfigError(f"a password has 1 to {MAX_PASSWORD_CHARACTERS} characters")
+        raise ConfigError(f"a password must have 1 to {MAX_PASSWORD_CHARACTERS} characters")
     return _HASHER.hash(password)
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError for a name that cannot be typed into a login."""
+    """Raises ConfigError for an invalid rater's name."""
     if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
-        raise ConfigError(
-            f"{name[:100]!r} cannot be a rater's name: 1 to 100 printable characters, no space at the ends"
-        )
+        raise ConfigError(f"{name[:100]!r} is not a valid name: 1 to 100 printable characters, no spaces at the ends")
 
 
 def _verify(hashed: str, password: str) -> bool:
@@ -223,14 +221,14 @@ def find_rater(store: Store, name: str) -> Rater:
 def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[object, ...]]:
     row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
     if row is None:
-        raise StoreError(f"no rater named {name!r} in {store.url}: 'tiebreak raters list --store URL' names them")
+        raise StoreError(f"no rater named {name!r} in {store.url}: list them with 'tiebreak raters list --store URL'")
     return row
 
 
 class LoginLimit:
-    """At most so many wrong passwords in `FAILURE_WINDOW_SECONDS`: by a name from one address, by a name, by an address.
+    """Limits wrong passwords within `FAILURE_WINDOW_SECONDS`: by name and address, by name, and by address.
 
-    A room of raters behind one address may mistype, and nobody can lock a colleague out for long.
+    Many raters behind one address may mistype, and nobody can lock out a colleague for long.
     """
 
     def __init__(self) -> None:
@@ -238,16 +236,16 @@ class LoginLimit:
         self._lock = threading.Lock()
 
     def attempt(self, address: str, name: str = "") -> bool:
-        """Whether one more may be tried; it counts as a failure until it is `forgiven`, so that many at once are many.
+        """Whether another attempt is allowed. It counts as a failure until `forgive`, so that parallel attempts all count.
 
-        Without a name the address alone is asked.
+        Without a name, only the address is checked.
         """
         limits = {(address, name): MAX_FAILURES, ("", name): MAX_FAILURES_OF_NAME}
-        asked = (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
+        checked = (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
         with self._lock:
-            if any(len(self._recent(key)) >= limit for key, limit in asked.items()):
+            if any(len(self._recent(key)) >= limit for key, limit in checked.items()):
                 return False
-            for key in asked:
+            for key in checked:
                 self._failures[key] = [*self._recent(key), time.monotonic()]
                 self._failures.move_to_end(key)
             while len(self._failures) > MAX_NAMES_WATCHED:
@@ -255,7 +253,7 @@ class LoginLimit:
             return True
 
     def forgive(self, address: str, name: str = "") -> None:
-        """The latest attempt was right."""
+        """Remove the latest attempt: it was right."""
         with self._lock:
             for key in {(address, name), ("", name), (address, "")}:
                 if self._failures.get(key):

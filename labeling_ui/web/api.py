@@ -1,17 +1,17 @@
 """The raters' HTTP API.
 
 POST /api/login, /api/logout            username and password in, a session cookie and `csrf_token` out
-POST /api/invitations/accept            an account of one's own, from a link that a lead made
-GET  /api/me                            who is rating, how far they have come, and what they have done today
-POST /api/guidelines/accept             the guidelines have been read; /api/consent/accept likewise
+POST /api/invitations/accept            create an account from a lead's link
+GET  /api/me                            the rater, their progress, and today's work
+POST /api/guidelines/accept             accept the guidelines; /api/consent/accept likewise
 GET  /api/next?holding=ID,ID            the rater's next pair, or null
 POST /api/shown/{pair_id}               the pair is on the screen
-PUT  /api/drafts/{pair_id}              what they have begun
+PUT  /api/drafts/{pair_id}              save a draft
 POST /api/judgments                     store a judgment; the reply has the next pair
-GET  /api/history                       judgments that stand, the latest first
-GET  /api/judgments/{id}                one of them, with its pair
-PUT  /api/judgments/{id}                another answer in its place
-POST /api/judgments/{id}/undo           take it back; the reply is the pair, to be judged again
+GET  /api/history                       current judgments, latest first
+GET  /api/judgments/{id}                one judgment, with its pair
+PUT  /api/judgments/{id}                replace a judgment's answer
+POST /api/judgments/{id}/undo           undo a judgment; the reply has the pair, to be judged again
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Login(_Body):
 
 
 class Invited(Login):
-    """A name and a password for the account that an invitation gives."""
+    """A name and a password for an invited account."""
 
     token: str = Field(max_length=200)
 
@@ -78,26 +78,26 @@ class Shown(_Body):
 
 @router.post("/login")
 def login(desk: DeskOf, request: Request, response: Response, body: Login) -> dict[str, str]:
-    """Begin a session. A wrong name and a wrong password are told alike."""
+    """Start a session. A wrong name and a wrong password get the same reply."""
     address = request.client.host if request.client else ""
     if not desk.limit.attempt(address, body.username):
         raise HTTPException(429, "too many attempts: wait five minutes")
     session = log_in(desk.store, body.username, body.password)
     if session is None:
-        raise HTTPException(401, "this name and password do not fit")
+        raise HTTPException(401, "Wrong name or password.")
     desk.limit.forgive(address, body.username)
     return _begin(session, request, response)
 
 
 @router.post("/invitations/accept")
 def accept(desk: DeskOf, request: Request, response: Response, body: Invited) -> dict[str, str]:
-    """Make the account that an invitation gives, and begin its session. Each invitation works once."""
+    """Create the account of an invitation and start its session. Each invitation works once."""
     address = request.client.host if request.client else ""
     if not desk.limit.attempt(address):
         raise HTTPException(429, "too many attempts: wait five minutes")
     session = accept_invitation(desk.store, body.token, body.username, body.password)
     if session is None:
-        raise HTTPException(403, "this invitation was used, or has run out: ask for another")
+        raise HTTPException(403, "This invitation has been used or has expired. Ask for a new one.")
     desk.limit.forgive(address)
     return _begin(session, request, response)
 
@@ -126,9 +126,9 @@ def logout(desk: DeskOf, _session: Writing, request: Request, response: Response
 def who_am_i(
     desk: DeskOf, session: Reader, since_ms: Annotated[int | None, Query(ge=0, le=2**52)] = None
 ) -> dict[str, Any]:
-    """The rater, how far they have come, what they have done, and what undo would take back.
+    """The rater, their progress and work, and the judgment that undo would take back.
 
-    `since_ms` is when the rater's day began; without it the UTC day counts.
+    `since_ms`: start of the rater's day; by default the UTC day.
     """
     rater, store = session.rater, desk.store
     now = wall_clock_ms()
@@ -155,7 +155,7 @@ def _as_json(work: Work) -> dict[str, Any]:
 
 
 def _gold_agreement(desk: Desk, rater_id: str) -> dict[str, int] | None:
-    """None where the lead does not show it."""
+    """None where raters do not see it."""
     if not desk.page.show_gold_agreement:
         return None
     right, n = desk.store.gold_agreement(rater_id)
@@ -170,14 +170,14 @@ def accept_guidelines(desk: DeskOf, session: Writing, body: Acceptance) -> dict[
 
 @router.post("/consent/accept")
 def give_consent(desk: DeskOf, session: Writing, body: Acceptance) -> dict[str, bool]:
-    """The rater agrees to what is done with their judgments."""
+    """The rater agrees to the use of their judgments."""
     return _accept(desk, session, body, "consent")
 
 
 def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) -> dict[str, bool]:
     version = desk.terms(document)[1]
     if body.version != version:
-        raise HTTPException(409, f"the {document} are now of version {version}: reload the page and read them")
+        raise HTTPException(409, f"the {document} changed to version {version}: reload the page to read it")
     desk.store.accept(session.rater.id, version, document)
     return {"ok": True}
 
@@ -189,15 +189,15 @@ def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) 
 async def next_pair(
     desk: DeskOf, session: Reader, holding: Annotated[str, Query(max_length=2_000)] = ""
 ) -> JSONResponse:
-    """The rater's next pair, or null. `holding` names the pairs that the client has already."""
-    held = [one for one in holding.split(",") if one]
+    """The rater's next pair, or null. `holding` lists the pairs that the client already has."""
+    held = [pair_id for pair_id in holding.split(",") if pair_id]
     claimed = await desk.write(lambda tx: assigning.claim(tx, desk.store.rules, session.rater.id, held))
     return JSONResponse(await rendered(claimed))
 
 
 @router.post("/shown/{pair_id:path}")
 async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JSONResponse:
-    """The pair is on the rater's screen; their lease begins."""
+    """The pair is on the rater's screen; their lease starts."""
     rater_id = session.rater.id
     await desk.write(lambda tx: judging.mark_shown(tx, desk.store.rules, rater_id, pair_id, body.client_at_ms))
     return JSONResponse({"ok": True})
@@ -205,7 +205,7 @@ async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JS
 
 @router.put("/drafts/{pair_id:path}")
 async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBody) -> JSONResponse:
-    """Keep what the rater has begun, and their lease with it."""
+    """Store a draft and renew its lease."""
     draft = checked(Draft, body)
     await desk.write(lambda tx: judging.save_draft(tx, desk.store.rules, session.rater.id, pair_id, draft))
     return JSONResponse({"ok": True})
@@ -213,9 +213,13 @@ async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBod
 
 @router.post("/judgments")
 async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
-    """Store a judgment. When the reply comes, it is on disk. `holding` may list the pairs the client has already."""
+    """Store a judgment; the reply means that it is on disk. `holding` may list the pairs that the client already has."""
     holding = body.pop("holding", [])
-    if not isinstance(holding, list) or len(holding) > MAX_HOLDING or not all(isinstance(one, str) for one in holding):
+    if (
+        not isinstance(holding, list)
+        or len(holding) > MAX_HOLDING
+        or not all(isinstance(name, str) for name in holding)
+    ):
         raise HTTPException(422, f"holding: must be a list of at most {MAX_HOLDING} pair ids")
     submission = checked(Submission, body)
     rater_id, store = session.rater.id, desk.store
@@ -235,22 +239,22 @@ def history(
     before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> list[dict[str, Any]]:
-    """The rater's judgments that stand, the latest first; `before` is the `seq` of the last one that is known."""
+    """The rater's current judgments, latest first; `before`: the `seq` of the last one that the client has."""
     past = desk.store.history(session.rater.id, before=before, limit=limit)
-    return [{**vars(one), "judgment": one.judgment.model_dump(mode="json")} for one in past]
+    return [{**vars(entry), "judgment": entry.judgment.model_dump(mode="json")} for entry in past]
 
 
 @router.get("/judgments/{judgment_id}")
 async def past_judgment(desk: DeskOf, session: Reader, judgment_id: str) -> JSONResponse:
-    """A judgment of the rater's, and its pair on the sides on which it was judged."""
+    """One of the rater's judgments, and its pair with the sides as judged."""
     assignment, judgment = await to_thread.run_sync(desk.store.judged_assignment, session.rater.id, judgment_id)
-    said = judgment.model_dump(mode="json")
-    return JSONResponse({"judgment_id": judgment_id, "judgment": said, "pair": await rendered(assignment)})
+    fields = judgment.model_dump(mode="json")
+    return JSONResponse({"judgment_id": judgment_id, "judgment": fields, "pair": await rendered(assignment)})
 
 
 @router.put("/judgments/{judgment_id}")
 async def amend(desk: DeskOf, session: Judging, judgment_id: str, body: JsonBody) -> JSONResponse:
-    """Put another answer in a judgment's place. The body is a judgment's, without `pair_id`."""
+    """Replace a judgment's answer. The body is a judgment's, without `pair_id`."""
     client_id = body.pop("client_id", None)
     if not isinstance(client_id, str) or not 1 <= len(client_id) <= 64:
         raise HTTPException(422, "client_id: must have 1 to 64 characters")
@@ -269,7 +273,7 @@ def _storable(text: str) -> str:
 
 @router.post("/judgments/{judgment_id}/undo")
 async def undo(desk: DeskOf, session: Judging, judgment_id: str) -> JSONResponse:
-    """Take a judgment back: `pair` is to be judged again, with what was said as its draft."""
+    """Undo a judgment: `pair` is to be judged again, with the old answer as its draft."""
     rater_id = session.rater.id
     pair = await desk.write(lambda tx: judging.undo(tx, desk.store.rules, rater_id, judgment_id))
     last = await to_thread.run_sync(desk.store.last_judgment, rater_id)

@@ -1,4 +1,4 @@
-"""What the handlers of the HTTP API work on: the store, who is asking, and how pairs look on the wire."""
+"""Context of the API's handlers: the store, the requester's session, and pairs as JSON."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tiebreak.records import explain
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"
 MAX_TOGETHER = 64
-"""Changes that share a transaction at most: whoever comes next waits for so many at the longest."""
+"""Most changes per transaction, which bounds the wait of the next ones."""
 
 QUICK_CHARACTERS = 6_000
-"""So much text is laid out sooner than another thread is woken for it."""
+"""Shorter texts are rendered at once: waking another thread would take longer."""
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -34,9 +34,9 @@ Work = Callable[[Transaction], Any]
 
 
 class Writer:
-    """Changes to the store, in the order of their arrival. Those that arrive while the disk is written go together.
+    """Applies changes to the store in order of arrival; those that arrive during a disk write share the next transaction.
 
-    The store takes one writer anyway; one that takes all that wait has the disk confirm them at once.
+    The store allows one writer anyway, and one commit confirms all changes that wait.
     """
 
     def __init__(self, store: Store) -> None:
@@ -45,7 +45,7 @@ class Writer:
         self._draining: asyncio.Task[None] | None = None
 
     async def __call__(self, work: Callable[[Transaction], T]) -> T:
-        """What `work` returns, once it is on disk. Raises what it raised."""
+        """What `work` returns, once it is on disk. Raises what `work` raises."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((work, future))
         if self._draining is None:
@@ -63,10 +63,10 @@ class Writer:
     async def _do(self, together: list[tuple[Work, asyncio.Future[Any]]]) -> None:
         try:
             results = await to_thread.run_sync(self._store.transact_all, [work for work, _ in together])
-        except Exception as error:  # noqa: BLE001 - it is each waiting handler's
+        except Exception as error:  # noqa: BLE001 - passed on to each waiting handler
             results = [error] * len(together)
         for (_, future), result in zip(together, results, strict=True):
-            if future.done():  # whoever asked has gone away
+            if future.done():  # the client has disconnected
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
@@ -76,26 +76,26 @@ class Writer:
 
 @dataclass(frozen=True)
 class Desk:
-    """What the handlers work on; lies in the application's state."""
+    """The handlers' context, in the application's state."""
 
     store: Store
     page: PageConfig
     write: Writer
     figures: Callable[[], dict[str, Any]]
-    """the latest of the lead's, as `measuring` gives them"""
+    """the lead's latest figures, from `measuring`"""
     limit: LoginLimit = field(default_factory=LoginLimit)
     _accepted: set[tuple[str, Document]] = field(default_factory=set)
 
     def has_accepted(self, rater_id: str, document: Document) -> bool:
-        """Whether the rater has agreed to the present guidelines or consent, where there are any.
+        """Whether the rater has accepted the current guidelines or consent, where there are any.
 
-        On one's own machine, without accounts, nobody is asked.
+        On one's own machine, without accounts, nothing has to be accepted.
         """
         text, version = self.terms(document)
         if not text or rater_id == LOCAL_RATER or (rater_id, document) in self._accepted:
             return True
         if self.store.accepted(rater_id, version, document):
-            self._accepted.add((rater_id, document))  # it is never taken back
+            self._accepted.add((rater_id, document))  # acceptance is never withdrawn
             return True
         return False
 
@@ -112,14 +112,14 @@ async def desk_of(request: Request) -> Desk:
     return desk
 
 
-# --- who is asking ---
-# Each of these calls the one before by itself: FastAPI takes longer to resolve a chain of dependencies than they take.
+# --- sessions ---
+# Each function calls the previous one directly: FastAPI would take longer to resolve the chain of dependencies.
 
 CsrfToken = Annotated[str, Header(max_length=200)]
 
 
 def session_of(request: Request) -> Session | None:
-    """The request's session, from its cookie alone; one person's store without accounts needs none."""
+    """The session of the request's cookie; a store without accounts needs none."""
     store: Store = request.app.state.desk.store
     token = request.cookies.get(SESSION_COOKIE)
     session = find_session(store, token) if token else None
@@ -129,7 +129,7 @@ def session_of(request: Request) -> Session | None:
 
 
 async def current_session(request: Request) -> Session:
-    """Who is asking. Never taken from what the client posts. (One indexed read: quicker than a change of threads.)"""
+    """The requester's session. Never read from the body. (One indexed read: faster than changing threads.)"""
     session = session_of(request)
     if session is None:
         raise HTTPException(401, "log in first")
@@ -137,7 +137,7 @@ async def current_session(request: Request) -> Session:
 
 
 async def writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
-    """Who is asking for a change: the request must carry the session's token, which no other site can read."""
+    """The session for a change: the request must carry the CSRF token, which no other site can read."""
     session = await current_session(request)
     if session.csrf_token and not hmac.compare_digest(session.csrf_token.encode(), x_csrf_token.encode()):
         raise HTTPException(403, "the header X-CSRF-Token is missing or wrong: log in again")
@@ -145,25 +145,25 @@ async def writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Ses
 
 
 async def judging_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
-    """Who may judge: those who have accepted what the campaign asks them to."""
+    """The session for judging: the rater must have accepted the consent and the guidelines."""
     session, desk = await writing_session(request, x_csrf_token), await desk_of(request)
     documents: tuple[Document, ...] = ("consent", "guidelines")
     for document in documents:
         if not desk.has_accepted(session.rater.id, document):
-            raise HTTPException(403, f"accept the {document}, version {desk.terms(document)[1]}, first")
+            raise HTTPException(403, f"first accept the {document}, version {desk.terms(document)[1]}")
     return session
 
 
 async def lead_session(request: Request) -> Session:
-    """Only leads."""
+    """Leads only."""
     session = await current_session(request)
     if session.rater.role != "lead":
-        raise HTTPException(403, "this is for leads")
+        raise HTTPException(403, "only leads may do this")
     return session
 
 
 async def lead_writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
-    """Only leads, and only from our own pages."""
+    """Leads only, and only from our own pages."""
     await lead_session(request)
     return await writing_session(request, x_csrf_token)
 
@@ -176,11 +176,11 @@ Lead = Annotated[Session, Depends(lead_session)]
 LeadWriting = Annotated[Session, Depends(lead_writing_session)]
 
 
-# --- what goes over the wire ---
+# --- JSON ---
 
 
 def checked(model: type[M], body: dict[str, Any]) -> M:
-    """The body as a record, or a reply that names every fault."""
+    """The body as a record; otherwise a reply that lists every error."""
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -188,12 +188,12 @@ def checked(model: type[M], body: dict[str, Any]) -> M:
 
 
 def printable(text: str) -> str:
-    """`text` as every reply can carry it: halves of surrogate pairs are replaced."""
+    """`text` as any reply can carry it: surrogate halves are replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")[:1_000]
 
 
 async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:
-    """`as_json`, without holding up other requests: a long answer takes a while to lay out."""
+    """`as_json`, without blocking other requests: long answers take a while to render."""
     if assignment is None:
         return None
     length = sum(len(completion.text) for completion in assignment.pair.completions)
@@ -202,9 +202,9 @@ async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:
 
 
 def as_json(assignment: Assignment) -> dict[str, Any]:
-    """A pair as the page gets it: the texts and their safe HTML, and nothing that says which model wrote them."""
+    """A pair as the page gets it: texts and their safe HTML, nothing that reveals the models."""
     texts = {completion.id: completion.text for completion in assignment.pair.completions}
-    shown = [{"id": one, "text": texts[one], "html": render(texts[one])} for one in assignment.shown]
+    shown = [{"id": name, "text": texts[name], "html": render(texts[name])} for name in assignment.shown]
     messages = [{"role": m.role, "content": m.content, "html": render(m.content)} for m in assignment.pair.messages]
     return {
         "pair_id": assignment.item_id,

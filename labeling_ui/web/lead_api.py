@@ -1,13 +1,13 @@
 """The leads' HTTP API, under /api/lead/.
 
-GET  status, agreement                  how far the campaign is, and how far its raters agree
-GET  raters                             everyone who may judge
-PUT  raters/{id}                        their pool; whether they take part
-POST invitations                        a link that gives an account, once
-GET  batches, PUT batches?name=         what is given out, to whom, and how urgently
-GET  gold, PUT gold/{pair_id}           pairs whose answer is known
-GET  disputes, disputes/{pair_id}       what raters disagree about; POST adjudications settles one
-GET  adjudications                      what was settled
+GET  status, agreement                  progress; agreement of the raters
+GET  raters                             all raters
+PUT  raters/{id}                        change a rater's pool; enable or disable them
+POST invitations                        a link that creates one account
+GET  batches, PUT batches?name=         batches: pool, priority, overlap
+GET  gold, PUT gold/{pair_id}           pairs with a known answer
+GET  disputes, disputes/{pair_id}       pairs that raters disagree about; POST adjudications settles one
+GET  adjudications                      settled answers
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ router = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
 
 
 class RaterChange(BaseModel):
-    """What a lead may change of a rater; None leaves it as it is."""
+    """Changes to a rater; None changes nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,7 +44,7 @@ class RaterChange(BaseModel):
 
 
 class Invitation(BaseModel):
-    """What an invitation gives, and for how long."""
+    """An invitation's role, pool and lifetime."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -55,8 +55,8 @@ class Invitation(BaseModel):
     _storable = field_validator("pool")(storable)
 
 
-class Known(BaseModel):
-    """The better completion of a gold pair; null where neither is."""
+class GoldAnswer(BaseModel):
+    """The better completion of a gold pair; null where neither is better."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,7 +67,7 @@ class Known(BaseModel):
 
 @router.get("/status")
 def status(desk: DeskOf) -> dict[str, Any]:
-    """Counts of everything, the pace of the last day, and when all will be judged if it holds."""
+    """Counts, the last day's pace, and the days left at that pace."""
     counted = desk.store.status()
     judged = sum(counted["judgments"].values())
     last_day, raters = desk.store.judged_since(wall_clock_ms() - DAY_MS)
@@ -82,22 +82,22 @@ def status(desk: DeskOf) -> dict[str, Any]:
 
 @router.get("/agreement")
 def agreement(desk: DeskOf) -> dict[str, Any]:
-    """How far the raters agree, beside the published figures, and how far each can be relied on.
+    """Agreement of the raters beside published figures, and each rater's reliability.
 
-    `measuring`: newer figures are on their way; those there are are `age_seconds` old, or there are none yet (null).
+    `measuring`: newer figures are being computed; the present ones are `age_seconds` old (null: there are none yet).
     """
     return {**desk.figures(), "published": [{"what": what, "figure": figure} for what, figure in PUBLISHED]}
 
 
 @router.get("/raters")
 def raters(desk: DeskOf) -> list[dict[str, Any]]:
-    """Everyone who may judge."""
+    """All raters."""
     return [vars(rater) for rater in desk.store.raters()]
 
 
 @router.put("/raters/{rater_id}")
 def change_rater(desk: DeskOf, _lead: LeadWriting, rater_id: str, body: RaterChange) -> dict[str, bool]:
-    """Move a rater to another pool, end their part, or let them in again."""
+    """Move a rater to another pool; enable or disable them."""
     if body.disabled is not None:
         enable_rater(desk.store, rater_id, enabled=not body.disabled)
     if body.pool is not None:
@@ -107,14 +107,14 @@ def change_rater(desk: DeskOf, _lead: LeadWriting, rater_id: str, body: RaterCha
 
 @router.post("/invitations")
 def make_invitation(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, str]:
-    """The path of a link that gives an account, once."""
+    """The path of a link that creates one account."""
     token = invite(desk.store, lead.rater.id, role=body.role, pool=body.pool, days=body.days)
     return {"token": token, "path": f"{INVITATION_PATH}{token}"}
 
 
 @router.get("/batches")
 def batches(desk: DeskOf) -> list[dict[str, Any]]:
-    """What is given out, to whom, and how urgently."""
+    """All batches."""
     return [vars(batch) for batch in desk.store.batches()]
 
 
@@ -122,19 +122,19 @@ def batches(desk: DeskOf) -> list[dict[str, Any]]:
 def change_batch(
     desk: DeskOf, _lead: LeadWriting, body: BatchChange, name: Annotated[str, Query(max_length=100)] = ""
 ) -> dict[str, Any]:
-    """Steer a batch; what raters hold already stays theirs."""
+    """Change a batch; pairs already leased stay with their raters."""
     return vars(desk.store.change_batch(name, body))
 
 
 @router.get("/gold")
 def gold(desk: DeskOf) -> list[dict[str, Any]]:
-    """Pairs whose answer is known."""
-    return [vars(one) for one in desk.store.gold()]
+    """Pairs with a known answer."""
+    return [vars(answer) for answer in desk.store.gold()]
 
 
 @router.put("/gold/{pair_id:path}")
-def set_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str, body: Known) -> dict[str, Any]:
-    """From now on this pair comes to every rater in between, and looks like any other."""
+def set_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str, body: GoldAnswer) -> dict[str, Any]:
+    """Make a pair gold: every rater gets it once, and it looks like any other."""
     return vars(desk.store.set_gold(pair_id, body.preferred_id))
 
 
@@ -145,13 +145,13 @@ def disputes(
     offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     adjudicated: bool = False,
 ) -> list[dict[str, Any]]:
-    """Pairs about which raters disagree, opposite sides first; those settled already where that is asked for."""
-    return [vars(one) for one in desk.store.disputes(limit=limit, offset=offset, adjudicated=adjudicated)]
+    """Pairs that raters disagree about, opposite sides first; with `adjudicated`, the settled ones."""
+    return [vars(row) for row in desk.store.disputes(limit=limit, offset=offset, adjudicated=adjudicated)]
 
 
 @router.get("/disputes/{pair_id:path}")
 def dispute(desk: DeskOf, lead: Lead, pair_id: str) -> dict[str, Any]:
-    """A pair to settle, on sides of the lead's own, and what its raters said."""
+    """A pair to settle, with sides drawn for this lead, and the raters' answers."""
     opened = desk.store.open_dispute(lead.rater.id, pair_id)
     return {
         "pair": as_json(opened.assignment),
@@ -162,7 +162,7 @@ def dispute(desk: DeskOf, lead: Lead, pair_id: str) -> dict[str, Any]:
 
 @router.post("/adjudications")
 async def adjudicate(desk: DeskOf, lead: LeadWriting, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
-    """Settle a pair; the body is a judgment's. The raters' own judgments stay as they are."""
+    """Settle a pair; the body is a judgment's. The raters' own judgments do not change."""
     submission = checked(Submission, body)
     lead_id, rules = lead.rater.id, desk.store.rules
     judgment = await desk.write(lambda tx: adjudication.adjudicate(tx, rules, lead_id, submission))

@@ -1,8 +1,7 @@
-"""What every request passes before any handler, and every reply on its way out.
+"""Checks of every request before any handler, and security headers on every reply.
 
-Refused here: other sites' requests, names that are not this server's, bodies that are too large, Gradio's own routes
-that no page needs, and pages of those who have not logged in. Nothing on a page may call another host: the
-Content-Security-Policy forbids it.
+Refused: cross-site requests, foreign host names, oversized bodies, Gradio's own routes that no page needs, and pages
+requested without a login. The Content-Security-Policy keeps pages from calling other hosts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ PAGES = ("/rate", "/lead", "/login")
 _POLICY = "; ".join(
     (
         "default-src 'self'",
-        # Gradio starts by inline scripts and builds a page's script by Function(); attributes (onerror) stay forbidden.
+        # Gradio needs inline scripts and Function(); attributes (onerror) stay forbidden.
         "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
         "script-src-attr 'none'",
         "style-src 'self' 'unsafe-inline'",
@@ -46,19 +45,19 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 _GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startup-events", "gradio_api/heartbeat/")
-"""What the pages take from Gradio; the rest (uploads, files, proxy, tokens, its own API) is closed."""
+"""Gradio's routes that the pages need; the rest (uploads, files, proxy, tokens, its API) is closed."""
 
 
 class Guard:
-    """The outermost layer: refuses what no handler should see, and puts the security headers on every reply."""
+    """The outermost layer: refuses requests that no handler should see, and adds the security headers."""
 
     def __init__(self, app: ASGIApp, page: PageConfig) -> None:
         self.app = app
         self.page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] == "websocket":  # nothing here speaks it, and no check below would see it
+        """Handle one request."""
+        if scope["type"] == "websocket":  # unused here, and the checks below would not see it
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -71,9 +70,9 @@ class Guard:
 
         async def send_guarded(message: ASGIMessage) -> None:
             if message["type"] == "http.response.start":
-                kept = MutableHeaders(scope=message)
+                reply_headers = MutableHeaders(scope=message)
                 for name, value in headers.items():
-                    kept[name] = value
+                    reply_headers[name] = value
             await send(message)
 
         refusal = _refusal(request, self.page)
@@ -83,27 +82,27 @@ class Guard:
 
 
 def _refusal(request: Request, page: PageConfig) -> Response | None:
-    """Why a request goes no further, or None."""
+    """Why a request is refused, or None."""
     if "\0" in request.url.path or "%00" in request.url.query:
-        return JSONResponse({"detail": "NUL has no place in an address"}, status_code=400)
+        return JSONResponse({"detail": "the address must not contain NUL"}, status_code=400)
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if page.hosts and host not in page.hosts:
-        return JSONResponse({"detail": f"this server does not answer to the name {host!r}"}, status_code=421)
+        return JSONResponse({"detail": f"this server does not serve the host name {host!r}"}, status_code=421)
     origin = request.headers.get("origin")
     if request.method not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != request.headers.get("host"):
-        return JSONResponse({"detail": "requests from other sites are refused"}, status_code=403)
+        return JSONResponse({"detail": "cross-site requests are refused"}, status_code=403)
     length = request.headers.get("content-length", "0")
     if (
         not length.isdigit()
         or int(length) > MAX_BODY_BYTES
         or "chunked" in request.headers.get("transfer-encoding", "")
     ):
-        return JSONResponse({"detail": f"a request holds at most {MAX_BODY_BYTES} bytes"}, status_code=413)
+        return JSONResponse({"detail": f"a request may have at most {MAX_BODY_BYTES} bytes"}, status_code=413)
     return None
 
 
 def _page_refusal(request: Request) -> Response | None:
-    """Pages are for those who have logged in, /lead/ for leads; of Gradio's own routes only what pages need is open."""
+    """Pages need a login, /lead/ a lead's; of Gradio's own routes, only those that pages need are open."""
     mount, _, rest = request.url.path.lstrip("/").partition("/")
     if rest and (request.method != "GET" or not rest.startswith(_GRADIO_NEEDS)):
         return JSONResponse({"detail": "not found"}, status_code=404)

@@ -1,8 +1,8 @@
-"""The web application: a small HTTP API over the store, and the pages as Gradio Blocks on top of it.
+"""The web application: an HTTP API over the store, and the pages as Gradio Blocks.
 
 GET  /rate/  /lead/  /login/        the pages
 /api/…                              the raters' API (`api`, `talk_api`), /api/lead/… the leads' (`lead_api`)
-GET  /openapi.json                  both, described
+GET  /openapi.json                  the API's description
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError, MachineError
 
 KEEP_ALIVE_SECONDS = 75
-"""A rater thinks longer than uvicorn's 5 seconds; opening a connection anew takes them two round trips, three with TLS."""
+"""Raters think longer than uvicorn's 5 seconds, and reconnecting costs two round trips, three with TLS."""
 
 
 def create_app(store: Store, page: PageConfig) -> FastAPI:
@@ -63,17 +63,17 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
 
 
 def home() -> RedirectResponse:
-    """The address people type."""
+    """Redirects the bare address."""
     return RedirectResponse("/rate/")
 
 
 def web_manifest(desk: DeskOf) -> dict[str, str]:
-    """Gradio's pages ask for one at the root."""
+    """Gradio's pages request one at the root."""
     return {"name": desk.page.title, "start_url": "/rate/", "display": "standalone"}
 
 
 def icon() -> Response:
-    """None; browsers ask for one."""
+    """None; browsers request one."""
     return Response(status_code=204)
 
 
@@ -82,7 +82,7 @@ def _refused(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _malformed(_request: Request, error: Exception) -> JSONResponse:
-    """What FastAPI found wrong, without the values: a password must not come back in a reply."""
+    """FastAPI's validation errors, without the values: a password must not appear in a reply."""
     faults = error.errors() if isinstance(error, RequestValidationError) else []
     return JSONResponse(
         {"detail": [printable(f"{fault['loc'][-1]}: {fault['msg']}") for fault in faults]}, status_code=422
@@ -90,17 +90,17 @@ def _malformed(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _unavailable(_request: Request, error: Exception) -> JSONResponse:
-    """A full disk, a locked store: nothing was stored, and the page keeps the judgment and tries again."""
+    """A full disk or a locked store: nothing was stored, and the page keeps the judgment and retries."""
     cause = error.__cause__ or error
-    print(f"error: the label store cannot be used: {cause}", file=sys.stderr, flush=True)
-    return JSONResponse({"detail": "the label store cannot be used just now: nothing was stored"}, status_code=503)
+    print(f"error: cannot use the label store: {cause}", file=sys.stderr, flush=True)
+    return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
 
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
     """Serve until Ctrl-C.
 
     Raises:
-        MachineError: the port is taken, or the address is not this machine's.
+        MachineError: the port is taken, or the address does not belong to this machine.
     """
     try:
         listening = socket.create_server(
@@ -108,7 +108,7 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
         )
     except OSError as error:
         raise MachineError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Give another --port, or stop what runs there"
+            f"cannot listen on {host}:{port}: {error.strerror}. Give another --port, or stop the program that uses it"
         ) from error
     config = uvicorn.Config(
         app,
@@ -117,7 +117,7 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
         timeout_graceful_shutdown=3,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    # asyncio sets this only on sockets that name their protocol, which those of create_server do not; without it the head
-    # of a reply waits up to 40 ms for its body
+    # asyncio sets TCP_NODELAY only on sockets with an explicit protocol, which create_server's lack; without it, a
+    # reply's head waits up to 40 ms for its body
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     uvicorn.Server(config).run(sockets=[listening])

@@ -1,8 +1,8 @@
-"""The HTTP API of the conversation mode.
+"""The conversations' HTTP API.
 
-POST /api/turns                 what the rater writes: the turn that two policies will answer
-GET  /api/turns/latest          where the rater's latest conversation stands, or null
-GET  /api/turns/{turn_id}       whether the answers are there; then `pair` is to be judged like any other
+POST /api/turns                 send a message: the turn that two policies will answer
+GET  /api/turns/latest          the rater's latest turn, or null
+GET  /api/turns/{turn_id}       a turn's state; once answered, `pair` is to be judged like any other
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ router = APIRouter(prefix="/api/turns")
 
 @router.post("")
 async def ask(desk: DeskOf, session: Judging, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
-    """Write a turn. Sending it again is harmless; a turn that failed is asked anew."""
+    """Send a turn. Sending it again is harmless; a failed turn is queued again."""
     page, rater_id = desk.page, session.rater.id
     if not page.policies:
         raise HTTPException(404, "this campaign has no conversations")
-    asked = checked(Ask, body)
+    message = checked(Ask, body)
     turn_id = await desk.write(
-        lambda tx: conversations.ask(tx, rater_id, asked, policies=page.policies, system=page.system)
+        lambda tx: conversations.ask(tx, rater_id, message, policies=page.policies, system=page.system)
     )
-    return await _told(desk, rater_id, turn_id)
+    return await _reply(desk, rater_id, turn_id)
 
 
 @router.get("/latest")
 async def latest(desk: DeskOf, session: Reader) -> JSONResponse:
-    """The rater's latest turn, so that a page that is opened again goes on where they were."""
-    return await _told(desk, session.rater.id, None)
+    """The rater's latest turn, so that a reopened page resumes there."""
+    return await _reply(desk, session.rater.id, None)
 
 
 @router.get("/{turn_id}")
 async def look(desk: DeskOf, session: Reader, turn_id: str) -> JSONResponse:
     """One of the rater's turns."""
-    return await _told(desk, session.rater.id, turn_id)
+    return await _reply(desk, session.rater.id, turn_id)
 
 
-async def _told(desk: Desk, rater_id: str, turn_id: str | None) -> JSONResponse:
+async def _reply(desk: Desk, rater_id: str, turn_id: str | None) -> JSONResponse:
     turn = await to_thread.run_sync(_look, desk, rater_id, turn_id)
     if turn is None:
         return JSONResponse(None)

@@ -63,7 +63,7 @@ def test_kappa_of_cohens_own_kind_of_table() -> None:
     assert figure.n == 50
     # statsmodels 0.15, stats.inter_rater.cohens_kappa: std_kappa 0.126996…
     assert figure.interval == pytest.approx((0.4 - 1.959964 * 0.12699606, 0.4 + 1.959964 * 0.12699606), abs=1e-6)
-    assert cohen_kappa(np.diag([5.0, 0.0, 0.0])).value is None, "chance alone would have them agree"
+    assert cohen_kappa(np.diag([5.0, 0.0, 0.0])).value is None, "chance agreement is 1"
     assert cohen_kappa(np.zeros((3, 3))).value is None
 
 

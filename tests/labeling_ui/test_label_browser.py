@@ -638,7 +638,7 @@ def states_of_a_conversation(site: Site, page: Any) -> Iterator[tuple[str, Any]]
     yield "conversation answered", page
     press(page, "6")
     page.wait_for_selector(".compose textarea:enabled")
-    yield "conversation goes on", page
+    yield "conversation continues", page
     page.keyboard.type("And 2 + 2?")
     press(page, "Enter")
     page.wait_for_selector(".compose.waiting")

@@ -267,7 +267,7 @@ def test_amending_keeps_the_sides_and_both_answers_in_the_log(url: str) -> None:
         "r0", first.judgment_id, "again", Answer(answer=amended.judgment.answer, rationale="misread")
     )
     assert replayed.replayed
-    with pytest.raises(RefusedError, match="no such judgment of yours"):
+    with pytest.raises(RefusedError, match="you have no such judgment"):
         store.amend("r1", first.judgment_id, "steal", Answer(answer=1))
     with pytest.raises(RefusedError, match="used for another"):
         store.amend("r0", first.judgment_id, "again", Answer(answer=0))

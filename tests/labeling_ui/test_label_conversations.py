@@ -104,7 +104,7 @@ def test_where_there_is_no_answer_to_go_on_with_the_conversation_is_over(store: 
     given = look(store, "r0").assignment
     assert given is not None
     store.submit("r0", Submission(client_id="bad", pair_id=given.item_id, both_bad=True))
-    with pytest.raises(RefusedError, match="begin another"):
+    with pytest.raises(RefusedError, match="start another"):
         ask(store, "r0", 1, "go on")
     with pytest.raises(RefusedError, match="no such turn"):
         look(store, "r1", look(store, "r0").id)
@@ -131,7 +131,7 @@ def test_the_log_tells_what_was_asked_of_whom_and_what_came_back(store: Store) -
     for forgery in (another, failed, sa.delete(TURNS).where(mine)):
         with store.engine.begin() as connection:
             connection.execute(forgery)
-        assert verify(store).faults == [f"turn {first}: not as the log tells"]
+        assert verify(store).faults == [f"turn {first}: does not match the log"]
 
 
 def test_what_was_left_behind_or_asked_anew_takes_no_answer_from_before(url: str) -> None:

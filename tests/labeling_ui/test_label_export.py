@@ -511,7 +511,7 @@ def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:
         connection.execute("DELETE FROM judgments")
     broken = tiebreak("label", "verify", "--store", store.url, "--json", ok=False)
     assert json.loads(broken.stdout)["ok"] is False
-    assert "not as the log tells" in broken.stderr
+    assert "does not match the log" in broken.stderr
 
 
 def judged_campaign(folder: Path) -> Store:
@@ -614,7 +614,7 @@ def test_wrong_aggregation_is_told(tmp_path: Path, words: tuple[str, ...], told:
     [
         ('{"id": 1', "pairs.jsonl:1: not JSON"),
         ('{"id": "p", "prompt_id": "q", "messages": [], "completions": []}', "two or more completions"),
-        ("", "holds no pair"),
+        ("", "contains no pairs"),
     ],
 )
 def test_broken_pairs_are_told_and_leave_no_store(tmp_path: Path, content: str, told: str) -> None:

@@ -104,7 +104,7 @@ def imported(folder: Path, *words: str) -> dict[tuple[str, str], list[tuple[Any,
     """(prompt, first text) → (answer, both_bad, skip) of each rater; twice is once, and the store is whole."""
     url = f"sqlite:///{folder}/labels.sqlite"
     tiebreak("label", "import", *words, "--store", url)
-    assert "0 pairs and 0 judgments were new" in tiebreak("label", "import", *words, "--store", url).stdout
+    assert "added 0 pairs and 0 judgments" in tiebreak("label", "import", *words, "--store", url).stdout
     store = Store.open(url)
     assert verify(store).faults == []
     pairs = {pair.id: pair for pair in store.pairs()}
@@ -186,7 +186,7 @@ def test_a_fault_leaves_no_store_and_names_what_is_missing(tmp_path: Path) -> No
     url = f"sqlite:///{tmp_path}/labels.sqlite"
     words = write_export(tmp_path, [*ARGILLA, {"fields": {}}])
     result = tiebreak("label", "import", "--format", "argilla", *words, "--store", url, ok=False)
-    assert "1 fault(s); nothing was imported" in result.stderr
+    assert "1 error; nothing was imported" in result.stderr
     assert not (tmp_path / "labels.sqlite").exists()
     assert "--pairs is missing" in tiebreak("label", "import", "--store", url, ok=False).stderr
 
@@ -196,7 +196,7 @@ def test_gold_from_a_file(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "gold.jsonl", [{"item_id": "pair-0", "preferred_id": "0-1"}, {"item_id": "pair-2"}])
     words = ("label", "gold", "--gold", str(tmp_path / "gold.jsonl"), "--store", store.url)
     told = tiebreak(*words, ok=False).stderr
-    assert "gold.jsonl:2: preferred_id is 2-0, 2-1 or null" in told
+    assert "gold.jsonl:2: preferred_id must be 2-0, 2-1 or null" in told
     assert store.gold() == []
     write_jsonl(
         tmp_path / "gold.jsonl", [{"item_id": f"pair-{n}", "preferred_id": p} for n, p in ((0, "0-1"), (2, None))]
@@ -220,7 +220,7 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     write_jsonl(tmp_path / "judgments.jsonl", store.judgments()[0])
     url = f"sqlite:///{tmp_path}/two.sqlite"
     files = ("--pairs", str(tmp_path / "pairs.jsonl"), "--judgments", str(tmp_path / "judgments.jsonl"))
-    assert "4 judgments were new" in tiebreak("label", "import", *files, "--store", url).stdout
+    assert "4 judgments" in tiebreak("label", "import", *files, "--store", url).stdout
     again = Store.open(url)
     implied = [one for judgment in store.judgments()[0] for one in judgment.pairwise()]
     assert sorted(again.judgments()[0], key=str) == sorted(implied, key=str)

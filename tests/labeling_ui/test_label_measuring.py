@@ -106,7 +106,7 @@ def test_a_process_that_died_is_told_and_started_again(store: Store, monkeypatch
     assert figures._process is not first
     figures.close()
     monkeypatch.setattr(measuring, "_start", lambda _store: start("import sys; sys.exit('no figures today')"))
-    with pytest.raises(StoreError, match="could not be measured"):
+    with pytest.raises(StoreError, match="could not be computed"):
         LatestFigures(store)()
 
 

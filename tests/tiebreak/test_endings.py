@@ -204,7 +204,7 @@ def test_a_read_only_file_system(finished_recipe: Path, raw_data: Path) -> None:
         result = read_only(finished_recipe, *words)
         assert result.returncode == 1, result.stderr
         assert "Traceback" not in result.stderr
-        assert "cannot be written" in result.stderr
+        assert "not writable" in result.stderr
         assert str(runs) in result.stderr
     assert read_only(finished_recipe, "inspect", runs / "dpo").returncode == 0  # reads alone
 
@@ -217,7 +217,7 @@ def test_a_taken_port(finished_recipe: Path, tmp_path: Path) -> None:
         )
     assert result.returncode == 1
     assert f"error: cannot listen on 127.0.0.1:{port}: " in result.stderr
-    assert "Give another --port, or stop what runs there" in result.stderr
+    assert "Give another --port, or stop the program that uses it" in result.stderr
     assert "Traceback" not in result.stderr
 
 
