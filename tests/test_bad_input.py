@@ -259,7 +259,7 @@ def test_launches_on_gpus_where_there_is_none(output: Path, raw_data: Path) -> N
     words = ("dpo", "--output", output, "--policy", "x", "--preferences", raw_data / "preferences.jsonl")
     fail(
         *words, "--accelerate", "single_gpu",
-        told=("single_gpu.yaml is for GPUs, and this machine has none", "--accelerate cpu or cpu_zero2"),
+        told=("single_gpu.yaml needs GPUs, and this machine has none", "--accelerate cpu or cpu_zero2"),
     )  # fmt: skip
     assert not output.exists()
 
@@ -356,7 +356,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
     return {
         "no rater": Case(
             words("reward", "no rater", *policy, "--preferences", nobody),
-            (f"{nobody}:2: raters: no rater stands behind this preference", "drop the row, or leave the column out"),
+            (f"{nobody}:2: raters: this preference has no raters", "drop the row, or leave the column out"),
         ),
         "the same text": Case(
             words("dpo", "the same text", *policy, "--preferences", same),

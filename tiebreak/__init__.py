@@ -1,3 +1,3 @@
-"""Tiebreak: from raw prompts to an aligned language model, through the judgments of expert raters."""
+"""Tiebreak: from raw prompts to an aligned language model, through expert raters' judgments."""
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
-"""One complete YAML file a stage, checked by a strict, frozen pydantic model; every key is also a flag.
+"""One complete YAML file per stage, validated by a strict, frozen pydantic model; every key is also a flag.
 
     tiebreak dpo --config configs/quickstart/dpo.yaml --beta 0.2 --training.learning-rate 1e-5
 
-Flags are laid over the file before anything is checked, so that both are held to one standard: all faults are listed
-together, each with its place, what was allowed and the nearest right key.
+Flags override the file before anything is validated, so that both meet the same standard: all errors are reported
+together, each with its place, the allowed values and the nearest right key.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tiebreak.shipped import find_shipped, locate_shipped
 
 
 class Section(BaseModel):
-    """A frozen part of a configuration that refuses keys it does not know."""
+    """A frozen part of a configuration that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
     switch: ClassVar[str | None] = None
-    """The key that is meant where the whole section is given as true or false."""
+    """The key that is set when the whole section is given as true or false."""
     retired: ClassVar[Mapping[str, Any]] = {}
-    """Keys that earlier versions wrote and did not read, with their defaults: resolved files of then still open."""
+    """Keys that earlier versions wrote but never read, with their defaults: so old resolved files still open."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,7 +48,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML's `true` is no 1: pydantic would take it for one."""
+        """YAML's `true` is not 1, though pydantic would accept it."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         options = typing.get_args(annotation) or (annotation,)
         if isinstance(value, bool) and bool not in options and not {int, float}.isdisjoint(options):
@@ -77,15 +77,15 @@ class AdapterConfig(Section):
         if not names or (isinstance(names, list) and "" in names):
             raise ValueError("name the modules to adapt, or give all-linear")
         if isinstance(names, list) and "all-linear" in names:
-            raise ValueError("all-linear is given by itself, not in a list")
+            raise ValueError("all-linear must be given alone, not in a list")
         return names
 
 
 def refuse_unread(config: BaseModel, because: str, *keys: str) -> None:
-    """In a validator of a whole class: keys that nothing reads under the others must have their defaults.
+    """For validators of a whole class: keys that are not read under the other keys must have their defaults.
 
     Raises:
-        ValueError: naming those that have not.
+        ValueError: names those that do not.
     """
     stated = [key for key in keys if getattr(config, key) != type(config).model_fields[key].default]
     if stated:
@@ -93,11 +93,11 @@ def refuse_unread(config: BaseModel, because: str, *keys: str) -> None:
 
 
 def refuse_dropout(adapter: AdapterConfig | None) -> AdapterConfig | None:
-    """A field's validator, for stages that train without dropout: TRL switches it off there."""
+    """A field's validator for stages that train without dropout: TRL disables it there."""
     if adapter is not None and adapter.dropout:
         raise ValueError(
-            "dropout: this stage trains without dropout, as policy and reference must be one function; set dropout: 0, or "
-            "adapter: null where the policy has an adapter"
+            "dropout: this stage trains without dropout, since policy and reference must be the same function; set "
+            "dropout: 0, or adapter: null where the policy has an adapter"
         )
     return adapter
 
@@ -214,48 +214,48 @@ class StageConfig(Section):
     """What every stage's configuration has."""
 
     kept_seeds: ClassVar[frozenset[str]] = frozenset()
-    """seeds that `tiebreak run --seed` leaves as they are"""
+    """seeds that `tiebreak run --seed` does not change"""
     printed: ClassVar[frozenset[str]] = frozenset()
-    """keys that decide what is printed at the end and nothing that is kept: no part of what a run is"""
+    """keys that only decide what is printed at the end: they are not part of a run's identity"""
     revisable: ClassVar[frozenset[str]] = frozenset()
-    """keys that may change while the run is unfinished, as nothing that it keeps rests on them"""
+    """keys that may change while the run is unfinished, since none of its outputs depend on them"""
 
     output: str
     """the folder this stage writes; {trial} in it stands for the run's fingerprint, so that every trial of a sweep has a
     folder of its own"""
     tracking: TrackingConfig = TrackingConfig()
-    """its metrics in W&B"""
+    """W&B settings"""
     _config_folder: Path | None = None
 
     @property
     def trains(self) -> bool:
-        """Whether the number of processes is part of what the stage makes."""
+        """Whether the outputs depend on the number of processes."""
         return isinstance(getattr(self, "training", None), OptimizerConfig)
 
     @property
     def config_folder(self) -> Path | None:
-        """The folder of the file that it was read from, where functions are looked for."""
+        """The folder of the configuration file, where functions are looked for."""
         return self._config_folder
 
     @model_validator(mode="before")
     @classmethod
     def _runs_by_their_folder(cls, values: Any) -> Any:
-        """RUN/final, as PEFT takes it, is RUN."""
+        """RUN/final, as PEFT takes it, means RUN."""
         if not isinstance(values, dict):
             return values
         return {key: value if key == "output" else _run_of(value) for key, value in values.items()}
 
     def template_file(self) -> Path | None:
-        """The file of its chat template, whose content is part of a run's identity; None where it has none."""
+        """The file of its chat template, whose content is part of a run's identity; None if it has none."""
         return None
 
     def function_names(self) -> dict[str, str]:
-        """The user's functions that the stage calls, each as module:function, by a name for each."""
+        """The user's functions that the stage calls, each as module:function, by role."""
         return {}
 
 
 class RenderingConfig(StageConfig):
-    """What every stage has that renders conversations. A trained policy is used with the settings it was trained with."""
+    """Configuration of stages that render conversations. A trained policy is used with the settings it was trained with."""
 
     chat_template: str | None = None
     """a .jinja file, or the name of a template of the tokenizer or of TRL; null: the model's own"""
@@ -273,14 +273,14 @@ class RenderingConfig(StageConfig):
         return ChatSettings(**stated) if stated else None
 
     def template_file(self) -> Path | None:
-        """The file of `chat_template`, in the current folder or beside the configuration; None where it is no file."""
+        """The file of `chat_template`, in the current folder or beside the configuration; None if it is not a file."""
         folders = [Path(), *([self.config_folder] if self.config_folder else [])]
         named = [folder / self.chat_template for folder in folders if self.chat_template]
         return next((file for file in named if file.is_file()), None)
 
 
 class ThinkingConfig(RenderingConfig):
-    """What every stage has that learns from thoughts, or keeps them to be learned from."""
+    """Configuration of stages that train on thoughts, or store them for training."""
 
     thinking: Literal["keep", "drop", "mask"] | None = None
     """thoughts before answers (reasoning_content, or <think>…</think>). keep: learn them; drop: remove them; mask: keep
@@ -288,7 +288,7 @@ class ThinkingConfig(RenderingConfig):
 
 
 class ReadingConfig(StageConfig):
-    """What the configuration of every stage that reads data has. `tiebreak data FILE` shows how a file is read."""
+    """Configuration of stages that read data. `tiebreak data FILE` shows how a file is read."""
 
     columns: dict[str, str | None] = {}
     """Tiebreak's name of a column: its name in the data, as in {prompt: question, message.content: text}; null: ignore
@@ -309,17 +309,17 @@ C = TypeVar("C", bound=Section)
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a key, given by its path; without one, with several keys together."""
+    """An error in a key, given by its path; without a path, an error of several keys together."""
 
     where: str
     what: str
 
 
 def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
-    """The configuration that `arguments` (`--config FILE [--key value …]`) name.
+    """The configuration from `arguments` (`--config FILE [--key value …]`).
 
     Raises:
-        ConfigError: with every fault of the file and the flags.
+        ConfigError: with every error of the file and the flags.
     """
     path, flags = take_config_flag(arguments, command)
     values = read_yaml(path) if path else {}
@@ -348,7 +348,7 @@ def _list_faults(origin: str, faults: Sequence[str], command: str) -> str:
 
 
 def _locate(fault: Fault, lines: Mapping[str, int], flags: set[str]) -> str:
-    """A fault with its place: the flag, or the line of the file."""
+    """An error with its place: the flag, or the line of the file."""
     if not fault.where:
         return fault.what
     if any(fault.where == flag or fault.where.startswith(f"{flag}.") for flag in flags):
@@ -358,14 +358,14 @@ def _locate(fault: Fault, lines: Mapping[str, int], flags: set[str]) -> str:
 
 
 def _upwards(path: str) -> Iterator[str]:
-    """A key's path and those of what it lies in."""
+    """A key's path and those of its parents."""
     while path:
         yield path
         path = path.rpartition(".")[0]
 
 
 def _lines_of(path: Path) -> dict[str, int]:
-    """The line of every key in a file that was read as YAML."""
+    """The line of every key in a YAML file."""
     lines: dict[str, int] = {}
 
     def walk(node: yaml.Node | None, prefix: str) -> None:
@@ -383,7 +383,7 @@ def _lines_of(path: Path) -> dict[str, int]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, one that comes with Tiebreak too; errors name the file and the line."""
+    """A YAML file with a mapping, also one that ships with Tiebreak; errors name the file and the line."""
     found = find_shipped(path)
     try:
         value = yaml.load(found.read_text(encoding="utf-8"), _StrictLoader)
@@ -394,7 +394,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{path}: invalid YAML: {error}") from error
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -403,7 +403,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice: YAML would let the last one win in silence."""
+    """Refuses duplicate keys: YAML would silently use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
@@ -415,12 +415,12 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def dump_config(config: BaseModel) -> str:
-    """The resolved configuration as YAML, every key written out."""
+    """The resolved configuration as YAML, with every key."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def take_config_flag(arguments: Sequence[str], command: str) -> tuple[Path | None, list[str]]:
-    """The file that `--config` names, if it is given, and the other words."""
+    """The file that `--config` names, if any, and the other words."""
     rest, path, index = [], None, 0
     while index < len(arguments):
         word = arguments[index]
@@ -454,7 +454,7 @@ def _unknown_keys(values: dict[str, Any], model: type[BaseModel], prefix: str = 
 
 
 def _without_unknown(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """`values` less the unknown keys, which are reported already, with the nearest right one beside them."""
+    """`values` without the unknown keys, which are already reported with the nearest right one."""
     keys = {key.path: key for key in own_keys(model)}
     kept = {}
     for name, value in values.items():
@@ -470,8 +470,8 @@ def _without_unknown(values: dict[str, Any], model: type[BaseModel]) -> dict[str
 
 
 def _filled(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """`values`, the sections among them completed with the stage's own defaults: naming one key of `training` must not
-    reset its other keys to what another stage would take."""
+    """`values`, with the sections among them completed by the stage's own defaults: setting one key of `training` must not
+    reset its other keys to another stage's defaults."""
     filled = dict(values)
     for key in own_keys(model):
         value = values.get(key.path)

@@ -2,11 +2,11 @@
 
 TiebreakError            what went wrong, where, and the next step; printed without a traceback, exit status 1
 ├── ConfigError          a configuration file or flag is wrong; exit status 2
-├── DataError            an input row or file is broken; carries every fault found, not the first
+├── DataError            an input row or file is invalid; lists every error, not only the first
 ├── RunError             a run folder is missing, unfinished, or holds another run
-├── HandoffError         what one stage wrote is not what the next one needs
+├── HandoffError         a stage's output does not fit the next stage
 ├── ModelError           a model cannot be found, loaded or saved
-└── MachineError         this machine cannot do it: no such device, no space left
+└── MachineError         a limit of this machine: no such device, no space left
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tiebreak.terminal import complain
 
 MAX_FAULTS_SHOWN = 50
 UNEXPECTED_STATUS, PIPE_STATUS, INTERRUPT_STATUS = 70, 141, 130
-"""exit statuses: of a fault that is not the user's (sysexits' EX_SOFTWARE), and those of a shell for SIGPIPE and SIGINT"""
+"""exit statuses: of internal errors (sysexits' EX_SOFTWARE), and a shell's for SIGPIPE and SIGINT"""
 TRACEBACK_FILE = "error.txt"
 _FIRST_PROCESS_SPEAKS_SECONDS = 3.0
 
@@ -37,34 +37,34 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FULL_ELSEWHERE = (
     *(os.strerror(number) for number in _DISK_FULL),
     *(f"os error {number}" for number in _DISK_FULL),  # safetensors and tokenizers
-    "inline_container.cc",  # torch.save: the archive's end is not where it should be
+    "inline_container.cc",  # torch.save: the archive is cut short
     "database or disk is full",  # SQLite
 )
-"""What libraries that raise no OSError say of a full disk."""
-_READ_ONLY = "it lies on a read-only file system: give another --output, or mount it for writing"
+"""Messages of a full disk from libraries that do not raise OSError."""
+_READ_ONLY = "it is on a read-only file system: give another --output, or mount it writable"
 _DENIED = "permission denied: give another path, or change its permissions"
 _OF_THE_MACHINE = {
     errno.EROFS: _READ_ONLY,
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
-    errno.EMFILE: "too many open files: raise the limit with 'ulimit -n 4096', and give the same command again",
-    errno.EADDRINUSE: "the port is taken: stop what listens there, or choose another",
-    errno.EIO: "the disk failed (input/output error): look at it, then give the same command again",
+    errno.EMFILE: "too many open files: raise the limit with 'ulimit -n 4096', and run the same command again",
+    errno.EADDRINUSE: "the port is taken: stop the program that uses it, or choose another port",
+    errno.EIO: "the disk failed (input/output error): check it, then run the same command again",
 }
 _OF_THE_MACHINE_ELSEWHERE = {
     "os error 30": _READ_ONLY,
     "Read-only file system": _READ_ONLY,
-    "readonly database": f"the database cannot be written: {_READ_ONLY.removeprefix('it lies on a ')}",  # SQLite
+    "readonly database": f"the database is not writable: {_READ_ONLY.removeprefix('it is on a ')}",  # SQLite
     "os error 13": _DENIED,
     "EADDRINUSE": _OF_THE_MACHINE[errno.EADDRINUSE],  # torch.distributed
 }
-"""What libraries that raise no OSError say of the same."""
+"""Other messages of libraries that do not raise OSError."""
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 _OUT_OF_MEMORY_ELSEWHERE = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
 
 class TiebreakError(Exception):
-    """Base of all errors that a user can cause and mend. The message says what, where and what next."""
+    """Base of all errors that a user can cause and fix. The message says what, where and what next."""
 
     exit_status = 1
 
@@ -81,7 +81,7 @@ class ConfigError(TiebreakError):
 
 
 class DataError(TiebreakError):
-    """Rows of an input are broken. All faults are listed, each with its file and line."""
+    """Rows of an input are invalid. All errors are listed, each with its file and line."""
 
     def __init__(self, summary: str, faults: Sequence[str] = ()) -> None:
         self.faults = list(faults)
@@ -96,7 +96,7 @@ class RunError(TiebreakError):
 
 
 class HandoffError(TiebreakError):
-    """What one stage wrote is not what the next one needs: wrong tokenizer, reference, template or weights."""
+    """A stage's output does not fit the next stage: wrong tokenizer, reference, template or weights."""
 
 
 class ModelError(TiebreakError):
@@ -110,13 +110,13 @@ class MachineError(TiebreakError):
 def exit_with_message(
     main: Callable[[], object], resumes: bool = False, folder: Callable[[], Path | None] = lambda: None
 ) -> None:
-    """Run `main`, and end the process with a message in place of a traceback, whatever goes wrong.
+    """Run `main`, and end the process with a message instead of a traceback.
 
     `TIEBREAK_DEBUG=1` lets unexpected exceptions through.
 
     Args:
-        resumes: the same command, given again, goes on from the last checkpoint.
-        folder: where the traceback of an unexpected exception is written, once that is decided.
+        resumes: the same command resumes from the last checkpoint.
+        folder: where to write the traceback of an unexpected exception, once known.
     """
     _open_closed_streams()
     try:
@@ -144,13 +144,13 @@ def exit_with_message(
 
 def _interrupted(resumes: bool) -> None:
     if os.environ.get("RANK", "0") != "0" or "TIEBREAK_GROUP" in os.environ:
-        raise SystemExit(INTERRUPT_STATUS)  # every process hears of it: the first one speaks, or the recipe
-    sys.stderr.write("\n")  # after the terminal's ^C, or a line of progress
-    _fail("interrupted" + (": give the same command again to resume" if resumes else ""), INTERRUPT_STATUS)
+        raise SystemExit(INTERRUPT_STATUS)  # every process gets the signal: only the first one, or the recipe, prints
+    sys.stderr.write("\n")  # after the terminal's ^C, or a progress line
+    _fail("interrupted" + (": run the same command again to resume" if resumes else ""), INTERRUPT_STATUS)
 
 
 def end_interrupted() -> None:
-    """End the process on Ctrl-C, here and now: nothing has begun."""
+    """End the process on Ctrl-C at once: no work has started."""
     with contextlib.suppress(SystemExit):
         _interrupted(resumes=False)
     os._exit(INTERRUPT_STATUS)
@@ -168,7 +168,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def machine_fault(error: Exception) -> str:
-    """What is to be done about an error that comes from the machine (disk, permissions, memory, ports); else empty."""
+    """What to do about an error of the machine (disk, permissions, memory, ports); otherwise empty."""
     name = getattr(error, "filename", None)
     if is_full_disk(error):
         where = f" while writing {name}" if name else ""
@@ -180,7 +180,7 @@ def machine_fault(error: Exception) -> str:
     if without_memory or any(words in str(error) for words in _OUT_OF_MEMORY_ELSEWHERE):
         return (
             "not enough memory: lower training.tokens_per_pass, training.per_device_batch_size (or batch_size), or "
-            "training.max_length_tokens, and give the same command again"
+            "training.max_length_tokens, and run the same command again"
         )
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{name}: {_OF_THE_MACHINE[error.errno]}" if name else _OF_THE_MACHINE[error.errno]
@@ -188,7 +188,7 @@ def machine_fault(error: Exception) -> str:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Whether an error says that the disk is full, in whatever words."""
+    """Whether an error means that the disk is full."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_FULL
     return any(told in str(error) for told in _DISK_FULL_ELSEWHERE)
@@ -204,7 +204,7 @@ def _stop(stopped: Stopped, resumes: bool) -> None:
 
 
 def end_stopped(number: int) -> None:
-    """End the process on a signal, here and now: nothing has begun."""
+    """End the process on a signal at once: no work has started."""
     with contextlib.suppress(SystemExit):
         _stop(Stopped(number), resumes=False)
     os._exit(Stopped(number).exit_status)
@@ -212,17 +212,21 @@ def end_stopped(number: int) -> None:
 
 def _unexpected(error: Exception, folder: Path | None, resumes: bool) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
-    kept = _keep_traceback(folder)
-    where = f"the traceback is in {kept}" if kept else "TIEBREAK_DEBUG=1 before the command shows the traceback"
+    traceback_path = _keep_traceback(folder)
+    where = (
+        f"the traceback is in {traceback_path}"
+        if traceback_path
+        else "TIEBREAK_DEBUG=1 before the command shows the traceback"
+    )
     again = "; the same command resumes from the last checkpoint" if resumes else ""
     return (
         f"{type(error).__name__}{f': {first}' if first else ''}\n"
-        f"  This is a fault in Tiebreak or in a library, not in what you gave: {where}{again}."
+        f"  This is a bug in Tiebreak or in a library, not in your input: {where}{again}."
     )
 
 
 def _keep_traceback(folder: Path | None) -> Path | None:
-    """Write the exception at hand into the run folder, or else among the temporary files."""
+    """Write the current exception's traceback into the run folder, or into the temporary folder."""
     rank = int(os.environ.get("RANK", "0"))
     name = TRACEBACK_FILE if not rank else f"error-{rank}.txt"
     with contextlib.suppress(OSError):
@@ -258,7 +262,7 @@ def _open_closed_streams() -> None:
 
 
 def _leave_closed_streams() -> bool:
-    """Point output streams whose reader has gone (`tiebreak … | head`) at nothing; whether there was one."""
+    """Redirect output streams whose reader has exited (`tiebreak … | head`) to nothing; whether there was one."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _reader_has_gone(stream)]
     for stream in closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -270,7 +274,7 @@ def _reader_has_gone(stream: TextIO) -> bool:
         watched = select.poll()
         watched.register(stream.fileno(), 0)
         return any(event & select.POLLERR for _, event in watched.poll(0))
-    except (OSError, ValueError):  # no file behind it
+    except (OSError, ValueError):  # not backed by a file
         return False
 
 
@@ -278,7 +282,7 @@ def _fail(message: str, status: int) -> None:
     if os.environ.get("RANK", "0") != "0":
         time.sleep(
             _FIRST_PROCESS_SPEAKS_SECONDS
-        )  # a fault of all processes is reported once: the launcher ends this one
+        )  # an error of all processes is reported once: the launcher ends this one
     try:
         complain(f"error: {message}")
     except BrokenPipeError:

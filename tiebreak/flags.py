@@ -1,7 +1,7 @@
-"""Flags laid over a configuration file: `--a.b 1 --c x y --d.0.e 2`.
+"""Flags that override a configuration file: `--a.b 1 --c x y --d.0.e 2`.
 
-A key is written with hyphens or underscores. A switch alone is true; a list takes words or one YAML list; a section or an
-entry of a list of sections takes its keys one by one, or one YAML mapping.
+Keys are written with hyphens or underscores. A switch without a value is true; a list takes words or one YAML list; a
+section, or an entry of a list of sections, takes its keys one by one, or one YAML mapping.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """`--a.b 1 --c x y` as (a.b, [1]) and (c, [x, y]). A negative number is a value, not a flag.
 
     Raises:
-        ConfigError: a word belongs to no key.
+        ConfigError: a word without a key.
     """
     key: str | None = None
     values: list[str] = []
@@ -32,7 +32,7 @@ def group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             key, joined, value = word[2:].partition("=")
             values = [value] if joined else []
         elif key is None:
-            raise ConfigError(f"unexpected argument {word!r}: keys are given as --key value")
+            raise ConfigError(f"unexpected argument {word!r}: expected --key value")
         else:
             values.append(word)
     if key is not None:
@@ -40,7 +40,7 @@ def group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def lay_over(values: dict[str, Any], model: type[BaseModel], flag: str, words: list[str]) -> str | None:
-    """Write one flag into `values`; returns the fault, if there is one."""
+    """Apply one flag to `values`; returns the error, if any."""
     path = path_of(model, flag, words)
     key = find_key(model, path)
     if key is None:
@@ -53,7 +53,7 @@ def lay_over(values: dict[str, Any], model: type[BaseModel], flag: str, words: l
 
 
 def _retired(model: type[BaseModel], path: str) -> str | None:
-    """Of a key that the other stages have, and this one does not read."""
+    """The error for a key that other stages have but this one does not read."""
     section, _, name = path.rpartition(".")
     above = find_key(model, section) if section else None
     retired = getattr(above.section, "retired", {}) if above else {}
@@ -61,7 +61,7 @@ def _retired(model: type[BaseModel], path: str) -> str | None:
 
 
 def path_of(model: type[BaseModel], flag: str, words: list[str]) -> str:
-    """The key that a flag means: with underscores, and the switch of a section that is given as true, false or nothing."""
+    """The key of a flag, with underscores; for a section given as true, false or nothing, its switch."""
     path = flag if find_key(model, flag) else flag.replace("-", "_")
     key = find_key(model, path)
     switch: str | None = getattr(key.section, "switch", None) if key else None
@@ -76,7 +76,7 @@ def _value_of(key: Key, words: list[str]) -> Any:
 
 
 def parse_word(word: str, is_text: bool = False) -> Any:
-    """A word as YAML has it; for text, as it stands unless it is a list, a mapping or null."""
+    """A word parsed as YAML; a text key keeps it unless it is a list, a mapping or null."""
     if is_text and not word.startswith(("[", "{")) and word not in ("null", "None", "~"):
         return word
     try:
@@ -87,7 +87,7 @@ def parse_word(word: str, is_text: bool = False) -> Any:
 
 
 def _put(values: dict[str, Any], model: type[BaseModel], parts: list[str], value: Any) -> str | None:
-    """Write `value` at a path, on copies of what is on the way; returns the fault, if there is one."""
+    """Write `value` at a path, copying its parents; returns the error, if any."""
     here: Any = values
     for number, part in enumerate(parts[:-1]):
         above = find_key(model, ".".join(parts[: number + 1]))
@@ -126,7 +126,7 @@ def _set_child(here: Any, part: str, value: Any) -> None:
 
 
 def nearest_flag(model: type[BaseModel], path: str) -> str:
-    """`; did you mean --…?`, or the keys there are."""
+    """`; did you mean --…?`, or the list of keys."""
     section, dot, last = path.rpartition(".")
     positive = find_key(model, f"{section}{dot}{last.removeprefix('no_')}")
     if last.startswith("no_") and positive is not None and positive.is_switch:
@@ -138,7 +138,7 @@ def nearest_flag(model: type[BaseModel], path: str) -> str:
 
 
 def nearest_path(path: str, known: Sequence[str]) -> str | None:
-    """The key most like a mistyped one: of the same name in some section, or of a like name."""
+    """The key most like a mistyped one: with the same name in another section, or with a similar name."""
     same_name = [one for one in known if one.endswith(f".{path}")]
     return next(iter(same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.5)), None)
 

@@ -1,7 +1,7 @@
-"""A user's Python functions, named `package.module:function`: yardsticks and rewards.
+"""User's Python functions, named `package.module:function`: yardsticks and rewards.
 
-They are looked for beside the configuration file, in the current folder and where Python looks, in this order, and are
-checked before a stage does any work.
+They are looked up beside the configuration file, in the current folder and on Python's path, in this order, and are
+validated before a stage does any work.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tiebreak.shipped import packaged
 
 @dataclass(frozen=True)
 class UserFunction:
-    """A function that was found, and the file it is written in: its content is part of a run's identity."""
+    """A user's function and its source file, whose content is part of a run's identity."""
 
     name: str
-    """as the configuration names it"""
+    """as in the configuration"""
     call: Callable[..., Any]
     file: str | None
     """None: built in"""
@@ -38,7 +38,7 @@ def load_function(name: str, key: str, beside: Path | None = None) -> UserFuncti
     """The function `package.module:function`.
 
     Args:
-        key: the configuration's key that names it.
+        key: the configuration's key that names it, for messages.
         beside: the folder of the configuration file.
 
     Raises:
@@ -67,12 +67,12 @@ def load_function(name: str, key: str, beside: Path | None = None) -> UserFuncti
             raise ConfigError(f"{key}: {module_name} has no function {attribute!r}{_near(module, part)} ({where})")
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigError(f"{key}: {name} is no function, but a {type(found).__name__}")
+        raise ConfigError(f"{key}: {name} is not a function, but a {type(found).__name__}")
     return UserFunction(name, found, _source_file(found) or getattr(module, "__file__", None))
 
 
 def load_shipped_function(file: str, attribute: str) -> UserFunction:
-    """A function of a file that comes with Tiebreak, whatever lies in the current folder."""
+    """A function of a file that ships with Tiebreak, never of the current folder."""
     path = packaged(file)
     name = f"tiebreak_{path.parent.name}_{path.stem}"
     if name not in sys.modules:
@@ -85,19 +85,19 @@ def load_shipped_function(file: str, attribute: str) -> UserFunction:
 
 
 def require_arguments(function: UserFunction, key: str, example: str, *positional: object, **named: object) -> None:
-    """Refuse a function that cannot be called as a stage will call it.
+    """Refuse a function that does not accept the stage's call.
 
     Args:
         example: the call, for the message.
 
     Raises:
-        ConfigError: its signature takes other arguments, or it is asynchronous.
+        ConfigError: its signature has other arguments, or it is asynchronous.
     """
     if inspect.iscoroutinefunction(function.call):
         raise ConfigError(f"{key}: {function.name} is asynchronous: give a plain function, called as {example}")
     try:
         signature = inspect.signature(function.call)
-    except (TypeError, ValueError):  # built in: it tells no signature
+    except (TypeError, ValueError):  # built-in functions may have no signature
         return
     try:
         signature.bind(*positional, **named)
@@ -117,7 +117,7 @@ def where_raised(function: Callable[..., Any], error: BaseException) -> str:
 
 
 def _import(module_name: str, folders: list[Path], key: str) -> ModuleType:
-    """A module of one of the folders, or else of the installed ones.
+    """A module from one of the folders, otherwise an installed one.
 
     Raises:
         ConfigError: the name of a file in one of the folders is taken by another module.
@@ -125,7 +125,7 @@ def _import(module_name: str, folders: list[Path], key: str) -> ModuleType:
     top = module_name.partition(".")[0]
     for folder in folders:
         spec = PathFinder.find_spec(top, [str(folder)])
-        if spec is None or spec.origin is None:  # none, or a folder without __init__.py
+        if spec is None or spec.origin is None:  # not found, or a folder without __init__.py
             continue
         _forget_older(top, Path(spec.origin), key)
         with _first_on_path(folder):
@@ -137,7 +137,7 @@ def _import(module_name: str, folders: list[Path], key: str) -> ModuleType:
 
 
 _SOURCE = "__tiebreak_source__"
-"""where a module of the user's keeps the source it was imported from: a file that was edited since is imported anew"""
+"""attribute of a user's module with the source it was imported from: an edited file is imported again"""
 
 
 def _forget_older(top: str, file: Path, key: str) -> None:
@@ -156,9 +156,9 @@ def _forget_older(top: str, file: Path, key: str) -> None:
 
 @contextmanager
 def _first_on_path(folder: Path) -> Iterator[None]:
-    """The folder before all others; afterwards after them, for what the module imports later.
+    """Puts the folder first on the path; afterwards last, for later imports of the module.
 
-    No byte code is written: Python trusts it by the second, and a file may be edited twice in one.
+    No byte code is written: Python compares times in seconds, and a file may be edited twice within one.
     """
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     sys.path.insert(0, str(folder))
@@ -174,7 +174,7 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _last_on_path(folders: list[Path]) -> Iterator[None]:
-    """For packages without __init__.py in the folders."""
+    """Appends the folders to the path, for packages without __init__.py."""
     sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
     importlib.invalidate_caches()
     yield
@@ -188,7 +188,7 @@ def _source_file(found: Any) -> str | None:
 
 
 def _described(error: BaseException) -> str:
-    """Type and message, and the file and line they point to."""
+    """Type and message, with file and line."""
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

@@ -1,4 +1,4 @@
-"""Hashes of files and texts, by which inputs and outputs are recognised."""
+"""Hashes of files and texts, which identify inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def hash_text(text: str) -> str:
 
 
 def hash_json(value: object) -> str:
-    """A short hash of a JSON value, whatever the order of its keys."""
+    """A short hash of a JSON value, independent of the order of its keys."""
     return hash_text(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str))[:24]

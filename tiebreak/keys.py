@@ -1,4 +1,4 @@
-"""The keys of a configuration class. The parser of flags and the help page read them from here, so that they agree.
+"""The keys of a configuration class. The flag parser and the help page both read them here, so that they agree.
 
 output                    a key
 training.learning_rate    a key of a section
@@ -22,11 +22,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ITEM, ENTRY = "N", "NAME"
-"""What stands for a place in a list, and for a name in a mapping, where keys are listed."""
+"""Placeholders for an index in a list and a name in a mapping."""
 
 
 class Missing:
-    """The default of a key that has none."""
+    """The default of a required key."""
 
 
 REQUIRED = Missing()
@@ -34,18 +34,18 @@ REQUIRED = Missing()
 
 @dataclass(frozen=True)
 class Key:
-    """A key, with its default in this stage: a section's own default may be another than its class's."""
+    """A key, with its default in this stage: a section's default may differ from its class's."""
 
     path: str
     owner: type[BaseModel]
     name: str
-    """of the owner's field"""
+    """name of the owner's field"""
     field: FieldInfo
     default: Any
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """The types that its value may have, None left out."""
+        """The types that its value may have, except None."""
         return tuple(option for option in _options(self.field.annotation) if option is not types.NoneType)
 
     @property
@@ -65,7 +65,7 @@ class Key:
 
     @property
     def is_list(self) -> bool:
-        """Whether one word for it is a list of one; a key that takes a word or a list takes the word."""
+        """Whether a single word is a list of one; a key that takes a word or a list takes the word."""
         return bool(self.options) and all(typing.get_origin(o) is list for o in self.options)
 
     @property
@@ -79,7 +79,7 @@ class Key:
 
     @property
     def is_text(self) -> bool:
-        """Whether a word for it is text as it stands: `--guideline-version 2` is no number."""
+        """Whether a word is taken literally: `--guideline-version 2` is not a number."""
         return bool(self.options) and all(o in (str, list[str], dict[str, str]) for o in self.options)
 
     @property
@@ -88,7 +88,7 @@ class Key:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words it takes, where there are only some."""
+        """The allowed words, if they are limited."""
         inner = [typing.get_args(o)[0] if typing.get_origin(o) is list else o for o in self.options]
         if any(typing.get_origin(one) is not Literal for one in inner):
             return ()
@@ -103,7 +103,7 @@ class Key:
 
     @property
     def meaning(self) -> str:
-        """The docstring below the field, in one line."""
+        """The docstring below the field, on one line."""
         for owner in self.owner.__mro__:
             found = _docstrings(owner.__module__).get((owner.__name__, self.name))
             if found:
@@ -133,7 +133,7 @@ def keys_of(model: type[BaseModel], defaults: BaseModel | None = None, prefix: s
 
 
 def find_key(model: type[BaseModel], path: str) -> Key | None:
-    """The key that a dotted path names; inside a mapping, the mapping's."""
+    """The key at a dotted path; inside a mapping, the mapping's key."""
     by_path = {key.path: key for key in keys_of(model)}
     parts = path.split(".")
     listed = ""
@@ -149,7 +149,7 @@ def find_key(model: type[BaseModel], path: str) -> Key | None:
 
 
 def plain_paths(model: type[BaseModel]) -> list[str]:
-    """The keys' paths but those inside lists: what a mistyped key is compared with."""
+    """The keys' paths except those inside lists: candidates for a mistyped key."""
     return [key.path for key in keys_of(model) if f".{ITEM}." not in key.path]
 
 
@@ -166,7 +166,7 @@ def _docstrings(module: str) -> dict[tuple[str, str], str]:
     """(class, field) → the docstring below the field, of all classes of a module."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, KeyError):  # no source at hand
+    except (OSError, KeyError):  # no source available
         return {}
     found = {}
     for owner in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):

@@ -1,7 +1,7 @@
-"""The records that stages exchange, and how they are written to disk.
+"""The records that stages exchange, and their files.
 
-Every record is a frozen pydantic model; a file of them is JSON Lines, one object a line, UTF-8. `tiebreak.data` reads them,
-and makes them of other data.
+Every record is a frozen pydantic model; files of them are JSON Lines, one object per line, UTF-8. `tiebreak.data` reads
+them, and converts other data to them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Kind = Literal["human", "simulated", "model", "unstated"]
 
 
 class Record(BaseModel):
-    """A frozen row. Unknown fields are refused: a misspelt column would otherwise be lost in silence."""
+    """A frozen row. Unknown fields are refused: a misspelt column would otherwise be lost silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _absent(value: object) -> bool:
-    """Absent fields are not written, so files and ids of data without them stay as they were."""
+    """Absent fields are not written, so that files and ids of data without them do not change."""
     return value is None or value == ()
 
 
 class FunctionCall(Record):
-    """The function that an assistant calls."""
+    """A function call by the assistant."""
 
     name: str = Field(min_length=1)
     arguments: dict[str, Any] = {}
@@ -43,7 +43,7 @@ class FunctionCall(Record):
     @field_validator("arguments", mode="before")
     @classmethod
     def _as_mapping(cls, value: object) -> object:
-        """OpenAI writes them as a JSON string."""
+        """OpenAI writes the arguments as a JSON string."""
         if value is None or value == "":
             return {}
         if isinstance(value, str):
@@ -57,7 +57,7 @@ class FunctionCall(Record):
 
 
 class ToolCall(Record):
-    """One call of a tool, in OpenAI's form. `{name, arguments}` alone is read as well."""
+    """A tool call in OpenAI's form. `{name, arguments}` alone is accepted too."""
 
     id: str | None = Field(default=None, exclude_if=_absent)
     type: Literal["function"] = "function"
@@ -81,22 +81,22 @@ class Message(Record):
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=_absent)
-    """what the assistant calls"""
+    """the assistant's calls"""
     tool_call_id: str | None = Field(default=None, exclude_if=_absent)
-    """of a tool's result: the call that it answers"""
+    """for a tool's result: the call that it answers"""
     name: str | None = Field(default=None, exclude_if=_absent)
-    """who speaks, or which tool"""
+    """the speaker's name, or the tool's"""
     reasoning_content: str | None = Field(default=None, exclude_if=_absent)
-    """what the assistant thinks before it answers; also read from `thinking`"""
+    """the assistant's thoughts before its answer; also read from `thinking`"""
     weight: Literal[0, 1] | None = Field(default=None, exclude_if=_absent)
     """0: the assistant's turn is context and is not trained on"""
 
     @model_validator(mode="before")
     @classmethod
     def _understood(cls, value: object) -> object:
-        """One form of what OpenAI, TRL and Arrow write: no null keys, `thinking` by its other name, text alone as a string.
+        """Normalises the forms of OpenAI, TRL and Arrow: no null keys, `thinking` renamed, text alone as a string.
 
-        A key that plays no part is refused by name: what is dropped in silence is trained on wrongly.
+        Unknown keys are refused by name: silently dropped, they would make training wrong.
         """
         if not isinstance(value, dict) or (
             len(value) == 2 and isinstance(value.get("content"), str) and "role" in value
@@ -135,17 +135,17 @@ class Message(Record):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it neither says nor calls anything."""
+        """Whether it has neither text nor calls."""
         return not self.content.strip() and not self.tool_calls
 
     @property
     def is_plain(self) -> bool:
-        """Whether it has a role and text alone."""
+        """Whether it has only a role and text."""
         return all(_absent(getattr(self, key)) for key in type(self).model_fields if key not in ("role", "content"))
 
 
 def parse_json(text: str, what: str) -> Any:
-    """JSON text of a row's part. Raises ValueError that names the part."""
+    """The JSON text of a part of a row. Raises ValueError, which names the part."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -153,7 +153,7 @@ def parse_json(text: str, what: str) -> Any:
 
 
 def _text_of_parts(parts: Sequence[object]) -> str:
-    """The text of a list of parts. Chat templates write them one after another with nothing in between."""
+    """The text of a list of parts. Chat templates concatenate them with nothing in between."""
     texts: list[str] = []
     for number, part in enumerate(parts):
         if isinstance(part, dict):
@@ -176,7 +176,7 @@ Tools = tuple[dict[str, Any], ...]
 
 
 def content_id(prefix: str, *parts: object) -> str:
-    """A short id made from content alone: the same content has the same id on every machine."""
+    """A short id made from content: the same content has the same id on every machine."""
     canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=_as_json)
     return f"{prefix}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
@@ -188,12 +188,12 @@ def _as_json(value: object) -> object:
 
 
 def prompt_id(messages: Sequence[Message], tools: Tools = ()) -> str:
-    """The id of a prompt: a hash of its messages, and of the tools that it offers.
+    """The id of a prompt: a hash of its messages and tools.
 
-    `weight` is no part of it: it changes what is trained on, and not what is asked.
+    `weight` is excluded: it changes the training, not the prompt.
     """
-    said = [(message.role, message.content, *_further_fields(message)) for message in messages]
-    return content_id("prompt", said, tools) if tools else content_id("prompt", said)
+    fields = [(message.role, message.content, *_further_fields(message)) for message in messages]
+    return content_id("prompt", fields, tools) if tools else content_id("prompt", fields)
 
 
 def _further_fields(message: Message) -> list[object]:
@@ -202,7 +202,7 @@ def _further_fields(message: Message) -> list[object]:
 
 
 class Prompt(Record):
-    """A conversation that waits for the assistant's answer."""
+    """A conversation to be answered by the assistant."""
 
     id: str
     messages: Messages
@@ -213,11 +213,11 @@ class Prompt(Record):
 
 
 class Demonstration(Record):
-    """A prompt with the answer an expert gave."""
+    """A prompt with an expert's answer."""
 
     prompt: Prompt
     completion: str | Messages
-    """the answer's text; messages where it is more: tool calls, thoughts, or several turns of assistant and tools"""
+    """the answer's text; messages if it has tool calls, thoughts, or several turns of assistant and tools"""
 
     @model_validator(mode="after")
     def _answered(self) -> Demonstration:
@@ -227,7 +227,7 @@ class Demonstration(Record):
 
     @property
     def answers(self) -> Messages:
-        """All messages after the prompt: the assistant's and, between them, its tools'."""
+        """All messages after the prompt: the assistant's and its tools'."""
         return assistant(self.completion) if isinstance(self.completion, str) else self.completion
 
     @property
@@ -237,12 +237,12 @@ class Demonstration(Record):
 
     @property
     def text(self) -> str:
-        """What the answer says and calls, for people and for comparison."""
+        """The answer's text and calls, for display and comparison."""
         return text_of(self.answers)
 
 
 class SamplingSettings(Record):
-    """How a completion was drawn."""
+    """How a completion was sampled."""
 
     temperature: float
     top_p: float
@@ -251,7 +251,7 @@ class SamplingSettings(Record):
 
 
 class Completion(Record):
-    """One answer to a prompt, drawn from `policy` (a manifest id, or the name of a model that has none)."""
+    """One answer to a prompt, sampled from `policy` (a manifest id, or the name of a model without one)."""
 
     id: str
     text: str
@@ -261,13 +261,13 @@ class Completion(Record):
     finished: bool = True
     """False where the answer was cut off at `max_new_tokens`."""
     ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
-    """the token ids as they were drawn, an end of turn included"""
+    """the sampled token ids, end of turn included"""
     tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
     """the tokenizer of `ids`"""
 
 
 class Pair(Record):
-    """Two or more completions of one prompt, in no order, waiting for judgments. Carries its prompt's messages."""
+    """Two or more completions of one prompt, in no order, to be judged. Carries its prompt's messages."""
 
     id: str
     prompt_id: str
@@ -291,8 +291,8 @@ class Pair(Record):
 class Judgment(Record):
     """One rater's answer about a pair, with the sides as they were shown.
 
-    `answer` runs from −3 (left much better) through 0 (a tie) to +3 (right much better); it is None when the rater
-    skipped, called both bad, or put more than two completions in order.
+    `answer` is from −3 (left much better) through 0 (a tie) to +3 (right much better); None if the rater skipped, called
+    both bad, or ranked more than two completions.
     """
 
     pair_id: str
@@ -306,7 +306,7 @@ class Judgment(Record):
     ranking: tuple[tuple[str, ...], ...] | None = None
     """completions from best to worst; those within a group are equal"""
     shown: tuple[str, ...] = ()
-    """of a ranking: its completions in the order in which they were shown, `left` and `right` being the first two"""
+    """in a ranking: its completions in the order shown, `left` and `right` being the first two"""
     aspects: dict[str, int] = {}
     rationale: str = ""
     edited_text: str | None = None
@@ -318,56 +318,56 @@ class Judgment(Record):
     @model_validator(mode="after")
     def _answered_once(self) -> Judgment:
         if (self.answer is not None) + self.both_bad + self.skip + (self.ranking is not None) != 1:
-            raise ValueError("exactly one of answer, both_bad, skip and ranking must be given")
+            raise ValueError("exactly one of answer, both_bad, skip and ranking is required")
         if self.left == self.right:
             raise ValueError("left and right are the same completion")
         if self.skip_reason and not self.skip:
-            raise ValueError("skip_reason is given, and nothing was skipped")
+            raise ValueError("skip_reason needs skip")
         if self.ranking is not None and sorted(chain.from_iterable(self.ranking)) != sorted(set(self.shown)):
-            raise ValueError("ranking must hold every completion that was shown, once")
+            raise ValueError("ranking must contain every completion that was shown, once")
         return self
 
     def pairwise(self) -> list[Judgment]:
-        """Itself; or of K completions shown together the K(K−1)/2 judgments that it implies.
+        """Itself; for K completions shown together, the K(K−1)/2 judgments that it implies.
 
-        An order tells which is better and not by how much: its answers are −1, 0 and +1. An edit is of the first one, and
-        goes with the comparisons that it wins. Where all were called bad, or skipped, every two were.
+        A ranking has no strengths: its answers are −1, 0 and +1. An edit is of the first completion and goes with the
+        comparisons that it wins. All bad, or a skip, applies to every comparison.
         """
         if not self.shown:
             return [self]
         return [self._about(left, right) for left, right in combinations(self.shown, 2)]
 
     def _about(self, left: str, right: str) -> Judgment:
-        """What it says about two of those that were shown."""
-        said: dict[str, Any] = {"left": left, "right": right, "ranking": None, "shown": ()}
+        """Its judgment of two of the completions shown."""
+        fields: dict[str, Any] = {"left": left, "right": right, "ranking": None, "shown": ()}
         if self.ranking is not None:
             place = {identity: n for n, group in enumerate(self.ranking) for identity in group}
-            said["answer"] = (place[left] > place[right]) - (place[left] < place[right])
+            fields["answer"] = (place[left] > place[right]) - (place[left] < place[right])
             if 0 not in (place[left], place[right]):
-                said["edited_text"] = None
-        return self.model_copy(update=said)
+                fields["edited_text"] = None
+        return self.model_copy(update=fields)
 
 
 class Preference(Record):
-    """What training learns from: TRL's `prompt`, `chosen`, `rejected`, and how far the label can be trusted."""
+    """A training example: TRL's `prompt`, `chosen`, `rejected`, and the label's reliability."""
 
     prompt: Messages
     chosen: Messages
     rejected: Messages
     strength: float | None = None
-    """1 (slightly better) to 3 (much better), the mean over the raters who agree; None where it was not asked."""
+    """1 (slightly better) to 3 (much better), the mean over the raters who agree; None if it was not asked."""
     margin: float | None = None
-    """TRL's column, 0 or more: by how much the scores must differ. Exports give strength / 3 (Touvron et al. 2023, Table
+    """TRL's column, ≥ 0: the required difference of scores. Exports give strength / 3 (Touvron et al. 2023, Table
     27, small margin)."""
     agreement: float | None = Field(default=None, ge=0, le=1)
-    """Share of the votes, ties among them, that prefer `chosen`."""
+    """Share of the votes, ties included, that prefer `chosen`."""
     confidence: float | None = Field(default=None, ge=0, le=1)
-    """Soft label: the chance that `chosen` is the better one; 0.5 for a tie that is kept."""
+    """Soft label: the probability that `chosen` is the better one; 0.5 for a tie that is kept."""
     raters: tuple[str, ...] | None = None
-    """Pseudonymous ids of the raters behind it; None where the data does not say."""
+    """Pseudonymous ids of its raters; None if the data has none."""
     weight: float = Field(default=1.0, ge=0)
     adjudicated: bool = False
-    """Settled by a lead, who then is the only one in `raters`."""
+    """Settled by a lead, who is then the only one in `raters`."""
     kind: Kind = "unstated"
     pair_id: str | None = None
     prompt_id: str = ""
@@ -378,7 +378,7 @@ class Preference(Record):
     rejected_finished: bool = True
     tools: Tools = Field(default=(), exclude_if=_absent)
     chosen_ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
-    """the chosen answer's token ids as its policy drew them, an end of turn included"""
+    """the chosen answer's sampled token ids, end of turn included"""
     rejected_ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
     tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
     """the tokenizer of `chosen_ids` and `rejected_ids`"""
@@ -388,8 +388,8 @@ class Preference(Record):
     def _of_the_right_sign(cls, value: float | None) -> float | None:
         if value is not None and value < 0:
             raise ValueError(
-                f"{value:g} is below 0 and says that the rejected answer is the better one: swap chosen and rejected, or "
-                "mend its sign"
+                f"{value:g} is below 0, so the rejected answer is the better one: swap chosen and rejected, or "
+                "fix its sign"
             )
         return value
 
@@ -397,7 +397,7 @@ class Preference(Record):
     @classmethod
     def _someone(cls, raters: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if raters is not None and not raters:
-            raise ValueError("no rater stands behind this preference: drop the row, or leave the column out")
+            raise ValueError("this preference has no raters: drop the row, or leave the column out")
         return raters
 
     @model_validator(mode="after")
@@ -419,7 +419,7 @@ class Preference(Record):
 
 
 def check_prompt(messages: Messages) -> None:
-    """Raises ValueError where the assistant has nothing to answer."""
+    """Raises ValueError if there is nothing for the assistant to answer."""
     if not messages:
         raise ValueError("the prompt is empty")
     if messages[-1].role not in ("user", "tool"):
@@ -429,12 +429,14 @@ def check_prompt(messages: Messages) -> None:
 
 
 def check_side(messages: Messages, name: str) -> None:
-    """Raises ValueError where messages are no answer: what the assistant writes, with its tools' results in between."""
+    """Raises ValueError unless the messages are an answer: the assistant's messages with its tools' results in between."""
     roles = [message.role for message in messages]
     if not messages or all(message.is_empty for message in messages):
         raise ValueError(f"{name} is empty")
     if other := sorted({*roles} - {"assistant", "tool"}):
-        raise ValueError(f"{name} holds a message of the {other[0]}: an answer is the assistant's and its tools' alone")
+        raise ValueError(
+            f"{name} contains a message of the {other[0]}: an answer has only the assistant's and its tools'"
+        )
     if roles[0] != "assistant" or roles[-1] != "assistant":
         raise ValueError(f"{name} must begin and end with a message of the assistant")
     if messages[-1].is_empty:
@@ -446,7 +448,7 @@ def _compared(message: Message) -> Message:
 
 
 def text_of(messages: Sequence[Message]) -> str:
-    """What messages say and call, for people and for comparison."""
+    """The text and calls of messages, for display and comparison."""
     return "\n".join(part for message in messages for part in _parts_of(message))
 
 
@@ -464,7 +466,7 @@ def assistant(text: str) -> Messages:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write to a temporary name, fsync, rename: a reader sees the old file or the whole new one, never a part."""
+    """Write to a temporary file, fsync, rename: readers see the old file or the complete new one."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:

@@ -1,7 +1,6 @@
-"""Files that come with Tiebreak: `configs/` and `data/`, of the current folder first, then of the package.
+"""Files that ship with Tiebreak, `configs/` and `data/`: the current folder's first, then the package's.
 
-In a checkout they lie beside the packages; the wheel carries them in `tiebreak/shipped/` (see setup.py), so that
-`tiebreak run --config configs/quickstart/pipeline.yaml` and `--accelerate zero2` work in any folder.
+In a checkout they are beside the packages; the wheel has them in `tiebreak/shipped/` (see setup.py), so that
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ FOLDERS = ("configs", "data")
 
 
 def find_shipped(path: Path) -> Path:
-    """The file itself where there is one; else the shipped file of that name; else the path as it is."""
+    """The file itself if it exists; otherwise the shipped file with that name; otherwise the path unchanged."""
     if path.exists() or path.is_absolute() or path.parts[:1] not in [(folder,) for folder in FOLDERS]:
         return path
     return next((root / path for root in _roots() if (root / path).exists()), path)
 
 
 def packaged(file: str) -> Path:
-    """The file that comes with this installation, whatever the current folder holds.
+    """The file of this installation, never of the current folder.
 
     Raises:
         FileNotFoundError: the installation is incomplete.
@@ -34,7 +33,7 @@ def packaged(file: str) -> Path:
 
 
 def locate_shipped(value: Any) -> Any:
-    """A shipped configuration's values, the files that they name found where they lie."""
+    """A shipped configuration's values, with the paths of its files resolved."""
     if isinstance(value, dict):
         return {key: locate_shipped(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -43,7 +42,7 @@ def locate_shipped(value: Any) -> Any:
 
 
 def shipped_names(folder: Path, pattern: str) -> list[str]:
-    """Names of files of a folder, the current one's and the shipped ones, without their suffix."""
+    """Names of a folder's files, in the current folder and the shipped one, without their suffix."""
     found = [file.stem for where in (Path(), *_roots()) for file in (where / folder).glob(pattern)]
     return sorted(set(found))
 

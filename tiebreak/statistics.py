@@ -1,4 +1,4 @@
-"""Intervals for the figures that the reports print, and the test behind a verdict between two policies."""
+"""Intervals of reported figures, and the test behind a verdict between two policies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 Interval = tuple[float, float]
 Z = 1.959964
-"""97.5% of a standard normal lie below it."""
+"""97.5% quantile of the standard normal."""
 
 
 def wilson_interval(successes: float, n: float, z: float = Z) -> Interval:
     """The 95% interval of a share of independent trials (Wilson 1927); (0, 1) when n is 0.
 
-    Neither needs to be whole: n may be the number of independent trials that dependent ones are worth.
+    Neither needs to be whole: n may be an effective number of trials.
 
     >>> tuple(round(edge, 4) for edge in wilson_interval(8, 10))
     (0.4902, 0.9433)
@@ -27,16 +27,16 @@ def wilson_interval(successes: float, n: float, z: float = Z) -> Interval:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = float(centre - half) if successes else 0.0  # exactly so, and not to rounding
+    low = float(centre - half) if successes else 0.0  # exactly, without rounding
     return low, float(centre + half) if successes < n else 1.0
 
 
 def clustered_interval(values: Sequence[float], groups: Sequence[str]) -> Interval:
-    """The 95% interval of a mean of values from 0 to 1 that come in groups, as several pairs of one prompt do.
+    """The 95% interval of a mean of values from 0 to 1 in clusters, such as several pairs per prompt.
 
-    Wilson's, with the number of independent values that would vary as much: n over the design effect (Kish 1965), at
-    most n. Where each value is a group of its own it is `wilson_interval`; where all values are 0, or all 1, nothing
-    tells how much a group's values depend on one another, and each group counts once.
+    Wilson's, at the effective number of independent values: n over the design effect (Kish 1965), at most n. With clusters
+    of one value it is `wilson_interval`; if all values are 0, or all 1, the design effect is unknown, and each cluster
+    counts once.
     """
     n = len(values)
     if n == 0:
@@ -56,15 +56,14 @@ def clustered_interval(values: Sequence[float], groups: Sequence[str]) -> Interv
 def bootstrap_interval(
     values: Sequence[float], seed: int = 0, resamples: int = 10_000, groups: Sequence[str] | None = None
 ) -> Interval:
-    """The 95% expanded percentile-bootstrap interval of a mean, one value a prompt (Efron 1979; Hesterberg 2015, 4.3).
+    """The 95% expanded percentile-bootstrap interval of a mean, one value per prompt (Efron 1979; Hesterberg 2015, 4.3).
 
-    The plain percentiles are too narrow by √((n − 1)/n) and by the normal's place in Student's t; theirs are set further
-    out by as much: 1.9% and 98.1% for 30 prompts, and 2.2% and 97.8% for 64. Of one value there is no such interval, and
-    it has no width.
+    The plain percentiles are too narrow by √((n − 1)/n) and by the normal quantile instead of Student's t; so they are
+    moved outwards: to 1.9% and 98.1% for 30 prompts, 2.2% and 97.8% for 64. A single value has an interval of no width.
 
     Args:
-        groups: where prompts have several values each, the prompt of every value. Whole prompts are drawn then, with all
-            of their values (the cluster bootstrap, Field and Welsh 2007).
+        groups: if prompts have several values each, every value's prompt. Whole prompts are then resampled, with all of
+            their values (the cluster bootstrap, Field and Welsh 2007).
     """
     if not len(values):
         raise ValueError("no values to resample")
@@ -87,12 +86,12 @@ def _expanded_tail(n: int) -> float:
 
 
 def student_quantile(degrees: int) -> float:
-    """97.5% of Student's t lie below it, by bisection.
+    """97.5% quantile of Student's t, by bisection.
 
     >>> round(student_quantile(29), 4)
     2.0452
     """
-    low, high = 0.0, 13.0  # that of one degree is 12.7
+    low, high = 0.0, 13.0  # one degree of freedom has 12.7
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _student_within(middle, degrees) < 0.95 else (low, middle)
@@ -117,7 +116,7 @@ def _student_within(t: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """On how many prompts one policy was better than another, as good, and worse."""
+    """Numbers of prompts on which one policy is better than another, equally good, and worse."""
 
     wins: int
     ties: int
@@ -142,7 +141,7 @@ class Outcomes:
 
 
 def count_outcomes(values: Sequence[float], others: Sequence[float]) -> Outcomes:
-    """Values held against others on the same prompts. What differs by rounding alone (1e-12 of itself) is a tie."""
+    """Compares values on the same prompts. Differences within rounding (1e-12, relative) are ties."""
     wins = ties = losses = 0
     for value, other in zip(values, others, strict=True):
         if math.isclose(value, other, rel_tol=1e-12):
@@ -157,8 +156,8 @@ def count_outcomes(values: Sequence[float], others: Sequence[float]) -> Outcomes
 def win_interval(wins: int, ties: int, losses: int) -> Interval:
     """The 95% interval of a win rate, (wins + ties/2) / prompts: Tango's score interval (1998), continuity-corrected.
 
-    It leaves out an even 50% exactly where `win_p_value` is below 5%, and has a width where one side wins every prompt.
-    (0, 1) of no prompts.
+    It excludes 50% exactly where `win_p_value` is below 5%, and has a width even where one side wins every prompt.
+    (0, 1) without prompts.
 
     >>> tuple(round(edge, 3) for edge in win_interval(30, 0, 0))
     (0.859, 1.0)
@@ -177,7 +176,7 @@ def win_interval(wins: int, ties: int, losses: int) -> Interval:
 def _score(wins: int, losses: int, n: int, difference: float) -> float:
     """How many standard errors wins − losses are from n·difference, less the correction of one (Tango 1998, Eq. 9)."""
     gap = max(abs(wins - losses - n * difference) - 1, 0.0)
-    # the share of losses that is likeliest, given that wins are more frequent by `difference`: 2n·q² + b·q + c = 0
+    # maximum-likelihood share of losses, given that wins are more frequent by `difference`: 2n·q² + b·q + c = 0
     b = (2 * n - wins + losses) * difference - wins - losses
     c = -losses * difference * (1 - difference)
     q = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
@@ -186,7 +185,7 @@ def _score(wins: int, losses: int, n: int, difference: float) -> float:
 
 
 def _edge(too_far: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Where `too_far` begins between a difference that is not and the end of the scale, by bisection."""
+    """The boundary of `too_far` between `inside`, where it is false, and `outside`, by bisection."""
     if not too_far(outside):
         return outside
     for _ in range(60):
@@ -196,9 +195,9 @@ def _edge(too_far: Callable[[float], bool], inside: float, outside: float) -> fl
 
 
 def win_p_value(wins: int, losses: int) -> float:
-    """How often policies that are alike differ by as much: McNemar's test, two-sided (1947; Edwards 1948's correction).
+    """Probability that equally good policies differ as much: McNemar's test, two-sided (1947; Edwards 1948's correction).
 
-    Ties say nothing of who is better. Of the sign test's exact size no sample exceeds 5%.
+    Ties carry no information about which is better. Its exact size, that of the sign test, never exceeds 5%.
 
     >>> round(win_p_value(21, 9), 4)
     0.0446
@@ -210,7 +209,7 @@ def win_p_value(wins: int, losses: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several comparisons, raised so that one false verdict among them all stays at its level (Holm 1979).
+    """Adjusted p-values of several comparisons, which keep the family-wise error rate (Holm 1979).
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -224,9 +223,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def needed_prompts(win_rate: float, comparisons: int = 1, power: float = 0.8) -> int:
-    """Prompts that show a policy with such a win rate and no ties to be better or worse, `power` of the time.
+    """Prompts needed to find a policy with this win rate and no ties better or worse, with probability `power`.
 
-    A proportion against one half at 5%, shared among so many comparisons (Fleiss 1981, Eqs. 2.6 and 2.7).
+    A proportion against one half at 5%, divided among the comparisons (Fleiss 1981, Eqs. 2.6 and 2.7).
     """
     far = abs(win_rate - 0.5)
     normal = NormalDist()

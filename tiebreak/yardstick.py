@@ -1,4 +1,4 @@
-"""What answers are measured by: the quickstart's written rubric, or a function of the user's.
+"""The measure of answers: the quickstart's written rubric, or a user's function.
 
     yardstick: rubric                # data/hydroponics/rubric.py, which comes with Tiebreak
     yardstick: mine:helpfulness      # mine.py beside the configuration file, in the current folder, or installed
@@ -8,7 +8,7 @@
     helpfulness.name = "Helpfulness"                          # optional: its name in the report
     helpfulness.criteria = …                                  # optional: (prompt, answer) → {criterion: met or not}
 
-A value that is not a finite number, or lies outside the scale, is refused: it would count as a tie.
+A value that is not a finite number, or is outside the scale, is refused: it would count as a tie.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUBRIC_NAME = "Rubric score"
 
 @dataclass(frozen=True)
 class Measurement:
-    """An answer's value, and the criteria behind it if there are any."""
+    """An answer's value, with its criteria if there are any."""
 
     value: float
     criteria: dict[str, bool]
@@ -39,26 +39,26 @@ class Yardstick:
     """A measure of answers; larger is better."""
 
     source: str
-    """as the configuration names it"""
+    """as in the configuration"""
     name: str
     """as the report prints it"""
     scale: tuple[float, float] | None
-    """the least and the largest value; None where the function declares none"""
+    """the lowest and highest value; None if the function declares none"""
     function: UserFunction
 
     @property
     def file(self) -> str | None:
-        """The function's source file; None for the rubric and what is built in."""
+        """The function's source file; None for the rubric and for built-in functions."""
         return None if self.source == RUBRIC else self.function.file
 
     def measure(self, prompt: str, answer: str, whose: str) -> Measurement:
         """One answer's value.
 
         Args:
-            whose: the answer, for the message.
+            whose: the answer's description, for the message.
 
         Raises:
-            HandoffError: the function raises, or returns something else than a finite number on its scale.
+            HandoffError: the function raises, or does not return a finite number on its scale.
         """
         criteria: dict[str, bool] = {}
         try:
@@ -76,7 +76,7 @@ class Yardstick:
         return Measurement(float(returned), criteria)
 
     def _fault(self, returned: Any) -> str:
-        """What is wrong with a returned value; empty if nothing is."""
+        """The error in a returned value; empty if there is none."""
         try:
             value = math.nan if isinstance(returned, (str, bytes)) else float(returned)
         except Exception:  # noqa: BLE001 - whatever the object's own conversion raises
@@ -85,21 +85,21 @@ class Yardstick:
             kind = "" if returned is None or isinstance(returned, float) else f" ({type(returned).__name__})"
             return f"{shortened(repr(returned))}{kind}, which is not a finite number,"
         if self.scale and not self.scale[0] <= value <= self.scale[1]:
-            return f"{value:g}, outside the scale that it declares, {self.scale[0]:g} to {self.scale[1]:g},"
+            return f"{value:g}, outside its declared scale, {self.scale[0]:g} to {self.scale[1]:g},"
         return ""
 
 
-KEPT = "No answer is lost: fix the function and give the same command again"
+KEPT = "No answer is lost: fix the function and run the same command again"
 
 
 def find_yardstick(source: str, beside: Path | None = None) -> Yardstick:
-    """The rubric, or a user's function, checked as far as can be without an answer.
+    """The rubric, or a user's function, validated as far as possible without an answer.
 
     Args:
         beside: the configuration file's folder.
 
     Raises:
-        ConfigError: there is no such function, it takes other arguments, or its scale is none.
+        ConfigError: there is no such function, it has other arguments, or its scale is invalid.
     """
     if source == RUBRIC:
         function = load_shipped_function(RUBRIC_FILE, "score")
@@ -124,6 +124,6 @@ def _scale(function: UserFunction) -> tuple[float, float] | None:
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """A text's beginning, on one line."""
+    """The beginning of a text, on one line."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[:most]}…"

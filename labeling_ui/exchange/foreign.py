@@ -287,7 +287,7 @@ def _mapping(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _text_of(fields: Mapping[str, Any], name: str) -> Messages:
     if name not in fields:
-        raise ValueError(f"has no field {name!r}, but {', '.join(sorted(fields))}: choose one with --fields")
+        raise ValueError(f"has no field {name!r}, only {', '.join(sorted(fields))}: choose one with --fields")
     return to_messages(fields[name])
 
 

@@ -521,7 +521,7 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("preferences", {"prompt": "x", "chosen": chat("a", "b"), "rejected": chat("a", "c")}, "the prompt is not what"),
         ("preferences", {"chosen": chat("a", "b"), "rejected": chat("a", "b")}, "chosen and rejected are the same"),
         ("preferences", {"chosen": [*chat("a", "b"), *chat("c", "d")], "rejected": [*chat("a", "b"), *chat("e", "f")]},
-         "chosen holds a message of the user"),
+         "chosen contains a message of the user"),
         ("prompts", {"title": "a"}, "columns: {prompt: …}"),
     ],
 )  # fmt: skip

@@ -458,7 +458,7 @@ def test_a_yardstick_beside_the_configuration_measures_prompt_and_answer(start: 
     [
         ("def grades(p, a): return 1", "has no function 'grade'; is it 'grades'?"),
         ("def grade(p): return 1", "cannot be called as grade(prompt, answer)"),
-        ("grade = 7", "mine:grade is no function, but a int"),
+        ("grade = 7", "mine:grade is not a function, but a int"),
         ("def grade(p, a): return 1\ngrade.scale = 5", "grade.scale must be two numbers"),
         ("def grade(p, a): return 1\ngrade.scale = (1, 0)", "grade.scale is (1, 0): the first must be less"),
         ("import nothing_of_this_name", "needs the module 'nothing_of_this_name'"),
@@ -482,7 +482,7 @@ def test_a_yardstick_that_cannot_measure_is_refused_before_anything_is_drawn(
         ("float('inf')", "returned inf, which"),
         ("'0.5'", "returned '0.5' (str), which"),
         ("[1.0]", "returned [1.0] (list), which"),
-        ("101", "returned 101, outside the scale that it declares, 0 to 100, for"),
+        ("101", "returned 101, outside its declared scale, 0 to 100, for"),
         ("1 / 0", "raised ZeroDivisionError: division by zero ("),
         ("exit(3)", "raised SystemExit: 3 ("),
     ],

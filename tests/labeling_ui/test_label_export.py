@@ -597,7 +597,7 @@ def test_agreement_tells_how_reliable_raters_are_gold_held_fixed(tmp_path: Path)
         (("--aggregation.methd", "majority"), "did you mean --aggregation.method?"),
         (("--aggregation.ties", "keep"), "--aggregation.ties: input should be 'drop' or 'both_ways', not 'keep'"),
         (("--aggregation.min-confidence", "1.5"), "--aggregation.min-confidence"),
-        (("--aggregation.exclude-raters", "nobody"), "no judgment is of nobody"),
+        (("--aggregation.exclude-raters", "nobody"), "no judgments by nobody"),
     ],
 )
 def test_wrong_aggregation_is_told(tmp_path: Path, words: tuple[str, ...], told: str) -> None:

@@ -149,11 +149,14 @@ def test_potato(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([argilla_record(0, {"q": [by("maybe")]})], "export.json:2: cannot tell which side 'maybe' prefers"),
+        ([argilla_record(0, {"q": [by("maybe")]})], "export.json:2: 'maybe' is not an answer"),
         ([argilla_record(0, {"q": [by("A")], "other": [by("B")]})], "export.json:2: has answers to other, q"),
-        ([argilla_record(0, {"q": [by("A")]}), {"text": "flat"}], "export.json:23: no object 'fields'"),
-        ([{"fields": {"prompt": "q"}, "responses": {}}], "no field 'response1' among prompt: name it with --fields"),
-        ([argilla_record(0, {"q": [{"value": "A"}]})], "not as the tool writes it (KeyError: 'user_id')"),
+        ([argilla_record(0, {"q": [by("A")]}), {"text": "flat"}], "export.json:23: has no object 'fields'"),
+        (
+            [{"fields": {"prompt": "q"}, "responses": {}}],
+            "has no field 'response1', only prompt: choose one with --fields",
+        ),
+        ([argilla_record(0, {"q": [{"value": "A"}]})], "not in the tool's format (KeyError: 'user_id')"),
         ([argilla_record(0, {}, response2="first 0")], "two completions of the pair are the same"),
     ],
 )

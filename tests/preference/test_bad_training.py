@@ -173,7 +173,7 @@ def test_margins_of_the_wrong_sign(stage: str, column: str, value: float, world:
     rows = read_rows(write_preferences(tmp_path / "right.jsonl"))
     data = write_rows(tmp_path / "wrong.jsonl", [*rows[:2], {**rows[2], column: value}, *rows[3:]])
     words = ("--output", tmp_path / "out", "--policy", world.policy, "--preferences", data)
-    told = (f"{data}:3: {column}: ", "swap chosen and rejected, or mend its sign") if value < 0 else (f"{data}:3",)
+    told = (f"{data}:3: {column}: ", "swap chosen and rejected, or fix its sign") if value < 0 else (f"{data}:3",)
     assert_told(run_here(stage, *words, "--tracking.mode", "disabled"), *told)
     assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -89,7 +89,7 @@ def test_a_function_that_does_not_score_is_told_with_its_cause(
     [
         ("no_such_package.rewards:polite", "no module 'no_such_package'"),
         ("polite_rewards:kind", "polite_rewards has no function 'kind'"),
-        ("polite_rewards:NOTHING", "is no function"),
+        ("polite_rewards:NOTHING", "is not a function"),
     ],
 )
 def test_a_function_that_is_not_there_is_told_before_anything_starts(name: str, words: str) -> None:

@@ -75,7 +75,7 @@ def test_a_broken_pipe_to_another_process_is_no_closed_output(capsys: pytest.Cap
 # --- Ctrl-C
 
 
-@pytest.mark.parametrize(("resumes", "message"), [(True, ": give the same command again to resume\n"), (False, "\n")])
+@pytest.mark.parametrize(("resumes", "message"), [(True, ": run the same command again to resume\n"), (False, "\n")])
 def test_an_interrupt_is_a_sentence(capsys: pytest.CaptureFixture[str], resumes: bool, message: str) -> None:
     assert end_of(KeyboardInterrupt(), capsys, resumes) == (130, f"\nerror: interrupted{message}")
     wrapped = RuntimeError("Failed to import trl because of the following error")
@@ -147,7 +147,7 @@ def test_a_process_without_streams_writes_what_it_is_to_write(closed: str, raw_d
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (OSError(errno.EROFS, "Read-only file system", "runs/x/final"), "runs/x/final: it lies on a read-only file"),
+        (OSError(errno.EROFS, "Read-only file system", "runs/x/final"), "runs/x/final: it is on a read-only file"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: permission denied"),
         (OSError(errno.EADDRINUSE, "Address already in use"), "the port is taken"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
@@ -156,7 +156,7 @@ def test_a_process_without_streams_writes_what_it_is_to_write(closed: str, raw_d
         (MemoryError(), "not enough memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "not enough memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "not enough memory"),
-        (RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"), "cannot be written"),
+        (RuntimeError("(sqlite3.OperationalError) attempt to write a readonly database"), "is not writable"),
         (RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)"), "read-only"),
         (RuntimeError("I/O error: Permission denied (os error 13)"), "permission denied"),
         (RuntimeError("No space left on device (os error 28)"), "no space left"),
@@ -167,7 +167,7 @@ def test_errors_of_the_machine_say_what_to_do(error: Exception, told: str, capsy
     assert status == 1
     assert message.startswith(f"error: {told}") or told in message
     assert "Traceback" not in message
-    assert "fault in Tiebreak" not in message
+    assert "bug in Tiebreak" not in message
 
 
 def test_an_error_of_ours_is_no_error_of_the_machine() -> None:
@@ -239,8 +239,8 @@ def test_an_unexpected_exception_is_a_message_and_its_traceback_is_kept(
     assert status == 70
     kept = tmp_path / "run" / "error.txt"
     assert message.endswith(
-        "error: ZeroDivisionError: a share of nothing\n  This is a fault in Tiebreak or in a library, not in what you "
-        f"gave: the traceback is in {kept}; the same command resumes from the last checkpoint.\n"
+        "error: ZeroDivisionError: a share of nothing\n  This is a bug in Tiebreak or in a library, not in "
+        f"your input: the traceback is in {kept}; the same command resumes from the last checkpoint.\n"
     )
     assert "Traceback" not in message
     assert "in break_down" in kept.read_text()

@@ -84,7 +84,7 @@ def test_a_package_and_a_class_are_places_too(tmp_path: Path) -> None:
             "def grades(p, a): ...\n",
             r"broken has no function 'grade'; is it 'grades'\? \(.*broken.py\)",
         ),
-        ("broken:grade", "grade = 3\n", "broken:grade is no function, but a int"),
+        ("broken:grade", "grade = 3\n", "broken:grade is not a function, but a int"),
         (
             "statistics:grade",
             "def grade(p, a): ...\n",

@@ -312,7 +312,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_next_step(
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(RunError, match=rf"run cannot be written \({os.strerror(number)}\): give another --output"):
+    with pytest.raises(RunError, match=rf"run is not writable \({os.strerror(number)}\): give another --output"):
         start(tmp_path / "run", data)
 
 

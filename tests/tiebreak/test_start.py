@@ -139,7 +139,7 @@ def test_preferences_need_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "tiebreak dpo --policy bundled:smollm2-135m-instruct --preferences r.jsonl --output runs/dpo" in message
     assert not Path("mine").exists()
     for words in (["init"], ["init", "--data", "r.jsonl"]):
-        assert "init takes a folder before its flags" in run_here(*words)[1]
+        assert "init needs a folder before its flags" in run_here(*words)[1]
 
 
 # --- the end of a stage

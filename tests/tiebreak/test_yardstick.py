@@ -29,8 +29,8 @@ def test_a_value_on_an_end_of_the_scale_counts(tmp_path: Path) -> None:
         with pytest.raises(HandoffError) as error:
             yardstick.measure("?", outside, "the answer of 'base'")
         assert str(error.value) == (
-            f"the yardstick mine:grade returned {outside}, outside the scale that it declares, -1 to 4, for the answer of "
-            "'base'. No answer is lost: fix the function and give the same command again"
+            f"the yardstick mine:grade returned {outside}, outside its declared scale, -1 to 4, for the answer of "
+            "'base'. No answer is lost: fix the function and run the same command again"
         )
 
 

@@ -1,1 +1,1 @@
-"""What the command line consists of: the table of commands, their help."""
+"""The command line and its help."""

@@ -1,9 +1,9 @@
-"""`accelerate launch`, whose end is the stage's: its exit status, and no traceback of the launcher below its message.
+"""`accelerate launch` with the stage's exit status, and without the launcher's traceback below its message.
 
     python -m tiebreak.command.accelerated --config_file configs/accelerate/zero2.yaml -m tiebreak.command.cli dpo
     --config …
 
-is what `tiebreak dpo --accelerate zero2` starts. The plain `accelerate launch` does the same work.
+is what `tiebreak dpo --accelerate zero2` starts. Plain `accelerate launch` does the same work.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tiebreak.process.settings import quiet_upstream
 
 
 def main() -> None:
-    """Launch what the command line names, and end with the status of the first process that failed."""
+    """Launch the command, and exit with the status of the first process that failed."""
     exit_with_message(_launch, resumes=True)
 
 
 def _launch() -> None:
     quiet_upstream()
-    # Ctrl-C is heard by the stage as well, whose end is waited for; torch sets its own handler where there are several
+    # The stage gets Ctrl-C as well, and we wait for its end; torch sets its own handler if there are several
     signal.signal(signal.SIGINT, lambda *_: None)
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.disable(logging.ERROR)  # what the launcher took as defaults, and failures that the stage has reported
+    logging.disable(logging.ERROR)  # the launcher's defaults, and failures that the stage has reported
     try:
         launch_command(launch_command_parser().parse_args())
     except ChildFailedError as error:
@@ -43,7 +43,7 @@ def _launch() -> None:
 
 
 def _status_of(returncode: int) -> int:
-    """As a shell has it: 128 and the signal's number, where a signal ended the process."""
+    """A shell's status: 128 plus the signal's number, if a signal ended the process."""
     return 128 - returncode if returncode < 0 else returncode
 
 

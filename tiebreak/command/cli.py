@@ -1,7 +1,7 @@
 """The command line: `tiebreak COMMAND --config FILE [--key value …]`.
 
-Answers help, and reports the faults of a configuration, before it imports the stage, so both are there at once. Each
-stage is also `python -m MODULE` and `accelerate launch … -m MODULE` with the same words after it.
+Help and configuration errors come before the stage's imports, so both are immediate. Each stage is also
+`python -m MODULE` and `accelerate launch … -m MODULE` with the same arguments.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _start(command: Command, rest: list[str]) -> None:
 
 
 def help_page() -> str:
-    """What `tiebreak --help` prints."""
+    """The text of `tiebreak --help`."""
     width = max(len(name) for name in COMMANDS)
     lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()]
     return "\n".join(

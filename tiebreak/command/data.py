@@ -1,10 +1,10 @@
-"""How a file is read: what it was recognised as, its rows, splits and faults, and three rows as the model learns them.
+"""How a file is read: its recognised format, rows, splits and errors, and three rows as the model is trained on them.
 
     tiebreak data ultrafeedback.jsonl
     tiebreak data FOLDER --as preferences --policy Qwen/Qwen3-0.6B
     tiebreak data rows.csv --columns.prompt question --on-bad-row drop
 
-The keys are those of the stages, so what is tried here is written into their files. The exit status is 1 where a stage
+The keys are those of the stages, so settings tried here can be copied into their files. The exit status is 1 if a stage
 would refuse the file.
 """
 
@@ -41,7 +41,7 @@ STAGES: dict[Wanted, str] = {
 }
 FAULTS_SHOWN = 10
 LONGEST = 3000
-"""characters of a rendered row"""
+"""longest rendered row, in characters"""
 
 
 class DataArguments(Section):
@@ -89,22 +89,22 @@ def _show(words: list[str]) -> None:
         raise ConfigError(
             "data takes one source before its flags: tiebreak data FILE [--as preferences] [--policy MODEL]"
         )
-    given = load_config(DataArguments, words[1:], "data")
+    arguments = load_config(DataArguments, words[1:], "data")
     source = words[0]
-    rules = Rules(given.columns, given.on_bad_row, given.validation_share)
+    rules = Rules(arguments.columns, arguments.on_bad_row, arguments.validation_share)
     if is_run(source):
-        wanted = given.wanted or _made_by(source)
+        wanted = arguments.wanted or _made_by(source)
         records = read_own(source, wanted)
         print(f"{source}: a finished run's {wanted}: {count_of(len(records), 'row')}")
-        _print_rows([Shown(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], given)
+        _print_rows([Shown(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], arguments)
         return
-    wanted = given.wanted or guess_kind(source, rules)
+    wanted = arguments.wanted or guess_kind(source, rules)
     reading = read(source, wanted, rules)
-    print(f"{source}: read as {wanted}" + ("" if given.wanted else f" (as something else: --as {_others(wanted)})"))
+    print(f"{source}: read as {wanted}" + ("" if arguments.wanted else f" (as something else: --as {_others(wanted)})"))
     shown = _with_splits(reading, rules)
     print("\n".join(_table(reading, shown)))
-    _print_rows(shown, given)
-    if reading.bad and given.on_bad_row == "refuse":
+    _print_rows(shown, arguments)
+    if reading.bad and arguments.on_bad_row == "refuse":
         raise SystemExit(1)
     if not reading.drafts:
         raise DataError(f"{source}: no {wanted} in it")
@@ -119,13 +119,11 @@ def _made_by(source: str) -> Wanted:
     for wanted, name in reversed(FINAL_NAMES.items()):
         if (Path(source) / "final" / name).is_file():
             return wanted
-    raise DataError(
-        f"{source} is a run that holds no prompts, demonstrations or preferences: 'tiebreak inspect' shows it"
-    )
+    raise DataError(f"{source} is a run without prompts, demonstrations or preferences: 'tiebreak inspect' shows it")
 
 
 def guess_kind(source: str, rules: Rules = DEFAULT) -> Wanted:
-    """What a source holds, by the columns of its first rows."""
+    """The kind of a source's records, from the columns of its first rows."""
     table = read_source(source, "preferences")
     guesses = Counter(shapes.guess(Cells(row, rules.columns, table.of_text)) for _, row in table.rows[:100])
     return guesses.most_common(1)[0][0] if guesses else "prompts"
@@ -145,7 +143,7 @@ def _split(record: Prompt | Demonstration | Preference) -> Split:
     return record.prompt.split if isinstance(record, Demonstration) else record.split or "train"
 
 
-# --- what is printed ---------------------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------------------------
 
 
 def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
@@ -188,10 +186,10 @@ def _print_rows(shown: Sequence[Shown], given: DataArguments) -> None:
     if not picked:
         return
     if given.policy is None:
-        print("\nnot rendered: --policy MODEL shows the rows as a model learns them")
+        print("\nnot rendered: --policy MODEL shows the rows as a model is trained on them")
         return
     chat = _load_chat(given)
-    print(f"\nas {given.policy} reads them; {'in green' if sys.stdout.isatty() else '⟦in brackets⟧'}: what it learns")
+    print(f"\nas {given.policy} reads them; {'in green' if sys.stdout.isatty() else '⟦in brackets⟧'}: trained tokens")
     for one in picked:
         for part, text in _rendered(chat, one):
             print(f"\n{one.where} ({one.split}){part}\n{text}")
@@ -213,7 +211,7 @@ def _load_chat(given: DataArguments) -> Chat:
 
 
 def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
-    """(which part, its text with the mask) of a record; what the template refuses, in place of the text."""
+    """(part, its text with the mask) of a record; or the template's refusal."""
     from tiebreak.models.chat import Encoded, Written
 
     def of(written: Written) -> Encoded:

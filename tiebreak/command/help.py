@@ -3,7 +3,7 @@
     tiebreak dpo --help
     tiebreak dpo --config configs/quickstart/dpo.yaml --help      # with the file's values
 
-Nothing here imports what the command itself needs.
+Nothing here imports the command's own module.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tiebreak.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
 from tiebreak.stages import Command
 
 WIDTH, WIDEST = 100, 130
-"""columns where the output is no terminal, and at most"""
+"""columns without a terminal, and the maximum"""
 FLAG_COLUMN = 36
 _UNBROKEN = "\xa0"
 _TYPES = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false"}
 
 
 def wants_help(words: Sequence[str]) -> bool:
-    """Whether a command is asked for its help page."""
+    """Whether the words ask for a help page."""
     return "--help" in words or "-h" in words
 
 
 def print_help(words: Sequence[str]) -> None:
-    """The help page of the command that `words` begin with.
+    """Print the help page of a command.
 
     Raises:
         ConfigError: `--config` names a file that cannot be read.
@@ -97,11 +97,11 @@ def usage_of(name: str, command: Command, model: type[BaseModel] | None) -> str:
 
 def _options(command: Command) -> Iterator[tuple[str, str]]:
     if "config" in command.sources:
-        yield "--config FILE", "the YAML file that holds the keys; flags are laid over it"
+        yield "--config FILE", "YAML file with the keys; flags override it"
     if "label" in command.sources:
         yield (
             "--config FILE",
-            "a labelling configuration in place of --store; every key of 'tiebreak label --help' is a flag then",
+            "a labelling configuration instead of --store; every key of 'tiebreak label --help' is then a flag",
         )
     if command.trains:
         yield (
@@ -115,7 +115,7 @@ def _options(command: Command) -> Iterator[tuple[str, str]]:
 
 
 def about_of(model: type[BaseModel]) -> str:
-    """The class's docstring, less the command's own name."""
+    """The class's docstring, without the command's own name."""
     lines = " ".join((model.__doc__ or "").split())
     _, closed, rest = lines.partition("`. ") if lines.startswith("`tiebreak") else ("", "", lines)
     return rest if closed or not lines.startswith("`tiebreak") else ""
@@ -125,7 +125,7 @@ def about_of(model: type[BaseModel]) -> str:
 
 
 def _keys(model: type[BaseModel], values: Mapping[str, Any], width: int, bold: bool) -> Iterator[str]:
-    """The stage's own keys, then each section; W&B's, which is every stage's, at the end."""
+    """The stage's own keys, then each section; W&B's, common to all stages, last."""
     own = sorted(own_keys(model), key=lambda key: key.path == "tracking")
     plain = [key for key in own if key.section is None and key.item_section is None]
     if plain:
@@ -155,14 +155,14 @@ def _key_row(key: Key, values: Mapping[str, Any], width: int) -> Iterator[str]:
 
 
 def flag_of(key: Key) -> str:
-    """A key as help shows it: `--training.epochs NUMBER`."""
+    """A key as shown in help: `--training.epochs NUMBER`."""
     if key.entries is not None:
         return f"{as_flag(key.path)}.{ENTRY} {_TYPES.get(key.entries, 'VALUE')}"
     return f"{as_flag(key.path)} {value_of(key)}"
 
 
 def value_of(key: Key) -> str:
-    """What a key takes, in the words of a usage line."""
+    """A key's value, in a usage line's terms."""
     if key.section is not None:
         form = "{…}|true|false" if getattr(key.section, "switch", None) else "{…}"
     elif key.item_section is not None:
@@ -170,14 +170,14 @@ def value_of(key: Key) -> str:
     elif key.choices:
         form = "|".join(key.choices) + (" …" if key.takes_list else "")
     elif key.is_switch:
-        return "[true|false]"  # alone, it is true
+        return "[true|false]"  # true without a value
     else:
         form = _TYPES.get(key.options[0], "TEXT") + (" …" if key.takes_list else "")
     return f"{form}|null" if key.is_optional else form
 
 
 def _state(key: Key, values: Mapping[str, Any]) -> str:
-    """In brackets: the range, the file's value, the default."""
+    """In brackets: range, the file's value, default."""
     parts = [key.limits] if key.limits else []
     found, value = _look_up(values, key.path)
     if found and key.section is None and key.item_section is None:
@@ -208,7 +208,7 @@ def shown(value: Any) -> str:
 
 
 def _row(flag: str, meaning: str, width: int) -> Iterator[str]:
-    """A flag, and beside it its meaning; a long flag has a line to itself."""
+    """A flag beside its meaning; a long flag gets its own line."""
     wrapped = textwrap.wrap(meaning.strip(), max(24, width - FLAG_COLUMN), break_on_hyphens=False) or [""]
     lines = [line.replace(_UNBROKEN, " ") for line in wrapped]
     if len(flag) + 4 > FLAG_COLUMN:

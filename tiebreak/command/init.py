@@ -1,10 +1,10 @@
-"""A recipe to start from: the quickstart's files, made ready for data of one's own.
+"""A recipe to start from: the quickstart's files, adapted to your own data.
 
     tiebreak init my-recipe --data prompts.jsonl
     tiebreak run --config my-recipe/pipeline.yaml
 
-Prompts alone make a recipe without supervised fine-tuning: it samples from the model as it is. Prompts with answers are
-demonstrations, and the model learns from them first.
+Prompts alone make a recipe without supervised fine-tuning, which samples from the base model. Prompts with answers are
+demonstrations, and the recipe starts by training on them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tiebreak.stages import STAGES
 
 QUICKSTART, QUICKSTART_DATA, QUICKSTART_RUNS = Path("configs/quickstart"), Path("data/hydroponics"), "runs/quickstart"
 GUIDELINES = """guidelines: |
-  Say here what a better answer is, as raters should see it: what it must contain, what it must not, what outweighs what.
+  Describe a better answer as raters should see it: what it must contain, what it must not, and what matters most.
 """
-HELD_OUT = "                          # prepare shares out a test split among prompts without answers alone"
+HELD_OUT = "                          # prepare makes a test split only of prompts without answers"
 _BASE = "bundled:smollm2-135m-instruct"
 
 
@@ -54,26 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _init(words: list[str]) -> None:
     if not words or words[0].startswith("--"):
-        raise ConfigError("init takes a folder before its flags: tiebreak init my-recipe [--data prompts.jsonl]")
-    folder, given = Path(words[0]), load_config(InitArguments, words[1:], "init")
-    files = recipe_files(folder, given)
+        raise ConfigError("init needs a folder before its flags: tiebreak init my-recipe [--data prompts.jsonl]")
+    folder, arguments = Path(words[0]), load_config(InitArguments, words[1:], "init")
+    files = recipe_files(folder, arguments)
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty, and nothing is overwritten: give another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    if given.data is None:
+    if arguments.data is None:
         for file in sorted(find_shipped(QUICKSTART_DATA).iterdir()):
             shutil.copyfile(file, folder / file.name)
-    print(f"saved: {folder} ({len(files)} files: one a stage, and pipeline.yaml, which names them in order)")
-    print(f"next: look through them, then tiebreak run --config {folder / 'pipeline.yaml'}")
+    print(f"saved: {folder} ({len(files)} files: one per stage, and pipeline.yaml, which lists them in order)")
+    print(f"next: review them, then tiebreak run --config {folder / 'pipeline.yaml'}")
 
 
 def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
     """Name → text of every file of the recipe.
 
     Raises:
-        DataError: the data are preferences, which need no recipe of their own.
+        DataError: the data are preferences, which need no recipe.
     """
     edits: list[Edit] = [_replace(f"{QUICKSTART}/", f"{folder}/"), _replace(QUICKSTART_RUNS, f"runs/{folder.name}")]
     edits += [_replace("name: quickstart", f"name: {folder.name}"), _replace(_BASE, given.policy)]
@@ -130,7 +130,7 @@ def _without_simulated_raters(text: str) -> str:
 
 
 def _without_stage(stage: str, runs: str, policy: str) -> Edit:
-    """Those after it start from the model as it is, with an adapter of their own."""
+    """The stages after it start from the base model, with a new adapter."""
 
     def edit(text: str) -> str:
         text = re.sub(rf"^  - \{{stage: {stage}, .*\n", "", text, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""How a stage's process starts: alone, or through `accelerate launch` on several devices.
+"""Start of a stage's process: alone, or through `accelerate launch` on several devices.
 
     tiebreak dpo --config configs/quickstart/dpo.yaml --accelerate zero2
 
@@ -31,7 +31,7 @@ ACCELERATE_CONFIGS = Path("configs/accelerate")
 
 
 def stage_main(stage: str, model: type[C], body: Callable[[C], object], arguments: Sequence[str] | None) -> None:
-    """What every stage's `main` is: read the configuration, run `body`, print what a user can mend as one message."""
+    """The `main` of every stage: read the configuration, run `body`, print a user's errors as one message."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if wants_help(words):
         exit_with_message(lambda: print_help([*stage.split(), *words]))
@@ -50,7 +50,7 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
         if find_stage(stage).trains:
             from tiebreak.models.reload import fork_ahead
 
-            fork_ahead()  # while nothing is loaded
+            fork_ahead()  # before anything is loaded
         body(config)
         if stage in STAGES:
             from tiebreak.command.closing import say_end
@@ -84,7 +84,7 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
         str(file),
         *_free_port(file),
         "-m",
-        "tiebreak.command.cli",  # and not the stage's module: that imports torch before anything can be settled
+        "tiebreak.command.cli",  # not the stage's module, which imports torch before the process is set up
         command.name,
         *rest,
     ]
@@ -92,12 +92,12 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
 
 
 def without_accelerate(words: Sequence[str]) -> list[str]:
-    """A command's words less `--accelerate NAME`."""
+    """A command's words without `--accelerate NAME`."""
     return _take_accelerate(words)[1]
 
 
 def _take_accelerate(words: Sequence[str]) -> tuple[str, list[str]]:
-    """(name, the other words); the name is empty where the flag is not given.
+    """(name, the other words); the name is empty without the flag.
 
     Raises:
         ConfigError: the flag has no name.
@@ -112,7 +112,7 @@ def _take_accelerate(words: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def accelerate_names() -> list[str]:
-    """Names of the accelerate files at hand."""
+    """Names of the available accelerate files."""
     return shipped_names(ACCELERATE_CONFIGS, "*.yaml")
 
 
@@ -121,17 +121,19 @@ def accelerate_file(name: str) -> Path:
 
     Raises:
         ConfigError: there is no such file.
-        MachineError: it asks for more GPUs than this machine has; accelerate would go on without them in silence.
+        MachineError: it needs more GPUs than this machine has; accelerate would silently continue without them.
     """
     for file in (find_shipped(ACCELERATE_CONFIGS / f"{name}.yaml"), Path(name)):
         if file.is_file():
             _require_devices(file)
             return file
-    raise ConfigError(f"no accelerate configuration {name!r}: one of {', '.join(accelerate_names())}, or a file's path")
+    raise ConfigError(
+        f"no accelerate configuration {name!r}: expected {', '.join(accelerate_names())}, or a file's path"
+    )
 
 
 def _free_port(file: Path) -> list[str]:
-    """Any free port for the processes to meet at, unless one is chosen: two runs on one machine need two."""
+    """A free port for the processes' rendezvous, unless one is set: two runs on one machine need two."""
     values = read_yaml(file)
     chosen = values.get("main_process_port") or "MASTER_PORT" in os.environ or (values.get("num_machines") or 1) > 1
     return [] if chosen else ["--main_process_port", "0"]
@@ -141,15 +143,15 @@ def _require_devices(file: Path) -> None:
     values = read_yaml(file)
     if values.get("use_cpu"):
         return
-    import torch  # only here: starting on the CPU need not wait for it
+    import torch  # imported late: runs on the CPU need not wait for it
 
     found = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if not found:
         on_cpu = [stem for stem in accelerate_names() if stem.startswith("cpu")]
-        raise MachineError(f"{file} is for GPUs, and this machine has none: use --accelerate {' or '.join(on_cpu)}")
+        raise MachineError(f"{file} needs GPUs, and this machine has none: use --accelerate {' or '.join(on_cpu)}")
     wanted = int(values.get("num_processes") or 1) // int(values.get("num_machines") or 1)
     if wanted > found:
         raise MachineError(
-            f"{file} starts {wanted} processes, one a GPU, and this machine has {found}: set num_processes in a copy of "
+            f"{file} starts {wanted} processes, one per GPU, but this machine has {found}: set num_processes in a copy of "
             "it, and give that file's path to --accelerate"
         )

@@ -54,7 +54,7 @@ def load_bundled(name: str) -> Path:
         (folder.parent / f"{folder.name}.lock").touch()
     except OSError as error:
         raise ModelError(
-            f"{SMOLLM2} is not in the cache, and {folder.parent} cannot be written ({error.strerror}): set TIEBREAK_CACHE "
+            f"{SMOLLM2} is not in the cache, and {folder.parent} is not writable ({error.strerror}): set TIEBREAK_CACHE "
             "to a folder that can, or to one that has it"
         ) from error
     with (

@@ -79,7 +79,7 @@ class Reports:
         try:
             write_json(self._path, {name: asdict(report) for name, report in self._reports.items()})
         except OSError as error:
-            say(f"warning: {self._path} cannot be written ({error.strerror})")
+            say(f"warning: {self._path} is not writable ({error.strerror})")
 
 
 def read_reports(folder: Path) -> dict[str, Report]:

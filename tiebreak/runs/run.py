@@ -363,9 +363,7 @@ def _open_folder(run: Run) -> None:
 def _unwritable(folder: Path, error: OSError) -> Exception:
     if is_full_disk(error):
         return error
-    return RunError(
-        f"output: {folder} cannot be written ({error.strerror}): give another --output, or make it writable"
-    )
+    return RunError(f"output: {folder} is not writable ({error.strerror}): give another --output, or make it writable")
 
 
 def _record_input(one: Input, folder: Path) -> dict[str, Any]:
