@@ -228,7 +228,7 @@ def preference(**changes: Any) -> dict[str, Any]:
         (preference(chosen="Same.", rejected=" Same.\n"), "chosen and rejected are the same"),
         (preference(raters=[]), "this preference has no raters"),
         (preference(strength=-1), "strength: -1 is below 0, so the rejected answer is the better one"),
-        (preference(margin=-0.5), "margin: -0.5 is below 0 .* swap chosen and rejected, or fix its sign"),
+        (preference(margin=-0.5), "margin: -0.5 is below 0.* swap chosen and rejected, or fix its sign"),
         (preference(weight=-1), "weight: Input should be greater than or equal to 0"),
         (preference(agreement=1.5), "agreement: Input should be less than or equal to 1"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "strength": NaN}', "strength: .*finite"),
