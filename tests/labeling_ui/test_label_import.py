@@ -204,7 +204,7 @@ def test_gold_from_a_file(tmp_path: Path) -> None:
     write_jsonl(
         tmp_path / "gold.jsonl", [{"item_id": f"pair-{n}", "preferred_id": p} for n, p in ((0, "0-1"), (2, None))]
     )
-    assert "2 pairs" in tiebreak(*words).stdout
+    assert "2 gold pairs" in tiebreak(*words).stdout
     assert {one.item_id: one.preferred_id for one in store.gold()} == {"pair-0": "0-1", "pair-2": None}
 
 
