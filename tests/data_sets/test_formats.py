@@ -6,6 +6,7 @@ The rows are made here, from ten questions with a good and a bad answer; what mu
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from itertools import combinations
@@ -18,8 +19,20 @@ from support import SHARED_DATA, write_rows
 from tiebreak.data.columns import Cells, about, check_columns
 from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
 from tiebreak.data.reading import Rules, read, read_demonstrations, read_pairs, read_preferences, read_prompts
+from tiebreak.data.shapes import (
+    Answered,
+    Asked,
+    Compared,
+    LeftOut,
+    Rated,
+    Wanted,
+    guess,
+    pair_up,
+    two_answers,
+    understand,
+)
 from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Message, Preference, Prompt, write_jsonl
+from tiebreak.records import Demonstration, Message, Messages, Preference, Prompt, write_jsonl
 
 QUESTIONS = [
     ("Why do roots turn brown?", "The water is too warm. Cool it to 18 °C.", "Roots are like that."),
@@ -538,6 +551,363 @@ def test_kto_rows_that_pair_nothing_are_refused_by_name(tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": good, "label": True} for q, good, _ in QUESTIONS]
     with pytest.raises(DataError, match=r"10: prompts of which no two .* are for KTO, which no stage here trains"):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)))
+
+
+# --- shapes by themselves ----------------------------------------------------------------------------------------------
+
+
+def results_of(row: dict[str, Any], wanted: Wanted, columns: dict[str, str | None] | None = None) -> list[Any]:
+    """What a row holds, in short: prompts, (prompt, answer), (prompt, chosen, rejected, strength), or why nothing."""
+
+    def short(messages: Messages) -> Any:
+        texts = [f"{m.role[0]}:{m.content}" for m in messages]
+        return texts[0] if len(texts) == 1 else texts
+
+    found = []
+    for one in understand(Cells(row, columns or {}), wanted).results:
+        if isinstance(one, LeftOut):
+            found.append(one.reason)
+        elif isinstance(one, Compared):
+            found.append((short(one.prompt), short(one.chosen), short(one.rejected), one.strength))
+        elif isinstance(one, Rated):
+            found.append((short(one.prompt), short(one.answer), one.score))
+        else:
+            found.append((short(one.prompt), short(one.answer)) if isinstance(one, Answered) else short(one.prompt))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("columns", "value", "expected"),
+    [
+        (("response_a", "response_b", "winner"), value, expected)
+        for expected, values in (
+            ("first", ("a", "A ", "response_a", "model_a", "Response A", "first")),
+            ("second", ("b", "response_b", "model_b", "response b", "second")),
+            ("tie", ("tie", "Tie (bothbad)", "both", "neither", "none", "draw")),
+        )
+        for value in values
+    ]
+    + [
+        (("response_0", "response_1", "label"), 0, "first"),
+        (("response_0", "response_1", "label"), "1", "second"),
+        (("response_1", "response_2", "preferred"), 0, "tie"),
+        (("response_1", "response_2", "preferred"), 1, "first"),
+        (("response1", "response2", "choice"), "2", "second"),
+        (("response1", "response2", "choice"), "model_1", "first"),
+        (("output_1", "output_2", "preference"), 2, "second"),
+    ],
+)
+def test_which_of_two_answers_is_the_better_one(columns: tuple[str, str, str], value: Any, expected: str) -> None:
+    first, second, winner = columns
+    found = results_of({"prompt": "q", first: "x", second: "y", winner: value}, "preferences")
+    sides = {"first": ("u:q", "a:x", "a:y", None), "second": ("u:q", "a:y", "a:x", None), "tie": "a tie"}
+    assert found == [sides[expected]]
+
+
+@pytest.mark.parametrize("value", ["c", "0", 3, "model_x", "response_1", True])
+def test_a_winner_that_is_none_is_refused(value: Any) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "winner": value}
+    with pytest.raises(
+        ValueError, match="does not say which of response_a and response_b is better: write their names"
+    ):
+        results_of(row, "preferences")
+
+
+def test_signed_preferences_by_hand() -> None:
+    def found(value: Any, **sides: Any) -> list[Any]:
+        row = {"context": "q", "response1": "x", "response2": "y", **sides, "overall_preference": value}
+        if "response1" in sides:
+            del row["context"]
+        return results_of(row, "preferences")
+
+    assert found(-2) == [("u:q", "a:x", "a:y", 2)]
+    assert found("0.5") == [("u:q", "a:y", "a:x", 0.5)]
+    assert found(0) == found("tie") == ["a tie"]
+    # whole conversations keep the strength
+    whole = {"response1": chat("q", "x"), "response2": chat("q", "y")}
+    assert found(3, **whole) == [("u:q", "a:y", "a:x", 3)]
+    for value in ("much", math.nan, "inf", [1]):
+        with pytest.raises(ValueError, match=r"^overall_preference: .* is no number$"):
+            found(value)
+
+
+def test_pairs_of_whole_conversations_and_their_prompt() -> None:
+    row = {"conversation_a": chat("q", "x"), "conversation_b": chat("q", "y"), "winner": "model_b"}
+    assert results_of(row, "preferences") == [("u:q", "a:y", "a:x", None)]
+    assert results_of({**row, "prompt": "q"}, "preferences") == [("u:q", "a:y", "a:x", None)]
+    with pytest.raises(ValueError, match="the prompt is not what chosen and rejected begin with"):
+        results_of({**row, "prompt": "other"}, "preferences")
+    beside = {"messages": [said("user", "q")], "response_a": "x", "response_b": "y", "winner": "a"}
+    assert results_of(beside, "preferences") == [("u:q", "a:x", "a:y", None)]
+    with pytest.raises(ValueError, match=r"no column 'chosen'|no column that names the better one"):
+        results_of({"response_a": "x", "response_b": "y", "winner": "a"}, "preferences")
+    three = {"prompt": "q", "response_0": "x", "response_1": "y", "response_2": "z", "label": 1}
+    with pytest.raises(
+        ValueError, match=r"^more than two answers \(response_0, response_1, response_2\): name two with"
+    ):
+        results_of(three, "preferences")
+
+
+def test_what_two_conversations_share_is_their_prompt() -> None:
+    def found(chosen: Any, rejected: Any, **row: Any) -> Any:
+        return results_of({**row, "chosen": chosen, "rejected": rejected}, "preferences")
+
+    system, q, x, y = said("system", "s"), said("user", "q"), said("assistant", "x"), said("assistant", "y")
+    more = said("user", "more")
+    assert found([q, x], [q, y]) == [("u:q", "a:x", "a:y", None)]
+    assert found([q, x, more, x], [q, x, more, y]) == [(["u:q", "a:x", "u:more"], "a:x", "a:y", None)]
+    # both begin their answer with the same remark
+    assert found([q, x, x], [q, x, y]) == [("u:q", ["a:x", "a:x"], ["a:x", "a:y"], None)]
+    assert found([q, x, x], [q, x]) == [("u:q", ["a:x", "a:x"], "a:x", None)]
+    # the prompt beside them: all of it, its last turn, or all but its system message
+    for prompt in ("q", " q ", [system, q], [said("system", "other"), q]):
+        assert found([system, q, x], [system, q, y], prompt=prompt) == [(["s:s", "u:q"], "a:x", "a:y", None)]
+    for prompt in ("more", "q", [q, x, more], [system, q, x, more]):
+        assert found([q, x, more, x], [q, x, more, y], prompt=prompt) == [
+            (["u:q", "a:x", "u:more"], "a:x", "a:y", None)
+        ]
+    for prompt in ("other", [x, more], [q, more]):
+        with pytest.raises(ValueError, match="the prompt is not what chosen and rejected begin with"):
+            found([q, x, more, x], [q, x, more, y], prompt=prompt)
+    with pytest.raises(ValueError, match="chosen and rejected are the same"):
+        found([q, x], [q, x])
+    with pytest.raises(ValueError, match="no column 'prompt', and chosen and rejected share no first messages"):
+        found([q, x], [more, x])
+    with pytest.raises(ValueError, match="one of chosen and rejected is a whole conversation, and the other an answer"):
+        found([q, x], "y", prompt="q")
+    with pytest.raises(ValueError, match="one of chosen and rejected is a whole conversation, and the other an answer"):
+        found("x", [q, y], prompt="q")
+    # answers alone, as text and as messages
+    assert (
+        found("x", "y", prompt="q")
+        == found([x], [y], prompt=[q])
+        == found(x, y, prompt="q")
+        == [("u:q", "a:x", "a:y", None)]
+    )
+    assert found([x], [y], conversations=[q]) == found("x", "y", context="q") == [("u:q", "a:x", "a:y", None)]
+    assert found("x", "y", question="q", system="s") == [(["s:s", "u:q"], "a:x", "a:y", None)]
+
+
+def test_rankings_by_hand() -> None:
+    def found(**row: Any) -> list[Any]:
+        return results_of({"prompt": "q", **row}, "preferences")
+
+    best = [("u:q", "a:x", "a:y", None)]
+    by_rank = [{"text": "y", "rank": 2}, {"text": "x", "rank": 1}]
+    assert found(answers=by_rank) == best
+    assert found(responses=[{"content": "y", "score": "1"}, {"content": "x", "score": 2.5}]) == best
+    assert found(completions=["y", "x"], scores=[0, 1]) == found(generations=["y", "x"], ranks=[2, 1]) == best
+    three = found(responses=["z", "x", "y"], ratings=[1, 3, 2])
+    assert three == [("u:q", "a:x", "a:y", None), ("u:q", "a:x", "a:z", None), ("u:q", "a:y", "a:z", None)]
+    assert found(responses=["x", "y"], ratings=[1, 1]) == ["no answer is better than another"]
+    assert found(responses=["x", " x"], ratings=[1, 2]) == ["two equal answers that are rated apart"]
+    assert found(responses=["x", "x"], ratings=[1, 1]) == ["no answer is better than another"]
+    with pytest.raises(ValueError, match=r"^responses holds 2 answers and ratings 3$"):
+        found(responses=["x", "y"], ratings=[1, 2, 3])
+    for value in ("high", None, math.nan):
+        with pytest.raises(ValueError, match=r"^ratings: .* is no number$"):
+            found(responses=["x", "y"], ratings=[1, value])
+    for row in (
+        {"responses": [], "ratings": []},
+        {"responses": ["x", "y"]},
+        {"responses": ["x", {"text": "y"}], "ratings": [1, 2]},
+        {"responses": [{"text": "x", "score": 1}, {"text": "y"}]},
+        {"responses": [{"text": "x", "score": 1}, {"note": "y", "score": 2}]},
+        {"responses": "xy", "ratings": [1, 2]},
+    ):
+        with pytest.raises(ValueError, match="no column 'chosen': a preference needs prompt, chosen and rejected"):
+            found(**row)
+    with pytest.raises(ValueError, match="no column 'chosen'"):
+        results_of({"answers": by_rank}, "preferences")
+    beside = {"messages": [said("user", "q")], "responses": ["x", "y"], "scores": [2, 1]}
+    assert results_of(beside, "preferences") == best
+
+
+def test_ratings_by_hand() -> None:
+    def found(row: dict[str, Any], **columns: str) -> list[Any]:
+        return results_of({"prompt": "q", **row}, "preferences", dict(columns))
+
+    assert found({"response": "x", "score": "4.5"}) == [("u:q", "a:x", 4.5)]
+    assert found({"answer": "x", "rank": 2, "rating": 3}) == [("u:q", "a:x", 3.0)]
+    assert (
+        found({"completion": "x", "label": True}) == found({"output": "x", "label": " True "}) == [("u:q", "a:x", 1.0)]
+    )
+    assert found({"completion": "x", "label": "false"}) == [("u:q", "a:x", 0.0)]
+    assert found({"completion": "x", "label": 1.0}, label="label") == [("u:q", "a:x", 1.0)]
+    assert found({"completion": "x", "label": False, "score": 3}) == [("u:q", "a:x", 3.0)]
+    with pytest.raises(ValueError, match=r"^score: nan is no number$"):
+        found({"completion": "x", "score": math.nan})
+    for row in ({"response": "x"}, {"score": 3}, {"completion": "x", "label": "good"}):
+        with pytest.raises(ValueError, match="no column 'chosen'"):
+            found(row)
+    pairs = pair_up([Rated(to_messages("q"), (), to_messages(text, "assistant"), n) for n, text in enumerate("zyx")])
+    assert [(one.chosen[0].content, one.rejected[0].content) for one in pairs if isinstance(one, Compared)] == [
+        ("x", "y"),
+        ("x", "z"),
+        ("y", "z"),
+    ]
+
+
+@pytest.mark.parametrize("label", [0, 1, 0.0, 1.0, "0", "1", " 1.0"])
+def test_a_number_as_a_label_is_asked_about(label: Any) -> None:
+    """Floats too, as Arrow and pandas make them of numbers beside a null."""
+    row = {"prompt": "q", "completion": "x", "label": label}
+    for wanted in ("demonstrations", "preferences"):
+        with pytest.raises(
+            ValueError, match=f"^label: is {label} a verdict on the answer\\? columns: {{label: label}} takes"
+        ):
+            results_of(row, wanted)
+    good = float(label) == 1
+    assert results_of(row, "demonstrations", {"label": "label"}) == [
+        ("u:q", "a:x") if good else "labelled false (an undesirable answer)"
+    ]
+    assert results_of(row, "demonstrations", {"label": None}) == [("u:q", "a:x")]
+    assert results_of({**row, "label": "ph"}, "demonstrations") == [("u:q", "a:x")]
+
+
+def test_prompts_and_what_stands_beside_them() -> None:
+    def found(**row: Any) -> Any:
+        (one,) = results_of(row, "prompts")
+        return one
+
+    assert found(prompt="q", question="other") == found(query="q") == found(problem="q") == found(context="q") == "u:q"
+    assert found(instruction="i", input="m") == found(instruction="i", context="m") == "u:i\n\nm"
+    assert found(instruction="i", input=" ") == found(instruction="i", input=["m"]) == "u:i"
+    assert found(instruction="i", input="m", context="n") == "u:i\n\nm"  # and context is named as ignored
+    assert found(prompt="q", input="m") == found(question="q", history=[["a", "b"]]) == "u:q"
+    assert found(instruction="i", history=[["a", "b"], ["c", "d"]]) == ["u:a", "a:b", "u:c", "a:d", "u:i"]
+    for history in (["ab"], [["a"]], [["a", "b", "c"]], [["a", 1]], [["a", "b"], ["c"]], "ab"):
+        assert found(instruction="i", history=history) == "u:i"
+    assert found(prompt="q", system="s") == found(prompt=[said("system", "s"), said("user", "q")]) == ["s:s", "u:q"]
+    assert found(prompt=[said("system", " s"), said("user", "q")], system="s ") == ["s: s", "u:q"]
+    assert found(prompt="q", system=" ") == found(prompt="q", system=7) == "u:q"
+    assert found(messages=chat("q", "x")) == found(messages=[said("user", "q")]) == "u:q"
+    twice = [*chat("q", "x"), said("user", "more"), said("assistant", "a"), said("assistant", "b")]
+    assert found(messages=twice) == ["u:q", "a:x", "u:more"]
+    assert found(chosen=chat("q", "x"), rejected=chat("q", "y")) == "u:q"
+    for row, message in (
+        (
+            {"question": "q", "query": "p"},
+            "'question' and 'query' could each be the prompt: name one with columns: {prompt",
+        ),
+        ({"prompt": "q", "system": "s", "system_prompt": "t"}, None),
+        ({"prompt": [said("system", "t"), said("user", "q")], "system": "s"}, "column 'system' and the conversation's"),
+        (
+            {"title": "q"},
+            "no column 'prompt' (a string, or messages with role and content); the columns are title: name",
+        ),
+        ({}, "no column 'prompt' (a string, or messages with role and content); the columns are none: name"),
+        ({"prompt": None, "title": "q"}, "column 'prompt' is empty in this row"),
+        (
+            {"prompt": "q", "video": "x"},
+            "column 'video': only text can be trained on; columns: {video: null} leaves it out",
+        ),
+    ):
+        if message is None:
+            assert results_of(row, "prompts") == [["s:s", "u:q"]]
+            continue
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            results_of(row, "prompts")
+    assert results_of({"prompt": "q", "images": []}, "prompts") == ["u:q"]
+
+
+def test_answers_and_what_stands_beside_them() -> None:
+    def found(columns: dict[str, str | None] | None = None, **row: Any) -> Any:
+        (one,) = results_of(row, "demonstrations", columns)
+        return one
+
+    assert found(prompt="q", completion="x", response="y") == found(question="q", solution="x") == ("u:q", "a:x")
+    assert found(messages=chat("q", "x")) == found(conversation=chat("q", "x")) == ("u:q", "a:x")
+    both = {"messages": chat("q", "x"), "completion": "y", "prompt": "p"}
+    assert found({"messages": "messages"}, **both) == ("u:q", "a:x")
+    assert found({"completion": "completion"}, **both) == ("u:p", "a:y")
+    assert found({"messages": "messages", "completion": "completion"}, **both) == ("u:q", "a:x")
+    # a list that is no conversation is another column, but under our name it is one that is broken
+    assert found(conversation=["q"], prompt="q", completion="x") == ("u:q", "a:x")
+    assert found(messages=chat("q", "x"), label=True) == ("u:q", "a:x")
+    assert found(messages=chat("q", "x"), label=False) == "labelled false (an undesirable answer)"
+    for row, message in (
+        (both, "'messages' and 'completion' could each be the conversation to learn from"),
+        ({"messages": [said("user", "q")]}, "messages must end with the assistant's answer"),
+        ({"messages": [said("assistant", "q")]}, "messages must end with the assistant's answer"),
+        ({"messages": ["q"]}, "Input should be"),
+        ({"text": "x"}, "a 'text' column holds conversations that are rendered already"),
+        (
+            {"text": "x", "question": "q"},
+            "no column 'completion' or 'messages'; the columns are text, question: name yours",
+        ),
+        (
+            {"completion": "x"},
+            "no column 'prompt' (a string, or messages with role and content); the columns are completion",
+        ),
+        (
+            {"prompt": "q", "chosen": "x", "rejected": "y"},
+            "these are preferences: 'tiebreak dpo' takes them; columns: {com",
+        ),
+        ({"prompt": "q", "chosen": "x"}, "no column 'completion' or 'messages'; the columns are prompt, chosen"),
+        ({"title": "x"}, "no column 'completion' or 'messages'; the columns are title"),
+        ({"prompt": "q", "rejected": None}, "column 'rejected' is empty in this row"),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            results_of(row, "demonstrations")
+
+
+def test_what_a_preference_lacks() -> None:
+    for row, message in (
+        (
+            {"prompt": "q", "chosen": "x"},
+            "no column 'rejected': a preference needs prompt, chosen and rejected; the columns",
+        ),
+        ({"prompt": "q", "rejected": "x"}, "no column 'chosen': "),
+        ({"title": "x"}, "no column 'chosen': "),
+        (
+            {"prompt": "q", "response_a": "x", "response_b": "y"},
+            "response_a and response_b, and no column that names the",
+        ),
+        ({"prompt": "q", "response_a": "x"}, "no column 'chosen': "),
+    ):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            results_of(row, "preferences")
+
+
+def test_two_answers_that_nobody_has_compared() -> None:
+    def found(**row: Any) -> Any:
+        asked, answers = two_answers(Cells(row, {}))
+        return [m.content for m in asked.prompt], answers
+
+    assert found(prompt="q", response_a="x", response_b="y") == (["q"], ("x", "y"))
+    assert found(messages=[said("user", "q")], output_1="x", output_2="y") == (["q"], ("x", "y"))
+    for row in (
+        {"prompt": "q", "response_a": "x"},
+        {"response_a": "x", "response_b": "y"},
+        {"prompt": "q", "response_a": "x", "response_b": chat("q", "y")},
+    ):
+        with pytest.raises(ValueError, match=r"^neither a Pair record"):
+            found(**row)
+    with pytest.raises(ValueError, match="the last message is the assistant's"):
+        found(messages=chat("q", "x"), response_a="x", response_b="y")
+
+
+def test_tools_by_either_name() -> None:
+    tool = {"type": "function", "function": {"name": "t"}}
+    for row in ({"tools": [tool]}, {"functions": [{"name": "t"}]}, {"tools": [tool], "functions": [{"name": "u"}]}):
+        (one,) = understand(Cells({"prompt": "q", **row}, {}), "prompts").results
+        assert isinstance(one, Asked)
+        assert one.tools == (tool,)
+
+
+def test_what_a_row_is_most_likely_for() -> None:
+    for expected, rows in {
+        "preferences": [
+            {"prompt": "q", "chosen": "x", "rejected": "y"},
+            {"response_a": "x", "response_b": "y", "completion": "z"},
+            {"prompt": "q", "responses": ["x", "y"], "scores": [1, 2]},
+        ],
+        "demonstrations": [{"messages": []}, {"prompt": "q", "solution": "x"}, {"answers": ["x"], "answer": "y"}],
+        "prompts": [{"prompt": "q"}, {"chosen": "x"}, {"responses": ["x", "y"]}, {}],
+    }.items():
+        for row in rows:
+            assert guess(Cells(row, {})) == expected, row
 
 
 # --- columns -----------------------------------------------------------------------------------------------------------

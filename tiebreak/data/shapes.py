@@ -6,9 +6,10 @@ beside its text (weight, split, kind, …) is the business of `columns` and `spl
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -308,14 +309,15 @@ def _as_label(cells: Cells) -> bool | None:
     value = cells.values.get("label")
     if isinstance(value, bool):
         return value
-    if str(value) in ("0", "1"):
+    word = str(value).strip().lower()
+    if word in ("0", "1", "0.0", "1.0"):
         if "label" not in cells.explicit:
             raise ValueError(
                 f"label: is {value} a verdict on the answer? columns: {{label: label}} takes 1 for good and 0 for bad; "
                 "columns: {label: null} leaves it out"
             )
-        return str(value) == "1"
-    return {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else None
+        return float(word) == 1
+    return {"true": True, "false": False}.get(word)
 
 
 # --- preferences -------------------------------------------------------------------------------------------------------
@@ -394,9 +396,11 @@ def _pair_with_winner(cells: Cells) -> Understood | None:
     if better is None:
         return Understood(shape, [LeftOut("a tie")])
     chosen, rejected = sides if better == 0 else sides[::-1]
-    if _holds_prompt(cells, chosen):
-        return Understood(shape, [_implicit(cells, _messages(cells, chosen), _messages(cells, rejected))])
     name = _prompt_column(cells) or _conversation_column(cells)
+    if _holds_prompt(cells, chosen):
+        asked = _prompt(cells, name) if name else ()
+        whole = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked)
+        return Understood(shape, [replace(whole, strength=strength)])
     if name is None:
         return None
     first_answer, second_answer = (_messages(cells, side, "assistant") for side in (chosen, rejected))
@@ -427,7 +431,7 @@ def _winner(column: str, value: object, first: str, second: str) -> tuple[int | 
     if word in TIES:
         return None, None
     if column in SIGNED_WINNERS:
-        number = float(word)
+        number = _number(column, value)
         return (None, None) if number == 0 else (int(number > 0), abs(number))
     for side, name in enumerate((first, second)):
         ending = re.split(r"_|(?<=\D)(?=\d)", name)[-1]
@@ -475,10 +479,17 @@ def _ranked(cells: Cells, name: str) -> tuple[str, list[tuple[object, float]]] |
 
 
 def _goodness(by: str, value: Any) -> float:
+    return -_number(by, value) if by in RANKS else _number(by, value)
+
+
+def _number(column: str, value: Any) -> float:
     try:
-        return -float(value) if by in RANKS else float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{by}: {value!r} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{column}: {value!r} is no number")
+    return number
 
 
 def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, float]]) -> Iterator[Result]:
