@@ -166,6 +166,21 @@ def test_every_figure_is_in_the_glossary(finished_recipe: Path) -> None:
     assert {name for name in names if not {name, name.removeprefix("eval_")} & listed} == set()
 
 
+def test_places_that_the_architecture_names_are_there() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.(?:py|js|md))(?:: (\w+))?`", page)
+    files = [file for folder in (*PACKAGES, "tests", "docs") for file in (REPOSITORY / folder).rglob("*.*")]
+    assert len(named) > 30
+    for path, name in named:
+        found = [file for file in files if f"/{file.relative_to(REPOSITORY)}".endswith(f"/{path}")]
+        assert found, path
+        defined = rf"^ *(?:async )?(?:def|class) {name}\b|^{name}\b.* = "
+        assert not name or any(re.search(defined, file.read_text("utf-8"), re.MULTILINE) for file in found), (
+            path,
+            name,
+        )
+
+
 def test_the_citation_names_this_version() -> None:
     cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert str(cited["version"]) == __version__
