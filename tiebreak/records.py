@@ -196,6 +196,12 @@ def prompt_id(messages: Sequence[Message], tools: Tools = ()) -> str:
     return content_id("prompt", fields, tools) if tools else content_id("prompt", fields)
 
 
+def split_key(messages: Sequence[Message], tools: Tools = ()) -> str:
+    """What decides a prompt's split: its id, whatever blanks stand around its texts, and however their lines end."""
+    plain = [one.model_copy(update={"content": one.content.replace("\r\n", "\n").strip()}) for one in messages]
+    return prompt_id(plain, tools)
+
+
 def _further_fields(message: Message) -> list[object]:
     further = message.model_dump(mode="json", exclude={"role", "content", "weight"})
     return [further] if further else []
@@ -444,7 +450,7 @@ def check_side(messages: Messages, name: str) -> None:
 
 
 def _compared(message: Message) -> Message:
-    return message.model_copy(update={"content": message.content.strip(), "weight": None})
+    return message.model_copy(update={"content": message.content.replace("\r\n", "\n").strip(), "weight": None})
 
 
 def text_of(messages: Sequence[Message]) -> str:

@@ -534,7 +534,7 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("preferences", {"prompt": "x", "chosen": chat("a", "b"), "rejected": chat("a", "c")}, "the prompt is not what"),
         ("preferences", {"chosen": chat("a", "b"), "rejected": chat("a", "b")}, "chosen and rejected are the same"),
         ("preferences", {"chosen": [*chat("a", "b"), *chat("c", "d")], "rejected": [*chat("a", "b"), *chat("e", "f")]},
-         "chosen contains a message of the user"),
+         "turns of the user follow"),
         ("prompts", {"title": "a"}, "columns: {prompt: …}"),
     ],
 )  # fmt: skip
@@ -737,7 +737,7 @@ def test_ratings_by_hand() -> None:
     assert found({"completion": "x", "label": False, "score": 3}) == [("u:q", "a:x", 3.0)]
     with pytest.raises(ValueError, match=r"^score: nan is no number$"):
         found({"completion": "x", "score": math.nan})
-    for row in ({"response": "x"}, {"score": 3}, {"completion": "x", "label": "good"}):
+    for row in ({"response": "x"}, {"score": 3}, {"completion": "x", "label": "so-so"}):
         with pytest.raises(ValueError, match="no column 'chosen'"):
             found(row)
     pairs = pair_up([Rated(to_messages("q"), (), to_messages(text, "assistant"), n) for n, text in enumerate("zyx")])
@@ -773,8 +773,8 @@ def test_prompts_and_what_stands_beside_them() -> None:
     assert found(prompt="q", question="other") == found(query="q") == found(problem="q") == found(context="q") == "u:q"
     assert found(instruction="i", input="m") == found(instruction="i", context="m") == "u:i\n\nm"
     assert found(instruction="i", input=" ") == found(instruction="i", input=["m"]) == "u:i"
-    assert found(instruction="i", input="m", context="n") == "u:i\n\nm"  # and context is named as ignored
-    assert found(prompt="q", input="m") == found(question="q", history=[["a", "b"]]) == "u:q"
+    assert found(prompt="q m", input="m") == "u:q m"
+    assert found(question="q", history=[["a", "b"]]) == ["u:a", "a:b", "u:q"]
     assert found(instruction="i", history=[["a", "b"], ["c", "d"]]) == ["u:a", "a:b", "u:c", "a:d", "u:i"]
     for history in (["ab"], [["a"]], [["a", "b", "c"]], [["a", 1]], [["a", "b"], ["c"]], "ab"):
         assert found(instruction="i", history=history) == "u:i"
@@ -790,6 +790,11 @@ def test_prompts_and_what_stands_beside_them() -> None:
             {"question": "q", "query": "p"},
             "'question' and 'query' could each be the prompt: name one with columns: {prompt",
         ),
+        (
+            {"instruction": "i", "input": "m", "context": "n"},
+            "'input' stands beside 'instruction': columns: {input: input}",
+        ),
+        ({"prompt": "q", "input": "m"}, "'input' stands beside 'prompt': columns: {input: input}"),
         ({"prompt": "q", "system": "s", "system_prompt": "t"}, None),
         ({"prompt": [said("system", "t"), said("user", "q")], "system": "s"}, "column 'system' and the conversation's"),
         (

@@ -26,6 +26,8 @@ TEXT_COLUMNS = (
     "response_a",
     "response_b",
     "answers",
+    "input",
+    "reasoning_content",
 )
 """What holds a row's text."""
 OUR_COLUMNS = (
@@ -71,7 +73,9 @@ class Cells:
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str | None], of_text: bool = False) -> None:
         self.used: set[str] = set()
-        self.explicit = {ours for ours, theirs in columns.items() if theirs is not None}
+        self.theirs = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
+        """the data's names of our columns, as far as `columns` says them"""
+        self.explicit = self.theirs.keys()
         self.message_keys = {
             name.removeprefix(MESSAGE_PREFIX): theirs
             for name, theirs in columns.items()
@@ -84,8 +88,7 @@ class Cells:
         every = {**left, **renamed}
         self.values = {key: value for key, value in every.items() if value not in nothing}
         self.empty = every.keys() - self.values.keys()
-        if of_text:
-            self.values = {key: _of_cell(key, value) for key, value in self.values.items()}
+        self.values = {key: _of_cell(key, value, of_text) for key, value in self.values.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
@@ -101,8 +104,8 @@ class Cells:
         return {name: value for name, value in self.values.items() if name not in self.used}
 
 
-def _of_cell(column: str, value: object) -> object:
-    return parse_cell(column, value) if isinstance(value, str) else value
+def _of_cell(column: str, value: object, of_text: bool) -> object:
+    return parse_cell(column, value, of_text) if isinstance(value, str) else value
 
 
 # --- columns about a row -----------------------------------------------------------------------------------------------

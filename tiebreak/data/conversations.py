@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,8 +27,11 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "tool_response": "tool",
 }
+_OURS = ("system", "user", "assistant", "tool")
 _CALLS = ("function_call", "tool_call")
 
+ROLES = {**SHAREGPT_ROLES, "developer": "system", "function": "tool"}
+"""Roles as others call them."""
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _SPEAKERS = {"Human": "user", "User": "user", "Assistant": "assistant"}
@@ -63,6 +67,8 @@ def to_messages(value: object, role: str = "user", keys: Mapping[str, str | None
 def _to_message(value: object, keys: Mapping[str, str | None]) -> Message:
     if not isinstance(value, Mapping):
         return Message.model_validate(value)
+    if value.keys() == {"role", "content"} and value["role"] in _OURS:
+        return Message.model_validate(value)
     message = dict(value)
     for ours, theirs in keys.items():
         taken = message.pop(theirs, None) if theirs is not None else message.pop(ours, None)
@@ -70,6 +76,12 @@ def _to_message(value: object, keys: Mapping[str, str | None]) -> Message:
             message[ours] = taken
     if "from" in message and "value" in message:
         message = _from_sharegpt(message)
+    if isinstance(role := message.get("role"), str):
+        message["role"] = ROLES.get(role.strip().lower(), role)
+    if message.get("function_call") is not None:  # OpenAI's older form of one call
+        message["tool_calls"] = [*(message.get("tool_calls") or ()), message.pop("function_call")]
+    if message.get("role") != "assistant" and message.get("weight") == 0:
+        del message["weight"]  # what the user says is not trained on anyway
     return Message.model_validate(message)
 
 
@@ -88,12 +100,13 @@ def _from_sharegpt(turn: Mapping[str, Any]) -> dict[str, Any]:
 def is_transcript(text: str) -> bool:
     """Whether a text is a conversation: HH-RLHF's `\\n\\nHuman: … \\n\\nAssistant: …`, HelpSteer's `<extra_id_1>`."""
     return bool(_HELPSTEER_TURN.search(text)) or bool(
-        re.match(r"\s*Human:", text) and re.search(r"\n\nAssistant:", text)
+        re.match(r"\s*Human:", text) and re.search(r"\r?\n\r?\nAssistant:", text)
     )
 
 
 def _turns(text: str) -> Messages:
     """The turns of a transcript. An `Assistant:` with nothing after it is where the answer goes, and no turn."""
+    text = text.replace("\r\n", "\n")
     helpsteer = _HELPSTEER_TURN.search(text) is not None
     parts = (_HELPSTEER_TURN if helpsteer else _HH_TURN).split(text)
     turns = list(zip(parts[1::2], parts[2::2], strict=True))
@@ -137,14 +150,35 @@ def is_conversation(value: object) -> bool:
 LIST_COLUMNS = ("tools", "answers", "responses", "completions", "conversations", "messages", "raters", "tags")
 
 
-def parse_cell(column: str, text: str) -> object:
-    """A table's cell: the list that it holds as JSON, where its column is one of lists or it holds a conversation."""
-    if text.lstrip()[:1] not in ("[", "{"):
+def parse_cell(column: str, text: str, of_text: bool = True) -> object:
+    """What a text holds: a conversation as JSON, or as Python prints it, and in a table the list that its column is of."""
+    start = text.lstrip()[:2]
+    if start[:1] not in ("[", "{"):
         return text
     try:
         value = json.loads(text)
     except ValueError:
+        value = _of_python(text)
+    except RecursionError:
         return text
-    if is_conversation(value) or (column in LIST_COLUMNS and isinstance(value, list)):
+    if is_conversation(value) or (of_text and column in LIST_COLUMNS and isinstance(value, list)):
         return value
     return text
+
+
+_PRINTED = re.compile(r"\s*(array\()?\[\s*\{\s*'(role|content|from|value)'\s*:")
+"""How a list of messages begins as Python prints it, and as NumPy does."""
+
+
+def is_printed_conversation(text: str) -> bool:
+    """Whether a text is a list of messages as Python or NumPy prints it."""
+    return bool(_PRINTED.match(text))
+
+
+def _of_python(text: str) -> object:
+    if not is_printed_conversation(text):
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None

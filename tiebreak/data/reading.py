@@ -35,6 +35,7 @@ from tiebreak.records import (
     explain,
     first_line,
     prompt_id,
+    split_key,
     text_of,
     write_jsonl,
 )
@@ -72,6 +73,10 @@ class Rules:
 
 
 DEFAULT = Rules()
+_ZERO_OR_ONE = (
+    "{0}: holds 0 and 1 and never 2, of answers numbered from 1: is 0 a tie, or the first one? Write the better one's "
+    "name, or tie"
+)
 NOT_APART = "prompts of which no two answers are rated apart"
 UNPAIRED = "unpaired rows are for KTO, which no stage here trains; tiebreak sft learns from those labelled true"
 
@@ -82,7 +87,7 @@ class Draft:
 
     where: str
     prompt: str
-    """the prompt's id"""
+    """by which it is split: its id, but for blanks around its text and line ends"""
     split: Split | None
     """the one that the row names"""
     record: Any
@@ -277,11 +282,15 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
     rows = [(where, Cells(_unnested(row), rules.columns, table.of_text)) for where, row in table.rows]
     has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
     rated: dict[str, list[tuple[str, Cells, Rated]]] = {}
+    unsettled = shapes.unsettled_winner([cells for _, cells in rows]) if wanted == "preferences" else None
     for where, cells in rows:
         try:
+            if unsettled is not None and unsettled in cells:
+                raise ValueError(_ZERO_OR_ONE.format(unsettled))
             _take_row(reading, where, cells, has_splits, rated)
         except ValueError as error:
             reading.bad.append(BadRow(where, first_line(error)))
+            continue
         for name, value in cells.unused().items():
             if name in ("id", "prompt_id") and str(value).startswith("prompt-"):
                 continue  # ours, and made anew from the content
@@ -337,10 +346,12 @@ def _take_row(
 
 def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rated]]], has_splits: bool) -> None:
     """The pairs among the rated answers to each prompt."""
-    for identity, answers in rated.items():
+    for answers in rated.values():
         pairs = shapes.pair_up([one for _, _, one in answers])
         wheres = [where for where, _, _ in answers]
-        named_splits((where, identity, _named_split(cells, has_splits)) for where, cells, _ in answers)
+        named_splits(
+            (where, split_key(one.prompt, one.tools), _named_split(cells, has_splits)) for where, cells, one in answers
+        )
         if not pairs:
             unpaired = any(shape.startswith("KTO") for shape in reading.shapes)
             reading.left_out[NOT_APART + (f" ({UNPAIRED})" if unpaired else "")] += 1
@@ -358,7 +369,8 @@ def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits
     """The record but for its split. Raises ValueError where it cannot be one."""
     facts = about(cells, _ABOUT[reading.wanted])
     identity = prompt_id(result.prompt, result.tools)
-    return Draft(where, identity, _named_split(cells, has_splits), _record(reading.wanted, identity, result, facts))
+    record = _record(reading.wanted, identity, result, facts)
+    return Draft(where, split_key(result.prompt, result.tools), _named_split(cells, has_splits), record)
 
 
 _TEXT_FACTS = ("source", "tags")
@@ -390,6 +402,11 @@ def _record(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, An
     """The record, its split left open."""
     if isinstance(result, Compared):
         stated = {} if result.strength is None else {"strength": result.strength}
+        if "agreement" not in facts and float(facts.get("confidence", 1)) < 0.5:  # a vote's share can be, with ties
+            raise ValueError(
+                f"confidence: {facts['confidence']} says that the rejected answer is the better one: swap chosen and "
+                "rejected, and give 1 - confidence"
+            )
         return Preference(
             prompt=result.prompt,
             chosen=result.chosen,
@@ -402,9 +419,9 @@ def _record(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, An
     prompt = Prompt(id=identity, messages=result.prompt, tools=result.tools, **about_text)
     if wanted == "prompts" or not isinstance(result, Answered):
         return prompt
-    if float(facts.get("weight", 1)) != 1:
+    if str(weight := facts.get("weight", 1)) not in ("1", "1.0"):
         raise ValueError(
-            f"weight: {facts['weight']}, but demonstrations count alike; columns: {{weight: null}} leaves the column "
+            f"weight: {weight!r}, but demonstrations count alike; columns: {{weight: null}} leaves the column "
             "out, and a message's own weight of 0 leaves its turn out of the loss"
         )
     return Demonstration(prompt=prompt, completion=_completion(result.answer))
@@ -419,6 +436,8 @@ def _completion(answer: Messages) -> str | Messages:
 
 def _built(reading: Reading, rules: Rules) -> list[Any]:
     """The records with their splits."""
+    if rules.on_bad_row == "drop":
+        _drop_leaked(reading)
     drafts = settle(reading, rules)
     splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
     if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
@@ -427,6 +446,27 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
             "holds out by prompt"
         )
     return [draft.placed(split) for draft, split in zip(drafts, splits, strict=True)]
+
+
+_HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
+
+
+def _drop_leaked(reading: Reading) -> None:
+    """Of the rows of one prompt that name two splits, those that are held out stay."""
+    named: dict[str, dict[Split, str]] = {}
+    for draft in reading.drafts:
+        if draft.split is not None:
+            named.setdefault(draft.prompt, {}).setdefault(draft.split, draft.where)
+    kept = []
+    for draft in reading.drafts:
+        places = named.get(draft.prompt, {})
+        held_out = next((split for split in _HELD_OUT_FIRST if split in places), draft.split)
+        if len(places) < 2 or draft.split == held_out or held_out is None:
+            kept.append(draft)
+            continue
+        reading.bad.append(BadRow(draft.where, f"its prompt is in the {held_out} split too ({places[held_out]})"))
+    reading.drafts = kept
+    reading.bad.sort(key=lambda one: _place(one.where))
 
 
 def settle(reading: Reading, rules: Rules) -> list[Draft]:

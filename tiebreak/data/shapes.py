@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
 from tiebreak.data.columns import Cells
-from tiebreak.data.conversations import is_conversation, is_transcript, to_messages, to_tools
+from tiebreak.data.conversations import (
+    is_conversation,
+    is_printed_conversation,
+    is_transcript,
+    to_messages,
+    to_tools,
+)
 from tiebreak.records import Message, Messages, Tools, check_prompt, check_side, text_of
 
 Wanted = Literal["prompts", "demonstrations", "preferences"]
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 LATE_PROMPTS = ("input", "context")
-"""Names of a prompt where there is no better one; beside an instruction they are its material."""
+"""Names of a prompt where there is no better one; beside a prompt they are its material: the passage that it asks about."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+SYSTEMS = ("system", "system_prompt", "system_message")
 ANSWERS = ("completion", "response", "answer", "output", "solution")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
@@ -35,10 +43,19 @@ PAIRS = (
     ("completion_a", "completion_b"),
     ("output_1", "output_2"),
     ("conversation_a", "conversation_b"),
+    ("human_ref_A", "human_ref_B"),
 )
-WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label")
+WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label", "labels")
 SIGNED_WINNERS = ("overall_preference", "preference_strength")
 """HelpSteer's: −3 (the first is much better) … 0 (a tie) … 3 (the second is)."""
+SIDE_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+)
+"""How good the two sides of a preference are: they may not contradict it."""
 LISTS = ("answers", "responses", "completions", "generations")
 RANKS = ("rank", "ranks", "ranking", "rankings")
 SCORES = ("score", "rating", "overall_score", "helpfulness", "quality", "reward", "scores", "ratings")
@@ -103,6 +120,7 @@ def understand(cells: Cells, wanted: Wanted) -> Understood:
         ValueError: it cannot be read as that, or in two ways; the message names the columns and the key that decides.
     """
     _refuse_more_than_text(cells)
+    _refuse_printed(cells)
     for shape in _SHAPES[wanted]:
         if (found := shape(cells)) is not None:
             return found
@@ -118,6 +136,15 @@ def _refuse_more_than_text(cells: Cells) -> None:
             "column 'chat_template_kwargs': template arguments are set for a whole stage (template_arguments); columns: "
             "{chat_template_kwargs: null} leaves it out"
         )
+
+
+def _refuse_printed(cells: Cells) -> None:
+    for name, value in cells.values.items():
+        if isinstance(value, str) and is_printed_conversation(value):
+            raise ValueError(
+                f"column {name!r} holds messages as Python or NumPy prints them, which cannot be read back: save the data "
+                "as JSON Lines or Parquet"
+            )
 
 
 def _missing(cells: Cells, wanted: Wanted) -> str:
@@ -169,27 +196,52 @@ def _one_of(cells: Cells, names: Sequence[str], part: str) -> str | None:
 
 
 def _prompt_column(cells: Cells) -> str | None:
-    return _one_of(cells, PROMPTS, "prompt") or _one_of(cells, LATE_PROMPTS, "prompt")
+    late = "history" if isinstance(cells.values.get("history"), str) else None  # of the Stanford Human Preferences
+    return _one_of(cells, PROMPTS, "prompt") or _one_of(cells, LATE_PROMPTS, "prompt") or late
 
 
 def _messages(cells: Cells, value: object, role: str = "user") -> Messages:
     return to_messages(value, role, cells.message_keys)
 
 
-def _prompt(cells: Cells, name: str) -> Messages:
-    """The prompt in a column, with the material, earlier turns and system message that stand beside it."""
+def _prompt(cells: Cells, name: str, *, checked_alone: bool = False) -> Messages:
+    """The prompt in a column, with the material, earlier turns and system message that stand beside it.
+
+    Args:
+        checked_alone: it is only compared with whole conversations, which hold all that was asked.
+    """
     value = cells.get(name)
     messages = _messages(cells, value)
-    material = [other for other in LATE_PROMPTS if other != name and isinstance(cells.values.get(other), str)]
-    if name == "instruction" and isinstance(value, str) and material:
-        text = "\n\n".join(part for part in (value, cells.get(material[0])) if part.strip())
-        messages = (Message(role="user", content=text),)
+    if isinstance(value, str) and not checked_alone and (material := _material(cells, name, value)):
+        messages = (Message(role="user", content=f"{value}\n\n{material}" if value.strip() else material),)
     history = cells.values.get("history")
-    if name == "instruction" and isinstance(history, list) and _is_history(history):
+    if isinstance(value, str) and isinstance(history, list) and _is_history(history):
         cells.used.add("history")
         earlier = [(role, text) for turn in history for role, text in zip(("user", "assistant"), turn, strict=True)]
         messages = (*(Message.model_validate({"role": r, "content": t}) for r, t in earlier), *messages)
     return _with_system(cells, messages)
+
+
+def _material(cells: Cells, name: str, prompt: str) -> str:
+    """What a prompt asks about, where a column beside it holds that; empty where none does.
+
+    Raises:
+        ValueError: it is not said whether that belongs to the prompt.
+    """
+    texts = {other: cells.values.get(other) for other in LATE_PROMPTS if other != name}
+    beside = {other: text for other, text in texts.items() if isinstance(text, str) and text.strip()}
+    cells.used |= {other for other, text in texts.items() if isinstance(text, str) and not text.strip()}
+    if "input" in cells.explicit and "input" in beside:
+        return str(cells.get("input"))
+    if name == "instruction" and len(beside) == 1:
+        return str(cells.get(next(iter(beside))))
+    other = next((other for other, text in beside.items() if text.strip() not in prompt), None)
+    if other is not None and name not in LATE_PROMPTS:
+        raise ValueError(
+            f"{other!r} stands beside {name!r}: columns: {{input: {other}}} puts it after the {name}, columns: "
+            f"{{{other}: null}} leaves it out"
+        )
+    return ""
 
 
 def _is_history(turns: list[Any]) -> bool:
@@ -198,7 +250,7 @@ def _is_history(turns: list[Any]) -> bool:
 
 def _with_system(cells: Cells, messages: Messages) -> Messages:
     """A `system` column is the first message."""
-    name = _one_of(cells, ("system", "system_prompt"), "system")
+    name = _one_of(cells, SYSTEMS, "system")
     text = cells.values.get(name) if name else None
     if name is None or not isinstance(text, str):
         return messages
@@ -285,7 +337,7 @@ def _prompt_and_answer(cells: Cells) -> Understood | None:
     if answer is None or name is None:
         return None
     prompt = _prompt(cells, name)
-    completion = _messages(cells, cells.get(answer), "assistant")
+    completion = _with_thought(cells, _messages(cells, cells.get(answer), "assistant"))
     result = _label(cells, Answered(prompt, _tools(cells), completion))
     shape = f"{name} and {answer}"
     if name == "instruction" and answer == "output":
@@ -293,6 +345,18 @@ def _prompt_and_answer(cells: Cells) -> Understood | None:
     if "label" in cells.used:
         shape = f"KTO rows ({name}, {answer}, label)"
     return Understood(shape, [result])
+
+
+def _with_thought(cells: Cells, answer: Messages) -> Messages:
+    """A column of thoughts is what the assistant thinks before it answers."""
+    name = _one_of(cells, THOUGHTS, "reasoning_content")
+    thought = cells.values.get(name) if name else None
+    if name is None or not isinstance(thought, str) or not thought.strip():
+        return answer
+    if len(answer) != 1 or answer[0].reasoning_content not in (None, thought):
+        raise ValueError(f"column {name!r} and the answer's own thought differ: keep one of them")
+    cells.used.add(name)
+    return (answer[0].model_copy(update={"reasoning_content": thought}),)
 
 
 def _label(cells: Cells, answered: Answered) -> Result:
@@ -317,7 +381,13 @@ def _as_label(cells: Cells) -> bool | None:
                 "columns: {label: null} leaves it out"
             )
         return float(word) == 1
-    return {"true": True, "false": False}.get(word)
+    return _VERDICTS.get(word)
+
+
+_VERDICTS = {
+    **dict.fromkeys(("true", "desirable", "good", "chosen"), True),
+    **dict.fromkeys(("false", "undesirable", "bad", "rejected"), False),
+}
 
 
 # --- preferences -------------------------------------------------------------------------------------------------------
@@ -333,21 +403,46 @@ def _two_sides(cells: Cells) -> Understood | None:
         name = _one_of(cells, LATE_PROMPTS, "prompt")
     if name is None and (conversation := _conversation_column(cells)) and not _holds_prompt(cells, chosen):
         name = conversation
+    if rated_alike := _check_side_scores(cells):
+        return Understood(f"preferences in {sides[0]} and {sides[1]}", [LeftOut(rated_alike)])
     if name is None:
         shape = "HH-RLHF (Human and Assistant in one text)" if isinstance(chosen, str) else "whole conversations"
         compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected))
         return Understood(f"{shape} in {sides[0]} and {sides[1]}", [compared])
-    prompt = _prompt(cells, name)
     whole = _holds_prompt(cells, chosen)
+    prompt = _prompt(cells, name, checked_alone=whole)
     if whole != _holds_prompt(cells, rejected):
         raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, and the other an answer alone")
     if whole:
         compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked=prompt)
         return Understood(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [compared])
     better, worse = (_messages(cells, side, "assistant") for side in (chosen, rejected))
-    system = ", system" if {"system", "system_prompt"} & cells.used else ""
+    system = ", system" if {*SYSTEMS} & cells.used else ""
     shape = f"preferences ({name}{system}, {sides[0]}, {sides[1]})"
     return Understood(shape, [Compared(prompt, _tools(cells), better, worse)])
+
+
+def _check_side_scores(cells: Cells) -> str:
+    """Why two sides are no preference by their own ratings; empty where they are one.
+
+    Raises:
+        ValueError: the rejected one is rated the better.
+    """
+    for names in SIDE_SCORES:
+        try:
+            high, low = (_number(name, cells.values.get(name)) for name in names)
+        except ValueError:  # absent, or something else
+            continue
+        cells.used |= {*names}
+        ignoring = f"columns: {{{names[0]}: null}}"
+        if high < low:
+            raise ValueError(
+                f"{names[0]} is {high:g} and {names[1]} {low:g}, so the rejected answer is rated the better one: swap the "
+                f"two, or ignore the ratings with {ignoring}"
+            )
+        if high == low:
+            return f"{names[0]} and {names[1]} are equal, a tie ({ignoring} keeps them)"
+    return ""
 
 
 def _holds_prompt(cells: Cells, side: Any) -> bool:
@@ -369,6 +464,11 @@ def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Message
     if shared == 0:
         raise ValueError("no column 'prompt', and chosen and rejected share no first messages to take as one")
     prompt = chosen[:shared]
+    if any(message.role == "user" for message in (*chosen[shared:], *rejected[shared:])):
+        raise ValueError(
+            f"chosen and rejected part at message {shared + 1}, and turns of the user follow: a preference compares "
+            "answers to one conversation"
+        )
     if asked and not _stands_in(asked, prompt):
         raise ValueError("the prompt is not what chosen and rejected begin with: which of them was asked?")
     return Compared(_with_system(cells, prompt), _tools(cells), chosen[shared:], rejected[shared:])
@@ -390,13 +490,14 @@ def _pair_with_winner(cells: Cells) -> Understood | None:
         listed = ", ".join(name for name in dict.fromkeys(name for names in present for name in names))
         raise ValueError(f"more than two answers ({listed}): name two with columns: {{response_a: …, response_b: …}}")
     first, second = present[0]
-    better, strength = _winner(winner, cells.get(winner), first, second)
+    better, strength = _winner(winner, cells.get(winner), (first, second), cells.theirs)
     shape = f"pairs ({first}, {second}, {winner})"
     sides = [cells.get(first), cells.get(second)]
+    name = _prompt_column(cells) or _conversation_column(cells)
     if better is None:
+        cells.used |= {name or first, *(({*SYSTEMS, "tools"}) & cells.values.keys())}
         return Understood(shape, [LeftOut("a tie")])
     chosen, rejected = sides if better == 0 else sides[::-1]
-    name = _prompt_column(cells) or _conversation_column(cells)
     if _holds_prompt(cells, chosen):
         asked = _prompt(cells, name) if name else ()
         whole = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked)
@@ -425,23 +526,50 @@ def two_answers(cells: Cells) -> tuple[Asked, tuple[str, str]]:
     return asked, (cells.values[names[0]], cells.values[names[1]])
 
 
-def _winner(column: str, value: object, first: str, second: str) -> tuple[int | None, float | None]:
-    """(0: the first is better, 1: the second, None: a tie; how much better, from 1 to 3, where the column says it)."""
+def _winner(
+    column: str, value: object, names: tuple[str, str], theirs: Mapping[str, str]
+) -> tuple[int | None, float | None]:
+    """(0: the first is better, 1: the second, None: a tie; how much better, from 1 to 3, where the column says it).
+
+    Args:
+        theirs: the data's names of our columns.
+    """
     word = str(value).strip().lower()
     if word in TIES:
         return None, None
     if column in SIGNED_WINNERS:
         number = _number(column, value)
         return (None, None) if number == 0 else (int(number > 0), abs(number))
-    for side, name in enumerate((first, second)):
+    if names == PAIRS[-1] and word in ("0", "1"):  # Stanford Human Preferences: 1 is the first
+        return 1 - int(word), None
+    for side, name in enumerate(names):
         ending = re.split(r"_|(?<=\D)(?=\d)", name)[-1]
-        if word in (name, ending, f"model_{ending}", f"response {ending}", ("first", "second")[side]):
+        said = (
+            name,
+            theirs.get(name, name),
+            ending,
+            f"model_{ending}",
+            f"response {ending}",
+            ("first", "second")[side],
+        )
+        if word in [one.lower() for one in said]:
             return side, None
-    if word == "0" and second.endswith("2"):
+    if word == "0" and names[1].endswith("2"):
         return None, None
     raise ValueError(
-        f"{column}: {value!r} does not say which of {first} and {second} is better: write their names, or tie"
+        f"{column}: {value!r} does not say which of {names[0]} and {names[1]} is better: write their names, or tie"
     )
+
+
+def unsettled_winner(rows: Sequence[Cells]) -> str | None:
+    """The column that names the better of two answers numbered from 1 by 0 and 1 alone: is 0 a tie, or the first?"""
+    words: dict[str, set[str]] = {}
+    for cells in rows:
+        names = next((names for names in PAIRS if all(name in cells for name in names)), None)
+        column = next((name for name in WINNERS if name in cells), None)
+        if names and column and names[1].endswith("2") and not any(name in cells for name in SIGNED_WINNERS):
+            words.setdefault(column, set()).add(str(cells.values[column]).strip().lower())
+    return next((column for column, said in words.items() if said == {"0", "1"}), None)
 
 
 def _ranking(cells: Cells) -> Understood | None:

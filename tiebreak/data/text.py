@@ -263,6 +263,7 @@ def _read_table(path: Path, content: bytes) -> Table:
     try:
         for cells in lines:
             where, before = f"{path}:{before + 1}", lines.line_num
+            cells = [cell.replace("\r\n", "\n") for cell in cells]  # the file's own line ends, inside quotes too
             if not any(cells):
                 continue
             if not header:
