@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,22 @@ from support import SHARED_DATA, write_rows
 
 from tiebreak.data.columns import Cells, about, check_columns
 from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
-from tiebreak.data.reading import Rules, read, read_demonstrations, read_pairs, read_preferences, read_prompts
+from tiebreak.data.reading import (
+    BAD_ROWS,
+    Reading,
+    Rules,
+    count_of,
+    faults_of,
+    is_run,
+    read,
+    read_demonstrations,
+    read_pairs,
+    read_preferences,
+    read_prompts,
+    read_records,
+    read_rows,
+    settle,
+)
 from tiebreak.data.shapes import (
     Answered,
     Asked,
@@ -31,8 +47,9 @@ from tiebreak.data.shapes import (
     two_answers,
     understand,
 )
-from tiebreak.errors import DataError
-from tiebreak.records import Demonstration, Message, Messages, Preference, Prompt, write_jsonl
+from tiebreak.data.splits import is_held_out
+from tiebreak.errors import DataError, RunError
+from tiebreak.records import Demonstration, Message, Messages, Preference, Prompt, Split, prompt_id, write_jsonl
 
 QUESTIONS = [
     ("Why do roots turn brown?", "The water is too warm. Cool it to 18 °C.", "Roots are like that."),
@@ -1133,3 +1150,284 @@ def test_real_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ignored columns: focus, id, label (safe), note, type" in told
     panda = read(str(SHARED_DATA / "pandalm-testset" / "testset-v1.json"), "preferences")
     assert panda.rows == 999
+
+
+# --- runs, and what is reported ----------------------------------------------------------------------------------------
+
+
+def asked(text: str, **more: Any) -> Prompt:
+    messages = (Message(role="user", content=text),)
+    return Prompt(id=prompt_id(messages), messages=messages, **more)
+
+
+def test_a_finished_runs_records_are_read_as_they_are(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "final").mkdir(parents=True)
+    prompts = [asked("a", split="train"), asked("b", split="test"), asked("c", split="validation")]
+    write_jsonl(run / "final" / "prompts.jsonl", prompts)
+    demonstrations = [Demonstration(prompt=one, completion="x") for one in prompts]
+    write_jsonl(run / "final" / "demonstrations.jsonl", demonstrations)
+    sides = {side: (Message(role="assistant", content=side),) for side in ("chosen", "rejected")}
+    named = Preference(prompt=prompts[0].messages, **sides, split="test", prompt_id="prompt-x")
+    unnamed = [Preference(prompt=asked(f"{n}").messages, **sides) for n in range(40)]
+    write_jsonl(run / "final" / "preferences.jsonl", [named, *unnamed])
+    (run / "manifest.json").write_text("{}")
+    source = str(run)
+    assert is_run(source)
+    assert read_prompts(source, ["test", "validation"]) == prompts[1:]
+    assert read_demonstrations(source) == demonstrations
+    found = read_preferences(source, Rules(validation_share=0.5))
+    assert found[0] == named
+    held_out = [is_held_out(prompt_id(one.prompt), 0.5) for one in unnamed]
+    assert [one.split == "validation" for one in found[1:]] == held_out
+    assert 5 < sum(held_out) < 35
+    assert len(read_rows(source, "prompts.jsonl")) == 3
+    for name in ("pairs.jsonl", None):
+        with pytest.raises(RunError, match=f"is a finished run, but holds no {name}: it is not an input to this stage"):
+            read_rows(source, name)
+    two = [named.model_copy(update={"prompt_id": "", "split": split}) for split in ("train", "test")]
+    write_jsonl(run / "final" / "preferences.jsonl", two)
+    with pytest.raises(DataError, match="in two splits") as caught:
+        read_preferences(source)
+    assert caught.value.faults == [f"{prompts[0].id}: train at {source} row 1, test at {source} row 2"]
+
+
+def test_which_folders_are_runs(tmp_path: Path) -> None:
+    assert not is_run(str(tmp_path / "gone"))
+    assert not is_run(str(tmp_path))
+    assert not is_run("hub:owner/name@train")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RunError, match=r"it has no manifest.json"):
+        is_run(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert is_run(str(tmp_path))
+    (tmp_path / "run.json").unlink()
+    assert is_run(str(tmp_path))
+
+
+def test_broken_records_are_listed_together(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    write_jsonl(path, [asked("a"), {"id": "x"}, asked("b"), {"id": "y", "messages": 7}])
+    with pytest.raises(DataError, match=r"fault\(s\) in its rows") as caught:
+        read_records(path, Prompt)
+    assert {fault.partition(": ")[0] for fault in caught.value.faults} == {f"{path}:2", f"{path}:4"}
+    path.write_text('{"a": 1}\n{"a"\n7\n')
+    with pytest.raises(DataError, match=r"2 broken line\(s\); fix or remove them") as caught:
+        read_rows(str(path))
+    assert caught.value.faults == [
+        f"{path}:2: not JSON (Expecting ':' delimiter at column 5)",
+        f"{path}:3: a int, not an object",
+    ]
+    write_jsonl(path, [asked("a"), asked("b")])
+    assert read_records(path, Prompt) == [asked("a"), asked("b")]
+
+
+def test_pairs_of_records_and_of_two_columns(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "split": "dev"}
+    source = str(
+        write_rows(tmp_path / "x.jsonl", [row, {**row, "split": "math"}, {**row, "prompt": "p", "split": None}])
+    )
+    pairs = read_pairs(source)
+    assert [one.split for one in pairs] == ["validation", "train", "train"]
+    assert [len({c.id for c in one.completions}) for one in pairs] == [2, 2, 2]
+    assert len({pairs[0].id, pairs[1].id}) == 1
+    swapped = read_pairs(str(write_rows(tmp_path / "s.jsonl", [{**row, "response_a": "y", "response_b": "x"}])))
+    assert swapped[0].id == pairs[0].id  # unordered
+    write_jsonl(tmp_path / "own.jsonl", pairs)
+    assert read_pairs(str(tmp_path / "own.jsonl")) == pairs
+    broken = [{**row, "prompt": "\0"}, {**row, "response_b": "\0"}, {"prompt": "q"}, {"completions": []}]
+    with pytest.raises(DataError, match=r"fault\(s\) in its rows") as caught:
+        read_pairs(str(write_rows(tmp_path / "b.jsonl", broken)))
+    nul = "holds a NUL character, which a label store cannot keep: remove it"
+    assert caught.value.faults[:2] == [f"{tmp_path}/b.jsonl:1: {nul}", f"{tmp_path}/b.jsonl:2: {nul}"]
+    assert caught.value.faults[2].startswith(f"{tmp_path}/b.jsonl:3: neither a Pair record")
+    assert all(fault.startswith(f"{tmp_path}/b.jsonl:4: ") for fault in caught.value.faults[3:])
+
+
+def reading_of(folder: Path, rows: list[Any], wanted: Wanted = "prompts", rules: Rules = KEEP) -> Reading:
+    return read(str(write_rows(folder / "x.jsonl", rows)), wanted, rules)
+
+
+def test_what_is_reported_of_a_reading(tmp_path: Path) -> None:
+    start = f"{tmp_path}/x.jsonl: "
+    one = reading_of(tmp_path, [{"prompt": "a", "topic": "x", "kind": 7}])
+    assert one.lines() == [f"{start}1 row read as prompts", f"{start}ignored columns: kind (7), topic"]
+    rows = [{"prompt": "a"}, {"question": "b"}, {"prompt": "c"}, {"title": "d"}, 7]
+    mixed = reading_of(tmp_path, rows)
+    assert mixed.lines()[0] == f"{start}5 rows read as prompts: 2, prompts (question): 1"
+    assert [bad.where for bad in mixed.bad] == [f"{start[:-2]}:4", f"{start[:-2]}:5"]
+    ties = [{"prompt": "q", "response_a": "x", "response_b": "y", "winner": w} for w in ("a", "tie", "tie")]
+    assert reading_of(tmp_path, ties, "preferences").lines() == [
+        f"{start}3 rows read as pairs (response_a, response_b, winner), 1 preferences",
+        f"{start}2 left out: a tie",
+    ]
+    assert reading_of(tmp_path, [{"title": "x"}]).lines()[0] == f"{start}1 row read as nothing"
+    assert (count_of(1, "row"), count_of(0, "row"), count_of(12345, "row")) == ("1 row", "0 rows", "12,345 rows")
+    long = reading_of(tmp_path, [{"prompt": "a", "kind": "x" * 50, "tags": 3, "source": ["y"], "id": "z"}])
+    assert long.lines()[1] == f"{start}ignored columns: id, kind ({'x' * 40}), source, tags (3)"
+    own = reading_of(
+        tmp_path, [{"id": "prompt-x", "prompt": "a", "other": 1}, {"prompt_id": "prompt-y", "prompt": "b"}]
+    )
+    assert own.ignored == {"other": ""}
+    assert reading_of(tmp_path, [{"note": "prompt-x", "prompt": "a"}]).ignored == {"note": ""}
+    assert (Reading("x", "prompts").rows, Reading("x", "prompts").lines()) == (0, ["x: 0 rows read as nothing"])
+
+
+def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:
+    def rated(prompt: str, *scores: float, **more: Any) -> list[dict[str, Any]]:
+        return [{"prompt": prompt, "response": f"{prompt}{n}", "score": s, **more} for n, s in enumerate(scores)]
+
+    start = f"{tmp_path}/x.jsonl"
+    twice = [{"prompt": "c", "response": "c0", "score": 9}, {"prompt": "c", "response": " c0", "score": 3}]
+    rows = [*rated("a", 1, 2, source="s"), *rated("b", 5), *twice, *rated("d", 2, 2), *rated("c", 1)]
+    found = reading_of(tmp_path, rows, "preferences")
+    assert found.left_out == {
+        "prompts of which no two answers are rated apart": 2,
+        "two equal answers that are rated apart": 3,
+    }
+    assert [(one.where, one.record.chosen_text) for one in found.drafts] == [(f"{start}:1", "a1")]
+    assert found.drafts[0].record.source == "s"
+    assert found.shapes == {"ratings (prompt, response, score), paired by prompt": 8}
+    with pytest.raises(DataError, match="in two splits"):
+        reading_of(tmp_path, [*rated("a", 1, split="train"), *rated("a", 2, split="test")], "preferences")
+    kto = [{"prompt": p, "completion": p, "label": True} for p in "ab"] + rated("c", 1)
+    reasons = reading_of(tmp_path, kto, "preferences").left_out
+    unpaired = "unpaired rows are for KTO, which no stage here trains; tiebreak sft learns from those labelled true"
+    assert reasons == {f"prompts of which no two answers are rated apart ({unpaired})": 3}
+    bad = reading_of(tmp_path, [{"prompt": "a", "response": " ", "score": 1}, *rated("a", 2, 3)], "preferences")
+    assert ([one.where for one in bad.bad], len(bad.drafts)) == ([f"{start}:1"], 1)
+    math = reading_of(tmp_path, [*rated("a", 1, 2, split="train"), *rated("b", 1, 2, split="math")], "preferences")
+    assert [one.where for one in math.bad] == [f"{start}:3", f"{start}:4"]
+    for name in ("weight", "margin", "strength", "confidence", "agreement"):
+        (fault,) = reading_of(tmp_path, rated("a", 1, **{name: 1}), "preferences").bad
+        assert fault.reason == (
+            f"{name}: a column of pairs, and this row is one answer; columns: {{{name}: null}} ignores the column"
+        )
+
+
+def test_bad_rows_stand_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = [{"title": "x"} if n in (2, 9, 10, 11) else 7 if n in (3, 12) else {"prompt": "a"} for n in range(1, 14)]
+    bad = reading_of(tmp_path, rows).bad
+    assert [one.where.rpartition(":")[2] for one in bad] == ["2", "3", "9", "10", "11", "12"]
+
+
+def test_one_reason_for_all_rows_is_said_once(tmp_path: Path) -> None:
+    def faults(rows: list[Any]) -> list[str]:
+        return faults_of(reading_of(tmp_path, rows))
+
+    title = {"title": "x"}
+    assert [one.partition(": ")[0] for one in faults([title] * 4)] == ["every row"]
+    assert len(faults([title] * 3)) == 3
+    assert len(faults([title] * 4 + [{"prompt": "a"}])) == 4
+    assert len(faults([title] * 4 + [7])) == 5
+    assert faults([7])[0] == f"{tmp_path}/x.jsonl:1: a int, not an object"
+
+
+def test_dropped_rows_of_all_sources_are_listed_in_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    run: Any = SimpleNamespace(folder=tmp_path / "run", facts={})
+    rules = Rules(on_bad_row="drop", validation_share=0.0, run=run)
+    first = str(write_rows(tmp_path / "a.jsonl", [{"prompt": "a"}, 7, {"title": "x"}]))
+    second = str(write_rows(tmp_path / "b.jsonl", [8, {"prompt": "b"}]))
+    assert [one.messages[0].content for one in read_prompts(first, ["train"], rules)] == ["a"]
+    listed = f"listed in {tmp_path}/run/{BAD_ROWS}"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{first}: 2 of 3 rows dropped (on_bad_row: drop), {listed}; the first: {first}:2: a int, not an object"
+    )
+    read_prompts(second, ["train"], rules)
+    kept = read_records_of(tmp_path / "run" / BAD_ROWS)
+    assert [one["where"] for one in kept] == [f"{first}:2", f"{first}:3", f"{second}:1"]
+    assert kept[0]["reason"] == "a int, not an object"
+    assert run.facts == {"dropped_rows": 3}
+    for rows, message in (([7, 8], "2 of 2 rows cannot be used as prompts, and none is left"),):
+        with pytest.raises(DataError, match=message):
+            read_prompts(str(write_rows(tmp_path / "c.jsonl", rows)), ["train"], rules)
+
+
+def read_records_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_file_of_nothing_says_what_it_held(tmp_path: Path) -> None:
+    for rows, wanted, message in (
+        ([], "prompts", r"x\.jsonl: no prompts in it \(it holds no rows\)$"),
+        ([{"prompt": "q", "completion": "x", "label": False}], "demonstrations",
+         r"no demonstrations in it \(1: labelled false \(an undesirable answer\)\)$"),
+        ([{"title": "x"}], "prompts", r"x\.jsonl: 1 of 1 rows cannot be used as prompts\n"),
+        ([{"title": "x"}, {"prompt": "a"}], "prompts",
+         r"1 of 2 rows cannot be used as prompts: fix them, or set on_bad_row: drop\n"),
+    ):  # fmt: skip
+        reading = reading_of(tmp_path, rows, wanted)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=message):
+            settle(reading, KEEP)
+
+
+def test_prompts_of_a_split_that_no_row_names(tmp_path: Path) -> None:
+    def found(rows: list[Any], *splits: Split) -> list[tuple[str, str]]:
+        source = str(write_rows(tmp_path / "x.jsonl", rows))
+        return [(one.messages[0].content, one.split) for one in read_prompts(source, splits, KEEP)]
+
+    plain = [{"prompt": "a"}, {"prompt": "b"}]
+    assert found(plain, "test") == [("a", "test"), ("b", "test")]
+    assert found(plain, "test", "train") == [("a", "test"), ("b", "test")]
+    assert found(plain, "validation") == []
+    assert found(plain, "train") == [("a", "train"), ("b", "train")]
+    named = [{"prompt": "a", "split": "test"}, {"prompt": "b"}]
+    assert found(named, "test") == [("a", "test")]
+    assert found(named, "train") == [("b", "train")]
+
+
+def test_where_nothing_is_held_out_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def warned(share: float, *splits: str | None) -> bool:
+        rows = [{"prompt": f"{n}", "completion": "x", "split": split} for n, split in enumerate(splits)]
+        capsys.readouterr()
+        read_demonstrations(str(write_rows(tmp_path / "x.jsonl", rows)), Rules(validation_share=share))
+        return "name no validation split, so nothing is held out for it" in capsys.readouterr().err
+
+    assert warned(0.0, "train", "train")
+    assert warned(0.0, "train", "test", None)
+    assert not warned(0.0, "train", "validation")
+    assert not warned(0.0, "test", "test")
+    assert not warned(0.0, None, None)
+    assert not warned(0.999, "train", None)
+
+
+def test_weights_of_demonstrations_and_their_answers(tmp_path: Path) -> None:
+    def found(row: dict[str, Any]) -> Demonstration:
+        (draft,) = reading_of(tmp_path, [row], "demonstrations").drafts
+        one: Demonstration = draft.record
+        return one
+
+    assert found({"prompt": "q", "completion": "x", "weight": 1.0, "tags": ["a"], "source": "s"}).prompt.tags == ("a",)
+    assert found({"prompt": "q", "completion": "x"}).completion == "x"
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "t", "arguments": {}}}]}
+    answer = found({"messages": [said("user", "q"), call], "tools": [{"name": "t"}]}).completion
+    assert isinstance(answer, tuple)
+    assert answer[0].tool_calls
+    several = found({"prompt": "q", "completion": [call, {"role": "tool", "content": "1"}, said("assistant", "x")],
+                     "tools": [{"name": "t"}]}).completion  # fmt: skip
+    assert [one.role for one in several if isinstance(one, Message)] == ["assistant", "tool", "assistant"]
+    for weight in (0, 2, 0.5):
+        (bad,) = reading_of(tmp_path, [{"prompt": "q", "completion": "x", "weight": weight}], "demonstrations").bad
+        assert bad.reason.startswith(f"weight: {weight}, but demonstrations count alike; columns: {{weight: null}}")
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "x.jsonl", [{"ask": "a"}, {"ask": "b", "note": "x"}])
+    rules = {"prompt": "note", "message.content": "nowhere", "kind": None}
+    assert [bad.where for bad in read(str(source), "prompts", Rules(rules)).bad] == [f"{source}:1"]
+    with pytest.raises(DataError, match=r"^columns\.prompt: .* has no column 'question'; it has ask, note$"):
+        read(str(source), "prompts", Rules({"prompt": "question"}))
+    assert read(str(write_rows(tmp_path / "e.jsonl", [])), "prompts", Rules({"prompt": "question"})).rows == 0
+
+
+def test_our_prompts_within_a_row(tmp_path: Path) -> None:
+    inner = {"messages": [said("user", "q")], "split": "test", "source": "s", "tags": [], "tools": [{"name": "t"}]}
+    (one,) = reading_of(tmp_path, [{"prompt": inner, "completion": "x", "source": "outer"}], "demonstrations").drafts
+    assert (one.split, one.record.prompt.source, one.record.prompt.tools[0]["function"]["name"]) == (
+        "test",
+        "outer",
+        "t",
+    )
+    (bad,) = reading_of(tmp_path, [{"prompt": {"text": "q"}}]).bad
+    assert "role" in bad.reason

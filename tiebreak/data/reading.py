@@ -287,10 +287,12 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
         try:
             if unsettled is not None and unsettled in cells:
                 raise ValueError(_ZERO_OR_ONE.format(unsettled))
-            _take_row(reading, where, cells, has_splits, rated)
+            used = _take_row(reading, where, cells, has_splits, rated)
         except ValueError as error:
             reading.bad.append(BadRow(where, first_line(error)))
             continue
+        if not used:
+            continue  # what was not looked at is not ignored
         for name, value in cells.unused().items():
             if name in ("id", "prompt_id") and str(value).startswith("prompt-"):
                 continue  # ours, and made anew from the content
@@ -322,7 +324,8 @@ def _require_columns(table: Table, rules: Rules, source: str) -> None:
 
 def _take_row(
     reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[tuple[str, Cells, Rated]]]
-) -> None:
+) -> bool:
+    """Whether the row holds anything of what is wanted."""
     understood = shapes.understand(cells, reading.wanted)
     drafts: list[Draft] = []
     for result in understood.results:
@@ -342,6 +345,7 @@ def _take_row(
             drafts.append(_draft(where, cells, result, reading, has_splits))
     reading.drafts += drafts
     reading.shapes[understood.shape] += 1
+    return not all(isinstance(result, LeftOut) for result in understood.results)
 
 
 def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rated]]], has_splits: bool) -> None:
