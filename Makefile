@@ -12,6 +12,7 @@ help:
 	@echo "make test         lint, types, import rules and all tests"
 	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
 	@echo "make docs         the documentation, into site/; links are checked"
+	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
 	@echo "make bench        our training steps against TRL's: hours on two CPU cores; benchmarks/training.py takes cases"
 	@echo "make smoke        the quickstart in small: every stage, a few rows and steps"
@@ -45,6 +46,9 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/python -m tiebreak.command.reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+wheel: $(VENV)/dev.stamp
+	BARE_INSTALL=1 $(BIN)/python -m pytest tests/test_wheel.py
+
 mutation: $(VENV)/dev.stamp
 	$(BIN)/python tests/mutation.py
 
@@ -55,11 +59,11 @@ $(VENV)/run.stamp: pyproject.toml constraints.txt Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit("Tiebreak needs Python 3.11 or newer; this is " + sys.version) if sys.version_info < (3, 11) else None'
 	command -v nvidia-smi >/dev/null 2>&1 || $(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/run.stamp

@@ -41,7 +41,8 @@ from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
-from tiebreak.data.reading import read_pairs
+from tiebreak.data.columns import check_columns
+from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
 from tiebreak.flags import group_flags
 from tiebreak.keys import own_keys
@@ -62,7 +63,11 @@ class LabelConfig(StageConfig):
     """Pairs to judge, by whom, and where the judgments go."""
 
     pairs: str = ""
-    """what to judge: a sample run, or a .jsonl file of Pair records; optional where raters converse"""
+    """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional where raters
+    converse"""
+    columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
+    """Tiebreak's name of a column: its name in the file of pairs, as in {prompt: question, response_a: left}; null: ignore
+    the column"""
     converse: ConverseConfig | None = None
     """raters write, two policies answer, and the conversation continues with the better answer"""
     store: str | None = None
@@ -125,8 +130,14 @@ class LabelConfig(StageConfig):
     @model_validator(mode="after")
     def _something_to_judge(self) -> LabelConfig:
         if not self.pairs and (self.converse is None or self.simulated):
-            raise ValueError("pairs: missing: a run folder of sample, or a .jsonl file of Pair records")
+            raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
         return self
+
+    @field_validator("columns")
+    @classmethod
+    def _of_ours(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        check_columns(columns)
+        return columns
 
     @field_validator("simulate", mode="before")
     @classmethod
@@ -154,7 +165,10 @@ class ImportArguments(Section):
     format: ForeignFormat = "tiebreak"
     """tiebreak: JSON Lines of Tiebreak's records; otherwise that tool's export"""
     pairs: str | None = None
-    """pairs in Tiebreak's format, or Potato's data file; the other tools' exports contain the texts"""
+    """pairs in Tiebreak's format or rows of prompt, response_a and response_b; or Potato's data file; the other tools'
+    exports contain the texts"""
+    columns: dict[str, str | None] = {}
+    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
     judgments: str | None = None
     """judgments in Tiebreak's format, or the tool's export"""
     fields: FieldNames = FieldNames()
@@ -247,7 +261,7 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
     if not config.pairs:
         return []
     identify_input(config.pairs)
-    pairs = read_pairs(config.pairs)
+    pairs = read_pairs(config.pairs, config.columns)
     if not pairs:
         raise HandoffError(f"{config.pairs} contains no pairs: there is nothing to judge")
     return pairs
@@ -448,9 +462,8 @@ def _verify(words: list[str]) -> None:
 
 def _import(words: list[str]) -> None:
     arguments = load_config(ImportArguments, words, "label import")
-    read = (
-        read_own if arguments.format == "tiebreak" else partial(read_foreign, arguments.format, names=arguments.fields)
-    )
+    own = partial(read_own, columns=arguments.columns)
+    read = own if arguments.format == "tiebreak" else partial(read_foreign, arguments.format, names=arguments.fields)
     records = read(pairs=arguments.pairs, judgments=arguments.judgments)
     source = arguments.pairs or arguments.judgments or ""
     about = {"source": source, "source_id": identify_input(source).id}

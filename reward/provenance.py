@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tiebreak.data.reading import read_pairs, read_prompts, read_records
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import read_prompts, read_records
 from tiebreak.records import Judgment, Prompt
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import MANIFEST, read_manifest

@@ -25,7 +25,8 @@ from reward.provenance import trace_origin
 from reward.report import Exam
 from reward.trainer import PackedRewardTrainer
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import Rules, read_pairs, read_preferences
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
 from tiebreak.models.chat import Chat, Encoded

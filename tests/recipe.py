@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from support import succeed, write_config
@@ -48,3 +50,25 @@ def run_recipe(folder: Path, model: Path) -> None:
     """Write and run it, told to an offline W&B."""
     recipe = write_recipe(folder, model)
     succeed("run", "--config", recipe, environment={"WANDB_MODE": "offline"}, timeout=900)
+
+
+def without_training_packages(start: Callable[..., subprocess.CompletedProcess[str]], runs: Path, folder: Path) -> None:
+    """Label a recipe's pairs, export the judgments, and compare its policies.
+
+    Args:
+        start: runs `tiebreak …`.
+        runs: the recipe's run folders.
+        folder: where everything is written.
+    """
+    store = f"sqlite:///{folder}/label/store/labels.sqlite"
+    untracked = ["--tracking.mode", "disabled"]
+    for words in (
+        ["label", "--pairs", runs / "sample", "--output", folder / "label", "--simulate.enabled", "true", *untracked],
+        ["label", "status", "--store", store],
+        ["label", "export", "--store", store, "--output", folder / "export"],
+        ["compare", "--evaluation", runs / "evaluate", "--output", folder / "compare", *untracked],
+    ):
+        result = start(*words)
+        assert result.returncode == 0, f"{words}: {result.stderr}"
+    assert (folder / "export" / "final" / "preferences.jsonl").stat().st_size
+    assert (folder / "compare" / "report.html").is_file()

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+from recipe import without_training_packages
 from support import REPOSITORY
+
+from tiebreak.extras import INSTALL, TRAINING_PACKAGES
 
 PACKAGES = ("tiebreak", "sft", "labeling_ui", "reward", "preference", "evaluation")
 
 
-def test_the_wheel_is_whole(tmp_path: Path) -> None:
+def build_wheel(folder: Path) -> Path:
+    """The wheel, built into a folder."""
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
     built = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            str(tmp_path),
-            str(REPOSITORY),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "pip", "wheel", *options, str(REPOSITORY)], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.skipif("BARE_INSTALL" not in os.environ, reason="a minute of installing: 'make wheel' runs it")
+def test_the_wheel_alone_labels_exports_and_compares(finished_recipe: Path, tmp_path: Path) -> None:
+    wheel, environment = build_wheel(tmp_path), tmp_path / "venv"
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = environment / "bin" / "python"
+    constraints = ["--constraint", str(REPOSITORY / "constraints.txt")]
+    install = [python, "-m", "pip", "install", "--quiet", *constraints, str(wheel)]
+    subprocess.run(install, env=variables, check=True)
+    listing = [python, "-m", "pip", "list"]
+    installed = subprocess.run(listing, env=variables, check=True, capture_output=True, text=True).stdout
+    assert not {line.split()[0].lower() for line in installed.splitlines()} & set(TRAINING_PACKAGES)
+
+    def start(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [environment / "bin" / "tiebreak", *map(str, words)],
+            cwd=tmp_path,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    without_training_packages(start, finished_recipe / "runs", tmp_path)
+    refused = start("dpo", "--config", "configs/quickstart/dpo.yaml")
+    assert (refused.returncode, refused.stderr.count(INSTALL)) == (1, 1)
+
+
+def test_the_wheel_is_whole(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path)
     elsewhere = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(elsewhere)

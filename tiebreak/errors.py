@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from tiebreak.extras import INSTALL, has_training_packages, missing_training_package
 from tiebreak.process.stopping import Stopped
 from tiebreak.terminal import complain
 
@@ -107,6 +108,16 @@ class MachineError(TiebreakError):
     """This machine cannot do what the configuration asks: no such device, no space left on the disk."""
 
 
+def require_training_packages(what: str) -> None:
+    """Refuse what loads a model where the packages for it are left out.
+
+    Raises:
+        MachineError: they are; the message says how to get them.
+    """
+    if not has_training_packages():
+        raise MachineError(f"{what} needs the training packages, which are not installed: {INSTALL}")
+
+
 def exit_with_message(
     main: Callable[[], object], resumes: bool = False, folder: Callable[[], Path | None] = lambda: None
 ) -> None:
@@ -134,7 +145,7 @@ def exit_with_message(
             _interrupted(resumes)
         if isinstance(error, BrokenPipeError) and _leave_closed_streams():
             raise SystemExit(PIPE_STATUS) from None
-        message = machine_fault(error)
+        message = machine_fault(error) or missing_training_package(error)
         if message:
             _fail(message, MachineError.exit_status)
         if os.environ.get("TIEBREAK_DEBUG"):

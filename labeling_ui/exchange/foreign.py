@@ -24,7 +24,8 @@ from labeling_ui.store.campaign import Gold
 from labeling_ui.store.items import items_of
 from tiebreak.config import Section
 from tiebreak.data.conversations import to_messages
-from tiebreak.data.reading import read_pairs, read_records, read_rows
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import read_records, read_rows
 from tiebreak.data.text import Row
 from tiebreak.errors import DataError, counted
 from tiebreak.records import (
@@ -77,15 +78,17 @@ class Records:
     faults: list[str] = field(default_factory=list)
 
 
-def read_own(pairs: str | None, judgments: str | None) -> Records:
-    """Pair and Judgment records.
+def read_own(pairs: str | None, judgments: str | None, columns: Mapping[str, str | None] | None = None) -> Records:
+    """Pairs, as `tiebreak label` reads them, and Judgment records.
 
     Raises:
-        DataError: rows that are not such records; all are listed with file and line.
+        DataError: rows that are neither; all are listed with file and line.
     """
     if pairs is None:
-        raise DataError("label import: --pairs is missing: a sample run, or a .jsonl file of Pair records")
-    result = Records(pairs=read_pairs(pairs))
+        raise DataError(
+            "label import: --pairs is missing: a run folder of sample, or a file of prompt, response_a and response_b"
+        )
+    result = Records(pairs=read_pairs(pairs, columns or {}))
     if judgments:
         result.judgments = read_records(Path(judgments), Judgment)
         result.places = [where for where, _ in read_rows(judgments)]

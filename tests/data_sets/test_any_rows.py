@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tiebreak.data import shapes
 from tiebreak.data.columns import OUR_COLUMNS
-from tiebreak.data.reading import Rules, read, read_pairs, read_rows
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import Rules, read, read_rows
 from tiebreak.data.shapes import Wanted
 from tiebreak.errors import TiebreakError
 

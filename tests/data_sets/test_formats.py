@@ -19,6 +19,7 @@ from support import SHARED_DATA, write_rows
 
 from tiebreak.data.columns import Cells, about, check_columns
 from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
+<<<<<<< HEAD
 from tiebreak.data.reading import (
     BAD_ROWS,
     Reading,
@@ -35,6 +36,10 @@ from tiebreak.data.reading import (
     read_rows,
     settle,
 )
+=======
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import Rules, read, read_demonstrations, read_preferences, read_prompts
+>>>>>>> 9f3e0bc (Label server without the training packages; pairs from files as people have them)
 from tiebreak.data.shapes import (
     Answered,
     Asked,
@@ -42,9 +47,9 @@ from tiebreak.data.shapes import (
     LeftOut,
     Rated,
     Wanted,
+    answers_to_judge,
     guess,
     pair_up,
-    two_answers,
     understand,
 )
 from tiebreak.data.splits import is_held_out
@@ -892,22 +897,20 @@ def test_what_a_preference_lacks() -> None:
             results_of(row, "preferences")
 
 
-def test_two_answers_that_nobody_has_compared() -> None:
+def test_answers_to_judge() -> None:
     def found(**row: Any) -> Any:
-        asked, answers = two_answers(Cells(row, {}))
-        return [m.content for m in asked.prompt], answers
+        _, asked, answers = answers_to_judge(Cells(row, {}))
+        return [m.content for m in asked.prompt], [m.content for answer in answers for m in answer]
 
-    assert found(prompt="q", response_a="x", response_b="y") == (["q"], ("x", "y"))
-    assert found(messages=[said("user", "q")], output_1="x", output_2="y") == (["q"], ("x", "y"))
-    for row in (
-        {"prompt": "q", "response_a": "x"},
-        {"response_a": "x", "response_b": "y"},
-        {"prompt": "q", "response_a": "x", "response_b": chat("q", "y")},
+    assert found(prompt="q", response_a="x", response_b="y") == (["q"], ["x", "y"])
+    assert found(messages=[said("user", "q")], output_1="x", output_2="y") == (["q"], ["x", "y"])
+    for row, message in (
+        ({"prompt": "q", "response_a": "x"}, "no two answers: "),
+        ({"prompt": "q", "answers": ["x"]}, "no two answers: "),
+        ({"response_a": "x", "response_b": "y"}, "no column 'prompt' "),
     ):
-        with pytest.raises(ValueError, match=r"^neither a Pair record"):
+        with pytest.raises(ValueError, match=f"^{message}"):
             found(**row)
-    with pytest.raises(ValueError, match="the last message is the assistant's"):
-        found(messages=chat("q", "x"), response_a="x", response_b="y")
 
 
 def test_tools_by_either_name() -> None:

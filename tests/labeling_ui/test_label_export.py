@@ -35,7 +35,8 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.config import load_config
-from tiebreak.data.reading import Rules, read_pairs, read_preferences, read_records
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import Rules, read_preferences, read_records
 from tiebreak.records import Demonstration, Judgment, Pair, Preference
 from tiebreak.runs.run import read_manifest, start_run
 from tiebreak.yardstick import find_yardstick

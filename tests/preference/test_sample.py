@@ -15,7 +15,7 @@ from support import REPOSITORY, read_rows, write_rows
 
 from preference.sample import SampleConfig, choose_prompts, sample, to_pairs
 from sft.prepare import PrepareConfig, prepare
-from tiebreak.data.reading import read_pairs
+from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import DataError
 from tiebreak.records import Completion, Message, Prompt, prompt_id
 from tiebreak.runs.run import read_manifest

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from pydantic import BaseModel, ValidationError
 
-from tiebreak.data.reading import (
-    Rules,
-    read_demonstrations,
-    read_pairs,
-    read_preferences,
-    read_prompts,
-    read_records,
-    read_rows,
-)
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts, read_records, read_rows
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
     Completion,

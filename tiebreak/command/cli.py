@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 from tiebreak import __version__
 from tiebreak.command.table import COMMANDS, find_command
-from tiebreak.errors import ConfigError, exit_with_message
+from tiebreak.errors import ConfigError, exit_with_message, require_training_packages
 from tiebreak.stages import Command
 
 
@@ -69,6 +69,8 @@ def _dispatch(words: list[str]) -> None:
             model = configuration_class(command)
         if issubclass(model, Section):
             load_config(model, without_accelerate(rest), name)
+        if name != "run":  # a recipe looks at its stages
+            require_training_packages(f"'tiebreak {name}'")
     _start(COMMANDS[words[0]], words[1:])
 
 

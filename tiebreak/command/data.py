@@ -29,6 +29,7 @@ from tiebreak.data.shapes import Wanted
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import ConfigError, DataError, HandoffError, exit_with_message
+from tiebreak.extras import INSTALL, has_training_packages
 from tiebreak.records import Demonstration, Preference, Prompt, Split, prompt_id
 
 if TYPE_CHECKING:
@@ -187,6 +188,9 @@ def _print_rows(shown: Sequence[Shown], given: DataArguments) -> None:
         return
     if given.policy is None:
         print("\nnot rendered: --policy MODEL shows the rows as a model is trained on them")
+        return
+    if not has_training_packages():
+        print(f"\nnot rendered: that takes the training packages: {INSTALL}")
         return
     chat = _load_chat(given)
     print(f"\nas {given.policy} reads them; {'in green' if sys.stdout.isatty() else '⟦in brackets⟧'}: trained tokens")

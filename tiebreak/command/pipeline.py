@@ -28,7 +28,7 @@ from tiebreak.command.cli import main as start_command
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
 from tiebreak.config import Section, StageConfig, load_config
-from tiebreak.errors import ConfigError, RunError, exit_with_message
+from tiebreak.errors import ConfigError, RunError, exit_with_message, require_training_packages
 from tiebreak.process.children import run_following
 from tiebreak.process.preloaded import may_fork, run_forked
 from tiebreak.process.settings import process_settings, quiet_upstream, while_importing
@@ -269,6 +269,8 @@ def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
 
 
 def _start(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> None:
+    if STAGES[entry.stage].heavy:
+        require_training_packages(f"stage {entry.stage}")
     own = load_config(config_class(entry.stage), words, entry.stage).tracking.tags
     words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
     if entry.accelerate:

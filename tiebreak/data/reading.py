@@ -24,19 +24,15 @@ from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_o
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
-    Completion,
     Demonstration,
     Messages,
-    Pair,
     Preference,
     Prompt,
     Split,
-    content_id,
     explain,
     first_line,
     prompt_id,
     split_key,
-    text_of,
     write_jsonl,
 )
 from tiebreak.runs.run import BAD_ROWS, Run
@@ -167,50 +163,13 @@ def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
     return [one.model_copy(update={"split": split}) for one, split in zip(own, splits, strict=True)]
 
 
-def read_pairs(source: str) -> list[Pair]:
-    """Pairs of a *sample* run, or rows of Pair records or of prompt, response_a and response_b.
-
-    Raises:
-        DataError: with every row that is none.
-    """
-    rows = read_rows(source, "pairs.jsonl")
-    pairs, faults = [], []
-    for where, row in rows:
-        try:
-            pair = Pair.model_validate(row) if "completions" in row else _parse_pair(row)
-            if "\0" in text_of(pair.messages) or any("\0" in one.text for one in pair.completions):
-                raise ValueError("holds a NUL character, which a label store cannot keep: remove it")
-            pairs.append(pair)
-        except ValidationError as error:
-            faults += [f"{where}: {fault}" for fault in explain(error)]
-        except ValueError as error:
-            faults.append(f"{where}: {error}")
-    if faults:
-        raise DataError(f"{source}: {len(faults)} fault(s) in its rows", faults)
-    return pairs
-
-
-def _parse_pair(row: Mapping[str, Any]) -> Pair:
-    asked, answers = shapes.two_answers(Cells(row, {}))
-    identity = prompt_id(asked.prompt, asked.tools)
-    completions = tuple(Completion(id=content_id("completion", identity, text), text=text) for text in answers)
-    return Pair(
-        id=content_id("pair", identity, sorted(one.id for one in completions)),
-        prompt_id=identity,
-        messages=asked.prompt,
-        completions=completions,
-        split=split_of(str(row.get("split"))) or "train",
-        tools=asked.tools,
-    )
-
-
 def read_records(path: Path, model: type[R]) -> list[R]:
     """A file of our own records.
 
     Raises:
         DataError: with every broken line.
     """
-    return _validated(_whole(read_file(path), str(path)), model, str(path))
+    return _validated(whole_rows(read_file(path), str(path)), model, str(path))
 
 
 def read_rows(source: str, final_name: str | None = None) -> list[Row]:
@@ -224,8 +183,8 @@ def read_rows(source: str, final_name: str | None = None) -> list[Row]:
         file = Path(source) / "final" / (final_name or "")
         if not file.is_file():
             raise RunError(f"{source} is a finished run, but holds no {final_name}: it is not an input to this stage")
-        return _whole(read_file(file), source)
-    return _whole(read_source(source, "prompts"), source)
+        return whole_rows(read_file(file), source)
+    return whole_rows(read_source(source, "prompts"), source)
 
 
 def is_run(source: str) -> bool:
@@ -248,7 +207,12 @@ def read_own(source: str, wanted: Wanted) -> list[Any]:
     return _validated(read_rows(source, name), model, source)
 
 
-def _whole(table: Table, source: str) -> list[Row]:
+def whole_rows(table: Table, source: str) -> list[Row]:
+    """A table's rows.
+
+    Raises:
+        DataError: with every line that could not be read.
+    """
     if table.bad:
         faults = [f"{one.where}: {one.reason}" for one in table.bad]
         raise DataError(f"{source}: {len(faults)} broken line(s); fix or remove them", faults)
@@ -499,10 +463,15 @@ def _summary(reading: Reading, rules: Rules) -> str:
 
 def faults_of(reading: Reading) -> list[str]:
     """Every bad row with its reason; one line where all have one reason."""
-    reasons = Counter(one.reason for one in reading.bad)
-    if len(reasons) == 1 and len(reading.bad) > 3 and len(reading.bad) == reading.rows:
-        return [f"every row: {reading.bad[0].reason}"]
-    return [f"{one.where}: {one.reason}" for one in reading.bad]
+    return fault_lines(reading.bad, reading.rows)
+
+
+def fault_lines(bad: Sequence[BadRow], rows: int) -> list[str]:
+    """Every bad row of so many with its reason; one line where all have one reason."""
+    reasons = Counter(one.reason for one in bad)
+    if len(reasons) == 1 and len(bad) > 3 and len(bad) == rows:
+        return [f"every row: {bad[0].reason}"]
+    return [f"{one.where}: {one.reason}" for one in bad]
 
 
 def _list_bad_rows(reading: Reading, rules: Rules) -> None:

@@ -34,15 +34,11 @@ ANSWERS = ("completion", "response", "answer", "output", "solution")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
 PAIRS = (
-    ("response_a", "response_b"),
-    ("response_0", "response_1"),
-    ("response_1", "response_2"),
-    ("response1", "response2"),
-    ("answer_a", "answer_b"),
-    ("answer_0", "answer_1"),
-    ("completion_a", "completion_b"),
-    ("output_1", "output_2"),
-    ("conversation_a", "conversation_b"),
+    *(
+        (f"{name}{first}", f"{name}{second}")
+        for name in ("response", "answer", "completion", "output", "generation", "conversation")
+        for first, second in (("_a", "_b"), ("_0", "_1"), ("_1", "_2"), ("1", "2"))
+    ),
     ("human_ref_A", "human_ref_B"),
 )
 WINNERS = ("preferred", "preference", "winner", "choice", "better_response_id", "label", "labels")
@@ -482,14 +478,10 @@ def _stands_in(asked: Messages, prompt: Messages) -> bool:
 
 
 def _pair_with_winner(cells: Cells) -> Understood | None:
-    present = [names for names in PAIRS if all(name in cells for name in names)]
     winner = next((name for name in (*SIGNED_WINNERS, *WINNERS) if name in cells), None)
-    if not present or winner is None:
+    if winner is None or (names := _two_columns(cells)) is None:
         return None
-    if len(present) > 1:
-        listed = ", ".join(name for name in dict.fromkeys(name for names in present for name in names))
-        raise ValueError(f"more than two answers ({listed}): name two with columns: {{response_a: …, response_b: …}}")
-    first, second = present[0]
+    first, second = names
     better, strength = _winner(winner, cells.get(winner), (first, second), cells.theirs)
     shape = f"pairs ({first}, {second}, {winner})"
     sides = [cells.get(first), cells.get(second)]
@@ -509,21 +501,48 @@ def _pair_with_winner(cells: Cells) -> Understood | None:
     return Understood(shape, [compared])
 
 
-def two_answers(cells: Cells) -> tuple[Asked, tuple[str, str]]:
-    """A prompt and two answers that nobody has compared yet.
+def answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
+    """(the shape's name, a prompt, two or more answers to it), whoever compared them before.
+
+    Answers that a row calls chosen and rejected come in an order that does not say which is which.
 
     Raises:
-        ValueError: the row has no such columns.
+        ValueError: the row has no such columns, or more than one set of them; the message names the key that decides.
     """
-    names = next((names for names in PAIRS if all(isinstance(cells.values.get(name), str) for name in names)), None)
-    prompt = _prompt_column(cells) or _conversation_column(cells)
-    if names is None or prompt is None:
+    _refuse_more_than_text(cells)
+    names = _two_columns(cells)
+    if names is not None:
+        sides = [_messages(cells, cells.get(name), "assistant") for name in names]
+        return f"pairs ({', '.join(names)})", _asked(cells), sides
+    if (found := _two_sides(cells)) is not None:
+        for one in _compared(found):
+            answers = sorted([one.chosen, one.rejected], key=repr)
+            return f"{found.shape}, to judge anew", Asked(one.prompt, one.tools), answers
+        raise ValueError("; ".join(one.reason for one in found.results if isinstance(one, LeftOut)))
+    name = next((name for name in LISTS if isinstance(cells.values.get(name), list)), None)
+    if name is None or len(cells.values[name]) < 2:
         raise ValueError(
-            "neither a Pair record (id, prompt_id, messages, completions) nor prompt, response_a, response_b"
+            "no two answers: give response_a and response_b, chosen and rejected, or a list in 'answers'; the columns are "
+            f"{', '.join(cells.values) or 'none'}: name yours with columns: {{response_a: …, response_b: …}}"
         )
-    asked = Asked(_prompt(cells, prompt), _tools(cells))
-    check_prompt(asked.prompt)
-    return asked, (cells.values[names[0]], cells.values[names[1]])
+    answers = [_messages(cells, answer, "assistant") for answer in cells.get(name)]
+    return f"lists of answers ({name})", _asked(cells), answers
+
+
+def _asked(cells: Cells) -> Asked:
+    name = _prompt_column(cells) or _conversation_column(cells)
+    if name is None:
+        raise ValueError(_missing(cells, "prompts"))
+    return Asked(_prompt(cells, name), _tools(cells))
+
+
+def _two_columns(cells: Cells) -> tuple[str, str] | None:
+    """The two columns of answers that a row has."""
+    present = [names for names in PAIRS if all(name in cells for name in names)]
+    if len(present) > 1 and not {"response_a", "response_b"} <= cells.explicit:
+        listed = ", ".join(name for name in dict.fromkeys(name for names in present for name in names))
+        raise ValueError(f"more than two answers ({listed}): name two with columns: {{response_a: …, response_b: …}}")
+    return present[0] if present else None
 
 
 def _winner(

@@ -1,0 +1,164 @@
+"""Pairs to judge, from files as people have them: the same pairs from each."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import write_rows
+
+from tiebreak.data.pairs import read_pairs
+from tiebreak.errors import DataError
+
+QUESTIONS = [("Why is it pale?", "Iron.", "Unclear."), ("How often?", "Daily, at dawn.", 'It, "depends"\non much.')]
+NAMES = ("prompt", "response_a", "response_b")
+
+
+def rows_of(names: Sequence[str] = NAMES) -> list[dict[str, Any]]:
+    return [dict(zip(names, row, strict=True)) for row in QUESTIONS]
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def separated(rows: list[dict[str, Any]], delimiter: str = ",") -> str:
+    written = io.StringIO()
+    table = csv.DictWriter(written, rows[0], delimiter=delimiter)
+    table.writeheader()
+    table.writerows(rows)
+    return written.getvalue()
+
+
+def shown(source: Path, **columns: str | None) -> list[tuple[str, ...]]:
+    """Prompt and answers of every pair."""
+    return [
+        (pair.messages[0].content, *(one.text for one in pair.completions)) for pair in read_pairs(str(source), columns)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [
+        ("jsonl", jsonl),
+        ("json", json.dumps),
+        ("csv", separated),
+        ("tsv", lambda rows: separated(rows, "\t")),
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_form_of_file_gives_the_same_pairs(
+    ending: str, form: Callable[[list[dict[str, Any]]], str], compressed: bool, tmp_path: Path
+) -> None:
+    content = form(rows_of()).encode()
+    file = tmp_path / f"pairs.{ending}{'.gz' if compressed else ''}"
+    file.write_bytes(gzip.compress(content) if compressed else content)
+    assert shown(file) == QUESTIONS
+    ids = [pair.id for pair in read_pairs(str(write_rows(tmp_path / "same.jsonl", rows_of())))]
+    assert [pair.id for pair in read_pairs(str(file))] == ids  # to a store they are one
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("prompt", "response_1", "response_2"),
+        ("question", "answer_a", "answer_b"),
+        ("instruction", "completion_1", "completion_2"),
+        ("Prompt", "Response A", "Response B"),
+        ("QUESTION", "answer 1", "Answer-2"),
+        ("prompt", "output1", "output2"),
+    ],
+)
+def test_columns_as_people_call_them(names: Sequence[str], tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text(separated(rows_of(names)))
+    assert shown(file) == QUESTIONS
+
+
+def test_names_by_key_and_what_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "id": 7, "Notes": "x"} for row in rows_of(("Frage", "left", "right"))]
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
+    assert shown(file, prompt="Frage", response_a="left", response_b="right") == QUESTIONS
+    assert capsys.readouterr().err.splitlines() == [
+        f"{file}: 2 rows read as pairs (response_a, response_b)",
+        f"{file}: ignored columns: id, notes",
+    ]
+
+
+def test_a_list_of_answers_and_a_conversation(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    file = write_rows(tmp_path / "pairs.jsonl", [{"messages": messages, "answers": ["one", "two", "three"]}])
+    (pair,) = read_pairs(str(file))
+    assert [(m.role, m.content) for m in pair.messages] == [("system", "Be brief."), ("user", "Why?")]
+    assert [one.text for one in pair.completions] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_preferences_are_judged_anew_without_a_sign_of_the_old_label(conversational: bool, tmp_path: Path) -> None:
+    def side(text: str) -> Any:
+        return [{"role": "assistant", "content": text}] if conversational else text
+
+    rows = [{"prompt": q, "chosen": side(good), "rejected": side(bad)} for q, good, bad in QUESTIONS]
+    turned = [{"prompt": q, "chosen": side(bad), "rejected": side(good)} for q, good, bad in QUESTIONS]
+    pairs = read_pairs(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    assert [{one.text for one in pair.completions} for pair in pairs] == [{a, b} for _, a, b in QUESTIONS]
+    assert pairs == read_pairs(str(write_rows(tmp_path / "turned.jsonl", turned)))
+
+
+def test_whole_conversations_as_preferences(tmp_path: Path) -> None:
+    ask = {"role": "user", "content": "Why?"}
+    row = {name: [ask, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    assert shown(write_rows(tmp_path / "rows.jsonl", [row])) == [("Why?", "chosen", "rejected")]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (
+            {"prompt": "a", "text": "b"},
+            "no two answers: give response_a and response_b, chosen and rejected, or a list in 'answers'; the columns are "
+            "prompt, text: name yours with columns: {response_a: …, response_b: …}",
+        ),
+        (
+            {"frage": "a", "response_a": "b", "response_b": "c"},
+            "no column 'prompt' (a string, or messages with role and content); the columns are frage, response_a, "
+            "response_b: name yours with columns: {prompt: …}",
+        ),
+        ({"prompt": "a", "completions": ["b"]}, "no two answers: "),  # and not seven lines about Pair records
+        ({"prompt": "a", "response_a": "b", "response_b": "b"}, "two completions of the pair are the same"),
+        (
+            {"prompt": "a", "response_0": "b", "response_1": "c", "response_2": "d"},
+            "more than two answers (response_0, ",
+        ),
+        ({"prompt": "a", "response_a": "b", "response_b": "c", "image": "x.png"}, "column 'image': only text"),
+        (
+            {
+                "prompt": "a",
+                "chosen": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}],
+                "rejected": "z",
+            },
+            "an answer of several messages",
+        ),
+    ],
+)
+def test_what_is_missing_is_one_line(row: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [row] * 5)
+    with pytest.raises(DataError) as caught:
+        read_pairs(str(file))
+    assert str(caught.value).startswith(f"{file}: 5 of 5 rows hold no pair\n  every row: ")
+    (line,) = caught.value.faults
+    assert fault in line
+
+
+def test_a_broken_record_is_one_line_a_row(tmp_path: Path) -> None:
+    row = {"id": "x", "messages": [], "completions": []}
+    with pytest.raises(DataError) as caught:
+        read_pairs(str(write_rows(tmp_path / "rows.jsonl", [row, row])))
+    assert len(caught.value.faults) == 2
+    assert "prompt_id" in caught.value.faults[0]

@@ -1,0 +1,120 @@
+"""Pairs to judge: those of a *sample* run, Pair records, or rows as people have them.
+
+    prompt, response_a, response_b      also response_1 and response_2, answer_a and answer_b, completion_1, output1, …
+    prompt, answers                     a list of two or more
+    prompt, chosen, rejected            preferences, to be judged anew
+
+in any file that data is read from (`sources`): JSON Lines, a JSON array, CSV, TSV, compressed or not. In such rows
+`Response A` is `response_a`, and `columns` names what is called otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from tiebreak.data import shapes
+from tiebreak.data.columns import Cells
+from tiebreak.data.reading import count_of, fault_lines, is_run, read_rows, whole_rows
+from tiebreak.data.sources import read_source
+from tiebreak.data.splits import split_of
+from tiebreak.data.text import BadRow
+from tiebreak.errors import DataError
+from tiebreak.records import Completion, Messages, Pair, check_prompt, content_id, explain, prompt_id, text_of
+from tiebreak.terminal import say
+
+_RECORD = ("id", "messages", "completions")
+_NO_COLUMNS: Mapping[str, str | None] = {}
+
+
+def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS) -> list[Pair]:
+    """All pairs of a source. Says how rows were read, and which of their columns were not.
+
+    Args:
+        columns: our name of a column → its name in the data.
+
+    Raises:
+        DataError: with every row that holds no pair.
+    """
+    if is_run(source):
+        rows, of_text = read_rows(source, "pairs.jsonl"), False
+    else:
+        table = read_source(source, "preferences")
+        rows, of_text = whole_rows(table, source), table.of_text
+    pairs: list[Pair] = []
+    bad: list[BadRow] = []
+    found: Counter[str] = Counter()
+    ignored: dict[str, None] = {}
+    for where, row in rows:
+        try:
+            if _is_record(row):
+                pairs.append(_storable(Pair.model_validate(row)))
+                continue
+            cells = Cells(_plain_names(row, columns), columns, of_text)
+            shape, pair = _pair_of(cells)
+            pairs.append(_storable(pair))
+            found[shape] += 1
+            ignored |= dict.fromkeys(cells.unused())
+        except ValidationError as error:
+            bad.append(BadRow(where, "; ".join(explain(error))))
+        except ValueError as error:
+            bad.append(BadRow(where, str(error)))
+    if bad:
+        raise DataError(
+            f"{source}: {len(bad)} of {count_of(len(rows), 'row')} hold no pair", fault_lines(bad, len(rows))
+        )
+    if found:
+        _say_how(source, found, list(ignored))
+    return pairs
+
+
+def _say_how(source: str, found: Counter[str], ignored: list[str]) -> None:
+    shape = ", ".join(name if len(found) == 1 else f"{name}: {count}" for name, count in found.most_common())
+    say(f"{source}: {count_of(found.total(), 'row')} read as {shape}")
+    if ignored:
+        say(f"{source}: ignored columns: {', '.join(sorted(ignored))}")
+
+
+def _is_record(row: Mapping[str, Any]) -> bool:
+    return all(name in row for name in _RECORD)
+
+
+def _plain_names(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, Any]:
+    """`Response A` as `response_a`; a name that `columns` holds, or that would be another's, stays."""
+    plain = {name: "_".join(name.strip().lower().replace("-", " ").split()) for name in row}
+    often = Counter(plain.values())
+    kept = {*columns.values(), *(name for names in shapes.PAIRS for name in names)}
+    return {name if name in kept or often[plain[name]] > 1 else plain[name]: value for name, value in row.items()}
+
+
+def _pair_of(cells: Cells) -> tuple[str, Pair]:
+    shape, asked, answers = shapes.answers_to_judge(cells)
+    check_prompt(asked.prompt)
+    identity = prompt_id(asked.prompt, asked.tools)
+    texts = [_text(answer) for answer in answers]
+    completions = tuple(Completion(id=content_id("completion", identity, text), text=text) for text in texts)
+    pair = Pair(
+        id=content_id("pair", identity, sorted(one.id for one in completions)),
+        prompt_id=identity,
+        messages=asked.prompt,
+        completions=completions,
+        split=split_of(str(cells.get("split"))) or "train",
+        tools=asked.tools,
+    )
+    return shape, pair
+
+
+def _text(answer: Messages) -> str:
+    if len(answer) != 1 or not answer[0].is_plain:
+        raise ValueError("an answer of several messages, or with calls or thoughts: raters are shown plain text")
+    return answer[0].content
+
+
+def _storable(pair: Pair) -> Pair:
+    """The pair, if a label store can keep it."""
+    if "\0" in text_of(pair.messages) or any("\0" in one.text for one in pair.completions):
+        raise ValueError("holds a NUL character, which a label store cannot keep: remove it")
+    return pair
