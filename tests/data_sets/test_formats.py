@@ -19,7 +19,7 @@ from support import SHARED_DATA, write_rows
 
 from tiebreak.data.columns import Cells, about, check_columns
 from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
-<<<<<<< HEAD
+from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import (
     BAD_ROWS,
     Reading,
@@ -29,17 +29,12 @@ from tiebreak.data.reading import (
     is_run,
     read,
     read_demonstrations,
-    read_pairs,
     read_preferences,
     read_prompts,
     read_records,
     read_rows,
     settle,
 )
-=======
-from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import Rules, read, read_demonstrations, read_preferences, read_prompts
->>>>>>> 9f3e0bc (Label server without the training packages; pairs from files as people have them)
 from tiebreak.data.shapes import (
     Answered,
     Asked,
