@@ -56,6 +56,7 @@ from tiebreak.training.stage import (
     preflight,
     train,
 )
+from tiebreak.upstream import PairHooks, attention_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -111,28 +112,31 @@ class PairCollator(DataCollatorForPreference):
         return batch
 
 
-class CheckedDPOTrainer(PromptByPrompt, StepInPasses, DPOTrainer):
+class CheckedDPOTrainer(PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
     """TRL's trainer on rows that tiebreak.models.chat has tokenised, and with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
     reference: ReferenceLogps | None = None
     """set: what the reference says of a pair is looked up before it is computed"""
 
-    def is_mean_over_groups(self) -> bool:
-        return set(self.loss_types) <= set(LOSSES_OF_PAIRS)
+    losses_that_add_up = frozenset(LOSSES_OF_PAIRS)
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+    def losses(self) -> Sequence[str]:
+        names: list[str] = self.loss_types
+        return names
+
+    def prepare_rows(self, rows: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """Nothing: TRL would tokenise again, and close answers that were cut off."""
-        return dataset
+        return rows
 
-    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+    def pair_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         labels = {name: inputs[name] for name in LABELS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
         policy = _Remembered(model)
         before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL reads the two columns then
         try:
-            result = super()._compute_loss(policy, inputs, return_outputs)
+            result = super().pair_loss(policy, inputs, return_outputs)
         finally:
             self.precompute_ref_logps = before
         ours = policy.output.log_probs.sum(1)
@@ -332,7 +336,7 @@ def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
         "dtypes": sorted({str(parameter.dtype) for parameter in trainer.model.parameters()}),
         "autocast": [trainer.args.bf16, trainer.args.fp16],
         "device": trainer.args.device.type,
-        "packed": trainer.model.config._attn_implementation,
+        "packed": attention_of(trainer.model),
         "threads": torch.get_num_threads(),
         **{name: versions.get(name) for name in ("torch", "transformers", "peft", "trl")},
     }

@@ -5,6 +5,7 @@ The forward, the metrics and everything around them stay TRL's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from reward.losses import centring_loss, preference_loss
 from tiebreak.training.passes import StepInPasses
 from tiebreak.training.prompt_order import PromptByPrompt
+from tiebreak.upstream import metrics_of
 
 LABELS = {"margin": 0.0, "target": 1.0, "weight": [1.0]}
 """What rows say of their label, and what those say that have TRL's columns alone."""
@@ -56,11 +58,14 @@ class LabelledRewardTrainer(RewardTrainer):
     def _note_spread(self, difference: Tensor) -> None:
         """How far the members are apart: the mean deviation of chosen − rejected over them."""
         spread = self.accelerator.gather_for_metrics(difference.detach().std(-1, correction=0).mean()).mean()
-        self._metrics["train" if self.model.training else "eval"]["spread"].append(spread.item())
+        metrics_of(self)["train" if self.model.training else "eval"]["spread"].append(spread.item())
 
 
 class PackedRewardTrainer(PromptByPrompt, StepInPasses, LabelledRewardTrainer):
     """The same, its step in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""
 
-    def is_mean_over_groups(self) -> bool:
-        return True
+    losses_that_add_up = frozenset({preference_loss.__name__, centring_loss.__name__})
+
+    def losses(self) -> Sequence[str]:
+        """Those of `compute_loss` above: TRL's own is replaced."""
+        return [preference_loss.__name__, centring_loss.__name__]

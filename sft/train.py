@@ -43,12 +43,13 @@ class PackedSFTTrainer(StepInPasses, SFTTrainer):
     """TRL's trainer, its step in passes, each weighted by the tokens it learns from."""
 
     together = 1
+    losses_that_add_up = frozenset({"nll"})
 
     def weight(self, inputs: dict[str, Any]) -> int:
         return int((inputs["labels"] != -100).sum())
 
-    def is_mean_over_groups(self) -> bool:
-        return True
+    def losses(self) -> Sequence[str]:
+        return [self.args.loss_type]
 
     def items(self, inputs: dict[str, Any]) -> Any:
         return (inputs["labels"][:, 1:] != -100).sum() * self.accelerator.num_processes

@@ -6,7 +6,8 @@ TiebreakError            what went wrong, where, and the next step; printed with
 ├── RunError             a run folder is missing, unfinished, or holds another run
 ├── HandoffError         a stage's output does not fit the next stage
 ├── ModelError           a model cannot be found, loaded or saved
-└── MachineError         a limit of this machine: no such device, no space left
+├── MachineError         a limit of this machine: no such device, no space left
+└── UpstreamError        an installed package is not one that Tiebreak was written for
 """
 
 from __future__ import annotations
@@ -106,6 +107,10 @@ class ModelError(TiebreakError):
 
 class MachineError(TiebreakError):
     """This machine cannot do what the configuration asks: no such device, no space left on the disk."""
+
+
+class UpstreamError(TiebreakError):
+    """An installed package is not one that Tiebreak was written for: a private name of it changed."""
 
 
 def require_training_packages(what: str) -> None:

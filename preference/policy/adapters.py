@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tiebreak.models.adapters import belongs_to
 from tiebreak.models.load import active_adapter
+from tiebreak.upstream import adapters_off
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -74,17 +75,16 @@ def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
         with active_adapter(lm, name):
             yield
         return
-    before = [(weight.data, layer._disable_adapters) for layer, weight in zip(layers, weights, strict=True)]
+    before = [weight.data for weight in weights]
     with torch.no_grad():
         for layer, weight in zip(layers, weights, strict=True):
             weight.data = weight.data + layer.get_delta_weight(name)
-            layer._disable_adapters = True
     try:
-        yield
+        with adapters_off(layers):
+            yield
     finally:
-        for layer, weight, (data, disabled) in zip(layers, weights, before, strict=True):
+        for weight, data in zip(weights, before, strict=True):
             weight.data = data
-            layer._disable_adapters = disabled
 
 
 def trainable_names(model: nn.Module) -> list[str]:

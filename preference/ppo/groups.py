@@ -29,6 +29,7 @@ from tiebreak.packed.generation import Sampled, row_seed
 from tiebreak.packed.proof import Computed, ForwardPath, Forwards, has_auxiliary_loss, own_logps, prove, weighted_sum
 from tiebreak.packed.sharding import at_own_pace
 from tiebreak.training.noise import switch_off_noise
+from tiebreak.upstream import GroupHooks, GRPOHooks, metrics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,7 @@ TRL_REFERENCE = "ref"
 """the name under which TRL keeps the adapter as it was"""
 
 
-class GroupLoop(ScoredLoop):
+class GroupLoop(GroupHooks, ScoredLoop):
     """Goes before one of TRL's trainers that draw groups of completions."""
 
     _backbone: Backbone
@@ -74,26 +75,27 @@ class GroupLoop(ScoredLoop):
         self.proof = replace(found, refused=(*rollouts.refused, *found.refused))
         lm.train(training)
 
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def tokenize_prompts(self, prompts: list[str]) -> list[list[int]]:
         """The data set names prompts by their numbers: the stage has tokenised them."""
-        return [self.prompts[int(number)] for number in prompts], None, {}
+        return [self.prompts[int(number)] for number in prompts]
 
-    def _prepare_inputs(self: Any, generation_batch: Any) -> Any:
+    def prepare_inputs(self: Any, inputs: Any) -> Any:
         self._resume_generators()
-        return super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        return super().prepare_inputs(inputs)
 
     def _rest_of_rollout(self: Any) -> dict[str, Any] | None:
         """TRL's: micro-batches taken of a rollout, the rollout as it splits it, and what it will log of them."""
-        taken = self._step - self._step % self.args.gradient_accumulation_steps
+        taken = self.micro_batches_taken()
+        taken -= taken % self.args.gradient_accumulation_steps
         if not taken % (self.args.steps_per_generation * self.num_iterations):
             return None
-        return {"step": taken, "inputs": self._buffered_inputs, "metrics": dict(self._metrics["train"])}
+        return {"step": taken, "inputs": self.buffered_rollout(), "metrics": dict(metrics_of(self)["train"])}
 
     def _take_up_rest(self: Any, rest: dict[str, Any]) -> None:
-        self._step, self._buffered_inputs = rest["step"], rest["inputs"]
-        self._metrics["train"].update(rest["metrics"])
+        self.take_up_rollout(rest["step"], rest["inputs"])
+        metrics_of(self)["train"].update(rest["metrics"])
 
-    def _draw(self: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
+    def draw_completions(self: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
         self._resume_generators()
         first = self.accelerator.process_index * len(prompt_ids)
         seeds = [
@@ -117,22 +119,20 @@ class GroupLoop(ScoredLoop):
             with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
                 ours = policy_logps(self._backbone, prompt_ids, completions, sampling.temperature)
                 difference = self._check_sampler(ours, *table_of_logps(sampled, self._backbone.device))
-                self._metrics["train"][LOGP_DIFFERENCE].append(difference)
+                metrics_of(self)["train"][LOGP_DIFFERENCE].append(difference)
         self.model.train(training)
         return completions
 
-    def _calculate_rewards(
-        self: Any, inputs: Any, prompts: list[str], completions: Any, completion_ids_list: list[list[int]]
-    ) -> Tensor:
+    def score_completions(self: Any, prompts: list[str], completion_ids: list[list[int]]) -> Tensor:
         """The score of every completion of all processes, shape (completions, 1). TRL takes the KL from it, or not."""
         device = self.accelerator.device
         prompt_ids = [self.prompts[int(number)] for number in prompts]
         with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
             self._backbone.eval()
-            scores = score_all(self.rewards, prompt_ids, completion_ids_list).to(device)
+            scores = score_all(self.rewards, prompt_ids, completion_ids).to(device)
             self.model.train()
-        finished = torch.tensor([ids[-1] in self.settings.stop_ids for ids in completion_ids_list], device=device)
-        lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=device)
+        finished = torch.tensor([ids[-1] in self.settings.stop_ids for ids in completion_ids], device=device)
+        lengths = torch.tensor([len(ids) for ids in completion_ids], device=device)
         self._check_collapse(finished, lengths)
         self._set_scales(scores)
         shaping = self.shaping
@@ -146,32 +146,26 @@ class GroupLoop(ScoredLoop):
             length_penalty=shaping.length_penalty,
         )
         weights = torch.tensor(shaping.weights, device=device)
-        self._metrics["train"]["objective/scores"].append(
+        metrics_of(self)["train"]["objective/scores"].append(
             float(self.accelerator.gather(weights @ scores.to(weights.dtype)).mean())
         )
         everyones: Tensor = self.accelerator.gather(shaped[:, None])
         return everyones
 
-    def _generate_and_score_completions(self: Any, inputs: Any) -> Any:
-        made = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
-        if self.state.global_step == 0 and self._metrics["train"]["kl"]:
-            self._require_same_policy(abs(self._metrics["train"]["kl"][-1]))
+    def roll_out(self: Any, inputs: Any) -> Any:
+        made = super().roll_out(inputs)
+        kls = metrics_of(self)["train"]["kl"]
+        if self.state.global_step == 0 and kls:
+            self._require_same_policy(abs(kls[-1]))
         return made
 
 
 class OurRLOOTrainer(GroupLoop, RLOOTrainer):
     """TRL's RLOO."""
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> list[list[int]]:
-        drawn: list[list[int]] = self._draw(prompt_ids)
-        return drawn
 
-
-class OurGRPOTrainer(GroupLoop, GRPOTrainer):
+class OurGRPOTrainer(GRPOHooks, GroupLoop, GRPOTrainer):
     """TRL's GRPO."""
-
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[Any, None]:
-        return self._draw(prompt_ids), None
 
 
 def build_group_trainer(
@@ -235,5 +229,5 @@ def to_group_batch(
 
 
 def _scored_elsewhere(**kwargs: Any) -> list[float]:
-    """TRL wants a reward function; `_calculate_rewards` stands in its place."""
+    """TRL wants a reward function; `score_completions` is in its place."""
     raise NotImplementedError

@@ -26,6 +26,7 @@ from tiebreak.packed.sharding import at_own_pace
 from tiebreak.process.stopping import StepStopped, interruptible
 from tiebreak.records import write_json
 from tiebreak.training.callbacks import requested_of_any
+from tiebreak.upstream import CheckpointHooks, load_generators
 
 FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 TRAINABLE_FILE = "model.safetensors"
@@ -75,7 +76,7 @@ class LoopState:
     """(mean, standard deviation) of each reward on the first rollout, which the policy wrote before training"""
 
 
-class ScoredLoop:
+class ScoredLoop(CheckpointHooks):
     """Goes before a trainer whose completions are scored."""
 
     settings: PPOSettings
@@ -259,7 +260,7 @@ class ScoredLoop:
         The trainer did so before it made its data loader, which draws a number: a reward function would see it.
         """
         if self._resumed_from is not None:
-            self._load_rng_state(self._resumed_from)
+            load_generators(self, self._resumed_from)
             self._resumed_from = None
 
     # --- held-out prompts ---
@@ -302,22 +303,22 @@ class ScoredLoop:
 
     # --- checkpoints ---
 
-    def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_weights(self: Any, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
         """What trains: the policy's adapter, and the value head. The rest is pinned by hash in the manifests."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = state_dict or self.model.state_dict()
+        written = Path(folder or self.args.output_dir)
+        written.mkdir(parents=True, exist_ok=True)
+        state = state or self.model.state_dict()
         names = trainable_names(self.accelerator.unwrap_model(self.model))
         save_file(
             {name: state[name].detach().cpu().contiguous() for name in names if name in state},
-            folder / TRAINABLE_FILE,
+            written / TRAINABLE_FILE,
             metadata={"format": "pt"},
         )
 
-    def _save_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+    def save_whole_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
+        super().save_whole_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             write_json(folder / STATE_FILE, asdict(self.loop))
@@ -346,13 +347,13 @@ class ScoredLoop:
         """What `_rest_of_rollout` gave."""
         raise NotImplementedError
 
-    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / TRAINABLE_FILE)
+    def load_weights(self: Any, checkpoint: str, model: nn.Module | None = None) -> None:
+        state = load_file(Path(checkpoint) / TRAINABLE_FILE)
         model = self.accelerator.unwrap_model(model or self.model)
         missing = set(trainable_names(model)) - set(state)
         if missing:
             raise HandoffError(
-                f"{resume_from_checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
+                f"{checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
             )
         model.load_state_dict(state, strict=False)
 

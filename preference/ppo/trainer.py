@@ -32,6 +32,7 @@ from tiebreak.packed.generation import row_seed
 from tiebreak.terminal import say
 from tiebreak.training.allocator import give_back_memory
 from tiebreak.training.passes import TOKENS_PER_PASS, cut_evenly, more_to_come
+from tiebreak.upstream import InputsHook
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Steps(Dataset[dict[str, int]]):
         return {"step": index}
 
 
-class PPOTrainer(ScoredLoop, Trainer):
+class PPOTrainer(InputsHook, ScoredLoop, Trainer):
     """PPO on one backbone. Its `rewards` are given to it afterwards."""
 
     tokens_per_pass = TOKENS_PER_PASS
@@ -133,8 +134,8 @@ class PPOTrainer(ScoredLoop, Trainer):
 
     # --- one rollout ---
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        """They are where they are computed: a rollout left them there."""
+    def prepare_inputs(self, inputs: Any) -> Any:
+        """Already on the device: a rollout left them there."""
         return inputs
 
     def _roll_out(self) -> list[MicroBatch]:

@@ -167,6 +167,26 @@ def test_a_loss_that_ties_the_pairs_of_a_batch_is_cut_within_the_forward(tmp_pat
     assert_same_rows(rows, plain, PAIR_METRICS)
 
 
+def test_a_loss_that_nobody_listed_is_computed_whole_and_says_so(
+    plain_dpo: list[dict[str, float]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a new one of TRL's would be: a batch of three passes' tokens is one step."""
+    monkeypatch.setattr(CheckedDPOTrainer, "losses_that_add_up", frozenset({"hinge"}))
+    trainer = dpo_trainer(tmp_path)
+    trainer.compute_in_passes(25, packed=True)
+    assert "each batch has one backward pass, as the loss sigmoid is not among those" in capsys.readouterr().err
+    trainer.args.save_strategy = "no"
+    steps: list[int] = []
+    step = trainer._step
+    monkeypatch.setattr(trainer, "_step", lambda *args: (steps.append(1), step(*args))[1])
+    trainer.train()
+    assert len(steps) == 10
+    assert_same_rows([row for row in trainer.state.log_history if "loss" in row], plain_dpo, PAIR_METRICS)
+
+
 def reward_trainer(
     folder: Path, own: list[Pair] | None = None, training: TrainingConfig = TRAINING, model: Any = None
 ) -> PackedRewardTrainer:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tiebreak.data.text import Table
 from tiebreak.errors import DataError
+from tiebreak.upstream import saved_files
 
 
 def read_parquet(path: Path) -> Table:
@@ -39,8 +40,8 @@ def read_saved(folder: Path) -> Table:
 
     rows: list[dict[str, Any]] = []
     try:
-        for file in json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
-            with OSFile(str(folder / file["filename"])) as opened, ipc.open_stream(opened) as stream:
+        for name in saved_files(json.loads((folder / "state.json").read_text(encoding="utf-8"))):
+            with OSFile(str(folder / name)) as opened, ipc.open_stream(opened) as stream:
                 rows += stream.read_all().to_pylist()
     except (ArrowException, OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: cannot be read as a saved dataset: {str(error).splitlines()[0]}") from error

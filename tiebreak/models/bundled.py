@@ -128,7 +128,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.pad_token_id = tokenizer.pad_token_id
-    config._name_or_path = SMOLLM2
+    config.name_or_path = SMOLLM2
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(read.state_dict())
     model.generation_config.pad_token_id = tokenizer.pad_token_id

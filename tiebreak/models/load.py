@@ -31,6 +31,7 @@ from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values, verify_probe
 from tiebreak.models.targets import left_out, require_frozen_head, require_targets
 from tiebreak.models.tokenizers import load_error, load_tokenizer
+from tiebreak.upstream import adapters_set, keep_quantized_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -109,7 +110,7 @@ def load_base(
     finally:
         transformers_logging.set_verbosity(verbosity)
     model.config.use_cache = False
-    _keep_weights_as_they_are(model)
+    keep_quantized_weights(model)  # or a probe before training would leave the adapters below them untrained
     return model
 
 
@@ -121,14 +122,6 @@ def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedM
 
     config = AutoConfig.from_pretrained(source.base_path, trust_remote_code=training.trust_remote_code)
     return None if getattr(config, "auto_map", None) else scorer_class(config)
-
-
-def _keep_weights_as_they_are(model: nn.Module) -> None:
-    """On some processors bitsandbytes repacks 4-bit weights once a layer is called in evaluation mode; repacked ones have
-    no gradient, and a probe before training would leave the adapters below them untrained."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def load_policy(
@@ -330,15 +323,8 @@ def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [layer._active_adapter for layer in layers]
-    for layer in layers:
-        layer._active_adapter = [name]
-    try:
+    with adapters_set([module for module in model.modules() if isinstance(module, BaseTunerLayer)], [name]):
         yield
-    finally:
-        for layer, names in zip(layers, before, strict=True):
-            layer._active_adapter = names
 
 
 # --- saving ---

@@ -29,6 +29,7 @@ from tiebreak.packed.fused import fuse_layers
 from tiebreak.packed.lm_head import Head, HeadOutput, head_of, layers_of, own_head
 from tiebreak.packed.packing import PackedRow, Packing, pack_padded, pack_sequences
 from tiebreak.packed.sharding import most_of_all
+from tiebreak.upstream import attention_of, fused_output, replace_forward
 
 TOKENS_PER_PASS = 1024
 """of a pass without its backward. Enough to keep a processor's matrix products at their full rate."""
@@ -70,7 +71,7 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
             return plain_forward(*args, **kwargs)
         return packed(kwargs)
 
-    base.forward = forward
+    replace_forward(base, forward)
     return ""
 
 
@@ -82,7 +83,7 @@ def whole_model(model: nn.Module) -> nn.Module:
 
 def packs(model: nn.Module) -> bool:
     """Whether `hidden_states` may be asked of a model; if so, it attends within trees from now on."""
-    if model.config._attn_implementation == TREE_ATTENTION:
+    if attention_of(model) == TREE_ATTENTION:
         return True
     able = not why_not(model)
     if able:
@@ -95,7 +96,7 @@ def why_not(model: nn.Module) -> str:
 
     What cannot be read from its configuration is tried: a few tokens, packed and plain.
     """
-    before = getattr(model.config, "_attn_implementation", None)
+    before = attention_of(model)
     if REFUSED in model.__dict__:
         return str(model.__dict__[REFUSED])
     if getattr(model.config.get_text_config(), "attention_chunk_size", None):
@@ -103,7 +104,7 @@ def why_not(model: nn.Module) -> str:
     if before not in ("sdpa", TREE_ATTENTION):
         return f"attention {before} is not torch's own (sdpa)"
     model.set_attn_implementation(TREE_ATTENTION)
-    if model.config._attn_implementation != TREE_ATTENTION:
+    if attention_of(model) != TREE_ATTENTION:
         return "its attention cannot be exchanged"
     try:
         reason: str = _differs(model)
@@ -204,8 +205,6 @@ def _log_probs(
     """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
     if not kwargs.get("fused_lm_head"):
         return plain_forward(**kwargs)
-    from trl.trainer.utils import FusedCausalLMOutput
-
     labels, mask = kwargs["labels"][:, 1:], kwargs["attention_mask"]
     wanted = labels != -100
     routed = bool(kwargs.get("output_router_logits"))
@@ -217,7 +216,7 @@ def _log_probs(
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(wanted.shape).index_put((out.sequence, out.step), values)
 
-    return FusedCausalLMOutput(
+    return fused_output(
         loss=-out.head.logps.sum() / wanted.sum().clamp(min=1),
         log_probs=spread(out.head.logps),
         entropy=spread(out.head.entropy),

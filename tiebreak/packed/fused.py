@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from tiebreak.packed.lora import Weights, fuse_lora, lora_forward, weights_of
+from tiebreak.upstream import moves_weights, replace_forward, replaced_forward
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """as transformers names them in Llama, Mistral, Qwen and their kin"""
@@ -35,9 +36,9 @@ def fuse_layers(model: nn.Module) -> dict[str, int]:
     norms = [module for module in modules if _is_norm(module)]
     mlps = [module for module in modules if _is_gated_mlp(module)]
     for module in norms:
-        module.forward = types.MethodType(_norm_forward, module)
+        replace_forward(module, types.MethodType(_norm_forward, module))
     for module in mlps:
-        module.forward = types.MethodType(_mlp_forward, module)
+        replace_forward(module, types.MethodType(_mlp_forward, module))
     return {"norms": len(norms), "MLPs": len(mlps), "LoRA layers": fuse_lora(model)}
 
 
@@ -45,20 +46,22 @@ def fuse_layers(model: nn.Module) -> dict[str, int]:
 def own_forwards(model: nn.Module) -> Iterator[None]:
     """Let a model's modules compute by themselves meanwhile: what is compared to the last bits with a model that was
     loaded anew must not differ by the order of additions."""
-    fused = [m for m in model.modules() if getattr(m.__dict__.get("forward"), "__func__", None) in _FUSED]
-    forwards = [module.__dict__.pop("forward") for module in fused]
+    before = [(module, replace_forward(module, None)) for module in _fused_modules(model)]
     try:
         yield
     finally:
-        for module, forward in zip(fused, forwards, strict=True):
-            module.forward = forward
+        for module, forward in before:
+            replace_forward(module, forward)
 
 
 def unfuse_layers(model: nn.Module) -> None:
     """Let a model's modules compute by themselves again."""
-    for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__func__", None) in _FUSED:
-            del module.__dict__["forward"]
+    for module in _fused_modules(model):
+        replace_forward(module, None)
+
+
+def _fused_modules(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if getattr(replaced_forward(m), "__func__", None) in _FUSED]
 
 
 # --- norms
@@ -195,7 +198,7 @@ def _can_be_tried(module: nn.Module) -> bool:
     taken = list(inspect.signature(type(module).forward).parameters.values())
     if len(taken) != 2 or taken[1].kind not in (taken[1].POSITIONAL_ONLY, taken[1].POSITIONAL_OR_KEYWORD):
         return False  # a gate beside it, for one
-    return not any(hasattr(part, "_hf_hook") for part in module.modules()) and all(
+    return not any(moves_weights(part) for part in module.modules()) and all(
         weight.is_floating_point() and not weight.is_meta and not hasattr(weight, "ds_id")
         for weight in module.parameters()
     )

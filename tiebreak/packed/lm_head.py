@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tiebreak.packed.sharding import gathered
+from tiebreak.upstream import replace_forward
 
 CHUNK_TOKENS = 256
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
@@ -311,16 +312,12 @@ def _layers_return(layers: nn.Module, output: _LayersOutput) -> Iterator[list[in
         return output
 
     stubbed = [layers, *(child for child in layers.children() if isinstance(child, PreTrainedModel))]
-    before = [module.__dict__.get("forward") for module in stubbed]
-    for module in stubbed:
-        module.__dict__["forward"] = forward
+    before = [(module, replace_forward(module, forward)) for module in stubbed]
     try:
         yield calls
     finally:
-        for module, own in zip(stubbed, before, strict=True):
-            del module.__dict__["forward"]
-            if own is not None:
-                module.__dict__["forward"] = own
+        for module, own in before:
+            replace_forward(module, own)
 
 
 def _own_token_logps(

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from tiebreak.upstream import replace_forward, require
+
 
 class Weights(NamedTuple):
     """What a linear layer computes with: y = xWᵀ + bias + scaling·(xAᵀ)Bᵀ, of which A and B train."""
@@ -78,11 +80,12 @@ def fuse_lora(model: nn.Module) -> int:
     A call for which that would not be the same (adapter off, dropout, mixed number formats, quantised or sharded
     weights) goes to PEFT's own forward.
     """
+    require("peft")
     from peft.tuners.lora.layer import Linear as LoraLinear
 
     layers = [m for m in model.modules() if type(m) is LoraLinear and type(m.base_layer) is nn.Linear]
     for layer in layers:
-        layer.forward = types.MethodType(lora_forward, layer)
+        replace_forward(layer, types.MethodType(lora_forward, layer))
     return len(layers)
 
 

@@ -27,6 +27,7 @@ from tiebreak.packed.forward import REFUSED, pack_forward, whole_model
 from tiebreak.packed.fused import own_forwards, unfuse_layers
 from tiebreak.packed.lm_head import read_logits
 from tiebreak.terminal import say
+from tiebreak.upstream import attention_of, fused_output, replace_forward, replaced_forward
 
 TOKENS_CHECKED = 256
 """of the batch that is computed both ways: some seconds of a 135M model on two cores"""
@@ -222,7 +223,7 @@ class Forwards:
     @classmethod
     def of(cls, model: nn.Module, **options: Any) -> Forwards:
         """Those of a model as it is now, with TRL's forward."""
-        return cls(model, whole_model(model).__dict__.get("forward"), **options)
+        return cls(model, replaced_forward(whole_model(model)), **options)
 
     def take(self, path: ForwardPath) -> None:
         """Let the model compute by a path from now on.
@@ -241,18 +242,16 @@ class Forwards:
             take_own_layers(self.model)
         self._restore(base)
         if path in (ForwardPath.PLAIN, ForwardPath.ALONE):
-            base.forward = _own_forward(base, self.temperature, alone=path == ForwardPath.ALONE)
+            replace_forward(base, _own_forward(base, self.temperature, alone=path == ForwardPath.ALONE))
 
     def _restore(self, base: nn.Module) -> None:
-        base.__dict__.pop("forward", None)
-        if self.trl is not None:
-            base.__dict__["forward"] = self.trl
+        replace_forward(base, self.trl)
 
 
 def take_own_layers(model: nn.Module) -> None:
     """Let a model's layers compute by their own code from now on."""
     base = whole_model(model)
-    if base.config._attn_implementation == TREE_ATTENTION:
+    if attention_of(base) == TREE_ATTENTION:
         base.set_attn_implementation("sdpa")
     unfuse_layers(model)
 
@@ -285,8 +284,8 @@ def refuse_packing(model: nn.Module, reason: str) -> None:
 def own_computation(model: nn.Module) -> Iterator[nn.Module]:
     """Let a model compute by nothing but its own code meanwhile; gives the model under PEFT's wrapper."""
     base = whole_model(model)
-    packed = getattr(base.config, "_attn_implementation", None) == TREE_ATTENTION
-    forward = base.__dict__.pop("forward", None)
+    packed = attention_of(base) == TREE_ATTENTION
+    forward = replace_forward(base, None)
     if packed:
         base.set_attn_implementation("sdpa")
     try:
@@ -295,8 +294,7 @@ def own_computation(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         if packed:
             base.set_attn_implementation(TREE_ATTENTION)
-        if forward is not None:
-            base.__dict__["forward"] = forward
+        replace_forward(base, forward)
 
 
 def _own_forward(base: nn.Module, temperature: float, *, alone: bool) -> Callable[..., Any]:
@@ -313,8 +311,6 @@ def _own_forward(base: nn.Module, temperature: float, *, alone: bool) -> Callabl
 
 
 def _own_log_probs(base: Any, kwargs: dict[str, Any], temperature: float, *, alone: bool) -> Any:
-    from trl.trainer.utils import FusedCausalLMOutput
-
     options = dict(kwargs)
     labels, ids, mask = (options.pop(name) for name in ("labels", "input_ids", "attention_mask"))
     wanted = labels[:, 1:] != -100
@@ -341,7 +337,7 @@ def _own_log_probs(base: Any, kwargs: dict[str, Any], temperature: float, *, alo
     def spread(values: Tensor) -> Tensor:
         return values.new_zeros(shape).index_put((rows, at), values)
 
-    return FusedCausalLMOutput(
+    return fused_output(
         loss=-logps.sum() / wanted.sum().clamp(min=1),
         log_probs=spread(logps),
         entropy=spread(entropy),

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 import torch
 from torch import nn
 
+from tiebreak.upstream import without_engine_hooks
+
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
 """whether this process calls modules that no others need to call"""
 
@@ -48,16 +50,12 @@ def at_own_pace(wrapped: nn.Module, model: nn.Module) -> Iterator[None]:
     if not are_sharded(parameters):
         yield
         return
-    from trl.models.utils import add_hooks, remove_hooks
-
-    with gathered(parameters):
-        remove_hooks(wrapped)
+    with gathered(parameters), without_engine_hooks(wrapped):
         token = _apart.set(True)
         try:
             yield
         finally:
             _apart.reset(token)
-            add_hooks(wrapped)
 
 
 def most_of_all(model: nn.Module, calls: int, device: torch.device) -> int:

@@ -8,14 +8,12 @@ would stay locked for good. Elsewhere a process starts from nothing.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import weakref
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 from tiebreak.errors import TiebreakError
 from tiebreak.process.children import follow_parent, passing_on
 from tiebreak.process.stopping import INTERRUPTED, SIGNALS, as_a_new_process
+from tiebreak.upstream import leave_inherited_endings, run_endings
 
 FORK = multiprocessing.get_context("fork")
 Answer = dict[str, Any]
@@ -80,21 +79,14 @@ def _as_its_own(
     as_a_new_process()
     follow_parent(parent)
     os.environ.update(environment)
-    _leave_inherited_endings()
+    leave_inherited_endings()  # W&B's temporary folder is removed once
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         main()
     except KeyboardInterrupt:  # before it could be heeded
         raise SystemExit(INTERRUPTED) from None
     finally:
-        atexit._run_exitfuncs()
-
-
-def _leave_inherited_endings() -> None:
-    """What the process before the fork is to do at its end stays its own: W&B's temporary folder is removed once."""
-    atexit._clear()
-    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+        run_endings()
 
 
 class Ahead:

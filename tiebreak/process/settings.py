@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from tiebreak.errors import end_interrupted, end_stopped
 from tiebreak.process.stopping import leaving_at_once
+from tiebreak.upstream import compile_no_inference_kernel
 
 _RAISES = signal.default_int_handler
 
@@ -79,15 +80,13 @@ def while_importing() -> Iterator[None]:
 def leave_out_inference_kernel() -> None:
     """Without a GPU, DeepSpeed compiles a kernel before it starts, which takes a C++ compiler and half a minute.
 
-    Only tensor-parallel inference calls it. The table says what DeepSpeed may compile for its communication; training's
-    own operators do not ask it.
+    Only tensor-parallel inference calls it.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        import deepspeed.ops
         import torch
 
         if not torch.cuda.is_available():
-            deepspeed.ops.__compatible_ops__ = {}
+            compile_no_inference_kernel()
 
 
 def settle_process() -> None:

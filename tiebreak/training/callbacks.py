@@ -17,6 +17,7 @@ from tiebreak.process.stopping import Stopped, requested
 from tiebreak.progress import Bar, Screen
 from tiebreak.runs.checkpoints import facts_of, mark_complete
 from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.upstream import set_trained_tokens, trained_tokens
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -84,7 +85,7 @@ class NothingToTrainError(Exception):
 class TokenCount(TrainerCallback):
     """Keeps the count of trained tokens (`num_tokens`) in checkpoints: TRL's trainers begin anew at 0 when they resume.
 
-    `_total_train_tokens` is TRL's private counter, of its SFT, reward and DPO trainers; the others have none.
+    Those of SFT, reward training and DPO count; the others do not.
     """
 
     FILE = "tokens.json"
@@ -97,12 +98,13 @@ class TokenCount(TrainerCallback):
     ) -> None:
         file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
         if state.global_step and file.is_file():
-            self.trainer._total_train_tokens = json.loads(file.read_text())
+            set_trained_tokens(self.trainer, json.loads(file.read_text()))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero and hasattr(self.trainer, "_total_train_tokens"):
+        count = trained_tokens(self.trainer)
+        if state.is_world_process_zero and count is not None:
             file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
-            file.write_text(json.dumps(self.trainer._total_train_tokens))
+            file.write_text(json.dumps(count))
 
 
 EVALUATE_NEXT = "evaluate_next"

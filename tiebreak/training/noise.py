@@ -6,27 +6,29 @@ configuration holds: OPT, Seed-OSS, and every attention. Routers of experts add 
 
 from __future__ import annotations
 
-import types
-
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
+
+from tiebreak.upstream import keep_in_evaluation
+
+DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 
 
 def switch_off_noise(model: nn.Module) -> None:
     """Let nothing of a model drop out, and no router draw at random, from now on."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for module in model.modules():
-        if isinstance(module, _DropoutNd):
+        if isinstance(module, DROPOUTS):
             module.p = 0.0
         if any("jitter" in name for name in vars(module)):
-            module.eval()  # a rate may also be a threshold, which stays
-            module.__dict__["train"] = types.MethodType(_stay, module)
+            keep_in_evaluation(module)  # a rate may also be a threshold, which stays
     for holder in (*model.modules(), *configs.values()):
         for name, value in list(vars(holder).items()):
             if isinstance(value, float) and "drop" in name:
                 setattr(holder, name, 0.0)
-
-
-def _stay(module: nn.Module, *_: object) -> nn.Module:
-    """In place of a module's `train`: it stays in evaluation mode."""
-    return module

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -34,6 +34,8 @@ from tiebreak.packed.proof import (
     has_auxiliary_loss,
     prove,
 )
+from tiebreak.terminal import say
+from tiebreak.upstream import Hooks, metrics_of, prepare_batch, set_synchronises
 
 TOKENS_PER_PASS = 640
 """of a pass with its backward, on the CPU. In SFT, reward training and DPO of a 135M model, 1,024 made no difference to
@@ -52,12 +54,14 @@ def default_tokens_per_pass(device: torch.device) -> int:
     return TOKENS_PER_PASS if device.type == "cpu" else TOKENS_PER_PASS_GPU
 
 
-class StepInPasses:
-    """Goes before one of TRL's trainers, whose loss is a mean over the groups of a batch."""
+class StepInPasses(Hooks):
+    """Mixin for TRL's trainers whose loss is a mean over the groups of a batch."""
 
     together = 2
     """rows of a batch that have the same prompt; see tiebreak.packed.packing.pack_padded"""
     tokens_per_pass = TOKENS_PER_PASS
+    losses_that_add_up: ClassVar[frozenset[str]] = frozenset()
+    """the losses of which it is known that a batch's is the mean of its groups'; any other is computed whole"""
     proof: Proof | None = None
     """of the path that is taken; None: `compute_in_passes` was not called"""
     _share = 1.0
@@ -78,14 +82,19 @@ class StepInPasses:
         self.tokens_per_pass = tokens or default_tokens_per_pass(self.args.device)
         forwards = Forwards.of(self.model, together=self.together, tokens_per_pass=self.tokens_per_pass)
         self.proof = prove_step(self, forwards, packed=packed)
+        if reason := self.why_whole():
+            say(f"each batch has one backward pass, as {reason}: a large one takes more time, or more memory")
 
     def path_facts(self) -> dict[str, Any]:
         """For the manifest: how batches were computed."""
         return self.proof.facts() if self.proof else {}
 
-    def is_cut_exactly(self) -> bool:
-        """Whether passes can be computed one by one: not where experts are balanced over the batch."""
-        return self.is_mean_over_groups() and not getattr(self, "aux_loss_enabled", False)
+    def why_whole(self) -> str:
+        """Why a batch is computed as one; empty if it can be cut between groups."""
+        whole = [name for name in self.losses() if name not in self.losses_that_add_up]
+        if whole:
+            return f"the loss {', '.join(whole)} is not among those that are a mean over rows"
+        return "its experts are balanced over the whole batch" if getattr(self, "aux_loss_enabled", False) else ""
 
     def items(self: Any, inputs: dict[str, Any]) -> Tensor | None:
         """What transformers counts in a step of this batch on every process."""
@@ -98,7 +107,7 @@ class StepInPasses:
             return self._step(model, inputs, num_items_in_batch)
         weights = [self.weight(part) for part in parts]
         shares = [weight / max(sum(weights), 1) for weight in weights]
-        logged = {key: len(values) for key, values in self._metrics["train"].items()}
+        logged = {key: len(values) for key, values in metrics_of(self)["train"].items()}
         losses = []
         for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
             self._share = 1.0 if self.adds_up(num_items_in_batch) else share
@@ -128,9 +137,9 @@ class StepInPasses:
         """Whether the losses of passes are already parts of the batch's."""
         return False
 
-    def is_mean_over_groups(self) -> bool:
-        """Whether the loss can be cut, which a trainer must say of itself; if not, the batch is one pass here."""
-        return False
+    def losses(self: Any) -> Sequence[str]:
+        """The names of the losses that are added up."""
+        raise NotImplementedError
 
     def _parts(self: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The batch, cut between groups."""
@@ -139,7 +148,7 @@ class StepInPasses:
     def _groups(self: Any, inputs: dict[str, Any]) -> list[list[int]]:
         """The numbers of the groups of each pass."""
         count = len(inputs["input_ids"]) // self.together
-        if not self.is_cut_exactly():
+        if self.why_whole():
             return [list(range(count))]
         packing = pack_padded(inputs["input_ids"], inputs["attention_mask"], self.together, self.tokens_per_pass)
         if self.accelerator.num_processes > 1:
@@ -168,7 +177,7 @@ class StepInPasses:
 
     def _join_metrics(self: Any, logged: dict[str, int], shares: Sequence[float]) -> None:
         """One value a step where each pass left its own, as TRL averages over values."""
-        for key, values in self._metrics["train"].items():
+        for key, values in metrics_of(self)["train"].items():
             new = values[logged.get(key, 0) :]
             if len(new) != len(shares):
                 continue
@@ -194,7 +203,7 @@ def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
         trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False) and has_auxiliary_loss(trainer.model)
         if trainer.aux_loss_enabled:  # which speaks of the whole batch
             candidates.remove(ForwardPath.ALONE)
-        batch = trainer._prepare_inputs(batch_to_check(trainer))
+        batch = prepare_batch(trainer, batch_to_check(trainer))
         forwards.take(candidates[-1])
         truth = _compute(trainer, batch, [list(range(len(batch["input_ids"]) // trainer.together))])
 
@@ -287,7 +296,7 @@ def _unobserved(trainer: Any) -> Iterator[None]:
             model.to(device)
         model.train(training)
         trainer.tokens_per_pass = tokens
-        trainer._metrics["eval"].clear()
+        metrics_of(trainer)["eval"].clear()
 
 
 @contextmanager
@@ -295,12 +304,12 @@ def more_to_come(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
     """A pass with its backward after which others of the same step follow: no exchange of whole gradients, no update."""
     state = accelerator.gradient_state
     synchronises = state.sync_gradients
-    state._set_sync_gradients(False)  # DeepSpeed updates the weights in the backward pass that ends a step
+    set_synchronises(state, False)  # DeepSpeed updates the weights in the backward pass that ends a step
     try:
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
             yield
     finally:
-        state._set_sync_gradients(synchronises)
+        set_synchronises(state, synchronises)
 
 
 def cut_evenly(order: Sequence[int], number: int) -> list[list[int]]:

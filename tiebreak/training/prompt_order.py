@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
+from tiebreak.upstream import SamplerHook
+
 PROMPT_NUMBER = "prompt_number"
 """the column that says which rows have one prompt"""
 
@@ -48,12 +50,13 @@ class PromptOrder(Sampler[int]):
         return sum(map(len, self.rows.values()))
 
 
-class PromptByPrompt:
+class PromptByPrompt(SamplerHook):
     """Goes before one of TRL's trainers. Rows without a number come in transformers' order."""
 
-    def _get_train_sampler(self: Any, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+    def train_sampler(self: Any, rows: Any) -> Any:
+        if rows is None:
+            rows = self.train_dataset
         if PROMPT_NUMBER not in (getattr(rows, "column_names", None) or ()):
-            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+            return super().train_sampler(rows)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return PromptOrder(rows[PROMPT_NUMBER], seed)

@@ -40,6 +40,7 @@ from tiebreak.training.callbacks import (
     generator_states,
     set_generators,
 )
+from tiebreak.upstream import load_generators, save_checkpoint
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -159,7 +160,7 @@ def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except NothingToTrainError:
-            trainer._load_rng_state(checkpoint)
+            load_generators(trainer, checkpoint)
             trainer.is_in_train = False
             trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         except StepStopped as stopped:
@@ -224,7 +225,7 @@ def _keep_last_step(trainer: Trainer, callback: RunCallback, stopped: StepStoppe
     if state.global_step and not written.exists():
         set_generators(callback.generators)
         callback.stopped_by = stopped.number
-        trainer._save_checkpoint(trainer.model, trial=None)
+        save_checkpoint(trainer)
         trainer.callback_handler.on_save(trainer.args, state, trainer.control)
     kept = f"step {state.global_step} of {state.max_steps} is in {written.parent}" if state.global_step else ""
     raise Stopped(stopped.number, kept)

@@ -1,0 +1,662 @@
+"""The private names of other packages, and what is put in place of their methods: named here and nowhere else.
+
+    python -m tiebreak.upstream        # compares them with what is installed
+
+TRL, transformers, accelerate, PEFT, datasets, bitsandbytes, DeepSpeed and the standard library may change them without
+notice. `NAMES` lists each with the function of ours that rests on it and the reason. The first use of a package compares
+the list with what is installed: a name that is gone, or that takes other arguments, ends the command with a message.
+
+Private methods that a trainer overrides have names of ours in the hooks below: `_compute_loss` is `pair_loss`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from tiebreak.errors import UpstreamError
+
+TESTED = {
+    "trl": "1.16.0",
+    "transformers": "5.23.0",
+    "accelerate": "1.15.0",
+    "peft": "0.21.2",
+    "datasets": "5.2.0",
+    "bitsandbytes": "0.50.2",
+    "deepspeed": "0.19.8",
+}
+"""the versions of constraints.txt"""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name that is no part of a package's public interface."""
+
+    place: str
+    """module:name, module:Class.member, or module:function.name of what a function sets"""
+    serves: str
+    """the function of ours that rests on it"""
+    why: str
+    takes: tuple[str, ...] | None = None
+    """the arguments that we give it, or take in its place and then "…" where others are passed on; None of what is called
+    by nobody here"""
+
+    @property
+    def package(self) -> str:
+        """The one that it is of."""
+        return self.place.partition(":")[0].partition(".")[0]
+
+    @property
+    def owner(self) -> str:
+        """Its class, as module:Class; of a name of a module, nothing that any class is called."""
+        return self.place.rpartition(".")[0]
+
+
+_TRAINER = "transformers.trainer:Trainer"
+_SFT, _DPO, _REWARD = (f"trl.trainer.{name.lower()}_trainer:{name}Trainer" for name in ("SFT", "DPO", "Reward"))
+_GROUPS = ("trl.trainer.grpo_trainer:GRPOTrainer", "trl.trainer.rloo_trainer:RLOOTrainer")
+_LORA = "peft.tuners.lora.layer"
+_FORK = "tiebreak.process.preloaded.run_forked"
+
+NAMES: Mapping[str, tuple[Name, ...]] = {
+    "standard library": (
+        Name(
+            "atexit:_run_exitfuncs",
+            _FORK,
+            "a fork ends by os._exit, which runs none",
+            (),
+        ),
+        Name(
+            "atexit:_clear",
+            _FORK,
+            "what the parent does at its end stays the parent's",
+            (),
+        ),
+        Name("weakref:finalize._registry", _FORK, "as above, of temporary folders"),
+        Name("weakref:finalize._registered_with_atexit", _FORK, "as above"),
+    ),
+    "datasets": (
+        Name(
+            "datasets.arrow_dataset:Dataset.save_to_disk._data_files",
+            "tiebreak.data.arrow.read_saved",
+            "its folders are read without it",
+        ),
+    ),
+    "bitsandbytes": (
+        Name(
+            "bitsandbytes.nn:Linear4bit.support_avx512bf16_for_cpu",
+            "tiebreak.models.load.load_base",
+            "a layer called in evaluation mode repacks its weights, which then have no gradient",
+        ),
+    ),
+    "deepspeed": (
+        Name(
+            "deepspeed.ops:__compatible_ops__",
+            "tiebreak.process.settings.leave_out_inference_kernel",
+            "without a GPU it compiles a kernel that training never calls, for half a minute",
+        ),
+    ),
+    "accelerate": (
+        Name(
+            "accelerate.state:GradientState._set_sync_gradients",
+            "tiebreak.training.passes.more_to_come",
+            "a pass that others follow exchanges no gradients; accelerator.accumulate counts batches, not passes",
+            ("self", "sync_gradients"),
+        ),
+        Name(
+            "accelerate.hooks:add_hook_to_module._hf_hook",
+            "tiebreak.packed.fused.fuse_layers",
+            "a module whose weights are moved when it is called is left as it is",
+        ),
+    ),
+    "transformers": (
+        Name(
+            "transformers.configuration_utils:PreTrainedConfig._attn_implementation",
+            "tiebreak.packed.forward.pack_forward",
+            "the attention in force has a setter (set_attn_implementation) and no reader",
+        ),
+        Name(
+            f"{_TRAINER}._get_train_sampler",
+            "tiebreak.training.prompt_order.PromptByPrompt",
+            "rows of one prompt come side by side",
+            ("self", "train_dataset"),
+        ),
+        Name(
+            f"{_TRAINER}._prepare_inputs",
+            "tiebreak.training.passes.prove_step",
+            "a batch on the device",
+            ("self", "inputs"),
+        ),
+        Name(
+            f"{_TRAINER}._load_rng_state",
+            "tiebreak.training.stage.train",
+            "generators as the checkpoint left them, where nothing is left to train",
+            ("self", "checkpoint"),
+        ),
+        Name(
+            f"{_TRAINER}._save_checkpoint",
+            "tiebreak.training.stage.train",
+            "a checkpoint of the last whole step, when a signal came within the next",
+            ("self", "model", "trial"),
+        ),
+        Name(
+            f"{_TRAINER}._save",
+            "preference.ppo.loop.ScoredLoop",
+            "of a backbone, checkpoints hold what trains",
+            ("self", "output_dir", "state_dict"),
+        ),
+        Name(
+            f"{_TRAINER}._load_from_checkpoint",
+            "preference.ppo.loop.ScoredLoop",
+            "and are read back so",
+            ("self", "resume_from_checkpoint", "model"),
+        ),
+    ),
+    "peft": (
+        Name(
+            "peft.tuners.tuners_utils:BaseTunerLayer._active_adapter",
+            "tiebreak.models.load.active_adapter",
+            "set_adapter also switches what trains",
+        ),
+        Name(
+            "peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters",
+            "preference.policy.adapters.merged_adapter",
+            "enable_adapters also switches what trains",
+        ),
+        *(
+            Name(
+                f"{_LORA}:LoraLayer.{name}",
+                "tiebreak.packed.lora.weights_of",
+                "what a layer computes",
+            )
+            for name in ("lora_A", "lora_B", "lora_dropout", "lora_variant", "lora_bias", "scaling")
+        ),
+        Name(
+            f"{_LORA}:Linear.get_delta_weight",
+            "preference.policy.adapters.merged_adapter",
+            "what the adapter adds to the weights",
+            ("self", "adapter"),
+        ),
+    ),
+    "trl": (
+        Name(
+            "trl.trainer.utils:FusedCausalLMOutput",
+            "tiebreak.packed.forward.pack_forward",
+            "what TRL's losses read of a model",
+            (
+                "loss",
+                "log_probs",
+                "entropy",
+                "log_sum_sq_probs",
+                "mean_logits",
+                "is_top1",
+                "label_mask",
+                "aux_loss",
+            ),
+        ),
+        Name(
+            "trl.models.utils:add_hooks",
+            "tiebreak.packed.sharding.at_own_pace",
+            "ZeRO-3 gathers by layers",
+            ("model",),
+        ),
+        Name("trl.models.utils:remove_hooks", "tiebreak.packed.sharding.at_own_pace", "and here not", ("model",)),
+    ),
+    "trl's trainers": (
+        *(
+            Name(f"{trainer}.{name}", f"tiebreak.training.{serves}", why)
+            for trainer in (_SFT, _DPO, _REWARD)
+            for name, serves, why in (
+                ("_metrics", "passes.StepInPasses", "a step in passes is one row of metrics"),
+                ("_total_train_tokens", "callbacks.TokenCount", "a resumed run counts trained tokens on"),
+            )
+        ),
+        Name(
+            f"{_DPO}._prepare_dataset",
+            "preference.dpo.CheckedDPOTrainer",
+            "rows are tokenised already; TRL would close answers that were cut off",
+            ("self", "dataset", "…"),
+        ),
+        Name(
+            f"{_DPO}._compute_loss",
+            "preference.dpo.CheckedDPOTrainer",
+            "the reference's log-probabilities come from the cache, and are checked",
+            ("self", "model", "inputs", "return_outputs"),
+        ),
+        *(
+            Name(f"{trainer}.{name}", "preference.ppo.groups.GroupLoop", why, takes)
+            for trainer in _GROUPS
+            for name, why, takes in (
+                ("_metrics", "figures of rollouts stand beside TRL's", None),
+                ("_step", "a checkpoint within a rollout keeps the rest of it", None),
+                ("_buffered_inputs", "as above", None),
+                ("_prepare_inputs", "generators are as the checkpoint left them", ("self", "generation_batch")),
+                ("_tokenize_prompts", "prompts are tokenised already", ("self", "prompts")),
+                ("_generate_single_turn", "completions come from our sampler", ("self", "prompt_ids", "…")),
+                (
+                    "_calculate_rewards",
+                    "scores come from our rewards",
+                    ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+                ),
+                ("_generate_and_score_completions", "the first KL is checked", ("self", "inputs")),
+            )
+        ),
+    ),
+}
+"""by part: a package; or of TRL its trainers, each of which is compared when a class of ours is made of it"""
+
+
+# --- the check
+
+
+def require(part: str) -> None:
+    """Refuse an installed package whose private names are not those that Tiebreak was tested with.
+
+    Raises:
+        UpstreamError: names each that changed, and what rests on it.
+    """
+    if part not in _right:
+        _refuse(NAMES[part])
+        _right.add(part)
+
+
+_right: set[str] = set()
+"""parts that were compared"""
+
+
+def _load(module: str) -> Any:
+    """A package's module, once its private names were compared; not before something needs it."""
+    require(module.partition(".")[0])
+    return importlib.import_module(module)
+
+
+def _refuse(names: Iterable[Name]) -> None:
+    faults = {name: fault for name in names if (fault := fault_of(name))}
+    if faults:
+        raise UpstreamError(_message(next(iter(faults)).package, faults.values()))
+
+
+def fault_of(name: Name) -> str:
+    """How a name differs from what is expected, and what rests on it; empty if it does not."""
+    change = _change(name)
+    return f"{name.place} {change}: {name.serves} rests on it" if change else ""
+
+
+def _message(package: str, faults: Iterable[str]) -> str:
+    if package not in TESTED:
+        what, remedy = f"Python {sys.version.split()[0]}", "use Python 3.11 to 3.13"
+    else:
+        what = f"{package} {installed(package)}"
+        remedy = f"Tiebreak is tested with {package} {TESTED[package]}: pip install '{package}=={TESTED[package]}'"
+    return "\n".join(
+        [f"{what} is not what Tiebreak was written for", *(f"  {fault}" for fault in faults), f"  {remedy}"]
+    )
+
+
+def installed(package: str) -> str:
+    """A package's version; "not installed" where it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _change(name: Name) -> str:
+    """How a name differs from what is expected; empty if it does not."""
+    module, _, path = name.place.partition(":")
+    *owners, last = path.split(".")
+    try:
+        owner: Any = importlib.import_module(module)
+        for each in owners:
+            owner = getattr(owner, each)
+    except (ImportError, AttributeError):
+        return "is gone"
+    if name.takes is None:
+        return "" if hasattr(owner, last) or _sets(owner, last) else "is gone"
+    function = getattr(owner, last, None)
+    if not callable(function):
+        return "is gone"
+    if _takes(function, name.takes):
+        return ""
+    return f"takes ({', '.join(inspect.signature(function).parameters)}), not ({', '.join(name.takes)})"
+
+
+def _takes(function: Any, names: tuple[str, ...]) -> bool:
+    """Whether a function takes these arguments first, and needs no others."""
+    try:
+        taken = list(inspect.signature(function).parameters.values())
+    except ValueError:  # a builtin that does not say
+        return True
+    given = tuple(name for name in names if name != "…")
+    others = [each for each in taken[len(given) :] if each.default is each.empty and each.kind not in _VARIADIC]
+    return tuple(each.name for each in taken[: len(given)]) == given and ("…" in names or not others)
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _sets(owner: Any, name: str) -> bool:
+    """Whether a function, or a method of a class, names an attribute or a key so."""
+    values = [value for each in owner.__mro__ for value in vars(each).values()] if isinstance(owner, type) else [owner]
+    codes = [value.__code__ for value in values if inspect.isfunction(value)]
+    return any(name in code.co_names or name in code.co_consts for code in codes)
+
+
+# --- methods that a trainer of ours overrides
+
+
+class Hooks:
+    """Mixin for a trainer of TRL's or transformers': what `NAMES` has of it is compared when a class is made of both."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        theirs = {f"{each.__module__}:{each.__qualname__}" for each in cls.__mro__}
+        _refuse(name for names in NAMES.values() for name in names if name.owner in theirs)
+
+
+class SamplerHook(Hooks):
+    """The order of training rows."""
+
+    def train_sampler(self: Any, rows: Any) -> Any:
+        """The sampler of the training set, or of other rows."""
+        return super()._get_train_sampler(rows)  # type: ignore[misc]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.train_sampler(train_dataset)
+
+
+class InputsHook(Hooks):
+    """A batch as the loss takes it."""
+
+    def prepare_inputs(self: Any, inputs: Any) -> Any:
+        """The batch on the device."""
+        return super()._prepare_inputs(inputs)  # type: ignore[misc]
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return self.prepare_inputs(inputs)
+
+
+class CheckpointHooks(Hooks):
+    """What is written into a checkpoint, and read from it."""
+
+    def save_weights(self: Any, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
+        """Write the model's weights."""
+        super()._save(folder, state)  # type: ignore[misc]
+
+    def save_whole_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        """Write weights, optimizer and generators."""
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def load_weights(self: Any, checkpoint: str, model: Any = None) -> None:
+        """Read a checkpoint's weights."""
+        super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        self.save_weights(output_dir, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.save_whole_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_weights(resume_from_checkpoint, model)
+
+
+class PairHooks(Hooks):
+    """TRL's DPOTrainer."""
+
+    def prepare_rows(self: Any, rows: Any, *others: Any, **options: Any) -> Any:
+        """The data set, tokenised."""
+        return super()._prepare_dataset(rows, *others, **options)  # type: ignore[misc]
+
+    def pair_loss(self: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """The loss of a batch of pairs."""
+        return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
+
+    def _prepare_dataset(self, dataset: Any, *others: Any, **options: Any) -> Any:
+        return self.prepare_rows(dataset, *others, **options)
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        return self.pair_loss(model, inputs, return_outputs)
+
+
+class GroupHooks(InputsHook):
+    """TRL's trainers that draw groups of completions."""
+
+    def tokenize_prompts(self, prompts: list[str]) -> list[list[int]]:
+        """Token ids of the prompts that the data set names."""
+        raise NotImplementedError
+
+    def draw_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Token ids of a completion for each prompt."""
+        raise NotImplementedError
+
+    def score_completions(self, prompts: list[str], completion_ids: list[list[int]]) -> Any:
+        """The scores of all processes' completions, shape (completions, rewards)."""
+        raise NotImplementedError
+
+    def roll_out(self: Any, inputs: Any) -> Any:
+        """A rollout as the loss takes it: completions, advantages and what they are made of."""
+        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+
+    def micro_batches_taken(self: Any) -> int:
+        """Of all rollouts so far."""
+        return int(self._step)
+
+    def buffered_rollout(self: Any) -> Any:
+        """The rollout that micro-batches are taken from."""
+        return self._buffered_inputs
+
+    def take_up_rollout(self: Any, taken: int, buffered: Any) -> None:
+        """Continue with a rollout of which some micro-batches were taken."""
+        self._step, self._buffered_inputs = taken, buffered
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return self.tokenize_prompts(prompts), None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
+        return self.draw_completions(prompt_ids)
+
+    def _calculate_rewards(self, inputs: Any, prompts: list[str], completions: Any, completion_ids_list: Any) -> Any:
+        return self.score_completions(prompts, completion_ids_list)
+
+    def _generate_and_score_completions(self, inputs: Any) -> Any:
+        return self.roll_out(inputs)
+
+
+class GRPOHooks(GroupHooks):
+    """GRPO's, whose sampler may return log-probabilities of its own beside the completions."""
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
+        return self.draw_completions(prompt_ids), None
+
+
+# --- trainers
+
+
+def load_generators(trainer: Any, checkpoint: str | None) -> None:
+    """Set every random generator as it was when a checkpoint was written."""
+    require("transformers")
+    trainer._load_rng_state(checkpoint)
+
+
+def save_checkpoint(trainer: Any) -> None:
+    """Write a checkpoint now."""
+    require("transformers")
+    trainer._save_checkpoint(trainer.model, trial=None)
+
+
+def prepare_batch(trainer: Any, batch: Any) -> Any:
+    """A collated batch as the trainer's loss takes it."""
+    require("transformers")
+    return trainer._prepare_inputs(batch)
+
+
+def metrics_of(trainer: Any) -> dict[str, dict[str, list[float]]]:
+    """What one of TRL's trainers has measured since its last log, under `train` and `eval`."""
+    metrics: dict[str, dict[str, list[float]]] = trainer._metrics
+    return metrics
+
+
+def trained_tokens(trainer: Any) -> int | None:
+    """How many tokens one of TRL's trainers has trained on; None of a trainer that does not count them."""
+    return getattr(trainer, "_total_train_tokens", None)
+
+
+def set_trained_tokens(trainer: Any, count: int) -> None:
+    """Let it count on from there: a resumed one begins at 0."""
+    trainer._total_train_tokens = count
+
+
+def set_synchronises(gradient_state: Any, synchronises: bool) -> None:
+    """Whether the next backward pass ends an optimizer step, for accelerate and what stands on it."""
+    require("accelerate")
+    gradient_state._set_sync_gradients(synchronises)
+
+
+@contextmanager
+def without_engine_hooks(wrapped: Any) -> Iterator[None]:
+    """Without DeepSpeed's hooks on a model's modules, which gather sharded weights layer by layer."""
+    utils = _load("trl.models.utils")
+    utils.remove_hooks(wrapped)
+    try:
+        yield
+    finally:
+        utils.add_hooks(wrapped)
+
+
+# --- models
+
+
+def attention_of(model: Any) -> str | None:
+    """The attention that a model computes by, as `set_attn_implementation` takes it."""
+    require("transformers")
+    attention: str | None = getattr(model.config, "_attn_implementation", None)
+    return attention
+
+
+def fused_output(**values: Any) -> Any:
+    """What TRL's losses read of a causal model that is called with `fused_lm_head=True`."""
+    return _load("trl.trainer.utils").FusedCausalLMOutput(**values)
+
+
+def moves_weights(module: Any) -> bool:
+    """Whether accelerate brings a module's weights to the device when it is called."""
+    return hasattr(module, "_hf_hook")
+
+
+def replaced_forward(module: Any) -> Callable[..., Any] | None:
+    """The function that is called in place of a module's own forward; None where none is."""
+    forward: Callable[..., Any] | None = module.__dict__.get("forward")
+    return forward
+
+
+def replace_forward(module: Any, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Call a function in place of a module's own forward, or with None its own again; returns the one before."""
+    before = replaced_forward(module)
+    module.__dict__.pop("forward", None)
+    if forward is not None:
+        module.__dict__["forward"] = forward
+    return before
+
+
+def keep_in_evaluation(module: Any) -> None:
+    """Put a module in evaluation mode, in which `model.train()` leaves it."""
+    module.eval()
+    module.__dict__["train"] = types.MethodType(_stay, module)
+
+
+def _stay(module: Any, *_: object) -> Any:
+    return module
+
+
+def keep_quantized_weights(model: Any) -> None:
+    """Let no 4-bit layer repack its weights when it is called in evaluation mode: repacked ones have no gradient."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def adapters_set(layers: Iterable[Any], names: list[str]) -> Iterator[None]:
+    """Compute with these adapters on PEFT's layers meanwhile, and leave what trains as it is."""
+    require("peft")
+    before = [(layer, layer._active_adapter) for layer in layers]
+    for layer, _ in before:
+        layer._active_adapter = list(names)
+    try:
+        yield
+    finally:
+        for layer, own in before:
+            layer._active_adapter = own
+
+
+@contextmanager
+def adapters_off(layers: Iterable[Any]) -> Iterator[None]:
+    """Compute with no adapter on PEFT's layers meanwhile, and leave what trains as it is."""
+    require("peft")
+    before = [(layer, layer._disable_adapters) for layer in layers]
+    for layer, _ in before:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, own in before:
+            layer._disable_adapters = own
+
+
+# --- processes and files
+
+
+def compile_no_inference_kernel() -> None:
+    """Empty the table of what DeepSpeed may compile for its communication; training's own operators do not ask it."""
+    _load("deepspeed.ops").__compatible_ops__ = {}
+
+
+def leave_inherited_endings() -> None:
+    """In a fork: forget what the process before it is to do at its end."""
+    import atexit
+    import weakref
+
+    require("standard library")
+    atexit._clear()
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+
+
+def run_endings() -> None:
+    """In a fork, which ends without them: what it is to do at its end."""
+    import atexit
+
+    atexit._run_exitfuncs()
+
+
+def saved_files(state: Mapping[str, Any]) -> list[str]:
+    """The names of the files in a folder of `Dataset.save_to_disk`, by its state.json.
+
+    Raises:
+        KeyError: the state does not name them.
+    """
+    return [str(file["filename"]) for file in state["_data_files"]]
+
+
+# --- all of it
+
+
+def main() -> None:
+    """`python -m tiebreak.upstream`"""
+    for package, tested in TESTED.items():
+        print(f"{package} {installed(package)}, tested with {tested}")
+    faults = [fault for names in NAMES.values() for name in names if (fault := fault_of(name))]
+    print(*faults or ["every private name is as expected"], sep="\n")
+    raise SystemExit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
