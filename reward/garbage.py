@@ -48,7 +48,7 @@ def make_garbage(
     for place, example in enumerate(picked):
         texts = {
             "repeated": _repeated(example.source.chosen_text),
-            "copied": _without_ends(example.source.prompt[-1].content, chat),
+            "copied": chat.without_marks(example.source.prompt[-1].content).strip(),
         }
         made.append(Garbage("empty", "", [*_prompt(example, chat), chat.end_id], example))
         made += [Garbage(kind, text, _ids(example, text, chat), example) for kind, text in texts.items()]
@@ -76,15 +76,10 @@ def _overlong(example: EncodedPreference, others: Sequence[str], chat: Chat, lim
 
 
 def _ids(example: EncodedPreference, text: str, chat: Chat) -> list[int]:
-    prompt, completion = chat.encode_completion(example.source.prompt, text, tools=example.source.tools)
+    answer = chat.without_marks(text)  # pieces of a thought are none
+    prompt, completion = chat.encode_completion(example.source.prompt, answer, tools=example.source.tools)
     return prompt + completion
 
 
 def _prompt(example: EncodedPreference, chat: Chat) -> list[int]:
     return chat.encode_prompt(example.source.prompt, example.source.tools)
-
-
-def _without_ends(text: str, chat: Chat) -> str:
-    for token in chat.stop_ids:
-        text = text.replace(str(chat.tokenizer.decode([token])), "")
-    return text.strip()

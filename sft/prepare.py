@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.configuration import PrepareConfig, SplitShares
 from tiebreak.command.launch import stage_main
@@ -26,7 +26,7 @@ from tiebreak.data.reading import Reading, Rules, faults_of, read, settle
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.splits import named_splits
 from tiebreak.data.text import BadRow
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.records import (
     Demonstration,
     Messages,
@@ -42,6 +42,9 @@ from tiebreak.records import (
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
+
+if TYPE_CHECKING:
+    from tiebreak.models.chat import Chat
 
 
 @dataclass(frozen=True)
@@ -361,15 +364,24 @@ def _prompt_text(prompt: Prompt) -> str:
 
 
 def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
-    """Drop what is longer than the limits; returns the lengths in tokens of what stays."""
+    """Drop what is longer than the limits; returns the lengths in tokens of what stays.
+
+    Raises:
+        DataError: with every row that the chat template cannot take (on_bad_row: drop drops them too); or none is left.
+    """
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_chat
 
     chat = load_chat(find_model(config.policy, trust_remote_code=config.trust_remote_code), config.chat)
     lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
+    unrendered: list[Dropped] = []
     prompts: list[tuple[str, Prompt]] = []
     for where, prompt in data.prompts:
-        length = len(chat.encode_prompt(prompt.messages, prompt.tools))
+        try:
+            length = len(chat.encode_prompt(prompt.messages, prompt.tools))
+        except HandoffError as error:
+            unrendered.append(Dropped(where, str(error), _prompt_text(prompt)))
+            continue
         if length > config.max_prompt_tokens:
             reason = f"the prompt has {length} tokens, more than max_prompt_tokens ({config.max_prompt_tokens})"
             data.dropped.append(Dropped(where, reason, _prompt_text(prompt)))
@@ -377,32 +389,34 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
             lengths["prompt_tokens"].append(length)
             prompts.append((where, prompt))
     demonstrations: list[tuple[str, Demonstration]] = []
-    _refuse_ends(data.demonstrations, [chat.tokenizer.decode([token]) for token in chat.stop_ids])
     for where, shown in data.demonstrations:
-        written = chat.encode_side(shown.prompt.messages, shown.answers, tools=shown.prompt.tools)
-        before, after = written.prompt, written.completion
-        if len(before) > config.max_prompt_tokens or len(after) > config.max_completion_tokens:
-            reason = f"{len(before)} + {len(after)} tokens, more than max_prompt_tokens or max_completion_tokens"
+        try:
+            before, after = _token_counts(shown, chat)
+        except HandoffError as error:
+            unrendered.append(Dropped(where, str(error), _prompt_text(shown.prompt)))
+            continue
+        if before > config.max_prompt_tokens or after > config.max_completion_tokens:
+            reason = f"{before} + {after} tokens, more than max_prompt_tokens or max_completion_tokens"
             data.dropped.append(Dropped(where, reason, _prompt_text(shown.prompt)))
         else:
-            lengths["completion_tokens"].append(len(after))
+            lengths["completion_tokens"].append(after)
             demonstrations.append((where, shown))
+    if unrendered and (config.on_bad_row == "refuse" or not (prompts or demonstrations)):
+        faults = [f"{one.where}: {one.reason}" for one in unrendered]
+        raise DataError(f"{len(faults)} row(s) cannot be rendered as they are; nothing was written", faults)
+    data.dropped += unrendered
     data.prompts, data.demonstrations = prompts, demonstrations
     if not prompts and not demonstrations:
         raise DataError("every row is longer than max_prompt_tokens or max_completion_tokens: raise them")
     return lengths
 
 
-def _refuse_ends(demonstrations: Sequence[tuple[str, Demonstration]], ends: Sequence[str]) -> None:
-    """Refuse answers that hold a token that ends a turn, which the chat template writes already."""
-    faults = [
-        f"{where}: the completion holds {end!r}: there would be two end-of-sequence tokens; remove it"
-        for where, shown in demonstrations
-        for end in ends
-        if any(end in message.content for message in shown.answers)
-    ]
-    if faults:
-        raise DataError(f"{len(faults)} fault(s) in the data; nothing was written", faults)
+def _token_counts(shown: Demonstration, chat: Chat) -> tuple[int, int]:
+    """(tokens of the prompt, tokens that follow it) as SFT learns them."""
+    asked = shown.prompt.messages
+    before = len(chat.encode_prompt(asked, shown.prompt.tools))
+    examples = chat.encode_conversation((*asked, *shown.answers), True, shown.prompt.tools, len(asked))
+    return before, max(len(example.input_ids) for example in examples) - before
 
 
 def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:

@@ -400,7 +400,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         ),
         "an end of sequence in prepare": Case(
             words("prepare", "an end of sequence in prepare", *policy, "--demonstrations", ended),
-            (f"{ended}:1: the completion holds '<|im_end|>'", "two end-of-sequence tokens", "remove it"),
+            ("1 row(s) cannot be rendered", f"{ended}:1: two end-of-sequence tokens ('<|im_end|>')", "remove it"),
         ),
         "a full disk": Case(
             words(

@@ -30,7 +30,7 @@ from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.functions import UserFunction
 from tiebreak.models.adapters import ADAPTER_FILE, belongs_to, read_peft_config
-from tiebreak.models.chat import Chat
+from tiebreak.models.chat import Chat, encode_each
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.models.load import is_quantized, load_trained_reward_model
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
@@ -325,8 +325,17 @@ def load_reward(
     def read(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
         asked = conversations.prompt(prompt)
         finished = conversations.chat.ends(completion)
-        before, after = own.encode_completion(asked.messages, conversations.text(completion), finished, asked.tools)
+        text = conversations.text(completion)
+        try:
+            before, after = own.encode_completion(asked.messages, text, finished, asked.tools)
+        except HandoffError:  # a policy may write what ends a turn in this model's language
+            before, after = own.encode_completion(asked.messages, own.without_marks(text), finished, asked.tools)
         return before + after
+
+    prompts = list(conversations.prompts.values())
+    encode_each(
+        prompts, lambda one: own.encode_prompt(one.messages, one.tools), f"prompts, as {reward.name} reads them,"
+    )
 
     return RewardApart(reward.name, weight, model, own.pad_id, read, scale, spread_penalty)
 

@@ -6,6 +6,7 @@ was written, one example trains both answers; where it rewrites earlier turns, e
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Sequence
@@ -188,13 +189,21 @@ FEEDING_PLAN = {
 }
 
 
-def load(name: str, **settings: Any) -> Chat:
-    """A template's chat, with what its family's models name as end tokens."""
+@functools.cache
+def tokenizer_of(name: str) -> Any:
+    """A template's tokenizer, its padding apart from its end."""
     template = TEMPLATES[name]
     tokenizer = template.tokenizer()
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.pad_token = next(token for token in template.special if token != tokenizer.eos_token)
+    return tokenizer
+
+
+def load(name: str, **settings: Any) -> Chat:
+    """A template's chat, with what its family's models name as end tokens."""
+    template, tokenizer = TEMPLATES[name], tokenizer_of(name)
     stops = [tokenizer.convert_tokens_to_ids(token) for token in template.stops]
+    tokenizer.chat_template = template.text
     if settings.get("chat_template"):
         tokenizer.chat_template = TEMPLATES[settings["chat_template"]].text
     return build_chat(tokenizer, ChatSettings.model_validate(settings), stops, name=name)

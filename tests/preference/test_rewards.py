@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +24,14 @@ from preference.policy.rewards import (
     score_all,
 )
 from tiebreak.config import AdapterConfig, TrainingConfig
-from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.models.chat import build_chat
 from tiebreak.models.find import ModelSource, base_sha256
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.save import adapter_state, save_adapter
 from tiebreak.models.tokenizers import load_tokenizer
+from tiebreak.models.turns import find_template
 from tiebreak.records import Message, Prompt
 from tiebreak.runs.run import read_manifest, read_metrics
 
@@ -112,6 +115,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["basil", "iron"])
     tokenizer.save_pretrained(other)
+    ends = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("basil")]}
+    (other / "generation_config.json").write_text(json.dumps(ends))
     judge = source_of(other)
     own = load_tokenizer(judge)
     adapter = AdapterConfig(r=4, alpha=8)
@@ -138,6 +143,19 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     assert list(read) == before + after
     assert list(read) != prompt + completion
     assert loaded.read(prompt, completion[:-1])[-1] != own.eos_token_id  # cut off there, cut off here
+    _, holds_an_end = build_chat(mine).encode_completion(ASK, "Feed basil daily.")
+    assert own.decode(loaded.read(prompt, holds_an_end)) == own.decode(
+        [*before, *own("Feed  daily.<|im_end|>")["input_ids"]]
+    )
+
+    gemma = copy.deepcopy(own)
+    gemma.chat_template = find_template("gemma", own)
+    gemma.save_pretrained(final)
+    (final / "chat_template.jinja").write_text(gemma.chat_template)
+    asked = (Message(role="system", content="Be brief."), *ASK)
+    told = Conversations(build_chat(mine), {(1,): Prompt(id="prompt-2", messages=asked)})
+    with pytest.raises(DataError, match=r"1 of 1 prompts, as judge reads them, cannot be rendered"):
+        load_reward(replace(reward, pinned={}), 1.0, backbone, policy, told, TRAINING, "reward")
 
 
 def test_rloo_through_the_command_line_on_a_function(tiny_model: Path, raw_data: Path, tmp_path: Path) -> None:

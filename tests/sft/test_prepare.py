@@ -222,6 +222,57 @@ def gathered(count: int, shown: int) -> Gathered:
     return data
 
 
+def test_rows_that_the_template_refuses_are_listed_together_or_dropped(tmp_path: Path, tiny_model: Path) -> None:
+    """Gemma takes no system message and no two messages of one role."""
+    ask = {"role": "user", "content": "Why pale?"}
+    prompts = [{"prompt": [ask]}, {"prompt": [{"role": "system", "content": "Be brief."}, ask]}]
+    shown = [
+        {"prompt": [ask, ask], "completion": "Add iron."},
+        {"prompt": "How much?", "completion": "2 ml<|im_end|>."},
+    ]
+    gemma = {"chat_template": "gemma"}
+    with pytest.raises(DataError, match=r"3 row\(s\) cannot be rendered as they are; nothing was written") as caught:
+        run(tmp_path / "refused", tiny_model, prompts, shown, **gemma)
+    assert [fault.split(":")[1] for fault in caught.value.faults] == ["2", "1", "2"]
+    assert "System role not supported" in caught.value.faults[0]
+    assert "two end-of-sequence tokens" in caught.value.faults[2]
+    dropped = run(tmp_path / "dropped", tiny_model, prompts, shown, **gemma, on_bad_row="drop")
+    assert texts(dropped) == ["Why pale?"]
+    assert [row["where"] for row in read_rows(dropped / "final" / "dropped.jsonl")] == [
+        "prompts.jsonl:2",
+        "demonstrations.jsonl:1",
+        "demonstrations.jsonl:2",
+    ]
+
+
+def test_a_conversation_whose_earlier_turns_the_template_rewrites_is_prepared(tmp_path: Path, tiny_model: Path) -> None:
+    """Qwen3 writes a call otherwise once its answer follows: SFT learns two examples of it, and the longer one counts."""
+    from tiebreak.config import ChatSettings
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_chat
+
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "look", "arguments": {}}]}
+    turns = [call, {"role": "tool", "content": "Yellow."}, {"role": "assistant", "content": "Add iron."}]
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    row = {"prompt": "Why pale?", "completion": turns, "tools": [tool]}
+    made = run(tmp_path, tiny_model, (), [row], chat_template="qwen3")
+    chat = load_chat(find_model(str(tiny_model)), ChatSettings(chat_template="qwen3"))
+    (shown,) = read_demonstrations(str(made))
+    conversation = (*shown.prompt.messages, *shown.answers)
+    whole = chat.tokenizer.apply_chat_template(
+        [
+            {"role": m.role, "content": m.content, "tool_calls": [c.model_dump() for c in m.tool_calls]}
+            for m in conversation
+        ],
+        tools=[tool],
+        tokenize=True,
+        return_dict=False,
+    )
+    asked = chat.encode_prompt(shown.prompt.messages, shown.prompt.tools)
+    newline = 1  # after the answer's end, which the policy does not write
+    assert report_of(made)["lengths"]["completion_tokens"]["max"] == len(whole) - newline - len(asked)
+
+
 def test_the_shares_are_met_to_the_row_and_no_prompt_crosses() -> None:
     prompts, demonstrations = assign_splits(gathered(50, 40), SplitShares(validation=0.1, test=0.3))
     ids = [p.id for p in prompts]

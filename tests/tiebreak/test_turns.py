@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,20 @@ def words(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def family(
-    words: Any, template: str, special: tuple[str, ...], eos: str, ends: tuple[str, ...] = (), **settings: Any
-) -> Chat:
-    """A tokenizer with a family's special tokens and template. `ends`: of the model's generation_config.json."""
+@functools.cache
+def with_tokens(words: Any, special: tuple[str, ...], eos: str) -> Any:
     tokenizer = copy.deepcopy(words)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = special[0], eos, "<file_sep>"
+    return tokenizer
+
+
+def family(
+    words: Any, template: str, special: tuple[str, ...], eos: str, ends: tuple[str, ...] = (), **settings: Any
+) -> Chat:
+    """A tokenizer with a family's special tokens and template. `ends`: of the model's generation_config.json."""
+    tokenizer = with_tokens(words, special, eos)
     tokenizer.chat_template = find_template(template, tokenizer)
     ids = [tokenizer.convert_tokens_to_ids(end) for end in ends]
     return build_chat(tokenizer, ChatSettings(**settings), ids, tokenizer_sha256="of-this-tokenizer")
@@ -127,6 +134,10 @@ def test_an_end_at_which_sampling_would_not_stop_is_refused(words: Any) -> None:
 def test_a_models_own_end_tokens(tmp_path: Path) -> None:
     assert model_end_tokens(tmp_path) == ()
     (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": [4, 5]}}')
+    assert model_end_tokens(tmp_path) == (4, 5)
+    (tmp_path / "config.json").write_text('{"eos_token_id": null, "text_config": {"eos_token_id": [4, 5]}}')
+    assert model_end_tokens(tmp_path) == (4, 5)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
     assert model_end_tokens(tmp_path) == (4, 5)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
     assert model_end_tokens(tmp_path) == (7,)
@@ -383,6 +394,75 @@ def test_a_templates_own_marks_say_what_is_learned(words: Any) -> None:
     chat = build_chat(tokenizer)
     [[text]] = trained(chat, chat.encode_conversation((ASK, ANSWER)))
     assert text.strip() == "Add iron.<|im_end|>"
+
+
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}Note: {% generation %}{{ m.content }}END{% endgeneration %}\n"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_marks_are_found_where_the_template_writes_no_end_and_where_blanks_meet(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = MARKED.replace("END", "{% endgeneration %} over").replace(
+        "over{% endgeneration %}", "over"
+    )
+    chat = build_chat(tokenizer)
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER))) == [[" Add iron.", "<|im_end|>"]]
+    tokenizer.chat_template = MARKED.replace("END", "<|im_end|>").replace("Note: ", "\n\n")
+    chat = build_chat(tokenizer)
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER))) == [["Add iron.<|im_end|>"]]
+
+
+def test_an_answer_of_which_nothing_is_marked_is_refused(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    unmarked = "{% if m.name %}{% generation %}{{ m.name }}{% endgeneration %}{% endif %}{{ m.content }}<|im_end|>"
+    marked = "{% generation %}{{ m.content }}END{% endgeneration %}"
+    tokenizer.chat_template = MARKED.replace(marked, unmarked)
+    chat = build_chat(tokenizer)
+    with pytest.raises(HandoffError, match="what is learned, and nothing of this answer"):
+        chat.encode_conversation((ASK, ANSWER))
+    assert chat.encode_completion([ASK], "")[1][-1] == tokenizer.eos_token_id  # nothing was written: nothing is marked
+
+
+def test_marks_need_a_tokenizer_that_knows_where_its_tokens_stand() -> None:
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = MARKED.replace("END", "</s>")
+    with pytest.raises(HandoffError, match="a tokenizer without a fast backend"):
+        build_chat(tokenizer).encode_conversation((ASK, ANSWER))
+
+
+def test_an_answers_first_blanks_are_its_own_in_sentencepiece_too() -> None:
+    """Llama 2's puts a blank before whatever text it is given, so what follows the prompt is not read by itself."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    corpus = ["user: Why pale?\nassistant: Add iron.  Add 2 ml.\n\n\nHow much?   Be brief."] * 4
+    trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False, special_tokens=["<unk>"])
+    backend.train_from_iterator(corpus, trainer)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("</s>", "<pad>")])
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    for answer in ("Add iron.", "\n\nAdd iron.", " Add", "  Add iron."):
+        prompt, completion = chat.encode_completion([ASK], answer)
+        assert prompt == chat.encode_prompt([ASK])
+        assert tokenizer.decode(prompt + completion).endswith(f"assistant: {answer}</s>")
+    assert [
+        *tokenizer("  Add iron.", add_special_tokens=False)["input_ids"],
+        chat.end_id,
+    ] != completion  # a third blank
 
 
 def test_a_template_that_takes_parts_alone_is_given_parts(words: Any) -> None:

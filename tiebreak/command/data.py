@@ -228,8 +228,10 @@ def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
             yield ", chosen", _coloured(chat, of(chosen))
             yield ", rejected", _coloured(chat, of(rejected))
         elif isinstance(record, Demonstration):
-            written = chat.encode_side(record.prompt.messages, record.answers, tools=record.prompt.tools)
-            yield "", _coloured(chat, of(written))
+            asked = record.prompt
+            conversation = (*asked.messages, *record.answers)
+            for example in chat.encode_conversation(conversation, True, asked.tools, len(asked.messages)):
+                yield "", _coloured(chat, example)
         else:
             ids = chat.encode_prompt(record.messages, record.tools)
             yield "", _coloured(chat, Encoded(ids, [0] * len(ids)))

@@ -275,7 +275,7 @@ class Chat:
             before = self._render_prompt(messages, tools)
             prompt = self._encode(before)
             begun = message.content.lstrip().removeprefix(self.turn.thought_mark).lstrip()
-            rest, _ = self._encode_after(before, prompt, f"{self.turn.thought_open}{begun}")
+            rest = self._encode_after(before, prompt, f"{self.turn.thought_open}{begun}")
             return Written(prompt, rest, [1] * len(rest))
         before = self._render(messages, tools, add_generation_prompt=True)
         after = self._render((*messages, message), tools)
@@ -283,40 +283,54 @@ class Chat:
         if not after.startswith(before):
             raise HandoffError(_NOT_A_PREFIX)
         prompt, text = self._encode(before), after[len(before) :]
-        rest, aligned = self._encode_after(before, prompt, text)
+        rest = self._encode_after(before, prompt, text)
         completion = self._up_to_end(rest, message.content)
-        trained = self._trained(messages, message, tools, prompt, completion, aligned)
+        trained = self._trained((*messages, message), tools, completion, len(rest) - len(completion))
         if finished:
             return Written(prompt, completion, trained)
         # a template may write more than the end token after an answer (Cohere's <|END_RESPONSE|>)
         tail = self.turn.tail
-        cut, _ = self._encode_after(before, prompt, text.removesuffix(tail)) if text.endswith(tail) else (rest, aligned)
-        cut = cut if text.endswith(tail) else completion[:-1]
+        cut = self._encode_after(before, prompt, text.removesuffix(tail)) if text.endswith(tail) else completion[:-1]
         return Written(prompt, cut, (trained[:-1] + [1] * len(cut))[: len(cut)])
 
-    def _encode_after(self, before: str, prompt: list[int], text: str) -> tuple[list[int], bool]:
-        """Ids of the text that follows a prompt, and whether they are those of the whole: the text's first blanks could
-        merge with the prompt's last, and the policy continues the prompt as it is."""
-        whole = self._encode(before + text)
-        aligned = whole[: len(prompt)] == prompt
-        return (whole[len(prompt) :] if aligned else self._encode(text)), aligned
+    def _encode_after(self, before: str, prompt: list[int], text: str) -> list[int]:
+        """Ids of the text that follows a prompt: those of the whole. Where the text's first blanks would merge with the
+        prompt's last, the policy continues the prompt as it is.
 
-    def _trained(
-        self,
-        messages: Sequence[Message],
-        message: Message,
-        tools: Tools,
-        prompt: list[int],
-        completion: list[int],
-        aligned: bool,
-    ) -> list[int]:
+        Raises:
+            HandoffError: the tokenizer has no ids for the text by itself.
+        """
+        whole = self._encode(before + text)
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        for anchor in ("", "\n", "."):  # SentencePiece puts a blank before what it is given
+            start, ids = self._encode(anchor), self._encode(anchor + text)
+            if ids[: len(start)] == start:
+                alone = ids[len(start) :]
+                if self.tokenizer.decode(prompt + alone) == self.tokenizer.decode(whole):
+                    return alone
+        raise HandoffError(
+            "the answer's beginning becomes one token with the end of the prompt, so the policy could not write it: change "
+            f"the answer's first characters, or the end of the template's generation prompt: {text[:80]!r}"
+        )
+
+    def _trained(self, messages: Sequence[Message], tools: Tools, completion: list[int], further: int) -> list[int]:
         """Which tokens of a completion are learned: all, less a masked thought, and less what a template that marks what
-        the assistant writes (`{% generation %}`) leaves unmarked. The end token is always learned."""
-        trained = [1] * len(completion)
-        if aligned and _GENERATION_MARK.search(self.template):
-            marked = self._marks((*messages, message), tools)[len(prompt) : len(prompt) + len(completion)]
-            if len(marked) == len(completion) and any(marked):
-                trained = [int(mark) for mark in marked]
+        the assistant writes (`{% generation %}`) leaves unmarked. The end token is always learned.
+
+        Args:
+            further: how many tokens follow it in what the template writes; −1: its last one is the template's no longer.
+        """
+        trained, message = [1] * len(completion), messages[-1]
+        if _GENERATION_MARK.search(self.template):
+            marks = [*self._marks(messages, tools), *[1] * -further]
+            marked = marks[: len(marks) - max(further, 0)][-len(completion) :]
+            if not any(marked[:-1]) and not message.is_empty:
+                raise HandoffError(
+                    "the chat template marks with {% generation %} what is learned, and nothing of this answer: give one "
+                    f"that marks it with chat_template: {message.content[:80]!r}"
+                )
+            trained = marked
         if self.settings.thinking == "mask" and message.reasoning_content:
             end = _position_after(self.tokenizer, completion, self.turn.thought_close.strip())
             if end is None:
@@ -350,6 +364,13 @@ class Chat:
     def decode_completion(self, ids: Sequence[int]) -> str:
         """The text of a sampled answer, without its thought and special tokens."""
         return self.read(ids).text
+
+    def without_marks(self, text: str) -> str:
+        """A text that others wrote, without what would end a turn or a thought in it."""
+        ends = [str(self.tokenizer.decode([token])) for token in self.stop_ids]
+        for mark in (*ends, self.turn.thought_close.strip(), self.turn.thought_mark):
+            text = text.replace(mark, "") if mark else text
+        return text
 
     def ends(self, ids: Sequence[int]) -> bool:
         """Whether a completion's last token ends a turn."""
@@ -389,6 +410,11 @@ class Chat:
 
     def _marks(self, messages: Sequence[Message], tools: Tools) -> list[int]:
         """1 on the tokens that the template marks as the assistant's."""
+        if not self.tokenizer.is_fast:
+            raise HandoffError(
+                "the chat template marks with {% generation %} what is learned, which a tokenizer without a fast backend "
+                "(tokenizer.json) cannot find again: give a template without such marks with chat_template"
+            )
         rendered = self.tokenizer.apply_chat_template(
             self._as_template_takes(messages),
             tools=list(tools) if tools else None,

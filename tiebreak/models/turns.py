@@ -122,9 +122,9 @@ def marks_of(tokenizer: PreTrainedTokenizerBase, turn: Turn, stop_ids: Sequence[
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Tokens that are marks and not text."""
+    """Tokens that are marks and not text, as the one for what is unknown is."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
+    return (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
 def model_end_tokens(folder: Path) -> tuple[int, ...]:
@@ -133,9 +133,9 @@ def model_end_tokens(folder: Path) -> tuple[int, ...]:
         file = folder / name
         if file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
-            named = values.get("eos_token_id", (values.get("text_config") or {}).get("eos_token_id"))
-            if named is not None:
-                return tuple(named) if isinstance(named, list) else (int(named),)
+            for holder in (values, values.get("text_config") or {}):
+                if (named := holder.get("eos_token_id")) is not None:
+                    return tuple(named) if isinstance(named, list) else (int(named),)
     return ()
 
 
