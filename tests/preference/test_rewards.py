@@ -115,7 +115,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["basil", "iron"])
     tokenizer.save_pretrained(other)
-    ends = {"eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("basil")]}
+    ends = {"eos_token_id": [tokenizer.eos_token_id, *tokenizer(" daily")["input_ids"]]}
     (other / "generation_config.json").write_text(json.dumps(ends))
     judge = source_of(other)
     own = load_tokenizer(judge)
@@ -145,7 +145,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     assert loaded.read(prompt, completion[:-1])[-1] != own.eos_token_id  # cut off there, cut off here
     _, holds_an_end = build_chat(mine).encode_completion(ASK, "Feed basil daily.")
     assert own.decode(loaded.read(prompt, holds_an_end)) == own.decode(
-        [*before, *own("Feed  daily.<|im_end|>")["input_ids"]]
+        [*before, *own("Feed basil.<|im_end|>")["input_ids"]]
     )
 
     gemma = copy.deepcopy(own)

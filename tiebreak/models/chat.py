@@ -367,10 +367,12 @@ class Chat:
 
     def without_marks(self, text: str) -> str:
         """A text that others wrote, without what would end a turn or a thought in it."""
-        ends = [str(self.tokenizer.decode([token])) for token in self.stop_ids]
-        for mark in (*ends, self.turn.thought_close.strip(), self.turn.thought_mark):
+        for mark in (*self._names_of_ends(), *self.marks, self.turn.thought_close.strip(), self.turn.thought_mark):
             text = text.replace(mark, "") if mark else text
         return text
+
+    def _names_of_ends(self) -> list[str]:
+        return [str(self.tokenizer.decode([token], skip_special_tokens=False)) for token in self.stop_ids]
 
     def ends(self, ids: Sequence[int]) -> bool:
         """Whether a completion's last token ends a turn."""
@@ -452,9 +454,12 @@ class Chat:
     def _require_no_turn_marks(self, messages: Sequence[Message]) -> None:
         """Refuse text that holds a mark of the template's own: a conversation that is rendered already, or one whose text
         would end its turn and begin another's."""
+        ends = self._names_of_ends()
         for message in messages:
             for mark in self.marks:
                 if mark in message.content:
+                    if message.role == "assistant" and mark in ends:
+                        raise _two_ends(mark, message.content)
                     raise HandoffError(
                         f"the text of the {message.role} holds {mark!r}, which this tokenizer reads as the chat template's "
                         f"own mark: give messages or plain text, or leave the row out: {message.content[:80]!r}"
@@ -463,8 +468,7 @@ class Chat:
     def _require_no_mark(self, message: Message, finished: bool) -> None:
         """Refuse an answer with a mark in its text that the template would take for its own."""
         text = f"{message.content}{message.reasoning_content or ''}"
-        for token in self.stop_ids:
-            name = str(self.tokenizer.decode([token], skip_special_tokens=False))
+        for name in self._names_of_ends():
             if name and name in text:
                 raise _two_ends(name, message.content)
         closing = self.turn.thought_close.strip()
