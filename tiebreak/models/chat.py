@@ -107,6 +107,8 @@ class Chat:
     tokenizer_sha256: str = ""
     content_in_parts: bool = False
     """whether the template takes content as a list of parts alone"""
+    vocabulary: int | None = None
+    """for how many tokens the model has weights"""
     marks: tuple[str, ...] = ()
     """special tokens that the template writes around turns, or that end one"""
     _rendered: set[tuple[object, ...]] = field(default_factory=set, compare=False, repr=False)
@@ -433,6 +435,12 @@ class Chat:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             raise HandoffError("the chat template writes two beginning-of-sequence tokens: fix the template")
+        if self.vocabulary is not None and ids and (largest := max(ids)) >= self.vocabulary:
+            raise HandoffError(
+                f"the tokenizer has a token ({self.tokenizer.decode([largest])!r}, number {largest}) that the model has no "
+                f"weights for, whose vocabulary is of {self.vocabulary}: use the model's own tokenizer, or resize its "
+                "embeddings"
+            )
         return ids
 
     def _up_to_end(self, rest: list[int], text: str) -> list[int]:
@@ -609,11 +617,13 @@ def build_chat(
     model_end_ids: Sequence[int] = (),
     tokenizer_sha256: str = "",
     name: str = "the model",
+    vocabulary: int | None = None,
 ) -> Chat:
     """A tokenizer with what its template and its model say of turns.
 
     Args:
         model_end_ids: the end tokens that the model names for its own generation.
+        vocabulary: for how many tokens the model has weights.
 
     Raises:
         HandoffError: the tokenizer has no template or end, the template writes no answers, or it ends them with a token
@@ -638,7 +648,7 @@ def build_chat(
         end = int(tokenizer.eos_token_id) if written is None else written
         stop_ids = tuple(sorted({end, *model_ends}))
     marks = marks_of(tokenizer, turn, stop_ids)
-    return Chat(tokenizer, stop_ids, end, template, turn, settings, tokenizer_sha256, parts, marks)
+    return Chat(tokenizer, stop_ids, end, template, turn, settings, tokenizer_sha256, parts, vocabulary, marks)
 
 
 def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -36,6 +36,8 @@ TRUST = (
 
 
 MODEL_FILE = "model.json"
+CHAT_FILE = "tiebreak_chat.json"
+"""beside merged weights: how the policy was trained to read conversations, where that is not the template's default"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,26 @@ def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = 
     if is_adapter(path):
         return _find_adapter(path, kind, trust_remote_code)
     base_path = find_base(name, trust_remote_code)
-    return ModelSource(name, kind, name, name, base_path, base_sha256(base_path), None, trust_remote_code)
+    chat = _read_json(base_path / CHAT_FILE)
+    pinned = {"chat": chat} if chat else {}
+    return ModelSource(
+        name, kind, name, name, base_path, base_sha256(base_path), None, trust_remote_code, pinned=pinned
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file of a model's folder says; nothing where there is none.
+
+    Raises:
+        HandoffError: it is broken.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HandoffError(f"{path} cannot be read ({error}): restore it, or write the folder again") from error
+    return dict(values) if isinstance(values, dict) else {}
 
 
 def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
@@ -100,7 +121,8 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     run = path.parent.parent
     made_here = path.parent.name == "checkpoints" and (run / RUN_FILE).is_file()
     config = read_run_file(run)["config"] if made_here else {}
-    base, chat = bundled_name(str(values.get("base_model_name_or_path") or "")), {}
+    copied = _read_json(path / MODEL_FILE)  # of a run's final folder that was taken out of it
+    base, chat = bundled_name(str(values.get("base_model_name_or_path") or "")), dict(copied.get("chat") or {})
     if config:
         with suppress(TiebreakError):
             began_as = find_model(config["policy"], kind, trust_remote_code)
@@ -115,8 +137,12 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     except ModelError as error:
         raise ModelError(f"{path} is an adapter on {base}, which is not to be had ({error})") from error
     identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
-    quantized = ((config.get("adapter") or {}).get("method")) == "qlora"
-    pinned = {"quantized": quantized, "chat": chat, "adapter": to_adapter_config(values, quantized).model_dump()}
+    quantized = copied.get("quantized") or ((config.get("adapter") or {}).get("method")) == "qlora"
+    pinned = {
+        "quantized": bool(quantized),
+        "chat": chat,
+        "adapter": to_adapter_config(values, bool(quantized)).model_dump(),
+    }
     name, weights = str(path), base_sha256(base_path)
     return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)
 
@@ -126,11 +152,15 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
     final = Path(name) / "final"
     if not (final / MODEL_FILE).is_file():
         raise HandoffError(f"{name} holds a finished {manifest['stage']!r} run, which has no model in it")
-    pinned = json.loads((final / MODEL_FILE).read_text())
+    pinned = _read_json(final / MODEL_FILE)
+    if missing := {"kind", "base", "base_sha256", "adapter_sha256"} - pinned.keys():
+        raise HandoffError(f"{final / MODEL_FILE} is broken (no {' and no '.join(sorted(missing))}): train it again")
     if pinned["kind"] != kind:
         article = "a reward model" if pinned["kind"] == "reward" else "a policy"
         raise HandoffError(f"{name} is {article}, and a {kind} model was asked for here")
     for file, expected in ((ADAPTER_FILE, pinned["adapter_sha256"]),):
+        if not (final / file).is_file():
+            raise HandoffError(f"{final / file} is missing: copy the whole folder, or train it again")
         if hash_file(final / file) != expected:
             raise HandoffError(f"{final / file} is not the file that was saved: its hash differs; train it again")
     base_path = find_base(pinned["base"], trust_remote_code)

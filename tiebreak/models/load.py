@@ -77,6 +77,7 @@ def load_base(
     Under ZeRO-3 this must be called before the training arguments are made: the model is loaded whole and DeepSpeed
     shards it when training starts, which keeps adapters that are copied or saved here whole as well.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
@@ -105,7 +106,7 @@ def load_base(
     transformers_logging.disable_progress_bar()
     try:
         model = loader.from_pretrained(source.base_path, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise load_error(source, "the model" if kind == "policy" else "a classifier of it", error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -25,6 +25,7 @@ from tiebreak.data.conversations import to_messages
 from tiebreak.errors import HandoffError, exit_with_message
 from tiebreak.process.preloaded import Ahead, Answer, answered, may_fork
 from tiebreak.process.settings import while_importing
+from tiebreak.records import write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -202,8 +203,9 @@ def _verify(model: PeftModel, final: Path, threads: int | None) -> float:
 
 
 def _merge(model: PeftModel, chat: Chat, final: Path, folder: Path) -> None:
-    from tiebreak.models.find import copy_code
+    from tiebreak.models.find import CHAT_FILE, copy_code
     from tiebreak.models.probe import verify_probe
+    from tiebreak.models.save import pinned_chat
 
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -214,6 +216,8 @@ def _merge(model: PeftModel, chat: Chat, final: Path, folder: Path) -> None:
     try:
         whole.save_pretrained(temporary)
         chat.tokenizer.save_pretrained(temporary)
+        if stated := pinned_chat(chat.settings):
+            write_json(temporary / CHAT_FILE, stated["chat"])
         copy_code(final, temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)

@@ -64,7 +64,7 @@ def save_adapter(
         "quantized": adapter.method == "qlora",
         "adapter": adapter.model_dump(),
         **tokenizer_facts(chat.tokenizer),
-        **_pinned_chat(chat.settings),
+        **pinned_chat(chat.settings),
         **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),
     }
     if source.trust_remote_code:
@@ -73,7 +73,7 @@ def save_adapter(
     return facts
 
 
-def _pinned_chat(settings: ChatSettings) -> dict[str, Any]:
+def pinned_chat(settings: ChatSettings) -> dict[str, Any]:
     """How conversations were rendered, where it is not the default. The template itself is saved with the tokenizer."""
     stated = settings.model_dump(exclude={"chat_template"}, exclude_defaults=True)
     return {"chat": stated} if stated else {}

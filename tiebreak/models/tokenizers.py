@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiebreak.config import ChatSettings
@@ -33,13 +34,29 @@ def load_chat(source: ModelSource, asked: ChatSettings | None = None, trust_remo
     tokenizer = load_tokenizer(source, trust_remote_code, asked.chat_template if asked else None)
     facts = tokenizer_facts(tokenizer)
     return build_chat(
-        tokenizer, settings, model_end_tokens(source.base_path), facts["tokenizer_sha256"], name=source.name
+        tokenizer,
+        settings,
+        model_end_tokens(source.base_path),
+        facts["tokenizer_sha256"],
+        name=source.name,
+        vocabulary=_vocabulary_of(source.base_path),
     )
+
+
+def _vocabulary_of(folder: Path) -> int | None:
+    """For how many tokens a model has weights, as its configuration says; None where it does not."""
+    file = folder / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a broken one is reported where the model is loaded
+        return None
+    size = values.get("vocab_size") or (values.get("text_config") or {}).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _settled_chat(source: ModelSource, asked: ChatSettings | None) -> ChatSettings:
     """What was asked for, on top of what the policy was trained with."""
-    if source.folder is None:
+    if source.folder is None and not source.pinned:
         return asked or ChatSettings()
     pinned = ChatSettings.model_validate(source.pinned.get("chat") or {})
     if asked is None:

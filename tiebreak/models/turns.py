@@ -132,7 +132,10 @@ def model_end_tokens(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         file = folder / name
         if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                values = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise HandoffError(f"{file} is no JSON ({error}): fetch the model again") from error
             for holder in (values, values.get("text_config") or {}):
                 if (named := holder.get("eos_token_id")) is not None:
                     return tuple(named) if isinstance(named, list) else (int(named),)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tiebreak.config import SamplingConfig
+from tiebreak.errors import HandoffError
 from tiebreak.packed.forward import TOKENS_PER_PASS, hidden_states, packs, whole_model
 from tiebreak.packed.fused import fuse_layers
 from tiebreak.packed.lm_head import head_of
@@ -490,9 +491,14 @@ def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
     Args:
         logits: shape (rows, vocabulary).
         uniform: shape (rows,), in [0, 1).
+
+    Raises:
+        HandoffError: the model gives no numbers.
     """
     if sampling.temperature == 0.0:
-        return logits.argmax(-1)
+        picked = logits.argmax(-1)
+        _require_numbers(logits.gather(-1, picked[:, None]))
+        return picked
     logits = logits.float() / sampling.temperature
     if sampling.top_k or sampling.top_p < 1.0:
         kept = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
@@ -512,11 +518,21 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     blocks = nn.functional.pad(probabilities, (0, -size % block)).view(rows, -1, block)
     sums = blocks.sum(-1, dtype=torch.float64)
     cumulative = sums.cumsum(-1)
+    _require_numbers(cumulative[:, -1])
     target = uniform.double() * cumulative[:, -1]
     at = _first_above(cumulative, target, sums)
     within = blocks[torch.arange(rows, device=at.device), at].double()
     before = cumulative.gather(-1, at[:, None]).squeeze(-1) - sums.gather(-1, at[:, None]).squeeze(-1)
     return at * block + _first_above(within.cumsum(-1), target - before, within)
+
+
+def _require_numbers(values: Tensor) -> None:
+    """One logit that is not a number makes every probability of its row none, and the largest logit."""
+    if not bool(values.isfinite().all()):
+        raise HandoffError(
+            "the model gives probabilities that are not finite numbers: its weights are broken, or its precision is too "
+            "coarse (training.precision)"
+        )
 
 
 def _first_above(cumulative: Tensor, target: Tensor, parts: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""A model folder that was merged, copied, cut short or mixed up: it reads as it was trained, or is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support import TINY_TRAINING, run_here, write_config
+from transformers import AutoModelForCausalLM
+
+from tiebreak.config import SamplingConfig, TrainingConfig
+from tiebreak.errors import HandoffError, ModelError, TiebreakError
+from tiebreak.models.find import find_model
+from tiebreak.models.load import load_base, load_frozen_policy
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.packed.generation import draw
+from tiebreak.records import Message
+
+ASK = (Message(role="user", content="Why?"),)
+TEMPLATE = (
+    "{% set how = ' ' + manner if manner is defined else '' %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ how }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ how }}\n{% endif %}"
+)
+READ = "<|im_start|>user loud\nWhy?<|im_end|>\n<|im_start|>assistant loud\n"
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: Path) -> Path:
+    """A policy that was trained with an argument to its template, and merged."""
+    folder = tmp_path_factory.mktemp("loud")
+    (folder / "template.jinja").write_text(TEMPLATE)
+    config = write_config(
+        folder / "sft.yaml",
+        output=folder / "sft",
+        policy=tiny_model,
+        demonstrations=raw_data / "demonstrations.jsonl",
+        adapter={"r": 4, "alpha": 8},
+        training={**TINY_TRAINING, "max_steps": 1},
+        sampling={"max_new_tokens": 4},
+        chat_template=folder / "template.jinja",
+        template_arguments={"manner": "loud"},
+        merge=True,
+    )
+    status, said = run_here("sft", "--config", config)
+    assert status == 0, said
+    return folder / "sft"
+
+
+def read_as(source: Path) -> str:
+    chat = load_chat(find_model(str(source)))
+    return str(chat.tokenizer.decode(chat.encode_prompt(ASK)))
+
+
+def test_a_policy_reads_alike_wherever_it_is_taken_from(loud: Path, tmp_path: Path) -> None:
+    """The run, its final folder, that folder copied elsewhere, and the merged weights, copied elsewhere too."""
+    copied, merged = tmp_path / "copied", tmp_path / "merged"
+    shutil.copytree(loud / "final", copied, ignore=shutil.ignore_patterns("merged"))
+    shutil.copytree(loud / "final" / "merged", merged)
+    for source in (loud, loud / "final", copied, loud / "final" / "merged", merged):
+        assert read_as(source) == READ
+    [checkpoint] = (loud / "checkpoints").glob("checkpoint-*")
+    assert read_as(checkpoint) == READ
+
+
+def broken(source: Path, folder: Path, file: str, change: Callable[[Path], object]) -> Path:
+    shutil.copytree(source, folder)
+    change(folder / file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("final/adapter_model.safetensors", Path.unlink, "is missing: copy the whole folder"),
+        ("final/model.json", lambda path: path.write_text("{"), "model.json cannot be read"),
+        ("final/model.json", lambda path: path.write_text("{}"), "is broken (no adapter_sha256 and no base"),
+    ],
+)
+def test_a_run_that_lost_a_file_is_refused(
+    loud: Path, tmp_path: Path, file: str, change: Callable[[Path], object], message: str
+) -> None:
+    with pytest.raises(TiebreakError) as caught:
+        find_model(str(broken(loud, tmp_path / "run", file, change)))
+    assert message in str(caught.value)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_weights_that_were_cut_short_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    source = find_model(str(broken(tiny_model, tmp_path / "model", "model.safetensors", cut)))
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
+        load_base(source, TrainingConfig())
+
+
+def test_a_generation_config_that_is_no_json_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_model, tmp_path / "model", "generation_config.json", lambda path: path.write_text("{"))
+    with pytest.raises(HandoffError, match=r"generation_config\.json is no JSON"):
+        load_chat(find_model(str(folder)))
+
+
+def smaller(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 1000}))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_where_they_are_used(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    chat = load_chat(find_model(str(broken(tiny_model, tmp_path / "model", "config.json", smaller))))
+    with pytest.raises(HandoffError, match="that the model has no weights for, whose vocabulary is of 1000"):
+        chat.encode_prompt(ASK)
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}])
+def test_a_model_that_gives_no_numbers_writes_nothing(sampling: dict[str, float]) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, float("nan"), 1.0, 2.0]])
+    uniform = torch.tensor([0.5, 0.5])
+    settings = SamplingConfig.model_validate(sampling)
+    assert draw(logits[:1], uniform[:1], settings).shape == (1,)
+    with pytest.raises(HandoffError, match="not finite numbers"):
+        draw(logits, uniform, settings)
+
+
+def test_merged_weights_are_those_of_the_policy(loud: Path) -> None:
+    ids = torch.tensor([[1, 520, 9531, 198]])
+    with torch.no_grad():
+        ours = load_frozen_policy(find_model(str(loud)), TrainingConfig())(input_ids=ids).logits
+        plain = AutoModelForCausalLM.from_pretrained(loud / "final" / "merged")(input_ids=ids).logits
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
