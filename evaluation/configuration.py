@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiebreak.config import LoadingConfig, ReadingConfig, RenderingConfig, SamplingConfig, StageConfig
+from tiebreak.config import LoadingConfig, RenderingConfig, SamplingConfig, SplittingConfig, StageConfig
 from tiebreak.records import Split
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
-class EvaluateConfig(ReadingConfig, RenderingConfig):
+class EvaluateConfig(SplittingConfig, RenderingConfig):
     """`tiebreak evaluate`"""
 
     policies: dict[str, str]
@@ -24,8 +24,6 @@ class EvaluateConfig(ReadingConfig, RenderingConfig):
     split: Split = "test"
     """split to evaluate on. If no prompt names a split, test is all prompts, and validation those that training holds
     out"""
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
     """answer at most this many prompts, always the same; null: all"""
     reward_model: str | None = None

@@ -8,19 +8,17 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from tiebreak.config import (
-    AdapterConfig,
     LoadingConfig,
     OptimizerConfig,
-    ReadingConfig,
-    RenderingConfig,
     SamplingConfig,
     Section,
+    SplittingConfig,
     ThinkingConfig,
-    TrainingConfig,
     refuse_dropout,
     refuse_unread,
 )
 from tiebreak.records import Split
+from tiebreak.training.configuration import PreferencesConfig, StrengthUse, TrainedConfig
 
 LOSSES_OF_PAIRS = (
     "sigmoid",
@@ -75,7 +73,7 @@ GUARD_INPUT = "guard.reward_model"
 """the name of a guard's reward model among a run's inputs"""
 
 
-class SampleConfig(ReadingConfig, ThinkingConfig):
+class SampleConfig(SplittingConfig, ThinkingConfig):
     """`tiebreak sample`"""
 
     policy: str
@@ -84,8 +82,6 @@ class SampleConfig(ReadingConfig, ThinkingConfig):
     """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     splits: list[Split] = ["train", "validation"]
     """splits to sample prompts from; test is refused: its prompts are for the final figures"""
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     max_prompts: int | None = Field(default=None, ge=1)
     """sample at most this many prompts, spread over the splits in proportion; null: all"""
     completions_per_prompt: int = Field(default=2, ge=2)
@@ -135,19 +131,9 @@ class GuardConfig(Section):
     """validation prompts to answer at each evaluation"""
 
 
-class DPOConfig(ReadingConfig, ThinkingConfig):
+class DPOConfig(PreferencesConfig):
     """`tiebreak dpo`"""
 
-    policy: str
-    """the policy to start from, which is also the reference: usually the SFT run"""
-    preferences: str
-    """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""
-    adapter: AdapterConfig | None = None
-    """null: continue the policy's own adapter; a policy without one gets the defaults"""
-    training: TrainingConfig = TrainingConfig()
-    """the optimizer, and how the model is loaded"""
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     beta: float = Field(default=0.1, gt=0.0)
     """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
     loss_type: list[str] = ["sigmoid"]
@@ -155,28 +141,18 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
     apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """assumed share of wrong labels; for the losses robust, exo_pair, aot and aot_unpaired"""
-    strength_as: Literal["margin", "weight", "nothing"] = "nothing"
+    strength_as: StrengthUse = "nothing"
     """use of a preference's strength s (1 to 3). margin: implicit rewards must differ by a margin (Amini et al. 2024;
     losses sigmoid and sigmoid_norm); weight: the pair counts s times; nothing: as in Rafailov et al. 2023"""
-    margin_scale: float = Field(default=1.0, ge=0.0)
-    """multiplies the row's margin, or s/3 where it has none"""
     soft_labels: bool = False
     """learn the row's confidence, or the share of raters who agree, instead of certainty (cDPO, Mitchell 2023; losses
     sigmoid, hinge, ipo and sigmoid_norm)"""
-    use_weights: bool = True
-    """count each pair by its weight; weights have mean 1, so the learning rate keeps its meaning"""
     cache_reference: bool = True
     """keep the reference's log-probabilities in the user's cache, for further epochs, other betas and resumed runs"""
-    share_prefixes: bool = True
-    """compute each prompt and each answer once, and no padding; false: TRL's layout"""
-    prompt_by_prompt: bool = True
-    """put pairs of one prompt into one batch; false: pairs of similar length"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
     """for the sample completions that go to W&B, and for the guard's"""
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
-
-    _no_dropout = field_validator("adapter")(refuse_dropout)
 
     @field_validator("loss_type")
     @classmethod
@@ -189,12 +165,6 @@ class DPOConfig(ReadingConfig, ThinkingConfig):
         if faults:
             raise ValueError("; ".join(faults))
         return names
-
-    @model_validator(mode="after")
-    def _all_is_read(self) -> DPOConfig:
-        if self.strength_as != "margin":
-            refuse_unread(self, f"with strength_as {self.strength_as} there is no margin", "margin_scale")
-        return self
 
     @model_validator(mode="after")
     def _labels_have_a_meaning(self) -> DPOConfig:
@@ -284,7 +254,7 @@ class VLLMConfig(Section):
         return self
 
 
-class PPOConfig(ReadingConfig, RenderingConfig):
+class PPOConfig(TrainedConfig):
     """`tiebreak ppo`. Defaults marked N+ are from Huang et al. 2024."""
 
     algorithm: Literal["ppo", "rloo", "grpo"] = "ppo"
@@ -293,8 +263,6 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     num_iterations, whiten_advantages their normalisation (in GRPO by the group's deviation)"""
     completions_per_prompt: int = Field(default=4, ge=2)
     """rloo and grpo: completions of one prompt, which are compared with one another"""
-    policy: str
-    """the policy to start from, which is also the reference: usually the SFT run"""
     reward_model: str | None = None
     """a finished reward run, with weight 1"""
     rewards: list[RewardConfig] = []
@@ -302,16 +270,12 @@ class PPOConfig(ReadingConfig, RenderingConfig):
     weight: W}"""
     prompts: str
     """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
-    adapter: AdapterConfig | None = None
-    """null: continue the policy's own adapter; a policy without one gets the defaults"""
     value_head: str | None = None
     """a finished PPO run whose critic to start from; null: a critic that predicts 0, the mean of the normalised
     scores"""
     training: OptimizerConfig = OptimizerConfig(learning_rate=3e-6)
     """optimizer and loading; per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on
     each process"""
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     episodes_per_rollout: int = Field(default=64, ge=1)
     """completions drawn before each round of updates, over all processes"""
     rollouts: int = Field(default=100, ge=1)

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from tiebreak.config import AdapterConfig, ReadingConfig, SamplingConfig, Section, ThinkingConfig, TrainingConfig
+from tiebreak.config import AdapterConfig, ReadingConfig, SamplingConfig, Section, ThinkingConfig
+from tiebreak.training.configuration import RowsConfig
 
 
 class SplitShares(Section):
@@ -61,7 +62,7 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
         return self
 
 
-class SFTConfig(ReadingConfig, ThinkingConfig):
+class SFTConfig(RowsConfig):
     """`tiebreak sft`"""
 
     policy: str
@@ -70,10 +71,6 @@ class SFTConfig(ReadingConfig, ThinkingConfig):
     """prompts with answers, or conversations: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = AdapterConfig()
     """null: continue the policy's own adapter"""
-    training: TrainingConfig = TrainingConfig()
-    """the optimizer, and how the model is loaded"""
-    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
     """in conversations of several turns: learn the last answer, or every turn of the assistant"""
     padding_free: bool = True

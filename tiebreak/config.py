@@ -304,6 +304,13 @@ class ReadingConfig(StageConfig):
         return columns
 
 
+class SplittingConfig(ReadingConfig):
+    """What every stage has that reads rows of several splits."""
+
+    validation_share: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """share held out of the prompts whose rows name no split; every stage holds out the same ones"""
+
+
 C = TypeVar("C", bound=Section)
 
 

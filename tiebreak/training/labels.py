@@ -9,39 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tiebreak.records import Preference
 from tiebreak.terminal import say
+from tiebreak.training.configuration import LabelSettings
 
 MAX_STRENGTH = 3
 TIE = 0.5
 """The probability that either answer of a kept tie is the better one."""
 PSEUDO_VOTES = 0.5
 """Added to each side's votes, so that one rater alone is no certainty (Krichevsky and Trofimov 1981)."""
-
-
-class LabelSettings(Protocol):
-    """The keys of a configuration that say what the columns do."""
-
-    @property
-    def strength_as(self) -> Literal["margin", "weight", "nothing"]:
-        """What a strength does."""
-
-    @property
-    def margin_scale(self) -> float:
-        """Times the margin."""
-
-    @property
-    def soft_labels(self) -> bool:
-        """Whether confidence is learned in place of certainty."""
-
-    @property
-    def use_weights(self) -> bool:
-        """Whether a pair counts by its weight."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""The keys that trained stages share. No model code is imported, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tiebreak.config import (
+    AdapterConfig,
+    OptimizerConfig,
+    RenderingConfig,
+    Section,
+    SplittingConfig,
+    ThinkingConfig,
+    TrainingConfig,
+    refuse_dropout,
+    refuse_unread,
+)
+
+StrengthUse = Literal["margin", "weight", "nothing"]
+
+
+class TrainedConfig(SplittingConfig, RenderingConfig):
+    """What every stage has that trains a model; see tiebreak.training.skeleton."""
+
+    policy: str
+    """the policy to start from, which is also the reference: usually the SFT run"""
+    adapter: AdapterConfig | None = None
+    """null: continue the policy's own adapter; a policy without one gets the defaults"""
+    training: OptimizerConfig
+    """the optimizer, and how the model is loaded"""
+
+
+class RowsConfig(TrainedConfig, ThinkingConfig):
+    """What every stage has that trains on rows of data."""
+
+    training: TrainingConfig = TrainingConfig()
+
+
+class LabelSettings(Section):
+    """What the columns of a preference do; see tiebreak.training.labels."""
+
+    strength_as: StrengthUse = "nothing"
+    """use of a preference's strength s (1 to 3). margin: the sides must differ by a margin; weight: the pair counts s
+    times"""
+    margin_scale: float = Field(default=1.0, ge=0.0)
+    """multiplies the row's margin, or s/3 where it has none (Touvron et al. 2023, Table 27, small margin)"""
+    soft_labels: bool = False
+    """learn the row's confidence, or the share of raters who agree, instead of certainty"""
+    use_weights: bool = True
+    """count each pair by its weight; weights have mean 1, so the learning rate keeps its meaning"""
+
+    @model_validator(mode="after")
+    def _margin_is_read(self) -> LabelSettings:
+        if self.strength_as != "margin":
+            refuse_unread(self, f"with strength_as {self.strength_as} there is no margin", "margin_scale")
+        return self
+
+
+class PreferencesConfig(RowsConfig, LabelSettings):
+    """What every stage has that trains on preferences."""
+
+    preferences: str
+    """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""
+    share_prefixes: bool = True
+    """compute each prompt and each answer once, and no padding; false: TRL's layout"""
+    prompt_by_prompt: bool = True
+    """put pairs of one prompt into one batch; false: pairs of similar length"""
+
+    _no_dropout = field_validator("adapter")(refuse_dropout)
