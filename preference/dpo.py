@@ -9,7 +9,7 @@ every answer the same log-probability (so that implicit rewards are 0, and the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,39 +27,32 @@ from preference.policy.overoptimisation import Guard, build_guard, reference_nam
 from preference.reference import ReferenceLogps
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
-from tiebreak.data.reading import Rules, read_preferences
+from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.chat import Chat, Encoded, encode_each
-from tiebreak.models.find import ModelSource, find_model
-from tiebreak.models.load import adapter_of, load_policy, resolve_precision
-from tiebreak.models.tokenizers import load_chat
+from tiebreak.models.find import ModelSource
+from tiebreak.models.load import load_policy, resolve_precision
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
 from tiebreak.records import Preference, Prompt
-from tiebreak.runs.run import Run, installed_versions, read_manifest, start_run, that_drops
+from tiebreak.runs.run import Run, installed_versions, read_manifest
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.labels import Label, label_of, mean_one, report_unused_columns
 from tiebreak.training.noise import switch_off_noise
-from tiebreak.training.passes import StepInPasses
+from tiebreak.training.passes import Passes, StepInPasses
 from tiebreak.training.prompt_order import PROMPT_NUMBER, PromptByPrompt, numbered
-from tiebreak.training.stage import (
-    common_arguments,
-    describe,
-    drop_too_long,
-    evaluation_rows,
-    finish_adapter,
-    last_metrics,
-    preflight,
-    train,
-)
+from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.stage import Products, common_arguments, drop_too_long, evaluation_rows
+from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import PairHooks, attention_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import Trainer
     from trl import DPOConfig as DPOArguments
 
 REFERENCE_APART = {
@@ -112,7 +105,7 @@ class PairCollator(DataCollatorForPreference):
         return batch
 
 
-class CheckedDPOTrainer(PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
+class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
     """TRL's trainer on rows that tiebreak.models.chat has tokenised, and with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
@@ -120,6 +113,22 @@ class CheckedDPOTrainer(PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
     """set: what the reference says of a pair is looked up before it is computed"""
 
     losses_that_add_up = frozenset(LOSSES_OF_PAIRS)
+
+    def __init__(
+        self, *args: Any, cache: Callable[[CheckedDPOTrainer], ReferenceLogps] | None = None, **kwargs: Any
+    ) -> None:
+        """TRL's.
+
+        Args:
+            cache: makes the reference's cache, given the trainer; None: there is none.
+        """
+        super().__init__(*args, **kwargs)
+        if cache is not None and not is_sharded(self):
+            self.reference = cache(self)
+
+    def prepare_model(self) -> None:
+        switch_off_noise(self.model)
+        copy_weights(self.model, POLICY, reference_name(self.model))  # TRL leaves out an adapter on embeddings
 
     def losses(self) -> Sequence[str]:
         names: list[str] = self.loss_types
@@ -213,81 +222,59 @@ def check_reference(policy: Tensor, reference: Tensor, dtype: torch.dtype, *, ro
         )
 
 
-def train_dpo(config: DPOConfig) -> None:
+class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
     """The stage."""
-    run = start_run(config, "dpo")
-    if describe(run):
-        return
-    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
-    chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
-    if not training:
-        raise DataError(f"{config.preferences} has no preference of the train split")
-    dropping = that_drops(run)
-    report_unused_columns(training, config)
-    train_set = weigh(encode(training, chat, config, dropping), config)
-    validation_set = weigh(encode(validation, chat, config, dropping), config, needed=False)
-    if config.guard is not None:
-        require_held_out(run, len(validation))
-    preflight(
-        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + e.learned[0]) for e in train_set],
-        chat,
-        "preferences",
-    )
-    recorder = RunRecorder(run)
-    trainer = build_trainer(config, run, source, chat, train_set, validation_set)
+
+    name = "dpo"
     guard: Guard | None = None
-    if config.guard is not None:
-        guard = guard_dpo(config.guard, config, recorder, trainer, source, chat, validation)
-    train(trainer, run, recorder)
-    finish_adapter(
-        trainer,
-        run,
-        recorder,
-        model=trainer.model,
-        chat=chat,
-        source=source,
-        kind="policy",
-        adapter=adapter_of(source, config.adapter),
-        probe_ids=train_set[0].prompt + train_set[0].chosen,
-        metrics=last_metrics(run, up_to=trainer.state.global_step),
-        facts={
-            **trainer.path_facts(),
-            "counts": {"train": len(train_set), "validation": len(validation_set)},
-            "kinds": kinds_of_judgments(config, training),
-            "precision": str(resolve_precision(config.training)),
-            **(guard.facts() if guard else {}),
-        },
-        prompts=[Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation or training],
-        sampling=config.sampling,
-    )
 
+    def read(self) -> tuple[list[Preference], list[Preference]]:
+        return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
 
-def build_trainer(
-    config: DPOConfig,
-    run: Run,
-    source: ModelSource,
-    chat: Chat,
-    train_set: Sequence[EncodedPair],
-    validation_set: Sequence[EncodedPair],
-) -> CheckedDPOTrainer:
-    """TRL's trainer on the policy and its preferences, packed and with a kept reference as the configuration wants it."""
-    trainer = CheckedDPOTrainer(
-        model=load_policy(source, config.training, config.adapter, chat.tokenizer),
-        args=build_dpo_args(config, run),
-        train_dataset=to_dataset(train_set, config.prompt_by_prompt),
-        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
-        processing_class=chat.tokenizer,
-        data_collator=PairCollator(pad_token_id=chat.pad_id),
-    )
-    switch_off_noise(trainer.model)
-    copy_weights(trainer.model, POLICY, reference_name(trainer.model))  # TRL leaves out an adapter on embeddings
-    trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
-    whole = all(example.masks is None for example in (*train_set, *validation_set))  # what the cache is of
-    if config.cache_reference and whole and not is_sharded(trainer):
-        pairs = [(e.prompt, e.chosen, e.rejected) for e in (*train_set, *validation_set)]
-        trainer.reference = ReferenceLogps(reference_facts(trainer, source), pairs=pairs)
-    return trainer
+    def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedPair]:
+        if held_out and self.config.guard is not None:
+            require_held_out(self.run, len(rows))
+        if not held_out:
+            report_unused_columns(rows, self.config)
+        return weigh(encode(rows, self.chat, self.config, self.dropping), self.config, needed=not held_out)
+
+    def example(self, row: EncodedPair) -> Encoded:
+        return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + row.learned[0])
+
+    def build(self, rows: Split[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
+        """TRL's trainer on the policy, its reference kept as the configuration wants it, and its guard."""
+        config, source, tokenizer = self.config, self.source, self.chat.tokenizer
+        held_out = evaluation_rows(rows.validation, config.training)
+        every = (*rows.train, *rows.validation)
+        pairs = [(e.prompt, e.chosen, e.rejected) for e in every]
+        whole = all(example.masks is None for example in every)  # what the cache is of
+        trainer = CheckedDPOTrainer(
+            model=load_policy(source, config.training, config.adapter, tokenizer),
+            args=build_dpo_args(config, self.run),
+            train_dataset=to_dataset(rows.train, config.prompt_by_prompt),
+            eval_dataset=to_dataset(held_out) if held_out else None,
+            processing_class=tokenizer,
+            data_collator=PairCollator(pad_token_id=self.chat.pad_id),
+            passes=Passes(config.training.tokens_per_pass, config.share_prefixes),
+            cache=(lambda built: ReferenceLogps(reference_facts(built, source), pairs=pairs))
+            if config.cache_reference and whole
+            else None,
+        )
+        if config.guard is not None:
+            self.guard = guard_dpo(config.guard, config, recorder, trainer, source, self.chat, self.data.validation)
+        return trainer
+
+    def facts(self, rows: Split[EncodedPair], trainer: Trainer) -> dict[str, Any]:
+        return {
+            "kinds": kinds_of_judgments(self.config, self.data.train),
+            "precision": str(resolve_precision(self.config.training)),
+            **(self.guard.facts() if self.guard else {}),
+        }
+
+    def products(self, rows: Split[EncodedPair]) -> Products:
+        shown = self.data.validation or self.data.train
+        prompts = [Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in shown]
+        return Products(prompts, self.config.sampling)
 
 
 def kinds_of_judgments(config: DPOConfig, training: Sequence[Preference]) -> list[str]:
@@ -433,7 +420,7 @@ def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak dpo`, or `python -m preference.dpo`."""
-    stage_main("dpo", DPOConfig, train_dpo, arguments)
+    stage_main("dpo", DPOConfig, lambda config: train_stage(DPO, config), arguments)
 
 
 if __name__ == "__main__":

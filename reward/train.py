@@ -12,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,118 +23,93 @@ from reward.configuration import RewardConfig
 from reward.examples import EncodedPreference, encode
 from reward.losses import bootstrap_counts
 from reward.provenance import trace_origin
-from reward.report import Exam
+from reward.report import Exam, build_exam
 from reward.trainer import PackedRewardTrainer
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
-from tiebreak.data.reading import Rules, read_preferences
+from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
 from tiebreak.models.chat import Chat, Encoded
-from tiebreak.models.find import find_model
-from tiebreak.models.load import adapter_of, load_reward_model
+from tiebreak.models.load import load_reward_model
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.scores import ScoreScale, write_score_scale
-from tiebreak.models.tokenizers import load_chat
 from tiebreak.records import Preference, assistant, write_json
-from tiebreak.runs.run import Run, start_run, that_drops
+from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.labels import label_of, mean_one, report_unused_columns
-from tiebreak.training.noise import switch_off_noise
+from tiebreak.training.passes import Passes
 from tiebreak.training.prompt_order import PROMPT_NUMBER, numbered
-from tiebreak.training.stage import (
-    common_arguments,
-    describe,
-    evaluation_rows,
-    finish_adapter,
-    last_metrics,
-    preflight,
-    train,
-)
+from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.stage import Products, common_arguments, evaluation_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import Trainer
     from trl import RewardConfig as RewardArguments
 
 
-def train_reward(config: RewardConfig) -> None:
+class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
     """The stage."""
-    run = start_run(config, "reward")
-    if describe(run, report=lambda process: report_again(config, run, process)):
-        return
-    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
-    chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    training, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
-    if not training:
-        raise DataError(f"{config.preferences} has no preference of the train split")
-    report_unused_columns(training, config)
-    train_set = label(encode(training, chat, config.training.max_length_tokens, that_drops(run)), config)
-    exam = build_exam(config, validation, chat, run)
-    evaluated = label(exam.examples, config, bootstrap=False)
-    preflight(
-        [Encoded(e.prompt + e.chosen, [0] * len(e.prompt) + [1] * len(e.chosen)) for e in train_set],
-        chat,
-        "preferences",
-    )
-    trainer = build_trainer(config, run, chat, train_set, evaluated)
-    recorder = RunRecorder(run)
-    train(trainer, run, recorder)
 
-    finish_adapter(
-        trainer,
-        run,
-        recorder,
-        model=trainer.model,
-        chat=chat,
-        source=source,
-        kind="reward",
-        adapter=adapter_of(source, config.adapter),
-        probe_ids=train_set[0].prompt + train_set[0].chosen,
-        metrics=last_metrics(run),
-        facts={
-            **trainer.path_facts(),
-            "counts": {"train": len(train_set), "validation": len(exam.examples)},
-            "kinds": sorted({preference.kind for preference in training}),
-        },
-        sequences=exam.sequences(),
-        on_verified=lambda scores: keep_scale(run, exam.mark(scores), train_set),
-        report=(lambda process: write_report(config, run, exam, process)) if exam.examples else None,
-    )
-    if not exam.examples:
-        say("nothing is held out: there is no report on whether to trust this model")
+    name = "reward"
 
+    def read(self) -> tuple[list[Preference], list[Preference]]:
+        return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
 
-def build_exam(config: RewardConfig, validation: Sequence[Preference], chat: Chat, run: Run) -> Exam:
-    """What the finished model is asked."""
-    longest, samples = config.training.max_length_tokens, encode_samples(config, chat)
-    return report.build_exam(validation, chat, config.garbage_prompts, longest, samples, that_drops(run))
+    def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedPreference]:
+        """Those held out are the examples of the exam."""
+        if held_out:
+            return label(self.exam.examples, self.config, bootstrap=False)
+        report_unused_columns(rows, self.config)
+        longest = self.config.training.max_length_tokens
+        return label(encode(rows, self.chat, longest, self.dropping), self.config)
 
+    @cached_property
+    def exam(self) -> Exam:
+        """What the finished model is asked."""
+        config, longest = self.config, self.config.training.max_length_tokens
+        samples = encode_samples(config, self.chat)
+        return build_exam(self.data.validation, self.chat, config.garbage_prompts, longest, samples, self.dropping)
 
-def build_trainer(
-    config: RewardConfig,
-    run: Run,
-    chat: Chat,
-    train_set: Sequence[EncodedPreference],
-    evaluated: Sequence[EncodedPreference],
-) -> PackedRewardTrainer:
-    """TRL's trainer on the labelled preferences, packed if the configuration wants it and the model can be."""
-    trainer = PackedRewardTrainer(
-        model=load_reward_model(
-            find_model(config.policy, trust_remote_code=config.training.trust_remote_code),
-            config.training,
-            config.adapter,
-            chat.tokenizer,
-            config.members,
-        ),
-        args=build_reward_args(config, run),
-        train_dataset=to_dataset(train_set, config.prompt_by_prompt),
-        eval_dataset=to_dataset(evaluation_rows(evaluated, config.training)) if evaluated else None,
-        processing_class=chat.tokenizer,
-    )
-    switch_off_noise(trainer.model)
-    trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.share_prefixes)
-    return trainer
+    def example(self, row: EncodedPreference) -> Encoded:
+        return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + [1] * len(row.chosen))
+
+    def build(self, rows: Split[EncodedPreference], recorder: RunRecorder) -> PackedRewardTrainer:
+        config, tokenizer = self.config, self.chat.tokenizer
+        held_out = evaluation_rows(rows.validation, config.training)
+        return PackedRewardTrainer(
+            model=load_reward_model(self.source, config.training, config.adapter, tokenizer, config.members),
+            args=build_reward_args(config, self.run),
+            train_dataset=to_dataset(rows.train, config.prompt_by_prompt),
+            eval_dataset=to_dataset(held_out) if held_out else None,
+            processing_class=tokenizer,
+            passes=Passes(config.training.tokens_per_pass, config.share_prefixes),
+        )
+
+    def counts(self, rows: Split[EncodedPreference], trainer: Trainer) -> dict[str, int]:
+        return {"train": len(rows.train), "validation": len(self.exam.examples)}
+
+    def facts(self, rows: Split[EncodedPreference], trainer: Trainer) -> dict[str, Any]:
+        return {"kinds": sorted({preference.kind for preference in self.data.train})}
+
+    def products(self, rows: Split[EncodedPreference]) -> Products:
+        if not self.exam.examples:
+            say("nothing is held out: there is no report on whether to trust this model")
+        return Products(
+            sequences=self.exam.sequences(),
+            on_verified=lambda scores: keep_scale(self.run, self.exam.mark(scores), rows.train),
+            report=self.report if self.exam.examples else None,
+        )
+
+    def report(self, process: FreshProcess) -> None:
+        """Write the report on the saved model, and its figures into the manifest."""
+        garbage = self.exam.garbage_sequences()
+        marked = self.exam.mark(report.read_scores(self.run.final), process.scores(garbage) if garbage else [])
+        origin = trace_origin(self.config.preferences)
+        written = report.write_report(self.run, marked, origin, str(self.run.folder))
+        self.run.amend({"metrics": report.report_metrics(written)}, made=[self.run.final / "report.json"])
 
 
 def keep_scale(run: Run, marked: report.Marked, train_set: Sequence[EncodedPreference]) -> None:
@@ -142,25 +118,6 @@ def keep_scale(run: Run, marked: report.Marked, train_set: Sequence[EncodedPrefe
     report.write_scores(run, marked)
     temperature = fit_temperature([pair.difference for pair in marked.pairs]) if marked.pairs else None
     write_score_scale(run.final, measure_scale(marked, temperature))
-
-
-def write_report(config: RewardConfig, run: Run, exam: Exam, process: FreshProcess) -> None:
-    """Write the report on the saved model, and its figures into the manifest."""
-    garbage = exam.garbage_sequences()
-    marked = exam.mark(report.read_scores(run.final), process.scores(garbage) if garbage else [])
-    written = report.write_report(run, marked, trace_origin(config.preferences), str(run.folder))
-    run.amend({"metrics": report.report_metrics(written)}, made=[run.final / "report.json"])
-
-
-def report_again(config: RewardConfig, run: Run, process: FreshProcess) -> None:
-    """The report of a run that was finished without one."""
-    chat = load_chat(
-        find_model(config.policy, trust_remote_code=config.training.trust_remote_code),
-        config.chat,
-        config.training.trust_remote_code,
-    )
-    _, validation = partition(read_preferences(config.preferences, Rules.of(run)), lambda one: one.split)
-    write_report(config, run, build_exam(config, validation, chat, run), process)
 
 
 def label(
@@ -259,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if words[:1] == ["report"]:
         report.main(words[1:])
     else:
-        stage_main("reward", RewardConfig, train_reward, words)
+        stage_main("reward", RewardConfig, lambda config: train_stage(Reward, config), words)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from trl import RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from reward.losses import centring_loss, preference_loss
+from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import StepInPasses
 from tiebreak.training.prompt_order import PromptByPrompt
+from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import metrics_of
 
 LABELS = {"margin": 0.0, "target": 1.0, "weight": [1.0]}
@@ -61,10 +63,13 @@ class LabelledRewardTrainer(RewardTrainer):
         metrics_of(self)["train" if self.model.training else "eval"]["spread"].append(spread.item())
 
 
-class PackedRewardTrainer(PromptByPrompt, StepInPasses, LabelledRewardTrainer):
+class PackedRewardTrainer(StageTrainer, PromptByPrompt, StepInPasses, LabelledRewardTrainer):
     """The same, its step in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""
 
     losses_that_add_up = frozenset({preference_loss.__name__, centring_loss.__name__})
+
+    def prepare_model(self) -> None:
+        switch_off_noise(self.model)
 
     def losses(self) -> Sequence[str]:
         """Those of `compute_loss` above: TRL's own is replaced."""

@@ -13,33 +13,24 @@ from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import Rules, read_demonstrations
+from tiebreak.data.reading import read_demonstrations
 from tiebreak.data.splits import partition
 from tiebreak.models.chat import Chat, Encoded, encode_each
-from tiebreak.models.find import find_model
-from tiebreak.models.load import adapter_of, load_policy
-from tiebreak.models.tokenizers import load_chat
+from tiebreak.models.load import load_policy
 from tiebreak.records import Demonstration
-from tiebreak.runs.run import Run, start_run, that_drops
+from tiebreak.runs.run import Run
 from tiebreak.tracking.recorder import RunRecorder
-from tiebreak.training.passes import StepInPasses
-from tiebreak.training.stage import (
-    common_arguments,
-    describe,
-    drop_too_long,
-    evaluation_rows,
-    finish_adapter,
-    last_metrics,
-    preflight,
-    train,
-)
+from tiebreak.training.passes import Passes, StepInPasses
+from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.stage import Products, common_arguments, drop_too_long, evaluation_rows
+from tiebreak.training.trainer import StageTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import SFTConfig as SFTArguments
 
 
-class PackedSFTTrainer(StepInPasses, SFTTrainer):
+class PackedSFTTrainer(StageTrainer, StepInPasses, SFTTrainer):
     """TRL's trainer, its step in passes, each weighted by the tokens it learns from."""
 
     together = 1
@@ -58,52 +49,34 @@ class PackedSFTTrainer(StepInPasses, SFTTrainer):
         return num_items_in_batch is not None  # TRL divides by the tokens of the whole step then
 
 
-def train_sft(config: SFTConfig) -> None:
+class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
     """The stage."""
-    run = start_run(config, "sft")
-    if describe(run):
-        return
-    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
-    chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    tokenizer = chat.tokenizer
-    training, validation = split_demonstrations(config, Rules.of(run))
-    dropping = that_drops(run)
-    train_set = encode(training, chat, config, dropping)
-    validation_set = encode(validation, chat, config, dropping) if validation else []
-    preflight(train_set, chat, "demonstrations")
-    model = load_policy(source, config.training, config.adapter, tokenizer)
 
-    recorder = RunRecorder(run)
-    trainer = PackedSFTTrainer(
-        model=model,
-        args=build_sft_args(config, run),
-        train_dataset=to_dataset(train_set),
-        eval_dataset=to_dataset(evaluation_rows(validation_set, config.training)) if validation_set else None,
-        processing_class=tokenizer,
-    )
-    trainer.compute_in_passes(config.training.tokens_per_pass, packed=config.padding_free)
-    train(trainer, run, recorder)
-    finish_adapter(
-        trainer,
-        run,
-        recorder,
-        model=trainer.model,
-        chat=chat,
-        source=source,
-        kind="policy",
-        adapter=adapter_of(source, config.adapter),
-        probe_ids=train_set[0].input_ids,
-        metrics=last_metrics(run),
-        facts={"counts": {"train": len(train_set), "validation": len(validation_set)}, **trainer.path_facts()},
-        prompts=[shown.prompt for shown in validation or training],
-        sampling=config.sampling,
-        merged=config.merge,
-    )
+    name, rows_name = "sft", "demonstrations"
 
+    def read(self) -> tuple[list[Demonstration], list[Demonstration]]:
+        return partition(read_demonstrations(self.config.demonstrations, self.rules), lambda shown: shown.prompt.split)
 
-def split_demonstrations(config: SFTConfig, rules: Rules) -> tuple[list[Demonstration], list[Demonstration]]:
-    """(train, validation)."""
-    return partition(read_demonstrations(config.demonstrations, rules), lambda shown: shown.prompt.split)
+    def encode(self, rows: list[Demonstration], *, held_out: bool) -> list[Encoded]:
+        return encode(rows, self.chat, self.config, self.dropping) if rows else []
+
+    def example(self, row: Encoded) -> Encoded:
+        return row
+
+    def build(self, rows: Split[Encoded], recorder: RunRecorder) -> PackedSFTTrainer:
+        config = self.config
+        return PackedSFTTrainer(
+            model=load_policy(self.source, config.training, config.adapter, self.chat.tokenizer),
+            args=build_sft_args(config, self.run),
+            train_dataset=to_dataset(rows.train),
+            eval_dataset=to_dataset(evaluation_rows(rows.validation, config.training)) if rows.validation else None,
+            processing_class=self.chat.tokenizer,
+            passes=Passes(config.training.tokens_per_pass, config.padding_free),
+        )
+
+    def products(self, rows: Split[Encoded]) -> Products:
+        prompts = [shown.prompt for shown in self.data.validation or self.data.train]
+        return Products(prompts, self.config.sampling, merged=self.config.merge)
 
 
 def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: Run | None = None) -> list[Encoded]:
@@ -152,7 +125,7 @@ def build_sft_args(config: SFTConfig, run: Run) -> SFTArguments:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak sft`, or `python -m sft.train`."""
-    stage_main("sft", SFTConfig, train_sft, arguments)
+    stage_main("sft", SFTConfig, lambda config: train_stage(SFT, config), arguments)
 
 
 if __name__ == "__main__":

@@ -352,7 +352,11 @@ def _sets(owner: Any, name: str) -> bool:
 # --- methods that a trainer of ours overrides
 
 
-class Hooks:
+_Trainer: Any = object
+"""to the type checker: the trainer that a mixin goes before, whose attributes and methods it may use"""
+
+
+class Hooks(_Trainer):
     """Mixin for a trainer of TRL's or transformers': what `NAMES` has of it is compared when a class is made of both."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -364,9 +368,9 @@ class Hooks:
 class SamplerHook(Hooks):
     """The order of training rows."""
 
-    def train_sampler(self: Any, rows: Any) -> Any:
+    def train_sampler(self, rows: Any) -> Any:
         """The sampler of the training set, or of other rows."""
-        return super()._get_train_sampler(rows)  # type: ignore[misc]
+        return super()._get_train_sampler(rows)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.train_sampler(train_dataset)
@@ -375,9 +379,9 @@ class SamplerHook(Hooks):
 class InputsHook(Hooks):
     """A batch as the loss takes it."""
 
-    def prepare_inputs(self: Any, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: Any) -> Any:
         """The batch on the device."""
-        return super()._prepare_inputs(inputs)  # type: ignore[misc]
+        return super()._prepare_inputs(inputs)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return self.prepare_inputs(inputs)
@@ -386,17 +390,17 @@ class InputsHook(Hooks):
 class CheckpointHooks(Hooks):
     """What is written into a checkpoint, and read from it."""
 
-    def save_weights(self: Any, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
+    def save_weights(self, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
         """Write the model's weights."""
-        super()._save(folder, state)  # type: ignore[misc]
+        super()._save(folder, state)
 
-    def save_whole_checkpoint(self: Any, model: Any, trial: Any) -> None:
+    def save_whole_checkpoint(self, model: Any, trial: Any) -> None:
         """Write weights, optimizer and generators."""
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        super()._save_checkpoint(model, trial)
 
-    def load_weights(self: Any, checkpoint: str, model: Any = None) -> None:
+    def load_weights(self, checkpoint: str, model: Any = None) -> None:
         """Read a checkpoint's weights."""
-        super()._load_from_checkpoint(checkpoint, model)  # type: ignore[misc]
+        super()._load_from_checkpoint(checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.save_weights(output_dir, state_dict)
@@ -411,13 +415,13 @@ class CheckpointHooks(Hooks):
 class PairHooks(Hooks):
     """TRL's DPOTrainer."""
 
-    def prepare_rows(self: Any, rows: Any, *others: Any, **options: Any) -> Any:
+    def prepare_rows(self, rows: Any, *others: Any, **options: Any) -> Any:
         """The data set, tokenised."""
-        return super()._prepare_dataset(rows, *others, **options)  # type: ignore[misc]
+        return super()._prepare_dataset(rows, *others, **options)
 
-    def pair_loss(self: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
+    def pair_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """The loss of a batch of pairs."""
-        return super()._compute_loss(model, inputs, return_outputs)  # type: ignore[misc]
+        return super()._compute_loss(model, inputs, return_outputs)
 
     def _prepare_dataset(self, dataset: Any, *others: Any, **options: Any) -> Any:
         return self.prepare_rows(dataset, *others, **options)
@@ -441,19 +445,19 @@ class GroupHooks(InputsHook):
         """The scores of all processes' completions, shape (completions, rewards)."""
         raise NotImplementedError
 
-    def roll_out(self: Any, inputs: Any) -> Any:
+    def roll_out(self, inputs: Any) -> Any:
         """A rollout as the loss takes it: completions, advantages and what they are made of."""
-        return super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        return super()._generate_and_score_completions(inputs)
 
-    def micro_batches_taken(self: Any) -> int:
+    def micro_batches_taken(self) -> int:
         """Of all rollouts so far."""
         return int(self._step)
 
-    def buffered_rollout(self: Any) -> Any:
+    def buffered_rollout(self) -> Any:
         """The rollout that micro-batches are taken from."""
         return self._buffered_inputs
 
-    def take_up_rollout(self: Any, taken: int, buffered: Any) -> None:
+    def take_up_rollout(self, taken: int, buffered: Any) -> None:
         """Continue with a rollout of which some micro-batches were taken."""
         self._step, self._buffered_inputs = taken, buffered
 

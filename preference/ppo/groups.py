@@ -24,11 +24,21 @@ from preference.policy.rewards import score_all
 from preference.policy.rollout import policy_logps, table_of_logps
 from preference.policy.token_rewards import shape_scores
 from preference.policy.vllm import LOGP_DIFFERENCE
-from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
+from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
 from tiebreak.packed.generation import Sampled, row_seed
-from tiebreak.packed.proof import Computed, ForwardPath, Forwards, has_auxiliary_loss, own_logps, prove, weighted_sum
+from tiebreak.packed.proof import (
+    Computed,
+    ForwardPath,
+    Forwards,
+    Proof,
+    has_auxiliary_loss,
+    own_logps,
+    prove,
+    weighted_sum,
+)
 from tiebreak.packed.sharding import at_own_pace
 from tiebreak.training.noise import switch_off_noise
+from tiebreak.training.passes import Passes
 from tiebreak.upstream import GroupHooks, GRPOHooks, metrics_of
 
 if TYPE_CHECKING:
@@ -40,21 +50,59 @@ TRL_REFERENCE = "ref"
 
 
 class GroupLoop(GroupHooks, ScoredLoop):
-    """Goes before one of TRL's trainers that draw groups of completions."""
+    """A mixin for TRL's trainers that draw groups of completions.
 
-    _backbone: Backbone
+    The data set holds the whole run's prompts in the order that PPO would take them: TRL's own order starts anew with
+    each epoch of a resumed run.
+    """
+
+    aux_loss_enabled: bool
+
+    def __init__(
+        self,
+        lm: Any,
+        args: RLOOConfig | GRPOConfig,
+        settings: PPOSettings,
+        prompts: Sequence[list[int]],
+        validation_prompts: Sequence[list[int]],
+        tokenizer: PreTrainedTokenizerBase,
+        rewards: RewardsOf | None = None,
+        sampler: SamplerOf | None = None,
+        passes: Passes | None = None,
+    ) -> None:
+        """On a policy with its adapter; the other arguments are PPOTrainer's."""
+        asked = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        places = math.ceil(asked / args.num_iterations / args.num_generations)
+        numbers = [prompt_at(place, len(prompts), settings.seed) for place in range(places)]
+        super().__init__(
+            model=lm,
+            reward_funcs=_scored_elsewhere,
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [str(number) for number in numbers]}),
+            eval_dataset=Dataset.from_dict({"prompt": ["0"]}) if validation_prompts else None,
+            processing_class=tokenizer,
+        )
+        if (
+            TRL_REFERENCE not in lm.peft_config
+        ):  # GRPO without a KL keeps none, and held-out figures speak of the KL to it
+            copy_adapter(lm, POLICY, TRL_REFERENCE)
+            train_only(lm, POLICY)
+        switch_off_noise(lm)
+        copy_weights(lm, POLICY, TRL_REFERENCE)  # TRL leaves out an adapter on embeddings
+        self._begin(settings, prompts, validation_prompts)
+        self.reward_func_names = ["score"]
+        self.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by
+        self._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
+        self._complete(rewards, sampler, proved=passes is not None)
 
     @property
     def backbone(self) -> Backbone:
         """The policy as rollouts use it; its value head is not."""
-        return self._backbone
+        backbone: Backbone = self._backbone
+        return backbone
 
-    def prove_path(self: Any) -> None:
-        """Prove rollouts' log-probabilities, and those of TRL's loss; a head that TRL does not know is called itself.
-
-        Raises:
-            ModelError: nothing computes as the model's own forward does.
-        """
+    def prove_path(self) -> Proof:
+        """Prove rollouts' log-probabilities, and those of TRL's loss; a head that TRL does not know is called itself."""
         lm, temperature = self.model, self.settings.sampling.temperature
         rollouts = self._backbone.prove(self.prompts, temperature)
         examples = examples_to_check(self.prompts)
@@ -72,18 +120,18 @@ class GroupLoop(GroupHooks, ScoredLoop):
             return weighted_sum(made.log_probs[batch["labels"][:, 1:] != -100], lm)
 
         found = prove(lm, [ForwardPath.PADDED, ForwardPath.PLAIN, ForwardPath.ALONE], truth, compute)
-        self.proof = replace(found, refused=(*rollouts.refused, *found.refused))
         lm.train(training)
+        return replace(found, refused=(*rollouts.refused, *found.refused))
 
     def tokenize_prompts(self, prompts: list[str]) -> list[list[int]]:
         """The data set names prompts by their numbers: the stage has tokenised them."""
         return [self.prompts[int(number)] for number in prompts]
 
-    def prepare_inputs(self: Any, inputs: Any) -> Any:
+    def prepare_inputs(self, inputs: Any) -> Any:
         self._resume_generators()
         return super().prepare_inputs(inputs)
 
-    def _rest_of_rollout(self: Any) -> dict[str, Any] | None:
+    def _rest_of_rollout(self) -> dict[str, Any] | None:
         """TRL's: micro-batches taken of a rollout, the rollout as it splits it, and what it will log of them."""
         taken = self.micro_batches_taken()
         taken -= taken % self.args.gradient_accumulation_steps
@@ -91,11 +139,11 @@ class GroupLoop(GroupHooks, ScoredLoop):
             return None
         return {"step": taken, "inputs": self.buffered_rollout(), "metrics": dict(metrics_of(self)["train"])}
 
-    def _take_up_rest(self: Any, rest: dict[str, Any]) -> None:
+    def _take_up_rest(self, rest: dict[str, Any]) -> None:
         self.take_up_rollout(rest["step"], rest["inputs"])
         metrics_of(self)["train"].update(rest["metrics"])
 
-    def draw_completions(self: Any, prompt_ids: list[list[int]]) -> list[list[int]]:
+    def draw_completions(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         self._resume_generators()
         first = self.accelerator.process_index * len(prompt_ids)
         seeds = [
@@ -123,7 +171,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         self.model.train(training)
         return completions
 
-    def score_completions(self: Any, prompts: list[str], completion_ids: list[list[int]]) -> Tensor:
+    def score_completions(self, prompts: list[str], completion_ids: list[list[int]]) -> Tensor:
         """The score of every completion of all processes, shape (completions, 1). TRL takes the KL from it, or not."""
         device = self.accelerator.device
         prompt_ids = [self.prompts[int(number)] for number in prompts]
@@ -152,7 +200,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         everyones: Tensor = self.accelerator.gather(shaped[:, None])
         return everyones
 
-    def roll_out(self: Any, inputs: Any) -> Any:
+    def roll_out(self, inputs: Any) -> Any:
         made = super().roll_out(inputs)
         kls = metrics_of(self)["train"]["kl"]
         if self.state.global_step == 0 and kls:
@@ -169,40 +217,11 @@ class OurGRPOTrainer(GRPOHooks, GroupLoop, GRPOTrainer):
 
 
 def build_group_trainer(
-    lm: Any,
-    args: RLOOConfig | GRPOConfig,
-    settings: PPOSettings,
-    prompts: Sequence[list[int]],
-    validation_prompts: Sequence[list[int]],
-    tokenizer: PreTrainedTokenizerBase,
+    lm: Any, args: RLOOConfig | GRPOConfig, *given: Any, **options: Any
 ) -> OurRLOOTrainer | OurGRPOTrainer:
-    """TRL's trainer on a policy with its adapter; rewards are given to it afterwards, as they may be mounted on it.
-
-    The data set holds the whole run's prompts in the order that PPO would take them: TRL's own order starts anew with
-    each epoch of a resumed run.
-    """
-    asked = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    places = math.ceil(asked / args.num_iterations / args.num_generations)
-    numbers = [prompt_at(place, len(prompts), settings.seed) for place in range(places)]
+    """The trainer that takes these arguments; see GroupLoop for the others."""
     kind = OurRLOOTrainer if isinstance(args, RLOOConfig) else OurGRPOTrainer
-    trainer = kind(
-        model=lm,
-        reward_funcs=_scored_elsewhere,
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": [str(number) for number in numbers]}),
-        eval_dataset=Dataset.from_dict({"prompt": ["0"]}) if validation_prompts else None,
-        processing_class=tokenizer,
-    )
-    if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL keeps none, and held-out figures speak of the KL to it
-        copy_adapter(lm, POLICY, TRL_REFERENCE)
-        train_only(lm, POLICY)
-    switch_off_noise(lm)
-    copy_weights(lm, POLICY, TRL_REFERENCE)  # TRL leaves out an adapter on embeddings
-    trainer._set_up(settings, prompts, validation_prompts)
-    trainer.reward_func_names = ["score"]
-    trainer.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by
-    trainer._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
-    return trainer
+    return kind(lm, args, *given, **options)
 
 
 def to_group_batch(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from tiebreak.packed.sharding import at_own_pace
 from tiebreak.process.stopping import StepStopped, interruptible
 from tiebreak.records import write_json
 from tiebreak.training.callbacks import requested_of_any
+from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import CheckpointHooks, load_generators
 
 FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
@@ -35,6 +37,9 @@ REST_FILE = "rollout-{}.pt"
 """of each process: what is left of a rollout, where a signal ended the run within it"""
 
 T = TypeVar("T")
+RewardsOf = Callable[[Backbone], list[Reward]]
+"""Makes what scores completions, which may be mounted on the policy."""
+SamplerOf = Callable[[Backbone, Accelerator], VLLMSampler]
 
 
 @dataclass(frozen=True)
@@ -76,18 +81,17 @@ class LoopState:
     """(mean, standard deviation) of each reward on the first rollout, which the policy wrote before training"""
 
 
-class ScoredLoop(CheckpointHooks):
-    """Goes before a trainer whose completions are scored."""
+class ScoredLoop(StageTrainer, CheckpointHooks):
+    """A mixin for trainers whose completions are scored."""
 
     settings: PPOSettings
     rewards: list[Reward]
     prompts: list[list[int]]
     validation_prompts: list[list[int]]
     loop: LoopState
-    proof: Proof | None = None
-    """of the path by which log-probabilities are computed"""
     vllm_sampler: VLLMSampler | None = None
     """draws the rollouts; None: our own sampler does, as it does for held-out prompts always"""
+    control: Any
     _resumed_from: str | None = None
 
     @property
@@ -95,20 +99,29 @@ class ScoredLoop(CheckpointHooks):
         """The policy as rollouts use it."""
         raise NotImplementedError
 
-    def _set_up(
-        self,
-        settings: PPOSettings,
-        prompts: Sequence[list[int]],
-        validation_prompts: Sequence[list[int]],
+    def _begin(
+        self, settings: PPOSettings, prompts: Sequence[list[int]], validation_prompts: Sequence[list[int]]
     ) -> None:
         self.settings = settings
-        self.rewards = []
         self.prompts, self.validation_prompts = list(prompts), list(validation_prompts)
         self.loop = LoopState(settings.kl_coef)
 
-    def path_facts(self) -> dict[str, Any]:
-        """For the manifest: how log-probabilities were computed."""
-        return self.proof.facts() if self.proof else {}
+    def _complete(self, rewards: RewardsOf | None, sampler: SamplerOf | None, *, proved: bool) -> None:
+        """The end of a constructor: all that stands on the policy as the trainer has placed it."""
+        if proved:
+            with self.accelerator.autocast():
+                self.proof = self.prove_path()
+        self.rewards = rewards(self.backbone) if rewards else []
+        if sampler is not None:
+            self.vllm_sampler = sampler(self.backbone, self.accelerator)
+
+    def prove_path(self) -> Proof:
+        """Prove the path by which log-probabilities are computed.
+
+        Raises:
+            ModelError: nothing computes as the model's own forward does.
+        """
+        raise NotImplementedError
 
     # --- completions and their scores ---
 
@@ -117,7 +130,7 @@ class ScoredLoop(CheckpointHooks):
         """What draws the rollouts."""
         return self.vllm_sampler or draw_seeded
 
-    def _sample_and_assess(self: Any, prompts: list[list[int]], seeds: list[int], draw: Draw = draw_seeded) -> Episodes:
+    def _sample_and_assess(self, prompts: list[list[int]], seeds: list[int], draw: Draw = draw_seeded) -> Episodes:
         backbone = self.backbone
         backbone.eval()
 
@@ -137,7 +150,7 @@ class ScoredLoop(CheckpointHooks):
         episodes: Episodes = self._cut_short_by_signals(sample)
         return episodes
 
-    def _cut_short_by_signals(self: Any, sample: Callable[[], T]) -> T:
+    def _cut_short_by_signals(self, sample: Callable[[], T]) -> T:
         """What `sample` returns. A signal ends it: no weight has changed since the checkpoint that is written then.
 
         Raises:
@@ -155,7 +168,7 @@ class ScoredLoop(CheckpointHooks):
             raise StepStopped(number)
         return sampled[0]
 
-    def _check_sampler(self: Any, ours: Tensor, its: Tensor, mask: Tensor) -> float:
+    def _check_sampler(self, ours: Tensor, its: Tensor, mask: Tensor) -> float:
         """How far vLLM's log-probabilities of what it drew are from our own pass', in nats a token, over all processes.
 
         The policy is pushed before every rollout, so in every rollout it is rounding alone. All of shape (completions,
@@ -164,22 +177,24 @@ class ScoredLoop(CheckpointHooks):
         Raises:
             HandoffError: it is more than that, so vLLM holds other weights than the policy.
         """
-        config = self.vllm_sampler.config
+        sampler = self.vllm_sampler
+        assert sampler is not None
         apart, tokens = self.accelerator.reduce(
             torch.stack([(ours - its).abs()[mask].double().sum(), mask.sum().double()]), reduction="sum"
         ).tolist()
         difference = float(apart / tokens)
-        if not difference <= config.logp_tolerance:
+        if not difference <= sampler.config.logp_tolerance:
             step = self.state.global_step
             raise HandoffError(
                 f"vLLM does not draw from the policy that is trained: the log-probabilities of its completions differ from "
-                f"the policy's by {difference:.3g} nats a token, and vllm.logp_tolerance is {config.logp_tolerance:g}. "
-                f"{self.vllm_sampler.what_to_serve}; "
+                f"the policy's by {difference:.3g} nats a token, and vllm.logp_tolerance is "
+                f"{sampler.config.logp_tolerance:g}. "
+                f"{sampler.what_to_serve}; "
                 + (f"the checkpoints before step {step} are kept" if step else "nothing was trained")
             )
         return difference
 
-    def _require_same_policy(self: Any, difference: float) -> None:
+    def _require_same_policy(self, difference: float) -> None:
         """Before the first update policy and reference are one model, so the KL between them is 0.
 
         Raises:
@@ -192,7 +207,7 @@ class ScoredLoop(CheckpointHooks):
                 f"log-probabilities differ by up to {difference:.3g} a token; nothing was trained"
             )
 
-    def _check_collapse(self: Any, finished: Tensor, lengths: Tensor) -> None:
+    def _check_collapse(self, finished: Tensor, lengths: Tensor) -> None:
         """Refuse to go on where there is nothing to learn from: no answer ends, or all of them end at once.
 
         Both arguments of shape (episodes,).
@@ -222,7 +237,7 @@ class ScoredLoop(CheckpointHooks):
                 f"collapsed. Lower training.learning_rate, raise kl_coef, or lower length_penalty; {kept}"
             )
 
-    def _set_scales(self: Any, scores: Tensor) -> None:
+    def _set_scales(self, scores: Tensor) -> None:
         """Once, on the first rollout, which the policy wrote before any training: by what scores are normalised.
 
         Each reward is normalised alone, so that weights speak of rewards on one scale (Huang et al. 2024, 4.4). A reward
@@ -254,7 +269,7 @@ class ScoredLoop(CheckpointHooks):
             kl_coef=self.loop.kl_coef,
         )
 
-    def _resume_generators(self: Any) -> None:
+    def _resume_generators(self) -> None:
         """Once after resuming: every generator's state, as it was when the checkpoint was written.
 
         The trainer did so before it made its data loader, which draws a number: a reward function would see it.
@@ -265,7 +280,7 @@ class ScoredLoop(CheckpointHooks):
 
     # --- held-out prompts ---
 
-    def _per_episode(self: Any, episodes: Episodes, shaped_scores: Tensor) -> dict[str, Tensor]:
+    def _per_episode(self, episodes: Episodes, shaped_scores: Tensor) -> dict[str, Tensor]:
         kl = episodes.kl.sum(-1)
         weights = torch.tensor([reward.weight for reward in self.rewards], device=kl.device)
         each = {f"rewards/{r.name}/mean": scores for r, scores in zip(self.rewards, episodes.scores, strict=True)}
@@ -281,8 +296,12 @@ class ScoredLoop(CheckpointHooks):
         }
 
     @torch.no_grad()
-    def evaluate(self: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Score and KL on the validation prompts, with the same seeds every time."""
+        with self._interruptible_evaluation():
+            return self._evaluate(metric_key_prefix)
+
+    def _evaluate(self, metric_key_prefix: str) -> dict[str, float]:
         self._resume_generators()
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         whole = len(self.validation_prompts) - len(self.validation_prompts) % world or len(self.validation_prompts)
@@ -298,12 +317,12 @@ class ScoredLoop(CheckpointHooks):
         metrics[f"{metric_key_prefix}_loss"] = -metrics[f"{metric_key_prefix}_objective/scores"]
         self.log(metrics)
         self.model.train()
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     # --- checkpoints ---
 
-    def save_weights(self: Any, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
+    def save_weights(self, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
         """What trains: the policy's adapter, and the value head. The rest is pinned by hash in the manifests."""
         if not self.args.should_save:
             return
@@ -317,7 +336,7 @@ class ScoredLoop(CheckpointHooks):
             metadata={"format": "pt"},
         )
 
-    def save_whole_checkpoint(self: Any, model: nn.Module, trial: Any) -> None:
+    def save_whole_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super().save_whole_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
@@ -326,7 +345,7 @@ class ScoredLoop(CheckpointHooks):
         if rest is not None:
             torch.save(rest, folder / REST_FILE.format(self.accelerator.process_index))
 
-    def train(self: Any, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """The trainer's, from a checkpoint with what the loop had learned and left by then, under DeepSpeed too."""
         if resume_from_checkpoint is not None:
             folder = Path(resume_from_checkpoint)
@@ -337,7 +356,7 @@ class ScoredLoop(CheckpointHooks):
             rest = folder / REST_FILE.format(self.accelerator.process_index)
             if rest.is_file():
                 self._take_up_rest(torch.load(rest, map_location=self.accelerator.device, weights_only=True))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _rest_of_rollout(self) -> dict[str, Any] | None:
         """What is left of a rollout after the last whole optimizer step, None at its border: tensors, lists, numbers."""
@@ -347,7 +366,7 @@ class ScoredLoop(CheckpointHooks):
         """What `_rest_of_rollout` gave."""
         raise NotImplementedError
 
-    def load_weights(self: Any, checkpoint: str, model: nn.Module | None = None) -> None:
+    def load_weights(self, checkpoint: str, model: nn.Module | None = None) -> None:
         state = load_file(Path(checkpoint) / TRAINABLE_FILE)
         model = self.accelerator.unwrap_model(model or self.model)
         missing = set(trainable_names(model)) - set(state)

@@ -16,166 +16,163 @@ from preference.policy.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.policy.overoptimisation import Guard, build_guard, require_held_out
 from preference.policy.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
 from preference.policy.vllm import VLLMSampler, require_vllm
-from preference.ppo.loop import PPOSettings
+from preference.ppo.loop import PPOSettings, ScoredLoop
 from preference.ppo.trainer import PPOTrainer
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import Rules, read_prompts
+from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
-from tiebreak.errors import ConfigError, DataError
-from tiebreak.models.chat import Chat, encode_each
-from tiebreak.models.find import ModelSource, find_model
-from tiebreak.models.load import adapter_of, is_quantized, load_policy
-from tiebreak.models.tokenizers import load_chat
+from tiebreak.errors import ConfigError
+from tiebreak.models.chat import Chat, Encoded, encode_each
+from tiebreak.models.load import is_quantized, load_policy
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered
 from tiebreak.records import Prompt
-from tiebreak.runs.run import Run, read_manifest, start_run, that_drops
+from tiebreak.runs.run import Run, read_manifest
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
-from tiebreak.training.passes import default_tokens_per_pass
-from tiebreak.training.stage import common_arguments, describe, drop_too_long, finish_adapter, last_metrics, train
+from tiebreak.training.passes import Passes
+from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.stage import Products, common_arguments, drop_too_long
+
+Asked = tuple[list[int], Prompt]
+"""A prompt with its token ids."""
 
 
 def train_ppo(config: PPOConfig) -> None:
     """The stage."""
     for function in config.function_names().values():
         find_function(function, config.config_folder)
-    run = start_run(config, "ppo")
-    if describe(run):
-        return
-    source = find_model(config.policy, trust_remote_code=config.training.trust_remote_code)
-    if config.vllm is not None:
-        quantized = is_quantized(source, config.adapter)
-        require_vllm(config.vllm, str(source.base_path), config.training.max_length_tokens, quantized)
-    chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    prompts, validation = split_prompts(config, Rules.of(run))
-    encoded, held_out = (encode(some, chat, config, that_drops(run)) for some in (prompts, validation))
-    if config.guard is not None:
-        require_held_out(run, len(held_out))
-    say(f"{len(encoded)} prompts; the first, as the policy sees it:", chat.tokenizer.decode(encoded[0][0]), "")
-    recorder = RunRecorder(run)
-    trainer = build_trainer(config, run, source, chat, encoded, held_out)
-    say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
-    guard = watch(config, recorder, trainer, source, chat, held_out)
-    train(trainer, run, recorder)
-    if config.algorithm == "ppo":
-        save_value_head(trainer, run)
-    finish_adapter(
-        trainer,
-        run,
-        recorder,
-        model=trainer.backbone.lm,
-        chat=chat,
-        source=source,
-        kind="policy",
-        adapter=adapter_of(source, config.adapter),
-        probe_ids=probe_ids([ids for ids, _ in encoded]),
-        metrics=last_metrics(run, up_to=trainer.state.global_step),
-        facts={
-            **trainer.path_facts(),
-            "counts": {
-                "prompts": len(encoded),
-                "episodes": (guard.trained_steps if guard else trainer.state.global_step)
-                // steps_per_rollout(config, trainer.args.world_size)
-                * config.episodes_per_rollout,
-            },
-            "kinds": reward_kinds(config),
-            **(guard.facts() if guard else {}),
-        },
-        prompts=validation or prompts,
-        sampling=config.sampling,
-    )
+    train_stage(PPO, config)
 
 
-def watch(
-    config: PPOConfig,
-    recorder: RunRecorder,
-    trainer: Any,
-    source: ModelSource,
-    chat: Chat,
-    held_out: list[tuple[list[int], Prompt]],
-) -> Guard | None:
-    """Let a held-out reward model say which policy to keep, if the configuration names one."""
-    if config.guard is None:
-        return None
-    guard = build_guard(
-        config.guard,
-        recorder,
-        backbone=trainer.backbone,
-        source=source,
-        chat=chat,
-        prompts=held_out,
-        sampling=config.sampling,
-        training=config.training,
-        learned_from=trainer.rewards,
-    )
-    guard.watch(trainer)
-    return guard
+class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
+    """The stage while it works."""
 
+    name, rows_name = "ppo", "prompts"
+    guard: Guard | None = None
 
-def build_trainer(
-    config: PPOConfig,
-    run: Run,
-    source: ModelSource,
-    chat: Chat,
-    encoded: list[tuple[list[int], Prompt]],
-    held_out: list[tuple[list[int], Prompt]],
-) -> Any:
-    """The algorithm's trainer, with its policy and everything that scores it."""
-    settings = ppo_settings(config, chat.stop_ids)
-    prompts, validation = [ids for ids, _ in encoded], [ids for ids, _ in held_out]
-    trainer: Any
-    if config.algorithm == "ppo":
-        backbone = load_backbone(source, config.training, config.adapter, chat.tokenizer)
-        require_room(backbone.config, [*prompts, *validation], config.sampling.max_new_tokens)
+    def check(self) -> None:
+        config = self.config
+        if config.vllm is not None:
+            quantized = is_quantized(self.source, config.adapter)
+            require_vllm(config.vllm, str(self.source.base_path), config.training.max_length_tokens, quantized)
+
+    def read(self) -> tuple[list[Prompt], list[Prompt]]:
+        prompts = read_prompts(self.config.prompts, ["train", "validation"], self.rules)
+        training, validation = partition(prompts, lambda prompt: prompt.split)
+        return training, validation[: self.config.max_validation_prompts]
+
+    def encode(self, rows: list[Prompt], *, held_out: bool) -> list[Asked]:
+        encoded = encode(rows, self.chat, self.config, self.dropping)
+        if held_out and self.config.guard is not None:
+            require_held_out(self.run, len(encoded))
+        return encoded
+
+    def example(self, row: Asked) -> Encoded:
+        ids, _ = row
+        return Encoded(ids, [0] * len(ids))
+
+    def preflight(self, rows: list[Asked]) -> None:
+        ids, _ = rows[0]
+        say(f"{len(rows)} prompts; the first, as the policy sees it:", self.chat.tokenizer.decode(ids), "")
+
+    def build(self, rows: Split[Asked], recorder: RunRecorder) -> ScoredLoop:
+        """The algorithm's trainer, with all that scores its policy, and its guard."""
+        trainer = self._group_trainer(rows) if self.config.algorithm != "ppo" else self._ppo_trainer(rows)
+        say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
+        if self.config.guard is not None:
+            self.guard = build_guard(
+                self.config.guard,
+                recorder,
+                backbone=trainer.backbone,
+                source=self.source,
+                chat=self.chat,
+                prompts=rows.validation,
+                sampling=self.config.sampling,
+                training=self.config.training,
+                learned_from=trainer.rewards,
+            )
+            self.guard.watch(trainer)
+        return trainer
+
+    def _ppo_trainer(self, rows: Split[Asked]) -> PPOTrainer:
+        config = self.config
+        backbone = load_backbone(self.source, config.training, config.adapter, self.chat.tokenizer)
+        self._require_room(backbone, rows)
         if config.value_head:
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
-        trainer = PPOTrainer(backbone, build_ppo_args(config, run), settings, prompts, validation)
-        trainer.tokens_per_pass = config.training.tokens_per_pass or default_tokens_per_pass(trainer.args.device)
-        with trainer.accelerator.autocast():
-            trainer.proof = backbone.prove(prompts, config.sampling.temperature)
-    else:
+        return PPOTrainer(
+            backbone,
+            build_ppo_args(config, self.run),
+            ppo_settings(config, self.chat.stop_ids),
+            [ids for ids, _ in rows.train],
+            [ids for ids, _ in rows.validation],
+            **self._around_policy(rows),
+        )
+
+    def _group_trainer(self, rows: Split[Asked]) -> ScoredLoop:
         from preference.ppo.groups import build_group_trainer
 
-        lm = load_policy(source, config.training, config.adapter, chat.tokenizer)
-        require_room(lm.config, [*prompts, *validation], config.sampling.max_new_tokens)
-        trainer = build_group_trainer(lm, build_group_args(config, run), settings, prompts, validation, chat.tokenizer)
-        with trainer.accelerator.autocast():
-            trainer.prove_path()
-    trainer.rewards = load_rewards(
-        config.all_rewards,
-        trainer.backbone,
-        source,
-        chat,
-        encoded + held_out,
-        config.training,
-        config.config_folder,
-    )
-    if config.vllm is not None:
-        trainer.vllm_sampler = VLLMSampler(
-            config.vllm,
-            trainer.backbone.lm,
-            trainer.accelerator,
-            chat.tokenizer,
-            str(source.base_path),
-            config.training,
+        config = self.config
+        lm = load_policy(self.source, config.training, config.adapter, self.chat.tokenizer)
+        self._require_room(lm, rows)
+        return build_group_trainer(
+            lm,
+            build_group_args(config, self.run),
+            ppo_settings(config, self.chat.stop_ids),
+            [ids for ids, _ in rows.train],
+            [ids for ids, _ in rows.validation],
+            self.chat.tokenizer,
+            **self._around_policy(rows),
         )
-    return trainer
+
+    def _require_room(self, model: Any, rows: Split[Asked]) -> None:
+        ids = [ids for ids, _ in (*rows.train, *rows.validation)]
+        require_room(model.config, ids, self.config.sampling.max_new_tokens)
+
+    def _around_policy(self, rows: Split[Asked]) -> dict[str, Any]:
+        """What the trainers make of their policy: its rewards, and vLLM's copy of it."""
+        config, chat, source = self.config, self.chat, self.source
+        asked, beside = [*rows.train, *rows.validation], config.config_folder
+
+        def rewards(backbone: Backbone) -> list[Reward]:
+            return load_rewards(config.all_rewards, backbone, source, chat, asked, config.training, beside)
+
+        def sampler(backbone: Backbone, accelerator: Any) -> VLLMSampler:
+            assert config.vllm is not None
+            base = str(source.base_path)
+            return VLLMSampler(config.vllm, backbone.lm, accelerator, chat.tokenizer, base, config.training)
+
+        passes = Passes(config.training.tokens_per_pass)
+        return {"rewards": rewards, "sampler": sampler if config.vllm else None, "passes": passes}
+
+    def model_of(self, trainer: Any) -> Any:
+        return trainer.backbone.lm
+
+    def probe_ids(self, rows: list[Asked]) -> list[int]:
+        """A few prompts in a row: text enough for the probe."""
+        return [token for ids, _ in rows[:3] for token in ids]
+
+    def counts(self, rows: Split[Asked], trainer: Any) -> dict[str, int]:
+        trained = self.guard.trained_steps if self.guard else trainer.state.global_step
+        rollouts = trained // steps_per_rollout(self.config, trainer.args.world_size)
+        return {"prompts": len(rows.train), "episodes": rollouts * self.config.episodes_per_rollout}
+
+    def facts(self, rows: Split[Asked], trainer: Any) -> dict[str, Any]:
+        return {"kinds": reward_kinds(self.config), **(self.guard.facts() if self.guard else {})}
+
+    def save_beside(self, trainer: Any) -> None:
+        if self.config.algorithm == "ppo":
+            save_value_head(trainer, self.run)
+
+    def products(self, rows: Split[Asked]) -> Products:
+        return Products(self.data.validation or self.data.train, self.config.sampling)
 
 
 def _where_held(reward: Reward) -> str:
     if isinstance(reward, MountedReward):
         return ", on the policy's own backbone"
     return ", held apart, as its base or tokenizer differs" if isinstance(reward, RewardApart) else ""
-
-
-def split_prompts(config: PPOConfig, rules: Rules) -> tuple[list[Prompt], list[Prompt]]:
-    """(train, validation)."""
-    prompts = read_prompts(config.prompts, ["train", "validation"], rules)
-    training, validation = partition(prompts, lambda prompt: prompt.split)
-    if not training:
-        raise DataError(f"{config.prompts} has no prompt of the train split")
-    return training, validation[: config.max_validation_prompts]
 
 
 def encode(
@@ -190,11 +187,6 @@ def encode(
             "training.max_length_tokens must exceed sampling.max_new_tokens: it holds prompt and completion"
         )
     return drop_too_long(encoded, [len(ids) for ids, _ in encoded], room, "prompts")
-
-
-def probe_ids(encoded: list[list[int]]) -> list[int]:
-    """A few prompts in a row: text enough for the probe."""
-    return [token for ids in encoded[:3] for token in ids]
 
 
 def ppo_settings(config: PPOConfig, stop_ids: tuple[int, ...]) -> PPOSettings:

@@ -25,13 +25,14 @@ from preference.policy.backbone import Backbone, Batch
 from preference.policy.layout import batches_by_tokens
 from preference.policy.rollout import Episodes, TokenRewards, to_rewards
 from preference.policy.vllm import LOGP_DIFFERENCE
-from preference.ppo.loop import PPOSettings, ScoredLoop, prompt_at
+from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
 from tiebreak.errors import HandoffError
 from tiebreak.packed.generation import row_seed
+from tiebreak.packed.proof import Proof
 from tiebreak.terminal import say
 from tiebreak.training.allocator import give_back_memory
-from tiebreak.training.passes import TOKENS_PER_PASS, cut_evenly, more_to_come
+from tiebreak.training.passes import TOKENS_PER_PASS, Passes, cut_evenly, default_tokens_per_pass, more_to_come
 from tiebreak.upstream import InputsHook
 
 
@@ -80,7 +81,7 @@ class Steps(Dataset[dict[str, int]]):
 
 
 class PPOTrainer(InputsHook, ScoredLoop, Trainer):
-    """PPO on one backbone. Its `rewards` are given to it afterwards."""
+    """PPO on one backbone."""
 
     tokens_per_pass = TOKENS_PER_PASS
 
@@ -91,8 +92,18 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         settings: PPOSettings,
         prompts: Sequence[list[int]],
         validation_prompts: Sequence[list[int]],
+        rewards: RewardsOf | None = None,
+        sampler: SamplerOf | None = None,
+        passes: Passes | None = None,
     ) -> None:
-        self._set_up(settings, prompts, validation_prompts)
+        """All but `args` is Tiebreak's.
+
+        Args:
+            rewards: makes what scores completions.
+            sampler: makes what draws rollouts; None: our own sampler does.
+            passes: how updates are computed, proved before training; None: nothing is proved.
+        """
+        self._begin(settings, prompts, validation_prompts)
         self._queue: list[MicroBatch] = []
         self._queue_before_step: list[MicroBatch] = []
         self._shares: dict[str, list[float]] = defaultdict(list)
@@ -108,6 +119,14 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
             data_collator=lambda rows: {},
         )
         self.model_accepts_loss_kwargs = False
+        if passes is not None:
+            self.tokens_per_pass = passes.tokens or default_tokens_per_pass(self.args.device)
+        self._complete(rewards, sampler, proved=passes is not None)
+
+    def prove_path(self) -> Proof:
+        """Prove how the backbone computes log-probabilities."""
+        proof: Proof = self.model.prove(self.prompts, self.settings.sampling.temperature)
+        return proof
 
     @property
     def backbone(self) -> Backbone:
@@ -270,6 +289,10 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
 
         Parameters without a gradient are passed over by the optimizer, its moments and weight decay included.
         """
+        with self._interruptible():
+            return self._step(model)
+
+    def _step(self, model: nn.Module) -> Tensor:
         self._resume_generators()
         if not self._queue:
             self._rest_is_skipped = False

@@ -21,6 +21,7 @@ from preference.ppo.train import build_group_args, ppo_settings
 from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.models.load import active_adapter
 from tiebreak.packed.proof import ForwardPath, own_logps
+from tiebreak.training.passes import Passes
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled": ("cohere", {"logit_scale": 4.0}),
@@ -112,10 +113,16 @@ def build(folder: Path, algorithm: str, lm: Any) -> Any:
     args = build_group_args(config, run_of(folder, "ppo", config))
     prompts = [list(p) for p in PROMPTS]
     settings = ppo_settings(config, (EOS,))
-    trainer = build_group_trainer(lm, args, settings, prompts, prompts, toy_tokenizer())
-    trainer.rewards = [KnownReward(toy_rewards())]
-    trainer.prove_path()
-    return trainer
+    return build_group_trainer(
+        lm,
+        args,
+        settings,
+        prompts,
+        prompts,
+        toy_tokenizer(),
+        rewards=lambda _: [KnownReward(toy_rewards())],
+        passes=Passes(),
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "grpo"])

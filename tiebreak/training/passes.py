@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -54,6 +55,16 @@ def default_tokens_per_pass(device: torch.device) -> int:
     return TOKENS_PER_PASS if device.type == "cpu" else TOKENS_PER_PASS_GPU
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How a trainer computes its batches."""
+
+    tokens: int | None = None
+    """of a pass, at most (`training.tokens_per_pass`)"""
+    packed: bool = True
+    """without padding, where the model can"""
+
+
 class StepInPasses(Hooks):
     """Mixin for TRL's trainers whose loss is a mean over the groups of a batch."""
 
@@ -62,11 +73,24 @@ class StepInPasses(Hooks):
     tokens_per_pass = TOKENS_PER_PASS
     losses_that_add_up: ClassVar[frozenset[str]] = frozenset()
     """the losses of which it is known that a batch's is the mean of its groups'; any other is computed whole"""
-    proof: Proof | None = None
-    """of the path that is taken; None: `compute_in_passes` was not called"""
+    proof: Proof | None
     _share = 1.0
 
-    def compute_in_passes(self: Any, tokens: int | None, *, packed: bool) -> None:
+    def __init__(self, *args: Any, passes: Passes | None = None, **kwargs: Any) -> None:
+        """TRL's, then the path of the forward proved.
+
+        Args:
+            passes: how batches are computed; None: as TRL does, until `compute_in_passes` is called.
+        """
+        super().__init__(*args, **kwargs)
+        if passes is not None:
+            self.prepare_model()
+            self.compute_in_passes(passes.tokens, packed=passes.packed)
+
+    def prepare_model(self) -> None:
+        """What a stage does to its model before anything is computed with it."""
+
+    def compute_in_passes(self, tokens: int | None, *, packed: bool) -> None:
         """Compute at most so many tokens at once, by the fastest path that computes as the model's own forward does.
 
         Args:
@@ -85,10 +109,6 @@ class StepInPasses(Hooks):
         if reason := self.why_whole():
             say(f"each batch has one backward pass, as {reason}: a large one takes more time, or more memory")
 
-    def path_facts(self) -> dict[str, Any]:
-        """For the manifest: how batches were computed."""
-        return self.proof.facts() if self.proof else {}
-
     def why_whole(self) -> str:
         """Why a batch is computed as one; empty if it can be cut between groups."""
         whole = [name for name in self.losses() if name not in self.losses_that_add_up]
@@ -96,11 +116,11 @@ class StepInPasses(Hooks):
             return f"the loss {', '.join(whole)} is not among those that are a mean over rows"
         return "its experts are balanced over the whole batch" if getattr(self, "aux_loss_enabled", False) else ""
 
-    def items(self: Any, inputs: dict[str, Any]) -> Tensor | None:
+    def items(self, inputs: dict[str, Any]) -> Tensor | None:
         """What transformers counts in a step of this batch on every process."""
         return None
 
-    def training_step(self: Any, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """transformers' step, once a pass; returns the loss of the whole batch."""
         parts = self._parts(inputs)
         if len(parts) == 1:
@@ -121,12 +141,12 @@ class StepInPasses(Hooks):
         return torch.stack(losses).sum()
 
     def _step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's, as the share of the batch that the pass is."""
-        loss = super().compute_loss(*args, **kwargs)  # type: ignore[misc]
+        loss = super().compute_loss(*args, **kwargs)
         return loss if self._share == 1.0 else loss * self._share
 
     def weight(self, inputs: dict[str, Any]) -> int:
@@ -137,15 +157,15 @@ class StepInPasses(Hooks):
         """Whether the losses of passes are already parts of the batch's."""
         return False
 
-    def losses(self: Any) -> Sequence[str]:
+    def losses(self) -> Sequence[str]:
         """The names of the losses that are added up."""
         raise NotImplementedError
 
-    def _parts(self: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         """The batch, cut between groups."""
         return [take_groups(inputs, groups, self.together) for groups in self._groups(inputs)]
 
-    def _groups(self: Any, inputs: dict[str, Any]) -> list[list[int]]:
+    def _groups(self, inputs: dict[str, Any]) -> list[list[int]]:
         """The numbers of the groups of each pass."""
         count = len(inputs["input_ids"]) // self.together
         if self.why_whole():
@@ -157,7 +177,7 @@ class StepInPasses(Hooks):
         rows = packing.row[:count].tolist()
         return [[group for group in range(count) if rows[group] == row] for row in sorted(set(rows))]
 
-    def _cut_alike(self: Any, inputs: dict[str, Any], count: int, fewest: int) -> list[list[int]]:
+    def _cut_alike(self, inputs: dict[str, Any], count: int, fewest: int) -> list[list[int]]:
         """The numbers of the groups of each pass: as many passes, of as many groups each, on every process."""
         sequences = [
             row[mask].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
@@ -175,7 +195,7 @@ class StepInPasses(Hooks):
             return [order]
         return cut_evenly(order, int(numbers.max()))
 
-    def _join_metrics(self: Any, logged: dict[str, int], shares: Sequence[float]) -> None:
+    def _join_metrics(self, logged: dict[str, int], shares: Sequence[float]) -> None:
         """One value a step where each pass left its own, as TRL averages over values."""
         for key, values in metrics_of(self)["train"].items():
             new = values[logged.get(key, 0) :]

@@ -53,7 +53,7 @@ class PromptOrder(Sampler[int]):
 class PromptByPrompt(SamplerHook):
     """Goes before one of TRL's trainers. Rows without a number come in transformers' order."""
 
-    def train_sampler(self: Any, rows: Any) -> Any:
+    def train_sampler(self, rows: Any) -> Any:
         if rows is None:
             rows = self.train_dataset
         if PROMPT_NUMBER not in (getattr(rows, "column_names", None) or ()):

@@ -6,8 +6,8 @@ The trainers themselves are TRL's and transformers'; this file holds what surrou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -22,7 +22,7 @@ from tiebreak.models.load import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import adapter_state, save_adapter
-from tiebreak.process.stopping import StepStopped, Stopped, check, deferring, interruptible
+from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.progress import screen
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
@@ -37,7 +37,6 @@ from tiebreak.training.callbacks import (
     ProgressBars,
     RunCallback,
     TokenCount,
-    generator_states,
     set_generators,
 )
 from tiebreak.upstream import load_generators, save_checkpoint
@@ -151,12 +150,10 @@ def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     trainer.add_callback(TokenCount(trainer))
     callback = RunCallback(recorder, trainer)
     trainer.add_callback(callback)
-    if hasattr(trainer, "create_model_card"):
-        trainer.create_model_card = lambda *_, **__: None  # TRL writes one into every checkpoint; the manifest is ours
     checkpoint = run.checkpoint
     if checkpoint:
         say(f"resuming from {checkpoint}")
-    with deferring(), _steps_can_be_cut_short(trainer, callback):
+    with deferring():
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except NothingToTrainError:
@@ -189,31 +186,6 @@ def _evaluate_at_the_end(trainer: Trainer) -> None:
         say(f"warning: the evaluation at the end failed ({reason}); the model is saved without its figures")
 
 
-@contextmanager
-def _steps_can_be_cut_short(trainer: Trainer, callback: RunCallback) -> Iterator[None]:
-    """On one process: several would wait for one another."""
-    step, evaluate = trainer.training_step, trainer.evaluate
-    alone = trainer.accelerator.num_processes == 1
-
-    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-        with interruptible() if alone else nullcontext():
-            loss: torch.Tensor = step(*args, **kwargs)
-            return loss
-
-    def evaluate_between(*args: Any, **kwargs: Any) -> dict[str, float]:
-        callback.generators, callback.evaluates_next = generator_states(), True
-        with interruptible(at_once=True) if alone else nullcontext():
-            figures: dict[str, float] = evaluate(*args, **kwargs)
-        callback.evaluates_next = False
-        return figures
-
-    trainer.training_step, trainer.evaluate = training_step, evaluate_between
-    try:
-        yield
-    finally:
-        trainer.training_step, trainer.evaluate = step, evaluate
-
-
 def _keep_last_step(trainer: Trainer, callback: RunCallback, stopped: StepStopped) -> NoReturn:
     """Write the checkpoint of the last whole step, of which the weights are: nothing of the next has reached them.
 
@@ -241,6 +213,24 @@ def _agreed(trainer: Trainer, mine: bool) -> bool:
     return value[0]
 
 
+@dataclass(frozen=True)
+class Products:
+    """What a stage makes beside the saved model."""
+
+    prompts: Sequence[Prompt] = ()
+    """the first few are answered, for the table of samples"""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """of those answers"""
+    merged: bool = False
+    """also a plain model, base and adapter merged"""
+    sequences: Sequence[list[int]] = ()
+    """what a reward model is to score in the fresh process, for `on_verified`"""
+    on_verified: Callable[[list[list[float]]], None] = lambda scores: None
+    """writes what else belongs to the result"""
+    report: Callable[[FreshProcess], None] | None = None
+    """makes the stage's own report of the finished run"""
+
+
 def finish_adapter(
     trainer: Trainer,
     run: Run,
@@ -254,22 +244,11 @@ def finish_adapter(
     probe_ids: list[int],
     metrics: dict[str, Any],
     facts: dict[str, Any],
-    prompts: Sequence[Prompt] = (),
-    sampling: SamplingConfig | None = None,
-    merged: bool = False,
-    sequences: Sequence[list[int]] = (),
-    on_verified: Callable[[list[list[float]]], None] = lambda scores: None,
-    report: Callable[[FreshProcess], None] | None = None,
+    products: Products,
 ) -> None:
     """Save the adapter, reload it in a fresh process, compare, and finish the run. Only then make what reports on it.
 
     Under ZeRO every process must call it; the main one writes.
-
-    Args:
-        prompts: the first few are answered, for the table of samples.
-        sequences: what a reward model is to score in the fresh process, for `on_verified`.
-        on_verified: writes what else belongs to the result.
-        report: makes the stage's own report of the finished run.
 
     Raises:
         HandoffError: the reloaded model answers differently.
@@ -284,21 +263,21 @@ def finish_adapter(
     write_probe(run.final, ids, values, model)
     say("loading what was saved in a fresh process, to compare")
     with FreshProcess(run.final, source.trust_remote_code) as process:
-        difference, scores = process.verify(sequences)
+        difference, scores = process.verify(products.sequences)
         say(f"reloaded in a fresh process: the largest difference is {difference:.1e}")
-        on_verified(scores)
+        products.on_verified(scores)
         run.facts |= {"model": pinned, "probe_difference": difference, "metrics": metrics, **facts}
         reports = Reports(run)
         reports.plan(
             {
-                **({SAMPLES: samples_request(prompts, sampling or SamplingConfig())} if prompts else {}),
-                **({REPORT: {}} if report else {}),
-                **({MERGED: {}} if merged else {}),
+                **({SAMPLES: samples_request(products.prompts, products.sampling)} if products.prompts else {}),
+                **({REPORT: {}} if products.report else {}),
+                **({MERGED: {}} if products.merged else {}),
             }
         )
         run.finish()
         _leave_launch(trainer)
-        make_reports(run, reports, process, recorder, report)
+        make_reports(run, reports, process, recorder, products.report)
     recorder.finish()
 
 

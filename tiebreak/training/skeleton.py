@@ -1,0 +1,172 @@
+"""What every trained stage does, in order: load, encode, preflight, build, train, finish.
+
+class Stage(TrainedStage[MyConfig, Preference, Row]):       # one module,
+    name = "mine"                                           # and one entry in tiebreak.stages
+    def read(self): …        the rows of its data, those that train and those held out
+    def encode(self, …): …   as token ids
+    def example(self, …): …  one of them with its loss mask
+    def build(self, …): …    its trainer
+
+def main(arguments=None):
+    stage_main("mine", MyConfig, lambda config: train_stage(Stage, config), arguments)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from transformers import Trainer
+
+from tiebreak.data.reading import Rules
+from tiebreak.errors import DataError
+from tiebreak.models.chat import Chat, Encoded
+from tiebreak.models.find import ModelKind, ModelSource, find_model
+from tiebreak.models.load import adapter_of
+from tiebreak.models.reload import FreshProcess
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.runs.run import Run, start_run, that_drops
+from tiebreak.stages import find_stage
+from tiebreak.tracking.recorder import RunRecorder
+from tiebreak.training.configuration import TrainedConfig
+from tiebreak.training.stage import Products, describe, finish_adapter, last_metrics, preflight, train
+
+C = TypeVar("C", bound=TrainedConfig)
+Raw = TypeVar("Raw")
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Split(Generic[Row]):
+    """Rows of a stage's data."""
+
+    train: list[Row]
+    validation: list[Row]
+    """held out: evaluated, never learned from"""
+
+
+class TrainedStage(ABC, Generic[C, Raw, Row]):
+    """A stage while it works: its run is open, its policy found, its chat template loaded."""
+
+    name: ClassVar[str]
+    """of its entry in tiebreak.stages"""
+    rows_name: ClassVar[str] = "preferences"
+    """what its rows are called in messages"""
+
+    def __init__(self, config: C, run: Run) -> None:
+        self.config, self.run = config, run
+        training = config.training
+        self.source: ModelSource = find_model(config.policy, trust_remote_code=training.trust_remote_code)
+        self.check()
+        self.chat: Chat = load_chat(self.source, config.chat, training.trust_remote_code)
+
+    # --- what a stage gives
+
+    @abstractmethod
+    def read(self) -> tuple[list[Raw], list[Raw]]:
+        """The rows of its data: those that train, and those held out."""
+
+    @abstractmethod
+    def encode(self, rows: list[Raw], *, held_out: bool) -> list[Row]:
+        """Rows as token ids, without those that are left out."""
+
+    @abstractmethod
+    def example(self, row: Row) -> Encoded:
+        """A row as the preflight shows it, and as the saved model is probed with it."""
+
+    @abstractmethod
+    def build(self, rows: Split[Row], recorder: RunRecorder) -> Trainer:
+        """Its trainer, whole: nothing is set from outside afterwards."""
+
+    def check(self) -> None:
+        """What can be refused once the policy is found, before anything is loaded."""
+
+    def preflight(self, rows: list[Row]) -> None:
+        """Check what is trained on, and show the first of it."""
+        preflight([self.example(row) for row in rows], self.chat, self.rows_name)
+
+    def model_of(self, trainer: Trainer) -> Any:
+        """The model that is saved."""
+        return trainer.model
+
+    def probe_ids(self, rows: list[Row]) -> list[int]:
+        """Token ids on which the saved model, reloaded, must answer as this one."""
+        return self.example(rows[0]).input_ids
+
+    def save_beside(self, trainer: Trainer) -> None:
+        """Write to final/ what belongs beside the model, right after the training."""
+
+    def counts(self, rows: Split[Row], trainer: Trainer) -> dict[str, int]:
+        """How much it learned from, for the manifest."""
+        return {"train": len(rows.train), "validation": len(rows.validation)}
+
+    def facts(self, rows: Split[Row], trainer: Trainer) -> dict[str, Any]:
+        """What else its manifest says."""
+        return {}
+
+    def products(self, rows: Split[Row]) -> Products:
+        """What it makes beside the saved model."""
+        return Products()
+
+    def report(self, process: FreshProcess) -> None:
+        """Make its own report, of a finished run that lacks it; `products` says whether there is one."""
+
+    # --- what all do
+
+    @property
+    def dropping(self) -> Run | None:
+        """The run, where rows that cannot be used are dropped."""
+        return that_drops(self.run)
+
+    @property
+    def rules(self) -> Rules:
+        """How its data is read."""
+        return Rules.of(self.run)
+
+    @cached_property
+    def data(self) -> Split[Raw]:
+        """The rows as they were read.
+
+        Raises:
+            DataError: there is none to train on.
+        """
+        training, validation = self.read()
+        if not training:
+            raise DataError(f"no {self.rows_name} to train on: the inputs hold none for the train split")
+        return Split(training, validation)
+
+    def work(self) -> None:
+        """From the data to the finished run."""
+        rows = Split(self.encode(self.data.train, held_out=False), self.encode(self.data.validation, held_out=True))
+        self.preflight(rows.train)
+        recorder = RunRecorder(self.run)
+        trainer = self.build(rows, recorder)
+        train(trainer, self.run, recorder)
+        self.save_beside(trainer)
+        finish_adapter(
+            trainer,
+            self.run,
+            recorder,
+            model=self.model_of(trainer),
+            chat=self.chat,
+            source=self.source,
+            kind=cast("ModelKind", find_stage(self.name).makes),
+            adapter=adapter_of(self.source, self.config.adapter),
+            probe_ids=self.probe_ids(rows.train),
+            metrics=last_metrics(self.run, up_to=trainer.state.global_step),
+            facts={
+                **trainer.path_facts(),
+                "counts": self.counts(rows, trainer),
+                **self.facts(rows, trainer),
+            },
+            products=self.products(rows),
+        )
+
+
+def train_stage(kind: type[TrainedStage[C, Any, Any]], config: C) -> None:
+    """Run a stage: from its inputs to a finished run, or what a finished run lacks."""
+    with start_run(config, kind.name) as run:
+        if not describe(run, report=lambda process: kind(config, run).report(process)):
+            kind(config, run).work()
