@@ -172,4 +172,4 @@ def test_learned_positions_are_counted_from_the_first_real_token(tmp_path: Path)
     )
     trainer = build(tmp_path, "grpo", with_adapter(AutoModelForCausalLM.from_config(config), rank=4))
     assert trainer.proof.path == ForwardPath.PLAIN
-    assert "padded: its values are not those of the model's own forward" in trainer.proof.refused[0]
+    assert "padded: its values differ from the model's own forward" in trainer.proof.refused[0]

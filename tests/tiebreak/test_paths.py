@@ -70,7 +70,7 @@ def test_a_head_that_trl_does_not_know_trains_as_the_plain_model(stage: str, pac
         assert trainer.proof.path == ForwardPath.PACKED
     else:
         assert trainer.proof.path == ForwardPath.PLAIN
-        assert "padded: its values are not those of the model's own forward" in trainer.proof.facts()["path_reason"]
+        assert "padded: its values differ from the model's own forward" in trainer.proof.facts()["path_reason"]
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(3)])
     labels = batch["labels"] if stage == "sft" else batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -93,7 +93,7 @@ def test_values_that_are_wrong_on_real_rows_are_found_out(tmp_path: Path, monkey
     monkeypatch.setattr(pairwise, "packed_log_probs", shifted)
     trainer = proved(dpo_trainer(tmp_path))
     assert trainer.proof.path == ForwardPath.PADDED
-    assert "packed: its values are not those of the model's own forward" in trainer.proof.refused[0]
+    assert "packed: its values differ from the model's own forward" in trainer.proof.refused[0]
     assert not packs(whole_model(trainer.model))
 
 
@@ -107,7 +107,7 @@ def test_a_gradient_that_is_wrong_is_found_out(tmp_path: Path, monkeypatch: pyte
     )
     trainer = proved(sft_trainer(tmp_path))
     assert trainer.proof.path == ForwardPath.PADDED
-    assert "packed: its gradient is not that of the model's own forward (apart by 5.0e-02" in trainer.proof.refused[0]
+    assert "packed: its gradient differs from the model's own forward (by 5.0e-02" in trainer.proof.refused[0]
 
 
 def test_a_loss_that_passes_add_up_wrongly_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_a_hybrid_is_trained_unpacked(tmp_path: Path) -> None:
     config = config_of("lfm2", layer_types=["conv", "full_attention"], conv_L_cache=3)
     trainer = proved(sft_trainer(tmp_path, model=build(config)))
     assert trainer.proof.path == ForwardPath.PADDED
-    assert "hidden states were others" in trainer.proof.refused[0]
+    assert "hidden states differed" in trainer.proof.refused[0]
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
@@ -139,7 +139,7 @@ def test_rows_longer_than_the_positions_are_refused(stage: str, tmp_path: Path) 
     """OPT's table has eight rows here; a prompt and an answer take up to sixteen tokens."""
     config = config_of("opt", max_position_embeddings=8, ffn_dim=32, word_embed_proj_dim=16)
     trainer = TRAINERS[stage](tmp_path, model=build(config))
-    with pytest.raises(ConfigError, match=r"the longest rows .* take 1\d tokens, and this model has 8 positions"):
+    with pytest.raises(ConfigError, match=r"the longest rows .* take 1\d tokens, but this model has 8 positions"):
         trainer.compute_in_passes(25, packed=True)
 
 

@@ -117,7 +117,7 @@ def test_how_many_positions_a_model_has(model_type: str, settings: dict[str, Any
     assert position_limit(config) == limit
     require_positions(config, 64, "a row")
     if limit is not None:
-        with pytest.raises(ConfigError, match="a row take 65 tokens, and this model has 64 positions"):
+        with pytest.raises(ConfigError, match="a row take 65 tokens, but this model has 64 positions"):
             require_positions(config, 65, "a row")
 
 

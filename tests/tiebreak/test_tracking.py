@@ -229,7 +229,7 @@ def test_an_offline_run_is_sent_later_by_its_folder(tmp_path: Path) -> None:
         assert summary["train/loss"] == 0.25
     refused = run_command("wandb", "sync", tmp_path, environment={"WANDB_API_KEY": KEY})
     assert refused.returncode == 2
-    assert "no stage wrote it while W&B was on" in refused.stderr
+    assert "it was not written with W&B on" in refused.stderr
 
 
 # --- what W&B may do ---
@@ -277,7 +277,7 @@ def test_a_server_that_takes_nothing_leaves_a_whole_copy(
         assert finish(recorder) < 28
     assert steps_in(offline_copy(tmp_path / "dpo")) == [1, 2, 3]
     message = capsys.readouterr().err
-    reason = "permission denied" if server == "refuses" else "no answer in time"
+    reason = "permission denied" if server == "refuses" else "no response in time"
     assert reason in message
     assert f"'wandb sync {tmp_path / 'dpo' / 'wandb' / 'offline-run-'}" in message
 
@@ -294,7 +294,7 @@ def test_a_wandb_that_cannot_be_imported(
         log(recorder, 1)
         assert finish(recorder) < 28
     message = capsys.readouterr().err
-    assert "W&B: its process ended (no module named protobuf); the run goes on without it" in message
+    assert "W&B: its process ended (no module named protobuf); the run continues without it" in message
     assert not is_copied(tmp_path / "dpo")
     track_again(recorder.run)  # what the same command does later
     assert is_copied(tmp_path / "dpo")

@@ -1,1 +1,1 @@
-"""The packed forward: no padding, shared prompts computed once, and the proof that it is exact."""
+"""The packed forward: no padding, shared prompts computed once, and a check that it equals the plain forward."""

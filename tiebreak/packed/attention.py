@@ -1,13 +1,12 @@
-"""Attention within the trees of a packed row, as an attention of transformers' own interface.
+"""Attention within the trees of a packed row, through transformers' attention interface.
 
-Each tree attends by itself, so the cost is that of its own length, however many others share the row. Within a tree the
-shared tokens attend causally among themselves, and then every rest to them and to itself. Tokens that a tree borrows are
-put before its own once more, for the attention alone. torch's
-scaled_dot_product_attention does both, with the kernel it finds best. Measured on CPUs only: on a GPU the same calls
+Each tree attends separately, so its cost depends on its own length, not on the row's. Within a tree, the shared tokens
+attend causally among themselves, and every rest attends to them and to itself. Tokens that a tree borrows are prepended
+to its own, for attention only. Both use torch's scaled_dot_product_attention. Timed on CPUs only; on a GPU the same calls
 run, but were never timed.
 
-A model keeps this attention once it has it: with gradient checkpointing a layer is computed again in the backward pass,
-and must find it then. A call that brings no packed row goes to transformers' own sdpa attention.
+A model keeps this attention once it is set: with gradient checkpointing, the backward pass computes layers again and
+must find it. Calls without a packed row go to transformers' own sdpa attention.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tiebreak.packed.packing import PackedRow, Tree, TreeMasks
 
 TREE_ATTENTION = "tiebreak_trees"
 UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias")
-"""what some architectures add to their attention, and this one does not have"""
+"""additions of some architectures' attention that this one lacks"""
 
 
 def tree_attention(
@@ -43,14 +42,14 @@ def tree_attention(
     """Attention as transformers' models call it.
 
     Args:
-        query, key, value: shape (1, heads, N, head size), of fewer heads in key and value where they are grouped.
+        query, key, value: shape (1, heads, N, head size), with fewer heads in key and value if they are grouped.
         packed_row: the row's trees; None goes to transformers' own sdpa attention.
 
     Returns:
         Shape (1, N, heads, head size).
 
     Raises:
-        NotImplementedError: the architecture's attention has a term of its own.
+        NotImplementedError: the architecture's attention has an additional term.
     """
     groups = query.shape[1] // key.shape[1]
     unknown = [name for name in UNKNOWN_TERMS if kwargs.get(name) is not None]
@@ -78,8 +77,8 @@ def tree_attention(
 def _attend_one(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """Attention of one new token a row, shape (rows, 1, heads, head size). The heads that share a key head ask it as so
-    many queries, so keys and values are read as they lie, and not copied for each head."""
+    """Attention of one new token per row, shape (rows, 1, heads, head size). Heads that share a key head are treated as
+    several queries, so keys and values need not be copied for each head."""
     rows, heads, _, size = query.shape
     grouped = query.view(rows, key.shape[1], -1, size)
     attended = _attend(grouped, key, value, mask.expand(-1, -1, grouped.shape[2], -1), dropout, scaling)
@@ -87,14 +86,14 @@ def _attend_one(
 
 
 def _whole_tree(tree: Tree, own: Tensor, first: Tensor) -> Tensor:
-    """A tree's tokens, those that it borrows of the row's first tree before its own."""
+    """A tree's tokens, preceded by those it borrows from the row's first tree."""
     return torch.cat([first[:, :, : tree.borrowed], own], dim=2) if tree.borrowed else own
 
 
 def _attend_within(
     tree: Tree, masks: TreeMasks, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None
 ) -> list[Tensor]:
-    """What the shared tokens attend to, and what the rests do."""
+    """Attention of the shared tokens, then of the rests."""
     if not tree.rests or masks.whole is not None:
         return [_attend(q, k, v, masks.shared if masks.whole is None else masks.whole, dropout, scaling)]
     of_shared, of_rests = q[:, :, : tree.shared], q[:, :, tree.shared :]

@@ -1,14 +1,14 @@
-"""One forward pass for all completions of a prompt, with no padding, in place of a model's own.
+"""One unpadded forward pass for all completions of a prompt, instead of the model's own.
 
-TRL lays a batch of pairs out as 2·B padded rows: every prompt is computed twice, and every short row as far as the
-longest. Here a batch is packed (tiebreak.packed.packing), each prompt once, and cut into passes of at most
-`tokens_per_pass` tokens, so time and memory follow the tokens there are. Hidden states are those of the plain forward,
-and with them every log-probability, score and gradient.
+TRL arranges a batch of pairs as 2·B padded rows: every prompt is computed twice, and every short row is as long as the
+longest. Here a batch is packed (tiebreak.packed.packing), each prompt once, and split into passes of at most
+`tokens_per_pass` tokens, so time and memory depend only on the tokens. Hidden states equal those of the plain forward,
+and so do all log-probabilities, scores and gradients.
 
-    pack_forward(trainer.model, together=2)     # TRL's trainers go on as they are, losses and metrics included
+    pack_forward(trainer.model, together=2)     # TRL's trainers work unchanged, with the same losses and metrics
 
-What the language-model head makes of a hidden state is computed for completion tokens alone (tiebreak.packed.lm_head),
-and what LoRA adds to a linear layer in fewer passes over memory (tiebreak.packed.lora).
+The language-model head runs on completion tokens only (tiebreak.packed.lm_head), and LoRA layers in fewer passes over
+memory (tiebreak.packed.lora).
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ from tiebreak.packed.sharding import most_of_all
 from tiebreak.upstream import attention_of, fused_output, replace_forward
 
 TOKENS_PER_PASS = 1024
-"""of a pass without its backward. Enough to keep a processor's matrix products at their full rate."""
+"""per pass without a backward pass; enough to keep a processor's matrix products at their full rate"""
 REFUSED = "_tiebreak_refuses_packing"
-"""the attribute of a model whose packed batch was compared with its own forward, and differed: says how"""
+"""attribute of a model whose packed batch differed from its own forward: the difference"""
 
 
 def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKENS_PER_PASS) -> str:
-    """Let a model that one of TRL's trainers holds compute its batches packed.
+    """Compute the batches of a TRL trainer's model packed.
 
-    A causal model keeps TRL's own contract (`fused_lm_head=True` returns log-probabilities of the labels); a sequence
-    classifier returns a score a row. Calls of any other form, generation among them, go to the forward that was there.
+    A causal model keeps TRL's contract (`fused_lm_head=True` returns log-probabilities of the labels); a sequence
+    classifier returns one score per row. All other calls, such as generation, go to the previous forward.
 
     Args:
-        together: how many rows of a batch have the same prompt: 2 in TRL's batches of pairs, 1 where rows are their own.
-        tokens_per_pass: where a batch has more, it is computed in several passes. While training, a pass is then
-            computed again for its gradient, which costs a forward; tiebreak.training.passes avoids that where the loss
-            allows.
+        together: rows of a batch with the same prompt: 2 in TRL's batches of pairs, 1 otherwise.
+        tokens_per_pass: larger batches are computed in several passes. In training, each pass is then computed again
+            for its gradient, which costs a forward; tiebreak.training.passes avoids that where the loss allows.
 
     Returns:
-        Why the architecture cannot take it, and the forward that was there stays; empty if it can.
+        Why the architecture does not support it, and the previous forward stays; empty if it does.
     """
     base = whole_model(model)
     reason = why_not(base)
@@ -76,13 +75,13 @@ def pack_forward(model: nn.Module, *, together: int, tokens_per_pass: int = TOKE
 
 
 def whole_model(model: nn.Module) -> nn.Module:
-    """The model under a PEFT wrapper, its adapters still in it."""
+    """The model without its PEFT wrapper, with its adapters."""
     base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
     return base
 
 
 def packs(model: nn.Module) -> bool:
-    """Whether `hidden_states` may be asked of a model; if so, it attends within trees from now on."""
+    """Whether a model supports `hidden_states`; if so, it attends within trees from now on."""
     if attention_of(model) == TREE_ATTENTION:
         return True
     able = not why_not(model)
@@ -92,20 +91,20 @@ def packs(model: nn.Module) -> bool:
 
 
 def why_not(model: nn.Module) -> str:
-    """Why an architecture cannot take packed rows; empty if it can. The model is left as it was.
+    """Why an architecture does not support packed rows; empty if it does. The model is restored.
 
-    What cannot be read from its configuration is tried: a few tokens, packed and plain.
+    What its configuration does not show is tested: a few tokens, packed and plain.
     """
     before = attention_of(model)
     if REFUSED in model.__dict__:
         return str(model.__dict__[REFUSED])
     if getattr(model.config.get_text_config(), "attention_chunk_size", None):
-        return "its attention is cut into chunks"
+        return "its attention is chunked"
     if before not in ("sdpa", TREE_ATTENTION):
         return f"attention {before} is not torch's own (sdpa)"
     model.set_attn_implementation(TREE_ATTENTION)
     if attention_of(model) != TREE_ATTENTION:
-        return "its attention cannot be exchanged"
+        return "its attention cannot be replaced"
     try:
         reason: str = _differs(model)
         if not reason and not hasattr(model, "score"):
@@ -118,18 +117,18 @@ def why_not(model: nn.Module) -> str:
 
 
 def hidden_states(model: nn.Module, row: PackedRow, cache: Cache | None = None) -> Tensor:
-    """Last hidden states of a packed row, shape (N, hidden), by a model that `packs`.
+    """Last hidden states of a packed row, shape (N, hidden), from a model that `packs`.
 
     Args:
-        cache: an empty one, to be given the row's keys and values.
+        cache: an empty one, to be filled with the row's keys and values.
     """
     hidden: Tensor = _layers(model, row, past_key_values=cache, use_cache=cache is not None).last_hidden_state
     return hidden[0]
 
 
 def _layers(model: nn.Module, row: PackedRow, **options: Any) -> Any:
-    """What a model's layers make of a packed row."""
-    causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers makes no mask then
+    """The output of a model's layers for a packed row."""
+    causal = row.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)  # 4D: transformers makes no mask
     return layers_of(model)(
         input_ids=row.input_ids, attention_mask=causal, position_ids=row.position_ids, packed_row=row, **options
     )
@@ -137,18 +136,18 @@ def _layers(model: nn.Module, row: PackedRow, **options: Any) -> Any:
 
 @torch.no_grad()
 def _differs(model: nn.Module) -> str:
-    """Why packed rows give other hidden states than plain ones, on sequences that share some tokens; empty if not."""
+    """Why packed rows have other hidden states than plain ones, tested on sequences with a shared prefix; empty if not."""
     window = _window(model)
     vocabulary = model.config.get_text_config().vocab_size
     ids = [number % vocabulary for number in (7, 11, 3, 9, 5, 13, 8, 4, 6, 12, 10, 2)]
-    # two of one prompt, and a third that begins alike
+    # two of one prompt, and a third with the same beginning
     sequences = [ids[:11], [*ids[:9], ids[11]], [*ids[:8], ids[3], ids[1]]]
     packing = pack_sequences(sequences, [[0, 1], [2]], device=next(model.parameters()).device)
     with _evaluating(model):
         try:
             packed = hidden_states(model, packing.rows[0])
         except (TypeError, ValueError, KeyError, RuntimeError, NotImplementedError, AttributeError) as error:
-            return f"it was tried and failed: {str(error).splitlines()[0]}"
+            return f"a test of it failed: {str(error).splitlines()[0]}"
         for number, sequence in enumerate(sequences):
             row = packing.rows[0].input_ids.new_tensor([sequence])
             plain = layers_of(model)(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False)[0][0]
@@ -156,14 +155,14 @@ def _differs(model: nn.Module) -> str:
             there = packed[packing.place(torch.full_like(steps, number), steps)]
             allowed = 1e-3 if plain.dtype in (torch.float32, torch.float64) else 0.05
             if not bool((there - plain).abs().max() <= allowed * plain.abs().max()):
-                return "it was tried, and its hidden states were others than those of plain rows"
+                return "in a test, its hidden states differed from those of plain rows"
     if window is not None and window not in packing.rows[0].windows:
-        return "its attention slides over a window that it does not name"
+        return "its attention has a sliding window that its configuration does not name"
     return ""
 
 
 def _window(model: nn.Module) -> int | None:
-    """The window that some layer's attention slides over."""
+    """The sliding window of the model's attention, if any."""
     text = model.config.get_text_config()
     window: int | None = getattr(text, "sliding_window", None)
     layers = getattr(text, "layer_types", None)
@@ -182,10 +181,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _in_passes(model: nn.Module, compute: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """`compute` of each, a row first; where there are several and gradients are wanted, none keeps its activations.
+    """`compute` for each tuple, whose first item is a row; with several rows and gradients, no activations are stored.
 
-    Other processes may need more passes. Where they meet in every one, this one computes its last again and keeps
-    nothing of it: slices of no length, so that it has a part in the backward pass.
+    Other processes may need more passes. Where processes synchronise in every pass, this one repeats its last and discards
+    the result as slices of length 0, so that it takes part in the backward pass.
     """
 
     def idle(*each: Any) -> Any:
@@ -202,7 +201,7 @@ def _in_passes(model: nn.Module, compute: Callable[..., Any], arguments: Sequenc
 def _log_probs(
     model: nn.Module, plain_forward: Any, together: int, tokens_per_pass: int, head: Head, kwargs: dict[str, Any]
 ) -> Any:
-    """TRL's fused forward: log-probabilities of `labels` that are not −100, in the plain layout."""
+    """TRL's fused forward: log-probabilities of `labels` other than −100, in the plain layout."""
     if not kwargs.get("fused_lm_head"):
         return plain_forward(**kwargs)
     labels, mask = kwargs["labels"][:, 1:], kwargs["attention_mask"]
@@ -230,15 +229,15 @@ def _log_probs(
 
 @dataclass(frozen=True)
 class PackedOutput:
-    """What a model makes of the tokens that were asked for, in the order of the passes."""
+    """The model's values of the requested tokens, in the order of the passes."""
 
     head: HeadOutput
     sequence: Tensor
-    """which sequence each value is of; shape (tokens,)"""
+    """each value's sequence; shape (tokens,)"""
     step: Tensor
-    """and which of its tokens; shape (tokens,)"""
+    """each value's step in its sequence; shape (tokens,)"""
     routers: Tensor | None = None
-    """the router logits of every token of every sequence, shape (all tokens, layers, experts); None: not asked for"""
+    """router logits of every token of every sequence, shape (all tokens, layers, experts); None: not requested"""
 
 
 def packed_log_probs(
@@ -251,17 +250,17 @@ def packed_log_probs(
     head: Head | None = None,
     lengths: Tensor | None = None,
 ) -> PackedOutput:
-    """What the head makes of token `step` of `sequence` for `targets`, each of shape (tokens,).
+    """The head's values for token `step` of `sequence` against `targets`, each of shape (tokens,).
 
     Args:
-        head: the model's; None: it is looked for.
-        lengths: of the sequences, to be given the router logits of a mixture of experts too; shape (sequences,).
+        head: the model's; None: found automatically.
+        lengths: of the sequences, to also get the router logits of a mixture of experts; shape (sequences,).
     """
     head = head or head_of(model)
     whole = _all_tokens(packing, lengths)
 
     def one_pass(row: PackedRow, at: Tensor, wanted: Tensor, everywhere: Tensor | None) -> tuple[Tensor, ...]:
-        different, which = torch.stack([at, wanted]).unique(dim=1, return_inverse=True)  # of sequences that come twice
+        different, which = torch.stack([at, wanted]).unique(dim=1, return_inverse=True)  # sequences may repeat
         made = _layers(model, row, use_cache=False, **({} if everywhere is None else {"output_router_logits": True}))
         out = head.token_logps(made.last_hidden_state[0][different[0]], different[1], temperature)
         values = tuple(values[which] for values in (out.logps, out.entropy, out.mean_logits, out.is_top1))
@@ -279,7 +278,7 @@ def packed_log_probs(
 
 
 def _all_tokens(packing: Packing, lengths: Tensor | None) -> list[Tensor | None]:
-    """For each row, where every token of every sequence stands in it: a token that sequences share, once for each."""
+    """For each row, the positions of every token of every sequence: a shared token appears once per sequence."""
     if lengths is None:
         return [None] * len(packing.rows)
     steps = torch.arange(int(lengths.max()), device=lengths.device)
@@ -289,18 +288,18 @@ def _all_tokens(packing: Packing, lengths: Tensor | None) -> list[Tensor | None]
 
 
 def auxiliary_loss(model: nn.Module, routers: Tensor) -> Tensor:
-    """What a mixture of experts adds to its loss to keep its experts busy, by its own code.
+    """The load-balancing loss of a mixture of experts, by its own code.
 
     Args:
         routers: router logits, shape (tokens, layers, experts).
 
     Raises:
-        NotImplementedError: its forward makes none of router logits.
+        NotImplementedError: its forward does not compute it from router logits.
     """
     hidden = next(model.parameters()).new_zeros(1, model.config.get_text_config().hidden_size)
     made = own_head(model, hidden, {"router_logits": routers.unbind(1)}, output_router_logits=True)
     if made.aux_loss is None:
-        raise NotImplementedError("its forward makes no auxiliary loss of router logits")
+        raise NotImplementedError("its forward computes no auxiliary loss from router logits")
     loss: Tensor = made.aux_loss
     return loss
 

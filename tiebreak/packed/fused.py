@@ -1,13 +1,13 @@
-"""What a transformer's layers compute over a frozen base, in fewer passes over memory.
+"""Layers over a frozen base, in fewer passes over memory.
 
-A large matrix product runs at a processor's full rate; what stands between two of them waits for memory. So a
-root-mean- square norm and a gated MLP are one operation each here, beside the LoRA layers (tiebreak.packed.lora). The
-MLP keeps what enters it and what comes out of its gate and up projections for the backward pass, and computes the two
-products of those again: of four tensors of the inner size it keeps two.
+Large matrix products run at a processor's full rate; the operations between them wait for memory. So a root-mean-square
+norm and a gated MLP are one operation each here, besides the LoRA layers (tiebreak.packed.lora). The MLP stores its
+input and the outputs of its gate and up projections for the backward pass, and computes the two products of those
+again: it stores two of four tensors of the inner size.
 
-Values and gradients are the modules' own, to the order of additions. A module is exchanged only after it has been tried
-on a few numbers, and a call for which it would not be the same (a base that trains, autocast, quantised or sharded
-weights, an adapter with dropout) goes to the module's own forward.
+Values and gradients equal the modules' own, up to the order of additions. A module is replaced only after a numerical
+check, and calls that would differ (a trained base, autocast, quantised or sharded weights, an adapter with dropout) go
+to the module's own forward.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tiebreak.packed.lora import Weights, fuse_lora, lora_forward, weights_of
 from tiebreak.upstream import moves_weights, replace_forward, replaced_forward
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-"""as transformers names them in Llama, Mistral, Qwen and their kin"""
+"""transformers' names in Llama, Mistral, Qwen and similar models"""
 
 
 @torch.no_grad()
 def fuse_layers(model: nn.Module) -> dict[str, int]:
-    """Let a model's norms, gated MLPs and LoRA layers compute as one operation each; returns how many of each there are."""
+    """Fuse a model's norms, gated MLPs and LoRA layers; returns how many of each."""
     modules = list(model.modules())
     norms = [module for module in modules if _is_norm(module)]
     mlps = [module for module in modules if _is_gated_mlp(module)]
@@ -44,8 +44,8 @@ def fuse_layers(model: nn.Module) -> dict[str, int]:
 
 @contextmanager
 def own_forwards(model: nn.Module) -> Iterator[None]:
-    """Let a model's modules compute by themselves meanwhile: what is compared to the last bits with a model that was
-    loaded anew must not differ by the order of additions."""
+    """Within, a model's modules run their own code: for bitwise comparison with a freshly loaded model, even the order of
+    additions must be the same."""
     before = [(module, replace_forward(module, None)) for module in _fused_modules(model)]
     try:
         yield
@@ -55,7 +55,7 @@ def own_forwards(model: nn.Module) -> Iterator[None]:
 
 
 def unfuse_layers(model: nn.Module) -> None:
-    """Let a model's modules compute by themselves again."""
+    """Let a model's modules run their own code again."""
     for module in _fused_modules(model):
         replace_forward(module, None)
 
@@ -68,7 +68,7 @@ def _fused_modules(model: nn.Module) -> list[nn.Module]:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """y = weight · x / sqrt(mean(x²) + ε), of a weight that does not train."""
+    """y = weight · x / sqrt(mean(x²) + ε), with a frozen weight."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -86,7 +86,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _is_norm(module: Any) -> bool:
-    """Whether a module is this norm: by what it has, and by what it makes of some numbers."""
+    """Whether a module is this norm: by its attributes and by a numerical check."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", None)
     if not isinstance(eps, float) or not isinstance(weight, Tensor) or weight.ndim != 1 or not _can_be_tried(module):
@@ -109,7 +109,7 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
 
 
 class _GatedMlp(torch.autograd.Function):
-    """down(silu(gate(x)) · up(x)); after x come the `Weights` of the three, one after the other."""
+    """down(silu(gate(x)) · up(x)); after x, the `Weights` of the three in this order."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Any) -> Tensor:
@@ -118,16 +118,16 @@ class _GatedMlp(torch.autograd.Function):
         gated, gate_low = gate.forward(flat)
         upped, up_low = up.forward(flat)
         y, down_low = down.forward(silu(gated).mul_(upped))
-        kept = (gate.weight, gate.a, gate.b, up.weight, up.a, up.b, down.weight, down.a, down.b)
-        ctx.save_for_backward(flat, gated, upped, gate_low, up_low, down_low, *kept)
+        weights = (gate.weight, gate.a, gate.b, up.weight, up.a, up.b, down.weight, down.a, down.b)
+        ctx.save_for_backward(flat, gated, upped, gate_low, up_low, down_low, *weights)
         ctx.scalings, ctx.shape = (gate.scaling, up.scaling, down.scaling), x.shape
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, gated, upped, gate_low, up_low, down_low, *kept = ctx.saved_tensors
+        flat, gated, upped, gate_low, up_low, down_low, *weights = ctx.saved_tensors
         gate, up, down = (
-            Weights(kept[3 * n], None, kept[3 * n + 1], kept[3 * n + 2], scaling)
+            Weights(weights[3 * n], None, weights[3 * n + 1], weights[3 * n + 2], scaling)
             for n, scaling in enumerate(ctx.scalings)
         )
         grad = grads[0].reshape(-1, grads[0].shape[-1])
@@ -153,7 +153,7 @@ def _three(flat: tuple[Any, ...]) -> tuple[Weights, Weights, Weights]:
 
 
 def _is_gated_mlp(module: Any) -> bool:
-    """Whether a module is this MLP: by what it has, and by what it makes of some numbers."""
+    """Whether a module is this MLP: by its attributes and by a numerical check."""
     layers = [getattr(module, name, None) for name in (*PROJECTIONS, "act_fn")]
     if not all(isinstance(layer, nn.Module) for layer in layers) or not _can_be_tried(module):
         return False
@@ -168,7 +168,7 @@ def _is_gated_mlp(module: Any) -> bool:
 
 
 def _mlp_weights(module: Any, x: Tensor) -> tuple[Any, ...] | None:
-    """The arguments after x; None where one of the three layers is more than `Weights`."""
+    """The arguments after x; None if a layer has more than `Weights` holds."""
     found: list[Any] = []
     for name in PROJECTIONS:
         weights = weights_of(getattr(module, name), x)
@@ -190,14 +190,14 @@ def _mlp_forward(module: Any, x: Tensor) -> Tensor:
 _FUSED = (_norm_forward, _mlp_forward, lora_forward)
 
 
-# --- trying a module
+# --- numerical checks
 
 
 def _can_be_tried(module: nn.Module) -> bool:
-    """Whether a module takes one tensor, and its weights are there, whole, and moved by nobody."""
+    """Whether a module takes one tensor, and its weights are loaded, whole and not offloaded."""
     taken = list(inspect.signature(type(module).forward).parameters.values())
     if len(taken) != 2 or taken[1].kind not in (taken[1].POSITIONAL_ONLY, taken[1].POSITIONAL_OR_KEYWORD):
-        return False  # a gate beside it, for one
+        return False  # an additional gate, for example
     return not any(moves_weights(part) for part in module.modules()) and all(
         weight.is_floating_point() and not weight.is_meta and not hasattr(weight, "ds_id")
         for weight in module.parameters()
@@ -205,7 +205,7 @@ def _can_be_tried(module: nn.Module) -> bool:
 
 
 def _own(module: nn.Module, x: Tensor) -> Any:
-    """What a module's own code makes of a tensor; None where that is another call than it takes."""
+    """A module's own output for a tensor; None if it cannot be called so."""
     try:
         return type(module).forward(module, x)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
@@ -213,13 +213,15 @@ def _own(module: nn.Module, x: Tensor) -> Any:
 
 
 def _some_numbers(size: int, like: Tensor) -> Tensor:
-    """From -3 to 3, shape (3, size), the same every time, of no generator that training draws from."""
+    """Numbers from -3 to 3, shape (3, size), always the same, independent of training's generators."""
     steps = torch.arange(3 * size, device=like.device, dtype=torch.float32)
     return 3 * torch.sin(steps).view(3, size).to(like.dtype)
 
 
 def _alike(ours: Tensor, theirs: Any) -> bool:
-    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:  # a mixture's layer gives its router's logits too
+    if (
+        not isinstance(theirs, Tensor) or theirs.shape != ours.shape
+    ):  # a mixture's layer also returns its router's logits
         return False
     allowed = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 0.05
     return bool((ours - theirs).abs().max() <= allowed * theirs.abs().max())

@@ -1,15 +1,15 @@
-"""Sampling: batched, seeded a row at a time, nothing computed on rows that are done.
+"""Sampling: batched, with a seed per row, and no computation on finished rows.
 
-Each row draws from a generator of its own, seeded by the caller, so a completion does not depend on which rows share
-its batch (but for the last bits of a matrix product), and a sampling stage that was cut off goes on to the same end.
+Each row samples from its own generator, seeded by the caller, so a completion does not depend on the other rows of its
+batch (except for the last bits of a matrix product), and an interrupted sampling stage resumes to the same result.
 
-A step costs what its matrix products cost: keys and values are written in place, a prompt that several rows share is
-read once, and rows that wait take the places of those that are done, so the batch stays full to the end.
+A step costs only its matrix products: keys and values are written in place, a prompt shared by several rows is read
+once, and waiting rows take the places of finished ones, so the batch stays full to the end.
 
-torch.compile has no part in it. The rows and columns of the window are Python numbers that change with every step: a step
-of a two-layer Llama falls apart into 25 graphs (torch 2.13), which draw the same tokens no faster (0.49 s against 0.44 s
-for 224 tokens, traced and not yet lowered to C++). It would take a window of a fixed size, computed whole at every step,
-and so give up that nothing is computed on rows that are done.
+torch.compile is not used. The window's rows and columns are Python numbers that change with every step: a step of a
+two-layer Llama breaks into 25 graphs (torch 2.13), which sample the same tokens no faster (0.49 s against 0.44 s for
+224 tokens, traced and not yet lowered to C++). It would need a window of fixed size, computed in full at every step,
+and so compute on finished rows.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from tiebreak.packed.proof import FAILURES
 from tiebreak.terminal import say
 
 BATCHES_A_CALL = 4
-"""how many times `batch_size` rows a stage hands over at once, and keeps on disk together"""
+"""multiple of `batch_size` that a stage hands over at once, and stores together"""
 TRIED_TOKENS = 12
 MOST_TRIED_TOKENS = 64
-"""of a row on which a model's cache is tried: more than its window, if that is so short"""
+"""length of the row in a test of a model's cache: longer than its window, if that is short"""
 ADMITTED_TOGETHER = 0.25
-"""share of the batch that must be free before waiting rows are let in: a pass over a few short prompts is a slow one"""
+"""share of the batch that must be free before waiting rows are admitted: a pass over a few short prompts is inefficient"""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One completion as token ids, its end-of-turn token included if it came to one."""
+    """One completion as token ids, including its end-of-turn token if there is one."""
 
     ids: list[int]
     finished: bool
     logps: list[float]
-    """of each token under softmax(logits / temperature), before top_k and top_p cut it; temperature 1 where greedy"""
+    """log-probability of each token under softmax(logits / temperature), before top_k and top_p; temperature 1 if greedy"""
 
 
 def row_seed(*parts: object) -> int:
-    """A 63-bit seed from what identifies a row, the same on every machine."""
+    """A 63-bit seed from a row's identity, the same on every machine."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -76,8 +76,8 @@ def sample_completions(
 
     Args:
         stop_ids: tokens that end a completion (tiebreak.models.chat.Chat.stop_ids).
-        batch_size: rows written at once; memory follows it.
-        on_done: hears how many rows a step finished.
+        batch_size: rows generated at once; memory depends on it.
+        on_done: called with the number of rows that a step finished.
     """
     waiting = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), *prompts[n]))  # the longest is popped first
     slots = min(batch_size, len(prompts))
@@ -96,7 +96,7 @@ def sample_completions(
             logits = first if logits is None or not rows else torch.cat([logits, first])
             rows += [_Row(n, _uniforms(seeds[n], sampling.max_new_tokens)) for n in entering]
         if logits is None:
-            raise RuntimeError("no row was let in")
+            raise RuntimeError("no row was admitted")
         uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in rows], dtype=torch.float64)
         tokens = draw(logits, uniforms.to(logits.device), sampling)
         logps = selected_logps(logits / (sampling.temperature or 1.0), tokens)
@@ -116,49 +116,49 @@ def sample_completions(
 
 @dataclass
 class _Row:
-    """A completion in the making. Row number n of the list stands in slot n of the window."""
+    """An unfinished completion. Row n of the list is in slot n of the window."""
 
     place: int
-    """in the caller's order"""
+    """index in the caller's order"""
     uniforms: list[float]
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
 
 def _uniforms(seed: int, steps: int) -> list[float]:
-    """The numbers in [0, 1) that a row's tokens are drawn with, one a step, from a generator of its own."""
+    """The numbers in [0, 1) that a row's tokens are sampled with, one per step, from its own generator."""
     drawn: list[float] = torch.rand(steps, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).tolist()
     return drawn
 
 
 class Store(Protocol):
-    """What a model remembers of the rows being written. Row number n is in its slot n."""
+    """A model's memory of unfinished rows. Row n is in slot n."""
 
     def __init__(self, slots: int, longest: int, max_new_tokens: int, *, reused: bool) -> None:
-        """Room for so many rows of so many prompt tokens; `reused`: rows come in the places of others."""
+        """Room for `slots` rows with prompts of up to `longest` tokens; `reused`: rows will replace others."""
 
     def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-        """Read prompts into free slots. Logits of what follows them, shape (prompts, vocabulary)."""
+        """Read prompts into free slots. Logits of the next token, shape (prompts, vocabulary)."""
 
     def step(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Write a token a row, shape (rows,). Logits of what follows, shape (rows, vocabulary)."""
+        """Write one token per row, shape (rows,). Logits of the next token, shape (rows, vocabulary)."""
 
     def release(self, done: Sequence[int]) -> list[int]:
-        """Free the slots of rows that are done. Which row is now in each slot."""
+        """Free the slots of finished rows. Returns the row now in each slot."""
 
 
 class _Window:
-    """Keys and values of the rows being written: a buffer a layer, of shape (slots, heads, columns, head size).
+    """Keys and values of unfinished rows: one buffer per layer, of shape (slots, heads, columns, head size).
 
-    All rows write into the same column, so a step is one assignment a layer, where `DynamicCache` copies all that came
-    before. A row's tokens stand in the columns from its start to the present one; what lies before is masked.
+    All rows write into the same column, so a step is one assignment per layer, whereas `DynamicCache` copies all previous
+    columns. A row's tokens are in the columns from its start to the current one; earlier columns are masked.
     """
 
     def __init__(self, slots: int, longest: int, max_new_tokens: int, *, reused: bool) -> None:
         self.slots = slots
         self.longest = longest
         self.columns = longest + max_new_tokens * (2 if reused else 1)
-        self.next = longest  # the column to be written
+        self.next = longest  # the next column
         self.starts: list[int] = []
         self.layers: list[_WindowLayer] = []
 
@@ -168,7 +168,7 @@ class _Window:
         return min(self.starts, default=self.next)
 
     def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-        """Read prompts into free slots. Logits of what follows them, shape (prompts, vocabulary)."""
+        """Read prompts into free slots. Logits of the next token, shape (prompts, vocabulary)."""
         different = list(dict.fromkeys(map(tuple, prompts)))
         number = {prompt: at for at, prompt in enumerate(different)}
         sources = torch.tensor([number[tuple(p)] for p in prompts], device=next(model.parameters()).device)
@@ -188,7 +188,7 @@ class _Window:
         return read.logits[sources]
 
     def step(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Write a token a row, shape (rows,). Logits of what follows, shape (rows, vocabulary)."""
+        """Write one token per row, shape (rows,). Logits of the next token, shape (rows, vocabulary)."""
         if self.next == self.columns:
             self._shift()
         starts = torch.tensor(self.starts, device=tokens.device)[:, None]
@@ -198,7 +198,7 @@ class _Window:
         return logits
 
     def release(self, done: Sequence[int]) -> list[int]:
-        """Free the slots of rows that are done; the last rows move into them. Which row is now in each slot."""
+        """Free the slots of finished rows; the last rows move into them. Returns the row now in each slot."""
         rows = list(range(len(self.starts)))
         for slot in reversed(done):
             last = len(rows) - 1
@@ -212,7 +212,7 @@ class _Window:
         return rows
 
     def _shift(self) -> None:
-        """Move everything to the left, out of the columns that nobody reads any more."""
+        """Move everything left, over columns that no row reads any more."""
         by = min(self.first, self.next - self.longest)
         for layer in self.layers:
             for buffer in layer.buffers:
@@ -222,10 +222,10 @@ class _Window:
 
 
 class _WindowLayer(DynamicLayer):
-    """One layer of the window, as a model's attention sees it: the rows that stand, from their first column on."""
+    """One layer of the window, as a model's attention sees it: the unfinished rows, from their first column on."""
 
     def __init__(self, window: _Window, like: Sequence[Tensor]) -> None:
-        """Buffers like the keys and values that the model made of a prompt; none for a layer that uses another's."""
+        """Buffers like the model's keys and values of a prompt; none for a layer that shares another's."""
         super().__init__()
         self._window = window
         self.is_initialized = True
@@ -234,7 +234,7 @@ class _WindowLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one token a row, shape (rows, heads, 1, head size); all that the rows read."""
+        """Write one token per row, shape (rows, heads, 1, head size); returns everything that the rows read."""
         window = self._window
         keys, values = self.buffers
         rows, read = len(key_states), slice(window.first, window.next + 1)
@@ -243,15 +243,15 @@ class _WindowLayer(DynamicLayer):
         return keys[:rows, :, read], values[:rows, :, read]
 
     def get_seq_length(self) -> int:
-        """Columns before the one that is being written."""
+        """Columns before the current one."""
         return self._window.next - self._window.first
 
 
-# --- models that remember more than keys and values
+# --- models with more state than keys and values
 
 
 class _Group:
-    """Rows of one length, in the model's own cache: none is padded, which a recurrent state would take for text."""
+    """Rows of one length, in the model's own cache: without padding, which a recurrent state would read as text."""
 
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
@@ -259,29 +259,29 @@ class _Group:
         self.cache: dict[str, Any] = {}
 
     def read(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Give the model tokens that it has not seen; logits of what follows them, shape (rows, vocabulary)."""
+        """Feed new tokens to the model; logits of the next token, shape (rows, vocabulary)."""
         made = model(input_ids=ids, use_cache=True, **self.cache, **_fewest_outputs(model))
         self.cache = {name: made[name] for name in CACHES if made.get(name) is not None}
         if not self.cache:
-            raise NotImplementedError("it gives no cache back")
+            raise NotImplementedError("it returns no cache")
         logits: Tensor = made.logits
         return logits[:, -1]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all other rows."""
+        """Drop all other rows."""
         self.ids = self.ids[rows]
         for cache in self.cache.values():
             cache.reorder_cache(rows)
 
 
 class _OwnCaches:
-    """A model's own cache, of whatever it remembers, for every length of prompt: right for hybrids, and slower."""
+    """The model's own cache, one per prompt length: correct for hybrids, and slower."""
 
     group = _Group
 
     def __init__(self, slots: int, longest: int, max_new_tokens: int, *, reused: bool) -> None:
         self.places: list[tuple[_Group, int]] = []
-        """of each row: its group, and its number there"""
+        """each row's group, and its index there"""
 
     def admit(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
         """See `Store`."""
@@ -319,7 +319,7 @@ class _OwnCaches:
         return kept
 
     def _members(self) -> list[tuple[_Group, list[int]]]:
-        """Every group with its rows, in the order of their numbers there."""
+        """Every group with its rows, in the order of their indices there."""
         rows: dict[int, list[int]] = {}
         groups = {id(group): group for group, _ in self.places}
         for row, (group, _) in enumerate(self.places):
@@ -328,48 +328,48 @@ class _OwnCaches:
 
 
 class _ReadAnew(_Group):
-    """Rows of one length that are read from their beginning for every token: right for every model, and slowest."""
+    """Rows of one length, read from the beginning for every token: correct for every model, and slowest."""
 
     def read(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Logits of what follows all tokens so far, shape (rows, vocabulary)."""
+        """Logits after all tokens so far, shape (rows, vocabulary)."""
         logits: Tensor = model(input_ids=self.ids, use_cache=False, **_fewest_outputs(model)).logits
         return logits[:, -1]
 
 
 class _NoCaches(_OwnCaches):
-    """For a model that gives no cache back, or one that does not go on where it stopped."""
+    """For a model that returns no cache, or one that cannot be continued."""
 
     group = _ReadAnew
 
 
 STORES: tuple[type[Store], ...] = (_Window, _OwnCaches, _NoCaches)
-"""the fastest first"""
+"""fastest first"""
 CACHES = ("past_key_values", "cache_params", "state")
-"""under which names models give back what they remember"""
+"""names under which models return their caches"""
 FOUND_STORE = "_tiebreak_store"
-"""the attribute of a model that was tried"""
+"""attribute of a tested model"""
 
 
 def find_store(model: nn.Module, pad_id: int) -> type[Store]:
-    """The fastest store by which a model writes what its own forward of whole rows would; it is tried once."""
+    """The fastest store whose logits equal those of the model's forward of whole rows; tested once."""
     whole = whole_model(model)
     found: type[Store] | None = whole.__dict__.get(FOUND_STORE)
     if found is None:
         chunked = getattr(
             whole.config.get_text_config(), "attention_chunk_size", None
-        )  # of places, which a window moves
+        )  # of slots, which a window moves
         tried = STORES[1:-1] if chunked else STORES[:-1]
         found = next((store for store in tried if _is_right(model, store, pad_id)), STORES[-1])
         whole.__dict__[FOUND_STORE] = found
         if found is not STORES[0]:
             kind = "its own cache" if found is _OwnCaches else "no cache"
-            say(f"{type(whole).__name__} remembers more than keys and values: sampling uses {kind}, and is slower")
+            say(f"{type(whole).__name__} has more state than keys and values: sampling uses {kind}, and is slower")
     return found
 
 
 @torch.no_grad()
 def _is_right(model: nn.Module, store: type[Store], pad_id: int) -> bool:
-    """Whether a few tokens written so have the logits of whole rows, read one by one."""
+    """Whether a few generated tokens have the same logits as whole rows, read one by one."""
     text = whole_model(model).config.get_text_config()
     window_size = getattr(text, "sliding_window", None) or 0
     length = max(TRIED_TOKENS, window_size + 2 if window_size <= MOST_TRIED_TOKENS else 0)
@@ -391,7 +391,7 @@ def _is_right(model: nn.Module, store: type[Store], pad_id: int) -> bool:
 
 
 def _whole_rows(model: nn.Module, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Logits of what follows each row, read by itself from its beginning; shape (rows, vocabulary)."""
+    """Logits after each row, read alone from its beginning; shape (rows, vocabulary)."""
     device = next(model.parameters()).device
     return torch.cat(
         [
@@ -407,13 +407,13 @@ def _same(ours: Tensor, own: Tensor) -> bool:
 
 
 def _fewest_outputs(model: nn.Module) -> dict[str, Any]:
-    """The options of a forward that asks for the last token's logits and nothing else, as far as a model has them."""
+    """The forward options that request only the last token's logits, as far as the model has them."""
     whole = whole_model(model)
     options: dict[str, Any] = {}
     if "logits_to_keep" in inspect.signature(type(whole).forward).parameters:
         options["logits_to_keep"] = 1
     if hasattr(whole.config.get_text_config(), "output_router_logits"):
-        options["output_router_logits"] = False  # whose auxiliary loss wants a mask of the tokens that are read
+        options["output_router_logits"] = False  # its auxiliary loss needs a mask of the tokens read
     return options
 
 
@@ -422,17 +422,17 @@ def _fewest_outputs(model: nn.Module) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Read:
-    """What a model makes of prompts, which stand in columns that end together."""
+    """A model's output for prompts, aligned at their ends."""
 
     logits: Tensor
-    """of what follows each, shape (prompts, vocabulary)"""
+    """of the token after each, shape (prompts, vocabulary)"""
     layers: list[list[Tensor]]
-    """keys and values of each layer, shape (prompts, heads, longest, head size); what lies before a prompt means nothing"""
+    """keys and values of each layer, shape (prompts, heads, longest, head size); undefined before a prompt's start"""
 
 
 @torch.no_grad()
 def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> Read:
-    """Read prompts, what all of them begin with once and no padding, where the model can take that."""
+    """Read prompts, without padding and their common beginning once, if the model supports it."""
     whole = whole_model(model)
     if not packs(whole):
         return _read_padded(model, prompts, pad_id)
@@ -445,7 +445,7 @@ def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int
     places = packing.place(numbers[:, None].expand_as(steps), steps.clamp(min=0))
     order: list[Tensor] = []
     last: list[Tensor] = []
-    made: list[list[list[Tensor]]] = []  # a row, a layer, keys and values
+    made: list[list[list[Tensor]]] = []  # row, layer, keys and values
     for at, row in enumerate(packing.rows):
         own = numbers[packing.row == at]
         cache = DynamicCache()
@@ -469,7 +469,7 @@ def _read_padded(model: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int
 
 
 def _kept(layer: Any) -> list[Tensor]:
-    """A cache layer's keys and values; none where it uses another's."""
+    """A cache layer's keys and values; none if it shares another's."""
     return [kept for kept in (layer.keys, layer.values) if kept is not None]
 
 
@@ -486,7 +486,7 @@ def _last_logits(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor,
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Token ids, shape (rows,), by inverting each row's distribution function at its uniform number.
+    """Sampled token ids, shape (rows,): each row's inverse distribution function at its uniform number.
 
     Args:
         logits: shape (rows, vocabulary).
@@ -511,8 +511,8 @@ def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
 
 
 def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """The first token whose cumulated probability is above `uniform`, in float64. Found among blocks, then within one:
-    summing up the whole vocabulary for every row took as long as three layers of a small model."""
+    """The first token whose cumulative probability exceeds `uniform`, in float64. Searched in blocks, then within one:
+    summing the whole vocabulary for every row took as long as three layers of a small model."""
     rows, size = probabilities.shape
     block = max(1, int(size**0.5))
     blocks = nn.functional.pad(probabilities, (0, -size % block)).view(rows, -1, block)
@@ -536,7 +536,7 @@ def _require_numbers(values: Tensor) -> None:
 
 
 def _first_above(cumulative: Tensor, target: Tensor, parts: Tensor) -> Tensor:
-    """Index of the first cumulative sum above the target; rounding must not pick past the last part that is not 0."""
+    """Index of the first cumulative sum above the target; rounding must not select beyond the last non-zero part."""
     picked = torch.searchsorted(cumulative, target[:, None], right=True).squeeze(-1)
     last = parts.shape[-1] - 1 - (parts > 0).flip(-1).byte().argmax(-1)
     return torch.minimum(picked, last)

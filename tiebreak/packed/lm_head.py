@@ -1,13 +1,13 @@
-"""The language-model head on the tokens that count, in chunks, with no logits kept for the backward pass.
+"""The language-model head, only on completion tokens, in chunks, without storing logits for the backward pass.
 
 The gradient of a token's log-probability with respect to its hidden state h is (W[y] − Σ_v p_v·W[v])/T, a vector that
-the forward pass can form while the token's logits are at hand. Keeping that vector, of the hidden size, in place of the
-logits, of the vocabulary's, costs no operation more and makes memory independent of the vocabulary.
+the forward pass can compute from the token's logits. Storing that vector, of the hidden size, instead of the logits, of
+the vocabulary's size, costs no extra operation and makes memory independent of the vocabulary.
 
 Some architectures scale their logits, z = s·(W·h + b), and some cap them, c·tanh(z/c) (Gemma Team 2024, section 2): then
-row v of W counts s·(1 − tanh²(z_v/c)) times. A head that is anything else (another layer before it, an adapter on it) is
-the model's own code, differentiated by autograd in chunks that are computed again for their gradient. `head_of` finds out
-which of the two a model has by trying it.
+row v of W is weighted by s·(1 − tanh²(z_v/c)). Any other head (with an additional layer, or an adapter) runs its own
+code, differentiated by autograd in chunks that are computed again for their gradient. `head_of` tests which of the two a
+model needs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from tiebreak.upstream import replace_forward
 
 CHUNK_TOKENS = 256
 SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier")
-"""what architectures call the factor of their logits, in their configurations"""
+"""names of the logits' factor in architectures' configurations"""
 FOUND = "_tiebreak_head"
-"""the attribute of a model whose head was tried"""
+"""attribute of a model whose head was tested"""
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """One value a token, each of shape (tokens,), in float32, or float64 of such a model.
+    """One value per token, each of shape (tokens,), in float32, or float64 for such a model.
 
-    Only `logps` has a gradient, and `entropy` where it was asked for.
+    Only `logps` has a gradient, and `entropy` if requested.
     """
 
     logps: Tensor
@@ -43,16 +43,16 @@ class HeadOutput:
     """in nats"""
     mean_logits: Tensor
     is_top1: Tensor
-    """whether the token is the likeliest"""
+    """whether the token is the most likely one"""
 
 
 @dataclass(frozen=True)
 class Head:
-    """How a causal language model makes logits of its last hidden states."""
+    """How a causal language model computes logits from its last hidden states."""
 
     model: nn.Module
     linear: nn.Linear | None
-    """None: the model's own code is called"""
+    """None: the model's own code"""
     scale: float = 1.0
     cap: float | None = None
 
@@ -64,7 +64,7 @@ class Head:
         Args:
             hidden: final hidden states, shape (tokens, hidden).
             targets: token ids, shape (tokens,).
-            entropy_gradient: let the entropy have a gradient too, for one matrix product more.
+            entropy_gradient: give the entropy a gradient too, for one more matrix product.
         """
         trains = self.linear is not None and self.linear.weight.requires_grad and torch.is_grad_enabled()
         if self.linear is None or trains:
@@ -164,17 +164,17 @@ def token_logps(
         hidden: final hidden states, shape (tokens, hidden).
         head: a frozen linear layer from hidden to vocabulary.
         targets: token ids, shape (tokens,).
-        scale: what the head's outputs are multiplied by.
-        cap: what they are held within afterwards, by cap·tanh(z/cap); None: nothing.
-        entropy_gradient: let the entropy have a gradient too, for one matrix product more.
+        scale: factor of the head's outputs.
+        cap: bound of the scaled outputs, by cap·tanh(z/cap); None: no bound.
+        entropy_gradient: give the entropy a gradient too, for one more matrix product.
 
     Raises:
-        ValueError: the head is being trained, which this gradient leaves out.
+        ValueError: the head is trained, which this gradient does not cover.
     """
     weight, bias = head.weight, getattr(head, "bias", None)
     if torch.is_grad_enabled() and weight.requires_grad:
-        raise ValueError("the language-model head is trained here, and token_logps gives it no gradient")
-    with gathered([p for p in (weight, bias) if p is not None]):  # ZeRO-3's hooks see modules called, not weights used
+        raise ValueError("the language-model head is trained, but token_logps gives it no gradient")
+    with gathered([p for p in (weight, bias) if p is not None]):  # ZeRO-3's hooks react to module calls, not to weights
         if not len(targets):
             return _of_nothing(hidden)
         logps, entropy, means, top = _TokenLogps.apply(
@@ -184,7 +184,7 @@ def token_logps(
 
 
 def _of_nothing(hidden: Tensor) -> HeadOutput:
-    """No tokens, with a part in the backward pass."""
+    """No tokens, but part of the backward pass."""
     zero = hidden.sum() * 0.0
     empty = hidden.new_zeros(0, dtype=torch.float32)
     return HeadOutput(empty + zero, empty, empty, empty.bool())
@@ -194,17 +194,17 @@ def _of_nothing(hidden: Tensor) -> HeadOutput:
 
 
 def head_of(model: nn.Module) -> Head:
-    """How a model makes its logits: by a linear layer, a scale and a cap where that is all, else by its own code.
+    """How a model computes its logits: a linear layer with scale and cap, if that is all; otherwise its own code.
 
     Args:
-        model: a causal language model without PEFT's wrapper, its adapters in it.
+        model: a causal language model without PEFT's wrapper, with its adapters.
 
     Raises:
-        NotImplementedError: what its head does to hidden states cannot be told from its forward.
+        NotImplementedError: its head cannot be separated from its forward.
     """
     linear = model.get_output_embeddings()
     found: tuple[nn.Module, Head] | None = model.__dict__.get(FOUND)
-    if found is None or found[0] is not linear:  # PEFT puts another there
+    if found is None or found[0] is not linear:  # PEFT may replace it
         found = (linear, _try_head(model, linear))
         model.__dict__[FOUND] = found
     return found[1]
@@ -216,12 +216,12 @@ def _try_head(model: nn.Module, linear: nn.Module) -> Head:
     scale, cap = _scale_of(text), getattr(text, "final_logit_softcapping", None)
     if type(linear) is nn.Linear and scale and _is_own(model, Head(model, linear, scale, cap)):
         return Head(model, linear, scale, cap)
-    own_logits(model, _some_states(model)[0])  # it can be called
+    own_logits(model, _some_states(model)[0])  # raises if it cannot be called
     return Head(model, None)
 
 
 def _scale_of(text: Any) -> float:
-    """The factor of the logits, by the names that transformers' configurations have for it."""
+    """The factor of the logits, from the names in transformers' configurations."""
     for name in SCALES:
         if getattr(text, name, None) is not None:
             return float(getattr(text, name))
@@ -233,9 +233,9 @@ def _scale_of(text: Any) -> float:
 
 @torch.no_grad()
 def _is_own(model: nn.Module, head: Head) -> bool:
-    """Whether a head makes of some numbers, small and large, what the model's own code does."""
+    """Whether a head agrees with the model's own code, on small and large numbers."""
     weight = model.get_output_embeddings().weight
-    if weight.is_meta or hasattr(weight, "ds_id"):  # sharded: believed; what is trained was tried before
+    if weight.is_meta or hasattr(weight, "ds_id"):  # sharded: assumed; trained models were tested before
         return True
     for hidden in _some_states(model):
         ours, theirs = head.logits(hidden).float(), own_logits(model, hidden).float()
@@ -246,7 +246,7 @@ def _is_own(model: nn.Module, head: Head) -> bool:
 
 
 def _some_states(model: nn.Module) -> list[Tensor]:
-    """Hidden states, shape (3, hidden), small ones and large ones, of no generator: a cap is not seen in small ones."""
+    """Hidden states, shape (3, hidden), small and large, without a generator: small ones do not show a cap."""
     weight = model.get_output_embeddings().weight
     size = weight.shape[-1]
     steps = torch.arange(3 * size, device=weight.device, dtype=torch.float32).view(3, size)
@@ -254,39 +254,39 @@ def _some_states(model: nn.Module) -> list[Tensor]:
 
 
 def own_logits(model: nn.Module, hidden: Tensor, **options: Any) -> Tensor:
-    """The logits that a model's own forward makes of last hidden states, (tokens, hidden) to (tokens, vocabulary)."""
+    """The logits of a model's own forward for last hidden states, (tokens, hidden) to (tokens, vocabulary)."""
     logits: Tensor = own_head(model, hidden, **options).logits
     return logits[0]
 
 
 def own_head(model: nn.Module, hidden: Tensor, outputs: dict[str, Any] | None = None, **options: Any) -> Any:
-    """What a model's own forward makes of last hidden states: all of its code but the layers.
+    """A model's own forward, applied to last hidden states: all of its code except the layers.
 
     Args:
         hidden: shape (tokens, hidden).
-        outputs: what else the layers are to have returned, such as router logits.
+        outputs: further outputs of the layers, such as router logits.
         options: of the forward.
 
     Raises:
-        NotImplementedError: its forward does not call its layers as one.
+        NotImplementedError: its forward does not call its layers as one module.
     """
     ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
     output = _LayersOutput(hidden[None], outputs or {})
     with _layers_return(layers_of(model), output) as calls:
         made = type(model).forward(model, input_ids=ids, use_cache=False, **options)
     if not calls:
-        raise NotImplementedError(f"the head of {type(model).__name__} cannot be called by itself")
+        raise NotImplementedError(f"the head of {type(model).__name__} cannot be called separately")
     return made
 
 
 def layers_of(model: nn.Module) -> nn.Module:
-    """All of a model but its head: what makes its last hidden states."""
+    """The model without its head: the module that computes its last hidden states."""
     base: nn.Module = model.base_model
     return getattr(model, "model", base) if base is model else base
 
 
 class _LayersOutput:
-    """What a model's layers return, as far as its head looks at it."""
+    """The layers' output, as far as the head reads it."""
 
     def __init__(self, hidden: Tensor, outputs: dict[str, Any]) -> None:
         self.last_hidden_state = hidden
@@ -302,7 +302,7 @@ class _LayersOutput:
 
 @contextmanager
 def _layers_return(layers: nn.Module, output: _LayersOutput) -> Iterator[list[int]]:
-    """Let the layers, and a model within them that a head may call in their place, return something; counts the calls."""
+    """Makes the layers, and any inner model that the head may call instead, return `output`; counts the calls."""
     from transformers import PreTrainedModel
 
     calls: list[int] = []
@@ -338,7 +338,7 @@ def _own_token_logps(
 
 
 def read_logits(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities of `targets`, entropies, mean logits, and whether each target is the likeliest token.
+    """Log-probabilities of `targets`, entropies, mean logits, and whether each target is the most likely token.
 
     Args:
         logits: shape (…, vocabulary).

@@ -1,8 +1,8 @@
-"""Log-probabilities of completions under a policy, and scores under a reward model, of as many as one likes.
+"""Log-probabilities of completions under a policy, and scores under a reward model, of any number of examples.
 
-They are computed packed (tiebreak.packed.forward): no padding, what the completions of one prompt begin with once, the
-head on completion tokens alone. Where an architecture cannot take that they are computed in padded batches, whose masks
-come from lengths and never from token ids, so a padding token that also occurs in a text does no harm.
+They are computed packed (tiebreak.packed.forward): without padding, the common beginning of a prompt's completions
+once, the head on completion tokens only. Architectures that do not support this use padded batches, whose masks come
+from lengths and never from token ids, so a padding token within a text does no harm.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def completion_logps(
     """
     device = next(model.parameters()).device
     ids, mask = pad_right([[*p, *c] for p, c in examples], pad_id, device)
-    keep = ids.shape[1] - min(len(p) for p, _ in examples) + 1  # the head on what precedes a completion token, no more
+    keep = ids.shape[1] - min(len(p) for p, _ in examples) + 1  # no logits before the first completion token
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep).logits
     first = ids.shape[1] - keep
     lengths = torch.tensor([len(c) for _, c in examples], device=device)
@@ -67,10 +67,10 @@ def completion_logps_in_batches(
     batch_size: int,
     temperature: float = 1.0,
 ) -> list[list[float]]:
-    """`completion_logps` of many examples; a list of floats each, in the examples' order.
+    """`completion_logps` of many examples; one list of floats each, in the examples' order.
 
     Args:
-        pad_id, batch_size: of padded batches, should the model need them.
+        pad_id, batch_size: for padded batches, if the model needs them.
     """
     whole = whole_model(model)
     results: list[list[float]] = [[] for _ in examples]
@@ -98,10 +98,10 @@ def scores_in_batches(
     pad_id: int,
     batch_size: int,
 ) -> list[float]:
-    """A reward model's score of each sequence (prompt and completion), read at its last token; an ensemble's mean.
+    """A reward model's score of each sequence (prompt and completion), read at its last token; the mean of an ensemble.
 
     Args:
-        pad_id, batch_size: of padded batches, should the model need them.
+        pad_id, batch_size: for padded batches, if the model needs them.
     """
     return [statistics.fmean(members) for members in member_scores_in_batches(model, sequences, pad_id, batch_size)]
 
@@ -113,7 +113,7 @@ def member_scores_in_batches(
     pad_id: int,
     batch_size: int,
 ) -> list[list[float]]:
-    """The scores that each member of a reward model gives to each sequence: one a sequence where it is no ensemble."""
+    """The scores of each sequence by each member of a reward model: one score unless it is an ensemble."""
     if not sequences:
         return []
     device = next(model.parameters()).device
@@ -129,14 +129,14 @@ def member_scores_in_batches(
         ids, mask = pad_right([sequences[r] for r in rows], pad_id, device)
         hidden = layers_of(whole)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = hidden[torch.arange(len(rows), device=device), mask.sum(1) - 1]
-        scores = whole.score(last)  # the classifier's own forward reads at the last id that is no padding
+        scores = whole.score(last)  # the classifier's own forward reads at the last id that is not padding
         for row, score in zip(rows, scores.float().tolist(), strict=True):
             results[row] = score
     return results
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of near-equal length."""
+    """Row indices in batches of similar length."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

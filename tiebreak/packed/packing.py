@@ -1,13 +1,12 @@
-"""Sequences laid end to end in one row, without padding, and what sequences of a group begin with laid there once.
+"""Sequences laid end to end in rows without padding, with the common beginning of a group laid only once.
 
-A batch in the plain layout is as wide as its longest row, and repeats a prompt for every completion of it. Here a group
-of sequences that begin alike is a tree: the tokens all of them begin with, then the rest of each; and trees follow one
-another in a row of at most so many tokens. Groups that have a prompt in common become one tree, and a sequence that
-comes twice is laid once: the pairs that raters made of K answers to a prompt cost K answers, not 2 a pair. What every
-sequence of a batch begins with, as a chat template's system message, is laid once a row, in its first tree, and
-borrowed by the others. tiebreak.packed.attention keeps trees, and the rests within one, from seeing one another, so
-each token's hidden state is what it would be in a row of its own. (Shared-prefix training: arXiv 2410.20305; all
-comparisons of a prompt in one batch element: Ouyang et al. 2022, 3.5.)
+In the plain layout, a batch is as wide as its longest row, and repeats a prompt for each of its completions. Here a group
+of sequences with a common beginning is a tree: the shared tokens, then the rest of each; and trees follow each other in
+rows of limited length. Groups with a common prompt become one tree, and a repeated sequence is laid once: pairs of K
+answers to a prompt cost K answers, not 2 per pair. The beginning of all sequences of a batch, such as a chat template's
+system message, is laid once per row, in its first tree, and borrowed by the others. tiebreak.packed.attention separates
+trees, and the rests within one, so each token's hidden state is the same as in a row of its own. (Shared-prefix
+training: arXiv 2410.20305; all comparisons of a prompt in one batch element: Ouyang et al. 2022, 3.5.)
 """
 
 from __future__ import annotations
@@ -20,43 +19,43 @@ import torch
 from torch import Tensor
 
 LEAST_BORROWED = 8
-"""Fewer tokens are not worth the copying that borrowing them takes."""
+"""Below this many tokens, borrowing costs more in copying than it saves."""
 MOST_RESTS = 8
 LEAST_SAVED = 0.1
-"""Groups are joined to trees of so many rests at most, and where that saves such a share of their tokens: within a tree
-attention grows with the square of the rests' tokens, so prompts that begin with one word alike are better left alone."""
+"""Groups are joined into trees of at most this many rests, if that saves this share of their tokens: attention within a
+tree grows with the square of the rests' tokens, so prompts with only a common first word are better left apart."""
 WHOLE_TOKENS = 384
-"""A tree of so many tokens attends in one call, under a mask of all of them, and no gradient has to be put together.
-Several short trees in one such call were no faster: their tokens do not see one another, which costs what a call does."""
+"""A tree of at most this many tokens attends in one call, under one mask, and its gradient needs no assembly. Several
+short trees in one such call were no faster: their tokens do not see each other, which costs as much as a call."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Sequences that begin alike: what they share, then what follows it in each."""
+    """Sequences with a common beginning: the shared tokens, then the rest of each."""
 
     shared: int
-    """tokens, those borrowed among them"""
+    """number of shared tokens, including borrowed ones"""
     rests: tuple[int, ...]
-    """tokens of each"""
+    """number of tokens of each rest"""
     borrowed: int = 0
-    """its first tokens stand at the beginning of the row, in the first tree"""
+    """number of first tokens that are at the beginning of the row, in the first tree"""
 
     @property
     def tokens(self) -> int:
-        """How many of its own it has in the row."""
+        """Its own tokens in the row."""
         return self.shared - self.borrowed + sum(self.rests)
 
 
 @dataclass(frozen=True)
 class TreeMasks:
-    """Who may attend to whom in one tree; None: causal, as it stands."""
+    """Attention masks of one tree; None: causal."""
 
     shared: Tensor | None
     """bool, shape (shared, shared)"""
     rests: Tensor
     """bool, shape (tokens of all rests, shared tokens and those)"""
     whole: Tensor | None
-    """bool, shape (tokens, tokens), of a tree so short that its two parts are not worth taking apart"""
+    """bool, shape (tokens, tokens), for a tree too short to split into two parts"""
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,12 @@ class PackedRow:
     input_ids: Tensor
     """shape (1, N)"""
     position_ids: Tensor
-    """where each token stands in its own sequence; shape (1, N)"""
+    """position of each token in its own sequence; shape (1, N)"""
     trees: tuple[Tree, ...]
     _masks: dict[int | None, list[TreeMasks]] = field(default_factory=dict)
 
     def masks(self, window: int | None) -> list[TreeMasks]:
-        """Those of every tree, under attention to the last `window` positions alone; made once, for all layers."""
+        """Masks of every tree, for attention to the last `window` positions; built once for all layers."""
         if window not in self._masks:
             positions = self.position_ids[0].split([tree.tokens for tree in self.trees])
             whole = [torch.cat([positions[0][: t.borrowed], p]) for t, p in zip(self.trees, positions, strict=True)]
@@ -80,28 +79,28 @@ class PackedRow:
 
     @property
     def windows(self) -> set[int | None]:
-        """Which have been asked for."""
+        """The windows requested so far."""
         return set(self._masks)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """All sequences of a batch, in as many rows as the token budget makes of them. S sequences."""
+    """All sequences of a batch, in rows within the token budget. S sequences."""
 
     rows: tuple[PackedRow, ...]
     row: Tensor
-    """which row a sequence is in; shape (S,)"""
+    """each sequence's row; shape (S,)"""
     shared: Tensor
-    """how many of its tokens it shares; shape (S,)"""
+    """number of its tokens that are shared; shape (S,)"""
     borrowed: Tensor
-    """how many of those stand at the beginning of the row; shape (S,)"""
+    """number of those at the beginning of the row; shape (S,)"""
     origin: Tensor
-    """where its first shared token that is not borrowed stands in the row; shape (S,)"""
+    """position in the row of its first shared token that is not borrowed; shape (S,)"""
     rest: Tensor
-    """where its first own token stands in the row; shape (S,)"""
+    """position in the row of its first own token; shape (S,)"""
 
     def place(self, sequence: Tensor, step: Tensor) -> Tensor:
-        """Where token `step` of a sequence stands in its row."""
+        """Position in its row of a sequence's token `step`."""
         shared, borrowed = self.shared[sequence], self.borrowed[sequence]
         in_tree = torch.where(step < shared, self.origin[sequence] - borrowed, self.rest[sequence] - shared)
         return step + torch.where(step < borrowed, 0, in_tree)
@@ -117,9 +116,9 @@ def pack_sequences(
 
     Args:
         sequences: token ids; none may be empty.
-        groups: numbers of sequences that begin alike and must be in one row, every sequence in one group; None: each
-            by itself. Those of one prompt are joined where that leaves fewer tokens.
-        tokens_per_row: start another row rather than exceed it, except for a tree that is longer by itself.
+        groups: indices of sequences with a common beginning that must be in one row, each sequence in one group; None: one
+            group per sequence. Groups of one prompt are joined if that leaves fewer tokens.
+        tokens_per_row: start another row rather than exceed it, except for a single longer tree.
     """
     rows: list[PackedRow] = []
     where: dict[int, tuple[int, int, int, int, int]] = {}
@@ -165,11 +164,11 @@ def pack_sequences(
 def pack_padded(
     input_ids: Tensor, attention_mask: Tensor, together: int, tokens_per_row: int | None = None, last: bool = True
 ) -> Packing:
-    """`pack_sequences` of rows padded on the right, in TRL's order: of B groups, row b + k·B is the k-th of group b.
+    """`pack_sequences` of right-padded rows in TRL's order: with B groups, row b + k·B is the k-th of group b.
 
     Args:
         input_ids, attention_mask: shape (together·B, T).
-        last: whether a row's last token is wanted too; where a row is read for the tokens that follow, it is not.
+        last: whether each row's last token is needed; it is not if rows are read for their following tokens.
     """
     lengths = (attention_mask.sum(1) - int(not last)).clamp(min=1).tolist()
     sequences = [row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)]
@@ -179,7 +178,7 @@ def pack_padded(
 
 
 def _without_strangers(sequences: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """The groups, those whose sequences share nothing taken apart: each of them is a tree that needs no mask."""
+    """The groups, splitting those whose sequences share nothing: each is then a tree without a mask."""
     apart: list[Sequence[int]] = []
     for group in groups:
         alike = _shared_prefix([sequences[number] for number in group]) > 0
@@ -190,9 +189,9 @@ def _without_strangers(sequences: Sequence[Sequence[int]], groups: Sequence[Sequ
 def _joined(
     groups: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], beginning: int, tokens_per_row: int | None
 ) -> list[Sequence[int]]:
-    """The groups in their order, those of one prompt joined where that leaves fewer tokens to compute."""
-    joined: list[tuple[Sequence[int], int]] = []  # a group, and its tokens
-    for group in sorted(groups, key=lambda group: tuple(sequences[group[0]])):  # like ones stand side by side
+    """The groups in order, those of one prompt joined if that leaves fewer tokens to compute."""
+    joined: list[tuple[Sequence[int], int]] = []  # group, number of its tokens
+    for group in sorted(groups, key=lambda group: tuple(sequences[group[0]])):  # puts similar ones side by side
         tokens = _tree_tokens(group, sequences)
         if joined:
             before, tokens_before = joined[-1]
@@ -214,12 +213,12 @@ def _tree_tokens(group: Sequence[int], sequences: Sequence[Sequence[int]]) -> in
 
 
 def _different(sequences: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Each sequence once."""
+    """Distinct sequences."""
     return list(dict.fromkeys(map(tuple, sequences)))
 
 
 def _shared_prefix(members: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with: those that the first and the last of them in dictionary order do."""
+    """Length of their common beginning: that of the first and last in dictionary order."""
     first, last = min(map(tuple, members)), max(map(tuple, members))
     return bisect.bisect_left(range(min(len(first), len(last))), True, key=lambda n: first[: n + 1] != last[: n + 1])
 

@@ -1,12 +1,12 @@
-"""Which way a model is computed while it trains, proved on a batch of its own data before it does.
+"""Choice of the forward path for training, verified on a batch of its own data beforehand.
 
-    packed    without padding, a shared beginning once, our head and fused layers (tiebreak.packed.forward, .head, .fused)
+    packed    no padding, common beginnings once, our head and fused layers (tiebreak.packed.forward, .lm_head, .fused)
     padded    TRL's head on the model's layers, rows padded to one length
-    plain     the model's own forward, with its own head: logits and all
-    alone     the same, a row at a time
+    plain     the model's own forward, with its own head and all logits
+    alone     the same, one row at a time
 
-The first that answers as the model's own forward does, in values and in gradient, is taken. So an architecture whose head
-or attention is another than the faster paths think is trained rightly, more slowly, and the run says why.
+The first path whose values and gradient equal those of the model's own forward is used. So an architecture whose head or
+attention the faster paths do not support is trained correctly, only more slowly, and the run says why.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from tiebreak.terminal import say
 from tiebreak.upstream import attention_of, fused_output, replace_forward, replaced_forward
 
 TOKENS_CHECKED = 256
-"""of the batch that is computed both ways: some seconds of a 135M model on two cores"""
+"""size of the compared batch: some seconds of a 135M model on two cores"""
 VALUES_APART = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.02}
-"""How far log-probabilities or scores may be apart, as a share of 1 + their size: the largest in float32, their mean in
-half precision, whose rounding alone moves single tokens further."""
+"""Largest allowed difference of log-probabilities or scores, relative to 1 + their size: the maximum in float32, the
+mean in half precision, where rounding alone moves single tokens further."""
 GRADIENTS_APART = {torch.float64: 1e-3, torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
-"""The norm of the difference, as a share of the gradient's."""
+"""Largest allowed norm of the difference, relative to the gradient's norm."""
 ROUTED_SHARE = 0.9
-"""of the tokens of a mixture of experts: rounding alone sends one to another expert now and then"""
+"""share of a mixture of experts' tokens that may differ: rounding alone sometimes sends one to another expert"""
 ROUTED_GRADIENTS_APART = 0.1
 FAILURES = (TypeError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError, AttributeError)
-"""What a forward raises that an architecture cannot take."""
+"""Exceptions of a forward that the architecture does not support."""
 
 
 class ForwardPath(StrEnum):
@@ -54,29 +54,29 @@ class ForwardPath(StrEnum):
 
 @dataclass(frozen=True)
 class Computed:
-    """What a model made of a batch."""
+    """A model's results for a batch."""
 
     values: Tensor
     """log-probabilities of tokens, or scores; shape (values,)"""
     loss: float
     gradients: Mapping[str, Tensor | None]
-    """of the loss, by the name of what trains; None: it had no part in it"""
+    """gradients of the loss by parameter name; None: unused"""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """The path that a run takes, and how far it is from the model's own forward."""
+    """The path of a run, and its difference from the model's own forward."""
 
     path: ForwardPath
     difference: float
-    """the largest between log-probabilities of a token, or scores"""
+    """largest difference between log-probabilities of a token, or scores"""
     gradient_difference: float
-    """as a share of the gradient's norm"""
+    """relative to the gradient's norm"""
     refused: tuple[str, ...] = ()
-    """why the faster paths are not taken"""
+    """why the faster paths are not used"""
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest."""
+        """Entries for the manifest."""
         facts: dict[str, Any] = {"path": str(self.path), "path_difference": self.difference}
         return facts | ({"path_reason": "; ".join(self.refused)} if self.refused else {})
 
@@ -87,11 +87,11 @@ def prove(
     truth: Computed,
     compute: Callable[[ForwardPath], Computed],
 ) -> Proof:
-    """Take the first of the candidates that computes as the model's own forward does.
+    """Use the first candidate that agrees with the model's own forward.
 
     Args:
-        truth: what its own forward makes of a batch.
-        compute: installs a path, and computes the same batch by it.
+        truth: the own forward's results for a batch.
+        compute: installs a path and computes the same batch with it.
 
     Raises:
         ModelError: none does.
@@ -112,7 +112,8 @@ def prove(
             for reason in refused:
                 say(f"{type(base).__name__} is not computed {reason}")
             say(
-                f"computed {path}, as the model's own forward does: apart by {proof.difference:.1e} at most, gradients by "
+                f"computed {path}, which agrees with the model's own forward: values differ by at most "
+                f"{proof.difference:.1e}, gradients by "
                 f"{proof.gradient_difference:.1e} of their size"
             )
             return proof
@@ -120,7 +121,7 @@ def prove(
         if path == ForwardPath.PACKED:
             refuse_packing(model, fault)
     raise ModelError(
-        f"{type(base).__name__} cannot be trained here: nothing computes a batch as its own forward does one row at a time "
+        f"{type(base).__name__} cannot be trained here: no path agrees with its own forward, one row at a time "
         f"({'; '.join(refused)}); nothing was trained"
     )
 
@@ -131,22 +132,22 @@ def _first_line(error: BaseException) -> str:
 
 
 def fault_of(found: Computed, truth: Computed, dtype: torch.dtype, *, routed: bool = False) -> str:
-    """How a batch's values, loss or gradient differ from the model's own by more than rounding; empty if they do not."""
+    """How a batch's values, loss or gradient differ from the model's own by more than rounding; empty if they agree."""
     apart = (found.values - truth.values).abs() / (1 + truth.values.abs())
     allowed = VALUES_APART[dtype]
     exact = dtype in (torch.float32, torch.float64)
     measured = apart.mean() if not exact else apart.quantile(ROUTED_SHARE) if routed else apart.max()
     if not float(measured) <= allowed:
         largest = _largest(found.values, truth.values)
-        return f"its values are not those of the model's own forward (apart by {largest:.2g})"
+        return f"its values differ from the model's own forward (by {largest:.2g})"
     if not abs(found.loss - truth.loss) <= allowed * (1 + abs(truth.loss)):
-        return f"its loss is {found.loss:.6f}, and by the model's own forward {truth.loss:.6f}"
+        return f"its loss is {found.loss:.6f}, but {truth.loss:.6f} with the model's own forward"
     idle = [name for name, own in truth.gradients.items() if _moves(own) and not _moves(found.gradients[name])]
     if idle:
-        return f"{idle[0]} would not train: it has a gradient by the model's own forward, and none so"
+        return f"{idle[0]} would not train: it has a gradient only with the model's own forward"
     gradient = _gradient_difference(found, truth)
     if not gradient <= max(GRADIENTS_APART[dtype], ROUTED_GRADIENTS_APART if routed else 0.0):
-        return f"its gradient is not that of the model's own forward (apart by {gradient:.1e} of its size)"
+        return f"its gradient differs from the model's own forward (by {gradient:.1e} of its size)"
     return ""
 
 
@@ -159,7 +160,7 @@ def _largest(ours: Tensor, own: Tensor) -> float:
 
 
 def _gradient_difference(found: Computed, truth: Computed) -> float:
-    """‖g − g_own‖/‖g_own‖ over all that trains."""
+    """‖g − g_own‖/‖g_own‖ over all trained parameters."""
     apart, size = 0.0, 0.0
     for name, own in truth.gradients.items():
         ours = found.gradients[name]
@@ -172,7 +173,7 @@ def _gradient_difference(found: Computed, truth: Computed) -> float:
 
 
 def coarsest_dtype(model: nn.Module) -> torch.dtype:
-    """The format of a model's weights that rounds most; bfloat16 for quantised ones."""
+    """The model's coarsest dtype; bfloat16 for quantised weights."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if any(not parameter.is_floating_point() for parameter in model.parameters()):  # quantised
         dtypes.add(torch.bfloat16)
@@ -187,7 +188,7 @@ def is_routed(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def has_auxiliary_loss(model: nn.Module) -> bool:
-    """Whether a mixture of experts adds a loss of its routers to its own: TRL adds one wherever it finds their logits."""
+    """Whether a mixture of experts adds a router loss to its own: TRL adds one wherever it finds router logits."""
     device = next(model.parameters()).device
     ids = torch.tensor([[1, 2, 3]], device=device)
     with own_computation(model) as base:
@@ -196,40 +197,40 @@ def has_auxiliary_loss(model: nn.Module) -> bool:
 
 
 def gradients_of(loss: Tensor, model: nn.Module) -> dict[str, Tensor | None]:
-    """The gradient of a loss by the name of each parameter that trains; no parameter's own is touched."""
+    """The gradient of a loss by parameter name, for those that train; `.grad` is not touched."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     return {name: None if grad is None else grad.detach() for name, grad in zip(trained, found, strict=True)}
 
 
-# --- taking a path
+# --- installing a path
 
 
 @dataclass(frozen=True)
 class Forwards:
-    """The forwards that a model under one of TRL's trainers can have."""
+    """The possible forwards of a TRL trainer's model."""
 
     model: nn.Module
     """under PEFT's wrapper"""
     trl: Any
-    """the one that TRL gave it; None where it gave none"""
+    """TRL's forward; None if TRL set none"""
     together: int = 1
     """see tiebreak.packed.forward.pack_forward"""
     tokens_per_pass: int = 0
     temperature: float = 1.0
     fused: bool = False
-    """whether its layers were proved already, and stay as they are: the head alone is in question"""
+    """whether its layers were already verified and stay as they are: only the head is in question"""
 
     @classmethod
     def of(cls, model: nn.Module, **options: Any) -> Forwards:
-        """Those of a model as it is now, with TRL's forward."""
+        """Those of a model in its current state, with TRL's forward."""
         return cls(model, replaced_forward(whole_model(model)), **options)
 
     def take(self, path: ForwardPath) -> None:
-        """Let the model compute by a path from now on.
+        """Use a path from now on.
 
         Raises:
-            NotImplementedError: it cannot.
+            NotImplementedError: the model does not support it.
         """
         base = whole_model(self.model)
         if path == ForwardPath.PACKED:
@@ -249,7 +250,7 @@ class Forwards:
 
 
 def take_own_layers(model: nn.Module) -> None:
-    """Let a model's layers compute by their own code from now on."""
+    """Use the own code of a model's layers from now on."""
     base = whole_model(model)
     if attention_of(base) == TREE_ATTENTION:
         base.set_attn_implementation("sdpa")
@@ -257,7 +258,7 @@ def take_own_layers(model: nn.Module) -> None:
 
 
 def own_logps(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[int], temperature: float) -> Tensor:
-    """Log-probabilities of what follows each row's start, by the model's own code, a row at a time; shape (tokens,)."""
+    """Log-probabilities after each row's start, by the model's own code, one row at a time; shape (tokens,)."""
     device = next(model.parameters()).device
     found = []
     with own_computation(model) as base:
@@ -269,20 +270,20 @@ def own_logps(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[
 
 
 def weighted_sum(values: Tensor, model: nn.Module) -> Computed:
-    """Values with the gradient of their sum, each counted another share, so that none stands for another."""
+    """Values with the gradient of their weighted sum; the weights differ, so that errors cannot cancel."""
     shares = torch.linspace(-1, 1, len(values), device=values.device)
     loss = (values * shares).mean()
     return Computed(values.detach().float(), float(loss.detach()), gradients_of(loss, model))
 
 
 def refuse_packing(model: nn.Module, reason: str) -> None:
-    """Let a model never be asked for packed rows again."""
+    """Never compute a model packed again."""
     whole_model(model).__dict__[REFUSED] = reason
 
 
 @contextmanager
 def own_computation(model: nn.Module) -> Iterator[nn.Module]:
-    """Let a model compute by nothing but its own code meanwhile; gives the model under PEFT's wrapper."""
+    """Within, a model uses only its own code; yields the model without PEFT's wrapper."""
     base = whole_model(model)
     packed = attention_of(base) == TREE_ATTENTION
     forward = replace_forward(base, None)
@@ -298,7 +299,7 @@ def own_computation(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _own_forward(base: nn.Module, temperature: float, *, alone: bool) -> Callable[..., Any]:
-    """The model's own forward under TRL's contract: log-probabilities of labels where `fused_lm_head` asks for them."""
+    """The model's own forward under TRL's contract: log-probabilities of labels if `fused_lm_head` requests them."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if kwargs.pop("fused_lm_head", False):
@@ -322,12 +323,12 @@ def _own_log_probs(base: Any, kwargs: dict[str, Any], temperature: float, *, alo
             real = mask[row].bool()
             made = type(base).forward(base, input_ids=ids[row][real][None], **options)
             at, following = real.nonzero().squeeze(1)[1:] - 1, labels[row][real][1:]
-            kept = following != -100
-            values = read_logits(made.logits[0, :-1][kept], following[kept], temperature)
-            cells.append((torch.full_like(at[kept], row), at[kept], *values))
+            scored = following != -100
+            values = read_logits(made.logits[0, :-1][scored], following[scored], temperature)
+            cells.append((torch.full_like(at[scored], row), at[scored], *values))
     else:
         if not bool(mask[:, 0].all()) and "position_ids" in inspect.signature(type(base).forward).parameters:
-            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # padded on the left
+            options["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)  # left-padded
         made = type(base).forward(base, input_ids=ids, attention_mask=mask, **options)
         rows, at = wanted.nonzero(as_tuple=True)
         cells.append((rows, at, *read_logits(made.logits[:, :-1][wanted], labels[:, 1:][wanted], temperature)))

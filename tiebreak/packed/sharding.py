@@ -1,5 +1,5 @@
-"""Weights of which ZeRO-3 leaves every process a shard: made whole where they are read or written, and processes that go
-through a model's layers kept in step with one another, or let go."""
+"""ZeRO-3's sharded weights: gathered where they are read or written, and processes kept in step through a model's
+layers, or released from it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import nn
 from tiebreak.upstream import without_engine_hooks
 
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
-"""whether this process calls modules that no others need to call"""
+"""whether this process calls modules without the others"""
 
 
 @contextmanager
 def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Iterator[None]:
     """Whole parameters where ZeRO-3 has sharded them; nothing elsewhere.
 
-    What an outer context or a module's own hook holds whole already is left to them: gathering twice is an error.
+    Parameters that an outer context or a module's hook has gathered are left alone: gathering twice is an error.
 
     Args:
-        written: what is written into them goes back into the shards, as process 0 wrote it; else it is lost. Small
-            parameters, that DeepSpeed keeps whole between steps, have shards too, and the next forward may go by those.
-            So all are gathered, and an outer context that holds one of them is an error.
+        written: write changes back into the shards, as process 0 made them; otherwise they are lost. Small parameters
+            that DeepSpeed keeps whole between steps have shards too, which the next forward may use. So all are gathered,
+            and an outer context that holds one of them is an error.
     """
     sharded = [p for p in parameters if hasattr(p, "ds_id") and (written or p.ds_status.name == "NOT_AVAILABLE")]
     if sharded:
@@ -39,12 +39,12 @@ def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Itera
 
 @contextmanager
 def at_own_pace(wrapped: nn.Module, model: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3, gather every shard once and call the modules plainly, with no gathering step by step.
+    """Under ZeRO-3, gather every shard once and call the modules directly, without gathering at each step.
 
-    Processes sample different numbers of tokens, so the collective that a sharded forward pass needs would hang.
+    Processes sample different numbers of tokens, so the collectives of a sharded forward pass would hang.
 
     Args:
-        wrapped: the engine that holds the model.
+        wrapped: the model's engine.
     """
     parameters = list(model.parameters())
     if not are_sharded(parameters):
@@ -59,12 +59,13 @@ def at_own_pace(wrapped: nn.Module, model: nn.Module) -> Iterator[None]:
 
 
 def most_of_all(model: nn.Module, calls: int, device: torch.device) -> int:
-    """How often the process that needs it most calls a model now; `calls`, this one's own, where it may go its own pace.
+    """The largest number of model calls that any process needs now; `calls`, this one's number, if it runs at its own pace.
 
-    ZeRO-3 gathers the weights of a layer when it is called, by all processes: one that calls its layers once more than
-    the others waits for ever.
+    ZeRO-3 gathers a layer's weights when all processes call it: one that calls its layers once more than the others would
+    wait forever.
 
     Args:
+        device: for the processes' exchange.
         device: where processes exchange tensors.
     """
     if _apart.get() or not are_sharded(list(model.parameters())):
@@ -75,5 +76,5 @@ def most_of_all(model: nn.Module, calls: int, device: torch.device) -> int:
 
 
 def are_sharded(parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether ZeRO-3 has these in its care."""
+    """Whether ZeRO-3 manages these."""
     return any(hasattr(parameter, "ds_id") for parameter in parameters)

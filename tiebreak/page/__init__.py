@@ -1,1 +1,1 @@
-"""The look that our reports share: markup, tables, charts, and a page that needs nothing but itself."""
+"""The common look of our reports: markup, tables, charts, and self-contained pages."""

@@ -1,7 +1,7 @@
 """Pieces of charts as inline SVG: axes with units and few ticks, marks and whiskers in tables.
 
-Colours come from the page's style sheet through the classes `tone-NAME` (Okabe and Ito 2008), so one drawing serves
-light, dark and print, and colour-blind readers. What is drawn differs by shape as well as by colour.
+Colours come from the page's style sheet through the classes `tone-NAME` (Okabe and Ito 2008), so one drawing works in
+light and dark themes, in print, and for colour-blind readers. Series differ by shape as well as by colour.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def spread(values: Sequence[float], padding: float = 0.06) -> tuple[float, float]:
-    """An axis that holds all values with some air; values that are one to four digits get a band around them."""
+    """Ends of an axis with some margin; equal values to four digits get a band around them."""
     low, high = min(values), max(values)
     if high - low <= max(1e-12, 1e-4 * max(abs(low), abs(high))):
         half = abs(low) * 0.1 if abs(low) > 1e-12 else 1.0
@@ -111,7 +111,7 @@ WHISKER_WIDTH, WHISKER_INSET = 150, 8
 
 
 def mark(shape: str, x: float, y: float, classes: str, size: float = 4.5) -> Markup:
-    """A policy's mark: its shape tells it apart where colour cannot."""
+    """A policy's mark: its shape distinguishes it where colour cannot."""
     s = size
     if shape == "circle":
         return el("circle", cls=classes, cx=x, cy=y, r=s)
@@ -125,13 +125,13 @@ def mark(shape: str, x: float, y: float, classes: str, size: float = 4.5) -> Mar
 
 
 def swatch(tone: str, shape: str) -> Markup:
-    """A policy's mark as it stands before its name."""
+    """A policy's mark, shown before its name."""
     return svg(14, 14, mark(shape, 7, 7, f"mark tone-{tone}", 4.2), cls="inline swatch")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The axis that a column of whiskers shares: its ends, its labels, and a value to hold them against."""
+    """The common axis of a column of whiskers: ends, labels, and a reference value."""
 
     low: float
     high: float
@@ -144,7 +144,7 @@ class Scale:
 
 
 def value_scale(values: Sequence[float], declared: tuple[float, float] | None = None) -> Scale:
-    """An axis for a column of values and interval ends: as declared, or round ends about the values, none cut off.
+    """An axis for a column of values and interval ends: as declared, or rounded outwards.
 
     >>> value_scale([45.2, 48.7]).labels, value_scale([0.2], (0.0, 1.0)).labels
     (((44.0, '44'), (47.0, '47'), (50.0, '50')), ((0.0, '0.0'), (0.5, '0.5'), (1.0, '1.0')))
@@ -162,7 +162,7 @@ def value_scale(values: Sequence[float], declared: tuple[float, float] | None = 
 
 
 def change_scale(values: Sequence[float], least: float = 0.0) -> Scale:
-    """An axis for a column of differences: as far to both sides as the furthest, at `least`, in a round number.
+    """A symmetric axis for a column of differences: up to the largest, at least `least`, rounded.
 
     >>> change_scale([-0.13, 0.02]).labels
     ((-0.2, '−0.2'), (0.0, '0'), (0.2, '+0.2'))
@@ -175,7 +175,7 @@ def change_scale(values: Sequence[float], least: float = 0.0) -> Scale:
 
 
 def whisker(value: float, interval: Sequence[float] | None, scale: Scale, tone: str, shape: str) -> Markup:
-    """A value and its 95% interval on a short axis, to stand in a table's cell."""
+    """A value and its 95% interval on a short axis, for a table's cell."""
     parts = [line(scale.x(scale.low), 11.0, scale.x(scale.high), 11.0, "grid")]
     if scale.reference is not None:
         parts.append(line(scale.x(scale.reference), 0.0, scale.x(scale.reference), 22.0, "reference"))
@@ -201,24 +201,24 @@ def _bar(width: int, height: int, *stretches: Markup) -> Markup:
 
 
 def share_bar(share: float, tone: str) -> Markup:
-    """A share from 0 to 1 as a bar on its own track."""
+    """A share from 0 to 1 as a bar on a track."""
     filled = 64 * min(max(share, 0.0), 1.0)
     track = el("rect", cls="track", width=64, height=8, rx=1)
     return _bar(64, 8, track, el("rect", cls=f"fill tone-{tone}", width=filled, height=8, rx=1))
 
 
 def count_bar(count: int, most: int) -> Markup:
-    """A count as a bar; all bars of a table share the scale that ends at `most`."""
+    """A count as a bar; all bars of a table share the scale up to `most`."""
     width = max(220 * count / most, 1.0) if count else 0.0
     return _bar(220, 12, el("rect", cls="fill tone-plain", width=width, height=12, rx=1))
 
 
 def outcome_bar(better: int, equal: int, worse: int) -> Markup:
-    """Prompts that got better, stayed equal, got worse: three stretches of one bar."""
+    """Prompts that got better, stayed equal, got worse: three parts of one bar."""
     total, at, parts = better + equal + worse, 0.0, []
     for count, kind in ((better, "better"), (equal, "equal"), (worse, "worse")):
         width = 150 * count / total
-        if count:  # half a pixel of air on each side: the last stretch is drawn as an outline
+        if count:  # half a pixel of space on each side: the last part is an outline
             parts.append(el("rect", cls=f"outcome-{kind}", x=at + 0.5, y=0.5, width=max(width - 1, 0.5), height=11))
         at += width
     return _bar(150, 12, *parts)

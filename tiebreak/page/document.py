@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: style and script are in it, and its content policy allows no request.
+"""A self-contained HTML page: style and script are inline, and its content policy allows no request.
 
 Text from prompts and models is shown as plain text, never as HTML or Markdown; see tiebreak.page.markup.
 """
@@ -14,15 +14,15 @@ from importlib import resources
 from tiebreak.page.markup import Markup, el
 
 Section = tuple[str, str, Markup | None]
-"""A section's id, its title and what it holds; None leaves it out."""
+"""A section's id, title and content; None leaves it out."""
 
 
 def build_document(title: str, header: Markup, sections: Sequence[Section], data: object, script: str = "") -> str:
     """A page: header, a list of its sections, the sections, and `data` as JSON for programs.
 
     Args:
-        header: what stands on top; the sections' links follow it.
-        script: the page's own, which it must read well without.
+        header: the page's top; links to the sections follow it.
+        script: optional: the page must read well without it.
     """
     kept = [(key, name, body) for key, name, body in sections if body]
     links = el("nav", [el("a", name, href=f"#{key}") for key, name, _ in kept], aria_label="Sections")
@@ -47,7 +47,7 @@ def build_document(title: str, header: Markup, sections: Sequence[Section], data
 
 
 def _content_policy(style: str, script: str) -> str:
-    """Our own style and script by their hashes; nothing else, from nowhere."""
+    """Our own style and script by their hashes, and nothing else."""
     style_hash, script_hash = (base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (style, script))
     return (
         f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; img-src data:; "
@@ -56,7 +56,7 @@ def _content_policy(style: str, script: str) -> str:
 
 
 def embedded_json(value: object) -> Markup:
-    """JSON that can stand inside a script element: no `<`, `>` or `&`, so nothing in it can close the element."""
+    """JSON that is safe inside a script element: no `<`, `>` or `&`, so nothing in it can close the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

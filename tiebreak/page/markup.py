@@ -12,22 +12,25 @@ _INVISIBLE = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 
 
 class Markup(str):
-    """Text that is HTML already, and is not escaped again."""
+    """Text that is already HTML and is not escaped again."""
 
     __slots__ = ()
 
 
 def visible(text: str) -> str:
-    """Control, zero-width and direction marks made visible: none may hide text or turn it round on the page."""
+    """Control, zero-width and direction marks made visible: none may hide or reorder text on the page."""
     text = _CONTROLS.sub(lambda m: "␡" if m.group() == "\x7f" else chr(0x2400 + ord(m.group())), text)
     return _INVISIBLE.sub(lambda m: f"‹U+{ord(m.group()):04X}›", text.replace("\r\n", "\n").replace("\r", "␍"))
 
 
 def el(name: str, *content: object, cls: str = "", **attributes: object) -> Markup:
-    """One element. `cls` is its class; `_` in other names is `-`; True is a bare attribute, None leaves one out."""
-    given = {"class": cls or None, **{key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}}
+    """One element. `cls` is its class; `_` in other names becomes `-`; True is a bare attribute, None leaves one out."""
+    attributes = {
+        "class": cls or None,
+        **{key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()},
+    }
     parts = [name]
-    for key, value in given.items():
+    for key, value in attributes.items():
         if value is True:
             parts.append(key)
         elif value is not None and value is not False:
@@ -37,7 +40,7 @@ def el(name: str, *content: object, cls: str = "", **attributes: object) -> Mark
 
 
 def join(*content: object) -> Markup:
-    """Pieces one after another: lists are opened, None is nothing, all but Markup is escaped."""
+    """Concatenates pieces: lists are flattened, None is nothing, everything but Markup is escaped."""
     pieces = []
     for piece in content:
         if isinstance(piece, Markup):
@@ -50,7 +53,7 @@ def join(*content: object) -> Markup:
 
 
 def _plain(value: object) -> str:
-    """An attribute's value; coordinates with one decimal are exact enough for any screen."""
+    """An attribute's value; one decimal is enough for coordinates."""
     return f"{value:.1f}" if isinstance(value, float) else visible(str(value))
 
 
@@ -63,7 +66,7 @@ def svg(
     fixed: bool = False,
     **more: object,
 ) -> Markup:
-    """An SVG drawing, of its own size where `fixed`; an image to screen readers with a `label`, decoration without."""
+    """An SVG drawing, of fixed size if `fixed`; an image to screen readers with a `label`, otherwise decoration."""
     role = {"role": "img", "aria_label": label} if label else {"aria_hidden": "true"}
     size = {"width": width, "height": height} if fixed else {}
     return el("svg", *content, cls=cls, viewBox=f"0 0 {width} {height}", **size, **role, **more)

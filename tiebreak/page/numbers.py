@@ -1,4 +1,4 @@
-"""Figures as our pages print them: few digits, a true minus sign, an en dash for none."""
+"""Figures as our pages print them: few digits, a true minus sign, an en dash for missing values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MINUS = "−"
 
 
 def number(value: float | None, digits: int | None = None) -> str:
-    """A figure as the page prints it: about three significant digits, a true minus sign, an en dash for none.
+    """A figure as pages print it: about three significant digits, a true minus sign, an en dash for None.
 
     >>> number(0.6931), number(-12.345), number(1234567), number(2e-05), number(0)
     ('0.693', '−12.3', '1,234,567', '2.0e−5', '0')
@@ -31,7 +31,7 @@ def number(value: float | None, digits: int | None = None) -> str:
 
 
 def first_and_last(first: float, last: float) -> str:
-    """Two figures of one curve, with the same digits.
+    """Two values of one curve, with the same number of digits.
 
     >>> first_and_last(39, 39.62), first_and_last(0, 0.6231)
     ('39.0 → 39.6', '0.000 → 0.623')
@@ -64,7 +64,7 @@ def p_value(value: float) -> str:
 
 
 def digits_for(span: float) -> int:
-    """Decimals that a mean on a scale of this length is worth.
+    """Meaningful decimals of a mean on a scale of this length.
 
     >>> [digits_for(span) for span in (0.05, 1, 10, 100, 4000)]
     [4, 2, 2, 1, 0]
@@ -91,7 +91,7 @@ def signed_points(share: float) -> str:
 
 
 def short(identity: str) -> str:
-    """The first letters of a hash, as people quote it."""
+    """The first characters of a hash, as people quote it."""
     return identity[:10]
 
 

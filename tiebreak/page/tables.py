@@ -1,4 +1,4 @@
-"""Tables that turn into cards on a narrow screen, with figures, intervals and whiskers in their cells."""
+"""Tables that become cards on a narrow screen, with figures, intervals and whiskers in their cells."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def heading(title: str, unit: str = "", numeric: bool = False, scale: Scale | No
 
 
 def cell(name: str, *content: object, cls: str = "", absent: bool = False) -> Markup:
-    """A cell that knows its column's name: on a narrow screen the name stands beside it."""
+    """A cell with its column's name, which is shown beside it on a narrow screen."""
     return el("td", *content, cls=f"{cls} absent".strip() if absent else cls, data_name=name)
 
 
 def figure(name: str, value: float | None, form: Form) -> Markup:
-    """A cell with one number; an en dash where there is none."""
+    """A cell with one number; an en dash for None."""
     return cell(name, "–" if value is None else form(value), cls="n", absent=value is None)
 
 
 def table(headings: Sequence[Markup], rows: Sequence[Markup], cls: str = "stack") -> Markup:
-    """A table of rows built before; `stack` turns each row into a card on a narrow screen."""
+    """A table of finished rows; `stack` turns each row into a card on a narrow screen."""
     head = el("thead", el("tr", list(headings))) if headings else None
     return el("table", head, el("tbody", list(rows)), cls=cls)
 

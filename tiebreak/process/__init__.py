@@ -1,1 +1,1 @@
-"""Processes: how they are set up, how they stop, and how those of one command end together."""
+"""Processes: settings, signals, children, and how the processes of one command end together."""

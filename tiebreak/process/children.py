@@ -1,8 +1,8 @@
-"""Processes that belong to the one that started them: signals are passed on to them, and none outlives it.
+"""Child processes: signals are forwarded to them, and none outlives its parent.
 
-`tiebreak run` starts a process a stage, and `--accelerate` a launcher with a process a device. A signal to the first is
-passed on to those that compute, which keep what they have done (tiebreak.process.stopping); where the first is killed,
-the kernel sends SIGTERM to the others in its place (on Linux: PR_SET_PDEATHSIG).
+`tiebreak run` starts one process per stage, and `--accelerate` a launcher with one process per device. A signal to the
+parent is forwarded to the computing processes, which save their work (tiebreak.process.stopping); if the parent is
+killed, the kernel sends them SIGTERM instead (on Linux: PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 from tiebreak.process.stopping import SIGNALS, note
 
 FOLLOWS = "TIEBREAK_FOLLOWS_PARENT"
-"""environment of a process that ends with the one that started it"""
+"""environment variable of a process that ends with its parent"""
 GRACE_SECONDS = 90
-"""between a signal and SIGKILL"""
+"""time between a signal and SIGKILL"""
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def follow_parent(parent: int | None = None) -> None:
-    """Have this process sent SIGTERM when the one that started it ends.
+    """Send this process SIGTERM when its parent ends.
 
     Args:
-        parent: its id, where it is known: if it has ended already, so does this process.
+        parent: the parent's id, if known: if it has already ended, so does this process.
     """
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
@@ -42,14 +42,14 @@ def follow_parent(parent: int | None = None) -> None:
 
 
 def follow_parent_if_asked() -> None:
-    """In a stage's process: as its starter asked, or as one of several that a launcher started."""
+    """In a stage's process: as its parent requested, or as one of a launcher's."""
     if FOLLOWS in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         follow_parent()
 
 
 @contextmanager
 def passing_on(send: Callable[[int], object]) -> Iterator[list[int]]:
-    """Within, signals go to other processes, through `send`; yields those that came."""
+    """Within, signals go to other processes through `send`; yields the signals received."""
     came: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -67,23 +67,23 @@ def passing_on(send: Callable[[int], object]) -> Iterator[list[int]]:
 
 
 def run_following(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """A command that gets this process's signals, and ends with it; its exit status, as subprocess gives it."""
+    """Run a command that gets this process's signals and ends with it; its exit status, as subprocess returns it."""
     process = subprocess.Popen(command, env={**environment, FOLLOWS: "1"})
     with passing_on(process.send_signal):
         return process.wait()
 
 
 def run_launched(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """A launcher and its workers, which get this process's signals in the launcher's place, and end with it.
+    """Run a launcher and its workers; the workers get this process's signals instead of the launcher, and end with it.
 
     Returns:
-        the launcher's exit status, which is that of its workers.
+        the launcher's exit status, which is its workers'.
     """
     parent = os.getpid()
     process = subprocess.Popen(
         command,
         env={**environment, FOLLOWS: "1"},
-        start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which passes it on once
+        start_new_session=True,  # Ctrl-C in a terminal reaches only this process, which forwards it once
         preexec_fn=lambda: follow_parent(parent),
     )
     signalled: list[Any] = []
@@ -103,7 +103,7 @@ def run_launched(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], came: Sequence[int]) -> int:
-    """Its exit status; killed where it has not ended so long after a signal."""
+    """Its exit status; it is killed if it has not ended in time after a signal."""
     limit: float | None = None
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -117,7 +117,7 @@ def _wait(process: subprocess.Popen[bytes], came: Sequence[int]) -> int:
 
 
 def _children(pid: int) -> list[Any]:
-    """The processes that a process started and that run, as psutil knows them: by more than a number that may be reused."""
+    """The running children of a process, as psutil objects: pids may be reused."""
     import psutil
 
     try:

@@ -1,9 +1,9 @@
-"""Processes that begin with their imports done: what a recipe starts nine times, and a stage once to check what it saved.
+"""Processes that start with their imports done: a recipe's stages, and a stage's check of its saved model.
 
-torch, transformers, TRL and what stands on them take six seconds of one core to import, so about a minute of the quickstart
-went on that. A forked process has them at once, and shares nothing else: it is forked before any model is loaded. Only on
-Linux without an accelerator, whose driver does not survive a fork, and only while no thread runs, as a lock that one holds
-would stay locked for good. Elsewhere a process starts from nothing.
+torch, transformers, TRL and their dependencies take six seconds of one core to import: about a minute of the quickstart.
+A forked process has them at once, and shares nothing else: it is forked before any model is loaded. Only on Linux without
+an accelerator, whose driver does not survive a fork, and only while no thread runs, since a lock held by one would stay
+locked forever. Elsewhere, processes start from scratch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from tiebreak.upstream import leave_inherited_endings, run_endings
 FORK = multiprocessing.get_context("fork")
 Answer = dict[str, Any]
 SAFE_THREADS = {"jemalloc_bg_thd"}
-"""names of threads that see to forks themselves: PyArrow's allocator has one"""
+"""names of threads that survive forks: PyArrow's allocator has one"""
 
 
 def may_fork() -> bool:
-    """Whether a fork of this process, as it stands, can compute."""
+    """Whether a fork of this process, in its current state, can compute."""
     if sys.platform != "linux" or _threads() > 1:
         return False
     if "LOCAL_RANK" in os.environ:  # one of several processes, which belong together
@@ -44,21 +44,21 @@ def may_fork() -> bool:
 def _threads() -> int:
     names: list[str] = []
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
             names.append((task / "comm").read_text().strip())
     return sum(name not in SAFE_THREADS for name in names)
 
 
 def run_forked(main: Callable[[], object], environment: Mapping[str, str]) -> int:
-    """Call `main` in a fork of this process, and wait for its end. Signals are passed on to it; it ends with this one.
+    """Call `main` in a fork of this process and wait for it. Signals are forwarded to it; it ends with this process.
 
     Returns:
-        its exit status; minus the signal's number, if one ended it.
+        its exit status; minus the signal's number if a signal ended it.
 
     Raises:
-        KeyboardInterrupt: after its end, if one came.
+        KeyboardInterrupt: after its end, if there was one.
     """
-    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS))  # till there is a process to pass them on to
+    unheld = signal.pthread_sigmask(signal.SIG_BLOCK, set(SIGNALS))  # until there is a process to forward them to
     process = FORK.Process(target=_as_its_own, args=(main, environment, unheld, os.getpid()))
     try:
         process.start()
@@ -83,16 +83,16 @@ def _as_its_own(
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, unheld)
         main()
-    except KeyboardInterrupt:  # before it could be heeded
+    except KeyboardInterrupt:  # before handlers were installed
         raise SystemExit(INTERRUPTED) from None
     finally:
         run_endings()
 
 
 class Ahead:
-    """A process that is forked now, for work later, when this one can no longer be forked.
+    """A process forked early, for work at a time when this one can no longer fork.
 
-    It waits for requests, and ends when it is closed: with this process at the latest.
+    It waits for requests, and ends when it is closed, at the latest with this process.
     """
 
     def __init__(self, work: Callable[[Any], Answer]) -> None:
@@ -102,10 +102,10 @@ class Ahead:
         theirs.close()
 
     def ask(self, request: Any) -> Answer:
-        """What `work` answers to a request, both of them JSON.
+        """The answer of `work` to a request; both are JSON.
 
         Raises:
-            RuntimeError: it failed; says why.
+            RuntimeError: it failed; the message says why.
         """
         try:
             self._pipe.send_bytes(json.dumps(request).encode())
@@ -119,18 +119,18 @@ class Ahead:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it still accepts requests."""
         return self._process.is_alive()
 
     def close(self) -> None:
-        """No further request: wait for its end."""
+        """Send no further requests; wait for its end."""
         self._pipe.close()
         self._process.join()
 
 
 def _wait_and_work(work: Callable[[Any], Answer], pipe: Connection, theirs: Connection) -> None:
     as_a_new_process()
-    theirs.close()  # or the end of that process would not be seen here
+    theirs.close()  # otherwise the end of that process would go unnoticed here
     quiet = os.open(os.devnull, os.O_WRONLY)
     while True:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -145,7 +145,7 @@ def _wait_and_work(work: Callable[[Any], Answer], pipe: Connection, theirs: Conn
 
 
 def answered(work: Callable[[Any], Answer], request: Any) -> Answer:
-    """`{"done": what work answers}`, or `{"failed": why}`: whoever asked decides what that means."""
+    """`{"done": answer}`, or `{"failed": reason}`: the caller decides what that means."""
     try:
         return {"done": work(request)}
     except Exception as error:  # noqa: BLE001

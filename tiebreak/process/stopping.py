@@ -1,11 +1,11 @@
-"""Stopping on a signal: what is done is kept, and the exit status says that the same command continues.
+"""Stopping on a signal: finished work is kept, and the exit status says that the same command resumes.
 
-SIGTERM and SIGUSR1, which job schedulers send before they take a machine away, and Ctrl-C. A trained stage writes a
-checkpoint at the end of the step it is in, *sample* and *evaluate* end with the batch they are in, and all else ends at
-once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again later), and 130 after Ctrl-C; a second Ctrl-C ends it
+Handles SIGTERM and SIGUSR1, which job schedulers send before they reclaim a machine, and Ctrl-C. A training stage writes
+a checkpoint at the end of the current step, *sample* and *evaluate* finish the current batch, and everything else stops
+at once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again later), or 130 after Ctrl-C; a second Ctrl-C stops
 without waiting.
 
-A signal's handler is the process's own, and so is what stands here: one request, and how the process takes it now.
+Signal handlers belong to the whole process, and so does this module's state: one request, and how it is handled now.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ STOPPED = 75
 INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 PATIENCE_SECONDS = 30
-"""how long a step or a batch may go on after a signal; a checkpoint is to be written within 60 s"""
+"""longest duration of a step or batch after a signal; a checkpoint must be written within 60 s"""
 ONE_PRESS_SECONDS = 1.0
-"""Ctrl-C reaches every process of a terminal, and those that started others pass it on: it is one all the same"""
+"""Ctrl-C reaches every process of a terminal, and parents forward it too: within this time it counts once"""
 
 
 class Stopped(BaseException):
-    """A signal asked for the end. Not an Exception, which libraries catch."""
+    """A signal requested the end. Not an Exception, which libraries catch."""
 
     def __init__(self, number: int, kept: str = "") -> None:
         self.number, self.kept = number, kept
@@ -37,21 +37,21 @@ class Stopped(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """Of a process that ends on it."""
+        """Of a process that stops on it."""
         return INTERRUPTED if self.number == signal.SIGINT else STOPPED
 
     def __str__(self) -> str:
         kept = f"; {self.kept}" if self.kept else ""
-        return f"stopped by {signal.Signals(self.number).name}{kept}: the same command continues from what is kept"
+        return f"stopped by {signal.Signals(self.number).name}{kept}: the same command resumes"
 
 
 class StepStopped(Stopped):
-    """Raised within an `interruptible` part of a training step, of which nothing has reached the weights."""
+    """Raised within an `interruptible` part of a training step, before anything has changed the weights."""
 
 
 @dataclass
 class _Request:
-    """The signal that came, if one did, and how this process takes it now."""
+    """The signal received, if any, and how this process handles it now."""
 
     number: int = 0
     at: float = 0.0
@@ -67,7 +67,7 @@ _request = _Request()
 
 @contextmanager
 def heeding_signals() -> Iterator[None]:
-    """Within, a signal raises Stopped, or waits where `deferring` says so. Nested or outside the main thread: nothing."""
+    """Within, a signal raises Stopped, or waits under `deferring`. Nested or outside the main thread: does nothing."""
     if _request.heeded or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -85,13 +85,13 @@ def heeding_signals() -> Iterator[None]:
 
 
 def forget() -> None:
-    """As at the start of a process: no signal came, and none is heeded."""
+    """Reset to a process's initial state: no signal received, none handled."""
     global _request
     _request = _Request()
 
 
 def as_a_new_process() -> None:
-    """In a fork: a signal does what it does to any process, until this one heeds it itself."""
+    """In a fork: default signal handling, until this process installs its own."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _interrupt)
@@ -100,7 +100,7 @@ def as_a_new_process() -> None:
 
 @contextmanager
 def deferring() -> Iterator[None]:
-    """Within, a signal is noted: whoever can keep something looks for it and ends (`requested`, `check`)."""
+    """Within, a signal is only noted: code that can save its work polls for it and stops (`requested`, `check`)."""
     outer, _request.deferred = _request.deferred, _request.heeded
     try:
         yield
@@ -110,7 +110,7 @@ def deferring() -> Iterator[None]:
 
 @contextmanager
 def leaving_at_once(leave: Callable[[int], None]) -> Iterator[None]:
-    """Within, a signal calls `leave`, which ends the process: imports swallow exceptions, or make others of them."""
+    """Within, a signal calls `leave`, which ends the process: imports swallow or convert exceptions."""
     outer, _request.leave = _request.leave, leave
     try:
         yield
@@ -120,13 +120,13 @@ def leaving_at_once(leave: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def interruptible(*, at_once: bool = False) -> Iterator[None]:
-    """Within `deferring`: work of which nothing has reached the weights yet, so that it may be cut short.
+    """Within `deferring`: work that has not changed the weights yet, and so may be interrupted.
 
     Args:
-        at_once: by the signal; else by the end of the `PATIENCE_SECONDS` after it.
+        at_once: on the signal; otherwise `PATIENCE_SECONDS` after it.
 
     Raises:
-        StepStopped: it was.
+        StepStopped: it was interrupted.
     """
     outer = _request.cut_short
     _request.cut_short = "at once" if at_once else "late"
@@ -139,27 +139,27 @@ def interruptible(*, at_once: bool = False) -> Iterator[None]:
 
 
 def requested() -> int:
-    """The signal that asked for the end; 0 if none has."""
+    """The signal that requested the end; 0 if none."""
     return _request.number
 
 
 def note(number: int) -> None:
-    """A signal that was passed on to another process: this one ends after that."""
+    """Note a signal that was forwarded to another process: this one ends after that."""
     _request.number, _request.at = number, time.monotonic()
 
 
 def check(kept: str = "") -> None:
-    """End here if a signal asked for it.
+    """Stop here if a signal requested it.
 
     Raises:
-        Stopped: it did.
+        Stopped: a signal requested it.
     """
     if _request.number:
         raise Stopped(_request.number, kept)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """KeyboardInterrupt, once a press."""
+    """KeyboardInterrupt, once per press."""
     now, earlier = time.monotonic(), _request.at
     _request.at = now
     if not earlier or now - earlier > ONE_PRESS_SECONDS:

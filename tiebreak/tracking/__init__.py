@@ -1,1 +1,1 @@
-"""Metrics of a run: our own file first, and a copy of it in W&B."""
+"""Metrics of a run: our own file, and its copy in W&B."""

@@ -1,9 +1,9 @@
-"""The metrics of a run: rows in its own metrics.jsonl, and a copy to W&B. No torch: the labelling app's runs have one too.
+"""The metrics of a run: rows of its metrics.jsonl, and a copy in W&B. No torch: the labelling app's runs have one too.
 
-The truth is the run folder. A process of its own copies it to W&B (`tiebreak.tracking.wandb_copy`), so nothing that W&B
-does reaches the stage: it is not waited for while the stage works, and for `LONGEST_WAIT` seconds at its end. What
-could not be sent stays in the run folder's `wandb/`, as an offline run of the same id: `wandb sync PATH` or `tiebreak
-wandb sync RUN` sends it. Read an offline run back with `wandb leet inspect --json PATH`.
+The run folder is the source of truth. A separate process copies it to W&B (`tiebreak.tracking.wandb_copy`), so W&B cannot
+affect the stage: the stage never waits for it while working, and at most `LONGEST_WAIT` seconds at its end. Unsent data
+stays in the run folder's `wandb/`, as an offline run with the same id: `wandb sync PATH` or `tiebreak wandb sync RUN`
+sends it. Read an offline run with `wandb leet inspect --json PATH`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.wandb_copy import FACTS_FILE, FOLDER, STATE_FILE, artifact_name, read_json
 
 LONGEST_WAIT = 28.0
-"""seconds that the end of a stage waits for W&B, in all"""
+"""seconds that a stage waits for W&B at its end, in total"""
 SECONDS_ONLINE, SECONDS_OFFLINE = 10.0, 15.0
-"""of those: to send what is left, and then, where that failed, to write it into the run folder instead"""
+"""of these: to send the rest, and if that fails, to write it into the run folder"""
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
 class RunRecorder:
-    """Appends rows to a run's metrics.jsonl, which are copied to W&B. Silent on all but the main process."""
+    """Appends rows to a run's metrics.jsonl, which is copied to W&B. Does nothing except on the main process."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -43,7 +43,7 @@ class RunRecorder:
         self._last_step, self._last_time = 0, time.monotonic()
 
     def keep_up_to(self, step: int) -> None:
-        """Forget rows past `step`, which a resumed run computes again."""
+        """Drop rows past `step`, which a resumed run computes again."""
         self._last_step = step
         if not is_main_process():
             return
@@ -52,10 +52,10 @@ class RunRecorder:
         self._copy.start()  # not before: it reads the rows
 
     def row(self, step: int, metrics: Mapping[str, Any], beside_seconds: float | None = None) -> None:
-        """One logged step. Values that are not finite numbers are kept out of the JSON as null.
+        """One logged step. Non-finite values are written as null.
 
         Args:
-            beside_seconds: how long it took to measure them between two steps, neither of which it is counted to.
+            beside_seconds: time spent on measuring them between two steps, excluded from both.
         """
         if not is_main_process():
             return
@@ -74,30 +74,30 @@ class RunRecorder:
         self._copy.check()
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table of examples, as a file of the run folder and in W&B."""
+        """A table of examples, as a file in the run folder and in W&B."""
         if is_main_process():
             path = self.run.folder / f"{name}.jsonl"
             write_jsonl(path, [dict(zip(columns, row, strict=True)) for row in rows])
 
     def finish(self) -> None:
-        """Let W&B have the finished run: the last rows, tables, final figures, and an artifact linked to its inputs."""
+        """Send the finished run to W&B: the last rows, tables, final figures, and an artifact linked to its inputs."""
         if is_main_process():
             self._copy.finish()
 
 
 def track(run: Run) -> None:
-    """Copy a finished run that trained nothing to W&B."""
+    """Copy a finished run without training to W&B."""
     RunRecorder(run).finish()
 
 
 def track_again(run: Run) -> None:
-    """Copy a finished run whose copy to W&B was begun and not completed; nothing if it was, or was not wanted."""
+    """Copy a finished run whose copy to W&B was started but not completed; nothing if it was, or was not wanted."""
     if is_main_process() and (run.folder / FOLDER / FACTS_FILE).is_file() and not is_copied(run.folder):
         RunRecorder(run).finish()
 
 
 def is_copied(folder: Path) -> bool:
-    """Whether W&B, or an offline copy, has all of a finished run."""
+    """Whether W&B, or an offline copy, has a finished run completely."""
     state = read_json(folder / FOLDER / STATE_FILE)
     return state.get("state") == "done" and state.get("manifest_id") == read_json(folder / MANIFEST).get("id")
 
@@ -107,14 +107,14 @@ def _finite(value: float) -> float | None:
 
 
 class _Beside(subprocess.Popen[bytes]):
-    """A process that ends by itself, also after this one."""
+    """A process that may outlive this one."""
 
     def __del__(self, *_: object, **__: object) -> None:
-        """No warning that it is still running."""
+        """Suppress the warning that it is still running."""
 
 
 class WandbCopy:
-    """The process that copies a run folder to W&B. Whatever it does or suffers, its methods return, and soon."""
+    """The process that copies a run folder to W&B. Its methods return soon, whatever happens to it."""
 
     def __init__(self, run: Run) -> None:
         self._folder, self._run = run.folder, run
@@ -139,7 +139,7 @@ class WandbCopy:
             self._give_up(f"it cannot be started ({error})")
 
     def check(self) -> None:
-        """Say what it reports, and start it again, offline, if it has ended."""
+        """Print its reports, and restart it, offline, if it has ended."""
         self.start()
         message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
         if message != self._seen:
@@ -149,7 +149,7 @@ class WandbCopy:
             self._restart()
 
     def finish(self) -> None:
-        """No further rows: wait for it."""
+        """No further rows: wait for its end."""
         began = time.monotonic()
         self.check()
         while self._process is not None:
@@ -164,13 +164,13 @@ class WandbCopy:
                 return
 
     def check_message(self) -> None:
-        """Say what it reports at its end."""
+        """Print its final report."""
         message = read_json(self._folder / FOLDER / STATE_FILE).get("message", "")
         if message != self._seen:
             say(f"W&B: {message}")
 
     def _let_end(self, seconds: float) -> bool:
-        """Tell it that the run is finished; whether it is done, or has ended, in time."""
+        """Signal the end of the run; whether it finished in time."""
         assert self._process is not None
         with suppress(OSError):
             os.write(self._pipe, b"finished\n")
@@ -183,7 +183,7 @@ class WandbCopy:
         return True
 
     def _restart(self) -> None:
-        """It ended of itself: begin a copy anew, in the run folder, and that once."""
+        """It has ended unexpectedly: restart the copy in the run folder, once."""
         assert self._process is not None
         self._close_pipe()
         reason = read_json(self._folder / FOLDER / STATE_FILE).get("error") or f"status {self._process.returncode}"
@@ -195,13 +195,13 @@ class WandbCopy:
         self.start("offline")
 
     def _give_up(self, reason: str) -> None:
-        say(f"W&B: {reason}; the run goes on without it. 'tiebreak wandb sync {self._folder}' sends it later")
+        say(f"W&B: {reason}; the run continues without it. 'tiebreak wandb sync {self._folder}' sends it later")
         self._wanted, self._process = False, None
 
     def _kill(self) -> None:
         assert self._process is not None
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # W&B's own service ends with it
+            os.killpg(self._process.pid, signal.SIGKILL)  # ends W&B's own service too
         self._process.wait()
 
     def _spawn(self, mode: str) -> _Beside:
@@ -226,14 +226,14 @@ class WandbCopy:
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the stage: what it has sent on is still written
+                start_new_session=True,  # Ctrl-C is for the stage: data already passed on is still written
             )
         finally:
             os.close(theirs)
 
 
 def wanted_mode(run: Run) -> str:
-    """`disabled`, `offline` or `online`, as configuration or environment say; else `auto`: W&B says if there is a login."""
+    """`disabled`, `offline` or `online` from configuration or environment; otherwise `auto`: online if W&B has a login."""
     if run.config.tracking.mode != "auto":
         return run.config.tracking.mode
     named = {"dryrun": "offline", "run": "online", "shared": "online"}
@@ -243,15 +243,15 @@ def wanted_mode(run: Run) -> str:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """What W&B is to have of a run beside its figures. A key of `tracking` that is not at its default comes before W&B's
-    own variables, and those before the default; tags add up."""
+    """A run's metadata for W&B. Keys of `tracking` that differ from their default override W&B's own variables, which
+    override the default; tags are combined."""
     tracking, environment = run.config.tracking, os.environ
     before = read_json(run.folder / FOLDER / FACTS_FILE)
     before = before if before.get("fingerprint") == run.fingerprint else {}
     default = type(tracking).model_fields["project"].default
     project = tracking.project if tracking.project != default else environment.get("WANDB_PROJECT") or default
     group = tracking.group or environment.get("WANDB_RUN_GROUP") or environment.get("TIEBREAK_GROUP")
-    alone = "TIEBREAK_GROUP" not in environment  # one id cannot be that of all stages of a recipe
+    alone = "TIEBREAK_GROUP" not in environment  # one id cannot identify all stages of a recipe
     seed = getattr(getattr(run.config, "training", None), "seed", None)
     tags = [
         run.stage,

@@ -1,10 +1,10 @@
-"""A run folder, copied to W&B by a process of its own.
+"""Copies a run folder to W&B, in a separate process.
 
-    tiebreak wandb sync runs/quickstart/dpo …            send finished or cut-off runs again
+    tiebreak wandb sync runs/quickstart/dpo …            send finished or interrupted runs again
 
-Every stage starts one beside it (`tiebreak.tracking.recorder`). It reads the folder as it grows, and whatever fails or
-hangs while it is online, it begins anew as an offline run of the same id in the folder's `wandb/`: W&B's own program
-can send that later. A copy holds each row of metrics.jsonl once: W&B's row number is the row's place in the file.
+Every stage starts one (`tiebreak.tracking.recorder`). It follows the folder as it grows; if anything fails or hangs
+online, it starts over as an offline run with the same id in the folder's `wandb/`, which W&B's own program can send
+later. A copy has each row of metrics.jsonl once: W&B's step is the row's index in the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDER = "wandb"
 """of a run folder; W&B's own name for it"""
 FACTS_FILE, STATE_FILE = "tiebreak.json", "state.json"
 SECONDS_A_CALL = 120.0
-"""that a call of W&B may take while the stage works"""
+"""longest duration of a W&B call while the stage works"""
 MOST_ROWS = 200
 """of a table"""
 STEP = "train/global_step"
@@ -34,7 +34,7 @@ _NO_FIGURES = {"config", "inputs", "outputs", "packages", "model", "fingerprint"
 
 
 class Deadline:
-    """Ends or replaces this process when a call of W&B takes too long: a thread that hangs in it can do neither."""
+    """Ends or replaces this process when a W&B call takes too long: the hanging thread itself cannot."""
 
     def __init__(self, on_time: Any) -> None:
         self._on_time = on_time
@@ -49,7 +49,7 @@ class Deadline:
         self._call = None
 
     def finish_within(self, seconds: float) -> None:
-        """From now on, for all that is left to do."""
+        """Limit all remaining work to this time."""
         self._all = time.monotonic() + seconds
 
     def _watch(self) -> None:
@@ -70,10 +70,10 @@ class Copy:
         self._offset = 0
         self.run: Any = None
         self.lacks = ""
-        """what W&B did not take of it"""
+        """what W&B did not accept"""
 
     def begin(self, **settings: Any) -> None:
-        """Open the W&B run: online, the one that a cut-off stage began."""
+        """Open the W&B run; online, resume that of an interrupted stage."""
         import wandb
 
         facts = self.facts
@@ -95,7 +95,7 @@ class Copy:
         self.already = self.run.starting_step
 
     def send_rows(self) -> None:
-        """The rows that were added since the last call. A line that is still being written waits for its end."""
+        """The rows added since the last call. An incomplete line waits for its end."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
@@ -110,13 +110,13 @@ class Copy:
                 self.sent += 1
 
     def send_result(self, manifest: Mapping[str, Any]) -> None:
-        """What a finished run has beside its rows: final figures, tables and an artifact."""
+        """A finished run's remaining data: final figures, tables and an artifact."""
         self.run.summary.update(summary_of(self.folder, manifest))
         try:
             self._send_tables()
             self._send_artifact(manifest)
         except Exception as error:  # noqa: BLE001 - the run's figures are there
-            self.lacks = f"tables and artifacts were not taken ({_one_line(error)})"
+            self.lacks = f"W&B did not accept tables and artifacts ({_one_line(error)})"
 
     def _send_tables(self) -> None:
         import wandb
@@ -136,7 +136,7 @@ class Copy:
         self.run.log_artifact(artifact, aliases=["latest", manifest["id"]])
 
     def _link(self) -> None:
-        """Name what the run was made from. A run that was made offline is not there, which costs the link alone."""
+        """Link the run's inputs. Inputs that were run offline are missing in W&B, which loses only the link."""
         import wandb
 
         for name, identity in self.facts["inputs"].items():
@@ -144,7 +144,7 @@ class Copy:
                 self.run.use_artifact(f"{name}:{identity}")
 
     def end(self, finished: bool) -> None:
-        """Close the W&B run; an offline copy takes the place of earlier ones."""
+        """Close the W&B run; an offline copy replaces earlier ones."""
         own = Path(self.run.settings.sync_dir)
         self.run.finish(exit_code=0 if finished else 1)
         if self.mode == "offline":
@@ -155,19 +155,19 @@ class Copy:
 
 
 def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl under the names that transformers gives its figures in W&B."""
+    """A row of metrics.jsonl under the names that transformers uses in W&B."""
     return {wandb_name(key): value for key, value in row.items() if key not in ("step", "step_seconds")} | {
         STEP: row["step"]
     }
 
 
 def wandb_name(key: str) -> str:
-    """eval_loss is eval/loss, loss is train/loss."""
+    """eval_loss becomes eval/loss, loss becomes train/loss."""
     return f"eval/{key[5:]}" if key.startswith("eval_") else f"train/{key}"
 
 
 def summary_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's final figures, each under one name: the name of its row where there are rows of it."""
+    """A run's final figures; logged ones under the names of their rows."""
     logged = set().union(*_rows(folder / "metrics.jsonl"))
     metrics = manifest.get("metrics") or {}
     figures = {"manifest_id": manifest["id"]}
@@ -180,7 +180,7 @@ def summary_of(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> dict[str, Any]:
-    """Numbers and words of nested mappings, by their path; lists are left out."""
+    """Numbers and strings of nested mappings, by path; lists are left out."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and depth > 1:
@@ -191,19 +191,19 @@ def flat(values: Mapping[str, Any], depth: int = 4, prefix: str = "") -> dict[st
 
 
 def tables_in(folder: Path) -> list[Path]:
-    """Files of examples."""
+    """Files with examples."""
     beside = [path for path in sorted(folder.glob("*.jsonl")) if path.name != "metrics.jsonl"]
     return [*beside, *(path for path in (folder / "final" / "completions.jsonl",) if path.is_file())]
 
 
 def reports_in(folder: Path) -> list[Path]:
-    """Files that report on a run."""
+    """Files of reports."""
     names = ("report.html", "report.json", "final/report.json", "final/completions.jsonl")
     return [folder / name for name in names if (folder / name).is_file()]
 
 
 def table_of(path: Path) -> tuple[list[str], list[list[Any]]]:
-    """Columns and the first rows of a file of examples; of a conversation, the last message."""
+    """Columns and first rows of a file of examples; for a conversation, the last message."""
     rows = _rows(path)[:MOST_ROWS]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return columns, [[_cell(row.get(column)) for column in columns] for row in rows]
@@ -225,7 +225,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; {} where there is none, or half of one."""
+    """A file's JSON; {} if it is missing or incomplete."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -234,12 +234,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def artifact_name(folder: Path) -> str:
-    """An artifact has one name and many versions: it is the folder's, so that a stage made again is its next version."""
+    """The folder's artifact name: a stage that is run again becomes its next version."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))[-100:]
 
 
 def note(folder: Path, **state: Any) -> None:
-    """What a copy reports to the stage that it belongs to."""
+    """A copy's report to its stage."""
     path = folder / FOLDER / STATE_FILE
     temporary = path.with_suffix(".tmp")
     with contextlib.suppress(OSError):
@@ -251,11 +251,11 @@ def note(folder: Path, **state: Any) -> None:
 
 
 def settle_mode(mode: str) -> str:
-    """`auto` settled by W&B itself: its own settings, else online where it finds a login, else offline."""
+    """`auto` resolved by W&B: its settings, otherwise online with a login, offline without."""
     if mode != "auto":
         return mode
     import wandb
-    from wandb.sdk.lib import wbauth  # what `wandb.init` asks; its public names would ask the user
+    from wandb.sdk.lib import wbauth  # used by `wandb.init`; the public functions would prompt the user
 
     settings = wandb.setup().settings
     if settings.mode != "online":
@@ -265,14 +265,14 @@ def settle_mode(mode: str) -> str:
 
 
 def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: float, stage: int, ended: str = "") -> None:
-    """Copy a run as it grows, until the process `stage` says that it is finished, or is gone."""
+    """Copy a run as it grows, until the process `stage` finishes it or ends."""
     os.nice(5)
-    environment = dict(os.environ)  # before W&B names its service in it
+    environment = dict(os.environ)  # before W&B adds its service to it
     words = [str(online_seconds), str(offline_seconds), str(stage)]
     end = End(stage, ended)
 
     def give_up(reason: str) -> None:
-        """Begin anew offline, in the place of this process: what hangs in it is gone then."""
+        """Replace this process by an offline copy, which also ends the hanging call."""
         if mode == "offline":
             note(folder, state="failed", error=reason, message="")
             os._exit(1)
@@ -290,7 +290,7 @@ def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: floa
         os.execve(sys.executable, again, environment)
 
     seconds = offline_seconds if mode == "offline" else online_seconds
-    deadline = Deadline(lambda: give_up("no answer in time"))
+    deadline = Deadline(lambda: give_up("no response in time"))
     end.then(lambda: deadline.finish_within(seconds))
     try:
         with deadline():
@@ -301,7 +301,7 @@ def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: floa
         _copy(Copy(folder, settled), deadline, end, stage)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's
         give_up(_one_line(error))
-    os._exit(0)  # all is sent and written; W&B's own endings wait for a server that does not answer
+    os._exit(0)  # everything is sent and written; W&B's exit handlers would wait for an unresponsive server
 
 
 def _copy(copy: Copy, deadline: Deadline, end: End, stage: int) -> None:
@@ -322,7 +322,7 @@ def _copy(copy: Copy, deadline: Deadline, end: End, stage: int) -> None:
 
 
 class End:
-    """When a stage is done: it says `finished`, or is gone."""
+    """The end of a stage: it reports `finished`, or its process ends."""
 
     def __init__(self, stage: int, word: str = "") -> None:
         self.word = word
@@ -332,13 +332,13 @@ class End:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def then(self, call: Any) -> None:
-        """What to do at the end."""
+        """Set the action at the end."""
         self._then = call
         if self.word:
             call()
 
     def wait(self, seconds: float) -> None:
-        """For the end, or so long."""
+        """Wait for the end, or this long."""
         if not self._event.wait(seconds) and os.getppid() != self._stage:
             self._set("gone")
 
@@ -365,19 +365,19 @@ def _one_line(error: Exception) -> str:
 
 
 def sync(folders: Sequence[str]) -> None:
-    """Send runs to W&B, each as the run that it began there.
+    """Send runs to W&B, each to the W&B run that it started.
 
     Raises:
         ConfigError: no folder, or one that no stage ever copied.
-        MachineError: W&B does not take it.
+        MachineError: W&B rejects it.
     """
     from tiebreak.errors import ConfigError, MachineError
 
     if not folders:
-        raise ConfigError("which runs? 'tiebreak wandb sync runs/quickstart/dpo'")
+        raise ConfigError("no runs given: tiebreak wandb sync runs/quickstart/dpo")
     for folder in map(Path, folders):
         if not read_json(folder / FOLDER / FACTS_FILE):
-            raise ConfigError(f"{folder} has no {FOLDER}/{FACTS_FILE}: no stage wrote it while W&B was on")
+            raise ConfigError(f"{folder} has no {FOLDER}/{FACTS_FILE}: it was not written with W&B on")
         copy, manifest = Copy(folder, "online"), _manifest(folder)
         try:
             copy.begin(x_disable_stats=True)
@@ -386,7 +386,7 @@ def sync(folders: Sequence[str]) -> None:
                 copy.send_result(manifest)
             copy.end(finished=bool(manifest))
         except Exception as error:
-            raise MachineError(f"W&B does not take {folder}: {_one_line(error)}") from error
+            raise MachineError(f"W&B rejects {folder}: {_one_line(error)}") from error
         note(folder, state="done", mode="online", manifest_id=manifest.get("id"), message="")
         print(f"sent {folder}: {copy.sent} rows", flush=True)
 
