@@ -133,7 +133,8 @@ def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
     faults += [fault for reading in readings if rules.on_bad_row == "refuse" for fault in faults_of(reading)]
     if faults:
         raise DataError(
-            f"{len(faults)} fault(s) in the data; nothing was written. Fix them, or set on_bad_row: drop", faults
+            f"{counted(len(faults), 'error')} in the data; nothing was written. Fix them, or set on_bad_row: drop",
+            faults,
         )
     for reading in readings:
         settle(reading, rules)

@@ -136,7 +136,7 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
             f"{shown}:4: no column 'completion' or 'messages'",
         ),
     )  # fmt: skip
-    assert message.splitlines()[0].startswith("11 fault(s) in the data")
+    assert message.splitlines()[0].startswith("11 errors in the data")
     assert made_nothing(output)
 
 
@@ -178,7 +178,7 @@ def test_an_unfinished_run_is_no_input(tmp_path: Path, output: Path) -> None:
     before = snapshot(cut_off)
     fail(
         "label", "--output", output, "--pairs", cut_off, "--simulate", "true",
-        told=(f"{cut_off} is not finished", "manifest.json", "run 'tiebreak sample --config", "to the end first"),
+        told=(f"{cut_off} is not finished", "manifest.json", "run 'tiebreak sample --config", "first"),
     )  # fmt: skip
     assert not output.exists()
     assert snapshot(cut_off) == before
@@ -376,7 +376,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         ),
         "a reward model as policy": Case(
             words("dpo", "a reward model as policy", "--policy", judge, "--preferences", preferences),
-            (f"{judge} is a reward model, and a policy model was asked for here",),
+            (f"{judge} is a reward model, but a policy model is needed here",),
         ),
         "two ends of sequence": Case(
             words("sft", "two ends of sequence", *policy, "--demonstrations", ended),

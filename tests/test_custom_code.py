@@ -104,9 +104,9 @@ def test_what_is_not_trusted_is_not_run(twisted: Path, trained: Path, raw_data: 
         "sft", tmp_path / "sft", trusted=False, policy=twisted, demonstrations=raw_data / "demonstrations.jsonl"
     )
     assert status == 1
-    assert "needs Python code of its own" in message
+    assert "needs its own Python code" in message
     assert "set training.trust_remote_code: true" in message
-    with pytest.raises(HandoffError, match=r"was trained with code of its own in .*twisted: read it, and set"):
+    with pytest.raises(HandoffError, match=r"was trained with code from .*twisted: read it, and set"):
         find_model(str(trained))
 
 
@@ -149,7 +149,7 @@ def test_every_stage_runs_it(trained: Path, raw_data: Path, tmp_path: Path) -> N
     status, message = run_here("reward", "report", "--config", config)
     assert status == 0, message[-2000:]
     assert load_answering_policy(str(trained), trust_remote_code=True).model is not None
-    with pytest.raises(HandoffError, match="was trained with code of its own"):
+    with pytest.raises(HandoffError, match="was trained with code from"):
         load_answering_policy(str(trained))
 
 
@@ -174,7 +174,7 @@ def test_code_is_fetched_from_the_hub_where_it_is_trusted(twisted: Path, monkeyp
     find_model("someone/twisted")
     find_model("someone/twisted", trust_remote_code=True)
     assert ["*.py" in patterns for patterns in asked] == [False, True]
-    with pytest.raises(ModelError, match="needs Python code of its own"):
+    with pytest.raises(ModelError, match="needs its own Python code"):
         models.load_tokenizer(find_model("someone/twisted"))
 
 

@@ -46,7 +46,7 @@ def test_samples_and_a_merged_copy_that_fail_lose_nothing(
         broken.setattr(FreshProcess, "merge", fail(OSError(28, "No space left on device")))
         status, message = command(finished_recipe, "sft", folder)
     assert status == 0
-    assert "warning: samples: could not be made (IndexError: list index out of range). The run is finished" in message
+    assert "warning: samples failed (IndexError: list index out of range). The run is finished" in message
     assert reports(folder) == {
         "samples": "IndexError: list index out of range",
         "merged": "OSError: [Errno 28] No space left on device",
@@ -79,7 +79,7 @@ def test_a_reward_report_that_fails_leaves_the_model_and_its_scale(
         broken.setattr("reward.report.build_page", fail(ZeroDivisionError("division by zero")))
         status, message = command(finished_recipe, "reward", folder)
     assert status == 0
-    assert "warning: report: could not be made (ZeroDivisionError: division by zero)" in message
+    assert "warning: report failed (ZeroDivisionError: division by zero)" in message
     finished = read_manifest(folder)
     for name in ("adapter_model.safetensors", "score_scale.json", "trained_prompts.json", "validation_scores.jsonl"):
         assert finished["outputs"][f"final/{name}"] == read_manifest(whole)["outputs"][f"final/{name}"]

@@ -72,8 +72,8 @@ class TiebreakError(Exception):
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 error`, `2 errors`."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    """`1 error`, `2,000 errors`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 class ConfigError(TiebreakError):

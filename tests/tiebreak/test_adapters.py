@@ -233,7 +233,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(made: dict[str, Path],
     with pytest.raises(HandoffError, match="does not fit LlamaForCausalLM, its base"):
         load_frozen_policy(find_model(str(folder)), TRAINING)
     change(folder, base_model_name_or_path=str(tmp_path / "gone"))
-    with pytest.raises(ModelError, match=r"is an adapter on .*gone, which is not to be had"):
+    with pytest.raises(ModelError, match=r"is an adapter on .*gone, which is not available"):
         find_model(str(folder))
     change(folder, base_model_name_or_path=None)
     with pytest.raises(HandoffError, match="names no base model: set base_model_name_or_path"):

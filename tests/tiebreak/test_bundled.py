@@ -75,5 +75,5 @@ def test_neither_cache_nor_index_is_one_message_with_the_alternatives(tmp_path: 
 
 
 def test_another_name_is_refused() -> None:
-    with pytest.raises(ModelError, match="no bundled model 'bundled:gpt-5': the one there is is bundled:smollm2"):
+    with pytest.raises(ModelError, match="no bundled model 'bundled:gpt-5': the only one is bundled:smollm2"):
         load_bundled("bundled:gpt-5")

@@ -58,7 +58,7 @@ def test_a_broken_marker_and_a_step_past_the_end_are_faults(tmp_path: Path) -> N
     assert "COMPLETE" in fault_of(torn)
     # transformers took another step each time that a run was killed after its last one
     past = write_checkpoint(tmp_path, 5, last=3)
-    assert "past the end of the run, of 3 steps" in fault_of(past)
+    assert "past the run's end at step 3" in fault_of(past)
     assert [one.name for one in marked(tmp_path)] == ["checkpoint-5", "checkpoint-4"]
 
 
@@ -70,7 +70,7 @@ def test_large_files_are_compared_by_size(tmp_path: Path) -> None:
     assert json.loads((checkpoint / "COMPLETE").read_text())["files"]["large.bin"] == [HASHED_BYTES + 1, None]
     with (checkpoint / "large.bin").open("r+b") as file:
         file.truncate(HASHED_BYTES)
-    assert "large.bin has 67108864 bytes of 67108865" in fault_of(checkpoint)
+    assert "large.bin has 67108864 of 67108865 bytes" in fault_of(checkpoint)
 
 
 def test_a_damaged_checkpoint_is_never_trained_from(finished_recipe: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_never_trained_from(finished_recipe: Path, tmp_p
     words = ("dpo", "--config", folder / "config.resolved.yaml", "--output", folder)
     status, message = run_here(*words)
     assert status == 0, message
-    assert "checkpoint-3 is damaged and left out: optimizer.pt is missing" in message
+    assert "checkpoint-3 is damaged and skipped: optimizer.pt is missing" in message
     assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in message
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     (folder / "manifest.json").unlink()

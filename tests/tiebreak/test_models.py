@@ -169,7 +169,7 @@ def test_a_tampered_adapter_is_refused(copy_of: Path) -> None:
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)
-    with pytest.raises(HandoffError, match="is not the file that was saved: its hash differs"):
+    with pytest.raises(HandoffError, match="has changed since it was saved: its hash differs"):
         find_model(str(copy_of))
 
 
@@ -194,7 +194,7 @@ def test_another_tokenizer_or_template_is_refused(copy_of: Path) -> None:
 def test_a_model_that_answers_differently_is_refused(copy_of: Path) -> None:
     """As a changed setting of the adapter, which no weight's hash can tell, would make it."""
     change_json(copy_of / "final" / "adapter_config.json", lambda config: config.update(lora_alpha=80))
-    with pytest.raises(HandoffError, match="does not answer as it did before it was saved"):
+    with pytest.raises(HandoffError, match="outputs differ from those before it was saved"):
         load_frozen_policy(find_model(str(copy_of)), TRAINING)
     (copy_of / "final" / "probe.json").unlink()
     with pytest.raises(HandoffError, match=r"has no probe\.json"):
@@ -216,9 +216,9 @@ def test_names_that_lead_nowhere(tmp_path: Path, trained: Path, judge: Path) -> 
         find_model(str(tmp_path))
     with pytest.raises(ModelError, match="cannot get 'nobody/nothing' from the hub"):
         find_model("nobody/nothing")
-    with pytest.raises(HandoffError, match="is a policy, and a reward model was asked for"):
+    with pytest.raises(HandoffError, match="is a policy, but a reward model is needed"):
         find_model(str(trained), "reward")
-    with pytest.raises(HandoffError, match="is a reward model, and a policy model was asked for"):
+    with pytest.raises(HandoffError, match="is a reward model, but a policy model is needed"):
         find_model(str(judge))
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text("{}")

@@ -219,7 +219,7 @@ def test_a_run_of_before_processes_were_recorded_is_one_of_one_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, message = run_here(*words)
     assert status == 1
-    assert "it is of 1 process with 2 rows a step, and this command has 2 processes (ddp) with 4" in message
+    assert "it was made on 1 process with 2 rows a step, and this command has 2 processes (ddp) with 4" in message
 
 
 def test_a_finished_run_of_one_process_is_not_that_of_two(finished_recipe: Path) -> None:

@@ -242,7 +242,7 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such input: runs/gone"):
         identify_input("runs/gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunError, match="no run folder, model or data"):
+    with pytest.raises(RunError, match="is not a run folder, a model or data"):
         identify_input(str(tmp_path / "empty"))
     assert identify_input("bundled:some-model").kind == "name"
 
@@ -278,7 +278,7 @@ def test_a_record_that_lacks_something_or_is_of_a_later_version_is_refused(
     for changes, message in (
         ({"inputs": None}, "is broken .no inputs.: remove"),
         ({"inputs": {"data": {"source": "x"}}}, "is broken .no inputs."),
-        ({"format": 99}, "is of format 99, and this version of Tiebreak reads up to 2.*update Tiebreak"),
+        ({"format": 99}, "has format 99, but this version of Tiebreak supports up to 2.*update Tiebreak"),
     ):
         rewrite(run.folder / file, **changes)
         with pytest.raises(RunError, match=message):
@@ -340,7 +340,7 @@ def test_a_run_of_other_processes_is_not_resumed(tmp_path: Path, data: Path, mon
     write_checkpoint(run.checkpoints, 3)
     let_go(run)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    message = r"of 1 process with 8 rows a step, and this command has 2 processes \(ddp\) with 16"
+    message = r"on 1 process with 8 rows a step, and this command has 2 processes \(ddp\) with 16"
     with pytest.raises(RunError, match=message):
         start_training(tmp_path / "run", data)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
@@ -400,7 +400,7 @@ def test_an_accelerate_file_that_disagrees_is_refused(monkeypatch: pytest.Monkey
     training = TrainingConfig(precision="float32", gradient_accumulation_steps=2)
     require_agreement(training, "no")
     for name, value, message in (
-        ("MIXED_PRECISION", "bf16", "mixed_precision: bf16, and training.precision is float32"),
+        ("MIXED_PRECISION", "bf16", "mixed_precision: bf16, but training.precision is float32"),
         ("GRADIENT_ACCUMULATION_STEPS", "4", "training.gradient_accumulation_steps is 2"),
         ("GRADIENT_CLIPPING", "0.5", "training.max_grad_norm is 1.0"),
     ):

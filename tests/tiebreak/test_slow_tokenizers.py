@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_written(
     monkeypatch.setenv("TIEBREAK_CACHE", str(tmp_path / "file" / "cache"))
     assert base_sha256(of_bytes) == wanted
     with pytest.raises(
-        ModelError, match=r"is not writable \(Not a directory\): set TIEBREAK_CACHE to a folder that can"
+        ModelError, match=r"is not writable \(Not a directory\): set TIEBREAK_CACHE to a writable folder"
     ):
         bundled.load_bundled(bundled.SMOLLM2)
 

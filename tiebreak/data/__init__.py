@@ -1,11 +1,11 @@
-"""Data as people have it, read into records.
+"""Reads people's data into records.
 
-    sources         what a source names: files, folders, save_to_disk, the hub
-    text, arrow     the forms of files: JSON, CSV, compressed ones; Parquet and Arrow
-    columns         a row's columns under our names; foreign ones are ignored by name
+    sources         files, folders, save_to_disk, the hub
+    text, arrow     file formats: JSON, CSV, compressed files; Parquet and Arrow
+    columns         a row's columns under our names; unused ones are reported by name
     conversations   conversations written as strings, ShareGPT's turns, tools
-    shapes          the popular data sets' rows as prompts, demonstrations and preferences
-    splits          which split a row belongs to, for every stage alike
+    shapes          rows of popular data sets as prompts, demonstrations and preferences
+    splits          the split of a row, the same for every stage
     reading         all of it, with bad rows refused or dropped and counted
     command         `tiebreak data FILE`
 

@@ -1,6 +1,6 @@
 """Parquet files, and folders that `datasets` wrote with `save_to_disk`.
 
-Arrow gives every row every key that any row has, and fills in null: inside messages and tools those keys are taken out.
+Arrow gives every row all keys of any row, filled with null: inside messages and tools, these keys are removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def read_parquet(path: Path) -> Table:
     """A Parquet file.
 
     Raises:
-        DataError: it is none, or is broken.
+        DataError: it is not one, or is broken.
     """
     from pyarrow import ArrowException, parquet
 
@@ -31,7 +31,7 @@ def read_parquet(path: Path) -> Table:
 
 
 def read_saved(folder: Path) -> Table:
-    """A dataset of `save_to_disk`: the files that its state names, in Arrow's stream format.
+    """A dataset of `save_to_disk`: the files listed in its state, in Arrow's stream format.
 
     Raises:
         DataError: the folder is broken.
@@ -49,7 +49,7 @@ def read_saved(folder: Path) -> Table:
 
 
 def to_table(name: str, rows: Iterable[Any]) -> Table:
-    """Rows of Arrow, less the nulls that it filled in."""
+    """Rows from Arrow, without the nulls that it filled in."""
     return Table([(f"{name}:row {n}", _without_nulls(dict(row))) for n, row in enumerate(rows, start=1)])
 
 

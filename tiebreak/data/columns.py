@@ -2,8 +2,8 @@
 
     columns: {prompt: question, message.content: text, kind: null}
 
-renames a column or a message's key to ours, and leaves out one that has our name and means something else. Columns that
-no reader asks for are ignored, and named once a file.
+renames a column, or a message's key, to ours, and ignores one that has our name but another meaning. Unused columns are
+ignored, and reported once per file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXT_COLUMNS = (
     "input",
     "reasoning_content",
 )
-"""What holds a row's text."""
+"""Columns with a row's text."""
 OUR_COLUMNS = (
     *TEXT_COLUMNS,
     "system",
@@ -53,10 +53,10 @@ OUR_COLUMNS = (
 
 
 def check_columns(columns: Mapping[str, str | None]) -> None:
-    """Refuse a name that no reader asks for.
+    """Refuse unknown names of our columns.
 
     Raises:
-        ValueError: naming the nearest right one.
+        ValueError: names the nearest right one.
     """
     allowed = [*OUR_COLUMNS, *(MESSAGE_PREFIX + key for key in Message.model_fields)]
     for name in columns:
@@ -69,7 +69,7 @@ def check_columns(columns: Mapping[str, str | None]) -> None:
 
 
 class Cells:
-    """One row, and which of its columns were asked for. A null is an absent column."""
+    """One row, and which of its columns were used. A null is an absent column."""
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str | None], of_text: bool = False) -> None:
         self.used: set[str] = set()
@@ -94,13 +94,13 @@ class Cells:
         return name in self.values
 
     def get(self, name: str) -> Any:
-        """A column's value, which is used then; None where there is none."""
+        """A column's value, marked as used; None if it is absent."""
         if name in self.values:
             self.used.add(name)
         return self.values.get(name)
 
     def unused(self) -> dict[str, Any]:
-        """What nothing asked for."""
+        """Unused columns."""
         return {name: value for name, value in self.values.items() if name not in self.used}
 
 
@@ -112,7 +112,7 @@ def _of_cell(column: str, value: object, of_text: bool) -> object:
 
 
 def about(cells: Cells, names: Sequence[str]) -> dict[str, Any]:
-    """Which of `names` a row says of itself, less those that have our name and another meaning.
+    """Those of `names` that a row has, except columns with our name but another meaning.
 
     Values of the right type that are out of range are left for the record to refuse.
     """

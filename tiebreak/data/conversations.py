@@ -1,4 +1,4 @@
-"""Conversations as they are written: messages, ShareGPT's turns, Human and Assistant in one string, tools as JSON text."""
+"""Written forms of conversations: messages, ShareGPT's turns, Human and Assistant in one string, tools as JSON text."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def to_messages(value: object, role: str = "user", keys: Mapping[str, str | None
     """Text, one message or a list of messages.
 
     Args:
-        role: who says a text that names no speaker.
-        keys: their names of a message's keys, by ours; None where ours is to be ignored (`columns: {message.text: …}`).
+        role: the speaker of a bare text.
+        keys: the data's names of a message's keys, by ours; None to ignore ours (`columns: {message.text: …}`).
 
     Raises:
         ValueError: with the reason, and the number of the message.
@@ -105,7 +105,7 @@ def is_transcript(text: str) -> bool:
 
 
 def _turns(text: str) -> Messages:
-    """The turns of a transcript. An `Assistant:` with nothing after it is where the answer goes, and no turn."""
+    """The turns of a transcript. A final empty `Assistant:` marks the answer's place and is not a turn."""
     text = text.replace("\r\n", "\n")
     helpsteer = _HELPSTEER_TURN.search(text) is not None
     parts = (_HELPSTEER_TURN if helpsteer else _HH_TURN).split(text)

@@ -1,4 +1,4 @@
-"""Prompts, demonstrations and preferences of any source, for every stage alike.
+"""Prompts, demonstrations and preferences from any source, read the same way by every stage.
 
 A finished run's records are read as they are. Rows of other data are understood by their columns (`shapes`), and each
 gets its split (`splits`). Rows that cannot be used are refused together, or dropped, listed and counted
@@ -54,15 +54,15 @@ class Rules:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     validation_share: float = VALIDATION_SHARE
-    """of the prompts that no row names a split for"""
+    """share of the prompts without a named split that is held out"""
     run: Run | None = None
-    """where dropped rows are listed"""
+    """run that lists dropped rows"""
     dropped: list[BadRow] = field(default_factory=list)
-    """of all sources that are read by these rules"""
+    """sources that are read by these rules"""
 
     @classmethod
     def of(cls, run: Run) -> Rules:
-        """Those of a stage's configuration."""
+        """The rules in a stage's configuration."""
         config = run.config
         share = getattr(config, "validation_share", VALIDATION_SHARE)
         return cls(getattr(config, "columns", {}), getattr(config, "on_bad_row", "refuse"), share, run)
@@ -79,17 +79,17 @@ UNPAIRED = "unpaired rows are for KTO, which no stage here trains; tiebreak sft 
 
 @dataclass
 class Draft:
-    """A row's record, whose split is still open."""
+    """A row's record, without its split."""
 
     where: str
     prompt: str
     """by which it is split: its id, but for blanks around its text and line ends"""
     split: Split | None
-    """the one that the row names"""
+    """the split that the row names"""
     record: Any
 
     def placed(self, split: Split) -> Any:
-        """The record in its split."""
+        """The record, with its split."""
         if isinstance(self.record, Demonstration):
             prompt = self.record.prompt.model_copy(update={"split": split})
             return self.record.model_copy(update={"prompt": prompt})
@@ -107,12 +107,12 @@ class Reading:
     bad: list[BadRow] = field(default_factory=list)
     shapes: Counter[str] = field(default_factory=Counter)
     ignored: dict[str, str] = field(default_factory=dict)
-    """column → what it holds, where it has a name of ours and another meaning"""
+    """column → its content, for columns with our name but another meaning"""
     left_out: Counter[str] = field(default_factory=Counter)
-    """why sound rows hold nothing of what is wanted → how many do"""
+    """why valid rows have nothing of what is wanted → number of rows"""
 
     def lines(self) -> list[str]:
-        """What to report: the shape, what was left out, and the columns that play no part."""
+        """Lines to report: the shape, rows left out, and ignored columns."""
         shape = ", ".join(name if len(self.shapes) == 1 else f"{name}: {n}" for name, n in self.shapes.most_common())
         made = "" if len(self.drafts) == self.rows - len(self.bad) else f", {len(self.drafts)} {self.wanted}"
         lines = [f"{self.source}: {count_of(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
@@ -122,11 +122,11 @@ class Reading:
         return lines
 
     def ignored_columns(self) -> str:
-        """The names, and an example of what those hold that are called as ours are."""
+        """The names of ignored columns, with an example for those with our name."""
         return ", ".join(f"{name} ({held})" if held else name for name, held in sorted(self.ignored.items()))
 
 
-# --- what stages read --------------------------------------------------------------------------------------------------
+# --- for stages --------------------------------------------------------------------------------------------------------
 
 
 def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -> list[Prompt]:
@@ -167,7 +167,7 @@ def read_records(path: Path, model: type[R]) -> list[R]:
     """A file of our own records.
 
     Raises:
-        DataError: with every broken line.
+        DataError: lists every broken line.
     """
     return _validated(whole_rows(read_file(path), str(path)), model, str(path))
 
@@ -177,7 +177,7 @@ def read_rows(source: str, final_name: str | None = None) -> list[Row]:
 
     Raises:
         DataError: the source is missing, of an unknown kind, or has lines that are not JSON objects (all listed).
-        RunError: the source is a folder that no stage has finished.
+        RunError: the source is the folder of an unfinished run.
     """
     if is_run(source):
         file = Path(source) / "final" / (final_name or "")
@@ -191,7 +191,7 @@ def is_run(source: str) -> bool:
     """Whether a source is a finished run's folder.
 
     Raises:
-        RunError: it is one that no stage has finished.
+        RunError: the run is not finished.
     """
     path = Path(source)
     if not path.is_dir() or source.startswith("hub:"):
@@ -202,7 +202,7 @@ def is_run(source: str) -> bool:
 
 
 def read_own(source: str, wanted: Wanted) -> list[Any]:
-    """The records of a finished run, as they are."""
+    """The records of a finished run."""
     name, model = _FINAL[wanted]
     return _validated(read_rows(source, name), model, source)
 
@@ -235,10 +235,10 @@ def _validated(rows: Sequence[Row], model: type[R], source: str) -> list[R]:
 
 
 def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
-    """All rows of a source that is no run, as far as they can be used.
+    """All usable rows of a source that is not a run.
 
     Raises:
-        DataError: the source as a whole cannot be read, or has none of the columns that `columns` names.
+        DataError: the source as a whole cannot be read, or has none of the columns named in `columns`.
     """
     table = read_source(source, wanted)
     _require_columns(table, rules, source)
@@ -259,7 +259,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
             continue  # what was not looked at is not ignored
         for name, value in cells.unused().items():
             if name in ("id", "prompt_id") and str(value).startswith("prompt-"):
-                continue  # ours, and made anew from the content
+                continue  # ours, made again from the content
             held = str(value)[:40] if name in _NAMED_FOREIGN and isinstance(value, str | int) else ""
             reading.ignored.setdefault(name, held)
     _take_rated(reading, rated, has_splits)
@@ -268,7 +268,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
 
 
 def _unnested(row: dict[str, Any]) -> dict[str, Any]:
-    """A Demonstration of ours holds its prompt as a record: its fields as columns."""
+    """A Demonstration of ours nests its prompt: its fields as columns."""
     prompt = row.get("prompt")
     if not isinstance(prompt, dict) or "messages" not in prompt:
         return row
@@ -313,7 +313,7 @@ def _take_row(
 
 
 def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rated]]], has_splits: bool) -> None:
-    """The pairs among the rated answers to each prompt."""
+    """The pairs from the rated answers to each prompt."""
     for answers in rated.values():
         pairs = shapes.pair_up([one for _, _, one in answers])
         wheres = [where for where, _, _ in answers]
@@ -334,7 +334,7 @@ def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rat
 
 
 def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits: bool) -> Draft:
-    """The record but for its split. Raises ValueError where it cannot be one."""
+    """The record without its split. Raises ValueError if it is invalid."""
     facts = about(cells, _ABOUT[reading.wanted])
     identity = prompt_id(result.prompt, result.tools)
     record = _record(reading.wanted, identity, result, facts)
@@ -354,7 +354,7 @@ _ABOUT: dict[Wanted, tuple[str, ...]] = {
 
 
 def _named_split(cells: Cells, has_splits: bool) -> Split | None:
-    """The split that a row names. A column that names none in the whole source is another one, and is ignored."""
+    """The split that a row names. A column that never names one has another meaning, and is ignored."""
     if not has_splits or "split" not in cells:
         return None
     name = str(cells.get("split"))
@@ -367,7 +367,7 @@ def _named_split(cells: Cells, has_splits: bool) -> Split | None:
 
 
 def _record(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
-    """The record, its split left open."""
+    """The record, without its split."""
     if isinstance(result, Compared):
         stated = {} if result.strength is None else {"strength": result.strength}
         if "agreement" not in facts and float(facts.get("confidence", 1)) < 0.5:  # a vote's share can be, with ties
@@ -399,11 +399,11 @@ def _completion(answer: Messages) -> str | Messages:
     return answer[0].content if len(answer) == 1 and answer[0].is_plain else answer
 
 
-# --- what is done with them --------------------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------------------------
 
 
 def _built(reading: Reading, rules: Rules) -> list[Any]:
-    """The records with their splits."""
+    """The records, with their splits."""
     if rules.on_bad_row == "drop":
         _drop_leaked(reading)
     drafts = settle(reading, rules)
@@ -441,7 +441,7 @@ def settle(reading: Reading, rules: Rules) -> list[Draft]:
     """The usable rows, reported; the others are refused or listed.
 
     Raises:
-        DataError: rows cannot be used, and none may be dropped; or none is left.
+        DataError: some rows cannot be used and dropping is off; or none is left.
     """
     if reading.bad and (rules.on_bad_row == "refuse" or not reading.drafts):
         raise DataError(_summary(reading, rules), faults_of(reading))
@@ -462,7 +462,7 @@ def _summary(reading: Reading, rules: Rules) -> str:
 
 
 def faults_of(reading: Reading) -> list[str]:
-    """Every bad row with its reason; one line where all have one reason."""
+    """Every bad row with its reason; one line if all have the same reason."""
     return fault_lines(reading.bad, reading.rows)
 
 
@@ -496,5 +496,5 @@ def count_of(number: int, noun: str) -> str:
 
 
 def _place(where: str) -> list[tuple[int, str]]:
-    """Sorts `rows.jsonl:9` before `rows.jsonl:10`."""
+    """Sort key: `rows.jsonl:9` before `rows.jsonl:10`."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", where)]

@@ -76,7 +76,7 @@ class Answered(Asked):
 
 @dataclass(frozen=True)
 class Compared(Asked):
-    """A prompt, the better answer and the worse one."""
+    """A prompt with a better and a worse answer."""
 
     chosen: Messages = ()
     rejected: Messages = ()
@@ -85,7 +85,7 @@ class Compared(Asked):
 
 @dataclass(frozen=True)
 class Rated(Asked):
-    """A prompt, an answer and how good it is: compared with other answers to the same prompt."""
+    """A prompt, an answer and its rating, to be compared with other answers to the same prompt."""
 
     answer: Messages = ()
     score: float = 0.0
@@ -93,7 +93,7 @@ class Rated(Asked):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sound row that holds nothing of what is wanted."""
+    """A valid row with nothing of what is wanted."""
 
     reason: str
 
@@ -103,17 +103,17 @@ Result = Asked | LeftOut
 
 @dataclass
 class Understood:
-    """A row's reading: the shape's name, and what the row holds."""
+    """A row's interpretation: the shape's name, and the row's content."""
 
     shape: str
     results: list[Result] = field(default_factory=list)
 
 
 def understand(cells: Cells, wanted: Wanted) -> Understood:
-    """What a row holds of what is wanted.
+    """A row's content of the wanted kind.
 
     Raises:
-        ValueError: it cannot be read as that, or in two ways; the message names the columns and the key that decides.
+        ValueError: there is none, or it is ambiguous; the message names the columns and the key that decides.
     """
     _refuse_more_than_text(cells)
     _refuse_printed(cells)
@@ -177,11 +177,11 @@ def _missing(cells: Cells, wanted: Wanted) -> str:
     )
 
 
-# --- parts of a row ----------------------------------------------------------------------------------------------------
+# --- parts of a row -----------------------------------------------------------------------------------------------------
 
 
 def _one_of(cells: Cells, names: Sequence[str], part: str) -> str | None:
-    """The column of a part. Our own name wins, and so does one that `columns` names; two others are refused."""
+    """The column of a part. Our own name, or one named in `columns`, has precedence; two others are refused."""
     present = [name for name in names if name in cells]
     if part in present:
         return part
@@ -245,7 +245,7 @@ def _is_history(turns: list[Any]) -> bool:
 
 
 def _with_system(cells: Cells, messages: Messages) -> Messages:
-    """A `system` column is the first message."""
+    """The messages, preceded by a `system` column."""
     name = _one_of(cells, SYSTEMS, "system")
     text = cells.values.get(name) if name else None
     if name is None or not isinstance(text, str):
@@ -283,7 +283,7 @@ def _bare_prompt(cells: Cells) -> Understood | None:
 
 
 def _asked_conversation(cells: Cells) -> Understood | None:
-    """A conversation up to where the assistant answers last."""
+    """A conversation up to the assistant's last answer."""
     name = _conversation_column(cells)
     if name is None:
         return None
@@ -296,7 +296,7 @@ def _asked_conversation(cells: Cells) -> Understood | None:
 
 
 def _asked_in_sides(cells: Cells) -> Understood | None:
-    """The prompt that both sides of a preference begin with."""
+    """The common beginning of both sides of a preference."""
     found = _two_sides(cells)
     if found is None:
         return None
@@ -356,7 +356,7 @@ def _with_thought(cells: Cells, answer: Messages) -> Messages:
 
 
 def _label(cells: Cells, answered: Answered) -> Result:
-    """KTO's label: an answer that is labelled bad is no demonstration."""
+    """KTO's label: an answer labelled bad is not a demonstration."""
     good = _as_label(cells)
     if good is None:
         return answered
@@ -365,7 +365,7 @@ def _label(cells: Cells, answered: Answered) -> Result:
 
 
 def _as_label(cells: Cells) -> bool | None:
-    """Whether the answer is a good one; None where the column says something else."""
+    """Whether the answer is labelled good; None if the column has another meaning."""
     value = cells.values.get("label")
     if isinstance(value, bool):
         return value
@@ -442,21 +442,21 @@ def _check_side_scores(cells: Cells) -> str:
 
 
 def _holds_prompt(cells: Cells, side: Any) -> bool:
-    """Whether a side is a whole conversation."""
+    """Whether a side is a whole conversation, prompt included."""
     if isinstance(side, str):
         return is_transcript(side)
     return is_conversation(side) and _messages(cells, side[:1])[0].role != "assistant"
 
 
 def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Messages = ()) -> Compared:
-    """TRL's implicit prompt: the longest run of messages that both conversations begin with."""
+    """TRL's implicit prompt: the longest common beginning of both conversations."""
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1
     while shared and chosen[shared - 1].role == "assistant":
-        shared -= 1  # both begin their answer with the same call or remark
+        shared -= 1  # both answers begin with the same call or remark
     if shared == 0:
         raise ValueError("no column 'prompt', and chosen and rejected share no first messages to take as one")
     prompt = chosen[:shared]
@@ -471,7 +471,7 @@ def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Message
 
 
 def _stands_in(asked: Messages, prompt: Messages) -> bool:
-    """Whether the prompt's column says what the conversations begin with: all of it, or one turn of the user."""
+    """Whether the prompt's column matches the conversations' beginning: all of it, or one turn of the user."""
     said = [(message.role, message.content.strip()) for message in prompt]
     wanted = [(message.role, message.content.strip()) for message in asked if message.role != "system"]
     return wanted == [turn for turn in said if turn[0] != "system"] or (len(wanted) == 1 and wanted[0] in said)
@@ -608,7 +608,7 @@ def _ranking(cells: Cells) -> Understood | None:
 
 
 def _ranked(cells: Cells, name: str) -> tuple[str, list[tuple[object, float]]] | None:
-    """(what they are ranked by, (answer, goodness) of each)."""
+    """(the ranking's name, (answer, goodness) of each)."""
     listed = cells.values[name]
     if all(isinstance(entry, dict) for entry in listed):
         by = next((key for key in (*RANKS, *SCORES) if all(entry.get(key) is not None for entry in listed)), None)
@@ -640,7 +640,7 @@ def _number(column: str, value: Any) -> float:
 
 
 def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, float]]) -> Iterator[Result]:
-    """Every two answers of which one is better, as the labelling app takes a ranking apart."""
+    """All pairs of answers of which one is better, as the labelling app splits a ranking."""
     best_first = sorted(answers, key=lambda answer: -answer[1])
     for (better, high), (worse, low) in combinations(best_first, 2):
         if high > low and text_of(better).strip() == text_of(worse).strip():
@@ -650,7 +650,7 @@ def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, 
 
 
 def _rating(cells: Cells) -> Understood | None:
-    """One answer and how good it is; KTO's label is a score of two values."""
+    """One answer with a rating; KTO's label is a rating of two values."""
     name, answer = _prompt_column(cells), _one_of(cells, ANSWERS, "response")
     if name is None or answer is None:
         return None
@@ -668,7 +668,7 @@ def _rating(cells: Cells) -> Understood | None:
 
 
 def pair_up(rated: Sequence[Rated]) -> list[Result]:
-    """The preferences among the rated answers to one prompt."""
+    """The preferences from the rated answers to one prompt."""
     return list(_pairs_of(rated[0].prompt, rated[0].tools, [(one.answer, one.score) for one in rated]))
 
 
@@ -680,7 +680,7 @@ _SHAPES: dict[Wanted, tuple[Callable[[Cells], Understood | None], ...]] = {
 
 
 def guess(cells: Cells) -> Wanted:
-    """What a row is most likely for."""
+    """The kind of record that a row most likely is."""
     if any(all(name in cells for name in names) for names in (*SIDES, *PAIRS)) or _is_ranking(cells):
         return "preferences"
     if any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
@@ -693,7 +693,7 @@ def _is_ranking(cells: Cells) -> bool:
 
 
 def check(result: Asked) -> None:
-    """Raises ValueError where a prompt asks nothing or an answer says nothing."""
+    """Raises ValueError if the prompt or the answer is empty."""
     check_prompt(result.prompt)
     if isinstance(result, Answered | Rated):
         check_side(result.answer, "the completion")

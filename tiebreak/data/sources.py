@@ -1,11 +1,11 @@
-"""What a source names, as rows:
+"""Sources of rows:
 
     FILE                            .jsonl .ndjson .json .csv .tsv, plain or .gz .zst .bz2 .xz, and .parquet
     FOLDER, FOLDER@SPLIT            files of one of these forms (shards), or what `save_to_disk` wrote
     hub:NAME[/CONFIG]@SPLIT[#REVISION]
 
-Files and folders that are named for a split (`train-00000-of-00004.parquet`, `test/`) give it to their rows, where there
-are two or more splits. Several splits are joined by a plus: `FOLDER@train_prefs+test_prefs`.
+Files and folders named for a split (`train-00000-of-00004.parquet`, `test/`) give it to their rows, if there are at
+least two splits. Several splits are joined with a plus: `FOLDER@train_prefs+test_prefs`.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from tiebreak.errors import DataError, RunError
 ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 RUN_OR_MODEL = ("manifest.json", "run.json", "config.json", "adapter_config.json", "tokenizer_config.json")
-"""A folder with one of them is no data."""
+"""A folder with one of these is not data."""
 VARIANTS: dict[Wanted, tuple[str, ...]] = {
     "preferences": ("prefs",),
     "demonstrations": ("sft",),
     "prompts": ("gen", "prefs", "sft"),
 }
-"""Which of `train_sft`, `train_gen` and `train_prefs` a stage reads (the naming of UltraFeedback-binarized)."""
+"""The variant (`train_sft`, `train_gen`, `train_prefs`) that a stage reads; names as in UltraFeedback-binarized."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a source, and the split that its file or folder is named for."""
+    """Some rows of a source, and the split in their file's or folder's name."""
 
     name: str
-    """`train_prefs`; empty where the name is no split's"""
+    """`train_prefs`; empty if the name is not a split's"""
     read: Callable[[], Table]
 
 
@@ -48,7 +48,7 @@ def read_source(source: str, wanted: Wanted) -> Table:
     """The rows of a source.
 
     Raises:
-        DataError: it is missing, of an unknown kind or broken, or holds more than one set of rows.
+        DataError: it is missing, unsupported or broken, or has more than one set of rows.
     """
     if source.startswith("hub:"):
         parts = _hub_parts(source)
@@ -70,7 +70,7 @@ def read_file(path: Path) -> Table:
     """One file.
 
     Raises:
-        DataError: it is missing, of an unknown kind, or broken.
+        DataError: it is missing, unsupported or broken.
     """
     if not path.is_file():
         raise DataError(f"no such file or run folder: {path}")
@@ -96,10 +96,10 @@ def split_suffix(source: str) -> tuple[Path, list[str]]:
 
 
 def is_data_folder(path: Path) -> bool:
-    """Whether a folder holds data, and is no run and no model.
+    """Whether a folder has data, and is neither a run nor a model.
 
     Raises:
-        RunError: it holds runs, or is a part of one.
+        RunError: it contains runs, or is part of one.
     """
     if not path.is_dir() or any((path / name).is_file() for name in RUN_OR_MODEL):
         return False
@@ -108,7 +108,7 @@ def is_data_folder(path: Path) -> bool:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """All files that a folder's rows are read from, in order."""
+    """All files of a folder's rows, in order."""
     saved = [*folder.glob("state.json"), *folder.glob("*/state.json"), *folder.glob("dataset_dict.json")]
     if saved:
         return sorted([*saved, *folder.rglob("*.arrow")])
@@ -117,10 +117,10 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def _refuse_runs(folder: Path) -> None:
-    """Metrics and reports of runs are no data.
+    """Refuse metrics and reports of runs, which are not data.
 
     Raises:
-        RunError: the folder holds runs, or is a part of one.
+        RunError: the folder contains runs, or is part of one.
     """
     if (folder.parent / "manifest.json").is_file():
         raise RunError(f"{folder} is a part of a run: give {folder.parent}")
@@ -136,7 +136,7 @@ def _is_data(file: Path, folder: Path) -> bool:
 
 
 def _folder_parts(folder: Path) -> list[Part]:
-    """The parts of a folder: datasets that were saved to disk, or shards."""
+    """The parts of a folder: saved datasets, or shards."""
     if (folder / "state.json").is_file():
         return [Part("", lambda: read_saved(folder))]
     if (folder / "dataset_dict.json").is_file():
@@ -156,7 +156,7 @@ def _folder_parts(folder: Path) -> list[Part]:
 
 
 def _split_name(file: Path, folder: Path) -> str:
-    """The split that a shard is named for, or its folder is."""
+    """The split in a shard's or its folder's name."""
     stem = re.split(r"[-.]", file.name)[0]
     names = [stem, *(part for part in reversed(file.relative_to(folder).parts[:-1]))]
     return next((name for name in names if split_of(name)), "")
@@ -171,7 +171,7 @@ def _chosen(parts: Sequence[Part], splits: Sequence[str], source: str) -> list[P
 
 
 def _of_one_variant(parts: Sequence[Part], wanted: Wanted, source: str) -> list[Part]:
-    """The parts that a stage reads, where a split has several sets of rows: `train_sft`, `train_prefs`."""
+    """The variant that a stage reads, if a split has several: `train_sft`, `train_prefs`."""
     variants = {variant_of(part.name) for part in parts if part.name}
     if len(variants) < 2:
         return list(parts)
@@ -199,10 +199,10 @@ class HubSource:
 
 
 def parse_hub(source: str) -> HubSource:
-    """The parts of `hub:NAME[/CONFIG]@SPLIT[#REVISION]`. A name has one slash of its own: `owner/name`.
+    """The parts of `hub:NAME[/CONFIG]@SPLIT[#REVISION]`. A name itself has one slash: `owner/name`.
 
     Raises:
-        DataError: it names no split.
+        DataError: it has no split.
     """
     rest, _, revision = source.removeprefix("hub:").partition("#")
     path, _, splits = rest.partition("@")
@@ -214,16 +214,16 @@ def parse_hub(source: str) -> HubSource:
 
 
 def pinned_source(source: str) -> str:
-    """A hub source with the commit that it is read at: what it holds is identified by that."""
+    """A hub source with its commit, which identifies its content."""
     revision = hub_revision(source)
     return f"{source.partition('#')[0]}#{revision}" if revision else source
 
 
 @functools.cache
 def hub_revision(source: str) -> str | None:
-    """The commit that a hub source is read at: the one that it names, the hub's newest, or offline the cache's newest.
+    """The commit of a hub source: the one that it names, the hub's newest, or offline the cache's newest.
 
-    None where it cannot be found out.
+    None if it cannot be determined.
     """
     hub = parse_hub(source)
     if hub.revision is not None and re.fullmatch(r"[0-9a-f]{40}", hub.revision):

@@ -1,9 +1,9 @@
-"""Which split a row belongs to: one rule for every stage.
+"""The split of a row: one rule for every stage.
 
-1. A row that names a split keeps it, and with it every row of the same prompt.
-2. Every other prompt is held out or trained on by a hash of its content, so that all stages decide alike, whatever the
-   order of the rows and whatever else is in the file.
-3. A prompt whose rows name two splits is refused.
+1. A row that names a split keeps it, and so does every row with the same prompt.
+2. Every other prompt is held out or not by a hash of its content, so that all stages decide alike, independent of the
+   order of the rows and of the rest of the file.
+3. A prompt with rows in two splits is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tiebreak.errors import DataError
 from tiebreak.records import Split
 
 VALIDATION_SHARE = 0.1
-"""How much of the prompts is held out where a stage has no key for it."""
+"""Share of the prompts that is held out where a stage has no key for it."""
 
 _BEGINNINGS: dict[str, Split] = {
     "train": "train",
@@ -34,7 +34,7 @@ _BEGINNINGS: dict[str, Split] = {
 
 
 def split_of(name: str) -> Split | None:
-    """Our split of a data set's: `train_prefs` is train, `dev` validation. None where the name is no split's."""
+    """Our name of a data set's split: `train_prefs` is train, `dev` validation. None if it is not a split's name."""
     word = re.match(r"[a-z_]*", name.strip().lower())
     return next(
         (
@@ -47,12 +47,12 @@ def split_of(name: str) -> Split | None:
 
 
 def variant_of(name: str) -> str:
-    """What a split's name says beside the split: `prefs` of `train_prefs`."""
+    """The rest of a split's name: `prefs` of `train_prefs`."""
     return name.strip().lower().partition("_")[2]
 
 
 def is_held_out(identity: str, share: float, seed: int = 0) -> bool:
-    """Whether a prompt of data that names no splits is held out: decided by its id, so every stage decides alike."""
+    """Whether a prompt without a named split is held out: decided by its id, so every stage decides alike."""
     digest = hashlib.sha256(f"{seed}:{identity}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
@@ -61,8 +61,8 @@ def assign(rows: Sequence[tuple[str, str, Split | None]], share: float) -> list[
     """The split of each row.
 
     Args:
-        rows: (where the row stands, its prompt's id, the split that it names).
-        share: of the prompts that no row names a split for, how many are held out for validation.
+        rows: (the row's place, its prompt's id, the split that it names).
+        share: held out for validation, of the prompts without a named split.
 
     Raises:
         DataError: rows of one prompt name two splits.
@@ -74,10 +74,10 @@ def assign(rows: Sequence[tuple[str, str, Split | None]], share: float) -> list[
 
 
 def named_splits(rows: Iterable[tuple[str, str, Split | None]]) -> dict[str, Split]:
-    """The split that the rows of each prompt name.
+    """The named split of each prompt's rows.
 
     Raises:
-        DataError: rows of one prompt name two splits; all are listed with their rows.
+        DataError: rows of one prompt name two splits; all are listed.
     """
     named: dict[str, dict[Split, str]] = {}
     for where, identity, split in rows:
@@ -99,7 +99,7 @@ T = TypeVar("T")
 
 
 def partition(records: Iterable[T], split: Callable[[T], Hashable]) -> tuple[list[T], list[T]]:
-    """(train, validation); the test split's are left out of both."""
+    """(train, validation), without the test split."""
     parts: dict[Hashable, list[T]] = {name: [] for name in get_args(Split)}
     for record in records:
         parts[split(record)].append(record)

@@ -1,7 +1,7 @@
 """Text files: JSON Lines, JSON arrays, CSV and TSV, each plain or compressed, with or without a byte-order mark.
 
-Every row comes with the line on which it begins; what cannot be read is a fault with its line, so that one broken line
-never hides the next.
+Every row has the line where it begins; a line that cannot be read is an error with its number, so one broken line never
+hides the next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from tiebreak.errors import DataError
 
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands (`file:line`), and the row."""
+"""A row's place (`file:line`), and the row."""
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TABLE_ENDINGS = (".csv", ".tsv")
 COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
@@ -31,7 +31,7 @@ COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, where it stands and why."""
+    """An unusable row: place and reason."""
 
     where: str
     reason: str
@@ -39,7 +39,7 @@ class BadRow:
 
 @dataclass
 class Table:
-    """Rows, and what could not be read as one."""
+    """Rows, and the lines that could not be read as one."""
 
     rows: list[Row] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Table:
     """whether every cell is text, as in CSV"""
 
     def extend(self, other: Table) -> None:
-        """Take over another table's rows."""
+        """Append another table's rows."""
         self.rows += other.rows
         self.bad += other.bad
         self.of_text = self.of_text or other.of_text
@@ -57,7 +57,7 @@ def read_text_file(path: Path) -> Table:
     """A JSON, CSV or TSV file.
 
     Raises:
-        DataError: the file as a whole cannot be read: not compressed as its name says, not UTF-8, cut off.
+        DataError: the file as a whole cannot be read: wrong compression, not UTF-8, truncated.
     """
     content = read_bytes(path)
     if form_of(path) in TABLE_ENDINGS:
@@ -68,7 +68,7 @@ def read_text_file(path: Path) -> Table:
 
 
 def form_of(path: Path) -> str:
-    """The ending that says what a file holds: `.jsonl` of `rows.jsonl.gz`."""
+    """The suffix of a file's format: `.jsonl` for `rows.jsonl.gz`."""
     endings = [ending.lower() for ending in path.suffixes]
     if endings and endings[-1] in COMPRESSED_ENDINGS:
         endings.pop()
@@ -76,10 +76,10 @@ def form_of(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's content, decompressed as its name says.
+    """A file's content, decompressed according to its name.
 
     Raises:
-        DataError: it cannot be read, or is not compressed so.
+        DataError: it cannot be read, or its compression is another.
     """
     try:
         content = path.read_bytes()
@@ -106,7 +106,7 @@ _DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _read_json(path: Path, content: bytes) -> Table:
-    """JSON Lines, an array, or one object that holds an array of rows or one a split."""
+    """JSON Lines, an array, or one object with an array of rows, or one array per split."""
     begun = content.lstrip()
     if _is_line_of_json(path, begun):
         return _read_lines(path, content)
@@ -116,7 +116,7 @@ def _read_json(path: Path, content: bytes) -> Table:
 
 
 def _is_line_of_json(path: Path, content: bytes) -> bool:
-    """Whether the first line is a value of its own: JSON Lines then, if others follow or the name says so."""
+    """Whether the first line is a complete value: the file is then JSON Lines, if others follow or its name says so."""
     first, _, rest = content.partition(b"\n")
     try:
         json.loads(first)
@@ -143,7 +143,7 @@ def _read_lines(path: Path, content: bytes) -> Table:
 
 
 def _read_array(path: Path, text: str) -> Table:
-    """Every element with the line on which it begins."""
+    """Every element, with the line where it begins."""
     decoder, table = json.JSONDecoder(), Table()
     at, line, counted = _past(text, text.index("[") + 1), 1, 0
     while not text.startswith("]", at):
@@ -174,7 +174,7 @@ def _past(text: str, at: int) -> int:
 
 
 def _read_object(path: Path, content: bytes) -> Table | None:
-    """The rows inside one object: its one list of objects, or a list a split. None where it is no single object."""
+    """The rows inside one object: its only list of objects, or one list per split. None if it is not a single object."""
     from tiebreak.data.splits import split_of
 
     try:
@@ -200,7 +200,7 @@ _OF_A_ROW = (
     *("prompt", "question", "instruction", "query", "problem", "context", "input"),
     *("messages", "conversations", "conversation", "chosen", "conversation_a"),
 )
-"""An object with one of them is a row, whatever lists it has; but one of them can be the list of rows."""
+"""An object with one of these is a row, whatever lists it has; but one of them can be the list of rows."""
 
 
 def _is_rows(value: object) -> bool:
@@ -213,11 +213,13 @@ def _is_rows(value: object) -> bool:
 
 
 def _add(table: Table, where: str, value: object, escaped: bool) -> None:
-    """Take a value as a row. `escaped`: it has escapes, which alone can make text that no file can hold."""
+    """Add a value as a row. `escaped`: it has escapes, the only way to write text that no file can hold."""
     if not isinstance(value, dict):
         table.bad.append(BadRow(where, f"a {type(value).__name__}, not an object"))
     elif escaped and (column := _unwritable(value)):
-        table.bad.append(BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it"))
+        table.bad.append(
+            BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it")
+        )
     else:
         table.rows.append((where, value))
 
@@ -226,7 +228,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _unwritable(row: dict[str, Any]) -> str:
-    """The first column that holds an unpaired surrogate."""
+    """The first column with an unpaired surrogate."""
     return next((str(name) for name, value in row.items() if any(map(_SURROGATE.search, _texts_in([name, value])))), "")
 
 
@@ -254,7 +256,7 @@ def _decoded(path: Path, content: bytes) -> str:
 
 
 def _read_table(path: Path, content: bytes) -> Table:
-    """A table with a header. Cells are text; empty ones are absent."""
+    """A table with a header. Cells are text; empty cells are absent."""
     text = _decoded(path, content.removeprefix(b"\xef\xbb\xbf"))
     csv.field_size_limit(sys.maxsize)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)

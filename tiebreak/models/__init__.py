@@ -1,1 +1,1 @@
-"""Models: where they come from, how text is rendered for them, and how they are saved and reloaded."""
+"""Models: finding, loading, rendering of conversations, saving and reloading."""

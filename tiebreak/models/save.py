@@ -1,4 +1,4 @@
-"""A trained adapter on disk: its weights, what pins them, and a copy of what it needs."""
+"""A trained adapter on disk: its weights, the hashes that pin them, and copies of the files it needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:
-    """An adapter's weights (a score head with them) on the CPU, under the names PEFT saves. All ranks must call it."""
+    """An adapter's weights (with its score head) on the CPU, under PEFT's names. All ranks must call it."""
     from peft import get_peft_model_state_dict
 
     named = {key: parameter for key, parameter in model.named_parameters() if belongs_to(key, name)}
@@ -45,7 +45,7 @@ def save_adapter(
     adapter: AdapterConfig,
     name: str = "default",
 ) -> dict[str, Any]:
-    """Write an adapter with all that pins it; returns the facts for the manifest."""
+    """Write an adapter and its pins; returns the facts for the manifest."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,12 +74,12 @@ def save_adapter(
 
 
 def pinned_chat(settings: ChatSettings) -> dict[str, Any]:
-    """How conversations were rendered, where it is not the default. The template itself is saved with the tokenizer."""
+    """The rendering of conversations, if it is not the default. The template itself is saved with the tokenizer."""
     stated = settings.model_dump(exclude={"chat_template"}, exclude_defaults=True)
     return {"chat": stated} if stated else {}
 
 
 def _in_fixed_order(path: Path) -> None:
-    """PEFT writes sets, whose order changes from process to process: equal runs must write equal bytes."""
+    """Sorts PEFT's sets, whose order changes between processes: equal runs must write equal bytes."""
     values = json.loads(path.read_text())
     write_json(path, {k: sorted(v) if isinstance(v, list) else v for k, v in sorted(values.items())})

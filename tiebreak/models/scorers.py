@@ -1,8 +1,8 @@
-"""Sequence classifiers of architectures for which transformers has none with a score head: Cohere, Granite, Mamba, ….
+"""Sequence classifiers for architectures without one in transformers that has a score head: Cohere, Granite, Mamba, ….
 
-A reward model is a causal model's layers with one linear layer, `score`, on the last hidden state. transformers writes that
-class for some architectures and not for others; where it is missing, or is built otherwise (ModernBERT's decoder puts a
-dense layer and a norm between), it is made here, with the names of the causal model's own weights.
+A reward model is a causal model's layers with one linear layer, `score`, on the last hidden state. transformers has that
+class for some architectures; where it is missing, or differs (ModernBERT's decoder adds a dense layer and a norm), it is
+made here, with the causal model's names of weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 
 def scorer_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
-    """The class of a reward model on an architecture; None where transformers has one with a `score` layer."""
+    """The class of a reward model for an architecture; None if transformers has one with a `score` layer."""
     kind = type(config)
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         with torch.device("meta"):
@@ -48,13 +48,13 @@ def _make_class(
         "base_model_prefix": prefix,
         "config_class": config,
         "decoder_class": decoder,
-        "__module__": causal.__module__,  # whose source transformers reads for what its attention and experts can take
+        "__module__": causal.__module__,  # transformers reads its source to see what its attention and experts support
     }
     return type(f"{name}ForSequenceClassification", (_Scorer, parent), attributes)
 
 
 class _Scorer:
-    """Goes before an architecture's `PreTrainedModel`."""
+    """Mixin for an architecture's `PreTrainedModel`."""
 
     base_model_prefix: str
     decoder_class: type[PreTrainedModel]
@@ -68,7 +68,7 @@ class _Scorer:
         self.post_init()  # type: ignore[attr-defined]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **rest: Any) -> Any:
-        """Scores, shape (rows, labels), each read at the last token that is not masked."""
+        """Scores, shape (rows, labels), each at the last unmasked token."""
         rest.pop("labels", None)
         hidden = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **rest).last_hidden_state
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

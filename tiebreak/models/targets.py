@@ -1,7 +1,7 @@
-"""Which modules an adapter is put on, checked before it is: a misspelt name would train less than was asked for.
+"""Checks an adapter's target modules before it is built: a misspelt name would silently train less than requested.
 
-PEFT adapts every module whose name ends in one of `target_modules`, or matches it where it is one pattern; a name that
-matches nothing goes unnoticed as long as another one does.
+PEFT adapts every module whose name ends in one of `target_modules`, or matches it if it is a pattern; a name without a
+match goes unnoticed if another one matches.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tiebreak.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
 STATE_SPACES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-"""Model types whose kernels read the weights of `READ_BY_KERNELS` past the layer, so PEFT refuses LoRA on those."""
+"""Model types whose kernels read the weights of `READ_BY_KERNELS` directly, so PEFT refuses LoRA on them."""
 READ_BY_KERNELS = ("out_proj", "conv1d")
 
 
 def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
-    """Refuse target modules that the model does not have, or that an adapter on them would not train.
+    """Refuse target modules that the model lacks, or whose adapter would not train.
 
     Args:
         model: the base model, before any adapter.
@@ -45,7 +45,7 @@ def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
 
 
 def left_out(model: nn.Module, adapter: AdapterConfig) -> list[str] | None:
-    """What `all-linear` leaves out beside the head: layers that PEFT cannot adapt, as the ends of their names."""
+    """Layers beside the head that `all-linear` leaves out, since PEFT cannot adapt them: the ends of their names."""
     if adapter.target_modules != ALL_LINEAR:
         return None
     names = {name for name, _ in model.named_modules()}
@@ -57,7 +57,7 @@ def left_out(model: nn.Module, adapter: AdapterConfig) -> list[str] | None:
 
 @torch.no_grad()
 def _is_more_than_linear(module: nn.Module) -> bool:
-    """Whether an architecture's own kind of linear layer gives anything but one tensor, as a router of experts may."""
+    """Whether an architecture's own linear layer returns anything but one tensor, as a router of experts may."""
     own = type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
     if not isinstance(module, nn.Linear) or not own or module.weight.is_meta:
         return False
@@ -68,7 +68,7 @@ def _is_more_than_linear(module: nn.Module) -> bool:
 
 
 def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_pattern: bool) -> str:
-    """What is wrong with one target; empty if nothing is."""
+    """The error of one target; empty if there is none."""
     try:
         matched = [name for name in modules if _matches(target, name, is_pattern)]
     except re.error as error:
@@ -81,12 +81,12 @@ def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_p
         inside = [name.removeprefix(f"{blocks[0]}.") for name in modules if name.startswith(f"{blocks[0]}.")]
         layers = sorted({name for name in inside if is_layer(modules[f"{blocks[0]}.{name}"])})
         kind = type(modules[blocks[0]]).__name__
-        return f"{target!r} names {blocks[0]}, a {kind}, which is no single layer" + (
+        return f"{target!r} names {blocks[0]}, a {kind}, which is not a single layer" + (
             f"; its layers are {', '.join(layers[:12])}" if layers else f"; {_nearest(target, modules)}"
         )
     heads = [name for name in matched if modules[name] in (output_head(model), getattr(model, "score", None))]
     if heads and heads[0] == "score":
-        return f"{target!r} is the score head, which is trained whole as it is; leave it out"
+        return f"{target!r} is the score head, which is trained in full anyway; leave it out"
     if heads:
         return (
             f"{target!r} names {heads[0]}, the language-model head: log-probabilities are computed from its frozen "
@@ -96,7 +96,7 @@ def _fault(model: nn.Module, target: str, modules: dict[str, nn.Module], *, is_p
 
 
 def _matches(target: str, name: str, is_pattern: bool) -> bool:
-    """As PEFT matches."""
+    """PEFT's matching rule."""
     if is_pattern:
         return re.fullmatch(target, name) is not None
     return name == target or name.endswith(f".{target}")
@@ -110,22 +110,22 @@ def _nearest(target: str, modules: dict[str, nn.Module]) -> str:
 
 
 def layer_names(modules: dict[str, nn.Module]) -> Sequence[str]:
-    """The last parts of the names of modules that can be adapted, each once."""
+    """The distinct last parts of the names of adaptable modules."""
     return sorted({name.rpartition(".")[2] for name, module in modules.items() if is_layer(module)} - {"0"})
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether LoRA can be put on a module."""
+    """Whether LoRA can adapt a module."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | Conv1D)
 
 
 def require_frozen_head(model: nn.Module, name: str) -> None:
-    """Refuse to train on from an adapter on the language-model head, which would stay as it is.
+    """Refuse to continue an adapter on the language-model head, which would not train.
 
     Args:
-        model: with its adapters, under PEFT's wrapper or not.
+        model: with its adapters, with or without PEFT's wrapper.
 
     Raises:
         ConfigError: it has one.

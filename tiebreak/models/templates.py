@@ -1,4 +1,4 @@
-"""What a chat template is given, and the text it makes of it: the only calls of transformers' templates."""
+"""Input and output of chat templates: the only calls of transformers' templates."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Tools = Sequence[Mapping[str, Any]]
 """JSON schemas of functions"""
 
 TOOL_CALL_FORMS = ((False, False), (True, False), (False, True), (True, True))
-"""(content null where a message has tool calls alone, arguments as a JSON string): templates want one or another"""
+"""(content null with tool calls alone, arguments as a JSON string): templates differ"""
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 _NOT_FOR_TEMPLATES = {"weight"}
-"""Fields of a message that speak to training."""
+"""Fields of a message that are only for training."""
 CALLS = "tool_calls"
 _OTHER_TEMPLATE = "give one that renders it with chat_template, or remove it from the data"
 _FURTHER_CALL, _ONE_CALL = "a message's second tool call", "give each call a message of its own, or remove it"
@@ -32,21 +32,21 @@ _DROP_THOUGHTS = "set thinking: drop, or give a template that renders it with ch
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a conversation that a template could leave out."""
+    """A part of a conversation that a template might omit."""
 
     name: str
     remedy: str
-    """what to do where it is left out"""
+    """advice if it is omitted"""
     kind: tuple[object, ...]
-    """what it is and where it stands: a template that renders one part of a kind is taken to render them all"""
+    """its kind and position: a template that renders one part of a kind is assumed to render them all"""
     changed: Callable[[], tuple[Sequence[Message], Tools]]
-    """the conversation and tools with another in its place, or with none: rendered otherwise where the part is rendered"""
+    """the conversation and tools with the part replaced or removed: if the part is rendered, this renders differently"""
     text: str = ""
-    """what the rendering holds, as a rule"""
+    """text that the rendering normally contains"""
 
 
 def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
-    """All parts of a conversation that a template is asked about."""
+    """All parts of a conversation to look for in the rendering."""
 
     def change(place: int, **update: Any) -> Callable[[], tuple[Sequence[Message], Tools]]:
         return lambda: ([*messages[:place], messages[place].model_copy(update=update), *messages[place + 1 :]], tools)
@@ -80,11 +80,11 @@ def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
 
 
 def as_template_message(message: Message, null_content: bool = False, text_arguments: bool = False) -> dict[str, Any]:
-    """A message as templates take it: what it has, and nothing that it has not.
+    """A message as templates expect it, without absent keys.
 
     Args:
-        null_content: give no content where there are tool calls alone.
-        text_arguments: give the arguments of tool calls as JSON.
+        null_content: no content if there are only tool calls.
+        text_arguments: arguments of tool calls as JSON text.
     """
     values = message.model_dump(exclude=_NOT_FOR_TEMPLATES)
     if message.tool_calls and null_content and not message.content:
@@ -96,7 +96,7 @@ def as_template_message(message: Message, null_content: bool = False, text_argum
 
 
 def in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with its text as a list of one part."""
+    """A message whose text is a list of one part."""
     return {**message, "content": [{"type": "text", "text": message["content"] or ""}]}
 
 
@@ -108,7 +108,7 @@ def render_messages(
     arguments: Mapping[str, Any] | None = None,
     tools: Tools = (),
 ) -> str:
-    """The template's text of a conversation.
+    """A conversation as the template's text.
 
     Raises:
         HandoffError: the template refuses it.

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a model, and the facts that pin them."""
+"""A model's tokenizer and chat template, and the facts that pin them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def load_chat(source: ModelSource, asked: ChatSettings | None = None, trust_remote_code: bool = False) -> Chat:
-    """The tokenizer of a model with its chat template, and what ends a turn.
+    """A model's tokenizer with its chat template and ends of turns.
 
     Args:
-        asked: the settings that a stage asks for; None: the model's own.
+        asked: the stage's settings; None: the model's own.
 
     Raises:
-        HandoffError: what `load_tokenizer` and `build_chat` raise; or a trained policy is asked for with other settings
-            than it was trained with.
+        HandoffError: as `load_tokenizer` and `build_chat` raise; or the settings differ from those a trained policy was
+            trained with.
         ConfigError: no such template or token.
     """
     settings = _settled_chat(source, asked)
@@ -55,7 +55,7 @@ def _vocabulary_of(folder: Path) -> int | None:
 
 
 def _settled_chat(source: ModelSource, asked: ChatSettings | None) -> ChatSettings:
-    """What was asked for, on top of what the policy was trained with."""
+    """The stage's settings, completed by those that the policy was trained with."""
     if source.folder is None and not source.pinned:
         return asked or ChatSettings()
     pinned = ChatSettings.model_validate(source.pinned.get("chat") or {})
@@ -74,7 +74,7 @@ def _settled_chat(source: ModelSource, asked: ChatSettings | None) -> ChatSettin
 def load_tokenizer(
     source: ModelSource, trust_remote_code: bool = False, chat_template: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token of its own.
+    """A model's tokenizer, with a separate padding token.
 
     Args:
         chat_template: a file or a name, see `find_template`; None: the model's own.
@@ -91,7 +91,7 @@ def load_tokenizer(
         raise load_error(source, "its tokenizer", error) from error
     if chat_template is not None:
         tokenizer.chat_template = find_template(chat_template, tokenizer)
-    elif isinstance(tokenizer.chat_template, dict):  # several: transformers renders this one where none is named
+    elif isinstance(tokenizer.chat_template, dict):  # several: transformers uses this one by default
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     _separate_pad_from_eos(tokenizer, model_end_tokens(source.base_path))
     check_tokenizer(tokenizer, source.name)
@@ -102,18 +102,18 @@ def load_tokenizer(
 
 
 def load_error(source: ModelSource, what: str, error: Exception) -> ModelError:
-    """What a loader's error means to the user."""
+    """A loader's error, explained for users."""
     if "trust_remote_code" in str(error):
-        return ModelError(f"{source.base}: {what} needs Python code of its own ({source.base_path}): {TRUST}")
+        return ModelError(f"{source.base}: {what} needs its own Python code ({source.base_path}): {TRUST}")
     if "Unrecognized configuration class" in str(error):
-        return ModelError(f"{source.base}: there is no class for {what}: transformers has none for this architecture")
-    return ModelError(f"{source.base}: {what} cannot be loaded: {error}")
+        return ModelError(f"{source.base}: transformers has no class for {what} of this architecture")
+    return ModelError(f"{source.base}: cannot load {what}: {error}")
 
 
 def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Sequence[int]) -> None:
-    """Give a tokenizer whose padding is missing, or is its end-of-sequence token, another special token to pad with.
+    """Give a tokenizer without its own padding token another special token to pad with.
 
-    Masks come from lengths, so any token can pad that ends no answer.
+    Masks come from lengths, so any token works that does not end an answer.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
@@ -127,7 +127,7 @@ def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Seque
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Hashes that pin what text becomes which ids."""
+    """Hashes that pin the mapping from text to ids."""
     state = _tokenizer_state(tokenizer)
     ids = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
     return {
@@ -137,7 +137,7 @@ def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that a tokenizer's ids rest on; of one without a fast backend, its vocabulary and what it makes of a text."""
+    """Everything that a tokenizer's ids depend on; without a fast backend, its vocabulary and its ids of a test text."""
     if hasattr(tokenizer, "backend_tokenizer"):
         state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         state.pop("padding", None)
@@ -156,7 +156,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def chat_facts(chat: Chat) -> dict[str, Any]:
-    """What decides which ids a conversation becomes."""
+    """Everything that decides a conversation's ids."""
     return tokenizer_facts(chat.tokenizer) | {
         "template_arguments": chat.settings.template_arguments,
         "end": chat.end_id,
@@ -164,10 +164,10 @@ def chat_facts(chat: Chat) -> dict[str, Any]:
 
 
 def require_same_chat(one: Chat, other: Chat, what: str) -> None:
-    """Refuse two models that would read one conversation as different ids.
+    """Refuse two models that would encode the same conversation differently.
 
     Raises:
-        HandoffError: naming which of tokenizer and chat template differs.
+        HandoffError: names what differs, tokenizer or chat template.
     """
     first, second = chat_facts(one), chat_facts(other)
     differing = [key.removesuffix("_sha256").replace("_", " ") for key in first if first[key] != second[key]]

@@ -1,8 +1,8 @@
-"""What a run was made from, found wherever it lies now.
+"""A run's inputs, found wherever they are now.
 
-A run records of each input where its command found it, the path to it from the run's own folder, and the id of what it
-held. So a root may be renamed, moved or copied: an input is looked for where it was, then by that path, then by its id
-among the runs beside and below the root (the folder that holds the run's).
+A run records each input's path as given, its path relative to the run's own folder, and the id of its content. So a root
+may be renamed, moved or copied: an input is looked up at its old path, then at the relative path, then by id among the
+runs beside and below the root (the folder that contains the run's folder).
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from tiebreak.runs.run import MANIFEST, identify_input, read_manifest
 from tiebreak.terminal import say
 
 DEPTH = 3
-"""how far below a folder runs are looked for"""
+"""search depth below a folder"""
 MOST_FOLDERS = 20_000
 _NO_ROOTS = frozenset({"checkpoints", "final", "partial", "wandb", "node_modules", ".git", ".venv"})
 
 
 @dataclass(frozen=True)
 class Found:
-    """An input as it stands now: `same`, `changed`, `gone`, or `not checked` (a mere name)."""
+    """An input's present state: `same`, `changed`, `gone`, or `not checked` (a mere name)."""
 
     state: str
     place: str | None = None
-    """where it lies, if it is the same"""
+    """its place, if it is the same"""
 
 
 @dataclass
 class InputFinder:
-    """Finds inputs; keeps what it has seen of the folders around."""
+    """Finds inputs; caches the folders around."""
 
     _runs_below: dict[Path, dict[str, Path]] = field(default_factory=dict)
 
@@ -44,7 +44,7 @@ class InputFinder:
 
         Args:
             record: the run's manifest or run.json.
-            recorded: what it says of the input.
+            recorded: its entry for the input.
         """
         if recorded["kind"] in ("name", "hub"):
             return Found("not checked")
@@ -76,7 +76,7 @@ def _places(folder: Path, record: Mapping[str, Any], recorded: Mapping[str, Any]
     if "path" in recorded:
         yield os.path.normpath(folder / str(recorded["path"]))
     output = record.get("config", {}).get("output")
-    if output:  # records of before format 2 hold no path
+    if output:  # records before format 2 have no relative path
         yield os.path.normpath(folder / os.path.relpath(source, output))
 
 
@@ -108,11 +108,11 @@ def manifest_chain(folder: Path | str, *, as_far_as_known: bool = False) -> list
     """(folder, manifest) of a run and of everything it was made from, inputs first, each once.
 
     Args:
-        as_far_as_known: leave out what is not found, and say so.
+        as_far_as_known: skip inputs that are not found, and report them.
 
     Raises:
-        RunError: a run that it was made from is not found: a shorter chain would leave its caveats out.
-        HandoffError: another run lies where it was.
+        RunError: an input run is not found: without it, its caveats would be missing.
+        HandoffError: another run is in its place.
     """
     finder, chain = InputFinder(), dict[str, tuple[str, dict[str, Any]]]()
 
@@ -125,7 +125,7 @@ def manifest_chain(folder: Path | str, *, as_far_as_known: bool = False) -> list
             if found.place is not None:
                 walk(found.place)
             elif as_far_as_known:
-                say(f"{one['source']}, the {name} that {where} was made from, is {found.state}: not looked at")
+                say(f"{one['source']}, the {name} that {where} was made from, is {found.state}: skipped")
             else:
                 raise _lost(where, manifest, name, one, found)
         chain.setdefault(manifest["id"], (where, manifest))
@@ -141,10 +141,10 @@ def _lost(
     if found.state == "changed":
         return HandoffError(
             f"{source} now holds another run than the one that {where} was made from ({identity}, its '{name}'), which "
-            f"is nowhere around: run 'tiebreak {manifest['stage']}' again"
+            f"was not found nearby: run 'tiebreak {manifest['stage']}' again"
         )
     root = Path(where).absolute().parent
     return RunError(
         f"{where} was made from {source} ({identity}, its '{name}'), which is not there, nor under another name in {root} "
-        f"or {root.parent}: put it back, or copy it beside {where}; without it, what the figures rest on is not known"
+        f"or {root.parent}: put it back, or copy it beside {where}; without it, the figures' origin is unknown"
     )

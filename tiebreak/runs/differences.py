@@ -1,7 +1,6 @@
-"""Where a recorded configuration differs from one of today.
+"""Differences between a recorded configuration and the current one.
 
-What an older version recorded lacks the keys that came since: it is the same where those have their defaults. Keys that
-are gone since count for nothing.
+Keys that an older version lacks are equal if they have their defaults. Keys that no longer exist are ignored.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ def differences(
     """Every key whose value differs.
 
     Args:
-        then: what was recorded, as JSON.
-        sources_then, sources_now: paths and names of inputs, which are compared by what they hold and not here.
+        then: the recorded configuration, as JSON.
+        sources_then, sources_now: paths and names of inputs, which are compared by content, elsewhere.
         ignored: top-level keys that are not compared.
     """
 
@@ -65,4 +64,4 @@ def differences(
 
 
 _INPUT = object()
-"""what every input's path or name is taken for"""
+"""placeholder of every input's path or name"""

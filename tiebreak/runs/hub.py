@@ -1,4 +1,4 @@
-"""The commit at which a hub model is read, by which it is identified: its name alone says nothing of what it holds."""
+"""The commit of a hub model, which identifies it: its name does not determine its content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @functools.cache
 def model_commit(name: str) -> str | None:
-    """The hub's newest commit of `owner/name`, or offline the cache's; None where it cannot be found out."""
+    """The hub's newest commit of `owner/name`, or offline the cache's; None if it cannot be determined."""
     if not _NAME.fullmatch(name):
         return None
     from huggingface_hub import HfApi, constants

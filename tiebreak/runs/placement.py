@@ -1,8 +1,8 @@
-"""On how many processes a stage runs, and how they share the weights: part of what a run is.
+"""Number of a stage's processes and sharding of its weights: part of a run's identity.
 
-Another number of processes deals the rows out in other batches, so it trains something else even where a step has as
-many rows. `of_process` reads the environment that a launcher sets, `of_file` the accelerate file that would set it:
-`tiebreak run` asks the second what the stage itself will find by the first.
+Another number of processes distributes the rows into other batches, so it trains other weights even with as many rows per
+step. `of_process` reads the environment that a launcher sets, `of_file` the accelerate file that would set it:
+`tiebreak run` predicts with the second what the stage will find with the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Placement:
 
 
 def of_process() -> Placement:
-    """Where this process stands."""
+    """This process's placement."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
@@ -44,7 +44,7 @@ def of_process() -> Placement:
 
 
 def of_file(file: Path) -> Placement:
-    """Where the processes of an accelerate file will stand."""
+    """The placement that an accelerate file will give."""
     values = read_yaml(file)
     processes = int(values.get("num_processes") or 1)
     kind = str(values.get("distributed_type", "NO"))
@@ -67,13 +67,13 @@ def global_batch_of(config: StageConfig, placement: Placement) -> int | None:
 
 
 def require_agreement(training: OptimizerConfig, precision: str) -> None:
-    """Refuse an accelerate file that says otherwise than the configuration what is trained.
+    """Refuse an accelerate file that contradicts the configuration.
 
     Args:
-        precision: `no`, `bf16` or `fp16`: what the stage computes in.
+        precision: the stage's format: `no`, `bf16` or `fp16`.
 
     Raises:
-        ConfigError: it does; the trainer would take the file's word for one key and the configuration's for another.
+        ConfigError: it does; the trainer would follow the file for one key and the configuration for another.
     """
     mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
@@ -81,17 +81,17 @@ def require_agreement(training: OptimizerConfig, precision: str) -> None:
     faults = []
     if mixed not in ("no", precision):
         faults.append(
-            f"mixed_precision: {mixed}, and training.precision is {training.precision} ({precision}): set the file's to "
-            "'no', as the configuration's decides"
+            f"mixed_precision: {mixed}, but training.precision is {training.precision} ({precision}): set the file's to "
+            "'no', since the configuration decides"
         )
     if steps.isdigit() and int(steps) != training.gradient_accumulation_steps:
         faults.append(
-            f"gradient_accumulation_steps: {steps}, and training.gradient_accumulation_steps is "
+            f"gradient_accumulation_steps: {steps}, but training.gradient_accumulation_steps is "
             f"{training.gradient_accumulation_steps}: set the file's to auto"
         )
     if clipping not in ("auto", "none") and float(clipping) != training.max_grad_norm:
         faults.append(
-            f"gradient_clipping: {clipping}, and training.max_grad_norm is {training.max_grad_norm}: set the file's to auto"
+            f"gradient_clipping: {clipping}, but training.max_grad_norm is {training.max_grad_norm}: set the file's to auto"
         )
     if faults:
         raise ConfigError("the accelerate file and the configuration disagree: " + "; ".join(faults))
@@ -101,6 +101,6 @@ def _zero_stage_of(file: Path) -> int | None:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as a DeepSpeed configuration: {error}") from error
+        raise ConfigError(f"{file}: cannot read it as a DeepSpeed configuration: {error}") from error
     stage = values.get("zero_optimization", {}).get("stage")
     return None if stage is None else int(stage)

@@ -1,9 +1,9 @@
-"""What is made of a finished run, and may fail without losing it: samples, report pages, a merged copy.
+"""Reports of a finished run, which may fail without losing it: samples, report pages, a merged copy.
 
     runs/quickstart/reward/reports.json        {"report": {"state": "failed", "error": "…", "request": {…}}, …}
 
-A stage plans its reports before it finishes its run, and makes them afterwards. One that fails is reported in a line and
-recorded; the same command makes it again, and trains nothing.
+A stage plans its reports before it finishes its run, and makes them afterwards. A failure is printed in one line and
+recorded; the same command makes that report again, and trains nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Report:
     state: Literal["planned", "done", "failed"] = "planned"
     error: str | None = None
     request: dict[str, Any] = field(default_factory=dict)
-    """what it is made from, for those that need no stage to make them again"""
+    """its input, for reports that can be made again without their stage"""
 
 
 class Reports:
@@ -40,18 +40,18 @@ class Reports:
         self._reports = read_reports(run.folder)
 
     def plan(self, requests: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record what is to be made, before the run is finished."""
+        """Record the reports to make, before the run is finished."""
         self._reports = {name: Report(request=dict(request)) for name, request in requests.items()}
         self._write()
 
     def open(self, name: str) -> dict[str, Any] | None:
-        """What a report is made from, if it is planned and not done."""
+        """A report's input, if it is planned and not done."""
         report = self._reports.get(name)
         return None if report is None or report.state == "done" else report.request
 
     @property
     def names(self) -> list[str]:
-        """Those that are not done."""
+        """Names of unfinished reports."""
         return [name for name in self._reports if self.open(name) is not None]
 
     def make(self, name: str, body: Callable[[dict[str, Any]], object]) -> bool:
@@ -67,10 +67,7 @@ class Reports:
                 str(error) if isinstance(error, TiebreakError | RuntimeError) else f"{type(error).__name__}: {error}"
             )
             done = Report(state="failed", error=reason, request=request)
-            say(
-                f"warning: {name}: could not be made ({reason}). The run is finished and can be used; the same command "
-                "tries again"
-            )
+            say(f"warning: {name} failed ({reason}). The run is finished and usable; the same command tries again")
         self._reports[name] = done
         self._write()
         return done.state == "done"
@@ -83,7 +80,7 @@ class Reports:
 
 
 def read_reports(folder: Path) -> dict[str, Report]:
-    """What a run records of its reports; none where it was made before there was a record."""
+    """A run's recorded reports; none for old runs without a record."""
     path = folder / REPORTS_FILE
     if not path.is_file():
         return {}

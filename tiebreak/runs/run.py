@@ -1,16 +1,16 @@
-"""The run folder: what a stage writes, and what the next one may read.
+"""The run folder: a stage's output, and the next stage's input.
 
     runs/quickstart/dpo/
-        run.json                what this folder is for, written first: stage, fingerprint, inputs
+        run.json                identity of the run, written first: stage, fingerprint, inputs
         config.resolved.yaml    every key of the configuration
-        metrics.jsonl           a row a logged step
+        metrics.jsonl           one row per logged step
         checkpoints/            complete ones carry a file named COMPLETE (see tiebreak.runs.checkpoints)
         final/                  the model or the data
         manifest.json           written last, by one atomic rename: without it the folder is an input to nothing
 
-A folder is never overwritten by another configuration or other inputs. The same command after a crash goes on; after
-the finish it does nothing. A manifest's `id` is a hash of what was done (stage, configuration, inputs, outputs) and not
-of when or where, so two runs that made the same thing have the same id.
+A folder is never overwritten by another configuration or other inputs. After a crash, the same command resumes; after
+the end it does nothing. A manifest's `id` hashes what was done (stage, configuration, inputs, outputs), not when or
+where, so two runs with the same result have the same id.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ RESOLVED_CONFIG = "config.resolved.yaml"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"
 BAD_ROWS = "bad_rows.jsonl"
-"""the rows of its inputs that a stage dropped, where each stands and why"""
+"""rows of its inputs that a stage dropped, with place and reason"""
 FORMAT = 2
-"""of run.json and the manifest. 1, which was not written down, had no processes, and no path of an input beside its
-source"""
+"""of run.json and the manifest. Format 1, which was not recorded, had neither processes nor inputs' relative
+paths"""
 TRIAL = "{trial}"
 _NOT_IDENTITY = ("output", "tracking")
 _PINNED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes")
@@ -64,8 +64,8 @@ _PINNED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deeps
 
 @dataclass(frozen=True)
 class Input:
-    """One thing a stage reads. `id` is a manifest id, a hash of a file's or a folder's content, or the name of a model or
-    of hub data with the commit it is read at. Where that cannot be found out, as offline without a cache, the name counts.
+    """One input of a stage. `id` is a manifest id, a hash of a file's or a folder's content, or the name of a model or
+    of hub data with its commit. If that cannot be determined, as offline without a cache, the name alone counts.
     """
 
     source: str
@@ -77,20 +77,20 @@ class Input:
 class Run:
     """A run folder being written. Only the main process writes.
 
-    `with start_run(…) as run:` holds the folder; `run.finish()` finishes it. Where the block is left without, by an
-    exception or a signal, the folder is let go as it stands: the same command continues from what is kept there.
+    `with start_run(…) as run:` locks the folder; `run.finish()` finishes it. If the block ends earlier, by an exception or
+    a signal, the folder is unlocked as it is: the same command resumes from it.
     """
 
     folder: Path
     identity: Identity
     finished: bool = False
-    """True if the folder held this very run, finished, already."""
+    """True if the folder already held this very run, finished."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the manifest should say beside the usual: base weights, adapter, tokenizer, template, metrics."""
+    """The manifest's additional entries: base weights, adapter, tokenizer, template, metrics."""
     checkpoint: str | None = None
-    """the one to continue from: the newest that is complete and whole"""
+    """the one to resume from: the newest that is complete and intact"""
     seconds_before: float = 0.0
-    """what earlier attempts at this run took, up to what was kept of them"""
+    """duration of earlier attempts at this run, up to their last checkpoint"""
     _started: float = field(default_factory=lambda: time.monotonic())
     _lock: int | None = None
 
@@ -123,11 +123,11 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """How long this run has taken, over all its attempts; by a clock that nobody sets."""
+        """Duration of this run over all attempts, by a monotonic clock."""
         return round(self.seconds_before + time.monotonic() - self._started, 1)
 
     def note_seconds(self) -> None:
-        """Write run.json, with the time taken up to here: called with whatever a resumed run continues from."""
+        """Write run.json with the duration so far: called with every checkpoint."""
         write_json(self.folder / RUN_FILE, self.identity.record(self.folder) | {"seconds": self.seconds})
 
     @property
@@ -170,11 +170,11 @@ class Run:
         return manifest
 
     def amend(self, facts: Mapping[str, Any], made: Sequence[Path] = ()) -> dict[str, Any]:
-        """Add to the manifest what was made of the finished run, by one atomic rename; its id stays that of the result.
+        """Add reports of the finished run to the manifest, by one atomic rename; its id does not change.
 
         Args:
-            facts: a mapping is added to the one of its name.
-            made: files of `final/` that only report.
+            facts: mappings are merged into existing ones.
+            made: files of `final/` that are only reports.
         """
         manifest = read_manifest(self.folder)
         hashes = {str(path.relative_to(self.folder)): hash_file(path) for path in made}
@@ -187,7 +187,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Identity:
-    """All that decides what a stage makes, and what a folder is recognised by."""
+    """Everything that decides a stage's result, and identifies its folder."""
 
     stage: str
     config: StageConfig
@@ -200,11 +200,11 @@ class Identity:
         return hash_json(self._parts())
 
     def hash_with(self, outputs: Mapping[str, str]) -> str:
-        """A manifest's id: what was done, and what came of it."""
+        """A manifest's id: a hash of the identity and the outputs."""
         return hash_json({**self._parts(), "outputs": outputs})
 
     def record(self, folder: Path) -> dict[str, Any]:
-        """What run.json and the manifest say of it."""
+        """The identity's entries in run.json and the manifest."""
         return {
             "format": FORMAT,
             "stage": self.stage,
@@ -217,7 +217,7 @@ class Identity:
         }
 
     def differs_from(self, record: Mapping[str, Any], *, finished: bool) -> str:
-        """What a folder's record says that this does not; empty where both are one run."""
+        """How a folder's record differs; empty if both are the same run."""
         revised = frozenset() if finished else self.config.revisable
         if record["stage"] != self.stage:
             return f"it was made by '{record['stage']}', not '{self.stage}'"
@@ -240,14 +240,14 @@ class Identity:
         return f"its configuration is the same, its inputs are not ({', '.join(changed)})" if changed else ""
 
     def _placed_apart(self, record: Mapping[str, Any]) -> str:
-        """Folders of before format 2 do not say on how many processes they were made: one is what nearly all had."""
+        """Folders before format 2 do not record their number of processes: nearly all had one."""
         there = Placement(int(record.get("processes", 1)), str(record.get("distributed", "none")))
         if there == self.placement:
             return ""
         return (
-            f"it is of {there} with {record.get('global_batch') or global_batch_of(self.config, there)} rows a step, and "
-            f"this command has {self.placement} with {global_batch_of(self.config, self.placement)}: other batches train "
-            "other weights"
+            f"it was made on {there} with {record.get('global_batch') or global_batch_of(self.config, there)} rows a step, "
+            f"and this command has {self.placement} with {global_batch_of(self.config, self.placement)}: other batches "
+            "train other weights"
         )
 
     def _parts(self) -> dict[str, Any]:
@@ -265,14 +265,14 @@ class Identity:
 def identify(
     config: StageConfig, stage: str, inputs: Mapping[str, str] | None = None, placement: Placement | None = None
 ) -> Identity:
-    """What a stage of this configuration would make.
+    """The identity of a stage with this configuration.
 
     Args:
-        inputs: what it reads, by the name of the configuration's key; None: as the configuration says.
-        placement: where its processes stand; None: as this one does.
+        inputs: by the name of the configuration's key; None: from the configuration.
+        placement: of its processes; None: this process's.
 
     Raises:
-        RunError: an input is not there, or not finished.
+        RunError: an input is missing or not finished.
     """
     sources = stage_inputs(config, stage) if inputs is None else inputs
     resolved = {name: identify_input(source) for name, source in sources.items()}
@@ -280,12 +280,12 @@ def identify(
 
 
 def that_drops(run: Run) -> Run | None:
-    """The run, where its configuration drops rows that cannot be used; None where it refuses them."""
+    """The run, if its configuration drops unusable rows; None if it refuses them."""
     return run if getattr(run.config, "on_bad_row", "refuse") == "drop" else None
 
 
 def stage_inputs(config: StageConfig, stage: str) -> dict[str, str]:
-    """What a stage reads, the files of the user's functions included: they count by their source.
+    """A stage's inputs, including the files of the user's functions, which count by content.
 
     Raises:
         ConfigError: there is no such function.
@@ -303,7 +303,7 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
     """Open the output folder of a stage: a new one, the interrupted one to resume, or the finished one as it is.
 
     Args:
-        inputs: what the stage reads, by the name of the configuration's key; None: as the configuration says.
+        inputs: by the name of the configuration's key; None: from the configuration.
 
     Raises:
         RunError: an input is not finished, or the folder holds another run, or another process is writing it.
@@ -326,17 +326,17 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
 
 
 def _newest_whole_checkpoint(folder: Path) -> str | None:
-    """Every process looks for itself, and finds the same."""
+    """Every process looks separately and finds the same one."""
     for checkpoint in checkpoints.marked(folder):
         fault = checkpoints.fault_of(checkpoint)
         if not fault:
             return str(checkpoint)
-        say(f"{checkpoint} is damaged and left out: {fault}")
+        say(f"{checkpoint} is damaged and skipped: {fault}")
     return None
 
 
 def output_folder(identity: Identity) -> Path:
-    """Where a run is written: `{trial}` in the configuration's output is its fingerprint."""
+    """The run's folder: `{trial}` in the configuration's output stands for its fingerprint."""
     return Path(identity.config.output.replace(TRIAL, identity.fingerprint[:12]))
 
 
@@ -367,7 +367,7 @@ def _unwritable(folder: Path, error: OSError) -> Exception:
 
 
 def _record_input(one: Input, folder: Path) -> dict[str, Any]:
-    """With its path from the run folder, by which it is found after both were moved."""
+    """With its path relative to the run folder, which still finds it after both were moved."""
     path = Path(one.source)
     beside = {"path": os.path.relpath(path.resolve(), folder.resolve())} if path.exists() else {}
     return {**vars(one), **beside}
@@ -377,12 +377,12 @@ def _is_same_input(now: Input, then: Mapping[str, Any] | None, record: Mapping[s
     if then is None:  # earlier formats recorded no functions
         return int(record.get("format", 1)) < FORMAT and now.kind == "file"
     if now.kind == then["kind"] == "name" and not ("#" in now.id and "#" in then["id"]):
-        return bool(now.id.partition("#")[0] == then["id"].partition("#")[0])  # one of the commits is not known
+        return bool(now.id.partition("#")[0] == then["id"].partition("#")[0])  # one of the commits is unknown
     return bool(then["id"] == now.id)
 
 
 def _replace_sources(value: Any, names: Mapping[str, str]) -> Any:
-    """Inputs count by what they hold, not by where they lie: their paths are taken out of the fingerprint."""
+    """Inputs count by content, not by place: their paths are removed from the fingerprint."""
     if isinstance(value, dict):
         return {key: _replace_sources(inner, names) for key, inner in value.items()}
     if isinstance(value, list):
@@ -408,18 +408,18 @@ def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
 
 
 def _holds_nothing(folder: Path) -> bool:
-    """Whether a folder is what a start that came to nothing leaves behind: no checkpoint, no label, no file of others."""
+    """Whether a folder has only remains of a failed start: no checkpoint, no labels, no other files."""
     entries = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     ours = {RESOLVED_CONFIG, RUN_FILE, TRACEBACK_FILE, LOCK, BAD_ROWS, "final", "checkpoints", "wandb"}
     return entries <= ours and not checkpoints.marked(folder / "checkpoints")
 
 
 _OF_AN_ADAPTER = (".json", ".jinja", ".model", ".safetensors", ".txt")
-"""files of a checkpoint that decide what its policy computes; what only training needs is left out"""
+"""files of a checkpoint that decide its policy's outputs; files only for training are left out"""
 
 
 def identify_input(source: str) -> Input:
-    """What an input is and what it holds, by hash.
+    """An input's identity, by a hash of its content.
 
     Raises:
         RunError: a run folder that is not finished.
@@ -438,7 +438,7 @@ def identify_input(source: str) -> Input:
             stage = read_run_file(path)["stage"]
             raise RunError(
                 f"{path} is not finished (it has no {MANIFEST}): run 'tiebreak {stage} --config "
-                f"{path / RESOLVED_CONFIG}' to the end first"
+                f"{path / RESOLVED_CONFIG}' first"
             )
         if (path / "adapter_config.json").is_file():
             files = [file for file in sorted(path.glob("*")) if file.suffix in _OF_AN_ADAPTER]
@@ -448,7 +448,7 @@ def identify_input(source: str) -> Input:
                 source, "model", hash_json({p.name: hash_file(p) for p in sorted(path.glob("*")) if p.is_file()})
             )
         raise RunError(
-            f"{path} is no run folder, model or data: it has no {MANIFEST}, no config.json, and no files of rows"
+            f"{path} is not a run folder, a model or data: it has no {MANIFEST}, no config.json, and no data files"
         )
     if path.is_file():
         return Input(source, "file", hash_file(path))
@@ -462,7 +462,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     """The manifest of a finished run.
 
     Raises:
-        RunError: the folder has none, or it is broken, or of a later version.
+        RunError: the folder has none, or it is broken, or from a later version.
     """
     path = Path(folder) / MANIFEST
     manifest = _read_record(path, f"no finished run in {folder}: it has no {MANIFEST}")
@@ -472,15 +472,15 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
 
 
 def read_run_file(folder: Path | str) -> dict[str, Any]:
-    """What a folder that is not finished is for. The configuration is the resolved one where older versions left it out.
+    """An unfinished folder's record. Without a configuration, as from older versions, the resolved file's is added.
 
     Raises:
-        RunError: the folder has none, or it is broken, or of a later version.
+        RunError: the folder has none, or it is broken, or from a later version.
     """
     path = Path(folder) / RUN_FILE
     record = _read_record(path, f"no run in {folder}: it has no {RUN_FILE}")
     if "stage" not in record:
-        raise RunError(f"{path} names no stage: it is not Tiebreak's")
+        raise RunError(f"{path} names no stage: it is not from Tiebreak")
     if "config" not in record:
         saved = Path(folder) / RESOLVED_CONFIG
         record["config"] = read_yaml(saved) if saved.is_file() else {}
@@ -500,11 +500,11 @@ def _read_record(path: Path, missing: str) -> dict[str, Any]:
 
 
 def _checked_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What every record has, whichever version wrote it."""
+    """Check the entries common to all versions."""
     written = record.get("format", 1)
     if not isinstance(written, int) or written > FORMAT:
         raise RunError(
-            f"{path} is of format {written}, and this version of Tiebreak reads up to {FORMAT}: a later version "
+            f"{path} has format {written}, but this version of Tiebreak supports up to {FORMAT}: a later version "
             "wrote it; update Tiebreak"
         )
     inputs = record.get("inputs")
@@ -520,7 +520,7 @@ def _checked_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, oldest first; [] where there is none. A torn last line is left out."""
+    """The rows of a run's metrics.jsonl, oldest first; [] if there is none. An incomplete last line is left out."""
     path = Path(folder) / METRICS
     rows: list[dict[str, Any]] = []
     if path.exists():
@@ -531,8 +531,8 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
 
 
 def conflict_message(folder: Path, why: str) -> str:
-    """What to print where a folder holds another run."""
-    sweep = f"; in a sweep, write {TRIAL} in output, so that every trial has a folder of its own"
+    """The error for a folder with another run."""
+    sweep = f"; in a sweep, write {TRIAL} in output, so that every trial gets its own folder"
     return (
         f"{folder} holds another run, and nothing is overwritten; {why}. Give another --output, or move the folder away; "
         f"'tiebreak run --replace' moves it aside for you{sweep if 'WANDB_SWEEP_ID' in os.environ else ''}"
