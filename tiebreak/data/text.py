@@ -217,9 +217,7 @@ def _add(table: Table, where: str, value: object, escaped: bool) -> None:
     if not isinstance(value, dict):
         table.bad.append(BadRow(where, f"a {type(value).__name__}, not an object"))
     elif escaped and (column := _unwritable(value)):
-        table.bad.append(
-            BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it")
-        )
+        table.bad.append(BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it"))
     else:
         table.rows.append((where, value))
 
