@@ -26,7 +26,7 @@ from tiebreak.data.reading import Reading, Rules, faults_of, read, settle
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.splits import named_splits
 from tiebreak.data.text import BadRow
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.records import (
     Demonstration,
     Messages,
