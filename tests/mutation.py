@@ -69,6 +69,7 @@ TESTS = {
     "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
     "evaluation/evaluate.py": [
         "tests/evaluation/test_evaluate.py",
+        "tests/data_sets/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
         "tests/data_sets/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
     ],
     "tiebreak/yardstick.py": [

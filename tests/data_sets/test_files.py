@@ -269,6 +269,15 @@ def placed(table: Table, folder: Path) -> tuple[list[Any], list[Any]]:
             [("x.json:1", {"turns": [{"from": "gpt", "value": "a", "x": 1}, {"y": 1}]})],
         ),
         ("x.json", '{"turns": [{"from": "gpt"}]}', [("x.json:turns 1", {"from": "gpt"})]),
+        *(
+            ("x.json", json.dumps({"turns": [turn]}), [("x.json:1", {"turns": [turn]})])
+            for turn in (
+                {"role": "user", "content": "a"},
+                {"role": "user", "content": "a", "x": 1},
+                {"from": "gpt", "value": "a"},
+                {"from": "gpt", "value": "a", "x": 1},
+            )
+        ),
         # tables
         ("x.csv", "prompt,n\na,1\n\n,,\nb,2\n", [("x.csv:2", {**A, "n": "1"}), ("x.csv:5", {**B, "n": "2"})]),
         (
@@ -330,6 +339,8 @@ def test_faults_and_where_they_stand(
 
 
 def test_characters_beyond_the_first_plane_are_no_fault(tmp_path: Path) -> None:
+    (bad,) = table_of(tmp_path, "x.json", '{\n"prompt": "\\ud83d"}').bad
+    assert bad == BadRow(f"{tmp_path}/x.json:1", f"prompt: {UNPAIRED}")
     (row,) = table_of(tmp_path, "x.jsonl", '{"prompt": "\\ud83d\\ude42"}').rows
     assert row[1] == {"prompt": "🙂"}
 
@@ -357,8 +368,10 @@ def test_nested_too_deeply_is_a_fault_of_its_line(tmp_path: Path) -> None:
         ("x.json", '[{"a": 1}\n{"a": 2}]', f"x.json: {OPEN}"),
         ("x.json", '[\n{"a": 1}\n]\n[\n{"a": 2}\n]', f"x.json:4: {MORE}"),
         ("x.json", '[\n{"a": 1}]x', f"x.json:2: {MORE}"),
+        ("x.json", '[{"a": 1}]x\ny', f"x.json:1: {MORE}"),
         ("x.json", b'[\n{"a": "\xe9"}]', "x.json:2: not UTF-8 (invalid continuation byte): save the file as UTF-8"),
         ("x.csv", b"\xe9\n", "x.csv:1: not UTF-8 (invalid continuation byte): save the file as UTF-8"),
+        ("x.csv", b"\n\xe9\n", "x.csv:2: not UTF-8 (invalid continuation byte): save the file as UTF-8"),
         ("x.csv", b"a\nb\n\xe9", "x.csv:3: not UTF-8 (unexpected end of data): save the file as UTF-8"),
         ("x.jsonl", b"\xfe\xff\x00{", "x.jsonl: UTF-16, not UTF-8: save it as UTF-8"),
         ("x.csv", "a,b,a,b,c\n", "x.csv: the header names 'a', 'b' twice"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support import TINY_TRAINING, run_here, write_config, write_rows
 
+from evaluation.configuration import EvaluateConfig
+from evaluation.evaluate import refuse_trained_on
 from preference.configuration import PPOConfig
 from preference.ppo.train import split_prompts
 from sft.configuration import PrepareConfig, SFTConfig
@@ -18,7 +21,7 @@ from sft.train import split_demonstrations
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
 from tiebreak.errors import DataError
-from tiebreak.records import Message, prompt_id
+from tiebreak.records import Message, prompt_id, write_jsonl
 from tiebreak.runs.run import read_manifest
 
 EVERY = ["train", "validation", "test"]
@@ -167,6 +170,47 @@ def test_data_that_holds_nothing_out_says_so(tmp_path: Path, capsys: pytest.Capt
     assert "name no validation split, so nothing is held out for it" in capsys.readouterr().err
 
 
+def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Question {n}?" for n in range(9)]
+    source = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": text} for text in texts]))
+    config = EvaluateConfig(output="x", policies={"dpo": "dpo"}, baseline="dpo", prompts=source)
+    run: Any = SimpleNamespace(config=config, inputs={"prompts": SimpleNamespace(id="rows")})
+    prompts = read_prompts(source, ["test"])
+    held_out = write_rows(tmp_path / "prepare" / "final" / "prompts.jsonl", [])
+    write_jsonl(held_out, [prompts[0].model_copy(update={"split": "train"}), prompts[1]])
+    (tmp_path / "prepare" / "manifest.json").write_text("{}")
+
+    def refusal(*stages: str) -> str:
+        manifests = [
+            (
+                str(tmp_path / stage),
+                {"stage": stage, "inputs": {"x": {"id": "other" if stage == "dpo" else "rows"}}, "config": keys[stage]},
+            )
+            for stage in stages
+        ]
+        monkeypatch.setattr("evaluation.evaluate.find_model", lambda _: SimpleNamespace(folder=tmp_path))
+        monkeypatch.setattr("evaluation.evaluate._chain_of", lambda _: manifests)
+        try:
+            refuse_trained_on(config, run, prompts)
+        except DataError as error:
+            return str(error).removeprefix("prompts: ")
+        return ""
+
+    keys: dict[str, dict[str, float]] = {"dpo": {}, "sft": {"validation_share": 0.4}, "reward": {}, "prepare": {}}
+    assert refusal("dpo") == refusal() == ""
+    for stage, share in (("sft", 0.4), ("reward", 0.1)):
+        n = sum(not is_in_hash_share(text, share) for text in texts)
+        assert refusal("dpo", stage) == (
+            f"{n} of 9 of {source} are in the train split of {tmp_path / stage}, from which policy dpo comes: --split "
+            f"validation --validation-share {share} takes those that it held out"
+        )
+    prepared = tmp_path / "prepare"
+    assert refusal("dpo", "prepare", "sft") == (
+        f"1 of 9 of {source} are in the train split of {prepared}, from which policy dpo comes: --prompts {prepared} takes "
+        "those that it held out"
+    )
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_ppo_never_trains_on_a_held_out_prompt(tmp_path: Path, tiny_model: Path, algorithm: str) -> None:
     """The reward function notes what it is asked about: with no validation prompts, that is what is trained on."""
@@ -239,6 +283,10 @@ def test_evaluate_refuses_what_its_policy_was_trained_on(tmp_path: Path, tiny_mo
     status, err = run_here("evaluate", "--config", evaluation, *words)
     assert status == 0, err
     assert read_manifest(tmp_path / "held-out")["counts"]["prompts"] == 9 - len(trained)
+    words = ("--split", "train", "--validation-share", "0.4", "--output", tmp_path / "trained")
+    status, err = run_here("evaluate", "--config", evaluation, *words)  # asked for by name
+    assert status == 0, err
+    assert read_manifest(tmp_path / "trained")["counts"]["prompts"] == len(trained)
     other = write_rows(tmp_path / "other.jsonl", [{"prompt": text} for text in texts[:2]])
     status, err = run_here("evaluate", "--config", evaluation, "--prompts", other, "--output", tmp_path / "unseen")
     assert status == 0, err

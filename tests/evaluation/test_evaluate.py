@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,11 @@ from safetensors.torch import load_file, save_file
 from support import read_rows, run_here, write_config, write_rows
 
 from evaluation.configuration import EvaluateConfig
+from evaluation.evaluate import _chain_of as chain_of
 from evaluation.evaluate import kinds_behind, named_source, policy_figures
+from tiebreak.config import StageConfig, TrackingConfig
+from tiebreak.records import write_json
+from tiebreak.runs.run import start_run
 
 ACID = "Lower the pH to 5.8 with 1 ml of acid per litre, wait 30 minutes,"
 AGAIN = "then measure it again and repeat until it stays between 5.5 and 6.2."
@@ -412,6 +417,22 @@ def test_whose_judgments_are_behind_an_evaluation(monkeypatch: pytest.MonkeyPatc
         {"source": "sft", "id": "id-sft"},
         {"source": "dpo", "id": "id-dpo"},
     ]
+
+
+def test_a_run_that_was_copied_alone_is_as_much_of_its_chain_as_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for stage, inputs in (("sft", {}), ("dpo", {"policy": "runs/sft"})):
+        config = StageConfig(output=f"runs/{stage}", tracking=TrackingConfig(mode="disabled"))
+        run = start_run(config, stage, inputs)
+        write_json(run.final / "adapter.json", {})
+        run.finish()
+    assert sorted(manifest["stage"] for _, manifest in chain_of(Path("runs/dpo/final"))) == ["dpo", "sft"]
+    shutil.copytree("runs/dpo", "elsewhere/in/dpo")
+    shutil.rmtree("runs")
+    assert [manifest["stage"] for _, manifest in chain_of(Path("elsewhere/in/dpo/final"))] == ["dpo"]
+    assert chain_of(None) == []
 
 
 # --- yardsticks ---

@@ -245,7 +245,7 @@ def _hub_parts(source: str) -> list[Part]:
     hub = parse_hub(source)
     revision = hub_revision(source) or hub.revision
     return [
-        Part(split if len(hub.splits) > 1 else "", lambda split=split: _read_hub(source, hub, split, revision))  # type: ignore[misc]
+        Part(split, lambda split=split: _read_hub(source, hub, split, revision))  # type: ignore[misc]
         for split in hub.splits
     ]
 

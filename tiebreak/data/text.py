@@ -62,7 +62,7 @@ def read_text_file(path: Path) -> Table:
     content = read_bytes(path)
     if form_of(path) in TABLE_ENDINGS:
         return _read_table(path, content)
-    if content[:4].startswith((b"\xff\xfe", b"\xfe\xff")):
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path}: UTF-16, not UTF-8: save it as UTF-8")
     return _read_json(path, content.removeprefix(b"\xef\xbb\xbf"))
 
@@ -145,7 +145,7 @@ def _read_lines(path: Path, content: bytes) -> Table:
 def _read_array(path: Path, text: str) -> Table:
     """Every element, with the line where it begins."""
     decoder, table = json.JSONDecoder(), Table()
-    at, line, counted = _past(text, text.index("[") + 1), 1, 0
+    at, line, counted, escaped = _past(text, text.index("[") + 1), 1, 0, "\\u" in text
     while not text.startswith("]", at):
         line, counted = line + text.count("\n", counted, at), at
         where = f"{path}:{line}"
@@ -155,7 +155,7 @@ def _read_array(path: Path, text: str) -> Table:
             raise DataError(
                 f"{where}: not JSON ({getattr(error, 'msg', 'nested too deeply')}): is the file cut off?"
             ) from error
-        _add(table, where, value, "\\u" in text[at:end])
+        _add(table, where, value, escaped)
         at = _past(text, end)
         if text.startswith(",", at):
             at = _past(text, at + 1)
