@@ -636,11 +636,15 @@ class Outcome:
 Outcomes = dict[str, Outcome]
 
 
-def stored(file: str) -> Outcomes:
-    """What earlier runs found, by function."""
+def stored(file: str, mutants: Sequence[Mutant]) -> Outcomes:
+    """What earlier runs found, by function, of the faults that are still put in."""
     path = _store_of(file)
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {function: Outcome(**row) for function, row in rows.items()}
+    names = {mutant.name for mutant in mutants}
+    found = {function: Outcome(**row) for function, row in rows.items()}
+    for one in found.values():
+        one.alive = {name: outcome for name, outcome in one.alive.items() if name in names}
+    return found
 
 
 def _store_of(file: str) -> Path:
@@ -716,8 +720,11 @@ def write_page() -> None:
     reasons = explained()
     rows = []
     for file in TESTS:
-        now = current(file, list_mutants(file))
-        outcomes = {name: one for name, one in stored(file).items() if name in now and now[name].code == one.code}
+        mutants = list_mutants(file)
+        now = current(file, mutants)
+        outcomes = {
+            name: one for name, one in stored(file, mutants).items() if name in now and now[name].code == one.code
+        }
         rows.append(table_row(file, outcomes, now, reasons))
     text = (
         "# Mutation\n\n"
@@ -770,7 +777,7 @@ def examine(file: str, workers: int, chosen: str, again: bool) -> list[str]:
     """Run a file's mutants, and store what became of them. Returns those that are neither killed nor explained."""
     mutants = mutants_of(file)
     every = [mutant for mutant, _ in mutants]
-    earlier, now = stored(file), current(file, every)
+    earlier, now = stored(file, every), current(file, every)
     names = {mutant.name for mutant in every if chosen in mutant.name}
     if again:
         names &= to_run_again(every, earlier, now)

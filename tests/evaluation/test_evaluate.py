@@ -298,6 +298,12 @@ def test_a_reward_model_that_would_misread_a_policy_is_refused_before_anything_i
     assert not (output / "partial").exists()
 
 
+def test_answers_that_may_be_longer_than_a_policy_has_positions_are_refused(start: Start) -> None:
+    status, told, output = start(sampling={"temperature": 0.0, "max_new_tokens": 100_000})
+    assert (status, "a prompt and sampling.max_new_tokens" in told) == (2, True), told
+    assert not list((output / "partial").rglob("*.json"))
+
+
 def test_the_prompts_are_of_the_split_each_once_and_a_subset_does_not_depend_on_their_order(
     start: Start, tmp_path: Path
 ) -> None:
