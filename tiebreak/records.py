@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -152,6 +152,10 @@ def parse_json(text: str, what: str) -> Any:
         raise ValueError(f"{what}: not JSON ({error.msg} at column {error.colno})") from None
 
 
+_TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of parts that are the message's text, in OpenAI's two forms; other types (reasoning) can have a text too."""
+
+
 def _text_of_parts(parts: Sequence[object]) -> str:
     """The text of a list of parts. Chat templates concatenate them with nothing in between."""
     texts: list[str] = []
@@ -160,7 +164,7 @@ def _text_of_parts(parts: Sequence[object]) -> str:
             part = {key: value for key, value in part.items() if value is not None}
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, dict) and part.keys() == {"type", "text"} and isinstance(part["text"], str):
+        elif _is_text(part):
             texts.append(part["text"])
         else:
             kind = part.get("type", "untyped") if isinstance(part, dict) else type(part).__name__
@@ -168,6 +172,12 @@ def _text_of_parts(parts: Sequence[object]) -> str:
                 f"content[{number}] is a part of type {kind!r}: only text can be trained on; remove the row or the part"
             )
     return "".join(texts)
+
+
+def _is_text(part: object) -> TypeGuard[dict[str, str]]:
+    if not isinstance(part, dict) or part.keys() != {"type", "text"}:
+        return False
+    return part["type"] in _TEXT_PARTS and isinstance(part["text"], str)
 
 
 Messages = tuple[Message, ...]
@@ -517,4 +527,4 @@ def first_line(error: Exception) -> str:
     """The reason alone, without pydantic's frame."""
     if isinstance(error, ValidationError):
         return "; ".join(explain(error))
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]

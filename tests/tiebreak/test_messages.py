@@ -69,6 +69,8 @@ def test_what_arrow_fills_in_is_absent() -> None:
 def test_text_parts_are_text() -> None:
     parts = [{"type": "text", "text": "How cold"}, {"type": "text", "text": " is Bonn?", "image_url": None}]
     assert Message.model_validate({"role": "user", "content": parts}) == Message.model_validate(ASK)
+    mixed = ["How ", {"type": "input_text", "text": "cold"}, {"type": "output_text", "text": " is Bonn?"}]
+    assert Message.model_validate({"role": "user", "content": mixed}) == Message.model_validate(ASK)
 
 
 def test_thinking_is_reasoning_content() -> None:
@@ -84,6 +86,11 @@ def test_thinking_is_reasoning_content() -> None:
         ({**SAID, "audio": "x", "refusal": "no"}, "unknown message key 'audio', 'refusal'; a message has role, content,"),
         ({"role": "user", "content": [{"type": "image", "image": "x"}]}, "content[0] is a part of type 'image'"),
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "content[1] is a part of"),
+        ({"role": "assistant", "content": [{"type": "reasoning", "text": "Hm."}]}, "content[0] is a part of type 'reason"),
+        ({"role": "user", "content": [{"text": "a"}]}, "content[0] is a part of type 'untyped'"),
+        ({"role": "user", "content": [{"type": "text", "text": 3}]}, "content[0] is a part of type 'text'"),
+        ({"role": "user", "content": [3]}, "content[0] is a part of type 'int'"),
+        ({"role": "user", "content": [{"type": "text", "text": "a", "annotations": []}]}, "content[0] is a part of type"),
         ({"role": "assistant", "content": None}, "content is null: only a message with tool_calls may have none"),
         ({**ASK, "tool_calls": [CALL]}, "tool_calls on the message of the user"),
         ({**ASK, "weight": 0}, "weight on the message of the user"),

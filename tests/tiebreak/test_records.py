@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,28 @@ from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, 
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
     Completion,
+    Demonstration,
+    FunctionCall,
     Judgment,
     Message,
+    Pair,
     Preference,
     Prompt,
+    SamplingSettings,
+    ToolCall,
     assistant,
+    check_prompt,
+    check_side,
     content_id,
+    explain,
+    first_line,
+    parse_json,
     prompt_id,
+    split_key,
+    text_of,
+    write_json,
     write_jsonl,
+    write_text_atomically,
 )
 
 NOTHING_HELD_OUT = Rules(validation_share=0.0)
@@ -54,8 +70,6 @@ def test_ids_come_from_content_alone() -> None:
     assert prompt_id([one]) == prompt_id([other])
     assert prompt_id([one]) != prompt_id([Message(role="system", content="hi")])
     # worked by hand: sha256 of the canonical JSON below
-    import hashlib
-
     canonical = '[[["user","hi"]]]'
     assert prompt_id([one]) == "prompt-" + hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -364,7 +378,9 @@ def test_what_is_written_is_read_back(tmp_path: Path, rows: list[BaseModel]) -> 
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(preferences, min_size=1, max_size=4))
+@given(
+    rows=st.lists(preferences, min_size=1, max_size=4, unique_by=lambda row: row.prompt)
+)  # each has a split of its own
 def test_our_preferences_are_trls_raw_rows_too(tmp_path: Path, rows: list[Preference]) -> None:
     """Read as raw data, a file of our own records means the same; ids are made anew."""
     write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -372,3 +388,307 @@ def test_our_preferences_are_trls_raw_rows_too(tmp_path: Path, rows: list[Prefer
     assert [
         r.model_copy(update={"prompt_id": "", "split": row.split}) for r, row in zip(read, rows, strict=True)
     ] == rows
+
+
+# --- records one by one ----------------------------------------------------------------------------------------------
+
+USER = Message(role="user", content="Why?")
+TOLD = Message(role="tool", content="4 °C")
+SAID = Message(role="assistant", content="Because.")
+SILENT = Message(role="assistant", content=" ")
+CALLS = Message.model_validate({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"ö": [1, None]}}]})
+
+
+def why(make: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        make()
+    return first_line(caught.value)
+
+
+def test_a_record_is_frozen_and_takes_finite_numbers() -> None:
+    one = Completion(id="c", text="a")
+    with pytest.raises(ValidationError, match="frozen"):
+        one.text = "b"
+    side = {"prompt": (USER,), "chosen": (SAID,), "rejected": assistant("No.")}
+    assert why(lambda: Preference(**side, weight=float("inf"))) == "weight: Input should be a finite number"
+    assert (one.finished, one.policy, Preference(**side).weight) == (True, "unknown", 1.0)
+    assert (Preference(**side).chosen_finished, Preference(**side).rejected_finished) == (True, True)
+    assert Preference(**side).adjudicated is False
+
+
+def test_shares_and_weights_lie_within_their_bounds() -> None:
+    side = {"prompt": (USER,), "chosen": (SAID,), "rejected": assistant("No.")}
+    for key in ("agreement", "confidence"):
+        for value in (0.0, 0.5, 1.0):
+            assert getattr(Preference(**side, **{key: value}), key) == value
+        assert why(lambda key=key: Preference(**side, **{key: -0.1})).startswith(f"{key}: Input should be greater")
+        assert why(lambda key=key: Preference(**side, **{key: 1.1})).startswith(f"{key}: Input should be less")
+    assert Preference(**side, weight=0.0).weight == 0.0
+    assert why(lambda: Preference(**side, weight=-0.5)).startswith("weight: Input should be greater")
+    for key in ("margin", "strength"):
+        for value in (None, 0.0, 0.5):
+            assert getattr(Preference(**side, **{key: value}), key) == value
+        assert "below 0" in why(lambda key=key: Preference(**side, **{key: -0.5}))
+    assert Preference(**side, raters=None).raters is None
+    assert Preference(**side, raters=("a",)).raters == ("a",)
+
+
+def test_a_calls_arguments() -> None:
+    assert [FunctionCall(name="f", arguments=given).arguments for given in (None, "", "{}", {})] == [{}] * 4
+    assert FunctionCall(name="f", arguments='{"a": 1}') == FunctionCall(name="f", arguments={"a": 1})
+    assert why(lambda: FunctionCall(name="f", arguments=3)) == "arguments: a int, not a JSON object"
+    assert (
+        why(lambda: FunctionCall(name="f", arguments='{"a"'))
+        == "arguments: not JSON (Expecting ':' delimiter at column 5)"
+    )
+    assert why(lambda: FunctionCall(name="")).startswith("name: String should have at least 1")
+    assert hash(FunctionCall(name="f", arguments={"a": 1})) == hash(FunctionCall(name="f", arguments='{"a": 1}'))
+    assert hash(FunctionCall(name="f")) != hash(FunctionCall(name="g"))
+    call = ToolCall(function=FunctionCall(name="f"))
+    assert Message(role="assistant", content="", tool_calls=(call,)).tool_calls == (call,)
+    bare = ToolCall.model_validate({"id": None, "name": "f", "arguments": None})
+    assert bare == ToolCall.model_validate({"name": "f"}) == call
+    assert "function: Field required" in why(lambda: ToolCall.model_validate({"id": "1"}))
+    assert why(lambda: ToolCall.model_validate("f")).startswith("Input should be a valid dictionary")
+
+
+def test_a_message_is_one_whatever_form_it_comes_in() -> None:
+    assert Message.model_validate(SAID) == SAID
+    assert why(lambda: Message.model_validate("hi")).startswith("Input should be a valid dictionary")
+    assert why(lambda: Message.model_validate({"role": "user", "text": "hi"})).startswith("unknown message key 'text'")
+    assert why(lambda: Message.model_validate({"role": "assistant", "weight": 1})) == "content: Field required"
+    assert Message.model_validate({"role": "assistant", "content": "", "thinking": "Hm."}).reasoning_content == "Hm."
+    same = {"role": "assistant", "content": "a", "thinking": "b", "reasoning_content": "b"}
+    assert Message.model_validate(same).reasoning_content == "b"
+    assert Message.model_validate({**same, "thinking": ""}).reasoning_content == "b"
+    result = {"role": "tool", "content": "4 °C", "tool_call_id": "1", "name": "f"}
+    assert Message.model_validate(result).tool_call_id == "1"
+    assert Message.model_validate({"role": "user", "content": ("a", "b")}).content == "ab"
+
+
+def test_what_a_message_has() -> None:
+    assert [one.is_empty for one in (USER, SILENT, CALLS, SAID)] == [False, True, False, False]
+    thought = Message(role="assistant", content="", reasoning_content="Hm.")
+    assert (thought.is_empty, thought.is_plain) == (True, False)
+    named = Message(role="user", content="a", name="Ada")
+    assert [one.is_plain for one in (USER, SAID, CALLS, named)] == [True, True, False, False]
+    assert text_of((CALLS, TOLD, SAID)) == '{"name": "f", "arguments": {"ö": [1, null]}}\n4 °C\nBecause.'
+    both = CALLS.model_copy(update={"content": "I look."})
+    assert text_of((both,)) == 'I look.\n{"name": "f", "arguments": {"ö": [1, null]}}'
+    assert text_of((SILENT.model_copy(update={"content": ""}),)) == ""
+
+
+def test_ids_by_hand() -> None:
+    def named(prefix: str, canonical: str) -> str:
+        return f"{prefix}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
+
+    assert content_id("x", {"b": 1, "a": "é"}) == named("x", '[{"a":"é","b":1}]')
+    assert content_id("x", SAID) == named("x", '[{"content":"Because.","role":"assistant"}]')
+    with pytest.raises(TypeError, match="cannot hash a set"):
+        content_id("x", {1})
+    weighed = Message(role="assistant", content="Because.", weight=0)
+    assert prompt_id((weighed,)) == prompt_id((SAID,)) == named("prompt", '[[["assistant","Because."]]]')
+    ada = Message(role="user", content="Why?", name="Ada")
+    assert prompt_id((ada,)) == named("prompt", '[[["user","Why?",{"name":"Ada"}]]]')
+    assert prompt_id((USER,), ({"a": 1},)) == named("prompt", '[[["user","Why?"]],[{"a":1}]]')
+    assert split_key((Message(role="user", content=" Why?\r\n"),)) == split_key((USER,)) == prompt_id((USER,))
+    assert split_key((Message(role="user", content="a\r\nb"),)) == split_key((Message(role="user", content="a\nb"),))
+    assert split_key((USER,), ({"a": 1},)) == prompt_id((USER,), ({"a": 1},))
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ((), "the prompt is empty"),
+        ((USER, SAID), "the last message is the assistant's"),
+        ((SAID, Message(role="system", content="a")), "the last message is the system's"),
+        ((USER, Message(role="user", content=" \n")), "the prompt is empty"),
+        ((SAID, USER), None),
+        ((SILENT, USER), None),
+        ((USER, CALLS, TOLD), None),
+        ((USER, CALLS, Message(role="tool", content="")), None),
+        ((USER, SAID, TOLD, USER), None),
+    ],
+)
+def test_what_a_prompt_ends_with(messages: tuple[Message, ...], fault: str | None) -> None:
+    if fault is None:
+        check_prompt(messages)
+    else:
+        with pytest.raises(ValueError, match=fault):
+            check_prompt(messages)
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ((), "it is empty"),
+        ((SILENT,), "it is empty"),
+        ((SILENT, SILENT), "it is empty"),
+        ((SAID, USER, SAID), "it contains a message of the user"),
+        ((TOLD, SAID), "it must begin and end with a message of the assistant"),
+        ((TOLD, SAID, SAID), "it must begin and end with a message of the assistant"),
+        ((SAID, TOLD), "it must begin and end with a message of the assistant"),
+        ((SAID, SAID, TOLD), "it must begin and end with a message of the assistant"),
+        ((SAID, SILENT), "it ends with an empty message"),
+        ((SAID, SAID, SILENT), "it ends with an empty message"),
+        ((SAID,), None),
+        ((CALLS,), None),
+        ((SILENT, SAID), None),
+        ((SAID, SILENT, SAID), None),
+        ((CALLS, TOLD, SAID), None),
+    ],
+)
+def test_what_an_answer_is(messages: tuple[Message, ...], fault: str | None) -> None:
+    if fault is None:
+        check_side(messages, "it")
+    else:
+        with pytest.raises(ValueError, match=fault):
+            check_side(messages, "it")
+
+
+def test_a_demonstrations_answer_in_both_forms() -> None:
+    prompt = Prompt(id="p", messages=(USER,))
+    text = Demonstration(prompt=prompt, completion="Because.")
+    assert (text.answers, text.answer, text.text) == ((SAID,), SAID, "Because.")
+    turns = Demonstration(prompt=prompt, completion=(CALLS, TOLD, SAID))
+    assert (turns.answers, turns.answer) == ((CALLS, TOLD, SAID), SAID)
+    assert turns.text == text_of((CALLS, TOLD, SAID))
+    assert why(lambda: Demonstration(prompt=prompt, completion=(CALLS, TOLD))) == (
+        "the completion must begin and end with a message of the assistant"
+    )
+
+
+def test_a_preferences_sides_are_checked_and_differ_in_more_than_blanks_and_weight() -> None:
+    made = Preference(prompt=(USER,), chosen=(SAID,), rejected=(CALLS, TOLD, SAID))
+    assert (made.chosen_text, made.rejected_text) == ("Because.", text_of((CALLS, TOLD, SAID)))
+    assert why(lambda: Preference(prompt=(SAID,), chosen=(SAID,), rejected=(CALLS,))).startswith("the last message is")
+    assert why(lambda: Preference(prompt=(USER,), chosen=(TOLD,), rejected=(SAID,))).startswith("chosen must begin")
+    assert why(lambda: Preference(prompt=(USER,), chosen=(SAID,), rejected=(TOLD,))).startswith("rejected must begin")
+    alike = Message(role="assistant", content=" Because.\r\n", weight=0)
+    assert (
+        why(lambda: Preference(prompt=(USER,), chosen=(SAID,), rejected=(alike,))) == "chosen and rejected are the same"
+    )
+    thought = SAID.model_copy(update={"reasoning_content": "Hm."})
+    assert Preference(prompt=(USER,), chosen=(SAID,), rejected=(thought,))
+
+
+def test_a_pair_has_two_answers_or_more() -> None:
+    def pair(*texts: str) -> Pair:
+        made = tuple(Completion(id=f"c{n}", text=text) for n, text in enumerate(texts))
+        return Pair(id="x", prompt_id="y", messages=(USER,), completions=made)
+
+    assert (pair("a", "b").round, pair("a", "b", "c").split) == (0, "train")
+    assert why(lambda: pair("a")) == "a pair needs two or more completions"
+    assert why(lambda: pair("a", "b", " a\n")) == "two completions of the pair are the same: there is nothing to judge"
+    assert why(lambda: pair("a", " ")) == "a completion of the pair is empty"
+    assert why(lambda: pair("", "b", "c")) == "a completion of the pair is empty"
+
+
+def judged(**values: Any) -> Judgment:
+    named = {"pair_id": "p", "rater_id": "r", "left": "a", "right": "b", "kind": "human"}
+    return Judgment.model_validate(named | values)
+
+
+def test_a_judgment_says_one_thing() -> None:
+    assert [judged(answer=answer).answer for answer in range(-3, 4)] == list(range(-3, 4))
+    for answer in (-4, 4):
+        assert why(lambda answer=answer: judged(answer=answer)).startswith("answer: Input should be")
+    ranking = {"ranking": [["b"], ["a", "c"]], "shown": ["a", "b", "c"]}
+    for said in ({"answer": 0}, {"both_bad": True}, {"skip": True}, {"skip": True, "skip_reason": "spam"}, ranking):
+        assert judged(**said)
+    one = "exactly one of answer, both_bad, skip and ranking is required"
+    for said in ({}, {"answer": 0, "both_bad": True}, {"answer": 0, **ranking}, {"both_bad": True, **ranking}):
+        assert why(lambda said=said: judged(**said)) == one
+    for said in ({"both_bad": True, "skip": True}, {"skip": True, **ranking}, {"answer": 1, "skip": True}):
+        assert why(lambda said=said: judged(**said)) == one
+    assert why(lambda: judged(answer=0, both_bad=True, skip=True)) == one
+    assert why(lambda: judged(answer=0, skip_reason="spam")) .startswith("skip_reason")
+    for wrong in ([["a"], ["b"]], [["a"], ["b"], ["c"], ["a"]], [["a"], ["b"], ["d"]]):
+        assert why(lambda wrong=wrong: judged(ranking=wrong, shown=["a", "b", "c"])).startswith("ranking must ")
+
+
+def test_a_ranking_is_all_its_pairs() -> None:
+    assert judged(answer=2).pairwise() == [judged(answer=2)]
+    ranked = judged(ranking=[["b"], ["a", "c"], ["d"]], shown=["a", "b", "c", "d"], edited_text="Better b.")
+    assert [(one.left, one.right, one.answer, one.edited_text) for one in ranked.pairwise()] == [
+        ("a", "b", 1, "Better b."),
+        ("a", "c", 0, None),
+        ("a", "d", -1, None),
+        ("b", "c", -1, "Better b."),
+        ("b", "d", -1, "Better b."),
+        ("c", "d", -1, None),
+    ]
+    assert {(one.ranking, one.shown, one.rater_id) for one in ranked.pairwise()} == {(None, (), "r")}
+    bad = judged(both_bad=True, shown=["a", "b", "c"]).pairwise()
+    assert [(one.left, one.right, one.both_bad, one.answer) for one in bad] == [
+        ("a", "b", True, None),
+        ("a", "c", True, None),
+        ("b", "c", True, None),
+    ]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_by_hand(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"é": [1]})
+    assert (tmp_path / "a.json").read_bytes() == '{\n  "é": [\n    1\n  ]\n}\n'.encode()
+    write_jsonl(tmp_path / "a.jsonl", [SAID, {"é": 1}])
+    assert (tmp_path / "a.jsonl").read_bytes() == '{"role": "assistant", "content": "Because."}\n{"é": 1}\n'.encode()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.jsonl"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "\ud800")
+    with pytest.raises(FileNotFoundError):
+        write_text_atomically(tmp_path / "none" / "a.txt", "new")
+    monkeypatch.setattr(os, "fsync", lambda _: os.remove(next(tmp_path.glob(".a.txt.tmp-*"))) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # and not that the temporary file is gone
+        write_text_atomically(path, "new")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        at = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append("folder" if at.is_dir() else f"file of {at.stat().st_size} bytes")
+        sync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
+    before = len(os.listdir("/proc/self/fd"))
+    write_text_atomically(tmp_path / "a.txt", "four")
+    assert done == ["file of 4 bytes", "rename", "folder"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_errors_in_a_line() -> None:
+    with pytest.raises(ValidationError) as caught:
+        SamplingSettings.model_validate({"temperature": "hot", "top_p": 1, "top_k": 0})
+    assert list(explain(caught.value)) == [
+        "temperature: Input should be a valid number, unable to parse string as a number",
+        "max_new_tokens: Field required",
+    ]
+    assert first_line(caught.value) == "; ".join(explain(caught.value))
+    with pytest.raises(ValidationError) as caught:
+        judged()
+    assert list(explain(caught.value)) == ["exactly one of answer, both_bad, skip and ranking is required"]
+    assert first_line(ValueError("one\ntwo\nthree")) == "one"
+    assert first_line(ValueError()) == "ValueError"
+    with pytest.raises(ValueError, match=r"tools: not JSON \(Expecting value at column 2\)"):
+        parse_json("[", "tools")
+    assert parse_json("[1]", "tools") == [1]
