@@ -20,7 +20,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     baseline: str = "sft"
     """the policy that win rates and KL are measured against"""
     prompts: str
-    """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     split: Split = "test"
     """split to evaluate on. If no prompt names a split, test is all prompts, and validation those that training holds
     out"""

@@ -79,7 +79,7 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     policy: str
     """the policy to sample from: usually the SFT run"""
     prompts: str
-    """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     splits: list[Split] = ["train", "validation"]
     """splits to sample prompts from; test is refused: its prompts are for the final figures"""
     max_prompts: int | None = Field(default=None, ge=1)
@@ -262,14 +262,14 @@ class PPOConfig(TrainedConfig):
     is their beta (GRPO puts the KL into the loss, not into the reward), cliprange their epsilon, ppo_epochs their
     num_iterations, whiten_advantages their normalisation (in GRPO by the group's deviation)"""
     completions_per_prompt: int = Field(default=4, ge=2)
-    """rloo and grpo: completions of one prompt, which are compared with one another"""
+    """with rloo and grpo: completions of one prompt, which are compared with one another"""
     reward_model: str | None = None
     """a finished reward run, with weight 1"""
     rewards: list[RewardConfig] = []
     """further rewards, or all rewards if reward_model is null: {model: RUN, weight: W} or {function: module:name,
     weight: W}"""
     prompts: str
-    """prompts: a prepare run, a file, a folder or hub:NAME@SPLIT"""
+    """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     value_head: str | None = None
     """a finished PPO run whose critic to start from; null: a critic that predicts 0, the mean of the normalised
     scores"""
