@@ -14,10 +14,10 @@ from support import TINY_TRAINING, run_here, write_config, write_rows
 from evaluation.configuration import EvaluateConfig
 from evaluation.evaluate import refuse_trained_on
 from preference.configuration import PPOConfig
-from preference.ppo.train import split_prompts
+from preference.ppo.train import PPO
 from sft.configuration import PrepareConfig, SFTConfig
 from sft.prepare import gather
-from sft.train import split_demonstrations
+from sft.train import SFT
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.splits import assign, is_held_out, partition, split_of, variant_of
 from tiebreak.errors import DataError
@@ -113,16 +113,19 @@ def test_every_stage_holds_out_the_same_prompts(tmp_path: Path, named: int) -> N
     assert len(validation) > 10
     rules = Rules(validation_share=0.3)
 
+    def stage(config: SFTConfig | PPOConfig) -> Any:
+        return SimpleNamespace(config=config, rules=rules)
+
     def ids(records: list[Any], prompt: Any = lambda one: one.prompt.id) -> set[str]:
         return {prompt(one) for one in records}
 
     config = SFTConfig(output="x", policy="p", demonstrations=source, validation_share=0.3)
-    learned, held_out = split_demonstrations(config, rules)
+    learned, held_out = SFT.read(stage(config))
     assert (ids(learned), ids(held_out)) == (train, validation)
     ppo = PPOConfig(
         output="x", policy="p", prompts=source, reward_model="r", validation_share=0.3, max_validation_prompts=90
     )
-    learned_prompts, held_out_prompts = split_prompts(ppo, rules)
+    learned_prompts, held_out_prompts = PPO.read(stage(ppo))
     assert ids(learned_prompts, lambda one: one.id) == train
     assert ids(held_out_prompts, lambda one: one.id) == validation
     better, checked = partition(read_preferences(source, rules), lambda one: one.split)  # of reward and DPO

@@ -602,7 +602,7 @@ def test_a_judgment_says_one_thing() -> None:
     for said in ({"both_bad": True, "skip": True}, {"skip": True, **ranking}, {"answer": 1, "skip": True}):
         assert why(lambda said=said: judged(**said)) == one
     assert why(lambda: judged(answer=0, both_bad=True, skip=True)) == one
-    assert why(lambda: judged(answer=0, skip_reason="spam")) .startswith("skip_reason")
+    assert why(lambda: judged(answer=0, skip_reason="spam")).startswith("skip_reason")
     for wrong in ([["a"], ["b"]], [["a"], ["b"], ["c"], ["a"]], [["a"], ["b"], ["d"]]):
         assert why(lambda wrong=wrong: judged(ranking=wrong, shown=["a", "b", "c"])).startswith("ranking must ")
 
