@@ -92,7 +92,7 @@ TESTS = {
     **{f"tiebreak/models/{name}.py": _CHAT for name in ("chat", "turns", "templates")},
     "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py"],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
-    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text")},
+    **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},
 }
 """The code, and the tests that answer for it: those that run in their own process alone."""
 

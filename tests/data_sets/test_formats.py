@@ -1305,6 +1305,28 @@ def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:
         )
 
 
+def test_what_a_row_ignores_is_named_if_anything_of_it_is_used(tmp_path: Path) -> None:
+    answers = {"responses": ["x", " x", "y"], "ratings": [3, 2, 1]}  # two equal answers, and two pairs
+    found = reading_of(tmp_path, [{"prompt": "q", **answers, "topic": "t"}], "preferences")
+    assert (len(found.drafts), found.left_out.total(), found.ignored) == (2, 1, {"topic": ""})
+    tie = {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "tie", "topic": "t"}
+    assert reading_of(tmp_path, [tie], "preferences").ignored == {}
+    assert reading_of(tmp_path, [{"title": "x"}]).ignored == {}
+
+
+def test_a_winner_of_0_or_1_is_a_fault_of_the_rows_that_have_it(tmp_path: Path) -> None:
+    pairs = [{"prompt": "q", "response_1": "x", "response_2": "y", "preferred": n} for n in (0, 1)]
+    found = reading_of(tmp_path, [*pairs, {"prompt": "q", "chosen": "x", "rejected": "y"}], "preferences")
+    assert ([one.where[-2:] for one in found.bad], len(found.drafts)) == ([":1", ":2"], 1)
+
+
+def test_a_confidence_of_a_half_is_one(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    found = reading_of(tmp_path, [{**row, "confidence": value} for value in (0.5, 0.4)], "preferences")
+    assert ([one.record.confidence for one in found.drafts], [one.where[-2:] for one in found.bad]) == ([0.5], [":2"])
+    assert not reading_of(tmp_path, [{**row, "confidence": 0.4, "agreement": 0.4}], "preferences").bad
+
+
 def test_bad_rows_stand_in_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [{"title": "x"} if n in (2, 9, 10, 11) else 7 if n in (3, 12) else {"prompt": "a"} for n in range(1, 14)]
     bad = reading_of(tmp_path, rows).bad

@@ -385,7 +385,7 @@ def _record(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, An
         )
     about_text = {name: facts[name] for name in _TEXT_FACTS if name in facts}
     prompt = Prompt(id=identity, messages=result.prompt, tools=result.tools, **about_text)
-    if wanted == "prompts" or not isinstance(result, Answered):
+    if not isinstance(result, Answered):
         return prompt
     if str(weight := facts.get("weight", 1)) not in ("1", "1.0"):
         raise ValueError(
