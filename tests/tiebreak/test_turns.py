@@ -6,6 +6,7 @@ import copy
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,18 @@ import pytest
 from tiebreak.config import ChatSettings, StageConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.models.chat import Chat, Encoded, build_chat, coloured_mask, encode_each
-from tiebreak.models.turns import find_template, model_end_tokens, with_fixed_date
+from tiebreak.models.templates import as_template_message, in_parts, parts_of, render_messages
+from tiebreak.models.turns import (
+    Turn,
+    end_of_turn,
+    find_template,
+    marks_of,
+    model_end_tokens,
+    named_end_tokens,
+    probe_turn,
+    special_ids,
+    with_fixed_date,
+)
 from tiebreak.records import Message, Messages, Preference, Prompt, prompt_id
 from tiebreak.runs.run import start_run
 
@@ -585,3 +597,236 @@ def test_ids_of_another_text_are_refused(words: Any) -> None:
         chat.encode_preference(preferring(chat, "Add chelated iron.", drawn))
     with pytest.raises(HandoffError, match="leave the ids out"):
         chat.encode_preference(preferring(chat, "Add iron.", [*drawn[:-1], 10**9, chat.end_id]))
+
+
+# --- what a template is asked, and what it is given
+
+
+ASKED, ANSWERED, NEXT, THOUGHT_OF = "How much?", "Thirteenfold.", "And then?", "Elevenfold."
+
+
+def rendering(
+    lead: str = "", opening: str | None = None, closing: str = "", last: str = "", before: str = "[a:", refuse: int = 9
+) -> Any:
+    """A template as a function: `[u:text]` and `[a:text]`, with these marks around an answer and its thought."""
+
+    def render(messages: Any, prompt: bool) -> str:
+        if len(messages) > refuse or (opening is None and any("reasoning_content" in one for one in messages)):
+            raise HandoffError("refused")
+        text = ""
+        for message in messages:
+            if message["role"] == "user":
+                text += f"[u:{message['content']}]"
+            elif thought := message.get("reasoning_content"):
+                text += f"{before}{opening}{thought}{closing}{message['content']}]"
+            else:
+                text += f"{before}{lead}{message['content']}]"
+        return text + (before if prompt else last)
+
+    return render
+
+
+def test_an_assistants_turn_by_hand() -> None:
+    whole = f"[u:{ASKED}][a:={ANSWERED}]!"
+    assert probe_turn(rendering("=", last="!")) == Turn("=", "]!", "][u:", None, "", "", whole)
+    assert probe_turn(rendering("=", last="!", refuse=2)) == Turn("=", "]!", "]!", None, "", "", whole)
+    thinks = probe_turn(rendering("", "<t>\n", "\n</t> "))
+    assert thinks == Turn("", "]", "][u:", "<t>\n", "\n</t> ", "", f"[u:{ASKED}][a:{ANSWERED}]")
+    assert thinks.thought_mark == "<t>"
+    for mark in ("<t>", "[T]"):
+        begun = probe_turn(rendering("</t>", "", "</t>", before=f"[a:{mark}\n"))
+        assert (begun.thought_open, begun.thought_close, begun.thought_begun, begun.thought_mark) == (
+            "",
+            "</t>",
+            mark,
+            mark,
+        )
+    later = probe_turn(rendering("", "<t>", "</t>", before="<a>\n"))
+    assert (later.thought_open, later.thought_begun, later.thought_mark) == ("<t>", "", "<t>")
+    assert probe_turn(rendering(before="<a>")).thought_mark == ""
+    assert probe_turn(rendering("", "", "\n", before="[a: ")).thought_begun == ""
+
+
+def test_templates_that_write_less_or_otherwise() -> None:
+    with pytest.raises(HandoffError, match="leaves an assistant's answer out"):
+        probe_turn(lambda messages, prompt: "".join(one["content"] for one in messages if one["role"] == "user"))
+    # an answer that stands at the very start, in a template that leaves out what comes before
+    bare = probe_turn(lambda messages, prompt: "|".join(one["content"] for one in messages[1:]) + "!")
+    assert bare == Turn("", "!", "|", None, "", "", f"{ANSWERED}!")
+
+    def thinks_at_the_start(messages: Any, _: bool) -> str:
+        return "|".join(one.get("reasoning_content", "") + "~" + one["content"] for one in messages[1:])
+
+    assert probe_turn(thinks_at_the_start).thought_open == ""
+    assert probe_turn(thinks_at_the_start).thought_close == "~"
+
+    def forgets(messages: Any, prompt: bool) -> str:
+        kept = [one for one in messages if one["role"] == "user" or one is messages[-1]]
+        return "".join(f"[{one['content']}]" for one in kept) + ("[" if prompt else "")
+
+    assert probe_turn(forgets).inner_tail == "]"
+
+    def begins_otherwise(messages: Any, prompt: bool) -> str:
+        thoughts = "".join(one.get("reasoning_content", "") + "~" + one["content"] + "." for one in messages)
+        return f"P{thoughts}" if prompt else f"W{thoughts}"
+
+    other = probe_turn(begins_otherwise)
+    assert (other.lead, other.thought_open, other.thought_close) == ("", None, "")
+
+    def thinks_afterwards(messages: Any, _: bool) -> str:
+        return "".join(one["content"] + one.get("reasoning_content", "") for one in messages)
+
+    assert probe_turn(thinks_afterwards).thought_open is None
+
+
+class Letters:
+    """A tokenizer of letters. Capitals are special: B begins a text where that is asked for, X is for what is unknown."""
+
+    added_tokens_decoder = {ord(c): SimpleNamespace(special=c.isupper()) for c in "EFGx"}
+    all_special_ids = [ord("B"), ord("X"), ord("G")]
+    all_special_tokens = ["B", "X", "G"]
+    unk_token_id = ord("X")
+    chat_template = {f"mine{n}": f"template {n}" for n in range(1, 5)}
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in ("B" if add_special_tokens else "") + text]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(i) for i in ids if not (skip_special_tokens and chr(i).isupper()))
+
+
+LETTERS: Any = Letters()
+
+
+@pytest.mark.parametrize(
+    ("tail", "inner", "ends", "expected"),
+    [
+        ("xE", "xEu", "", "E"),
+        ("xEF", "xEu", "F", "E"),  # F closes the whole conversation
+        ("EF", "EFu", "", "E"),
+        ("EF", "EFu", "F", "F"),  # E is part of the answer
+        ("EF", "EFu", "EF", "E"),
+        ("xE", "yE", "", "E"),
+        ("xEF", "yE", "F", "F"),
+        ("xy", "xyu", "E", None),
+        ("", "E", "E", None),
+        ("X", "Xu", "", None),
+    ],
+)
+def test_which_token_ends_a_turn(tail: str, inner: str, ends: str, expected: str | None) -> None:
+    found = end_of_turn(LETTERS, Turn("", tail, inner, None), [ord(c) for c in ends])
+    assert found == (None if expected is None else ord(expected))
+
+
+def test_special_tokens_and_a_templates_marks() -> None:
+    assert special_ids(LETTERS) == {ord(c) for c in "BEFG"}
+    assert marks_of(LETTERS, Turn("", "", "", None, whole="uxEX"), [ord("a"), ord(" ")]) == ("E", "a")
+    assert named_end_tokens(LETTERS, ["E", "a"]) == (ord("E"), ord("a"))
+    for name in ("", "ab"):
+        with pytest.raises(ConfigError, match=f"'{name}' is not one token .* but {len(name)}; .* 'B', 'X', 'G'"):
+            named_end_tokens(LETTERS, [name])
+
+
+def test_templates_by_the_names_of_the_tokenizer() -> None:
+    assert find_template("mine2", LETTERS) == "template 2"
+    with pytest.raises(ConfigError, match=r"did you mean mine\d or mine\d or mine\d\?$"):
+        find_template("mine0", LETTERS)
+
+
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("text", [False, True])
+def test_tool_calls_are_given_in_the_form_that_a_template_wants(words: Any, null: bool, text: bool) -> None:
+    tokenizer = copy.deepcopy(words)
+    wrong = f"(m.content is not defined) != {null} or (m.tool_calls[0].function.arguments is string) != {text}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        f"{{% if m.tool_calls %}}{{% if {wrong} %}}{{{{ raise_exception('form') }}}}{{% endif %}}"
+        "{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | string | length }}{% endif %}"
+        "{{ m.content or '' }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    assert trained(chat, chat.encode_conversation((ASK, CALL))) == [["look 15<|im_end|>"]]
+
+
+def test_what_a_template_is_given(words: Any) -> None:
+    plain = as_template_message(Message(role="assistant", content="", weight=0))
+    assert plain == {"role": "assistant", "content": ""}
+    asked = {"leaf": "ö"}
+    both = Message.model_validate(
+        {"role": "assistant", "tool_calls": [{"name": "look", "arguments": asked}], "content": "a"}
+    )
+    alone = both.model_copy(update={"content": ""})
+    assert as_template_message(alone)["content"] == ""
+    assert as_template_message(alone, null_content=True)["content"] is None
+    assert as_template_message(both, null_content=True)["content"] == "a"
+    assert as_template_message(ANSWER, null_content=True, text_arguments=True) == {
+        "role": "assistant",
+        "content": "Add iron.",
+    }
+    assert as_template_message(both)["tool_calls"][0]["function"]["arguments"] == asked
+    assert as_template_message(both, text_arguments=True)["tool_calls"][0]["function"]["arguments"] == '{"leaf": "ö"}'
+    assert both.tool_calls[0].function.arguments == asked
+    assert in_parts({"role": "user", "content": "a"}) == {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    assert in_parts({"role": "assistant", "content": None})["content"] == [{"type": "text", "text": ""}]
+    template = "{{ tools is none }} {{ add_generation_prompt }} {{ switch }} {{ messages | length }}"
+    assert render_messages(words, template, [{"role": "user", "content": "a"}]) == "True False  1"
+    assert render_messages(words, template, [{"role": "user", "content": "a"}] * 2, True, {"switch": 3}, TOOLS) == (
+        "False True 3 2"
+    )
+
+
+def test_the_parts_of_a_conversation() -> None:
+    two = Message.model_validate(
+        {"role": "assistant", "content": "I look.", "tool_calls": [{"name": "f", "arguments": {"a": 1}}, {"name": "g"}]}
+    )
+    system, late = Message(role="system", content="Be brief."), Message(role="system", content="In French.")
+    ada, result = Message(role="user", content="Why?", name="Ada"), Message(role="tool", content="4", name="f")
+    messages = (system, ada, two, result, late, THOUGHT)
+    parts = [(part.name, part.kind, part.text) for part in parts_of(messages, TOOLS)]
+    beside = (True, True)
+    assert parts == [
+        ("tool_calls", ("tool_calls", 0, "name", *beside), ""),
+        ("tool_calls", ("tool_calls", 0, "arguments", *beside), ""),
+        ("a message's second tool call", ("tool_calls", 1, "name", *beside), ""),
+        ("a message's second tool call", ("tool_calls", 1, "arguments", *beside), ""),
+        ("tools", ("tools", "system"), ""),
+        ("a message of the system", ("content", "system", "", True, False), "Be brief."),
+        ("a message of the user", ("content", "user", "system", True, False), "Why?"),
+        ("the name of the user", ("name", "user"), ""),
+        ("the text beside tool_calls", ("content", "assistant", "user", True, True), "I look."),
+        ("a message of the tool", ("content", "tool", "assistant", True, False), "4"),
+        ("a message of the system that is not the first", ("content", "system", "tool", True, False), "In French."),
+        ("a message of the assistant", ("content", "assistant", "system", True, False), "Add iron."),
+        ("reasoning_content", ("reasoning_content", True, False), ""),
+    ]
+    changed = [part.changed() for part in parts_of(messages, TOOLS)]
+    differing = [[n for n, (a, b) in enumerate(zip(messages, others, strict=True)) if a != b] for others, _ in changed]
+    assert differing == [[2], [2], [2], [2], [], [0], [1], [1], [2], [3], [4], [5], [5]]
+    assert [tools == TOOLS for _, tools in changed] == [n != 4 for n in range(13)]
+    assert changed[4][1] == ()
+    calls = [one[0][2].tool_calls for one in changed[:4]]
+    assert [[call.function.name for call in one] for one in calls] == [["f_", "g"], ["f", "g"], ["f", "g_"], ["f", "g"]]
+    assert [set(call.function.arguments) for call in (*calls[1], *calls[3])] == [{"a", "_"}, set(), {"a"}, {"_"}]
+    assert changed[-1][0][5].reasoning_content is None
+    assert [part.name for part in parts_of((THOUGHT, ASK), ())] == [
+        "a message of the assistant",
+        "a message of the user",
+    ]
+    assert [part.kind for part in parts_of((), TOOLS)] == [("tools", "")]
+
+
+@pytest.mark.parametrize(
+    ("roles", "advice"),
+    [
+        (["system", "user"], "Put the system message into the first user message"),
+        (["system"], "Put the system message"),
+        (["user", "user", "assistant"], "Join messages of one role"),
+        (["user", "assistant", "user"], "Change the conversation"),
+        (["user", "system"], "Change the conversation"),
+        ([], "Change the conversation"),
+    ],
+)
+def test_advice_fits_what_was_refused(words: Any, roles: list[str], advice: str) -> None:
+    messages = [{"role": role, "content": "a"} for role in roles]
+    with pytest.raises(HandoffError, match=f"conversation of {', '.join(roles)}: (no|Cannot.*)\\. {advice}"):
+        render_messages(words, "{{ raise_exception('no\\nmore') }}", messages)
