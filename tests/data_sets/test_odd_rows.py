@@ -230,6 +230,14 @@ def test_of_a_prompt_in_two_splits_the_held_out_rows_can_be_kept(
     kept = preferences(tmp_path, *rows, on_bad_row="drop")
     assert [(one.prompt[0].content, one.split) for one in kept] == [("Why?", "validation"), ("How?", "train")]
     assert "its prompt is in the validation split too (" in capsys.readouterr().err
+    # a row that names none goes with those of its prompt
+    kept = preferences(tmp_path, {**PAIR, "split": "test"}, {**PAIR, "chosen": "Iron."}, on_bad_row="drop")
+    assert [one.split for one in kept] == ["test", "test"]
+    # dropped rows are listed in the order of the file
+    broken = {"title": "x"}
+    rows = [{**PAIR, "split": "train"}, broken, {**PAIR, "split": "test", "chosen": "Magnesium."}]
+    assert [one.split for one in preferences(tmp_path, *rows, on_bad_row="drop")] == ["test"]
+    assert ":1: its prompt is in the test split too (" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_object_on_one_line_holds_rows_as_it_does_on_many(tmp_path: Path) -> None:

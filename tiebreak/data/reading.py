@@ -337,7 +337,7 @@ def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits
     """The record without its split. Raises ValueError if it is invalid."""
     facts = about(cells, _ABOUT[reading.wanted])
     identity = prompt_id(result.prompt, result.tools)
-    record = _record(reading.wanted, identity, result, facts)
+    record = _record(identity, result, facts)
     return Draft(where, split_key(result.prompt, result.tools), _named_split(cells, has_splits), record)
 
 
@@ -366,7 +366,7 @@ def _named_split(cells: Cells, has_splits: bool) -> Split | None:
     return split
 
 
-def _record(wanted: Wanted, identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
+def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
     """The record, without its split."""
     if isinstance(result, Compared):
         stated = {} if result.strength is None else {"strength": result.strength}
