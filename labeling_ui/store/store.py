@@ -540,6 +540,19 @@ def _as_rater(row: Any) -> Rater:
     return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool)
 
 
+def open_store(url: str, *, create: bool = False) -> Store:
+    """A label store, brought to the present schema. Its times are in milliseconds since 1970, UTC.
+
+    Args:
+        url: as sqlite:///runs/mine/label.sqlite or postgresql+psycopg://…
+        create: make it where there is none.
+
+    Raises:
+        StoreError: there is none, or it cannot be opened.
+    """
+    return Store.open(url, create=create)
+
+
 def count_kinds(judgments: Sequence[Judgment]) -> dict[str, int]:
     """Number of judgments by kind."""
     return dict(sorted(Counter(judgment.kind for judgment in judgments).items()))

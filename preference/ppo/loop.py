@@ -299,9 +299,9 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Score and KL on the validation prompts, with the same seeds every time."""
         with self._interruptible_evaluation():
-            return self._evaluate(metric_key_prefix)
+            return self._answer_held_out(metric_key_prefix)
 
-    def _evaluate(self, metric_key_prefix: str) -> dict[str, float]:
+    def _answer_held_out(self, metric_key_prefix: str) -> dict[str, float]:
         self._resume_generators()
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         whole = len(self.validation_prompts) - len(self.validation_prompts) % world or len(self.validation_prompts)

@@ -290,9 +290,9 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         Parameters without a gradient are passed over by the optimizer, its moments and weight decay included.
         """
         with self._interruptible():
-            return self._step(model)
+            return self._update(model)
 
-    def _step(self, model: nn.Module) -> Tensor:
+    def _update(self, model: nn.Module) -> Tensor:
         self._resume_generators()
         if not self._queue:
             self._rest_is_skipped = False

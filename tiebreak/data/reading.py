@@ -151,7 +151,15 @@ def read_demonstrations(source: str, rules: Rules = DEFAULT) -> list[Demonstrati
 
 
 def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
-    """Preferences, each with its split."""
+    """Preferences, each with its split: what `tiebreak dpo` and `tiebreak reward` learn from.
+
+    Args:
+        source: a label run, a file, a folder or hub:NAME@SPLIT.
+
+    Raises:
+        DataError: with every row that cannot be used.
+        RunError: there is no such data.
+    """
     if not is_run(source):
         return _built(read(source, "preferences", rules), rules)
     own: list[Preference] = read_own(source, "preferences")
