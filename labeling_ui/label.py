@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -48,6 +49,7 @@ from tiebreak.flags import group_flags
 from tiebreak.keys import own_keys
 from tiebreak.records import Pair
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
+from tiebreak.terminal import has_colours, paint, show
 from tiebreak.tracking.recorder import track_again
 from tiebreak.yardstick import RUBRIC
 
@@ -303,10 +305,8 @@ def serve(config: LabelConfig) -> None:
         run_server(app, config.host, config.port)
     judged = sum(store.status()["judgments"].values())
     store.close()
-    print(
-        f"\n{judged} judgments in {store.url}. For training: "
-        f"tiebreak label export --store {store.url} --output {config.output}"
-    )
+    export_words = shlex.join(["tiebreak", "label", "export", "--store", store.url, "--output", config.output])
+    show("", f"saved: {judged} judgments in {store.url}", f"next: {export_words}")
 
 
 @contextlib.contextmanager
@@ -323,11 +323,12 @@ def _answering(config: LabelConfig) -> Iterator[None]:
 def _greet(store: Store, config: LabelConfig, new: int) -> None:
     status = store.status()
     judged = sum(status["judgments"].values())
-    print(f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments")
-    print(f"judgments are stored in {store.url}")
-    print(
-        f"rate at http://{_shown_host(config.host)}:{config.port}   (Ctrl-C stops the server; judgments stay)",
-        flush=True,
+    address = f"http://{_shown_host(config.host)}:{config.port}"
+    show(
+        f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments",
+        f"judgments are stored in {store.url}",
+        f"rate at {paint(address, 'bold') if has_colours(sys.stdout) else address}   "
+        "(Ctrl-C stops the server; judgments stay)",
     )
 
 

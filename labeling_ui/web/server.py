@@ -2,6 +2,7 @@
 
 GET  /rate/  /lead/  /login/        the pages
 /api/…                              the raters' API (`api`, `talk_api`), /api/lead/… the leads' (`lead_api`)
+GET  /api/health                    whether the server answers and its store does, for whatever watches over it
 GET  /openapi.json                  the API's description
 """
 
@@ -51,7 +52,12 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
     app.include_router(api.router)
     app.include_router(talk_api.router)
     app.include_router(lead_api.router)
-    for path, handler in (("/", home), ("/manifest.json", web_manifest), ("/favicon.ico", icon)):
+    for path, handler in (
+        ("/", home),
+        ("/manifest.json", web_manifest),
+        ("/favicon.ico", icon),
+        ("/api/health", health),
+    ):
         app.add_api_route(path, handler, include_in_schema=False)
     for refusal in (RefusedError, StoreError, ConfigError):
         app.add_exception_handler(refusal, _refused)
@@ -75,6 +81,12 @@ def web_manifest(desk: DeskOf) -> dict[str, str]:
 def icon() -> Response:
     """None; browsers request one."""
     return Response(status_code=204)
+
+
+def health(desk: DeskOf) -> dict[str, bool]:
+    """Reads one row of the store; a store that does not answer makes the reply 503."""
+    desk.store.head()
+    return {"ok": True}
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:

@@ -101,6 +101,17 @@ def routes() -> list[tuple[str, str]]:
     return found
 
 
+def test_health_needs_no_login_and_follows_the_store(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert campaign.call("nobody", "GET", "/api/health").json() == {"ok": True}
+
+    def fail(_self: Store) -> str:
+        raise sa.exc.OperationalError("SELECT 1", {}, Exception("the database is away"))
+
+    monkeypatch.setattr(Store, "head", fail)
+    assert campaign.call("nobody", "GET", "/api/health").status_code == 503
+    monkeypatch.undo()
+
+
 def test_every_route_asks_who_it_is(campaign: Campaign) -> None:
     open_to_all = {"/api/login", "/api/invitations/accept"}
     for method, path in routes():

@@ -37,7 +37,8 @@ def saved_line(folder: Path) -> str:
     manifest = read_manifest(folder)
     sizes = [(folder / name).stat().st_size for name in manifest["outputs"] if (folder / name).is_file()]
     metrics = manifest.get("metrics") or {}
-    figures = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
+    names = {**dict.fromkeys(metrics, ""), **find_stage(str(manifest["stage"])).metrics}
+    figures = [f"{names[key] or key} {metrics[key]:.3f}" for key in names if isinstance(metrics.get(key), float)]
     files = f"{len(sizes)} file{'s' if len(sizes) != 1 else ''}, {_size(sum(sizes))}"
     return f"saved: {folder / 'final'} ({'; '.join([files, ', '.join(figures[:METRICS_SHOWN])]).removesuffix('; ')})"
 
