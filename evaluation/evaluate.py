@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> None:
         report = to_report(config, yardstick, rows)
         write_jsonl(run.final / "completions.jsonl", rows)
         write_json(run.final / "report.json", report)
-        run.facts |= {"metrics": report["policies"], "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
+        run.facts |= {"metrics": to_metrics(report), "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
         run.finish()
         track(run)
         clear_partial(run)
@@ -369,6 +369,18 @@ def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str,
         "sampling": config.sampling.model_dump(),
         "split": config.split,
         "kinds": kinds_behind(config),
+    }
+
+
+OLDER_NAMES = ("rubric_mean", "rubric_interval", "win_rate_vs_sft")
+"""of figures, in report.json alone"""
+
+
+def to_metrics(report: dict[str, Any]) -> dict[str, Any]:
+    """The figures by policy as the manifest and W&B have them, each under one name."""
+    return {
+        policy: {name: value for name, value in figures.items() if name not in OLDER_NAMES}
+        for policy, figures in report["policies"].items()
     }
 
 

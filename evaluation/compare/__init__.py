@@ -19,7 +19,7 @@ from typing import Any
 
 from evaluation.compare.lineage import Lineage
 from evaluation.compare.page import Trained, build_page
-from evaluation.compare.reading import Evaluation, Link, read_chain, read_evaluation
+from evaluation.compare.reading import OLDER_NAMES, Evaluation, Link, read_chain, read_evaluation
 from evaluation.compare.samples import select_samples
 from evaluation.compare.summary import build_report
 from evaluation.compare.verdicts import prompts_missing
@@ -109,7 +109,7 @@ def summary_table(report: dict[str, Any], colours: bool = False, marks: bool = T
     Args:
         marks: whether ✓ and ✗ can be printed; + and - otherwise.
     """
-    values = [row[_MEAN] if _MEAN in row else row["rubric_mean"] for row in report["policies"].values()]
+    values = [_figure(row, "yardstick_mean") for row in report["policies"].values()]
     digits = 1 + digits_for(_span(report, values))
     head = [
         " ",
@@ -131,8 +131,8 @@ def summary_table(report: dict[str, Any], colours: bool = False, marks: bool = T
                 Cell(mark if marks else _PLAIN_MARKS[mark], style),
                 Cell(label(name)[:16], "bold" if mark == "✓" else ""),
                 f"{mean:.{digits}f}",
-                _interval(row.get("yardstick_interval", row["rubric_interval"]), lambda v: f"{v:.{digits}f}"),
-                "-" if row["win_rate_vs_sft"] is None else edge(row["win_rate_vs_sft"]),
+                _interval(_figure(row, "yardstick_interval"), lambda v: f"{v:.{digits}f}"),
+                "-" if (rate := _figure(row, "win_rate_vs_baseline")) is None else edge(rate),
                 _interval(row["win_rate_interval"], edge),
                 "-" if row["score_mean"] is None else f"{row['score_mean']:.2f}",
                 "-" if row["kl_per_sequence"] is None else f"{row['kl_per_sequence']:.1f}",
@@ -172,7 +172,9 @@ def meaning(name: str, row: dict[str, Any], baseline: str) -> str:
     return words.get(row.get("verdict", ""), f"against {against}: {score}")
 
 
-_MEAN = "yardstick_mean"
+def _figure(row: dict[str, Any], name: str) -> Any:
+    """A figure of a report, which may be of an earlier version and have it under its older name."""
+    return row[name] if name in row else row[OLDER_NAMES[name]]
 
 
 def _column_name(report: dict[str, Any]) -> str:

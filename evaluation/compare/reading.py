@@ -20,7 +20,7 @@ from tiebreak.runs.chain import manifest_chain
 from tiebreak.statistics import Interval, Outcomes, count_outcomes
 from tiebreak.yardstick import RUBRIC, RUBRIC_NAME
 
-_OLDER_NAMES = {
+OLDER_NAMES = {
     "yardstick_mean": "rubric_mean",
     "yardstick_interval": "rubric_interval",
     "win_rate_vs_baseline": "win_rate_vs_sft",
@@ -38,7 +38,7 @@ class _WithOlderNames(BaseModel):
         if not isinstance(row, dict):
             return row
         both = dict(row)
-        for new, old in _OLDER_NAMES.items():
+        for new, old in OLDER_NAMES.items():
             for one, other in ((new, old), (old, new)):
                 if other in both and one in cls.model_fields:
                     both.setdefault(one, both[other])

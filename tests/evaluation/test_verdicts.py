@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from test_compare import answer, hand_rows, report_of, write_evaluation, write_recipe, write_run
 
+from evaluation.compare import summary_table
 from evaluation.compare.lineage import Lineage, Origin
 from evaluation.compare.reading import Answer, Evaluation, Link, PolicyFigures
 from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, headline, verdict
+from evaluation.evaluate import to_metrics
 from tiebreak.errors import HandoffError
 from tiebreak.records import write_json
 
@@ -812,3 +814,31 @@ def test_ten_policies_have_ten_marks() -> None:
     table = page[page.index('id="figures"') : page.index('id="changes"')]
     marks = re.findall(r'<svg class="inline swatch"[^>]*>(.*?)</svg>', table)
     assert len(set(marks)) == 10
+
+
+def test_a_report_with_the_older_names_prints_the_same_table_as_one_with_todays() -> None:
+    today = {
+        "yardstick_mean": 0.75,
+        "yardstick_interval": [0.5, 1.0],
+        "win_rate_vs_baseline": 0.625,
+        "win_rate_interval": [0.5, 0.75],
+        "score_mean": None,
+        "kl_per_sequence": 1.5,
+        "length_tokens_mean": 20.0,
+        "n_prompts": 8,
+    }
+    older_names = {
+        "yardstick_mean": "rubric_mean",
+        "yardstick_interval": "rubric_interval",
+        "win_rate_vs_baseline": "win_rate_vs_sft",
+    }
+    older = {older_names.get(name, name): value for name, value in today.items()}
+    tables = [summary_table({"policies": {"dpo": row}, "baseline": "sft"}) for row in (today, older)]
+    assert tables[0] == tables[1]
+    assert "0.75" in tables[0][1]
+    assert "62%" in tables[0][1]
+
+
+def test_a_manifest_has_each_figure_under_one_name() -> None:
+    figures = {"yardstick_mean": 0.5, "rubric_mean": 0.5, "win_rate_vs_baseline": None, "win_rate_vs_sft": None}
+    assert to_metrics({"policies": {"dpo": figures}}) == {"dpo": {"yardstick_mean": 0.5, "win_rate_vs_baseline": None}}
