@@ -1327,6 +1327,26 @@ def test_a_confidence_of_a_half_is_one(tmp_path: Path) -> None:
     assert not reading_of(tmp_path, [{**row, "confidence": 0.4, "agreement": 0.4}], "preferences").bad
 
 
+def test_rated_answers_that_make_no_record_are_bad_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "response": text, "score": n, "raters": []} for n, text in enumerate("xy")]
+    (bad,) = reading_of(tmp_path, rows, "preferences").bad
+    assert bad.where == f"{tmp_path}/x.jsonl:1 and {tmp_path}/x.jsonl:2"
+    assert bad.reason.startswith("raters: this preference has no raters")
+
+
+def test_rules_are_those_of_the_stages_configuration() -> None:
+    keys = {"columns": {"prompt": "ask"}, "on_bad_row": "drop", "validation_share": 0.3}
+    run: Any = SimpleNamespace(config=SimpleNamespace(**keys))
+    rules = Rules.of(run)
+    assert (rules.columns, rules.on_bad_row, rules.validation_share, rules.run) == (*keys.values(), run)
+    plain: Any = SimpleNamespace(config=SimpleNamespace())
+    assert (Rules.of(plain).columns, Rules.of(plain).on_bad_row, Rules.of(plain).validation_share) == (
+        {},
+        "refuse",
+        0.1,
+    )
+
+
 def test_bad_rows_stand_in_the_order_of_the_file(tmp_path: Path) -> None:
     rows = [{"title": "x"} if n in (2, 9, 10, 11) else 7 if n in (3, 12) else {"prompt": "a"} for n in range(1, 14)]
     bad = reading_of(tmp_path, rows).bad
