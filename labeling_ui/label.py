@@ -293,8 +293,8 @@ def serve(config: LabelConfig) -> None:
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
-            f"{config.host} and {config.hosts} would open the page to the network, but no account in {store.url} has a "
-            f"password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
+            f"{' and '.join([config.host, *config.hosts])} would open the page to the network, but no account in "
+            f"{store.url} has a password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
     new = add_pairs(store, config, pairs)
     from labeling_ui.web.server import create_app, run_server

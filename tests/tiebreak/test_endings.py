@@ -209,6 +209,11 @@ def test_a_read_only_file_system(finished_recipe: Path, raw_data: Path) -> None:
     assert read_only(finished_recipe, "inspect", runs / "dpo").returncode == 0  # reads alone
 
 
+def test_a_recipe_where_nothing_can_be_written() -> None:
+    status, message = run_here("init", "/dev/null/mine")
+    assert (status, message) == (1, "error: /dev/null/mine is not writable (Not a directory): give another folder\n")
+
+
 def test_a_taken_port(finished_recipe: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

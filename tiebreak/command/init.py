@@ -22,6 +22,7 @@ from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, DataError, RunError, exit_with_message
 from tiebreak.shipped import find_shipped
 from tiebreak.stages import STAGES
+from tiebreak.terminal import show
 
 QUICKSTART, QUICKSTART_DATA, QUICKSTART_RUNS = Path("configs/quickstart"), Path("data/hydroponics"), "runs/quickstart"
 GUIDELINES = """guidelines: |
@@ -57,16 +58,21 @@ def _init(words: list[str]) -> None:
         raise ConfigError("init needs a folder before its flags: tiebreak init my-recipe [--data prompts.jsonl]")
     folder, arguments = Path(words[0]), load_config(InitArguments, words[1:], "init")
     files = recipe_files(folder, arguments)
-    if folder.exists() and any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} is not writable ({error.strerror}): give another folder") from error
+    if any(folder.iterdir()):
         raise RunError(f"{folder} is not empty, and nothing is overwritten: give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     if arguments.data is None:
         for file in sorted(find_shipped(QUICKSTART_DATA).iterdir()):
             shutil.copyfile(file, folder / file.name)
-    print(f"saved: {folder} ({len(files)} files: one per stage, and pipeline.yaml, which lists them in order)")
-    print(f"next: review them, then tiebreak run --config {folder / 'pipeline.yaml'}")
+    show(
+        f"saved: {folder} ({len(files)} files: one per stage, and pipeline.yaml, which lists them in order)",
+        f"next: review them, then tiebreak run --config {folder / 'pipeline.yaml'}",
+    )
 
 
 def recipe_files(folder: Path, given: InitArguments) -> dict[str, str]:
