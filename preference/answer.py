@@ -1,9 +1,9 @@
-"""Two answers to a conversation, as often as asked: the models behind the labelling app's conversation mode.
+"""Two answers per conversation turn: the models behind the labelling app's conversation mode.
 
     python -m preference.answer --policies RUN RUN
 
-Reads a JSON object a line, `id` and `messages`, and writes one: `id` and two `completions`, or `error`. Standard output
-carries nothing else. Ends with its input.
+Reads one JSON object per line, `id` and `messages`, and writes one: `id` and two `completions`, or `error`. Nothing else
+goes to standard output. Ends with its input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tiebreak.process.settings import quiet_upstream, settle_process
 from tiebreak.records import Completion, Message, SamplingSettings, content_id
 
 ATTEMPTS = 5
-"""Answers that say the same, or nothing, cannot be compared: so often others are drawn."""
+"""Attempts to sample others when answers are equal or empty, and so cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Policy:
 
 
 class UnansweredError(TiebreakError):
-    """There is no answer, for a reason that the rater should know."""
+    """There is no answer; the message is for the rater."""
 
 
 def load_policy(name: str, trust_remote_code: bool = False) -> Policy:
@@ -56,7 +56,7 @@ def load_policy(name: str, trust_remote_code: bool = False) -> Policy:
 def answer_twice(
     policies: Sequence[Policy], identity: str, messages: Sequence[Message], config: AnswerConfig
 ) -> list[Completion]:
-    """Two answers that differ, one of each policy; of one policy alone, both.
+    """Two different answers, one from each policy, or both from a single policy.
 
     Raises:
         UnansweredError: the conversation is too long, or no two answers differ.
@@ -64,11 +64,11 @@ def answer_twice(
     answers: list[Completion] = []
     for number in range(2):
         policy = policies[number % len(policies)]
-        said = {one.text for one in answers}
+        texts = {one.text for one in answers}
         drawn = (_draw(policy, row_seed(identity, number, n), messages, config) for n in range(ATTEMPTS))
-        found = next((one for one in drawn if one.text and one.text not in said), None)
+        found = next((one for one in drawn if one.text and one.text not in texts), None)
         if found is None:
-            raise UnansweredError("both answers are the same, or one is empty: ask in other words")
+            raise UnansweredError("both answers are the same, or one is empty: rephrase your message")
         answers.append(found)
     return answers
 
@@ -78,7 +78,7 @@ def _draw(policy: Policy, seed: int, messages: Sequence[Message], config: Answer
     limit = position_limit(policy.model.config)
     fits = limit is None or len(prompt) + config.sampling.max_new_tokens <= limit
     if len(prompt) > config.max_prompt_tokens or not fits:
-        raise UnansweredError(f"this conversation has become too long ({len(prompt)} tokens): begin another")
+        raise UnansweredError(f"this conversation is too long ({len(prompt)} tokens): start another")
     (sampled,) = sample_completions(
         policy.model,
         [prompt],
@@ -102,15 +102,15 @@ def _draw(policy: Policy, seed: int, messages: Sequence[Message], config: Answer
 
 
 def serve(config: AnswerConfig) -> None:
-    """Answer line by line."""
+    """Answer requests line by line."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print must not come between the replies
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries' output must not come between the replies
     policies = [load_policy(name, config.trust_remote_code) for name in dict.fromkeys(config.policies)]
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             print(json.dumps(_reply(policies, asked, config)), file=replies, flush=True)
-        except BrokenPipeError:  # whoever asked is gone; what was not written must not be tried again at the end
+        except BrokenPipeError:  # the client has gone; unwritten output must not be written at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), replies.fileno())
             return
 

@@ -3,8 +3,8 @@
     tiebreak dpo --config configs/quickstart/dpo.yaml --beta 0.2
     accelerate launch --config_file configs/accelerate/zero2.yaml -m preference.dpo --config configs/quickstart/dpo.yaml
 
-The reference is the policy as it was when training started. That is not assumed: before the first update both must give
-every answer the same log-probability (so that implicit rewards are 0, and the sigmoid loss is ln 2), or the run stops.
+The reference is the policy at the start of training. This is checked: before the first update, both must give every
+answer the same log-probability (so that implicit rewards are 0, and the sigmoid loss is ln 2), or the run stops.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ REFERENCE_APART = {
     torch.float16: (0.06, 6e-4),
     torch.bfloat16: (0.5, 5e-3),
 }
-"""By how much policy and reference may differ on an answer before the first update: nats, and nats for each nat of its
-log-probability. Of a 135M model's answers of 45 to 400 tokens, −190 to −2600 nats, computed in other batches, rounding took
-1.2e-4 in float32, and 1.4 in bfloat16."""
+"""Allowed difference of policy and reference on an answer before the first update: nats, plus nats per nat of its
+log-probability. For a 135M model's answers of 45 to 400 tokens, −190 to −2600 nats, computed in other batches, rounding
+caused 1.2e-4 in float32, and 1.4 in bfloat16."""
 LABELS = ("margin", "target", "weight")
-"""Columns of rows whose label says more than that the chosen answer is the better one; see tiebreak.training.labels."""
+"""Columns of rows whose label has more than a preferred side; see tiebreak.training.labels."""
 PLAIN = Label()
-"""The label that says no more than that."""
+"""A label with only a preferred side."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,20 @@ class EncodedPair:
     chosen: list[int]
     rejected: list[int]
     masks: tuple[list[int], list[int]] | None = None
-    """which tokens of the two are learned; None: all"""
+    """mask of the trained tokens of the two; None: all"""
     label: Label = PLAIN
 
     @property
     def learned(self) -> tuple[list[int], list[int]]:
-        """1 on the tokens of each that are learned."""
+        """1 on the trained tokens of each."""
         return self.masks or ([1] * len(self.chosen), [1] * len(self.rejected))
 
 
 class PairCollator(DataCollatorForPreference):
-    """TRL's, for answers of which a part is not learned (a masked thought, the result of a tool), and for labels."""
+    """TRL's collator, for answers with untrained parts (a masked thought, a tool's result), and for labels."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, its completion mask less those parts, and each label's column of shape (pairs,)."""
+        """TRL's batch, with its completion mask reduced, and a column of shape (pairs,) for each label."""
         batch: dict[str, Any] = super().torch_call(examples)
         batch |= {
             name: torch.tensor([e[name] for e in examples], dtype=torch.float) for name in LABELS if name in examples[0]
@@ -106,11 +106,11 @@ class PairCollator(DataCollatorForPreference):
 
 
 class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
-    """TRL's trainer on rows that tiebreak.models.chat has tokenised, and with its reference checked at the first batch."""
+    """TRL's trainer, on rows tokenised by tiebreak.models.chat, with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
     reference: ReferenceLogps | None = None
-    """set: what the reference says of a pair is looked up before it is computed"""
+    """set: the reference's log-probabilities are looked up before they are computed"""
 
     losses_that_add_up = frozenset(LOSSES_OF_PAIRS)
 
@@ -120,7 +120,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         """TRL's.
 
         Args:
-            cache: makes the reference's cache, given the trainer; None: there is none.
+            cache: makes the reference's cache for the trainer; None: no cache.
         """
         super().__init__(*args, **kwargs)
         if cache is not None and not is_sharded(self):
@@ -128,14 +128,14 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
-        copy_weights(self.model, POLICY, reference_name(self.model))  # TRL leaves out an adapter on embeddings
+        copy_weights(self.model, POLICY, reference_name(self.model))  # TRL skips adapters on embeddings
 
     def losses(self) -> Sequence[str]:
         names: list[str] = self.loss_types
         return names
 
     def prepare_rows(self, rows: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-        """Nothing: TRL would tokenise again, and close answers that were cut off."""
+        """Disabled: TRL would tokenise again, and add end tokens to unfinished answers."""
         return rows
 
     def pair_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
@@ -143,7 +143,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
         policy = _Remembered(model)
-        before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL reads the two columns then
+        before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL then reads the two columns
         try:
             result = super().pair_loss(policy, inputs, return_outputs)
         finally:
@@ -160,7 +160,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         return (loss, result[1]) if return_outputs else loss
 
     def _reference_logps(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """What the reference says of chosen and rejected answers, each of shape (pairs,)."""
+        """The reference's log-probabilities of chosen and rejected answers, each of shape (pairs,)."""
         if self.reference is not None:
             return self.reference.of(inputs, lambda pairs: self.compute_ref_log_probs(self.model, pairs))
         chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
@@ -182,14 +182,14 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
 
     @property
     def _dtype(self) -> torch.dtype:
-        """The coarsest number format that log-probabilities come through."""
+        """The coarsest dtype in the computation of log-probabilities."""
         if self.args.bf16 or self.args.fp16:
             return torch.bfloat16 if self.args.bf16 else torch.float16
         return coarsest_dtype(self.model)
 
 
 class _Remembered:
-    """A model as TRL's loss calls it, whose output can be looked at afterwards."""
+    """A model called by TRL's loss, which records its output."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -201,12 +201,12 @@ class _Remembered:
 
 
 def check_reference(policy: Tensor, reference: Tensor, dtype: torch.dtype, *, routed: bool = False) -> None:
-    """Before the first update policy and reference are one model, whatever the loss makes of them.
+    """Check that policy and reference are equal before the first update, for any loss.
 
     Args:
         policy, reference: log-probabilities of answers, shape (answers,).
-        routed: a mixture of experts, where rounding sends a token to another expert now and then: half of the answers
-            must be the same.
+        routed: a mixture of experts, where rounding sometimes sends a token to another expert: half of the answers must
+            be equal.
 
     Raises:
         HandoffError: they differ by more than rounding.
@@ -217,8 +217,8 @@ def check_reference(policy: Tensor, reference: Tensor, dtype: torch.dtype, *, ro
         worst = int(excess.argmax())
         raise HandoffError(
             f"the reference is not the policy that training starts from: they give an answer {float(reference[worst]):.4f} "
-            f"and {float(policy[worst]):.4f} nats, and rounding takes {nats + share * abs(float(reference[worst])):.1e} at "
-            "most; nothing was trained"
+            f"and {float(policy[worst]):.4f} nats, but rounding explains {nats + share * abs(float(reference[worst])):.1e} "
+            "at most; nothing was trained"
         )
 
 
@@ -242,12 +242,12 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
         return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + row.learned[0])
 
     def build(self, rows: Split[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
-        """TRL's trainer on the policy, its reference kept as the configuration wants it, and its guard."""
+        """TRL's trainer on the policy, with its reference and its guard."""
         config, source, tokenizer = self.config, self.source, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
         every = (*rows.train, *rows.validation)
         pairs = [(e.prompt, e.chosen, e.rejected) for e in every]
-        whole = all(example.masks is None for example in every)  # what the cache is of
+        whole = all(example.masks is None for example in every)  # the cache is of whole answers
         trainer = CheckedDPOTrainer(
             model=load_policy(source, config.training, config.adapter, tokenizer),
             args=build_dpo_args(config, self.run),
@@ -278,7 +278,7 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
 
 
 def kinds_of_judgments(config: DPOConfig, training: Sequence[Preference]) -> list[str]:
-    """Who judged what the policy learned from, and what its guard did: carried on to every figure that rests on it."""
+    """The kinds of judges behind the policy's data, and the guard's record: carried on to every figure."""
     kinds = {preference.kind for preference in training}
     if config.guard is not None:
         kinds |= set(read_manifest(config.guard.reward_model).get("kinds", []))
@@ -294,7 +294,7 @@ def guard_dpo(
     chat: Chat,
     validation: Sequence[Preference],
 ) -> Guard:
-    """Let a held-out reward model say which policy to keep; DPO's own score is the margin between implicit rewards."""
+    """Let a held-out reward model choose the policy to keep; DPO's own score is the margin of implicit rewards."""
     prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation}.values()
     encoded = [(chat.encode_prompt(prompt.messages, prompt.tools), prompt) for prompt in prompts]
     lengths = [len(ids) for ids, _ in encoded]
@@ -305,7 +305,7 @@ def guard_dpo(
         source=source,
         chat=chat,
         prompts=drop_too_long(encoded, lengths, config.training.max_length_tokens, "prompts of the guard"),
-        sampling=SamplingConfig(  # uncut, so that the KL is that of what was drawn
+        sampling=SamplingConfig(  # uncut, so that the KL is of the sampling distribution
             temperature=config.sampling.temperature or 1.0, max_new_tokens=config.sampling.max_new_tokens
         ),
         training=config.training,
@@ -315,7 +315,7 @@ def guard_dpo(
 
 
 def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
-    """All that the reference's log-probabilities of a pair depend on but the pair."""
+    """Everything that the reference's log-probabilities depend on, except the pair."""
     versions = installed_versions()
     return {
         "base": source.base_sha256,
@@ -330,14 +330,14 @@ def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
 
 
 def is_sharded(trainer: DPOTrainer) -> bool:
-    """Whether a forward needs all processes, so that none may leave one out."""
+    """Whether a forward needs all processes, so that none may skip one."""
     return bool(trainer.is_fsdp_enabled or getattr(trainer.accelerator.state, "deepspeed_plugin", None))
 
 
 def encode(
     preferences: Sequence[Preference], chat: Chat, config: DPOConfig, dropping: Run | None = None
 ) -> list[EncodedPair]:
-    """Token ids of the preferences that fit."""
+    """Token ids of the preferences within the length limit."""
 
     def encode_one(preference: Preference) -> EncodedPair:
         chosen, rejected = chat.encode_preference(preference)
@@ -351,14 +351,14 @@ def encode(
 
 
 def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = True) -> list[EncodedPair]:
-    """The pairs that count for anything, their weights of mean 1.
+    """The pairs with a positive weight, normalised to mean 1.
 
     Args:
         needed: whether there must be some.
 
     Raises:
-        DataError: none counts.
-        ConfigError: they count differently, and a loss is no mean over pairs.
+        DataError: there are none.
+        ConfigError: the weights differ, and a loss is not a mean over pairs.
     """
     counting = [example for example in examples if example.label.weight]
     if needed and examples and not counting:
@@ -382,7 +382,7 @@ def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = 
 
 
 def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False) -> Dataset:
-    """What TRL's collator takes; `prompt_by_prompt`: and which rows have one prompt."""
+    """TRL's collator's input; `prompt_by_prompt`: with the prompt's number of each row."""
     from datasets import Dataset
 
     labelled = any(example.label != PLAIN for example in examples)
@@ -411,7 +411,7 @@ def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
         beta=config.beta,
         loss_type=config.loss_type,
         label_smoothing=config.label_smoothing,
-        max_length=None,  # rows that are too long were left out already
+        max_length=None,  # rows that are too long are already dropped
         pad_to_multiple_of=None,
         train_sampling_strategy="group_by_length",
         length_column_name="length",

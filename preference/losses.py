@@ -1,7 +1,7 @@
-"""DPO's losses of one pair, for rows that count differently, are less than certain, or must be told apart by a margin.
+"""DPO's losses per pair, for weighted, uncertain, or margin-labelled rows.
 
-TRL's trainer averages over pairs inside, so rows whose label says more are weighted here. Every function gives TRL's own
-loss (trl/trainer/dpo_trainer.py) where the label says nothing; all tensors have shape (pairs,).
+TRL's trainer averages over pairs internally, so weighting happens here. Without such labels, every function equals TRL's
+own loss (trl/trainer/dpo_trainer.py); all tensors have shape (pairs,).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ DISCOPOP_TAU = 0.05
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a loss is made of."""
+    """Inputs of a loss."""
 
     chosen: Tensor
     """log π − log π_ref of each chosen answer"""
     rejected: Tensor
     chosen_tokens: Tensor
-    """how many of each answer's tokens are learned"""
+    """trained tokens of each answer"""
     rejected_tokens: Tensor
     margin: Tensor
     beta: float
@@ -33,16 +33,16 @@ class Pairs:
 
     @property
     def difference(self) -> Tensor:
-        """Of the two log-ratios."""
+        """Difference of the log-ratios."""
         return self.chosen - self.rejected
 
     @property
     def difference_per_token(self) -> Tensor:
-        """Each divided by its length first."""
+        """Difference of the log-ratios, each divided by its length."""
         return self.chosen / self.chosen_tokens.clamp(min=1) - self.rejected / self.rejected_tokens.clamp(min=1)
 
     def flipped(self) -> Pairs:
-        """As if the rejected answers were the better ones."""
+        """The pairs with the sides swapped."""
         return replace(
             self,
             chosen=self.rejected,
@@ -62,7 +62,7 @@ def sigmoid(pairs: Pairs) -> Tensor:
 
 
 def sigmoid_norm(pairs: Pairs) -> Tensor:
-    """The same, of log-ratios a token."""
+    """The same, with log-ratios per token."""
     return -logsigmoid(pairs.beta * pairs.difference_per_token - pairs.margin)
 
 
@@ -72,7 +72,7 @@ def hinge(pairs: Pairs) -> Tensor:
 
 
 def ipo(pairs: Pairs) -> Tensor:
-    """(Δ − 1/(2β))², of log-ratios a token. Azar et al. 2023, Eq. 17."""
+    """(Δ − 1/(2β))², with log-ratios per token. Azar et al. 2023, Eq. 17."""
     return (pairs.difference_per_token - 1 / (2 * pairs.beta)) ** 2
 
 
@@ -84,13 +84,13 @@ def exo_pair(pairs: Pairs) -> Tensor:
 
 
 def nca_pair(pairs: Pairs) -> Tensor:
-    """Chen et al. 2024, of two answers."""
+    """Chen et al. 2024, for two answers."""
     chosen, rejected = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
 def robust(pairs: Pairs) -> Tensor:
-    """Unbiased where a share of labels is wrong. Chowdhury et al. 2024, Eq. 8."""
+    """Unbiased if a share of labels is wrong. Chowdhury et al. 2024, Eq. 8."""
     z = pairs.beta * pairs.difference
     return (-(1 - pairs.smoothing) * logsigmoid(z) + pairs.smoothing * logsigmoid(-z)) / (1 - 2 * pairs.smoothing)
 
@@ -142,13 +142,13 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {
 
 
 def labelled_loss(names: Sequence[str], pairs: Pairs, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean of weight · (p·loss + (1 − p)·loss of the flipped pair), the named losses added up.
+    """Mean of weight · (p·loss + (1 − p)·loss of the swapped pair), summed over the named losses.
 
-    The expectation of the loss where the label is right with probability p (for `sigmoid`, cDPO: Mitchell 2023).
+    The expected loss if the label is right with probability p (for `sigmoid`, cDPO: Mitchell 2023).
 
     Args:
         target: p of each pair, shape (pairs,).
-        weight: how much each pair counts, shape (pairs,).
+        weight: weight of each pair, shape (pairs,).
     """
     total = torch.zeros_like(weight)
     for name in names:

@@ -1,15 +1,15 @@
-"""The reference's log-probabilities of pairs, computed once and kept in the user's cache.
+"""The reference's log-probabilities of pairs, cached in the user's cache.
 
-DPO compares every pair with a model that never changes. So what it said of an answer is kept, under a hash of all that it
-depends on: base weights, adapter, number format, libraries and device in the file's name, token ids (and with them
-tokenizer, chat template and lengths) in its own key. A second epoch, a second beta, an evaluation and a resumed run find
-it there.
+DPO compares every pair with a model that never changes. So its log-probabilities of an answer are stored, under a hash of
+everything they depend on: base weights, adapter, dtype, libraries and device in the file's name, token ids (and with them
+tokenizer, chat template and lengths) in the entry's key. Further epochs, other betas, evaluations and resumed runs use
+them.
 
-Raters pair K answers to a prompt in up to K·(K−1)/2 ways, and the reference says something of each answer alone. So all
-answers that the data set has to a prompt are computed in one pass, whichever of their pairs comes first. On a CPU such a
-group is computed by itself, and its key names all of it, so that a value does not depend on the batch it first came in.
+Raters pair K answers to a prompt in up to K·(K−1)/2 ways, but the reference scores each answer separately. So all of the
+data set's answers to a prompt are computed in one pass, whichever of their pairs comes first. On a CPU such a group is
+computed alone, and its key covers all of it, so that a value does not depend on the batch it was computed in.
 
-The file is appended to, a line a group with a checksum. A line that was cut off or damaged is not believed, and its group
+The file is appended to, one line per group, with a checksum. An incomplete or damaged line is ignored, and its group
 computed again.
 """
 
@@ -51,7 +51,7 @@ class Group(NamedTuple):
 
 
 class ReferenceLogps:
-    """What the reference says of answers, from the cache or computed."""
+    """The reference's log-probabilities, from the cache or computed."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class ReferenceLogps:
         """Open the cache.
 
         Args:
-            facts: all that log-probabilities depend on but the token ids.
-            folder: instead of the user's cache.
-            pairs: (prompt, chosen, rejected) of the data set, whose answers to a prompt are computed together.
+            facts: everything that log-probabilities depend on, except the token ids.
+            folder: replaces the user's cache.
+            pairs: (prompt, chosen, rejected) of the data set, grouped by prompt.
         """
         name = hash_text(json.dumps(dict(facts), sort_keys=True))
         self.path = (folder or cache_folder() / "reference") / f"{name}.txt"
@@ -97,7 +97,7 @@ class ReferenceLogps:
                 self._append(found)
             except OSError as error:
                 self._is_writable = False
-                say(f"the reference's log-probabilities are not kept: {self.path} cannot be written ({error.strerror})")
+                say(f"the reference's log-probabilities are not cached: {self.path} is not writable ({error.strerror})")
 
     def _append(self, found: dict[str, tuple[float, ...]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class ReferenceLogps:
             lines, self._cut_off = "\n" + lines, False
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, lines.encode())  # one write: lines of two runs do not mix
+            os.write(descriptor, lines.encode())  # a single write: lines of two runs do not interleave
         finally:
             os.close(descriptor)
 
@@ -125,7 +125,7 @@ def _groups(pairs: Iterable[tuple[Sequence[int], Sequence[int], Sequence[int]]])
 
 
 def _compute(groups: Sequence[Group], compute: Compute, device: torch.device | str) -> dict[str, tuple[float, ...]]:
-    """The log-probabilities of the groups' answers, by their keys. TRL takes pairs: an odd answer is its own partner."""
+    """Log-probabilities of the groups' answers, by key. TRL expects pairs: an odd answer is paired with itself."""
     rows: list[tuple[Ids, Ids]] = []
     for group in groups:
         odd = group.answers[-1:] if len(group.answers) % 2 else ()
@@ -154,7 +154,7 @@ def _line(key: str, values: tuple[float, ...]) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[float, ...]]:
-    """Every line whose checksum is right."""
+    """Every line with a valid checksum."""
     known: dict[str, tuple[float, ...]] = {}
     if path.is_file():
         for line in path.read_bytes().decode(errors="replace").splitlines():

@@ -1,9 +1,9 @@
-"""Draw several completions a prompt from a policy, and write them as pairs to judge.
+"""Sample several completions per prompt from a policy, and write them as pairs to judge.
 
     tiebreak sample --config configs/quickstart/sample.yaml
 
-A row's seed comes from the run's seed, its prompt and its number, so the same command draws the same completions, also
-after a crash. Completions of one prompt that say the same are one; a prompt left with a single completion gives no pair.
+A row's seed comes from the run's seed, its prompt and its number, so the same command samples the same completions, also
+after a crash. Identical completions of a prompt are merged; a prompt left with one completion gives no pair.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from preference.configuration import SampleConfig
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.models.chat import Chat, encode_each
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
@@ -81,10 +81,10 @@ def _remarks(counts: Mapping[str, int]) -> str:
 
 
 def encode_prompts(run: Run, config: SampleConfig, chat: Chat, prompts: list[Prompt]) -> dict[str, list[int]]:
-    """Token ids by prompt id, of the prompts that the chat template takes.
+    """Token ids by prompt id, for the prompts that the chat template accepts.
 
     Raises:
-        DataError: prompts are too long, or cannot be rendered and none may be dropped.
+        DataError: prompts are too long, or cannot be rendered and dropping is off.
     """
     each = encode_each(
         prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts", that_drops(run)
@@ -93,8 +93,8 @@ def encode_prompts(run: Run, config: SampleConfig, chat: Chat, prompts: list[Pro
     too_long = [f"{name}: {len(ids)} tokens" for name, ids in encoded.items() if len(ids) > config.max_prompt_tokens]
     if too_long:
         raise DataError(
-            f"{len(too_long)} prompt(s) are longer than max_prompt_tokens ({config.max_prompt_tokens}): raise it, or drop "
-            "them in prepare",
+            f"{counted(len(too_long), 'prompt')} longer than max_prompt_tokens ({config.max_prompt_tokens}): raise it, or "
+            "drop them in prepare",
             too_long,
         )
     return encoded
@@ -108,7 +108,7 @@ def draw_completions(
     model: nn.Module,
     encoded: Mapping[str, list[int]],
 ) -> dict[tuple[str, int], Completion]:
-    """The completions by prompt id and number, a setting after the other; batches that are on disk are not drawn again.
+    """The completions by prompt id and number, one setting after another; batches on disk are not sampled again.
 
     Args:
         policy: the id that completions carry.
@@ -144,7 +144,7 @@ def draw_completions(
 
 
 def count_drawn(chat: Chat, prompts: list[Prompt], drawn: Mapping[tuple[str, int], Completion]) -> dict[str, int]:
-    """How many completions were cut off, and how many have a text that leads to other tokens than were drawn."""
+    """Number of cut-off completions, and of those whose text has other token ids than were sampled."""
     by_id = {prompt.id: prompt for prompt in prompts}
     return {
         "unfinished": sum(not completion.finished for completion in drawn.values()),
@@ -155,11 +155,11 @@ def count_drawn(chat: Chat, prompts: list[Prompt], drawn: Mapping[tuple[str, int
 
 
 def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]:
-    """The prompts of the wanted splits in an order by a hash of their ids, each split spread evenly over it, cut to
+    """The prompts of the wanted splits, ordered by a hash of their ids, with the splits evenly interleaved, limited to
     `max_prompts`.
 
     Raises:
-        DataError: there are none, or the test split was asked for.
+        DataError: there are none, or the test split is requested.
     """
     if "test" in config.splits:
         raise DataError("splits: test prompts are for the final figures; sample from train and validation")
@@ -174,14 +174,14 @@ def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]
 
 
 def to_row(chat: Chat, sampled: Sampled) -> dict[str, Any]:
-    """What was drawn, as it is kept on disk: the answer without its thought, and all ids unless thoughts are dropped."""
+    """A sampled row for the disk: the answer without its thought, and all ids unless thoughts are dropped."""
     answer = chat.read(sampled.ids)
     dropped = chat.settings.thinking == "drop" and answer.reasoning is not None
     return {"text": answer.text, "finished": answer.finished, "ids": None if dropped else sampled.ids}
 
 
 def is_written_alike(chat: Chat, prompt: Prompt, completion: Completion) -> bool:
-    """Whether an answer's text leads back to the ids that were drawn: where it doesn't, only they can be trained on."""
+    """Whether an answer's text encodes to the sampled ids: otherwise only the ids can be trained on."""
     if completion.ids is None:
         return True
     try:
@@ -200,7 +200,7 @@ def to_completion(
     config: SampleConfig,
     chat: Chat,
 ) -> Completion:
-    """A drawn row as a record."""
+    """A sampled row as a record."""
     seed = row_seed(config.seed, config.round, identity, number)
     return Completion(
         id=content_id("completion", identity, row["text"], policy, seed),
@@ -217,7 +217,7 @@ def to_completion(
 def to_pairs(
     prompts: list[Prompt], drawn: dict[tuple[str, int], Completion], config: SampleConfig
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs of different completions, and how many were left out: identical or empty completions, single prompts."""
+    """Pairs of different completions, and counts of what was left out: identical or empty completions, single prompts."""
     pairs, counts = [], {"identical_or_empty": 0, "prompts_without_pair": 0}
     for prompt in prompts:
         different: dict[str, Completion] = {}

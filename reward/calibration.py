@@ -1,7 +1,7 @@
-"""Whether σ(difference of two scores) is the probability that the first answer is the better one, and how to make it so.
+"""Calibration: whether σ(difference of two scores) is the probability that the first answer is better, and its fit.
 
-A difference is score(chosen) − score(rejected); the model is right where it is positive. Everything here is a pure
-function of differences, and of the prompt that each comes from.
+A difference is score(chosen) − score(rejected); the model is right if it is positive. Everything here is a pure function
+of differences and their prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tiebreak.statistics import Interval, clustered_interval
 
 Array = npt.NDArray[np.float64]
 BINS = 5
-"""of equal width over confidences from ½ to 1; more would hold a handful of held-out pairs each"""
+"""of equal width over confidences from ½ to 1; more would hold only a few held-out pairs each"""
 
 FOLDS = 10
 ROUNDING = 1e-9
@@ -31,10 +31,10 @@ def sigmoid(x: Array) -> Array:
 
 
 def fit_temperature(differences: Sequence[float]) -> float | None:
-    """The T > 0 at which σ(difference/T) is likeliest (temperature scaling, Guo et al. 2017).
+    """The maximum-likelihood T > 0 for σ(difference/T) (temperature scaling, Guo et al. 2017).
 
-    With Platt's targets (n + 1)/(n + 2) in place of certainty (Platt 1999), so that T stays above 0 where every
-    difference is positive. None where no T helps: the differences do not point to the better answers at all.
+    With Platt's targets (n + 1)/(n + 2) instead of certainty (Platt 1999), so that T stays above 0 if every difference is
+    positive. None if no T helps: the differences do not favour the better answers.
     """
     d = np.asarray(differences, dtype=np.float64)
     if not len(d) or float(np.abs(d).max()) < ROUNDING:
@@ -42,7 +42,7 @@ def fit_temperature(differences: Sequence[float]) -> float | None:
     target = (len(d) + 1) / (len(d) + 2)
 
     def slope(inverse: float) -> float:
-        """Of the negative log-likelihood, in 1/T; it rises with 1/T, so one root is the minimum."""
+        """Derivative of the negative log-likelihood in 1/T; it is increasing, so its root is the minimum."""
         return float((d * (sigmoid(d * inverse) - target)).mean())
 
     if slope(0.0) >= 0.0:
@@ -57,10 +57,10 @@ def fit_temperature(differences: Sequence[float]) -> float | None:
 
 
 def cross_fitted(differences: Sequence[float], groups: Sequence[str]) -> list[float] | None:
-    """Each difference over a temperature fitted on other prompts: those of the other `FOLDS` − 1 folds.
+    """Each difference divided by a temperature fitted on other prompts: those of the other `FOLDS` − 1 folds.
 
-    So no figure is measured on the rows that it was fitted on, and all rows are measured. A fold for which no
-    temperature helps is held at 0: probability ½. None with fewer than two prompts.
+    So no figure is measured on the rows it was fitted on, and all rows are measured. A fold without a helpful temperature
+    gets difference 0: probability ½. None with fewer than two prompts.
     """
     names = sorted(set(groups), key=lambda name: hashlib.sha256(name.encode()).digest())
     if len(names) < 2:
@@ -73,25 +73,25 @@ def cross_fitted(differences: Sequence[float], groups: Sequence[str]) -> list[fl
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs about which the model is equally sure."""
+    """Pairs with similar confidence."""
 
     low: float
     high: float
     n: int
     confidence: float
-    """mean probability that the model gave to the answer it prefers"""
+    """mean probability that the model gives to its preferred answer"""
     accuracy: float
-    """share of them where that answer was the chosen one"""
+    """share of pairs in which that answer was the chosen one"""
     interval: Interval
 
 
 def correctness(differences: Sequence[float]) -> list[float]:
-    """1 where the chosen answer has the higher score, ½ where the scores are equal, else 0."""
+    """1 if the chosen answer has the higher score, ½ if the scores are equal, otherwise 0."""
     return [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
 
 
 def reliability(differences: Sequence[float], groups: Sequence[str], bins: int = BINS) -> list[Bin]:
-    """The bins that hold any pair, by confidence σ(|difference|)."""
+    """The non-empty bins, by confidence σ(|difference|)."""
     confidences = sigmoid(np.abs(np.asarray(differences, dtype=np.float64)))
     right = correctness(differences)
     places = np.minimum(((confidences - 0.5) * 2 * bins).astype(int), bins - 1)
@@ -120,7 +120,7 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def negative_log_likelihood(differences: Sequence[float]) -> float:
-    """Mean −log σ(difference), in nats; ln 2 is a coin's."""
+    """Mean −log σ(difference), in nats; ln 2 at chance."""
     return float(np.logaddexp(0.0, -np.asarray(differences, dtype=np.float64)).mean())
 
 

@@ -1,4 +1,4 @@
-"""Preferences as token ids: what reward training learns from, and what a reward model is examined on."""
+"""Preferences as token ids, for reward training and for examining a reward model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tiebreak.training.stage import drop_too_long
 
 @dataclass(frozen=True)
 class EncodedPreference:
-    """Token ids of a preference, and what its label says of the scores."""
+    """Token ids of a preference, and its label."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     margin: float
-    """by how much the scores must differ"""
+    """required difference of the scores"""
     source: Preference
     target: float = 1.0
     """the probability that the chosen answer is the better one"""
     weight: tuple[float, ...] = (1.0,)
-    """how much the pair counts for each member"""
+    """weight of the pair for each member"""
 
     @property
     def group(self) -> str:
@@ -35,7 +35,7 @@ class EncodedPreference:
 def encode(
     preferences: Sequence[Preference], chat: Chat, max_length_tokens: int, dropping: Run | None = None
 ) -> list[EncodedPreference]:
-    """Token ids of the preferences that fit, with no margin, a certain target and equal weights."""
+    """Token ids of the preferences within the length limit, with no margin, a certain target and equal weights."""
 
     def encode_one(preference: Preference) -> EncodedPreference:
         chosen, rejected = chat.encode_preference(preference)

@@ -1,7 +1,7 @@
-"""Answers that nobody would choose, made from held-out prompts: a reward model that likes them will be exploited.
+"""Adversarial answers made from held-out prompts: a reward model that prefers them will be exploited.
 
-Optimisation finds whatever scores high, so what is looked for here is what policies are known to collapse to: nothing at
-all, one phrase over and over, the question said back, an answer that rambles on.
+Optimisation finds whatever scores high, so these are the known collapses of policies: empty answers, one phrase repeated,
+the prompt copied, an over-long answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tiebreak.models.chat import Chat
 
 PHRASE_WORDS = 6
 OVERLONG = 3
-"""An over-long answer has this many times the tokens of the chosen one, where they fit."""
+"""An over-long answer has this many times the tokens of the chosen one, if they fit."""
 WHAT = {
     "empty": "nothing but the end of the answer",
     "repeated": "its first words over and over",
@@ -27,7 +27,7 @@ WHAT = {
 
 @dataclass(frozen=True)
 class Garbage:
-    """A bad answer to the prompt of a held-out preference."""
+    """An adversarial answer to a held-out preference's prompt."""
 
     kind: str
     text: str
@@ -39,7 +39,7 @@ class Garbage:
 def make_garbage(
     examples: Sequence[EncodedPreference], chat: Chat, prompts: int, max_length_tokens: int
 ) -> list[Garbage]:
-    """One answer of each kind to each of at most `prompts` prompts, those that fit."""
+    """One answer of each kind to each of at most `prompts` prompts, if it fits."""
     by_prompt = {example.group: example for example in reversed(examples)}
     order = sorted(by_prompt, key=lambda name: hashlib.sha256(name.encode()).digest())
     picked = [by_prompt[name] for name in order[:prompts]]
@@ -64,7 +64,7 @@ def _repeated(text: str) -> str:
 
 
 def _overlong(example: EncodedPreference, others: Sequence[str], chat: Chat, limit: int) -> Garbage | None:
-    """The longest within the limit and `OVERLONG` times the chosen answer; None where not one more answer fits."""
+    """The longest within the limit and `OVERLONG` times the chosen answer; None if no further answer fits."""
     room = min(limit, len(example.prompt) + OVERLONG * len(example.chosen))
     made = None
     for text in itertools.accumulate(others, lambda a, b: f"{a}\n\n{b}", initial=example.source.chosen_text):
@@ -76,7 +76,7 @@ def _overlong(example: EncodedPreference, others: Sequence[str], chat: Chat, lim
 
 
 def _ids(example: EncodedPreference, text: str, chat: Chat) -> list[int]:
-    answer = chat.without_marks(text)  # pieces of a thought are none
+    answer = chat.without_marks(text)  # parts of a thought are not
     prompt, completion = chat.encode_completion(example.source.prompt, answer, tools=example.source.tools)
     return prompt + completion
 

@@ -1,6 +1,6 @@
-"""What a reward model is trained to: losses and labels as pure functions. TRL's trainer calls them; see reward.trainer.
+"""Losses and labels of reward training as pure functions. TRL's trainer calls them; see reward.trainer.
 
-Shapes: B pairs, K members of an ensemble (1 where there is none).
+Shapes: B pairs, K members of an ensemble (1 without one).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, target: Tensor) -> Tensor:
-    """−p·log σ(z) − (1−p)·log σ(−z), z = chosen − rejected − margin: one value a pair and member, shape (B, K).
+    """−p·log σ(z) − (1−p)·log σ(−z), z = chosen − rejected − margin: one value per pair and member, shape (B, K).
 
     With p = 1 and no margin this is Bradley-Terry; its minimum is at z = log(p/(1−p)). Margin: Touvron et al. 2023,
     Eq. 2. Cross-entropy against a probability: Christiano et al. 2017, section 2.2.3.
 
     Args:
         chosen, rejected: scores, shape (B, K).
-        margin: by how much they must differ, shape (B,).
+        margin: required differences, shape (B,).
         target: the probability p that the chosen answer is the better one, shape (B,).
     """
     z = chosen - rejected - margin[:, None]
@@ -30,15 +30,15 @@ def preference_loss(chosen: Tensor, rejected: Tensor, margin: Tensor, target: Te
 
 
 def centring_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Mean (chosen + rejected)²: differences leave a score's origin open, this puts it at 0. Eisenstein et al. 2023."""
+    """Mean (chosen + rejected)²: differences leave a score's origin free, this keeps it at 0. Eisenstein et al. 2023."""
     return (chosen + rejected).square().mean()
 
 
 def bootstrap_counts(groups: Sequence[str], members: int, seed: int) -> npt.NDArray[np.float64]:
     """How often each member of an ensemble sees each row, shape (rows, members); all ones for one member.
 
-    Drawn from Poisson(1), the bootstrap in the limit (Oza and Russell 2001), once a group: rows that share a prompt are
-    seen or left out together. Members that share a backbone differ by this and by their heads (Osband et al. 2016).
+    Drawn from Poisson(1), the limit of the bootstrap (Oza and Russell 2001), once per group: rows of one prompt are seen or
+    left out together. Members that share a backbone differ by this and by their heads (Osband et al. 2016).
     """
     if members == 1:
         return np.ones((len(groups), 1))

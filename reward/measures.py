@@ -1,6 +1,6 @@
-"""The figures of the report: how often the reward model is right, about what, how sure it is, and what it likes too much.
+"""Figures of the report: accuracy, slices, calibration, ensemble spread, and adversarial answers.
 
-Intervals are 95%, over prompts: several pairs of one prompt are not several independent trials.
+Intervals are 95%, over prompts: several pairs of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tiebreak.statistics import clustered_interval
 WORST = 8
 HIGHEST = 8
 LENGTHS = (1 / 1.5, 1 / 1.1, 1.1, 1.5)
-"""Edges of chosen tokens ÷ rejected tokens between the slices of length."""
+"""Boundaries of chosen tokens ÷ rejected tokens between the length slices."""
 LENGTH_NAMES = (
     "chosen much shorter (÷1.5)",
     "chosen shorter (÷1.1)",
@@ -35,7 +35,7 @@ SPREAD_PARTS = 4
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """A held-out preference and the scores of its answers, one a member of the ensemble."""
+    """A held-out preference with its answers' scores, one per member of the ensemble."""
 
     example: EncodedPreference
     chosen: tuple[float, ...]
@@ -58,7 +58,7 @@ class ScoredPair:
 
 @dataclass(frozen=True)
 class ScoredGarbage:
-    """A bad answer, its score, and the pair whose prompt it answers."""
+    """An adversarial answer, its score, and the pair whose prompt it answers."""
 
     garbage: Garbage
     score: float
@@ -66,7 +66,7 @@ class ScoredGarbage:
 
 
 def build_figures(pairs: Sequence[ScoredPair], garbage: Sequence[ScoredGarbage], origin: Origin) -> dict[str, Any]:
-    """All of report.json but its headline and where it comes from. `pairs` must not be empty."""
+    """All of report.json except its headline and origin. `pairs` must not be empty."""
     scores = [statistics.fmean(side) for pair in pairs for side in (pair.chosen, pair.rejected)]
     longer = correctness([float(chosen - rejected) for chosen, rejected in (pair.lengths for pair in pairs)])
     right = share([_right(pair) for pair in pairs], _groups(pairs))
@@ -99,7 +99,7 @@ def _groups(pairs: Sequence[ScoredPair]) -> list[str]:
 
 
 def share(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
-    """A share with its interval, and what it was counted over."""
+    """A share with its interval and n."""
     return {
         "n": len(values),
         "prompts": len(set(groups)),
@@ -112,7 +112,7 @@ def share(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
 
 
 def first_answer_baseline(pairs: Sequence[ScoredPair], votes: Sequence[Vote]) -> dict[str, Any] | None:
-    """How often the answer that was shown first was preferred: what always choosing it would get; None if not known."""
+    """How often the answer shown first was preferred: the accuracy of always choosing it; None if unknown."""
     known = {_key(pair.example.source): pair for pair in pairs}
     held_out = [(vote, known[key]) for vote in votes if (key := _vote_key(vote)) in known]
     if not held_out:
@@ -121,8 +121,8 @@ def first_answer_baseline(pairs: Sequence[ScoredPair], votes: Sequence[Vote]) ->
 
 
 def raters(pairs: Sequence[ScoredPair], votes: Sequence[Vote]) -> list[dict[str, Any]]:
-    """How often the model agrees with each rater: with the rater's own votes where they are at hand (`of` "votes"),
-    else with the preferences that the rater had a part in (`of` "preferences")."""
+    """Agreement of the model with each rater: with the rater's own votes if available (`of` "votes"), otherwise with the
+    preferences that the rater contributed to (`of` "preferences")."""
     known = {_key(pair.example.source): pair for pair in pairs}
     cast: dict[str, list[tuple[float, str]]] = {}
     for vote in votes:
@@ -156,7 +156,7 @@ def _vote_key(vote: Vote) -> Key:
 
 
 def slices(pairs: Sequence[ScoredPair], origin: Origin) -> list[dict[str, Any]]:
-    """Accuracy by what is known of a pair; a slice that holds all pairs says nothing and is left out."""
+    """Accuracy by properties of a pair; a slice with all pairs is uninformative and left out."""
     by: list[tuple[str, Callable[[ScoredPair], Iterable[str]], Sequence[str]]] = [
         ("Strength of the preference", lambda p: (_strength(p.example.source),), _STRENGTHS),
         ("Agreement of the raters", lambda p: (_agreement(p.example.source),), _AGREEMENTS),
@@ -213,9 +213,9 @@ def _source(pair: ScoredPair, origin: Origin) -> str:
 
 
 def calibration(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    """Reliability as the scores are, and after a temperature; see `reward.calibration`.
+    """Reliability of the raw scores, and after a temperature; see `reward.calibration`.
 
-    `temperature` is fitted on all pairs, for use elsewhere; `after` is measured with those of other prompts.
+    `temperature` is fitted on all pairs, for later use; `after` is measured with temperatures from other prompts.
     """
     differences, groups = [pair.difference for pair in pairs], _groups(pairs)
     scaled = cross_fitted(differences, groups)
@@ -227,9 +227,9 @@ def calibration(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 
 
 def spread_against_error(pairs: Sequence[ScoredPair]) -> dict[str, Any] | None:
-    """Whether an ensemble is wrong where its members disagree; None for a model of one member.
+    """Whether an ensemble's disagreement predicts its errors; None for a model of one member.
 
-    `auroc` is the chance that a pair it gets wrong has the larger spread than one it gets right: ½ tells nothing.
+    `auroc` is the probability that a wrong pair has a larger spread than a right one: ½ is uninformative.
     """
     if len(pairs[0].chosen) < 2:
         return None
@@ -253,11 +253,11 @@ def spread_against_error(pairs: Sequence[ScoredPair]) -> dict[str, Any] | None:
     }
 
 
-# --- what to read ---
+# --- examples ---
 
 
 def worst(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
-    """The pairs in which the rejected answer's score is highest above the chosen one's."""
+    """The pairs with the largest scores of the rejected answer above the chosen one's."""
     wrong = sorted((pair for pair in pairs if pair.difference < 0), key=lambda pair: pair.difference)
     return [
         {
@@ -279,7 +279,7 @@ def _prompt(example: EncodedPreference) -> list[dict[str, str]]:
 
 
 def garbage_figures(garbage: Sequence[ScoredGarbage]) -> dict[str, Any]:
-    """Each kind of garbage against the real answers to the same prompts, and the answers that score highest."""
+    """Each kind of adversarial answer against the real answers to the same prompts, and the highest-scoring ones."""
     kinds = []
     for kind, what in WHAT.items():
         rows = [one for one in garbage if one.garbage.kind == kind]
@@ -316,11 +316,11 @@ def _against_real(rows: Sequence[ScoredGarbage]) -> dict[str, Any]:
     }
 
 
-# --- in words ---
+# --- text ---
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What the figures allow to be said, and what must be said with them."""
+    """The claims that the figures support, with their caveats."""
     n = figures["n"]
     claim = f"The reward model is right about {percent(figures['accuracy'])} of {n} held-out preference{'s'[: n != 1]}"
     return {"claim": claim, "caveats": list(_caveats(figures))}
@@ -341,8 +341,8 @@ def _caveats(figures: Mapping[str, Any]) -> Iterable[str]:
     liked = [kind for kind in figures["garbage"]["kinds"] if kind["above_rejected"] > 0.5]
     for kind in liked:
         yield (
-            f"Garbage of the kind “{kind['kind']}” ({kind['what']}) scores above the rejected answer to the same prompt "
-            f"in {kind['above_rejected'] * kind['n']:.0f} of {kind['n']} cases: PPO may find it."
+            f"Adversarial answers of kind “{kind['kind']}” ({kind['what']}) score above the rejected answer to the same "
+            f"prompt in {kind['above_rejected'] * kind['n']:.0f} of {kind['n']} cases: PPO may find it."
         )
     if "simulated" in figures["kinds"]:
         yield "The raters are simulated: this says how well the model learned their rules, and nothing of what people want."

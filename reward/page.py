@@ -33,14 +33,14 @@ def build_page(report: Report, made_from: Mapping[str, str]) -> str:
         ("raters", "Agreement with each rater", _raters(report)),
         ("calibration", "How sure it is", _calibration(report)),
         ("spread", "Spread of the ensemble against error", _spread(report)),
-        ("garbage", "Garbage that it likes", _garbage(report)),
+        ("garbage", "Adversarial answers it prefers", _garbage(report)),
         ("mistakes", "Worst mistakes", _mistakes(report)),
     ]
     return build_document("Reward model: report", _head(report, made_from), sections, report)
 
 
 def _head(report: Report, made_from: Mapping[str, str]) -> Markup:
-    told = report["headline"]
+    headline = report["headline"]
     temperature = report["calibration"]["temperature"]
     facts = {
         "Reward model": made_from.get("reward_model", ""),
@@ -52,8 +52,8 @@ def _head(report: Report, made_from: Mapping[str, str]) -> Markup:
     }
     return join(
         el("p", "Reward model: report", cls="eyebrow"),
-        el("h1", told["claim"]),
-        [el("p", caveat, cls="caveat") for caveat in told["caveats"]],
+        el("h1", headline["claim"]),
+        [el("p", caveat, cls="caveat") for caveat in headline["caveats"]],
         el("div", [el("span", name, " ", el("b", value)) for name, value in facts.items() if value], cls="facts"),
     )
 
@@ -91,17 +91,17 @@ def _accuracy(report: Report) -> Markup:
     first = report["first_answer_baseline"]
     if first:
         rows.append(_share_row(_named("Always the answer shown first", _BASELINE), first, _BASELINE))
-    told = (
+    remark = (
         "Preferences whose prompts it was not trained on. Intervals count the pairs of one prompt as far as they vary "
         "together. Equal scores, and equal lengths, count as half."
     )
     if first:
-        told += " What was shown first is counted over the raters' single votes."
-    return join(table(_share_headings("Chooses"), rows), note(told))
+        remark += " What was shown first is counted over the raters' single votes."
+    return join(table(_share_headings("Chooses"), rows), note(remark))
 
 
 def _slices(report: Report) -> Markup | None:
-    """One table, so that all whiskers share one axis."""
+    """One table, so that all whiskers share an axis."""
     if not report["slices"]:
         return None
     rows = []
@@ -120,12 +120,12 @@ def _raters(report: Report) -> Markup | None:
     by_vote = report["raters"][0]["of"] == "votes"
     of = "Votes" if by_vote else "Pairs"
     rows = [_share_row(row["rater"], row, what="Agrees with", of=of) for row in report["raters"]]
-    told = (
+    remark = (
         "How often the model prefers the answer that the rater preferred, over the rater's own votes on held-out pairs."
         if by_vote
         else "How often the model is right about the preferences that the rater had a part in."
     )
-    return join(table(_share_headings("Rater", "Agrees with", of), rows), note(told))
+    return join(table(_share_headings("Rater", "Agrees with", of), rows), note(remark))
 
 
 # --- calibration ---
@@ -146,18 +146,18 @@ def _calibration(report: Report) -> Markup:
         )
         for title, row in drawn
     ]
-    told = (
+    remark = (
         "σ(difference of two scores ÷ temperature) is the probability that the first answer is the better one. Marks on "
         "the diagonal: as often right as it says; below it: surer than it should be. Beside each mark: its pairs."
     )
     if found["after"]:
-        told += (
+        remark += (
             " The temperature of each tenth of the prompts was fitted on the other nine, so nothing here was measured on "
             "what it was fitted on."
         )
         if found["after"]["nll"] >= found["before"]["nll"]:
-            told += " It did not help here: the scores are as well calibrated as they are."
-    return join(el("div", panels, cls="panels"), note(told))
+            remark += " It did not help here: the raw scores are as well calibrated."
+    return join(el("div", panels, cls="panels"), note(remark))
 
 
 def _reliability(bins: Sequence[Row], title: str) -> Markup:
@@ -181,8 +181,8 @@ def _reliability(bins: Sequence[Row], title: str) -> Markup:
                 "end" if inside else "start",
             )
         )
-    told = "; ".join(f"says {percent(b['confidence'])}, right {percent(b['accuracy'])} of {b['n']}" for b in bins)
-    return svg(340, 240, body, cls="plot", label=f"{title}: {told}")
+    points = "; ".join(f"says {percent(b['confidence'])}, right {percent(b['accuracy'])} of {b['n']}" for b in bins)
+    return svg(340, 240, body, cls="plot", label=f"{title}: {points}")
 
 
 def _spread(report: Report) -> Markup | None:
@@ -192,15 +192,15 @@ def _spread(report: Report) -> Markup | None:
     rows = [
         _share_row(f"{number(row['spread_from'], 2)} to {number(row['spread_to'], 2)}", row) for row in found["parts"]
     ]
-    told = f"Standard deviation of the score difference over the {found['members']} members. "
+    remark = f"Standard deviation of the score difference over the {found['members']} members. "
     if found["auroc"] is None:
-        told += "It makes no mistakes here to hold the spread against."
+        remark += "It makes no mistakes here to hold the spread against."
     else:
-        told += (
+        remark += (
             f"A pair that it gets wrong has the larger spread than one that it gets right {percent(found['auroc'])} of "
             "the time; at 50% the spread tells nothing."
         )
-    return join(table(_share_headings("Spread, units of score"), rows), note(told))
+    return join(table(_share_headings("Spread, units of score"), rows), note(remark))
 
 
 # --- what to read ---
@@ -230,13 +230,13 @@ def _garbage(report: Report) -> Markup | None:
         )
         for row in found["kinds"]
     ]
-    told = (
-        "Bad answers made from held-out prompts. A reward model to optimise against scores them below both real answers: "
-        "shares near 0%."
+    remark = (
+        "Bad answers made from held-out prompts. A reward model to optimise against should score them below both real "
+        "answers: shares near 0%."
     )
     cards = [_garbage_card(row) for row in found["highest"]]
     title = el("h3", "The highest above the rejected answer to the same prompt")
-    return join(table(headings, rows), note(told), title, cards)
+    return join(table(headings, rows), note(remark), title, cards)
 
 
 def _garbage_card(row: Row) -> Markup:

@@ -1,7 +1,7 @@
-"""What stands behind preferences: the prompts' tags and sources, and each rater's own votes.
+"""Origin of preferences: the prompts' tags and sources, and each rater's own votes.
 
-A preference carries what training needs. The rest lies in the runs that it was made from: the label run's judgments, the
-sample run's answers, the prepare run's prompts. They are read where they are still what the manifests say they were.
+A preference has what training needs. The rest is in the runs that it was made from: the label run's judgments, the sample
+run's answers, the prepare run's prompts. They are read if they still match the manifests.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Vote:
     rater: str
     pair_id: str
     better: str
-    """the text of the answer that the rater preferred"""
+    """text of the answer that the rater preferred"""
     worse: str
     first_was_better: bool
     """whether the better one was shown first, on the left"""
@@ -33,7 +33,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Origin:
-    """Empty where the preferences come from a file of their own."""
+    """Empty if the preferences come from a separate file."""
 
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     """by id"""
@@ -42,7 +42,7 @@ class Origin:
 
 
 def trace_origin(preferences: str) -> Origin:
-    """What can be found behind a label run; nothing behind a file or a hub data set."""
+    """The origin of a label run's preferences; empty for a file or a hub data set."""
     prompts: dict[str, Prompt] = {}
     texts: dict[str, str] = {}
     judgments: list[Judgment] = []
@@ -58,7 +58,7 @@ def trace_origin(preferences: str) -> Origin:
 
 
 def _finals(source: str, finder: InputFinder) -> Iterator[Path]:
-    """`final/` of a run, and of the runs it was made from, wherever they lie now."""
+    """`final/` of a run, and of the runs it was made from, wherever they are now."""
     if not (Path(source) / MANIFEST).is_file():
         return
     yield Path(source) / "final"

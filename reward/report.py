@@ -1,10 +1,10 @@
-"""Whether to trust a reward model: its report, written when it is trained and again, on any preferences, by command.
+"""A reward model's report, written after training and again, on any preferences, by command.
 
     tiebreak reward report --reward-model runs/quickstart/reward --output runs/quickstart/reward-report
     tiebreak reward report --reward-model runs/quickstart/reward --preferences more.jsonl --output runs/more-report
 
-Writes into its run folder `report.json`, for programs, and `report.html`, for people: one file that opens with no
-network. Every figure is of preferences whose prompts the model was not trained on.
+Writes into its run folder `report.json`, for programs, and `report.html`, for people: one file that opens without a
+network. All figures are from preferences whose prompts the model was not trained on.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TRAINED_PROMPTS = "trained_prompts.json"
 
 @dataclass(frozen=True)
 class Exam:
-    """What a reward model is asked: held-out pairs, garbage made from them, and samples of a policy."""
+    """Inputs for a reward model's examination: held-out pairs, adversarial answers, and samples of a policy."""
 
     examples: list[EncodedPreference]
     garbage: list[Garbage]
@@ -61,21 +61,21 @@ class Exam:
     """prompt and completion"""
 
     def sequences(self) -> list[list[int]]:
-        """What the scale of the scores is measured on, in the order that `mark` expects."""
+        """The sequences that the scale is measured on, in the order that `mark` expects."""
         return [*(e.prompt + side for e in self.examples for side in (e.chosen, e.rejected)), *self.samples]
 
     def garbage_sequences(self) -> list[list[int]]:
-        """What only the report asks."""
+        """The sequences that only the report needs."""
         return [one.ids for one in self.garbage]
 
     def mark(self, scores: Sequence[Sequence[float]], garbage: Sequence[Sequence[float]] = ()) -> Marked:
-        """The scores of `sequences()`, each a list over the members, given back to what they belong to.
+        """Assign the scores of `sequences()`, each a list over the members.
 
         Args:
-            garbage: those of `garbage_sequences()`; none: there is no garbage among what is marked.
+            garbage: those of `garbage_sequences()`; none: adversarial answers are not scored.
 
         Raises:
-            HandoffError: one of them is not a finite number.
+            HandoffError: a score is not a finite number.
         """
         everything = [*scores, *garbage]
         broken = sum(not math.isfinite(score) for members in everything for score in members)
@@ -113,7 +113,7 @@ def build_exam(
     samples: Sequence[list[int]] = (),
     dropping: Run | None = None,
 ) -> Exam:
-    """An exam on held-out preferences; kept ties, which no answer gets right, and those that are too long are left out."""
+    """An exam on held-out preferences; ties, which no answer gets right, and over-long ones are left out."""
     decided = [preference for preference in preferences if not is_tie(preference)]
     if len(decided) < len(preferences):
         say(f"{len(preferences) - len(decided)} of {len(preferences)} held-out preferences are ties: not examined")
@@ -136,7 +136,7 @@ def read_scores(final: Path) -> list[list[float]]:
 def write_report(run: Run, marked: Marked, origin: Origin, reward_model: str) -> dict[str, Any]:
     """Write `report.json` and `report.html`; returns the report.
 
-    What stands in `final/` names no folder, so that equal runs write equal bytes.
+    Files in `final/` name no folder, so that equal runs write equal bytes.
     """
     figures = build_figures(marked.pairs, marked.garbage, origin)
     report = {"headline": headline(figures), **figures}
@@ -164,7 +164,7 @@ def _scores_row(pair: ScoredPair) -> dict[str, Any]:
 
 
 def report_metrics(report: dict[str, Any]) -> dict[str, Any]:
-    """The figures that a manifest carries on to the recipe's own report."""
+    """The manifest's figures for the recipe's own report."""
     after = report["calibration"]["after"]
     kept = ("accuracy", "accuracy_interval", "n", "length_baseline", "score_mean", "score_std")
     told = {key: report[key] for key in kept} | {"ece": report["calibration"]["before"]["ece"]}
@@ -216,10 +216,10 @@ def report(config: RewardReportConfig) -> None:
 
 
 def _own_preferences(reward_model: str) -> str:
-    """Where the preferences lie that a reward model was made from.
+    """The place of the preferences that a reward model was made from.
 
     Raises:
-        HandoffError: something else lies there now.
+        HandoffError: they have changed.
     """
     manifest = read_manifest(reward_model)
     made_from = manifest["inputs"]["preferences"]
@@ -233,11 +233,11 @@ def _own_preferences(reward_model: str) -> str:
 
 
 def not_trained_on(preferences: Sequence[Preference], final: Path) -> list[Preference]:
-    """Rows of other preferences whose prompts a reward model has not seen in training."""
+    """Other preferences whose prompts the reward model was not trained on."""
     path = final / TRAINED_PROMPTS
     if not path.is_file():
         raise HandoffError(
-            f"{final} has no {TRAINED_PROMPTS}, so what it was trained on is not known: train it again with this version"
+            f"{final} has no {TRAINED_PROMPTS}, so its training prompts are unknown: train it again with this version"
         )
     seen = set(json.loads(path.read_text()))
     kept = [p for p in preferences if (p.prompt_id or prompt_id(p.prompt)) not in seen]

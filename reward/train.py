@@ -68,7 +68,7 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
 
     @cached_property
     def exam(self) -> Exam:
-        """What the finished model is asked."""
+        """The finished model's examination."""
         config, longest = self.config, self.config.training.max_length_tokens
         samples = encode_samples(config, self.chat)
         return build_exam(self.data.validation, self.chat, config.garbage_prompts, longest, samples, self.dropping)
@@ -113,7 +113,7 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
 
 
 def keep_scale(run: Run, marked: report.Marked, train_set: Sequence[EncodedPreference]) -> None:
-    """Write what later stages need beside the model: the scale of its scores, and what it was trained on."""
+    """Write files for later stages beside the model: the scale of its scores, and its training prompts."""
     write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
     report.write_scores(run, marked)
     temperature = fit_temperature([pair.difference for pair in marked.pairs]) if marked.pairs else None
@@ -123,19 +123,19 @@ def keep_scale(run: Run, marked: report.Marked, train_set: Sequence[EncodedPrefe
 def label(
     examples: Sequence[EncodedPreference], config: RewardConfig, bootstrap: bool = True
 ) -> list[EncodedPreference]:
-    """The examples that count for anything, with their margins, targets and weights.
+    """The examples with a positive weight, with their margins, targets and weights.
 
     Args:
         bootstrap: whether the members of an ensemble see different rows, as in training; all see all in evaluation.
 
     Raises:
-        DataError: no example counts for anything.
+        DataError: there are none.
     """
     labels = [label_of(e.source, config) for e in examples]
     counting = [(example, said) for example, said in zip(examples, labels, strict=True) if said.weight]
     if bootstrap and not counting and examples:
         raise DataError(
-            "every preference has weight 0, so there is nothing to learn: mend the weights, or give --use-weights false"
+            "every preference has weight 0, so there is nothing to learn: fix the weights, or give --use-weights false"
         )
     if not counting:
         return []
@@ -163,7 +163,7 @@ def encode_samples(config: RewardConfig, chat: Chat) -> list[list[int]]:
 
 
 def measure_scale(marked: report.Marked, temperature: float | None) -> ScoreScale:
-    """The scale of the scores: by the samples where there are any; members' offsets by all that was scored."""
+    """The scale of the scores: from the samples if there are any; members' offsets from all scores."""
     real = [side for pair in marked.pairs for side in (pair.chosen, pair.rejected)] + marked.samples
     offsets = np.array(real).mean(axis=0) - np.mean(real) if real else np.zeros(1)
     means = [float(np.mean(members)) for members in marked.samples]
@@ -177,7 +177,7 @@ def measure_scale(marked: report.Marked, temperature: float | None) -> ScoreScal
 
 
 def to_dataset(examples: Sequence[EncodedPreference], prompt_by_prompt: bool = False) -> Dataset:
-    """What TRL's collator takes; `prompt_by_prompt`: and which rows have one prompt."""
+    """TRL's collator's input; `prompt_by_prompt`: with the prompt's number of each row."""
     from datasets import Dataset
 
     rows = Dataset.from_list(
@@ -202,7 +202,7 @@ def build_reward_args(config: RewardConfig, run: Run) -> RewardArguments:
 
     return RewardArguments(
         **common_arguments(config.training, run),
-        max_length=None,  # rows that are too long were left out already
+        max_length=None,  # rows that are too long are already dropped
         pad_to_multiple_of=None,
         center_rewards_coefficient=config.centering or None,
         train_sampling_strategy="group_by_length",

@@ -22,7 +22,7 @@ from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import metrics_of
 
 LABELS = {"margin": 0.0, "target": 1.0, "weight": [1.0]}
-"""What rows say of their label, and what those say that have TRL's columns alone."""
+"""Label columns of the rows, and their values for rows with only TRL's columns."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class LabelCollator(DataCollatorForPreference):
 
 
 class LabelledRewardTrainer(RewardTrainer):
-    """A RewardTrainer whose rows say how far their label can be trusted."""
+    """A RewardTrainer whose rows carry the reliability of their label."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,13 +58,13 @@ class LabelledRewardTrainer(RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _note_spread(self, difference: Tensor) -> None:
-        """How far the members are apart: the mean deviation of chosen − rejected over them."""
+        """The members' disagreement: the mean deviation of chosen − rejected over them."""
         spread = self.accelerator.gather_for_metrics(difference.detach().std(-1, correction=0).mean()).mean()
         metrics_of(self)["train" if self.model.training else "eval"]["spread"].append(spread.item())
 
 
 class PackedRewardTrainer(StageTrainer, PromptByPrompt, StepInPasses, LabelledRewardTrainer):
-    """The same, its step in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""
+    """The same, with steps in passes: the loss is a mean over pairs, with weights that do not depend on the batch."""
 
     losses_that_add_up = frozenset({preference_loss.__name__, centring_loss.__name__})
 
@@ -72,5 +72,5 @@ class PackedRewardTrainer(StageTrainer, PromptByPrompt, StepInPasses, LabelledRe
         switch_off_noise(self.model)
 
     def losses(self) -> Sequence[str]:
-        """Those of `compute_loss` above: TRL's own is replaced."""
+        """The metrics of `compute_loss` above: TRL's own are replaced."""
         return [preference_loss.__name__, centring_loss.__name__]

@@ -2,9 +2,9 @@
 
     tiebreak prepare --config configs/quickstart/prepare.yaml
 
-Every later stage takes its split from here, so a prompt that was held out once is held out for ever. A row that names its
-`split` keeps it. Of the others, prompts that have a demonstration go to train or validation alone: the test split is for
-prompts that no expert has answered.
+Every later stage takes its split from here, so a prompt that is held out once stays held out. A row that names its
+`split` keeps it. Of the others, prompts with a demonstration go to train or validation only: the test split is for
+prompts without an expert's answer.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that was left out, where it stood, and why."""
+    """A row that was left out, with place and reason."""
 
     where: str
     reason: str
@@ -58,7 +58,7 @@ class Dropped:
 
 @dataclass
 class Gathered:
-    """Rows that were read and are well formed, with where each stood."""
+    """Valid rows, with their places."""
 
     prompts: list[tuple[str, Prompt]] = field(default_factory=list)
     demonstrations: list[tuple[str, Demonstration]] = field(default_factory=list)
@@ -94,9 +94,9 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def file_names(sources: Sequence[str]) -> dict[str, str]:
-    """What each source is called in the run: its file's name, so that the same data makes one run wherever it lies.
+    """Each source's name in the run: its file's name, so that the same data makes the same run in any folder.
 
-    Sources stay as they are where two files have one name.
+    Sources keep their paths if two files have the same name.
     """
     names = {source: source if source.startswith("hub:") else Path(source).name for source in sources}
     return names if len(set(names.values())) == len(names) else {source: source for source in sources}
@@ -105,7 +105,7 @@ def file_names(sources: Sequence[str]) -> dict[str, str]:
 def _by_name(dropped: Dropped, names: Mapping[str, str]) -> dict[str, str]:
     where, reason = dropped.where, dropped.reason
     for source, name in names.items():
-        for mark in ":/":  # of a file, and of a folder's files
+        for mark in ":/":  # in a path, and in a shard's place
             where, reason = (text.replace(f"{source}{mark}", f"{name}{mark}") for text in (where, reason))
     return {"where": where, "reason": reason, "text": dropped.text}
 
@@ -143,7 +143,7 @@ def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
 
 
 def _take(data: Gathered, reading: Reading, name: str) -> Iterator[tuple[str, str, Split | None]]:
-    """Normalise what was read and keep it; yields where each row stands, its prompt's id, and the split that it names."""
+    """Normalise and collect the rows; yields each row's place, its prompt's id, and the split that it names."""
     data.read[reading.wanted] += reading.rows
     kept = []
     for draft in reading.drafts:
@@ -172,7 +172,7 @@ def _says(completion: str | Messages) -> bool:
 
 
 def normalise(text: str) -> str:
-    """NFC, \\n line ends, no control or zero-width characters, no blanks at line ends or around the whole."""
+    """NFC, \\n line ends, no control or zero-width characters, no whitespace at line ends or around the whole."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
     text = unicodedata.normalize("NFC", re.sub("[\u200b\u2060\ufeff]", "", text))  # last: they may part what composes
@@ -202,7 +202,7 @@ def _normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
 
 
 def is_blank(prompt: Prompt) -> bool:
-    """Whether the user asks nothing."""
+    """Whether the user's message is empty."""
     return prompt.messages[-1].role == "user" and prompt.messages[-1].is_empty
 
 
@@ -210,7 +210,7 @@ def is_blank(prompt: Prompt) -> bool:
 
 
 def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) -> None:
-    """Drop exact and near duplicates; a prompt that also stands among the demonstrations gives way to it.
+    """Drop exact and near duplicates; a prompt that is also in a demonstration is dropped.
 
     Two answers to one prompt are two demonstrations, and both are kept.
 
@@ -245,20 +245,20 @@ def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) ->
 
 @dataclass(frozen=True)
 class Compared:
-    """What two rows are compared by."""
+    """Comparison keys of a row."""
 
     text: str
     tools: Tools
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """Rows of which this differs are no duplicates: other numbers and other tools ask for other answers."""
+        """Rows that differ in this are not duplicates: other numbers and other tools need other answers."""
         return (*re.findall(r"\d+", self.text), *(content_id("tool", tool) for tool in self.tools))
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """When two rows are one."""
+    """The definition of a duplicate."""
 
     threshold: float
     max_share: float
@@ -266,7 +266,7 @@ class Nearness:
 
 
 FEW = 2
-"""So many near duplicates are never too many."""
+"""Up to this many near duplicates are always allowed."""
 
 
 def _unique(
@@ -277,7 +277,7 @@ def _unique(
     dropped: list[Dropped],
     keep_first: int = 0,
 ) -> list[tuple[str, Any]]:
-    """`rows` less later duplicates. The first `keep_first` are compared against and never dropped."""
+    """`rows` without later duplicates. The first `keep_first` are compared against and never dropped."""
     seen: dict[str, str] = {}
     exact: list[tuple[str, Any]] = []
     for number, (where, row) in enumerate(rows):
@@ -312,7 +312,7 @@ def _near(texts: Sequence[Compared], threshold: float) -> dict[int, tuple[int, f
 def _refuse_many(
     earlier: Mapping[int, tuple[int, float]], texts: Sequence[Compared], nearness: Nearness, rows: int
 ) -> None:
-    """Rows made from a template look like copies: the user decides, and not the threshold."""
+    """Rows from a template look like copies: the user decides, not the threshold."""
     if len(earlier) <= max(FEW, nearness.max_share * rows):
         return
     examples = [f"{texts[n].text[:80]!r} and {texts[other].text[:80]!r}" for n, (other, _) in sorted(earlier.items())]
@@ -333,7 +333,7 @@ def trigrams(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def near_duplicates(sets: Sequence[frozenset[Any]], threshold: float) -> dict[int, tuple[int, float]]:
-    """For each set that overlaps an earlier kept one by the threshold or more: (the earlier one, Jaccard overlap).
+    """Near duplicates of earlier rows, by set overlap: number → (the earlier one, Jaccard overlap).
 
     Exact, not sampled: by prefix filtering (Bayardo et al. 2007), two sets can only reach the threshold if they share one
     of their |x| − ⌈t·|x|⌉ + 1 rarest members, so only those are looked up.
@@ -365,10 +365,10 @@ def _prompt_text(prompt: Prompt) -> str:
 
 
 def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
-    """Drop what is longer than the limits; returns the lengths in tokens of what stays.
+    """Drop rows longer than the limits; returns the lengths of the others in tokens.
 
     Raises:
-        DataError: with every row that the chat template cannot take (on_bad_row: drop drops them too); or none is left.
+        DataError: lists every row that the chat template refuses (unless on_bad_row: drop); or none is left.
     """
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_chat
@@ -404,7 +404,7 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
             demonstrations.append((where, shown))
     if unrendered and (config.on_bad_row == "refuse" or not (prompts or demonstrations)):
         faults = [f"{one.where}: {one.reason}" for one in unrendered]
-        raise DataError(f"{len(faults)} row(s) cannot be rendered as they are; nothing was written", faults)
+        raise DataError(f"{counted(len(faults), 'row')} cannot be rendered; nothing was written", faults)
     data.dropped += unrendered
     data.prompts, data.demonstrations = prompts, demonstrations
     if not prompts and not demonstrations:
@@ -413,7 +413,7 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
 
 
 def _token_counts(shown: Demonstration, chat: Chat) -> tuple[int, int]:
-    """(tokens of the prompt, tokens that follow it) as SFT learns them."""
+    """(tokens of the prompt, tokens after it) as SFT sees them."""
     asked = shown.prompt.messages
     before = len(chat.encode_prompt(asked, shown.prompt.tools))
     examples = chat.encode_conversation((*asked, *shown.answers), True, shown.prompt.tools, len(asked))
@@ -423,9 +423,8 @@ def _token_counts(shown: Demonstration, chat: Chat) -> tuple[int, int]:
 def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
     """Give every prompt its split. Returns (all prompts, demonstrations).
 
-    A split that the rows name stays (tiebreak.data.splits); the other prompts are shared out, counts to the nearest row.
-
-    Which rows fall where depends on the seed and on a row's content alone, not on the order of the files.
+    Splits named in rows are kept (tiebreak.data.splits); other prompts are divided, counts to the nearest row. A row's
+    split depends on the seed and its content alone, not on the order of the files.
     """
     shown = {d.prompt.id: d.prompt for _, d in data.demonstrations}
     bare = {p.id: p for _, p in data.prompts}
@@ -452,7 +451,7 @@ def _ranked(identities: Iterable[str], seed: int) -> list[str]:
 def data_report(
     data: Gathered, prompts: list[Prompt], demonstrations: list[Demonstration], lengths: dict[str, list[int]]
 ) -> dict[str, Any]:
-    """What was read, what is left, how long it is, and what was dropped and why."""
+    """Counts of rows read and kept, lengths, and dropped rows by reason."""
     reasons = Counter(re.sub(r"( of| as) .*|^the prompt has.*|^\d+ \+.*", _short, one.reason) for one in data.dropped)
     return {
         "counts": {

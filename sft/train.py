@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: TRL's SFTTrainer with a LoRA adapter, loss on the assistant's tokens alone.
+"""Supervised fine-tuning: TRL's SFTTrainer with a LoRA adapter, loss on the assistant's tokens only.
 
 tiebreak sft --config configs/quickstart/sft.yaml
 accelerate launch --config_file configs/accelerate/zero2.yaml -m sft.train --config configs/quickstart/sft.yaml
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class PackedSFTTrainer(StageTrainer, StepInPasses, SFTTrainer):
-    """TRL's trainer, its step in passes, each weighted by the tokens it learns from."""
+    """TRL's trainer, its step in passes, each weighted by its trained tokens."""
 
     together = 1
     losses_that_add_up = frozenset({"nll"})
@@ -46,7 +46,7 @@ class PackedSFTTrainer(StageTrainer, StepInPasses, SFTTrainer):
         return (inputs["labels"][:, 1:] != -100).sum() * self.accelerator.num_processes
 
     def adds_up(self, num_items_in_batch: Any) -> bool:
-        return num_items_in_batch is not None  # TRL divides by the tokens of the whole step then
+        return num_items_in_batch is not None  # TRL then divides by the tokens of the whole step
 
 
 class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
@@ -80,7 +80,7 @@ class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
 
 
 def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: Run | None = None) -> list[Encoded]:
-    """Token ids and loss masks of the demonstrations that fit; several examples of one where a template rewrites turns."""
+    """Token ids and loss masks of the demonstrations that fit; several examples for one if a template rewrites turns."""
     last_only = config.loss_on == "last_answer"
 
     def examples_of(one: Demonstration) -> list[Encoded]:
@@ -95,7 +95,7 @@ def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: 
 
 
 def to_dataset(examples: list[Encoded]) -> Dataset:
-    """What TRL's collator takes: ids, and labels with −100 where nothing is learned."""
+    """TRL's collator's input: ids, and labels with −100 on untrained tokens."""
     from datasets import Dataset
 
     rows: list[dict[str, Any]] = [
@@ -115,7 +115,7 @@ def build_sft_args(config: SFTConfig, run: Run) -> SFTArguments:
 
     return SFTArguments(
         **common_arguments(config.training, run),
-        max_length=None,  # rows that are too long were left out already
+        max_length=None,  # rows that are too long are already dropped
         pad_to_multiple_of=None,
         train_sampling_strategy="group_by_length",
         length_column_name="length",

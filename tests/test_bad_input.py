@@ -396,11 +396,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         ),
         "a prompt too long to sample from": Case(
             words("sample", "a prompt too long", *policy, "--prompts", long, "--max-prompt-tokens", "60"),
-            ("1 prompt(s) are longer than max_prompt_tokens (60)", "tokens", "raise it, or drop them in prepare"),
+            ("1 prompt longer than max_prompt_tokens (60)", "tokens", "raise it, or drop them in prepare"),
         ),
         "an end of sequence in prepare": Case(
             words("prepare", "an end of sequence in prepare", *policy, "--demonstrations", ended),
-            ("1 row(s) cannot be rendered", f"{ended}:1: two end-of-sequence tokens ('<|im_end|>')", "remove it"),
+            ("1 row cannot be rendered", f"{ended}:1: two end-of-sequence tokens ('<|im_end|>')", "remove it"),
         ),
         "a full disk": Case(
             words(

@@ -3,9 +3,9 @@
     tiebreak compare --config configs/quickstart/compare.yaml
     tiebreak compare --config configs/quickstart/compare.yaml --output runs/two-seeds --against runs/seed1/evaluate
 
-Writes into its run folder `report.json`, for programs, and `report.html`, for people: one file that opens with no
-network. It draws what finished folders hold and computes nothing anew but differences paired by prompt. It refuses to
-put two numbers side by side that cannot be compared.
+Writes into its run folder `report.json`, for programs, and `report.html`, for people: one file that opens without a
+network. It shows the contents of finished folders and computes only differences paired by prompt. It refuses to compare
+numbers that are not comparable.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """Write the report and print its table; returns what report.json says."""
+    """Write the report and print its table; returns the content of report.json."""
     evaluation = read_evaluation(config.evaluation)
     against = [read_evaluation(folder) for folder in config.against]
     links = read_chain(config.evaluation, config.runs)
@@ -65,7 +65,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
 
 def judge_by_hand(config: CompareConfig, links: Sequence[Link]) -> str:
-    """The command with which people judge the pairs that the policies were made from; empty where there are none."""
+    """The command with which people judge the policies' pairs; empty if there are none."""
     sampled = next((Path(link.folder) for link in reversed(links) if link.stage == "sample"), None)
     if sampled is None:
         return ""
@@ -77,7 +77,7 @@ def judge_by_hand(config: CompareConfig, links: Sequence[Link]) -> str:
 
 
 def _trained(links: Sequence[Link]) -> list[Trained]:
-    """Runs that logged metrics, in the order of the chain."""
+    """Runs with logged metrics, in the order of the chain."""
     each = {link.id: link for link in links}.values()
     everyone = [Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder)) for link in each]
     return [run for run in everyone if run.rows]
@@ -87,7 +87,7 @@ def _trained(links: Sequence[Link]) -> list[Trained]:
 
 
 def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
-    """The claim, the table, the caveats, where the report lies, and what comes next."""
+    """The claim, the table, the caveats, the report's path, and the next command."""
     top = report["headline"]
     colours = has_colours(sys.stdout)
     claim = f"{top['claim']}."
@@ -98,7 +98,7 @@ def print_summary(report: dict[str, Any], page: Path, next_step: str) -> None:
 
 
 def _further_sentences(report: dict[str, Any]) -> list[str]:
-    """Those on other evaluations; the table has the report's own."""
+    """Caveats of other evaluations; the table has the report's own."""
     top = report["headline"]
     return [] if not top.get("claims") else list(top.get("sentences", []))
 
@@ -152,7 +152,7 @@ _OUTCOMES = {"better": ("✓", "green"), "worse": ("✗", "red"), "undecided": (
 
 
 def meaning(name: str, row: dict[str, Any], baseline: str) -> str:
-    """What a policy's row says, in a line."""
+    """The meaning of a policy's row, in one line."""
     against, counts = label(baseline), row.get("outcomes")
     if name == baseline:
         return "the baseline: the others are compared with it"
@@ -178,7 +178,7 @@ def _figure(row: dict[str, Any], name: str) -> Any:
 
 
 def _column_name(report: dict[str, Any]) -> str:
-    """The yardstick's name, as far as there is room for it; `rubric` for the rubric, and in older reports."""
+    """The yardstick's name, shortened to fit; `rubric` for the rubric, and in older reports."""
     name = str(report.get("yardstick_name", "Rubric score"))
     return "rubric" if name == "Rubric score" else name if len(name) <= 14 else f"{name[:13]}~"
 

@@ -20,14 +20,14 @@ Box = tuple[float, float, float, float]
 
 
 def _whole_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Ticks of an axis of steps: whole numbers, inside [low, high]; its only step where there is one."""
+    """Ticks of an axis of steps: whole numbers inside [low, high]; for a single step, that step."""
     if low == high:
         return [low]
     return [v for v in ticks(low, high, about) if float(v).is_integer()] or [low, high]
 
 
 def line_chart(panel: Panel, tones: Sequence[str], kept: float | None = None) -> Markup:
-    """A panel's curves over the optimizer steps, shape (340, 180) in SVG units; a line at the step that was kept."""
+    """A panel's curves over the optimizer steps, shape (340, 180) in SVG units; a line at the kept step."""
     xs = [x for curve in panel.curves for x, _ in curve.points]
     ys = [y for curve in panel.curves for _, y in curve.points]
     ys += [] if panel.reference is None else [panel.reference]
@@ -51,7 +51,7 @@ def line_chart(panel: Panel, tones: Sequence[str], kept: float | None = None) ->
 
 def _kept_line(frame: Frame, at: float) -> list[Markup]:
     x = frame.px(at)
-    left = x > (frame.left + frame.end) / 2  # the label stands where there is room for it
+    left = x > (frame.left + frame.end) / 2  # the label goes where there is room
     label = text(x + (-4 if left else 4), frame.top + 3, "kept", "note", "end" if left else "start")
     return [line(x, frame.top - 4, x, frame.base, "reference"), label]
 
@@ -122,7 +122,7 @@ def _path(frame: Frame, path: Sequence[tuple[float, float, float]], boxes: list[
 
 
 def _trail(places: Sequence[Point], tone: str, boxes: list[Box]) -> list[Markup]:
-    """Points in the order of the steps, darker with them."""
+    """Points in order of the steps, later ones darker."""
     parts = [el("polyline", cls=f"curve tone-{tone} thin", points=svg_points(places))]
     for index, (x, y) in enumerate(places):
         opacity = f"{0.25 + 0.75 * index / max(len(places) - 1, 1):.2f}"
@@ -136,7 +136,7 @@ def _trail(places: Sequence[Point], tone: str, boxes: list[Box]) -> list[Markup]
 
 
 def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: str, tone: str) -> Markup:
-    """One score against KL at the steps that a guard looked at, the kept one ringed; shape (340, 220) in SVG units.
+    """One score against KL at the steps a guard evaluated, the kept one ringed; shape (340, 220) in SVG units.
 
     Args:
         path: (step, KL, score), in the order of the steps.
@@ -145,7 +145,7 @@ def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: 
     frame = Frame(
         340, 220, 46, 12, 22, 34, spread([kl for _, kl, _ in path], 0.08), spread([y for _, _, y in path], 0.12)
     )
-    body = axes(frame, "KL from the policy it began with, nats per answer", "score", ticks(*frame.x, 5))
+    body = axes(frame, "KL from the initial policy, nats per answer", "score", ticks(*frame.x, 5))
     places = [(frame.px(kl), frame.py(score)) for _, kl, score in path]
     steps = [step for step, _, _ in path]
     at = steps.index(kept)
@@ -154,7 +154,7 @@ def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: 
     body += _trail(places, tone, boxes)
     body.append(el("circle", cls="kept", cx=places[at][0], cy=places[at][1], r=6))
     boxes.append((places[at][0] - 7, places[at][1] - 7, places[at][0] + 7, places[at][1] + 7))
-    for place in dict.fromkeys((at, len(path) - 1)):  # the first stands at no KL, and needs no label
+    for place in dict.fromkeys((at, len(path) - 1)):  # the first is at KL 0 and needs no label
         shown = f"step {steps[place]:.0f}" + (", kept" if place == at else "")
         body.append(_placed(frame, boxes, places[place], shown, "spot" if place == at else "note"))
     points = "; ".join(f"step {step:.0f}: KL {number(kl)}, score {number(score)}" for step, kl, score in path)
@@ -162,7 +162,7 @@ def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: 
 
 
 def _placed(frame: Frame, boxes: list[Box], place: Point, shown: str, style: str) -> Markup:
-    """A label beside its mark, at the first place that covers nothing drawn before it."""
+    """A label beside its mark, at the first place that covers nothing."""
     width = 6.6 * len(shown)
     spots = [
         (place[0] + dx, place[1] + dy)

@@ -1,8 +1,8 @@
-"""Which of a stage's logged figures are drawn, in which panels, under which names.
+"""Selection of a stage's logged figures for charts, their panels and names.
 
-A panel takes a figure and its held-out twin (`loss`, `eval_loss`). What is not on the stage's list is still drawn, in
-panels of its own after the others, so that a new metric never goes unseen; what is missing leaves no empty box. The
-lists are the stages' own (tiebreak.stages).
+A panel shows a figure and its held-out twin (`loss`, `eval_loss`). Figures outside the stage's list get their own panels
+after the others, so that new metrics are visible; missing figures leave no empty panel. The lists are in
+tiebreak.stages.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from tiebreak.stages import find_stage
 Point = tuple[float, float]
 
 MAX_POINTS = 240
-"""More steps than this are drawn as means of equal runs of steps: a panel is about 300 pixels wide."""
+"""More steps than this are averaged over equal runs of steps: a panel is about 300 pixels wide."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One figure over the steps. `held_out` marks those measured on data that was not trained on."""
+    """One figure over the steps. `held_out` marks figures of data not used in training."""
 
     key: str
     points: tuple[Point, ...]
     held_out: bool
     skipped: int = 0
-    """values that were not finite numbers, and are not drawn"""
+    """values that are not finite and are not drawn"""
     steps_a_point: int = 1
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small chart: what, its unit, its curves, and a value to hold them against."""
+    """One small chart: title, unit, curves, and a reference value."""
 
     title: str
     unit: str
@@ -48,7 +48,7 @@ _NEVER_PARTS = ("seconds", "runtime", "per_second", "memory", "flos")
 
 
 def read_panels(rows: Sequence[dict[str, Any]], stage: str) -> tuple[list[Panel], list[Panel]]:
-    """Panels of a stage's metrics rows: those that matter for the stage, then all further figures."""
+    """Panels of a stage's metrics: those in the stage's list, then all others."""
     curves = {curve.key: curve for curve in _curves(rows)}
     chosen = []
     for plan in find_stage(stage).figures:
@@ -64,7 +64,7 @@ def read_panels(rows: Sequence[dict[str, Any]], stage: str) -> tuple[list[Panel]
 
 
 def base_name(key: str) -> str:
-    """A figure's name without the mark of held-out data: eval_loss → loss, eval/scores → scores."""
+    """A figure's name without the held-out prefix: eval_loss → loss, eval/scores → scores."""
     return key.removeprefix("eval_").removeprefix("eval/")
 
 
@@ -73,7 +73,7 @@ def _is_held_out(key: str) -> bool:
 
 
 def _loosely(key: str, wanted: Iterable[str]) -> bool:
-    """True if a held-out figure is a planned one without its group: eval/score for objective/scores."""
+    """True if a held-out figure matches a listed one without its group: eval/score for objective/scores."""
     name = base_name(key).removesuffix("s")
     return _is_held_out(key) and any(one.rpartition("/")[2].removesuffix("s") == name for one in wanted)
 
@@ -94,7 +94,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
             if base_name(key) in _NEVER or any(part in key for part in _NEVER_PARTS):
                 continue
             if value is None or (_is_number(value) and not math.isfinite(value)):
-                skipped[key] = skipped.get(key, 0) + 1  # a recorder writes what is not finite as null
+                skipped[key] = skipped.get(key, 0) + 1  # recorders write non-finite values as null
             elif _is_number(value):
                 points.setdefault(key, {})[float(step)] = float(value)  # a step logged again after a resume counts once
     curves = []
@@ -109,7 +109,7 @@ def _is_number(value: object) -> bool:
 
 
 def thin(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[list[Point], int]:
-    """At most `most` points, each the mean of as many neighbours; and how many that is."""
+    """At most `most` points, each the mean of neighbours; and how many each averages."""
     each = -(-len(points) // most) if points else 1
     if each == 1:
         return list(points), 1
@@ -118,7 +118,7 @@ def thin(points: Sequence[Point], most: int = MAX_POINTS) -> tuple[list[Point], 
 
 
 def reward_against_kl(rows: Sequence[dict[str, Any]], most: int = 40) -> list[tuple[float, float, float]]:
-    """(step, KL, score) of PPO's rollouts, thinned; [] where the run logged none."""
+    """(step, KL, score) of PPO's rollouts, thinned; [] if the run logged none."""
     path = []
     for row in rows:
         values = (row.get("step"), row.get("objective/kl"), row.get("objective/scores"))

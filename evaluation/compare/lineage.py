@@ -1,4 +1,4 @@
-"""Which policy each policy was really trained from: the manifests say so, through their input `policy`."""
+"""The policy that each policy was trained from, according to the manifests' input `policy`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from evaluation.compare.reading import Evaluation, Link
 
 @dataclass(frozen=True)
 class Origin:
-    """What a policy is held against, to see what its training changed."""
+    """The policy that another is compared with, to show the effect of its training."""
 
     policy: str
     """the evaluated policy"""
     trained: bool
-    """it was trained from that one; False: nothing shows what it was trained from, so that is the baseline"""
+    """it was trained from that one; False: unknown, so that is the baseline"""
     through: tuple[str, ...] = ()
-    """stages in between that were not evaluated, in the order of training"""
+    """unevaluated stages in between, in order of training"""
 
 
 class Lineage:
-    """The evaluated policies among the runs that they were made from."""
+    """The evaluated policies, among the runs that they were made from."""
 
     def __init__(self, evaluation: Evaluation, links: Sequence[Link]) -> None:
         self.evaluation = evaluation
@@ -29,11 +29,11 @@ class Lineage:
         self._recorded = {name: self._input_of(name) for name in evaluation.policies}
 
     def run_of(self, policy: str) -> Link | None:
-        """The run that made an evaluated policy; None for a model that no run made."""
+        """The run of an evaluated policy; None for a model without a run."""
         return self._links.get(self._identity(policy))
 
     def origin_of(self, policy: str) -> Origin | None:
-        """The nearest evaluated policy that it was trained from; else the baseline; None where neither tells anything."""
+        """The nearest evaluated policy that it was trained from; otherwise the baseline; None if neither is informative."""
         through: list[str] = []
         link = self.run_of(policy)
         while link is not None and "policy" in link.manifest["inputs"]:
@@ -46,7 +46,7 @@ class Lineage:
         return self._by_order(policy)
 
     def subjects(self) -> list[str]:
-        """The policies that verdicts speak of: all but the baseline and what it was trained from."""
+        """The policies that get verdicts: all but the baseline and its ancestors."""
         baseline = self.evaluation.baseline
         left_out = {baseline}
         before = self.origin_of(baseline) if baseline in self.evaluation.policies else None
@@ -57,7 +57,7 @@ class Lineage:
         return names or [name for name in self.evaluation.policies if name != baseline]
 
     def _by_order(self, policy: str) -> Origin | None:
-        """Where the manifests are silent. A report without its policies' inputs lists a base before its baseline."""
+        """Fallback without manifests. A report without its policies' inputs lists a base before its baseline."""
         names, baseline = list(self.evaluation.policies), self.evaluation.baseline
         if baseline not in names:
             return None

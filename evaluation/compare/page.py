@@ -1,5 +1,5 @@
-"""The report as one HTML page that needs nothing else: style, script and charts are in it, and its content policy
-allows no request. Text from prompts and models is shown as plain text, never as HTML or Markdown.
+"""The report as one self-contained HTML page: style, script and charts are inline, and its content policy allows no
+request. Text from prompts and models is shown as plain text, never as HTML or Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tiebreak.page.tables import Form, cell, figure, heading, measured, note, ra
 from tiebreak.stages import STAGES, find_stage
 
 MOST_IN_LEAD = 4
-"""So many sentences can be read as a paragraph; more are folded away, as the table says the same."""
+"""Up to this many sentences are shown as a paragraph; more are collapsed, since the table shows the same."""
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -52,13 +52,13 @@ _FURTHER_MARKS = tuple(
     for tone in ("extra", "other", "ppo", "dpo", "sft", "base")
     if (tone, shape) not in _KNOWN_MARKS.values()
 )
-"""26 marks that are none of those above; with more policies than that they begin again."""
+"""26 marks besides those above; with more policies, they repeat."""
 _WIN_SCALE = Scale(0.0, 1.0, ((0.0, "0%"), (0.5, "50%"), (1.0, "100%")), reference=0.5)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run of the chain with the rows that it logged."""
+    """A run of the chain with its logged rows."""
 
     stage: str
     folder: str
@@ -101,7 +101,7 @@ class Measure:
 
     @classmethod
     def of(cls, report: Report) -> Measure:
-        """With axes that hold every value of the report."""
+        """With axes that cover every value of the report."""
         every = [report["policies"], *(one["policies"] for one in report.get("against", {}).get("evaluations", []))]
         rows = [row for policies in every for row in policies.values()]
         values = [v for row in rows for v in (row["yardstick_mean"], *(row["yardstick_interval"] or ()))]
@@ -303,7 +303,7 @@ def _change_row(row: Row, report: Report, marks: Marks, measure: Measure) -> Mar
 
 
 def _settings(report: Report) -> Markup | None:
-    """A column a trained run, a row a hyperparameter that is not the same in all."""
+    """One column per trained run, one row per hyperparameter that differs."""
     trained = [stage for stage in report["stages"] if "settings" in stage]
     if not trained:
         return None
@@ -452,7 +452,7 @@ def _evaluated_ppo(report: Report, trained: Sequence[Trained]) -> tuple[Trained 
 
 
 def _why_left_out(report: Report, ppo: str) -> str | None:
-    """Why a PPO run's own figures lie on other axes than the evaluation's; None where they do not."""
+    """Why a PPO run's figures are on other axes than the evaluation's; None if they are not."""
     if not _scored_alike(report, ppo):
         return "it went by other rewards than the reward model that scored the policies"
     origin = next((row for row in report["changes"] if row["run"] == ppo), None)
@@ -462,7 +462,7 @@ def _why_left_out(report: Report, ppo: str) -> str | None:
 
 
 def _scored_alike(report: Report, ppo: str) -> bool:
-    """Whether a PPO run went by the evaluation's reward model and by nothing else: other scores lie on another scale."""
+    """Whether a PPO run was trained on the evaluation's reward model alone: other scores are on another scale."""
     inputs = {row["id"]: row["inputs"] for row in report["chain"]}
     evaluated = next(row["inputs"] for row in reversed(report["chain"]) if row["stage"] == "evaluate")
     judge = evaluated.get("reward_model", {}).get("id")
@@ -471,7 +471,7 @@ def _scored_alike(report: Report, ppo: str) -> bool:
 
 
 def _guarded(stage: Row) -> Markup:
-    """Both scores against KL at the steps that a guard looked at: each has a scale of its own, so each has a chart."""
+    """Both scores against KL at the steps a guard evaluated: each has its own scale, so each has a chart."""
     guard, tone = stage["guard"], _tone_of(stage["stage"])
     implicit = find_stage(stage["stage"]).implicit_rewards
     goes_by = "the margin of implicit rewards" if implicit else "its own rewards"
@@ -500,7 +500,7 @@ def _guarded(stage: Row) -> Markup:
 def _outlying(
     spots: Sequence[Spot], path: Sequence[tuple[float, float, float]], report: Report
 ) -> tuple[list[Spot], list[Spot]]:
-    """An untrained policy far to the right would flatten all the rest: it is told in words instead."""
+    """An untrained policy far to the right would compress all the rest: it is described in words instead."""
     names = list(report["policies"])
     start = names.index(report["baseline"]) if report["baseline"] in names else 0
     untrained = {label(name) for name in names[:start]}

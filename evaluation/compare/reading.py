@@ -1,4 +1,4 @@
-"""Finished run folders as the report reads them: the evaluation, and everything that it was made from, checked."""
+"""Reads and checks finished run folders for the report: the evaluation, and everything it was made from."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OLDER_NAMES = {
     "win_rate_vs_baseline": "win_rate_vs_sft",
     "yardstick_score": "rubric_score",
 }
-"""Figures by the names that older reports have for them; ours carry both."""
+"""Figures by their names in older reports; new reports have both."""
 
 
 class _WithOlderNames(BaseModel):
-    """A row in which a figure may stand under either of its names."""
+    """A row in which a figure may have either of its names."""
 
     @model_validator(mode="before")
     @classmethod
@@ -46,7 +46,7 @@ class _WithOlderNames(BaseModel):
 
 
 class PolicyFigures(_WithOlderNames):
-    """One policy's row of evaluate's report. Further fields are kept and passed on."""
+    """One policy's row of evaluate's report. Unknown fields are passed on."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -108,7 +108,7 @@ class Evaluation:
         return frozenset(answer.prompt_id for answer in self.answers)
 
     def per_prompt(self, policy: str) -> dict[str, float]:
-        """The yardstick's value by prompt; the mean where a prompt was answered more than once."""
+        """The yardstick's value by prompt; the mean of several answers."""
         scores: dict[str, list[float]] = {}
         for answer in self.answers:
             if answer.policy == policy:
@@ -116,13 +116,13 @@ class Evaluation:
         return {prompt: math.fsum(values) / len(values) for prompt, values in scores.items()}
 
     def outcomes(self, policy: str, other: str) -> Outcomes:
-        """How often a policy was better than another on the same prompts."""
+        """Wins, ties and losses of a policy against another on the same prompts."""
         mine, theirs = self.per_prompt(policy), self.per_prompt(other)
         return count_outcomes(list(mine.values()), [theirs[prompt] for prompt in mine])
 
     @property
     def yardstick_id(self) -> str | None:
-        """The hash of the yardstick's source file; None for the rubric, and where the manifest does not hold it."""
+        """The hash of the yardstick's source file; None for the rubric, and if the manifest lacks it."""
         one = self.manifest["inputs"].get("yardstick")
         return str(one["id"]) if one else None
 
@@ -151,7 +151,7 @@ def read_evaluation(folder: str) -> Evaluation:
 
     Raises:
         RunError: there is no such folder, or it is not finished.
-        HandoffError: it is another stage's, its files are not those it finished with, or they lack what is needed.
+        HandoffError: it is another stage's, its files have changed, or they are incomplete.
     """
     manifest = _evaluate_manifest(folder)
     for name in ("report.json", "completions.jsonl"):
@@ -189,7 +189,7 @@ def _scale(ends: Any) -> Interval | None:
 def _evaluate_manifest(folder: str) -> dict[str, Any]:
     if not Path(folder).is_dir():
         raise RunError(f"no such run folder: {folder}; run 'tiebreak evaluate --config FILE' first, or fix the path")
-    runs.identify_input(folder)  # names the command that would finish a cut-off run
+    runs.identify_input(folder)  # names the command that would finish an interrupted run
     manifest = runs.read_manifest(folder)
     if manifest["stage"] != "evaluate":
         raise HandoffError(
@@ -202,22 +202,20 @@ def _evaluate_manifest(folder: str) -> dict[str, Any]:
 def _verify_output(folder: str, manifest: Mapping[str, Any], name: str) -> None:
     path, recorded = Path(folder) / name, manifest.get("outputs", {}).get(name)
     if recorded is None or not path.is_file():
-        raise HandoffError(f"{folder} is finished, but holds no {name}: run 'tiebreak evaluate' into a new folder")
+        raise HandoffError(f"{folder} is finished, but has no {name}: run 'tiebreak evaluate' into a new folder")
     if hash_file(path) != recorded:
         raise HandoffError(
-            f"{path} is not the file that the run finished with (its hash differs from the manifest's): "
+            f"{path} has changed since the run finished (its hash differs from the manifest's): "
             "run 'tiebreak evaluate' into a new folder"
         )
 
 
 def _unreadable(folder: str, reason: str) -> HandoffError:
-    return HandoffError(
-        f"{folder}/final does not hold what compare reads: {reason}; run 'tiebreak evaluate' into a new folder"
-    )
+    return HandoffError(f"{folder}/final lacks what compare reads: {reason}; run 'tiebreak evaluate' into a new folder")
 
 
 def _check_prompts(evaluation: Evaluation) -> None:
-    """Figures of one table must rest on one set of prompts."""
+    """All figures of one table must be from the same prompts."""
     if not evaluation.policies or not evaluation.answers:
         raise HandoffError(f"{evaluation.folder} evaluated nothing: there is nothing to compare")
     everything = evaluation.prompt_ids
@@ -226,7 +224,7 @@ def _check_prompts(evaluation: Evaluation) -> None:
         if missing:
             raise HandoffError(
                 f"{evaluation.folder}: policy '{name}' has no completion for {len(missing)} of {len(everything)} "
-                f"prompts (first: {min(missing)}): its figures cannot stand beside the others'; evaluate again"
+                f"prompts (first: {min(missing)}): its figures are not comparable with the others'; evaluate again"
             )
 
 
@@ -243,8 +241,8 @@ def read_chain(evaluation: str, further: Sequence[str] = ()) -> list[Link]:
     """The evaluation, all it was made from, and the `further` runs: inputs first, each once.
 
     Raises:
-        RunError: a further run is not finished, or a run that one of them was made from is not found.
-        HandoffError: a folder now holds another run than the one that was used.
+        RunError: a further run is not finished, or an input run is not found.
+        HandoffError: a folder now holds another run than the one used.
     """
     links: dict[str, Link] = {}
     for folder in (*further, evaluation):
@@ -257,6 +255,6 @@ def read_chain(evaluation: str, further: Sequence[str] = ()) -> list[Link]:
 
 
 def kinds_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Who judged, from a list of kinds or their counts."""
+    """The kinds of judges, from a list of kinds or their counts."""
     kinds = facts.get("kinds") or ()
     return (kinds,) if isinstance(kinds, str) else tuple(sorted(str(kind) for kind in kinds))

@@ -1,4 +1,4 @@
-"""Which prompts the report shows side by side, and in what order a reader can put them."""
+"""Selection of prompts that the report shows side by side, and their orders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiebreak.records import Message
 class Sample:
     """One prompt with every policy's answer.
 
-    `change` is the yardstick's difference from the policy that the one named was trained from.
+    `change` is the yardstick's difference from the policy that `policy` was trained from.
     """
 
     prompt_id: str
@@ -23,13 +23,13 @@ class Sample:
     answers: dict[str, Answer]
     change: dict[str, float]
     place: int
-    """position in an order that depends on nothing but the prompt: the report's random order"""
+    """position in an order that depends only on the prompt: the report's random order"""
 
 
 def select_samples(evaluation: Evaluation, lineage: Lineage, most: int) -> list[Sample]:
-    """At most `most` prompts in random order: by turns the largest gain, the largest loss and a random one of a policy.
+    """At most `most` prompts in random order: alternately a policy's largest gain, its largest loss and a random one.
 
-    The losses are taken as often as the gains, so that nothing flatters the policy that was trained last.
+    Losses are chosen as often as gains, so that the selection does not flatter the last policy.
     """
     origins = {name: origin.policy for name in evaluation.policies if (origin := lineage.origin_of(name))}
     everyone = _samples(evaluation, origins)
@@ -60,5 +60,5 @@ def _samples(evaluation: Evaluation, origins: Mapping[str, str]) -> list[Sample]
 
 
 def missed(answer: Answer) -> Sequence[str]:
-    """Names of the criteria that an answer does not meet."""
+    """Names of the criteria that an answer fails."""
     return [name for name, met in answer.rubric.items() if not met]

@@ -1,4 +1,4 @@
-"""The hyperparameters of a trained run that a reader compares, out of its manifest."""
+"""The hyperparameters of a trained run that readers compare, from its manifest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMON = {
 
 
 def training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Name → value, the stage's own before those that stages share; {} for a stage that trains nothing."""
+    """Name → value, the stage's own first, then the shared ones; {} for a stage without training."""
     stage = find_stage(str(manifest["stage"]))
     if not stage.trains:
         return {}
@@ -41,7 +41,7 @@ def training_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _batch(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows, or episodes, of an optimizer step on each process."""
+    """Rows, or episodes, per optimizer step on each process."""
     training = config.get("training") or {}
     rows, accumulated = training.get("per_device_batch_size"), training.get("gradient_accumulation_steps", 1)
     return {"batch": rows * accumulated} if isinstance(rows, int) and isinstance(accumulated, int) else {}

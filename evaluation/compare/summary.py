@@ -1,7 +1,7 @@
 """From finished run folders to the figures of the report: `report.json`.
 
-Nothing here draws. Everything in the report but the key `timings` depends on what was run and not on when, where or how
-fast, so two runs of one recipe give the same figures, byte for byte.
+Nothing here draws. Everything in the report except the key `timings` is independent of time, place and speed, so two
+runs of one recipe give the same figures, byte for byte.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_report(
     title: str,
     chains: Sequence[Sequence[Link]] = (),
 ) -> dict[str, Any]:
-    """Everything that `report.json` says.
+    """The content of `report.json`.
 
     Args:
         links: the runs behind `evaluation`, and those that the user added.
@@ -70,10 +70,10 @@ def build_report(
 
 
 def policy_rows(evaluation: Evaluation, verdicts: Mapping[str, Verdict]) -> dict[str, dict[str, Any]]:
-    """Each policy's figures, its wins counted from the answers, and the verdict on it."""
+    """Each policy's figures, with wins counted from the answers, and its verdict."""
     rows = {}
     for name, figures in evaluation.policies.items():
-        # `source` is a path: where things lie is a matter of `timings`
+        # `source` is a path: paths belong to `timings`
         row = {k: v for k, v in figures.model_dump(mode="json").items() if k != "source" and not _is_timing(k)}
         if name != evaluation.baseline and evaluation.baseline in evaluation.policies:
             outcomes = evaluation.outcomes(name, evaluation.baseline)
@@ -88,7 +88,7 @@ def policy_rows(evaluation: Evaluation, verdicts: Mapping[str, Verdict]) -> dict
 
 
 def changes(evaluation: Evaluation, lineage: Lineage) -> list[dict[str, Any]]:
-    """What each policy changed against the one that it was trained from, paired by prompt."""
+    """Each policy's changes against the policy that it was trained from, paired by prompt."""
     rows = []
     for name, figures in evaluation.policies.items():
         origin = lineage.origin_of(name)
@@ -126,12 +126,12 @@ def changes(evaluation: Evaluation, lineage: Lineage) -> list[dict[str, Any]]:
 
 
 def difference(now: float | None, before: float | None) -> float | None:
-    """`now` − `before`, None where either is not known."""
+    """`now` − `before`; None if either is unknown."""
     return None if now is None or before is None else now - before
 
 
 def stage_facts(link: Link) -> dict[str, Any]:
-    """What a stage's manifest says of its work, less everything that time or the machine decides."""
+    """A stage's entries from its manifest, without those that depend on time or the machine."""
     counts, metrics = _noted_counts(link), link.manifest.get("metrics")
     facts: dict[str, Any] = {"stage": link.stage, "id": link.id, "kinds": list(kinds_of(link.manifest))}
     if counts:
@@ -147,7 +147,7 @@ def stage_facts(link: Link) -> dict[str, Any]:
 
 
 def _noted_counts(link: Link) -> dict[str, Any]:
-    """Counts in a stage's manifest, and the reasons for what it dropped in the report beside its data."""
+    """Counts in a stage's manifest, and the reasons for dropped rows from its data report."""
     recorded = link.manifest.get("counts")
     counts = dict(recorded) if isinstance(recorded, dict) else {}
     path = Path(link.folder) / "final" / "report.json"
@@ -166,7 +166,7 @@ def _is_timing(key: str) -> bool:
 
 
 def timing(link: Link) -> dict[str, Any]:
-    """When, where and how fast a stage ran."""
+    """Time, place and duration of a stage."""
     keys = ("seconds", "peak_memory_bytes", "finished_at", "machine", "git_commit", "packages", "tiebreak")
     return {
         "stage": link.stage,
@@ -178,13 +178,13 @@ def timing(link: Link) -> dict[str, Any]:
 
 
 def chain_entry(link: Link) -> dict[str, Any]:
-    """A run by what it is made of: ids alone, no paths."""
+    """A run's inputs: ids only, no paths."""
     inputs = {name: {"kind": one["kind"], "id": one["id"]} for name, one in link.manifest["inputs"].items()}
     return {"stage": link.stage, "id": link.id, "inputs": inputs, "outputs": len(link.manifest.get("outputs", {}))}
 
 
 def data_counts(link: Link) -> list[dict[str, Any]]:
-    """Rows in a data stage's files, counted in the files themselves, by split or by who judged."""
+    """Rows in a data stage's files, counted in the files, by split or by kind of judge."""
     rows = []
     for what in find_stage(link.stage).rows:
         path = Path(link.folder) / "final" / f"{what}.jsonl"
@@ -210,10 +210,10 @@ def _prompt_split(row: Mapping[str, Any]) -> object:
 def side_by_side(
     first: Evaluation, others: Sequence[Evaluation], chains: Mapping[str, Sequence[Link]]
 ) -> dict[str, Any]:
-    """The figures of several evaluations, once they have been shown to be comparable.
+    """The figures of several evaluations, after checking that they are comparable.
 
-    Reward-model scores are carried only if one reward model gave them all: a score has no unit of its own, so two
-    models' scores do not lie on one scale.
+    Reward-model scores are included only if they are all from the same reward model: two models' scores have different
+    scales.
 
     Raises:
         HandoffError: prompts, yardstick, criteria, baseline or sampling differ.
@@ -239,7 +239,7 @@ def side_by_side(
 def _refuse_incomparable(first: Evaluation, other: Evaluation) -> None:
     def refuse(what: str) -> HandoffError:
         return HandoffError(
-            f"{other.folder} cannot stand beside {first.folder}: {what}. Evaluate both with the same prompts and "
+            f"{other.folder} is not comparable with {first.folder}: {what}. Evaluate both with the same prompts and "
             "settings, or leave it out of 'against'"
         )
 
@@ -249,7 +249,7 @@ def _refuse_incomparable(first: Evaluation, other: Evaluation) -> None:
     if first.yardstick != other.yardstick:
         raise refuse(f"the yardsticks differ ({first.yardstick} and {other.yardstick})")
     if first.yardstick_id != other.yardstick_id:
-        raise refuse(f"the function {first.yardstick} was not the same (its source file differs)")
+        raise refuse(f"the function {first.yardstick} has changed (its source file differs)")
     if _criteria(first) != _criteria(other):
         raise refuse(f"the rubric's criteria differ ({', '.join(sorted(_criteria(first) ^ _criteria(other)))})")
     if first.baseline != other.baseline:
@@ -266,6 +266,6 @@ def _criteria(evaluation: Evaluation) -> set[str]:
 
 
 def reward_model_id(evaluation: Evaluation) -> str | None:
-    """The id of the reward model that scored, None where there was none or the manifest does not say."""
+    """The id of the scoring reward model; None if there was none or the manifest lacks it."""
     one = evaluation.manifest["inputs"].get("reward_model")
     return str(one["id"]) if one else None

@@ -1,8 +1,8 @@
-"""Which policy is better than the baseline, in words that claim no more than the figures do.
+"""Verdicts on policies against the baseline, in words that claim no more than the figures show.
 
-A verdict takes 30 prompts, and McNemar's test of the prompts that one of the two wins. Where several policies are held
-against one baseline their p-values are raised by Holm's method, so that a false verdict among them all is as rare as in
-one comparison.
+A verdict needs 30 prompts, and uses McNemar's test of the prompts that one of the two wins. If several policies are
+compared with one baseline, Holm's method adjusts their p-values, so that a false verdict among all of them is as rare as
+in a single comparison.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from tiebreak.stages import find_stage
 from tiebreak.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
 
 MANY_PROMPTS = 30
-"""Below this many prompts there is no verdict: so few say little whatever the test (Hesterberg 2015, section 4)."""
+"""Below this many prompts there is no verdict, whatever the test (Hesterberg 2015, section 4)."""
 LEVEL = 0.05
 SHOWN_WIN_RATE = 0.65
-"""What "about n more" is worked out for: prompts that show such a win rate four times in five."""
+"""Win rate assumed for "about n more": prompts that show it four times in five."""
 GUARD_INPUT = "guard.reward_model"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a policy stands to the baseline."""
+    """A policy against the baseline."""
 
     outcome: str
     """`better`, `worse`, `undecided`, `too few` prompts to tell, or `unknown` without a baseline"""
     outcomes: Outcomes | None = None
     p_value: float | None = None
-    """after Holm's correction for all comparisons"""
+    """after Holm's correction over all comparisons"""
     comparisons: int = 1
 
     def figures(self) -> dict[str, Any]:
-        """What report.json says of it."""
+        """Its entries in report.json."""
         return {"verdict": self.outcome, "p_value": self.p_value, "comparisons": self.comparisons}
 
 
 def verdict(interval: Interval | None) -> str:
-    """How one win rate alone stands to an even 50%: `better`, `worse`, `undecided`, or `unknown` without an interval."""
+    """One win rate alone against 50%: `better`, `worse`, `undecided`, or `unknown` without an interval."""
     if interval is None:
         return "unknown"
     return "better" if interval[0] > 0.5 else "worse" if interval[1] < 0.5 else "undecided"
 
 
 def find_verdicts(evaluation: Evaluation, links: Sequence[Link]) -> dict[str, Verdict]:
-    """The verdict on each policy that was not the baseline's beginning."""
+    """The verdict on each policy except the baseline's ancestors."""
     names, baseline = Lineage(evaluation, links).subjects(), evaluation.baseline
     if baseline not in evaluation.policies:
         return {name: Verdict("unknown") for name in names}
@@ -77,10 +77,10 @@ def _outcome(outcomes: Outcomes, p_value: float) -> str:
 def headline(
     evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]], kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """What changed, in every evaluation of the report.
+    """The main claim over all evaluations of the report.
 
     Args:
-        evaluations: by the name that tells them apart, the report's own first.
+        evaluations: by a distinguishing name, the report's own first.
         chains: the runs behind each.
     """
     verdicts = {name: find_verdicts(one, chains[name]) for name, one in evaluations.items()}
@@ -147,7 +147,7 @@ def _sentence(name: str, one: Verdict, evaluation: Evaluation) -> str:
 
 
 def _reading(one: Verdict, outcomes: Outcomes) -> str:
-    """What an interval means, in agreement with the verdict."""
+    """An interval in words, consistent with the verdict."""
     if one.outcome == "too few":
         more = prompts_missing(outcomes.prompts, one.comparisons)
         shown = percent(SHOWN_WIN_RATE)
@@ -163,7 +163,7 @@ def _reading(one: Verdict, outcomes: Outcomes) -> str:
 
 
 def prompts_missing(prompts: int, comparisons: int) -> int:
-    """How many more prompts would show a win rate of `SHOWN_WIN_RATE`, four times in five."""
+    """Number of further prompts that would show a win rate of `SHOWN_WIN_RATE`, four times in five."""
     return max(needed_prompts(SHOWN_WIN_RATE, comparisons), MANY_PROMPTS) - prompts
 
 
@@ -189,7 +189,7 @@ def _caveats(evaluations: Mapping[str, Evaluation], kinds: Sequence[str]) -> lis
 
 
 def _reward_caveats(links: Sequence[Link]) -> list[str]:
-    """A reward model that is not shown to beat a coin on held-out preferences makes its scores, and PPO's, moot."""
+    """A reward model not shown to beat chance on held-out preferences invalidates its scores, and PPO's."""
     rows = []
     for link in links:
         metrics = dict(link.manifest.get("metrics") or {})
@@ -212,7 +212,7 @@ def _reward_caveats(links: Sequence[Link]) -> list[str]:
 def _implicit_reward_caveats(
     links: Sequence[Link], evaluations: Mapping[str, Evaluation], chains: Mapping[str, Sequence[Link]]
 ) -> list[str]:
-    """What the held-out preferences of a run that learned implicit rewards say against it."""
+    """Caveats from the held-out preferences of a run that learned implicit rewards."""
     names = {
         link.id: label(policy) if len(evaluations) == 1 else f"{where}: {label(policy)}"
         for where, one in evaluations.items()
@@ -245,7 +245,7 @@ def _accuracy_fault(link: Link) -> str:
         return ""
     rows = ((link.manifest.get("config") or {}).get("training") or {}).get("eval_rows")
     n = min(n, rows) if rows else n
-    accuracy = min(max(accuracy, 0.0), 1.0)  # a mean of batches that rounding may carry past its ends
+    accuracy = min(max(accuracy, 0.0), 1.0)  # a mean of batches, which rounding may push past its limits
     low, high = wilson_interval(accuracy * n, n)
     if low > 0.5:
         return ""
@@ -257,22 +257,22 @@ def _accuracy_fault(link: Link) -> str:
 
 
 def _above_chance(loss: object) -> bool:
-    return isinstance(loss, (int, float)) and loss > math.log(2) + 5e-4  # beyond what is printed of it
+    return isinstance(loss, (int, float)) and loss > math.log(2) + 5e-4  # beyond the printed digits
 
 
 def _plain_bradley_terry(link: Link) -> bool:
-    """Whether a coin's loss is ln 2: margins and soft labels have another."""
+    """Whether chance has loss ln 2: with margins and soft labels it does not."""
     config = link.manifest.get("config") or {}
     return config.get("strength_as", "margin") != "margin" and not config.get("soft_labels", False)
 
 
 def _which(link: Link, links: Sequence[Link]) -> str:
-    """A run's id, where there are several of its stage."""
+    """A run's id, if there are several of its stage."""
     return f" {short(link.id)}" if sum(one.stage == link.stage for one in links) > 1 else ""
 
 
 def _guard_caveats(links: Sequence[Link]) -> list[str]:
-    """A guard that learned from the judgments that the training rests on shares their errors."""
+    """A guard trained on the same judgments as the training shares their errors."""
     preferences = {
         link.id: link.manifest["inputs"]["preferences"]["id"]
         for link in links
@@ -293,7 +293,7 @@ def _guard_caveats(links: Sequence[Link]) -> list[str]:
 
 
 def guard_decision(stage: str, guard: Mapping[str, Any]) -> str:
-    """What the guard of a run kept, and why training ended, in words (see preference/policy/overoptimisation.py)."""
+    """The checkpoint that a guard kept, and why training ended, in words (preference/policy/overoptimisation.py)."""
     name, kept, first, last = label(stage), guard["kept"], guard["history"][0], guard["history"][-1]
     sentence = (
         f"{name} was guarded by a reward model that its training did not see, which scored the answers to "

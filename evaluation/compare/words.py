@@ -10,12 +10,12 @@ from tiebreak.stages import find_stage
 
 
 def label(policy: str) -> str:
-    """A policy's name as prose prints it: that of a stage by its title, as SFT; other names as they are."""
+    """A policy's name in prose: a stage's title, such as SFT; other names unchanged."""
     return find_stage(policy).title or policy
 
 
 def edge(share: float) -> str:
-    """A percentage that does not round onto the 50% it is held against.
+    """A percentage with enough digits not to round to the 50% it is compared with.
 
     >>> edge(0.744), edge(0.4962), edge(0.50004), edge(0.5)
     ('74%', '49.6%', '50.004%', '50%')
@@ -33,7 +33,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def distinct_names(folders: Sequence[str]) -> list[str]:
-    """The parts of paths that tell them apart: runs/seed0/evaluate, runs/seed1/evaluate → seed0, seed1."""
+    """The distinguishing parts of paths: runs/seed0/evaluate, runs/seed1/evaluate → seed0, seed1."""
     parts = [Path(folder).parts for folder in folders]
     if len(folders) == 1 or len({len(p) for p in parts}) > 1:
         return [str(folder) for folder in folders]

@@ -21,13 +21,13 @@ POLICY, REFERENCE = "default", "reference"
 
 
 def copy_adapter(lm: PeftModel, source: str, name: str) -> None:
-    """Add an adapter `name` with the weights that `source` has now."""
+    """Add an adapter `name` with a copy of `source`'s weights."""
     lm.add_adapter(name, lm.peft_config[source])
     copy_weights(lm, source, name)
 
 
 def copy_weights(lm: PeftModel, source: str, name: str) -> None:
-    """Give the adapter `name` the weights that `source` has now."""
+    """Copy `source`'s weights to the adapter `name`."""
     parameters = dict(lm.named_parameters())
     with torch.no_grad():
         for key, parameter in parameters.items():
@@ -36,14 +36,14 @@ def copy_weights(lm: PeftModel, source: str, name: str) -> None:
 
 
 def train_only(lm: PeftModel, name: str) -> None:
-    """Activate an adapter, and let nothing else have a gradient."""
+    """Activate an adapter, without gradients for any other."""
     lm.set_adapter(name)
     for key, parameter in lm.named_parameters():
         parameter.requires_grad_(belongs_to(key, name))
 
 
 def _are_shared(lm: PeftModel, weights: Sequence[Tensor]) -> bool:
-    """Whether another module computes with one of these too, as an embedding that is tied to the head does."""
+    """Whether another module shares one of these, as an embedding tied to the head does."""
     wanted = {id(weight) for weight in weights}
     users = Counter(
         id(parameter)
@@ -56,11 +56,11 @@ def _are_shared(lm: PeftModel, weights: Sequence[Tensor]) -> bool:
 
 @contextmanager
 def merged_adapter(lm: PeftModel, name: str) -> Iterator[None]:
-    """Compute with an adapter added to the weights, which saves its matrix products, and leave the weights as they were.
+    """Within, compute with the adapter added to the weights, which saves its matrix products; afterwards restore them.
 
-    The weights' own memory is set aside, not subtracted from, so nothing is rounded away. Only where that is exact to
-    rounding and the weights are at hand: in float32, neither quantised, sharded nor those of another module too;
-    elsewhere the adapter is active.
+    The original weights are set aside, not recomputed by subtraction, so nothing is lost to rounding. Only where that is
+    exact to rounding and possible: in float32, with weights that are neither quantised, sharded nor shared; elsewhere the
+    adapter is active.
     """
     from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer

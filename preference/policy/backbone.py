@@ -2,8 +2,8 @@
 
     base weights (frozen, perhaps 4-bit)
       ├── adapter "default"     the policy, which trains      ── value head
-      ├── adapter "reference"   the policy as it was
-      └── adapter "reward…"     a reward model's, see preference/policy/rewards.py
+      ├── adapter "reference"   the initial policy
+        └── adapter "reward…"     a reward model's, see preference/policy/rewards.py
 
 The value head reads the policy's last hidden state, so one pass gives log-probabilities and values; it starts at 0, the
 mean of the normalised scores.
@@ -51,15 +51,15 @@ VALUE_HEAD_FILE = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes in the shape that the backbone takes."""
+    """Episodes in the backbone's layout."""
 
     layout: Layout
     before: Tensor
-    """where in the layout the token before each completion token stands, shape (completion tokens,)"""
+    """position in the layout of the token before each completion token, shape (completion tokens,)"""
     targets: Tensor
-    """the completion tokens, one episode after the other, shape (completion tokens,)"""
+    """the completion tokens, episode after episode, shape (completion tokens,)"""
     mask: Tensor
-    """which tokens of the longest completion each one has, shape (episodes, tokens)"""
+    """mask of existing tokens, shape (episodes, tokens)"""
 
 
 class Backbone(nn.Module):
@@ -81,22 +81,24 @@ class Backbone(nn.Module):
         reason = why_not(lm.get_base_model())
         self.packs = not reason and packs(lm.get_base_model())
         if reason:
-            say(f"completions are padded: {type(lm.get_base_model()).__name__} cannot take them packed, as {reason}")
+            say(
+                f"completions are padded: {type(lm.get_base_model()).__name__} does not support packing, because {reason}"
+            )
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Its device."""
         device: torch.device = self.value_head.weight.device
         return device
 
     def lay_out(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Layout:
-        """Prompts and their completions as this model takes them: packed, or padded where it cannot."""
+        """Prompts and completions in this model's layout: packed, or padded if it does not support that."""
         if self.packs:
             return pack(prompts, completions, self.device)
         return pad(prompts, completions, self.pad_id, self.device)
 
     def to_batch(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Batch:
-        """Prompts and their completions, as `forward` takes them."""
+        """Prompts and completions in `forward`'s layout."""
         layout = self.lay_out(prompts, completions)
         lengths = torch.tensor([len(c) for c in completions], device=self.device)
         before = [
@@ -121,11 +123,11 @@ class Backbone(nn.Module):
         return logps, values, entropy
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """What transformers' trainer calls for `training.gradient_checkpointing`."""
+        """Called by transformers' trainer for `training.gradient_checkpointing`."""
         self.lm.get_base_model().activation_checkpointing_enable(**options)
 
     def hidden_states(self, layout: Layout) -> Tensor:
-        """The last hidden states under the adapter that is active, flattened to (tokens, hidden)."""
+        """The last hidden states under the active adapter, flattened to (tokens, hidden)."""
         return layout.hidden_states(self.lm.get_base_model())
 
     def _head(self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool = False) -> HeadOutput:
@@ -133,7 +135,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def logps(self, batch: Batch, temperature: float) -> Tensor:
-        """Log-probabilities alone, in the shape of `forward`'s, under the adapter that is active."""
+        """Log-probabilities only, in `forward`'s shape, under the active adapter."""
         hidden = self.hidden_states(batch.layout)[batch.before]
         return _spread(self._head(hidden, batch.targets, temperature).logps, batch.mask)
 
@@ -141,29 +143,29 @@ class Backbone(nn.Module):
         """Start the critic from another run's.
 
         Raises:
-            HandoffError: it is not there, or is of a model of another size.
+            HandoffError: it is missing, or is from a model of another size.
         """
         from safetensors.torch import load_file
 
         if not file.is_file():
-            raise HandoffError(f"value_head: {file} is not there: name a finished PPO run, or set value_head: null")
+            raise HandoffError(f"value_head: {file} does not exist: name a finished PPO run, or set value_head: null")
         state = load_file(file)
         found, wanted = tuple(state["weight"].shape), tuple(self.value_head.weight.shape)
         if found != wanted:
             raise HandoffError(
                 f"value_head: {file} reads hidden states of size {found[-1]}, and this policy's have {wanted[-1]}: name "
-                "a PPO run of the same base model, or set value_head: null to start the critic anew"
+                "a PPO run of the same base model, or set value_head: null for a new critic"
             )
         self.value_head.load_state_dict(state)
 
     def prove(self, prompts: Sequence[Sequence[int]], temperature: float) -> Proof:
-        """Take the layout in which log-probabilities and their gradient are those of the language model's own forward.
+        """Choose the layout whose log-probabilities and gradient equal the language model's own forward.
 
         Args:
-            prompts: token ids; the second half of each is read as a completion, in its order and backwards.
+            prompts: token ids; the second half of each is used as a completion, forwards and backwards.
 
         Raises:
-            ModelError: none is.
+            ModelError: no layout does.
         """
         examples = examples_to_check(prompts)
         training = self.lm.training
@@ -185,7 +187,7 @@ class Backbone(nn.Module):
 
 
 def examples_to_check(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], list[int]]]:
-    """(prompt, completion) pairs made of prompts, as many as have few tokens together."""
+    """(prompt, completion) pairs made from prompts, up to a token limit."""
     examples: list[tuple[list[int], list[int]]] = []
     tokens = 0
     for ids in sorted(prompts[:ROWS_LOOKED_AT], key=len):
@@ -197,7 +199,7 @@ def examples_to_check(prompts: Sequence[Sequence[int]]) -> list[tuple[list[int],
 
 
 def _spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """Values of the tokens that count, in a table that is 0 elsewhere."""
+    """Values of the masked-in tokens, in a table that is 0 elsewhere."""
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
@@ -207,7 +209,7 @@ def load_backbone(
     adapter: AdapterConfig | None,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Backbone:
-    """Policy, reference and value head. Reward models are mounted on it afterwards."""
+    """Policy, reference and value head. Reward models are mounted later."""
     lm = load_policy(policy, training, adapter, tokenizer)
     copy_adapter(lm, POLICY, REFERENCE)
     train_only(lm, POLICY)

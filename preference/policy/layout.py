@@ -1,6 +1,6 @@
-"""How sequences are laid out for a pass that shares one model with others: packed, or padded where it cannot be.
+"""Layout of sequences for a pass: packed, or padded for models that do not support packing.
 
-Packed (tiebreak.packed.packing) nothing is padded, and what prompts begin with, such as a system message, is computed once.
+Packed (tiebreak.packed.packing), nothing is padded, and the common beginning of prompts is computed once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Layout:
 
     row: PackedRow | None
     padded: tuple[Tensor, Tensor] | None
-    """(token ids, attention mask), where there is no packed row"""
+    """(token ids, attention mask), if there is no packed row"""
     places: tuple[Tensor, ...]
-    """where the hidden states of each sequence's tokens stand in `hidden_states`"""
+    """positions of each sequence's tokens in `hidden_states`"""
 
     def hidden_states(self, model: nn.Module) -> Tensor:
         """The last hidden states of a causal language model, shape (tokens of the layout, hidden)."""
@@ -39,7 +39,7 @@ class Layout:
 def pack(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> Layout:
-    """All of them in one row, completions of one prompt after it, and the prompts' common beginning once."""
+    """All in one row, completions of one prompt after it, and the prompts' common beginning once."""
     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
     packing = pack_sequences(sequences, device=device)
     places = []
@@ -55,7 +55,7 @@ def pad(
     pad_id: int,
     device: torch.device | str = "cpu",
 ) -> Layout:
-    """A row each, padded on the right."""
+    """One row each, right-padded."""
     ids, mask = pad_right([[*p, *c] for p, c in zip(prompts, completions, strict=True)], pad_id, device)
     steps = torch.arange(ids.shape[1], device=device)
     places = tuple(row * ids.shape[1] + steps[:length] for row, length in enumerate(mask.sum(1).tolist()))
@@ -63,7 +63,7 @@ def pad(
 
 
 def batches_by_tokens(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[list[int]]:
-    """Row numbers in batches of at most `budget` tokens (or one sequence), those that begin alike together."""
+    """Row indices in batches of at most `budget` tokens (or one sequence), similar beginnings together."""
     batch: list[int] = []
     tokens = 0
     for row in sorted(range(len(sequences)), key=lambda r: tuple(sequences[r])):

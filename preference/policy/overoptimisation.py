@@ -1,15 +1,14 @@
-"""The guard against over-optimisation: a reward model that training does not see says which checkpoint to keep.
+"""The guard against over-optimisation: a held-out reward model chooses the checkpoint to keep.
 
     guard: {reward_model: runs/quickstart/reward-held-out, eval_every_steps: 8, patience: 3}
 
-A policy trained against one reward model comes to please that model more than the people behind it: past some distance
-from the reference the score goes on rising while answers get worse (Gao et al. 2023). So a second reward model, of another
-seed and another share of the judgments, scores the policy's answers to the validation prompts every so often, and at
-both ends of the run. What is kept is the policy that it liked best, not the last one, and training stops once its score
-has fallen `patience` times running while the training's own has risen. The yardstick of the final evaluation has no part
-in the choice.
+A policy trained against one reward model learns to please that model more than the people behind it: at some distance
+from the reference, the score still rises while answers get worse (Gao et al. 2023). So a second reward model, with another
+seed and another share of the judgments, regularly scores the policy's answers to the validation prompts, and at both ends
+of the run. The policy with its highest score is kept, not the last one, and training stops once its score has fallen
+`patience` times in a row while the training's own score rose. The final evaluation's yardstick has no part in the choice.
 
-What it has seen so far, and the weights it would keep, are in every checkpoint, so a resumed run decides as an uncut one.
+Its history, and the weights it would keep, are in every checkpoint, so a resumed run decides as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -51,32 +50,32 @@ if TYPE_CHECKING:
 HISTORY_FILE, BEST_FILE = "guard.json", "guard.safetensors"
 """of a checkpoint"""
 MARGIN = "rewards/margins"
-"""under which TRL's DPO logs what it widens"""
+"""prefix of the figures that TRL's DPO maximises"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the held-out reward model said of a policy."""
+    """The held-out reward model's verdict on a policy."""
 
     step: int
     score: float
     """its mean over the validation prompts"""
     kl: float
-    """nats a completion, from the reference (k3, see preference.policy.token_rewards)"""
+    """nats per completion, from the reference (k3, see preference.policy.token_rewards)"""
     training_score: float
-    """what the training goes by. PPO, RLOO and GRPO: the weighted sum of their rewards of the very same completions. DPO:
-    the margin of its implicit rewards, the mean of what was logged since the last verdict, and 0 before the first step"""
+    """the training's own score. PPO, RLOO and GRPO: the weighted sum of their rewards of the same completions. DPO: the
+    margin of its implicit rewards, averaged over the log since the last verdict; 0 before the first step"""
 
 
 @dataclass(frozen=True)
 class GuardedPolicy:
-    """What the guard asks of the policy that trains."""
+    """Interface between the guard and the trained policy."""
 
     backbone: Backbone
     reward: Reward
     """the held-out reward model"""
     learned_from: Sequence[Reward]
-    """what the training goes by; none under DPO"""
+    """the training's own rewards; none under DPO"""
     prompts: list[list[int]]
     sampling: SamplingConfig
     stop_ids: tuple[int, ...]
@@ -84,12 +83,12 @@ class GuardedPolicy:
 
 
 def best_of(history: Sequence[Verdict]) -> Verdict:
-    """The verdict to keep: the highest score, and the earlier of equals."""
+    """The verdict to keep: the highest score; the earliest of equals."""
     return max(history, key=lambda verdict: (verdict.score, -verdict.step))
 
 
 def over_optimised(history: Sequence[Verdict], patience: int) -> bool:
-    """Whether the held-out score has fallen `patience` times running while the training's own score has risen."""
+    """Whether the held-out score has fallen `patience` times in a row while the training's own score rose."""
     if len(history) <= patience:
         return False
     last = history[-patience - 1 :]
@@ -98,37 +97,37 @@ def over_optimised(history: Sequence[Verdict], patience: int) -> bool:
 
 
 class Guard(TrainerCallback):
-    """Scores the policy before training, every so many steps and at the end; puts the best one back."""
+    """Scores the policy before training, at regular steps and at the end; restores the best one."""
 
     def __init__(self, config: GuardConfig, policy: GuardedPolicy, recorder: RunRecorder) -> None:
         self.config, self.policy, self.recorder = config, policy, recorder
         self.history: list[Verdict] = []
         self.stopped_at: int | None = None
-        """the step at which it ended the training, if it did"""
+        """the step at which it stopped training, if it did"""
         self.trained_steps = 0
-        """of the whole run, those after the kept policy's among them"""
+        """of the whole run, including verdicts after the kept policy"""
         self._best: dict[str, Tensor] = {}
         self._margins: list[float] = []
         self._trainer: Any = None
 
     def watch(self, trainer: Trainer) -> None:
-        """Guard a trainer. Before the run's own callback is added: that one marks a checkpoint complete."""
+        """Guard a trainer. Must come before the run's own callback, which marks checkpoints complete."""
         self._trainer = trainer
         trainer.add_callback(self)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse what could guard nothing; take up what a checkpoint holds.
+        """Refuse runs that are too short for the guard; restore its state from a checkpoint.
 
         Raises:
-            ConfigError: the run ends before the first of its evaluations.
-            HandoffError: the checkpoint says nothing of the guard.
+            ConfigError: the run ends before the first evaluation.
+            HandoffError: the checkpoint lacks the guard's state.
         """
         if self.config.eval_every_steps > state.max_steps:
             raise ConfigError(
                 f"guard.eval_every_steps ({self.config.eval_every_steps}) is more than the {state.max_steps} optimizer "
-                "steps of this run, so the guard would see nothing but its two ends: lower it, or set guard: null; nothing "
+                "steps of this run, so the guard would evaluate only its two ends: lower it, or set guard: null; nothing "
                 "was trained"
             )
         if state.global_step:
@@ -158,15 +157,15 @@ class Guard(TrainerCallback):
         if over_optimised(self.history, self.config.patience):
             self.stopped_at = state.global_step
             first, last = self.history[-self.config.patience - 1], self.history[-1]
-            times = "once" if self.config.patience == 1 else f"{self.config.patience} times running"
+            times = "once" if self.config.patience == 1 else f"{self.config.patience} times in a row"
             say(
-                "",  # the progress line ends here
+                "",  # ends the progress line
                 f"stopped at step {state.global_step}: the held-out score has fallen {times} "
                 f"({first.score:.3f} to {last.score:.3f}) while the training's own rose "
                 f"({first.training_score:.3f} to {last.training_score:.3f})",
             )
             control.should_training_stop = True
-            control.should_save = False  # a run that resumed from here would train on
+            control.should_save = False  # a run resumed from here would continue training
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if is_main_process():
@@ -184,17 +183,17 @@ class Guard(TrainerCallback):
         kept, last = best_of(self.history), self.history[-1]
         if kept is not last:
             self._put_back()
-            state.global_step = kept.step  # the policy is that step's again: what is measured from here on is of it
+            state.global_step = kept.step  # the policy is that step's again, and so are all later measurements
         say(
             "",
             f"kept the policy of step {kept.step}: held-out score {kept.score:.3f} at a KL of {kept.kl:.2f}"
             + (f" (the last, of step {last.step}: {last.score:.3f} at {last.kl:.2f})" if kept is not last else ""),
         )
         if not kept.step:
-            say("no step of this training was better by the held-out reward model than the policy it started from")
+            say("the held-out reward model scored no step of this training higher than the initial policy")
 
     def facts(self) -> dict[str, Any]:
-        """For the manifest: what was kept, why training ended, and what was said of every policy."""
+        """For the manifest: the kept policy, why training ended, and all verdicts."""
         return {
             "guard": {
                 "kept": asdict(best_of(self.history)),
@@ -217,7 +216,7 @@ class Guard(TrainerCallback):
         self.recorder.row(step, figures, beside_seconds=time.monotonic() - started)
 
     def _margin(self) -> float:
-        """DPO's: a batch's margin says little, so the mean since the last verdict, or that one's where none was logged."""
+        """DPO's: single batches are noisy, so the mean since the last verdict; without new logs, that verdict's value."""
         margins, self._margins = self._margins, []
         if margins:
             return math.fsum(margins) / len(margins)
@@ -225,7 +224,7 @@ class Guard(TrainerCallback):
 
     @torch.no_grad()
     def _measure(self) -> tuple[float, float, float]:
-        """(held-out score, training's score, KL), means over the prompts, which processes share out; always one seed."""
+        """(held-out score, training's score, KL), means over the prompts, which are divided among processes; fixed seed."""
         trainer, policy = self._trainer, self.policy
         world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         mine = range(rank, len(policy.prompts), world)
@@ -239,7 +238,7 @@ class Guard(TrainerCallback):
         return score / count, training_score / count, kl / count
 
     def _sums(self, numbers: Sequence[int]) -> Tensor:
-        """Scores, training's scores and KL, each summed over the prompts with these numbers, and how many there are."""
+        """Sums of scores, training's scores and KL over the prompts with these indices, and their number."""
         policy = self.policy
         episodes = roll_out(
             policy.backbone,
@@ -273,8 +272,7 @@ class Guard(TrainerCallback):
         lacking = [name for name in (HISTORY_FILE, BEST_FILE) if not (checkpoint / name).is_file()]
         if lacking:
             raise HandoffError(
-                f"{checkpoint} lacks what the guard has seen ({', '.join(lacking)}): remove it, to go on from an earlier "
-                "one"
+                f"{checkpoint} lacks the guard's state ({', '.join(lacking)}): remove it, to resume from an earlier one"
             )
         state = json.loads((checkpoint / HISTORY_FILE).read_text())
         self._best = load_file(checkpoint / BEST_FILE)
@@ -283,21 +281,21 @@ class Guard(TrainerCallback):
 
 
 def require_held_out(run: Run, prompts: int) -> None:
-    """Before a model is loaded: whether a run's guard can be one.
+    """Check a run's guard before any model is loaded.
 
     Args:
-        prompts: how many validation prompts there are for it.
+        prompts: number of validation prompts.
 
     Raises:
-        ConfigError: its reward model is what the policy learns from, under whatever path; or it has nothing to score.
+        ConfigError: its reward model is also trained against, under whatever path; or there is nothing to score.
     """
     judge = run.inputs[GUARD_INPUT]
     rewards = {name: one for name, one in run.inputs.items() if name == "reward_model" or name.startswith("rewards.")}
     same = [name for name, one in rewards.items() if one.id == judge.id]
     if same:
         raise ConfigError(
-            f"guard.reward_model: {judge.source} is the very run that {same[0]} names ({judge.id[:10]}), so it would "
-            "like whatever the policy learns: give one of another seed and another share of the judgments"
+            f"guard.reward_model: {judge.source} is the same run as {same[0]} ({judge.id[:10]}), so it would "
+            "like whatever the policy learns: give one with another seed and another share of the judgments"
         )
     if not prompts:
         raise ConfigError(
@@ -318,11 +316,11 @@ def build_guard(
     training: OptimizerConfig,
     learned_from: Sequence[Reward] = (),
 ) -> Guard:
-    """The guard of a run, its reward model mounted on the policy where that can be.
+    """The guard of a run, its reward model mounted on the policy if possible.
 
     Args:
         prompts: (token ids, prompt) of the validation split.
-        learned_from: the rewards that the training goes by; none: the margins that DPO logs.
+        learned_from: the training's own rewards; none: DPO's logged margins.
     """
     chosen = list(prompts[: config.max_prompts])
     require_room(backbone.config, [ids for ids, _ in chosen], sampling.max_new_tokens)
@@ -336,5 +334,5 @@ def build_guard(
 
 
 def reference_name(lm: Any) -> str:
-    """The adapter that holds the policy as it was: ours, or the one that TRL's trainers make."""
+    """The adapter with the initial policy: ours, or that of TRL's trainers."""
     return next(name for name in (REFERENCE, "ref") if name in lm.peft_config)

@@ -1,13 +1,13 @@
-"""What completions are scored by: reward models and Python functions, each with a weight.
+"""Scores of completions: reward models and Python functions, each with a weight.
 
     reward_model: runs/quickstart/reward                     # weight 1
     rewards:
       - {function: my_rewards:is_polite, weight: 0.5}        # a function of an installed or local package
       - {model: runs/other/reward, weight: 0.3}
 
-A reward model on the policy's own base weights is mounted on them as one more adapter; another one is held apart, and one
-with another tokenizer reads the text. A function is called as TRL calls its reward functions, so TRL's own ones serve:
-`function(prompts=…, completions=…)` with lists of messages, and returns a number for each completion.
+A reward model on the policy's own base weights is mounted on them as one more adapter; any other is loaded separately,
+and one with another tokenizer reads the text. A function has the signature of TRL's reward functions, so those work too:
+`function(prompts=…, completions=…)` with lists of messages returns a number for each completion.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 TOKENS_AT_ONCE = 1024
-"""of a pass without gradients"""
+"""tokens per pass without gradients"""
 ROWS_AT_ONCE = 16
-"""of a pass that is padded"""
+"""tokens per padded pass"""
 UNKNOWN_SCALE = ScoreScale()
-MENDED = "Mend it, and give another --output if there are checkpoints: they were learned from the function as it was"
+FIX = "Fix it, and give another --output if there are checkpoints: they were trained with the old function"
 """A function's file is part of a run's identity, see tiebreak.runs.run.identify."""
 
 
@@ -56,11 +56,11 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str:
-        """As the configuration names it."""
+        """Its name in the configuration."""
 
     @property
     def weight(self) -> float:
-        """Of its score in the sum."""
+        """Its weight in the sum."""
 
     def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Sequence[float]:
         """A score for each completion."""
@@ -75,12 +75,12 @@ class LanguageModelHost(Protocol):
         """Prompts and completions as the model takes them."""
 
     def hidden_states(self, layout: Layout) -> Tensor:
-        """Flattened to (tokens, hidden), under the adapter that is active."""
+        """Flattened to (tokens, hidden), under the active adapter."""
 
 
 @dataclass(frozen=True)
 class MountedReward:
-    """A reward model as an adapter of the policy's base weights, with its score head of one row a member."""
+    """A reward model as an adapter of the policy's base weights, with a score head of one row per member."""
 
     name: str
     weight: float
@@ -91,14 +91,14 @@ class MountedReward:
     spread_penalty: float = 0.0
 
     def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
-        """Its members' scores as one."""
+        """The members' combined score."""
         return _combined(self.member_scores(prompts, completions), self.scale, self.spread_penalty)
 
     @torch.no_grad()
     def member_scores(
         self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """Each member's, read at each sequence's last token."""
+        """Each member's score, read at each sequence's last token."""
         sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
         results: list[list[float]] = [[] for _ in sequences]
         with merged_adapter(self.host.lm, self.adapter):
@@ -114,19 +114,19 @@ class MountedReward:
 
 @dataclass(frozen=True)
 class RewardApart:
-    """A reward model on base weights of its own, read as it was trained."""
+    """A reward model on its own base weights."""
 
     name: str
     weight: float
     model: nn.Module
     pad_id: int
     read: Callable[[Sequence[int], Sequence[int]], Sequence[int]] = lambda prompt, completion: [*prompt, *completion]
-    """its own token ids of a prompt and a completion that are given in the policy's"""
+    """its own token ids of a prompt and completion given in the policy's"""
     scale: ScoreScale = UNKNOWN_SCALE
     spread_penalty: float = 0.0
 
     def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
-        """Its members' scores as one, each read at a sequence's last token."""
+        """The members' combined scores, each read at a sequence's last token."""
         sequences = [self.read(p, c) for p, c in zip(prompts, completions, strict=True)]
         members = member_scores_in_batches(self.model, sequences, self.pad_id, ROWS_AT_ONCE)
         return _combined(members, self.scale, self.spread_penalty)
@@ -140,13 +140,13 @@ def _combined(members: Sequence[Sequence[float]], scale: ScoreScale, spread_pena
 
 @dataclass(frozen=True)
 class Conversations:
-    """From token ids back to what was said."""
+    """From token ids back to text."""
 
     chat: Chat
     prompts: Mapping[tuple[int, ...], Prompt]
 
     def prompt(self, ids: Sequence[int]) -> Prompt:
-        """The conversation that these ids encode."""
+        """The conversation with these ids."""
         return self.prompts[tuple(ids)]
 
     def text(self, ids: Sequence[int]) -> str:
@@ -164,10 +164,10 @@ class FunctionReward:
     conversations: Conversations
 
     def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
-        """What it returns, checked.
+        """Its returned scores, validated.
 
         Raises:
-            HandoffError: it raises, or returns no list of numbers, or one of another length.
+            HandoffError: it raises, or does not return a list with a number for each completion.
         """
         conversations = self.conversations
         try:
@@ -179,8 +179,8 @@ class FunctionReward:
         except Exception as error:
             raise HandoffError(
                 f"the reward function {self.name} raised {type(error).__name__}: {error} "
-                f"({functions.where_raised(self.function, error)}). Where the reason lies outside it, the same command "
-                f"goes on from the last checkpoint. {MENDED}"
+                f"({functions.where_raised(self.function, error)}). If the cause is outside it, the same command "
+                f"resumes from the last checkpoint. {FIX}"
             ) from error
         return _numbers(returned, len(completions), self.name)
 
@@ -191,12 +191,12 @@ def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
     except (TypeError, ValueError) as error:
         raise HandoffError(
             f"the reward function {name} returned {type(returned).__name__}: {str(error)[:80]}; it must return a list "
-            f"with a number for each completion. {MENDED}"
+            f"with a number for each completion. {FIX}"
         ) from error
     if len(values) != wanted:
         raise HandoffError(
             f"the reward function {name} returned {len(values)} scores for {wanted} completions: it must return one for "
-            f"each, in their order. {MENDED}"
+            f"each, in their order. {FIX}"
         )
     return values
 
@@ -204,7 +204,7 @@ def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
 def saved_scale(reward: Reward) -> tuple[float, float] | None:
     """Mean and deviation of a reward model's scores of the SFT policy's samples, if its run was given any (`samples`).
 
-    None leaves it to the first rollout; so does a spread penalty, which the saved figures are without.
+    None leaves it to the first rollout; so does a spread penalty, which the saved figures do not include.
     """
     if not isinstance(reward, MountedReward | RewardApart) or reward.spread_penalty:
         return None
@@ -228,7 +228,7 @@ def score_all(
             raise HandoffError(
                 f"{reward.name} gave {broken} of {len(scores)} completions a score that is not a finite number; nothing "
                 "was learned from them. For a reward model: look at its run's metrics, and train it again at a lower "
-                "learning rate; for a function: mend it, and give another --output. The checkpoints are kept"
+                "learning rate; for a function: fix it, and give another --output. The checkpoints are kept"
             )
         rows.append(scores)
     return torch.tensor(rows, dtype=torch.float32)
@@ -250,7 +250,7 @@ def load_function(name: str, beside: Path | None = None) -> Callable[..., Any]:
 
 
 def find_function(name: str, beside: Path | None = None) -> UserFunction:
-    """A reward function and the file that it is written in, whose content a run's identity rests on."""
+    """A reward function with its source file, whose content is part of a run's identity."""
     function = functions.load_function(name, "rewards", beside)
     example = "function(prompts=…, completions=…, completion_ids=…)"
     functions.require_arguments(function, "rewards", example, prompts=[], completions=[], completion_ids=[])
@@ -266,7 +266,7 @@ def load_rewards(
     training: LoadingConfig,
     beside: Path | None = None,
 ) -> list[Reward]:
-    """Everything completions are scored by, mounted on the policy where the base weights are the same.
+    """All rewards, mounted on the policy where the base weights are the same.
 
     Args:
         beside: the configuration file's folder, where functions are looked for.
@@ -304,10 +304,10 @@ def load_reward(
     adapter: str,
     spread_penalty: float = 0.0,
 ) -> Reward:
-    """A reward model, mounted as `adapter` where it has the policy's base weights, precision and tokenizer.
+    """A reward model, mounted as `adapter` if it has the policy's base weights, precision and tokenizer.
 
     Raises:
-        HandoffError: mounted, it scores otherwise than it did when it was saved.
+        HandoffError: once mounted, its scores differ from those when it was saved.
     """
     own = load_chat(reward, trust_remote_code=training.trust_remote_code)
     one_language = chat_facts(own) == chat_facts(conversations.chat)
@@ -328,7 +328,7 @@ def load_reward(
         text = conversations.text(completion)
         try:
             before, after = own.encode_completion(asked.messages, text, finished, asked.tools)
-        except HandoffError:  # a policy may write what ends a turn in this model's language
+        except HandoffError:  # a policy may write this model's end of turn
             before, after = own.encode_completion(asked.messages, own.without_marks(text), finished, asked.tools)
         return before + after
 
@@ -348,7 +348,7 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
     """Add the reward model's adapter to the policy's base weights; returns its score head. The policy's stays active.
 
     Raises:
-        HandoffError: it is no reward model, or its adapter does not fit.
+        HandoffError: it is not a reward model, or its adapter does not fit.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
@@ -375,7 +375,7 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
 
 
 def _verify_probe(mounted: MountedReward, reward: ModelSource) -> None:
-    """The reward model, moved onto the policy's backbone, must score as it did where it was trained."""
+    """Mounted on the policy's backbone, the reward model must score as it did after training."""
     if reward.folder is None:
         return
     probe = json.loads((reward.folder / PROBE_FILE).read_text())
@@ -389,6 +389,5 @@ def _verify_probe(mounted: MountedReward, reward: ModelSource) -> None:
     for score, saved in zip(members, probe["values"], strict=True):
         if not abs(score - saved) <= max(allowed, allowed * abs(saved)):
             raise HandoffError(
-                f"{reward.name}: on this backbone it scores its probe {score:.6f}, and scored it {saved:.6f} when it was "
-                "saved"
+                f"{reward.name}: on this backbone it scores its probe {score:.6f}, but {saved:.6f} when it was saved"
             )

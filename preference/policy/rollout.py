@@ -1,4 +1,4 @@
-"""One rollout: completions from the policy, their scores, and what the update needs to know of them."""
+"""One rollout: completions from the policy, their scores, and the inputs of the update."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiebreak.packed.generation import Sampled, sample_completions
 
 
 class Draw(Protocol):
-    """Draws one completion for each prompt, from the policy as it is now."""
+    """Samples one completion for each prompt from the current policy."""
 
     def __call__(
         self,
@@ -30,7 +30,7 @@ class Draw(Protocol):
         *,
         stop_ids: Collection[int],
     ) -> list[Sampled]:
-        """In the prompts' order; a seed each, for who can use it."""
+        """In the prompts' order, with a seed each, for samplers that use it."""
 
 
 def draw_seeded(
@@ -41,7 +41,7 @@ def draw_seeded(
     *,
     stop_ids: Collection[int],
 ) -> list[Sampled]:
-    """By our own sampler: `Draw`, unless the configuration names another."""
+    """Our own sampler: `Draw`, unless the configuration names another."""
     with merged_adapter(backbone.lm, POLICY):
         sampled: list[Sampled] = sample_completions(
             backbone.lm,
@@ -57,17 +57,17 @@ def draw_seeded(
 
 @dataclass(frozen=True)
 class Episodes:
-    """Completions with all that was computed about them. Tensors of shape (episodes, longest completion)."""
+    """Completions with everything computed about them. Tensors of shape (episodes, longest completion)."""
 
     prompts: list[list[int]]
     completions: list[list[int]]
     finished: Tensor
     """shape (episodes,)"""
     scores: Tensor
-    """as the rewards give them, before normalisation, weights and penalties; shape (rewards, episodes)"""
+    """raw rewards, before normalisation, weights and penalties; shape (rewards, episodes)"""
     logps: Tensor
     sampler_logps: Tensor
-    """as whoever drew the completions had them"""
+    """the sampler's log-probabilities"""
     reference_logps: Tensor
     values: Tensor
     entropy: Tensor
@@ -83,12 +83,12 @@ class Episodes:
 
     @property
     def kl(self) -> Tensor:
-        """log π − log π_ref a token (k1), 0 where masked: what the reward holds."""
+        """log π − log π_ref per token (k1), 0 where masked: used in the reward."""
         return per_token_kl(self.logps, self.reference_logps) * self.mask
 
     @property
     def kl_k3(self) -> Tensor:
-        """The same divergence by the estimate of less variance, for what only watches it."""
+        """The same divergence by a less noisy estimate, for monitoring only."""
         return per_token_kl_k3(self.logps, self.reference_logps) * self.mask
 
 
@@ -103,7 +103,7 @@ def roll_out(
     stop_ids: Collection[int],
     draw: Draw = draw_seeded,
 ) -> Episodes:
-    """Draw a completion for each prompt, and compute all that is asked of it."""
+    """Sample a completion for each prompt, and compute everything requested about it."""
     sampled = draw(backbone, prompts, seeds, sampling, stop_ids=stop_ids)
     completions = [one.ids for one in sampled]
     sampler_logps, mask = table_of_logps(sampled, backbone.device)
@@ -131,7 +131,7 @@ def roll_out(
 
 
 def table_of_logps(sampled: Sequence[Sampled], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(log-probabilities as the sampler had them, which of them are a completion's), of shape (completions, tokens)."""
+    """(the sampler's log-probabilities, mask of completion tokens), of shape (completions, tokens)."""
     lengths = torch.tensor([len(one.ids) for one in sampled], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
     flat = torch.tensor([logp for one in sampled for logp in one.logps], device=device)
@@ -142,7 +142,7 @@ def table_of_logps(sampled: Sequence[Sampled], device: torch.device) -> tuple[Te
 def policy_logps(
     backbone: Backbone, prompts: Sequence[list[int]], completions: Sequence[list[int]], temperature: float
 ) -> Tensor:
-    """Log-probabilities of completions by the policy's own pass, shape (completions, tokens), 0 where there is none."""
+    """Log-probabilities of completions by the policy's own pass, shape (completions, tokens), 0 where masked."""
     logps = torch.zeros(len(completions), max(map(len, completions)), device=backbone.device)
     with merged_adapter(backbone.lm, POLICY):
         for rows, batch in _batches(backbone, prompts, completions):
@@ -153,7 +153,7 @@ def policy_logps(
 def _batches(
     backbone: Backbone, prompts: Sequence[list[int]], completions: Sequence[list[int]]
 ) -> Iterator[tuple[list[int], Batch]]:
-    """(which completions, they as the backbone takes them), a pass' worth after the other."""
+    """(indices of completions, their layout), one pass at a time."""
     sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
     for rows in batches_by_tokens(sequences, TOKENS_AT_ONCE):
         yield rows, backbone.to_batch([prompts[r] for r in rows], [completions[r] for r in rows])
@@ -165,7 +165,7 @@ class Shaping:
 
     weights: tuple[float, ...]
     scales: tuple[tuple[float, float], ...]
-    """(mean, standard deviation) to normalise each reward's scores by; (0, 1) leaves them as they are"""
+    """(mean, standard deviation) that normalises each reward's scores; (0, 1) does nothing"""
     missing_eos_penalty: float
     length_penalty: float
     kl_coef: float
@@ -173,16 +173,16 @@ class Shaping:
 
 @dataclass(frozen=True)
 class TokenRewards:
-    """What each token earns, and the parts of it for the log."""
+    """Each token's reward, and its parts for the log."""
 
     tokens: Tensor
     """shape (episodes, tokens)"""
     shaped_scores: Tensor
-    """normalised, weighted, added up, with penalties; shape (episodes,)"""
+    """normalised, weighted, summed, with penalties; shape (episodes,)"""
 
 
 def to_rewards(episodes: Episodes, shaping: Shaping) -> TokenRewards:
-    """The score, less the KL to the reference; not whitened."""
+    """The score minus the KL to the reference; not whitened."""
     scores = shape_scores(
         episodes.scores,
         episodes.finished,

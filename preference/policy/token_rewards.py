@@ -1,4 +1,4 @@
-"""From scores and log-probabilities to a reward a token."""
+"""From scores and log-probabilities to rewards per token."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import Tensor
 
 
 def per_token_kl(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """log π − log π_ref at each sampled token (k1): its mean is KL(policy ‖ reference), and so is its gradient as a reward.
+    """log π − log π_ref at each sampled token (k1): its mean is KL(policy ‖ reference), and as a reward it has the right
+    gradient.
 
-    This is what the reward holds. The estimate of less variance, `per_token_kl_k3`, must not stand in a reward.
+    Used in the reward. The less noisy estimate, `per_token_kl_k3`, must not be used there.
     """
     return logps - reference_logps
 
 
 def per_token_kl_k3(logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """exp(−d) − 1 + d with d = log π − log π_ref (k3, Schulman 2020): never negative, of the same mean as k1, steadier.
+    """exp(−d) − 1 + d with d = log π − log π_ref (k3, Schulman 2020): never negative, same mean as k1, less noisy.
 
-    To watch the divergence by, and to control kl_coef and stop by. Not to be taken from the reward: there it has another
-    gradient, which vanishes at the reference and leads away from it, so that the policy collapses whatever kl_coef is.
+    For monitoring the divergence, controlling kl_coef and early stops. Not for the reward: there it has another gradient,
+    which vanishes at the reference and leads away from it, so that the policy collapses whatever kl_coef is.
     """
     difference = logps - reference_logps
     return torch.expm1(-difference) + difference
@@ -36,7 +37,7 @@ def shape_scores(
     missing_eos_penalty: float,
     length_penalty: float,
 ) -> Tensor:
-    """Each reward's scores normalised, weighted and added up, less the penalties. Shape (episodes,).
+    """Each reward's scores normalised, weighted and summed, minus the penalties. Shape (episodes,).
 
     Args:
         scores: shape (rewards, episodes).

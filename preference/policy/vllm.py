@@ -1,22 +1,21 @@
-"""Rollouts drawn by vLLM, through TRL's VLLMGeneration and its client: a key of the PPO file, for GPUs.
+"""Rollouts sampled by vLLM, through TRL's VLLMGeneration and its client: a key of the PPO file, for GPUs.
 
     tiebreak ppo --config configs/quickstart/ppo.yaml --vllm.mode server      # or colocate: in the trainer's own process
 
-Never run on a GPU. The tests take PPO, RLOO and GRPO through TRL's client code against a small HTTP server that speaks
-vLLM's protocol; vLLM itself, NCCL and `colocate` stand untried.
+Never run on a GPU. The tests run PPO, RLOO and GRPO through TRL's client code against a small HTTP server with vLLM's
+protocol; vLLM itself, NCCL and `colocate` are untested.
 
-Before each rollout the policy's weights, its adapter merged into them, are pushed to vLLM, and training asks its own pass
-for the log-probabilities of what was drawn, as it does with our sampler. A sampler that holds other weights would train
-the policy on completions that are not its own, and nothing would look wrong. So the log-probabilities that vLLM drew by
-are compared with those of our pass in every rollout (`sampling/logp_difference`, a mean over tokens), and above
-`logp_tolerance` the run stops.
+Before each rollout, the policy's weights, with its adapter merged, are pushed to vLLM, and training computes the
+log-probabilities of the completions in its own pass, as it does with our sampler. A sampler with other weights would
+silently train the policy on completions that are not its own. So vLLM's log-probabilities are compared with those of our
+pass in every rollout (`sampling/logp_difference`, a mean over tokens), and above `logp_tolerance` the run stops.
 
-vLLM draws the rollouts of training alone. Held-out figures and the guard keep our seeded sampler, so they can be compared
-from step to step and between runs. `tiebreak sample` and `tiebreak evaluate` have no pass of their own that could tell
-whether a server holds the right weights, so they do not use one. TRL's trainers could merge and push by themselves; they
-merge an adapter in place and take it off again, which in bfloat16 leaves the base weights a little changed each time.
+vLLM samples only the rollouts of training. Held-out figures and the guard keep our seeded sampler, so they are comparable
+between steps and runs. `tiebreak sample` and `tiebreak evaluate` have no pass of their own that could check a server's
+weights, so they do not use one. TRL's trainers could merge and push themselves, but they merge an adapter in place and
+unmerge it, which in bfloat16 changes the base weights slightly each time.
 
-vLLM's numbers are not seeded a row: a run that was cut off goes on, but not to the bits of an uncut one.
+vLLM has no seed per row: an interrupted run resumes, but not to the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -50,24 +49,24 @@ LOGP_DIFFERENCE = "sampling/logp_difference"
 ANSWER_SECONDS = 20.0
 
 
-# --- what is refused before anything is loaded
+# --- checks before anything is loaded
 
 
 def require_vllm(config: VLLMConfig, base: str, length: int, quantized: bool) -> None:
     """Refuse at once what would fail, or go wrong, after the models are loaded.
 
     Args:
-        base: where the policy's base weights are, as `vllm serve` takes it.
+        base: the policy's base weights, as an argument of `vllm serve`.
         length: tokens of prompt and completion together.
 
     Raises:
-        ConfigError: saying what is missing, and the command that mends it.
+        ConfigError: names what is missing, and the command that fixes it.
         MachineError: there is no GPU.
     """
     if quantized:
         raise ConfigError(
-            "vllm: not with 4-bit base weights: vLLM would hold others than the policy learns on. Set adapter.method: lora "
-            "and start from a policy that was trained so, or set vllm: null"
+            "vllm: not with 4-bit base weights: vLLM would hold other weights than the policy's. Set adapter.method: lora "
+            "and start from a policy trained with it, or set vllm: null"
         )
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("vllm: the package is not installed: pip install 'trl[vllm]', or set vllm: null")
@@ -90,7 +89,7 @@ def has_gpu() -> bool:
 
 
 def server_command(config: VLLMConfig, base: str, length: int) -> str:
-    """What starts the server, as TRL's client wants it."""
+    """The command that starts the server for TRL's client."""
     port = urlsplit(config.base_url).port or (443 if config.base_url.startswith("https") else 80)
     return (
         f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.quote(base)} --port {port} --max-model-len {length} "
@@ -111,16 +110,16 @@ def _server_fault(config: VLLMConfig, length: int) -> str | None:
         logprobs, longest = model["logprobs_mode"], int(model["max_model_len"])
     except HTTPError as error:
         if error.code == 404:
-            return f"the server at {at} takes no weights, as it was started without VLLM_SERVER_DEV_MODE=1"
+            return f"the server at {at} accepts no weights, because it was started without VLLM_SERVER_DEV_MODE=1"
         return f"the server at {at} does not say how it is set up ({error})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
         return f"what answers at {at} is not a vLLM server that TRL knows ({type(error).__name__}: {error})"
     if transfer is None:
-        return f"the server at {at} takes no weights, as it was started without --weight-transfer-config"
+        return f"the server at {at} accepts no weights, because it was started without --weight-transfer-config"
     if logprobs != "processed_logprobs":
-        return f"the server at {at} gives {logprobs}, which are not those that completions are drawn by"
+        return f"the server at {at} returns {logprobs}, but completions are not sampled from these"
     if longest < length:
-        return f"the server at {at} holds {longest} tokens, and training.max_length_tokens is {length}"
+        return f"the server at {at} supports {longest} tokens, but training.max_length_tokens is {length}"
     return None
 
 
@@ -130,14 +129,14 @@ def _read(url: str) -> bytes:
     return body
 
 
-# --- drawing
+# --- sampling
 
 
 class MergedPolicy(nn.Module):
-    """The policy's weights under the names of its base model, its adapter added: what vLLM is to hold.
+    """The policy's weights under its base model's names, with the adapter added: the weights for vLLM.
 
-    What TRL's VLLMGeneration asks a model for that has no adapter. The sums are made one at a time, and nothing is written
-    into the weights that train.
+    TRL's VLLMGeneration expects a model without adapters. The sums are made one at a time, and the trained weights are not
+    modified.
     """
 
     def __init__(self, lm: PeftModel, name_or_path: str) -> None:
@@ -146,7 +145,7 @@ class MergedPolicy(nn.Module):
         self.name_or_path = name_or_path
 
     def named_parameters(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, Any]]:
-        """Each weight once. A sum is made in float32 and rounded once, to the base weight's format."""
+        """Each weight once. A sum is computed in float32 and rounded once, to the base weight's dtype."""
         base = self.lm.get_base_model()
         for name, parameter in base.named_parameters():
             if ".lora_" in name:
@@ -160,7 +159,7 @@ class MergedPolicy(nn.Module):
 
 
 class VLLMSampler:
-    """Draws completions from vLLM, to which it gives the policy's weights first."""
+    """Samples completions from vLLM, after pushing the policy's weights."""
 
     def __init__(
         self,
@@ -206,29 +205,29 @@ class VLLMSampler:
         *,
         stop_ids: Collection[int],
     ) -> list[Sampled]:
-        """A completion for each prompt. All processes must call it, with equally many prompts; `seeds` play no part: one
-        seed for a request would give prompts that stand in it twice one and the same completion.
+        """A completion for each prompt. All processes must call it, with equally many prompts; `seeds` are not used: one
+        seed per request would give repeated prompts the same completion.
 
         Raises:
             MachineError: the server has gone.
-            HandoffError: what came back is no completion under `sampling`.
+            HandoffError: a result is not a completion under `sampling`.
         """
         engine = self._engine
         engine.temperature, engine.top_p, engine.top_k = sampling.temperature, sampling.top_p, sampling.top_k
         engine.max_completion_length = sampling.max_new_tokens
-        engine.generation_kwargs = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}  # those of our sampler
+        engine.generation_kwargs = {"ignore_eos": True, "stop_token_ids": list(stop_ids)}  # as in our sampler
         try:
-            with torch.autocast(backbone.device.type, enabled=False):  # it would round what the adapter adds
+            with torch.autocast(backbone.device.type, enabled=False):  # it would round the adapter's additions
                 engine.sync_weights()
-            # TRL does so only for a PEFT model: with several GPUs a copy, vLLM must not start among our collectives
+            # TRL does so only for PEFT models: with several GPUs, vLLM must not start among our collectives
             self.accelerator.wait_for_everyone()
             _, completions, logps, _ = engine.generate(list(prompts), images=None, num_generations=1)
         except OSError as error:
             if self.config.mode == "colocate":
                 raise
             raise MachineError(
-                f"vllm: the server at {self.config.base_url} is gone ({error}): start it again, and the same command goes "
-                "on from the last checkpoint"
+                f"vllm: the server at {self.config.base_url} is gone ({error}): start it again, and the same command "
+                "resumes from the last checkpoint"
             ) from error
         return [
             read_completion(ids, values, sampling, stop_ids)
@@ -239,11 +238,11 @@ class VLLMSampler:
 def read_completion(
     ids: Iterable[int], logps: Sequence[Sequence[float | None]], sampling: SamplingConfig, stop_ids: Collection[int]
 ) -> Sampled:
-    """A completion as TRL hands it on: ids with the end-of-sequence token, and for each token a list with its
-    log-probability first, None where it is not a number.
+    """A completion in TRL's form: ids with the end-of-sequence token, and for each token a list with its
+    log-probability first, None if it is not a number.
 
     Raises:
-        HandoffError: it neither ends nor is as long as it may be, goes on after its end, or lacks log-probabilities.
+        HandoffError: it is unfinished but too short, continues after its end, or lacks log-probabilities.
     """
     ids = [int(token) for token in ids]
     finished = bool(ids) and ids[-1] in stop_ids

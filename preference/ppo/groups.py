@@ -1,9 +1,9 @@
 """RLOO and GRPO: TRL's own trainers and losses, on Tiebreak's rollouts and rewards.
 
-Both draw several completions of each prompt and need no critic: RLOO takes the mean score of a completion's siblings as
-its baseline (Ahmadian et al. 2024), GRPO the group's mean and deviation (Shao et al. 2024). What is replaced here is how
-TRL's trainers draw completions (a seed a row, nothing computed on finished rows) and how they score them (every reward of
-the configuration, normalised, with its weight and penalties), so that one configuration means the same under all three.
+Both sample several completions per prompt and need no critic: RLOO uses the mean score of a completion's siblings as its
+baseline (Ahmadian et al. 2024), GRPO the group's mean and deviation (Shao et al. 2024). Replaced here: how TRL's trainers
+sample completions (a seed per row, no computation on finished rows) and score them (every reward of the configuration,
+normalised, with its weight and penalties), so that a configuration means the same under all three.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 LEFT_PADDING = 3
 TRL_REFERENCE = "ref"
-"""the name under which TRL keeps the adapter as it was"""
+"""TRL's name of the adapter with the initial policy"""
 
 
 class GroupLoop(GroupHooks, ScoredLoop):
-    """A mixin for TRL's trainers that draw groups of completions.
+    """Mixin for TRL's group trainers.
 
-    The data set holds the whole run's prompts in the order that PPO would take them: TRL's own order starts anew with
-    each epoch of a resumed run.
+    The data set has the whole run's prompts in PPO's order: TRL's own order would start over with each epoch of a resumed
+    run.
     """
 
     aux_loss_enabled: bool
@@ -70,7 +70,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         sampler: SamplerOf | None = None,
         passes: Passes | None = None,
     ) -> None:
-        """On a policy with its adapter; the other arguments are PPOTrainer's."""
+        """On a policy with its adapter; other arguments as for PPOTrainer."""
         asked = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         places = math.ceil(asked / args.num_iterations / args.num_generations)
         numbers = [prompt_at(place, len(prompts), settings.seed) for place in range(places)]
@@ -82,27 +82,25 @@ class GroupLoop(GroupHooks, ScoredLoop):
             eval_dataset=Dataset.from_dict({"prompt": ["0"]}) if validation_prompts else None,
             processing_class=tokenizer,
         )
-        if (
-            TRL_REFERENCE not in lm.peft_config
-        ):  # GRPO without a KL keeps none, and held-out figures speak of the KL to it
+        if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL has none, but held-out figures need it
             copy_adapter(lm, POLICY, TRL_REFERENCE)
             train_only(lm, POLICY)
         switch_off_noise(lm)
-        copy_weights(lm, POLICY, TRL_REFERENCE)  # TRL leaves out an adapter on embeddings
+        copy_weights(lm, POLICY, TRL_REFERENCE)  # TRL skips adapters on embeddings
         self._begin(settings, prompts, validation_prompts)
         self.reward_func_names = ["score"]
-        self.eos_token_ids = list(settings.stop_ids)  # what TRL counts cut-off completions by
+        self.eos_token_ids = list(settings.stop_ids)  # TRL counts cut-off completions by these
         self._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
         self._complete(rewards, sampler, proved=passes is not None)
 
     @property
     def backbone(self) -> Backbone:
-        """The policy as rollouts use it; its value head is not."""
+        """The policy for rollouts; its value head is unused."""
         backbone: Backbone = self._backbone
         return backbone
 
     def prove_path(self) -> Proof:
-        """Prove rollouts' log-probabilities, and those of TRL's loss; a head that TRL does not know is called itself."""
+        """Verify rollouts' log-probabilities, and those of TRL's loss; a head unknown to TRL is called directly."""
         lm, temperature = self.model, self.settings.sampling.temperature
         rollouts = self._backbone.prove(self.prompts, temperature)
         examples = examples_to_check(self.prompts)
@@ -124,7 +122,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         return replace(found, refused=(*rollouts.refused, *found.refused))
 
     def tokenize_prompts(self, prompts: list[str]) -> list[list[int]]:
-        """The data set names prompts by their numbers: the stage has tokenised them."""
+        """The data set holds prompt numbers: the stage has tokenised the prompts."""
         return [self.prompts[int(number)] for number in prompts]
 
     def prepare_inputs(self, inputs: Any) -> Any:
@@ -132,7 +130,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         return super().prepare_inputs(inputs)
 
     def _rest_of_rollout(self) -> dict[str, Any] | None:
-        """TRL's: micro-batches taken of a rollout, the rollout as it splits it, and what it will log of them."""
+        """TRL's state: micro-batches used of a rollout, the rollout as split, and its pending log."""
         taken = self.micro_batches_taken()
         taken -= taken % self.args.gradient_accumulation_steps
         if not taken % (self.args.steps_per_generation * self.num_iterations):
@@ -172,7 +170,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         return completions
 
     def score_completions(self, prompts: list[str], completion_ids: list[list[int]]) -> Tensor:
-        """The score of every completion of all processes, shape (completions, 1). TRL takes the KL from it, or not."""
+        """The score of every completion on all processes, shape (completions, 1). TRL subtracts the KL, or not."""
         device = self.accelerator.device
         prompt_ids = [self.prompts[int(number)] for number in prompts]
         with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
@@ -219,7 +217,7 @@ class OurGRPOTrainer(GRPOHooks, GroupLoop, GRPOTrainer):
 def build_group_trainer(
     lm: Any, args: RLOOConfig | GRPOConfig, *given: Any, **options: Any
 ) -> OurRLOOTrainer | OurGRPOTrainer:
-    """The trainer that takes these arguments; see GroupLoop for the others."""
+    """The trainer for these arguments; see GroupLoop for the others."""
     kind = OurRLOOTrainer if isinstance(args, RLOOConfig) else OurGRPOTrainer
     return kind(lm, args, *given, **options)
 
@@ -227,9 +225,9 @@ def build_group_trainer(
 def to_group_batch(
     examples: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """(prompt, completion) pairs as TRL's group trainers lay them out: prompts padded on the left, completions right.
+    """(prompt, completion) pairs in the layout of TRL's group trainers: prompts left-padded, completions right-padded.
 
-    All of them on the left by some, as short prompts are beside long ones.
+    All get some padding on the left, as short prompts do beside long ones.
     """
     before, after = LEFT_PADDING + max(len(p) for p, _ in examples), max(len(c) for _, c in examples)
 
@@ -248,5 +246,5 @@ def to_group_batch(
 
 
 def _scored_elsewhere(**kwargs: Any) -> list[float]:
-    """TRL wants a reward function; `score_completions` is in its place."""
+    """Placeholder: TRL requires a reward function; `score_completions` replaces it."""
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What PPO, RLOO and GRPO share around their losses: scored completions, evaluation on held-out prompts, checkpoints."""
+"""Common parts of PPO, RLOO and GRPO: scored completions, evaluation on held-out prompts, checkpoints."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ FIRST_KL_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
 TRAINABLE_FILE = "model.safetensors"
 STATE_FILE = "ppo_state.json"
 REST_FILE = "rollout-{}.pt"
-"""of each process: what is left of a rollout, where a signal ended the run within it"""
+"""per process: the rest of a rollout in which a signal stopped the run"""
 
 T = TypeVar("T")
 RewardsOf = Callable[[Backbone], list[Reward]]
-"""Makes what scores completions, which may be mounted on the policy."""
+"""Makes the rewards, which may be mounted on the policy."""
 SamplerOf = Callable[[Backbone, Accelerator], VLLMSampler]
 
 
 @dataclass(frozen=True)
 class PPOSettings:
-    """What the algorithm needs, its defaults as in Huang et al. 2024 (Table 1 and Section 4)."""
+    """The algorithm's settings, with defaults from Huang et al. 2024 (Table 1 and Section 4)."""
 
     episodes_per_rollout: int
     """over all processes"""
     ppo_epochs: int
     kl_coef: float
     kl_target: float | None
-    """nats a completion; None: kl_coef is fixed"""
+    """nats per completion; None: kl_coef is fixed"""
     kl_horizon: int
     max_kl: float | None
     target_step_kl: float | None
@@ -74,15 +74,15 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class LoopState:
-    """What the loop has learned so far, beside the weights."""
+    """The loop's state besides the weights."""
 
     kl_coef: float
     scales: tuple[tuple[float, float], ...] | None = None
-    """(mean, standard deviation) of each reward on the first rollout, which the policy wrote before training"""
+    """(mean, standard deviation) of each reward on the first rollout, from before training"""
 
 
 class ScoredLoop(StageTrainer, CheckpointHooks):
-    """A mixin for trainers whose completions are scored."""
+    """Mixin for trainers whose completions are scored."""
 
     settings: PPOSettings
     rewards: list[Reward]
@@ -90,13 +90,13 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
     validation_prompts: list[list[int]]
     loop: LoopState
     vllm_sampler: VLLMSampler | None = None
-    """draws the rollouts; None: our own sampler does, as it does for held-out prompts always"""
+    """samples the rollouts; None: our own sampler, which always samples for held-out prompts"""
     control: Any
     _resumed_from: str | None = None
 
     @property
     def backbone(self) -> Backbone:
-        """The policy as rollouts use it."""
+        """The policy for rollouts."""
         raise NotImplementedError
 
     def _begin(
@@ -107,7 +107,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         self.loop = LoopState(settings.kl_coef)
 
     def _complete(self, rewards: RewardsOf | None, sampler: SamplerOf | None, *, proved: bool) -> None:
-        """The end of a constructor: all that stands on the policy as the trainer has placed it."""
+        """The end of a constructor: everything that depends on the placed policy."""
         if proved:
             with self.accelerator.autocast():
                 self.proof = self.prove_path()
@@ -116,10 +116,10 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
             self.vllm_sampler = sampler(self.backbone, self.accelerator)
 
     def prove_path(self) -> Proof:
-        """Prove the path by which log-probabilities are computed.
+        """Verify the path that computes log-probabilities.
 
         Raises:
-            ModelError: nothing computes as the model's own forward does.
+            ModelError: no path agrees with the model's own forward.
         """
         raise NotImplementedError
 
@@ -127,7 +127,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
 
     @property
     def draw(self) -> Draw:
-        """What draws the rollouts."""
+        """The rollouts' sampler."""
         return self.vllm_sampler or draw_seeded
 
     def _sample_and_assess(self, prompts: list[list[int]], seeds: list[int], draw: Draw = draw_seeded) -> Episodes:
@@ -151,15 +151,15 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         return episodes
 
     def _cut_short_by_signals(self, sample: Callable[[], T]) -> T:
-        """What `sample` returns. A signal ends it: no weight has changed since the checkpoint that is written then.
+        """The result of `sample`. A signal ends it: no weight has changed since the checkpoint that is written then.
 
         Raises:
-            StepStopped: on every process, where a signal reached one of them.
+            StepStopped: on every process, if a signal reached one of them.
         """
         if self.accelerator.num_processes == 1:
             with interruptible(at_once=True):
                 return sample()
-        if self.vllm_sampler is not None:  # its processes exchange prompts and weights as they sample
+        if self.vllm_sampler is not None:  # its processes exchange prompts and weights while sampling
             return sample()
         sampled: list[T] = []
         with suppress(StepStopped), interruptible(at_once=True):
@@ -169,13 +169,12 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         return sampled[0]
 
     def _check_sampler(self, ours: Tensor, its: Tensor, mask: Tensor) -> float:
-        """How far vLLM's log-probabilities of what it drew are from our own pass', in nats a token, over all processes.
+        """Difference of vLLM's log-probabilities from our own pass's, in nats per token, over all processes.
 
-        The policy is pushed before every rollout, so in every rollout it is rounding alone. All of shape (completions,
-        tokens).
+        The policy is pushed before every rollout, so the difference is only rounding. All of shape (completions, tokens).
 
         Raises:
-            HandoffError: it is more than that, so vLLM holds other weights than the policy.
+            HandoffError: it is larger, so vLLM holds other weights than the policy.
         """
         sampler = self.vllm_sampler
         assert sampler is not None
@@ -186,8 +185,8 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         if not difference <= sampler.config.logp_tolerance:
             step = self.state.global_step
             raise HandoffError(
-                f"vLLM does not draw from the policy that is trained: the log-probabilities of its completions differ from "
-                f"the policy's by {difference:.3g} nats a token, and vllm.logp_tolerance is "
+                f"vLLM does not sample from the trained policy: the log-probabilities of its completions differ from "
+                f"the policy's by {difference:.3g} nats per token, but vllm.logp_tolerance is "
                 f"{sampler.config.logp_tolerance:g}. "
                 f"{sampler.what_to_serve}; "
                 + (f"the checkpoints before step {step} are kept" if step else "nothing was trained")
@@ -195,7 +194,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         return difference
 
     def _require_same_policy(self, difference: float) -> None:
-        """Before the first update policy and reference are one model, so the KL between them is 0.
+        """Before the first update, policy and reference are the same model, so their KL is 0.
 
         Raises:
             HandoffError: it is not.
@@ -208,12 +207,12 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
             )
 
     def _check_collapse(self, finished: Tensor, lengths: Tensor) -> None:
-        """Refuse to go on where there is nothing to learn from: no answer ends, or all of them end at once.
+        """Stop if there is nothing to learn from: no answer ends, or all end at once.
 
         Both arguments of shape (episodes,).
 
         Raises:
-            HandoffError: saying which, and what to change.
+            HandoffError: names the case, and what to change.
         """
         step = self.state.global_step
         kept = f"the checkpoints before step {step} are kept" if step else "nothing was trained"
@@ -238,11 +237,11 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
             )
 
     def _set_scales(self, scores: Tensor) -> None:
-        """Once, on the first rollout, which the policy wrote before any training: by what scores are normalised.
+        """Once, on the first rollout, from before any training: the scores' normalisation.
 
-        Each reward is normalised alone, so that weights speak of rewards on one scale (Huang et al. 2024, 4.4). A reward
-        that does not vary there has nothing to be divided by, and is only shifted. A reward model whose run was given
-        samples of the policy says so itself, from more of them.
+        Each reward is normalised separately, so that weights apply to rewards on one scale (Huang et al. 2024, 4.4). A
+        reward without variation there cannot be scaled, and is only shifted. A reward model whose run was given samples of
+        the policy provides its own normalisation, from more of them.
         """
         if self.loop.scales is not None:
             return
@@ -259,7 +258,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
 
     @property
     def shaping(self) -> Shaping:
-        """How scores become rewards now."""
+        """The current conversion of scores to rewards."""
         s = self.settings
         return Shaping(
             weights=tuple(reward.weight for reward in self.rewards),
@@ -270,9 +269,9 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         )
 
     def _resume_generators(self) -> None:
-        """Once after resuming: every generator's state, as it was when the checkpoint was written.
+        """Once after resuming: restore every generator's state from the checkpoint.
 
-        The trainer did so before it made its data loader, which draws a number: a reward function would see it.
+        The trainer did so before it made its data loader, which draws a number: a reward function would notice.
         """
         if self._resumed_from is not None:
             load_generators(self, self._resumed_from)
@@ -297,7 +296,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Score and KL on the validation prompts, with the same seeds every time."""
+        """Score and KL on the validation prompts, with fixed seeds."""
         with self._interruptible_evaluation():
             return self._answer_held_out(metric_key_prefix)
 
@@ -323,7 +322,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
     # --- checkpoints ---
 
     def save_weights(self, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
-        """What trains: the policy's adapter, and the value head. The rest is pinned by hash in the manifests."""
+        """The trained weights: the policy's adapter, and the value head. The manifests pin the rest by hash."""
         if not self.args.should_save:
             return
         written = Path(folder or self.args.output_dir)
@@ -346,7 +345,7 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
             torch.save(rest, folder / REST_FILE.format(self.accelerator.process_index))
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """The trainer's, from a checkpoint with what the loop had learned and left by then, under DeepSpeed too."""
+        """The trainer's, plus the loop's state and rest of a rollout from the checkpoint, under DeepSpeed too."""
         if resume_from_checkpoint is not None:
             folder = Path(resume_from_checkpoint)
             self._resumed_from = resume_from_checkpoint
@@ -359,11 +358,11 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _rest_of_rollout(self) -> dict[str, Any] | None:
-        """What is left of a rollout after the last whole optimizer step, None at its border: tensors, lists, numbers."""
+        """The rest of a rollout after the last whole optimizer step, None at its border: tensors, lists, numbers."""
         raise NotImplementedError
 
     def _take_up_rest(self, rest: dict[str, Any]) -> None:
-        """What `_rest_of_rollout` gave."""
+        """Restore the result of `_rest_of_rollout`."""
         raise NotImplementedError
 
     def load_weights(self, checkpoint: str, model: nn.Module | None = None) -> None:
@@ -372,13 +371,13 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
         missing = set(trainable_names(model)) - set(state)
         if missing:
             raise HandoffError(
-                f"{checkpoint} lacks {len(missing)} trained tensors: remove it, to go on from an earlier one"
+                f"{checkpoint} lacks {len(missing)} trained tensors: remove it, to resume from an earlier one"
             )
         model.load_state_dict(state, strict=False)
 
 
 def prompt_at(place: int, prompts: int, seed: int) -> int:
-    """The number of the prompt that comes at `place`: every prompt once, then anew in another order."""
+    """The index of the prompt at `place`: every prompt once, then again in another order."""
     lap, within = divmod(place, prompts)
     order = torch.randperm(prompts, generator=torch.Generator().manual_seed(row_seed(seed, "order", lap)))
     return int(order[within])

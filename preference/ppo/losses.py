@@ -1,6 +1,6 @@
-"""PPO's mathematics. Every tensor has shape (episodes, tokens) unless said; `mask` is 1 on tokens the policy wrote.
+"""PPO's mathematics. Tensors have shape (episodes, tokens) unless stated; `mask` is 1 on the policy's tokens.
 
-Token t's value V_t is the critic's estimate before the token is written; its advantage speaks of writing it.
+Token t's value V_t is the critic's estimate before the token is written; its advantage is that of writing it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def next_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: int, episodes: int) -> float:
-    """The coefficient after `episodes` more, which moves the KL towards its target (Ziegler et al. 2019, Eq. 4).
+    """The coefficient after `episodes` more, adjusted to move the KL towards its target (Ziegler et al. 2019, Eq. 4).
 
     e = clip(KL/target − 1, −0.2, 0.2), and β ← β·(1 + e·episodes/horizon).
     """
@@ -39,9 +39,9 @@ def generalised_advantages(
 
 
 def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, keep_mean: bool = False) -> Tensor:
-    """(values − mean)/std over the tokens that count, plus the mean again where `keep_mean` (Huang et al. 2024, 4.8).
+    """(values − mean)/std over the masked-in tokens, plus the mean again if `keep_mean` (Huang et al. 2024, 4.8).
 
-    Mean and variance come from the caller, who takes them over all processes.
+    The caller computes mean and variance over all processes.
     """
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened + mean if keep_mean else whitened) * mask
@@ -49,7 +49,7 @@ def whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor, keep_me
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A loss a token, and what is logged of it; all of shape (episodes, tokens)."""
+    """A loss per token, and its logged figures; all of shape (episodes, tokens)."""
 
     loss: Tensor
     ratio: Tensor
@@ -58,7 +58,7 @@ class PolicyLoss:
 
 
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange: float) -> PolicyLoss:
-    """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) with ρ = π/π_old (Schulman et al. 2017, Eq. 7), a token."""
+    """−min(ρ·A, clip(ρ, 1−ε, 1+ε)·A) with ρ = π/π_old (Schulman et al. 2017, Eq. 7), per token."""
     difference = logps - old_logps
     ratio = difference.exp()
     plain = -advantages * ratio
@@ -72,7 +72,7 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, cliprange:
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float) -> tuple[Tensor, Tensor]:
-    """½·max((V − R)², (clip(V, V_old ± ε) − R)²) a token, and where the clip decides (Huang et al. 2024, 4.6)."""
+    """½·max((V − R)², (clip(V, V_old ± ε) − R)²) per token, and where the clip is active (Huang et al. 2024, 4.6)."""
     limited = old_values + (values - old_values).clamp(-cliprange, cliprange)
     plain, clipped = (values - returns) ** 2, (limited - returns) ** 2
     return 0.5 * torch.maximum(plain, clipped), (clipped > plain).float().detach()

@@ -77,7 +77,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         say(f"{len(rows)} prompts; the first, as the policy sees it:", self.chat.tokenizer.decode(ids), "")
 
     def build(self, rows: Split[Asked], recorder: RunRecorder) -> ScoredLoop:
-        """The algorithm's trainer, with all that scores its policy, and its guard."""
+        """The algorithm's trainer, with its rewards and its guard."""
         trainer = self._group_trainer(rows) if self.config.algorithm != "ppo" else self._ppo_trainer(rows)
         say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
         if self.config.guard is not None:
@@ -131,7 +131,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         require_room(model.config, ids, self.config.sampling.max_new_tokens)
 
     def _around_policy(self, rows: Split[Asked]) -> dict[str, Any]:
-        """What the trainers make of their policy: its rewards, and vLLM's copy of it."""
+        """Builders of the trainer's rewards and of vLLM's copy of the policy."""
         config, chat, source = self.config, self.chat, self.source
         asked, beside = [*rows.train, *rows.validation], config.config_folder
 
@@ -150,7 +150,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         return trainer.backbone.lm
 
     def probe_ids(self, rows: list[Asked]) -> list[int]:
-        """A few prompts in a row: text enough for the probe."""
+        """Some prompts in a row: enough text for the probe."""
         return [token for ids, _ in rows[:3] for token in ids]
 
     def counts(self, rows: Split[Asked], trainer: Any) -> dict[str, int]:
@@ -172,7 +172,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
 def _where_held(reward: Reward) -> str:
     if isinstance(reward, MountedReward):
         return ", on the policy's own backbone"
-    return ", held apart, as its base or tokenizer differs" if isinstance(reward, RewardApart) else ""
+    return ", loaded separately, because its base or tokenizer differs" if isinstance(reward, RewardApart) else ""
 
 
 def encode(
@@ -196,10 +196,10 @@ def ppo_settings(config: PPOConfig, stop_ids: tuple[int, ...]) -> PPOSettings:
 
 
 def steps_per_rollout(config: PPOConfig, world: int) -> int:
-    """Optimizer steps that one rollout feeds.
+    """Optimizer steps per rollout.
 
     Raises:
-        ConfigError: the episodes cannot be shared out among the processes.
+        ConfigError: the episodes cannot be divided among the processes.
     """
     minibatch = config.training.per_device_batch_size * config.training.gradient_accumulation_steps
     if config.episodes_per_rollout % (minibatch * world):
@@ -257,7 +257,7 @@ def build_group_args(config: PPOConfig, run: Run) -> Any:
 
 
 def save_value_head(trainer: PPOTrainer, run: Run) -> None:
-    """Keep the critic beside the policy, for a run that goes on from it."""
+    """Save the critic beside the policy, for runs that continue it."""
     backbone: Backbone = trainer.accelerator.unwrap_model(trainer.model)
     with gathered(list(backbone.value_head.parameters())):
         state = {name: value.detach().cpu().clone() for name, value in backbone.value_head.state_dict().items()}
@@ -266,7 +266,7 @@ def save_value_head(trainer: PPOTrainer, run: Run) -> None:
 
 
 def reward_kinds(config: PPOConfig) -> list[str]:
-    """The kinds of the judgments behind the reward models, carried on to every figure that rests on them."""
+    """The kinds of judgments behind the reward models, carried on to every figure."""
     models = [reward.model for reward in config.all_rewards if reward.model]
     models += [config.guard.reward_model] if config.guard else []
     return sorted({kind for model in models for kind in read_manifest(model).get("kinds", [])})

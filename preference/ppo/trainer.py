@@ -1,10 +1,10 @@
-"""The PPO loop on transformers.Trainer, so that accelerate, DeepSpeed, checkpoints, callbacks and logging are its own.
+"""The PPO loop on transformers.Trainer, which handles accelerate, DeepSpeed, checkpoints, callbacks and logging.
 
-The trainer believes it runs over a data set of optimizer steps. A rollout feeds `steps_per_rollout` of them: at the
-first, completions are drawn and assessed; then each step takes its micro-batches from what the rollout left. Everything
-random is seeded by the step's number, and checkpoints fall on the border between two rollouts, so a resumed run draws
-the same prompts, completions and minibatches as an uncut one. What the loop itself has learned (the scores' scale, the
-KL coefficient) is in each checkpoint, in `ppo_state.json`.
+To the trainer, the data set is one of optimizer steps. A rollout feeds `steps_per_rollout` of them: at the first,
+completions are sampled and scored; then each step takes its micro-batches from the rollout. All randomness is seeded by
+the step's number, and checkpoints fall on the border between two rollouts, so a resumed run has the same prompts,
+completions and minibatches as an uninterrupted one. The loop's own state (the scores' scale, the KL coefficient) is in
+each checkpoint, in `ppo_state.json`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tiebreak.upstream import InputsHook
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one call of the trainer computes a loss of. Tensors of shape (episodes, tokens)."""
+    """One micro-batch of the trainer. Tensors of shape (episodes, tokens)."""
 
     prompts: list[list[int]]
     completions: list[list[int]]
@@ -48,7 +48,7 @@ class MicroBatch:
     advantages: Tensor
     returns: Tensor
     tokens_in_minibatch: float
-    """over all micro-batches and processes of one optimizer step: what the loss is divided by"""
+    """over all micro-batches and processes of one optimizer step: the loss's denominator"""
 
     def of(self, rows: Sequence[int], backbone: Backbone) -> MicroBatch:
         """Some of its episodes."""
@@ -68,7 +68,7 @@ class MicroBatch:
 
 
 class Steps(Dataset[dict[str, int]]):
-    """A data set that only counts: the trainer's steps take their data from rollouts."""
+    """A data set that only counts: the steps take their data from rollouts."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -96,11 +96,11 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         sampler: SamplerOf | None = None,
         passes: Passes | None = None,
     ) -> None:
-        """All but `args` is Tiebreak's.
+        """All but `args` are Tiebreak's.
 
         Args:
-            rewards: makes what scores completions.
-            sampler: makes what draws rollouts; None: our own sampler does.
+            rewards: makes the rewards.
+            sampler: makes the rollouts' sampler; None: our own.
             passes: how updates are computed, proved before training; None: nothing is proved.
         """
         self._begin(settings, prompts, validation_prompts)
@@ -124,13 +124,13 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         self._complete(rewards, sampler, proved=passes is not None)
 
     def prove_path(self) -> Proof:
-        """Prove how the backbone computes log-probabilities."""
+        """Verify the backbone's computation of log-probabilities."""
         proof: Proof = self.model.prove(self.prompts, self.settings.sampling.temperature)
         return proof
 
     @property
     def backbone(self) -> Backbone:
-        """The policy as rollouts use it."""
+        """The policy for rollouts."""
         backbone: Backbone = self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False)
         return backbone
 
@@ -148,7 +148,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
 
     @property
     def steps_per_rollout(self) -> int:
-        """Optimizer steps that one rollout feeds."""
+        """Optimizer steps per rollout."""
         return self.settings.ppo_epochs * (self.episodes_here // self.minibatch_here)
 
     # --- one rollout ---
@@ -177,7 +177,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         return self._to_micro_batches(number, episodes, advantages, returns)
 
     def _choose_prompts(self, number: int) -> tuple[list[list[int]], list[int]]:
-        """This process's prompts of rollout `number`, and a seed each: every prompt once, then anew in another order."""
+        """This process's prompts of rollout `number`, with a seed each: every prompt once, then again in another order."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         first = number * self.settings.episodes_per_rollout
         places = range(first + rank, first + self.episodes_here * world, world)
@@ -190,7 +190,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         self._require_same_policy(float(((episodes.logps - episodes.reference_logps).abs() * episodes.mask).max()))
 
     def _control_kl(self, kl: float) -> None:
-        """After a rollout's rewards: the coefficient for the next one, and an end where the policy has gone too far."""
+        """After a rollout's rewards: update the coefficient, and stop if the policy is too far from the reference."""
         s = self.settings
         if s.kl_target is not None:
             coefficient = next_kl_coef(
@@ -224,7 +224,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
     def _to_micro_batches(
         self, number: int, episodes: Episodes, advantages: Tensor, returns: Tensor
     ) -> list[MicroBatch]:
-        """The rollout's episodes in a new order each PPO epoch, cut into micro-batches."""
+        """The rollout's episodes, shuffled for each PPO epoch and split into micro-batches."""
         rank = self.accelerator.process_index
         minibatches: list[list[int]] = []
         for epoch in range(self.settings.ppo_epochs):
@@ -261,7 +261,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         )
 
     def _rest_of_rollout(self) -> dict[str, Any] | None:
-        """The micro-batches to come, and what the next row of metrics says of those that were."""
+        """The remaining micro-batches, and the figures of the finished ones for the next row of metrics."""
         within = len(self._queue) % self.args.gradient_accumulation_steps
         queue = self._queue_before_step if within else self._queue
         if not queue:
@@ -285,9 +285,9 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
     # --- the update ---
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch; none once the rollout's rest is skipped, which leaves the weights as they are.
+        """One micro-batch; none once the rollout's rest is skipped, which leaves the weights unchanged.
 
-        Parameters without a gradient are passed over by the optimizer, its moments and weight decay included.
+        The optimizer skips parameters without a gradient, including their moments and weight decay.
         """
         with self._interruptible():
             return self._update(model)
@@ -313,11 +313,11 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         return torch.stack(losses).sum()
 
     def _passes(self, micro: MicroBatch) -> list[MicroBatch]:
-        """The micro-batch, cut so that memory follows `tokens_per_pass`: its loss is a sum over its tokens."""
+        """The micro-batch, split by `tokens_per_pass`: its loss is a sum over its tokens."""
         sequences = [[*p, *c] for p, c in zip(micro.prompts, micro.completions, strict=True)]
         groups = list(batches_by_tokens(sequences, self.tokens_per_pass))
         numbers = self.accelerator.gather(torch.tensor([len(groups)], device=self.args.device))
-        while len(groups) < int(numbers.max()):  # where weights are sharded, processes meet in every pass
+        while len(groups) < int(numbers.max()):  # with sharded weights, processes synchronise in every pass
             groups.sort(key=len)
             longest = groups.pop()
             groups += cut_evenly(longest, 2)
@@ -326,7 +326,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         return [micro.of(rows, self.backbone) for rows in groups]
 
     def _watch_step_kl(self) -> None:
-        """Skip the rest of a rollout's updates once one of them has moved the policy too far from the one that sampled."""
+        """Skip the rest of a rollout's updates once the policy is too far from the one that sampled it."""
         target = self.settings.target_step_kl
         shares = self._shares["policy/approxkl_avg"]
         accumulated = self.args.gradient_accumulation_steps
@@ -338,10 +338,10 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The clipped losses of one micro-batch, so scaled that an optimizer step is the mean over its tokens.
+        """The clipped losses of one micro-batch, scaled such that an optimizer step is the mean over its tokens.
 
-        The trainer divides by the number of micro-batches and averages over processes; both are undone here, which makes
-        1 × 8 episodes and 8 × 1 the same step.
+        The trainer divides by the number of micro-batches and averages over processes; both are undone here, so that 1 × 8
+        episodes and 8 × 1 are the same step.
         """
         micro: MicroBatch = inputs["micro_batch"]
         batch, s = micro.batch, self.settings
@@ -370,7 +370,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
     # --- what is logged ---
 
     def _log_rollout(self, number: int, episodes: Episodes, rewards: TokenRewards) -> float:
-        """Means over all processes' episodes, under the names of TRL's PPO trainer; returns the KL (k3) a completion."""
+        """Means over all processes' episodes, under the names of TRL's PPO trainer; returns the KL (k3) per completion."""
         for name, values in self._per_episode(episodes, rewards.shaped_scores).items():
             self._rollout_means[name] = float(self.accelerator.gather(values).mean())
         finished = self.accelerator.reduce(episodes.finished.sum(), reduction="sum")
@@ -380,8 +380,8 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         return self._rollout_means["objective/kl_k3"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's log, with what the newest rollout and the steps since the last log gave."""
-        if self.state.max_steps:  # the trainer counts its own anew in a resumed run
+        """The trainer's log, plus the figures of the newest rollout and of the steps since the last log."""
+        if self.state.max_steps:  # the trainer's own count starts over in a resumed run
             self.state.epoch = self.state.global_step / self.state.max_steps
         if "loss" in logs:
             logs |= self._rollout_means
@@ -393,5 +393,5 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         super().log(logs, start_time)
 
     def _over_processes(self, share: float) -> float:
-        """The sum of what each process's tokens add to a mean over the tokens of all."""
+        """The sum of the local contributions to a mean over all tokens."""
         return float(sum(gather_object([share]))) if self.accelerator.num_processes > 1 else share

@@ -543,7 +543,7 @@ def test_refuses_another_stage() -> None:
 def test_refuses_changed_completions(recipe: str) -> None:
     with (Path(recipe) / "final" / "completions.jsonl").open("a", encoding="utf-8") as file:
         file.write("\n")
-    with pytest.raises(HandoffError, match="not the file that the run finished with"):
+    with pytest.raises(HandoffError, match="has changed since the run finished"):
         report_of(recipe)
 
 
@@ -591,7 +591,7 @@ def test_incomparable_evaluations_never_stand_side_by_side(
     recipe: str, rows: list[dict[str, Any]] | None, changed: dict[str, Any], reason: str
 ) -> None:
     other = write_evaluation(Path("runs/b/evaluate"), rows or hand_rows(), {}, **changed)
-    with pytest.raises(HandoffError, match=f"runs/b/evaluate cannot stand beside runs/a/evaluate: .*{reason}"):
+    with pytest.raises(HandoffError, match=f"runs/b/evaluate is not comparable with runs/a/evaluate: .*{reason}"):
         report_of(recipe, against=[other])
     assert not Path("runs/report").exists()
 

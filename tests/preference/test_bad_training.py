@@ -164,7 +164,7 @@ def test_a_critic_of_another_size(world: World, tmp_path: Path) -> None:
 
 def test_a_run_of_another_stage_has_no_critic(world: World, tmp_path: Path) -> None:
     config = ppo_config(tmp_path, world, value_head=world.judge)
-    assert_told(run_here("ppo", "--config", config), "value_head.safetensors is not there: name a finished PPO run")
+    assert_told(run_here("ppo", "--config", config), "value_head.safetensors does not exist: name a finished PPO run")
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
@@ -183,7 +183,7 @@ def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
 ) -> None:
     config = ppo_config(tmp_path, world, **rewarded_by("indifferent"), stop_when_all_cut_off=False)
     monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=3))
-    assert_told(run_here("ppo", "--config", config), "the same command goes on from the last checkpoint")
+    assert_told(run_here("ppo", "--config", config), "the same command resumes from the last checkpoint")
     end_process(tmp_path / "ppo")
     monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=2))
     status, told = run_here("ppo", "--config", config)

@@ -201,9 +201,7 @@ def test_a_checkpoint_without_the_guards_part_is_refused(tmp_path: Path) -> None
     trainer.train()
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-12"
     (checkpoint / "guard.safetensors").unlink()
-    with pytest.raises(
-        HandoffError, match=r"checkpoint-12 lacks what the guard has seen .*guard.safetensors.*remove it"
-    ):
+    with pytest.raises(HandoffError, match=r"checkpoint-12 lacks the guard's state .*guard.safetensors.*remove it"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -273,7 +273,7 @@ def test_the_training_reward_cannot_guard_under_another_path(world: World, tmp_p
     again = tmp_path / "again"
     again.symlink_to(world.judge, target_is_directory=True)
     config = ppo_config(tmp_path, world, reward_model=world.judge, rewards=[], guard={"reward_model": again})
-    told = (f"{again} is the very run that reward_model names", "another seed and another share of the judgments")
+    told = (f"{again} is the same run as reward_model", "another seed and another share of the judgments")
     refused(run_here("ppo", "--config", config), *told)
     assert nothing_was_made(tmp_path / "ppo")
 

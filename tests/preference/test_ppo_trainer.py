@@ -493,7 +493,7 @@ def test_a_value_head_of_another_size_is_refused(tmp_path: Path) -> None:
 
     backbone = build_toy_backbone(build_toy_policy())
     file = tmp_path / "value_head.safetensors"
-    with pytest.raises(HandoffError, match="is not there"):
+    with pytest.raises(HandoffError, match="does not exist"):
         backbone.load_value_head(file)
     save_file({"weight": torch.ones(1, 32), "bias": torch.ones(1)}, file)
     backbone.load_value_head(file)

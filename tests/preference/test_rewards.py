@@ -72,7 +72,7 @@ def test_a_function_hears_messages_and_texts(conversations: tuple[Conversations,
     [
         (
             "raises",
-            r"polite_rewards:raises raised KeyError: 'no such shelf' \(.*polite_rewards.py, line \d+\)\. Where the rea",
+            r"polite_rewards:raises raised KeyError: 'no such shelf' \(.*polite_rewards.py, line \d+\)\. If the cau",
         ),
         ("too_few", "returned 1 scores for 2 completions: it must return one for each"),
         ("words", "returned list: could not convert string to float.*a number for each completion"),

@@ -167,7 +167,7 @@ def test_a_server_with_other_weights_is_refused_before_anything_is_trained(
 ) -> None:
     run = outcomes[case]
     assert run.status == 1, run.told
-    assert "vLLM does not draw from the policy that is trained" in run.told
+    assert "vLLM does not sample from the trained policy" in run.told
     assert f"vllm serve {world.policy}" in run.told
     assert "nothing was trained" in run.told
     assert run.server.calls.count("/v1/completions") == 1
@@ -178,7 +178,7 @@ def test_a_server_with_other_weights_is_refused_before_anything_is_trained(
 def test_a_push_that_gets_lost_later_stops_the_run(outcomes: dict[str, Outcome]) -> None:
     run = outcomes["deaf later"]
     assert run.status == 1, run.told
-    assert "vLLM does not draw from the policy that is trained" in run.told
+    assert "vLLM does not sample from the trained policy" in run.told
     assert "the checkpoints before step 2 are kept" in run.told
     assert run.server.calls.count("/v1/completions") == 2
 
@@ -200,10 +200,10 @@ def test_what_no_server_and_no_gpu_lead_to(world: World, tmp_path: Path) -> None
     raw = {**READY, "model_config": {**READY["model_config"], "logprobs_mode": "raw_logprobs"}}
     closed = f"http://127.0.0.1:{free_port()}"
     servers = {
-        "server_info": (None, "takes no weights, as it was started without VLLM_SERVER_DEV_MODE=1"),
+        "server_info": (None, "accepts no weights, because it was started without VLLM_SERVER_DEV_MODE=1"),
         "transfer": ({**READY, "weight_transfer_config": None}, "was started without --weight-transfer-config"),
-        "raw": (raw, "gives raw_logprobs, which are not those that completions are drawn by"),
-        "short": (short, "holds 16 tokens, and training.max_length_tokens is 32"),
+        "raw": (raw, "returns raw_logprobs, but completions are not sampled from these"),
+        "short": (short, "supports 16 tokens, but training.max_length_tokens is 32"),
         "stranger": ({}, "is not a vLLM server that TRL knows"),
     }
     command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {world.policy} --port"

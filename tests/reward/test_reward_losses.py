@@ -218,5 +218,5 @@ def test_columns_that_the_settings_leave_unused(
     preferences = [preference(**one) for one in columns]
     assert unused_columns(preferences, settings) == expected
     report_unused_columns(preferences, settings)
-    report = f"columns of the preferences that are not used: {expected}\n" if expected else ""
+    report = f"unused columns of the preferences: {expected}\n" if expected else ""
     assert capsys.readouterr().err == report

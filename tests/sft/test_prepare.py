@@ -231,7 +231,7 @@ def test_rows_that_the_template_refuses_are_listed_together_or_dropped(tmp_path:
         {"prompt": "How much?", "completion": "2 ml<|im_end|>."},
     ]
     gemma = {"chat_template": "gemma"}
-    with pytest.raises(DataError, match=r"3 row\(s\) cannot be rendered as they are; nothing was written") as caught:
+    with pytest.raises(DataError, match=r"3 rows cannot be rendered; nothing was written") as caught:
         run(tmp_path / "refused", tiny_model, prompts, shown, **gemma)
     assert [fault.split(":")[1] for fault in caught.value.faults] == ["2", "1", "2"]
     assert "System role not supported" in caught.value.faults[0]

@@ -91,4 +91,4 @@ def test_a_cache_that_cannot_be_written(
         found = reference.of({name: torch.tensor(rows) for name, rows in batch.items()}, lambda _: computed)
         assert [float(value) for value in found] == [-1.0, -2.0]
     assert reference.computed == 1
-    assert capsys.readouterr().err.count("are not kept") == 1
+    assert capsys.readouterr().err.count("are not cached") == 1

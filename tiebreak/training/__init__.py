@@ -1,1 +1,1 @@
-"""What the stages that train have in common."""
+"""Common parts of the training stages."""

@@ -1,9 +1,8 @@
-"""Memory that was used and is free again, given back between the phases of a stage.
+"""Returns unused memory to the system between the phases of a stage.
 
-tiebreak.command.launch lets malloc keep what is freed, which saves a training step from faulting its memory in anew.
-What stays in the heap between two phases of different shapes (sampling, then updates) is cut into pieces that do not
-fit, so that the process can grow towards the sum of both. (By itself it took 1% off a 135M model's PPO; smaller passes
-24%.)
+Stages let malloc keep freed memory (tiebreak.process.settings), which saves a training step from faulting it in again.
+Memory left in the heap between two phases of different shapes (sampling, then updates) is fragmented, so the process can
+grow towards the sum of both. (Alone this saved 1% of a 135M model's PPO; smaller passes 24%.)
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 
 def give_back_memory() -> None:
-    """Return free memory to the system, or to the GPU. On a C library without malloc_trim, nothing."""
+    """Return free memory to the system, or to the GPU. Does nothing on a C library without malloc_trim."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":

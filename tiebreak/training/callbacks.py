@@ -1,4 +1,4 @@
-"""What transformers' trainers call while they train: progress bars, and the run's metrics and checkpoints."""
+"""Callbacks of transformers' trainers: progress bars, and the run's metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class ProgressBars(TrainerCallback):
 
 
 class NothingToTrainError(Exception):
-    """The checkpoint is of the last step. transformers would take another one before it looks."""
+    """The checkpoint is of the last step. transformers would otherwise take another step first."""
 
 
 class TokenCount(TrainerCallback):
-    """Keeps the count of trained tokens (`num_tokens`) in checkpoints: TRL's trainers begin anew at 0 when they resume.
+    """Saves the count of trained tokens (`num_tokens`) in checkpoints: TRL's trainers restart it at 0 when they resume.
 
-    Those of SFT, reward training and DPO count; the others do not.
+    SFT, reward training and DPO have it; the others do not.
     """
 
     FILE = "tokens.json"
@@ -108,7 +108,7 @@ class TokenCount(TrainerCallback):
 
 
 EVALUATE_NEXT = "evaluate_next"
-"""in a checkpoint's marker: the evaluation of its step was put off, as a signal came"""
+"""in a checkpoint's marker: a signal postponed the evaluation of its step"""
 
 
 class RunCallback(TrainerCallback):
@@ -142,7 +142,7 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_training_stop and state.global_step < state.max_steps:
-            control.should_save = False  # a run that resumed from an early end would train on: it comes to it again
+            control.should_save = False  # a run resumed from an early end would continue: it gets there again
             return
         self.stopped_by = requested_of_any()
         if self.stopped_by:
@@ -168,7 +168,7 @@ class RunCallback(TrainerCallback):
             self.recorder.run.note_seconds()
         if self.stopped_by:
             if dist.is_available() and dist.is_initialized():
-                dist.barrier()  # a launcher ends the others once one has ended
+                dist.barrier()  # a launcher ends the other processes once one has ended
             raise Stopped(
                 self.stopped_by, f"step {state.global_step} of {state.max_steps} is in {_checkpoint(args, state)}"
             )
@@ -179,7 +179,7 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def requested_of_any() -> int:
-    """The signal that asked this or another process of the launch for its end; 0 if none has."""
+    """The signal that stopped this or another process of the launch; 0 if none."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return requested()
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -198,7 +198,7 @@ def generator_states() -> GeneratorStates:
 
 
 def set_generators(states: GeneratorStates) -> None:
-    """Put them back as they were."""
+    """Restore them."""
     python, numpy, cpu, devices = states
     random.setstate(python)
     np.random.set_state(numpy)

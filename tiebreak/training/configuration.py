@@ -22,7 +22,7 @@ StrengthUse = Literal["margin", "weight", "nothing"]
 
 
 class TrainedConfig(SplittingConfig, RenderingConfig):
-    """What every stage has that trains a model; see tiebreak.training.skeleton."""
+    """Keys of every training stage; see tiebreak.training.skeleton."""
 
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
@@ -33,13 +33,13 @@ class TrainedConfig(SplittingConfig, RenderingConfig):
 
 
 class RowsConfig(TrainedConfig, ThinkingConfig):
-    """What every stage has that trains on rows of data."""
+    """Keys of every stage that trains on rows of data."""
 
     training: TrainingConfig = TrainingConfig()
 
 
 class LabelSettings(Section):
-    """What the columns of a preference do; see tiebreak.training.labels."""
+    """Use of a preference's columns; see tiebreak.training.labels."""
 
     strength_as: StrengthUse = "nothing"
     """use of a preference's strength s (1 to 3). margin: the sides must differ by a margin; weight: the pair counts s
@@ -59,7 +59,7 @@ class LabelSettings(Section):
 
 
 class PreferencesConfig(RowsConfig, LabelSettings):
-    """What every stage has that trains on preferences."""
+    """Keys of every stage that trains on preferences."""
 
     preferences: str
     """answers that were compared, rated or ranked: a label run, a file, a folder or hub:NAME@SPLIT"""

@@ -1,8 +1,8 @@
-"""What a preference's columns say of its pair, the same in every stage that learns from it.
+"""Meaning of a preference's columns, the same in every stage that learns from it.
 
-weight                how much the pair counts (use_weights)
-confidence, agreement how sure it is that the chosen answer is the better one (soft_labels)
-margin, strength      by how much it is better (strength_as)
+weight                weight of the pair (use_weights)
+confidence, agreement probability that the chosen answer is the better one (soft_labels)
+margin, strength      how much better it is (strength_as)
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ MAX_STRENGTH = 3
 TIE = 0.5
 """The probability that either answer of a kept tie is the better one."""
 PSEUDO_VOTES = 0.5
-"""Added to each side's votes, so that one rater alone is no certainty (Krichevsky and Trofimov 1981)."""
+"""Added to each side's votes, so that a single rater is not certain (Krichevsky and Trofimov 1981)."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is learned of a pair."""
+    """A pair's label for training."""
 
     margin: float = 0.0
-    """by how much the sides must be told apart"""
+    """required difference between the sides"""
     target: float = 1.0
     """the probability that the chosen answer is the better one"""
     weight: float = 1.0
 
 
 def label_of(preference: Preference, settings: LabelSettings) -> Label:
-    """A preference's label, its weight as it stands."""
+    """A preference's label, with its raw weight."""
     return Label(_margin(preference, settings), _target(preference, settings), _weight(preference, settings))
 
 
 def is_tie(preference: Preference) -> bool:
-    """Whether neither answer is the better one: a tie that the export kept has strength 0."""
+    """Whether neither answer is better: a tie kept by the export has strength 0."""
     return preference.strength == 0
 
 
@@ -54,7 +54,7 @@ def _margin(preference: Preference, settings: LabelSettings) -> float:
 
 
 def _target(preference: Preference, settings: LabelSettings) -> float:
-    """A tie that was kept is one whether or not labels are soft: neither side is the better one."""
+    """A kept tie is one whether or not labels are soft: neither side is better."""
     if is_tie(preference):
         return TIE
     if not settings.soft_labels:
@@ -67,11 +67,11 @@ def _target(preference: Preference, settings: LabelSettings) -> float:
 def _weight(preference: Preference, settings: LabelSettings) -> float:
     weight = preference.weight if settings.use_weights else 1.0
     strength = preference.strength if settings.strength_as == "weight" else None
-    return weight * (strength or 1.0)  # no strength, and a kept tie's strength of 0, count once
+    return weight * (strength or 1.0)  # without a strength, or with a kept tie's strength of 0: once
 
 
 def margin_of(strength: float | None, scale: float) -> float:
-    """scale·s/3 for an answer better by strength s, 1 to 3; 0 where it was not asked.
+    """scale·s/3 for an answer better by strength s, 1 to 3; 0 if unknown.
 
     Touvron et al. 2023, Table 27: with scale 1, their small margins (1, 2/3, 1/3).
     """
@@ -81,8 +81,8 @@ def margin_of(strength: float | None, scale: float) -> float:
 def target_of(agreement: float | None, raters: int | None) -> float:
     """The probability that the chosen answer is the better one, from the share of raters who said so: (k + ½)/(n + 1).
 
-    The share itself where their number n is not known, and 1 where the share is not. Never below ½: the winning side of
-    a vote with many ties can have fewer than half of the votes, and is still the winning side.
+    The share itself if their number n is unknown, and 1 if the share is unknown. Never below ½: with many ties, the winning
+    side may have fewer than half of the votes, and still wins.
     """
     if agreement is None:
         return 1.0
@@ -93,21 +93,21 @@ def target_of(agreement: float | None, raters: int | None) -> float:
 def mean_one(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Weights divided by each member's mean, shape (rows, members), so that they do not change the learning rate.
 
-    Over the whole set and not over a batch: a pair counts the same in whatever batch it lands.
+    Over the whole set, not over a batch: a pair has the same weight in any batch.
     """
     means = weights.mean(axis=0, keepdims=True)
     return weights / np.where(means > 0, means, 1.0)
 
 
 def report_unused_columns(preferences: Sequence[Preference], settings: LabelSettings) -> None:
-    """Say which columns of some preferences the settings leave unused, and the keys that would use them."""
+    """Report columns of the preferences that the settings leave unused, with the keys that would use them."""
     unused = unused_columns(preferences, settings)
     if unused:
-        say(f"columns of the preferences that are not used: {unused}")
+        say(f"unused columns of the preferences: {unused}")
 
 
 def unused_columns(preferences: Sequence[Preference], settings: LabelSettings) -> str:
-    """Which columns of some preferences the settings leave unused, and the keys that would use them; empty if none."""
+    """Columns of the preferences that the settings leave unused, with the keys that would use them; empty if none."""
     unused: dict[str, str] = {}
     if settings.strength_as != "margin" and any(p.margin for p in preferences):
         unused["margin"] = "strength_as: margin"

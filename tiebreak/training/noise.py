@@ -1,7 +1,7 @@
-"""Training without noise, where a policy is compared with itself as it was, or two answers with one another.
+"""Disables noise in training, for comparisons of a policy with its initial state, or of two answers.
 
-TRL switches off modules that drop out. Many architectures drop by a function instead, at a rate that a module or the
-configuration holds: OPT, Seed-OSS, and every attention. Routers of experts add noise to what they choose by.
+TRL disables dropout modules. Many architectures use a dropout function instead, with a rate in a module or the
+configuration: OPT, Seed-OSS, and every attention. Routers of experts add noise to their choice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DROPOUTS = (
 
 
 def switch_off_noise(model: nn.Module) -> None:
-    """Let nothing of a model drop out, and no router draw at random, from now on."""
+    """Disable all dropout of a model, and its routers' randomness, from now on."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for module in model.modules():
         if isinstance(module, DROPOUTS):

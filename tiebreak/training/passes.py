@@ -1,12 +1,12 @@
-"""A training step in passes of at most so many tokens, each with its own backward, so that memory follows the pass.
+"""A training step in passes with limited tokens, each with its own backward, so that memory depends on the pass.
 
 The gradient of a mean over pairs is the sum of the passes' gradients, each weighted by its share of the pairs; so the
-step is TRL's, and costs no operation more. (tiebreak.packed.forward can cut a batch as well, for losses that tie the
-pairs of a batch together; it has to compute every pass twice.)
+step equals TRL's, at no extra cost. (tiebreak.packed.forward can split a batch as well, for losses that couple its pairs;
+but it computes every pass twice.)
 
-Several processes meet within a pass: where weights are sharded at every layer, and wherever TRL gathers a metric. So
-all of them take as many passes, of as many groups each, and exchange gradients after the last one alone where the
-weights are whole.
+Several processes synchronise within a pass: where weights are sharded at every layer, and wherever TRL gathers a metric.
+So all of them run equally many passes, of equally many groups each, and, with whole weights, exchange gradients only
+after the last one.
 """
 
 from __future__ import annotations
@@ -39,48 +39,48 @@ from tiebreak.terminal import say
 from tiebreak.upstream import Hooks, metrics_of, prepare_batch, set_synchronises
 
 TOKENS_PER_PASS = 640
-"""of a pass with its backward, on the CPU. In SFT, reward training and DPO of a 135M model, 1,024 made no difference to
-time and took 19 to 26% more memory; 512 cost 2 to 6% of time. In PPO the rollout before has left the heap in pieces, and
-a process that keeps what it frees grows by what does not fit: 4.0 GiB with a step of eight episodes at once, 3.0 so."""
+"""per pass with its backward, on the CPU. In SFT, reward training and DPO of a 135M model, 1,024 made no difference to
+time and took 19 to 26% more memory; 512 cost 2 to 6% of time. In PPO the rollout fragments the heap, and a process that
+keeps freed memory grows by what does not fit: 4.0 GiB with a step of eight episodes at once, 3.0 with this."""
 TOKENS_PER_PASS_GPU = 2048
-"""A GPU is idle between small products. Chosen for the activations of a 7B model beside its weights; not measured."""
+"""GPUs are underused by small products. Chosen for the activations of a 7B model beside its weights; not measured."""
 
 
 ROWS_LOOKED_AT = 512
-"""of the training set, for a batch to prove the path on"""
+"""rows of the training set, for the batch that verifies the path"""
 
 
 def default_tokens_per_pass(device: torch.device) -> int:
-    """What `training.tokens_per_pass: null` is there."""
+    """The value of `training.tokens_per_pass: null` on a device."""
     return TOKENS_PER_PASS if device.type == "cpu" else TOKENS_PER_PASS_GPU
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How a trainer computes its batches."""
+    """Settings of a trainer's passes."""
 
     tokens: int | None = None
-    """of a pass, at most (`training.tokens_per_pass`)"""
+    """per pass (`training.tokens_per_pass`)"""
     packed: bool = True
-    """without padding, where the model can"""
+    """without padding, if the model supports it"""
 
 
 class StepInPasses(Hooks):
     """Mixin for TRL's trainers whose loss is a mean over the groups of a batch."""
 
     together = 2
-    """rows of a batch that have the same prompt; see tiebreak.packed.packing.pack_padded"""
+    """rows per prompt in a batch; see tiebreak.packed.packing.pack_padded"""
     tokens_per_pass = TOKENS_PER_PASS
     losses_that_add_up: ClassVar[frozenset[str]] = frozenset()
-    """the losses of which it is known that a batch's is the mean of its groups'; any other is computed whole"""
+    """losses that are known to be a mean over the groups of a batch; any other batch is computed whole"""
     proof: Proof | None
     _share = 1.0
 
     def __init__(self, *args: Any, passes: Passes | None = None, **kwargs: Any) -> None:
-        """TRL's, then the path of the forward proved.
+        """TRL's, then the forward path verified.
 
         Args:
-            passes: how batches are computed; None: as TRL does, until `compute_in_passes` is called.
+            passes: how batches are computed; None: as in TRL, until `compute_in_passes` is called.
         """
         super().__init__(*args, **kwargs)
         if passes is not None:
@@ -88,17 +88,17 @@ class StepInPasses(Hooks):
             self.compute_in_passes(passes.tokens, packed=passes.packed)
 
     def prepare_model(self) -> None:
-        """What a stage does to its model before anything is computed with it."""
+        """A stage's changes to its model before any computation."""
 
     def compute_in_passes(self, tokens: int | None, *, packed: bool) -> None:
-        """Compute at most so many tokens at once, by the fastest path that computes as the model's own forward does.
+        """Limit the tokens per pass, on the fastest path that agrees with the model's own forward.
 
         Args:
-            packed: without padding, where the model can.
+            packed: without padding, if the model supports it.
 
         Raises:
             ConfigError: a row is longer than the model has positions.
-            ModelError: no path does.
+            ModelError: no path agrees.
         """
         sets = [rows for rows in (self.train_dataset, self.eval_dataset) if rows is not None]
         longest = max(max(lengths_of(rows)) for rows in sets)
@@ -110,18 +110,18 @@ class StepInPasses(Hooks):
             say(f"each batch has one backward pass, as {reason}: a large one takes more time, or more memory")
 
     def why_whole(self) -> str:
-        """Why a batch is computed as one; empty if it can be cut between groups."""
+        """Why a batch is computed as a whole; empty if it can be split between groups."""
         whole = [name for name in self.losses() if name not in self.losses_that_add_up]
         if whole:
             return f"the loss {', '.join(whole)} is not among those that are a mean over rows"
         return "its experts are balanced over the whole batch" if getattr(self, "aux_loss_enabled", False) else ""
 
     def items(self, inputs: dict[str, Any]) -> Tensor | None:
-        """What transformers counts in a step of this batch on every process."""
+        """The count of this batch on every process that transformers divides by."""
         return None
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """transformers' step, once a pass; returns the loss of the whole batch."""
+        """transformers' step, once per pass; returns the loss of the whole batch."""
         parts = self._parts(inputs)
         if len(parts) == 1:
             return self._step(model, inputs, num_items_in_batch)
@@ -134,7 +134,7 @@ class StepInPasses(Hooks):
             with nullcontext() if number == len(parts) else more_to_come(self.accelerator, model):
                 losses.append(self._step(model, part, num_items_in_batch))
         self._share = 1.0
-        if self.accelerator.num_processes > 1:  # TRL's metrics are of all processes
+        if self.accelerator.num_processes > 1:  # TRL's metrics are over all processes
             weights = self.accelerator.reduce(torch.tensor(weights, device=self.args.device), reduction="sum").tolist()
             shares = [weight / max(sum(weights), 1) for weight in weights]
         self._join_metrics(logged, shares)
@@ -145,28 +145,28 @@ class StepInPasses(Hooks):
         return loss
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, as the share of the batch that the pass is."""
+        """TRL's, scaled by the pass's share of the batch."""
         loss = super().compute_loss(*args, **kwargs)
         return loss if self._share == 1.0 else loss * self._share
 
     def weight(self, inputs: dict[str, Any]) -> int:
-        """What a pass counts in the mean that the loss is: its groups."""
+        """The pass's weight in the loss's mean: its groups."""
         return len(inputs["input_ids"]) // self.together
 
     def adds_up(self, num_items_in_batch: Any) -> bool:
-        """Whether the losses of passes are already parts of the batch's."""
+        """Whether the passes' losses are already shares of the batch's."""
         return False
 
     def losses(self) -> Sequence[str]:
-        """The names of the losses that are added up."""
+        """The names of the summed losses."""
         raise NotImplementedError
 
     def _parts(self, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """The batch, cut between groups."""
+        """The batch, split between groups."""
         return [take_groups(inputs, groups, self.together) for groups in self._groups(inputs)]
 
     def _groups(self, inputs: dict[str, Any]) -> list[list[int]]:
-        """The numbers of the groups of each pass."""
+        """Group indices of each pass."""
         count = len(inputs["input_ids"]) // self.together
         if self.why_whole():
             return [list(range(count))]
@@ -178,11 +178,11 @@ class StepInPasses(Hooks):
         return [[group for group in range(count) if rows[group] == row] for row in sorted(set(rows))]
 
     def _cut_alike(self, inputs: dict[str, Any], count: int, fewest: int) -> list[list[int]]:
-        """The numbers of the groups of each pass: as many passes, of as many groups each, on every process."""
+        """Group indices of each pass: equally many passes, of equally many groups each, on every process."""
         sequences = [
             row[mask].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
         ]
-        order = sorted(range(count), key=lambda group: sequences[group])  # those of one prompt stand side by side
+        order = sorted(range(count), key=lambda group: sequences[group])  # groups of one prompt side by side
 
         def fits(groups: list[int]) -> bool:
             part = take_groups({name: inputs[name] for name in ("input_ids", "attention_mask")}, groups, self.together)
@@ -191,12 +191,12 @@ class StepInPasses(Hooks):
         able = (number for number in range(fewest, count) if all(map(fits, cut_evenly(order, number))))
         wanted = torch.tensor([[count, next(able, count)]], device=self.args.device)
         counts, numbers = self.accelerator.gather(wanted).unbind(1)
-        if len(counts.unique()) > 1:  # no pass could be like the others': the forward is cut instead
+        if len(counts.unique()) > 1:  # no equal passes are possible: the forward is split instead
             return [order]
         return cut_evenly(order, int(numbers.max()))
 
     def _join_metrics(self, logged: dict[str, int], shares: Sequence[float]) -> None:
-        """One value a step where each pass left its own, as TRL averages over values."""
+        """One value per step where each pass logged its own, averaged as TRL does."""
         for key, values in metrics_of(self)["train"].items():
             new = values[logged.get(key, 0) :]
             if len(new) != len(shares):
@@ -207,11 +207,11 @@ class StepInPasses(Hooks):
             values[logged.get(key, 0) :] = [joined]
 
 
-# --- the path, proved before training
+# --- verification of the path before training
 
 
 def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
-    """Take the fastest path by which a batch, in passes, gives what the model's own forward gives of it as a whole."""
+    """Choose the fastest path whose results for a batch, in passes, equal the model's own forward for the whole batch."""
     scores = hasattr(whole_model(trainer.model), "score")
     candidates = [
         *([ForwardPath.PACKED] if packed else []),
@@ -221,7 +221,7 @@ def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
     ]
     with _unobserved(trainer):
         trainer.aux_loss_enabled = getattr(trainer, "aux_loss_enabled", False) and has_auxiliary_loss(trainer.model)
-        if trainer.aux_loss_enabled:  # which speaks of the whole batch
+        if trainer.aux_loss_enabled:  # it is over the whole batch
             candidates.remove(ForwardPath.ALONE)
         batch = prepare_batch(trainer, batch_to_check(trainer))
         forwards.take(candidates[-1])
@@ -235,7 +235,7 @@ def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
 
 
 def lengths_of(dataset: Any, count: int | None = None) -> list[int]:
-    """Tokens of each of the first rows: as the column `length` says, or counted where there is none."""
+    """Tokens of each of the first rows, from the column `length` or counted."""
     if "length" in dataset.column_names:
         return [int(length) for length in dataset.select_columns("length")[:count]["length"]]
     ids = [name for name in dataset.column_names if name.endswith("_ids")]
@@ -244,7 +244,7 @@ def lengths_of(dataset: Any, count: int | None = None) -> list[int]:
 
 
 def batch_to_check(trainer: Any) -> dict[str, Any]:
-    """The first rows of the training set that have few tokens together; the shortest row where all are longer."""
+    """The first rows of the training set within a token limit; otherwise the shortest row."""
     lengths = lengths_of(trainer.train_dataset, ROWS_LOOKED_AT)
     chosen: list[int] = []
     tokens = 0
@@ -259,7 +259,7 @@ def batch_to_check(trainer: Any) -> dict[str, Any]:
 
 
 def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]]) -> Computed:
-    """Loss, gradient and log-probabilities or scores of a batch in passes; nothing is kept of it."""
+    """Loss, gradient and log-probabilities or scores of a batch in passes; nothing is stored."""
     parts = [take_groups(batch, each, trainer.together) for each in groups]
     weights = [trainer.weight(part) for part in parts]
     items = trainer.items(batch)
@@ -279,7 +279,7 @@ def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]
 
 
 class _Recorded:
-    """A model as TRL's losses call it, which remembers what it made of every row."""
+    """A model called by TRL's losses, which records its results for every row."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -291,7 +291,7 @@ class _Recorded:
         return out
 
     def values(self, groups: Sequence[Sequence[int]], rows: int, together: int) -> Tensor:
-        """Of all rows of the batch in its order, one after the other."""
+        """Of all rows of the batch, in order."""
         count = rows // together
         table = self._made[0].new_zeros(rows, self._made[0].shape[1])
         for each, made in zip(groups, self._made, strict=True):
@@ -301,11 +301,11 @@ class _Recorded:
 
 @contextmanager
 def _unobserved(trainer: Any) -> Iterator[None]:
-    """Compute batches without dropout, and leave what training goes on from as it is: metrics, modes, the device."""
+    """Within, compute batches without dropout, and restore the training state: metrics, modes, the device."""
     model: nn.Module = trainer.model
     training, device = model.training, next(model.parameters()).device
     tokens, trainer.tokens_per_pass = trainer.tokens_per_pass, min(trainer.tokens_per_pass, TOKENS_CHECKED // 2)
-    trainer.current_gradient_accumulation_steps = 1  # which the training loop sets, and an auxiliary loss is divided by
+    trainer.current_gradient_accumulation_steps = 1  # set by the training loop, and divides an auxiliary loss
     model.eval()
     if device != trainer.args.device:
         model.to(trainer.args.device)
@@ -321,10 +321,10 @@ def _unobserved(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def more_to_come(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
-    """A pass with its backward after which others of the same step follow: no exchange of whole gradients, no update."""
+    """A pass with its backward that is not the last of its step: no exchange of whole gradients, no update."""
     state = accelerator.gradient_state
     synchronises = state.sync_gradients
-    set_synchronises(state, False)  # DeepSpeed updates the weights in the backward pass that ends a step
+    set_synchronises(state, False)  # DeepSpeed updates the weights in the last backward pass of a step
     try:
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
             yield
@@ -333,14 +333,14 @@ def more_to_come(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
 
 
 def cut_evenly(order: Sequence[int], number: int) -> list[list[int]]:
-    """So many parts, one after the other, of which none has two more than another."""
+    """Consecutive parts of nearly equal size."""
     size, longer = divmod(len(order), number)
     starts = [part * size + min(part, longer) for part in range(number + 1)]
     return [list(order[start:end]) for start, end in pairwise(starts)]
 
 
 def take_groups(inputs: dict[str, Any], groups: Sequence[int], together: int) -> dict[str, Any]:
-    """Some groups of a batch in TRL's order, of tensors with a row a sequence and of those with a row a group."""
+    """Some groups of a batch in TRL's order, from tensors with a row per sequence or per group."""
     count = len(inputs["input_ids"]) // together
     rows = [group + count * k for k in range(together) for group in groups]
     return {

@@ -1,8 +1,8 @@
-"""The order of training rows: prompts at random, and the rows of one prompt side by side.
+"""The order of training rows: random prompts, with the rows of one prompt side by side.
 
-Raters pair the K answers to a prompt with one another. In one batch, each of those answers is computed once for all the
-pairs it stands in (tiebreak.packed.packing); and a single pass over pairs that are shuffled one by one shows every
-answer to the model again and again, which overfits (Ouyang et al. 2022, 3.5).
+Raters pair the K answers to a prompt with each other. In one batch, each answer is computed once for all of its pairs
+(tiebreak.packed.packing); and a single pass over individually shuffled pairs shows every answer to the model repeatedly,
+which overfits (Ouyang et al. 2022, 3.5).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch.utils.data import Sampler
 from tiebreak.upstream import SamplerHook
 
 PROMPT_NUMBER = "prompt_number"
-"""the column that says which rows have one prompt"""
+"""the column with the prompt's number"""
 
 
 def numbered(prompts: Sequence[Hashable]) -> list[int]:
-    """The same number for what is the same prompt."""
+    """The same number for the same prompt."""
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
 
 
 class PromptOrder(Sampler[int]):
-    """Row numbers, in an order that the seed and the epoch alone decide."""
+    """Row indices, in an order that depends only on the seed and the epoch."""
 
     def __init__(self, prompts: Sequence[int], seed: int) -> None:
         self.rows: dict[int, list[int]] = {}
@@ -36,7 +36,7 @@ class PromptOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """As accelerate's data loaders call it."""
+        """Called by accelerate's data loaders."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -51,7 +51,7 @@ class PromptOrder(Sampler[int]):
 
 
 class PromptByPrompt(SamplerHook):
-    """Goes before one of TRL's trainers. Rows without a number come in transformers' order."""
+    """Mixin for TRL's trainers. Rows without a number come in transformers' order."""
 
     def train_sampler(self, rows: Any) -> Any:
         if rows is None:

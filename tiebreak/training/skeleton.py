@@ -1,4 +1,4 @@
-"""What every trained stage does, in order: load, encode, preflight, build, train, finish.
+"""The common skeleton of training stages: load, encode, preflight, build, train, finish.
 
 class Stage(TrainedStage[MyConfig, Preference, Row]):       # one module,
     name = "mine"                                           # and one entry in tiebreak.stages
@@ -44,16 +44,16 @@ class Split(Generic[Row]):
 
     train: list[Row]
     validation: list[Row]
-    """held out: evaluated, never learned from"""
+    """held out: evaluated, never trained on"""
 
 
 class TrainedStage(ABC, Generic[C, Raw, Row]):
-    """A stage while it works: its run is open, its policy found, its chat template loaded."""
+    """A running stage: its run is open, its policy found, its chat template loaded."""
 
     name: ClassVar[str]
-    """of its entry in tiebreak.stages"""
+    """its entry in tiebreak.stages"""
     rows_name: ClassVar[str] = "preferences"
-    """what its rows are called in messages"""
+    """name of its rows in messages"""
 
     def __init__(self, config: C, run: Run) -> None:
         self.config, self.run = config, run
@@ -62,62 +62,62 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         self.check()
         self.chat: Chat = load_chat(self.source, config.chat, training.trust_remote_code)
 
-    # --- what a stage gives
+    # --- per stage
 
     @abstractmethod
     def read(self) -> tuple[list[Raw], list[Raw]]:
-        """The rows of its data: those that train, and those held out."""
+        """The rows of its data: training and held out."""
 
     @abstractmethod
     def encode(self, rows: list[Raw], *, held_out: bool) -> list[Row]:
-        """Rows as token ids, without those that are left out."""
+        """Rows as token ids, without dropped ones."""
 
     @abstractmethod
     def example(self, row: Row) -> Encoded:
-        """A row as the preflight shows it, and as the saved model is probed with it."""
+        """A row for the preflight and for the saved model's probe."""
 
     @abstractmethod
     def build(self, rows: Split[Row], recorder: RunRecorder) -> Trainer:
-        """Its trainer, whole: nothing is set from outside afterwards."""
+        """Its complete trainer: nothing is set from outside afterwards."""
 
     def check(self) -> None:
-        """What can be refused once the policy is found, before anything is loaded."""
+        """Checks after the policy is found, before anything is loaded."""
 
     def preflight(self, rows: list[Row]) -> None:
-        """Check what is trained on, and show the first of it."""
+        """Check the training rows, and show the first one."""
         preflight([self.example(row) for row in rows], self.chat, self.rows_name)
 
     def model_of(self, trainer: Trainer) -> Any:
-        """The model that is saved."""
+        """The model to save."""
         return trainer.model
 
     def probe_ids(self, rows: list[Row]) -> list[int]:
-        """Token ids on which the saved model, reloaded, must answer as this one."""
+        """Token ids on which the reloaded model must agree with this one."""
         return self.example(rows[0]).input_ids
 
     def save_beside(self, trainer: Trainer) -> None:
-        """Write to final/ what belongs beside the model, right after the training."""
+        """Write further files to final/, right after training."""
 
     def counts(self, rows: Split[Row], trainer: Trainer) -> dict[str, int]:
-        """How much it learned from, for the manifest."""
+        """The number of rows it learned from, for the manifest."""
         return {"train": len(rows.train), "validation": len(rows.validation)}
 
     def facts(self, rows: Split[Row], trainer: Trainer) -> dict[str, Any]:
-        """What else its manifest says."""
+        """Further entries of its manifest."""
         return {}
 
     def products(self, rows: Split[Row]) -> Products:
-        """What it makes beside the saved model."""
+        """Its products besides the saved model."""
         return Products()
 
     def report(self, process: FreshProcess) -> None:
-        """Make its own report, of a finished run that lacks it; `products` says whether there is one."""
+        """Make its own report for a finished run that lacks it; `products` says whether there is one."""
 
-    # --- what all do
+    # --- common
 
     @property
     def dropping(self) -> Run | None:
-        """The run, where rows that cannot be used are dropped."""
+        """The run, if unusable rows are dropped."""
         return that_drops(self.run)
 
     @property
@@ -127,10 +127,10 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
 
     @cached_property
     def data(self) -> Split[Raw]:
-        """The rows as they were read.
+        """The rows as read.
 
         Raises:
-            DataError: there is none to train on.
+            DataError: there are none to train on.
         """
         training, validation = self.read()
         if not training:

@@ -1,4 +1,4 @@
-"""A mixin for the trainers of all stages: a signal cuts a step or an evaluation short, on one process."""
+"""Mixin for all stages' trainers: on one process, a signal interrupts a step or an evaluation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tiebreak.upstream import Hooks
 
 
 class StageTrainer(Hooks):
-    """It goes first. Several processes would wait for one another: there, a signal is heeded between steps."""
+    """Must be the first base. With several processes, signals are handled between steps: each waits for the others."""
 
     proof: Proof | None = None
-    """of the path by which batches, or log-probabilities, are computed; None: it is the library's own"""
+    """of the path that computes batches or log-probabilities; None: the library's own"""
 
     def path_facts(self) -> dict[str, Any]:
-        """For the manifest: that path."""
+        """The path, for the manifest."""
         return self.proof.facts() if self.proof else {}
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -35,7 +35,7 @@ class StageTrainer(Hooks):
             return figures
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Nothing: TRL writes a card into every checkpoint, and what a run says of itself is its manifest."""
+        """Disabled: TRL writes a card into every checkpoint, but a run's record is its manifest."""
 
     def _interruptible(self, *, at_once: bool = False) -> AbstractContextManager[None]:
         return interruptible(at_once=at_once) if self.accelerator.num_processes == 1 else nullcontext()
