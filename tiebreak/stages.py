@@ -1,7 +1,7 @@
-"""The stages: an entry each, which the command line, recipes, `inspect`, `compare` and `init` read.
+"""The stages: one entry each, used by the command line, recipes, `inspect`, `compare` and `init`.
 
 A new stage is a module with its configuration and its `main`, and an entry in STAGES. Nothing is imported here, so that
-`tiebreak --help` answers at once.
+`tiebreak --help` is immediate.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Command:
-    """A command, the module that runs it, and the class of its configuration (`module:class`, of a module that imports
-    no model code)."""
+    """A command, the module that runs it, and its configuration class (`module:class`, in a module without model
+    code)."""
 
     name: str
     module: str
-    """its `main` takes the words after the command's name"""
+    """its `main` takes the arguments after the command's name"""
     summary: str
     configuration: str = ""
     heavy: bool = False
     """it holds a model, or starts processes that do"""
     positional: str = ""
-    """what stands before the flags, as NAME"""
+    """positional arguments before the flags, such as NAME"""
     sources: tuple[str, ...] = ("config",)
-    """where its keys may come from: `config`, a file of its own; `label`, the labelling stage's file"""
+    """sources of its keys: `config`, its own file; `label`, the labelling stage's file"""
     subcommands: tuple[Command, ...] = ()
 
     @property
     def trains(self) -> bool:
-        """Whether it trains a model: it takes `--accelerate NAME` then."""
+        """Whether it trains a model, and so takes `--accelerate NAME`."""
         return False
 
 
 @dataclass(frozen=True)
 class Next:
-    """A stage that may follow another, and its keys: {output} stands for what that one wrote, {policy} for its policy."""
+    """A possible next stage, with its keys: {output} is this stage's output, {policy} its policy."""
 
     stage: str
     keys: tuple[tuple[str, str], ...]
     when: str = ""
-    """a key of the stage before: it follows only where that is not empty"""
+    """a key of this stage: the next one follows only if it is not empty"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Figure:
     unit: str
     metrics: tuple[str, ...]
     reference: float | None = None
-    """a value to hold them against"""
+    """a reference value"""
     reference_name: str = ""
 
 
@@ -65,10 +65,10 @@ class Setting:
     key: str
     name: str
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """another key, and those of its values with which this one is read; empty: with all"""
+    """another key, and its values with which this one is read; empty: with all"""
 
     def is_read(self, config: Mapping[str, object]) -> bool:
-        """Whether the stage reads it; earlier versions had one value of a key that they lack."""
+        """Whether the stage reads it; a missing key in old configurations had only one value."""
         return all(config.get(key, values[0]) in values for key, values in self.where.items())
 
 
@@ -77,28 +77,28 @@ class Stage(Command):
     """A command that reads finished run folders and writes one."""
 
     makes: Literal["data", "policy", "reward", "report"] = "report"
-    """`policy` and `reward` (a reward model) are trained"""
+    """`policy` or `reward` (a reward model) if it trains one"""
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """the keys of its configuration that name what it reads, and the names of those inputs in the manifest; {} stands for
-    the place in a list, or the name in a mapping"""
+    """the keys of its configuration that name inputs, and the inputs' names in the manifest; {} is the index in a list, or
+    the name in a mapping"""
     rows: tuple[str, ...] = ()
-    """the files of rows that it writes, final/NAME.jsonl"""
+    """its files of rows, final/NAME.jsonl"""
     by_people_unless: str = ""
-    """a property of its configuration: where it is false people do the work, and a recipe stops before it"""
+    """a property of its configuration: if false, people do the work, and a recipe stops before it"""
     next: tuple[Next, ...] = ()
-    """what usually follows, the likeliest first"""
+    """usual next stages, the likeliest first"""
     title: str = ""
-    """in prose and in charts, also of a policy that has the stage's name; empty: its name"""
+    """its title in prose and charts, also for a policy with the stage's name; empty: its name"""
     mark: tuple[str, str] | None = None
-    """tone and shape in charts, also of a policy that has the stage's name"""
+    """tone and shape in charts, also for a policy with the stage's name"""
     metrics: Mapping[str, str] = field(default_factory=dict)
-    """the logged metrics that matter, and what they are called: the manifest keeps the last value of each, the progress
-    line shows those of the training, and `inspect` shows them first"""
+    """its main logged metrics and their titles: the manifest keeps the last value of each, the progress line shows those
+    of training, and `inspect` shows them first"""
     figures: tuple[Figure, ...] = ()
     settings: tuple[Setting, ...] = ()
-    """beside those that trained stages share; see evaluation.compare.settings"""
+    """besides those shared by training stages; see evaluation.compare.settings"""
     unread_settings: tuple[str, ...] = ()
-    """of those that trained stages share, what manifests of earlier versions hold and the stage never read"""
+    """shared settings that old manifests of this stage have but it never read"""
     implicit_rewards: bool = False
     """it learns implicit rewards: the report tests their held-out accuracy against chance, a guard compares their margin"""
 
@@ -107,12 +107,12 @@ class Stage(Command):
         return self.makes in ("policy", "reward")
 
     def inputs_of(self, config: object) -> dict[str, str]:
-        """What a configuration says the stage reads (run folders, files, models, hub data), by its name in the manifest."""
+        """The inputs in a configuration (run folders, files, models, hub data), by name in the manifest."""
         found: dict[str, str] = {}
         for key, name in self.inputs.items():
             for place, source in _sources_at(config, key.split(".")):
                 taken = place
-                while name.format(taken) in found:  # keys that are numbered together
+                while name.format(taken) in found:  # keys that share a numbering
                     taken = int(taken) + 1
                 found[name.format(taken)] = source
         return found
@@ -135,7 +135,7 @@ def _sources_at(value: object, parts: Sequence[str], place: str | int = "") -> I
 
 _LABEL = "labeling_ui.label"
 LABEL_FILE = ("label",)
-"""`Command.sources` of what works on a label store"""
+"""`Command.sources` of commands on a label store"""
 
 PREPARE = Stage(
     "prepare",
@@ -179,7 +179,7 @@ SFT = Stage(
 SAMPLE = Stage(
     "sample",
     "preference.sample",
-    "several completions a prompt, as pairs to judge",
+    "several completions per prompt, as pairs to judge",
     "preference.configuration:SampleConfig",
     heavy=True,
     makes="data",
@@ -209,21 +209,21 @@ LABEL = Stage(
         Command(
             "import",
             _LABEL,
-            "take in judgments that were made elsewhere",
+            "import judgments made elsewhere",
             "labeling_ui.label:ImportArguments",
             sources=(),
         ),
         Command(
             "gold",
             _LABEL,
-            "name pairs whose answer is known, to measure raters by",
+            "mark pairs with a known answer, to measure raters",
             "labeling_ui.label:GoldArguments",
             sources=(),
         ),
         Command(
             "status",
             _LABEL,
-            "how many pairs, judgments and raters a store holds",
+            "count pairs, judgments and raters of a store",
             "labeling_ui.label:StoreArguments",
             sources=LABEL_FILE,
         ),
@@ -237,7 +237,7 @@ LABEL = Stage(
         Command(
             "agreement",
             _LABEL,
-            "how far raters agree, with each other and with themselves",
+            "agreement of raters, with each other and with themselves",
             "labeling_ui.label:StoreArguments",
             sources=LABEL_FILE,
         ),
@@ -391,11 +391,11 @@ COMPARE = Stage(
 STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (PREPARE, SFT, SAMPLE, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
 }
-"""In the order of a recipe."""
+"""In recipe order."""
 
 _UNLISTED = Stage("", "", "")
 
 
 def find_stage(name: str) -> Stage:
-    """The entry of a stage; an empty one for a run folder of a stage that is not listed, as of another version."""
+    """The entry of a stage; an empty one for an unknown stage, as from another version."""
     return STAGES.get(name, _UNLISTED)

@@ -1,6 +1,6 @@
-"""What a person reads in a terminal: lines in colour where it shows colours, plain text in a pipe, a file or a log.
+"""Terminal output: coloured lines where the terminal supports colours, plain text in a pipe, a file or a log.
 
-Whatever a stage says while it works goes to standard error, from the main process alone; results go to standard output.
+A stage's messages go to standard error, from the main process only; results go to standard output.
 Progress bars are in tiebreak.progress.
 """
 
@@ -19,7 +19,7 @@ from typing import TextIO
 _CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "cyan": "36"}
 _LABELS = {"error": "red", "warning": "yellow", "saved": "green", "report": "green", "next": "cyan"}
 _TO_BE_READ = ("error", "report", "next")
-"""whose paths are not dim"""
+"""labels whose paths are not dimmed"""
 _LABEL = re.compile(rf"^({'|'.join(_LABELS)}): ")
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _COLUMNS, _WIDEST_RULE = 80, 100
@@ -31,21 +31,21 @@ def is_main_process() -> bool:
 
 
 def has_colours(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that shows colours. NO_COLOR (no-color.org) makes any terminal a plain one."""
+    """Whether a stream is a terminal that shows colours. NO_COLOR (no-color.org) disables them."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def say(*lines: str) -> None:
-    """Print lines to standard error, from the main process alone: standard output is for results.
+    """Print lines to standard error, from the main process only: standard output is for results.
 
-    In a terminal, a label (`saved:`, `next:`, `warning:`) gets its colour, and paths are dim.
+    In a terminal, a label (`saved:`, `next:`, `warning:`) is coloured, and paths are dimmed.
     """
     if is_main_process():
         _write(sys.stderr, lines)
 
 
 def complain(message: str) -> None:
-    """Print a message to standard error from whichever process it is."""
+    """Print a message to standard error from any process."""
     _write(sys.stderr, [message])
 
 
@@ -66,7 +66,7 @@ def _write(stream: TextIO, lines: Sequence[str]) -> None:
 
 
 def rule(title: str) -> None:
-    """The heading of a stage: its title in a line across the terminal, on standard error."""
+    """A stage's heading: its title in a line across the terminal, on standard error."""
     if not has_colours(sys.stderr):
         say("", title)
         return
@@ -75,7 +75,7 @@ def rule(title: str) -> None:
 
 
 def tick(text: str, detail: str = "") -> None:
-    """What was done, behind a ✓ (or `done:` where it cannot be printed), on standard error."""
+    """A finished item, after a ✓ (or `done:` if that cannot be printed), on standard error."""
     mark = "✓" if prints(sys.stderr, "✓") else "done:"
     end = f"  {detail}" if detail else ""
     say(f"{paint(mark, 'green')} {text}{paint(end, 'dim')}" if has_colours(sys.stderr) else f"{mark} {text}{end}")
@@ -87,12 +87,12 @@ def paint(text: str, style: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text without escape sequences and other control characters; line breaks and tabs stay."""
+    """Text without escape sequences and control characters except line breaks and tabs."""
     return _CONTROL.sub("", text)
 
 
 def coloured(line: str) -> str:
-    """A line with its label in colour and its paths dim; one that has colours already stays as it is."""
+    """A line with its label coloured and its paths dimmed; a line with colours is unchanged."""
     if "\x1b" in line:
         return line
     found = _LABEL.match(line)
@@ -103,9 +103,9 @@ def coloured(line: str) -> str:
 
 
 def wrapped(line: str, limit: int) -> list[str]:
-    """A line broken between words where it is longer than the terminal is wide.
+    """A line wrapped between words at the terminal's width.
 
-    A command stays whole, so that it can be copied; so does what has colours already.
+    Commands are not wrapped, so that they can be copied; nor are coloured lines.
     """
     if len(line) <= limit or line.startswith("next: ") or "\x1b" in line:
         return [line]
@@ -127,7 +127,7 @@ def _dim_if_path(word: str) -> str:
 
 
 def columns(stream: TextIO) -> int:
-    """How wide a terminal is: 80 where that is unknown."""
+    """The terminal's width; 80 if unknown."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
     except (OSError, ValueError):
@@ -135,7 +135,7 @@ def columns(stream: TextIO) -> int:
 
 
 def prints(stream: TextIO, text: str) -> bool:
-    """Whether a stream's encoding has all characters of a text."""
+    """Whether a stream's encoding supports all characters of a text."""
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -155,7 +155,7 @@ def table(rows: Sequence[Sequence[str | Cell]], *, left: Sequence[int] = (0,), c
     """Rows as lines with aligned columns.
 
     Args:
-        left: the columns that are aligned to the left; numbers are aligned to the right.
+        left: left-aligned columns; numbers are right-aligned.
         colours: whether styles are shown.
     """
     cells = [[one if isinstance(one, Cell) else Cell(one) for one in row] for row in rows]
@@ -170,7 +170,7 @@ def table(rows: Sequence[Sequence[str | Cell]], *, left: Sequence[int] = (0,), c
 
 
 def width_of(text: str) -> int:
-    """The columns that text takes in a terminal: two for a wide character, none for one that joins another."""
+    """A text's width in terminal columns: two for a wide character, none for a combining one."""
     return sum(
         0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
     )

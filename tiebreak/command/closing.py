@@ -1,4 +1,4 @@
-"""How a stage ends: where it saved, and the command that usually comes next."""
+"""The end of a stage: where it saved, and the usual next command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METRICS_SHOWN = 4
 
 
 def say_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
-    """Print a finished stage's last lines; in a recipe, whose next stage follows anyway, the first of them."""
+    """Print a finished stage's last lines; in a recipe, where the next stage follows anyway, only the first."""
     folder = output_folder(identify(config, stage)) if TRIAL in config.output else Path(config.output)
     steps = [step for step in find_stage(stage).next if not step.when or getattr(config, step.when)]
     if not steps or not (folder / MANIFEST).is_file():
@@ -44,7 +44,7 @@ def saved_line(folder: Path) -> str:
 
 
 def next_command(steps: Sequence[Next], config: StageConfig, folder: Path, words: Sequence[str]) -> str:
-    """The next stage with its file beside this one's, where there is one; else with the flags that it needs."""
+    """The next stage, with its file beside this one's if there is one; otherwise with the flags that it needs."""
     path, _ = take_config_flag(words, "")
     beside = [(step, path.parent / f"{step.stage}.yaml") for step in steps] if path else []
     found = next(((step, file) for step, file in beside if find_shipped(file).is_file()), None)
@@ -72,7 +72,7 @@ def _flags(given: Mapping[str, str]) -> Iterator[str]:
 
 
 def _needed(step: Next, given: Mapping[str, str]) -> Iterator[str]:
-    """Placeholders of the keys that the next stage must have besides."""
+    """Placeholders of the next stage's other required keys."""
     named = {key.partition(".")[0] for key in given}
     keys = own_keys(configuration_class(COMMANDS[step.stage]))
     for key in sorted(keys, key=lambda key: key.path == "output"):

@@ -1,13 +1,13 @@
-"""What is in a run folder, and what it was made from.
+"""The contents and origin of a run folder.
 
     tiebreak inspect runs/quickstart/dpo
     tiebreak inspect runs/quickstart/dpo --all
     tiebreak inspect runs/quickstart/compare --chain
     tiebreak inspect runs/quickstart/dpo --json
 
-Every output is hashed again and held against the manifest; every input is looked up again and held against the id that
-was recorded. The exit status is 1 where something is not what it was. Reads nothing but small files and the outputs'
-bytes: no model is loaded.
+Every output is hashed again and compared with the manifest; every input is looked up again and compared with its
+recorded id. The exit status is 1 if anything has changed. Reads only small files and the outputs' bytes: no model is
+loaded.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from tiebreak.terminal import has_colours, paint, show, table
 _MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
 _PLACED = ("processes", "distributed", "global_batch")
 _USUAL = ("format", "id", "stage", "fingerprint", *_PLACED, "config", "inputs", "outputs", *_MADE)
-"""What every manifest has; the rest are the stage's own facts."""
+"""Entries of every manifest; the rest are the stage's own facts."""
 _NOT_FIGURES = ("step", "epoch")
 
 
 @dataclass(frozen=True)
 class InputState:
-    """An input as it was recorded, and how it stands now: `same`, `changed`, `gone`, or `not checked` (a mere name).
+    """An input as recorded, and its present state: `same`, `changed`, `gone`, or `not checked` (a mere name).
 
-    `moved` is where it lies, if that is not where it was.
+    `moved`: its new place, if it has moved.
     """
 
     name: str
@@ -67,7 +67,7 @@ class OutputState:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that is told of one run folder."""
+    """Everything reported about one run folder."""
 
     folder: str
     state: str
@@ -86,7 +86,7 @@ class Inspection:
 
     @property
     def faults(self) -> list[str]:
-        """What is not as it was when the run finished."""
+        """Changes since the run finished."""
         return [
             *(
                 f"input {one.name} ({one.source}) is {one.state}"
@@ -141,14 +141,14 @@ def _print_all(inspections: Sequence[Inspection], given: InspectArguments) -> No
         show("", f"everything else: tiebreak inspect {shlex.quote(inspections[-1].folder)} --all")
 
 
-# --- looking ---
+# --- reading ---
 
 
 def inspect_run(folder: str) -> Inspection:
     """One run folder, finished or not.
 
     Raises:
-        RunError: it is not a run folder; the message says what it is instead.
+        RunError: it is not a run folder; the message says what it is.
     """
     path = Path(folder)
     if not (path / runs.MANIFEST).is_file() and not (path / runs.RUN_FILE).is_file():
@@ -193,7 +193,7 @@ def inspect_chain(folder: str) -> list[Inspection]:
 
 
 def last_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The newest value of every figure: the last row alone would hide those that are logged more rarely."""
+    """The newest value of every figure: the last row lacks those that are logged less often."""
     newest: dict[str, Any] = {}
     for row in rows:
         newest |= row
@@ -248,13 +248,13 @@ def _outputs(path: Path, recorded: Mapping[str, str]) -> list[OutputState]:
     return states
 
 
-# --- telling ---
+# --- output ---
 
 FIGURES_SHOWN = 5
 
 
 def summary(one: Inspection, colours: bool = False) -> list[str]:
-    """What matters of a run: its state, its inputs, up to five figures, and whether it is as it was."""
+    """A run's summary: state, inputs, up to five figures, and whether it is unchanged."""
     state = paint(one.state, "green" if one.state == "finished" else "yellow") if colours else one.state
     made = one.made
     rows = [("finished", f"{made['finished_at']}, took {duration(made['seconds'] or 0)}")] if made else []
@@ -273,7 +273,7 @@ def summary(one: Inspection, colours: bool = False) -> list[str]:
 
 
 def figures_of(one: Inspection) -> list[tuple[str, str]]:
-    """The stage's own choice of its logged metrics; else the first of each group that its manifest has."""
+    """The stage's main metrics; otherwise the first of each group in its manifest."""
     named = find_stage(one.stage).metrics if one.stage in STAGES else {}
     logged = [(name, _value(one.last_metrics[key])) for key, name in named.items() if key in one.last_metrics]
     recorded: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Run a whole recipe: a process for each stage, in order, each only if it is needed.
+"""Run a whole recipe: one process per stage, in order, each only if it is needed.
 
     tiebreak run --config configs/quickstart/pipeline.yaml [--seed 1] [--root runs/seed-1] [--replace]
 
@@ -104,7 +104,7 @@ def run_pipeline(config: PipelineConfig) -> None:
 
 
 def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> bool:
-    """Whether the next stage may follow; this one waits for people otherwise.
+    """Run a stage if needed; whether the next one may follow, or people must label first.
 
     Raises:
         RunError: it failed, or its folder holds another run.
@@ -143,8 +143,8 @@ def _check_entry(entry: StageEntry) -> None:
 
 
 def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
-    """The words after the stage's name on its command line: the file, what the recipe lays over it for all stages (seed,
-    root, tracking), and the stage's own overrides, which win always."""
+    """The arguments of a stage: its file, the recipe's overrides for all stages (seed, root, tracking), and the stage's own
+    overrides, which have precedence."""
     overrides = list(_override_words(entry))
     stage = load_config(config_class(entry.stage), ["--config", entry.config, *overrides], entry.stage)
     words = ["--config", entry.config]
@@ -171,7 +171,7 @@ def _override_words(entry: StageEntry) -> Iterator[str]:
 
 
 def _is_section(model: type[BaseModel], key: str) -> bool:
-    """Whether a dotted key names a section of a configuration, whose other keys an override leaves as they are."""
+    """Whether a dotted key is a section of a configuration, whose other keys an override does not change."""
     section: type[BaseModel] | None = model
     for name in key.replace("-", "_").split("."):
         field = section.model_fields.get(name) if section else None
@@ -181,13 +181,13 @@ def _is_section(model: type[BaseModel], key: str) -> bool:
 
 
 def flag_word(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value in command-line form."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def seed_keys(config: StageConfig) -> list[str]:
-    """The keys of a configuration that `tiebreak run --seed` sets: all that are called `seed`, less those that the stage
-    keeps (`kept_seeds`), and the one of `training` where nothing is trained."""
+    """The keys that `tiebreak run --seed` sets: all named `seed`, except those that the stage keeps (`kept_seeds`), and
+    that of `training` if nothing is trained."""
 
     def walk(section: BaseModel, prefix: str) -> Iterator[str]:
         for name in type(section).model_fields:
@@ -202,7 +202,7 @@ def seed_keys(config: StageConfig) -> list[str]:
 
 
 def moved_words(config: BaseModel, from_root: str, root: str, prefix: str = "") -> list[str]:
-    """Flags for every key that holds a path under `from_root`, in lists and mappings too."""
+    """Flags for every key with a path under `from_root`, in lists and mappings too."""
     words: list[str] = []
     for name in type(config).model_fields:
         value = getattr(config, name)
@@ -231,11 +231,11 @@ def _moved(value: Any, from_root: str, root: str) -> Any:
 
 
 _URLS_OF_FILES = ("sqlite:///",)
-"""how a path begins that is written as a URL: a label store's"""
+"""beginning of a path in URL form, as a label store's"""
 
 
 def stage_state(entry: StageEntry, words: Sequence[str]) -> tuple[Path, str, str]:
-    """(folder, state, why): the stage's own state of its output, as the stage would find it."""
+    """(folder, state, why): the state that the stage itself would find."""
     config = load_config(config_class(entry.stage), list(words), entry.stage)
     placement = of_file(accelerate_file(entry.accelerate)) if entry.accelerate else Placement()
     identity = identify(config, entry.stage, placement=placement)
@@ -251,7 +251,7 @@ def config_class(stage: str) -> type[StageConfig]:
 
 
 def _waits_for_people(entry: StageEntry, words: Sequence[str]) -> bool:
-    """Stop before labelling when nobody simulates it, and say how it goes on."""
+    """Stop before labelling if the raters are people, and print the next steps."""
     stage = STAGES[entry.stage]
     if not stage.by_people_unless:
         return False
@@ -282,18 +282,18 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
         raise Stopped(number, f"in stage {entry.stage}; finished stages are kept")
     if status:
         raise RunError(
-            f"stage {entry.stage} stopped with status {status}; what it printed is above. Fix it and give the "
+            f"stage {entry.stage} failed with status {status}; see its output above. Fix it and run the "
             "same command again: finished stages are kept, and this one resumes from its last checkpoint"
         )
     tick(entry.stage, duration(time.monotonic() - begun))
 
 
 def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, str]) -> int:
-    """The exit status of a stage in a process of its own."""
+    """The exit status of a stage in a separate process."""
     missing = process_settings()
     if not entry.accelerate and not missing:
         with while_importing():
-            importlib.import_module(STAGES[entry.stage].module)  # for the stages after it too
+            importlib.import_module(STAGES[entry.stage].module)  # for later stages too
         if may_fork():
             return run_forked(lambda: start_command(words), environment)
     command = [sys.executable, "-m", "tiebreak.command.cli", *words]
@@ -313,7 +313,7 @@ def _move_aside(folder: Path) -> None:
 
 
 def _group(config: PipelineConfig) -> str:
-    """One name for all runs of a recipe, kept beside them so that a resumed recipe goes on under it."""
+    """One name for all runs of a recipe, stored beside them so that a resumed recipe uses it again."""
     root = Path(config.root or config.from_root or ".")
     file = root / "group"
     if file.is_file():
@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if wants_help(words):
         exit_with_message(lambda: print_help(["run", *words]))
         return
-    quiet_upstream()  # asking a stage for its configuration imports what it imports
+    quiet_upstream()  # importing a stage's configuration class imports its dependencies
     with heeding_signals():
         exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")), resumes=True)
 

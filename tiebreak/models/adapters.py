@@ -1,4 +1,4 @@
-"""Adapters in PEFT's own format, whoever made them: which can be continued exactly, and which are refused.
+"""Adapters in PEFT's format, from any source: which can be continued exactly, and which are refused.
 
 A stage continues an adapter by its `adapter_config.json` as it is: rank, scaling (rsLoRA), decomposition (DoRA), patterns.
 What PEFT can save and the stages cannot train or copy exactly is refused by name.
@@ -43,7 +43,7 @@ _CONTINUED = {
     "use_dora",
     "use_rslora",
 }
-"""keys of a LoRA configuration that decide what it computes, and that every stage keeps"""
+"""keys of a LoRA configuration that affect its computation, and that every stage keeps"""
 _OF_NO_CONSEQUENCE = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -61,7 +61,7 @@ _BEYOND_OURS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modu
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter in PEFT's format."""
+    """Whether a folder contains an adapter in PEFT's format."""
     return (folder / PEFT_FILE).is_file()
 
 
@@ -132,7 +132,7 @@ def require_trainable(folder: Path, name: str) -> None:
 
 
 def to_adapter_config(values: dict[str, Any], quantized: bool) -> AdapterConfig:
-    """A foreign adapter in the keys that a stage's configuration has."""
+    """A foreign adapter's settings as keys of a stage's configuration."""
     targets = values["target_modules"]
     return AdapterConfig(
         method="qlora" if quantized else "lora",
@@ -197,7 +197,7 @@ def belongs_to(key: str, name: str) -> bool:
 
 
 def load_adapter(base: nn.Module, folder: Path, name: str, *, trains: bool) -> PeftModel:
-    """A base model with a saved adapter on it, all of whose weights were found and used.
+    """A base model with a saved adapter, whose weights were all found and used.
 
     Raises:
         HandoffError: it does not fit this base.

@@ -1,6 +1,6 @@
-"""The only code that turns conversations into token ids and loss masks.
+"""Converts conversations to token ids and loss masks; no other code does.
 
-One rule everywhere: the prompt is the template's text up to where the assistant begins to write, and a completion is
+One rule everywhere: the prompt is the template's text up to the assistant's turn, and a completion is
 what the assistant writes there, the token that ends its turn included. That token is the one that the template writes
 after an answer, and sampling stops at it and at every other end token of the model (tiebreak.models.turns). What a template
 appends after it (ChatML's newline) is not written by the policy, so it is neither trained on nor scored. An answer that
@@ -52,7 +52,7 @@ _NOT_A_PREFIX = (
     "chat_template, or change what it writes with template_arguments (enable_thinking: false, for some)"
 )
 UNRENDERED = "rows_not_rendered.txt"
-"""In the run's folder: the rows that no chat template took, and why."""
+"""In the run's folder: rows that the chat template refused, with reasons."""
 _NOTHING_TO_LEARN = (
     "nothing is left to learn from: every answer has weight 0, or is a thought that thinking: mask leaves out; remove the "
     "row, or set a weight to 1"
@@ -62,16 +62,16 @@ _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and which of them the policy writes."""
+    """Token ids, with a mask of those that the policy writes."""
 
     input_ids: list[int]
     loss_mask: list[int]
-    """1 on tokens the assistant writes, its end-of-turn token included; same length as `input_ids`."""
+    """1 on the assistant's tokens, including its end-of-turn token; same length as `input_ids`."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What an assistant writes in answer to a prompt."""
+    """An assistant's answer to a prompt, as token ids."""
 
     prompt: list[int]
     completion: list[int]
@@ -84,47 +84,47 @@ class Answer:
     """A completion as text."""
 
     text: str
-    """without its thought and special tokens"""
+    """without thought and special tokens"""
     reasoning: str | None
-    """the thought before it; None where there is none"""
+    """the thought before it; None if there is none"""
     finished: bool
-    """whether it came to an end: the last token ends a turn, and no thought is left open"""
+    """whether it is complete: the last token ends a turn, and no thought is open"""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A tokenizer with its chat template, and what ends a turn. `tiebreak.models.tokenizers.load_chat` makes it."""
+    """A tokenizer with its chat template and ends of turns. `tiebreak.models.tokenizers.load_chat` makes it."""
 
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
     """tokens at which sampling stops"""
     end_id: int
-    """the one of them that training ends an answer with"""
+    """the one of them that ends answers in training"""
     template: str
-    """the chat template, with a fixed day in place of today"""
+    """the chat template, with a fixed date instead of today's"""
     turn: Turn
     settings: ChatSettings
     tokenizer_sha256: str = ""
     content_in_parts: bool = False
-    """whether the template takes content as a list of parts alone"""
+    """whether the template accepts content only as a list of parts"""
     vocabulary: int | None = None
     """for how many tokens the model has weights"""
     marks: tuple[str, ...] = ()
-    """special tokens that the template writes around turns, or that end one"""
+    """special tokens that the template writes around turns, and those that end one"""
     _rendered: set[tuple[object, ...]] = field(default_factory=set, compare=False, repr=False)
-    """kinds of parts that the template was seen to render"""
+    """kinds of parts that the template is known to render"""
     _call_form: list[tuple[bool, bool]] = field(default_factory=list, compare=False, repr=False)
-    """the one of `TOOL_CALL_FORMS` in which it renders tool calls, once there were some"""
+    """its form of tool calls, one of `TOOL_CALL_FORMS`, once there were some"""
 
     @property
     def pad_id(self) -> int:
-        """The token that batches are padded with."""
+        """The padding token of batches."""
         return int(self.tokenizer.pad_token_id)
 
     # --- conversations to ids ---
 
     def encode_prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
-        """Token ids of a conversation up to where the assistant begins to write.
+        """Token ids of a conversation up to the assistant's turn.
 
         Raises:
             HandoffError: the template refuses the conversation, or leaves a part of it out.
@@ -210,7 +210,7 @@ class Chat:
         return Written(start, whole[len(start) :], mask[len(start) :])
 
     def _require_text_of(self, ids: Sequence[int], answers: Messages) -> None:
-        """Refuse ids that were drawn for another text than the answer's, which somebody edited since."""
+        """Refuse ids that do not match the answer's text, which was edited after sampling."""
         written, wanted = self.read(ids).text.strip(), answers[-1].content.strip()
         if len(answers) == 1 and written == wanted and all(0 <= number < len(self.tokenizer) for number in ids):
             return
@@ -220,7 +220,7 @@ class Chat:
         )
 
     def _learned_of_drawn(self, ids: list[int]) -> list[int]:
-        """Which of the ids that were drawn are learned: all, less a masked thought."""
+        """Mask of the sampled ids that are trained: all except a masked thought."""
         if self.settings.thinking != "mask":
             return [1] * len(ids)
         thought = self._end_of_thought(ids)
@@ -228,7 +228,7 @@ class Chat:
         return [0] * masked + [1] * (len(ids) - masked)
 
     def drawn(self, ids: Sequence[int] | None, tokenizer_sha256: str | None) -> list[int] | None:
-        """The ids of a sampled completion where they are this tokenizer's and its thought is kept; else None."""
+        """A sampled completion's ids if they are this tokenizer's and its thought is kept; otherwise None."""
         usable = ids and tokenizer_sha256 == self.tokenizer_sha256 and self.settings.thinking != "drop"
         return list(ids or ()) if usable else None
 
@@ -347,7 +347,7 @@ class Chat:
     # --- ids to text ---
 
     def read(self, ids: Sequence[int]) -> Answer:
-        """The answer that sampled ids are, its thought apart: a thought that was cut off is no answer."""
+        """The answer in sampled ids, with its thought separated: a cut-off thought is not an answer."""
         finished = bool(ids) and ids[-1] in self.stop_ids
         body = list(ids[:-1] if finished else ids)
         end = self._end_of_thought(body)
@@ -400,7 +400,7 @@ class Chat:
         )
 
     def _render_prompt(self, messages: Sequence[Message], tools: Tools) -> str:
-        """The text that the assistant goes on from, with every part of the conversation in it."""
+        """The prompt's text, checked to contain every part of the conversation."""
         self._require_no_turn_marks(messages)
         self._choose_call_form(messages, tools)
         text = self._render(messages, tools, add_generation_prompt=True)
@@ -413,7 +413,7 @@ class Chat:
         return [in_parts(message) for message in taken] if self.content_in_parts else taken
 
     def _marks(self, messages: Sequence[Message], tools: Tools) -> list[int]:
-        """1 on the tokens that the template marks as the assistant's."""
+        """1 on tokens that the template marks as the assistant's."""
         if not self.tokenizer.is_fast:
             raise HandoffError(
                 "the chat template marks with {% generation %} what is learned, which a tokenizer without a fast backend "
@@ -444,7 +444,7 @@ class Chat:
         return ids
 
     def _up_to_end(self, rest: list[int], text: str) -> list[int]:
-        """What the assistant writes, up to and with the token that ends its turn."""
+        """The assistant's tokens, up to and including its end of turn."""
         ends = [place for place, token in enumerate(rest) if token in self.stop_ids]
         if not ends:
             last = next((token for token in reversed(rest) if str(self.tokenizer.decode([token])).strip()), None)
@@ -474,7 +474,7 @@ class Chat:
                     )
 
     def _require_no_mark(self, message: Message, finished: bool) -> None:
-        """Refuse an answer with a mark in its text that the template would take for its own."""
+        """Refuse an answer that contains one of the template's marks."""
         text = f"{message.content}{message.reasoning_content or ''}"
         for name in self._names_of_ends():
             if name and name in text:
@@ -494,7 +494,7 @@ class Chat:
     # --- thoughts ---
 
     def _settle_thought(self, message: Message) -> Message:
-        """A message with its thought in `reasoning_content`, or without one, as `thinking` says."""
+        """A message with its thought in `reasoning_content`, or without it, according to `thinking`."""
         opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
         if message.role != "assistant":
             return message
@@ -514,7 +514,7 @@ class Chat:
         return bool(mark) and text.lstrip().startswith(mark) and closing not in text
 
     def _end_of_thought(self, ids: Sequence[int]) -> int | None:
-        """How many ids the thought takes that an answer begins with; None where it is cut off."""
+        """Number of ids of the answer's thought; None if the thought is cut off."""
         opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
         if opening is None or not closing:
             return 0
@@ -522,14 +522,14 @@ class Chat:
         return _position_after(self.tokenizer, ids, closing) if text.startswith(opening.strip()) else 0
 
     def _require_answer(self, message: Message) -> None:
-        """Refuse to learn from a message that says and calls nothing, but for its thought."""
+        """Refuse to train on a message without text and calls, other than its thought."""
         if self._settle_thought(message).is_empty:
             raise HandoffError(
                 "an answer is empty, so the policy would learn to say nothing: give it weight 0, which keeps it as "
                 "context alone, or remove the row"
             )
 
-    # --- nothing is left out ---
+    # --- completeness ---
 
     def _require_rendered(
         self, messages: Sequence[Message], tools: Tools, text: str, add_generation_prompt: bool = False
@@ -552,7 +552,7 @@ class Chat:
                 self._rendered.add(part.kind)
 
     def _differs(self, text: str, part: Part, add_generation_prompt: bool) -> bool:
-        """Whether a part makes a difference to what is rendered. What is refused without it makes one."""
+        """Whether a part changes the rendering. A part without which the template refuses the conversation does."""
         try:
             return text != self._render(*part.changed(), add_generation_prompt)
         except HandoffError:
@@ -581,7 +581,7 @@ class Chat:
 
 
 def _holds_python(messages: Sequence[Message], text: str) -> bool:
-    """Whether a template wrote a call's arguments as Python writes a mapping: it wants them as JSON text."""
+    """Whether a template printed a call's arguments as a Python dict, so that it needs them as JSON text."""
     arguments = (call.function.arguments for message in messages for call in message.tool_calls)
     return any(str(one) in text for one in arguments if one)
 
@@ -594,7 +594,7 @@ def _two_ends(name: str, text: str) -> HandoffError:
 
 
 def _position_after(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> Any:
-    """How many of the ids it takes to write `text` to its end; None where they do not."""
+    """Number of ids up to the end of `text`; None if they do not contain it."""
 
     def holds(count: int) -> bool:
         return text in str(tokenizer.decode(list(ids[:count]), skip_special_tokens=False))
@@ -619,7 +619,7 @@ def build_chat(
     name: str = "the model",
     vocabulary: int | None = None,
 ) -> Chat:
-    """A tokenizer with what its template and its model say of turns.
+    """A tokenizer with its template's and its model's ends of turns.
 
     Args:
         model_end_ids: the end tokens that the model names for its own generation.
@@ -652,7 +652,7 @@ def build_chat(
 
 
 def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that a tokenizer's template ends an answer with; None where it writes none, or there is no template."""
+    """The token with which a tokenizer's template ends an answer; None if there is none, or no template."""
     if not tokenizer.chat_template:
         return None
     try:
@@ -663,7 +663,7 @@ def written_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping[str, Any]) -> tuple[Turn, bool]:
-    """An assistant's turn, and whether the template takes content as a list of parts alone."""
+    """An assistant's turn, and whether the template accepts content only as a list of parts."""
 
     def render(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         return render_messages(tokenizer, template, messages, add_generation_prompt, arguments)
@@ -675,7 +675,7 @@ def _probe(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that would train in silence on the wrong thing.
+    """Refuse a tokenizer that would silently train on the wrong tokens.
 
     Raises:
         HandoffError: no chat template, no end-of-sequence token, or padding that looks like the end of a sequence.
@@ -723,7 +723,7 @@ def encode_each(
 
 
 def _beginning(row: object) -> str:
-    """The first words of a row's prompt, by which it is found in its file."""
+    """The first words of a row's prompt, to find it in its file."""
     prompt = getattr(row, "prompt", row)
     messages = getattr(prompt, "messages", prompt)
     first = messages[0] if isinstance(messages, tuple) and messages else None
@@ -731,7 +731,7 @@ def _beginning(row: object) -> str:
 
 
 def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:
-    """Refuse an example with nothing to learn, or with two end tokens in a row.
+    """Refuse an example without trained tokens, or with two end tokens in a row.
 
     Raises:
         HandoffError: naming the example.

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 def resolve_precision(training: LoadingConfig) -> torch.dtype:
-    """The number format to train in on this machine.
+    """The dtype for training on this machine.
 
     Raises:
         MachineError: a setting that needs a GPU, on a machine without one.
@@ -301,7 +301,7 @@ def lora_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
 
 
 def saved_adapter(source: ModelSource) -> AdapterConfig:
-    """The adapter a run was trained with."""
+    """The adapter that a run was trained with."""
     if source.folder is None:
         raise ValueError("a base model has no adapter")
     return AdapterConfig.model_validate(source.pinned["adapter"])
@@ -317,7 +317,7 @@ def adapter_of(source: ModelSource, asked: AdapterConfig | None) -> AdapterConfi
 
 @contextmanager
 def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Run with another adapter, and leave what trains as it is.
+    """Run with another adapter, without changing which parameters train.
 
     PEFT's own `set_adapter` also switches `requires_grad`, which would stop the policy from training after the first
     reference pass.

@@ -1,4 +1,4 @@
-"""What a chat template writes around an assistant's answer, found by rendering a small conversation.
+"""A chat template's text around an assistant's answer, found by rendering a small conversation.
 
 No table of model families: a template is asked. What follows the answer says which token ends a turn; what comes before
 it, with and without a thought, says how thoughts are marked. With the model's own list of end tokens
@@ -33,31 +33,31 @@ TEMPLATE_DATE = date(2026, 1, 1)
 
 @dataclass(frozen=True)
 class Turn:
-    """An assistant's turn, as a template writes it."""
+    """An assistant's turn as a template writes it."""
 
     lead: str
-    """what the assistant writes before an answer without a thought"""
+    """the assistant's text before an answer without a thought"""
     tail: str
-    """what follows the last answer: its end token and what the template adds"""
+    """text after the last answer: its end token and the template's addition"""
     inner_tail: str
     """what follows an answer that another turn follows, with the beginning of that turn"""
     thought_open: str | None
     """what begins a thought; empty where the generation prompt has begun it; None: the template knows no thoughts"""
     thought_close: str = ""
-    """what stands between a thought and its answer"""
+    """text between a thought and its answer"""
     thought_begun: str = ""
     """the mark that begins a thought, where the generation prompt ends with it: a thought in text may bring it too"""
     whole: str = ""
-    """a question and its answer, with all that stands around them"""
+    """a question and its answer, with all surrounding text"""
 
     @property
     def thought_mark(self) -> str:
-        """What a thought in text begins with."""
+        """The beginning of a thought in text."""
         return (self.thought_open or "").strip() or self.thought_begun
 
 
 def probe_turn(render: Render) -> Turn:
-    """Ask a template how it writes an answer.
+    """Find out how a template writes an answer.
 
     Raises:
         HandoffError: it does not write the answer it is given.
@@ -102,7 +102,7 @@ def _probe_thought(render: Render, ask: Mapping[str, Any], prompt: str) -> tuple
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, turn: Turn, model_ends: Sequence[int]) -> int | None:
-    """The token that a template ends an answer with. None where it writes none.
+    """The token with which a template ends an answer; None if there is none.
 
     Of the special tokens that follow every answer (Phi-3 closes the whole conversation with one more) the first at which
     the model stops (Cohere writes one before that); where it stops at none of them (Qwen2.5's base model), the first.
@@ -115,7 +115,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, turn: Turn, model_ends: Sequ
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase, turn: Turn, stop_ids: Sequence[int]) -> tuple[str, ...]:
-    """The special tokens that a template writes around turns, and those that end one: no text may hold them."""
+    """The special tokens that a template writes around turns, and those that end one: no text may contain them."""
     written = set(tokenizer(turn.whole, add_special_tokens=False)["input_ids"]) & special_ids(tokenizer)
     names = [str(tokenizer.decode([number], skip_special_tokens=False)) for number in sorted({*written, *stop_ids})]
     return tuple(name for name in names if name.strip())
@@ -128,7 +128,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def model_end_tokens(folder: Path) -> tuple[int, ...]:
-    """The end tokens that a model names for its own generation: one, several, or none."""
+    """The end tokens in a model's generation configuration: one, several, or none."""
     for name in ("generation_config.json", "config.json"):
         file = folder / name
         if file.is_file():
@@ -161,7 +161,7 @@ def named_end_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -
 
 
 def with_fixed_date(template: str, day: date = TEMPLATE_DATE) -> str:
-    """A template that writes a fixed day where it would write today's."""
+    """A template that writes a fixed date instead of today's."""
     formats = dict.fromkeys(re.findall(r"strftime_now\(\s*[\"']([^\"']+)[\"']\s*\)", template))
     if not formats:
         return template

@@ -1,6 +1,6 @@
-"""What the trained stages share: arguments, the preflight, checkpoints, and a finish that proves the saved model.
+"""Common parts of training stages: arguments, preflight, checkpoints, and a finish that verifies the saved model.
 
-The trainers themselves are TRL's and transformers'; this file holds what surrounds `trainer.train()` in each of them.
+The trainers themselves are TRL's and transformers'; this module has everything around `trainer.train()`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PROBE_TOKENS = 96
 
 
 def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
-    """The keys that transformers' TrainingArguments and all of TRL's configurations share."""
+    """Arguments common to transformers' TrainingArguments and all of TRL's configurations."""
     dtype = resolve_precision(training)
     require_agreement(training, {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no"))
     by_epochs: dict[str, Any] = {}
@@ -77,13 +77,13 @@ def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
         "use_cpu": not torch.cuda.is_available(),
-        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen, not smoothed over
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be visible, not smoothed over
         "eval_strategy": "steps" if training.eval_steps else "no",
         "eval_steps": training.eval_steps,
         "save_strategy": "steps",
         "save_steps": training.save_steps,
         "save_total_limit": 2,  # the newest is deleted last, so one complete checkpoint is always there
-        "report_to": "none",  # W&B is told by tiebreak.tracking.recorder
+        "report_to": "none",  # W&B gets its data from tiebreak.tracking.recorder
         "disable_tqdm": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
@@ -91,7 +91,7 @@ def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
 
 
 def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str) -> list[Any]:
-    """Rows within `max_length_tokens`. Longer ones are dropped, counted and said, never cut.
+    """Rows within `max_length_tokens`. Longer ones are dropped, counted and reported, never truncated.
 
     Raises:
         DataError: all of them are too long.
@@ -103,22 +103,22 @@ def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str
             f"{min(lengths)} tokens): raise it, or shorten them"
         )
     if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept)} of {len(rows)} {what} are longer than {limit} tokens and were left out")
+        say(f"{len(rows) - len(kept)} of {len(rows)} {what} are longer than {limit} tokens and were dropped")
     return kept
 
 
 def evaluation_rows(rows: Sequence[Row], training: TrainingConfig) -> list[Row]:
-    """The validation rows that training evaluates on: all, or `training.eval_rows` of them at even distances."""
+    """The validation rows for evaluations: all, or `training.eval_rows` of them at even distances."""
     if training.eval_rows is None or len(rows) <= training.eval_rows:
         return list(rows)
     return [rows[number * len(rows) // training.eval_rows] for number in range(training.eval_rows)]
 
 
 def preflight(examples: Sequence[Encoded], chat: Chat, what: str) -> None:
-    """Check every example, and show one with its loss mask before any time is spent on training.
+    """Check every example, and show one with its loss mask before training.
 
     Raises:
-        DataError: there is none.
+        DataError: there are none.
         HandoffError: one has nothing to learn, or two end-of-sequence tokens.
     """
     if not examples:
@@ -176,7 +176,7 @@ def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
 
 
 def _evaluate_at_the_end(trainer: Trainer) -> None:
-    """The last evaluation only reports, so it fails alone; where processes compute it together, they fail together."""
+    """The last evaluation only reports, so its failure does not fail the run; several processes fail together."""
     try:
         trainer.evaluate()
     except Exception as error:
@@ -187,7 +187,7 @@ def _evaluate_at_the_end(trainer: Trainer) -> None:
 
 
 def _keep_last_step(trainer: Trainer, callback: RunCallback, stopped: StepStopped) -> NoReturn:
-    """Write the checkpoint of the last whole step, of which the weights are: nothing of the next has reached them.
+    """Write the checkpoint of the last whole step, whose weights are unchanged.
 
     Raises:
         Stopped: always.
@@ -204,7 +204,7 @@ def _keep_last_step(trainer: Trainer, callback: RunCallback, stopped: StepStoppe
 
 
 def _agreed(trainer: Trainer, mine: bool) -> bool:
-    """What the main process saw, on every process."""
+    """The main process's value, on every process."""
     from accelerate.utils import broadcast_object_list
 
     value = [mine]
@@ -215,18 +215,18 @@ def _agreed(trainer: Trainer, mine: bool) -> bool:
 
 @dataclass(frozen=True)
 class Products:
-    """What a stage makes beside the saved model."""
+    """A stage's products besides the saved model."""
 
     prompts: Sequence[Prompt] = ()
     """the first few are answered, for the table of samples"""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """of those answers"""
+    """sampling settings of those answers"""
     merged: bool = False
-    """also a plain model, base and adapter merged"""
+    """also save a plain model, base and adapter merged"""
     sequences: Sequence[list[int]] = ()
-    """what a reward model is to score in the fresh process, for `on_verified`"""
+    """sequences for a reward model to score in the fresh process, for `on_verified`"""
     on_verified: Callable[[list[list[float]]], None] = lambda scores: None
-    """writes what else belongs to the result"""
+    """writes further files of the result"""
     report: Callable[[FreshProcess], None] | None = None
     """makes the stage's own report of the finished run"""
 
@@ -246,12 +246,12 @@ def finish_adapter(
     facts: dict[str, Any],
     products: Products,
 ) -> None:
-    """Save the adapter, reload it in a fresh process, compare, and finish the run. Only then make what reports on it.
+    """Save the adapter, reload it in a fresh process, compare, and finish the run. Only then make its reports.
 
     Under ZeRO every process must call it; the main one writes.
 
     Raises:
-        HandoffError: the reloaded model answers differently.
+        HandoffError: the reloaded model's outputs differ.
     """
     state = adapter_state(model)
     ids = probe_ids[:PROBE_TOKENS]
@@ -261,7 +261,7 @@ def finish_adapter(
         return
     pinned = save_adapter(run.final, model, state, chat, source, kind, adapter)
     write_probe(run.final, ids, values, model)
-    say("loading what was saved in a fresh process, to compare")
+    say("loading the saved model in a fresh process, to compare")
     with FreshProcess(run.final, source.trust_remote_code) as process:
         difference, scores = process.verify(products.sequences)
         say(f"reloaded in a fresh process: the largest difference is {difference:.1e}")
@@ -282,14 +282,14 @@ def finish_adapter(
 
 
 def _leave_launch(trainer: Trainer) -> None:
-    """The last that several processes do together: the main one goes on alone."""
+    """The last collective operation: afterwards the main process continues alone."""
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def samples_request(prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
-    """What the table of samples is made from."""
+    """Input of the table of samples."""
     shown = [prompt.model_dump(include={"messages"}) | {"tools": prompt.tools} for prompt in prompts[:SAMPLED_PROMPTS]]
     return {"prompts": shown, "sampling": sampling.model_dump()}
 
@@ -301,7 +301,7 @@ def make_reports(
     recorder: RunRecorder,
     report: Callable[[FreshProcess], None] | None = None,
 ) -> None:
-    """The reports of a finished run that are planned and not made."""
+    """The planned reports that a finished run lacks."""
 
     def sample(request: dict[str, Any]) -> None:
         answers = process.samples(request["prompts"], request["sampling"])
@@ -320,7 +320,7 @@ def make_reports(
 
 
 def last_metrics(run: Run, up_to: float = math.inf) -> dict[str, Any]:
-    """The newest value of each metric that matters to the stage, of rows up to a step: that of the policy that is kept."""
+    """The newest value of each of the stage's metrics up to a step, that of the kept policy."""
     found: dict[str, Any] = {}
     for row in read_metrics(run.folder):
         if row["step"] <= up_to:
@@ -329,7 +329,7 @@ def last_metrics(run: Run, up_to: float = math.inf) -> dict[str, Any]:
 
 
 def describe(run: Run, report: Callable[[FreshProcess], None] | None = None) -> bool:
-    """Say what is about to happen; True if there is nothing to train: what a finished run lacks is made then."""
+    """Print what happens next; True if there is nothing to train: then a finished run's missing reports are made."""
     if not run.finished:
         say(f"{run.stage}: writing {run.folder}" + (f" (resuming from {run.checkpoint})" if run.checkpoint else ""))
         return False
