@@ -38,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -229,11 +229,13 @@ def list_mutants(file: str) -> list[Mutant]:
     return [mutant for mutant, _, _, _ in _faults(file, tree)]
 
 
-def mutants_of(file: str) -> list[tuple[Mutant, ast.Module]]:
-    """All mutants of a file, each with the module's tree that has it."""
+def mutants_of(file: str, names: Container[str]) -> list[tuple[Mutant, ast.Module]]:
+    """The mutants of a file that have these names, each with the module's tree that has it."""
     tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
     found = []
     for mutant, path, node, changed in _faults(file, tree):
+        if mutant.name not in names:
+            continue
         mutated = copy.deepcopy(tree)
         _put(mutated, path, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
         found.append((mutant, ast.fix_missing_locations(mutated)))
@@ -775,13 +777,12 @@ def main() -> None:
 
 def examine(file: str, workers: int, chosen: str, again: bool) -> list[str]:
     """Run a file's mutants, and store what became of them. Returns those that are neither killed nor explained."""
-    mutants = mutants_of(file)
-    every = [mutant for mutant, _ in mutants]
+    every = list_mutants(file)
     earlier, now = stored(file, every), current(file, every)
     names = {mutant.name for mutant in every if chosen in mutant.name}
     if again:
         names &= to_run_again(every, earlier, now)
-    outcomes = run_file(file, workers, [(one, tree) for one, tree in mutants if one.name in names]) if names else []
+    outcomes = run_file(file, workers, mutants_of(file, names)) if names else []
     found = merged(earlier, now, outcomes)
     RESULTS.mkdir(exist_ok=True)
     rows = {function: asdict(found[function]) for function in sorted(found)}

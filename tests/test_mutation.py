@@ -60,8 +60,10 @@ def test_faults_by_hand(file: str) -> None:
         f"Kept.all: self.start: → self.start - 1:{shown}",
         f"Kept.all: not n → n{shown}",
     ]
-    mutants = mutation.mutants_of(file)
-    assert [one.name for one, _ in mutants] == [f"code.py {name}" for name in names]
+    full = [f"code.py {name}" for name in names]
+    mutants = mutation.mutants_of(file, full)
+    assert [one.name for one, _ in mutants] == full
+    assert [one.name for one, _ in mutation.mutants_of(file, full[3:5])] == full[3:5]
     original = ast.parse(SOURCE)
     assert all(ast.dump(tree) != ast.dump(original) for _, tree in mutants)
     assert len({ast.dump(tree) for _, tree in mutants}) == len(mutants)
