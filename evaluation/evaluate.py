@@ -8,7 +8,6 @@ the raters' judgments. Every mean carries a 95% bootstrap interval over prompts,
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import math
 import statistics
@@ -16,7 +15,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +22,9 @@ from torch import nn
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.repetition import repeated_share
+from evaluation.trained_on import leave_out_trained_on
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import DEFAULT, Rules, is_run, read_prompts
-from tiebreak.data.splits import VALIDATION_SHARE
+from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.models.chat import encode_each
 from tiebreak.models.find import ModelKind, find_model
@@ -36,7 +34,6 @@ from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completi
 from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
-from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run
 from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.terminal import Cell, has_colours, say, table
@@ -52,8 +49,7 @@ def evaluate(config: EvaluateConfig) -> None:
             track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
-        prompts = choose_prompts(config, Rules.of(run))
-        refuse_trained_on(config, run, prompts)
+        prompts = leave_out_trained_on(config, run, choose_prompts(config, Rules.of(run)))
         require_readable(config)
         answers: dict[str, list[Answer]] = {}
         for name in config.policies:
@@ -95,38 +91,6 @@ def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Promp
         raise DataError(f"{config.prompts} has no prompts of the {config.split} split")
     ranked = sorted({p.id: p for p in prompts}.values(), key=lambda p: content_id("rank", p.id))
     return ranked[: config.max_prompts]
-
-
-def refuse_trained_on(config: EvaluateConfig, run: Run, prompts: list[Prompt]) -> None:
-    """No policy may have been trained on what it is measured by: the same file, given to training and to evaluation.
-
-    Raises:
-        DataError: one was.
-    """
-    if is_run(config.prompts) or config.split == "train":
-        return
-    asked = {prompt.id for prompt in prompts}
-    for name, policy in config.policies.items():
-        folder = find_model(policy).folder
-        for where, manifest in _chain_of(folder):
-            if run.inputs["prompts"].id not in [one["id"] for one in manifest["inputs"].values()]:
-                continue
-            share = manifest["config"].get("validation_share", VALIDATION_SHARE)
-            source, held_out = config.prompts, f"--split validation --validation-share {share:g}"
-            if manifest["stage"] == "prepare":
-                source, held_out = where, f"--prompts {where}"
-            rules = dataclasses.replace(Rules.of(run), validation_share=share)
-            learned = asked & {prompt.id for prompt in read_prompts(source, ["train"], rules)}
-            if learned:
-                raise DataError(
-                    f"prompts: {len(learned)} of {len(asked)} of {config.prompts} are in the train split of {where}, from "
-                    f"which policy {name} comes: {held_out} takes those that it held out"
-                )
-
-
-def _chain_of(final: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """What a policy comes from; a run that was copied alone can be evaluated too."""
-    return [] if final is None else manifest_chain(final.parent, as_far_as_known=True)
 
 
 def require_readable(config: EvaluateConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from support import TINY_TRAINING, run_here, write_config, write_rows
 
 from evaluation.configuration import EvaluateConfig
-from evaluation.evaluate import refuse_trained_on
+from evaluation.trained_on import leave_out_trained_on
 from preference.configuration import PPOConfig
 from preference.ppo.train import PPO
 from sft.configuration import PrepareConfig, SFTConfig
@@ -191,10 +192,11 @@ def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pyt
             )
             for stage in stages
         ]
-        monkeypatch.setattr("evaluation.evaluate.find_model", lambda _: SimpleNamespace(folder=tmp_path))
-        monkeypatch.setattr("evaluation.evaluate._chain_of", lambda _: manifests)
+        found = SimpleNamespace(folder=tmp_path, stage="dpo")
+        monkeypatch.setattr("evaluation.trained_on.find_model", lambda *_, **__: found)
+        monkeypatch.setattr("evaluation.trained_on.manifest_chain", lambda *_, **__: manifests)
         try:
-            refuse_trained_on(config, run, prompts)
+            leave_out_trained_on(config, run, prompts)
         except DataError as error:
             return str(error).removeprefix("prompts: ")
         return ""
@@ -285,11 +287,37 @@ def test_evaluate_refuses_what_its_policy_was_trained_on(tmp_path: Path, tiny_mo
     words = ("--split", "validation", "--validation-share", "0.4", "--output", tmp_path / "held-out")
     status, err = run_here("evaluate", "--config", evaluation, *words)
     assert status == 0, err
+
+    # the same prompts in another file, one of them with blanks around it
+    others = [{"prompt": f" {text}\n" if n == 0 else text} for n, text in enumerate([*trained, "Another question?"])]
+    copied = write_rows(tmp_path / "copied.jsonl", others)
+    shutil.copytree(tmp_path / "sft" / "final", tmp_path / "elsewhere")
+    [checkpoint] = (tmp_path / "sft" / "checkpoints").glob("checkpoint-*")
+    to_copied = ("--prompts", copied, "--output", tmp_path / "copied")
+    for policy in (tmp_path / "sft", checkpoint):
+        status, err = run_here("evaluate", "--config", evaluation, *to_copied, "--policies.sft", policy)
+        assert status == 1
+        assert (
+            f"{len(trained)} of {len(trained) + 1} of {copied} were trained on by {tmp_path / 'sft'}, from which" in err
+        )
+        assert "leave them out with on_bad_row: drop" in err
+    status, err = run_here("evaluate", "--config", evaluation, *to_copied, "--on-bad-row", "drop")
+    assert status == 0, err
+    measured = read_manifest(tmp_path / "copied")
+    assert (measured["counts"]["prompts"], measured["prompts_trained_on"]) == (1, len(trained))
+    words = (
+        "--policies.sft",
+        tmp_path / "elsewhere",
+        "--output",
+        tmp_path / "unknown",
+    )  # nothing tells what it learned
+    status, err = run_here("evaluate", "--config", evaluation, "--prompts", copied, *words)
+    assert status == 0, err
     assert read_manifest(tmp_path / "held-out")["counts"]["prompts"] == 9 - len(trained)
     words = ("--split", "train", "--validation-share", "0.4", "--output", tmp_path / "trained")
     status, err = run_here("evaluate", "--config", evaluation, *words)  # asked for by name
     assert status == 0, err
     assert read_manifest(tmp_path / "trained")["counts"]["prompts"] == len(trained)
-    other = write_rows(tmp_path / "other.jsonl", [{"prompt": text} for text in texts[:2]])
+    other = write_rows(tmp_path / "other.jsonl", [{"prompt": text} for text in texts if text not in trained])
     status, err = run_here("evaluate", "--config", evaluation, "--prompts", other, "--output", tmp_path / "unseen")
     assert status == 0, err

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from support import read_rows, run_here, write_config, write_rows
 
 from evaluation.configuration import EvaluateConfig
-from evaluation.evaluate import _chain_of as chain_of
 from evaluation.evaluate import kinds_behind, named_source, policy_figures
+from evaluation.trained_on import made_by
 from tiebreak.config import StageConfig, TrackingConfig
 from tiebreak.records import write_json
 from tiebreak.runs.run import start_run
@@ -428,17 +428,21 @@ def test_whose_judgments_are_behind_an_evaluation(monkeypatch: pytest.MonkeyPatc
 def test_a_run_that_was_copied_alone_is_as_much_of_its_chain_as_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stages(folder: Path | None) -> list[str]:
+        policy: Any = SimpleNamespace(folder=folder, stage="dpo")
+        return sorted(manifest["stage"] for _, manifest in made_by(policy))
+
     monkeypatch.chdir(tmp_path)
     for stage, inputs in (("sft", {}), ("dpo", {"policy": "runs/sft"})):
         config = StageConfig(output=f"runs/{stage}", tracking=TrackingConfig(mode="disabled"))
         run = start_run(config, stage, inputs)
         write_json(run.final / "adapter.json", {})
         run.finish()
-    assert sorted(manifest["stage"] for _, manifest in chain_of(Path("runs/dpo/final"))) == ["dpo", "sft"]
+    assert stages(Path("runs/dpo/final")) == ["dpo", "sft"]
     shutil.copytree("runs/dpo", "elsewhere/in/dpo")
     shutil.rmtree("runs")
-    assert [manifest["stage"] for _, manifest in chain_of(Path("elsewhere/in/dpo/final"))] == ["dpo"]
-    assert chain_of(None) == []
+    assert stages(Path("elsewhere/in/dpo/final")) == ["dpo"]
+    assert stages(None) == []
 
 
 # --- yardsticks ---
