@@ -40,7 +40,7 @@ LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "sft")
 MARGIN_LOSSES = ("sigmoid", "sigmoid_norm")
 SOFT_LOSSES = ("sigmoid", "hinge", "ipo", "sigmoid_norm")
 """Those that an uncertain label has a meaning for: their expectation over it. robust and exo_pair have a smoothing of their
-own; the others rank an answer by itself."""
+own; the others rank single answers."""
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 LOSSES_ELSEWHERE = {
     "dpo": "its loss is called sigmoid here",
@@ -68,7 +68,7 @@ PPO_ALONE = (
     "entropy_coef",
     "whiten_rewards",
 )
-"""Keys that only our own trainer knows."""
+"""Keys that only our own trainer reads."""
 GUARD_INPUT = "guard.reward_model"
 """the name of a guard's reward model among a run's inputs"""
 
@@ -189,7 +189,7 @@ class DPOConfig(PreferencesConfig):
             )
         if self.label_smoothing and not set(SMOOTHED_LOSSES) & set(self.loss_type):
             raise ValueError(
-                f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; give it 0, or add one that knows it: "
+                f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; set it to 0, or add one that uses it: "
                 f"{', '.join(sorted(SMOOTHED_LOSSES))}"
             )
         return self
@@ -250,7 +250,7 @@ class VLLMConfig(Section):
     @model_validator(mode="after")
     def _of_its_mode(self) -> VLLMConfig:
         other = "colocate" if self.mode == "server" else "server"
-        refuse_unread(self, f"only mode {other} knows this", *ONE_MODE_ALONE[other])
+        refuse_unread(self, f"only mode {other} reads this", *ONE_MODE_ALONE[other])
         return self
 
 

@@ -18,9 +18,9 @@ PHRASE_WORDS = 6
 OVERLONG = 3
 """An over-long answer has this many times the tokens of the chosen one, if they fit."""
 WHAT = {
-    "empty": "nothing but the end of the answer",
-    "repeated": "its first words over and over",
-    "copied": "the prompt said back",
+    "empty": "an empty answer",
+    "repeated": "its first words, repeated",
+    "copied": "a copy of the prompt",
     "over-long": "the chosen answer, then answers to other prompts",
 }
 

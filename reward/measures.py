@@ -345,4 +345,4 @@ def _caveats(figures: Mapping[str, Any]) -> Iterable[str]:
             f"prompt in {kind['above_rejected'] * kind['n']:.0f} of {kind['n']} cases: PPO may find it."
         )
     if "simulated" in figures["kinds"]:
-        yield "The raters are simulated: this says how well the model learned their rules, and nothing of what people want."
+        yield "The raters are simulated: this shows how well the model learned their rules, not what people want."

@@ -198,7 +198,7 @@ def _spread(report: Report) -> Markup | None:
     else:
         remark += (
             f"A pair that it gets wrong has the larger spread than one that it gets right {percent(found['auroc'])} of "
-            "the time; at 50% the spread tells nothing."
+            "the time; at 50% the spread is uninformative."
         )
     return join(table(_share_headings("Spread, units of score"), rows), note(remark))
 
@@ -259,12 +259,12 @@ def _mistakes(report: Report) -> Markup | None:
     cards = []
     for row in report["worst"]:
         strength, agreement = row["strength"], row["agreement"]
-        said = [f"strength {number(strength)}"] if strength is not None else []
-        said += [f"{percent(agreement)} of the raters"] if agreement is not None else []
+        facts = [f"strength {number(strength)}"] if strength is not None else []
+        facts += [f"{percent(agreement)} of the raters"] if agreement is not None else []
         cards.append(
             _card(
                 row["prompt"],
-                _answer("Chosen", _MODEL, row["chosen_score"], row["chosen"], ", ".join(said)),
+                _answer("Chosen", _MODEL, row["chosen_score"], row["chosen"], ", ".join(facts)),
                 _answer("Rejected", _GARBAGE, row["rejected_score"], row["rejected"]),
             )
         )

@@ -167,9 +167,9 @@ def report_metrics(report: dict[str, Any]) -> dict[str, Any]:
     """The manifest's figures for the recipe's own report."""
     after = report["calibration"]["after"]
     kept = ("accuracy", "accuracy_interval", "n", "length_baseline", "score_mean", "score_std")
-    told = {key: report[key] for key in kept} | {"ece": report["calibration"]["before"]["ece"]}
-    told |= {"ece_calibrated": after["ece"]} if after else {}
-    return {f"held_out_{key}": value for key, value in told.items()}
+    figures = {key: report[key] for key in kept} | {"ece": report["calibration"]["before"]["ece"]}
+    figures |= {"ece_calibrated": after["ece"]} if after else {}
+    return {f"held_out_{key}": value for key, value in figures.items()}
 
 
 # --- the command ---

@@ -132,19 +132,19 @@ def label(
         DataError: there are none.
     """
     labels = [label_of(e.source, config) for e in examples]
-    counting = [(example, said) for example, said in zip(examples, labels, strict=True) if said.weight]
+    counting = [(example, label) for example, label in zip(examples, labels, strict=True) if label.weight]
     if bootstrap and not counting and examples:
         raise DataError(
             "every preference has weight 0, so there is nothing to learn: fix the weights, or give --use-weights false"
         )
     if not counting:
         return []
-    weights = np.array([[said.weight] for _, said in counting]).repeat(config.members, axis=1)
+    weights = np.array([[label.weight] for _, label in counting]).repeat(config.members, axis=1)
     if bootstrap:
         weights = weights * bootstrap_counts([e.group for e, _ in counting], config.members, config.training.seed)
     return [
-        dataclasses.replace(example, margin=said.margin, target=said.target, weight=tuple(row))
-        for (example, said), row in zip(counting, mean_one(weights).tolist(), strict=True)
+        dataclasses.replace(example, margin=label.margin, target=label.target, weight=tuple(row))
+        for (example, label), row in zip(counting, mean_one(weights).tolist(), strict=True)
     ]
 
 

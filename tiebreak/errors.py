@@ -207,7 +207,7 @@ def is_full_disk(error: Exception) -> bool:
     """Whether an error means that the disk is full."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_FULL
-    return any(told in str(error) for told in _DISK_FULL_ELSEWHERE)
+    return any(message in str(error) for message in _DISK_FULL_ELSEWHERE)
 
 
 def _stop(stopped: Stopped, resumes: bool) -> None:

@@ -40,7 +40,7 @@ class Bar:
             self.advance(done - self.done)
 
     def skip_to(self, done: int) -> None:
-        """So much is done in all, and the last of it was there already: it took no time, and says nothing of the rest."""
+        """Jump to `done`: the skipped part took no time and does not count for the time left."""
         self._skipped += done - self.done
         self.advance_to(done)
 
@@ -85,7 +85,7 @@ class Screen:
         self._display, self._clock = display, clock
 
     def begin(self, total: int, what: str, done: int = 0) -> Bar:
-        """A new bar, of which so much is done already."""
+        """A new bar, partly done already."""
         bar = Bar(total, what, done, self._display, self._clock)
         self._display.began(bar)
         return bar

@@ -458,7 +458,7 @@ class GroupHooks(InputsHook):
         return self._buffered_inputs
 
     def take_up_rollout(self, taken: int, buffered: Any) -> None:
-        """Continue with a rollout of which some micro-batches were taken."""
+        """Continue with a rollout whose first micro-batches were used."""
         self._step, self._buffered_inputs = taken, buffered
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -519,7 +519,7 @@ def set_trained_tokens(trainer: Any, count: int) -> None:
 
 
 def set_synchronises(gradient_state: Any, synchronises: bool) -> None:
-    """Whether the next backward pass ends an optimizer step, for accelerate and what stands on it."""
+    """Whether the next backward pass ends an optimizer step, for accelerate and its dependents."""
     require("accelerate")
     gradient_state._set_sync_gradients(synchronises)
 
@@ -589,7 +589,7 @@ def keep_quantized_weights(model: Any) -> None:
 
 @contextmanager
 def adapters_set(layers: Iterable[Any], names: list[str]) -> Iterator[None]:
-    """Compute with these adapters on PEFT's layers meanwhile, and leave what trains as it is."""
+    """Within, compute with these adapters on PEFT's layers, without changing which parameters train."""
     require("peft")
     before = [(layer, layer._active_adapter) for layer in layers]
     for layer, _ in before:
@@ -603,7 +603,7 @@ def adapters_set(layers: Iterable[Any], names: list[str]) -> Iterator[None]:
 
 @contextmanager
 def adapters_off(layers: Iterable[Any]) -> Iterator[None]:
-    """Compute with no adapter on PEFT's layers meanwhile, and leave what trains as it is."""
+    """Within, compute without adapters on PEFT's layers, without changing which parameters train."""
     require("peft")
     before = [(layer, layer._disable_adapters) for layer in layers]
     for layer, _ in before:

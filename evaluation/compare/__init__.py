@@ -59,9 +59,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             track(run)
         else:
             track_again(run)
-    said = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
-    print_summary(said, run.folder / "report.html", config.next_step or judge_by_hand(config, links))
-    return dict(said)
+    report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
+    print_summary(report, run.folder / "report.html", config.next_step or judge_by_hand(config, links))
+    return dict(report)
 
 
 def judge_by_hand(config: CompareConfig, links: Sequence[Link]) -> str:

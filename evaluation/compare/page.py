@@ -263,7 +263,7 @@ def _changes(report: Report, marks: Marks, measure: Measure) -> Markup | None:
     rows = [_change_row(row, report, marks, measure) for row in changes]
     unknown = [label(row["policy"]) for row in changes if not row["trained_from"]]
     remark = (
-        note(f"No manifest shows what {', '.join(unknown)} was trained from: held against the baseline.")
+        note(f"No manifest shows what {', '.join(unknown)} was trained from: compared with the baseline.")
         if unknown
         else None
     )
@@ -271,7 +271,7 @@ def _changes(report: Report, marks: Marks, measure: Measure) -> Markup | None:
 
 
 def _lower(name: str) -> str:
-    """A name inside a sentence: Rubric score → the rubric score; a user's own as it is."""
+    """A name inside a sentence: Rubric score → the rubric score; a user's own unchanged."""
     return "the rubric score" if name == "Rubric score" else name
 
 
@@ -541,7 +541,7 @@ def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
             parts.append(el("details", el("summary", f"{len(further)} further figures"), drawn))
     legend = note(
         "Solid: training data. Dashed: held-out data. Beside each name: its first and last value."
-        + (" A dotted line stands at the step whose policy a guard kept." if kept else "")
+        + (" A dotted line marks the step whose policy a guard kept." if kept else "")
     )
     return join(legend, parts) if parts else None
 
@@ -688,7 +688,9 @@ def _sample_controls(report: Report, marks: Marks) -> Markup:
     return el(
         "div",
         el(
-            "label", "Order ", el("select", [el("option", said, value=key) for key, said in orders.items()], id="order")
+            "label",
+            "Order ",
+            el("select", [el("option", title, value=key) for key, title in orders.items()], id="order"),
         ),
         el("label", "of ", el("select", [el("option", label(name), value=name) for name in subjects], id="subject")),
         el("label", "Containing ", el("input", type="search", id="search", size=16)),

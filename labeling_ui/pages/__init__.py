@@ -71,7 +71,7 @@ class PageConfig:
     aspects: tuple[str, ...] = ()
     """asked beside the overall judgment, each on the same scale"""
     reason: bool = True
-    """whether a reason is asked for"""
+    """whether to ask for a reason"""
     policies: tuple[str, ...] = ()
     """policies that raters converse with; (): no conversations"""
     system: str = ""

@@ -1,6 +1,6 @@
 """Validated forms of what clients send about a pair.
 
-None of them contains the sides: the store knows which were shown.
+None of them contains the sides: the store has them.
 """
 
 from __future__ import annotations

@@ -105,15 +105,15 @@ def _server_fault(config: VLLMConfig, length: int) -> str | None:
     except (OSError, HTTPException) as error:
         return f"no vLLM server answers at {at} ({getattr(error, 'reason', error)})"
     try:
-        told = json.loads(_read(f"{at}/server_info?config_format=json"))["vllm_config"]
-        transfer, model = told["weight_transfer_config"], told["model_config"]
+        settings = json.loads(_read(f"{at}/server_info?config_format=json"))["vllm_config"]
+        transfer, model = settings["weight_transfer_config"], settings["model_config"]
         logprobs, longest = model["logprobs_mode"], int(model["max_model_len"])
     except HTTPError as error:
         if error.code == 404:
             return f"the server at {at} accepts no weights, because it was started without VLLM_SERVER_DEV_MODE=1"
         return f"the server at {at} does not say how it is set up ({error})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
-        return f"what answers at {at} is not a vLLM server that TRL knows ({type(error).__name__}: {error})"
+        return f"{at} is not a vLLM server that TRL supports ({type(error).__name__}: {error})"
     if transfer is None:
         return f"the server at {at} accepts no weights, because it was started without --weight-transfer-config"
     if logprobs != "processed_logprobs":

@@ -374,7 +374,7 @@ def test_what_no_manifest_shows_is_held_against_the_baseline_and_says_so() -> No
     assert (row["policy"], row["from"], row["trained_from"], row["run"]) == ("elsewhere", "sft", False, None)
     page = Path("runs/report/report.html").read_text(encoding="utf-8")
     assert " against SFT</small>" in page
-    assert "No manifest shows what elsewhere was trained from: held against the baseline." in page
+    assert "No manifest shows what elsewhere was trained from: compared with the baseline." in page
 
 
 def test_verdicts_do_not_depend_on_the_order_of_the_policies() -> None:

@@ -204,7 +204,7 @@ def test_what_no_server_and_no_gpu_lead_to(world: World, tmp_path: Path) -> None
         "transfer": ({**READY, "weight_transfer_config": None}, "was started without --weight-transfer-config"),
         "raw": (raw, "returns raw_logprobs, but completions are not sampled from these"),
         "short": (short, "supports 16 tokens, but training.max_length_tokens is 32"),
-        "stranger": ({}, "is not a vLLM server that TRL knows"),
+        "stranger": ({}, "is not a vLLM server that TRL supports"),
     }
     command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {world.policy} --port"
     cases: list[tuple[list[Any], int, tuple[str, ...]]] = []

@@ -154,23 +154,23 @@ def inspect_run(folder: str) -> Inspection:
     if not (path / runs.MANIFEST).is_file() and not (path / runs.RUN_FILE).is_file():
         raise RunError(_what_instead(path))
     finished = (path / runs.MANIFEST).is_file()
-    told = runs.read_manifest(path) if finished else runs.read_run_file(path)
+    record = runs.read_manifest(path) if finished else runs.read_run_file(path)
     rows = runs.read_metrics(path)
     checkpoint = None if finished else _newest_checkpoint(path)
     return Inspection(
         folder=folder,
         state="finished" if finished else _unfinished_state(path, checkpoint),
-        stage=str(told["stage"]),
-        id=told.get("id"),
+        stage=str(record["stage"]),
+        id=record.get("id"),
         checkpoint=checkpoint,
-        config=told["config"],
-        inputs=_look_up(folder, told),
-        outputs=_outputs(path, told.get("outputs") or {}) if finished else [],
+        config=record["config"],
+        inputs=_look_up(folder, record),
+        outputs=_outputs(path, record.get("outputs") or {}) if finished else [],
         logged_rows=len(rows),
         last_metrics=last_metrics(rows),
-        facts={key: value for key, value in told.items() if key not in _USUAL} if finished else {},
-        made={key: told.get(key) for key in _MADE} if finished else {},
-        placement={key: told[key] for key in _PLACED if told.get(key) is not None},
+        facts={key: value for key, value in record.items() if key not in _USUAL} if finished else {},
+        made={key: record.get(key) for key in _MADE} if finished else {},
+        placement={key: record[key] for key in _PLACED if record.get(key) is not None},
     )
 
 

@@ -120,7 +120,7 @@ def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: Pipe
         if not config.replace:
             raise RunError(
                 f"{folder} holds another run, and nothing is overwritten; {why}. Give --replace to move it aside and "
-                "run this stage anew, or --root for another folder"
+                "run this stage again, or --root for another folder"
             )
         _move_aside(folder)
     elif state == "cut off":
@@ -275,7 +275,7 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
     words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
     if entry.accelerate:
         words += ["--accelerate", entry.accelerate]
-    begun = time.monotonic()
+    started = time.monotonic()
     status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
     if requested() or status in (STOPPED, INTERRUPTED):
         number = requested() or (signal.SIGINT if status == INTERRUPTED else signal.SIGTERM)
@@ -285,7 +285,7 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
             f"stage {entry.stage} failed with status {status}; see its output above. Fix it and run the "
             "same command again: finished stages are kept, and this one resumes from its last checkpoint"
         )
-    tick(entry.stage, duration(time.monotonic() - begun))
+    tick(entry.stage, duration(time.monotonic() - started))
 
 
 def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""The table of commands: the stages in their order, and what stands beside them.
+"""The table of commands: the stages in order, and the others.
 
 It imports nothing but the stages' entries, so that `tiebreak --help` answers at once.
 """

@@ -297,7 +297,7 @@ class Chat:
 
     def _encode_after(self, before: str, prompt: list[int], text: str) -> list[int]:
         """Ids of the text that follows a prompt: those of the whole. Where the text's first blanks would merge with the
-        prompt's last, the policy continues the prompt as it is.
+        prompt's last, the policy continues the unchanged prompt.
 
         Raises:
             HandoffError: the tokenizer has no ids for the text by itself.
@@ -534,7 +534,7 @@ class Chat:
     def _require_rendered(
         self, messages: Sequence[Message], tools: Tools, text: str, add_generation_prompt: bool = False
     ) -> None:
-        """Refuse a conversation of which the template leaves a part out in silence.
+        """Refuse a conversation if the template silently omits a part of it.
 
         A part's text is looked for in what was rendered. Of each kind of part (a role after another, tools, tool calls, a
         thought, a name) the first is tried as well, and each whose text is not found: rendered with another in its place.
@@ -602,7 +602,7 @@ def _position_after(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text
     if not text or not holds(len(ids)):
         return None
     low, high = 0, len(ids)
-    while low < high:  # what holds the text goes on holding it
+    while low < high:  # monotonic: more ids contain it too
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
     return high
@@ -699,7 +699,7 @@ def encode_each(
     """Each row, and `encode` of it.
 
     Args:
-        dropping: the run that goes on without the rows that cannot be rendered, and lists them (`on_bad_row: drop`).
+        dropping: the run that drops rows that cannot be rendered, and lists them (`on_bad_row: drop`).
 
     Raises:
         DataError: with every row that the chat template cannot take; or none is left.

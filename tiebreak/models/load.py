@@ -128,10 +128,10 @@ def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedM
 def load_policy(
     source: ModelSource, training: OptimizerConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
 ) -> PeftModel:
-    """A policy to train: the run's own adapter, gone on with, or a new one on a base model.
+    """A policy to train: the run's own adapter, continued, or a new one on a base model.
 
     Raises:
-        ConfigError: an adapter is asked for that is not the one the policy has.
+        ConfigError: the requested adapter differs from the policy's.
     """
     from peft import prepare_model_for_kbit_training
 

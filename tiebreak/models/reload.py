@@ -77,8 +77,8 @@ class FreshProcess:
         import torch
 
         try:
-            told = self.ask("verify", threads=torch.get_num_threads())
-            return float(told["difference"]), self.scores(sequences) if sequences else []
+            reply = self.ask("verify", threads=torch.get_num_threads())
+            return float(reply["difference"]), self.scores(sequences) if sequences else []
         except RuntimeError as error:
             raise HandoffError(
                 f"{self._about['final']} was saved, but a fresh process cannot use it: {error}. The checkpoints are kept: "

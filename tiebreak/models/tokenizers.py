@@ -44,7 +44,7 @@ def load_chat(source: ModelSource, asked: ChatSettings | None = None, trust_remo
 
 
 def _vocabulary_of(folder: Path) -> int | None:
-    """For how many tokens a model has weights, as its configuration says; None where it does not."""
+    """Number of tokens with weights, from the model's configuration; None if it lacks it."""
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def _settled_chat(source: ModelSource, asked: ChatSettings | None) -> ChatSettin
         now, then = getattr(asked, key), getattr(pinned, key)
         if now and now != then:
             raise HandoffError(
-                f"{source.name} was trained with {key}: {then or 'its default'}, and {now} is asked for here, so it would "
+                f"{source.name} was trained with {key}: {then or 'its default'}, but {now} is requested here, so it would "
                 f"read other text than it learned from: leave {key} out"
             )
     return pinned.model_copy(update={"thinking": asked.thinking} if "thinking" in asked.model_fields_set else {})

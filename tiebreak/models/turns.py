@@ -1,7 +1,7 @@
 """A chat template's text around an assistant's answer, found by rendering a small conversation.
 
-No table of model families: a template is asked. What follows the answer says which token ends a turn; what comes before
-it, with and without a thought, says how thoughts are marked. With the model's own list of end tokens
+No table of model families: the template itself is probed. The text after the answer shows its end token; the text before
+it, with and without a thought, shows how thoughts are marked. With the model's own list of end tokens
 (`generation_config.json`) that gives the tokens at which sampling stops, and the one that training ends an answer with.
 """
 
@@ -42,7 +42,7 @@ class Turn:
     inner_tail: str
     """what follows an answer that another turn follows, with the beginning of that turn"""
     thought_open: str | None
-    """what begins a thought; empty where the generation prompt has begun it; None: the template knows no thoughts"""
+    """beginning of a thought; empty if the generation prompt contains it; None: the template has no thoughts"""
     thought_close: str = ""
     """text between a thought and its answer"""
     thought_begun: str = ""

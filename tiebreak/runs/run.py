@@ -402,7 +402,7 @@ def folder_state(folder: Path, identity: Identity) -> tuple[str, str]:
     if (folder / RUN_FILE).exists():
         apart = identity.differs_from(read_run_file(folder), finished=False)
         if not apart:
-            return "cut off", "it was cut off before its end"
+            return "cut off", "it was interrupted"
         return ("new", "nothing was kept there") if _holds_nothing(folder) else ("other", apart)
     return ("new", "nothing was kept there") if _holds_nothing(folder) else ("other", "it is no run folder")
 
@@ -587,9 +587,9 @@ def peak_memory_bytes() -> int:
 
 
 def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: str) -> list[Any]:
-    """`compute(keys of one batch, advance)` for every batch, each kept on disk as soon as it is done.
+    """`compute(keys of one batch, advance)` for every batch, each stored on disk as soon as it is done.
 
-    A stage that was cut off computes only the batches that are missing, in the same batches as before, so it ends in the
+    An interrupted stage computes only the missing batches, in the same batches as before, so it ends in the
     same result. `compute` returns a JSON value for each key, and may call `advance(count)` as keys get done.
     """
     partial = run.folder / "partial" / what.replace(" ", "-")

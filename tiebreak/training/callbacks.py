@@ -118,7 +118,7 @@ class RunCallback(TrainerCallback):
     def __init__(self, recorder: RunRecorder, trainer: Trainer) -> None:
         self.recorder, self.trainer = recorder, trainer
         self.stopped_by = 0
-        """the signal, once every process knows of it"""
+        """the signal, once every process has it"""
         self.evaluates_next = False
         self.generators = generator_states()
         """as they were before the step that is computed now"""
