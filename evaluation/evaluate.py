@@ -93,43 +93,8 @@ def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Promp
     return ranked[: config.max_prompts]
 
 
-<<<<<<< HEAD
-=======
-def refuse_trained_on(config: EvaluateConfig, run: Run, prompts: list[Prompt]) -> None:
-    """Refuse policies trained on the evaluation's prompts: the same file, given to training and to evaluation.
-
-    Raises:
-        DataError: one was.
-    """
-    if is_run(config.prompts) or config.split == "train":
-        return
-    asked = {prompt.id for prompt in prompts}
-    for name, policy in config.policies.items():
-        folder = find_model(policy).folder
-        for where, manifest in _chain_of(folder):
-            if run.inputs["prompts"].id not in [one["id"] for one in manifest["inputs"].values()]:
-                continue
-            share = manifest["config"].get("validation_share", VALIDATION_SHARE)
-            source, held_out = config.prompts, f"--split validation --validation-share {share:g}"
-            if manifest["stage"] == "prepare":
-                source, held_out = where, f"--prompts {where}"
-            rules = dataclasses.replace(Rules.of(run), validation_share=share)
-            learned = asked & {prompt.id for prompt in read_prompts(source, ["train"], rules)}
-            if learned:
-                raise DataError(
-                    f"prompts: {len(learned)} of {len(asked)} of {config.prompts} are in the train split of {where}, from "
-                    f"which policy {name} comes: {held_out} takes those that it held out"
-                )
-
-
-def _chain_of(final: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """A policy's ancestors; a run that was copied alone can be evaluated too."""
-    return [] if final is None else manifest_chain(final.parent, as_far_as_known=True)
-
-
->>>>>>> bbd4926 (Remaining participles as names, and phrases to read twice)
 def require_readable(config: EvaluateConfig) -> None:
-    """Before sampling: check that the reward model reads tokens as the policies do.
+    """Before anything is sampled: the reward model must read the policies' tokens as they meant them.
 
     Raises:
         HandoffError: it has another tokenizer or chat template than one of the policies.
@@ -153,7 +118,7 @@ Answer = dict[str, Any]
 def answer_prompts(
     config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], yardstick: Yardstick
 ) -> list[Answer]:
-    """One completion per prompt, with the same seeds for every policy. The yardstick is tested on the first answer."""
+    """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
     source = find_model(config.policies[name], trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     each = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
@@ -201,7 +166,7 @@ def answer_prompts(
 def add_measurements(
     config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], answers: list[Answer], yardstick: Yardstick
 ) -> None:
-    """The yardstick's value of every answer; measurements are kept while its function is unchanged."""
+    """The yardstick's value of every answer; what was measured is kept for as long as its function is the same."""
 
     def measure(batch: list[int], _: object) -> list[dict[str, Any]]:
         return [asdict(measure_answer(yardstick, prompts[n], answers[n], name)) for n in batch]
@@ -277,7 +242,7 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
 
 
 def require_numbers(values: Mapping[str, Sequence[float]], model: str) -> None:
-    """Refuse values from a broken model: their mean would be meaningless.
+    """Refuse what a broken model gives: a mean of it is no figure.
 
     Args:
         values: by the policy whose answers they are of.
@@ -302,9 +267,9 @@ def _add(
     measure: Callable[[list[Answer]], list[Any]],
     what: str,
 ) -> None:
-    """Measure every answer, in batches that survive a crash, and store the value under `key`.
+    """Measure every answer, in batches that a crash does not undo, and keep the value under `key`.
 
-    All policies' answers to a prompt are adjacent, so that the prompt is computed once for them.
+    What all policies answered to a prompt stands together, so that the prompt is computed once for them.
     """
     order = sorted(range(len(answers)), key=lambda n: (answers[n]["prompt_ids"], n))
     values = in_batches(run, order, config.batch_size, lambda batch, _: measure([answers[n] for n in batch]), what)
@@ -313,7 +278,7 @@ def _add(
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Row indices, shortest first: batches of similar length waste little on padding."""
+    """Row numbers, shortest first: batches of near-equal length waste little on padding."""
     return sorted(range(len(lengths)), key=lambda n: (lengths[n], n))
 
 
@@ -324,7 +289,7 @@ def in_order(order: list[int], values: list[Any]) -> list[Any]:
 
 
 def to_rows(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
-    """A row for each completion, with all of its measurements."""
+    """A row for each completion, with all that was measured of it."""
     rows = []
     for name, own in answers.items():
         for prompt, answer in zip(prompts, own, strict=True):
@@ -349,7 +314,7 @@ def to_rows(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dic
 
 
 def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures by policy, for evaluation.compare."""
+    """Figures by policy; see evaluation.compare, which prints them."""
     by_policy: dict[str, list[dict[str, Any]]] = {name: [] for name in config.policies}
     for row in rows:
         by_policy[row["policy"]].append(row)
@@ -384,7 +349,7 @@ def to_metrics(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_source(policy: str, trust_remote_code: bool) -> dict[str, str]:
-    """A policy's origin, without its path: the stage that made it, or the base's name."""
+    """What a policy is, without its path, which says nothing of it: the stage that made it, or the base's name."""
     found = find_model(policy, trust_remote_code=trust_remote_code)
     made_by = found.stage or (found.base if found.folder is None else f"adapter on {found.base}")
     return {"source": made_by, "id": found.id}
@@ -416,7 +381,7 @@ def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, see
 
 
 def win_figures(measured: list[float], baseline: list[float] | None) -> dict[str, Any]:
-    """How often a policy beats the baseline on the same prompts; a tie is half a win."""
+    """How often a policy beats the baseline on the same prompts, a tie being half a win."""
     if baseline is None:
         return {"win_rate_vs_baseline": None, "win_rate_vs_sft": None, "win_rate_interval": None, "outcomes": None}
     outcomes = count_outcomes(measured, baseline)
@@ -429,7 +394,7 @@ def win_figures(measured: list[float], baseline: list[float] | None) -> dict[str
 
 
 def mean_interval(values: list[float], seed: int) -> Interval | None:
-    """The 95% interval of a mean; None for fewer than two values."""
+    """The 95% interval of a mean; None of fewer than two values, which show no spread."""
     return bootstrap_interval(values, seed) if len(values) > 1 else None
 
 
@@ -450,7 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _shares_met(answers: Sequence[Mapping[str, bool]]) -> dict[str, float]:
-    """The share of answers that meet each criterion, among those it applies to."""
+    """The share of answers that meet each criterion, among those that it was asked of."""
     names = dict.fromkeys(name for answer in answers for name in answer)
     return {name: statistics.fmean(answer[name] for answer in answers if name in answer) for name in names}
 
