@@ -60,6 +60,11 @@ def test_an_error_is_coloured_in_a_terminal_and_plain_elsewhere() -> None:
     assert piped.stderr == message
 
 
+def test_help_is_bold_in_a_terminal_only() -> None:
+    assert "\x1b[1moptions\x1b[0m" in in_terminal(["dpo", "--help"])
+    assert "\x1b" not in in_terminal(["dpo", "--help"], NO_COLOR="1")
+
+
 def test_labels_and_paths_that_exist(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.touch()

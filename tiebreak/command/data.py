@@ -31,6 +31,7 @@ from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import ConfigError, DataError, HandoffError, exit_with_message
 from tiebreak.extras import INSTALL, has_training_packages
 from tiebreak.records import Demonstration, Preference, Prompt, Split, prompt_id
+from tiebreak.terminal import has_colours
 
 if TYPE_CHECKING:
     from tiebreak.models.chat import Chat
@@ -193,7 +194,9 @@ def _print_rows(shown: Sequence[Shown], given: DataArguments) -> None:
         print(f"\nnot rendered: that takes the training packages: {INSTALL}")
         return
     chat = _load_chat(given)
-    print(f"\nas {given.policy} reads them; {'in green' if sys.stdout.isatty() else '⟦in brackets⟧'}: trained tokens")
+    print(
+        f"\nas {given.policy} reads them; {'in green' if has_colours(sys.stdout) else '⟦in brackets⟧'}: trained tokens"
+    )
     for one in picked:
         for part, text in _rendered(chat, one):
             print(f"\n{one.where} ({one.split}){part}\n{text}")
@@ -242,7 +245,7 @@ def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
 def _coloured(chat: Chat, encoded: Any) -> str:
     from tiebreak.models.chat import coloured_mask
 
-    text = coloured_mask(chat.tokenizer, encoded, colour=sys.stdout.isatty())
+    text = coloured_mask(chat.tokenizer, encoded, colour=has_colours(sys.stdout))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
 
 

