@@ -367,10 +367,11 @@ def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = 
         )
     labels = {example.label for example in counting}
     batchwise = [name for name in config.loss_type if name not in LOSSES_OF_PAIRS]
-    if batchwise and len(labels) > 1:
+    if batchwise and (len(labels) > 1 or any(replace(label, weight=1.0) != PLAIN for label in labels)):
         raise ConfigError(
-            f"loss_type: {', '.join(batchwise)} compares a batch as a whole, so its rows cannot count by their weight, as "
-            f"some of these preferences do; use {', '.join(LOSSES_OF_PAIRS)}, or give --use-weights false"
+            f"loss_type: {', '.join(batchwise)} compares a batch as a whole, so its rows cannot count by their weight, or "
+            f"be ties, as some of these preferences do; use {', '.join(LOSSES_OF_PAIRS)}; or give --use-weights false, and "
+            "leave ties (strength 0) out"
         )
     if len(counting) < len(examples):
         say(f"{len(examples) - len(counting)} of {len(examples)} preferences have weight 0 and were left out")

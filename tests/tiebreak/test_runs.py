@@ -517,3 +517,21 @@ def test_metrics_are_read_less_a_torn_last_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert runs.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
     assert runs.read_metrics(tmp_path / "nowhere") == []
+
+
+def test_metrics_of_a_damaged_file_are_its_whole_rows(tmp_path: Path) -> None:
+    """A disk that was full or lost power leaves other bytes behind."""
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\x00\n5\nnull\n{"step": 2}\n')
+    assert [row["step"] for row in runs.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_finished_run_that_lost_its_outputs_is_not_taken_for_done(tmp_path: Path, data: Path) -> None:
+    run = start(tmp_path / "run", data)
+    (run.final / "merged").mkdir()
+    (run.final / "merged" / "config.json").write_text("{}")
+    finish(run)
+    (run.final / "merged" / "config.json").unlink()  # can be removed to save space
+    assert start(tmp_path / "run", data).finished
+    (run.final / "result.txt").unlink()
+    with pytest.raises(RunError, match=r"was finished, and lacks final/result\.txt of what it made"):
+        start(tmp_path / "run", data)

@@ -314,6 +314,7 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
     if state == "other":
         raise RunError(conflict_message(run.folder, why))
     if state == "finished":
+        _require_outputs(run.folder)
         run.finished = True
         return run
     try:
@@ -323,6 +324,22 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
     except OSError as error:
         raise _unwritable(run.folder, error) from error
     return run
+
+
+def _require_outputs(folder: Path) -> None:
+    """Refuse a finished run that lost what it made; a merged copy can be removed to save space.
+
+    Raises:
+        RunError: names what is missing.
+    """
+    outputs = read_manifest(folder).get("outputs") or {}
+    missing = [name for name in outputs if not name.startswith("final/merged/") and not (folder / name).exists()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise RunError(
+            f"{folder} was finished, and lacks {missing[0]}{more} of what it made: put that back, or move the folder away "
+            "and run the stage again"
+        )
 
 
 def _newest_whole_checkpoint(folder: Path) -> str | None:
@@ -524,10 +541,10 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     path = Path(folder) / METRICS
     rows: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 def conflict_message(folder: Path, why: str) -> str:
