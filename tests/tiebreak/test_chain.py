@@ -106,13 +106,13 @@ def record_and_input(folder: str) -> tuple[dict[str, object], dict[str, object]]
 
 
 def test_inspect_says_where_an_input_lies_now(root: Path) -> None:
-    from tiebreak.command.inspect import describe, inspect_chain
+    from tiebreak.command.inspect import details, inspect_chain
 
     root.rename("runs/b")
     second = inspect_chain("runs/b/third")[1]
     assert not second.faults
-    assert "runs/a/first  (run, " in describe(second)
-    assert ": same, now runs/b/first)" in describe(second)
+    assert "runs/a/first  (run, " in "\n".join(details(second))
+    assert ": same, now runs/b/first)" in "\n".join(details(second))
 
 
 def test_the_report_of_a_moved_root_keeps_its_chain_and_its_caveats(finished_recipe: Path, tmp_path: Path) -> None:
