@@ -45,7 +45,7 @@ from tiebreak.training.labels import Label, label_of, mean_one, report_unused_co
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import Passes, StepInPasses
 from tiebreak.training.prompt_order import PROMPT_NUMBER, PromptByPrompt, numbered
-from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
 from tiebreak.training.stage import Products, common_arguments, drop_too_long, evaluation_rows
 from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import PairHooks, attention_of
@@ -241,7 +241,7 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
     def example(self, row: EncodedPair) -> Encoded:
         return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + row.learned[0])
 
-    def build(self, rows: Split[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
+    def build(self, rows: Rows[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
         """TRL's trainer on the policy, with its reference and its guard."""
         config, source, tokenizer = self.config, self.source, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
@@ -264,14 +264,14 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
             self.guard = guard_dpo(config.guard, config, recorder, trainer, source, self.chat, self.data.validation)
         return trainer
 
-    def facts(self, rows: Split[EncodedPair], trainer: Trainer) -> dict[str, Any]:
+    def facts(self, rows: Rows[EncodedPair], trainer: Trainer) -> dict[str, Any]:
         return {
             "kinds": kinds_of_judgments(self.config, self.data.train),
             "precision": str(resolve_precision(self.config.training)),
             **(self.guard.facts() if self.guard else {}),
         }
 
-    def products(self, rows: Split[EncodedPair]) -> Products:
+    def products(self, rows: Rows[EncodedPair]) -> Products:
         shown = self.data.validation or self.data.train
         prompts = [Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in shown]
         return Products(prompts, self.config.sampling)

@@ -41,7 +41,7 @@ from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.labels import label_of, mean_one, report_unused_columns
 from tiebreak.training.passes import Passes
 from tiebreak.training.prompt_order import PROMPT_NUMBER, numbered
-from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
 from tiebreak.training.stage import Products, common_arguments, evaluation_rows
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
     def example(self, row: EncodedPreference) -> Encoded:
         return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + [1] * len(row.chosen))
 
-    def build(self, rows: Split[EncodedPreference], recorder: RunRecorder) -> PackedRewardTrainer:
+    def build(self, rows: Rows[EncodedPreference], recorder: RunRecorder) -> PackedRewardTrainer:
         config, tokenizer = self.config, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
         return PackedRewardTrainer(
@@ -88,13 +88,13 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
             passes=Passes(config.training.tokens_per_pass, config.share_prefixes),
         )
 
-    def counts(self, rows: Split[EncodedPreference], trainer: Trainer) -> dict[str, int]:
+    def counts(self, rows: Rows[EncodedPreference], trainer: Trainer) -> dict[str, int]:
         return {"train": len(rows.train), "validation": len(self.exam.examples)}
 
-    def facts(self, rows: Split[EncodedPreference], trainer: Trainer) -> dict[str, Any]:
+    def facts(self, rows: Rows[EncodedPreference], trainer: Trainer) -> dict[str, Any]:
         return {"kinds": sorted({preference.kind for preference in self.data.train})}
 
-    def products(self, rows: Split[EncodedPreference]) -> Products:
+    def products(self, rows: Rows[EncodedPreference]) -> Products:
         if not self.exam.examples:
             say("nothing is held out: there is no report on whether to trust this model")
         return Products(

@@ -21,7 +21,7 @@ from tiebreak.records import Demonstration
 from tiebreak.runs.run import Run
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.passes import Passes, StepInPasses
-from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
 from tiebreak.training.stage import Products, common_arguments, drop_too_long, evaluation_rows
 from tiebreak.training.trainer import StageTrainer
 
@@ -63,7 +63,7 @@ class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
     def example(self, row: Encoded) -> Encoded:
         return row
 
-    def build(self, rows: Split[Encoded], recorder: RunRecorder) -> PackedSFTTrainer:
+    def build(self, rows: Rows[Encoded], recorder: RunRecorder) -> PackedSFTTrainer:
         config = self.config
         return PackedSFTTrainer(
             model=load_policy(self.source, config.training, config.adapter, self.chat.tokenizer),
@@ -74,7 +74,7 @@ class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
             passes=Passes(config.training.tokens_per_pass, config.padding_free),
         )
 
-    def products(self, rows: Split[Encoded]) -> Products:
+    def products(self, rows: Rows[Encoded]) -> Products:
         prompts = [shown.prompt for shown in self.data.validation or self.data.train]
         return Products(prompts, self.config.sampling, merged=self.config.merge)
 

@@ -35,7 +35,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data:
         adapter={"r": 4, "alpha": 8},
         training={**TINY_TRAINING, "max_steps": 3, "eval_steps": 3},
     )
-    config = write_config(folder / "pipeline.yaml", name="toy", stages=[{"stage": "toy", "config": str(stage)}])
+    config = write_config(
+        folder / "pipeline.yaml", name="toy", group="toy", stages=[{"stage": "toy", "config": str(stage)}]
+    )
     (folder / "sitecustomize.py").write_text("from toy_stage import register\nregister()\n")
     paths = os.pathsep.join(map(str, (folder, REPOSITORY, REPOSITORY / "tests")))
     succeed("run", "--config", config, environment={"PYTHONPATH": paths})

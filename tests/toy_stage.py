@@ -52,7 +52,7 @@ def stage_class() -> type[TrainedStage[ToyConfig, Any, Any]]:
     from tiebreak.models.load import load_policy
     from tiebreak.records import Preference
     from tiebreak.tracking.recorder import RunRecorder
-    from tiebreak.training.skeleton import Split, TrainedStage
+    from tiebreak.training.skeleton import Rows, TrainedStage
     from tiebreak.training.stage import common_arguments
     from tiebreak.training.trainer import StageTrainer
 
@@ -77,7 +77,7 @@ def stage_class() -> type[TrainedStage[ToyConfig, Any, Any]]:
         def example(self, row: Encoded) -> Encoded:
             return row
 
-        def build(self, rows: Split[Encoded], recorder: RunRecorder) -> ToyTrainer:
+        def build(self, rows: Rows[Encoded], recorder: RunRecorder) -> ToyTrainer:
             return ToyTrainer(
                 model=load_policy(self.source, self.config.training, self.config.adapter, self.chat.tokenizer),
                 args=SFTConfig(

@@ -31,7 +31,7 @@ from tiebreak.runs.run import Run, read_manifest
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.passes import Passes
-from tiebreak.training.skeleton import Split, TrainedStage, train_stage
+from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
 from tiebreak.training.stage import Products, common_arguments, drop_too_long
 
 Asked = tuple[list[int], Prompt]
@@ -76,7 +76,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         ids, _ = rows[0]
         say(f"{len(rows)} prompts; the first, as the policy sees it:", self.chat.tokenizer.decode(ids), "")
 
-    def build(self, rows: Split[Asked], recorder: RunRecorder) -> ScoredLoop:
+    def build(self, rows: Rows[Asked], recorder: RunRecorder) -> ScoredLoop:
         """The algorithm's trainer, with its rewards and its guard."""
         trainer = self._group_trainer(rows) if self.config.algorithm != "ppo" else self._ppo_trainer(rows)
         say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
@@ -95,7 +95,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             self.guard.watch(trainer)
         return trainer
 
-    def _ppo_trainer(self, rows: Split[Asked]) -> PPOTrainer:
+    def _ppo_trainer(self, rows: Rows[Asked]) -> PPOTrainer:
         config = self.config
         backbone = load_backbone(self.source, config.training, config.adapter, self.chat.tokenizer)
         self._require_room(backbone, rows)
@@ -110,7 +110,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             **self._around_policy(rows),
         )
 
-    def _group_trainer(self, rows: Split[Asked]) -> ScoredLoop:
+    def _group_trainer(self, rows: Rows[Asked]) -> ScoredLoop:
         from preference.ppo.groups import build_group_trainer
 
         config = self.config
@@ -126,11 +126,11 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             **self._around_policy(rows),
         )
 
-    def _require_room(self, model: Any, rows: Split[Asked]) -> None:
+    def _require_room(self, model: Any, rows: Rows[Asked]) -> None:
         ids = [ids for ids, _ in (*rows.train, *rows.validation)]
         require_room(model.config, ids, self.config.sampling.max_new_tokens)
 
-    def _around_policy(self, rows: Split[Asked]) -> dict[str, Any]:
+    def _around_policy(self, rows: Rows[Asked]) -> dict[str, Any]:
         """Builders of the trainer's rewards and of vLLM's copy of the policy."""
         config, chat, source = self.config, self.chat, self.source
         asked, beside = [*rows.train, *rows.validation], config.config_folder
@@ -153,19 +153,19 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         """Some prompts in a row: enough text for the probe."""
         return [token for ids, _ in rows[:3] for token in ids]
 
-    def counts(self, rows: Split[Asked], trainer: Any) -> dict[str, int]:
+    def counts(self, rows: Rows[Asked], trainer: Any) -> dict[str, int]:
         trained = self.guard.trained_steps if self.guard else trainer.state.global_step
         rollouts = trained // steps_per_rollout(self.config, trainer.args.world_size)
         return {"prompts": len(rows.train), "episodes": rollouts * self.config.episodes_per_rollout}
 
-    def facts(self, rows: Split[Asked], trainer: Any) -> dict[str, Any]:
+    def facts(self, rows: Rows[Asked], trainer: Any) -> dict[str, Any]:
         return {"kinds": reward_kinds(self.config), **(self.guard.facts() if self.guard else {})}
 
     def save_beside(self, trainer: Any) -> None:
         if self.config.algorithm == "ppo":
             save_value_head(trainer, self.run)
 
-    def products(self, rows: Split[Asked]) -> Products:
+    def products(self, rows: Rows[Asked]) -> Products:
         return Products(self.data.validation or self.data.train, self.config.sampling)
 
 

@@ -39,8 +39,8 @@ Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
-class Split(Generic[Row]):
-    """Rows of a stage's data."""
+class Rows(Generic[Row]):
+    """Rows of a stage's data, by what they are for."""
 
     train: list[Row]
     validation: list[Row]
@@ -77,7 +77,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         """A row for the preflight and for the saved model's probe."""
 
     @abstractmethod
-    def build(self, rows: Split[Row], recorder: RunRecorder) -> Trainer:
+    def build(self, rows: Rows[Row], recorder: RunRecorder) -> Trainer:
         """Its complete trainer: nothing is set from outside afterwards."""
 
     def check(self) -> None:
@@ -98,15 +98,15 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
     def save_beside(self, trainer: Trainer) -> None:
         """Write further files to final/, right after training."""
 
-    def counts(self, rows: Split[Row], trainer: Trainer) -> dict[str, int]:
+    def counts(self, rows: Rows[Row], trainer: Trainer) -> dict[str, int]:
         """The number of rows it learned from, for the manifest."""
         return {"train": len(rows.train), "validation": len(rows.validation)}
 
-    def facts(self, rows: Split[Row], trainer: Trainer) -> dict[str, Any]:
+    def facts(self, rows: Rows[Row], trainer: Trainer) -> dict[str, Any]:
         """Further entries of its manifest."""
         return {}
 
-    def products(self, rows: Split[Row]) -> Products:
+    def products(self, rows: Rows[Row]) -> Products:
         """Its products besides the saved model."""
         return Products()
 
@@ -126,7 +126,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         return Rules.of(self.run)
 
     @cached_property
-    def data(self) -> Split[Raw]:
+    def data(self) -> Rows[Raw]:
         """The rows as read.
 
         Raises:
@@ -135,11 +135,11 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         training, validation = self.read()
         if not training:
             raise DataError(f"no {self.rows_name} to train on: the inputs hold none for the train split")
-        return Split(training, validation)
+        return Rows(training, validation)
 
     def work(self) -> None:
         """From the data to the finished run."""
-        rows = Split(self.encode(self.data.train, held_out=False), self.encode(self.data.validation, held_out=True))
+        rows = Rows(self.encode(self.data.train, held_out=False), self.encode(self.data.validation, held_out=True))
         self.preflight(rows.train)
         recorder = RunRecorder(self.run)
         trainer = self.build(rows, recorder)
