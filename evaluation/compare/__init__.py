@@ -157,7 +157,8 @@ def meaning(name: str, row: dict[str, Any], baseline: str) -> str:
     if name == baseline:
         return "the baseline: the others are compared with it"
     if not counts:
-        return f"not compared with {against}"
+        rate = row.get("win_rate_vs_baseline", row.get("win_rate_vs_sft"))
+        return f"not compared with {against}" if rate is None else f"wins {edge(rate)} against {against}"
     wins, ties, losses = counts["wins"], counts["ties"], counts["losses"]
     score = f"{wins} won, {losses} lost, {ties} tied"
     p = row.get("p_value")

@@ -967,6 +967,8 @@ def test_the_table_marks_what_is_better_and_says_what_each_row_means() -> None:
         "no clear difference from SFT: 11 won, 8 lost, 21 tied, p = 0.50",
         "against SFT: 2 won, 20 lost, 18 tied",
     ]
+    older = {**policies["dpo"], "outcomes": None}  # reports once had no counts
+    assert summary_table({"baseline": "sft", "policies": {"dpo": older}})[2].strip() == "wins 81% against SFT"
     coloured = summary_table(report, colours=True)
     assert coloured[3].startswith("\x1b[32m✓\x1b[0m  \x1b[1mDPO\x1b[0m")
 
