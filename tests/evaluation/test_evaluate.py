@@ -17,6 +17,7 @@ import pytest
 from bigrams import EOS, Language, Script, build_bigrams, build_scorer, sequence_logp
 from safetensors.torch import load_file, save_file
 from support import read_rows, run_here, write_config, write_rows
+from transformers import AutoTokenizer
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.evaluate import kinds_behind, named_source, policy_figures
@@ -298,10 +299,16 @@ def test_a_reward_model_that_would_misread_a_policy_is_refused_before_anything_i
     assert not (output / "partial").exists()
 
 
-def test_answers_that_may_be_longer_than_a_policy_has_positions_are_refused(start: Start) -> None:
-    status, told, output = start(sampling={"temperature": 0.0, "max_new_tokens": 100_000})
+def test_a_prompt_without_room_for_its_answer_is_refused_before_anything_is_drawn(bench: Bench, start: Start) -> None:
+    """The longest of six, four of which are drawn at a time: what fits is not drawn either."""
+    limit = json.loads((bench.base / "config.json").read_text())["max_position_embeddings"]
+    asked = [{"role": "user", "content": PROMPTS["four"]}]
+    tokenizer = AutoTokenizer.from_pretrained(bench.base)
+    longest = len(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))
+    sampling = {"temperature": 0.0, "max_new_tokens": limit - longest + 2}  # the last token takes no position
+    status, told, output = start(sampling=sampling, batch_size=1)
     assert (status, "a prompt and sampling.max_new_tokens" in told) == (2, True), told
-    assert not list((output / "partial").rglob("*.json"))
+    assert not list((output / "partial").rglob("*.json*"))
 
 
 def test_the_prompts_are_of_the_split_each_once_and_a_subset_does_not_depend_on_their_order(
