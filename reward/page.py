@@ -31,7 +31,7 @@ def build_page(report: Report, made_from: Mapping[str, str]) -> str:
         ("accuracy", "Accuracy", _accuracy(report)),
         ("slices", "Where it is right", _slices(report)),
         ("raters", "Agreement with each rater", _raters(report)),
-        ("calibration", "How sure it is", _calibration(report)),
+        ("calibration", "Calibration", _calibration(report)),
         ("spread", "Spread of the ensemble against error", _spread(report)),
         ("garbage", "Adversarial answers it prefers", _garbage(report)),
         ("mistakes", "Worst mistakes", _mistakes(report)),
@@ -148,7 +148,7 @@ def _calibration(report: Report) -> Markup:
     ]
     remark = (
         "σ(difference of two scores ÷ temperature) is the probability that the first answer is the better one. Marks on "
-        "the diagonal: as often right as it says; below it: surer than it should be. Beside each mark: its pairs."
+        "the diagonal: calibrated; below it: overconfident. Beside each mark: its number of pairs."
     )
     if found["after"]:
         remark += (
@@ -181,7 +181,9 @@ def _reliability(bins: Sequence[Row], title: str) -> Markup:
                 "end" if inside else "start",
             )
         )
-    points = "; ".join(f"says {percent(b['confidence'])}, right {percent(b['accuracy'])} of {b['n']}" for b in bins)
+    points = "; ".join(
+        f"confidence {percent(b['confidence'])}, right {percent(b['accuracy'])} of {b['n']}" for b in bins
+    )
     return svg(340, 240, body, cls="plot", label=f"{title}: {points}")
 
 
@@ -194,7 +196,7 @@ def _spread(report: Report) -> Markup | None:
     ]
     remark = f"Standard deviation of the score difference over the {found['members']} members. "
     if found["auroc"] is None:
-        remark += "It makes no mistakes here to hold the spread against."
+        remark += "It makes no mistakes here to compare the spread with."
     else:
         remark += (
             f"A pair that it gets wrong has the larger spread than one that it gets right {percent(found['auroc'])} of "

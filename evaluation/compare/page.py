@@ -73,12 +73,12 @@ def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sam
         ("figures", "Policies", _policies(report, marks, measure)),
         ("against", "Side by side with other evaluations", _against(report, marks, measure)),
         ("changes", "What each stage changed", _changes(report, marks, measure)),
-        ("settings", "How each was trained", _settings(report)),
+        ("settings", "Training settings", _settings(report)),
         ("kl", "Reward against KL", _reward_against_kl(report, trained, marks)),
         ("curves", "Training curves", _curves(report, trained)),
         ("data", "From prompts to preferences", _data(report)),
         ("samples", "Answers side by side", _samples(report, samples, marks, measure)),
-        ("chain", "What it was made from", _chain(report)),
+        ("chain", "Lineage", _chain(report)),
     ]
     script = resources.files("evaluation.compare").joinpath("page.js").read_text(encoding="utf-8")
     return build_document(report["title"], _head(report), sections, report, script)
@@ -476,8 +476,8 @@ def _guarded(stage: Row) -> Markup:
     implicit = find_stage(stage["stage"]).implicit_rewards
     goes_by = "the margin of implicit rewards" if implicit else "its own rewards"
     drawn = [
-        ("training_score", "What the training went by", f"{goes_by}, which it raises"),
-        ("score", "What the guard went by", "a reward model that the training did not see"),
+        ("training_score", "The training's own score", f"{goes_by}, which it raises"),
+        ("score", "The guard's score", "a held-out reward model"),
     ]
     figures = [
         el(
@@ -490,8 +490,8 @@ def _guarded(stage: Row) -> Markup:
         for key, title, legend in drawn
     ]
     remark = (
-        "Points are darker with the steps; the ringed one is the policy that was kept. The two scores come from different "
-        "judges and share no scale: it is their directions that part where a policy is over-optimised."
+        "Later steps are darker; the ringed one is the kept policy. The two scores come from different "
+        "judges and have different scales: where a policy is over-optimised, they move in different directions."
     )
     title = f"The guard of {label(stage['stage'])}"
     return join(el("h3", title), el("p", guard["decision"]), el("div", figures, cls="panels pair"), note(remark))
@@ -614,7 +614,7 @@ def _data(report: Report) -> Markup | None:
             el("th", row["what"], scope="row"),
             cell("Rows", number(row["rows"]), cls="n"),
             cell("", count_bar(row["rows"], most), cls="count-bar"),
-            cell("Of these", ", ".join(f"{k} {number(v)}" for k, v in row["by"].items()) or "–", absent=not row["by"]),
+            cell("Breakdown", ", ".join(f"{k} {number(v)}" for k, v in row["by"].items()) or "–", absent=not row["by"]),
             cell("Written by", row["stage"]),
         )
         for row in data
@@ -623,7 +623,7 @@ def _data(report: Report) -> Markup | None:
         heading("Records"),
         heading("Rows", numeric=True),
         el("th"),
-        heading("Of these"),
+        heading("Breakdown"),
         heading("Written by"),
     ]
     noted = [

@@ -204,7 +204,7 @@ def _reward_caveats(links: Sequence[Link]) -> list[str]:
         if find_stage(link.stage).makes == "reward" and _above_chance(loss) and _plain_bradley_terry(link):
             rows.append(
                 f"The reward model{_which(link, links)}'s loss on held-out preferences is {number(loss)}, above the "
-                f"{number(math.log(2))} (ln 2) of a coin: it is surer than it is right."
+                f"{number(math.log(2))} (ln 2) of chance: it is overconfident."
             )
     return rows
 
@@ -286,7 +286,7 @@ def _guard_caveats(links: Sequence[Link]) -> list[str]:
         if "guard" in link.manifest and preferences.get(inputs.get(GUARD_INPUT, "")) in learned_from:
             name = label(link.stage)
             rows.append(
-                f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors, and may "
+                f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors and may "
                 "miss what one of another share of the judgments would see."
             )
     return rows
@@ -300,19 +300,17 @@ def guard_decision(stage: str, guard: Mapping[str, Any]) -> str:
         f"{number(guard['prompts'])} validation prompts at {len(guard['history'])} steps."
     )
     if kept["step"] == first["step"]:
-        sentence += (
-            f" It liked no policy better than the one that training began with, so {name} is that one, as it was."
-        )
+        sentence += f" It scored no policy higher than the initial one, so {name} is the initial policy, unchanged."
     else:
         liked = "the last policy" if kept["step"] == last["step"] else "the policy"
         sentence += (
-            f" It liked {liked} of step {number(kept['step'])} best, which was kept: its score rose from "
+            f" It scored {liked} of step {number(kept['step'])} highest, which was kept: its score rose from "
             f"{number(first['score'])} to {number(kept['score'])}, at a KL of {number(kept['kl'])} nats per answer."
         )
     if guard["stopped_at_step"] is None:
         return f"{sentence} Training ran to its end, step {number(last['step'])}."
-    times = "once" if guard["patience"] == 1 else f"{guard['patience']} times running"
+    times = "once" if guard["patience"] == 1 else f"{guard['patience']} times in a row"
     return (
         f"{sentence} Training was stopped at step {number(guard['stopped_at_step'])}: that score had fallen {times}, to "
-        f"{number(last['score'])}, while what the training went by rose."
+        f"{number(last['score'])}, while the training score rose."
     )

@@ -447,15 +447,15 @@ def test_a_cut_off_compare_ends_in_the_same_report(recipe: str, tmp_path: Path) 
         (
             guard_of([0.1, 0.4, 0.3, -0.2], kept=1, stopped_at=12),
             "DPO was guarded by a reward model that its training did not see, which scored the answers to 32 validation "
-            "prompts at 4 steps. It liked the policy of step 4 best, which was kept: its score rose from 0.100 to 0.400, "
-            "at a KL of 1.20 nats per answer. Training was stopped at step 12: that score had fallen 2 times running, to "
-            "−0.200, while what the training went by rose.",
+            "prompts at 4 steps. It scored the policy of step 4 highest, which was kept: its score rose from 0.100 to "
+            "0.400, at a KL of 1.20 nats per answer. Training was stopped at step 12: that score had fallen 2 times in a "
+            "row, to −0.200, while the training score rose.",
         ),
-        (guard_of([0.1, 0.4], kept=1), "It liked the last policy of step 4 best, which was kept"),
+        (guard_of([0.1, 0.4], kept=1), "It scored the last policy of step 4 highest, which was kept"),
         (guard_of([0.1, 0.4], kept=1), "Training ran to its end, step 4."),
         (
             guard_of([0.1, 0.0], 0, stopped_at=4, patience=1),
-            "no policy better than the one that training began with, so",
+            "no policy higher than the initial one, so",
         ),
         (guard_of([0.1, 0.0], 0, stopped_at=4, patience=1), "that score had fallen once, to 0"),
     ],
@@ -820,7 +820,7 @@ def test_page_has_its_parts_and_its_controls_work(recipe: str, browser: Any) -> 
         "Training curves",
         "From prompts to preferences",
         "Answers side by side",
-        "What it was made from",
+        "Lineage",
     ]
     win = page.locator("#figures tbody tr").nth(2).locator("td").nth(1).inner_text()
     assert win.startswith("88%")

@@ -502,7 +502,7 @@ def reward_link(interval: list[float] | None, loss: float | None, run: str = "re
 
 
 CHANCE = "which does not exclude chance): read its scores with care."
-COIN = "above the 0.693 (ln 2) of a coin: it is surer than it is right."
+COIN = "above the 0.693 (ln 2) of chance: it is overconfident."
 
 
 def test_what_the_reward_models_held_out_preferences_say_against_it() -> None:
@@ -602,17 +602,17 @@ def test_a_guards_decision_by_hand() -> None:
     )
     scores = [0.1, 0.4, 0.3, 0.2]
     assert guard_in_words(1, scores) == (
-        f"{start} It liked the policy of step 10 best, which was kept: its score rose from 0.100 to 0.400, at a KL of "
+        f"{start} It scored the policy of step 10 highest, which was kept: its score rose from 0.100 to 0.400, at a KL of "
         "0.500 nats per answer. Training ran to its end, step 30."
     )
     assert guard_in_words(3, [0.1, 0.2, 0.3, 0.4]) == (
-        f"{start} It liked the last policy of step 30 best, which was kept: its score rose from 0.100 to 0.400, at a KL of "
-        "1.50 nats per answer. Training ran to its end, step 30."
+        f"{start} It scored the last policy of step 30 highest, which was kept: its score rose from 0.100 to 0.400, at a "
+        "KL of 1.50 nats per answer. Training ran to its end, step 30."
     )
-    unmoved = "It liked no policy better than the one that training began with, so PPO is that one, as it was."
-    went_by = "while what the training went by rose."
+    unmoved = "It scored no policy higher than the initial one, so PPO is the initial policy, unchanged."
+    went_by = "while the training score rose."
     assert guard_in_words(0, [0.4, 0.3, 0.2, 0.1], stopped=30, patience=3) == (
-        f"{start} {unmoved} Training was stopped at step 30: that score had fallen 3 times running, to 0.100, {went_by}"
+        f"{start} {unmoved} Training was stopped at step 30: that score had fallen 3 times in a row, to 0.100, {went_by}"
     )
     assert guard_in_words(0, [0.4, 0.3, 0.2, 0.1], stopped=20).endswith(
         f"Training was stopped at step 20: that score had fallen once, to 0.100, {went_by}"
@@ -638,7 +638,7 @@ def test_a_guard_that_shares_the_trainings_judgments() -> None:
         links = [mine, others, guarded(stage, inputs)]
         name = stage.upper()
         assert caveats_of([same, *links]) == [
-            f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors, and may miss "
+            f"{name}'s guard learned from the same preferences as {name}'s training: it shares their errors and may miss "
             "what one of another share of the judgments would see."
         ]
         assert len(headline({"one": against_sft(dpo=(30, 0, 0))}, {"one": [same, *links]}, ["human"])["guards"]) == 1
@@ -702,7 +702,7 @@ def test_a_reward_model_that_is_surer_than_it_is_right() -> None:
         )
         evaluation = write_evaluation(Path(f"by-{strength}"), hand_rows(), {"reward_model": "reward"})
         caveats = report_of(evaluation, f"report-{strength}")["headline"]["caveats"]
-        phrase = "The reward model's loss on held-out preferences is 0.900, above the 0.693 (ln 2) of a coin"
+        phrase = "The reward model's loss on held-out preferences is 0.900, above the 0.693 (ln 2) of chance"
         assert any(caveat.startswith(phrase) for caveat in caveats) == warned
 
 

@@ -113,7 +113,7 @@ def assert_stopped_by_patience(run: Guarded, patience: int, planned_steps: int) 
     assert own[-1] > own[-patience - 1]
     assert 0 < guard["kept"]["step"] < steps[-1]
     assert guard["kept"]["score"] == max(scores) > scores[0]
-    assert f"stopped at step {steps[-1]}: the held-out score has fallen {patience} times running" in run.told
+    assert f"stopped at step {steps[-1]}: the held-out score has fallen {patience} times in a row" in run.told
     assert f"kept the policy of step {guard['kept']['step']}: held-out score {max(scores):.3f}" in run.told
     rows = {row["step"]: row for row in read_metrics(run.folder) if "guard/score" in row}
     assert [rows[step]["guard/score"] for step in steps] == scores
@@ -183,8 +183,8 @@ def test_the_report_says_and_draws_what_the_guard_decided(ppo: Guarded, world: W
     assert stage["guard"]["history"] == ppo.guard["history"]
     page = (tmp_path / "compare" / "report.html").read_text()
     kept, stopped = ppo.guard["kept"]["step"], ppo.guard["stopped_at_step"]
-    assert f"It liked the policy of step {kept} best, which was kept" in page
-    assert f"Training was stopped at step {stopped}: that score had fallen 3 times running" in page
+    assert f"It scored the policy of step {kept} highest, which was kept" in page
+    assert f"Training was stopped at step {stopped}: that score had fallen 3 times in a row" in page
     assert f"step {kept}, kept" in page
     assert "rollouts are left out: it went by other rewards" in page  # a function's figures lie on a scale of their own
 
