@@ -310,6 +310,7 @@ def test_conversations_as_they_are_written() -> None:
         ("assistant", "b\nc"),
         ("user", "d"),
     ]
+    assert roles_and_texts("Human: a\n\nAssistant: b\n\nHuman: ") == [("user", "a"), ("assistant", "b"), ("user", "")]
     assert roles_and_texts("a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc\n<extra_id_1>Assistant\n") == [
         ("user", "a"),
         ("assistant", "b"),
@@ -387,6 +388,7 @@ def test_a_cell_holds_a_list_where_its_column_is_one_of_lists() -> None:
         ("tags", "[a]"),
         ("tags", "a"),
         ("tags", "7"),
+        ("tags", 100_000 * "["),
         ("prompt", '[{"a": 1}]'),
         ("tags", ""),
     ):

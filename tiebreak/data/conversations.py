@@ -152,8 +152,7 @@ LIST_COLUMNS = ("tools", "answers", "responses", "completions", "conversations",
 
 def parse_cell(column: str, text: str, of_text: bool = True) -> object:
     """What a text holds: a conversation as JSON, or as Python prints it, and in a table the list that its column is of."""
-    start = text.lstrip()[:2]
-    if start[:1] not in ("[", "{"):
+    if not text.lstrip().startswith(("[", "{")):
         return text
     try:
         value = json.loads(text)
