@@ -153,11 +153,12 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
     import torch
 
     from tiebreak.config import AdapterConfig, TrainingConfig
+    from tiebreak.models.adapters import Adapter
     from tiebreak.models.chat import build_chat
     from tiebreak.models.find import find_model
     from tiebreak.models.load import load_reward_model
     from tiebreak.models.probe import probe_values, write_probe
-    from tiebreak.models.save import adapter_state, save_adapter
+    from tiebreak.models.save import save_adapter
     from tiebreak.models.tokenizers import load_tokenizer
     from tiebreak.packed.logprobs import scores_in_batches
 
@@ -171,7 +172,7 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
                 parameter.normal_(std=0.02)
     probe = asked["prompts"][0]
     saved, whole = folder / "reward", folder / "reward-whole"
-    save_adapter(saved, model, adapter_state(model), build_chat(tokenizer), source, "reward", adapter)
+    save_adapter(saved, model, Adapter(model).state(), build_chat(tokenizer), source, "reward", adapter)
     write_probe(saved, probe, probe_values(model, probe), model)
     scored = scores_in_batches(model, asked["prompts"], tokenizer.pad_token_id, 4)
     model.merge_and_unload().save_pretrained(whole)

@@ -21,7 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
 from preference.losses import Pairs, labelled_loss
-from preference.policy.adapters import POLICY, copy_weights
+from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone
 from preference.policy.overoptimisation import Guard, build_guard, reference_name, require_held_out
 from preference.reference import ReferenceLogps
@@ -31,10 +31,11 @@ from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.hashing import hash_file
-from tiebreak.models.adapters import ADAPTER_FILE, PEFT_FILE
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import Chat, Encoded, encode_each
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import load_policy, resolve_precision
+from tiebreak.models.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
 from tiebreak.records import Preference, Prompt
@@ -128,7 +129,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
-        copy_weights(self.model, POLICY, reference_name(self.model))  # TRL skips adapters on embeddings
+        Adapter(self.model, POLICY).copy_to(reference_name(self.model))  # TRL skips adapters on embeddings
 
     def losses(self) -> Sequence[str]:
         names: list[str] = self.loss_types

@@ -82,6 +82,6 @@ class SFTConfig(RowsConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:
-        if self.merge and self.adapter is not None and self.adapter.method == "qlora":
+        if self.merge and self.adapter is not None and self.adapter.quantize == "nf4":
             raise ValueError("merge: an adapter cannot be merged into 4-bit weights without loss; set it to false")
         return self

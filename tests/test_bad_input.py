@@ -300,11 +300,12 @@ class Case:
 def build_reward_model(base: Path, folder: Path) -> Path:
     """A finished reward run on `base`, its head untrained."""
     from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
+    from tiebreak.models.adapters import Adapter
     from tiebreak.models.find import find_model
     from tiebreak.models.load import load_reward_model
     from tiebreak.models.probe import probe_values
     from tiebreak.models.probe import write_probe as keep_probe
-    from tiebreak.models.save import adapter_state, save_adapter
+    from tiebreak.models.save import save_adapter
     from tiebreak.models.tokenizers import load_chat
     from tiebreak.runs.run import start_run
 
@@ -312,7 +313,7 @@ def build_reward_model(base: Path, folder: Path) -> Path:
     source, adapter = find_model(str(base)), AdapterConfig(r=2)
     chat = load_chat(source)
     model = load_reward_model(source, TrainingConfig(precision="float32"), adapter, chat.tokenizer)
-    save_adapter(run.final, model, adapter_state(model), chat, source, "reward", adapter)
+    save_adapter(run.final, model, Adapter(model).state(), chat, source, "reward", adapter)
     keep_probe(run.final, [5, 6, 7], probe_values(model, [5, 6, 7]), model)
     run.finish()
     return folder

@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
@@ -57,10 +67,12 @@ class Section(BaseModel):
 
 
 class AdapterConfig(Section):
-    """The LoRA adapter (Hu et al. 2021). A policy that has one already is continued with its own; see `method`."""
+    """The adapter: LoRA (Hu et al. 2021). A policy that has one already is continued with its own."""
 
     method: Literal["lora", "qlora"] = "lora"
-    """lora, or qlora: the base weights in bitsandbytes NF4 (Dettmers et al. 2023)"""
+    """the PEFT method; qlora: lora with quantize: nf4"""
+    quantize: Literal["none", "nf4"] = "none"
+    """number format of the frozen base weights; nf4: 4 bits, by bitsandbytes (Dettmers et al. 2023)"""
     r: int = Field(default=16, ge=1)
     """rank of the update"""
     alpha: int = Field(default=32, ge=1)
@@ -70,6 +82,24 @@ class AdapterConfig(Section):
     train without"""
     target_modules: str | list[str] = "all-linear"
     """names of the modules to adapt; all-linear: every linear layer except the head"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, values: object) -> object:
+        """qlora is a method and a quantisation in one word."""
+        if not isinstance(values, dict) or values.get("method") != "qlora":
+            return values
+        if values.get("quantize", "nf4") != "nf4":
+            raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
+        return {**values, "method": "lora", "quantize": "nf4"}
+
+    @model_serializer(mode="wrap")
+    def _as_one_word(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As runs were written before the two were apart: what a run is has stayed the same."""
+        values: dict[str, Any] = write(self)
+        if values.pop("quantize", "none") == "nf4":
+            values = {"method": "qlora", **{key: value for key, value in values.items() if key != "method"}}
+        return values
 
     @field_validator("target_modules")
     @classmethod

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import HandoffError
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import load_policy
 from tiebreak.packed.forward import packs, why_not
@@ -211,7 +212,7 @@ def load_backbone(
 ) -> Backbone:
     """Policy, reference and value head. Reward models are mounted later."""
     lm = load_policy(policy, training, adapter, tokenizer)
-    copy_adapter(lm, POLICY, REFERENCE)
-    train_only(lm, POLICY)
+    Adapter(lm, POLICY).copy(REFERENCE)
+    Adapter(lm, POLICY).train_alone()
     switch_off_noise(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)
     return Backbone(lm, tokenizer.pad_token_id)

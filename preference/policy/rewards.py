@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from preference.configuration import RewardConfig
-from preference.policy.adapters import merged_adapter
 from preference.policy.layout import Layout, batches_by_tokens
 from tiebreak import functions
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.functions import UserFunction
-from tiebreak.models.adapters import ADAPTER_FILE, belongs_to, read_peft_config
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import Chat, encode_each
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.models.load import is_quantized, load_trained_reward_model
+from tiebreak.models.peft_files import ADAPTER_FILE
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
 from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat
@@ -101,7 +101,7 @@ class MountedReward:
         """Each member's score, read at each sequence's last token."""
         sequences = [[*p, *c] for p, c in zip(prompts, completions, strict=True)]
         results: list[list[float]] = [[] for _ in sequences]
-        with merged_adapter(self.host.lm, self.adapter):
+        with Adapter(self.host.lm, self.adapter).merged():
             for rows in batches_by_tokens(sequences, TOKENS_AT_ONCE):
                 layout = self.host.lay_out([prompts[row] for row in rows], [completions[row] for row in rows])
                 last = torch.stack([places[-1] for places in layout.places])
@@ -350,7 +350,6 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
     Raises:
         HandoffError: it is not a reward model, or its adapter does not fit.
     """
-    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     if reward.folder is None:
@@ -360,13 +359,7 @@ def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:
     if len(heads) != 1:
         raise HandoffError(f"{reward.folder / ADAPTER_FILE} has no score head: it is not a reward model")
     weight = state.pop(heads[0])
-    lm.add_adapter(name, read_peft_config(reward.folder, "CAUSAL_LM"))
-    loaded = set_peft_model_state_dict(lm, state, adapter_name=name)
-    if loaded.unexpected_keys:
-        raise HandoffError(f"{reward.name}: its adapter does not fit this backbone: {loaded.unexpected_keys[:3]}")
-    for key, parameter in lm.named_parameters():
-        if belongs_to(key, name):
-            parameter.requires_grad_(False)
+    Adapter.mount(lm, reward.folder, reward.name, name, state)
     members, hidden = weight.shape
     head = nn.Linear(hidden, members, bias=False, device=next(lm.parameters()).device, dtype=torch.float32)
     with torch.no_grad():

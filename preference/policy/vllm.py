@@ -38,6 +38,7 @@ from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone
 from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
+from tiebreak.models.adapters import Adapter
 from tiebreak.packed.generation import Sampled
 from tiebreak.terminal import is_main_process
 
@@ -65,8 +66,8 @@ def require_vllm(config: VLLMConfig, base: str, length: int, quantized: bool) ->
     """
     if quantized:
         raise ConfigError(
-            "vllm: not with 4-bit base weights: vLLM would hold other weights than the policy's. Set adapter.method: lora "
-            "and start from a policy trained with it, or set vllm: null"
+            "vllm: not with 4-bit base weights: vLLM would hold other weights than the policy's. Set adapter.quantize: "
+            "none and start from a policy trained with it, or set vllm: null"
         )
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("vllm: the package is not installed: pip install 'trl[vllm]', or set vllm: null")
@@ -176,6 +177,11 @@ class VLLMSampler:
             raise ConfigError(
                 f"vllm.tensor_parallel_size ({config.tensor_parallel_size}) must divide the number of processes "
                 f"({accelerator.num_processes})"
+            )
+        if not Adapter(lm, POLICY).adds:
+            raise ConfigError(
+                "vllm: the policy's adapter does more than add to the weights (DoRA scales them, for one), and that "
+                "cannot be sent; set vllm: null"
             )
         self.config = config
         self.what_to_serve = f"vLLM must hold the policy's base model, {base}"

@@ -18,13 +18,14 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from preference.policy.adapters import POLICY, copy_adapter, copy_weights, train_only
+from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone, examples_to_check
 from preference.policy.rewards import score_all
 from preference.policy.rollout import policy_logps, table_of_logps
 from preference.policy.token_rewards import shape_scores
 from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
+from tiebreak.models.adapters import Adapter
 from tiebreak.packed.generation import Sampled, row_seed
 from tiebreak.packed.proof import (
     Computed,
@@ -83,10 +84,10 @@ class GroupLoop(GroupHooks, ScoredLoop):
             processing_class=tokenizer,
         )
         if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL has none, but held-out figures need it
-            copy_adapter(lm, POLICY, TRL_REFERENCE)
-            train_only(lm, POLICY)
+            Adapter(lm, POLICY).copy(TRL_REFERENCE)
+            Adapter(lm, POLICY).train_alone()
         switch_off_noise(lm)
-        copy_weights(lm, POLICY, TRL_REFERENCE)  # TRL skips adapters on embeddings
+        Adapter(lm, POLICY).copy_to(TRL_REFERENCE)  # TRL skips adapters on embeddings
         self._begin(settings, prompts, validation_prompts)
         self.reward_func_names = ["score"]
         self.eos_token_ids = list(settings.stop_ids)  # TRL counts cut-off completions by these

@@ -17,11 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import build_chat
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
-from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.runs.run import start_run
 
@@ -152,7 +153,7 @@ def build_scorer(base: Path, folder: Path, language: Language, scores: Mapping[s
         for name, parameter in model.named_parameters():
             if "score" in name:
                 parameter.copy_(head[None])
-    save_adapter(run.final, model, adapter_state(model), build_chat(tokenizer), source, "reward", adapter)
+    save_adapter(run.final, model, Adapter(model).state(), build_chat(tokenizer), source, "reward", adapter)
     write_probe(run.final, [2, 3, 4], probe_values(model, [2, 3, 4]), model)
     run.facts |= {"kinds": [kind]}
     run.finish()

@@ -19,10 +19,11 @@ from toy_language import build_toy_policy
 from transformers import PreTrainedTokenizerFast
 
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
-from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.records import Message
 from tiebreak.runs.run import start_run
@@ -112,7 +113,7 @@ def build_judge(
         for name, parameter in model.named_parameters():
             if "score" in name:
                 parameter.copy_(head.T)
-    save_adapter(run.final, model, adapter_state(model), chat, source, "reward", adapter)
+    save_adapter(run.final, model, Adapter(model).state(), chat, source, "reward", adapter)
     write_probe(run.final, [5, 6, 7], probe_values(model, [5, 6, 7]), model)
     run.facts |= {"kinds": list(kinds)}
     run.finish()

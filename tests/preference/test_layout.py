@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_language import PAD, build_toy_backbone, build_toy_policy, with_adapter
 
-from preference.policy.adapters import POLICY, merged_adapter
+from preference.policy.adapters import POLICY
 from preference.policy.layout import batches_by_tokens, pad
+from tiebreak.models.adapters import Adapter
 
 SYSTEM = [2, 7, 6, 2, 4, 5, 3, 3, 6, 7]
 PROMPTS = [[*SYSTEM, 3, 4], [*SYSTEM, 5], [*SYSTEM, 3, 4], [*SYSTEM, 3, 4, 6]]
@@ -86,7 +87,7 @@ def test_a_merged_adapter_computes_what_the_active_one_does_and_leaves_every_bit
     active = lm(ids).logits
     with lm.disable_adapter():
         bare = lm(ids).logits
-    with torch.no_grad(), merged_adapter(lm, POLICY):
+    with torch.no_grad(), Adapter(lm, POLICY).merged():
         merged = lm(ids).logits
     torch.testing.assert_close(merged, active, rtol=1e-5, atol=1e-5)
     assert float((active - bare).detach().abs().max()) > 0.01

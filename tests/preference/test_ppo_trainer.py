@@ -43,11 +43,12 @@ from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import MicroBatch, PPOTrainer
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import build_chat
 from tiebreak.models.find import ModelSource, base_sha256
 from tiebreak.models.load import load_reward_model, load_trained_reward_model
 from tiebreak.models.probe import PROBE_FILE, probe_values, write_probe
-from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.packed.logprobs import scores_in_batches
 from tiebreak.packed.sharding import gathered
@@ -637,7 +638,7 @@ def sources(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
             if "lora_B" in name:
                 parameter.normal_(std=0.3)
     folder = tmp_path_factory.mktemp("reward") / "final"
-    save_adapter(folder, model, adapter_state(model), build_chat(tokenizer), base, "reward", adapter)
+    save_adapter(folder, model, Adapter(model).state(), build_chat(tokenizer), base, "reward", adapter)
     ids = list(range(40, 60))
     write_probe(folder, ids, probe_values(model, ids), model)
     return base, replace(base, name="reward", kind="reward", id="r", folder=folder)

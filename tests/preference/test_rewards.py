@@ -25,11 +25,12 @@ from preference.policy.rewards import (
 )
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import build_chat
 from tiebreak.models.find import ModelSource, base_sha256
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
-from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.models.turns import find_template
 from tiebreak.records import Message, Prompt
@@ -125,7 +126,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     final = tmp_path / "reward" / "final"
     # the added words take the place of two that the texts do not hold, so that the base needs no more rows
     model.get_base_model().resize_token_embeddings(len(load_tokenizer(source_of(tiny_model))))
-    state = adapter_state(model)
+    state = Adapter(model).state()
     save_adapter(final, model, state, build_chat(own), judge, "reward", adapter)
     ids = list(range(40, 60))
     write_probe(final, ids, probe_values(model, ids), model)

@@ -13,13 +13,13 @@ from toy_language import ANSWERS, EOS, PAD, PROMPTS, VOCABULARY, KnownReward, to
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from preference.configuration import PPOConfig
-from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.backbone import Backbone
 from preference.policy.rollout import roll_out
 from preference.ppo.groups import build_group_trainer
 from preference.ppo.train import build_group_args, ppo_settings
 from tiebreak.config import OptimizerConfig, SamplingConfig
-from tiebreak.models.load import active_adapter
+from tiebreak.models.adapters import Adapter
 from tiebreak.packed.proof import ForwardPath, own_logps
 from tiebreak.training.passes import Passes
 
@@ -76,18 +76,18 @@ def own_answers(lm: nn.Module) -> Tensor:
 def test_the_kl_is_the_true_one(name: str) -> None:
     """KL(π ‖ π_ref) = Σ_y π(y)·(log π(y) − log π_ref(y)), over all 57 answers, whose probabilities add up to 1."""
     lm = policy(name)
-    copy_adapter(lm, POLICY, REFERENCE)
-    train_only(lm, POLICY)
+    Adapter(lm, POLICY).copy(REFERENCE)
+    Adapter(lm, POLICY).train_alone()
     move(lm)
     backbone = Backbone(lm, PAD).eval()
     true = own_answers(lm)
-    with active_adapter(lm, REFERENCE):
+    with Adapter(lm, REFERENCE).active():
         reference = own_answers(lm)
     torch.testing.assert_close(true.exp().sum(1), torch.ones(len(PROMPTS)), atol=1e-4, rtol=0)
     rows = [(list(p), list(a)) for p in PROMPTS for a in ANSWERS]
     batch = backbone.to_batch([p for p, _ in rows], [a for _, a in rows])
     ours = backbone.logps(batch, TEMPERATURE).sum(1).view_as(true)
-    with active_adapter(lm, REFERENCE):
+    with Adapter(lm, REFERENCE).active():
         theirs = backbone.logps(batch, TEMPERATURE).sum(1).view_as(true)
     kl = (true.exp() * (true - reference)).sum(1)
     assert kl.min() > 0.02
@@ -143,7 +143,7 @@ def test_what_group_trainers_watch_and_learn_from_is_the_plain_models(
     starts = [len(p) for p in episodes.prompts]
     with torch.no_grad():
         ours = own_logps(lm, rows, starts, TEMPERATURE)
-        with active_adapter(lm, backbone.reference):
+        with Adapter(lm, backbone.reference).active():
             reference = own_logps(lm, rows, starts, TEMPERATURE)
         difference = ours - reference
         assert float(difference.abs().max()) > 0.1

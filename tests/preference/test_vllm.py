@@ -22,10 +22,11 @@ from support import REPOSITORY, read_rows, run_here, write_config
 from toy_language import build_toy_policy, with_adapter
 from vllm_stand_in import PUSH, READY, StandIn, free_port, serving, write_package
 
-from preference.policy.adapters import POLICY, REFERENCE, copy_adapter
+from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.vllm import MergedPolicy, VLLMConfig, read_completion
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
+from tiebreak.models.adapters import Adapter
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 HAS_GPU = torch.cuda.is_available()
@@ -247,7 +248,7 @@ def test_4_bit_base_weights_are_refused(world: World, tmp_path: Path) -> None:
     status, told = run_here(*stage(tmp_path, world, None, adapter={"method": "qlora", "r": 4}))
     assert status == 2
     assert "vllm: not with 4-bit base weights" in told
-    assert "adapter.method: lora" in told
+    assert "Set adapter.quantize: none" in told
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ def test_the_pushed_weights_are_those_of_the_merged_model(dtype: torch.dtype) ->
         for name, parameter in lm.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    copy_adapter(lm, POLICY, REFERENCE)
+    Adapter(lm, POLICY).copy(REFERENCE)
     before = {name: parameter.clone() for name, parameter in lm.named_parameters()}
     pushed = {name: weight.clone() for name, weight in MergedPolicy(lm, "somewhere").named_parameters()}
     assert all(torch.equal(parameter, before[name]) for name, parameter in lm.named_parameters())

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, train_only
+from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.backbone import Backbone
+from tiebreak.models.adapters import Adapter
 
 PAD, EOS, VOCABULARY = 0, 1, 8
 PROMPTS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (5, 2, 4))
@@ -132,8 +133,8 @@ class KnownReward:
 def build_toy_backbone(policy: LlamaForCausalLM) -> Backbone:
     """The PPO stage's backbone: policy and reference on one base, and a value head."""
     lm = with_adapter(policy)
-    copy_adapter(lm, POLICY, REFERENCE)
-    train_only(lm, POLICY)
+    Adapter(lm, POLICY).copy(REFERENCE)
+    Adapter(lm, POLICY).train_alone()
     return Backbone(lm, PAD)
 
 

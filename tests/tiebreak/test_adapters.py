@@ -5,6 +5,7 @@ The oracle is PEFT's own forward of the folder as `AutoPeftModelForCausalLM` loa
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,11 +18,14 @@ from safetensors.torch import load_file
 from support import TINY_TRAINING, run_here, write_config
 from transformers import AutoModelForCausalLM
 
-from preference.policy.adapters import POLICY, REFERENCE, copy_adapter, merged_adapter
+from preference.policy.adapters import POLICY, REFERENCE
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, ModelError, RunError
+from tiebreak.models import adapters
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.find import find_model
-from tiebreak.models.load import active_adapter, load_frozen_policy, load_policy, load_reward_model
+from tiebreak.models.load import load_frozen_policy, load_policy, load_reward_model
+from tiebreak.models.methods import METHODS
 from tiebreak.models.probe import probe_values
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.runs.run import read_manifest
@@ -116,16 +120,71 @@ def test_a_reference_is_a_whole_copy_and_merged_only_where_that_is_a_sum(made: d
     """The copy answers as the policy did while the policy moves on, beside its base weights and merged into them."""
     model = load_policy(find_model(str(made[kind])), TRAINING, None, tokenizer_of(made[kind]))
     wanted = answers_of_peft(made[kind])
-    copy_adapter(model, POLICY, REFERENCE)
+    Adapter(model, POLICY).copy(REFERENCE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "default" in name.split("."):
                 parameter.add_(0.3)
     assert max(abs(a - b) for a, b in zip(probe_values(model, IDS), wanted, strict=True)) > 0.05
-    with active_adapter(model, REFERENCE):
+    with Adapter(model, REFERENCE).active():
         assert probe_values(model, IDS) == pytest.approx(wanted, abs=1e-6)
-    with merged_adapter(model, REFERENCE):
+    with Adapter(model, REFERENCE).merged():
         assert probe_values(model, IDS) == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_adapter_beside_others_answers_as_peft_loads_it(made: dict[str, Path], tiny_model: Path, kind: str) -> None:
+    """On a policy with an adapter of another kind, which goes on as it was."""
+    model = load_policy(find_model(str(tiny_model)), TRAINING, AdapterConfig(r=2, alpha=4), tokenizer_of(tiny_model))
+    before = probe_values(model, IDS)
+    weights = load_file(made[kind] / "adapter_model.safetensors")
+    mounted = Adapter.mount(model, made[kind], kind, "other", {k: w for k, w in weights.items() if ".lora_" in k})
+    wanted = answers_of_peft(made[kind])
+    with mounted.active():
+        assert probe_values(model, IDS) == pytest.approx(wanted, abs=1e-5)
+    with mounted.merged():
+        assert probe_values(model, IDS) == pytest.approx(wanted, abs=1e-4)
+    assert probe_values(model, IDS) == before
+    assert not any(parameter.requires_grad for parameter in mounted.parameters().values())
+
+
+def test_a_whole_module_has_no_place_beside_other_adapters(made: dict[str, Path], tiny_model: Path) -> None:
+    model = load_policy(find_model(str(tiny_model)), TRAINING, AdapterConfig(r=2), tokenizer_of(tiny_model))
+    weights = load_file(made["whole head"] / "adapter_model.safetensors")
+    with pytest.raises(HandoffError, match=r"whole: its adapter does not fit this backbone: .*lm_head"):
+        Adapter.mount(model, made["whole head"], "whole", "other", weights)
+
+
+def test_an_adapter_taken_for_another_kind_is_refused(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """DoRA as if it only added to the weights, as LoRA does; and a copy that leaves its magnitudes out."""
+    model = load_policy(find_model(str(made["DoRA"])), TRAINING, None, tokenizer_of(made["DoRA"]))
+    wrong = dataclasses.replace(METHODS["lora"], adds=lambda layer, name: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(adapters, "method_of", lambda peft_type: wrong)
+        with (
+            pytest.raises(HandoffError, match="the adapter 'default', added to the weights gives other answers"),
+            Adapter(model).merged(),
+        ):
+            pass
+    assert probe_values(model, IDS) == pytest.approx(answers_of_peft(made["DoRA"]), abs=1e-6)
+    own = Adapter.parameters
+    lora_alone = lambda self: {k: p for k, p in own(self).items() if "magnitude" not in k}  # noqa: E731
+    monkeypatch.setattr(Adapter, "parameters", lora_alone)
+    with pytest.raises(HandoffError, match="the copy 'reference' of the adapter 'default' gives other answers"):
+        Adapter(model).copy(REFERENCE)
+
+
+def test_method_and_quantisation_are_apart_and_runs_are_what_they_were() -> None:
+    """A run's identity is a hash of its configuration as it is written."""
+    plain = {"method": "lora", "r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
+    assert AdapterConfig().model_dump(mode="json") == plain
+    for asked in ({"method": "qlora"}, {"quantize": "nf4"}, {"method": "lora", "quantize": "nf4"}):
+        config = AdapterConfig.model_validate(asked)
+        assert (config.method, config.quantize) == ("lora", "nf4")
+        assert list(config.model_dump(mode="json").items()) == list((plain | {"method": "qlora"}).items())
+        assert AdapterConfig.model_validate(config.model_dump()) == config
+    with pytest.raises(ValueError, match="quantize: 'none' contradicts method: qlora"):
+        AdapterConfig.model_validate({"method": "qlora", "quantize": "none"})
 
 
 @pytest.mark.parametrize("kind", ["rsLoRA", "DoRA", "patterns"])

@@ -17,10 +17,10 @@ from support import REPOSITORY, build_tiny_model
 
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import build_chat
 from tiebreak.models.find import find_model
 from tiebreak.models.load import (
-    active_adapter,
     load_frozen_policy,
     load_policy,
     load_reward_model,
@@ -29,7 +29,7 @@ from tiebreak.models.load import (
 )
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
-from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_tokenizer, require_same_chat, tokenizer_facts
 from tiebreak.runs.run import start_run
 
@@ -55,7 +55,7 @@ def save_run(folder: Path, base: Path | str, kind: Any = "policy", ids: list[int
     load = load_policy if kind == "policy" else load_reward_model
     model = load(source, TRAINING, ADAPTER, tokenizer)
     train_a_little(model)
-    save_adapter(run.final, model, adapter_state(model), build_chat(tokenizer), source, kind, ADAPTER)
+    save_adapter(run.final, model, Adapter(model).state(), build_chat(tokenizer), source, kind, ADAPTER)
     write_probe(run.final, ids, probe_values(model, ids), model)
     run.finish()
     return folder
@@ -261,14 +261,14 @@ def test_switching_the_adapter_changes_answers_and_nothing_of_what_trains(traine
                 parameter.mul_(1.5)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     mine = probe_values(model, IDS)
-    with active_adapter(model, "reference"):
+    with Adapter(model, "reference").active():
         assert probe_values(model, IDS) == pytest.approx(
             json.loads((trained / "final" / "probe.json").read_text())["values"], abs=1e-5
         )
         assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
     assert probe_values(model, IDS) == mine
-    with pytest.raises(ZeroDivisionError), active_adapter(model, "reference"):
+    with pytest.raises(ZeroDivisionError), Adapter(model, "reference").active():
         raise ZeroDivisionError
     assert probe_values(model, IDS) == mine
     assert any(before.values())

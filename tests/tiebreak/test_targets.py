@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError
-from tiebreak.models.load import lora_config
+from tiebreak.models.methods import lora_config
 from tiebreak.models.targets import left_out, require_frozen_head, require_targets
 
 

@@ -177,7 +177,7 @@ def test_a_name_that_is_gone_is_refused_where_it_is_used_first(monkeypatch: pyte
         monkeypatch.delattr(each, "active_adapter")
         monkeypatch.delattr(each, "set_adapter")
         monkeypatch.delattr(each, "delete_adapter")
-    gone = r"peft\.tuners\.tuners_utils:BaseTunerLayer\._active_adapter is gone: \S+\.active_adapter rests on it"
+    gone = r"peft\.tuners\.tuners_utils:BaseTunerLayer\._active_adapter is gone: \S+\.Adapter rests on it"
     with pytest.raises(UpstreamError, match=gone), upstream.adapters_set([], ["default"]):
         pass
 

@@ -1,194 +1,301 @@
-"""Adapters in PEFT's format, from any source: which can be continued exactly, and which are refused.
+"""An adapter of a model: built, loaded, mounted, copied, activated, merged and saved, by one object.
 
-A stage continues an adapter by its `adapter_config.json` as it is: rank, scaling (rsLoRA), decomposition (DoRA), patterns.
-What PEFT can save and the stages cannot train or copy exactly is refused by name.
+A model may hold several (the policy, its reference, reward models), each under a name. Wherever weights are moved or added
+up, the answers are compared with those of the adapter as it was: a DoRA adapter taken for a LoRA one is 0.3 nats off, and
+nothing else would show it.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models.targets import ALL_LINEAR, output_head
+from tiebreak.models.methods import METHODS, method_of
+from tiebreak.models.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
+from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
+from tiebreak.models.targets import require_targets
+from tiebreak.packed.forward import whole_model
+from tiebreak.packed.proof import coarsest_dtype, is_routed
+from tiebreak.packed.sharding import gathered
+from tiebreak.upstream import adapters_off, adapters_set
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
-PEFT_FILE = "adapter_config.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-MERGE = (
-    "merge it into its base with PEFT (merge_and_unload, save_pretrained), and give that folder as the policy instead"
-)
-_CONTINUED = {
-    "alpha_pattern",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "modules_to_save",
-    "r",
-    "rank_pattern",
-    "target_modules",
-    "use_dora",
-    "use_rslora",
-}
-"""keys of a LoRA configuration that affect its computation, and that every stage keeps"""
-_OF_NO_CONSEQUENCE = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "peft_type",
-    "peft_version",
-    "revision",
-    "runtime_config",
-    "task_type",
-}
-_BASE_CHANGED = ("pissa", "corda", "loftq", "olora", "lora_ga", "eva")
-"""initialisations that may change the base weights, so that the base's own are no longer those that the adapter is on"""
-_BEYOND_OURS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
-"""what a stage's `adapter:` has no key for"""
+DEFAULT = "default"
+"""the name of what trains"""
+PROBED_TOKENS = 24
+COMPARED = "_tiebreak_merged"
+"""the attribute of a model that names the adapters whose sums were compared"""
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder contains an adapter in PEFT's format."""
-    return (folder / PEFT_FILE).is_file()
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter on a model."""
+
+    model: PeftModel
+    name: str = DEFAULT
+
+    # --- onto a model
+
+    @classmethod
+    def build(cls, base: nn.Module, config: AdapterConfig, task: str) -> Adapter:
+        """A new one on a base model; it changes no answer yet.
+
+        Raises:
+            ConfigError: it cannot be put there.
+        """
+        from peft import get_peft_model
+
+        require_targets(base, config)
+        try:
+            return cls(get_peft_model(base, METHODS[config.method].configure(config, task, base)))
+        except ValueError as error:  # what PEFT refuses for an architecture's own reasons
+            raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
+
+    @classmethod
+    def load(cls, base: nn.Module, folder: Path, source: str, *, trains: bool) -> Adapter:
+        """A saved one on its base, all of its weights found and used.
+
+        Args:
+            source: as the user names it.
+
+        Raises:
+            HandoffError: it does not fit this base.
+        """
+        from peft import PeftModel, get_peft_model_state_dict
+        from safetensors import safe_open
+
+        beside = foreign_weights(base, folder, source)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are looked for below
+                model = PeftModel.from_pretrained(base, str(folder), is_trainable=trains)
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = " ".join(str(error).split())[:300]
+            raise HandoffError(
+                f"{source} does not fit {type(base).__name__}, its base: {first}; name the base it was made on"
+            ) from None
+        with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
+            saved = set(tensors.keys()) - beside
+        used = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        if saved != used:
+            lost = sorted(saved - used) or sorted(used - saved)
+            what = "weights that have no place" if saved - used else "no weights"
+            raise HandoffError(f"{source} has {what} in {type(base).__name__} for {lost[0]} (and {len(lost) - 1} more)")
+        return cls(model)
+
+    @classmethod
+    def start_from(
+        cls, base: nn.Module, folder: Path, source: str, task: str, weights: Mapping[str, Tensor]
+    ) -> Adapter:
+        """A saved one as the start of a model of another task, which trains.
+
+        Args:
+            weights: its own, and those of the task's head.
+
+        Raises:
+            HandoffError: it does not fit.
+        """
+        from peft import get_peft_model
+
+        adapter = cls(get_peft_model(base, read_peft_config(folder, task)))
+        adapter._take(weights, f"{source}: its adapter does not fit a reward model")
+        return adapter
+
+    @classmethod
+    def mount(cls, model: PeftModel, folder: Path, source: str, name: str, weights: Mapping[str, Tensor]) -> Adapter:
+        """A saved one beside those that a model has, of the same base weights; it does not train, nor is it active.
+
+        Raises:
+            HandoffError: it does not fit.
+        """
+        adapter = cls(model, name)
+        model.add_adapter(name, read_peft_config(folder, "CAUSAL_LM"))
+        adapter._take(weights, f"{source}: its adapter does not fit this backbone")
+        for parameter in adapter.parameters().values():
+            parameter.requires_grad_(False)
+        return adapter
+
+    def _take(self, weights: Mapping[str, Tensor], refusal: str) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+        loaded = set_peft_model_state_dict(self.model, dict(weights), adapter_name=self.name)
+        used = set(get_peft_model_state_dict(self.model, adapter_name=self.name, save_embedding_layers=False))
+        without_place = {key for key in weights if key not in used and ".base_layer." not in key}
+        lost = [*loaded.unexpected_keys, *sorted(without_place), *sorted(used - set(weights))]
+        if lost:
+            raise HandoffError(f"{refusal}: {lost[:3]}")
+
+    def copy(self, name: str) -> Adapter:
+        """Another one with its weights, under a new name.
+
+        Raises:
+            HandoffError: the copy answers otherwise.
+        """
+        self.model.add_adapter(name, self.model.peft_config[self.name])
+        copied = self.copy_to(name)
+        copied.require_answers(self.answers(), f"the copy {name!r} of the adapter {self.name!r}")
+        return copied
+
+    def copy_to(self, name: str) -> Adapter:
+        """Give another adapter on the model the weights that this one has now."""
+        parameters = dict(self.model.named_parameters())
+        target = Adapter(self.model, name)
+        with torch.no_grad():
+            for key, parameter in target.parameters().items():
+                ours = ".".join(self.name if part == name else part for part in key.split("."))
+                parameter.copy_(parameters[ours])
+        return target
+
+    # --- its weights
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By their names in the model."""
+        return {key: parameter for key, parameter in self.model.named_parameters() if belongs_to(key, self.name)}
+
+    def layers(self) -> list[Any]:
+        """Those of PEFT's layers that it is on; other adapters may be on more."""
+        return [
+            layer
+            for layer in tuner_layers(self.model)
+            if any(self.name in getattr(layer, part, ()) for part in layer.adapter_layer_names)
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """Its weights (a score head with them) on the CPU, under the names that PEFT saves. All ranks must call it."""
+        from peft import get_peft_model_state_dict
+
+        named = self.parameters()
+        with gathered(list(named.values())):
+            whole = {key: parameter.detach().to("cpu", copy=True) for key, parameter in named.items()}
+        state = get_peft_model_state_dict(
+            self.model, state_dict=whole, adapter_name=self.name, save_embedding_layers=False
+        )
+        return {key: value.contiguous() for key, value in state.items()}
+
+    def train_alone(self) -> None:
+        """Activate it, and let nothing else have a gradient."""
+        self.model.set_adapter(self.name)
+        for key, parameter in self.model.named_parameters():
+            parameter.requires_grad_(belongs_to(key, self.name))
+
+    # --- computing with it
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Compute with it, and leave what trains as it is: PEFT's `set_adapter` also switches `requires_grad`."""
+        with adapters_set(tuner_layers(self.model), [self.name]):
+            yield
+
+    @property
+    def adds(self) -> bool:
+        """Whether it does no more than add a matrix to each weight that it is on."""
+        method = method_of(getattr(self.model.peft_config[self.name].peft_type, "value", None))
+        return method is not None and all(method.adds(layer, self.name) for layer in self.layers())
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Compute with it added to the weights, which saves its matrix products, and leave the weights as they were.
+
+        The weights' own memory is set aside, not subtracted from, so nothing is rounded away. Only where that is exact to
+        rounding and the weights are at hand: in float32, neither quantised, sharded nor those of another module too;
+        elsewhere the adapter is active.
+
+        Raises:
+            HandoffError: the model answers otherwise than with the adapter beside its weights.
+        """
+        layers = self.layers()
+        weights = [layer.get_base_layer().weight for layer in layers] if self.adds else []
+        at_hand = all(w.dtype == torch.float32 and not hasattr(w, "ds_id") for w in weights)
+        if not weights or not at_hand or _are_shared(self.model, weights):
+            with self.active():
+                yield
+            return
+        compared: set[str] = self.model.__dict__.setdefault(COMPARED, set())
+        wanted = [] if self.name in compared else self.answers()
+        before = [weight.data for weight in weights]
+        changed = False
+        with torch.no_grad():
+            for layer, weight in zip(layers, weights, strict=True):
+                added = layer.get_delta_weight(self.name)
+                changed = changed or bool(added.any())
+                weight.data = weight.data + added
+        try:
+            with adapters_off(tuner_layers(self.model)):
+                if wanted:
+                    _require_same(self.model, wanted, f"the adapter {self.name!r}, added to the weights")
+                    compared |= {self.name} if changed else set()
+                yield
+        finally:
+            for weight, data in zip(weights, before, strict=True):
+                weight.data = data
+
+    # --- comparing it
+
+    def answers(self) -> list[float]:
+        """Log-probabilities of a fixed text, by the model's own code."""
+        with self.active():
+            found: list[float] = probe_values(self.model, probe_ids(self.model))
+            return found
+
+    def require_answers(self, wanted: Sequence[float], what: str) -> None:
+        """Refuse an adapter that answers otherwise.
+
+        Raises:
+            HandoffError: it does.
+        """
+        with self.active():
+            _require_same(self.model, wanted, what)
 
 
-def read_peft_values(folder: Path) -> dict[str, Any]:
-    """An adapter's configuration as it was saved.
+def merge(model: PeftModel) -> nn.Module | None:
+    """The base model with the adapter in its weights for good; None where it answers otherwise than beside them.
 
-    Raises:
-        HandoffError: it cannot be read.
+    The model that is given is used up.
     """
-    try:
-        values = json.loads((folder / PEFT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HandoffError(f"{folder / PEFT_FILE} cannot be read: {error}") from error
-    return dict(values)
+    wanted = probe_values(model, probe_ids(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that shared weights may go wrong: they are compared
+        whole: nn.Module = model.merge_and_unload()
+    difference = max(abs(a - b) for a, b in zip(probe_values(whole, probe_ids(whole)), wanted, strict=True))
+    return whole if difference <= PROBE_TOLERANCE_ELSEWHERE[torch.float32] else None
 
 
-def read_peft_config(folder: Path, task: str) -> LoraConfig:
-    """PEFT's configuration of a saved adapter, for a model of another task too; it trains."""
-    from peft import LoraConfig
-
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-    config.task_type, config.inference_mode, config.modules_to_save = task, False, None
-    return config
+def probe_ids(model: nn.Module) -> list[int]:
+    """The tokens that answers are compared on."""
+    vocabulary = model.config.get_text_config().vocab_size
+    return [number * 7919 % vocabulary for number in range(1, PROBED_TOKENS + 1)]
 
 
-def require_known(folder: Path, name: str) -> dict[str, Any]:
-    """An adapter's configuration, if stages can compute with it.
-
-    Raises:
-        HandoffError: it is of another kind than LoRA, or has what no stage keeps.
-    """
-    from peft import LoraConfig
-
-    values = read_peft_values(folder)
-    if values.get("peft_type") != "LORA":
-        raise HandoffError(f"{name} is a {values.get('peft_type')} adapter, and LoRA alone is continued here: {MERGE}")
-    if values.get("task_type") not in (None, "CAUSAL_LM"):
+def _require_same(model: nn.Module, wanted: Sequence[float], what: str) -> None:
+    """Answers within the format's noise; of a mixture of experts, whose rounding moves tokens to others, half of them."""
+    found = probe_values(model, probe_ids(model))
+    allowed = PROBE_TOLERANCE_ELSEWHERE.get(coarsest_dtype(model), PROBE_TOLERANCE_ELSEWHERE[torch.float32])
+    apart = sorted(abs(a - b) / max(1.0, abs(b)) for a, b in zip(found, wanted, strict=True))
+    measured = apart[len(apart) // 2] if is_routed(whole_model(model)) else apart[-1]
+    if not measured <= allowed:
         raise HandoffError(
-            f"{name} is an adapter for {values['task_type']}, and a policy's is for CAUSAL_LM: name another one"
-        )
-    if not (folder / ADAPTER_FILE).is_file():
-        raise HandoffError(
-            f"{name} has no {ADAPTER_FILE}: pickled weights are not loaded; save it again as safetensors"
-        )
-    default = LoraConfig().to_dict()
-    unknown = {
-        key: value
-        for key, value in values.items()
-        if key not in _CONTINUED | _OF_NO_CONSEQUENCE and value and value != default.get(key)
-    }
-    if str(values.get("init_lora_weights")).startswith(_BASE_CHANGED):
-        unknown["init_lora_weights"] = values["init_lora_weights"]
-    if unknown:
-        listed = ", ".join(f"{key}: {value}" for key, value in sorted(unknown.items()))
-        raise HandoffError(f"{name} has {listed}, which cannot be continued exactly here: {MERGE}")
-    return values
-
-
-def require_trainable(folder: Path, name: str) -> None:
-    """Refuse to train an adapter with whole modules beside it, which stages have no copy of for the reference.
-
-    Raises:
-        HandoffError: names them.
-    """
-    whole = read_peft_values(folder).get("modules_to_save")
-    if whole:
-        raise HandoffError(f"{name} has modules_to_save: {whole}, of which a reference cannot keep a copy: {MERGE}")
-
-
-def to_adapter_config(values: dict[str, Any], quantized: bool) -> AdapterConfig:
-    """A foreign adapter's settings as keys of a stage's configuration."""
-    targets = values["target_modules"]
-    return AdapterConfig(
-        method="qlora" if quantized else "lora",
-        r=values["r"],
-        alpha=values["lora_alpha"],
-        dropout=values.get("lora_dropout") or 0.0,
-        target_modules=targets if isinstance(targets, str) else sorted(targets),
-    )
-
-
-def require_same_adapter(
-    model: PeftModel, name: str, folder: Path, saved: AdapterConfig, asked: AdapterConfig | None
-) -> None:
-    """A policy's own adapter is continued, so a configuration may not ask for another one.
-
-    Args:
-        model: with the adapter on it.
-        saved: the adapter in the keys of a stage's configuration.
-
-    Raises:
-        ConfigError: names what differs.
-    """
-    if asked is None:
-        return
-    values = read_peft_values(folder)
-    differing = [
-        f"adapter.{key}: {getattr(asked, key)!r} (it has {getattr(saved, key)!r})"
-        for key in ("r", "alpha", "dropout")
-        if getattr(asked, key) != getattr(saved, key)
-    ]
-    if not _same_targets(model, asked.target_modules, saved.target_modules):
-        differing.append(f"adapter.target_modules: {asked.target_modules!r} (it has {saved.target_modules!r})")
-    beyond = [f"{key}: {values[key]!r}" for key in _BEYOND_OURS if values.get(key)]
-    if differing or beyond:
-        listed = ", ".join([*differing, *(f"{one} (no key of `adapter` says so)" for one in beyond)])
-        raise ConfigError(
-            f"{name} has an adapter of its own, which this stage continues, and the configuration asks for another: "
-            f"{listed}. Set `adapter: null`{'' if beyond else ', or the same values'}"
+            f"{what} gives other answers than the adapter as it was (log-probabilities apart by {measured:.2g} of their "
+            f"size, where rounding makes {allowed:.0e} at most): its kind cannot be used here; nothing was trained with it"
         )
 
 
-def _same_targets(model: PeftModel, asked: str | list[str], saved: str | list[str]) -> bool:
-    if asked == saved or (isinstance(asked, list) and isinstance(saved, list) and set(asked) == set(saved)):
-        return True
-    return asked == ALL_LINEAR and _adapts_all_linear(model.get_base_model())
-
-
-def _adapts_all_linear(model: nn.Module) -> bool:
-    """Whether an adapter is on every linear layer but the head, which is what `all-linear` means."""
+def tuner_layers(model: nn.Module) -> list[Any]:
+    """PEFT's layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    head = output_head(model)
-    tuned = {id(module.get_base_layer()) for module in model.modules() if isinstance(module, BaseTunerLayer)}
-    own = {id(m) for key, m in model.named_modules() if any(part.startswith("lora_") for part in key.split("."))}
-    linear = {id(m) for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
-    return linear - own <= tuned
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def belongs_to(key: str, name: str) -> bool:
@@ -196,59 +303,13 @@ def belongs_to(key: str, name: str) -> bool:
     return name in key.split(".")
 
 
-def load_adapter(base: nn.Module, folder: Path, name: str, *, trains: bool) -> PeftModel:
-    """A base model with a saved adapter, whose weights were all found and used.
-
-    Raises:
-        HandoffError: it does not fit this base.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    beside = _require_base_embeddings(base, folder, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are looked for below
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trains)
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise HandoffError(
-            f"{name} does not fit {type(base).__name__}, its base: {first}; name the base it was made on"
-        ) from None
-    with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
-        saved = set(tensors.keys()) - beside
-    used = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if saved != used:
-        lost = sorted(saved - used) or sorted(used - saved)
-        what = "weights that have no place" if saved - used else "no weights"
-        raise HandoffError(f"{name} has {what} in {type(base).__name__} for {lost[0]} (and {len(lost) - 1} more)")
-    return model
-
-
-def _require_base_embeddings(base: nn.Module, folder: Path, name: str) -> set[str]:
-    """Whole weights that PEFT saves beside an adapter on embeddings: they must be the base's own.
-
-    Raises:
-        HandoffError: they are not, as of a vocabulary that grew.
-    """
-    from safetensors import safe_open
-
-    whole_modules = read_peft_values(folder).get("modules_to_save") or []
-    own = dict(base.named_parameters(remove_duplicate=False))
-    beside = set()
-    with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118
-            place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            if ".lora_" in key or any(part in whole_modules for part in place.split(".")):
-                continue
-            weight, value = own.get(place), tensors.get_tensor(key)
-            if (
-                weight is None
-                or weight.shape != value.shape
-                or not torch.equal(weight.detach().cpu(), value.to(weight.dtype))
-            ):
-                raise HandoffError(
-                    f"{name} brings weights for {place} that are not its base's, as of a vocabulary that grew: {MERGE}"
-                )
-            beside.add(key)
-    return beside
+def _are_shared(model: nn.Module, weights: Sequence[Tensor]) -> bool:
+    """Whether another module computes with one of these too, as an embedding that is tied to the head does."""
+    wanted = {id(weight) for weight in weights}
+    users = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if id(parameter) in wanted
+    )
+    return any(count > 1 for count in users.values())

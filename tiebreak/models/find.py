@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tiebreak.config import ChatSettings
+from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.errors import HandoffError, ModelError, RunError, TiebreakError
 from tiebreak.hashing import hash_file, hash_text
-from tiebreak.models.adapters import (
+from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
+from tiebreak.models.peft_files import (
     ADAPTER_FILE,
     PEFT_FILE,
     is_adapter,
     require_known,
     to_adapter_config,
 )
-from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
 from tiebreak.runs import checkpoints
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
 
@@ -137,7 +137,7 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     except ModelError as error:
         raise ModelError(f"{path} is an adapter on {base}, which is not available ({error})") from error
     identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
-    quantized = copied.get("quantized") or ((config.get("adapter") or {}).get("method")) == "qlora"
+    quantized = copied.get("quantized") or _is_quantized(config.get("adapter") or {})
     pinned = {
         "quantized": bool(quantized),
         "chat": chat,
@@ -145,6 +145,11 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     }
     name, weights = str(path), base_sha256(base_path)
     return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)
+
+
+def _is_quantized(adapter: Mapping[str, Any]) -> bool:
+    """Whether a run's adapter, as its file says it, is on 4-bit weights."""
+    return AdapterConfig.model_validate(adapter).quantize == "nf4"
 
 
 def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelSource:

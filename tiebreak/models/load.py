@@ -10,41 +10,28 @@ refuses a model that answers differently.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
-from tiebreak.errors import ConfigError, HandoffError, MachineError
-from tiebreak.models.adapters import (
+from tiebreak.errors import HandoffError, MachineError
+from tiebreak.models.adapters import Adapter, merge
+from tiebreak.models.find import ModelKind, ModelSource
+from tiebreak.models.peft_files import (
     ADAPTER_FILE,
-    load_adapter,
-    read_peft_config,
     require_same_adapter,
     require_trainable,
 )
-from tiebreak.models.find import ModelKind, ModelSource
-from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values, verify_probe
-from tiebreak.models.targets import left_out, require_frozen_head, require_targets
+from tiebreak.models.probe import verify_probe
+from tiebreak.models.targets import require_frozen_head
 from tiebreak.models.tokenizers import load_error, load_tokenizer
-from tiebreak.upstream import adapters_set, keep_quantized_weights
+from tiebreak.upstream import keep_quantized_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-# --- code that a model brings along ---
-
-
-# --- tokenizer ---
-
-
-# --- loading ---
 
 
 def resolve_precision(training: LoadingConfig) -> torch.dtype:
@@ -144,28 +131,13 @@ def load_policy(
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     torch.manual_seed(training.seed)
     if source.folder is None:
-        return _new_adapter(base, adapter or AdapterConfig(), "CAUSAL_LM")
-    model = load_adapter(base, source.folder, source.name, trains=True)
+        return Adapter.build(base, adapter or AdapterConfig(), "CAUSAL_LM").model
+    model = Adapter.load(base, source.folder, source.name, trains=True).model
     require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     require_frozen_head(model, source.name)
     if source.stage is not None:
         verify_probe(model, source.folder)
     return model
-
-
-def _new_adapter(base: PreTrainedModel, adapter: AdapterConfig, task: str) -> PeftModel:
-    """A new adapter on a base model.
-
-    Raises:
-        ConfigError: it cannot be put there.
-    """
-    from peft import get_peft_model
-
-    require_targets(base, adapter)
-    try:
-        return get_peft_model(base, lora_config(adapter, task, base))
-    except ValueError as error:  # what PEFT refuses for an architecture's own reasons
-        raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
 
 
 def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Module:
@@ -177,7 +149,7 @@ def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Modul
     quantized = is_quantized(source, None)
     model: nn.Module = _with_adapter(source, training, quantized)
     if source.folder is not None and not quantized and resolve_precision(training) == torch.float32:
-        merged = _merged(model)
+        merged = merge(model)
         model = _with_adapter(source, training, quantized) if merged is None else merged
     if torch.cuda.is_available() and not quantized:
         model = model.to("cuda")
@@ -187,22 +159,10 @@ def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Modul
 def _with_adapter(source: ModelSource, training: LoadingConfig, quantized: bool) -> nn.Module:
     model: nn.Module = load_base(source, training, quantized=quantized)
     if source.folder is not None:
-        model = load_adapter(model, source.folder, source.name, trains=False)
+        model = Adapter.load(model, source.folder, source.name, trains=False).model
         if source.stage is not None:
             verify_probe(model, source.folder)
     return model
-
-
-def _merged(model: Any) -> nn.Module | None:
-    """A model with its adapter merged into its weights; None if that answers otherwise."""
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = [number * 7919 % vocabulary for number in range(1, 25)]
-    apart = probe_values(model, ids)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that shared weights may go wrong: they are compared
-        merged: nn.Module = model.merge_and_unload()
-    difference = max(abs(a - b) for a, b in zip(probe_values(merged, ids), apart, strict=True))
-    return merged if difference <= PROBE_TOLERANCE_ELSEWHERE[torch.float32] else None
 
 
 def _saved_members(source: ModelSource) -> int:
@@ -229,7 +189,7 @@ def load_reward_model(
 
     The head is drawn from N(0, 1/(d+1)) with d the hidden size (Huang et al. 2024, detail 11; Stiennon et al. 2020).
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training, set_peft_model_state_dict
+    from peft import prepare_model_for_kbit_training
     from safetensors.torch import load_file
 
     quantized = is_quantized(source, adapter)
@@ -244,16 +204,11 @@ def load_reward_model(
     if quantized:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     if source.folder is None:
-        return _new_adapter(base, adapter or AdapterConfig(), "SEQ_CLS")
+        return Adapter.build(base, adapter or AdapterConfig(), "SEQ_CLS").model
     head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
-    model = get_peft_model(base, read_peft_config(source.folder, "SEQ_CLS"))
-    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
-    loaded = set_peft_model_state_dict(model, learned | head)
-    missing = [key for key in loaded.missing_keys if ".lora_" in key]
-    if loaded.unexpected_keys or missing:
-        faults = [*loaded.unexpected_keys, *missing]
-        raise HandoffError(f"{source.name}: its adapter does not fit a reward model: {faults[:3]}")
+    model = Adapter.start_from(base, source.folder, source.name, "SEQ_CLS", learned | head).model
+    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     return model
 
 
@@ -282,22 +237,8 @@ def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> P
 def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
     """Whether the base weights are to be held in NF4: as the configuration says, or as the run was trained."""
     if adapter is not None:
-        return adapter.method == "qlora"
+        return adapter.quantize == "nf4"
     return bool(source.pinned.get("quantized"))
-
-
-def lora_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
-    """PEFT's configuration of ours, for a base model."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=adapter.r,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=adapter.target_modules,
-        exclude_modules=left_out(base, adapter),
-        task_type=task,
-    )
 
 
 def saved_adapter(source: ModelSource) -> AdapterConfig:
@@ -310,25 +251,3 @@ def saved_adapter(source: ModelSource) -> AdapterConfig:
 def adapter_of(source: ModelSource, asked: AdapterConfig | None) -> AdapterConfig:
     """The adapter a stage trains: the one asked for, else the policy's own, else the default on a base model."""
     return asked or (saved_adapter(source) if source.folder else AdapterConfig())
-
-
-# --- adapters on one backbone ---
-
-
-@contextmanager
-def active_adapter(model: nn.Module, name: str) -> Iterator[None]:
-    """Run with another adapter, without changing which parameters train.
-
-    PEFT's own `set_adapter` also switches `requires_grad`, which would stop the policy from training after the first
-    reference pass.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    with adapters_set([module for module in model.modules() if isinstance(module, BaseTunerLayer)], [name]):
-        yield
-
-
-# --- saving ---
-
-
-# --- the probe ---

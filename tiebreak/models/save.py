@@ -10,29 +10,14 @@ from torch import Tensor
 
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.hashing import hash_file
-from tiebreak.models.adapters import (
-    ADAPTER_FILE,
-    belongs_to,
-)
 from tiebreak.models.chat import Chat
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, code_sha256, copy_code
+from tiebreak.models.peft_files import ADAPTER_FILE
 from tiebreak.models.tokenizers import tokenizer_facts
-from tiebreak.packed.sharding import gathered
 from tiebreak.records import write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-def adapter_state(model: PeftModel, name: str = "default") -> dict[str, Tensor]:
-    """An adapter's weights (with its score head) on the CPU, under PEFT's names. All ranks must call it."""
-    from peft import get_peft_model_state_dict
-
-    named = {key: parameter for key, parameter in model.named_parameters() if belongs_to(key, name)}
-    with gathered(list(named.values())):
-        whole = {key: parameter.detach().to("cpu", copy=True) for key, parameter in named.items()}
-    state = get_peft_model_state_dict(model, state_dict=whole, adapter_name=name, save_embedding_layers=False)
-    return {key: value.contiguous() for key, value in state.items()}
 
 
 def save_adapter(
@@ -61,7 +46,7 @@ def save_adapter(
         "base": source.base,
         "base_sha256": source.base_sha256,
         "adapter_sha256": hash_file(folder / ADAPTER_FILE),
-        "quantized": adapter.method == "qlora",
+        "quantized": adapter.quantize == "nf4",
         "adapter": adapter.model_dump(),
         **tokenizer_facts(chat.tokenizer),
         **pinned_chat(chat.settings),

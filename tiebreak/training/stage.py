@@ -16,12 +16,13 @@ from transformers import ProgressCallback
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
+from tiebreak.models.adapters import Adapter
 from tiebreak.models.chat import Chat, Encoded, check_encoded, coloured_mask
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.load import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
-from tiebreak.models.save import adapter_state, save_adapter
+from tiebreak.models.save import save_adapter
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.progress import screen
 from tiebreak.records import Prompt
@@ -253,7 +254,7 @@ def finish_adapter(
     Raises:
         HandoffError: the reloaded model's outputs differ.
     """
-    state = adapter_state(model)
+    state = Adapter(model).state()
     ids = probe_ids[:PROBE_TOKENS]
     values = probe_values(model, ids)
     if not trainer.is_world_process_zero():

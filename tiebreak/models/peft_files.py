@@ -1,0 +1,204 @@
+"""Adapters on disk in PEFT's format, from any source: which can be continued exactly, and which are refused.
+
+A stage continues an adapter by its `adapter_config.json` as it is: rank, scaling (rsLoRA), decomposition (DoRA), patterns.
+What PEFT can save and the stages cannot train or copy exactly is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tiebreak.config import AdapterConfig
+from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.models.methods import method_of
+from tiebreak.models.targets import ALL_LINEAR, output_head
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+PEFT_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+MERGE = (
+    "merge it into its base with PEFT (merge_and_unload, save_pretrained), and give that folder as the policy instead"
+)
+_OF_NO_CONSEQUENCE = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+_BASE_CHANGED = ("pissa", "corda", "loftq", "olora", "lora_ga", "eva")
+"""initialisations that may change the base weights, so that the base's own are no longer those that the adapter is on"""
+_BEYOND_OURS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
+"""what a stage's `adapter:` has no key for"""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder contains an adapter in PEFT's format."""
+    return (folder / PEFT_FILE).is_file()
+
+
+def read_peft_values(folder: Path) -> dict[str, Any]:
+    """An adapter's configuration as it was saved.
+
+    Raises:
+        HandoffError: it cannot be read.
+    """
+    try:
+        values = json.loads((folder / PEFT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HandoffError(f"{folder / PEFT_FILE} cannot be read: {error}") from error
+    return dict(values)
+
+
+def read_peft_config(folder: Path, task: str) -> LoraConfig:
+    """PEFT's configuration of a saved adapter, for a model of another task too; it trains."""
+    from peft import LoraConfig
+
+    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    config.task_type, config.inference_mode, config.modules_to_save = task, False, None
+    return config
+
+
+def require_known(folder: Path, name: str) -> dict[str, Any]:
+    """An adapter's configuration, if stages can compute with it.
+
+    Raises:
+        HandoffError: it is of another kind than LoRA, or has what no stage keeps.
+    """
+    from peft import LoraConfig
+
+    values = read_peft_values(folder)
+    method = method_of(values.get("peft_type"))
+    if method is None:
+        raise HandoffError(f"{name} is a {values.get('peft_type')} adapter, and LoRA alone is continued here: {MERGE}")
+    if values.get("task_type") not in (None, "CAUSAL_LM"):
+        raise HandoffError(
+            f"{name} is an adapter for {values['task_type']}, and a policy's is for CAUSAL_LM: name another one"
+        )
+    if not (folder / ADAPTER_FILE).is_file():
+        raise HandoffError(
+            f"{name} has no {ADAPTER_FILE}: pickled weights are not loaded; save it again as safetensors"
+        )
+    default = LoraConfig().to_dict()
+    unknown = {
+        key: value
+        for key, value in values.items()
+        if key not in method.continued | _OF_NO_CONSEQUENCE and value and value != default.get(key)
+    }
+    if str(values.get("init_lora_weights")).startswith(_BASE_CHANGED):
+        unknown["init_lora_weights"] = values["init_lora_weights"]
+    if unknown:
+        listed = ", ".join(f"{key}: {value}" for key, value in sorted(unknown.items()))
+        raise HandoffError(f"{name} has {listed}, which cannot be continued exactly here: {MERGE}")
+    return values
+
+
+def require_trainable(folder: Path, name: str) -> None:
+    """Refuse to train an adapter with whole modules beside it, which stages have no copy of for the reference.
+
+    Raises:
+        HandoffError: names them.
+    """
+    whole = read_peft_values(folder).get("modules_to_save")
+    if whole:
+        raise HandoffError(f"{name} has modules_to_save: {whole}, of which a reference cannot keep a copy: {MERGE}")
+
+
+def to_adapter_config(values: dict[str, Any], quantized: bool) -> AdapterConfig:
+    """A foreign adapter's settings as keys of a stage's configuration."""
+    targets = values["target_modules"]
+    return AdapterConfig(
+        quantize="nf4" if quantized else "none",
+        r=values["r"],
+        alpha=values["lora_alpha"],
+        dropout=values.get("lora_dropout") or 0.0,
+        target_modules=targets if isinstance(targets, str) else sorted(targets),
+    )
+
+
+def require_same_adapter(
+    model: PeftModel, name: str, folder: Path, saved: AdapterConfig, asked: AdapterConfig | None
+) -> None:
+    """A policy's own adapter is continued, so a configuration may not ask for another one.
+
+    Args:
+        model: with the adapter on it.
+        saved: the adapter in the keys of a stage's configuration.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    if asked is None:
+        return
+    values = read_peft_values(folder)
+    differing = [
+        f"adapter.{key}: {getattr(asked, key)!r} (it has {getattr(saved, key)!r})"
+        for key in ("r", "alpha", "dropout")
+        if getattr(asked, key) != getattr(saved, key)
+    ]
+    if not _same_targets(model, asked.target_modules, saved.target_modules):
+        differing.append(f"adapter.target_modules: {asked.target_modules!r} (it has {saved.target_modules!r})")
+    beyond = [f"{key}: {values[key]!r}" for key in _BEYOND_OURS if values.get(key)]
+    if differing or beyond:
+        listed = ", ".join([*differing, *(f"{one} (no key of `adapter` says so)" for one in beyond)])
+        raise ConfigError(
+            f"{name} has an adapter of its own, which this stage continues, and the configuration asks for another: "
+            f"{listed}. Set `adapter: null`{'' if beyond else ', or the same values'}"
+        )
+
+
+def _same_targets(model: PeftModel, asked: str | list[str], saved: str | list[str]) -> bool:
+    if asked == saved or (isinstance(asked, list) and isinstance(saved, list) and set(asked) == set(saved)):
+        return True
+    return asked == ALL_LINEAR and _adapts_all_linear(model.get_base_model())
+
+
+def _adapts_all_linear(model: nn.Module) -> bool:
+    """Whether an adapter is on every linear layer but the head, which is what `all-linear` means."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = output_head(model)
+    tuned = {id(module.get_base_layer()) for module in model.modules() if isinstance(module, BaseTunerLayer)}
+    own = {id(m) for key, m in model.named_modules() if any(part.startswith("lora_") for part in key.split("."))}
+    linear = {id(m) for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    return linear - own <= tuned
+
+
+def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:
+    """Whole weights that PEFT saves beside an adapter on embeddings: they must be the base's own.
+
+    Raises:
+        HandoffError: they are not, as of a vocabulary that grew.
+    """
+    from safetensors import safe_open
+
+    whole_modules = read_peft_values(folder).get("modules_to_save") or []
+    own = dict(base.named_parameters(remove_duplicate=False))
+    beside = set()
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            if ".lora_" in key or any(part in whole_modules for part in place.split(".")):
+                continue
+            weight, value = own.get(place), tensors.get_tensor(key)
+            if (
+                weight is None
+                or weight.shape != value.shape
+                or not torch.equal(weight.detach().cpu(), value.to(weight.dtype))
+            ):
+                raise HandoffError(
+                    f"{name} brings weights for {place} that are not its base's, as of a vocabulary that grew: {MERGE}"
+                )
+            beside.add(key)
+    return beside
