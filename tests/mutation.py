@@ -58,7 +58,9 @@ FAILED = 100
 _STDERR = os.dup(2)
 """Standard error as this process found it: pytest takes the other one."""
 
-_DATA_SETS = [f"tests/data_sets/test_{name}.py" for name in ("formats", "files", "splits", "odd_rows", "command")]
+_DATA_SETS = [
+    f"tests/data_sets/test_{name}.py" for name in ("formats", "files", "splits", "odd_rows", "pairs", "command")
+]
 _CHAT = ["tests/tiebreak/test_chat.py", "tests/tiebreak/test_turns.py", "tests/models/test_templates.py"]
 _TRAININGS = (
     *("test_ppo_never_trains_on_a_held_out_prompt", "test_evaluate_refuses_what_its_policy_was_trained_on"),

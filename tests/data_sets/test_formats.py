@@ -1246,6 +1246,33 @@ def test_pairs_of_records_and_of_two_columns(tmp_path: Path) -> None:
     ]
 
 
+def test_pairs_of_a_run_are_its_own(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y"}
+    pairs = read_pairs(str(write_rows(tmp_path / "x.jsonl", [row])))
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    write_jsonl(tmp_path / "run" / "final" / "pairs.jsonl", pairs)
+    assert read_pairs(str(tmp_path / "run")) == pairs
+
+
+def test_how_pairs_were_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y"}
+    source = str(write_rows(tmp_path / "x.jsonl", [row, {**row, "prompt": "p", "topic": "t", "b": 1}]))
+    pairs = read_pairs(source)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{source}: 2 rows read as pairs (response_a, response_b)",
+        f"{source}: ignored columns: b, topic",
+    ]
+    mixed = str(write_rows(tmp_path / "y.jsonl", [row, {"prompt": "q", "answers": ["x", "y"]}, {**row, "prompt": "p"}]))
+    read_pairs(mixed)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{mixed}: 3 rows read as pairs (response_a, response_b): 2, lists of answers (answers): 1"
+    ]
+    write_jsonl(tmp_path / "own.jsonl", pairs)
+    read_pairs(str(tmp_path / "own.jsonl"))
+    assert capsys.readouterr().err == ""  # records are what they are
+
+
 def reading_of(folder: Path, rows: list[Any], wanted: Wanted = "prompts", rules: Rules = KEEP) -> Reading:
     return read(str(write_rows(folder / "x.jsonl", rows)), wanted, rules)
 
