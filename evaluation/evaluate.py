@@ -131,16 +131,19 @@ def answer_prompts(
         return loaded
 
     def answer(batch: list[int], advance: Callable[[int], object]) -> list[Answer]:
-        sampled = sample_completions(
-            model(),
-            [encoded[n] for n in batch],
-            [row_seed(config.seed, "evaluate", prompts[n].id) for n in batch],
-            config.sampling,
-            stop_ids=chat.stop_ids,
-            pad_id=chat.pad_id,
-            batch_size=config.batch_size,
-            on_done=advance,
-        )
+        try:
+            sampled = sample_completions(
+                model(),
+                [encoded[n] for n in batch],
+                [row_seed(config.seed, "evaluate", prompts[n].id) for n in batch],
+                config.sampling,
+                stop_ids=chat.stop_ids,
+                pad_id=chat.pad_id,
+                batch_size=config.batch_size,
+                on_done=advance,
+            )
+        except HandoffError as error:
+            raise HandoffError(f"{source.name}, policy {name!r}: {error}") from error
         return [
             {
                 "prompt_ids": encoded[n],

@@ -352,7 +352,7 @@ def test_values_that_are_no_numbers_are_refused_by_name(
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     status, told, _ = start(output=tmp_path / "policy", policies={"sft": bench.sft, "broken": broken})
     assert status == 1
-    assert f"{broken} gives 6 of 6 answers of policy 'broken' a value that is not a finite number" in told
+    assert f"{broken}, policy 'broken': the model gives probabilities that are not finite numbers" in told
 
     def overflow(_: object, sequences: list[list[int]], *rest: object) -> list[float]:
         assert rest
