@@ -98,6 +98,7 @@ def test_an_interrupt_while_a_stage_is_imported(seconds: float, tmp_path: Path) 
 
 INTERRUPT_ON_IMPORT = """
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 name = sys.argv.pop(1)
 class Interrupt:
     def find_spec(self, module, path=None, target=None):
