@@ -44,6 +44,11 @@ class Section(BaseModel):
     retired: ClassVar[Mapping[str, Any]] = {}
     """Keys that earlier versions wrote but never read, with their defaults: so old resolved files still open."""
 
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Recorded values, by the keys of now."""
+        return values
+
     @model_validator(mode="before")
     @classmethod
     def _leave_out_retired(cls, values: object) -> object:
@@ -83,15 +88,19 @@ class AdapterConfig(Section):
     target_modules: str | list[str] = "all-linear"
     """names of the modules to adapt; all-linear: every linear layer except the head"""
 
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """qlora is a method and a quantisation in one word."""
+        return {**values, "method": "lora", "quantize": "nf4"} if values.get("method") == "qlora" else values
+
     @model_validator(mode="before")
     @classmethod
     def _apart(cls, values: object) -> object:
-        """qlora is a method and a quantisation in one word."""
-        if not isinstance(values, dict) or values.get("method") != "qlora":
+        if not isinstance(values, dict):
             return values
-        if values.get("quantize", "nf4") != "nf4":
+        if values.get("method") == "qlora" and values.get("quantize", "nf4") != "nf4":
             raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
-        return {**values, "method": "lora", "quantize": "nf4"}
+        return cls.upgraded(values)
 
     @model_serializer(mode="wrap")
     def _as_one_word(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

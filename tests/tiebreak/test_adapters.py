@@ -28,6 +28,7 @@ from tiebreak.models.load import load_frozen_policy, load_policy, load_reward_mo
 from tiebreak.models.methods import METHODS
 from tiebreak.models.probe import probe_values
 from tiebreak.models.tokenizers import load_chat
+from tiebreak.runs.differences import differences
 from tiebreak.runs.run import read_manifest
 
 pytestmark = pytest.mark.filterwarnings(
@@ -183,6 +184,8 @@ def test_method_and_quantisation_are_apart_and_runs_are_what_they_were() -> None
         assert (config.method, config.quantize) == ("lora", "nf4")
         assert list(config.model_dump(mode="json").items()) == list((plain | {"method": "qlora"}).items())
         assert AdapterConfig.model_validate(config.model_dump()) == config
+        assert not differences(plain | {"method": "qlora"}, config)
+        assert [one.key for one in differences(plain, config)] == ["quantize"]
     with pytest.raises(ValueError, match="quantize: 'none' contradicts method: qlora"):
         AdapterConfig.model_validate({"method": "qlora", "quantize": "none"})
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from tiebreak.config import Section
+
 
 class Difference(NamedTuple):
     """One key (dotted), and its value then and now, as JSON."""
@@ -41,6 +43,7 @@ def differences(
 
     def walk(key: str, old: Any, new: Any) -> Iterator[Difference]:
         if isinstance(new, BaseModel) and isinstance(old, Mapping):
+            old = new.upgraded(old) if isinstance(new, Section) else old
             for name, field in type(new).model_fields.items():
                 value, below = getattr(new, name), f"{key}.{name}" if key else name
                 if not key and name in ignored:
