@@ -487,7 +487,9 @@ def test_a_yardstick_beside_the_configuration_measures_prompt_and_answer(start: 
         "Clarity",
         [0, 100],
     )
-    assert f"sft: Clarity {sum(values) / 6:.3f}" in told
+    shown = [line.split() for line in told.splitlines()]
+    assert ["policy", "Clarity"] in [words[:2] for words in shown]
+    assert ["sft", f"{sum(values) / 6:.3f}"] in [words[:2] for words in shown]
     assert json.loads((output / "manifest.json").read_text())["inputs"]["yardstick"]["kind"] == "file"
 
 
