@@ -95,7 +95,7 @@ class SimulatedRater:
     """Answers by a yardstick, with errors at the stated rate."""
 
     def __init__(self, config: SimulateConfig, yardstick: Yardstick) -> None:
-        self.config = config
+        self.config, self.step = config, config.strength_step
         self.measure = lru_cache(maxsize=100_000)(
             lambda prompt, answer: yardstick.measure(prompt, answer, f"the answer {shortened(answer)!r}").value
         )
@@ -117,7 +117,7 @@ class SimulatedRater:
         difference = self.measure(prompt, right) - self.measure(prompt, left)
         if abs(difference) <= self.config.tie_threshold:
             return 0
-        strength = min(3, max(1, round(abs(difference) / self.config.strength_step)))
+        strength = min(3, max(1, round(abs(difference) / self.step)))
         return strength if difference > 0 else -strength
 
 

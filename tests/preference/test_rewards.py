@@ -109,23 +109,23 @@ def test_a_reward_is_a_model_or_a_function() -> None:
 
 def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, tmp_path: Path) -> None:
     """Its tokenizer has a word of its own, so the policy's ids mean nothing to it; the scores are its own of the text."""
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["basil", "iron"])
     tokenizer.save_pretrained(other)
+    wider = AutoModelForCausalLM.from_pretrained(other)
+    wider.resize_token_embeddings(len(tokenizer))
+    wider.save_pretrained(other)
     ends = {"eos_token_id": [tokenizer.eos_token_id, *tokenizer(" daily")["input_ids"]]}
     (other / "generation_config.json").write_text(json.dumps(ends))
     judge = source_of(other)
     own = load_tokenizer(judge)
     adapter = AdapterConfig(r=4, alpha=8)
     model = load_reward_model(judge, TRAINING, adapter, own)
-    model.get_base_model().resize_token_embeddings(len(own))
     final = tmp_path / "reward" / "final"
-    # the added words take the place of two that the texts do not hold, so that the base needs no more rows
-    model.get_base_model().resize_token_embeddings(len(load_tokenizer(source_of(tiny_model))))
     state = Adapter(model).state()
     save_adapter(final, model, state, build_chat(own), judge, "reward", adapter)
     ids = list(range(40, 60))
