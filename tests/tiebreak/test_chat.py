@@ -167,6 +167,12 @@ def test_tokenizers_that_would_train_on_the_wrong_thing_are_refused(tokenizer: A
     with pytest.raises(HandoffError, match=r"bad: padding and end-of-sequence are one token.*set another pad_token"):
         check_tokenizer(other, "bad")
     other = copy.deepcopy(tokenizer)
+    other.pad_token = None
+    with pytest.raises(HandoffError, match="bad: padding and end-of-sequence are one token"):
+        check_tokenizer(other, "bad")
+    with pytest.raises(HandoffError, match="the model: padding and end-of-sequence"):
+        build_chat(other)
+    other = copy.deepcopy(tokenizer)
     other.eos_token = None
     with pytest.raises(HandoffError, match="bad: the tokenizer has no end-of-sequence token"):
         check_tokenizer(other, "bad")

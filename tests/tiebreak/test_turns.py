@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from tiebreak.config import ChatSettings, StageConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
-from tiebreak.models.chat import Chat, Encoded, build_chat, coloured_mask, encode_each
+from tiebreak.models.chat import Chat, Encoded, build_chat, coloured_mask, encode_each, written_end
 from tiebreak.models.templates import as_template_message, in_parts, parts_of, render_messages
 from tiebreak.models.turns import (
     Turn,
@@ -82,6 +83,7 @@ def trained(chat: Chat, examples: list[Encoded]) -> list[list[str]]:
             if mask:
                 runs[-1].append(token)
         found.append([chat.tokenizer.decode(run) for run in runs])
+        assert set(example.loss_mask) <= {0, 1}
     return found
 
 
@@ -131,6 +133,48 @@ def test_end_of_turn_names_the_tokens_and_must_hold_the_templates_own(words: Any
         family(words, "gemma3", GEMMA, "<eos>", end_of_turn=["<eos>"])
     with pytest.raises(ConfigError, match="end_of_turn: 'two words' is not one token"):
         family(words, "gemma3", GEMMA, "<eos>", end_of_turn=["two words"])
+
+
+def test_a_template_without_an_end_takes_the_first_that_is_named(words: Any) -> None:
+    plain = copy.deepcopy(words)
+    plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    chat = build_chat(plain, ChatSettings(end_of_turn=["<|im_end|>", "<|endoftext|>"]))
+    assert (chat.end_id, stops(chat)) == (plain.convert_tokens_to_ids("<|im_end|>"), {"<|im_end|>", "<|endoftext|>"})
+    other = build_chat(plain, ChatSettings(end_of_turn=["<|endoftext|>", "<|im_end|>"]))
+    assert (other.end_id, other.stop_ids) == (plain.convert_tokens_to_ids("<|endoftext|>"), chat.stop_ids)
+    assert build_chat(plain).end_id == plain.eos_token_id
+    assert written_end(plain) is None
+
+
+def test_the_end_that_a_tokenizers_template_writes(words: Any) -> None:
+    assert written_end(words) == words.convert_tokens_to_ids("<|im_end|>")
+    for template in (None, "{{ messages[0].role }}"):
+        other = copy.deepcopy(words)
+        other.chat_template = template
+        assert written_end(other) is None
+        with pytest.raises(
+            HandoffError, match="no chat template" if template is None else "leaves an assistant's answer out"
+        ):
+            build_chat(other, name="other")
+
+
+def test_whether_ids_end_and_what_a_text_says_without_marks(words: Any) -> None:
+    chat = family(words, "qwen3", CHATML, "<|im_end|>", ("<|endoftext|>",))
+    end, more = (
+        chat.tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        chat.tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+    )
+    assert [chat.ends(ids) for ids in ([], [end], [5, more], [end, 5], [more, end, 5, 6])] == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert chat.pad_id == chat.tokenizer.convert_tokens_to_ids("<file_sep>")
+    marked = "<|im_start|><think>Hm</think> a<|im_end|><|endoftext|> b "
+    assert chat.without_marks(marked) == "Hm a b "
+    assert build_chat(words).without_marks("<think>a</think>") == "<think>a</think>"
 
 
 def test_an_end_at_which_sampling_would_not_stop_is_refused(words: Any) -> None:
@@ -202,6 +246,8 @@ def test_a_thought_that_is_not_closed_is_no_answer(words: Any) -> None:
         qwen.encode_completion([ASK], "<think>\nfirst I look")
     _, cut_off = qwen.encode_completion([ASK], "<think>\nfirst I look", finished=False)
     assert qwen.tokenizer.decode(cut_off) == "<think>\nfirst I look"
+    open_thought = Message(role="assistant", content="<think>\nfirst I look")
+    assert qwen.encode_side([ASK], (open_thought,), finished=False).trained == [1] * len(cut_off)
 
 
 def read(chat: Chat, text: str) -> tuple[str, str | None, bool]:
@@ -254,8 +300,11 @@ def test_a_sampled_side_is_learned_as_the_ids_that_were_drawn(words: Any) -> Non
     assert chat.decode_completion(drawn) == "Add iron."
     assert drawn != chat.encode_completion([ASK], "Add iron.")[1]
     chosen, rejected = chat.encode_preference(preference(chosen_ids=drawn, tokenizer_sha256="of-this-tokenizer"))
-    assert chosen.completion == drawn
+    assert (chosen.completion, chosen.trained) == (drawn, [1] * len(drawn))
     assert rejected.completion == chat.encode_completion([ASK], "Add 2 ml.")[1]
+    assert rejected.trained == [1] * len(rejected.completion)
+    cut_off, _ = chat.encode_preference(preference(chosen_finished=False))
+    assert (chat.tokenizer.decode(cut_off.completion), set(cut_off.trained)) == ("Add iron.", {1})
     other, _ = chat.encode_preference(preference(chosen_ids=drawn, tokenizer_sha256="of another"))
     assert other.completion == chat.encode_completion([ASK], "Add iron.")[1]
 
@@ -268,7 +317,7 @@ def test_the_thought_of_a_drawn_answer_is_masked_or_dropped(words: Any) -> None:
         chosen, _ = chat.encode_preference(preference(chosen_ids=ids, tokenizer_sha256="of-this-tokenizer"))
         assert chosen.completion == ids
         kept = [token for token, mask in zip(ids, chosen.trained, strict=True) if mask]
-        assert chat.tokenizer.decode(kept) == learned
+        assert (chat.tokenizer.decode(kept), set(chosen.trained) - {0}) == (learned, {1})
     chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking="drop")
     chosen, _ = chat.encode_preference(preference(chosen_ids=ids, tokenizer_sha256="of-this-tokenizer"))
     assert chat.tokenizer.decode(chosen.completion) == "<think>\n\n</think>\n\nAdd iron.<|im_end|>"
@@ -300,6 +349,17 @@ def test_a_side_learns_its_turns_by_their_weight(words: Any) -> None:
     )
     with pytest.raises(HandoffError, match="nothing is left to learn from"):
         qwen.encode_side([ASK], (silent,))
+    heard = qwen.encode_side([ASK], (CALL.model_copy(update={"weight": 0}), RESULT, ANSWER), tools=TOOLS)
+    kept = [token for token, mask in zip(heard.completion, heard.trained, strict=True) if mask]
+    assert qwen.tokenizer.decode(kept) == "Add iron.<|im_end|>"
+    spoken = qwen.encode_side([ASK], (CALL.model_copy(update={"weight": 1}), RESULT, ANSWER), tools=TOOLS)
+    assert spoken.trained == qwen.encode_side([ASK], (CALL, RESULT, ANSWER), tools=TOOLS).trained
+    assert set(spoken.trained) == {0, 1}
+    unheard = Message(role="assistant", content="", weight=0)  # and a tool may answer nothing
+    nothing = RESULT.model_copy(update={"content": ""})
+    assert sum(qwen.encode_side([ASK], (unheard, nothing, ANSWER)).trained) == len(
+        qwen.encode_completion([ASK], ANSWER)[1]
+    )
     for empty in (
         Message(role="assistant", content=" "),
         Message(role="assistant", content="", reasoning_content="Hm."),
@@ -327,6 +387,56 @@ def test_a_thought_that_ends_without_a_mark_cannot_be_masked(words: Any) -> None
 # --- nothing is left out
 
 
+WORDLESS = (
+    "{% if not tools and messages | length > 2 %}{{ raise_exception('no tools') }}{% endif %}{{ tools | length if tools }}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ '' if 'secret' in m.content else m.content | tojson }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""leaves out what holds a word, and writes the rest as JSON"""
+
+
+def test_a_part_that_is_left_out_for_what_it_says_is_refused(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = WORDLESS.replace("messages | length > 2", "false")
+    chat = build_chat(tokenizer)
+    quoted = Message(role="user", content='Why "pale"?')
+    for ask in (ASK, quoted):  # as JSON, the second's text is not in what is written, and yet it is there
+        assert chat.encode_conversation((ask, ANSWER))
+        assert chat.encode_prompt((ask,))
+    secret = Message(role="user", content="A secret.")
+    for _ in range(2):
+        with pytest.raises(HandoffError, match="leaves a message of the user out"):
+            chat.encode_conversation((secret, ANSWER))
+        with pytest.raises(HandoffError, match="leaves a message of the user out"):
+            chat.encode_prompt((secret,))
+
+
+def test_a_part_without_which_a_template_refuses_is_rendered(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = WORDLESS
+    talk = (ASK, ANSWER, AGAIN, MORE)
+    assert build_chat(tokenizer).encode_conversation(talk, tools=TOOLS)
+
+
+def test_a_template_is_asked_once_about_each_kind_of_part(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = build_chat(words)
+    chat.encode_conversation((ASK, ANSWER, AGAIN, MORE))
+    rendered = []
+    monkeypatch.setattr(
+        Chat, "_render", lambda self, *given, **named: rendered.append(1) or RENDER(self, *given, **named)
+    )
+    chat.encode_prompt((ASK,))
+    assert len(rendered) == 1
+    chat.encode_completion([ASK, ANSWER, AGAIN], MORE)
+    assert len(rendered) == 3
+    assert chat == build_chat(words)
+    assert "_rendered" not in repr(chat)
+    assert "_call_form" not in repr(chat)
+
+
+RENDER = Chat._render
+
+
 def test_tool_calls_are_learned_and_results_are_not(words: Any) -> None:
     qwen = family(words, "qwen2_5", CHATML, "<|im_end|>")
     call = '<tool_call>\n{"name": "look", "arguments": {"leaf": "top"}}\n</tool_call><|im_end|>'
@@ -342,19 +452,21 @@ def test_tool_calls_are_learned_and_results_are_not(words: Any) -> None:
 
 
 @pytest.mark.parametrize("call", ["{{ c.function.arguments }}", "{{ c.function.arguments | tojson }}"])
-def test_arguments_are_json_whichever_form_a_template_wants(words: Any, call: str) -> None:
+@pytest.mark.parametrize("content", ["{{ m.content }}", "{{ raise_exception('content') if m.content is defined }}"])
+@pytest.mark.parametrize("asked", [{"leaf": "ö", "wet": None}, {"it's": 1}, {}])
+def test_arguments_are_json_whichever_form_a_template_wants(words: Any, call: str, content: str, asked: Any) -> None:
     """One that writes them as they are wants text: of a mapping it would write Python's form, with None and True."""
     tokenizer = copy.deepcopy(words)
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        f"{{% if m.tool_calls %}}{content}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
         f"{{% for c in m.tool_calls or [] %}}{{{{ c.function.name }}}}({call}){{% endfor %}}<|im_end|>\n{{% endfor %}}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    asked = {"leaf": "top", "wet": None}
     calls = Message.model_validate({"role": "assistant", "tool_calls": [{"name": "look", "arguments": asked}]})
     chat = build_chat(tokenizer)
     [[text]] = trained(chat, chat.encode_conversation((ASK, calls)))
-    assert text == 'look({"leaf": "top", "wet": null})<|im_end|>'
+    assert text == f"look({json.dumps(asked, ensure_ascii=False)})<|im_end|>"
 
 
 def test_tools_are_in_the_prompt(words: Any) -> None:
@@ -439,6 +551,33 @@ def test_an_answer_of_which_nothing_is_marked_is_refused(words: Any) -> None:
     assert chat.encode_completion([ASK], "")[1][-1] == tokenizer.eos_token_id  # nothing was written: nothing is marked
 
 
+def test_marks_of_one_word_and_of_the_end_alone(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = MARKED.replace("END", "<|im_end|>")
+    chat = build_chat(tokenizer)
+    yes = Message(role="assistant", content=" Yes")
+    assert trained(chat, chat.encode_conversation((ASK, yes))) == [[" Yes<|im_end|>"]]
+    cut_off = chat.encode_side([ASK], (yes,), finished=False)
+    assert chat.tokenizer.decode(cut_off.completion) == "Note:  Yes"
+    assert cut_off.trained == [0] * (len(cut_off.completion) - 1) + [1]
+    tokenizer.chat_template = MARKED.replace(
+        "{% generation %}{{ m.content }}END", "{{ m.content }}{% generation %}<|im_end|>"
+    )
+    with pytest.raises(HandoffError, match="nothing of this answer"):
+        build_chat(tokenizer).encode_conversation((ASK, yes))
+
+
+def test_marks_see_the_tools(words: Any) -> None:
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + MARKED.replace(
+        "END", "<|im_end|>"
+    )
+    chat = build_chat(tokenizer)
+    expected = [[" Add iron.<|im_end|>"]]
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER), tools=TOOLS)) == expected
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER))) == expected
+
+
 def test_marks_need_a_tokenizer_that_knows_where_its_tokens_stand() -> None:
     from transformers import ByT5Tokenizer
 
@@ -446,6 +585,25 @@ def test_marks_need_a_tokenizer_that_knows_where_its_tokens_stand() -> None:
     tokenizer.chat_template = MARKED.replace("END", "</s>")
     with pytest.raises(HandoffError, match="a tokenizer without a fast backend"):
         build_chat(tokenizer).encode_conversation((ASK, ANSWER))
+
+
+def test_what_a_cut_off_answer_would_share_a_token_with_is_not_trained() -> None:
+    """Of `abc` the template's own `c` is one token with the answer: without it, two tokens take its place."""
+    from tokenizers import AddedToken, Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.?: |"
+    vocabulary = {token: n for n, token in enumerate([*letters, "bc", "abc"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c"), ("a", "bc")]))
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("</s>", "<pad>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", pad_token="<pad>")
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}c</s>{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}assistant: {% endif %}"
+    chat = build_chat(tokenizer)
+    finished = chat.encode_side([ASK], (Message(role="assistant", content="ab"),))
+    assert (finished.completion, finished.trained) == ([vocabulary["abc"], chat.end_id], [1, 1])
+    cut_off = chat.encode_side([ASK], (Message(role="assistant", content="ab"),), finished=False)
+    assert (cut_off.completion, cut_off.trained) == ([vocabulary["a"], vocabulary["b"]], [1, 1])
 
 
 def test_an_answers_first_blanks_are_its_own_in_sentencepiece_too() -> None:
@@ -526,7 +684,9 @@ def test_a_conversation_that_a_template_refuses_is_named_with_its_row(words: Any
     assert "user, user" in second
 
 
-def test_rows_that_no_template_takes_can_be_dropped(words: Any, tmp_path: Path) -> None:
+def test_rows_that_no_template_takes_can_be_dropped(
+    words: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     gemma = family(words, "gemma", GEMMA, "<eos>")
     rows = [Prompt(id="a", messages=(ASK,)), Prompt(id="c", messages=(ASK, ASK))]
     run = start_run(StageConfig(output=str(tmp_path / "run")), "sample", {})
@@ -538,6 +698,18 @@ def test_rows_that_no_template_takes_can_be_dropped(words: Any, tmp_path: Path) 
     )
     with pytest.raises(DataError, match="1 of 1 prompts"):
         encode_each(rows[1:], lambda row: gemma.encode_prompt(row.messages), "prompts", dropping=run)
+    assert "1 of 2 prompts dropped (on_bad_row: drop); the first: row 2 ('Why pale?')" in capsys.readouterr().err
+    assert len(encode_each(rows[:1], lambda row: gemma.encode_prompt(row.messages), "prompts", dropping=run)) == 1
+    assert encode_each([], len, "prompts", dropping=run) == encode_each([], len, "prompts") == []
+    encode_each(rows, lambda row: gemma.encode_prompt(row.messages), "more", dropping=run)
+    assert run.facts["rows_not_rendered"] == 2
+    assert [line[:12] for line in (run.folder / "rows_not_rendered.txt").read_text().splitlines()] == [
+        "prompts: row",
+        "more: row 2 ",
+    ]
+    with pytest.raises(DataError) as caught:
+        encode_each([3], lambda _: gemma.encode_prompt((ASK, ASK)), "rows")
+    assert caught.value.faults[0].startswith("row 1: the chat template refuses")
 
 
 def test_characters_of_several_tokens_are_shown_whole(words: Any) -> None:
@@ -545,6 +717,8 @@ def test_characters_of_several_tokens_are_shown_whole(words: Any) -> None:
     text = "أضف الحديد 日本語 🌱🌿"
     [example] = chat.encode_conversation((ASK, Message(role="assistant", content=text)))
     assert coloured_mask(words, example).endswith(f"⟦{text}<|im_end|>⟧")
+    assert coloured_mask(words, example, colour=True).count("\x1b[32m") == 1
+    assert coloured_mask(words, example, colour=False) == coloured_mask(words, example)
 
 
 # --- nothing is left out, wherever it stands
@@ -595,8 +769,14 @@ def test_ids_of_another_text_are_refused(words: Any) -> None:
     assert chosen.completion == drawn
     with pytest.raises(HandoffError, match=r"say 'Add iron.', and its text 'Add chelated iron.'"):
         chat.encode_preference(preferring(chat, "Add chelated iron.", drawn))
-    with pytest.raises(HandoffError, match="leave the ids out"):
-        chat.encode_preference(preferring(chat, "Add iron.", [*drawn[:-1], 10**9, chat.end_id]))
+    for number in (-1, len(words), 10**9, 10**12):
+        with pytest.raises(HandoffError, match="are not all of this tokenizer: leave the ids out"):
+            chat.encode_preference(preferring(chat, "Add iron.", [*drawn[:-1], number, chat.end_id]))
+    with_first = [0, *drawn]  # <|endoftext|>, which is no text
+    assert chat.encode_preference(preferring(chat, "Add iron.", with_first))[0].completion == with_first
+    of_one = preferring(chat, "Add iron.", drawn).model_copy(update={"chosen": (CALL, RESULT, ANSWER)})
+    with pytest.raises(HandoffError, match=re.escape(f"and its text {'It is yellow.' + chr(10) + 'Add iron.'!r}")):
+        chat.encode_preference(of_one)
 
 
 # --- what a template is asked, and what it is given
@@ -735,17 +915,41 @@ def test_templates_by_the_names_of_the_tokenizer() -> None:
 
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("text", [False, True])
-def test_tool_calls_are_given_in_the_form_that_a_template_wants(words: Any, null: bool, text: bool) -> None:
+@pytest.mark.parametrize("otherwise", ["{{ raise_exception('form') }}", ""])
+def test_tool_calls_are_given_in_the_form_that_a_template_wants(
+    words: Any, null: bool, text: bool, otherwise: str
+) -> None:
+    """In another one it refuses them, or writes nothing of them."""
     tokenizer = copy.deepcopy(words)
-    wrong = f"(m.content is not defined) != {null} or (m.tool_calls[0].function.arguments is string) != {text}"
+    wanted = f"(m.content is not defined) == {null} and (m.tool_calls[0].function.arguments is string) == {text}"
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        f"{{% if m.tool_calls %}}{{% if {wrong} %}}{{{{ raise_exception('form') }}}}{{% endif %}}"
-        "{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | string | length }}{% endif %}"
+        f"{{% if m.tool_calls %}}{{% if {wanted} %}}"
+        "{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | string | length }}"
+        f"{{% else %}}{otherwise}{{% endif %}}{{% endif %}}"
         "{{ m.content or '' }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     chat = build_chat(tokenizer)
     assert trained(chat, chat.encode_conversation((ASK, CALL))) == [["look 15<|im_end|>"]]
+    assert chat.encode_prompt((ASK, CALL, AGAIN)) == build_chat(tokenizer).encode_prompt((ASK, CALL, AGAIN))
+
+
+def test_a_templates_refusal_of_calls_is_its_own(words: Any) -> None:
+    """And what was tried at a conversation that it refuses does not stay."""
+    tokenizer = copy.deepcopy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+        "{% if m.tool_calls %}{{ raise_exception('one at a time') if m.tool_calls | length > 1 }}"
+        "{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    two = CALL.model_copy(update={"tool_calls": CALL.tool_calls * 2})
+    with pytest.raises(HandoffError, match="one at a time"):
+        chat.encode_completion([ASK], two)
+    with pytest.raises(HandoffError, match="one at a time"):
+        chat.encode_prompt([ASK, two, RESULT])
+    assert trained(chat, chat.encode_conversation((ASK, CALL))) == [['look {"leaf": "top"}<|im_end|>']]
 
 
 def test_what_a_template_is_given(words: Any) -> None:

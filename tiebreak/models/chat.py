@@ -11,6 +11,7 @@ was sampled is trained on as the ids that were drawn: the text alone need not le
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -211,13 +212,25 @@ class Chat:
 
     def _require_text_of(self, ids: Sequence[int], answers: Messages) -> None:
         """Refuse ids that do not match the answer's text, which was edited after sampling."""
-        written, wanted = self.read(ids).text.strip(), answers[-1].content.strip()
-        if len(answers) == 1 and written == wanted and all(0 <= number < len(self.tokenizer) for number in ids):
+        if not self._are_tokens(ids):
+            raise HandoffError(
+                "its token ids (chosen_ids, rejected_ids or ids) are not all of this tokenizer: leave the ids out, and the "
+                "text is trained on"
+            )
+        written = self.read(ids).text.strip()
+        wanted = "\n".join(message.content for message in answers).strip()
+        if written == wanted:
             return
         raise HandoffError(
             f"its token ids (chosen_ids, rejected_ids or ids) say {written[:60]!r}, and its text {wanted[:60]!r}: leave "
             "the ids out where the text was edited, and the text is trained on"
         )
+
+    def _are_tokens(self, ids: Sequence[int]) -> bool:
+        try:
+            return None not in self.tokenizer.convert_ids_to_tokens(list(ids))
+        except (OverflowError, IndexError, ValueError):
+            return False
 
     def _learned_of_drawn(self, ids: list[int]) -> list[int]:
         """Mask of the sampled ids that are trained: all except a masked thought."""
@@ -562,28 +575,29 @@ class Chat:
         """Find the form in which the template takes tool calls, at the first conversation that has some.
 
         Raises:
-            HandoffError: the template refuses all forms.
+            HandoffError: the template refuses them.
         """
         if self._call_form or not any(message.tool_calls for message in messages):
             return
         call = next(parts_of(messages, tools))
+        refusal: HandoffError | None = None
         for form in TOOL_CALL_FORMS:
             self._call_form[:] = [form]
             try:
                 text = self._render(messages, tools)
                 if self._differs(text, call, False) and not (_holds_python(messages, text) and not form[1]):
                     return
-            except HandoffError:
-                if form == TOOL_CALL_FORMS[-1]:
-                    self._call_form.clear()
-                    raise
-        self._call_form[:] = []
+            except HandoffError as error:
+                refusal = error
+        self._call_form.clear()
+        if refusal is not None:
+            raise refusal
 
 
 def _holds_python(messages: Sequence[Message], text: str) -> bool:
     """Whether a template printed a call's arguments as a Python dict, so that it needs them as JSON text."""
     arguments = (call.function.arguments for message in messages for call in message.tool_calls)
-    return any(str(one) in text for one in arguments if one)
+    return any(str(one) in text for one in arguments if str(one) != json.dumps(one, ensure_ascii=False))
 
 
 def _two_ends(name: str, text: str) -> HandoffError:
