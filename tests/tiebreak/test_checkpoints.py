@@ -94,3 +94,21 @@ def test_a_damaged_checkpoint_is_never_trained_from(finished_recipe: Path, tmp_p
     assert "resuming from" not in message
     assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole
     assert [row["step"] for row in read_metrics(folder) if "loss" in row] == [1, 2, 3]
+
+
+def test_a_checkpoint_of_another_run_is_never_trained_from(finished_recipe: Path, tmp_path: Path) -> None:
+    """Of the same stage, data and steps, but another seed: every file of it is whole."""
+    folder, other = tmp_path / "dpo", tmp_path / "other"
+    shutil.copytree(finished_recipe / "runs" / "dpo", folder)
+    whole = (folder / "final" / "adapter_model.safetensors").read_bytes()
+    words = ("dpo", "--config", folder / "config.resolved.yaml", "--output")
+    status, message = run_here(*words, other, "--training.seed", "5")
+    assert status == 0, message
+    (folder / "manifest.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-3")
+    shutil.copytree(other / "checkpoints" / "checkpoint-3", folder / "checkpoints" / "checkpoint-3")
+    status, message = run_here(*words, folder)
+    assert status == 0, message
+    assert "checkpoint-3 is from another run, and skipped" in message
+    assert f"resuming from {folder / 'checkpoints' / 'checkpoint-2'}" in message
+    assert (folder / "final" / "adapter_model.safetensors").read_bytes() == whole

@@ -25,6 +25,7 @@ import resource
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -89,6 +90,8 @@ class Run:
     """The manifest's additional entries: base weights, adapter, tokenizer, template, metrics."""
     checkpoint: str | None = None
     """the one to resume from: the newest that is complete and intact"""
+    key: str = ""
+    """random, and in every checkpoint: one that was put in from another run is skipped"""
     seconds_before: float = 0.0
     """duration of earlier attempts at this run, up to their last checkpoint"""
     _started: float = field(default_factory=lambda: time.monotonic())
@@ -128,7 +131,8 @@ class Run:
 
     def note_seconds(self) -> None:
         """Write run.json with the duration so far: called with every checkpoint."""
-        write_json(self.folder / RUN_FILE, self.identity.record(self.folder) | {"seconds": self.seconds})
+        record = self.identity.record(self.folder) | {"seconds": self.seconds, "key": self.key}
+        write_json(self.folder / RUN_FILE, record)
 
     @property
     def final(self) -> Path:
@@ -318,7 +322,8 @@ def start_run(config: StageConfig, stage: str, inputs: Mapping[str, str] | None 
         run.finished = True
         return run
     try:
-        run.checkpoint = _newest_whole_checkpoint(run.checkpoints)
+        run.key = _key_of(run.folder) or uuid.uuid4().hex
+        run.checkpoint = _newest_whole_checkpoint(run.checkpoints, run.key)
         if is_main_process():
             _open_folder(run)
     except OSError as error:
@@ -342,13 +347,21 @@ def _require_outputs(folder: Path) -> None:
         )
 
 
-def _newest_whole_checkpoint(folder: Path) -> str | None:
+def _key_of(folder: Path) -> str:
+    """The key in run.json; empty where there is no run yet, and in runs of earlier versions."""
+    try:
+        return str(read_run_file(folder).get("key", ""))
+    except RunError:
+        return ""
+
+
+def _newest_whole_checkpoint(folder: Path, key: str) -> str | None:
     """Every process looks separately and finds the same one."""
     for checkpoint in checkpoints.marked(folder):
         fault = checkpoints.fault_of(checkpoint)
-        if not fault:
+        if not fault and checkpoints.facts_of(checkpoint).get("key", key) == key:
             return str(checkpoint)
-        say(f"{checkpoint} is damaged and skipped: {fault}")
+        say(f"{checkpoint} is {f'damaged and skipped: {fault}' if fault else 'from another run, and skipped'}")
     return None
 
 

@@ -164,8 +164,9 @@ class RunCallback(TrainerCallback):
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # every process has written its part
         if state.is_world_process_zero:
-            mark_complete(_checkpoint(args, state), {EVALUATE_NEXT: self.evaluates_next})
-            self.recorder.run.note_seconds()
+            run = self.recorder.run
+            mark_complete(_checkpoint(args, state), {EVALUATE_NEXT: self.evaluates_next, "key": run.key})
+            run.note_seconds()
         if self.stopped_by:
             if dist.is_available() and dist.is_initialized():
                 dist.barrier()  # a launcher ends the other processes once one has ended
