@@ -219,6 +219,6 @@ def test_a_killed_run_ends_in_the_same_weights(finished_recipe: Path, tmp_path: 
 
 
 def test_inspect_reads_a_run(finished_recipe: Path) -> None:
-    result = run_command("inspect", output(finished_recipe, "ppo"))
+    result = run_command("inspect", output(finished_recipe, "ppo"), "--all")
     assert result.returncode == 0, result.stderr
     assert read_manifest(output(finished_recipe, "ppo"))["id"] in result.stdout

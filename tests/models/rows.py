@@ -43,7 +43,7 @@ def write_data(folder: Path) -> None:
     )
     write_rows(folder / "prompts.jsonl", [{"prompt": _ask(q)} for q, _ in TAUGHT])
     write_rows(folder / "questions.jsonl", [{"prompt": _ask(q)} for q, _ in TAUGHT + SHOWN])
-    write_rows(folder / "test_prompts.jsonl", [{"prompt": _ask(q), "split": "test"} for q, _ in TAUGHT])
+    write_rows(folder / "taught_prompts.jsonl", [{"prompt": _ask(q), "split": "train"} for q, _ in TAUGHT])
 
 
 def _ask(question: str) -> list[dict[str, Any]]:
