@@ -129,7 +129,7 @@ def summary_table(report: dict[str, Any], colours: bool = False, marks: bool = T
         rows.append(
             [
                 Cell(mark if marks else _PLAIN_MARKS[mark], style),
-                Cell(label(name)[:16], "bold" if mark == "✓" else ""),
+                Cell(label(name)[:14], "bold" if mark == "✓" else ""),
                 f"{mean:.{digits}f}",
                 _interval(_figure(row, "yardstick_interval"), lambda v: f"{v:.{digits}f}"),
                 "-" if (rate := _figure(row, "win_rate_vs_baseline")) is None else edge(rate),
