@@ -158,7 +158,7 @@ def test_a_pair_whose_completions_are_the_same(tmp_path: Path, output: Path) -> 
     fail(
         "label", "--output", output, "--pairs", pairs, "--simulate", "true",
         told=(
-            f"{pairs}: 3 fault(s) in its rows",
+            f"{pairs}: 3 of 4 rows hold no pair",
             f"{pairs}:2: two completions of the pair are the same",
             f"{pairs}:3: a completion of the pair is empty",
             f"{pairs}:4: a pair needs two or more completions",

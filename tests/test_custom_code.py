@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from preference.answer import load_policy as load_answering_policy
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import HandoffError, ModelError
-from tiebreak.models import load as models
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.probe import probe_values
+from tiebreak.models.tokenizers import load_chat, load_tokenizer
 from tiebreak.runs.run import read_manifest
 
 MODELING = """
@@ -122,7 +122,7 @@ def test_a_model_with_code_of_its_own_is_trained_verified_and_sampled(trained: P
     source = find_model(str(trained), trust_remote_code=True)
     frozen = load_frozen_policy(source, TrainingConfig())
     assert probe_values(frozen, saved["input_ids"]) == pytest.approx(saved["values"], abs=1e-4)
-    assert type(models.load_chat(source).tokenizer).__name__ == "TwistedTokenizer"
+    assert type(load_chat(source).tokenizer).__name__ == "TwistedTokenizer"
     plain = json.loads((twisted / "config.json").read_text())
     assert plain["model_type"] == "twisted"
 
@@ -175,7 +175,7 @@ def test_code_is_fetched_from_the_hub_where_it_is_trusted(twisted: Path, monkeyp
     find_model("someone/twisted", trust_remote_code=True)
     assert ["*.py" in patterns for patterns in asked] == [False, True]
     with pytest.raises(ModelError, match="needs its own Python code"):
-        models.load_tokenizer(find_model("someone/twisted"))
+        load_tokenizer(find_model("someone/twisted"))
 
 
 def test_a_forked_process_runs_it_too(trained: Path, raw_data: Path, tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_a_run_that_is_cut_off_after_the_guard_stopped_it_decides_the_same_again
         ends.append((facts, weights))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"preference.{'dpo' if stage == 'dpo' else 'ppo.train'}.finish_adapter", cut)
+    monkeypatch.setattr("tiebreak.training.skeleton.finish_adapter", cut)
     config = ppo_config(tmp_path, world) if stage == "ppo" else dpo_config(tmp_path, world, world.judge)
     told = []
     for _ in range(2):

@@ -254,9 +254,9 @@ def test_4_bit_base_weights_are_refused(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"mode": "server", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization: only mode colocate knows this"),
-        ({"mode": "colocate", "base_url": "http://10.0.0.1:8000"}, "base_url: only mode server knows this"),
-        ({"mode": "colocate", "group_port": 5000}, "group_port: only mode server knows this"),
+        ({"mode": "server", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization: only mode colocate reads this"),
+        ({"mode": "colocate", "base_url": "http://10.0.0.1:8000"}, "base_url: only mode server reads this"),
+        ({"mode": "colocate", "group_port": 5000}, "group_port: only mode server reads this"),
         ({"mode": "serve"}, "Input should be 'server' or 'colocate'"),
         ({"base_url": "10.0.0.1:8000"}, "base_url"),
         ({"gpu_memory": 0.5}, "Extra inputs are not permitted"),

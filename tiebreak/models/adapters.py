@@ -7,6 +7,7 @@ nothing else would show it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -279,7 +280,12 @@ def probe_ids(model: nn.Module) -> list[int]:
 
 
 def _require_same(model: nn.Module, wanted: Sequence[float], what: str) -> None:
-    """Answers within the format's noise; of a mixture of experts, whose rounding moves tokens to others, half of them."""
+    """Answers within the format's noise; of a mixture of experts, whose rounding moves tokens to others, half of them.
+
+    Weights that are not numbers have no answers to compare: the first loss stops their training.
+    """
+    if not all(map(math.isfinite, wanted)):
+        return
     found = probe_values(model, probe_ids(model))
     allowed = PROBE_TOLERANCE_ELSEWHERE.get(coarsest_dtype(model), PROBE_TOLERANCE_ELSEWHERE[torch.float32])
     apart = sorted(abs(a - b) / max(1.0, abs(b)) for a, b in zip(found, wanted, strict=True))
