@@ -21,7 +21,7 @@ from preference.policy.rollout import Draw, Episodes, Shaping, draw_seeded, roll
 from preference.policy.vllm import VLLMSampler
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.packed.generation import row_seed
+from tiebreak.packed.generation import NotFiniteError, row_seed
 from tiebreak.packed.proof import Proof
 from tiebreak.packed.sharding import at_own_pace
 from tiebreak.process.stopping import StepStopped, interruptible
@@ -147,7 +147,15 @@ class ScoredLoop(StageTrainer, CheckpointHooks):
                 )
                 return episodes
 
-        episodes: Episodes = self._cut_short_by_signals(sample)
+        try:
+            episodes: Episodes = self._cut_short_by_signals(sample)
+        except NotFiniteError as error:
+            if not self.state.global_step:
+                raise
+            raise HandoffError(
+                f"after step {self.state.global_step} the policy's probabilities are not finite numbers: lower "
+                "training.learning_rate or raise kl_coef; the checkpoints before it are kept"
+            ) from error
         return episodes
 
     def _cut_short_by_signals(self, sample: Callable[[], T]) -> T:

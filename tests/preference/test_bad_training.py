@@ -81,8 +81,8 @@ FAULTS: Mapping[str, Fault] = {
         ),
         {**rewarded_by("indifferent"), "length_penalty": 2.0, "rollouts": 60, "stop_when_all_cut_off": False},
     ),
-    "a loss that is not a number": Fault(
-        ("PPO's loss is not a number at step", "lower training.learning_rate", "are kept"),
+    "weights that are not numbers": Fault(
+        ("after step 1 the policy's probabilities are not finite numbers", "lower training.learning_rate", "are kept"),
         {"training": {**TRAINING, "learning_rate": 1e30}, "stop_when_all_cut_off": False},
     ),
 }

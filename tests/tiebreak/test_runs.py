@@ -353,7 +353,7 @@ def test_a_run_of_other_processes_is_not_resumed(tmp_path: Path, data: Path, mon
     write_checkpoint(other.checkpoints, 3)
     let_go(other)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    with pytest.raises(RunError, match=r"of 2 processes \(zero3\) .* has 2 processes \(zero2\)"):
+    with pytest.raises(RunError, match=r"on 2 processes \(zero3\) .* has 2 processes \(zero2\) with 16"):
         start_training(tmp_path / "other", data)
 
 

@@ -44,6 +44,10 @@ ADMITTED_TOGETHER = 0.25
 """share of the batch that must be free before waiting rows are admitted: a pass over a few short prompts is inefficient"""
 
 
+class NotFiniteError(HandoffError):
+    """A model gives no probabilities to draw from."""
+
+
 @dataclass(frozen=True)
 class Sampled:
     """One completion as token ids, including its end-of-turn token if there is one."""
@@ -529,7 +533,7 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
 def _require_numbers(values: Tensor) -> None:
     """One logit that is not a number makes every probability of its row none, and the largest logit."""
     if not bool(values.isfinite().all()):
-        raise HandoffError(
+        raise NotFiniteError(
             "the model gives probabilities that are not finite numbers: its weights are broken, or its precision is too "
             "coarse (training.precision)"
         )
