@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart smoke test lint unit models docs setup wheel bench clean help
+.PHONY: quickstart smoke test test-fast lint unit models docs setup wheel bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
 	@echo "make test         lint, types, import rules and all tests"
+	@echo "make test-fast    the tests of every day: under three minutes"
 	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
 	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
@@ -35,6 +36,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 unit: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -12,22 +12,23 @@ from filelock import FileLock
 from recipe import run_recipe
 from support import build_tiny_model, write_rows
 
-LONGEST_FIRST = (
-    "test_pipeline.py",
-    "test_closed_form.py",
-    "test_reward_stage.py",
-    "test_spread.py",
-    "test_stages.py",
-    "test_label_browser.py",
-    "test_ppo_trainer.py",
-    "test_passes.py",
-)
-"""Each file is one worker's, so at the end none must be left alone with a long one."""
+SLOW = """
+    test_stages test_signals test_passes test_pipeline test_benchmark test_splits test_ppo_trainer test_label_browser
+    test_finish test_endings test_closed_form test_tracking test_label_conversations test_adapters test_spread
+    test_label_accounts test_label_export test_custom_code test_models test_dpo_labels test_recipes test_vllm test_forks
+    test_label_lead test_bad_input test_compare test_model_folders test_command test_keys_are_read test_reward_stage
+    test_wheel test_thinking test_extras test_guard_stage
+""".split()
+"""Files of more than ten seconds, the longest first: each file is one worker's, so at the end none must be left alone with
+a long one. `make test-fast` leaves them out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    places = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    for item in items:
+        if item.path.stem in places:
+            item.add_marker(pytest.mark.slow)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
