@@ -260,8 +260,8 @@ class StageConfig(Section):
     """keys that may change while the run is unfinished, since none of its outputs depend on them"""
 
     output: str
-    """the folder this stage writes; {trial} in it stands for the run's fingerprint, so that every trial of a sweep has a
-    folder of its own"""
+    """the folder this stage writes; {trial} in it is replaced by the run's fingerprint, so that every trial of a sweep
+    has a folder of its own"""
     tracking: TrackingConfig = TrackingConfig()
     """W&B settings"""
     _config_folder: Path | None = None

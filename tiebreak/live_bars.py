@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
-from tiebreak.progress import Bar, duration
+from tiebreak.bars import Bar, duration
 
 _NAME_COLUMNS, _BAR_COLUMNS = 20, 24
 _DRAWN_A_SECOND = 4

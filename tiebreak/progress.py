@@ -12,70 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
+from tiebreak.bars import Bar, Display, duration
 from tiebreak.terminal import has_colours, is_main_process, say
 
 LINE_SECONDS, LONGEST_LINE_SECONDS, LINE_SHARE = 10.0, 300.0, 0.05
 """between two lines at least; and, in work that takes long, that share of the time passed, up to the second"""
-
-
-class Bar:
-    """One piece of work: how much there is, and how much is done."""
-
-    def __init__(self, total: int, what: str, done: int, display: Display, clock: Callable[[], float]) -> None:
-        self.total, self.what, self.done = total, what, done
-        self.figures = ""
-        self._display, self._clock = display, clock
-        self._began, self._skipped = clock(), done
-
-    def advance(self, count: int = 1) -> None:
-        """So much more is done."""
-        self.done += count
-        self._display.changed(self)
-
-    def advance_to(self, done: int) -> None:
-        """So much is done in all."""
-        if done != self.done:
-            self.advance(done - self.done)
-
-    def skip_to(self, done: int) -> None:
-        """Jump to `done`: the skipped part took no time and does not count for the time left."""
-        self._skipped += done - self.done
-        self.advance_to(done)
-
-    def show(self, figures: str) -> None:
-        """Figures beside the bar, such as the loss."""
-        self.figures = figures
-        self._display.changed(self)
-
-    def end(self) -> None:
-        """There is no more to do."""
-        self._display.ended(self)
-
-    @property
-    def seconds_passed(self) -> float:
-        """Since it began."""
-        return self._clock() - self._began
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the mean speed so far; None before anything was done."""
-        made = self.done - self._skipped
-        return self.seconds_passed / made * max(self.total - self.done, 0) if made > 0 else None
-
-
-class Display(Protocol):
-    """Where bars are shown."""
-
-    def began(self, bar: Bar) -> None:
-        """A piece of work begins."""
-
-    def changed(self, bar: Bar) -> None:
-        """It has other figures."""
-
-    def ended(self, bar: Bar) -> None:
-        """It is done."""
 
 
 class Screen:
@@ -150,14 +92,3 @@ class Lines:
 
 def _after(bar: Bar) -> str:
     return f"; {bar.figures}" if bar.figures else ""
-
-
-def duration(seconds: float) -> str:
-    """`0:45`, `1:16`, `2:05:33`.
-
-    >>> duration(45.4), duration(7533)
-    ('0:45', '2:05:33')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
-from tiebreak.progress import Bar, Lines, Screen, duration, progress, screen
+from tiebreak.bars import Bar, duration
+from tiebreak.progress import Lines, Screen, progress, screen
 from tiebreak.terminal import Cell, coloured, has_colours, plain, rule, say, table, tick, width_of, wrapped
 
 CLI = [sys.executable, "-m", "tiebreak.command.cli"]

@@ -22,11 +22,11 @@ from typing import Any
 
 from pydantic import Field
 
+from tiebreak.bars import duration
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
 from tiebreak.hashing import hash_file
-from tiebreak.progress import duration
 from tiebreak.runs import checkpoints
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import InputFinder

@@ -24,6 +24,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import to_jsonable_python
 
+from tiebreak.bars import duration
 from tiebreak.command.cli import main as start_command
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
@@ -33,7 +34,6 @@ from tiebreak.process.children import run_following
 from tiebreak.process.preloaded import may_fork, run_forked
 from tiebreak.process.settings import process_settings, quiet_upstream, while_importing
 from tiebreak.process.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
-from tiebreak.progress import duration
 from tiebreak.runs.placement import Placement, of_file
 from tiebreak.runs.reports import read_reports
 from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
