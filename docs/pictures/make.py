@@ -30,7 +30,7 @@ FOLDER = Path(__file__).resolve().parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 LONG, MOST_JUDGED = 240, 20
 """characters of a longer answer, and how many pairs are judged to find one"""
-COLOURS = 128
+COLOURS = 256
 """of a palette that keeps a picture under 300 KB"""
 
 
