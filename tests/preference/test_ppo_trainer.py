@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -715,3 +716,5 @@ def write_run(folder: Path, tokens_per_pass: int) -> None:
 
 if __name__ == "__main__":
     write_run(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.stderr.flush()
+    os._exit(0)  # as a stage's process ends: see tiebreak.command.launch
