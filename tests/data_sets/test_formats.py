@@ -811,9 +811,9 @@ def test_prompts_and_what_stands_beside_them() -> None:
         ),
         (
             {"instruction": "i", "input": "m", "context": "n"},
-            "'input' stands beside 'instruction': columns: {input: input}",
+            "'input' is a column beside 'instruction': columns: {input: input}",
         ),
-        ({"prompt": "q", "input": "m"}, "'input' stands beside 'prompt': columns: {input: input}"),
+        ({"prompt": "q", "input": "m"}, "'input' is a column beside 'prompt': columns: {input: input}"),
         ({"prompt": "q", "system": "s", "system_prompt": "t"}, None),
         ({"prompt": [said("system", "t"), said("user", "q")], "system": "s"}, "column 'system' and the conversation's"),
         (

@@ -122,8 +122,8 @@ def start(bench: Bench, tmp_path: Path) -> Start:
             "batch_size": 2,
             "tracking": {"mode": "disabled"},
         } | values
-        status, told = run_here("evaluate", "--config", write_config(tmp_path / "evaluate.yaml", **settings))
-        return status, told, Path(settings["output"])
+        status, printed = run_here("evaluate", "--config", write_config(tmp_path / "evaluate.yaml", **settings))
+        return status, printed, Path(settings["output"])
 
     return run
 
@@ -148,8 +148,8 @@ def bootstrap_ends(values: list[float]) -> tuple[float, float]:
 
 
 def test_every_figure_by_hand(bench: Bench, start: Start) -> None:
-    status, told, output = start(reward_model=bench.scorer)
-    assert status == 0, told
+    status, printed, output = start(reward_model=bench.scorer)
+    assert status == 0, printed
     report = read_report(output)
     assert list(report["policies"]) == ["base", "sft", "dpo"]
     figures = report["policies"]["dpo"]
@@ -219,22 +219,22 @@ def test_every_figure_by_hand(bench: Bench, start: Start) -> None:
     assert (figures["source"], figures["id"]) == (str(bench.dpo), str(bench.dpo))
     assert (report["baseline"], report["yardstick"], report["yardstick_name"]) == ("sft", "rubric", "Rubric score")
     assert report["yardstick_scale"] == [0.0, 1.0]
-    assert ["dpo", f"{25 / 36:.3f}", "0.67", "2"] in [line.split() for line in told.splitlines()]
+    assert ["dpo", f"{25 / 36:.3f}", "0.67", "2"] in [line.split() for line in printed.splitlines()]
 
 
 def test_scores_stand_beside_the_answers_that_they_are_of(bench: Bench, start: Start) -> None:
     """Cut off after two tokens: SFT's answers to the prompts end in different tokens."""
-    status, told, output = start(reward_model=bench.scorer, sampling={"temperature": 0.0, "max_new_tokens": 2})
-    assert status == 0, told
+    status, printed, output = start(reward_model=bench.scorer, sampling={"temperature": 0.0, "max_new_tokens": 2})
+    assert status == 0, printed
     last = {"one": 0.5, "two": 0.5, "three": 4.0, "four": 0.5, "five": 0.5, "six": -2.0}
     assert {w: row["score"] for w, row in rows_of(output, "sft").items()} == pytest.approx(last, abs=1e-4)
     assert read_report(output)["policies"]["sft"]["unfinished_share"] == pytest.approx(2 / 6)
-    status, told, output = start(
+    status, printed, output = start(
         output=output.with_name("shorter"),
         reward_model=bench.scorer,
         sampling={"temperature": 0.0, "max_new_tokens": 1},
     )
-    assert status == 0, told
+    assert status == 0, printed
     last = {"one": 1.0, "two": 1.0, "three": 0.0, "four": 0.0, "five": 0.0, "six": -2.0}
     assert {w: row["score"] for w, row in rows_of(output, "sft").items()} == pytest.approx(last, abs=1e-4)
     assert read_report(output)["policies"]["sft"]["unfinished_share"] == 1.0
@@ -253,8 +253,8 @@ def drawn_tokens(row: dict[str, Any], language: Language) -> list[str]:
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_the_kl_is_that_of_the_policies_as_they_were_sampled(start: Start, temperature: float) -> None:
     """Both sides under softmax(logits / temperature), by the definition."""
-    status, told, output = start(sampling={"temperature": temperature, "max_new_tokens": 6}, seed=3)
-    assert status == 0, told
+    status, printed, output = start(sampling={"temperature": temperature, "max_new_tokens": 6}, seed=3)
+    assert status == 0, printed
     lengths = set()
     for name, script in (("base", BASE), ("dpo", DPO)):
         for word, row in rows_of(output, name).items():
@@ -278,8 +278,8 @@ def test_a_policy_of_another_tokenizer_has_no_kl_but_all_other_figures(bench: Be
         "other": build_bigrams(bench.folder / "other", reversed_words, DPO),
         "swapped": build_bigrams(bench.folder / "swapped", swapped, DPO),
     }
-    status, told, output = start(policies=policies)
-    assert status == 0, told
+    status, printed, output = start(policies=policies)
+    assert status == 0, printed
     figures = read_report(output)["policies"]
     assert figures["dpo"]["kl_per_sequence"] is not None
     for name in ("other", "swapped"):
@@ -293,9 +293,9 @@ def test_a_reward_model_that_would_misread_a_policy_is_refused_before_anything_i
     bench: Bench, start: Start
 ) -> None:
     other = build_bigrams(bench.folder / "reader", Language(LANGUAGE.words[::-1], LANGUAGE.phrases), DPO)
-    status, told, output = start(policies={"sft": bench.sft, "other": other}, reward_model=bench.scorer)
+    status, printed, output = start(policies={"sft": bench.sft, "other": other}, reward_model=bench.scorer)
     assert status == 1
-    assert "policy other and reward model" in told
+    assert "policy other and reward model" in printed
     assert not (output / "partial").exists()
 
 
@@ -306,8 +306,8 @@ def test_a_prompt_without_room_for_its_answer_is_refused_before_anything_is_draw
     tokenizer = AutoTokenizer.from_pretrained(bench.base)
     longest = len(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))
     sampling = {"temperature": 0.0, "max_new_tokens": limit - longest + 2}  # the last token takes no position
-    status, told, output = start(sampling=sampling, batch_size=1)
-    assert (status, "a prompt and sampling.max_new_tokens" in told) == (2, True), told
+    status, printed, output = start(sampling=sampling, batch_size=1)
+    assert (status, "a prompt and sampling.max_new_tokens" in printed) == (2, True), printed
     assert not list((output / "partial").rglob("*.json*"))
 
 
@@ -322,20 +322,20 @@ def test_the_prompts_are_of_the_split_each_once_and_a_subset_does_not_depend_on_
     chosen = []
     for name, ordered in (("one", [*rows, *others]), ("two", [*others, *reversed(rows)])):
         file = write_rows(tmp_path / f"{name}.jsonl", ordered)
-        status, told, output = start(output=tmp_path / name, prompts=file, max_prompts=7)
-        assert status == 0, told
+        status, printed, output = start(output=tmp_path / name, prompts=file, max_prompts=7)
+        assert status == 0, printed
         chosen.append([r["messages"][0]["content"] for r in read_rows(output / "final" / "completions.jsonl")])
         assert read_report(output)["policies"]["dpo"]["n_prompts"] == 7
     assert chosen[0] == chosen[1]
     assert len(set(chosen[0])) == 7
     assert set(chosen[0]) <= {r["prompt"][0]["content"] for r in rows}
-    status, told, _ = start(output=tmp_path / "none", prompts=write_rows(tmp_path / "none.jsonl", others))
-    assert (status, "no prompts of the test split" in told) == (1, True)
+    status, printed, _ = start(output=tmp_path / "none", prompts=write_rows(tmp_path / "none.jsonl", others))
+    assert (status, "no prompts of the test split" in printed) == (1, True)
 
 
 def test_one_prompt_gives_figures_and_no_interval_of_a_mean(start: Start) -> None:
-    status, told, output = start(max_prompts=1)
-    assert status == 0, told
+    status, printed, output = start(max_prompts=1)
+    assert status == 0, printed
     figures = read_report(output)["policies"]["dpo"]
     assert (figures["n_prompts"], figures["yardstick_interval"]) == (1, None)
     low, high = figures["win_rate_interval"]
@@ -350,18 +350,18 @@ def test_values_that_are_no_numbers_are_refused_by_name(
     weights = load_file(broken / "model.safetensors")
     weights["lm_head.weight"][:] = math.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    status, told, _ = start(output=tmp_path / "policy", policies={"sft": bench.sft, "broken": broken})
+    status, printed, _ = start(output=tmp_path / "policy", policies={"sft": bench.sft, "broken": broken})
     assert status == 1
-    assert f"{broken}, policy 'broken': the model gives probabilities that are not finite numbers" in told
+    assert f"{broken}, policy 'broken': the model gives probabilities that are not finite numbers" in printed
 
     def overflow(_: object, sequences: list[list[int]], *rest: object) -> list[float]:
         assert rest
         return [math.inf if len(sequence) > 7 else 1.0 for sequence in sequences]
 
     monkeypatch.setattr("evaluation.evaluate.scores_in_batches", overflow)
-    status, told, _ = start(output=tmp_path / "reward", reward_model=bench.scorer)
+    status, printed, _ = start(output=tmp_path / "reward", reward_model=bench.scorer)
     assert status == 1
-    assert f"{bench.scorer} gives 1 of 6 answers of policy 'base' a value that is not a finite number" in told
+    assert f"{bench.scorer} gives 1 of 6 answers of policy 'base' a value that is not a finite number" in printed
 
 
 # --- figures ---
@@ -470,8 +470,8 @@ def write_yardstick(folder: Path, source: str, name: str = "mine.py") -> Path:
 
 def test_a_yardstick_beside_the_configuration_measures_prompt_and_answer(start: Start, tmp_path: Path) -> None:
     write_yardstick(tmp_path, YARDSTICK)
-    status, told, output = start(yardstick="mine:grade")
-    assert status == 0, told
+    status, printed, output = start(yardstick="mine:grade")
+    assert status == 0, printed
     report = read_report(output)
     # words of the prompts 2 3 1 4 1 2; full stops, decimals included, of SFT 1 1 4 1 1 0 and of DPO 4 1 4 1 0 0
     values = [50 + 20 - 1, 50 + 30 - 1, 50 + 10 - 4, 50 + 40 - 1, 50 + 10 - 1, 50 + 20]
@@ -487,7 +487,7 @@ def test_a_yardstick_beside_the_configuration_measures_prompt_and_answer(start: 
         "Clarity",
         [0, 100],
     )
-    shown = [line.split() for line in told.splitlines()]
+    shown = [line.split() for line in printed.splitlines()]
     assert ["policy", "Clarity"] in [words[:2] for words in shown]
     assert ["sft", f"{sum(values) / 6:.3f}"] in [words[:2] for words in shown]
     assert json.loads((output / "manifest.json").read_text())["inputs"]["yardstick"]["kind"] == "file"
@@ -508,9 +508,9 @@ def test_a_yardstick_that_cannot_measure_is_refused_before_anything_is_drawn(
     source: str, message: str, start: Start, tmp_path: Path
 ) -> None:
     write_yardstick(tmp_path, source + "\n")
-    status, told, output = start(yardstick="mine:grade")
-    assert (status, message in told) == (2, True), told
-    assert "Traceback" not in told
+    status, printed, output = start(yardstick="mine:grade")
+    assert (status, message in printed) == (2, True), printed
+    assert "Traceback" not in printed
     assert not output.exists()
 
 
@@ -533,12 +533,12 @@ def test_what_is_no_measure_is_refused_by_name_on_the_first_answer(
     file = write_yardstick(
         tmp_path, f"from sys import exit\ndef grade(p, a):\n    return {returned}\ngrade.scale = (0, 100)\n"
     )
-    status, told, output = start(yardstick="mine:grade")
-    assert (status, f"the yardstick mine:grade {message}" in told) == (1, True), told
-    assert "to prompt prompt-" in told
-    assert "Traceback" not in told
+    status, printed, output = start(yardstick="mine:grade")
+    assert (status, f"the yardstick mine:grade {message}" in printed) == (1, True), printed
+    assert "to prompt prompt-" in printed
+    assert "Traceback" not in printed
     if "raised" in message:
-        assert f"{file}, line 3)" in told
+        assert f"{file}, line 3)" in printed
     assert (
         len(list((output / "partial").iterdir())) == 1
     )  # the base's first batch, and nothing of the policies after it
@@ -547,8 +547,8 @@ def test_what_is_no_measure_is_refused_by_name_on_the_first_answer(
 def test_values_that_count_as_numbers_do(start: Start, tmp_path: Path) -> None:
     source = "import numpy as np, torch\nvalues = [True, 1, np.float32(1), torch.tensor(1.0), np.array(1.0)]\n"
     write_yardstick(tmp_path, source + "def grade(p, a):\n    return values[len(p) % 5]\n")
-    status, told, output = start(yardstick="mine:grade")
-    assert status == 0, told
+    status, printed, output = start(yardstick="mine:grade")
+    assert status == 0, printed
     assert read_report(output)["policies"]["sft"]["yardstick_mean"] == 1.0
 
 
@@ -573,8 +573,8 @@ def test_a_yardstick_sees_each_answer_beside_its_own_question(
         return original(model, batch, *args, **kwargs)
 
     monkeypatch.setattr("evaluation.evaluate.sample_completions", counted)
-    status, told, output = start(yardstick="mine:grade", prompts=prompts, batch_size=1)  # four answers a file
-    assert status == 0, told
+    status, printed, output = start(yardstick="mine:grade", prompts=prompts, batch_size=1)  # four answers a file
+    assert status == 0, printed
     assert drawn == [4, 2] * 3  # what the first was tried on is drawn once
     calls = [tuple(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
 
@@ -598,11 +598,11 @@ def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_mended(
 ) -> None:
     faulty = "def grade(p, a):\n    if a.startswith('Add'):\n        raise KeyError(a)\n    return len(a)\n"
     write_yardstick(tmp_path, faulty)
-    status, told, output = start(yardstick="mine:grade")
+    status, printed, output = start(yardstick="mine:grade")
     assert status == 1
-    assert "raised KeyError: 'Add 2 ml of feed" in told
-    assert "the answer of policy 'sft' to prompt" in told
-    assert "No answer is lost" in told
+    assert "raised KeyError: 'Add 2 ml of feed" in printed
+    assert "the answer of policy 'sft' to prompt" in printed
+    assert "No answer is lost" in printed
     kept = {path: path.read_bytes() for path in (output / "partial").rglob("answers*/*.json")}
     assert len(kept) >= 2
     write_yardstick(tmp_path, faulty.replace("raise KeyError(a)", "return 0"))
@@ -614,8 +614,8 @@ def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_mended(
         return original(*args, **kwargs)
 
     monkeypatch.setattr("evaluation.evaluate.sample_completions", counted)
-    status, told, output = start(yardstick="mine:grade")
-    assert status == 0, told
+    status, printed, output = start(yardstick="mine:grade")
+    assert status == 0, printed
     assert len(drawn) == 1  # DPO's: those of base and SFT were there
     assert {row["yardstick_score"] for row in rows_of(output, "dpo").values()} >= {0.0, float(len(GROW))}
     assert not (output / "partial").exists()
@@ -630,12 +630,12 @@ def test_a_yardstick_is_a_part_of_a_finished_runs_identity(
     write_yardstick(tmp_path, "def grade(p, a):\n    return 1.0\n")
     assert start(yardstick="mine:grade")[0] == 0
     assert tracked == [("track", True)]  # after the run is safe
-    status, told, _ = start(yardstick="mine:grade")
-    assert (status, "nothing to do" in told) == (0, True)
+    status, printed, _ = start(yardstick="mine:grade")
+    assert (status, "nothing to do" in printed) == (0, True)
     assert tracked == [("track", True), ("track_again", True)]
     write_yardstick(tmp_path, "def grade(p, a):\n    return 2.0\n")
-    status, told, _ = start(yardstick="mine:grade")
-    assert (status, "holds another run" in told) == (1, True)
+    status, printed, _ = start(yardstick="mine:grade")
+    assert (status, "holds another run" in printed) == (1, True)
 
 
 def test_a_recipe_finds_the_yardstick_beside_the_stages_file_and_sees_when_it_changes(
@@ -652,10 +652,10 @@ def test_a_recipe_finds_the_yardstick_beside_the_stages_file_and_sees_when_it_ch
         tracking={"mode": "disabled"},
     )
     recipe = write_config(tmp_path / "recipe.yaml", name="one", stages=[{"stage": "evaluate", "config": stage}])
-    status, told = run_here("run", "--config", recipe)
-    assert status == 0, told
-    status, told = run_here("run", "--config", recipe)
-    assert (status, "skipped" in told) == (0, True), told
+    status, printed = run_here("run", "--config", recipe)
+    assert status == 0, printed
+    status, printed = run_here("run", "--config", recipe)
+    assert (status, "skipped" in printed) == (0, True), printed
     write_yardstick(tmp_path / "configs", "def grade(p, a):\n    return 2.0\n")
-    status, told = run_here("run", "--config", recipe)
-    assert (status, "holds another run" in told) == (1, True), told
+    status, printed = run_here("run", "--config", recipe)
+    assert (status, "holds another run" in printed) == (1, True), printed

@@ -234,7 +234,7 @@ def _material(cells: Cells, name: str, prompt: str) -> str:
     other = next((other for other, text in beside.items() if text.strip() not in prompt), None)
     if other is not None and name not in LATE_PROMPTS:
         raise ValueError(
-            f"{other!r} stands beside {name!r}: columns: {{input: {other}}} puts it after the {name}, columns: "
+            f"{other!r} is a column beside {name!r}: columns: {{input: {other}}} puts it after the {name}, columns: "
             f"{{{other}: null}} leaves it out"
         )
     return ""

@@ -366,7 +366,7 @@ def _newest_whole_checkpoint(folder: Path, key: str) -> str | None:
 
 
 def output_folder(identity: Identity) -> Path:
-    """The run's folder: `{trial}` in the configuration's output stands for its fingerprint."""
+    """The run's folder: `{trial}` in the configuration's output is replaced by its fingerprint."""
     return Path(identity.config.output.replace(TRIAL, identity.fingerprint[:12]))
 
 
