@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -705,6 +707,21 @@ def test_what_two_conversations_share_is_their_prompt() -> None:
     )
     assert found([x], [y], conversations=[q]) == found("x", "y", context="q") == [("u:q", "a:x", "a:y", None)]
     assert found("x", "y", question="q", system="s") == [(["s:s", "u:q"], "a:x", "a:y", None)]
+
+
+@pytest.mark.parametrize(
+    ("ratings", "fault"),
+    [([5, None], "ratings: None is no number"), ([5], "generations holds 2 answers and ratings 1")],
+)
+def test_a_first_row_whose_ranking_has_a_fault_is_named(ratings: list[Any], fault: str, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Q{n}?", "generations": ["a", "b"], "ratings": [5, 1]} for n in range(3)]
+    rows[0]["ratings"] = ratings
+    write_rows(tmp_path / "rows.jsonl", rows)
+    shown = subprocess.run(
+        [sys.executable, "-m", "tiebreak", "data", tmp_path / "rows.jsonl"], capture_output=True, text=True, check=False
+    )
+    assert f"rows.jsonl:1: {fault}" in shown.stdout
+    assert (shown.returncode, shown.stderr) == (1, "")
 
 
 def test_rankings_by_hand() -> None:

@@ -689,7 +689,11 @@ def guess(cells: Cells) -> Wanted:
 
 
 def _is_ranking(cells: Cells) -> bool:
-    return any(isinstance(cells.values.get(name), list) and _ranked(cells, name) is not None for name in LISTS)
+    """Also of a ranking with a fault, which is an error of its row when that is read."""
+    try:
+        return any(isinstance(cells.values.get(name), list) and _ranked(cells, name) is not None for name in LISTS)
+    except ValueError:
+        return True
 
 
 def check(result: Asked) -> None:
