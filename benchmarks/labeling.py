@@ -40,8 +40,8 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
+from labeling_ui.database.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.schema import ASSIGNMENTS, HOUR_MS, ITEMS, JUDGMENTS, LOG_HEAD, RATER_HOURS, RATERS
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import add_account

@@ -152,9 +152,9 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
     """Write what the contestants read: the tokenizer, and a reward model with a random adapter and head, in two forms."""
     import torch
 
+    from tiebreak.chat.chat import build_chat
     from tiebreak.config import AdapterConfig, TrainingConfig
-    from tiebreak.models.adapters import Adapter
-    from tiebreak.models.chat import build_chat
+    from tiebreak.models.adapters.adapter import Adapter
     from tiebreak.models.find import find_model
     from tiebreak.models.load import load_reward_model
     from tiebreak.models.probe import probe_values, write_probe
@@ -253,7 +253,7 @@ def ours(job: Job, folder: Path) -> Measured:
     backbone = load_backbone(source, training, config.adapter, tokenizer)
     trainer = Watched(backbone, args, ppo_settings(config, (NO_TOKEN,)), job.prompts, [])
     reward = replace(source, name="reward", kind="reward", folder=Path(job.reward_adapter))
-    from tiebreak.models.chat import build_chat
+    from tiebreak.chat.chat import build_chat
 
     told = Conversations(build_chat(tokenizer), {})
     trainer.rewards = [load_reward(reward, 1.0, backbone, source, told, training, "reward")]

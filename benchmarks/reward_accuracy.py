@@ -36,10 +36,10 @@ import torch
 from training import LEARNING_RATE, MODEL, QA_FEEDBACK, Budget, Pair, answer_of, build_contestant, read_questions
 
 from reward.calibration import correctness
+from tiebreak.chat.chat import build_chat
 from tiebreak.errors import DataError, HandoffError, TiebreakError
-from tiebreak.models.chat import build_chat
+from tiebreak.measures.statistics import bootstrap_interval
 from tiebreak.packed.logprobs import scores_in_batches
-from tiebreak.statistics import bootstrap_interval
 
 RESULTS = Path(__file__).with_name("reward_accuracy.json")
 CONTESTANTS = ("ours", "trl")

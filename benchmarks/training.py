@@ -40,8 +40,8 @@ import ppo
 import torch
 from measuring import Clock, Measured, product_rate, run_alone
 
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import TrainingConfig
-from tiebreak.models.chat import build_chat
 from tiebreak.records import Message, Preference
 from tiebreak.runs.run import Run
 

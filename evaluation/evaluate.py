@@ -2,8 +2,9 @@
 
     tiebreak evaluate --config configs/quickstart/evaluate.yaml
 
-The yardstick is the written rubric, or a function of yours (see tiebreak.yardstick): no training stage has seen it, only
-the raters' judgments. Every mean carries a 95% bootstrap interval over prompts, and the win rate is paired by prompt.
+The yardstick is the written rubric, or a function of yours (see tiebreak.measures.yardstick): no training stage has
+seen it, only the raters' judgments. Every mean carries a 95% bootstrap interval over prompts, and the win rate is
+paired by prompt.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from torch import nn
 from evaluation.configuration import EvaluateConfig
 from evaluation.repetition import repeated_share
 from evaluation.trained_on import leave_out_trained_on
+from tiebreak.chat.chat import encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.models.chat import encode_each
+from tiebreak.measures.statistics import Interval, bootstrap_interval, count_outcomes
+from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
 from tiebreak.models.find import ModelKind, find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import load_chat, require_same_chat
@@ -35,10 +38,8 @@ from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batc
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run
-from tiebreak.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
-from tiebreak.yardstick import Measurement, Yardstick, find_yardstick, shortened
 
 
 def evaluate(config: EvaluateConfig) -> None:

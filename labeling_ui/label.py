@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from labeling_ui.database.schema import MAX_PRIORITY, StoreError
 from labeling_ui.exchange.export import Format, export, read_known
 from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, read_own
 from labeling_ui.exchange.foreign import Format as ForeignFormat
@@ -34,7 +35,6 @@ from labeling_ui.quality.agreement import measure_agreement, print_agreement
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store.assigning import LEASE_SECONDS
-from labeling_ui.store.schema import MAX_PRIORITY, StoreError
 from labeling_ui.store.store import Store, default_store_url
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import needs_login
@@ -42,16 +42,16 @@ from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
+from tiebreak.config.flags import group_flags
+from tiebreak.config.keys import own_keys
 from tiebreak.data.columns import check_columns
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
-from tiebreak.flags import group_flags
-from tiebreak.keys import own_keys
+from tiebreak.measures.yardstick import RUBRIC
 from tiebreak.records import Pair
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import has_colours, paint, show
 from tiebreak.tracking.recorder import track_again
-from tiebreak.yardstick import RUBRIC
 
 if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig

@@ -17,9 +17,9 @@ from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError
 from labeling_ui.store.store import Store
 from tiebreak.config import Section
-from tiebreak.progress import progress
+from tiebreak.measures.yardstick import RUBRIC, Yardstick, find_yardstick, shortened
 from tiebreak.records import content_id
-from tiebreak.yardstick import RUBRIC, Yardstick, find_yardstick, shortened
+from tiebreak.terminal.progress import progress
 
 STEP = 1 / 6
 """One of the rubric's six criteria."""

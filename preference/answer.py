@@ -18,9 +18,9 @@ from typing import Any
 from torch import nn
 
 from preference.configuration import AnswerConfig
+from tiebreak.chat.chat import Chat
 from tiebreak.config import LoadingConfig, load_config
 from tiebreak.errors import TiebreakError, exit_with_message
-from tiebreak.models.chat import Chat
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat

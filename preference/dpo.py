@@ -25,17 +25,17 @@ from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone
 from preference.policy.overoptimisation import Guard, build_guard, reference_name, require_held_out
 from preference.reference import ReferenceLogps
+from tiebreak.chat.chat import Chat, Encoded, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.hashing import hash_file
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import Chat, Encoded, encode_each
+from tiebreak.models.adapters.adapter import Adapter
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import load_policy, resolve_precision
-from tiebreak.models.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
 from tiebreak.records import Preference, Prompt
@@ -107,7 +107,7 @@ class PairCollator(DataCollatorForPreference):
 
 
 class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
-    """TRL's trainer, on rows tokenised by tiebreak.models.chat, with its reference checked at the first batch."""
+    """TRL's trainer, on rows tokenised by tiebreak.chat.chat, with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
     reference: ReferenceLogps | None = None

@@ -14,11 +14,11 @@ from typing import Any
 from torch import nn
 
 from preference.configuration import SampleConfig
+from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError, counted
-from tiebreak.models.chat import Chat, encode_each
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat

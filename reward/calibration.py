@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tiebreak.statistics import Interval, clustered_interval
+from tiebreak.measures.statistics import Interval, clustered_interval
 
 Array = npt.NDArray[np.float64]
 BINS = 5

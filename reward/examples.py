@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tiebreak.models.chat import Chat, encode_each
+from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.records import Preference, prompt_id
 from tiebreak.runs.run import Run
 from tiebreak.training.stage import drop_too_long

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.examples import EncodedPreference
-from tiebreak.models.chat import Chat
+from tiebreak.chat.chat import Chat
 
 PHRASE_WORDS = 6
 OVERLONG = 3

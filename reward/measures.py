@@ -15,9 +15,9 @@ from reward.calibration import correctness, cross_fitted, fit_temperature, measu
 from reward.examples import EncodedPreference
 from reward.garbage import WHAT, Garbage
 from reward.provenance import Origin, Vote
+from tiebreak.measures.statistics import clustered_interval
 from tiebreak.page.numbers import percent
 from tiebreak.records import Preference
-from tiebreak.statistics import clustered_interval
 
 WORST = 8
 HIGHEST = 8

@@ -23,12 +23,12 @@ from reward.garbage import Garbage, make_garbage
 from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
 from reward.provenance import Origin, trace_origin
+from tiebreak.chat.chat import Chat
 from tiebreak.command.launch import stage_main
 from tiebreak.config import TrainingConfig
 from tiebreak.data.reading import Rules, read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.models.chat import Chat
 from tiebreak.records import (
     Preference,
     prompt_id,

@@ -25,12 +25,12 @@ from reward.losses import bootstrap_counts
 from reward.provenance import trace_origin
 from reward.report import Exam, build_exam
 from reward.trainer import PackedRewardTrainer
+from tiebreak.chat.chat import Chat, Encoded
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
-from tiebreak.models.chat import Chat, Encoded
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.scores import ScoreScale, write_score_scale

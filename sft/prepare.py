@@ -44,7 +44,7 @@ from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
 
 if TYPE_CHECKING:
-    from tiebreak.models.chat import Chat
+    from tiebreak.chat.chat import Chat
 
 
 @dataclass(frozen=True)

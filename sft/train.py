@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
+from tiebreak.chat.chat import Chat, Encoded, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_demonstrations
 from tiebreak.data.splits import partition
-from tiebreak.models.chat import Chat, Encoded, encode_each
 from tiebreak.models.load import load_policy
 from tiebreak.records import Demonstration
 from tiebreak.runs.run import Run

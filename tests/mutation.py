@@ -1,8 +1,8 @@
 """Do the tests notice? Small faults are put into the code that figures rest on, one at a time, and its tests are run.
 
     make mutation
-    python tests/mutation.py tiebreak/statistics.py evaluation/evaluate.py --workers 2
-    python tests/mutation.py tiebreak/statistics.py --again
+    python tests/mutation.py tiebreak/measures/statistics.py evaluation/evaluate.py --workers 2
+    python tests/mutation.py tiebreak/measures/statistics.py --again
 
 A fault (mutant) is a turned comparison or sign, a number off by one, `and` for `or`, a lost `not`, a slice that is one
 longer or shorter, `min` for `max`, a function that returns nothing, a statement left out. It is killed if a test fails.
@@ -68,13 +68,13 @@ _TRAININGS = (
 )
 """Tests of the data sets that train: left out unless they are named."""
 TESTS = {
-    "tiebreak/statistics.py": ["tests/tiebreak/test_statistics.py"],
+    "tiebreak/measures/statistics.py": ["tests/tiebreak/test_statistics.py"],
     "evaluation/evaluate.py": [
         "tests/evaluation/test_evaluate.py",
         "tests/data_sets/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
         "tests/data_sets/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
     ],
-    "tiebreak/yardstick.py": [
+    "tiebreak/measures/yardstick.py": [
         "tests/tiebreak/test_yardstick.py",
         "tests/evaluation/test_evaluate.py::test_what_is_no_measure_is_refused_by_name_on_the_first_answer",
     ],
@@ -91,7 +91,7 @@ TESTS = {
     "preference/policy/token_rewards.py": ["tests/preference/test_ppo_losses.py"],
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
     "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py"],
-    **{f"tiebreak/models/{name}.py": _CHAT for name in ("chat", "turns", "templates")},
+    **{f"tiebreak/chat/{name}.py": _CHAT for name in ("chat", "turns", "templates")},
     "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py"],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},

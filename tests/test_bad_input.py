@@ -300,7 +300,7 @@ class Case:
 def build_reward_model(base: Path, folder: Path) -> Path:
     """A finished reward run on `base`, its head untrained."""
     from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
-    from tiebreak.models.adapters import Adapter
+    from tiebreak.models.adapters.adapter import Adapter
     from tiebreak.models.find import find_model
     from tiebreak.models.load import load_reward_model
     from tiebreak.models.probe import probe_values

@@ -23,7 +23,7 @@ from tiebreak.command.help import configuration_class
 from tiebreak.command.reference import FOLDER, INDEX, reference_pages
 from tiebreak.command.table import COMMANDS, find_command
 from tiebreak.config import take_config_flag
-from tiebreak.flags import group_flags, lay_over
+from tiebreak.config.flags import group_flags, lay_over
 from tiebreak.shipped import find_shipped
 
 PACKAGES = ("tiebreak", "sft", "labeling_ui", "reward", "preference", "evaluation")

@@ -15,8 +15,8 @@ from reward.configuration import RewardReportConfig
 from tiebreak.command.help import configuration_class
 from tiebreak.command.table import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, load_config
+from tiebreak.config.keys import keys_of
 from tiebreak.errors import ConfigError
-from tiebreak.keys import keys_of
 from tiebreak.models.reload import FreshProcess, Reloaded
 
 ONE_STEP = ("--training.max-steps", "1", "--training.eval-steps", "1")

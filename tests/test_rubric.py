@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.repetition import repeated_share
+from tiebreak.measures.yardstick import find_yardstick
 from tiebreak.shipped import packaged
-from tiebreak.yardstick import find_yardstick
 
 sys.path.append(str(packaged("data/hydroponics/rubric.py").parent))
 

@@ -46,9 +46,9 @@ def stage_class() -> type[TrainedStage[ToyConfig, Any, Any]]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from tiebreak.chat.chat import Encoded
     from tiebreak.data.reading import read_preferences
     from tiebreak.data.splits import partition
-    from tiebreak.models.chat import Encoded
     from tiebreak.models.load import load_policy
     from tiebreak.records import Preference
     from tiebreak.tracking.recorder import RunRecorder

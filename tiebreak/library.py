@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from tiebreak.chat.chat import Chat
 from tiebreak.config import LoadingConfig, SamplingConfig
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.models.chat import Chat
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import load_chat

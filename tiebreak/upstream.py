@@ -162,12 +162,12 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     "peft": (
         Name(
             "peft.tuners.tuners_utils:BaseTunerLayer._active_adapter",
-            "tiebreak.models.adapters.Adapter",
+            "tiebreak.models.adapters.adapter.Adapter",
             "set_adapter also switches what trains",
         ),
         Name(
             "peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters",
-            "tiebreak.models.adapters.Adapter",
+            "tiebreak.models.adapters.adapter.Adapter",
             "enable_adapters also switches what trains",
         ),
         *(
@@ -180,7 +180,7 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         ),
         Name(
             f"{_LORA}:Linear.get_delta_weight",
-            "tiebreak.models.adapters.Adapter",
+            "tiebreak.models.adapters.adapter.Adapter",
             "what the adapter adds to the weights",
             ("self", "adapter"),
         ),

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError, RunError
 from tiebreak.hashing import hash_file
+from tiebreak.measures.statistics import Interval, Outcomes, count_outcomes
+from tiebreak.measures.yardstick import RUBRIC, RUBRIC_NAME
 from tiebreak.records import Message, explain
 from tiebreak.runs import run as runs
 from tiebreak.runs.chain import manifest_chain
-from tiebreak.statistics import Interval, Outcomes, count_outcomes
-from tiebreak.yardstick import RUBRIC, RUBRIC_NAME
 
 OLDER_NAMES = {
     "yardstick_mean": "rubric_mean",

@@ -20,8 +20,8 @@ from evaluation.compare.verdicts import Verdict, find_verdicts, guard_decision, 
 from evaluation.compare.words import distinct_names
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import HandoffError
+from tiebreak.measures.statistics import bootstrap_interval
 from tiebreak.stages import find_stage
-from tiebreak.statistics import bootstrap_interval
 
 __all__ = ["build_report", "distinct_names", "guard_decision", "verdict"]
 

@@ -15,9 +15,9 @@ from typing import Any
 from evaluation.compare.lineage import Lineage
 from evaluation.compare.reading import Evaluation, Link
 from evaluation.compare.words import edge, label, listed
+from tiebreak.measures.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
 from tiebreak.page.numbers import number, p_value, percent, short
 from tiebreak.stages import find_stage
-from tiebreak.statistics import Interval, Outcomes, holm, needed_prompts, wilson_interval
 
 MANY_PROMPTS = 30
 """Below this many prompts there is no verdict, whatever the test (Hesterberg 2015, section 4)."""

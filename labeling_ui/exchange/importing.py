@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from labeling_ui.store import statements as st
-from labeling_ui.store.event_log import Transaction, canonical_json
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import Transaction, canonical_json
+from labeling_ui.database.schema import ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
 from labeling_ui.store.items import Item, assignment_id, items_of
 from labeling_ui.store.judging import count_vote, count_work
-from labeling_ui.store.schema import ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
 from labeling_ui.store.store import Store
 from tiebreak.errors import DataError, counted
 from tiebreak.records import Judgment, Pair, content_id

@@ -17,8 +17,8 @@ import numpy as np
 from labeling_ui.quality.biases import describe_raters, overall_habits
 from labeling_ui.quality.intervals import Figure, share_of_clusters
 from labeling_ui.quality.votes import KINDS, Floats, Integers, Steps, Votes, read_votes
+from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Kind, Pair
-from tiebreak.statistics import wilson_interval
 
 RESAMPLES = 2_000
 DRAWS = 20_000_000

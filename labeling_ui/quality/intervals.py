@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labeling_ui.quality.votes import Floats
-from tiebreak.statistics import Interval, wilson_interval
+from tiebreak.measures.statistics import Interval, wilson_interval
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from labeling_ui.database.schema import StoreError
 from labeling_ui.quality.agreement import measure_votes
 from labeling_ui.quality.intervals import share
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.quality.votes import Votes
-from labeling_ui.store.schema import StoreError
 from labeling_ui.store.store import Store
 from tiebreak.records import Kind
 

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection
 
+from labeling_ui.database.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, vote_of
 from labeling_ui.quality.reliability import UNKNOWN, Ballots, share_of_order
 from labeling_ui.quality.votes import KINDS, Floats, Integers, Votes, votes_of_columns
-from labeling_ui.store.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, LOG_HEAD, PAIRS, vote_of
 from labeling_ui.store.store import Store
 from tiebreak.records import Judgment, Kind
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.store import statements as st
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.database.schema import ADJUDICATIONS, ITEMS, JUDGMENTS
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
-from labeling_ui.store.event_log import Transaction
 from labeling_ui.store.items import shuffle_sides
 from labeling_ui.store.judging import build_judgment
-from labeling_ui.store.schema import ADJUDICATIONS, ITEMS, JUDGMENTS
 from tiebreak.records import Judgment
 
 

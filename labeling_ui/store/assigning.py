@@ -15,8 +15,8 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from labeling_ui.store import statements as st
-from labeling_ui.store.event_log import EventKind, Transaction, canonical_json
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
 from labeling_ui.store.items import assignment_id, shuffle_all, shuffle_sides
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Pair, content_id

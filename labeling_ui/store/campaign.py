@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from pydantic import Field, field_validator
 
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.database.schema import BATCHES, GOLD, ITEMS, MAX_PRIORITY, PAIRS, RATERS, SETTINGS, StoreError, turn_of
 from labeling_ui.store.answers import storable
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.event_log import Transaction
 from labeling_ui.store.items import items_of, pairs_digest
-from labeling_ui.store.schema import BATCHES, GOLD, ITEMS, MAX_PRIORITY, PAIRS, RATERS, SETTINGS, StoreError, turn_of
 from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500

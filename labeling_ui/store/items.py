@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from labeling_ui.store.event_log import canonical_json
+from labeling_ui.database.event_log import canonical_json
 from tiebreak.records import Pair, content_id
 
 Task = Literal["pair", "ranking"]

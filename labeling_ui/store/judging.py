@@ -10,7 +10,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from labeling_ui.store import statements as st
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
+from labeling_ui.database.schema import HOUR_MS, vote_of
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import (
     Assignment,
@@ -22,8 +24,6 @@ from labeling_ui.store.assigning import (
     resume,
     shown_of,
 )
-from labeling_ui.store.event_log import EventKind, Transaction, canonical_json
-from labeling_ui.store.schema import HOUR_MS, vote_of
 from tiebreak.records import Judgment, content_id
 
 _NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}

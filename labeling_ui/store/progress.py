@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.store.schema import (
+from labeling_ui.database.schema import (
     ASSIGNMENTS,
     GOLD,
     HOUR_MS,

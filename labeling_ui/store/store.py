@@ -27,18 +27,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from labeling_ui.store import adjudication, assigning, campaign, judging
-from labeling_ui.store import progress as counts
-from labeling_ui.store import statements as st
-from labeling_ui.store.adjudication import Dispute, DisputeOpened
-from labeling_ui.store.answers import Answer, Draft, Submission
-from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
-from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
-from labeling_ui.store.event_log import EventKind, Transaction
-from labeling_ui.store.judging import Stored
-from labeling_ui.store.migrations import migrate
-from labeling_ui.store.progress import Past, Progress, Work
-from labeling_ui.store.schema import (
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import EventKind, Transaction
+from labeling_ui.database.migrations import migrate
+from labeling_ui.database.schema import (
     ACCEPTANCES,
     BATCHES,
     GOLD,
@@ -54,6 +46,14 @@ from labeling_ui.store.schema import (
     build_engine,
     flush_to_disk,
 )
+from labeling_ui.store import adjudication, assigning, campaign, judging
+from labeling_ui.store import progress as counts
+from labeling_ui.store.adjudication import Dispute, DisputeOpened
+from labeling_ui.store.answers import Answer, Draft, Submission
+from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
+from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
+from labeling_ui.store.judging import Stored
+from labeling_ui.store.progress import Past, Progress, Work
 from tiebreak.records import Judgment, Pair
 
 RaterKind = Literal["human", "simulated", "model"]

@@ -11,10 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from labeling_ui.store.campaign import Batch
-from labeling_ui.store.event_log import canonical_json, event_hash
-from labeling_ui.store.items import Item, items_of, pairs_digest
-from labeling_ui.store.schema import (
+from labeling_ui.database.event_log import canonical_json, event_hash
+from labeling_ui.database.schema import (
     ACCEPTANCES,
     ADJUDICATIONS,
     ASSIGNMENTS,
@@ -33,6 +31,8 @@ from labeling_ui.store.schema import (
     turn_of,
     vote_of,
 )
+from labeling_ui.store.campaign import Batch
+from labeling_ui.store.items import Item, items_of, pairs_digest
 from labeling_ui.store.store import Store
 from tiebreak.records import Judgment, Pair
 

@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from labeling_ui.store import statements as st
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.database.schema import INVITATIONS, RATERS, SESSIONS, StoreError
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.event_log import Transaction
-from labeling_ui.store.schema import INVITATIONS, RATERS, SESSIONS, StoreError
 from labeling_ui.store.store import Rater, Role, Store, insert_rater, wall_clock_ms
 from tiebreak.errors import ConfigError
 

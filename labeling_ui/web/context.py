@@ -12,10 +12,10 @@ from anyio import to_thread
 from fastapi import Depends, Header, HTTPException, Request
 from pydantic import BaseModel, ValidationError
 
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.assigning import Assignment
-from labeling_ui.store.event_log import Transaction
 from labeling_ui.store.store import Document, Rater, Store
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
 from tiebreak.records import explain

@@ -19,10 +19,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 
+from labeling_ui.database.schema import StoreError
 from labeling_ui.pages import PageConfig, mount_pages
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.schema import StoreError
 from labeling_ui.store.store import Store
 from labeling_ui.web import api, lead_api, talk_api
 from labeling_ui.web.accounts import needs_login

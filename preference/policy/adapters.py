@@ -1,10 +1,10 @@
-"""The adapters that a policy's model holds, by their names (tiebreak.models.adapters)."""
+"""The adapters that a policy's model holds, by their names (tiebreak.models.adapters.adapter)."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from tiebreak.models.adapters import DEFAULT
+from tiebreak.models.adapters.adapter import DEFAULT
 
 POLICY, REFERENCE = DEFAULT, "reference"
 

@@ -23,7 +23,7 @@ from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import HandoffError
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import load_policy
 from tiebreak.packed.forward import packs, why_not

@@ -32,9 +32,9 @@ from preference.policy.adapters import REFERENCE, trainable_names
 from preference.policy.backbone import Backbone
 from preference.policy.rewards import Conversations, Reward, load_reward
 from preference.policy.rollout import roll_out
+from tiebreak.chat.chat import Chat
 from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models.chat import Chat
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.packed.generation import row_seed
 from tiebreak.packed.positions import require_room

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from preference.configuration import RewardConfig
 from preference.policy.layout import Layout, batches_by_tokens
-from tiebreak import functions
+from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.functions import UserFunction
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import Chat, encode_each
+from tiebreak.measures import functions
+from tiebreak.measures.functions import UserFunction
+from tiebreak.models.adapters.adapter import Adapter
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import ModelSource, find_model
 from tiebreak.models.load import is_quantized, load_trained_reward_model
-from tiebreak.models.peft_files import ADAPTER_FILE
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
 from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat
@@ -238,7 +238,7 @@ def score_all(
 
 
 def load_function(name: str, beside: Path | None = None) -> Callable[..., Any]:
-    """The reward function `package.module:function`; see tiebreak.functions.
+    """The reward function `package.module:function`; see tiebreak.measures.functions.
 
     Args:
         beside: the folder of the configuration file.

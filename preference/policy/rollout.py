@@ -15,7 +15,7 @@ from preference.policy.layout import batches_by_tokens
 from preference.policy.rewards import TOKENS_AT_ONCE, Reward, score_all
 from preference.policy.token_rewards import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from tiebreak.config import SamplingConfig
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import Sampled, sample_completions
 
 

@@ -38,7 +38,7 @@ from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone
 from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import Sampled
 from tiebreak.terminal import is_main_process
 

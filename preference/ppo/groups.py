@@ -25,7 +25,7 @@ from preference.policy.rollout import policy_logps, table_of_logps
 from preference.policy.token_rewards import shape_scores
 from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import Sampled, row_seed
 from tiebreak.packed.proof import (
     Computed,

@@ -18,11 +18,11 @@ from preference.policy.rewards import MountedReward, Reward, RewardApart, find_f
 from preference.policy.vllm import VLLMSampler, require_vllm
 from preference.ppo.loop import PPOSettings, ScoredLoop
 from preference.ppo.trainer import PPOTrainer
+from tiebreak.chat.chat import Chat, Encoded, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError
-from tiebreak.models.chat import Chat, Encoded, encode_each
 from tiebreak.models.load import is_quantized, load_policy
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered

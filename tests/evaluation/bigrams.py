@@ -16,9 +16,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import build_chat
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe

@@ -24,13 +24,13 @@ from evaluation.compare.curves import MAX_POINTS, read_panels, reward_against_kl
 from evaluation.compare.summary import distinct_names, guard_decision, verdict
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
+from tiebreak.measures.statistics import bootstrap_interval
 from tiebreak.page.charts import spread, tick_labels, ticks
 from tiebreak.page.document import embedded_json
 from tiebreak.page.markup import el, visible
 from tiebreak.page.numbers import number
 from tiebreak.records import write_json, write_jsonl
 from tiebreak.runs import run as runs
-from tiebreak.statistics import bootstrap_interval
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_FLAGS = [

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from label_support import free_port
 
-from labeling_ui.store.schema import build_engine
+from labeling_ui.database.schema import build_engine
 
 BACKENDS = ("sqlite", "postgres")
 

@@ -39,8 +39,8 @@ from labeling_ui.store.answers import Answer, Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.errors import DataError
+from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Pair, write_jsonl
-from tiebreak.statistics import wilson_interval
 
 
 def said(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: Any) -> Judgment:

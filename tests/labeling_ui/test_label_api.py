@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from fastapi.routing import APIRoute
 from label_support import answer, make_pair, open_store
 
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.database.schema import INVITATIONS, SESSIONS
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.event_log import Transaction
-from labeling_ui.store.schema import INVITATIONS, SESSIONS
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web import api, lead_api

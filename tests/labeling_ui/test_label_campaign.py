@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 from label_support import answer, make_pair, open_store
 
+from labeling_ui.database.migrations import MIGRATIONS
+from labeling_ui.database.schema import build_engine
 from labeling_ui.quality.aggregate import group_judgments
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.campaign import BatchChange
-from labeling_ui.store.migrations import MIGRATIONS
-from labeling_ui.store.schema import build_engine
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.records import Judgment, Pair

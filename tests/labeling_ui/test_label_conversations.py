@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy as sa
 from label_support import answer, free_port, make_pair, needs_chromium, open_store, processes, serving, tiebreak
 
+from labeling_ui.database.event_log import event_hash
+from labeling_ui.database.schema import EVENTS, TURNS
 from labeling_ui.store import conversations
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.conversations import Ask, Request
-from labeling_ui.store.event_log import event_hash
-from labeling_ui.store.schema import EVENTS, TURNS
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.worker import answer_one

@@ -37,9 +37,9 @@ from labeling_ui.store.verify import verify
 from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_preferences, read_records
+from tiebreak.measures.yardstick import find_yardstick
 from tiebreak.records import Demonstration, Judgment, Pair, Preference
 from tiebreak.runs.run import read_manifest, start_run
-from tiebreak.yardstick import find_yardstick
 
 
 def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from label_support import make_pair, open_store
 
+from labeling_ui.database.schema import StoreError
 from labeling_ui.exchange.export import read_known
 from labeling_ui.quality import measuring
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
@@ -22,7 +23,6 @@ from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.quality.reliability import Ballots, describe_reliability
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.store.answers import Submission
-from labeling_ui.store.schema import StoreError
 from labeling_ui.store.store import Store
 
 

@@ -136,7 +136,7 @@ def test_a_locked_or_full_store_is_told_and_nothing_is_half_stored(
     from labeling_ui.pages import PageConfig  # imports Gradio: slow, and no other test needs it here
     from labeling_ui.web.server import create_app
 
-    monkeypatch.setattr("labeling_ui.store.schema.BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr("labeling_ui.database.schema.BUSY_TIMEOUT_MS", 100)
     monkeypatch.setattr(
         "labeling_ui.web.server.mount_pages", lambda _app, _page: None
     )  # Gradio leaves event loops open

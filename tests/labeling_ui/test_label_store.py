@@ -16,13 +16,13 @@ import sqlalchemy as sa
 from label_support import answer, make_pair, open_store
 from pydantic import ValidationError
 
+from labeling_ui.database.migrations import MIGRATIONS
+from labeling_ui.database.schema import METADATA, StoreError, build_engine
 from labeling_ui.quality.aggregate import build_preferences, group_judgments
 from labeling_ui.quality.agreement import measure_agreement
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.items import items_of, shuffle_sides
-from labeling_ui.store.migrations import MIGRATIONS
-from labeling_ui.store.schema import METADATA, StoreError, build_engine
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from tiebreak.records import Completion, Pair

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from templates import TEMPLATES
 
+from tiebreak.chat.chat import Chat, build_chat
 from tiebreak.config import ChatSettings
 from tiebreak.errors import TiebreakError
-from tiebreak.models.chat import Chat, build_chat
 from tiebreak.records import Message
 
 Spans = list[list[str]]

@@ -19,7 +19,7 @@ from toy_language import build_toy_policy
 from transformers import PreTrainedTokenizerFast
 
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe

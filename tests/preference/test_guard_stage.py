@@ -20,9 +20,9 @@ from small_world import WORDS, World, build_judge, build_model, twice_is_best
 from support import end_process, run_here, write_config
 from torch import Tensor
 
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import SamplingConfig, TrainingConfig
 from tiebreak.data.reading import Rules, read_prompts
-from tiebreak.models.chat import build_chat
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
 from tiebreak.models.tokenizers import load_tokenizer

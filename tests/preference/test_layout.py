@@ -12,7 +12,7 @@ from toy_language import PAD, build_toy_backbone, build_toy_policy, with_adapter
 
 from preference.policy.adapters import POLICY
 from preference.policy.layout import batches_by_tokens, pad
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 
 SYSTEM = [2, 7, 6, 2, 4, 5, 3, 3, 6, 7]
 PROMPTS = [[*SYSTEM, 3, 4], [*SYSTEM, 5], [*SYSTEM, 3, 4], [*SYSTEM, 3, 4, 6]]

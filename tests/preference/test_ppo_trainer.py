@@ -42,10 +42,10 @@ from preference.policy.rollout import Episodes
 from preference.ppo.loop import STATE_FILE, LoopState
 from preference.ppo.train import PPOConfig, build_ppo_args, ppo_settings
 from preference.ppo.trainer import MicroBatch, PPOTrainer
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import AdapterConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import build_chat
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelSource, base_sha256
 from tiebreak.models.load import load_reward_model, load_trained_reward_model
 from tiebreak.models.probe import PROBE_FILE, probe_values, write_probe

@@ -23,16 +23,16 @@ from preference.policy.rewards import (
     load_reward,
     score_all,
 )
+from tiebreak.chat.chat import build_chat
+from tiebreak.chat.turns import find_template
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import build_chat
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelSource, base_sha256
 from tiebreak.models.load import load_reward_model
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.save import save_adapter
 from tiebreak.models.tokenizers import load_tokenizer
-from tiebreak.models.turns import find_template
 from tiebreak.records import Message, Prompt
 from tiebreak.runs.run import read_manifest, read_metrics
 

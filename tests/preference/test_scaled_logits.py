@@ -19,7 +19,7 @@ from preference.policy.rollout import roll_out
 from preference.ppo.groups import build_group_trainer
 from preference.ppo.train import build_group_args, ppo_settings
 from tiebreak.config import OptimizerConfig, SamplingConfig
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.proof import ForwardPath, own_logps
 from tiebreak.training.passes import Passes
 

@@ -26,7 +26,7 @@ from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.vllm import MergedPolicy, VLLMConfig, read_completion
 from tiebreak.config import SamplingConfig
 from tiebreak.errors import HandoffError
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 HAS_GPU = torch.cuda.is_available()

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from preference.policy.adapters import POLICY, REFERENCE
 from preference.policy.backbone import Backbone
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters.adapter import Adapter
 
 PAD, EOS, VOCABULARY = 0, 1, 8
 PROMPTS: tuple[tuple[int, ...], ...] = ((2, 3), (4, 5), (5, 2, 4))

@@ -14,12 +14,12 @@ from reward.measures import ScoredGarbage, ScoredPair, build_figures, headline
 from reward.page import build_page
 from reward.provenance import Origin, Vote, trace_origin
 from reward.report import Exam
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError
-from tiebreak.models.chat import build_chat
+from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Message, Preference, Prompt, assistant, prompt_id
 from tiebreak.runs.run import start_run
-from tiebreak.statistics import wilson_interval
 
 CHROMIUM = "/usr/bin/chromium"
 

@@ -16,10 +16,10 @@ from support import TINY_TRAINING, read_rows, run_here, succeed, write_config, w
 from reward.examples import EncodedPreference
 from reward.train import RewardConfig, label
 from reward.trainer import LabelCollator
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.data.reading import read_preferences
 from tiebreak.errors import DataError
-from tiebreak.models.chat import build_chat
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_trained_reward_model
 from tiebreak.models.scores import combine_scores, read_score_scale, score_spread

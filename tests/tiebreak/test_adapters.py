@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM
 from preference.policy.adapters import POLICY, REFERENCE
 from tiebreak.config import AdapterConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, ModelError, RunError
-from tiebreak.models import adapters
-from tiebreak.models.adapters import Adapter
+from tiebreak.models.adapters import adapter as adapters
+from tiebreak.models.adapters.adapter import Adapter
+from tiebreak.models.adapters.methods import METHODS
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy, load_policy, load_reward_model
-from tiebreak.models.methods import METHODS
 from tiebreak.models.probe import probe_values
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.runs.differences import differences

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tiebreak.errors import HandoffError
-from tiebreak.models.chat import (
+from tiebreak.chat.chat import (
     Encoded,
     build_chat,
     check_encoded,
     check_tokenizer,
     coloured_mask,
 )
+from tiebreak.errors import HandoffError
 from tiebreak.records import Message, Messages
 
 SYSTEM = Message(role="system", content="Be brief.")

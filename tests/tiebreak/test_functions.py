@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tiebreak.errors import ConfigError
-from tiebreak.functions import load_function, require_arguments, where_raised
+from tiebreak.measures.functions import load_function, require_arguments, where_raised
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from support import REPOSITORY, build_tiny_model
 
+from tiebreak.chat.chat import build_chat
 from tiebreak.config import AdapterConfig, StageConfig, TrackingConfig, TrainingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError, ModelError, RunError
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import build_chat
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import find_model
 from tiebreak.models.load import (
     load_frozen_policy,

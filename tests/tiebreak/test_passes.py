@@ -25,8 +25,8 @@ from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, b
 from reward.train import to_dataset as to_reward_dataset
 from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
 from sft.train import to_dataset as to_sft_dataset
+from tiebreak.chat.chat import Encoded
 from tiebreak.config import TrainingConfig
-from tiebreak.models.chat import Encoded
 from tiebreak.packed.forward import pack_forward, whole_model
 from tiebreak.records import Message, Preference
 from tiebreak.training.labels import Label

@@ -11,8 +11,8 @@ from support import REPOSITORY
 from tiebreak.command.help import configuration_class
 from tiebreak.command.table import COMMANDS
 from tiebreak.config import read_yaml
+from tiebreak.config.keys import keys_of
 from tiebreak.errors import ConfigError
-from tiebreak.keys import keys_of
 from tiebreak.stages import STAGES, Stage
 
 GUARD = {"reward_model": "runs/guard"}

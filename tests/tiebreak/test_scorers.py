@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from tiebreak.config import AdapterConfig
+from tiebreak.models.adapters.targets import left_out
 from tiebreak.models.scorers import scorer_class
-from tiebreak.models.targets import left_out
 
 SIZES = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0, "num_labels": 2}
 WIDE = {**SIZES, "intermediate_size": 32, "num_attention_heads": 4}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tiebreak.statistics import (
+from tiebreak.measures.statistics import (
     bootstrap_interval,
     clustered_interval,
     count_outcomes,

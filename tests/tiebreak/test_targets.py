@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError
-from tiebreak.models.methods import lora_config
-from tiebreak.models.targets import left_out, require_frozen_head, require_targets
+from tiebreak.models.adapters.methods import lora_config
+from tiebreak.models.adapters.targets import left_out, require_frozen_head, require_targets
 
 
 def llama() -> nn.Module:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from support import REPOSITORY
 
-from tiebreak.bars import Bar, duration
-from tiebreak.progress import Lines, Screen, progress, screen
 from tiebreak.terminal import Cell, coloured, has_colours, plain, rule, say, table, tick, width_of, wrapped
+from tiebreak.terminal.bars import Bar, duration
+from tiebreak.terminal.progress import Lines, Screen, progress, screen
 
 CLI = [sys.executable, "-m", "tiebreak.command.cli"]
 

@@ -12,11 +12,9 @@ from typing import Any
 
 import pytest
 
-from tiebreak.config import ChatSettings, StageConfig
-from tiebreak.errors import ConfigError, DataError, HandoffError
-from tiebreak.models.chat import Chat, Encoded, build_chat, coloured_mask, encode_each, written_end
-from tiebreak.models.templates import as_template_message, in_parts, parts_of, render_messages
-from tiebreak.models.turns import (
+from tiebreak.chat.chat import Chat, Encoded, build_chat, coloured_mask, encode_each, written_end
+from tiebreak.chat.templates import as_template_message, in_parts, parts_of, render_messages
+from tiebreak.chat.turns import (
     Turn,
     end_of_turn,
     find_template,
@@ -27,6 +25,8 @@ from tiebreak.models.turns import (
     special_ids,
     with_fixed_date,
 )
+from tiebreak.config import ChatSettings, StageConfig
+from tiebreak.errors import ConfigError, DataError, HandoffError
 from tiebreak.records import Message, Messages, Preference, Prompt, prompt_id
 from tiebreak.runs.run import start_run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.yardstick import Measurement, Yardstick, find_yardstick, shortened
+from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
 
 
 def yardstick_of(folder: Path, source: str) -> Yardstick:

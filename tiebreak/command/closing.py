@@ -11,8 +11,8 @@ from typing import Any
 from tiebreak.command.help import configuration_class
 from tiebreak.command.table import COMMANDS
 from tiebreak.config import StageConfig, read_yaml, take_config_flag
-from tiebreak.flags import as_flag
-from tiebreak.keys import REQUIRED, own_keys
+from tiebreak.config.flags import as_flag
+from tiebreak.config.keys import REQUIRED, own_keys
 from tiebreak.runs.run import MANIFEST, TRIAL, identify, output_folder, read_manifest
 from tiebreak.shipped import find_shipped
 from tiebreak.stages import Next, find_stage

@@ -34,7 +34,7 @@ from tiebreak.records import Demonstration, Preference, Prompt, Split, prompt_id
 from tiebreak.terminal import has_colours
 
 if TYPE_CHECKING:
-    from tiebreak.models.chat import Chat
+    from tiebreak.chat.chat import Chat
 
 STAGES: dict[Wanted, str] = {
     "prompts": "prepare, sample, ppo and evaluate",
@@ -219,7 +219,7 @@ def _load_chat(given: DataArguments) -> Chat:
 
 def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
     """(part, its text with the mask) of a record; or the template's refusal."""
-    from tiebreak.models.chat import Encoded, Written
+    from tiebreak.chat.chat import Encoded, Written
 
     def of(written: Written) -> Encoded:
         return Encoded(written.prompt + written.completion, [0] * len(written.prompt) + written.trained)
@@ -243,7 +243,7 @@ def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
 
 
 def _coloured(chat: Chat, encoded: Any) -> str:
-    from tiebreak.models.chat import coloured_mask
+    from tiebreak.chat.chat import coloured_mask
 
     text = coloured_mask(chat.tokenizer, encoded, colour=has_colours(sys.stdout))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from tiebreak.command.table import find_command
 from tiebreak.config import read_yaml, take_config_flag
-from tiebreak.flags import as_flag
-from tiebreak.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
+from tiebreak.config.flags import as_flag
+from tiebreak.config.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
 from tiebreak.stages import Command
 from tiebreak.terminal import has_colours, paint
 

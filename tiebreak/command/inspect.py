@@ -22,7 +22,6 @@ from typing import Any
 
 from pydantic import Field
 
-from tiebreak.bars import duration
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message
@@ -33,6 +32,7 @@ from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.placement import Placement
 from tiebreak.stages import STAGES, find_stage
 from tiebreak.terminal import has_colours, paint, show, table
+from tiebreak.terminal.bars import duration
 
 _MADE = ("tiebreak", "git_commit", "packages", "machine", "finished_at", "seconds", "peak_memory_bytes")
 _PLACED = ("processes", "distributed", "global_batch")

@@ -24,7 +24,6 @@ from typing import Any, get_args
 from pydantic import BaseModel, Field, model_validator
 from pydantic_core import to_jsonable_python
 
-from tiebreak.bars import duration
 from tiebreak.command.cli import main as start_command
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
@@ -39,6 +38,7 @@ from tiebreak.runs.reports import read_reports
 from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
 from tiebreak.stages import STAGES
 from tiebreak.terminal import rule, say, show, tick
+from tiebreak.terminal.bars import duration
 
 
 class StageEntry(Section):

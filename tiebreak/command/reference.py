@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from tiebreak.command.help import about_of, configuration_class, shown, usage_of
 from tiebreak.command.table import COMMANDS
-from tiebreak.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
+from tiebreak.config.keys import ENTRY, ITEM, REQUIRED, Key, keys_of, own_keys
 from tiebreak.stages import Command
 
 FOLDER = Path("docs/configuration")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.errors import HandoffError, ModelError, RunError, TiebreakError
 from tiebreak.hashing import hash_file, hash_text
-from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
-from tiebreak.models.peft_files import (
+from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
     PEFT_FILE,
     is_adapter,
     require_known,
     to_adapter_config,
 )
+from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
 from tiebreak.runs import checkpoints
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
 

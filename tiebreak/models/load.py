@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
 from tiebreak.errors import HandoffError, MachineError
-from tiebreak.models.adapters import Adapter, merge
-from tiebreak.models.find import ModelKind, ModelSource
-from tiebreak.models.peft_files import (
+from tiebreak.models.adapters.adapter import Adapter, merge
+from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
     require_same_adapter,
     require_trainable,
 )
+from tiebreak.models.adapters.targets import require_frozen_head
+from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.probe import verify_probe
-from tiebreak.models.targets import require_frozen_head
 from tiebreak.models.tokenizers import load_error, load_tokenizer
 from tiebreak.upstream import keep_quantized_weights
 

@@ -30,7 +30,7 @@ from tiebreak.records import write_json
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from tiebreak.models.chat import Chat
+    from tiebreak.chat.chat import Chat
 
 SCORE_BATCH = 16
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")

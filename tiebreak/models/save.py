@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tiebreak.chat.chat import Chat
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.hashing import hash_file
-from tiebreak.models.chat import Chat
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, code_sha256, copy_code
-from tiebreak.models.peft_files import ADAPTER_FILE
 from tiebreak.models.tokenizers import tokenizer_facts
 from tiebreak.records import write_json
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiebreak.chat.chat import Chat, build_chat, check_tokenizer, written_end
+from tiebreak.chat.turns import find_template, model_end_tokens
 from tiebreak.config import ChatSettings
 from tiebreak.errors import HandoffError, ModelError
 from tiebreak.hashing import hash_text
-from tiebreak.models.chat import Chat, build_chat, check_tokenizer, written_end
 from tiebreak.models.find import TRUST, ModelSource
 from tiebreak.models.probe import PROBE_TEXT
-from tiebreak.models.turns import find_template, model_end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -79,7 +79,7 @@ def sample_completions(
     """One completion for each prompt, in the prompts' order.
 
     Args:
-        stop_ids: tokens that end a completion (tiebreak.models.chat.Chat.stop_ids).
+        stop_ids: tokens that end a completion (tiebreak.chat.chat.Chat.stop_ids).
         batch_size: rows generated at once; memory depends on it.
         on_done: called with the number of rows that a step finished.
     """

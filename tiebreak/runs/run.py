@@ -36,10 +36,9 @@ from tiebreak import __version__
 from tiebreak.config import StageConfig, dump_config, read_yaml
 from tiebreak.data.sources import data_files, is_data_folder, pinned_source, split_suffix
 from tiebreak.errors import TRACEBACK_FILE, RunError, is_full_disk
-from tiebreak.functions import load_function
 from tiebreak.hashing import hash_file, hash_json
+from tiebreak.measures.functions import load_function
 from tiebreak.process.stopping import check, deferring, interruptible
-from tiebreak.progress import progress
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import checkpoints
 from tiebreak.runs.differences import differences
@@ -47,6 +46,7 @@ from tiebreak.runs.hub import model_commit
 from tiebreak.runs.placement import Placement, global_batch_of, of_process
 from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, say
+from tiebreak.terminal.progress import progress
 
 MANIFEST = "manifest.json"
 RUN_FILE = "run.json"

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tiebreak.bars import Bar
 from tiebreak.process.stopping import Stopped, requested
-from tiebreak.progress import Screen
 from tiebreak.runs.checkpoints import facts_of, mark_complete
+from tiebreak.terminal.bars import Bar
+from tiebreak.terminal.progress import Screen
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.upstream import set_trained_tokens, trained_tokens
 

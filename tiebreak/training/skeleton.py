@@ -20,9 +20,9 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from transformers import Trainer
 
+from tiebreak.chat.chat import Chat, Encoded
 from tiebreak.data.reading import Rules
 from tiebreak.errors import DataError
-from tiebreak.models.chat import Chat, Encoded
 from tiebreak.models.find import ModelKind, ModelSource, find_model
 from tiebreak.models.load import adapter_of
 from tiebreak.models.reload import FreshProcess

@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from transformers import ProgressCallback
 
+from tiebreak.chat.chat import Chat, Encoded, check_encoded, coloured_mask
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
-from tiebreak.models.adapters import Adapter
-from tiebreak.models.chat import Chat, Encoded, check_encoded, coloured_mask
+from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.load import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import save_adapter
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
-from tiebreak.progress import screen
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
 from tiebreak.runs.placement import require_agreement
@@ -32,6 +31,7 @@ from tiebreak.runs.reports import Reports
 from tiebreak.runs.run import Run, read_metrics
 from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, say
+from tiebreak.terminal.progress import screen
 from tiebreak.tracking.recorder import RunRecorder, track_again
 from tiebreak.training.callbacks import (
     NothingToTrainError,

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from labeling_ui.store.schema import EVENTS, LOG_HEAD, SETTINGS
+from labeling_ui.database.schema import EVENTS, LOG_HEAD, SETTINGS
 
 EventKind = Literal[
     "campaign_begun", "overlap_changed", "pairs_added", "batch_changed", "gold_set",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from labeling_ui.store.event_log import Prepared
-from labeling_ui.store.schema import (
+from labeling_ui.database.event_log import Prepared
+from labeling_ui.database.schema import (
     ASSIGNMENTS,
     DRAFTS,
     GOLD,

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models.methods import method_of
-from tiebreak.models.targets import ALL_LINEAR, output_head
+from tiebreak.models.adapters.methods import method_of
+from tiebreak.models.adapters.targets import ALL_LINEAR, output_head
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

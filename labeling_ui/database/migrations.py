@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from labeling_ui.store.schema import (
+from labeling_ui.database.schema import (
     ASSIGNMENTS,
     EVENTS,
     FIRST_TURN,
@@ -232,7 +232,7 @@ def _migrate_005_latest_judgments(connection: Connection) -> None:
 
 def _migrate_006_turns_in_the_log(connection: Connection) -> None:
     """Turns were not in the log before: adds events for the existing ones, at the time they were asked."""
-    from labeling_ui.store.event_log import Transaction  # which imports this module
+    from labeling_ui.database.event_log import Transaction  # which imports this module
 
     for row in connection.execute(sa.select(TURNS).order_by(TURNS.c.asked_at_ms, TURNS.c.number)).all():
         tx = Transaction(connection, partial(int, row.asked_at_ms))

@@ -28,10 +28,10 @@ from pydantic import (
     model_validator,
 )
 
+from tiebreak.config.flags import as_flag, group_flags, lay_over, nearest_path, path_of
+from tiebreak.config.keys import own_keys, plain_paths
 from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
-from tiebreak.flags import as_flag, group_flags, lay_over, nearest_path, path_of
-from tiebreak.keys import own_keys, plain_paths
 from tiebreak.shipped import find_shipped, locate_shipped
 
 

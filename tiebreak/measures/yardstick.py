@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.functions import UserFunction, load_function, load_shipped_function, require_arguments, where_raised
+from tiebreak.measures.functions import (
+    UserFunction,
+    load_function,
+    load_shipped_function,
+    require_arguments,
+    where_raised,
+)
 
 RUBRIC = "rubric"
 RUBRIC_FILE = "data/hydroponics/rubric.py"

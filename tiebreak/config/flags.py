@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from tiebreak.config.keys import Key, find_key, own_keys, plain_paths
 from tiebreak.errors import ConfigError
-from tiebreak.keys import Key, find_key, own_keys, plain_paths
 
 
 def group_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -1,7 +1,7 @@
 """Terminal output: coloured lines where the terminal supports colours, plain text in a pipe, a file or a log.
 
 A stage's messages go to standard error, from the main process only; results go to standard output.
-Progress bars are in tiebreak.progress.
+Progress bars are in tiebreak.terminal.progress.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tiebreak.bars import Bar, Display, duration
 from tiebreak.terminal import has_colours, is_main_process, say
+from tiebreak.terminal.bars import Bar, Display, duration
 
 LINE_SECONDS, LONGEST_LINE_SECONDS, LINE_SHARE = 10.0, 300.0, 0.05
 """between two lines at least; and, in work that takes long, that share of the time passed, up to the second"""
@@ -50,7 +50,7 @@ def screen() -> Iterator[Screen]:
     elif not has_colours(sys.stderr):
         yield Screen(Lines())
     else:
-        from tiebreak.live_bars import live_bars  # rich takes a tenth of a second to import
+        from tiebreak.terminal.live_bars import live_bars  # rich takes a tenth of a second to import
 
         with live_bars(sys.stderr) as live:
             yield Screen(live)

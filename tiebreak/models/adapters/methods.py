@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from tiebreak.config import AdapterConfig
-from tiebreak.models.targets import left_out
+from tiebreak.models.adapters.targets import left_out
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -1,4 +1,4 @@
-"""Progress bars in a terminal, drawn by rich: see tiebreak.progress."""
+"""Progress bars in a terminal, drawn by rich: see tiebreak.terminal.progress."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
-from tiebreak.bars import Bar, duration
+from tiebreak.terminal.bars import Bar, duration
 
 _NAME_COLUMNS, _BAR_COLUMNS = 20, 24
 _DRAWN_A_SECOND = 4

@@ -2,7 +2,7 @@
 
 One rule everywhere: the prompt is the template's text up to the assistant's turn, and a completion is
 what the assistant writes there, the token that ends its turn included. That token is the one that the template writes
-after an answer, and sampling stops at it and at every other end token of the model (tiebreak.models.turns). What a template
+after an answer, and sampling stops at it and at every other end token of the model (tiebreak.chat.turns). What a template
 appends after it (ChatML's newline) is not written by the policy, so it is neither trained on nor scored. An answer that
 was cut off has no end token, so that no stage teaches the policy to stop in the middle of a sentence. A completion that
 was sampled is trained on as the ids that were drawn: the text alone need not lead back to them.
@@ -18,9 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tiebreak.config import ChatSettings
-from tiebreak.errors import DataError, HandoffError
-from tiebreak.models.templates import (
+from tiebreak.chat.templates import (
     TOOL_CALL_FORMS,
     Part,
     Tools,
@@ -29,7 +27,7 @@ from tiebreak.models.templates import (
     parts_of,
     render_messages,
 )
-from tiebreak.models.turns import (
+from tiebreak.chat.turns import (
     Turn,
     end_of_turn,
     marks_of,
@@ -38,6 +36,8 @@ from tiebreak.models.turns import (
     special_ids,
     with_fixed_date,
 )
+from tiebreak.config import ChatSettings
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.records import Message, Messages, Preference, assistant
 from tiebreak.runs.run import Run
 from tiebreak.terminal import has_colours, is_main_process, paint, plain, say

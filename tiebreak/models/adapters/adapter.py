@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models.methods import METHODS, method_of
-from tiebreak.models.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
+from tiebreak.models.adapters.methods import METHODS, method_of
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
+from tiebreak.models.adapters.targets import require_targets
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
-from tiebreak.models.targets import require_targets
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
 from tiebreak.packed.sharding import gathered

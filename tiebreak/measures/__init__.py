@@ -1,0 +1,1 @@
+"""Measures of answers: the yardstick, users' functions, and the statistics of reported figures."""

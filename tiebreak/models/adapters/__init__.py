@@ -1,0 +1,1 @@
+"""Adapters: PEFT's methods, their files, and one object that builds, mounts, merges and compares them."""
