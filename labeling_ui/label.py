@@ -485,10 +485,11 @@ def _gold(words: list[str]) -> None:
 def _agreement(words: list[str]) -> None:
     store, as_json = _open_for_reading(words, "label agreement")
     pairs, (judgments, _) = store.pairs(), store.judgments()
-    measured = measure_agreement(pairs, judgments)
+    known = read_known(store)
+    measured = measure_agreement(pairs, judgments, known.gold)
     if measured["judgments"]:
         groups = [group for group in group_judgments(judgments) if group.kind == measured["kind"]]
-        measured["reliability"] = describe_reliability(ballots_of_groups(groups, read_known(store)))
+        measured["reliability"] = describe_reliability(ballots_of_groups(groups, known))
     print(json.dumps(measured, indent=2) if as_json else print_agreement(measured))
 
 
@@ -529,8 +530,8 @@ def describe(report: dict[str, Any], run: Run) -> str:
         if share["value"] is not None:
             low, high = share["interval"]
             lines.append(
-                f"{kind} raters agree on {share['value']:.1%} [{low:.1%}, {high:.1%}] of {share['n']} pairs of votes, "
-                "counting ties"
+                f"{kind} raters agree in {share['value']:.1%} [{low:.1%}, {high:.1%}] of cases, counting ties "
+                f"({counted(share['n'], 'pair')} judged by several; gold and repeats left out)"
             )
     return "\n".join(lines)
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 from labeling_ui.quality.aggregate import (
     Aggregated,
     AggregationConfig,
-    Key,
     Known,
     Vote,
     as_vote,
@@ -28,7 +27,7 @@ from labeling_ui.quality.aggregate import (
     group_judgments,
 )
 from labeling_ui.quality.agreement import measure_percent
-from labeling_ui.quality.votes import KINDS, read_votes
+from labeling_ui.quality.votes import KINDS, Comparison, read_votes
 from labeling_ui.store.items import items_of
 from labeling_ui.store.store import Store, count_kinds
 from tiebreak.errors import DataError
@@ -77,7 +76,7 @@ def read_labels(store: Store) -> Labels:
 def read_known(store: Store) -> Known:
     """Settled and gold answers."""
     items = {item.id: item for pair in store.pairs() for item in items_of(pair)}
-    gold: dict[Key, Vote] = {}
+    gold: dict[Comparison, Vote] = {}
     for one in store.gold():
         item = items[one.item_id]
         first, second = sorted((item.first_id, item.second_id))
@@ -87,7 +86,7 @@ def read_known(store: Store) -> Known:
     return Known(settled, gold)
 
 
-def _key(judgment: Judgment) -> Key:
+def _key(judgment: Judgment) -> Comparison:
     first, second = sorted((judgment.left, judgment.right))
     return judgment.pair_id, first, second
 
@@ -374,10 +373,10 @@ def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: Aggregat
         everyone = [judgment for judgment in labels.judgments if judgment.kind == kind]
         if not everyone:
             continue
-        report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind))
+        report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind, labels.known.gold))
         others = [judgment for judgment in rest if judgment.kind == kind]
         if len(others) < len(everyone):
             left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}
-            after = measure_percent(read_votes(labels.pairs, others, kind))
+            after = measure_percent(read_votes(labels.pairs, others, kind, labels.known.gold))
             report[kind]["after_filtering"] = {**after, "left_out": left_out}
     return report

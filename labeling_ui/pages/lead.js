@@ -140,9 +140,15 @@ function showAgreement() {
   find('.published').replaceChildren(
     make('p', { class: 'note' }, `${say('lead.kind', { n: whole(measured.judgments), kind: measured.kind })} ${words['lead.interval']} ${words['lead.published']}:`),
     make('ol', { class: 'note', type: 'a' }, ...published.map((one) => make('li', {}, `${one.what}: ${one.figure}`))),
+    make('p', { class: 'note' }, pooledNote(measured)),
     ...(measured.age_seconds > OLD_SECONDS ? [make('p', { class: 'note' }, say('lead.age', { minutes: Math.round(measured.age_seconds / 60) }))] : []),
   );
   showKappas(measured.cohen_kappa);
+}
+
+function pooledNote({ pooled, not_counted: not }) {
+  const { value } = pooled.percent_with_ties;
+  return say('lead.pooled', { gold: whole(not.gold), repeats: whole(not.repeats), share: value === null ? '–' : percent(value) });
 }
 
 const nameOf = (id) => (names[id] && names[id].name) || id;

@@ -24,13 +24,12 @@ from labeling_ui.quality.reliability import (
     measure_reliability,
     share_of_order,
 )
+from labeling_ui.quality.votes import Comparison
 from tiebreak.config import Section
 from tiebreak.records import Completion, Judgment, Kind, Pair, Preference, assistant
 
 MAX_STRENGTH = 3
 Flag = Literal["unsafe", "personal_data", "broken_prompt", "wrong_language"]
-Key = tuple[str, str, str]
-"""A comparison: pair, and its two completions in the order of their ids."""
 REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "unsure", "flagged", "gold")
 
 
@@ -83,7 +82,7 @@ class Group:
     flags: frozenset[str] = frozenset()
 
     @property
-    def key(self) -> Key:
+    def key(self) -> Comparison:
         """The comparison."""
         return self.pair_id, self.first, self.second
 
@@ -241,8 +240,8 @@ def _raters(votes: Sequence[Vote]) -> tuple[str, ...]:
 class Known:
     """Settled and gold answers, by comparison."""
 
-    adjudicated: Mapping[Key, Vote] = field(default_factory=dict)
-    gold: Mapping[Key, Vote] = field(default_factory=dict)
+    adjudicated: Mapping[Comparison, Vote] = field(default_factory=dict)
+    gold: Mapping[Comparison, Vote] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ Biases and pace of each rater are in `labeling_ui.quality.biases`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from labeling_ui.quality.biases import describe_raters, overall_habits
-from labeling_ui.quality.intervals import Figure, share_of_clusters
-from labeling_ui.quality.votes import KINDS, Floats, Integers, Steps, Votes, read_votes
+from labeling_ui.quality.intervals import Figure, mean_over_clusters, share_of_clusters
+from labeling_ui.quality.votes import KINDS, Comparison, Flags, Floats, Integers, Steps, Votes, read_votes
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Kind, Pair
 
@@ -40,30 +40,39 @@ SHOWN = 20
 
 
 def percent_agreement(votes: Votes, *, ties: bool) -> Figure:
-    """The share of pairs of raters on the same item with the same answer: first, second or (with `ties`) neither.
+    """How often two raters of an item give the same answer (first, second or, with `ties`, neither): the mean over items.
 
-    Without ties, only pairs count in which both raters prefer a side (Zheng et al. 2023, section 4.2). A rater is not
-    compared with themselves.
+    Every item has one weight: a pair of votes for each two raters would give an item that 20 raters judged the weight of
+    63 items that three judged. Gold and repeats are left out: gold goes to every rater and is easier. `n` counts items.
+    Without ties, only votes for a side are compared (Zheng et al. 2023, section 4.2).
     """
+    return mean_over_clusters(*_agreeing(votes.ordinary, ties))
+
+
+def pooled_agreement(votes: Votes, *, ties: bool) -> Figure:
+    """The same with one weight for each two raters of an item, gold and repeats included. `n` counts pairs of votes."""
     cast = votes.cast
     one, other = cast.pairs
-    return _share_of_pairs(cast, one, other, cast.rater[one] != cast.rater[other], ties)
+    return share_of_clusters(*_agreeing(cast, ties, cast.rater[one] != cast.rater[other]))
 
 
 def self_consistency(votes: Votes) -> Figure:
     """The share of repeats with the same answer."""
     cast = votes.cast
     one, other = cast.pairs
-    return _share_of_pairs(cast, one, other, cast.rater[one] == cast.rater[other], ties=True)
+    return share_of_clusters(*_agreeing(cast, True, cast.rater[one] == cast.rater[other]))
 
 
-def _share_of_pairs(cast: Votes, one: Integers, other: Integers, kept: Any, ties: bool) -> Figure:
+def _agreeing(cast: Votes, ties: bool, kept: Flags | bool = True) -> tuple[Floats, Floats]:
+    """Each item's pairs of votes with the same answer, and all its pairs of votes; both of shape (items,)."""
+    one, other = cast.pairs
     sign = cast.sign
+    rows = np.full(len(one), fill_value=True) & kept
     if not ties:
-        kept = kept & (sign[one] != 0) & (sign[other] != 0)
-    one, other = one[kept], other[kept]
+        rows &= (sign[one] != 0) & (sign[other] != 0)
+    one, other = one[rows], other[rows]
     same: Floats = np.bincount(cast.item[one], weights=sign[one] == sign[other]).astype(np.float64)
-    return share_of_clusters(same, np.bincount(cast.item[one]).astype(np.float64))
+    return same, np.bincount(cast.item[one]).astype(np.float64)
 
 
 # --- corrected for chance ---
@@ -101,8 +110,8 @@ def cohen_kappa(table: Floats) -> Figure:
 
 
 def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:
-    """κ of every two raters who share an item; a rater's first answer counts, not repeats."""
-    firsts = votes.first_cast
+    """κ of every two raters who share an item that is not gold; a rater's first answer counts, not repeats."""
+    firsts = votes.ordinary
     one, other = firsts.pairs
     swap = firsts.rater[one] > firsts.rater[other]
     one, other = np.where(swap, other, one), np.where(swap, one, other)
@@ -189,9 +198,11 @@ def _bootstrap(statistic: Callable[[Floats], Floats], many: Integers, n: int) ->
 # --- a whole store ---
 
 
-def measure_agreement(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> dict[str, Any]:
+def measure_agreement(
+    pairs: Sequence[Pair], judgments: Sequence[Judgment], gold: Container[Comparison] = ()
+) -> dict[str, Any]:
     """All figures of some records, by kind: people's first, others under `other_kinds`."""
-    return measure_votes({kind: read_votes(pairs, judgments, kind) for kind in KINDS})
+    return measure_votes({kind: read_votes(pairs, judgments, kind, gold) for kind in KINDS})
 
 
 def measure_votes(votes: Mapping[Kind, Votes]) -> dict[str, Any]:
@@ -204,7 +215,7 @@ def measure_votes(votes: Mapping[Kind, Votes]) -> dict[str, Any]:
 
 
 def _measure(votes: Votes) -> dict[str, Any]:
-    firsts = votes.first_cast
+    firsts = votes.ordinary
     return {
         "judgments": len(votes),
         "items": len(np.unique(votes.item)),
@@ -223,10 +234,18 @@ def _measure(votes: Votes) -> dict[str, Any]:
 
 
 def measure_percent(votes: Votes) -> dict[str, Any]:
-    """Percent agreement with and without ties."""
+    """Percent agreement with and without ties, and `pooled`: over pairs of votes, gold and repeats included."""
     return {
         "percent_with_ties": percent_agreement(votes, ties=True).as_json(),
         "percent_without_ties": percent_agreement(votes, ties=False).as_json(),
+        "pooled": {
+            "percent_with_ties": pooled_agreement(votes, ties=True).as_json(),
+            "percent_without_ties": pooled_agreement(votes, ties=False).as_json(),
+        },
+        "not_counted": {
+            "gold": int(votes.cast.gold.sum()),
+            "repeats": len(votes.cast) - len(votes.first_cast),
+        },
     }
 
 
@@ -237,6 +256,7 @@ def print_agreement(measured: dict[str, Any]) -> str:
     rows = [
         ("agreement, counting ties", measured["percent_with_ties"], "{:.1%}"),
         ("agreement, without ties", measured["percent_without_ties"], "{:.1%}"),
+        ("… over pairs of votes, with gold and repeats", measured["pooled"]["percent_with_ties"], "{:.1%}"),
         ("Krippendorff's α, side", measured["krippendorff_alpha"]["nominal"], "{:.3f}"),
         ("Krippendorff's α, strength", measured["krippendorff_alpha"]["interval"], "{:.3f}"),
         ("self-consistency", measured["self_consistency"], "{:.1%}"),

@@ -72,7 +72,7 @@ def _marks(left: dict[str, Any], longer: dict[str, Any], speed: dict[str, Any]) 
 
 def _agreement_by_rater(votes: Votes, *, with_others: bool) -> dict[int, Figure]:
     """Each rater's agreement with the others, or with themselves."""
-    cast = votes.cast
+    cast = votes.ordinary if with_others else votes.cast
     one, other = cast.pairs
     kept = (cast.rater[one] != cast.rater[other]) == with_others
     one, other = one[kept], other[kept]

@@ -58,7 +58,7 @@ class LiveVotes:
         self._seq = 0
         self._raters: dict[str, int] = {}
         self._columns: Floats = np.empty((10, 0))
-        """the columns of `votes_of_columns`, then the number of the kind, and the judgment's position in the log"""
+        """the columns of `votes_of_columns` but the last (gold), then the number of the kind, and the judgment's position in the log"""
         self._positions: dict[str, int] = {}
         """of the items, by id; the attributes below are by position"""
         self._rankings: set[str] = set()
@@ -75,9 +75,15 @@ class LiveVotes:
             head = connection.scalar(sa.select(LOG_HEAD.c.seq)) or 0
             if head != self._seq:
                 self._catch_up(connection)
-                self._votes = {kind: votes_of_columns(tuple(self._raters), self._of_kind(kind)[:8]) for kind in KINDS}
+                gold = [self._positions[item_id] for item_id in connection.scalars(sa.select(GOLD.c.item_id))]
+                self._votes = {kind: self._votes_of(kind, gold) for kind in KINDS}
                 self._seq = head
             return self._votes
+
+    def _votes_of(self, kind: Kind, gold: Sequence[int]) -> Votes:
+        columns = self._of_kind(kind)
+        is_gold = np.isin(columns[0] // PARTS, gold)
+        return votes_of_columns(tuple(self._raters), np.concatenate([columns[:8], is_gold[None]]))
 
     def ballots(self, kind: Kind) -> Ballots:
         """The votes of one kind at the last `read`, for the reliability models; gold and settled answers are known."""

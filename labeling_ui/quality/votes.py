@@ -6,7 +6,7 @@ fixed order (first, second), so that sides do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -45,6 +45,8 @@ class Votes:
     """1 where the first completion is longer, −1 where the second is, 0 where they are equally long"""
     seconds: Floats
     """active seconds; nan where they were not measured"""
+    gold: Flags
+    """whether the item's answer is known: such items go to every rater, and are easier than others"""
 
     def __len__(self) -> int:
         return len(self.item)
@@ -74,6 +76,12 @@ class Votes:
         return cast.where(np.sort(first))
 
     @cached_property
+    def ordinary(self) -> Votes:
+        """`first_cast` without gold: the votes that agreement is measured on."""
+        firsts = self.first_cast
+        return firsts.where(~firsts.gold)
+
+    @cached_property
     def sign(self) -> Steps:
         """1 first, −1 second, 0 neither."""
         return np.sign(self.value)
@@ -90,7 +98,13 @@ class Votes:
         return np.concatenate([nothing, *earlier]), np.concatenate([nothing, *later])
 
 
-def read_votes(pairs: Sequence[Pair], judgments: Sequence[Judgment], kind: Kind) -> Votes:
+Comparison = tuple[str, str, str]
+"""a pair's id, and the ids of two of its completions in alphabetical order"""
+
+
+def read_votes(
+    pairs: Sequence[Pair], judgments: Sequence[Judgment], kind: Kind, gold: Container[Comparison] = ()
+) -> Votes:
     """The judgments of one kind as columns; a ranking gives one row per two of its completions."""
     lengths = {(pair.id, completion.id): len(completion.text) for pair in pairs for completion in pair.completions}
     comparisons = [part for judgment in judgments if judgment.kind == kind for part in judgment.pairwise()]
@@ -112,13 +126,14 @@ def read_votes(pairs: Sequence[Pair], judgments: Sequence[Judgment], kind: Kind)
                 left_first,
                 (longer > 0) - (longer < 0),
                 np.nan if judgment.seconds_active is None else judgment.seconds_active,
+                (judgment.pair_id, first, second) in gold,
             )
         )
-    return votes_of_columns(tuple(raters), np.array(rows, dtype=np.float64).reshape(-1, 8).T)
+    return votes_of_columns(tuple(raters), np.array(rows, dtype=np.float64).reshape(-1, 9).T)
 
 
 def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
-    """Votes from columns in the order of the fields, shape (8, n), rows in order of time.
+    """Votes from columns in the order of the fields, shape (9, n), rows in order of time.
 
     Items are renumbered without gaps.
     """
@@ -127,6 +142,7 @@ def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
     item, rater = columns[:2].astype(np.int64)
     value, first_longer = columns[[2, 6]].astype(np.int8)
     both_bad, skipped, left_first = columns[3:6] != 0
+    gold = columns[8] != 0
     return Votes(
         rater_ids=rater_ids,
         item=item,
@@ -137,6 +153,7 @@ def votes_of_columns(rater_ids: tuple[str, ...], columns: Floats) -> Votes:
         left_first=left_first,
         first_longer=first_longer,
         seconds=columns[7],
+        gold=gold,
     )
 
 

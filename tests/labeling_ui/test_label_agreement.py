@@ -29,10 +29,11 @@ from labeling_ui.quality.agreement import (
     measure_agreement,
     measure_votes,
     percent_agreement,
+    pooled_agreement,
     self_consistency,
 )
 from labeling_ui.quality.biases import adjust_for_many, sign_test, two_shares_test
-from labeling_ui.quality.intervals import share_of_clusters
+from labeling_ui.quality.intervals import mean_over_clusters, share_of_clusters
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.quality.votes import Votes, read_votes, votes_of_columns
 from labeling_ui.store.answers import Answer, Submission
@@ -155,9 +156,56 @@ def test_a_raters_repeats_are_consistency_not_agreement() -> None:
     judgments = [said("pair-0", "a", 2), said("pair-0", "a", -2), said("pair-0", "b", 3, swapped=True)]
     judgments += [said("pair-1", "a", 1), said("pair-1", "a", 3)]
     with_ties = percent_agreement(votes(judgments), ties=True)
-    assert (with_ties.value, with_ties.n) == (0.5, 2), "each of a's two answers against b's; not against each other"
+    assert (with_ties.value, with_ties.n) == (0.0, 1), "a's first answer against b's"
+    pooled = pooled_agreement(votes(judgments), ties=True)
+    assert (pooled.value, pooled.n) == (0.5, 2), "each of a's two answers against b's; not against each other"
     consistency = self_consistency(votes(judgments))
     assert (consistency.value, consistency.n) == (0.5, 2)
+
+
+def test_an_item_has_one_weight_however_many_raters_it_has() -> None:
+    # Pair 0: four raters, of whom three agree: 3 of 6 pairs of votes. Pair 1: two who agree: 1 of 1. The mean over items
+    # is 0.75; over the 7 pairs of votes it is 4/7.
+    judgments = [said("pair-0", rater, answer) for rater, answer in zip("abcd", (1, 2, 3, -1), strict=True)]
+    judgments += [said("pair-1", "a", -1), said("pair-1", "b", -3)]
+    figure, pooled = (measure(votes(judgments), ties=True) for measure in (percent_agreement, pooled_agreement))
+    assert (figure.value, figure.n) == (0.75, 2)
+    assert (pooled.value, pooled.n) == (pytest.approx(4 / 7), 7)
+
+
+def test_gold_does_not_inflate_the_headline() -> None:
+    # 200 pairs with three raters, each right with chance 0.75, and 10 gold pairs with 20 raters, right with chance 0.97.
+    # Two raters of an ordinary pair agree with chance 0.75² + 0.25² = 0.625; of a gold pair with 0.97² + 0.03² = 0.942,
+    # and its 190 pairs of votes would outweigh 63 ordinary pairs.
+    chance, judgments, raters = random.Random(3), [], [f"r{n}" for n in range(20)]
+    for n in range(210):
+        gold = n >= 200
+        for rater in raters if gold else chance.sample(raters, 3):
+            judgments.append(said(f"pair-{n}", rater, -2 if chance.random() < (0.97 if gold else 0.75) else 2))
+    known = {(f"pair-{n}", f"{n}-0", f"{n}-1") for n in range(200, 210)}
+    measured = measure_agreement([], judgments, known)
+    headline, pooled = measured["percent_with_ties"], measured["pooled"]["percent_with_ties"]
+    assert headline["n"] == 200
+    assert headline["interval"][0] < 0.625 < headline["interval"][1] < 0.7
+    assert pooled["n"] == 200 * 3 + 10 * 190
+    assert pooled["value"] == pytest.approx((600 * 0.625 + 1900 * 0.942) / 2500, abs=0.03)
+    assert measured["not_counted"] == {"gold": 200, "repeats": 0}
+    ordinary = [one for one in judgments if int(one.pair_id.removeprefix("pair-")) < 200]
+    assert measured["krippendorff_alpha"] == measure_agreement([], ordinary)["krippendorff_alpha"]
+    assert measured["cohen_kappa"] == measure_agreement([], ordinary)["cohen_kappa"]
+
+
+def test_the_interval_of_a_mean_over_items_covers_the_truth_as_often_as_it_says() -> None:
+    # Items with 2 to 6 raters; two agree with chance 0.67 (as above), whatever their number.
+    chance, covered = np.random.default_rng(1), 0
+    for _ in range(300):
+        raters = chance.integers(2, 7, size=80)
+        first = chance.binomial(raters, chance.choice([0.9, 0.6], size=80))
+        pairs_of = raters * (raters - 1) / 2
+        agreeing = (first * (first - 1) + (raters - first) * (raters - first - 1)) / 2
+        low, high = mean_over_clusters(agreeing, pairs_of).interval or (1.0, 0.0)
+        covered += low <= 0.67 <= high
+    assert 273 <= covered <= 297  # 285 expected of 300 at 95%, less or more three standard deviations
 
 
 # --- habits ---
@@ -220,7 +268,7 @@ def test_a_million_judgments_are_measured_in_the_time_of_a_page() -> None:
     value = np.clip(np.repeat(chance.integers(-3, 4, items), 3) + chance.integers(-2, 3, n), -3, 3)
     flags = [np.zeros(n), np.zeros(n), chance.random(n) < 0.5]
     rest = [chance.integers(-1, 2, n), np.exp(chance.normal(3, 0.5, n))]
-    columns = np.stack([np.repeat(np.arange(items), 3), rater, value, *flags, *rest])
+    columns = np.stack([np.repeat(np.arange(items), 3), rater, value, *flags, *rest, np.zeros(n)])
     cast = votes_of_columns(tuple(f"r{k}" for k in range(raters)), columns)
     begun = time.process_time()
     measured = measure_votes({"human": cast})
@@ -359,7 +407,8 @@ def test_mt_bench(tmp_path: Path) -> None:
     measured = measure_agreement(store.pairs(), store.judgments()[0])
     assert len(numbers) == 1814
     assert measured["judgments"] == 3355
-    with_ties, without = measured["percent_with_ties"], measured["percent_without_ties"]
+    # The published 63% and 81% give each two raters of an item one weight.
+    with_ties, without = measured["pooled"]["percent_with_ties"], measured["pooled"]["percent_without_ties"]
     assert (round(with_ties["value"], 3), with_ties["n"]) == (0.655, 2367)
     assert (round(without["value"], 3), without["n"]) == (0.827, 1550)
     assert with_ties["interval"][0] < 0.655 < with_ties["interval"][1]

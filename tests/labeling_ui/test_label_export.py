@@ -28,7 +28,7 @@ from labeling_ui.quality.aggregate import (
     decide,
     group_judgments,
 )
-from labeling_ui.quality.agreement import percent_agreement
+from labeling_ui.quality.agreement import percent_agreement, pooled_agreement
 from labeling_ui.quality.votes import read_votes
 from labeling_ui.simulate import SimulateConfig, SimulatedRater, simulate
 from labeling_ui.store.answers import Submission
@@ -94,11 +94,15 @@ def test_hand_worked_agreement() -> None:
     votes = read_votes([], HAND_WORKED, "human")
     # Pairs of votes that agree / all: pair 0: 3/3, pair 1: 1/3, pair 2: 1/3 (tie and both-bad are both neither), pair
     # 3: 0/3.
-    with_ties = percent_agreement(votes, ties=True)
+    with_ties = pooled_agreement(votes, ties=True)
     assert (with_ties.value, with_ties.n) == (pytest.approx(5 / 12), 12)
+    by_item = percent_agreement(votes, ties=True)
+    assert (by_item.value, by_item.n) == (pytest.approx((1 + 1 / 3 + 1 / 3 + 0) / 4), 4)
     # Without: pair 0: 3/3, pair 1: 1/3, pair 3: 0/1.
-    without = percent_agreement(votes, ties=False)
+    without = pooled_agreement(votes, ties=False)
     assert (without.value, without.n) == (pytest.approx(4 / 7), 7)
+    by_item = percent_agreement(votes, ties=False)
+    assert (by_item.value, by_item.n) == (pytest.approx((1 + 1 / 3 + 0) / 3), 3)
 
 
 def test_swapping_the_sides_and_the_sign_changes_no_preference() -> None:
@@ -560,11 +564,10 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
         report["agreement"]["human"],
         report["agreement"]["human"]["after_filtering"],
     )
-    # Before: 6 pairs × 3 pairs of raters, of which r0 and r1 agree. After: those two on the 5 pairs that train.
-    assert (before["percent_with_ties"]["value"], before["percent_with_ties"]["n"]) == (
-        pytest.approx(1 / 3, abs=1e-6),
-        18,
-    )
+    # Before: 5 pairs and a gold one × 3 pairs of raters, of which r0 and r1 agree. After: those two on the 5 pairs.
+    for figure, n in ((before["percent_with_ties"], 5), (before["pooled"]["percent_with_ties"], 18)):
+        assert (figure["value"], figure["n"]) == (pytest.approx(1 / 3, abs=1e-6), n)
+    assert before["not_counted"] == {"gold": 3, "repeats": 0}
     assert (after["percent_with_ties"]["value"], after["percent_with_ties"]["n"]) == (1.0, 5)
     assert after["left_out"] == {"raters": ["r2"], "judgments": 8}, "r2's six, and the others' two of gold"
     assert [one["rater"] for one in report["reliability"]["human"]] == ["r0", "r1"]

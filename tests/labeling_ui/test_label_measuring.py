@@ -59,7 +59,8 @@ def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
     store.set_gold("pair-0", "0-0")
     figures = LatestFigures(store)
     told = wait_for(figures, lambda one: not one["measuring"])
-    fresh = measure_agreement(store.pairs(), store.judgments()[0])
+    fresh = measure_agreement(store.pairs(), store.judgments()[0], read_known(store).gold)
+    assert told["not_counted"]["gold"] == 3
     assert {name: told[name] for name in fresh} == fresh
     counted = {rater: (figure["value"] * figure["n"], figure["n"]) for rater, figure in told["gold"].items()}
     assert counted == store.gold_agreements()
