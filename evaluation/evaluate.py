@@ -24,7 +24,7 @@ from torch import nn
 from evaluation.configuration import EvaluateConfig
 from evaluation.repetition import repeated_share
 from evaluation.trained_on import leave_out_trained_on
-from tiebreak.chat.chat import encode_each
+from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
@@ -37,7 +37,7 @@ from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completi
 from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
-from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run
+from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
 
@@ -52,6 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
             return
         prompts = leave_out_trained_on(config, run, choose_prompts(config, Rules.of(run)))
         require_readable(config)
+        prompts = drop_unrendered(config, run, prompts)
         answers: dict[str, list[Answer]] = {}
         for name in config.policies:
             answers[name] = answer_prompts(config, run, name, prompts, yardstick)
@@ -112,6 +113,24 @@ def require_readable(config: EvaluateConfig) -> None:
         require_same_chat(reader, judge, f"policy {name} and reward model {config.reward_model}")
 
 
+def drop_unrendered(config: EvaluateConfig, run: Run, prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts that every policy's chat template accepts: figures compare answers to the same prompts.
+
+    Raises:
+        DataError: a template refuses some, and dropping is off; or none is left.
+    """
+    trust = config.training.trust_remote_code
+    for name, policy in config.policies.items():
+        chat = load_chat(find_model(policy, trust_remote_code=trust), config.chat, trust)
+
+        def encode(prompt: Prompt, chat: Chat = chat) -> list[int]:
+            return chat.encode_prompt(prompt.messages, prompt.tools)
+
+        what = f"prompts, as policy {name} reads them,"
+        prompts = [prompt for prompt, _ in encode_each(prompts, encode, what, that_drops(run))]
+    return prompts
+
+
 Answer = dict[str, Any]
 """prompt_ids, ids, text, finished, logps; later measured, baseline_logps and score"""
 
@@ -122,8 +141,7 @@ def answer_prompts(
     """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
     source = find_model(config.policies[name], trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
-    each = encode_each(prompts, lambda prompt: chat.encode_prompt(prompt.messages, prompt.tools), "prompts")
-    encoded = [ids for _, ids in each]
+    encoded = [chat.encode_prompt(prompt.messages, prompt.tools) for prompt in prompts]
 
     @cache
     def model() -> nn.Module:

@@ -24,8 +24,9 @@ from preference.losses import Pairs, labelled_loss
 from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone
 from preference.policy.overoptimisation import Guard, build_guard, reference_name, require_held_out
+from preference.policy.rewards import readable
 from preference.reference import ReferenceLogps
-from tiebreak.chat.chat import Chat, Encoded, encode_each
+from tiebreak.chat.chat import Chat, Encoded, encode_each, renderable
 from tiebreak.command.launch import stage_main
 from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import read_preferences
@@ -262,7 +263,9 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
             else None,
         )
         if config.guard is not None:
-            self.guard = guard_dpo(config.guard, config, recorder, trainer, source, self.chat, self.data.validation)
+            self.guard = guard_dpo(
+                config.guard, config, recorder, trainer, source, self.chat, self.data.validation, self.dropping
+            )
         return trainer
 
     def facts(self, rows: Rows[EncodedPair], trainer: Trainer) -> dict[str, Any]:
@@ -294,10 +297,12 @@ def guard_dpo(
     source: ModelSource,
     chat: Chat,
     validation: Sequence[Preference],
+    dropping: Run | None = None,
 ) -> Guard:
     """Let a held-out reward model choose the policy to keep; DPO's own score is the margin of implicit rewards."""
-    prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation}.values()
-    encoded = [(chat.encode_prompt(prompt.messages, prompt.tools), prompt) for prompt in prompts]
+    prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation}
+    judged = readable(list(prompts.values()), [guard.reward_model], chat, config.training, dropping)
+    encoded = [(ids, prompt) for prompt, ids in renderable(judged, chat)]
     lengths = [len(ids) for ids, _ in encoded]
     watching = build_guard(
         guard,

@@ -15,14 +15,14 @@ import statistics
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.configuration import PrepareConfig, SplitShares
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import Reading, Rules, faults_of, read, settle
+from tiebreak.data.reading import Reading, Rules, drop_leaked, faults_of, read, settle
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.splits import named_splits
 from tiebreak.data.text import BadRow
@@ -129,21 +129,28 @@ def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
             readings.append(read(source, wanted, rules))
         except DataError as error:
             faults += error.faults or [str(error)]
-    named = [row for reading in readings for row in _take(data, reading, names[reading.source])]
+    for reading in readings:
+        _normalise_drafts(data, reading, names[reading.source])
+    if rules.on_bad_row == "drop":
+        drop_leaked(*readings)
     faults += [fault for reading in readings if rules.on_bad_row == "refuse" for fault in faults_of(reading)]
     if faults:
         raise DataError(
             f"{counted(len(faults), 'error')} in the data; nothing was written. Fix them, or set on_bad_row: drop",
             faults,
         )
-    for reading in readings:
-        settle(reading, rules)
-    data.splits = named_splits(named)
+    kept = [draft for reading in readings for draft in settle(reading, rules)]
+    data.splits = named_splits((draft.where, draft.prompt, draft.split) for draft in kept)
+    for draft in kept:
+        if isinstance(draft.record, Demonstration):
+            data.demonstrations.append((draft.where, draft.record))
+        else:
+            data.prompts.append((draft.where, draft.record))
     return data
 
 
-def _take(data: Gathered, reading: Reading, name: str) -> Iterator[tuple[str, str, Split | None]]:
-    """Normalise and collect the rows; yields each row's place, its prompt's id, and the split that it names."""
+def _normalise_drafts(data: Gathered, reading: Reading, name: str) -> None:
+    """Normalise the rows, each to be split by its normalised prompt. What is empty then is a bad row."""
     data.read[reading.wanted] += reading.rows
     kept = []
     for draft in reading.drafts:
@@ -156,14 +163,9 @@ def _take(data: Gathered, reading: Reading, name: str) -> Iterator[tuple[str, st
             reason = f"the {unseen} is empty but for characters that cannot be seen"
             reading.bad.append(BadRow(draft.where, reason))
             continue
-        kept.append(draft)
-        yield draft.where, prompt.id, draft.split
         data.normalised += changed or (shown is not None and completion != shown.completion)
-        if shown is None:
-            data.prompts.append((draft.where, prompt))
-        else:
-            answered = shown.model_copy(update={"prompt": prompt, "completion": completion})
-            data.demonstrations.append((draft.where, answered))
+        answered = shown and shown.model_copy(update={"prompt": prompt, "completion": completion})
+        kept.append(replace(draft, prompt=prompt.id, record=answered or prompt))
     reading.drafts = kept
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,7 @@ from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat
 from tiebreak.packed.logprobs import member_scores_in_batches
 from tiebreak.records import Prompt
+from tiebreak.runs.run import Run
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -338,6 +340,34 @@ def load_reward(
     )
 
     return RewardApart(reward.name, weight, model, own.pad_id, read, scale, spread_penalty)
+
+
+def readable(
+    prompts: Sequence[Prompt],
+    models: Iterable[str],
+    chat: Chat,
+    training: LoadingConfig,
+    dropping: Run | None = None,
+) -> list[Prompt]:
+    """The prompts that the chat template of every reward model accepts.
+
+    Args:
+        chat: the policy's; of a reward model that reads the same tokens, nothing is asked.
+        dropping: the run that drops the others, and lists them (`on_bad_row: drop`).
+
+    Raises:
+        DataError: there are others, and dropping is off; or none is left.
+    """
+    for name in models:
+        own = load_chat(find_model(name, "reward", training.trust_remote_code), None, training.trust_remote_code)
+        if chat_facts(own) != chat_facts(chat):
+            what = f"prompts, as {name} reads them,"
+            prompts = [prompt for prompt, _ in encode_each(prompts, partial(_encode, own), what, dropping)]
+    return list(prompts)
+
+
+def _encode(chat: Chat, prompt: Prompt) -> list[int]:
+    return chat.encode_prompt(prompt.messages, prompt.tools)
 
 
 def _is_quantized(lm: PeftModel) -> bool:

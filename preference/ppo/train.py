@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from preference.configuration import PPOConfig
 from preference.policy.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.policy.overoptimisation import Guard, build_guard, require_held_out
-from preference.policy.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards
+from preference.policy.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards, readable
 from preference.policy.vllm import VLLMSampler, require_vllm
 from preference.ppo.loop import PPOSettings, ScoredLoop
 from preference.ppo.trainer import PPOTrainer
@@ -63,8 +63,12 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         return training, validation[: self.config.max_validation_prompts]
 
     def encode(self, rows: list[Prompt], *, held_out: bool) -> list[Asked]:
-        encoded = encode(rows, self.chat, self.config, self.dropping)
-        if held_out and self.config.guard is not None:
+        config = self.config
+        judges = [reward.model for reward in config.all_rewards if reward.model]
+        judges += [config.guard.reward_model] if config.guard else []
+        rows = readable(rows, judges, self.chat, config.training, self.dropping)
+        encoded = encode(rows, self.chat, config, self.dropping)
+        if held_out and config.guard is not None:
             require_held_out(self.run, len(encoded))
         return encoded
 

@@ -240,6 +240,22 @@ def test_of_a_prompt_in_two_splits_the_held_out_rows_can_be_kept(
     assert ":1: its prompt is in the test split too (" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_of_rated_answers_in_two_splits_the_held_out_ones_can_be_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(response: str, score: int, **more: Any) -> dict[str, Any]:
+        return {"prompt": "Why?", "response": response, "score": score, **more}
+
+    rows = [row("Yes.", 1), row("No.", 2, split="train"), row("Iron.", 3, split="test"), row("Lime.", 2, split="test")]
+    kept = preferences(tmp_path, *rows, on_bad_row="drop")
+    assert [(one.chosen_text, one.rejected_text, one.split) for one in kept] == [
+        ("Iron.", "Lime.", "test"),
+        ("Iron.", "Yes.", "test"),
+        ("Lime.", "Yes.", "test"),
+    ]
+    assert ":2: its prompt is in the test split too (" in capsys.readouterr().err
+
+
 def test_an_object_on_one_line_holds_rows_as_it_does_on_many(tmp_path: Path) -> None:
     value = {"version": 1, "data": [PAIR, {**PAIR, "prompt": "How?"}]}
     for indent in (None, 2):

@@ -311,6 +311,31 @@ def test_a_prompt_without_room_for_its_answer_is_refused_before_anything_is_draw
     assert not list((output / "partial").rglob("*.json*"))
 
 
+def test_a_prompt_that_one_policys_template_refuses_is_refused_or_dropped_for_all(
+    bench: Bench, start: Start, tmp_path: Path
+) -> None:
+    picky = Path(shutil.copytree(bench.dpo, tmp_path / "picky"))
+    template = picky / "chat_template.jinja"
+    refusal = f"{{% if messages[0].content == '{PROMPTS['six']}' %}}{{{{ raise_exception('not six') }}}}{{% endif %}}"
+    template.write_text(refusal + template.read_text())
+    policies = {"base": bench.base, "sft": bench.sft, "dpo": picky}
+    status, printed, output = start(policies=policies)
+    assert status == 1
+    assert "1 of 6 prompts, as policy dpo reads them, cannot be rendered" in printed
+    assert "not six" in printed
+    assert not (output / "partial").exists()  # before anything is drawn
+
+    status, printed, output = start(policies=policies, on_bad_row="drop", output=tmp_path / "dropped")
+    assert status == 0, printed
+    assert "1 of 6 prompts, as policy dpo reads them, dropped (on_bad_row: drop)" in printed
+    figures = read_report(output)["policies"]
+    assert {name: one["n_prompts"] for name, one in figures.items()} == {"base": 5, "sft": 5, "dpo": 5}
+    left = {"one": 6, "two": 5, "three": 6, "four": 3, "five": 4}  # criteria met, of six
+    assert figures["dpo"]["yardstick_mean"] == pytest.approx(sum(left.values()) / 6 / 5)
+    assert set(rows_of(output, "base")) == set(left)
+    assert "not six" in (output / "rows_not_rendered.txt").read_text()
+
+
 def test_the_prompts_are_of_the_split_each_once_and_a_subset_does_not_depend_on_their_order(
     start: Start, tmp_path: Path
 ) -> None:

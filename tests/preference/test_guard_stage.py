@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from polite_rewards import wants_more
 from small_world import WORDS, World, build_judge, build_model, twice_is_best
-from support import end_process, run_here, write_config
+from support import end_process, read_rows, run_here, write_config, write_rows
 from torch import Tensor
 
 from tiebreak.chat.chat import build_chat
@@ -199,6 +201,47 @@ def test_dpo_is_stopped_too_by_a_judge_with_another_tokenizer(world: World, tmp_
     assert_stopped_by_patience(run, patience=2, planned_steps=80)
     first = run.guard["history"][0]
     assert (first["training_score"], first["kl"]) == (0.0, pytest.approx(0.0, abs=1e-5))
+
+
+def refusing(model: Path, condition: str) -> None:
+    """Let a model's chat template refuse some prompts."""
+    file = model / "chat_template.jinja"
+    file.write_text(f"{{% if {condition} %}}{{{{ raise_exception('no') }}}}{{% endif %}}" + file.read_text())
+
+
+def test_held_out_prompts_that_a_template_refuses_are_dropped_from_guard_and_samples_too(
+    world: World, tmp_path: Path
+) -> None:
+    """One by the policy's template, one by the judge's."""
+    rows = read_rows(world.preferences)
+    for number, row in enumerate(rows):
+        row["split"] = "train" if number < 16 else "validation"
+    rows[17]["prompt"].insert(0, {"role": "system", "content": "warm"})
+    preferences = write_rows(tmp_path / "preferences.jsonl", rows)
+    first, second = (rows[number]["prompt"][-1]["content"] for number in (16, 17))
+    policy = Path(shutil.copytree(world.policy, tmp_path / "policy"))
+    refusing(policy, f"messages[0].content == '{first}'")
+    other = build_model(tmp_path / "other", words=tuple(sorted(WORDS)), seed=3)
+    refusing(other, "messages[0].role == 'system'")
+    judge = build_judge(other, tmp_path / "judge", twice_is_best)
+    changed = {"policy": policy, "on_bad_row": "drop", "training": {**TRAINING, "epochs": 2, "save_steps": 2}}
+
+    guard = {"reward_model": judge, "eval_every_steps": 2}
+    config = yaml.safe_load(dpo_config(tmp_path, world, judge).read_text())
+    config |= {**changed, "preferences": preferences, "guard": guard}
+    status, message = run_here("dpo", "--config", write_config(tmp_path / "dpo.yaml", **config))
+    assert status == 0, message
+    assert f"prompts, as {judge} reads them, dropped" in message
+    assert read_manifest(tmp_path / "dpo")["rows_not_rendered"] == 2
+    asked = [row["prompt"] for row in read_rows(tmp_path / "dpo" / "samples.jsonl")]
+    assert first not in asked
+    assert second in asked  # the policy takes it
+
+    changed |= {"prompts": preferences, "rollouts": 1, "guard": guard, "training": TRAINING}
+    status, message = run_here("ppo", "--config", ppo_config(tmp_path, world, **changed))
+    assert status == 0, message
+    assert read_manifest(tmp_path / "ppo")["rows_not_rendered"] == 2
+    assert read_manifest(tmp_path / "ppo")["counts"]["prompts"] == 16
 
 
 @pytest.mark.parametrize("stage", ["ppo", "dpo"])

@@ -222,6 +222,25 @@ def gathered(count: int, shown: int) -> Gathered:
     return data
 
 
+def test_a_prompt_in_two_splits_of_two_files_is_refused_or_its_held_out_rows_are_kept(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    prompts = [{"prompt": "Why pale?", "split": "test"}, {"prompt": "When to water?"}]
+    shown = [
+        {"prompt": "Why pale? ", "completion": "Iron.", "split": "train"},
+        {"prompt": "What is loam?", "completion": "Soil."},
+    ]
+    with pytest.raises(DataError, match="in two splits"):
+        run(tmp_path / "refused", tiny_model, prompts, shown)
+    folder = run(tmp_path / "dropped", tiny_model, prompts, shown, on_bad_row="drop")
+    kept = {row["messages"][0]["content"]: row["split"] for row in read_rows(folder / "final" / "prompts.jsonl")}
+    assert kept["Why pale?"] == "test"
+    assert [row["completion"] for row in read_rows(folder / "final" / "demonstrations.jsonl")] == ["Soil."]
+    [bad] = read_rows(folder / "bad_rows.jsonl")
+    assert bad["where"].endswith("demonstrations.jsonl:1")
+    assert bad["reason"].startswith("its prompt is in the test split too (")
+
+
 def test_rows_that_the_template_refuses_are_listed_together_or_dropped(tmp_path: Path, tiny_model: Path) -> None:
     """Gemma takes no system message and no two messages of one role."""
     ask = {"role": "user", "content": "Why pale?"}

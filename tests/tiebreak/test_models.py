@@ -284,6 +284,17 @@ def test_padding_is_parted_from_the_end_of_sequence(tiny_model: Path, tmp_path: 
     assert load_tokenizer(find_model(str(tmp_path / "model"))).pad_token == "<|endoftext|>"
 
 
+def test_padding_is_never_a_token_that_a_text_can_hold(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(find_model(str(tiny_model)))
+    tokenizer.add_tokens(["<padded_cell>", "<extra_field>"])  # as <tool_call> of Qwen: added, and not special
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer.save_pretrained(folder)
+    change_json(folder / "tokenizer_config.json", lambda c: c.update(pad_token=c["eos_token"]))
+    chosen = load_tokenizer(find_model(str(folder)))
+    assert chosen.pad_token == "<|endoftext|>"
+    assert chosen.pad_token_id in chosen.all_special_ids
+
+
 def test_two_tokenizers_are_one_only_if_every_text_becomes_the_same_ids(tiny_model: Path) -> None:
     one, other = load_tokenizer(find_model(str(tiny_model))), load_tokenizer(find_model(str(tiny_model)))
     one("some text", padding="max_length", max_length=40, truncation=True)  # leaves padding settings behind

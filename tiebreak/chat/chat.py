@@ -10,11 +10,12 @@ was sampled is trained on as the ids that were drawn: the text alone need not le
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +39,7 @@ from tiebreak.chat.turns import (
 )
 from tiebreak.config import ChatSettings
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.records import Message, Messages, Preference, assistant
+from tiebreak.records import Message, Messages, Preference, Prompt, assistant
 from tiebreak.runs.run import Run
 from tiebreak.terminal import has_colours, is_main_process, paint, plain, say
 
@@ -734,6 +735,13 @@ def encode_each(
             with (dropping.folder / UNRENDERED).open("a", encoding="utf-8") as file:
                 file.writelines(f"{what}: {fault}\n" for fault in faults)
     return made
+
+
+def renderable(prompts: Iterable[Prompt], chat: Chat) -> Iterator[tuple[Prompt, list[int]]]:
+    """The prompts that a chat template accepts, each with its token ids: of rows that `encode_each` has reported."""
+    for prompt in prompts:
+        with contextlib.suppress(HandoffError):
+            yield prompt, chat.encode_prompt(prompt.messages, prompt.tools)
 
 
 def _beginning(row: object) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -253,7 +253,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
     reading = Reading(source, wanted, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
     rows = [(where, Cells(_unnested(row), rules.columns, table.of_text)) for where, row in table.rows]
     has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
-    rated: dict[str, list[tuple[str, Cells, Rated]]] = {}
+    rated: dict[str, list[RatedRow]] = {}
     unsettled = shapes.unsettled_winner([cells for _, cells in rows]) if wanted == "preferences" else None
     for where, cells in rows:
         try:
@@ -270,7 +270,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
                 continue  # ours, made again from the content
             held = str(value)[:40] if name in _NAMED_FOREIGN and isinstance(value, str | int) else ""
             reading.ignored.setdefault(name, held)
-    _take_rated(reading, rated, has_splits)
+    _take_rated(reading, rated, has_splits, dropping=rules.on_bad_row == "drop")
     reading.bad.sort(key=lambda one: _place(one.where))
     return reading
 
@@ -294,9 +294,7 @@ def _require_columns(table: Table, rules: Rules, source: str) -> None:
             raise DataError(f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there))}")
 
 
-def _take_row(
-    reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[tuple[str, Cells, Rated]]]
-) -> bool:
+def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[RatedRow]]) -> bool:
     """Whether the row holds anything of what is wanted."""
     understood = shapes.understand(cells, reading.wanted)
     drafts: list[Draft] = []
@@ -320,14 +318,18 @@ def _take_row(
     return not all(isinstance(result, LeftOut) for result in understood.results)
 
 
-def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rated]]], has_splits: bool) -> None:
+RatedRow = tuple[str, Cells, Rated]
+"""(place, columns, content) of a row with one rated answer"""
+
+
+def _take_rated(
+    reading: Reading, rated: Mapping[str, list[RatedRow]], has_splits: bool, *, dropping: bool = False
+) -> None:
     """The pairs from the rated answers to each prompt."""
-    for answers in rated.values():
+    for rows in rated.values():
+        split, answers = _of_one_split(reading, rows, has_splits, dropping=dropping)
         pairs = shapes.pair_up([one for _, _, one in answers])
         wheres = [where for where, _, _ in answers]
-        named_splits(
-            (where, split_key(one.prompt, one.tools), _named_split(cells, has_splits)) for where, cells, one in answers
-        )
         if not pairs:
             unpaired = any(shape.startswith("KTO") for shape in reading.shapes)
             reading.left_out[NOT_APART + (f" ({UNPAIRED})" if unpaired else "")] += 1
@@ -336,9 +338,33 @@ def _take_rated(reading: Reading, rated: Mapping[str, list[tuple[str, Cells, Rat
                 reading.left_out[pair.reason] += 1
                 continue
             try:
-                reading.drafts.append(_draft(wheres[0], answers[0][1], pair, reading, has_splits))
+                draft = _draft(wheres[0], answers[0][1], pair, reading, has_splits)
+                reading.drafts.append(replace(draft, split=split))
             except ValueError as error:
                 reading.bad.append(BadRow(" and ".join(wheres), first_line(error)))
+
+
+def _of_one_split(
+    reading: Reading, rows: list[RatedRow], has_splits: bool, *, dropping: bool
+) -> tuple[Split | None, list[RatedRow]]:
+    """The split that the rated answers to one prompt name, and those in it.
+
+    Raises:
+        DataError: they name two splits, and dropping is off.
+    """
+    splits = [_named_split(cells, has_splits) for _, cells, _ in rows]
+    places = {split: where for (where, _, _), split in zip(rows, splits, strict=True) if split is not None}
+    if len(places) > 1 and not dropping:
+        prompt = split_key(rows[0][2].prompt, rows[0][2].tools)
+        named_splits((where, prompt, split) for (where, _, _), split in zip(rows, splits, strict=True))
+    held_out = _held_out_first(places) if places else None
+    kept: list[RatedRow] = []
+    for row, split in zip(rows, splits, strict=True):
+        if split in (held_out, None):
+            kept.append(row)
+        else:
+            reading.bad.append(_leaked(row[0], held_out or "train", places[held_out or "train"]))
+    return held_out, kept
 
 
 def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits: bool) -> Draft:
@@ -413,7 +439,7 @@ def _completion(answer: Messages) -> str | Messages:
 def _built(reading: Reading, rules: Rules) -> list[Any]:
     """The records, with their splits."""
     if rules.on_bad_row == "drop":
-        _drop_leaked(reading)
+        drop_leaked(reading)
     drafts = settle(reading, rules)
     splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
     if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
@@ -427,22 +453,31 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
 _HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")
 
 
-def _drop_leaked(reading: Reading) -> None:
-    """Of the rows of one prompt that name two splits, those that are held out stay."""
+def drop_leaked(*readings: Reading) -> None:
+    """Of the rows of one prompt that name two splits, in whichever of the readings, those that are held out stay."""
     named: dict[str, dict[Split, str]] = {}
-    for draft in reading.drafts:
+    for draft in (draft for reading in readings for draft in reading.drafts):
         if draft.split is not None:
             named.setdefault(draft.prompt, {}).setdefault(draft.split, draft.where)
-    kept = []
-    for draft in reading.drafts:
-        places = named.get(draft.prompt, {})
-        held_out = next((split for split in _HELD_OUT_FIRST if split in places), draft.split)
-        if len(places) < 2 or draft.split == held_out or held_out is None:
-            kept.append(draft)
-            continue
-        reading.bad.append(BadRow(draft.where, f"its prompt is in the {held_out} split too ({places[held_out]})"))
-    reading.drafts = kept
-    reading.bad.sort(key=lambda one: _place(one.where))
+    for reading in readings:
+        kept = []
+        for draft in reading.drafts:
+            places = named.get(draft.prompt, {})
+            held_out = _held_out_first(places)
+            if len(places) < 2 or draft.split in (held_out, None):
+                kept.append(draft)
+            else:
+                reading.bad.append(_leaked(draft.where, held_out, places[held_out]))
+        reading.drafts = kept
+        reading.bad.sort(key=lambda one: _place(one.where))
+
+
+def _held_out_first(splits: Iterable[Split]) -> Split:
+    return next((split for split in _HELD_OUT_FIRST if split in splits), "train")
+
+
+def _leaked(where: str, split: Split, other: str) -> BadRow:
+    return BadRow(where, f"its prompt is in the {split} split too ({other})")
 
 
 def settle(reading: Reading, rules: Rules) -> list[Draft]:

@@ -113,12 +113,17 @@ def load_error(source: ModelSource, what: str, error: Exception) -> ModelError:
 def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Sequence[int]) -> None:
     """Give a tokenizer without its own padding token another special token to pad with.
 
-    Masks come from lengths, so any token works that does not end an answer.
+    Masks come from lengths, so any token works that ends no answer and that no text holds. An added token that is not
+    special (`<tool_call>`, `<think>`) is text like any other.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     ends = {tokenizer.eos_token_id, *model_ends, written_end(tokenizer)}
-    special = [token for token, number in tokenizer.added_tokens_encoder.items() if number not in ends]
+    special = [
+        token.content
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if number not in ends and (token.special or token.content in tokenizer.all_special_tokens)
+    ]
     by_name = [token for token in special if "pad" in token.lower()] or [
         token for token in special if any(word in token.lower() for word in ("endoftext", "reserved", "unk", "extra"))
     ]

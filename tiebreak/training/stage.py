@@ -5,6 +5,7 @@ The trainers themselves are TRL's and transformers'; this module has everything 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from transformers import ProgressCallback
 
-from tiebreak.chat.chat import Chat, Encoded, check_encoded, coloured_mask
+from tiebreak.chat.chat import Chat, Encoded, check_encoded, coloured_mask, renderable
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.models.adapters.adapter import Adapter
@@ -271,7 +272,7 @@ def finish_adapter(
         reports = Reports(run)
         reports.plan(
             {
-                **({SAMPLES: samples_request(products.prompts, products.sampling)} if products.prompts else {}),
+                **({SAMPLES: samples_request(products, chat)} if products.prompts else {}),
                 **({REPORT: {}} if products.report else {}),
                 **({MERGED: {}} if products.merged else {}),
             }
@@ -289,10 +290,11 @@ def _leave_launch(trainer: Trainer) -> None:
         torch.distributed.destroy_process_group()
 
 
-def samples_request(prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
+def samples_request(products: Products, chat: Chat) -> dict[str, Any]:
     """Input of the table of samples."""
-    shown = [prompt.model_dump(include={"messages"}) | {"tools": prompt.tools} for prompt in prompts[:SAMPLED_PROMPTS]]
-    return {"prompts": shown, "sampling": sampling.model_dump()}
+    first = itertools.islice(renderable(products.prompts, chat), SAMPLED_PROMPTS)
+    shown = [prompt.model_dump(include={"messages"}) | {"tools": prompt.tools} for prompt, _ in first]
+    return {"prompts": shown, "sampling": products.sampling.model_dump()}
 
 
 def make_reports(
