@@ -14,8 +14,8 @@ there, so that files can be run one by one. `--again` runs what survived, and th
 
 The tests are collected and run once, which shows the lines that each executes. Each mutant is then a fork of that
 process, in which the code of one function is exchanged; it runs the tests that execute the mutant's line, up to the first
-that fails: those that killed other mutants of the function first, then the quickest. What survives, and what lies outside
-all functions, is run again in a process that imports the mutated module anew.
+that fails: those that killed other mutants of the function first, then the quickest. What survives without an
+explanation, and what lies outside all functions, is run again in a process that imports the mutated module anew.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -51,7 +54,9 @@ EXPLANATIONS = REPOSITORY / "tests" / "mutation.yaml"
 PAGE = REPOSITORY / "docs" / "mutation.md"
 RESULTS = REPOSITORY / "docs" / "mutation"
 PATIENCE_SECONDS = 30.0
-"""A mutant may take so long beyond three times what its tests take: one that loops for ever is killed by that."""
+"""A mutant may compute so long beyond three times what its tests take: one that loops for ever is killed by that."""
+WAITING = 20
+"""A mutant may take so many times its patience by the clock: a busy machine is slow, but one that sleeps for ever ends."""
 FAILED = 100
 """A fork ends with this plus the number of the test that failed."""
 
@@ -377,7 +382,7 @@ class _Session:
         _say(f"{self.file}: {len(self.mutants)} mutants, {len(fast)} in forks, {len(slow)} imported anew")
         gc.collect()
         gc.freeze()  # a collection in a fork would touch, and so copy, all that is here
-        survivors = self._share_out(fast, functions, items)
+        survivors = share_out(fast, self.workers, lambda mine: self._in_forks(mine, functions, items))
         outcome = {
             "slow": slow,
             "unexecuted": unexecuted,
@@ -393,33 +398,18 @@ class _Session:
         mine = [test for test, executed in self.lines.items() if mutant.line in executed]
         return sorted(mine, key=lambda test: self.seconds.get(test, 0.0))
 
-    def _share_out(self, queue: Sequence[Any], functions: dict[Any, list[Any]], items: dict[str, Any]) -> list[int]:
-        """The numbers of the mutants that survive; several forks of this process work on them at once."""
-        children = []
-        for worker in range(self.workers):
-            child = os.fork()
-            if child == 0:
-                mine = queue[worker :: self.workers]
-                alive = []
-                kills: Counter[tuple[str, str]] = Counter()  # by function and test
-                for number, changed, executing in _with_progress(mine, worker == 0):
-                    function = self.mutants[number][0].function
-                    tests = sorted(executing, key=lambda test: -kills[function, test])
-                    patience = PATIENCE_SECONDS + 3 * sum(self.seconds.get(test, 1.0) for test in tests)
-                    work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
-                    status = in_a_fork(work, patience)
-                    if status == 0:
-                        alive.append(number)
-                    elif status is not None and FAILED <= status < FAILED + len(tests):
-                        kills[function, tests[status - FAILED]] += 1
-                self.report.with_suffix(f".{worker}").write_text(json.dumps(alive))
-                os._exit(0)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
-        return sorted(
-            n for worker in range(self.workers) for n in json.loads(self.report.with_suffix(f".{worker}").read_text())
-        )
+    def _in_forks(self, mine: Sequence[Any], functions: dict[Any, list[Any]], items: dict[str, Any]) -> Iterator[int]:
+        """The numbers of the mutants that survive."""
+        kills: Counter[tuple[str, str]] = Counter()  # by function and test
+        for number, changed, executing in mine:
+            function = self.mutants[number][0].function
+            tests = sorted(executing, key=lambda test: -kills[function, test])
+            work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
+            status = in_a_fork(work, patience(tests, self.seconds))
+            if status == 0:
+                yield number
+            elif status is not None and FAILED <= status < FAILED + len(tests):
+                kills[function, tests[status - FAILED]] += 1
 
     def _run_changed(self, changed: dict[Any, CodeType], functions: dict[Any, list[Any]], items: Sequence[Any]) -> int:
         for key, code in changed.items():
@@ -512,10 +502,16 @@ def preload() -> None:
 
 
 def in_a_fork(work: Callable[[], int], seconds: float) -> int | None:
-    """`work`'s status in a fork without input and output; None if it took too long."""
+    """`work`'s status in a fork without input and output; None if it took too long.
+
+    Args:
+        seconds: limit of processor time, so that other programs on the machine kill no mutant; by the clock a multiple.
+    """
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        limit = math.ceil(seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         with open(os.devnull, "r+b") as nothing:
             for descriptor in (0, 1, 2):
                 os.dup2(nothing.fileno(), descriptor)
@@ -526,17 +522,48 @@ def in_a_fork(work: Callable[[], int], seconds: float) -> int | None:
                 _say(repr(error))
             status = 70
         os._exit(status)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + WAITING * seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            return None if code == -signal.SIGKILL else code
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
             return None
         time.sleep(0.01)
+
+
+def patience(tests: Sequence[str], seconds: dict[str, float]) -> float:
+    """The limit of a mutant's processor time."""
+    return PATIENCE_SECONDS + 3 * sum(seconds.get(test, 1.0) for test in tests)
+
+
+def share_out(queue: Sequence[Any], workers: int, work: Callable[[Iterable[Any]], Iterable[int]]) -> list[int]:
+    """What `work` yields of a part of the queue; several forks of this process each do a part at once.
+
+    Raises:
+        RuntimeError: a fork failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        children = []
+        for worker in range(workers):
+            child = os.fork()
+            if child == 0:
+                try:
+                    found = list(work(_with_progress(queue[worker::workers], worker == 0)))
+                    Path(folder, str(worker)).write_text(json.dumps(found))
+                    os._exit(0)
+                finally:
+                    _say(traceback.format_exc())
+                    os._exit(1)
+            children.append(child)
+        statuses = [os.waitpid(child, 0)[1] for child in children]
+        if any(statuses):
+            raise RuntimeError("a worker failed")
+        return sorted(number for part in Path(folder).iterdir() for number in json.loads(part.read_text()))
 
 
 def run_tests(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
@@ -587,13 +614,22 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module
     if "failed" in session:
         raise SystemExit(f"these fail without a mutant: {' '.join(session['failed'])}")
     outcomes = dict.fromkeys(session["unexecuted"], "not executed")
-    again = [(n, *mutants[n], session["tests"][str(n)]) for n in (*session["slow"], *session["survivors"])]
-    _say(f"  {len(again)} to be imported anew")
-    for number, mutant, tree, tests in _with_progress(again, True):
-        patience = PATIENCE_SECONDS + 3 * sum(session["seconds"].get(test, 1.0) for test in tests)
-        outcomes[number] = run_mutant(mutant, tree, tests, patience).outcome
-        if outcomes[number] == "survived":
-            _say(f"  survived: line {mutant.line}: {mutant.name}")
+    reasons = explained()
+    unexplained = [number for number in session["survivors"] if mutants[number][0].name not in reasons]
+    again = [*session["slow"], *unexplained]
+    _say(f"  {len(again)} to be imported anew" + ", of which these have survived a fork:" * bool(unexplained))
+    for number in unexplained:
+        _say(f"  line {mutants[number][0].line}: {mutants[number][0].name}")
+
+    def imported_anew(numbers: Iterable[int]) -> Iterator[int]:
+        for number in numbers:
+            (mutant, tree), tests = mutants[number], session["tests"][str(number)]
+            if run_mutant(mutant, tree, tests, patience(tests, session["seconds"])).outcome == "survived":
+                _say(f"  survived: line {mutant.line}: {mutant.name}")
+                yield number
+
+    survivors = {*session["survivors"]} - {*unexplained} | {*share_out(again, workers, imported_anew)}
+    outcomes |= dict.fromkeys(survivors, "survived")
     return [Result(mutant, outcomes.get(number, "killed")) for number, (mutant, _) in enumerate(mutants)]
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mutation
@@ -108,6 +114,102 @@ def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Pat
 def test_a_file_that_was_not_run_says_so(file: str) -> None:
     now = mutation.current(file, mutation.list_mutants(file))
     assert mutation.table_row(file, {}, now, {}) == "| `code.py` | 20 | | | | 20 |"
+
+
+def _compute_for_ever() -> int:
+    while True:
+        pass
+
+
+def _sleep(seconds: float) -> Callable[[], int]:
+    def work() -> int:
+        time.sleep(seconds)
+        return 7
+
+    return work
+
+
+def test_a_mutants_patience_is_processor_time() -> None:
+    """One that waits for others on a busy machine is not killed by that; one that loops or sleeps for ever is."""
+    assert mutation.in_a_fork(lambda: 100, 30) == 100
+    assert mutation.in_a_fork(lambda: 1 // 0, 30) == 70
+    assert mutation.in_a_fork(_sleep(0.5), 0.1) == 7  # five times its patience by the clock, and no processor time
+    assert mutation.in_a_fork(_compute_for_ever, 1) is None
+    assert mutation.in_a_fork(_sleep(3600), 0.01) is None
+
+
+RUN = """
+import json
+from pathlib import Path
+import mutation
+import pytest  # forks have it at once
+mutation.REPOSITORY, mutation.TESTS = Path.cwd(), {"grow.py": ["test_grow.py"]}
+mutation.EXPLANATIONS = Path("explained.yaml")
+mutants = mutation.mutants_of("grow.py", {mutant.name for mutant in mutation.list_mutants("grow.py")})
+print(json.dumps({one.mutant.name: one.outcome for one in mutation.run_file("grow.py", 2, mutants)}))
+"""
+GROW = """
+STEP = 1
+
+def grown(n):
+    return n + STEP if n > 0 else 7
+
+def unused(x):
+    return -x
+"""
+TESTS_OF_GROW = """
+from grow import grown
+
+def test_of_5():
+    assert grown(5) == 6
+
+def test_of_a_debt():
+    assert grown(-5) == 7
+"""
+
+
+def _run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    (folder / "grow.py").write_text(GROW)
+    (folder / "test_grow.py").write_text(tests)
+    paths = os.pathsep.join([str(Path(mutation.__file__).parent), str(folder)])
+    return subprocess.run(
+        [sys.executable, "-c", RUN],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_run_by_hand(tmp_path: Path) -> None:
+    """5 and -5 do not tell `>` from `>=`, nor 0 from 1 and -1; the step is outside all functions; one is never called."""
+    line, other = "in return n + STEP if n > 0 else 7", "return -x"
+    (tmp_path / "explained.yaml").write_text(json.dumps([{"mutant": f"grow.py grown: 0 → 1, {line}", "why": "so"}]))
+    run = _run(tmp_path, TESTS_OF_GROW)
+    assert run.returncode == 0, run.stderr
+    assert "12 mutants, 8 in forks, 2 imported anew" in run.stderr
+    assert "4 to be imported anew" in run.stderr  # and two that survive a fork without an explanation
+    assert json.loads(run.stdout) == {
+        "grow.py the module: 1 → 2, in STEP = 1": "killed",
+        "grow.py the module: 1 → 0, in STEP = 1": "killed",
+        "grow.py grown: return n + STEP if n > 0 else 7 → return None": "killed",
+        f"grow.py grown: n > 0 → n >= 0, {line}": "survived",
+        f"grow.py grown: n > 0 → n <= 0, {line}": "killed",
+        f"grow.py grown: 0 → 1, {line}": "survived",
+        f"grow.py grown: 0 → -1, {line}": "survived",
+        f"grow.py grown: n + STEP → n - STEP, {line}": "killed",
+        f"grow.py grown: 7 → 8, {line}": "killed",
+        f"grow.py grown: 7 → 6, {line}": "killed",
+        f"grow.py unused: {other} → return None": "not executed",
+        f"grow.py unused: -x → x, in {other}": "not executed",
+    }
+
+
+def test_a_test_that_fails_without_a_fault_ends_the_run(tmp_path: Path) -> None:
+    run = _run(tmp_path, TESTS_OF_GROW.replace("== 6", "== 5"))
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "these fail without a mutant: test_grow.py::test_of_5"
 
 
 def test_every_file_has_its_tests() -> None:
