@@ -9,8 +9,8 @@ longer or shorter, `min` for `max`, a function that returns nothing, a statement
 Survivors must be explained in `tests/mutation.yaml`, or the command fails.
 
 What became of a file's faults is kept in `docs/mutation/`, and the table of `docs/mutation.md` is made from all that is
-there, so that files can be run one by one. `--again` runs what survived, and the functions that have changed since;
-`--page` runs nothing and writes the page.
+there, so that files can be run one by one. `--again` runs survivors without an explanation, and the functions that have
+changed since; `--page` runs nothing and writes the page.
 
 The tests are collected and run once, which shows the lines that each executes. Each mutant is then a fork of that
 process, in which the code of one function is exchanged; it runs the tests that execute the mutant's line, up to the first
@@ -407,6 +407,7 @@ class _Session:
             work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
             status = in_a_fork(work, patience(tests, self.seconds))
             if status == 0:
+                _say(f"  survived a fork: line {self.mutants[number][0].line}: {self.mutants[number][0].name}")
                 yield number
             elif status is not None and FAILED <= status < FAILED + len(tests):
                 kills[function, tests[status - FAILED]] += 1
@@ -601,8 +602,13 @@ def run_mutant(mutant: Mutant, tree: ast.Module, tests: Sequence[str], seconds: 
     return Result(mutant, "survived" if in_a_fork(work, seconds) == 0 else "killed")
 
 
-def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module]]) -> list[Result]:
+def run_file(
+    file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module]], quick: bool = False
+) -> list[Result]:
     """Mutants of one file.
+
+    Args:
+        quick: what survives a fork counts as a survivor without a fresh import.
 
     Raises:
         SystemExit: a test fails without any mutant.
@@ -615,11 +621,9 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module
         raise SystemExit(f"these fail without a mutant: {' '.join(session['failed'])}")
     outcomes = dict.fromkeys(session["unexecuted"], "not executed")
     reasons = explained()
-    unexplained = [number for number in session["survivors"] if mutants[number][0].name not in reasons]
-    again = [*session["slow"], *unexplained]
-    _say(f"  {len(again)} to be imported anew" + ", of which these have survived a fork:" * bool(unexplained))
-    for number in unexplained:
-        _say(f"  line {mutants[number][0].line}: {mutants[number][0].name}")
+    believed = {n for n in session["survivors"] if quick or mutants[n][0].name in reasons}
+    again = [n for n in (*session["slow"], *session["survivors"]) if n not in believed]
+    _say(f"  {len(again)} to be imported anew")
 
     def imported_anew(numbers: Iterable[int]) -> Iterator[int]:
         for number in numbers:
@@ -628,8 +632,7 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module
                 _say(f"  survived: line {mutant.line}: {mutant.name}")
                 yield number
 
-    survivors = {*session["survivors"]} - {*unexplained} | {*share_out(again, workers, imported_anew)}
-    outcomes |= dict.fromkeys(survivors, "survived")
+    outcomes |= dict.fromkeys([*believed, *share_out(again, workers, imported_anew)], "survived")
     return [Result(mutant, outcomes.get(number, "killed")) for number, (mutant, _) in enumerate(mutants)]
 
 
@@ -715,10 +718,12 @@ def _sources(file: str) -> dict[str, str]:
     return sources
 
 
-def to_run_again(mutants: Sequence[Mutant], earlier: Outcomes, now: Outcomes) -> set[str]:
-    """The names of mutants that were alive, and of those in functions that have changed since."""
+def to_run_again(mutants: Sequence[Mutant], earlier: Outcomes, now: Outcomes, reasons: dict[str, str]) -> set[str]:
+    """The names of mutants that were alive without an explanation, and of those in functions that have changed since."""
     same = {function for function, one in now.items() if function in earlier and earlier[function].code == one.code}
-    return {m.name for m in mutants if m.function not in same or m.name in earlier[m.function].alive}
+    return {
+        m.name for m in mutants if m.function not in same or m.name in {*earlier[m.function].alive} - reasons.keys()
+    }
 
 
 def merged(earlier: Outcomes, now: Outcomes, results: Sequence[Result]) -> Outcomes:
@@ -787,7 +792,10 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help=f"of {', '.join(TESTS)}")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", default="", help="mutants whose name holds this text")
-    parser.add_argument("--again", action="store_true", help="what survived, and the functions that have changed since")
+    parser.add_argument(
+        "--again", action="store_true", help="unexplained survivors, and functions that have changed since"
+    )
+    parser.add_argument("--quick", action="store_true", help="believe what survives a fork, without a fresh import")
     parser.add_argument("--list", action="store_true", help="list the mutants and run none")
     parser.add_argument("--page", action="store_true", help="run none, write docs/mutation.md")
     options = parser.parse_args()
@@ -805,7 +813,7 @@ def main() -> None:
     if not options.page:
         preload()
         for file in files:
-            left += examine(file, options.workers, options.only, options.again)
+            left += examine(file, options.workers, options.only, options.again, options.quick)
     write_page()
     names = {mutant.name for file in TESTS for mutant in list_mutants(file)}
     left += [f"explained, but not a fault of the code: {name}" for name in explained() if name not in names]
@@ -813,19 +821,18 @@ def main() -> None:
     raise SystemExit(1 if left else 0)
 
 
-def examine(file: str, workers: int, chosen: str, again: bool) -> list[str]:
+def examine(file: str, workers: int, chosen: str, again: bool, quick: bool) -> list[str]:
     """Run a file's mutants, and store what became of them. Returns those that are neither killed nor explained."""
-    every = list_mutants(file)
+    every, reasons = list_mutants(file), explained()
     earlier, now = stored(file, every), current(file, every)
     names = {mutant.name for mutant in every if chosen in mutant.name}
     if again:
-        names &= to_run_again(every, earlier, now)
-    outcomes = run_file(file, workers, mutants_of(file, names)) if names else []
+        names &= to_run_again(every, earlier, now, reasons)
+    outcomes = run_file(file, workers, mutants_of(file, names), quick) if names else []
     found = merged(earlier, now, outcomes)
     RESULTS.mkdir(exist_ok=True)
     rows = {function: asdict(found[function]) for function in sorted(found)}
     _store_of(file).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    reasons = explained()
     fresh = [one for one in outcomes if one.outcome != "killed" and one.mutant.name not in reasons]
     return [f"{one.outcome}: line {one.mutant.line}: {one.mutant.name}" for one in fresh]
 

@@ -89,7 +89,8 @@ def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Pat
     results = [Result(one, "survived" if one == alive else "killed") for one in mutants]
     stored = mutation.merged({}, first, results)
     assert {name: one.alive for name, one in stored.items() if one.alive} == {"Kept.all": {alive.name: "survived"}}
-    assert mutation.to_run_again(mutants, stored, first) == {alive.name}
+    assert mutation.to_run_again(mutants, stored, first, {}) == {alive.name}
+    assert mutation.to_run_again(mutants, stored, first, {alive.name: "why"}) == set()
     assert mutation.table_row(file, stored, first, {}) == "| `code.py` | 20 | 19 | 0 | 1 | 0 |"
     assert mutation.table_row(file, stored, first, {alive.name: "why"}) == "| `code.py` | 20 | 19 | 1 | 0 | 0 |"
 
@@ -100,7 +101,7 @@ def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Pat
     (tmp_path / file).write_text(SOURCE.replace("[one], [one]", "[one], [two]"))
     changed = mutation.list_mutants(file)
     now = mutation.current(file, changed)
-    again = mutation.to_run_again(changed, stored, now)
+    again = mutation.to_run_again(changed, stored, now, {})
     assert again == {alive.name} | {one.name for one in changed if one.function == "better"}
     assert mutation.table_row(file, stored, now, {}) == "| `code.py` | 20 | 6 | 0 | 1 | 13 |"
     # a part of the changed function's faults says nothing of it; all of them do, and what is killed now is alive no more

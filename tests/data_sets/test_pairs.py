@@ -91,6 +91,13 @@ def test_names_by_key_and_what_is_ignored(tmp_path: Path, capsys: pytest.Capture
     ]
 
 
+def test_a_name_that_would_be_anothers_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**row, "Response A": "another", "Two Words": 1, "two-words": 2} for row in rows_of()]
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
+    assert shown(file) == QUESTIONS
+    assert capsys.readouterr().err.splitlines()[-1] == f"{file}: ignored columns: Response A, Two Words, two-words"
+
+
 def test_a_list_of_answers_and_a_conversation(tmp_path: Path) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     file = write_rows(tmp_path / "pairs.jsonl", [{"messages": messages, "answers": ["one", "two", "three"]}])
@@ -144,6 +151,22 @@ def test_whole_conversations_as_preferences(tmp_path: Path) -> None:
                 "rejected": "z",
             },
             "an answer of several messages",
+        ),
+        (
+            {
+                "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+                "answers": ["c", "d"],
+            },
+            "the last message is the assistant's",
+        ),
+        (
+            {
+                "id": "pair-1",
+                "prompt_id": "prompt-1",
+                "messages": [],
+                "completions": [{"id": "one", "text": "a"}, {"id": "two", "text": "b"}],
+            },
+            "the prompt is empty",
         ),
     ],
 )

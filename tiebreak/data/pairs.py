@@ -92,7 +92,6 @@ def _plain_names(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> d
 
 def _pair_of(cells: Cells) -> tuple[str, Pair]:
     shape, asked, answers = shapes.answers_to_judge(cells)
-    check_prompt(asked.prompt)
     identity = prompt_id(asked.prompt, asked.tools)
     texts = [_text(answer) for answer in answers]
     completions = tuple(Completion(id=content_id("completion", identity, text), text=text) for text in texts)
@@ -114,7 +113,8 @@ def _text(answer: Messages) -> str:
 
 
 def _storable(pair: Pair) -> Pair:
-    """The pair, if a label store can keep it."""
+    """The pair, if it asks something and a label store can keep it."""
+    check_prompt(pair.messages)
     if "\0" in text_of(pair.messages) or any("\0" in one.text for one in pair.completions):
         raise ValueError("holds a NUL character, which a label store cannot keep: remove it")
     return pair
