@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -245,6 +246,19 @@ def _migrate_006_turns_in_the_log(connection: Connection) -> None:
         tx.write_head()
 
 
+def _migrate_007_skips(connection: Connection) -> None:
+    """A skip used to take a place of the item's overlap for good: frees the places of those there are."""
+    connection.exec_driver_sql("ALTER TABLE items ADD COLUMN skips INTEGER NOT NULL DEFAULT 0")
+    connection.exec_driver_sql("CREATE INDEX judgments_without_vote ON judgments (kind) WHERE vote IS NULL")
+    query = sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record).where(
+        JUDGMENTS.c.vote.is_(None), JUDGMENTS.c.occasion == 0
+    )
+    skips = Counter(row.item_id for row in connection.execute(query).all() if json.loads(row.record)["skip"])
+    for item_id, count in skips.items():
+        freed = {"skips": count, "taken": ITEMS.c.taken - count, "freed": ITEMS.c.offered}
+        connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(**freed))
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -252,6 +266,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_004_conversations,
     _migrate_005_latest_judgments,
     _migrate_006_turns_in_the_log,
+    _migrate_007_skips,
 )
 
 

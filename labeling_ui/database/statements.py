@@ -7,6 +7,7 @@ from sqlalchemy import bindparam
 
 from labeling_ui.database.event_log import Prepared
 from labeling_ui.database.schema import (
+    ADJUDICATIONS,
     ASSIGNMENTS,
     DRAFTS,
     GOLD,
@@ -16,6 +17,7 @@ from labeling_ui.database.schema import (
     RATER_HOURS,
     RATERS,
     SESSIONS,
+    SKIPS_TO_LEAD,
     SUBMISSIONS,
 )
 
@@ -59,16 +61,39 @@ MAKE_PLACE = Prepared(
 FREE_PLACE = Prepared(
     sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(taken=ITEMS.c.taken - 1, freed=ITEMS.c.offered)
 )
+SKIP_ITEM = Prepared(
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"))
+    .values(
+        taken=ITEMS.c.taken - 1,
+        skips=ITEMS.c.skips + 1,
+        freed=sa.case((ITEMS.c.skips + 1 < SKIPS_TO_LEAD, ITEMS.c.offered), else_=0),
+    )
+)
+"""A skip: the rater's place is free for others."""
+UNSKIP_ITEM = Prepared(
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"), _FREE)
+    .values(
+        taken=_ONE_MORE,
+        skips=ITEMS.c.skips - 1,
+        freed=sa.case((ITEMS.c.overlap > _ONE_MORE, ITEMS.c.offered), else_=0),
+    )
+)
+"""A skip taken back: the rater takes a place again, if one is free."""
+COUNT_SKIP = Prepared(sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(skips=ITEMS.c.skips + 1))
+"""A skip made elsewhere, which never had a place."""
 LOCK_ITEM = Prepared(sa.select(ITEMS.c.id).where(ITEMS.c.id == bindparam("item")).with_for_update(skip_locked=True))
 """Empty where another transaction has locked the item."""
 
+_NOT_FOR_LEAD = ITEMS.c.skips < sa.literal_column(str(SKIPS_TO_LEAD))
 _GIVEN = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == ITEMS.c.id, ASSIGNMENTS.c.rater_id == bindparam("rater")
 )
 _IN_TURN = (
     sa.select(ITEMS)
     .where(ITEMS.c.pool == bindparam("pool"), ITEMS.c.turn >= bindparam("from_turn"))
-    .where(_FREE, ITEMS.c.offered == sa.literal_column("1"), ~_GIVEN.exists())
+    .where(_FREE, ITEMS.c.offered == sa.literal_column("1"), _NOT_FOR_LEAD, ~_GIVEN.exists())
     .order_by(ITEMS.c.turn)
     .limit(sa.literal_column("1"))
 )
@@ -78,7 +103,7 @@ NEXT_AFTER_OTHERS = Prepared(_IN_TURN.with_for_update())
 """Before the rater's cursor, every item is full or was theirs already: claims stay fast in a store of a million."""
 NEXT_FREED = Prepared(
     sa.select(ITEMS)
-    .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, ~_GIVEN.exists())
+    .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, _NOT_FOR_LEAD, ~_GIVEN.exists())
     .where(ITEMS.c.pool.in_(["", bindparam("pool")]))
     .order_by(ITEMS.c.turn)
     .limit(sa.literal_column("1"))
@@ -132,7 +157,7 @@ MARK_SHOWN = Prepared(
     .values(shown_at_ms=bindparam("now_ms"), lease_until_ms=bindparam("until_ms"))
 )
 JUDGED_AT = Prepared(
-    sa.select(JUDGMENTS.c.assignment_id)
+    sa.select(JUDGMENTS.c.assignment_id, JUDGMENTS.c.vote)
     .where(JUDGMENTS.c.rater_id == bindparam("rater"))
     .order_by(JUDGMENTS.c.seq)
     .limit(sa.literal_column("1"))
@@ -157,6 +182,7 @@ AMEND_JUDGMENT = Prepared(
     .where(JUDGMENTS.c.id == bindparam("judgment"))
     .values(record=bindparam("to_record"), vote=bindparam("to_vote"))
 )
+SETTLED = Prepared(sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == bindparam("item")))
 DROP_JUDGMENT = Prepared(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment")))
 LAST_JUDGMENT = Prepared(
     sa.select(JUDGMENTS.c.id)

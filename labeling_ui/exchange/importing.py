@@ -139,5 +139,7 @@ def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, 
     record = {"record": judgment.model_dump_json(), "seq": tx.seq, "active_ms": 0, "idle_ms": 0}
     st.ADD_JUDGMENT.do(tx.connection, **row, **record)
     count_work(tx, judgment.rater_id, IMPORTED_AT_MS, judged=1)
-    if occasion == 0:
+    if occasion == 0 and judgment.skip:
+        st.COUNT_SKIP.do(tx.connection, item=item.id)
+    elif occasion == 0:
         st.MAKE_PLACE.do(tx.connection, item=item.id)

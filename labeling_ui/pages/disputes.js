@@ -20,12 +20,13 @@ async function showDisputes(openNext = true) {
 
 function listDisputes() {
   refill(find('.disputes'), ...disputes.map((one, n) => {
-    const votes = [one.for_first, one.for_neither, one.for_second];
+    const votes = [one.for_left, one.for_neither, one.for_right];
+    const about = say(`disputes.about.${one.about}`, { n: one.skips });
     const chosen = opened && opened.pair.pair_id === one.item_id;
     return make('li', {}, make('button', { type: 'button', 'data-dispute': one.item_id, 'aria-current': String(Boolean(chosen)) },
-      make('span', {}, `${n + 1}. `, words[one.about_side ? 'disputes.side' : 'disputes.tie']),
+      make('span', { class: 'about', dir: 'auto' }, `${n + 1}. ${one.prompt}`),
       make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((votesFor) => make('i', { style: `flex:${votesFor}` }))),
-      make('span', { class: 'note' }, say('disputes.votes', { first: one.for_first, second: one.for_second, neither: one.for_neither }))));
+      make('span', { class: 'note' }, `${about}: `, say('disputes.votes', { left: one.for_left, right: one.for_right, neither: one.for_neither }))));
   }));
 }
 

@@ -58,7 +58,8 @@ class LiveVotes:
         self._seq = 0
         self._raters: dict[str, int] = {}
         self._columns: Floats = np.empty((10, 0))
-        """the columns of `votes_of_columns` but the last (gold), then the number of the kind, and the judgment's position in the log"""
+        """the columns of `votes_of_columns` but the last (gold), then the number of the kind, and the judgment's
+        position in the log"""
         self._positions: dict[str, int] = {}
         """of the items, by id; the attributes below are by position"""
         self._rankings: set[str] = set()

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import ADJUDICATIONS, ITEMS, JUDGMENTS
+from labeling_ui.database.schema import ADJUDICATIONS, GOLD, ITEMS, JUDGMENTS, PAIRS, SETTINGS
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
 from labeling_ui.store.items import shuffle_sides
 from labeling_ui.store.judging import build_judgment
+from labeling_ui.store.progress import beginning_of
 from tiebreak.records import Judgment
 
 
 @dataclass(frozen=True)
 class Dispute:
-    """An item that its raters disagree about, with the votes for each completion and for neither."""
+    """An item that waits for a lead, with the votes for each side as this lead sees the pair, and for neither."""
 
     item_id: str
     pair_id: str
-    for_first: int
-    for_second: int
+    about: Literal["side", "tie", "skips"]
+    """raters prefer opposite sides; some prefer a side and others neither; raters skipped it, and votes are missing"""
+    for_left: int
+    for_right: int
     for_neither: int
-    about_side: bool
-    """raters prefer opposite sides; False: some prefer a side and others neither"""
+    skips: int
+    prompt: str
+    """beginning of the conversation's last message"""
     adjudicated: bool
 
 
@@ -41,18 +47,44 @@ class DisputeOpened:
     adjudicated: Judgment | None
 
 
-def disputes(connection: Connection, *, limit: int, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
-    """The queue: opposite sides first, then in campaign order. `adjudicated` lists the settled ones."""
+def disputes(
+    connection: Connection, lead_id: str, *, limit: int, offset: int = 0, adjudicated: bool = False
+) -> list[Dispute]:
+    """The queue: opposite sides first, then ties against sides, then pairs skipped; each in campaign order.
+
+    Gold is left out: its answer is known. `adjudicated` lists the settled ones.
+    """
     settled = sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == ITEMS.c.id).exists()
+    is_gold = sa.select(GOLD.c.item_id).where(GOLD.c.item_id == ITEMS.c.id).exists()
+    lacking = sa.and_(ITEMS.c.skips > sa.literal_column("0"), ITEMS.c.taken < ITEMS.c.overlap, ITEMS.c.task == "pair")
+    waits = sa.or_(ITEMS.c.disputed > sa.literal_column("0"), lacking)
     query = (
-        sa.select(ITEMS)
-        .where(ITEMS.c.disputed > sa.literal_column("0"), settled if adjudicated else ~settled)
+        sa.select(ITEMS, PAIRS.c.record)
+        .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+        .where(settled if adjudicated else sa.and_(waits, ~settled, ~is_gold))
         .order_by(ITEMS.c.disputed.desc(), ITEMS.c.turn)
     )
-    return [
-        Dispute(row.id, row.pair_id, row.for_first, row.for_second, row.for_neither, row.disputed == 2, adjudicated)
-        for row in connection.execute(query.limit(limit).offset(offset))
-    ]
+    seed = json.loads(connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == "seed")) or "0")
+    rows = connection.execute(query.limit(limit).offset(offset))
+    return [_as_dispute(row, lead_id, seed, adjudicated) for row in rows]
+
+
+def _as_dispute(row: Any, lead_id: str, seed: int, adjudicated: bool) -> Dispute:
+    left, _ = _sides(row, lead_id, seed)
+    votes = {row.first_id: row.for_first, row.second_id: row.for_second}
+    for_left = votes.pop(left)
+    (for_right,) = votes.values()
+    return Dispute(
+        item_id=row.id,
+        pair_id=row.pair_id,
+        about="side" if row.disputed == 2 else "tie" if row.disputed else "skips",
+        for_left=for_left,
+        for_right=for_right,
+        for_neither=row.for_neither,
+        skips=row.skips,
+        prompt=beginning_of(row.record),
+        adjudicated=adjudicated,
+    )
 
 
 def open_dispute(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> DisputeOpened:
@@ -100,6 +132,10 @@ def _as_seen_by(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> As
     item = st.ITEM.one(tx.connection, item=item_id)
     if item is None or item.task != "pair":
         raise RefusedError(f"there is no pair of two completions with the id {item_id}")
-    seed, own = rules.seed(tx), f"{item_id} settled"
-    sides = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=lead_id, item_id=own)
+    sides = _sides(item, lead_id, rules.seed(tx))
     return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, rules.load_pair(tx.connection, item.pair_id))
+
+
+def _sides(item: Any, lead_id: str, seed: int) -> tuple[str, str]:
+    """(left, right) as this lead sees the item."""
+    return shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=lead_id, item_id=f"{item.id} settled")

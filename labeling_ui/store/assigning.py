@@ -2,7 +2,7 @@
 
 Items are given out by priority, then in the order they were added, from the rater's own pool and from everybody's.
 Gold items and repeats come in between, at random, and look like any other. A rater who leaves holds up nobody: after
-the lease, their place is free again.
+the lease, their place is free again, and so is that of one who skips.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Rando
 def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
     place = chance.randrange(rater.judged - REPEAT_AFTER)
     first = st.JUDGED_AT.one(tx.connection, rater=rater.id, place=place)
-    if first is None:
+    if first is None or first.vote is None:  # a skip, or a ranking
         return None
     row = st.ASSIGNMENT.one(tx.connection, assignment=first.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)

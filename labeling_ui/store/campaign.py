@@ -200,7 +200,7 @@ def _insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, first: in
     paused = find_batch(tx.connection, batch.name)
     same = {"overlap": batch.overlap, "taken": 0, "batch": batch.name, "pool": batch.pool, "freed": 0}
     same |= {"offered": int(paused is None or not paused.paused)}
-    same |= {"for_first": 0, "for_second": 0, "for_neither": 0, "disputed": 0}
+    same |= {"for_first": 0, "for_second": 0, "for_neither": 0, "disputed": 0, "skips": 0}
     tx.connection.execute(
         sa.insert(ITEMS),
         [

@@ -57,6 +57,7 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     item = st.ITEM.one(tx.connection, item=assignment.item_id)
     judgment = build_judgment(submission, rater, item.pair_id, shown_of(assignment))
     vote = count_vote(tx, item, assignment.occasion, before=None, now=judgment)
+    _move_place(tx, assignment, was_skip=False, is_skip=judgment.skip)
     identity = content_id("judgment", rater_id, submission.client_id)
     at_ms = _log_judgment(tx, "skipped" if judgment.skip else "submitted", identity, assignment, judgment, submission)
     active_ms, idle_ms = _milliseconds(submission.seconds_active), _milliseconds(submission.seconds_idle)
@@ -86,17 +87,20 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     """Replace a judgment's answer; the log keeps both.
 
     Raises:
-        RefusedError: it is not theirs, or was undone.
+        RefusedError: it is not theirs, was undone, was settled by a lead, or was a skip whose place others have taken.
     """
     rater = active_rater(tx.connection, rater_id)
     replayed = _find_replay(tx, rater_id, client_id, answer)
     if replayed is not None:
         return replayed
     row = _own_judgment(tx, rater_id, judgment_id, "amend")
+    _refuse_settled(tx, row.item_id)
     assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment))
-    vote = count_vote(tx, item, row.occasion, before=Judgment.model_validate_json(row.record), now=judgment)
+    before = Judgment.model_validate_json(row.record)
+    vote = count_vote(tx, item, row.occasion, before=before, now=judgment)
+    _move_place(tx, assignment, was_skip=before.skip, is_skip=judgment.skip)
     at_ms = _log_judgment(tx, "amended", judgment_id, assignment, judgment, answer, client_id)
     st.AMEND_JUDGMENT.do(tx.connection, judgment=judgment_id, to_record=judgment.model_dump_json(), to_vote=vote)
     more = {"active_ms": _milliseconds(answer.seconds_active), "idle_ms": _milliseconds(answer.seconds_idle)}
@@ -109,13 +113,17 @@ def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assi
     """Undo a judgment: the pair is the rater's again, with the same sides and the old answer as its draft.
 
     Raises:
-        RefusedError: it is not theirs, or was already undone.
+        RefusedError: it is not theirs, was already undone, was settled by a lead, or was a skip whose place others have
+            taken.
     """
     active_rater(tx.connection, rater_id)
     row = _own_judgment(tx, rater_id, judgment_id, "undo")
+    _refuse_settled(tx, row.item_id)
     judgment = Judgment.model_validate_json(row.record)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     count_vote(tx, item, row.occasion, before=judgment, now=None)
+    assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
+    _move_place(tx, assignment, was_skip=judgment.skip, is_skip=False)
     payload = {"assignment": row.assignment_id, "judgment_id": judgment_id}
     tx.event("undone", rater_id=rater_id, item_id=row.item_id, payload=payload)
     st.DROP_JUDGMENT.do(tx.connection, judgment=judgment_id)
@@ -260,6 +268,27 @@ def _own_judgment(tx: Transaction, rater_id: str, judgment_id: str, verb: str) -
     if row is None:
         raise RefusedError(f"you have no such judgment to {verb}")
     return row
+
+
+def _refuse_settled(tx: Transaction, item_id: str) -> None:
+    if st.SETTLED.one(tx.connection, item=item_id) is not None:
+        raise RefusedError("a lead has settled this pair since: your answer stays as it is")
+
+
+def _move_place(tx: Transaction, assignment: Any, *, was_skip: bool, is_skip: bool) -> None:
+    """A skip frees the rater's place of the item's overlap; taking the skip back needs a place again.
+
+    Repeats have no place.
+
+    Raises:
+        RefusedError: others have taken it.
+    """
+    if assignment.occasion or was_skip == is_skip:
+        return
+    if is_skip:
+        st.SKIP_ITEM.do(tx.connection, item=assignment.item_id)
+    elif not st.UNSKIP_ITEM.do(tx.connection, item=assignment.item_id):
+        raise RefusedError("other raters have this pair since you skipped it: your skip stays")
 
 
 def _assignment_to_answer(tx: Transaction, rules: Rules, rater_id: str, item_id: str) -> Any:

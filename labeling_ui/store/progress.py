@@ -24,6 +24,7 @@ from labeling_ui.database.schema import (
 )
 from tiebreak.records import Judgment
 
+_IS_GOLD = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
 HOURS_A_DAY = 24
 DAY_SECONDS = 86_400
 
@@ -81,15 +82,29 @@ def progress(connection: Connection, rater_id: str) -> Progress:
 
 
 def judged(connection: Connection) -> int:
-    """Number of current judgments."""
-    return int(connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(RATERS.c.judged), 0))) or 0)
+    """Number of current judgments, without skips."""
+    return sum(judged_by_kind(connection).values())
+
+
+def judged_by_kind(connection: Connection) -> dict[str, int]:
+    """Current judgments without skips, by kind of rater."""
+    kinds = sa.select(RATERS.c.kind, sa.func.sum(RATERS.c.judged)).group_by(RATERS.c.kind)
+    skipped = skipped_by_kind(connection)
+    counts = {kind: int(count or 0) - skipped.get(kind, 0) for kind, count in connection.execute(kinds).all()}
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def skipped_by_kind(connection: Connection) -> dict[str, int]:
+    """Current skips, by kind of rater. (A key with its quotes occurs nowhere else in a record.)"""
+    skips = sa.and_(JUDGMENTS.c.vote.is_(None), JUDGMENTS.c.record.like('%"skip":true%'))
+    query = sa.select(JUDGMENTS.c.kind, sa.func.count().label("n")).where(skips).group_by(JUDGMENTS.c.kind)
+    return {row.kind: row.n for row in connection.execute(query).all()}
 
 
 def wanted(connection: Connection) -> int:
     """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far."""
     every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
-    gold = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
-    of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(gold)
+    of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(_IS_GOLD)
     repeats = _count(connection, sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
     return int(every + (connection.scalar(of_gold) or 0) + repeats)
 
@@ -146,33 +161,35 @@ def history(connection: Connection, rater_id: str, before: int | None, limit: in
     if before is not None:
         query = query.where(JUDGMENTS.c.seq < before)
     return [
-        Past(row.id, row.item_id, row.at_ms, row.seq, Judgment.model_validate_json(row.record), _beginning(row.pair))
+        Past(row.id, row.item_id, row.at_ms, row.seq, Judgment.model_validate_json(row.record), beginning_of(row.pair))
         for row in connection.execute(query)
     ]
 
 
-def _beginning(record: str) -> str:
+def beginning_of(record: str) -> str:
+    """The beginning of a pair's last message, from its record."""
     messages = json.loads(record)["messages"]
     return str(messages[-1]["content"])[:200] if messages else ""
 
 
 def status(connection: Connection) -> dict[str, Any]:
     """Counts of everything, and the head of the log."""
-    kinds = sa.select(RATERS.c.kind, sa.func.sum(RATERS.c.judged)).group_by(RATERS.c.kind)
     waiting = sa.select(ASSIGNMENTS.c.state, sa.func.count()).where(ASSIGNMENTS.c.state != sa.literal_column("'done'"))
     states = {row[0]: row[1] for row in connection.execute(waiting.group_by(ASSIGNMENTS.c.state)).all()}
-    done = judged(connection)
+    done, skipped = judged_by_kind(connection), sum(skipped_by_kind(connection).values())
+    finished = sum(done.values()) + skipped
     head = connection.execute(sa.select(LOG_HEAD)).one()
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     return {
         "pairs": _count(connection, sa.select(PAIRS.c.id)),
         "items": _count(connection, sa.select(ITEMS.c.id)),
         "items_judged": _count(connection, sa.select(ITEMS.c.id).where(voted > 0)),
-        "judgments": {row[0]: int(row[1]) for row in connection.execute(kinds).all() if row[1]},
+        "judgments": done,
         "judgments_wanted": wanted(connection),
-        "assignments": states | ({"done": done} if done else {}),
+        "assignments": states | ({"done": finished} if finished else {}),
         "raters": _count(connection, sa.select(RATERS.c.id)),
-        "disputed": _count(connection, sa.select(ITEMS.c.id).where(ITEMS.c.disputed > 0)),
+        "skipped": skipped,
+        "disputed": _count(connection, sa.select(ITEMS.c.id).where(ITEMS.c.disputed > 0, ~_IS_GOLD)),
         "events": head.seq,
         "head": head.hash,
     }

@@ -403,10 +403,10 @@ class Store:
 
     # --- disagreements ------------------------------------------------------------------------------------------------
 
-    def disputes(self, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
-        """Items that raters disagree about, opposite sides first."""
+    def disputes(self, lead_id: str, *, limit: int = 50, offset: int = 0, adjudicated: bool = False) -> list[Dispute]:
+        """Items that wait for a lead: raters disagree about them, opposite sides first, or skipped them."""
         with self.reading() as connection:
-            return adjudication.disputes(connection, limit=limit, offset=offset, adjudicated=adjudicated)
+            return adjudication.disputes(connection, lead_id, limit=limit, offset=offset, adjudicated=adjudicated)
 
     def open_dispute(self, lead_id: str, item_id: str) -> DisputeOpened:
         """An item for a lead to settle. Raises RefusedError if there is no such item."""

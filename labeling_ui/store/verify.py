@@ -57,6 +57,8 @@ class _Rebuilt:
     """the first completion of each item"""
     assignments: dict[str, Row] = field(default_factory=dict)
     judgments: dict[str, Row] = field(default_factory=dict)
+    skipped: set[str] = field(default_factory=set)
+    """assignments whose current judgment is a skip"""
     raters: dict[str, Row] = field(default_factory=dict)
     hours: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     batches: dict[str, Batch] = field(default_factory=dict)
@@ -156,6 +158,7 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
     identity, assignment = payload["judgment_id"], rebuilt.assignments[payload["assignment"]]
     if event.kind == "undone":
         assignment["state"] = "open"
+        rebuilt.skipped.discard(payload["assignment"])
         _count(rebuilt, event.rater_id, rebuilt.judgments.pop(identity)["at_ms"], -1, 0, 0)
         return
     judgment = payload["judgment"]
@@ -166,6 +169,7 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
     ranked = judgment.get("ranking") is not None
     vote = None if ranked else vote_of(judgment["answer"], skip=judgment["skip"], left_is_first=left_is_first)
     now = {"digest": _digest(judgment), "vote": vote}
+    (rebuilt.skipped.add if judgment["skip"] else rebuilt.skipped.discard)(payload["assignment"])
     if event.kind == "amended":
         rebuilt.judgments[identity] |= now
         _count(rebuilt, event.rater_id, event.at_ms, 0, active, idle)
@@ -267,12 +271,17 @@ def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]
     }
     faults = [f"assignment {name}: does not match the log" for name in _unequal(rows, rebuilt.assignments)]
     taken: dict[str, int] = defaultdict(int)
-    for assignment in rebuilt.assignments.values():
-        taken[assignment["item"]] += assignment["occasion"] == 0 and assignment["state"] != "lapsed"
+    skips: dict[str, int] = defaultdict(int)
+    for name, assignment in rebuilt.assignments.items():
+        if assignment["occasion"] == 0:
+            skips[assignment["item"]] += name in rebuilt.skipped
+            taken[assignment["item"]] += assignment["state"] != "lapsed" and name not in rebuilt.skipped
     for item in connection.execute(sa.select(ITEMS)):
         held = taken[item.id]
         if held > item.overlap:
             faults.append(f"item {item.id}: has {held} raters, but its overlap is {item.overlap}")
+        if skips[item.id] != item.skips:
+            faults.append(f"item {item.id}: its count of skips is {item.skips}, but {skips[item.id]} in the log")
         if held != item.taken:
             faults.append(f"item {item.id}: its count of raters is {item.taken}, but {held} in the log")
     return faults

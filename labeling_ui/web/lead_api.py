@@ -141,12 +141,15 @@ def set_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str, body: GoldAnswer) -
 @router.get("/disputes")
 def disputes(
     desk: DeskOf,
+    lead: Lead,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     adjudicated: bool = False,
 ) -> list[dict[str, Any]]:
-    """Pairs that raters disagree about, opposite sides first; with `adjudicated`, the settled ones."""
-    return [vars(row) for row in desk.store.disputes(limit=limit, offset=offset, adjudicated=adjudicated)]
+    """Pairs that wait for a lead: raters disagree, opposite sides first, or skipped them; with `adjudicated`, the
+    settled ones. Votes are counted for the sides as this lead sees the pair."""
+    rows = desk.store.disputes(lead.rater.id, limit=limit, offset=offset, adjudicated=adjudicated)
+    return [vars(row) for row in rows]
 
 
 @router.get("/disputes/{pair_id:path}")
@@ -166,7 +169,7 @@ async def adjudicate(desk: DeskOf, lead: LeadWriting, body: Annotated[dict[str, 
     submission = checked(Submission, body)
     lead_id, rules = lead.rater.id, desk.store.rules
     judgment = await desk.write(lambda tx: adjudication.adjudicate(tx, rules, lead_id, submission))
-    waiting = await to_thread.run_sync(lambda: desk.store.disputes(limit=1))
+    waiting = await to_thread.run_sync(lambda: desk.store.disputes(lead_id, limit=1))
     following = waiting[0].item_id if waiting else None
     return JSONResponse({"judgment": judgment.model_dump(mode="json"), "next": following})
 

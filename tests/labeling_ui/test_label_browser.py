@@ -711,7 +711,7 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     link = page.input_value(".invitation input")
     page.click("button[data-view=disputes]")
     page.wait_for_selector(".bar7")
-    first = site.store.disputes()[0]
+    first = site.store.disputes("lead")[0]
     waiting = page.locator(".disputes li").count()
     page.focus(".disputes li:nth-child(2) button")
     press(page, "Enter")
@@ -727,7 +727,7 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     page.wait_for_selector(".disputes li:first-child [aria-current=true]")
     page.evaluate("held[0]()")  # late: another one is looked at
     page.wait_for_timeout(100)
-    assert page.get_attribute(".disputes [aria-current=true]", "data-dispute") == site.store.disputes()[0].item_id
+    assert page.get_attribute(".disputes [aria-current=true]", "data-dispute") == site.store.disputes("lead")[0].item_id
     page.evaluate("window.fetch = plainFetch")
     left = page.inner_text(".side-left .text")
     press(page, "1", "1")  # the second press is of the same answer

@@ -229,23 +229,165 @@ def test_leads_settle_what_raters_disagree_about_and_nothing_of_theirs_changes(u
     assert given is not None
     store.submit("r1", answer(given.item_id, 0, "tie"))
     prefer(store, "r1", "3-1")
-    queue = store.disputes()
-    assert [(one.item_id, one.about_side) for one in queue] == [("pair-1", True), ("pair-3", True), ("pair-2", False)]
-    assert (queue[0].for_first, queue[0].for_second, queue[0].for_neither) == (1, 1, 0)
+    queue = store.disputes(lead.id)
+    assert [(one.item_id, one.about) for one in queue] == [("pair-1", "side"), ("pair-3", "side"), ("pair-2", "tie")]
+    assert (queue[0].for_left, queue[0].for_right, queue[0].for_neither) == (1, 1, 0)
+    assert queue[0].prompt == make_pair(1).messages[-1].content
     before = store.judgments()[0]
     opened = store.open_dispute(lead.id, "pair-1")
     assert {judgment.rater_id for judgment in opened.judgments} == {"r0", "r1"}
     assert opened.adjudicated is None
     settled = store.adjudicate(lead.id, answer("pair-1", 3, "settle"))
     assert (settled.rater_id, settled.left) == ("lead", opened.assignment.left_id)
-    assert [one.item_id for one in store.disputes()] == ["pair-3", "pair-2"]
-    assert [one.item_id for one in store.disputes(adjudicated=True)] == ["pair-1"]
+    assert [one.item_id for one in store.disputes(lead.id)] == ["pair-3", "pair-2"]
+    assert [one.item_id for one in store.disputes(lead.id, adjudicated=True)] == ["pair-1"]
     assert store.adjudications() == [settled]
     assert store.judgments()[0] == before
     with pytest.raises(RefusedError, match="only leads"):
         store.adjudicate("r0", answer("pair-3"))
     with pytest.raises(RefusedError, match="settles nothing"):
         store.adjudicate(lead.id, Submission(client_id="c", pair_id="pair-3", skip=True))
+    assert_whole(store)
+
+
+def test_the_queue_counts_the_sides_that_its_lead_sees(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(12)], overlap=3, raters=3)
+    for n in range(12):  # two for the first completion, one for the second
+        for rater in range(3):
+            prefer(store, f"r{rater}", f"{n}-{int(rater == 2)}")
+    for lead in ("lead-1", "lead-2"):
+        lefts = []
+        for one in store.disputes(lead):
+            opened = store.open_dispute(lead, one.item_id)
+            votes = [judgment.left if (judgment.answer or 0) < 0 else judgment.right for judgment in opened.judgments]
+            assert one.for_left == votes.count(opened.assignment.left_id)
+            assert one.for_right == votes.count(opened.assignment.right_id)
+            lefts.append(one.for_left)
+        assert sorted(set(lefts)) == [1, 2], "both orders occur among twelve"
+
+
+def test_gold_is_no_disagreement_to_settle(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], overlap=2, raters=2)
+    for rater in (0, 1):
+        prefer(store, f"r{rater}", f"0-{rater}")
+        prefer(store, f"r{rater}", f"1-{rater}")
+    store.set_gold("pair-0", "0-0")
+    assert [one.item_id for one in store.disputes("lead")] == ["pair-1"]
+    assert store.status()["disputed"] == 1
+
+
+def test_what_a_lead_has_settled_its_raters_can_no_longer_change(url: str) -> None:
+    store = open_store(url, [make_pair(0)], overlap=2, raters=2)
+    prefer(store, "r0", "0-0")
+    prefer(store, "r1", "0-1")
+    lead = store.add_rater("the lead", rater_id="lead", role="lead")
+    store.adjudicate(lead.id, answer("pair-0", 3, "settle"))
+    mine = store.history("r0")[0].judgment_id
+    before = store.judgments()[0]
+    with pytest.raises(RefusedError, match="a lead has settled this pair"):
+        store.amend("r0", mine, "again", Answer(answer=0))
+    with pytest.raises(RefusedError, match="a lead has settled this pair"):
+        store.undo("r0", mine)
+    assert store.judgments()[0] == before
+    assert_whole(store)
+
+
+# --- skips ---
+
+
+def skip(store: Store, rater_id: str, reason: str = "not_my_field") -> str:
+    """Skip the rater's next item; returns the judgment's id."""
+    given = store.claim(rater_id)
+    assert given is not None
+    sent = Submission(client_id=secrets.token_hex(8), pair_id=given.item_id, skip=True, skip_reason=reason)
+    return store.submit(rater_id, sent).judgment_id
+
+
+def test_a_skip_leaves_the_place_to_others(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], raters=2)
+    skip(store, "r0")
+    assert judge_all(store, "r0") == ["pair-1"], "a rater who skipped is not asked again"
+    counted = store.status()
+    assert (counted["judgments"], counted["skipped"], counted["judgments_wanted"]) == ({"human": 1}, 1, 2)
+    assert [one.about for one in store.disputes("lead")] == ["skips"], "nobody has judged it yet"
+    assert judge_all(store, "r1") == ["pair-0"]
+    assert store.disputes("lead") == []
+    assert store.status()["judgments"] == {"human": 2}
+    assert_whole(store)
+
+
+def test_of_three_places_a_skip_costs_none(url: str) -> None:
+    store = open_store(url, [make_pair(0)], overlap=3, raters=5)
+    skip(store, "r0")
+    given = [judge_all(store, f"r{n}") for n in range(1, 5)]
+    assert given == [["pair-0"]] * 3 + [[]], "three judge it, and a fifth rater is not needed"
+    assert_whole(store)
+
+
+def test_a_pair_that_three_have_skipped_waits_for_a_lead(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], overlap=2, raters=5)
+    for n in range(3):
+        skip(store, f"r{n}", "broken")
+    assert [judge_all(store, f"r{n}") for n in range(5)] == [["pair-1"], ["pair-1"], [], [], []]
+    (waiting,) = (one for one in store.disputes("lead") if one.item_id == "pair-0")
+    assert (waiting.about, waiting.skips) == ("skips", 3)
+    opened = store.open_dispute("lead", "pair-0")
+    assert [judgment.skip_reason for judgment in opened.judgments] == ["broken"] * 3
+    assert_whole(store)
+
+
+def test_a_skip_is_taken_back_while_the_place_is_free(url: str) -> None:
+    store = open_store(url, [make_pair(0), make_pair(1)], raters=3)
+    mine = skip(store, "r0")
+    assert store.undo("r0", mine).item_id == "pair-0"
+    assert judge_all(store, "r1") == ["pair-1"], "r0 has the place of pair-0 again"
+    again = skip(store, "r0")
+    store.amend("r0", again, "amended", Answer(answer=2))
+    assert judge_all(store, "r1") == []
+    store.amend("r0", again, "once more", Answer(skip=True))
+    assert judge_all(store, "r1") == ["pair-0"]
+    for change in (lambda: store.undo("r0", again), lambda: store.amend("r0", again, "late", Answer(answer=1))):
+        with pytest.raises(RefusedError, match="your skip stays"):
+            change()
+    assert [(one.rater_id, one.skip) for one in store.judgments()[0] if one.pair_id == "pair-0"] == [
+        ("r0", True),
+        ("r1", False),
+    ]
+    assert_whole(store)
+
+
+def test_skipped_gold_and_repeats_change_no_places(url: str) -> None:
+    store = open_store(url, [make_pair(n) for n in range(60)], raters=2)
+    store.set_gold("pair-0", "0-0")
+    store.rules.gold_share, store.rules.repeat_share = 0.2, 0.3
+    for _ in range(45):
+        skip_it = len(store.history("r0", limit=200)) % 4 == 0
+        if skip_it:
+            skip_any(store, "r0")
+        else:
+            given = store.claim("r0")
+            assert given is not None
+            store.submit("r0", answer(given.item_id, 1, secrets.token_hex(8)))
+    assert_whole(store)
+
+
+def skip_any(store: Store, rater_id: str) -> None:
+    given = store.claim(rater_id)
+    assert given is not None
+    store.submit(rater_id, Submission(client_id=secrets.token_hex(8), pair_id=given.item_id, skip=True))
+
+
+def test_a_store_in_which_skips_took_places_gives_them_back(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/labels.sqlite", [make_pair(0), make_pair(1)], raters=2)
+    skip(store, "r0")
+    store.close()
+    with sqlite3.connect(tmp_path / "labels.sqlite") as connection:  # as the version before left it
+        connection.execute("UPDATE items SET taken = taken + 1, freed = 0 WHERE id = 'pair-0'")
+        connection.execute("DROP INDEX judgments_without_vote")
+        connection.execute("ALTER TABLE items DROP COLUMN skips")
+        connection.execute("DELETE FROM schema_migrations WHERE number = 7")
+    store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite")
+    assert judge_all(store, "r1") == ["pair-0", "pair-1"]
     assert_whole(store)
 
 
@@ -257,11 +399,11 @@ def test_amending_keeps_the_sides_and_both_answers_in_the_log(url: str) -> None:
     prefer(store, "r0", "0-0")
     prefer(store, "r1", "0-1")
     first = store.history("r0")[0]
-    assert len(store.disputes()) == 1
+    assert len(store.disputes("lead")) == 1
     amended = store.amend("r0", first.judgment_id, "again", Answer(answer=-first.judgment.answer, rationale="misread"))  # type: ignore[operator]
     assert amended.judgment_id == first.judgment_id
     assert (amended.judgment.left, amended.judgment.answer) == (first.judgment.left, -first.judgment.answer)  # type: ignore[operator]
-    assert store.disputes() == []
+    assert store.disputes("lead") == []
     assert kinds(store).count("amended") == 1
     replayed = store.amend(
         "r0", first.judgment_id, "again", Answer(answer=amended.judgment.answer, rationale="misread")

@@ -213,7 +213,9 @@ def forget_turns(path: Path) -> None:
             connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             previous = digest
         connection.execute("UPDATE log_head SET seq = ?, hash = ?", (len(rows), previous))
-        connection.execute("DELETE FROM schema_migrations WHERE number = 6")
+        connection.execute("DROP INDEX judgments_without_vote")
+        connection.execute("ALTER TABLE items DROP COLUMN skips")
+        connection.execute("DELETE FROM schema_migrations WHERE number >= 6")
 
 
 def test_a_turn_is_answered_after_a_failure_and_after_the_worker_died(tmp_path: Path) -> None:
