@@ -259,7 +259,7 @@ def test_launches_on_gpus_where_there_is_none(output: Path, raw_data: Path) -> N
     words = ("dpo", "--output", output, "--policy", "x", "--preferences", raw_data / "preferences.jsonl")
     fail(
         *words, "--accelerate", "single_gpu",
-        told=("single_gpu.yaml needs GPUs, and this machine has none", "--accelerate cpu or cpu_zero2"),
+        told=("single_gpu.yaml needs GPUs, and this machine has none", "--accelerate cpu or cpu_zero1"),
     )  # fmt: skip
     assert not output.exists()
 

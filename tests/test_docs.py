@@ -19,6 +19,7 @@ import yaml
 from support import REPOSITORY, read_rows
 
 from tiebreak import __version__
+from tiebreak.command.hardware import take_launch_flags
 from tiebreak.command.help import configuration_class
 from tiebreak.command.reference import FOLDER, INDEX, reference_pages
 from tiebreak.command.table import COMMANDS, find_command
@@ -66,11 +67,12 @@ def refused(line: str) -> list[str]:
     faults = []
     if path is not None and path.parts[0] == "configs" and not find_shipped(path).is_file():
         faults.append(f"no such file: {path}")
+    if command.trains:
+        launch, rest = take_launch_flags(rest)
+        known = find_shipped(Path("configs/accelerate") / f"{launch.accelerate}.yaml").is_file()
+        faults += [f"no such accelerate configuration: {launch.accelerate}"] if launch.accelerate and not known else []
     for flag, values in group_flags(rest):
-        if flag == "accelerate" and command.trains:
-            known = find_shipped(Path("configs/accelerate") / f"{values[0]}.yaml").is_file()
-            faults += [] if known else [f"no such accelerate configuration: {values[0]}"]
-        elif fault := lay_over({}, configuration_class(command), flag, values):
+        if fault := lay_over({}, configuration_class(command), flag, values):
             faults.append(f"--{flag}: {fault}")
     return faults
 

@@ -129,7 +129,7 @@ def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
     assert any(str(loss)[:10] in told for loss in losses)
 
 
-@pytest.mark.parametrize("zero", ["cpu_zero2", "cpu_zero3"])
+@pytest.mark.parametrize("zero", ["cpu_zero1", "cpu_zero2", "cpu_zero3"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_deepspeed_on_two_processes(finished_recipe: Path, tmp_path: Path, stage: str, zero: str) -> None:
     """Three steps under ZeRO; what was saved answers the same on one process (the stage's own fresh reload)."""

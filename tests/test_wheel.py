@@ -101,6 +101,6 @@ def test_the_wheel_is_whole(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     result = subprocess.run([sys.executable, "-c", code], cwd=work, capture_output=True, text=True, check=False)
-    assert "no accelerate configuration 'zero9': expected cpu, cpu_zero2, " in result.stderr, result.stderr[-3000:]
+    assert "no accelerate configuration 'zero9': expected cpu, cpu_zero1, " in result.stderr, result.stderr[-3000:]
     assert (work / "runs" / "quickstart" / "prepare" / "manifest.json").is_file()
     assert (work / "mine" / "pipeline.yaml").is_file()

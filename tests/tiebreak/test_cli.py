@@ -65,7 +65,7 @@ def test_accelerate_is_for_stages_that_train() -> None:
     assert "runs in one process" in result.stderr
     result = run_command("dpo", "--accelerate", "zero9", "--config", "configs/quickstart/dpo.yaml")
     assert result.returncode == 2
-    assert "no accelerate configuration 'zero9': expected cpu, cpu_zero2" in result.stderr
+    assert "no accelerate configuration 'zero9': expected cpu, cpu_zero1" in result.stderr
     for words in (["--accelerate"], ["--accelerate", "--beta", "1"], ["--accelerate="]):
         assert "--accelerate needs a name: one of cpu, " in run_command("dpo", *words).stderr
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from support import REPOSITORY
 
 from tiebreak.command.cli import main
+from tiebreak.command.hardware import PASSED_ON
 from tiebreak.command.help import configuration_class, help_lines
 from tiebreak.command.table import COMMANDS, Command, find_command
 from tiebreak.config import load_config
@@ -43,7 +44,8 @@ def shown_flags(name: str) -> dict[str, str]:
     """Flag → the form of its value, as the page's text has them."""
     rows = (re.match(r"  (--\S+) (.+?)(?:  |$)", line) for line in page_of(name))
     flags = {row[1]: row[2].strip() for row in rows if row}
-    return {flag: form for flag, form in flags.items() if flag not in ("--config", "--accelerate", "--help")}
+    launch = {"--accelerate", "--dry-run", *(f"--{name}" for name in PASSED_ON)}
+    return {flag: form for flag, form in flags.items() if flag not in launch | {"--config", "--help"}}
 
 
 # --- at once

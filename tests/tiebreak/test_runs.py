@@ -420,13 +420,18 @@ def test_the_place_that_an_accelerate_file_gives(file: Path) -> None:
         "cpu": "1 process",
         "single_gpu": "1 process",
         "multi_gpu": "8 processes (ddp)",
+        "cpu_zero1": "2 processes (zero1)",
         "cpu_zero2": "2 processes (zero2)",
         "cpu_zero3": "2 processes (zero3)",
         "zero1": "8 processes (zero1)",
         "zero2": "8 processes (zero2)",
         "zero3": "8 processes (zero3)",
+        "zero3_offload": "8 processes (zero3)",
+        "multi_node_zero3": "16 processes (zero3)",
+        "fsdp2": "8 processes (fsdp)",
     }
     assert str(of_file(file)) == expected[file.stem]
+    assert of_file(file, 4).processes == 4
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path, data: Path) -> None:

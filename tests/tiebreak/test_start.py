@@ -53,7 +53,7 @@ def test_shipped_files_are_found_anywhere_and_ones_own_come_first(
         own.write_text("use_cpu: true\n")
     assert accelerate_file("cpu") == Path("configs/accelerate/cpu.yaml")
     assert {"cpu", "mine", "zero3"} <= set(accelerate_names())
-    with pytest.raises(ConfigError, match=r"expected cpu, cpu_zero2, .*mine, .*zero3, or a file's path"):
+    with pytest.raises(ConfigError, match=r"expected cpu, cpu_zero1, .*mine, .*zero3.*, or a file's path"):
         accelerate_file("zero9")
 
 

@@ -63,24 +63,25 @@ def _dispatch(words: list[str]) -> None:
     name, command, rest = find_command(words)
     if command.heavy:
         with while_importing():
-            from tiebreak.command.launch import without_accelerate
+            from tiebreak.command.launch import without_launch_flags
             from tiebreak.config import Section, load_config
 
             model = configuration_class(command)
         if issubclass(model, Section):
-            load_config(model, without_accelerate(rest), name)
+            load_config(model, without_launch_flags(rest), name)
         if name != "run":  # a recipe looks at its stages
             require_training_packages(f"'tiebreak {name}'")
     _start(COMMANDS[words[0]], words[1:])
 
 
 def _start(command: Command, rest: list[str]) -> None:
+    from tiebreak.command.hardware import wants_launch
     from tiebreak.command.launch import run_accelerated
     from tiebreak.process.children import follow_parent_if_asked
     from tiebreak.process.settings import quiet_upstream, settle_process, while_importing
     from tiebreak.process.stopping import heeding_signals
 
-    if any(word == "--accelerate" or word.startswith("--accelerate=") for word in rest):
+    if wants_launch(rest):
         follow_parent_if_asked()
         run_accelerated(command, rest)
     if command.heavy:
@@ -106,7 +107,8 @@ def help_page() -> str:
             *lines,
             "",
             "Every key of a configuration is a flag: 'tiebreak COMMAND --help' shows them.",
-            "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml.",
+            "--accelerate NAME starts a training stage through 'accelerate launch' with configs/accelerate/NAME.yaml;",
+            "with --dry-run, the command is printed instead.",
             "Start here: tiebreak run --config configs/quickstart/pipeline.yaml",
         ]
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tiebreak.command.hardware import NUMBERS, PASSED_ON
 from tiebreak.command.table import find_command
 from tiebreak.config import read_yaml, take_config_flag
 from tiebreak.config.flags import as_flag
@@ -108,6 +109,11 @@ def _options(command: Command) -> Iterator[tuple[str, str]]:
             "--accelerate NAME",
             "start through 'accelerate launch', on several devices, with configs/accelerate/NAME.yaml or the file NAME",
         )
+        yield from (
+            (f"--{name} {'N' if name in NUMBERS else 'HOST'}", f"with --accelerate: {what}")
+            for name, what in PASSED_ON.items()
+        )
+        yield "--dry-run", "print the full command of this launch, and start nothing"
     yield (
         "--help",
         "this page" + ("; with --config FILE, the file's values are shown" if "config" in command.sources else ""),

@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tiebreak.command.help import print_help, wants_help
-from tiebreak.config import StageConfig, load_config, read_yaml
+from tiebreak.command.hardware import LaunchFlags, long_form, take_launch_flags
+from tiebreak.command.help import configuration_class, print_help, wants_help
+from tiebreak.config import StageConfig, load_config, read_yaml, take_config_flag
 from tiebreak.errors import ConfigError, MachineError, exit_with_message
 from tiebreak.process.children import follow_parent_if_asked, run_launched
 from tiebreak.process.settings import leave_out_inference_kernel, process_settings, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals
+from tiebreak.runs.agreement import require_placeable, require_same_values
 from tiebreak.shipped import find_shipped, shipped_names
 from tiebreak.stages import STAGES, Command, find_stage
 
@@ -80,22 +82,33 @@ def _require_one_process(stage: str) -> None:
 
 
 def run_accelerated(command: Command, words: Sequence[str]) -> None:
-    """Run `accelerate launch … -m tiebreak.command.cli STAGE`, and end with its status.
+    """Run `accelerate launch … -m tiebreak.command.cli STAGE`, and end with its status; `--dry-run` prints the command.
 
     Raises:
-        ConfigError: the stage does not train, or there is no such accelerate file.
+        ConfigError: the stage does not train, there is no such accelerate file, or it contradicts the configuration.
     """
+    flags, rest = _take_flags(words)
     if not command.trains:
-        raise ConfigError(f"'tiebreak {command.name}' runs in one process: leave --accelerate out")
-    name, rest = _take_accelerate(words)
-    file = accelerate_file(name)
+        given = "--accelerate" if flags.accelerate else "the flags of a launch"
+        raise ConfigError(f"'tiebreak {command.name}' runs in one process: leave {given} out")
+    if flags.accelerate is None:
+        if not flags.dry_run or list(flags.passed_on()):
+            raise ConfigError(f"--num_processes and the like need --accelerate NAME: {', '.join(accelerate_names())}")
+        print(long_form(command, None, (), rest))
+        raise SystemExit(0)
+    file = accelerate_file(flags.accelerate, flags.num_processes, flags.num_machines, present=not flags.dry_run)
+    _require_agreement(command, file, rest)
+    options = [*flags.passed_on(), *_free_port(file, flags)]
+    if flags.dry_run:
+        print(long_form(command, file, options, rest))
+        raise SystemExit(0)
     launch = [
         sys.executable,
         "-m",
         "tiebreak.command.accelerated",
         "--config_file",
         str(file),
-        *_free_port(file),
+        *options,
         "-m",
         "tiebreak.command.cli",  # not the stage's module, which imports torch before the process is set up
         command.name,
@@ -104,24 +117,33 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
     raise SystemExit(run_launched(launch, {**os.environ, **process_settings()}))
 
 
-def without_accelerate(words: Sequence[str]) -> list[str]:
-    """A command's words without `--accelerate NAME`."""
-    return _take_accelerate(words)[1]
+def without_launch_flags(words: Sequence[str]) -> list[str]:
+    """A command's words without those of its launch."""
+    return _take_flags(words)[1]
 
 
-def _take_accelerate(words: Sequence[str]) -> tuple[str, list[str]]:
-    """(name, the other words); the name is empty without the flag.
+def _take_flags(words: Sequence[str]) -> tuple[LaunchFlags, list[str]]:
+    """(the launch flags, the other words).
 
     Raises:
-        ConfigError: the flag has no name.
+        ConfigError: a flag has no value.
     """
-    rest = [part for word in words for part in (word.split("=", 1) if word.startswith("--accelerate=") else [word])]
-    if "--accelerate" not in rest:
-        return "", rest
-    at = rest.index("--accelerate")
-    if rest[at + 1 : at + 2] in ([], [""]) or rest[at + 1].startswith("--"):
-        raise ConfigError(f"--accelerate needs a name: one of {', '.join(accelerate_names())}")
-    return rest[at + 1], [*rest[:at], *rest[at + 2 :]]
+    try:
+        return take_launch_flags(words)
+    except ConfigError as error:
+        one_of = f": one of {', '.join(accelerate_names())}" if str(error).startswith("--accelerate") else ""
+        raise ConfigError(f"{error}{one_of}") from None
+
+
+def _require_agreement(command: Command, file: Path, words: Sequence[str]) -> None:
+    """Refuse an accelerate file that contradicts the stage's configuration, before anything starts."""
+    model = configuration_class(command)
+    if not issubclass(model, StageConfig):
+        return
+    config = load_config(model, words, command.name)
+    path, _ = take_config_flag(words, command.name)
+    if config.trains:
+        require_same_values(config.training, file, str(path or "the command line"))  # type: ignore[attr-defined]
 
 
 def accelerate_names() -> list[str]:
@@ -129,8 +151,15 @@ def accelerate_names() -> list[str]:
     return shipped_names(ACCELERATE_CONFIGS, "*.yaml")
 
 
-def accelerate_file(name: str) -> Path:
+def accelerate_file(
+    name: str, processes: int | None = None, machines: int | None = None, *, present: bool = True
+) -> Path:
     """The accelerate file called `name`, or the path itself.
+
+    Args:
+        processes: instead of the file's number of them.
+        machines: instead of the file's.
+        present: whether its devices must be those of this machine.
 
     Raises:
         ConfigError: there is no such file.
@@ -138,21 +167,24 @@ def accelerate_file(name: str) -> Path:
     """
     for file in (find_shipped(ACCELERATE_CONFIGS / f"{name}.yaml"), Path(name)):
         if file.is_file():
-            _require_devices(file)
+            require_placeable(file)
+            if present:
+                _require_devices(file, processes, machines)
             return file
     raise ConfigError(
         f"no accelerate configuration {name!r}: expected {', '.join(accelerate_names())}, or a file's path"
     )
 
 
-def _free_port(file: Path) -> list[str]:
+def _free_port(file: Path, flags: LaunchFlags) -> list[str]:
     """A free port for the processes' rendezvous, unless one is set: two runs on one machine need two."""
     values = read_yaml(file)
-    chosen = values.get("main_process_port") or "MASTER_PORT" in os.environ or (values.get("num_machines") or 1) > 1
-    return [] if chosen else ["--main_process_port", "0"]
+    several = (flags.num_machines or values.get("num_machines") or 1) > 1
+    port = flags.main_process_port if flags.main_process_port is not None else values.get("main_process_port")
+    return [] if port is not None or "MASTER_PORT" in os.environ or several else ["--main_process_port", "0"]
 
 
-def _require_devices(file: Path) -> None:
+def _require_devices(file: Path, processes: int | None, machines: int | None) -> None:
     values = read_yaml(file)
     if values.get("use_cpu"):
         return
@@ -162,9 +194,10 @@ def _require_devices(file: Path) -> None:
     if not found:
         on_cpu = [stem for stem in accelerate_names() if stem.startswith("cpu")]
         raise MachineError(f"{file} needs GPUs, and this machine has none: use --accelerate {' or '.join(on_cpu)}")
-    wanted = int(values.get("num_processes") or 1) // int(values.get("num_machines") or 1)
+    hosts = machines or int(values.get("num_machines") or 1)
+    wanted = (processes or int(values.get("num_processes") or 1)) // hosts
     if wanted > found:
         raise MachineError(
-            f"{file} starts {wanted} processes, one per GPU, but this machine has {found}: set num_processes in a copy of "
-            "it, and give that file's path to --accelerate"
+            f"{file} starts {wanted} processes, one per GPU, but this machine has {found}: add --num_processes "
+            f"{found * hosts}"
         )

@@ -50,6 +50,8 @@ class StageEntry(Section):
     """the stage's own file"""
     accelerate: str | None = None
     """start the stage through accelerate with this file of configs/accelerate"""
+    num_processes: int | None = Field(default=None, ge=1)
+    """number of its processes, one per GPU; null: the accelerate file's"""
     overrides: dict[str, Any] = {}
     """keys (dotted) that override the stage's file, seed and root; root changes no path in them"""
 
@@ -140,6 +142,10 @@ def _check_entry(entry: StageEntry) -> None:
         )
     if entry.accelerate and not STAGES[entry.stage].trains:
         raise ConfigError(f"stages: '{entry.stage}' runs in one process: leave its accelerate out")
+    if entry.num_processes and not entry.accelerate:
+        raise ConfigError(
+            f"stages: '{entry.stage}' has num_processes without accelerate: name a file of configs/accelerate"
+        )
 
 
 def stage_words(entry: StageEntry, config: PipelineConfig) -> list[str]:
@@ -237,10 +243,17 @@ _URLS_OF_FILES = ("sqlite:///",)
 def stage_state(entry: StageEntry, words: Sequence[str]) -> tuple[Path, str, str]:
     """(folder, state, why): the state that the stage itself would find."""
     config = load_config(config_class(entry.stage), list(words), entry.stage)
-    placement = of_file(accelerate_file(entry.accelerate)) if entry.accelerate else Placement()
+    placement = placement_of(entry)
     identity = identify(config, entry.stage, placement=placement)
     folder = output_folder(identity)
     return folder, *folder_state(folder, identity)
+
+
+def placement_of(entry: StageEntry) -> Placement:
+    """The placement of a stage, by its accelerate file."""
+    if not entry.accelerate:
+        return Placement()
+    return of_file(accelerate_file(entry.accelerate, entry.num_processes), entry.num_processes)
 
 
 def config_class(stage: str) -> type[StageConfig]:
@@ -275,6 +288,7 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
     words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
     if entry.accelerate:
         words += ["--accelerate", entry.accelerate]
+        words += ["--num_processes", str(entry.num_processes)] if entry.num_processes else []
     started = time.monotonic()
     status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
     if requested() or status in (STOPPED, INTERRUPTED):

@@ -7,7 +7,6 @@ step. `of_process` reads the environment that a launcher sets, `of_file` the acc
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from tiebreak.config import OptimizerConfig, StageConfig, read_yaml
 from tiebreak.errors import ConfigError
+from tiebreak.runs.agreement import FSDP_ON_CPU, of_deepspeed, read_deepspeed
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,20 @@ def of_process() -> Placement:
         named = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         return Placement(processes, f"zero{stage if stage is not None else named if named.isdigit() else 2}")
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+            raise ConfigError(f"distributed_type FSDP: {FSDP_ON_CPU}")
         return Placement(processes, "fsdp")
     return Placement(processes, "ddp" if processes > 1 else "none")
 
 
-def of_file(file: Path) -> Placement:
-    """The placement that an accelerate file will give."""
+def of_file(file: Path, processes: int | None = None) -> Placement:
+    """The placement that an accelerate file will give.
+
+    Args:
+        processes: instead of the file's number of them.
+    """
     values = read_yaml(file)
-    processes = int(values.get("num_processes") or 1)
+    processes = processes or int(values.get("num_processes") or 1)
     kind = str(values.get("distributed_type", "NO"))
     if kind == "DEEPSPEED":
         section: Mapping[str, Any] = values.get("deepspeed_config") or {}
@@ -93,14 +99,13 @@ def require_agreement(training: OptimizerConfig, precision: str) -> None:
         faults.append(
             f"gradient_clipping: {clipping}, but training.max_grad_norm is {training.max_grad_norm}: set the file's to auto"
         )
+    named = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    if named not in ("", "None"):
+        faults += [difference.message("the configuration") for difference in of_deepspeed(training, Path(named))]
     if faults:
         raise ConfigError("the accelerate file and the configuration disagree: " + "; ".join(faults))
 
 
 def _zero_stage_of(file: Path) -> int | None:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{file}: cannot read it as a DeepSpeed configuration: {error}") from error
-    stage = values.get("zero_optimization", {}).get("stage")
+    stage = (read_deepspeed(file).get("zero_optimization") or {}).get("stage")
     return None if stage is None else int(stage)
