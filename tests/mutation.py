@@ -64,23 +64,23 @@ _STDERR = os.dup(2)
 """Standard error as this process found it: pytest takes the other one."""
 
 _DATA_SETS = [
-    f"tests/data_sets/test_{name}.py" for name in ("formats", "files", "splits", "odd_rows", "pairs", "command")
+    f"tests/tiebreak/data/test_{name}.py" for name in ("formats", "files", "splits", "odd_rows", "pairs", "command")
 ]
-_CHAT = ["tests/tiebreak/test_chat.py", "tests/tiebreak/test_turns.py", "tests/models/test_templates.py"]
+_CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
 _TRAININGS = (
     *("test_ppo_never_trains_on_a_held_out_prompt", "test_evaluate_refuses_what_its_policy_was_trained_on"),
     *("test_dpo_drops_bad_rows_lists_and_counts_them", "test_sft_reads_a_table_by_columns"),
 )
 """Tests of the data sets that train: left out unless they are named."""
 TESTS = {
-    "tiebreak/measures/statistics.py": ["tests/tiebreak/test_statistics.py"],
+    "tiebreak/measures/statistics.py": ["tests/tiebreak/measures/test_statistics.py"],
     "evaluation/evaluate.py": [
         "tests/evaluation/test_evaluate.py",
-        "tests/data_sets/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
-        "tests/data_sets/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
+        "tests/tiebreak/data/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
+        "tests/tiebreak/data/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
     ],
     "tiebreak/measures/yardstick.py": [
-        "tests/tiebreak/test_yardstick.py",
+        "tests/tiebreak/measures/test_yardstick.py",
         "tests/evaluation/test_evaluate.py::test_what_is_no_measure_is_refused_by_name_on_the_first_answer",
     ],
     "evaluation/compare/verdicts.py": [

@@ -17,7 +17,7 @@ from tiebreak.config import StageConfig
 from tiebreak.records import write_json, write_jsonl
 from tiebreak.runs import run as runs
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 class NoteConfig(StageConfig):
