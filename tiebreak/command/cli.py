@@ -68,10 +68,16 @@ def _dispatch(words: list[str]) -> None:
 
             model = configuration_class(command)
         if issubclass(model, Section):
-            load_config(model, without_launch_flags(rest), name)
+            load_config(model, without_launch_flags(_flags_of(command, rest)), name)
         if name != "run":  # a recipe looks at its stages
             require_training_packages(f"'tiebreak {name}'")
     _start(COMMANDS[words[0]], words[1:])
+
+
+def _flags_of(command: Command, words: list[str]) -> list[str]:
+    """The words after what the command takes before its flags."""
+    before = command.positional and words and not words[0].startswith("--")
+    return words[1:] if before else words
 
 
 def _start(command: Command, rest: list[str]) -> None:

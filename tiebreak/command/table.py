@@ -102,6 +102,16 @@ INSPECT = Command(
     sources=(),
 )
 
+EXPORT = Command(
+    "export",
+    "tiebreak.export.command",
+    "a finished model for other programs: safetensors, adapter, GGUF, Ollama, vLLM, the hub",
+    "tiebreak.export.configuration:ExportArguments",
+    heavy=True,
+    positional="RUN",
+    sources=(),
+)
+
 WANDB = Command(
     "wandb",
     "tiebreak.tracking.wandb_copy",
@@ -112,7 +122,7 @@ WANDB = Command(
 )
 
 _RECIPES = {command.name: command for command in (INIT, RUN)}
-_BESIDE = {command.name: command for command in (RATERS, DATA, INSPECT, WANDB)}
+_BESIDE = {command.name: command for command in (RATERS, DATA, INSPECT, EXPORT, WANDB)}
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
 """In the order of the help page: a ChainMap goes through its last mapping first."""

@@ -1,0 +1,284 @@
+"""A finished model as other programs hold it: merged weights, or the adapter alone, with tokenizer, template and ends.
+
+Weights are merged in float32 and compared with the adapter beside them. An adapter that was trained on 4-bit weights is
+merged into those, dequantised: into the original ones it would not be the model that was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tiebreak.chat.chat import Chat
+from tiebreak.config import LoadingConfig
+from tiebreak.errors import HandoffError
+from tiebreak.export.configuration import Dtype
+from tiebreak.models.adapters.adapter import Adapter, merge, probe_ids
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
+from tiebreak.models.bundled import PREFIX
+from tiebreak.models.find import CHAT_FILE, MODEL_FILE, ModelKind, ModelSource, copy_code, find_model
+from tiebreak.models.load import is_quantized, load_base, load_frozen_policy, load_trained_reward_model
+from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE, probe_difference, probe_values
+from tiebreak.models.save import pinned_chat
+from tiebreak.models.scorers import scorer_class
+from tiebreak.models.scores import SCALE_FILE
+from tiebreak.models.tokenizers import load_chat
+from tiebreak.records import write_json
+
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES: Mapping[torch.dtype, Dtype] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+_ADAPTER_ALONE = "export the adapter with --to adapter"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model answered before it was saved."""
+
+    ids: list[int]
+    values: list[float]
+    """log-probabilities of the ids after the first, or a score by each member of a reward model"""
+    dtype: str
+    """the format in which they were computed"""
+    tolerance: float
+    """by which the run's own formats make them differ"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The model to export."""
+
+    source: ModelSource
+    chat: Chat
+    template: str
+    """the chat template with the run's template_arguments as its defaults"""
+
+    @property
+    def kind(self) -> ModelKind:
+        """A policy or a reward model."""
+        return self.source.kind
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its base weights were held in 4 bits."""
+        return is_quantized(self.source, None)
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens at which it stops, that of its own template first."""
+        return [self.chat.end_id, *(one for one in self.chat.stop_ids if one != self.chat.end_id)]
+
+    @property
+    def end_texts(self) -> list[str]:
+        """The same as text."""
+        return [str(self.chat.tokenizer.decode([one], skip_special_tokens=False)) for one in self.ends]
+
+
+def find_origin(name: str, trust_remote_code: bool = False) -> Origin:
+    """A run folder, checkpoint, path, hub id or bundled model, with its chat template.
+
+    Raises:
+        RunError, ModelError, HandoffError: there is none, or its files have changed.
+    """
+    source = find_model(name, kind_of(name), trust_remote_code)
+    if source.kind == "reward":
+        _require_own_classifier(source)
+    chat = load_chat(source, None, trust_remote_code)
+    return Origin(source, chat, _with_defaults(chat))
+
+
+def kind_of(name: str) -> ModelKind:
+    """Whether a run folder holds a policy or a reward model; all else is a policy."""
+    path = Path(name)
+    for file in (path / "final" / MODEL_FILE, path / MODEL_FILE):
+        if file.is_file():
+            return "reward" if json.loads(file.read_text(encoding="utf-8")).get("kind") == "reward" else "policy"
+    return "policy"
+
+
+def _require_own_classifier(source: ModelSource) -> None:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source.base_path, trust_remote_code=source.trust_remote_code)
+    if not getattr(config, "auto_map", None) and scorer_class(config) is not None:
+        raise HandoffError(
+            f"{source.name}: transformers has no AutoModelForSequenceClassification with a score head for "
+            f"{config.model_type}, so nothing but Tiebreak could load it: score with 'from tiebreak import "
+            "load_reward_model'"
+        )
+
+
+def _with_defaults(chat: Chat) -> str:
+    """The template, in which the arguments that the run was trained with are defaults: others call it without them."""
+    lines = []
+    for name, value in chat.settings.template_arguments.items():
+        literal = json.dumps(value, ensure_ascii=False)
+        if value is None or "null" in literal:
+            raise HandoffError(
+                f"template_arguments: {name} is or holds null, which a template cannot be given as default"
+            )
+        lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {literal} %}}{{%- endif %}}")
+    return "".join(lines) + str(chat.tokenizer.chat_template)
+
+
+def stored_dtype(source: ModelSource) -> Dtype:
+    """The format of the base weights on disk."""
+    values = json.loads((source.base_path / "config.json").read_text(encoding="utf-8"))
+    text = values.get("text_config") or {}
+    name = next((one[key] for one in (values, text) for key in ("dtype", "torch_dtype") if one.get(key)), "float32")
+    return NAMES.get(getattr(torch, str(name), torch.float32), "fp32")
+
+
+def load_merged(origin: Origin) -> nn.Module:
+    """The whole model in float32 on the CPU, its adapter in its weights.
+
+    Raises:
+        HandoffError: the adapter cannot be merged, or the merged model answers otherwise.
+    """
+    from peft import PeftModel
+
+    source = origin.source
+    loading = LoadingConfig(precision="float32", trust_remote_code=source.trust_remote_code)
+    model: nn.Module | None
+    if origin.quantized:
+        model = _merged_dequantised(origin)
+    elif origin.kind == "reward":
+        model = _merged(origin, load_trained_reward_model(source, loading))
+    else:
+        model = load_frozen_policy(source, loading)
+    if model is None or isinstance(model, PeftModel):
+        raise HandoffError(
+            f"{source.name}: merged into the weights, its adapter answers otherwise than beside them (weights that two "
+            f"modules share, or a method that does more than add to weights): {_ADAPTER_ALONE}"
+        )
+    return model.to("cpu")
+
+
+def _merged(origin: Origin, model: Any) -> nn.Module | None:
+    if not hasattr(model.base_model, "merge_and_unload"):
+        method = getattr(model.active_peft_config.peft_type, "value", "its method")
+        raise HandoffError(f"{origin.source.name}: {method} adds no weights that could be merged: {_ADAPTER_ALONE}")
+    return merge(model)
+
+
+def _merged_dequantised(origin: Origin) -> nn.Module | None:
+    """4-bit weights as numbers, and the adapter added to them."""
+    source = origin.source
+    if source.folder is None:
+        raise ValueError("a base model is not held in 4 bits")
+    saved = source.folder / PROBE_FILE
+    dtype = json.loads(saved.read_text())["dtype"] if saved.is_file() else "float32"
+    loading = LoadingConfig.model_validate({"precision": dtype, "trust_remote_code": source.trust_remote_code})
+    base: Any = load_base(source, loading, kind=origin.kind, quantized=True).dequantize()
+    base = base.to(torch.float32)
+    base.config.pad_token_id = origin.chat.pad_id
+    if hasattr(base.config, "quantization_config"):
+        del base.config.quantization_config
+    return _merged(origin, Adapter.load(base, source.folder, source.name, trains=False).model)
+
+
+def probe_of(origin: Origin, model: nn.Module | None) -> Probe:
+    """The run's probe; of a model without a run, what it answers now.
+
+    Raises:
+        HandoffError: a merged model, in float32, answers otherwise than the run did.
+    """
+    folder = origin.source.folder
+    if origin.source.stage is None or folder is None:
+        if model is None:
+            model = load_frozen_policy(origin.source, LoadingConfig(precision="float32"))
+        ids = probe_ids(model)
+        return Probe(ids, probe_values(model, ids), "float32", 0.0)
+    saved = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
+    allowed = PROBE_TOLERANCE_ELSEWHERE[getattr(torch, saved["coarsest_dtype"])]
+    if origin.quantized:
+        allowed = max(allowed, PROBE_TOLERANCE_ELSEWHERE[torch.bfloat16])
+    if model is not None and not (difference := float(probe_difference(model, folder))) <= allowed:
+        raise HandoffError(
+            f"{origin.source.name}: merged, it answers otherwise than its run did (largest difference {difference:.3g}, "
+            f"allowed {allowed:.0e}): {_ADAPTER_ALONE}"
+        )
+    return Probe(saved["input_ids"], saved["values"], saved["dtype"], allowed)
+
+
+def write_weights(origin: Origin, model: Any, folder: Path, dtype: Dtype, shard_size: str) -> None:
+    """A plain model folder.
+
+    Raises:
+        HandoffError: fp16 cannot hold a weight.
+    """
+    model = model.to(DTYPES[dtype])
+    if dtype == "fp16":
+        require_finite(model)
+    model.config.use_cache = True
+    model.config.pad_token_id = origin.chat.pad_id
+    if origin.kind == "policy":
+        write_ends(origin, model.generation_config)
+    model.save_pretrained(folder, max_shard_size=shard_size)
+    write_beside(origin, folder)
+
+
+def require_finite(model: nn.Module) -> None:
+    """Refuse weights that became infinite when they were rounded."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise HandoffError(f"fp16 cannot hold {name}, which has a value beyond 65504: use --dtype bf16 or fp32")
+
+
+def write_adapter(origin: Origin, folder: Path) -> None:
+    """The adapter as PEFT's folder, whose base others can find.
+
+    Raises:
+        HandoffError: there is no adapter.
+    """
+    source = origin.source
+    if source.folder is None:
+        raise HandoffError(f"{source.name} has no adapter: it is whole weights; use --to safetensors")
+    shutil.copyfile(source.folder / ADAPTER_FILE, folder / ADAPTER_FILE)
+    values = json.loads((source.folder / PEFT_FILE).read_text(encoding="utf-8"))
+    write_json(folder / PEFT_FILE, {**values, "base_model_name_or_path": base_for_others(source)})
+    if (source.folder / MODEL_FILE).is_file():
+        shutil.copyfile(source.folder / MODEL_FILE, folder / MODEL_FILE)
+    if origin.kind == "policy":
+        from transformers import GenerationConfig
+
+        whole = (source.base_path / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(source.base_path) if whole else GenerationConfig()
+        write_ends(origin, generation)
+        generation.save_pretrained(folder)
+    write_beside(origin, folder)
+
+
+def base_for_others(source: ModelSource) -> str:
+    """The base's name where others find it: on the hub, or else its folder on this machine."""
+    is_local = source.base.startswith(PREFIX) or Path(source.base).is_dir()
+    return str(source.base_path.resolve()) if is_local else source.base
+
+
+def write_ends(origin: Origin, generation: Any) -> None:
+    """All end tokens, into the configuration that generation reads."""
+    generation.eos_token_id = origin.ends
+    generation.pad_token_id = origin.chat.pad_id
+
+
+def write_beside(origin: Origin, folder: Path) -> None:
+    """Tokenizer and template; how conversations were read; a reward model's scale; code of the model's own."""
+    tokenizer = origin.chat.tokenizer
+    before, tokenizer.chat_template = tokenizer.chat_template, origin.template
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = before
+    if stated := pinned_chat(origin.chat.settings):
+        write_json(folder / CHAT_FILE, stated["chat"])
+    final = origin.source.folder
+    if final is not None and (final / SCALE_FILE).is_file():
+        shutil.copyfile(final / SCALE_FILE, folder / SCALE_FILE)
+    if origin.source.trust_remote_code:
+        copy_code(origin.source.base_path, folder)
