@@ -236,16 +236,16 @@ def list_mutants(file: str) -> list[Mutant]:
     return [mutant for mutant, _, _, _ in _faults(file, tree)]
 
 
-def mutants_of(file: str, names: Container[str]) -> list[tuple[Mutant, ast.Module]]:
-    """The mutants of a file that have these names, each with the module's tree that has it."""
-    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+def mutants_of(file: str, names: Container[str]) -> list[tuple[Mutant, CodeType]]:
+    """The mutants of a file that have these names, each with the module's code that has it."""
+    path = REPOSITORY / file
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     found = []
-    for mutant, path, node, changed in _faults(file, tree):
-        if mutant.name not in names:
-            continue
-        mutated = copy.deepcopy(tree)
-        _put(mutated, path, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
-        found.append((mutant, ast.fix_missing_locations(mutated)))
+    for mutant, place, node, changed in list(_faults(file, tree)):
+        if mutant.name in names:
+            _put(tree, place, ast.copy_location(changed, node) if hasattr(node, "lineno") else changed)
+            found.append((mutant, compile(ast.fix_missing_locations(tree), str(path), "exec")))
+            _put(tree, place, node)
     return found
 
 
@@ -338,7 +338,7 @@ class _MutantFinder:
 class _Session:
     """A pytest plugin that takes the place of pytest's loop: all tests once, then mutants against those that matter."""
 
-    def __init__(self, file: str, mutants: Sequence[tuple[Mutant, ast.Module]], workers: int, report: Path) -> None:
+    def __init__(self, file: str, mutants: Sequence[tuple[Mutant, CodeType]], workers: int, report: Path) -> None:
         self.path = str(REPOSITORY / file)
         self.file, self.mutants, self.workers, self.report = file, mutants, workers, report
         self.lines: dict[str, set[int]] = {}
@@ -370,9 +370,9 @@ class _Session:
         original = _codes(compile(Path(self.path).read_text(encoding="utf-8"), self.path, "exec"))
         functions = _live_functions(self.path)
         fast, slow, unexecuted = [], [], []
-        for number, (mutant, tree) in enumerate(self.mutants):
+        for number, (mutant, code) in enumerate(self.mutants):
             tests = self._tests_of(mutant)
-            changed = _changed(original, _codes(compile(tree, self.path, "exec")))
+            changed = _changed(original, _codes(code))
             if tests and changed and all(key in functions for key in changed):
                 fast.append((number, changed, tests))
             elif tests or mutant.line in _definition_lines(self.file):
@@ -387,7 +387,7 @@ class _Session:
             "slow": slow,
             "unexecuted": unexecuted,
             "survivors": survivors,
-            "tests": {n: self._tests_of(self.mutants[n][0]) or sorted(self.lines) for n in (*slow, *survivors)},
+            "tests": {n: self._tests_of(self.mutants[n][0]) or self._all_tests() for n in (*slow, *survivors)},
             "seconds": self.seconds,
         }
         self.report.write_text(json.dumps(outcome))
@@ -397,6 +397,10 @@ class _Session:
         """The tests that execute its line, quickest first."""
         mine = [test for test, executed in self.lines.items() if mutant.line in executed]
         return sorted(mine, key=lambda test: self.seconds.get(test, 0.0))
+
+    def _all_tests(self) -> list[str]:
+        """Those that execute the file first, the quickest of them before others."""
+        return sorted(self.lines, key=lambda test: (not self.lines[test], self.seconds.get(test, 0.0)))
 
     def _in_forks(self, mine: Sequence[Any], functions: dict[Any, list[Any]], items: dict[str, Any]) -> Iterator[int]:
         """The numbers of the mutants that survive."""
@@ -590,21 +594,19 @@ class Result:
     outcome: str
 
 
-def run_mutant(mutant: Mutant, tree: ast.Module, tests: Sequence[str], seconds: float) -> Result:
+def run_mutant(mutant: Mutant, code: CodeType, tests: Sequence[str], seconds: float) -> Result:
     """Run the tests on the mutated module."""
     module = mutant.file.removesuffix(".py").replace("/", ".")
     path = REPOSITORY / mutant.file
 
     def work() -> int:
-        sys.meta_path.insert(0, _MutantFinder(module, path, compile(tree, str(path), "exec")))
+        sys.meta_path.insert(0, _MutantFinder(module, path, code))
         return run_tests(tests)
 
     return Result(mutant, "survived" if in_a_fork(work, seconds) == 0 else "killed")
 
 
-def run_file(
-    file: str, workers: int, mutants: Sequence[tuple[Mutant, ast.Module]], quick: bool = False
-) -> list[Result]:
+def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]], quick: bool = False) -> list[Result]:
     """Mutants of one file.
 
     Args:
@@ -627,8 +629,8 @@ def run_file(
 
     def imported_anew(numbers: Iterable[int]) -> Iterator[int]:
         for number in numbers:
-            (mutant, tree), tests = mutants[number], session["tests"][str(number)]
-            if run_mutant(mutant, tree, tests, patience(tests, session["seconds"])).outcome == "survived":
+            (mutant, code), tests = mutants[number], session["tests"][str(number)]
+            if run_mutant(mutant, code, tests, patience(tests, session["seconds"])).outcome == "survived":
                 _say(f"  survived: line {mutant.line}: {mutant.name}")
                 yield number
 

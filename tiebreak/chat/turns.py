@@ -27,7 +27,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """Messages as a template takes them, and whether to add the generation prompt → text"""
 
 _QUESTION, _ANSWER, _NEXT, _THOUGHT = "How much?", "Thirteenfold.", "And then?", "Elevenfold."
-TEMPLATE_DATE = date(2026, 1, 1)
+TEMPLATE_DATE = date.fromisoformat("2026-01-01")
 """What templates that write today's date are given: text that changes overnight would change what a resumed run learns."""
 
 

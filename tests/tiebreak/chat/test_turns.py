@@ -842,7 +842,7 @@ def test_templates_that_write_less_or_otherwise() -> None:
 
     def forgets(messages: Any, prompt: bool) -> str:
         kept = [one for one in messages if one["role"] == "user" or one is messages[-1]]
-        return "".join(f"[{one['content']}]" for one in kept) + ("[" if prompt else "")
+        return "".join(f"[u:{one['content']}]" for one in kept) + ("[u:" if prompt else "")
 
     assert probe_turn(forgets).inner_tail == "]"
 
