@@ -43,7 +43,7 @@ from tiebreak.records import Preference, Prompt
 from tiebreak.runs.run import Run, installed_versions, read_manifest
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
-from tiebreak.training.labels import Label, label_of, mean_one, report_unused_columns
+from tiebreak.training.labels import Label, label_of, mean_one, report_unused_columns, require_a_verdict
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import Passes, StepInPasses
 from tiebreak.training.prompt_order import PROMPT_NUMBER, PromptByPrompt, numbered
@@ -363,7 +363,7 @@ def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = 
         needed: whether there must be some.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or all are ties.
         ConfigError: the weights differ, and a loss is not a mean over pairs.
     """
     counting = [example for example in examples if example.label.weight]
@@ -371,6 +371,8 @@ def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = 
         raise DataError(
             "every preference has weight 0, so there is nothing to learn: fix the weights, or give --use-weights false"
         )
+    if needed:
+        require_a_verdict([example.label for example in counting])
     labels = {example.label for example in counting}
     batchwise = [name for name in config.loss_type if name not in LOSSES_OF_PAIRS]
     if batchwise and (len(labels) > 1 or any(replace(label, weight=1.0) != PLAIN for label in labels)):

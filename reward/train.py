@@ -38,7 +38,7 @@ from tiebreak.records import Preference, assistant, write_json
 from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
-from tiebreak.training.labels import label_of, mean_one, report_unused_columns
+from tiebreak.training.labels import label_of, mean_one, report_unused_columns, require_a_verdict
 from tiebreak.training.passes import Passes
 from tiebreak.training.prompt_order import PROMPT_NUMBER, numbered
 from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
@@ -129,7 +129,7 @@ def label(
         bootstrap: whether the members of an ensemble see different rows, as in training; all see all in evaluation.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or all are ties.
     """
     labels = [label_of(e.source, config) for e in examples]
     counting = [(example, label) for example, label in zip(examples, labels, strict=True) if label.weight]
@@ -139,6 +139,8 @@ def label(
         )
     if not counting:
         return []
+    if bootstrap:
+        require_a_verdict(labels)
     weights = np.array([[label.weight] for _, label in counting]).repeat(config.members, axis=1)
     if bootstrap:
         weights = weights * bootstrap_counts([e.group for e, _ in counting], config.members, config.training.seed)

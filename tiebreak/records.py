@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["human", "simulated", "model", "unstated"]
+MAX_STRENGTH = 3
+"""of a preference: much better"""
 
 
 class Record(BaseModel):
@@ -371,7 +373,8 @@ class Preference(Record):
     chosen: Messages
     rejected: Messages
     strength: float | None = None
-    """1 (slightly better) to 3 (much better), the mean over the raters who agree; None if it was not asked."""
+    """1 (slightly better) to 3 (much better), the mean over the raters who agree; 0 for a tie that is kept; None if it was
+    not asked."""
     margin: float | None = None
     """TRL's column, ≥ 0: the required difference of scores. Exports give strength / 3 (Touvron et al. 2023, Table
     27, small margin)."""
@@ -406,6 +409,16 @@ class Preference(Record):
             raise ValueError(
                 f"{value:g} is below 0, so the rejected answer is the better one: swap chosen and rejected, or "
                 "fix its sign"
+            )
+        return value
+
+    @field_validator("strength")
+    @classmethod
+    def _on_its_scale(cls, value: float | None) -> float | None:
+        if value is not None and value != 0 and not 1 <= value <= MAX_STRENGTH:
+            raise ValueError(
+                f"{value:g} is not 0 (a tie) or 1 (slightly better) to {MAX_STRENGTH} (much better): rescale it, or ignore "
+                "the column with columns: {strength: null}"
             )
         return value
 

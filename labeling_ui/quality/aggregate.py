@@ -26,9 +26,8 @@ from labeling_ui.quality.reliability import (
 )
 from labeling_ui.quality.votes import Comparison
 from tiebreak.config import Section
-from tiebreak.records import Completion, Judgment, Kind, Pair, Preference, assistant
+from tiebreak.records import MAX_STRENGTH, Completion, Judgment, Kind, Pair, Preference, assistant
 
-MAX_STRENGTH = 3
 Flag = Literal["unsafe", "personal_data", "broken_prompt", "wrong_language"]
 REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "unsure", "flagged", "gold")
 

@@ -178,6 +178,17 @@ def test_margins_of_the_wrong_sign(stage: str, column: str, value: float, world:
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("stage", ["reward", "dpo"])
+def test_ties_alone_teach_nothing(stage: str, world: World, tmp_path: Path) -> None:
+    rows = [{**row, "strength": 0} for row in read_rows(write_preferences(tmp_path / "right.jsonl"))]
+    rows[-1] |= {"strength": 2, "weight": 0}  # the only one that decides counts for nothing
+    data = write_rows(tmp_path / "ties.jsonl", rows)
+    words = ("--output", tmp_path / "out", "--policy", world.policy, "--preferences", data, "--validation-share", "0")
+    message = "every preference is a tie (strength 0, or a confidence of 0.5)"
+    assert_told(run_here(stage, *words, "--tracking.mode", "disabled"), message)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,7 +156,7 @@ def test_losses_of_whole_batches_refuse_rows_that_count_differently(loss: str) -
     with pytest.raises(ConfigError, match=f"loss_type: {loss} compares a batch as a whole.*use sigmoid, hinge"):
         weigh([example(1.0), example(0.5)], config(loss_type=["sigmoid", loss]))
     assert len(weigh([example(0.5), example(0.5), example(0.0)], config(loss_type=[loss]))) == 2
-    ties = [EncodedPair([1], [2], [3], None, Label(target=0.5))] * 2
+    ties = [EncodedPair([1], [2], [3], None, Label(target=0.5)), example(1.0)]
     with pytest.raises(ConfigError, match="leave ties"):
         weigh(ties, config(loss_type=[loss]))
 

@@ -364,7 +364,7 @@ preferences = st.builds(
     ),
     said,
     st.lists(said, min_size=2, max_size=2, unique_by=str.strip),
-    st.none() | st.floats(0, 3),
+    st.none() | st.just(0.0) | st.floats(1, 3),
     st.none() | st.lists(texts, min_size=1, max_size=3).map(tuple),
     st.none() | splits,
 )
@@ -425,8 +425,8 @@ def test_shares_and_weights_lie_within_their_bounds() -> None:
         assert why(lambda key=key: Preference(**side, **{key: 1.1})).startswith(f"{key}: Input should be less")
     assert Preference(**side, weight=0.0).weight == 0.0
     assert why(lambda: Preference(**side, weight=-0.5)).startswith("weight: Input should be greater")
-    for key in ("margin", "strength"):
-        for value in (None, 0.0, 0.5):
+    for key, values in {"margin": (None, 0.0, 0.5), "strength": (None, 0.0, 1.0, 3.0)}.items():
+        for value in values:
             assert getattr(Preference(**side, **{key: value}), key) == value
         assert "below 0" in why(lambda key=key: Preference(**side, **{key: -0.5}))
     assert Preference(**side, raters=None).raters is None

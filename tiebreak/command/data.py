@@ -24,7 +24,18 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import ChatSettings, Section, load_config
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells
-from tiebreak.data.reading import DEFAULT, FINAL_NAMES, Reading, Rules, count_of, faults_of, is_run, read, read_own
+from tiebreak.data.reading import (
+    DEFAULT,
+    FINAL_NAMES,
+    Reading,
+    Rules,
+    count_of,
+    drop_leaked,
+    faults_of,
+    is_run,
+    read,
+    read_own,
+)
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
@@ -102,6 +113,8 @@ def _show(words: list[str]) -> None:
         return
     wanted = arguments.wanted or guess_kind(source, rules)
     reading = read(source, wanted, rules)
+    if arguments.on_bad_row == "drop":
+        drop_leaked(reading)
     print(f"{source}: read as {wanted}" + ("" if arguments.wanted else f" (as something else: --as {_others(wanted)})"))
     shown = _with_splits(reading, rules)
     print("\n".join(_table(reading, shown)))
@@ -124,11 +137,15 @@ def _made_by(source: str) -> Wanted:
     raise DataError(f"{source} is a run without prompts, demonstrations or preferences: 'tiebreak inspect' shows it")
 
 
+_BY_COLUMNS: tuple[Wanted, ...] = ("preferences", "demonstrations", "prompts")
+"""The kinds, that with the most columns first: a row that lacks some looks like a later one."""
+
+
 def guess_kind(source: str, rules: Rules = DEFAULT) -> Wanted:
     """The kind of a source's records, from the columns of its first rows."""
     table = read_source(source, "preferences")
     guesses = Counter(shapes.guess(Cells(row, rules.columns, table.of_text)) for _, row in table.rows[:100])
-    return guesses.most_common(1)[0][0] if guesses else "prompts"
+    return max(_BY_COLUMNS, key=lambda kind: guesses[kind]) if guesses else "prompts"
 
 
 def _with_splits(reading: Reading, rules: Rules) -> list[Shown]:

@@ -126,7 +126,7 @@ def _is_number(value: object) -> bool:
         return False
     try:
         float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

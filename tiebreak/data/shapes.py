@@ -6,6 +6,8 @@ beside its text (weight, split, kind, …) is the business of `columns` and `spl
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from tiebreak.data.conversations import (
     to_messages,
     to_tools,
 )
-from tiebreak.records import Message, Messages, Tools, check_prompt, check_side, text_of
+from tiebreak.records import MAX_STRENGTH, Message, Messages, Tools, check_prompt, check_side, text_of
 
 Wanted = Literal["prompts", "demonstrations", "preferences"]
 
@@ -55,6 +57,12 @@ SIDE_SCORES = (
 LISTS = ("answers", "responses", "completions", "generations")
 RANKS = ("rank", "ranks", "ranking", "rankings")
 SCORES = ("score", "rating", "overall_score", "helpfulness", "quality", "reward", "scores", "ratings")
+TIE_FLAGS = ("tie", "is_tie", "winner_tie", "both_bad")
+"""Columns that say of two answers that neither is better."""
+ONE_HOT_WINNERS = ("winner_model", "winner", "preferred", "is_better")
+"""Beginnings of a column per answer, 1 where that one is the better (`winner_model_a`)."""
+PAIR_SCORES = ("score", "rating", "reward")
+"""Beginnings of a column per answer that rates it (`score_0`)."""
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both", "same", "equal", "neither", "none", "draw")
 NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
 
@@ -117,10 +125,44 @@ def understand(cells: Cells, wanted: Wanted) -> Understood:
     """
     _refuse_more_than_text(cells)
     _refuse_printed(cells)
+    _flatten(cells)
     for shape in _SHAPES[wanted]:
         if (found := shape(cells)) is not None:
             return found
     raise ValueError(_missing(cells, wanted))
+
+
+def _flatten(cells: Cells) -> None:
+    """Questions within an object (WebGPT's `full_text`), and prompts and answers as lists of turns (LMSYS's arena)."""
+    question = cells.values.get("question")
+    if isinstance(question, Mapping) and isinstance(question.get("full_text"), str):
+        cells.values["question"] = question["full_text"]
+    names = next((names for names in PAIRS if _one_hot(cells, names)), None)
+    asked, first, second = (_turns_of(cells.values.get(name)) for name in ("prompt", *(names or ("", ""))))
+    if names is None or not asked or first is None or second is None or not len(asked) == len(first) == len(second):
+        return
+    cells.values["prompt"] = asked[0]
+    for name, answers in zip(names, (first, second), strict=True):
+        turns = [
+            (role, text)
+            for pair in zip(asked, answers, strict=True)
+            for role, text in zip(_SPEAKERS, pair, strict=True)
+        ]
+        whole = [{"role": role, "content": text} for role, text in turns]
+        cells.values[name] = answers[0] if len(answers) == 1 else whole
+
+
+_SPEAKERS = ("user", "assistant")
+
+
+def _turns_of(value: object) -> list[str] | None:
+    """A list of texts, or its JSON; an empty turn is empty text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not isinstance(value, list) or not all(isinstance(text, str | None) for text in value):
+        return None
+    return [text or "" for text in value]
 
 
 def _refuse_more_than_text(cells: Cells) -> None:
@@ -297,7 +339,7 @@ def _asked_conversation(cells: Cells) -> Understood | None:
 
 def _asked_in_sides(cells: Cells) -> Understood | None:
     """The common beginning of both sides of a preference."""
-    found = _two_sides(cells)
+    found = _two_sides(cells, judged=False)
     if found is None:
         return None
     return Understood(f"prompts of {found.shape}", [Asked(one.prompt, one.tools) for one in _compared(found)])
@@ -389,7 +431,12 @@ _VERDICTS = {
 # --- preferences -------------------------------------------------------------------------------------------------------
 
 
-def _two_sides(cells: Cells) -> Understood | None:
+def _two_sides(cells: Cells, *, judged: bool = True) -> Understood | None:
+    """A better and a worse answer.
+
+    Args:
+        judged: the row is wanted as a preference: ratings and verdicts beside it may not contradict it.
+    """
     sides = next((names for names in SIDES if all(name in cells for name in names)), None)
     if sides is None:
         return None
@@ -399,8 +446,8 @@ def _two_sides(cells: Cells) -> Understood | None:
         name = _one_of(cells, LATE_PROMPTS, "prompt")
     if name is None and (conversation := _conversation_column(cells)) and not _holds_prompt(cells, chosen):
         name = conversation
-    if rated_alike := _check_side_scores(cells):
-        return Understood(f"preferences in {sides[0]} and {sides[1]}", [LeftOut(rated_alike)])
+    if judged and (tied := _check_side_scores(cells) or _check_verdict(cells, sides)):
+        return Understood(f"ties ({sides[0]}, {sides[1]})", [LeftOut(tied)])
     if name is None:
         shape = "HH-RLHF (Human and Assistant in one text)" if isinstance(chosen, str) else "whole conversations"
         compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected))
@@ -441,6 +488,72 @@ def _check_side_scores(cells: Cells) -> str:
     return ""
 
 
+def _check_verdict(cells: Cells, sides: tuple[str, str]) -> str:
+    """Why two sides are no preference by a verdict in a column beside them; empty where they are one.
+
+    Raises:
+        ValueError: the verdict names the rejected one, or neither of them.
+    """
+    if flag := next((name for name in TIE_FLAGS if name in cells and _is_set(cells, name)), None):
+        return f"{flag} is true ({_ignoring(flag)} keeps them)"
+    pair = next((names for names in PAIRS if all(name in cells for name in names)), None)
+    for column in (*SIGNED_WINNERS, *WINNERS):
+        if column not in cells or column in ("label", "labels"):  # often another's
+            continue
+        word, of_side = str(cells.values[column]).strip().lower(), [cells.values[name] for name in sides]
+        signed = column in SIGNED_WINNERS
+        if word in TIES or (signed and word in ("0", "0.0")):
+            cells.used.add(column)
+            return f"{column} is {word}, a tie ({_ignoring(column)} keeps them)"
+        if signed:
+            continue  # its sign is about the answers in their first order
+        if pair is not None:
+            better, _ = _winner(column, cells.values[column], pair, cells)
+            named = (
+                of_side.index(value)
+                if better is not None and (value := cells.values[pair[better]]) in of_side
+                else None
+            )
+        else:
+            named = next((n for n, name in enumerate(sides) if word in _names_of(name, cells)), None)
+        if named == 1:
+            raise ValueError(
+                f"{column}: {cells.values[column]!r} names the rejected answer: swap the two, or ignore the column with "
+                f"{_ignoring(column)}"
+            )
+        if named is None:
+            raise ValueError(
+                f"{column}: {cells.values[column]!r} names neither {sides[0]} nor {sides[1]}; {_ignoring(column)} ignores "
+                "the column"
+            )
+        cells.used.add(column)
+    return ""
+
+
+def _names_of(side: str, cells: Cells) -> tuple[str, ...]:
+    ours = {"chosen": "chosen", "rejected": "rejected"}.get(side, side)
+    text = cells.values[side]
+    return (side, cells.theirs.get(ours, side).lower(), *([text.strip().lower()] if isinstance(text, str) else []))
+
+
+def _ignoring(column: str) -> str:
+    return f"columns: {{{column}: null}}"
+
+
+def _is_set(cells: Cells, name: str) -> bool:
+    """Whether a column of yes and no says yes.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    word = str(cells.get(name)).strip().lower()
+    if word in ("true", "1", "1.0", "yes"):
+        return True
+    if word in ("false", "0", "0.0", "no"):
+        return False
+    raise ValueError(f"{name}: {cells.values[name]!r} is neither true nor false; {_ignoring(name)} ignores the column")
+
+
 def _holds_prompt(cells: Cells, side: Any) -> bool:
     """Whether a side is a whole conversation, prompt included."""
     if isinstance(side, str):
@@ -478,27 +591,72 @@ def _stands_in(asked: Messages, prompt: Messages) -> bool:
 
 
 def _pair_with_winner(cells: Cells) -> Understood | None:
-    winner = next((name for name in (*SIGNED_WINNERS, *WINNERS) if name in cells), None)
-    if winner is None or (names := _two_columns(cells)) is None:
+    if (names := _two_columns(cells)) is None or (verdict := _verdict(cells, names)) is None:
         return None
     first, second = names
-    better, strength = _winner(winner, cells.get(winner), (first, second), cells.theirs)
-    shape = f"pairs ({first}, {second}, {winner})"
+    shape = f"pairs ({first}, {second}, {verdict.columns})"
     sides = [cells.get(first), cells.get(second)]
     name = _prompt_column(cells) or _conversation_column(cells)
-    if better is None:
+    if verdict.better is None:
         cells.used |= {name or first, *(({*SYSTEMS, "tools"}) & cells.values.keys())}
         return Understood(shape, [LeftOut("a tie")])
-    chosen, rejected = sides if better == 0 else sides[::-1]
+    chosen, rejected = sides if verdict.better == 0 else sides[::-1]
     if _holds_prompt(cells, chosen):
         asked = _prompt(cells, name) if name else ()
         whole = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked)
-        return Understood(shape, [replace(whole, strength=strength)])
+        return Understood(shape, [replace(whole, strength=verdict.strength)])
     if name is None:
         return None
     first_answer, second_answer = (_messages(cells, side, "assistant") for side in (chosen, rejected))
-    compared = Compared(_prompt(cells, name), _tools(cells), first_answer, second_answer, strength)
+    compared = Compared(_prompt(cells, name), _tools(cells), first_answer, second_answer, verdict.strength)
     return Understood(shape, [compared])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The better of two answers."""
+
+    columns: str
+    """names of the columns that say so"""
+    better: int | None
+    """0: the first; 1: the second; None: a tie"""
+    strength: float | None = None
+    """1 to 3, where a column says it"""
+
+
+def _verdict(cells: Cells, names: tuple[str, str]) -> Verdict | None:
+    """The better of the answers in two columns; None where no column says it.
+
+    Raises:
+        ValueError: a column says something else.
+    """
+    if flag := next((name for name in TIE_FLAGS if name in cells and _is_set(cells, name)), None):
+        columns = _one_hot(cells, names)
+        if sum(_is_set(cells, column) for column in columns):
+            raise ValueError(f"{' and '.join((*columns, flag))}: more than one of them is 1")
+        return Verdict(" and ".join(columns) or flag, None)
+    if (column := next((name for name in (*SIGNED_WINNERS, *WINNERS) if name in cells), None)) is not None:
+        return Verdict(column, *_winner(column, cells.get(column), names, cells))
+    if columns := _one_hot(cells, names):
+        won = [_is_set(cells, column) for column in columns]
+        if sum(won) != 1:
+            raise ValueError(f"{' and '.join(columns)}: {'both are' if all(won) else 'neither is'} 1, and it is no tie")
+        return Verdict(" and ".join(columns), won.index(True))
+    if columns := _of_each(cells, names, PAIR_SCORES):
+        first, second = (_number(column, cells.get(column)) for column in columns)
+        return Verdict(" and ".join(columns), None if first == second else int(second > first))
+    return None
+
+
+def _one_hot(cells: Cells, names: tuple[str, str]) -> tuple[str, ...]:
+    return _of_each(cells, names, ONE_HOT_WINNERS)
+
+
+def _of_each(cells: Cells, names: tuple[str, str], beginnings: Sequence[str]) -> tuple[str, ...]:
+    """The two columns that say something of each answer: `score_0` and `score_1` of `answer_0` and `answer_1`."""
+    endings = [re.sub(r".*?(_?[^_])$", r"\1", name) for name in names]
+    pairs = [tuple(f"{beginning}{ending}" for ending in endings) for beginning in beginnings]
+    return next((pair for pair in pairs if all(name in cells for name in pair)), ())
 
 
 def answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
@@ -510,15 +668,15 @@ def answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
         ValueError: the row has no such columns, or more than one set of them; the message names the key that decides.
     """
     _refuse_more_than_text(cells)
+    _flatten(cells)
     names = _two_columns(cells)
     if names is not None:
         sides = [_messages(cells, cells.get(name), "assistant") for name in names]
         return f"pairs ({', '.join(names)})", _asked(cells), sides
-    if (found := _two_sides(cells)) is not None:
-        for one in _compared(found):
-            answers = sorted([one.chosen, one.rejected], key=repr)
-            return f"{found.shape}, to judge anew", Asked(one.prompt, one.tools), answers
-        raise ValueError("; ".join(one.reason for one in found.results if isinstance(one, LeftOut)))
+    if (found := _two_sides(cells, judged=False)) is not None:
+        [one] = _compared(found)
+        answers = sorted([one.chosen, one.rejected], key=repr)
+        return f"{found.shape}, to judge anew", Asked(one.prompt, one.tools), answers
     name = next((name for name in LISTS if isinstance(cells.values.get(name), list)), None)
     if name is None or len(cells.values[name]) < 2:
         raise ValueError(
@@ -545,39 +703,39 @@ def _two_columns(cells: Cells) -> tuple[str, str] | None:
     return present[0] if present else None
 
 
-def _winner(
-    column: str, value: object, names: tuple[str, str], theirs: Mapping[str, str]
-) -> tuple[int | None, float | None]:
-    """(0: the first is better, 1: the second, None: a tie; how much better, from 1 to 3, where the column says it).
-
-    Args:
-        theirs: the data's names of our columns.
-    """
+def _winner(column: str, value: object, names: tuple[str, str], cells: Cells) -> tuple[int | None, float | None]:
+    """(0: the first is better, 1: the second, None: a tie; how much better, from 1 to 3, where the column says it)."""
     word = str(value).strip().lower()
     if word in TIES:
         return None, None
     if column in SIGNED_WINNERS:
-        number = _number(column, value)
-        return (None, None) if number == 0 else (int(number > 0), abs(number))
+        return _signed(column, value)
     if names == PAIRS[-1] and word in ("0", "1"):  # Stanford Human Preferences: 1 is the first
         return 1 - int(word), None
-    for side, name in enumerate(names):
-        ending = re.split(r"_|(?<=\D)(?=\d)", name)[-1]
-        said = (
-            name,
-            theirs.get(name, name),
-            ending,
-            f"model_{ending}",
-            f"response {ending}",
-            ("first", "second")[side],
+    endings = [re.split(r"_|(?<=\D)(?=\d)", name)[-1] for name in names]
+    models = [str(cells.values.get(f"model_{ending}", "")) for ending in endings]
+    for side, (name, ending) in enumerate(zip(names, endings, strict=True)):
+        letter = "ab"[side]
+        of_side = (
+            *(name, cells.theirs.get(name, name), ending, f"model_{ending}", f"response {ending}"),
+            *(letter, f"model_{letter}", f"response {letter}", ("first", "second")[side]),
+            *([models[side]] if models[0] != models[1] else []),
         )
-        if word in [one.lower() for one in said]:
+        if word in [one.lower() for one in of_side]:
             return side, None
     if word == "0" and names[1].endswith("2"):
         return None, None
     raise ValueError(
         f"{column}: {value!r} does not say which of {names[0]} and {names[1]} is better: write their names, or tie"
     )
+
+
+def _signed(column: str, value: object) -> tuple[int | None, float | None]:
+    """HelpSteer's scale. A mean of it below 1 names the better one without a strength."""
+    number = _number(column, value)
+    if abs(number) > MAX_STRENGTH:
+        raise ValueError(f"{column}: {number:g} is beyond its scale, -{MAX_STRENGTH} to {MAX_STRENGTH}: rescale it")
+    return (None, None) if number == 0 else (int(number > 0), abs(number) if abs(number) >= 1 else None)
 
 
 def unsettled_winner(rows: Sequence[Cells]) -> str | None:
@@ -632,7 +790,7 @@ def _goodness(by: str, value: Any) -> float:
 def _number(column: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{column}: {value!r} is no number")

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tiebreak.records import Preference
+from tiebreak.errors import DataError
+from tiebreak.records import MAX_STRENGTH, Preference
 from tiebreak.terminal import say
 from tiebreak.training.configuration import LabelSettings
 
-MAX_STRENGTH = 3
 TIE = 0.5
 """The probability that either answer of a kept tie is the better one."""
 PSEUDO_VOTES = 0.5
@@ -38,6 +38,19 @@ class Label:
 def label_of(preference: Preference, settings: LabelSettings) -> Label:
     """A preference's label, with its raw weight."""
     return Label(_margin(preference, settings), _target(preference, settings), _weight(preference, settings))
+
+
+def require_a_verdict(labels: Sequence[Label]) -> None:
+    """Refuse training rows of which none says which answer is better.
+
+    Raises:
+        DataError: every one that counts is a tie.
+    """
+    if labels and all(label.target == TIE for label in labels if label.weight):
+        raise DataError(
+            "every preference is a tie (strength 0, or a confidence of 0.5), so nothing says which answer is better: add "
+            "decided ones"
+        )
 
 
 def is_tie(preference: Preference) -> bool:

@@ -5,12 +5,13 @@ The rows are made here, from ten questions with a good and a bad answer; what mu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from support import SHARED_DATA, write_rows
 
+from tiebreak.command.data import guess_kind
 from tiebreak.data.columns import Cells, about, check_columns
 from tiebreak.data.conversations import is_conversation, is_transcript, parse_cell, to_messages, to_tools
 from tiebreak.data.pairs import read_pairs
@@ -189,6 +191,30 @@ PREFERENCES: dict[str, tuple[Callable[..., Any], str]] = {
             "winner": "model_b",
         },
         "pairs (conversation_a, conversation_b, winner)",
+    ),
+    "Arena, one column a winner": (
+        lambda n, q, good, bad: {
+            "model_a": "small",
+            "model_b": "large",
+            "prompt": json.dumps([q]),
+            "response_a": json.dumps([good if n % 2 else bad]),
+            "response_b": json.dumps([bad if n % 2 else good]),
+            "winner_model_a": n % 2,
+            "winner_model_b": 1 - n % 2,
+            "winner_tie": 0,
+        },
+        "pairs (response_a, response_b, winner_model_a and winner_model_b)",
+    ),
+    "WebGPT": (
+        lambda n, q, good, bad: {
+            "question": {"dataset": "eli5", "id": str(n), "full_text": q},
+            "quotes_0": {"title": [], "extract": []},
+            "answer_0": good if n % 2 else bad,
+            "score_0": 0.5 if n % 2 else -0.5,
+            "answer_1": bad if n % 2 else good,
+            "score_1": -0.5 if n % 2 else 0.5,
+        },
+        "pairs (answer_0, answer_1, score_0 and score_1)",
     ),
     "HelpSteer3": (
         lambda n, q, good, bad: {
@@ -642,7 +668,7 @@ def test_signed_preferences_by_hand() -> None:
         return results_of(row, "preferences")
 
     assert found(-2) == [("u:q", "a:x", "a:y", 2)]
-    assert found("0.5") == [("u:q", "a:y", "a:x", 0.5)]
+    assert found("0.5") == [("u:q", "a:y", "a:x", None)]  # a mean below "slightly better"
     assert found(0) == found("tie") == ["a tie"]
     # whole conversations keep the strength
     whole = {"response1": chat("q", "x"), "response2": chat("q", "y")}
@@ -707,6 +733,50 @@ def test_what_two_conversations_share_is_their_prompt() -> None:
     )
     assert found([x], [y], conversations=[q]) == found("x", "y", context="q") == [("u:q", "a:x", "a:y", None)]
     assert found("x", "y", question="q", system="s") == [(["s:s", "u:q"], "a:x", "a:y", None)]
+
+
+ODD: tuple[Any, ...] = (None, "", 0, 10**400, True, [], {}, [None], ["x"], [{}], [{"role": "user"}], {"a": 1}, "\ud800")
+"""Values that are no column's."""
+
+
+def faulty(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row with a fault in one column: it is missing, or holds an odd value, itself or in its first element."""
+    for column, held in row.items():
+        yield {name: value for name, value in row.items() if name != column}
+        yield from ({**row, column: odd} for odd in ODD)
+        if isinstance(held, list):
+            yield {**row, column: held[1:]}
+            yield from ({**row, column: [odd, *held[1:]]} for odd in ODD)
+        if isinstance(held, list) and isinstance(held[0], dict):
+            yield from ({**row, column: [{**held[0], key: odd}, *held[1:]]} for key in held[0] for odd in ODD)
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_a_fault_in_the_first_row_is_that_rows(name: str, tmp_path: Path) -> None:
+    """Whatever it is: the rows after it are read as they are without it, and as the same kind."""
+    make, _ = PREFERENCES[name]
+    file = tmp_path / "rows.jsonl"
+    made = [make(n, *QUESTIONS[n]) for n in range(3)]
+    [first, *others], second, third = (one if isinstance(one, list) else [one] for one in made)
+    drop = Rules(validation_share=0.0, on_bad_row="drop")
+    write_rows(file, [*second, *third])
+    kinds: tuple[Wanted, ...] = ("preferences", "prompts")
+    expected = {wanted: [one.record for one in read(str(file), wanted, drop).drafts] for wanted in kinds}
+    assert pairs_in(expected["preferences"])[0][0] == QUESTIONS[1][0]
+    kind = guess_kind(str(file))
+    count = 0
+    for row in faulty(first):
+        write_rows(file, [row, *others, *second, *third])
+        for wanted in kinds:
+            reading = read(str(file), wanted, drop)
+            later = [one.record for one in reading.drafts if not one.where.endswith((":1", ":2")[: 1 + len(others)])]
+            assert later == expected[wanted], (row, wanted)
+        with contextlib.suppress(DataError):
+            assert guess_kind(str(file)) == kind
+        with contextlib.suppress(DataError):
+            read_pairs(str(file))
+        count += 1
+    assert count >= 2 * len(ODD)
 
 
 @pytest.mark.parametrize(
@@ -1154,9 +1224,11 @@ def test_text_that_no_file_can_hold_is_found_wherever_it_is(tmp_path: Path) -> N
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real data is not here")
 def test_real_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:
-    preferences = read_preferences(str(SHARED_DATA / "finegrained-qa-feedback" / "pairs.jsonl"))
-    assert len(preferences) == 3000
-    assert len({one.prompt_id for one in preferences}) == 500
+    compared = SHARED_DATA / "finegrained-qa-feedback" / "pairs.jsonl"
+    preferences = read_preferences(str(compared))
+    decided = [row["prompt"] for row in map(json.loads, compared.read_text().splitlines()) if not row["tie"]]
+    assert len(preferences) == len(decided) == 2616
+    assert len({one.prompt_id for one in preferences}) == len({*decided}) == 488
     prompts = read_prompts(str(SHARED_DATA / "xstest" / "xstest_prompts.csv"), ["test"])
     assert (len(prompts), prompts[0].messages) == (
         450,

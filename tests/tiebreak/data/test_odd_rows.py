@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import write_rows
 
+from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_demonstrations, read_preferences
 from tiebreak.errors import DataError
 from tiebreak.records import Demonstration, Preference, split_key
@@ -76,7 +77,112 @@ def test_a_rating_that_is_no_number_is_refused(tmp_path: Path, score: Any) -> No
     assert "scores: " in fault(tmp_path, rated)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "tie"),
+    [
+        ("tie", True, "tie is true"),
+        ("is_tie", "1", "is_tie is true"),
+        ("winner", "Tie (bothbad)", "winner is tie (bothbad), a tie"),
+        ("preferred", "both", "preferred is both, a tie"),
+        ("overall_preference", 0, "overall_preference is 0, a tie"),
+    ],
+)
+def test_a_tie_is_no_preference_because_its_sides_are_called_chosen_and_rejected(
+    column: str, value: Any, tie: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tied = {**PAIR, "prompt": "How?", column: value}
+    assert [one.prompt[0].content for one in preferences(tmp_path, PAIR, tied)] == ["Why?"]
+    assert f"1 left out: {tie} (columns: {{{column}: null}} keeps them)" in capsys.readouterr().err
+    assert len(preferences(tmp_path, PAIR, tied, columns={column: None})) == 2
+    reading = read(str(write_rows(tmp_path / "rows.jsonl", [tied])), "prompts", Rules(**KEEP))
+    assert [one.record.messages[0].content for one in reading.drafts] == ["How?"]  # a prompt all the same
+    [pair] = read_pairs(str(write_rows(tmp_path / "rows.jsonl", [tied])))  # and one to judge anew
+    assert len(pair.completions) == 2
+
+
+def test_a_verdict_beside_chosen_and_rejected_may_not_contradict_them(tmp_path: Path) -> None:
+    a_b = {"response_a": "No idea.", "response_b": "Iron."}
+    for agreeing in ({"preferred": "chosen"}, {"winner": "IRON."}, {**a_b, "winner": "model_b"}, {"tie": False}):
+        [kept] = preferences(tmp_path, {**PAIR, **agreeing})
+        assert texts(kept) == (["Why?"], "Iron.", "No idea.")
+    for other in ({"preferred": "rejected"}, {"choice": "No idea."}, {**a_b, "winner": "model_a"}):
+        assert "names the rejected answer: swap the two, or ignore the column" in fault(tmp_path, {**PAIR, **other})
+    unclear = fault(tmp_path, {**PAIR, "winner": "model_a"})
+    assert unclear == (
+        "winner: 'model_a' names neither chosen nor rejected; columns: {winner: null} ignores the column"
+    )
+    assert "tie: 'perhaps' is neither true nor false" in fault(tmp_path, {**PAIR, "tie": "perhaps"})
+    assert len(preferences(tmp_path, {**PAIR, "overall_preference": -2, "label": 3})) == 1  # of other answers; a topic
+
+
+@pytest.mark.parametrize(
+    ("strength", "right"), [(0, True), (1, True), (2.5, True), (3, True), (0.5, False), (5, False)]
+)
+def test_a_strength_is_on_its_scale(strength: float, right: bool, tmp_path: Path) -> None:
+    row = {**PAIR, "strength": strength}
+    assert (fault(tmp_path, row) == "") == right
+    if not right:
+        assert f"strength: {strength:g} is not 0 (a tie) or 1 (slightly better) to 3 (much better)" in fault(
+            tmp_path, row
+        )
+        assert "columns: {strength: null}" in fault(tmp_path, row)
+        assert [one.strength for one in preferences(tmp_path, row, columns={"strength": None})] == [None]
+
+
 # --- which one is better
+
+
+def test_answers_with_a_score_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """WebGPT's, where equal scores are a tie."""
+    two = {"question": {"full_text": "Why?"}, "answer_0": "No idea.", "answer_1": "Iron."}
+    scored = [(-1, 1.0), ("0.5", 0.25), (0, 0)]
+    rows = [{**two, "score_0": first, "score_1": second} for first, second in scored]
+    assert [one.chosen_text for one in preferences(tmp_path, *rows)] == ["Iron.", "No idea."]
+    assert "1 left out: a tie" in capsys.readouterr().err
+    assert fault(tmp_path, {**two, "score_0": "high", "score_1": 1}) == "score_0: 'high' is no number"
+
+
+def test_a_column_a_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LMSYS's arena: prompts and answers are lists of turns, as JSON."""
+
+    def row(won: str, *answers: list[str], asked: tuple[str, ...] = ("Why?",)) -> dict[str, Any]:
+        sides = dict(zip(("response_a", "response_b"), map(json.dumps, answers), strict=True))
+        flags = {f"winner_{name}": int(name in won.split()) for name in ("model_a", "model_b", "tie")}
+        return {"prompt": json.dumps(asked), **sides, **flags}
+
+    rows = [row("model_b", ["No idea."], ["Iron."]), row("tie", ["Tin."], ["Lead."])]
+    two_turns = row("model_a", ["Iron.", "So."], ["Iron.", "No."], asked=("Why?", "How?"))
+    first, second = preferences(tmp_path, *rows, two_turns)
+    assert texts(first) == (["Why?"], "Iron.", "No idea.")
+    assert texts(second) == (["Why?", "Iron.", "How?"], "So.", "No.")
+    assert "1 left out: a tie" in capsys.readouterr().err
+    apart = row("model_a", ["Iron.", "So."], ["Tin.", "No."], asked=("Why?", "How?"))
+    assert "part at message 2, and turns of the user follow" in fault(tmp_path, apart)
+    assert "neither is 1, and it is no tie" in fault(tmp_path, row("", ["a"], ["b"]))
+    assert "both are 1" in fault(tmp_path, row("model_a model_b", ["a"], ["b"]))
+    assert "more than one of them is 1" in fault(tmp_path, row("model_a tie", ["a"], ["b"]))
+    [pair] = read_pairs(str(write_rows(tmp_path / "rows.jsonl", rows[:1])))
+    assert ([m.content for m in pair.messages], {one.text for one in pair.completions}) == (
+        ["Why?"],
+        {"Iron.", "No idea."},
+    )
+
+
+@pytest.mark.parametrize("winner", ["model_a", "A", "Response A", "first", "small"])
+@pytest.mark.parametrize("names", [("response_a", "response_b"), ("answer_1", "answer_2")])
+def test_a_winner_by_its_letter_or_its_models_name(winner: str, names: tuple[str, str], tmp_path: Path) -> None:
+    models = {f"model_{name[-1]}": model for name, model in zip(names, ("small", "large"), strict=True)}
+    row = {"prompt": "Why?", **dict(zip(names, ("Iron.", "No idea."), strict=True)), **models, "winner": winner}
+    assert [texts(one)[1] for one in preferences(tmp_path, row)] == ["Iron."]
+    same = {**row, **dict.fromkeys(models, "small"), "winner": "small"}
+    assert "does not say which" in fault(tmp_path, same)
+
+
+def test_a_mean_of_signed_preferences(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "response1": "Iron.", "response2": "No idea."}
+    assert [one.strength for one in preferences(tmp_path, {**row, "overall_preference": -0.4})] == [None]
+    assert [one.strength for one in preferences(tmp_path, {**row, "overall_preference": -1.5})] == [1.5]
+    assert "overall_preference: 4 is beyond its scale, -3 to 3" in fault(tmp_path, {**row, "overall_preference": 4})
 
 
 def test_zero_and_one_of_answers_numbered_from_one_are_refused(tmp_path: Path) -> None:
