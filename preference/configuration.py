@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from tiebreak.config import (
     LoadingConfig,
@@ -37,6 +38,9 @@ LOSSES_OF_PAIRS = (
 """TRL's losses that are a mean over pairs: rows can be weighted, and a batch can be cut into passes."""
 LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "sft")
 """Those that sort a batch, or average over its tokens."""
+KTO_LOSSES = ("kto", "apo_zero_unpaired")
+LOSSES: Mapping[str, tuple[str, ...]] = {"dpo": LOSSES_OF_PAIRS + LOSSES_OF_BATCHES, "kto": KTO_LOSSES}
+"""The losses of each algorithm; the first is its default."""
 MARGIN_LOSSES = ("sigmoid", "sigmoid_norm")
 SOFT_LOSSES = ("sigmoid", "hinge", "ipo", "sigmoid_norm")
 """Those that an uncertain label has a meaning for: their expectation over it. robust and exo_pair have a smoothing of their
@@ -48,7 +52,7 @@ LOSSES_ELSEWHERE = {
     "simpo": "it has no reference policy; sigmoid_norm is the length-normalised loss that has one",
     "orpo": "it trains without a reference policy, from a base model; [sigmoid, sft] is nearest",
     "cpo": "it has no reference policy; [sigmoid, sft] is nearest",
-    "kto": "it learns from unpaired answers, and no stage here does; apo_zero and bco_pair are nearest on pairs",
+    "kto": "it is an algorithm, which learns from single labelled answers: --algorithm kto",
     "ppo": "it is a stage: tiebreak ppo",
     "rloo": "it is an algorithm of the PPO stage: tiebreak ppo --algorithm rloo",
     "grpo": "it is an algorithm of the PPO stage: tiebreak ppo --algorithm grpo",
@@ -69,6 +73,18 @@ PPO_ALONE = (
     "whiten_rewards",
 )
 """Keys that only our own trainer reads."""
+ONE_ALGORITHM_ALONE: Mapping[str, tuple[str, ...]] = {
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "label_smoothing": ("dpo",),
+    "strength_as": ("dpo",),
+    "margin_scale": ("dpo",),
+    "soft_labels": ("dpo",),
+    "use_weights": ("dpo",),
+    "prompt_by_prompt": ("dpo",),
+    "cache_reference": ("dpo",),
+}
+"""Keys of *dpo* that some algorithms do not read, and those that do."""
 GUARD_INPUT = "guard.reward_model"
 """the name of a guard's reward model among a run's inputs"""
 
@@ -134,11 +150,20 @@ class GuardConfig(Section):
 class DPOConfig(PreferencesConfig):
     """`tiebreak dpo`"""
 
+    algorithm: Literal["dpo", "kto"] = "dpo"
+    """dpo: pairs (Rafailov et al. 2023). kto: single answers labelled true or false, in TRL's columns prompt, completion
+    and label (Ethayarajh et al. 2024); `preferences` is then a label run that exported `unpaired`, a file, a folder or
+    hub:NAME@SPLIT"""
     beta: float = Field(default=0.1, gt=0.0)
     """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
     loss_type: list[str] = ["sigmoid"]
-    """one or more of TRL's losses, added up: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair, sppo_hard,
-    apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft"""
+    """with dpo, one or more of TRL's losses, added up: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair,
+    sppo_hard, apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft. With kto: kto (its default) or
+    apo_zero_unpaired, which has no KL"""
+    desirable_weight: float = Field(default=1.0, gt=0.0)
+    """kto: weight of desirable answers. Weights times counts should be from 1:1 to 4:3 (Eq. 8)"""
+    undesirable_weight: float = Field(default=1.0, gt=0.0)
+    """kto: weight of undesirable answers"""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """assumed share of wrong labels; for the losses robust, exo_pair, aot and aot_unpaired"""
     strength_as: StrengthUse = "nothing"
@@ -154,17 +179,39 @@ class DPOConfig(PreferencesConfig):
     guard: GuardConfig | None = None
     """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, values: Any) -> Any:
+        algorithm = values.get("algorithm", "dpo") if isinstance(values, dict) else None
+        if algorithm not in tuple(LOSSES):
+            return values
+        return {"loss_type": [LOSSES[algorithm][0]], **values}
+
     @field_validator("loss_type")
     @classmethod
-    def _losses_there_are(cls, names: list[str]) -> list[str]:
-        faults = [_unknown_loss(name) for name in names if name not in LOSSES_OF_PAIRS + LOSSES_OF_BATCHES]
+    def _losses_there_are(cls, names: list[str], info: ValidationInfo) -> list[str]:
+        algorithm = info.data.get("algorithm", "dpo")
+        faults = [_unknown_loss(name, algorithm) for name in names if name not in LOSSES[algorithm]]
         twice = sorted({name for name in names if names.count(name) > 1})
         faults += [f"{name} is listed twice" for name in twice]
         if not names:
             faults.append("name at least one loss")
+        if algorithm != "dpo" and len(names) > 1:
+            faults.append(f"{algorithm} trains with one loss; --algorithm dpo adds several up")
         if faults:
             raise ValueError("; ".join(faults))
         return names
+
+    @model_validator(mode="after")
+    def _of_its_algorithm(self) -> DPOConfig:
+        unread = [key for key, able in ONE_ALGORITHM_ALONE.items() if self.algorithm not in able]
+        refuse_unread(self, f"--algorithm {self.algorithm} has no such thing", *unread)
+        if self.loss_type == ["kto"] and self.training.per_device_batch_size < 2:
+            raise ValueError(
+                "training.per_device_batch_size: 1, but KTO estimates its KL on prompts and answers of different rows of a "
+                "batch: give 2 or more (8 is usual), or loss_type [apo_zero_unpaired], which has no KL"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_have_a_meaning(self) -> DPOConfig:
@@ -195,14 +242,16 @@ class DPOConfig(PreferencesConfig):
         return self
 
 
-def _unknown_loss(name: str) -> str:
+def _unknown_loss(name: str, algorithm: str) -> str:
+    losses = LOSSES[algorithm]
+    among = f"there is no {name!r} among {algorithm.upper()}'s losses"
+    owner = next((other for other, own in LOSSES.items() if name in own and other != algorithm), None)
     if name.lower() in LOSSES_ELSEWHERE:
-        return f"there is no {name!r} among DPO's losses: {LOSSES_ELSEWHERE[name.lower()]}"
-    losses = LOSSES_OF_PAIRS + LOSSES_OF_BATCHES
+        return f"{among}: {LOSSES_ELSEWHERE[name.lower()]}"
+    if owner:
+        return f"{among}: it is one of --algorithm {owner}"
     near = difflib.get_close_matches(name.lower(), losses, n=2, cutoff=0.6)
-    return f"there is no {name!r} among DPO's losses" + (
-        f"; did you mean {' or '.join(near)}?" if near else f", which are {', '.join(losses)}"
-    )
+    return among + (f"; did you mean {' or '.join(near)}?" if near else f", which are {', '.join(losses)}")
 
 
 class RewardConfig(Section):

@@ -19,28 +19,27 @@ from torch import Tensor
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from preference.configuration import LOSSES_OF_PAIRS, DPOConfig, GuardConfig
+from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
+from preference.first_loss import Remembered, check_reference, computed_dtype
+from preference.guarded import guard_direct, kinds_of_judgments
 from preference.losses import Pairs, labelled_loss
 from preference.policy.adapters import POLICY
-from preference.policy.backbone import Backbone
-from preference.policy.overoptimisation import Guard, build_guard, reference_name, require_held_out
-from preference.policy.rewards import readable
+from preference.policy.overoptimisation import Guard, reference_name, require_held_out
 from preference.reference import ReferenceLogps
-from tiebreak.chat.chat import Chat, Encoded, encode_each, renderable
+from tiebreak.chat.chat import Chat, Encoded, encode_each
 from tiebreak.command.launch import stage_main
-from tiebreak.config import SamplingConfig
 from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
-from tiebreak.errors import ConfigError, DataError, HandoffError
+from tiebreak.errors import ConfigError, DataError
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import load_policy, resolve_precision
 from tiebreak.packed.forward import whole_model
-from tiebreak.packed.proof import coarsest_dtype, is_routed
+from tiebreak.packed.proof import is_routed
 from tiebreak.records import Preference, Prompt
-from tiebreak.runs.run import Run, installed_versions, read_manifest
+from tiebreak.runs.run import Run, installed_versions
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.labels import Label, label_of, mean_one, report_unused_columns, require_a_verdict
@@ -57,15 +56,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
     from trl import DPOConfig as DPOArguments
 
-REFERENCE_APART = {
-    torch.float64: (1e-6, 1e-8),
-    torch.float32: (2e-4, 2e-6),
-    torch.float16: (0.06, 6e-4),
-    torch.bfloat16: (0.5, 5e-3),
-}
-"""Allowed difference of policy and reference on an answer before the first update: nats, plus nats per nat of its
-log-probability. For a 135M model's answers of 45 to 400 tokens, −190 to −2600 nats, computed in other batches, rounding
-caused 1.2e-4 in float32, and 1.4 in bfloat16."""
 LABELS = ("margin", "target", "weight")
 """Columns of rows whose label has more than a preferred side; see tiebreak.training.labels."""
 PLAIN = Label()
@@ -144,7 +134,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         labels = {name: inputs[name] for name in LABELS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
-        policy = _Remembered(model)
+        policy = Remembered(model)
         before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL then reads the two columns
         try:
             result = super().pair_loss(policy, inputs, return_outputs)
@@ -153,7 +143,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         ours = policy.output.log_probs.sum(1)
         if self.state.global_step == 0 and self.model.training:
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-            check_reference(ours.detach(), reference, self._dtype, routed=is_routed(whole_model(self.model)))
+            check_reference(ours.detach(), reference, computed_dtype(self), routed=is_routed(whole_model(self.model)))
         if not labels:
             return result
         loss = self._labelled_loss(ours, inputs, labels)
@@ -181,47 +171,6 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
             smoothing=self.label_smoothing,
         )
         return labelled_loss(self.loss_types, pairs, labels["target"], labels["weight"])
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """The coarsest dtype in the computation of log-probabilities."""
-        if self.args.bf16 or self.args.fp16:
-            return torch.bfloat16 if self.args.bf16 else torch.float16
-        return coarsest_dtype(self.model)
-
-
-class _Remembered:
-    """A model called by TRL's loss, which records its output."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.output: Any = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.output = self._model(*args, **kwargs)
-        return self.output
-
-
-def check_reference(policy: Tensor, reference: Tensor, dtype: torch.dtype, *, routed: bool = False) -> None:
-    """Check that policy and reference are equal before the first update, for any loss.
-
-    Args:
-        policy, reference: log-probabilities of answers, shape (answers,).
-        routed: a mixture of experts, where rounding sometimes sends a token to another expert: half of the answers must
-            be equal.
-
-    Raises:
-        HandoffError: they differ by more than rounding.
-    """
-    nats, share = REFERENCE_APART[dtype]
-    excess = (policy - reference).abs() / (nats + share * reference.abs())
-    if not bool((excess.median() if routed else excess.max()) <= 1):
-        worst = int(excess.argmax())
-        raise HandoffError(
-            f"the reference is not the policy that training starts from: they give an answer {float(reference[worst]):.4f} "
-            f"and {float(policy[worst]):.4f} nats, but rounding explains {nats + share * abs(float(reference[worst])):.1e} "
-            "at most; nothing was trained"
-        )
 
 
 class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
@@ -263,7 +212,7 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
             else None,
         )
         if config.guard is not None:
-            self.guard = guard_dpo(
+            self.guard = guard_direct(
                 config.guard, config, recorder, trainer, source, self.chat, self.data.validation, self.dropping
             )
         return trainer
@@ -279,45 +228,6 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
         shown = self.data.validation or self.data.train
         prompts = [Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in shown]
         return Products(prompts, self.config.sampling)
-
-
-def kinds_of_judgments(config: DPOConfig, training: Sequence[Preference]) -> list[str]:
-    """The kinds of judges behind the policy's data, and the guard's record: carried on to every figure."""
-    kinds = {preference.kind for preference in training}
-    if config.guard is not None:
-        kinds |= set(read_manifest(config.guard.reward_model).get("kinds", []))
-    return sorted(kinds)
-
-
-def guard_dpo(
-    guard: GuardConfig,
-    config: DPOConfig,
-    recorder: RunRecorder,
-    trainer: DPOTrainer,
-    source: ModelSource,
-    chat: Chat,
-    validation: Sequence[Preference],
-    dropping: Run | None = None,
-) -> Guard:
-    """Let a held-out reward model choose the policy to keep; DPO's own score is the margin of implicit rewards."""
-    prompts = {p.prompt_id: Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in validation}
-    judged = readable(list(prompts.values()), [guard.reward_model], chat, config.training, dropping)
-    encoded = [(ids, prompt) for prompt, ids in renderable(judged, chat)]
-    lengths = [len(ids) for ids, _ in encoded]
-    watching = build_guard(
-        guard,
-        recorder,
-        backbone=Backbone(trainer.model, chat.pad_id, reference_name(trainer.model)),
-        source=source,
-        chat=chat,
-        prompts=drop_too_long(encoded, lengths, config.training.max_length_tokens, "prompts of the guard"),
-        sampling=SamplingConfig(  # uncut, so that the KL is of the sampling distribution
-            temperature=config.sampling.temperature or 1.0, max_new_tokens=config.sampling.max_new_tokens
-        ),
-        training=config.training,
-    )
-    watching.watch(trainer)
-    return watching
 
 
 def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
@@ -429,7 +339,16 @@ def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak dpo`, or `python -m preference.dpo`."""
-    stage_main("dpo", DPOConfig, lambda config: train_stage(DPO, config), arguments)
+    stage_main("dpo", DPOConfig, _train, arguments)
+
+
+def _train(config: DPOConfig) -> None:
+    if config.algorithm == "kto":
+        from preference.kto import KTO
+
+        train_stage(KTO, config)
+    else:
+        train_stage(DPO, config)
 
 
 if __name__ == "__main__":

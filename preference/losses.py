@@ -157,3 +157,29 @@ def labelled_loss(names: Sequence[str], pairs: Pairs, target: Tensor, weight: Te
         if bool((target < 1).any()):
             total = total + (1 - target) * loss(pairs.flipped())
     return (weight * total).mean()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Inputs of KTO's loss; tensors of shape (answers,)."""
+
+    ratio: Tensor
+    """log π − log π_ref of each answer"""
+    good: Tensor
+    """whether it is desirable"""
+    kl: Tensor
+    """the reference point, shape (): the KL of policy and reference, at least 0"""
+    beta: float
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+
+def kto_loss(answers: Answers) -> Tensor:
+    """Mean of λ_D·(1 − σ(β·(ratio − kl))) of desirable and λ_U·(1 − σ(β·(kl − ratio))) of undesirable answers.
+
+    Ethayarajh et al. 2024, Eq. 7. At the start ratio and KL are 0 and σ(0) = ½, so it is (λ_D·n_D + λ_U·n_U)/(2n). Without
+    the KL it is D'Oosterlinck et al.'s APO-zero (2024, Eq. 7) of single answers.
+    """
+    sign = answers.good.to(answers.ratio.dtype) * 2 - 1
+    weight = torch.where(answers.good, answers.desirable_weight, answers.undesirable_weight)
+    return (weight * (1 - (answers.beta * sign * (answers.ratio - answers.kl)).sigmoid())).mean()

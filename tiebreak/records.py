@@ -447,6 +447,32 @@ class Preference(Record):
         return text_of(self.rejected)
 
 
+class LabelledAnswer(Record):
+    """A training example of KTO: TRL's `prompt`, `completion` and `label`, whether the answer is desirable."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+    kind: Kind = "unstated"
+    pair_id: str | None = None
+    prompt_id: str = ""
+    source: str = ""
+    tags: tuple[str, ...] = ()
+    split: Split | None = None
+    finished: bool = True
+    tools: Tools = Field(default=(), exclude_if=_absent)
+    ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
+    """the sampled token ids of the answer, end of turn included"""
+    tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
+    """the tokenizer of `ids`"""
+
+    @model_validator(mode="after")
+    def _answered(self) -> LabelledAnswer:
+        check_prompt(self.prompt)
+        check_side(self.completion, "the completion")
+        return self
+
+
 def check_prompt(messages: Messages) -> None:
     """Raises ValueError if there is nothing for the assistant to answer."""
     if not messages:

@@ -279,10 +279,12 @@ REWARD = Stage(
     ),
 )
 
+_PAIRS, _ANSWERS = {"algorithm": ("dpo",)}, {"algorithm": ("kto",)}
+
 DPO = Stage(
     "dpo",
     "preference.dpo",
-    "direct preference optimisation",
+    "direct preference optimisation: DPO, KTO",
     "preference.configuration:DPOConfig",
     heavy=True,
     makes="policy",
@@ -305,7 +307,14 @@ DPO = Stage(
         Figure("Log-probability of answers", "nats per answer", ("logps/chosen", "logps/rejected")),
         Figure("Score of the guard's reward model", "score", ("guard/score",)),
     ),
-    settings=(Setting("beta", "beta"), Setting("loss_type", "loss"), Setting("label_smoothing", "label smoothing")),
+    settings=(
+        Setting("algorithm", "algorithm"),
+        Setting("beta", "beta"),
+        Setting("loss_type", "loss"),
+        Setting("label_smoothing", "label smoothing", _PAIRS),
+        Setting("desirable_weight", "weight of desirable answers", _ANSWERS),
+        Setting("undesirable_weight", "weight of undesirable answers", _ANSWERS),
+    ),
     implicit_rewards=True,
 )
 

@@ -60,7 +60,9 @@ class Name:
 
 
 _TRAINER = "transformers.trainer:Trainer"
-_SFT, _DPO, _REWARD = (f"trl.trainer.{name.lower()}_trainer:{name}Trainer" for name in ("SFT", "DPO", "Reward"))
+_SFT, _DPO, _KTO, _REWARD = (
+    f"trl.trainer.{name.lower()}_trainer:{name}Trainer" for name in ("SFT", "DPO", "KTO", "Reward")
+)
 _GROUPS = ("trl.trainer.grpo_trainer:GRPOTrainer", "trl.trainer.rloo_trainer:RLOOTrainer")
 _LORA = "peft.tuners.lora.layer"
 _FORK = "tiebreak.process.preloaded.run_forked"
@@ -212,7 +214,7 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
     "trl's trainers": (
         *(
             Name(f"{trainer}.{name}", f"tiebreak.training.{serves}", why)
-            for trainer in (_SFT, _DPO, _REWARD)
+            for trainer in (_SFT, _DPO, _KTO, _REWARD)
             for name, serves, why in (
                 ("_metrics", "passes.StepInPasses", "a step in passes is one row of metrics"),
                 ("_total_train_tokens", "callbacks.TokenCount", "a resumed run counts trained tokens on"),
@@ -228,6 +230,24 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             f"{_DPO}._compute_loss",
             "preference.dpo.CheckedDPOTrainer",
             "the reference's log-probabilities come from the cache, and are checked",
+            ("self", "model", "inputs", "return_outputs"),
+        ),
+        Name(
+            f"{_KTO}._prepare_dataset",
+            "preference.kto.CheckedKTOTrainer",
+            "rows are tokenised already; TRL pairs each prompt with another answer once, by the order of the file",
+            ("self", "dataset", "…"),
+        ),
+        Name(
+            f"{_KTO}._compute_kl_logps",
+            "preference.kto.CheckedKTOTrainer",
+            "the KL is of a whole batch, and its passes share it",
+            ("self", "model", "batch"),
+        ),
+        Name(
+            f"{_KTO}._compute_loss",
+            "preference.kto.CheckedKTOTrainer",
+            "the reference is checked",
             ("self", "model", "inputs", "return_outputs"),
         ),
         *(
@@ -428,6 +448,31 @@ class PairHooks(Hooks):
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         return self.pair_loss(model, inputs, return_outputs)
+
+
+class AnswerHooks(Hooks):
+    """TRL's KTOTrainer."""
+
+    def prepare_rows(self, rows: Any, *others: Any, **options: Any) -> Any:
+        """The data set, tokenised."""
+        return super()._prepare_dataset(rows, *others, **options)
+
+    def mismatched_logps(self, model: Any, batch: Any) -> Any:
+        """Log-probabilities of each prompt's mismatched answer, shape (rows,)."""
+        return super()._compute_kl_logps(model, batch)
+
+    def answer_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """The loss of a batch of labelled answers."""
+        return super()._compute_loss(model, inputs, return_outputs)
+
+    def _prepare_dataset(self, dataset: Any, *others: Any, **options: Any) -> Any:
+        return self.prepare_rows(dataset, *others, **options)
+
+    def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
+        return self.mismatched_logps(model, batch)
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        return self.answer_loss(model, inputs, return_outputs)
 
 
 class GroupHooks(InputsHook):

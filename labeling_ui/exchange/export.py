@@ -217,7 +217,14 @@ def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool)
             completion = [{"role": "assistant", "content": text}]
             row = {"prompt": prompt, "completion": completion, "label": label == {True}}
             about = {"kind": kind, "pair_id": pair_id, "split": pair.split}
-            yield {**row, **about, **({"tools": list(pair.tools)} if pair.tools else {})}
+            yield {**row, **about, **({"tools": list(pair.tools)} if pair.tools else {}), **_as_sampled(pair, text)}
+
+
+def _as_sampled(pair: Pair, text: str) -> dict[str, Any]:
+    """The drawn token ids of a pair's answer, and whether it was cut off."""
+    completion = next(one for one in pair.completions if one.text == text)
+    drawn = {"ids": list(completion.ids), "tokenizer_sha256": completion.tokenizer_sha256} if completion.ids else {}
+    return drawn if completion.finished else {"finished": False, **drawn}
 
 
 # --- a table for spreadsheets ---

@@ -39,7 +39,7 @@ from tiebreak.chat.turns import (
 )
 from tiebreak.config import ChatSettings
 from tiebreak.errors import DataError, HandoffError
-from tiebreak.records import Message, Messages, Preference, Prompt, assistant
+from tiebreak.records import LabelledAnswer, Message, Messages, Preference, Prompt, assistant
 from tiebreak.runs.run import Run
 from tiebreak.terminal import has_colours, is_main_process, paint, plain, say
 
@@ -161,6 +161,16 @@ class Chat:
             for messages, ids, finished in sides
         )
         return chosen, rejected
+
+    def encode_answer(self, answer: LabelledAnswer) -> Written:
+        """The ids of one labelled answer: the drawn ones, if it was sampled.
+
+        Raises:
+            HandoffError: as `encode_completion`.
+        """
+        return self.encode_side(
+            answer.prompt, answer.completion, answer.finished, answer.tools, answer.ids, answer.tokenizer_sha256
+        )
 
     def encode_side(
         self,

@@ -41,7 +41,7 @@ from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import ConfigError, DataError, HandoffError, exit_with_message
 from tiebreak.extras import INSTALL, has_training_packages
-from tiebreak.records import Demonstration, Preference, Prompt, Split, prompt_id
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id
 from tiebreak.terminal import has_colours
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ STAGES: dict[Wanted, str] = {
     "prompts": "prepare, sample, ppo and evaluate",
     "demonstrations": "prepare and sft",
     "preferences": "dpo and reward",
+    "answers": "dpo --algorithm kto",
 }
 FAULTS_SHOWN = 10
 LONGEST = 3000
@@ -88,7 +89,7 @@ class Shown:
 
     where: str
     split: Split
-    record: Prompt | Demonstration | Preference
+    record: Prompt | Demonstration | Preference | LabelledAnswer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -123,7 +124,8 @@ def _show(words: list[str]) -> None:
         raise SystemExit(1)
     if not reading.drafts:
         raise DataError(f"{source}: no {wanted} in it")
-    print(f"\ntiebreak {STAGES[wanted]} take it as --{wanted} {source}")
+    takes, key = ("takes", "preferences") if wanted == "answers" else ("take", wanted)
+    print(f"\ntiebreak {STAGES[wanted]} {takes} it as --{key} {source}")
 
 
 def _others(wanted: Wanted) -> str:
@@ -158,7 +160,7 @@ def _with_splits(reading: Reading, rules: Rules) -> list[Shown]:
     return [Shown(one.where, split, one.placed(split)) for one, split in zip(reading.drafts, splits, strict=True)]
 
 
-def _split(record: Prompt | Demonstration | Preference) -> Split:
+def _split(record: Prompt | Demonstration | Preference | LabelledAnswer) -> Split:
     return record.prompt.split if isinstance(record, Demonstration) else record.split or "train"
 
 
@@ -183,7 +185,7 @@ def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
 
 def _prompt_of(one: Shown) -> str:
     record = one.record
-    if isinstance(record, Preference):
+    if isinstance(record, Preference | LabelledAnswer):
         return record.prompt_id or prompt_id(record.prompt, record.tools)
     return record.prompt.id if isinstance(record, Demonstration) else record.id
 
@@ -247,6 +249,8 @@ def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
             chosen, rejected = chat.encode_preference(record)
             yield ", chosen", _coloured(chat, of(chosen))
             yield ", rejected", _coloured(chat, of(rejected))
+        elif isinstance(record, LabelledAnswer):
+            yield f", label {str(record.label).lower()}", _coloured(chat, of(chat.encode_answer(record)))
         elif isinstance(record, Demonstration):
             asked = record.prompt
             conversation = (*asked.messages, *record.answers)

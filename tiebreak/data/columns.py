@@ -156,4 +156,6 @@ _OURS: dict[str, Callable[[Any], bool]] = {
     "chosen_ids": _always,
     "rejected_ids": _always,
     "tokenizer_sha256": _always,
+    "finished": lambda value: isinstance(value, bool),
+    "ids": _always,
 }

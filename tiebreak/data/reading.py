@@ -18,13 +18,14 @@ from pydantic import BaseModel, ValidationError
 
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells, about
-from tiebreak.data.shapes import Answered, Asked, Compared, LeftOut, Rated, Wanted
+from tiebreak.data.shapes import Answered, Asked, Compared, Labelled, LeftOut, Rated, Wanted
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.text import BadRow, Row, Table
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
     Demonstration,
+    LabelledAnswer,
     Messages,
     Preference,
     Prompt,
@@ -43,6 +44,7 @@ _FINAL: dict[Wanted, tuple[str, type[BaseModel]]] = {
     "prompts": ("prompts.jsonl", Prompt),
     "demonstrations": ("demonstrations.jsonl", Demonstration),
     "preferences": ("preferences.jsonl", Preference),
+    "answers": ("unpaired.jsonl", LabelledAnswer),
 }
 FINAL_NAMES: dict[Wanted, str] = {wanted: name for wanted, (name, _) in _FINAL.items()}
 
@@ -74,7 +76,7 @@ _ZERO_OR_ONE = (
     "name, or tie"
 )
 NOT_APART = "prompts of which no two answers are rated apart"
-UNPAIRED = "unpaired rows are for KTO, which no stage here trains; tiebreak sft learns from those labelled true"
+UNPAIRED = "unpaired rows are for KTO: tiebreak dpo --algorithm kto; tiebreak sft learns from those labelled true"
 
 
 @dataclass
@@ -163,12 +165,43 @@ def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
     if not is_run(source):
         return _built(read(source, "preferences", rules), rules)
     own: list[Preference] = read_own(source, "preferences")
-    rows = [
-        (f"{source} row {n}", one.prompt_id or prompt_id(one.prompt, one.tools), one.split)
-        for n, one in enumerate(own, start=1)
-    ]
+    return _with_splits(own, source, rules)
+
+
+def read_answers(source: str, rules: Rules = DEFAULT) -> list[LabelledAnswer]:
+    """Answers labelled desirable or not, each with its split: what `tiebreak dpo --algorithm kto` learns from.
+
+    Args:
+        source: a label run that exported `unpaired`, a file, a folder or hub:NAME@SPLIT.
+
+    Raises:
+        DataError: with every row that cannot be used.
+        RunError: there is no such data.
+    """
+    if not is_run(source):
+        return _built(read(source, "answers", rules), rules)
+    name, _ = _FINAL["answers"]
+    if not (Path(source) / "final" / name).is_file():
+        raise RunError(
+            f"{source} is a finished run, but holds no {name}, which KTO learns from: export it with formats: [unpaired] "
+            "in the label stage's configuration, or train on its pairs with --algorithm dpo"
+        )
+    own: list[LabelledAnswer] = read_own(source, "answers")
+    return _with_splits(own, source, rules)
+
+
+P = TypeVar("P", Preference, LabelledAnswer)
+
+
+def _with_splits(own: Sequence[P], source: str, rules: Rules) -> list[P]:
+    """A run's records, each with its prompt's id and its split."""
+    ids = [one.prompt_id or prompt_id(one.prompt, one.tools) for one in own]
+    rows = [(f"{source} row {n}", own_id, one.split) for n, (own_id, one) in enumerate(zip(ids, own, strict=True), 1)]
     splits = assign(rows, rules.validation_share)
-    return [one.model_copy(update={"split": split}) for one, split in zip(own, splits, strict=True)]
+    return [
+        one.model_copy(update={"split": split, "prompt_id": own_id})
+        for one, own_id, split in zip(own, ids, splits, strict=True)
+    ]
 
 
 def read_records(path: Path, model: type[R]) -> list[R]:
@@ -303,7 +336,7 @@ def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rate
             reading.left_out[result.reason] += 1
         elif isinstance(result, Rated):
             shapes.check(result)
-            if counted := about(cells, ("weight", "margin", "strength", "confidence", "agreement")):
+            if counted := about(cells, COUNTED):
                 name = next(iter(counted))
                 raise ValueError(
                     f"{name}: a column of pairs, and this row is one answer; columns: {{{name}: null}} ignores the column"
@@ -376,6 +409,8 @@ def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits
 
 
 _TEXT_FACTS = ("source", "tags")
+COUNTED = ("weight", "margin", "strength", "confidence", "agreement")
+"""columns of a pair's label, which one answer has none of"""
 _ABOUT: dict[Wanted, tuple[str, ...]] = {
     "prompts": _TEXT_FACTS,
     "demonstrations": (*_TEXT_FACTS, "weight"),
@@ -384,6 +419,7 @@ _ABOUT: dict[Wanted, tuple[str, ...]] = {
         *("weight", "margin", "strength", "confidence", "agreement", "raters", "adjudicated", "kind", "pair_id"),
         *("chosen_finished", "rejected_finished", "chosen_ids", "rejected_ids", "tokenizer_sha256"),
     ),
+    "answers": (*_TEXT_FACTS, *COUNTED, "kind", "pair_id", "finished", "ids", "tokenizer_sha256"),
 }
 
 
@@ -416,6 +452,20 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
             tools=result.tools,
             prompt_id=identity,
             **{**stated, **facts},
+        )
+    if isinstance(result, Labelled):
+        if counted := [name for name in COUNTED if name in facts]:
+            raise ValueError(
+                f"{counted[0]}: a column of pairs, and this row is one answer; columns: {{{counted[0]}: null}} ignores the "
+                "column"
+            )
+        return LabelledAnswer(
+            prompt=result.prompt,
+            completion=result.answer,
+            label=result.good,
+            tools=result.tools,
+            prompt_id=identity,
+            **facts,
         )
     about_text = {name: facts[name] for name in _TEXT_FACTS if name in facts}
     prompt = Prompt(id=identity, messages=result.prompt, tools=result.tools, **about_text)

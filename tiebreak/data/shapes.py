@@ -25,7 +25,7 @@ from tiebreak.data.conversations import (
 )
 from tiebreak.records import MAX_STRENGTH, Message, Messages, Tools, check_prompt, check_side, text_of
 
-Wanted = Literal["prompts", "demonstrations", "preferences"]
+Wanted = Literal["prompts", "demonstrations", "preferences", "answers"]
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 LATE_PROMPTS = ("input", "context")
@@ -80,6 +80,13 @@ class Answered(Asked):
     """A prompt and its answer."""
 
     answer: Messages = ()
+
+
+@dataclass(frozen=True)
+class Labelled(Answered):
+    """A prompt, its answer, and whether that is a good one."""
+
+    good: bool = True
 
 
 @dataclass(frozen=True)
@@ -349,6 +356,14 @@ def _asked_in_sides(cells: Cells) -> Understood | None:
 
 
 def _conversation(cells: Cells) -> Understood | None:
+    if (found := _whole_conversation(cells)) is None:
+        return None
+    shape, answered = found
+    return Understood(shape, [_label(cells, answered)])
+
+
+def _whole_conversation(cells: Cells) -> tuple[str, Answered] | None:
+    """(the shape's name, the last answer of a conversation)."""
     name = _conversation_column(cells)
     if name is None or ("completion" in cells.explicit and "messages" not in cells.explicit):
         return None
@@ -366,23 +381,31 @@ def _conversation(cells: Cells) -> Understood | None:
         shape = f"Human and Assistant in one text ({name})"
     elif isinstance(value[0], dict) and "from" in value[0]:
         shape = f"ShareGPT ({name} of from and value)"
-    return Understood(shape, [_label(cells, Answered(messages[:-1], _tools(cells), messages[-1:]))])
+    return shape, Answered(messages[:-1], _tools(cells), messages[-1:])
 
 
 def _prompt_and_answer(cells: Cells) -> Understood | None:
-    answer = _one_of(cells, ANSWERS, "completion")
-    name = _prompt_column(cells)
-    if answer is None or name is None:
+    if (found := _two_parts(cells)) is None:
         return None
-    prompt = _prompt(cells, name)
-    completion = _with_thought(cells, _messages(cells, cells.get(answer), "assistant"))
-    result = _label(cells, Answered(prompt, _tools(cells), completion))
+    name, answer, answered = found
+    result = _label(cells, answered)
     shape = f"{name} and {answer}"
     if name == "instruction" and answer == "output":
         shape = "Alpaca (instruction, input, output)"
     if "label" in cells.used:
         shape = f"KTO rows ({name}, {answer}, label)"
     return Understood(shape, [result])
+
+
+def _two_parts(cells: Cells) -> tuple[str, str, Answered] | None:
+    """(the prompt's column, the answer's, both)."""
+    answer = _one_of(cells, ANSWERS, "completion")
+    name = _prompt_column(cells)
+    if answer is None or name is None:
+        return None
+    prompt = _prompt(cells, name)
+    completion = _with_thought(cells, _messages(cells, cells.get(answer), "assistant"))
+    return name, answer, Answered(prompt, _tools(cells), completion)
 
 
 def _with_thought(cells: Cells, answer: Messages) -> Messages:
@@ -426,6 +449,38 @@ _VERDICTS = {
     **dict.fromkeys(("true", "desirable", "good", "chosen"), True),
     **dict.fromkeys(("false", "undesirable", "bad", "rejected"), False),
 }
+
+
+# --- answers with a label ----------------------------------------------------------------------------------------------
+
+
+def _labelled(cells: Cells) -> Understood | None:
+    if _is_compared(cells):
+        raise ValueError(
+            "a pair, and KTO learns from single answers with a label: train on pairs with --algorithm dpo; a label run "
+            "exports both (formats: [unpaired])"
+        )
+    if (parts := _two_parts(cells)) is not None:
+        name, answer, answered = parts
+        shape = f"KTO rows ({name}, {answer}, label)"
+    elif (whole := _whole_conversation(cells)) is not None:
+        shape, answered = whole
+    else:
+        return None
+    good = _as_label(cells)
+    if good is None:
+        held = f"{cells.values['label']!r} in it is neither true nor false" if "label" in cells else "there is none"
+        raise ValueError(
+            f"label: {held}: KTO needs to know of each answer whether it is desirable; name the column with columns: "
+            "{label: NAME}"
+        )
+    cells.used.add("label")
+    return Understood(shape, [Labelled(answered.prompt, answered.tools, answered.answer, good)])
+
+
+def _is_compared(cells: Cells) -> bool:
+    """Whether a row holds two or more answers to compare."""
+    return any(all(name in cells for name in names) for names in (*SIDES, *PAIRS)) or _is_ranking(cells)
 
 
 # --- preferences -------------------------------------------------------------------------------------------------------
@@ -834,12 +889,13 @@ _SHAPES: dict[Wanted, tuple[Callable[[Cells], Understood | None], ...]] = {
     "prompts": (_bare_prompt, _asked_conversation, _asked_in_sides),
     "demonstrations": (_conversation, _prompt_and_answer),
     "preferences": (_two_sides, _pair_with_winner, _ranking, _rating),
+    "answers": (_labelled,),
 }
 
 
 def guess(cells: Cells) -> Wanted:
     """The kind of record that a row most likely is."""
-    if any(all(name in cells for name in names) for names in (*SIDES, *PAIRS)) or _is_ranking(cells):
+    if _is_compared(cells):
         return "preferences"
     if any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
         return "demonstrations"

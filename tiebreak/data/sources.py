@@ -29,6 +29,7 @@ RUN_OR_MODEL = ("manifest.json", "run.json", "config.json", "adapter_config.json
 """A folder with one of these is not data."""
 VARIANTS: dict[Wanted, tuple[str, ...]] = {
     "preferences": ("prefs",),
+    "answers": ("prefs",),
     "demonstrations": ("sft",),
     "prompts": ("gen", "prefs", "sft"),
 }

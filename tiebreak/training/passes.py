@@ -11,7 +11,7 @@ after the last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -122,6 +122,7 @@ class StepInPasses(Hooks):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """transformers' step, once per pass; returns the loss of the whole batch."""
+        inputs = self.of_whole_batch(inputs)
         parts = self._parts(inputs)
         if len(parts) == 1:
             return self._step(model, inputs, num_items_in_batch)
@@ -134,10 +135,7 @@ class StepInPasses(Hooks):
             with nullcontext() if number == len(parts) else more_to_come(self.accelerator, model):
                 losses.append(self._step(model, part, num_items_in_batch))
         self._share = 1.0
-        if self.accelerator.num_processes > 1:  # TRL's metrics are over all processes
-            weights = self.accelerator.reduce(torch.tensor(weights, device=self.args.device), reduction="sum").tolist()
-            shares = [weight / max(sum(weights), 1) for weight in weights]
-        self._join_metrics(logged, shares)
+        self.join_metrics(logged, self._metric_weights(parts))
         return torch.stack(losses).sum()
 
     def _step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
@@ -149,9 +147,26 @@ class StepInPasses(Hooks):
         loss = super().compute_loss(*args, **kwargs)
         return loss if self._share == 1.0 else loss * self._share
 
+    def of_whole_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch, with what its passes need to know of all of it as tensors of shape () or with a row per sequence."""
+        return inputs
+
     def weight(self, inputs: dict[str, Any]) -> int:
         """The pass's weight in the loss's mean: its groups."""
         return len(inputs["input_ids"]) // self.together
+
+    def metric_weights(self, inputs: dict[str, Any]) -> dict[str, int]:
+        """The pass's weights in the means of metrics, by the end of their names; "" of all others. TRL leaves out a metric
+        of a batch that has none of its rows."""
+        return {"": self.weight(inputs)}
+
+    def _metric_weights(self, parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+        """`metric_weights` of each pass, on all processes together: TRL's metrics are over all of them."""
+        each = [self.metric_weights(part) for part in parts]
+        table = torch.tensor([list(weights.values()) for weights in each], device=self.args.device)
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table, reduction="sum")
+        return dict(zip(each[0], table.T.tolist(), strict=True))
 
     def adds_up(self, num_items_in_batch: Any) -> bool:
         """Whether the passes' losses are already shares of the batch's."""
@@ -195,13 +210,20 @@ class StepInPasses(Hooks):
             return [order]
         return cut_evenly(order, int(numbers.max()))
 
-    def _join_metrics(self, logged: dict[str, int], shares: Sequence[float]) -> None:
-        """One value per step where each pass logged its own, averaged as TRL does."""
+    def join_metrics(self, logged: Mapping[str, int], weights: Mapping[str, Sequence[int]]) -> None:
+        """One value per step where each pass logged its own, averaged as TRL does.
+
+        Args:
+            logged: how many values each metric had before the step.
+            weights: of the passes, by the end of a metric's name.
+        """
         for key, values in metrics_of(self)["train"].items():
+            end = max((end for end in weights if key.endswith(end)), key=len)
+            counted = [weight for weight in weights[end] if weight]
             new = values[logged.get(key, 0) :]
-            if len(new) != len(shares):
+            if not new or len(new) != len(counted):
                 continue
-            joined = sum(value * share for value, share in zip(new, shares, strict=True))
+            joined = sum(value * (weight / sum(counted)) for value, weight in zip(new, counted, strict=True))
             if key.startswith(("min_", "max_")):
                 joined = min(new) if key.startswith("min_") else max(new)
             values[logged.get(key, 0) :] = [joined]
@@ -260,6 +282,7 @@ def batch_to_check(trainer: Any) -> dict[str, Any]:
 
 def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]]) -> Computed:
     """Loss, gradient and log-probabilities or scores of a batch in passes; nothing is stored."""
+    batch = trainer.of_whole_batch(batch)
     parts = [take_groups(batch, each, trainer.together) for each in groups]
     weights = [trainer.weight(part) for part in parts]
     items = trainer.items(batch)

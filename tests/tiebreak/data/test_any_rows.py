@@ -83,7 +83,7 @@ rows = st.one_of(
         for names in SHAPES
     )
 ).map(lambda parts: {**parts[1], **parts[0]})
-wanted_names: list[Wanted] = ["prompts", "demonstrations", "preferences"]
+wanted_names: list[Wanted] = ["prompts", "demonstrations", "preferences", "answers"]
 
 
 @pytest.mark.parametrize("wanted", wanted_names)

@@ -596,7 +596,7 @@ def test_what_cannot_be_told_is_refused_with_the_key(tmp_path: Path, wanted: Any
 
 def test_kto_rows_that_pair_nothing_are_refused_by_name(tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": good, "label": True} for q, good, _ in QUESTIONS]
-    with pytest.raises(DataError, match=r"10: prompts of which no two .* are for KTO, which no stage here trains"):
+    with pytest.raises(DataError, match=r"10: prompts of which no two .* are for KTO: tiebreak dpo --algorithm kto"):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)))
 
 
@@ -1410,7 +1410,7 @@ def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:
         reading_of(tmp_path, [*rated("a", 1, split="train"), *rated("a", 2, split="test")], "preferences")
     kto = [{"prompt": p, "completion": p, "label": True} for p in "ab"] + rated("c", 1)
     reasons = reading_of(tmp_path, kto, "preferences").left_out
-    unpaired = "unpaired rows are for KTO, which no stage here trains; tiebreak sft learns from those labelled true"
+    unpaired = "unpaired rows are for KTO: tiebreak dpo --algorithm kto; tiebreak sft learns from those labelled true"
     assert reasons == {f"prompts of which no two answers are rated apart ({unpaired})": 3}
     bad = reading_of(tmp_path, [{"prompt": "a", "response": " ", "score": 1}, *rated("a", 2, 3)], "preferences")
     assert ([one.where for one in bad.bad], len(bad.drafts)) == ([f"{start}:1"], 1)
