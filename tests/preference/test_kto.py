@@ -293,7 +293,7 @@ ROW = {"prompt": "water", "completion": "more", "label": True}
 def test_rows_that_are_no_labelled_answers(row: dict[str, Any], message: str, world: World, tmp_path: Path) -> None:
     status, told = start(world, write_rows(tmp_path / "rows.jsonl", [row]), tmp_path / "out")
     assert (status, message in told) == (1, True), told
-    assert not (tmp_path / "out" / "final").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_labelled_answers_are_no_pairs(world: World, tmp_path: Path) -> None:
