@@ -57,6 +57,8 @@ PATIENCE_SECONDS = 30.0
 """A mutant may compute so long beyond three times what its tests take: one that loops for ever is killed by that."""
 WAITING = 20
 """A mutant may take so many times its patience by the clock: a busy machine is slow, but one that sleeps for ever ends."""
+PATIENCE_WITH_A_TEST = 5.0
+"""A mutant may compute so long in one test of a fork beyond ten times what the test takes."""
 FAILED = 100
 """A fork ends with this plus the number of the test that failed."""
 
@@ -350,7 +352,6 @@ class _Session:
         sys.settrace(self._trace)  # what is executed by importing it belongs to no test
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed:
             self.failed.append(report.nodeid)
 
@@ -362,7 +363,9 @@ class _Session:
             self._now = self.lines.setdefault(item.nodeid, set())
             sys.settrace(self._trace)
             after = ordered[at + 1] if at + 1 < len(ordered) else self._neighbour(item, ordered)
+            started = time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+            self.seconds[item.nodeid] = time.process_time() - started
         sys.settrace(None)
         if self.failed:
             self.report.write_text(json.dumps({"failed": self.failed}))
@@ -423,6 +426,7 @@ class _Session:
         self.failed.clear()
         state = items[0].session._setupstate
         for at, item in enumerate(items):
+            signal.setitimer(signal.ITIMER_PROF, PATIENCE_WITH_A_TEST + 10 * self.seconds[item.nodeid])
             state.teardown_exact(item)
             after = items[at + 1] if at + 1 < len(items) else None
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
@@ -610,11 +614,14 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]]
     """Mutants of one file.
 
     Args:
-        quick: what survives a fork counts as a survivor without a fresh import.
+        quick: what is explained counts as a survivor without being run, and what survives a fork without a fresh import.
 
     Raises:
         SystemExit: a test fails without any mutant.
     """
+    reasons = explained()
+    skipped = [Result(mutant, "survived") for mutant, _ in mutants if quick and mutant.name in reasons]
+    mutants = [one for one in mutants if not (quick and one[0].name in reasons)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "session.json"
         in_a_fork(lambda: run_tests(TESTS[file], [_Session(file, mutants, workers, report)]), 24 * 3600)
@@ -622,7 +629,6 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]]
     if "failed" in session:
         raise SystemExit(f"these fail without a mutant: {' '.join(session['failed'])}")
     outcomes = dict.fromkeys(session["unexecuted"], "not executed")
-    reasons = explained()
     believed = {n for n in session["survivors"] if quick or mutants[n][0].name in reasons}
     again = [n for n in (*session["slow"], *session["survivors"]) if n not in believed]
     _say(f"  {len(again)} to be imported anew")
@@ -635,7 +641,7 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]]
                 yield number
 
     outcomes |= dict.fromkeys([*believed, *share_out(again, workers, imported_anew)], "survived")
-    return [Result(mutant, outcomes.get(number, "killed")) for number, (mutant, _) in enumerate(mutants)]
+    return [*skipped, *(Result(mutant, outcomes.get(number, "killed")) for number, (mutant, _) in enumerate(mutants))]
 
 
 def _definition_lines(file: str) -> set[int]:
@@ -797,7 +803,7 @@ def main() -> None:
     parser.add_argument(
         "--again", action="store_true", help="unexplained survivors, and functions that have changed since"
     )
-    parser.add_argument("--quick", action="store_true", help="believe what survives a fork, without a fresh import")
+    parser.add_argument("--quick", action="store_true", help="believe explanations, and what survives a fork")
     parser.add_argument("--list", action="store_true", help="list the mutants and run none")
     parser.add_argument("--page", action="store_true", help="run none, write docs/mutation.md")
     options = parser.parse_args()

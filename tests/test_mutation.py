@@ -143,7 +143,7 @@ from pathlib import Path
 import mutation
 import pytest  # forks have it at once
 mutation.REPOSITORY, mutation.TESTS = Path.cwd(), {"grow.py": ["test_grow.py"]}
-mutation.EXPLANATIONS = Path("explained.yaml")
+mutation.EXPLANATIONS, mutation.PATIENCE_WITH_A_TEST = Path("explained.yaml"), 0.2
 mutants = mutation.mutants_of("grow.py", {mutant.name for mutant in mutation.list_mutants("grow.py")})
 print(json.dumps({one.mutant.name: one.outcome for one in mutation.run_file("grow.py", 2, mutants)}))
 """
@@ -153,11 +153,19 @@ STEP = 1
 def grown(n):
     return n + STEP if n > 0 else 7
 
+def counted(n):
+    while n:
+        n -= 1
+    return n
+
 def unused(x):
     return -x
 """
 TESTS_OF_GROW = """
-from grow import grown
+from grow import counted, grown
+
+def test_of_a_loop():
+    assert counted(3) == 0
 
 def test_of_5():
     assert grown(5) == 6
@@ -187,7 +195,7 @@ def test_a_run_by_hand(tmp_path: Path) -> None:
     (tmp_path / "explained.yaml").write_text(json.dumps([{"mutant": f"grow.py grown: 0 → 1, {line}", "why": "so"}]))
     run = _run(tmp_path, TESTS_OF_GROW)
     assert run.returncode == 0, run.stderr
-    assert "12 mutants, 8 in forks, 2 imported anew" in run.stderr
+    assert "17 mutants, 13 in forks, 2 imported anew" in run.stderr
     assert "4 to be imported anew" in run.stderr  # and two that survive a fork without an explanation
     assert json.loads(run.stdout) == {
         "grow.py the module: 1 → 2, in STEP = 1": "killed",
@@ -200,6 +208,11 @@ def test_a_run_by_hand(tmp_path: Path) -> None:
         f"grow.py grown: n + STEP → n - STEP, {line}": "killed",
         f"grow.py grown: 7 → 8, {line}": "killed",
         f"grow.py grown: 7 → 6, {line}": "killed",
+        "grow.py counted: while n: → while not n:": "killed",
+        "grow.py counted: n -= 1 → n += 1": "killed",  # for ever
+        "grow.py counted: 1 → 2, in n -= 1": "killed",  # for ever, of 3
+        "grow.py counted: 1 → 0, in n -= 1": "killed",  # for ever
+        "grow.py counted: return n → return None": "killed",
         f"grow.py unused: {other} → return None": "not executed",
         f"grow.py unused: -x → x, in {other}": "not executed",
     }

@@ -456,6 +456,7 @@ def test_a_message_is_one_whatever_form_it_comes_in() -> None:
     assert Message.model_validate(SAID) == SAID
     assert why(lambda: Message.model_validate("hi")).startswith("Input should be a valid dictionary")
     assert why(lambda: Message.model_validate({"role": "user", "text": "hi"})).startswith("unknown message key 'text'")
+    assert why(lambda: Message.model_validate({"by": "user", "content": "hi"})).startswith("unknown message key 'by'")
     assert why(lambda: Message.model_validate({"role": "assistant", "weight": 1})) == "content: Field required"
     assert Message.model_validate({"role": "assistant", "content": "", "thinking": "Hm."}).reasoning_content == "Hm."
     same = {"role": "assistant", "content": "a", "thinking": "b", "reasoning_content": "b"}
@@ -645,6 +646,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
     write_text_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_text_atomically(path, "\ud800")
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
     with pytest.raises(FileNotFoundError):
         write_text_atomically(tmp_path / "none" / "a.txt", "new")
     monkeypatch.setattr(os, "fsync", lambda _: os.remove(next(tmp_path.glob(".a.txt.tmp-*"))) or 1 / 0)

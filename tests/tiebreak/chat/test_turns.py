@@ -136,7 +136,7 @@ def test_end_of_turn_names_the_tokens_and_must_hold_the_templates_own(words: Any
 
 
 def test_a_template_without_an_end_takes_the_first_that_is_named(words: Any) -> None:
-    plain = copy.deepcopy(words)
+    plain = copy.copy(words)
     plain.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     chat = build_chat(plain, ChatSettings(end_of_turn=["<|im_end|>", "<|endoftext|>"]))
     assert (chat.end_id, stops(chat)) == (plain.convert_tokens_to_ids("<|im_end|>"), {"<|im_end|>", "<|endoftext|>"})
@@ -149,7 +149,7 @@ def test_a_template_without_an_end_takes_the_first_that_is_named(words: Any) -> 
 def test_the_end_that_a_tokenizers_template_writes(words: Any) -> None:
     assert written_end(words) == words.convert_tokens_to_ids("<|im_end|>")
     for template in (None, "{{ messages[0].role }}"):
-        other = copy.deepcopy(words)
+        other = copy.copy(words)
         other.chat_template = template
         assert written_end(other) is None
         with pytest.raises(
@@ -371,7 +371,7 @@ def test_a_side_learns_its_turns_by_their_weight(words: Any) -> None:
 
 
 def test_a_thought_that_ends_without_a_mark_cannot_be_masked(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if m.reasoning_content %}{{ m.reasoning_content }}\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -396,7 +396,7 @@ WORDLESS = (
 
 
 def test_a_part_that_is_left_out_for_what_it_says_is_refused(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = WORDLESS.replace("messages | length > 2", "false")
     chat = build_chat(tokenizer)
     quoted = Message(role="user", content='Why "pale"?')
@@ -412,7 +412,7 @@ def test_a_part_that_is_left_out_for_what_it_says_is_refused(words: Any) -> None
 
 
 def test_a_part_without_which_a_template_refuses_is_rendered(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = WORDLESS
     talk = (ASK, ANSWER, AGAIN, MORE)
     assert build_chat(tokenizer).encode_conversation(talk, tools=TOOLS)
@@ -456,7 +456,7 @@ def test_tool_calls_are_learned_and_results_are_not(words: Any) -> None:
 @pytest.mark.parametrize("asked", [{"leaf": "ö", "wet": None}, {"it's": 1}, {}])
 def test_arguments_are_json_whichever_form_a_template_wants(words: Any, call: str, content: str, asked: Any) -> None:
     """One that writes them as they are wants text: of a mapping it would write Python's form, with None and True."""
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         f"{{% if m.tool_calls %}}{content}{{% else %}}{{{{ m.content }}}}{{% endif %}}"
@@ -508,7 +508,7 @@ def test_turns_of_weight_0_are_context_alone(words: Any) -> None:
 
 def test_a_templates_own_marks_say_what_is_learned(words: Any) -> None:
     """What lies outside `{% generation %}` is not; the end of the turn always is."""
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if m.role == 'assistant' %}Note: {% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n"
@@ -529,7 +529,7 @@ MARKED = (
 
 
 def test_marks_are_found_where_the_template_writes_no_end_and_where_blanks_meet(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = MARKED.replace("END", "{% endgeneration %} over").replace(
         "over{% endgeneration %}", "over"
     )
@@ -541,7 +541,7 @@ def test_marks_are_found_where_the_template_writes_no_end_and_where_blanks_meet(
 
 
 def test_an_answer_of_which_nothing_is_marked_is_refused(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     unmarked = "{% if m.name %}{% generation %}{{ m.name }}{% endgeneration %}{% endif %}{{ m.content }}<|im_end|>"
     marked = "{% generation %}{{ m.content }}END{% endgeneration %}"
     tokenizer.chat_template = MARKED.replace(marked, unmarked)
@@ -552,7 +552,7 @@ def test_an_answer_of_which_nothing_is_marked_is_refused(words: Any) -> None:
 
 
 def test_marks_of_one_word_and_of_the_end_alone(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = MARKED.replace("END", "<|im_end|>")
     chat = build_chat(tokenizer)
     yes = Message(role="assistant", content=" Yes")
@@ -568,7 +568,7 @@ def test_marks_of_one_word_and_of_the_end_alone(words: Any) -> None:
 
 
 def test_marks_see_the_tools(words: Any) -> None:
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}" + MARKED.replace(
         "END", "<|im_end|>"
     )
@@ -920,7 +920,7 @@ def test_tool_calls_are_given_in_the_form_that_a_template_wants(
     words: Any, null: bool, text: bool, otherwise: str
 ) -> None:
     """In another one it refuses them, or writes nothing of them."""
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     wanted = f"(m.content is not defined) == {null} and (m.tool_calls[0].function.arguments is string) == {text}"
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -936,7 +936,7 @@ def test_tool_calls_are_given_in_the_form_that_a_template_wants(
 
 def test_a_templates_refusal_of_calls_is_its_own(words: Any) -> None:
     """And what was tried at a conversation that it refuses does not stay."""
-    tokenizer = copy.deepcopy(words)
+    tokenizer = copy.copy(words)
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
         "{% if m.tool_calls %}{{ raise_exception('one at a time') if m.tool_calls | length > 1 }}"
