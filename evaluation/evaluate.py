@@ -38,7 +38,7 @@ from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batc
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
-from tiebreak.terminal import Cell, has_colours, say, table
+from tiebreak.terminal import has_colours, say, titled_table
 from tiebreak.tracking.recorder import track, track_again
 
 
@@ -74,12 +74,12 @@ def evaluate(config: EvaluateConfig) -> None:
 def results_table(report: Mapping[str, Any], yardstick: str, colours: bool) -> list[str]:
     """Each policy's mean on the yardstick, its win rate and the length of its answers."""
     head = ("policy", yardstick, f"win rate vs {report['baseline']}", "tokens")
-    rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in head]]
+    rows = []
     for name, figures in report["policies"].items():
         rate = figures["win_rate_vs_baseline"]
         win = "-" if rate is None else f"{rate:.2f}"
         rows.append([name, f"{figures['yardstick_mean']:.3f}", win, f"{figures['length_tokens_mean']:.0f}"])
-    return table(rows, colours=colours)
+    return titled_table(head, rows, colours=colours)
 
 
 def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Prompt]:

@@ -18,7 +18,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -31,7 +31,7 @@ from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, re
 from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.aggregate import AggregationConfig, ballots_of_groups, group_judgments
-from labeling_ui.quality.agreement import measure_agreement, print_agreement
+from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store.assigning import LEASE_SECONDS
@@ -50,7 +50,7 @@ from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, 
 from tiebreak.measures.yardstick import RUBRIC
 from tiebreak.records import Pair
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
-from tiebreak.terminal import has_colours, paint, show
+from tiebreak.terminal import Cell, has_colours, paint, show, table
 from tiebreak.tracking.recorder import track_again
 
 if TYPE_CHECKING:
@@ -441,12 +441,22 @@ def _status(words: list[str]) -> None:
     if as_json:
         print(json.dumps(status, indent=2))
         return
-    kinds = ", ".join(f"{count} {kind}" for kind, count in status["judgments"].items()) or "none"
-    print(
-        f"{status['store']}\n  pairs       {status['pairs']} ({status['items']} items, {status['items_judged']} judged)"
-    )
-    print(f"  judgments   {kinds} of {status['judgments_wanted']} wanted\n  raters      {status['raters']}")
-    print(f"  event log   {status['events']} events, head {status['head'][:16]}")
+    show(*status_lines(status, has_colours(sys.stdout)))
+
+
+def status_lines(status: Mapping[str, Any], colours: bool = False) -> list[str]:
+    """A store's counts as a table."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in status["judgments"].items())
+    judgments = f"of {status['judgments_wanted']} wanted" + (f": {kinds}" if kinds else "")
+    rows = [
+        ("pairs", status["pairs"], ""),
+        ("items", status["items"], f"{status['items_judged']} judged, {status['disputed']} disputed"),
+        ("judgments", sum(status["judgments"].values()), judgments),
+        ("raters", status["raters"], ""),
+        ("events", status["events"], f"head {status['head'][:16]}"),
+    ]
+    cells = [(name, str(count), Cell(detail, "dim")) for name, count, detail in rows]
+    return [status["store"], *(f"  {line}" for line in table(cells, left=(0, 2), colours=colours))]
 
 
 def _verify(words: list[str]) -> None:
@@ -490,7 +500,10 @@ def _agreement(words: list[str]) -> None:
     if measured["judgments"]:
         groups = [group for group in group_judgments(judgments) if group.kind == measured["kind"]]
         measured["reliability"] = describe_reliability(ballots_of_groups(groups, known))
-    print(json.dumps(measured, indent=2) if as_json else print_agreement(measured))
+    if as_json:
+        print(json.dumps(measured, indent=2))
+    else:
+        show(*agreement_lines(measured, has_colours(sys.stdout)))
 
 
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:

@@ -33,6 +33,7 @@ from labeling_ui.web.accounts import (
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import Section
 from tiebreak.errors import ConfigError, exit_with_message
+from tiebreak.terminal import Cell, has_colours, show, titled_table
 
 NAMELESS = ("invite", "list")
 
@@ -154,10 +155,19 @@ def _list(words: list[str], _name: str) -> None:
     if arguments.as_json:
         print(json.dumps(raters, indent=2, ensure_ascii=False))
         return
-    for rater in raters:
-        state = "disabled" if rater["disabled"] else rater["role"]
-        pool = f"  ({rater['pool']})" if rater["pool"] else ""
-        print(f"{rater['id']:<16} {rater['kind']:<10} {state:<9} {rater['judgments']:>6}  {rater['name']}{pool}")
+    rows = [
+        [
+            rater["id"],
+            rater["name"],
+            rater["kind"],
+            Cell("disabled", "yellow") if rater["disabled"] else rater["role"],
+            rater["pool"] or "-",
+            str(rater["judgments"]),
+        ]
+        for rater in raters
+    ]
+    head = ("id", "name", "kind", "role", "pool", "judgments")
+    show(*titled_table(head, rows, left=range(5), colours=has_colours(sys.stdout)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ import numpy as np
 from labeling_ui.quality.biases import describe_raters, overall_habits
 from labeling_ui.quality.intervals import Figure, mean_over_clusters, share_of_clusters
 from labeling_ui.quality.votes import KINDS, Comparison, Flags, Floats, Integers, Steps, Votes, read_votes
+from tiebreak.errors import counted
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Kind, Pair
+from tiebreak.terminal import titled_table
 
 RESAMPLES = 2_000
 DRAWS = 20_000_000
@@ -249,11 +251,11 @@ def measure_percent(votes: Votes) -> dict[str, Any]:
     }
 
 
-def print_agreement(measured: dict[str, Any]) -> str:
-    """The figures as text, beside the published ones."""
+def agreement_lines(measured: dict[str, Any], colours: bool = False) -> list[str]:
+    """The figures as tables, beside the published ones."""
     if not measured["judgments"]:
-        return "no judgments yet"
-    rows = [
+        return ["no judgments yet"]
+    figures = [
         ("agreement, counting ties", measured["percent_with_ties"], "{:.1%}"),
         ("agreement, without ties", measured["percent_without_ties"], "{:.1%}"),
         ("… over pairs of votes, with gold and repeats", measured["pooled"]["percent_with_ties"], "{:.1%}"),
@@ -264,30 +266,31 @@ def print_agreement(measured: dict[str, Any]) -> str:
         ("longer answer preferred", measured["longer_side"], "{:.1%}"),
         *((f"Cohen's κ, {' and '.join(k['raters'])}", k, "{:.3f}") for k in measured["cohen_kappa"][:SHOWN]),
     ]
-    lines = [f"{measured['judgments']} {measured['kind']} judgments of {measured['items']} items"]
-    lines += [f"  {name:<46} {_shown(figure, form)}" for name, figure, form in rows]
+    rows = [(name, *_shown(figure, form), str(figure["n"])) for name, figure, form in figures]
+    judgments = counted(measured["judgments"], f"{measured['kind']} judgment")
+    lines = [f"{judgments} of {counted(measured['items'], 'item')}"]
+    lines += ["", *titled_table(("figure", "value", "95% interval", "n"), rows, colours=colours)]
     if len(measured["cohen_kappa"]) > SHOWN:
-        lines.append(f"  … and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
-    marked = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
+        lines.append(f"and κ of {len(measured['cohen_kappa']) - SHOWN} more pairs of raters: --json")
     if "reliability" in measured:
-        lines += ["estimated accuracy of each rater, from the raters' votes:"]
-        lines += list(_shown_reliability(measured["reliability"]))
-    lines += ["flagged:", *(f"  {rater:<46} {marks}" for rater, marks in marked)] if marked else []
-    lines += ["published figures:", *(f"  {name:<72} {figure}" for name, figure in PUBLISHED)]
-    return "\n".join(lines)
+        head = ("estimated accuracy", "Dawid-Skene", "95% interval", "Bradley-Terry", "95% interval", "n")
+        lines += ["", *titled_table(head, list(_reliability_rows(measured["reliability"])), colours=colours)]
+    flagged = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
+    if flagged:
+        lines += ["", *titled_table(("flagged", "for"), flagged, left=(0, 1), colours=colours)]
+    return [*lines, "", *titled_table(("published", "agreement"), PUBLISHED, colours=colours)]
 
 
-def _shown_reliability(reliability: dict[str, Any]) -> Iterator[str]:
+def _reliability_rows(reliability: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     models = {name: {row["rater"]: row["accuracy"] for row in fit["raters"]} for name, fit in reliability.items()}
-    for rater in models["dawid_skene"]:
-        accuracies = [_shown(models[name][rater], "{:.1%}") for name in ("dawid_skene", "bradley_terry")]
-        yield f"  {rater:<46} Dawid-Skene {accuracies[0]}; Bradley-Terry {accuracies[1]}"
+    for rater, accuracy in models["dawid_skene"].items():
+        other = models["bradley_terry"][rater]
+        yield rater, *_shown(accuracy, "{:.1%}"), *_shown(other, "{:.1%}"), str(accuracy["n"])
 
 
-def _shown(figure: dict[str, Any], form: str) -> str:
+def _shown(figure: dict[str, Any], form: str) -> tuple[str, str]:
+    """A figure and its interval; `-` where it is not defined."""
     if figure["value"] is None:
-        return f"not defined (n = {figure['n']})"
-    shown = form.format(figure["value"])
-    if figure["interval"]:
-        shown += f"  [{', '.join(form.format(edge) for edge in figure['interval'])}]"
-    return f"{shown}  n = {figure['n']}"
+        return "-", "-"
+    edges = [form.format(edge) for edge in figure["interval"] or ()]
+    return form.format(figure["value"]), f"[{', '.join(edges)}]" if edges else "-"

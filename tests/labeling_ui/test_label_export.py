@@ -492,6 +492,45 @@ def test_simulating_into_a_store_of_people_is_refused(tmp_path: Path) -> None:
 # --- the other commands ---
 
 
+def test_counts_raters_and_agreement_are_aligned_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from label_support import answer
+
+    from labeling_ui.label import main as label
+    from labeling_ui.raters import main as raters
+
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], overlap=2, raters=2)
+    store.move_rater("r1", "botany")
+    for rater in ("r0", "r1"):
+        first = store.claim(rater)
+        assert first is not None
+        store.submit(rater, answer(first.item_id, 2 if first.left_id == "0-0" else -2))
+    url = ["--store", store.url]
+    label(["status", *url])
+    status = store.status()
+    assert capsys.readouterr().out.splitlines() == [
+        store.url,
+        "  pairs       3",
+        "  items       3  1 judged, 0 disputed",
+        "  judgments   2  of 6 wanted: 2 human",
+        "  raters      2",
+        f"  events     {status['events']}  head {status['head'][:16]}",
+    ]
+    raters(["list", *url])
+    assert capsys.readouterr().out.splitlines() == [
+        "id  name     kind   role   pool    judgments",
+        "r0  rater 0  human  rater  -               1",
+        "r1  rater 1  human  rater  botany          1",
+    ]
+    label(["agreement", *url])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 human judgments of 1 item"
+    (figure,) = (line for line in lines if line.startswith("agreement, counting ties"))
+    (undefined,) = (line for line in lines if line.startswith("self-consistency"))
+    assert figure.split()[3:] == ["100.0%", "[20.7%,", "100.0%]", "1"], "Wilson's interval of 1 of 1: from 1 / (1 + z²)"
+    assert undefined.split()[1:] == ["-", "-", "0"]
+    assert len(figure) == len(undefined) == len(lines[2]), "one width"
+
+
 def test_export_status_and_verify_from_the_store_alone(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(n) for n in range(2)], raters=1)
     nothing = tiebreak("label", "export", "--store", store.url, "--output", str(tmp_path / "out"), ok=False)

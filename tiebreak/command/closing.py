@@ -23,8 +23,7 @@ METRICS_SHOWN = 4
 
 def say_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
     """Print a finished stage's last lines; in a recipe, where the next stage follows anyway, only the first."""
-    folder = output_folder(identify(config, stage)) if TRIAL in config.output else Path(config.output)
-    steps = [step for step in find_stage(stage).next if not step.when or getattr(config, step.when)]
+    folder, steps = _folder_of(stage, config), _steps_after(stage, config)
     if not steps or not (folder / MANIFEST).is_file():
         return
     say(saved_line(folder))
@@ -32,9 +31,26 @@ def say_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
         say(f"next: {next_command(steps, config, folder, words)}")
 
 
+def say_recipe_end(stage: str, config: StageConfig, words: Sequence[str]) -> None:
+    """Print a finished recipe's last lines, those of its last stage."""
+    folder, steps = _folder_of(stage, config), _steps_after(stage, config)
+    recorded = read_manifest(folder).get("next") or shlex.join(["tiebreak", "inspect", str(folder), "--chain"])
+    say(saved_line(folder), f"next: {next_command(steps, config, folder, words) if steps else recorded}")
+
+
+def _folder_of(stage: str, config: StageConfig) -> Path:
+    return output_folder(identify(config, stage)) if TRIAL in config.output else Path(config.output)
+
+
+def _steps_after(stage: str, config: StageConfig) -> list[Next]:
+    return [step for step in find_stage(stage).next if not step.when or getattr(config, step.when)]
+
+
 def saved_line(folder: Path) -> str:
-    """`saved: FOLDER/final (files, size; metrics)`, from the manifest."""
+    """`saved: FOLDER/final (files, size; metrics)`, from the manifest; of a last stage, its page."""
     manifest = read_manifest(folder)
+    if not find_stage(str(manifest["stage"])).next and (folder / "report.html").is_file():
+        return f"saved: {folder / 'report.html'}"
     sizes = [(folder / name).stat().st_size for name in manifest["outputs"] if (folder / name).is_file()]
     metrics = manifest.get("metrics") or {}
     names = {**dict.fromkeys(metrics, ""), **find_stage(str(manifest["stage"])).metrics}

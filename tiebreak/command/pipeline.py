@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_core import to_jsonable_python
 
 from tiebreak.command.cli import main as start_command
+from tiebreak.command.closing import say_recipe_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
 from tiebreak.config import Section, StageConfig, load_config
@@ -103,6 +104,9 @@ def run_pipeline(config: PipelineConfig) -> None:
             return
     say("")
     tick(f"all {len(config.stages)} stages done", duration(time.monotonic() - started))
+    last = config.stages[-1]
+    words = stage_words(last, config)
+    say_recipe_end(last.stage, load_config(config_class(last.stage), words, last.stage), words)
 
 
 def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> bool:

@@ -169,6 +169,13 @@ def table(rows: Sequence[Sequence[str | Cell]], *, left: Sequence[int] = (0,), c
     return ["  ".join(filled(at, cell) for at, cell in enumerate(row)).rstrip() for row in cells]
 
 
+def titled_table(
+    head: Sequence[str], rows: Sequence[Sequence[str | Cell]], *, left: Sequence[int] = (0,), colours: bool
+) -> list[str]:
+    """A table under the dimmed names of its columns."""
+    return table([[Cell(name, "dim") for name in head], *rows], left=left, colours=colours)
+
+
 def width_of(text: str) -> int:
     """A text's width in terminal columns: two for a wide character, none for a combining one."""
     return sum(

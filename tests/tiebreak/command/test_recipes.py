@@ -177,6 +177,13 @@ def test_a_moved_root_is_finished_for_the_recipe_and_for_each_stage(
     status, message = run_here("run", "--config", recipe, "--root", moved_recipe)
     assert status == 0, message
     assert message.count("up to date, skipped") == 9
+    judge = (
+        f"tiebreak label --config configs/quickstart/label.yaml --simulate false --pairs {finished_recipe}/runs/sample"
+    )
+    assert message.splitlines()[-2:] == [
+        f"saved: {moved_recipe}/compare/report.html",
+        f"next: {judge} --output {finished_recipe}/runs/label-by-hand",
+    ]
     given = yaml.safe_load(recipe.read_text())
     config = PipelineConfig.model_validate(given | {"root": str(moved_recipe)})
     (sft,) = (entry for entry in config.stages if entry.stage == "sft")
@@ -250,6 +257,9 @@ def test_replace_moves_a_cut_off_run_of_another_configuration_aside(tmp_path: Pa
     assert status == 0, message
     assert (tmp_path / "prepare.replaced-1" / "partial" / "work").is_file()
     assert read_manifest(output)["config"]["max_prompt_tokens"] == 384
+    saved, following = message.splitlines()[-2:]
+    assert saved.startswith(f"saved: {output}/final (")
+    assert following.startswith(f"next: tiebreak sample --prompts {output} --policy ")
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").touch()
