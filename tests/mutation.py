@@ -709,7 +709,7 @@ def current(file: str, mutants: Sequence[Mutant]) -> Outcomes:
     for mutant in mutants:
         one = found.setdefault(mutant.function, Outcome(sources.get(mutant.function, ""), 0, {}))
         one.faults += 1
-        one.code += "" if mutant.function in sources else mutant.name
+        one.code += "" if mutant.function in sources else mutant.name.removeprefix(f"{file} ")  # which may move
     for one in found.values():
         one.code = hashlib.sha256(one.code.encode()).hexdigest()[:12]
     return found

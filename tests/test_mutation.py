@@ -96,6 +96,9 @@ def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Pat
     (tmp_path / file).write_text(moved)
     assert mutation.current(file, mutation.list_mutants(file)) == mutation.current(file, mutants) == first
 
+    (tmp_path / "another.py").write_text(SOURCE)
+    assert mutation.current("another.py", mutation.list_mutants("another.py")) == first
+
     (tmp_path / file).write_text(SOURCE.replace("[one], [one]", "[one], [two]"))
     changed = mutation.list_mutants(file)
     now = mutation.current(file, changed)
