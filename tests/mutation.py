@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import contextlib
 import copy
 import functools
@@ -44,7 +45,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import yaml
@@ -349,7 +350,11 @@ class _Session:
         self._now: set[int] = set()
 
     def pytest_collection(self) -> None:
-        sys.settrace(self._trace)  # what is executed by importing it belongs to no test
+        """The file is imported with a call before each statement of its functions, which says what a test executes."""
+        builtins.executes__ = self._executes  # type: ignore[attr-defined]
+        tree = instrumented(ast.parse(Path(self.path).read_text(encoding="utf-8")))
+        module = self.file.removesuffix(".py").replace("/", ".")
+        sys.meta_path.insert(0, _MutantFinder(module, Path(self.path), compile(tree, self.path, "exec")))
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -361,17 +366,18 @@ class _Session:
         ordered = list(items.values())
         for at, item in enumerate(ordered):
             self._now = self.lines.setdefault(item.nodeid, set())
-            sys.settrace(self._trace)
             after = ordered[at + 1] if at + 1 < len(ordered) else self._neighbour(item, ordered)
             started = time.process_time()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
             self.seconds[item.nodeid] = time.process_time() - started
-        sys.settrace(None)
         if self.failed:
             self.report.write_text(json.dumps({"failed": self.failed}))
             return True
         original = _codes(compile(Path(self.path).read_text(encoding="utf-8"), self.path, "exec"))
         functions = _live_functions(self.path)
+        for key, live in functions.items():
+            for function in live:
+                function.__code__ = original.get(key, function.__code__)
         fast, slow, unexecuted = [], [], []
         for number, (mutant, code) in enumerate(self.mutants):
             tests = self._tests_of(mutant)
@@ -439,11 +445,27 @@ class _Session:
         """Another test of the same file, so that the file's fixtures are not torn down."""
         return next((other for other in items if other is not item and other.path == item.path), None)
 
-    def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code.co_filename != self.path:
-            return None
-        self._now.add(frame.f_lineno)
-        return self._trace
+    def _executes(self, first: int, last: int) -> None:
+        self._now.update(range(first, last + 1))
+
+
+def instrumented(tree: ast.Module) -> ast.Module:
+    """The module with a call of `executes__(first line, last line)` before each statement of its functions."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for holder in {node: None for function in functions for node in ast.walk(function)}:
+        for name in ("body", "orelse", "finalbody"):
+            if isinstance(statements := getattr(holder, name, None), list) and not isinstance(holder, ast.ClassDef):
+                setattr(holder, name, [one for statement in statements for one in _instrumented(statement)])
+    return ast.fix_missing_locations(tree)
+
+
+def _instrumented(statement: ast.stmt) -> Iterator[ast.stmt]:
+    body = getattr(statement, "body", None)
+    last = body[0].lineno - 1 if isinstance(body, list) else statement.end_lineno or 0
+    lines = (ast.Constant(statement.lineno), ast.Constant(max(statement.lineno, last)))
+    call = ast.Expr(ast.Call(ast.Name("executes__", ast.Load()), [*lines], []))
+    is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    yield from [statement] if is_text else [ast.copy_location(call, statement), statement]
 
 
 CodeKey = tuple[str, int]

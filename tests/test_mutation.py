@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mutation
 import pytest
@@ -111,6 +113,47 @@ def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Pat
     every = [Result(one, "killed") for one in changed if one.name in again]
     found = mutation.merged(stored, mutation.current(file, changed), every)
     assert mutation.table_row(file, found, now, {}) == "| `code.py` | 20 | 20 | 0 | 0 | 0 |"
+
+
+def test_the_lines_that_a_test_executes() -> None:
+    """Of a statement all its lines, of one with a body its head; what a test does not reach is not among them."""
+    source = """
+def outer(n):
+    \"\"\"Text.\"\"\"
+    def inner(
+        k,
+    ):
+        return k + \\
+            1
+    for one in range(
+        n
+    ):
+        if one > 5:
+            return None
+        elif one == 0:
+            continue
+    else:
+        n += 1
+    try:
+        return inner(n) / 0
+    except ZeroDivisionError:
+        return 7
+class Kept:
+    share = 2
+    def half(self):
+        return self.share / 2
+"""
+    found: list[tuple[int, int]] = []
+    names: dict[str, Any] = {"executes__": lambda first, last: found.append((first, last))}
+    exec(compile(mutation.instrumented(ast.parse(source)), "x", "exec"), names)
+    assert found == []
+    assert names["outer"](1) == 7
+    assert found == [(4, 6), (9, 11), (12, 12), (14, 14), (15, 15), (17, 17), (18, 18), (19, 19), (7, 8), (21, 21)]
+    assert names["outer"].__doc__ == "Text."
+    assert names["outer"].__code__.co_firstlineno == 2
+    found.clear()
+    assert names["Kept"]().half() == 1
+    assert found == [(25, 25)]
 
 
 def test_a_file_that_was_not_run_says_so(file: str) -> None:
