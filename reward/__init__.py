@@ -1,1 +1,5 @@
 """The reward model, and the report on whether to trust it."""
+
+from tiebreak.errors import report_uncaught
+
+report_uncaught()

@@ -1,1 +1,5 @@
 """Preparation of data, and supervised fine-tuning."""
+
+from tiebreak.errors import report_uncaught
+
+report_uncaught()

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from tiebreak.extras import INSTALL, has_training_packages, missing_training_package
@@ -156,6 +157,26 @@ def exit_with_message(
         if os.environ.get("TIEBREAK_DEBUG"):
             raise
         _fail(_unexpected(error, folder(), resumes), UNEXPECTED_STATUS)
+
+
+def report_uncaught() -> None:
+    """Of `python -m preference.dpo`, end with a message where importing the module fails: `main` is not reached then.
+
+    Called by the packages while Python locates the module, so that a user's own program keeps its tracebacks.
+    """
+    if sys.argv[:1] == ["-m"]:  # until the module is found
+        sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if os.environ.get("TIEBREAK_DEBUG") or isinstance(error, SystemExit):
+        sys.__excepthook__(kind, error, trace)
+        return
+
+    def again() -> None:
+        raise error
+
+    exit_with_message(again)
 
 
 def _interrupted(resumes: bool) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
+import subprocess
 import sys
 import textwrap
 import tomllib
@@ -20,6 +22,7 @@ from trl import DPOTrainer
 
 from tiebreak import upstream
 from tiebreak.errors import UpstreamError
+from tiebreak.stages import STAGES
 
 PACKAGES = ("tiebreak", "sft", "labeling_ui", "reward", "preference", "evaluation")
 DOCUMENTED = {"_exit", "_replace", "_make", "_fields", "_asdict"}
@@ -168,6 +171,22 @@ def test_a_stage_whose_trainer_changed_is_refused_by_name(monkeypatch: pytest.Mo
         "return_outputs): preference.dpo.CheckedDPOTrainer rests on it\n"
         "  Tiebreak is tested with trl 1.16.0: pip install 'trl==1.16.0'\n"
     )
+
+
+@pytest.mark.parametrize(
+    "module", [stage.module for stage in STAGES.values() if stage.trains or stage.name in ("sample", "evaluate")]
+)
+def test_a_module_that_cannot_be_imported_ends_in_a_message(module: str, tmp_path: Path) -> None:
+    """As `accelerate launch -m preference.dpo` runs it: its imports come before its `main`."""
+    raising = "from tiebreak.errors import UpstreamError\n\nraise UpstreamError('torch 9 is not what is needed')\n"
+    for package in ("torch", "transformers", "trl"):
+        (tmp_path / f"{package}.py").write_text(raising)
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    command = [sys.executable, "-m", module.removesuffix(".train") if module.endswith("ppo.train") else module]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (1, "error: torch 9 is not what is needed\n")
 
 
 def test_a_name_that_is_gone_is_refused_where_it_is_used_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ from tiebreak.command.table import COMMANDS
 from tiebreak.config import StageConfig, read_yaml, take_config_flag
 from tiebreak.config.flags import as_flag
 from tiebreak.config.keys import REQUIRED, own_keys
-from tiebreak.runs.run import MANIFEST, TRIAL, identify, output_folder, read_manifest
+from tiebreak.errors import TiebreakError
+from tiebreak.runs.run import MANIFEST, RESOLVED_CONFIG, TRIAL, identify, output_folder, read_manifest
 from tiebreak.shipped import find_shipped
 from tiebreak.stages import Next, find_stage
 from tiebreak.terminal import say
@@ -73,8 +75,34 @@ def next_command(steps: Sequence[Next], config: StageConfig, folder: Path, words
     given = {
         key: str(folder) for key, value in step.keys if value == "{output}" and _look_up(stated, key) != str(folder)
     }
-    output = {"output": str(folder.parent / step.stage)} if given else {}
+    output = {"output": str(_free_folder(folder, step.stage))} if given else {}
     return " ".join(["tiebreak", step.stage, "--config", shlex.quote(str(file)), *_flags(given | output)])
+
+
+def _free_folder(made: Path, stage: str) -> Path:
+    """A folder for the next stage, beside that of this one: another's is passed over, one made from this is not."""
+    for number in itertools.count(1):
+        folder = made.parent / (stage if number == 1 else f"{stage}-{number}")
+        if not folder.exists() or _reads(folder, made):
+            return folder
+    raise AssertionError
+
+
+def _reads(folder: Path, made: Path) -> bool:
+    """Whether a run, finished or not, has a folder among its inputs."""
+    try:
+        values = read_yaml(folder / RESOLVED_CONFIG)
+    except (TiebreakError, OSError):
+        return False
+    return any(Path(text).absolute() == made.absolute() for text in _texts_in(values))
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(inner)
 
 
 def _filled(value: str, config: StageConfig, folder: Path) -> str:

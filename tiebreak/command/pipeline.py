@@ -93,10 +93,10 @@ def run_pipeline(config: PipelineConfig) -> None:
     Raises:
         RunError: a stage failed, or its folder holds another run.
     """
-    group = config.group or _group(config)
-    started = time.monotonic()
     for entry in config.stages:
         _check_entry(entry)
+    group = config.group or _group(config)
+    started = time.monotonic()
     for number, entry in enumerate(config.stages, start=1):
         words = stage_words(entry, config)
         rule(f"[{number}/{len(config.stages)}] {entry.stage}")
@@ -332,7 +332,7 @@ def _move_aside(folder: Path) -> None:
 
 def _group(config: PipelineConfig) -> str:
     """One name for all runs of a recipe, stored beside them so that a resumed recipe uses it again."""
-    root = Path(config.root or config.from_root or ".")
+    root = Path(config.root or config.from_root or _common_folder(config))
     file = root / "group"
     if file.is_file():
         return file.read_text().strip()
@@ -340,6 +340,15 @@ def _group(config: PipelineConfig) -> str:
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(group)
     return group
+
+
+def _common_folder(config: PipelineConfig) -> Path:
+    """The innermost folder that every stage writes below."""
+    outputs = [
+        Path(load_config(config_class(entry.stage), stage_words(entry, config), entry.stage).output).absolute().parent
+        for entry in config.stages
+    ]
+    return Path(os.path.commonpath(outputs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from support import REPOSITORY, run_here, write_config, write_rows
 
-from tiebreak.command.pipeline import PipelineConfig, StageEntry, config_class, stage_state, stage_words
+from tiebreak.command.pipeline import PipelineConfig, StageEntry, _group, config_class, stage_state, stage_words
 from tiebreak.config import load_config
 from tiebreak.runs.run import read_manifest
 
@@ -321,3 +321,20 @@ def test_data_that_changed_are_seen_by_both(tmp_path: Path) -> None:
     status, message = run_here("prepare", "--config", config)
     assert (state, status) == ("other", 1)
     assert why in message
+
+
+def test_a_recipe_without_a_root_keeps_its_group_beside_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing in the folder that it is started from."""
+    monkeypatch.chdir(tmp_path)
+    stages = [
+        StageEntry(stage=name, config=str(write_config(tmp_path / f"{name}.yaml", **FILES[name]))) for name in FILES
+    ]
+    before = {*tmp_path.iterdir()}
+    recipe = PipelineConfig(name="mine", stages=stages)
+    group = _group(recipe)
+    assert group.startswith("mine-")
+    assert (tmp_path / "runs" / "a" / "group").read_text() == group == _group(recipe)
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "runs"}
+    assert _group(PipelineConfig(name="one", stages=stages[1:2])) == group  # the same folder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import REPOSITORY, run_command, run_here, write_rows
+from support import REPOSITORY, run_command, run_here, write_config, write_rows
 
 from tiebreak.command.cli import main
 from tiebreak.command.closing import next_command, saved_line
@@ -167,6 +167,26 @@ def test_the_next_command_has_the_file_beside_and_is_accepted(
     following = load(follows, flags)
     assert "elsewhere/x" in str(following.model_dump())
     assert following.output == f"elsewhere/{follows}"
+
+
+def test_the_next_command_of_a_second_round_leaves_the_first_rounds_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    words = ["--config", "configs/quickstart/sample.yaml"]
+    config = config_at(Path(words[1]))
+    first, second = tmp_path / "sample", tmp_path / "sample-1"
+    write_config(tmp_path / "label" / "config.resolved.yaml", pairs=first, output=tmp_path / "label")
+
+    def output_after(made: Path) -> str:
+        flags = shlex.split(next_command(COMMANDS["sample"].next, config, made, words))[2:]
+        return str(load("label", flags).output)
+
+    assert output_after(first) == str(tmp_path / "label")  # it is resumed
+    assert output_after(second) == str(tmp_path / "label-2")
+    write_config(tmp_path / "label-2" / "config.resolved.yaml", pairs=second)
+    assert output_after(second) == str(tmp_path / "label-2")
+    assert output_after(tmp_path / "sample-2") == str(tmp_path / "label-3")
 
 
 @pytest.mark.parametrize(("stage", "follows"), STEPS)
