@@ -92,7 +92,9 @@ class LabelConfig(StageConfig):
     gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
     """share of gold pairs among a rater's pairs, until all gold pairs are used"""
     show_gold_agreement: bool = False
-    """show raters their gold accuracy"""
+    """show raters their gold accuracy, without today's judgments"""
+    goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)
+    """judgments that a rater is asked for a day; their page shows today's count against it"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair that a rater leaves unanswered is free for others after this time"""
     host: str = "127.0.0.1"
@@ -106,7 +108,7 @@ class LabelConfig(StageConfig):
     guidelines: str = ""
     """instructions for raters: Markdown, or the path of a .md file"""
     guideline_version: str = "1"
-    """recorded with every judgment; change it with the text, and everybody is asked to accept again"""
+    """recorded with every judgment, beside a hash of the text: where either changes, everybody is asked to accept again"""
     aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
     """judged separately, each on the same bar"""
     ask_reason: bool = True
@@ -116,7 +118,7 @@ class LabelConfig(StageConfig):
     consent: str = ""
     """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
     consent_version: str = "1"
-    """recorded with the consent; after a change, everybody is asked again"""
+    """recorded with the consent, beside a hash of the text: where either changes, everybody is asked again"""
     aggregation: AggregationConfig = AggregationConfig()
     """how votes become preferences"""
     formats: list[Format] = Field(default_factory=list)
@@ -346,6 +348,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         consent=consent,
         consent_version=config.consent_version,
         show_gold_agreement=config.show_gold_agreement,
+        goal_per_day=config.goal_per_day,
         aspects=tuple(config.aspects),
         reason=config.ask_reason,
         words=load_words(config.words),

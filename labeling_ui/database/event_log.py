@@ -23,7 +23,7 @@ from labeling_ui.database.schema import EVENTS, LOG_HEAD, SETTINGS
 EventKind = Literal[
     "campaign_begun", "overlap_changed", "pairs_added", "batch_changed", "gold_set",
     "rater_added", "rater_disabled", "rater_enabled", "rater_moved", "password_reset", "invited",
-    "guidelines_accepted", "consent_given",
+    "published", "guidelines_accepted", "consent_given",
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
     "submitted", "skipped", "flagged", "amended", "undone", "adjudicated", "imported", "asked", "answered",
 ]  # fmt: skip
@@ -119,6 +119,10 @@ class Transaction:
     def now(self) -> int:
         """Milliseconds since 1970, or the next event's number where the log is the clock."""
         return self._clock() if self._clock else self.seq + 1
+
+    def seconds_since(self, at_ms: int) -> float | None:
+        """Seconds since a time in the log; None where the log is the clock."""
+        return (self.now() - at_ms) / 1000 if self._clock else None
 
     def event(
         self, kind: EventKind, *, payload: dict[str, Any], rater_id: str | None = None, item_id: str | None = None

@@ -259,6 +259,14 @@ def _migrate_007_skips(connection: Connection) -> None:
         connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(**freed))
 
 
+def _migrate_008_documents(connection: Connection) -> None:
+    """The texts of guidelines and consent, which were not in the store."""
+    connection.exec_driver_sql(
+        "CREATE TABLE documents (document TEXT NOT NULL CHECK (document IN ('guidelines', 'consent')), "
+        "version TEXT NOT NULL, text TEXT NOT NULL, at_ms BIGINT NOT NULL, PRIMARY KEY (document, version))"
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -267,6 +275,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_005_latest_judgments,
     _migrate_006_turns_in_the_log,
     _migrate_007_skips,
+    _migrate_008_documents,
 )
 
 

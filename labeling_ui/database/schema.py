@@ -204,6 +204,14 @@ ACCEPTANCES = Table(
     Column("version", String),
     Column("at_ms", BigInteger),
 )
+DOCUMENTS = Table(
+    "documents",
+    METADATA,
+    Column("document", String, primary_key=True),
+    Column("version", String, primary_key=True),
+    Column("text", Text),
+    Column("at_ms", BigInteger),
+)
 EVENTS = Table(
     "events",
     METADATA,

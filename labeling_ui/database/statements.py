@@ -10,6 +10,7 @@ from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,
     DRAFTS,
+    EVENTS,
     GOLD,
     ITEMS,
     JUDGMENTS,
@@ -164,6 +165,8 @@ JUDGED_AT = Prepared(
     .offset(bindparam("place"))
 )
 """The rater's judgment number `place`, counted from 0."""
+
+EVENT_TIME = Prepared(sa.select(EVENTS.c.at_ms).where(EVENTS.c.seq == bindparam("seq")))
 
 # --- judging ---
 

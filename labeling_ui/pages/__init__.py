@@ -6,6 +6,7 @@ in the HTML, `words[key]` in the scripts. A campaign in another language supplie
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import os
@@ -61,6 +62,7 @@ class PageConfig:
     guidelines: str = ""
     """Markdown"""
     guideline_version: str = ""
+    """the lead's own name of it"""
     consent: str = ""
     """consent text, accepted before the first judgment: Markdown"""
     consent_version: str = ""
@@ -68,6 +70,8 @@ class PageConfig:
     """whether raters see their own gold accuracy"""
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "::1")
     """host names that requests may use, against DNS rebinding; (): any"""
+    goal_per_day: int | None = None
+    """judgments that a rater is asked for a day"""
     aspects: tuple[str, ...] = ()
     """asked beside the overall judgment, each on the same scale"""
     reason: bool = True
@@ -77,6 +81,21 @@ class PageConfig:
     system: str = ""
     """system prompt of the conversations"""
     words: dict[str, str] = field(default_factory=load_words)
+
+    @property
+    def guidelines_id(self) -> str:
+        """The version with a hash of the text: what raters accept and judgments carry."""
+        return identify_text(self.guideline_version, self.guidelines)
+
+    @property
+    def consent_id(self) -> str:
+        """The same of the consent."""
+        return identify_text(self.consent_version, self.consent)
+
+
+def identify_text(version: str, text: str) -> str:
+    """A version as `1#5f3a9c2e`: a text that changes is another one, whatever its version says."""
+    return f"{version}#{hashlib.sha256(text.encode()).hexdigest()[:8]}" if text else version
 
 
 def mount_pages(app: FastAPI, page: PageConfig) -> None:
@@ -107,6 +126,7 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         "title": page.title,
         "guidelines": render(page.guidelines) if page.guidelines else "",
         "guideline_version": page.guideline_version,
+        "guidelines_id": page.guidelines_id,
         "consent": render(page.consent) if page.consent else "",
         "aspects": list(page.aspects),
         "reason": page.reason,

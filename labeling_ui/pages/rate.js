@@ -8,7 +8,8 @@ let exhausted = false; // the server had nothing more
 let lastJudgment = null; // the id of the judgment that undo takes back
 let busy = false; // a judgment is being taken back or amended
 let done = 0;
-let total = 0;
+let today = 0;
+let goal = null; // judgments asked for a day
 
 // --- the flow of pairs
 
@@ -47,6 +48,7 @@ function rest() {
   find('.dock').hidden = !finished;
 }
 
+const mePath = () => `/api/me?since_ms=${midnight()}`;
 const nextPath = () => `/api/next?holding=${encodeURIComponent([...held(), ...unsent().map(([, body]) => body.pair_id)].join(','))}`;
 let fetching = false;
 
@@ -71,7 +73,7 @@ setInterval(() => {
 }, LOOK_AGAIN_MS);
 
 function judge(vote, button) {
-  if (!current || busy) return;
+  if (!current || busy || desk.dataset.fresh) return;
   const letter = edited();
   if (letter && best(vote) !== letter) {
     warn(say(ranks() ? 'edit.first' : 'edit.other', { letter }), 'edit');
@@ -84,7 +86,7 @@ function judge(vote, button) {
     ...details(), ...vote, ...timeSpent(),
     client_id: newId(),
     pair_id: current.pair_id,
-    guideline_version: props.value.guideline_version,
+    guideline_version: props.value.guidelines_id,
     client_at_ms: Date.now(),
   };
   if (amending) { amend(body); return; }
@@ -140,19 +142,22 @@ async function undo() {
   }
 }
 
-function countFrom(progress, waiting = 0) {
-  done = progress.done + waiting;
-  total = progress.done + progress.available; // unsent judgments are leased, so they count as available
+function countFrom(me, waiting = 0) {
+  done = me.progress.done + waiting;
+  today = me.today.judged + waiting;
+  goal = me.progress.goal_per_day;
   count(0);
 }
 
 function count(more) {
   done += more;
+  today += more;
   const bar = find('.progress');
-  bar.setAttribute('aria-valuenow', done);
-  bar.setAttribute('aria-valuemax', Math.max(total, done));
-  bar.firstElementChild.style.width = total ? `${Math.min(100, (100 * done) / total)}%` : '0';
-  find('.count').textContent = say('progress.of', { done, total: Math.max(total, done) });
+  bar.classList.toggle('without', !goal);
+  bar.setAttribute('aria-valuenow', Math.min(today, goal || today));
+  bar.setAttribute('aria-valuemax', goal || today);
+  bar.firstElementChild.style.width = goal ? `${Math.min(100, (100 * today) / goal)}%` : '0';
+  find('.count').textContent = goal ? say('progress.today', { today, goal }) : say('progress.done', { done });
 }
 
 // --- buttons
@@ -361,19 +366,19 @@ async function begin() {
   card('consent').querySelector('.text').innerHTML = props.value.consent;
   for (const part of all('[data-talk], .for-talk')) part.hidden = !props.value.converse;
   for (const line of all('.for-aspects')) line.hidden = !props.value.aspects.length;
-  const me = await insist('/api/me');
+  const me = await insist(mePath());
   csrfToken = me.csrf_token;
   outboxKey = `${OUTBOX}${me.rater_id}:`;
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
   lastJudgment = me.last_judgment;
   const waiting = unsent().length;
-  countFrom(me.progress, waiting);
+  countFrom(me, waiting);
   if (props.value.guidelines) layOutGuidelines();
   if (!me.consent_given) await ask('consent', me.consent_version);
   if (!me.guidelines_accepted) await ask('guidelines', me.guideline_version);
   await drain(acknowledged, turnedDown); // what an earlier window could not send
-  if (waiting) countFrom((await insist('/api/me')).progress); // some had arrived before that window closed
+  if (waiting) countFrom(await insist(mePath())); // some had arrived before that window closed
   if (props.value.converse) await resumeTalk();
   take(await insist(nextPath()));
   fetchAhead();

@@ -16,7 +16,7 @@ async function showWork() {
   place.setAttribute('aria-busy', 'true');
   place.replaceChildren(); // otherwise stale rows would change while the rater uses them
   try {
-    const [me, past] = await Promise.all([call(`/api/me?since_ms=${midnight()}`), call('/api/history?limit=20')]);
+    const [me, past] = await Promise.all([call(mePath()), call('/api/history?limit=20')]);
     if (mine !== openings) return;
     const { today, gold_agreement: gold } = me;
     const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';

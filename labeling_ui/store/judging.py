@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
@@ -26,6 +26,9 @@ from labeling_ui.store.assigning import (
 )
 from tiebreak.records import Judgment, content_id
 
+A = TypeVar("A", bound=Answer)
+CLOCK_SLACK_SECONDS = 5
+"""A client's clock may run so far ahead of the server's over one pair."""
 _NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}
 
 
@@ -55,12 +58,13 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
         return replayed
     assignment = _assignment_to_answer(tx, rules, rater_id, submission.pair_id)
     item = st.ITEM.one(tx.connection, item=assignment.item_id)
-    judgment = build_judgment(submission, rater, item.pair_id, shown_of(assignment))
+    answer = _within_time(tx, assignment, submission)
+    judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment))
     vote = count_vote(tx, item, assignment.occasion, before=None, now=judgment)
     _move_place(tx, assignment, was_skip=False, is_skip=judgment.skip)
     identity = content_id("judgment", rater_id, submission.client_id)
-    at_ms = _log_judgment(tx, "skipped" if judgment.skip else "submitted", identity, assignment, judgment, submission)
-    active_ms, idle_ms = _milliseconds(submission.seconds_active), _milliseconds(submission.seconds_idle)
+    at_ms = _log_judgment(tx, "skipped" if judgment.skip else "submitted", identity, assignment, judgment, answer)
+    active_ms, idle_ms = _milliseconds(answer.seconds_active), _milliseconds(answer.seconds_idle)
     st.ADD_JUDGMENT.do(
         tx.connection,
         id=identity,
@@ -97,6 +101,7 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     _refuse_settled(tx, row.item_id)
     assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
+    sent, answer = answer, _within_time(tx, assignment, answer)
     judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment))
     before = Judgment.model_validate_json(row.record)
     vote = count_vote(tx, item, row.occasion, before=before, now=judgment)
@@ -105,7 +110,7 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     st.AMEND_JUDGMENT.do(tx.connection, judgment=judgment_id, to_record=judgment.model_dump_json(), to_vote=vote)
     more = {"active_ms": _milliseconds(answer.seconds_active), "idle_ms": _milliseconds(answer.seconds_idle)}
     count_work(tx, rater_id, at_ms, judged=0, **more)
-    _remember(tx, rater_id, client_id, judgment_id, answer)
+    _remember(tx, rater_id, client_id, judgment_id, sent)
     return Stored(judgment_id, judgment)
 
 
@@ -268,6 +273,17 @@ def _own_judgment(tx: Transaction, rater_id: str, judgment_id: str, verb: str) -
     if row is None:
         raise RefusedError(f"you have no such judgment to {verb}")
     return row
+
+
+def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
+    """The answer, with no more active and idle seconds than have passed since the pair was given out."""
+    given_ms = st.EVENT_TIME.one(tx.connection, seq=assignment.seq).at_ms
+    passed = tx.seconds_since(given_ms)
+    if passed is None or (answer.seconds_active or 0) + (answer.seconds_idle or 0) <= passed + CLOCK_SLACK_SECONDS:
+        return answer
+    active = min(answer.seconds_active or 0.0, passed)
+    idle = min(answer.seconds_idle or 0.0, passed - active)
+    return answer.model_copy(update={"seconds_active": round(active, 1), "seconds_idle": round(idle, 1)})
 
 
 def _refuse_settled(tx: Transaction, item_id: str) -> None:

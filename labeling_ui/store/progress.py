@@ -120,9 +120,10 @@ def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:
 _HOUR_COLUMNS = (RATER_HOURS.c.judged, RATER_HOURS.c.active_ms, RATER_HOURS.c.idle_ms)
 
 
-def gold_agreement(connection: Connection, rater_id: str) -> tuple[int, int]:
-    """(right, n) of a rater's judgments of gold items. Skips do not count."""
-    return gold_agreements(connection, JUDGMENTS.c.rater_id == rater_id).get(rater_id, (0, 0))
+def gold_agreement(connection: Connection, rater_id: str, before_ms: int | None = None) -> tuple[int, int]:
+    """(right, n) of a rater's judgments of gold items, all or those before a time. Skips do not count."""
+    which = [JUDGMENTS.c.rater_id == rater_id] + ([] if before_ms is None else [JUDGMENTS.c.at_ms < before_ms])
+    return gold_agreements(connection, *which).get(rater_id, (0, 0))
 
 
 def gold_agreements(connection: Connection, *which: sa.ColumnElement[bool]) -> dict[str, tuple[int, int]]:

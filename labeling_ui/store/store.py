@@ -33,6 +33,7 @@ from labeling_ui.database.migrations import migrate
 from labeling_ui.database.schema import (
     ACCEPTANCES,
     BATCHES,
+    DOCUMENTS,
     GOLD,
     ITEMS,
     JUDGMENTS,
@@ -295,6 +296,26 @@ class Store:
 
         self.transact(move)
 
+    def publish(self, document: Document, version: str, text: str) -> None:
+        """Record the text of the guidelines or the consent, once for each version and text."""
+
+        def record(tx: Transaction) -> None:
+            there = sa.select(DOCUMENTS.c.version).where(
+                DOCUMENTS.c.document == document, DOCUMENTS.c.version == version
+            )
+            if tx.connection.scalar(there) is None:
+                now = tx.event("published", payload={"document": document, "version": version, "text": text})
+                values = {"document": document, "version": version, "text": text, "at_ms": now}
+                tx.connection.execute(sa.insert(DOCUMENTS).values(**values))
+
+        self.transact(record)
+
+    def published(self, document: Document) -> list[str]:
+        """The versions that there were, in order."""
+        with self.reading() as connection:
+            query = sa.select(DOCUMENTS.c.version).where(DOCUMENTS.c.document == document)
+            return list(connection.scalars(query.order_by(DOCUMENTS.c.at_ms)))
+
     def accept(self, rater_id: str, version: str, document: Document = "guidelines") -> None:
         """Record that a rater has accepted a version of the guidelines or the consent."""
 
@@ -433,10 +454,10 @@ class Store:
         with self.reading() as connection:
             return counts.work_since(connection, rater_id, since_ms)
 
-    def gold_agreement(self, rater_id: str) -> tuple[int, int]:
-        """(right, n) of the rater's judgments of gold items."""
+    def gold_agreement(self, rater_id: str, *, before_ms: int | None = None) -> tuple[int, int]:
+        """(right, n) of the rater's judgments of gold items, all or those before a time."""
         with self.reading() as connection:
-            return counts.gold_agreement(connection, rater_id)
+            return counts.gold_agreement(connection, rater_id, before_ms)
 
     def judged(self) -> int:
         """Number of current judgments."""

@@ -17,6 +17,7 @@ from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,
     BATCHES,
+    DOCUMENTS,
     EVENTS,
     GOLD,
     HOUR_MS,
@@ -65,6 +66,7 @@ class _Rebuilt:
     gold: dict[str, str | None] = field(default_factory=dict)
     adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
+    documents: dict[tuple[str, str], str] = field(default_factory=dict)
     imports: list[Row] = field(default_factory=list)
     turns: dict[str, Row] = field(default_factory=dict)
 
@@ -107,6 +109,8 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
             rebuilt.batches[payload["name"]] = Batch(**payload)
         case "gold_set":
             rebuilt.gold[event.item_id] = payload["preferred_id"]
+        case "published":
+            rebuilt.documents[payload["document"], payload["version"]] = payload["text"]
         case "guidelines_accepted" | "consent_given":
             document = "guidelines" if event.kind == "guidelines_accepted" else "consent"
             rebuilt.acceptances[event.rater_id, document] = payload["version"]
@@ -312,6 +316,7 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     }
     gold = {row.item_id: row.preferred_id for row in connection.execute(sa.select(GOLD))}
     agreed = {(row.rater_id, row.document): row.version for row in connection.execute(sa.select(ACCEPTANCES))}
+    texts = {(row.document, row.version): row.text for row in connection.execute(sa.select(DOCUMENTS))}
     batches = {
         row.name: Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused))
         for row in connection.execute(sa.select(BATCHES))
@@ -323,6 +328,10 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         ),
         *(f"item {name}: its gold answer does not match the log" for name in _unequal(gold, rebuilt.gold)),
         *(f"batch {name!r}: does not match the log" for name in _unequal(batches, rebuilt.batches)),
+        *(
+            f"the {document} of version {version}: their text does not match the log"
+            for document, version in _unequal(texts, rebuilt.documents)
+        ),
         *(
             f"rater {rater}: the accepted {document} does not match the log"
             for rater, document in _unequal(agreed, rebuilt.acceptances)

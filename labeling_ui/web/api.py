@@ -24,12 +24,28 @@ from fastapi import APIRouter, Body, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from labeling_ui.database import statements as st
+from labeling_ui.database.event_log import Transaction
 from labeling_ui.store import assigning, judging
 from labeling_ui.store.answers import Answer, Draft, Submission, storable
+from labeling_ui.store.assigning import Assignment
 from labeling_ui.store.progress import Work
 from labeling_ui.store.store import Document, wall_clock_ms
 from labeling_ui.web.accounts import SESSION_DAYS, Session, accept_invitation, log_in, log_out
-from labeling_ui.web.context import SESSION_COOKIE, Desk, DeskOf, Judging, Reader, Writing, checked, rendered
+from labeling_ui.web.context import (
+    SESSION_COOKIE,
+    Accepted,
+    Desk,
+    DeskOf,
+    Judging,
+    Reader,
+    Writing,
+    asked_for,
+    checked,
+    judgment_as_json,
+    rendered,
+    with_ids,
+)
 
 MAX_HOLDING = 10
 DAY_MS = 86_400_000
@@ -126,7 +142,9 @@ def logout(desk: DeskOf, _session: Writing, request: Request, response: Response
 def who_am_i(
     desk: DeskOf, session: Reader, since_ms: Annotated[int | None, Query(ge=0, le=2**52)] = None
 ) -> dict[str, Any]:
-    """The rater, their progress and work, and the judgment that undo would take back.
+    """The rater, their own count and work, and the judgment that undo would take back.
+
+    The campaign's counts are for leads: they change otherwise when a pair is gold or a repeat, which raters must not know.
 
     `since_ms`: start of the rater's day; by default the UTC day.
     """
@@ -138,11 +156,11 @@ def who_am_i(
         "name": rater.name,
         "role": rater.role,
         "csrf_token": session.csrf_token,
-        "guideline_version": desk.page.guideline_version,
+        "guideline_version": desk.page.guidelines_id,
         "guidelines_accepted": desk.has_accepted(rater.id, "guidelines"),
-        "consent_version": desk.page.consent_version,
+        "consent_version": desk.page.consent_id,
         "consent_given": desk.has_accepted(rater.id, "consent"),
-        "progress": asdict(store.progress(rater.id)),
+        "progress": {"done": store.progress(rater.id).done, "goal_per_day": desk.page.goal_per_day},
         "today": _as_json(store.work_since(rater.id, today)),
         "all": _as_json(store.work_since(rater.id, 0)),
         "gold_agreement": _gold_agreement(desk, rater.id),
@@ -155,10 +173,12 @@ def _as_json(work: Work) -> dict[str, Any]:
 
 
 def _gold_agreement(desk: Desk, rater_id: str) -> dict[str, int] | None:
-    """None where raters do not see it."""
+    """None where raters do not see it. Today's judgments are left out: a figure that changes at once shows which pair
+    was gold, and so which answers to change."""
     if not desk.page.show_gold_agreement:
         return None
-    right, n = desk.store.gold_agreement(rater_id)
+    now = wall_clock_ms()
+    right, n = desk.store.gold_agreement(rater_id, before_ms=now - now % DAY_MS)
     return {"right": right, "n": n}
 
 
@@ -187,9 +207,11 @@ def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) 
 
 @router.get("/next")
 async def next_pair(
-    desk: DeskOf, session: Reader, holding: Annotated[str, Query(max_length=2_000)] = ""
+    desk: DeskOf, session: Accepted, holding: Annotated[str, Query(max_length=2_000)] = ""
 ) -> JSONResponse:
-    """The rater's next pair, or null. `holding` lists the pairs that the client already has."""
+    """The rater's next pair, or null; nobody gets one before accepting the consent and the guidelines.
+
+    `holding` lists the pairs that the client already has."""
     held = [pair_id for pair_id in holding.split(",") if pair_id]
     claimed = await desk.write(lambda tx: assigning.claim(tx, desk.store.rules, session.rater.id, held))
     return JSONResponse(await rendered(claimed))
@@ -206,8 +228,13 @@ async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JS
 @router.put("/drafts/{pair_id:path}")
 async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBody) -> JSONResponse:
     """Store a draft and renew its lease."""
-    draft = checked(Draft, body)
-    await desk.write(lambda tx: judging.save_draft(tx, desk.store.rules, session.rater.id, pair_id, draft))
+    draft, rater_id = checked(Draft, body), session.rater.id
+
+    def save(tx: Transaction) -> None:
+        given = with_ids(tx, rater_id, pair_id, draft)
+        judging.save_draft(tx, desk.store.rules, rater_id, pair_id, given)
+
+    await desk.write(save)
     return JSONResponse({"ok": True})
 
 
@@ -221,14 +248,19 @@ async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
         or not all(isinstance(name, str) for name in holding)
     ):
         raise HTTPException(422, f"holding: must be a list of at most {MAX_HOLDING} pair ids")
-    submission = checked(Submission, body)
+    submission = asked_for(desk, checked(Submission, body))
     rater_id, store = session.rater.id, desk.store
-    stored, following = await desk.write(lambda tx: store.submit_and_claim_in(tx, rater_id, submission, holding))
+
+    def store_it(tx: Transaction) -> tuple[judging.Stored, Assignment | None]:
+        given = with_ids(tx, rater_id, submission.pair_id, submission)
+        return store.submit_and_claim_in(tx, rater_id, given, holding)
+
+    stored, following = await desk.write(store_it)
     return JSONResponse({**_stored(stored), "next": await rendered(following)})
 
 
 def _stored(stored: judging.Stored) -> dict[str, Any]:
-    judgment = stored.judgment.model_dump(mode="json")
+    judgment = judgment_as_json(stored.judgment)
     return {"judgment_id": stored.judgment_id, "judgment": judgment, "replayed": stored.replayed}
 
 
@@ -241,14 +273,14 @@ def history(
 ) -> list[dict[str, Any]]:
     """The rater's current judgments, latest first; `before`: the `seq` of the last one that the client has."""
     past = desk.store.history(session.rater.id, before=before, limit=limit)
-    return [{**vars(entry), "judgment": entry.judgment.model_dump(mode="json")} for entry in past]
+    return [{**vars(entry), "judgment": judgment_as_json(entry.judgment)} for entry in past]
 
 
 @router.get("/judgments/{judgment_id}")
 async def past_judgment(desk: DeskOf, session: Reader, judgment_id: str) -> JSONResponse:
     """One of the rater's judgments, and its pair with the sides as judged."""
     assignment, judgment = await to_thread.run_sync(desk.store.judged_assignment, session.rater.id, judgment_id)
-    fields = judgment.model_dump(mode="json")
+    fields = judgment_as_json(judgment)
     return JSONResponse({"judgment_id": judgment_id, "judgment": fields, "pair": await rendered(assignment)})
 
 
@@ -258,10 +290,15 @@ async def amend(desk: DeskOf, session: Judging, judgment_id: str, body: JsonBody
     client_id = body.pop("client_id", None)
     if not isinstance(client_id, str) or not 1 <= len(client_id) <= 64:
         raise HTTPException(422, "client_id: must have 1 to 64 characters")
-    answer = checked(Answer, body)
+    answer, identity = asked_for(desk, checked(Answer, body)), _storable(client_id)
     rater_id = session.rater.id
-    stored = await desk.write(lambda tx: judging.amend(tx, rater_id, judgment_id, _storable(client_id), answer))
-    return JSONResponse(_stored(stored))
+
+    def amend_it(tx: Transaction) -> judging.Stored:
+        judged = st.JUDGMENT.one(tx.connection, judgment=judgment_id, rater=rater_id)
+        given = with_ids(tx, rater_id, judged.item_id, answer) if judged else answer
+        return judging.amend(tx, rater_id, judgment_id, identity, given)
+
+    return JSONResponse(_stored(await desk.write(amend_it)))
 
 
 def _storable(text: str) -> str:

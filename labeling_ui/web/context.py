@@ -12,13 +12,15 @@ from anyio import to_thread
 from fastapi import Depends, Header, HTTPException, Request
 from pydantic import BaseModel, ValidationError
 
+from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
 from labeling_ui.pages.safe_markup import render
-from labeling_ui.store.assigning import Assignment
+from labeling_ui.store.answers import Answer, Draft
+from labeling_ui.store.assigning import Assignment, shown_of
 from labeling_ui.store.store import Document, Rater, Store
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
-from tiebreak.records import explain
+from tiebreak.records import Judgment, explain
 
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"
@@ -30,6 +32,7 @@ QUICK_CHARACTERS = 6_000
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+A = TypeVar("A", bound=Answer)
 Work = Callable[[Transaction], Any]
 
 
@@ -100,10 +103,10 @@ class Desk:
         return False
 
     def terms(self, document: Document) -> tuple[str, str]:
-        """(text, version) of the guidelines or the consent."""
+        """The text of the guidelines or the consent, and the identity of its version."""
         if document == "consent":
-            return self.page.consent, self.page.consent_version
-        return self.page.guidelines, self.page.guideline_version
+            return self.page.consent, self.page.consent_id
+        return self.page.guidelines, self.page.guidelines_id
 
 
 async def desk_of(request: Request) -> Desk:
@@ -146,7 +149,13 @@ async def writing_session(request: Request, x_csrf_token: CsrfToken = "") -> Ses
 
 async def judging_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
     """The session for judging: the rater must have accepted the consent and the guidelines."""
-    session, desk = await writing_session(request, x_csrf_token), await desk_of(request)
+    await writing_session(request, x_csrf_token)
+    return await accepted_session(request)
+
+
+async def accepted_session(request: Request) -> Session:
+    """The session of a rater who has accepted the consent and the guidelines."""
+    session, desk = await current_session(request), await desk_of(request)
     documents: tuple[Document, ...] = ("consent", "guidelines")
     for document in documents:
         if not desk.has_accepted(session.rater.id, document):
@@ -171,6 +180,7 @@ async def lead_writing_session(request: Request, x_csrf_token: CsrfToken = "") -
 DeskOf = Annotated[Desk, Depends(desk_of)]
 Reader = Annotated[Session, Depends(current_session)]
 Writing = Annotated[Session, Depends(writing_session)]
+Accepted = Annotated[Session, Depends(accepted_session)]
 Judging = Annotated[Session, Depends(judging_session)]
 Lead = Annotated[Session, Depends(lead_session)]
 LeadWriting = Annotated[Session, Depends(lead_writing_session)]
@@ -201,10 +211,62 @@ async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:
     return as_json(assignment) if length < QUICK_CHARACTERS else await to_thread.run_sync(as_json, assignment)
 
 
-def as_json(assignment: Assignment) -> dict[str, Any]:
-    """A pair as the page gets it: texts and their safe HTML, nothing that reveals the models."""
+LETTERS = "ABCDEFGHIJKLMNOPQRST"
+"""Completions as raters know them, in the order shown: their ids may name a model."""
+D = TypeVar("D", bound=Draft)
+
+
+def asked_for(desk: Desk, answer: A) -> A:
+    """An answer to what this campaign asks, under guidelines that it has or had.
+
+    Raises:
+        HTTPException: 422: other aspects, or guidelines that never were.
+    """
+    if unasked := sorted(set(answer.aspects) - set(desk.page.aspects)):
+        raise HTTPException(422, f"aspects: this campaign does not ask for {', '.join(unasked)}")
+    present = desk.page.guidelines_id
+    if answer.guideline_version in ("", desk.page.guideline_version, present):
+        return answer.model_copy(update={"guideline_version": present})
+    if answer.guideline_version not in desk.store.published("guidelines"):  # made before a change, and sent after it?
+        raise HTTPException(422, f"guideline_version: there are no such guidelines; the present ones are {present}")
+    return answer
+
+
+def with_ids(tx: Transaction, rater_id: str, item_id: str, draft: D) -> D:
+    """A ranking with the completions' ids in place of the letters that raters know them by."""
+    if draft.ranking is None:
+        return draft
+    rows = st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)
+    ids = dict(zip(LETTERS, shown_of(rows[0]), strict=False)) if rows else {}
+    named = tuple(tuple(ids.get(letter, letter) for letter in group) for group in draft.ranking)
+    return draft.model_copy(update={"ranking": named})
+
+
+def judgment_as_json(judgment: Judgment) -> dict[str, Any]:
+    """A judgment as its rater gets it: A is the left completion or the first one shown."""
+    fields = judgment.model_dump(mode="json")
+    shown = judgment.shown or (judgment.left, judgment.right)
+    letter_of = dict(zip(shown, LETTERS, strict=False))
+    about = {"left": "A", "right": "B", "shown": [letter_of[one] for one in judgment.shown]}
+    return fields | about | {"ranking": _in_letters(fields["ranking"], letter_of)}
+
+
+def _in_letters(ranking: list[list[str]] | None, letter_of: dict[str, str]) -> list[list[str]] | None:
+    return None if ranking is None else [[letter_of[one] for one in group] for group in ranking]
+
+
+def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
+    """A pair as the page gets it: texts and their safe HTML, nothing that reveals the models.
+
+    Args:
+        named: with the completions' ids, for leads.
+    """
     texts = {completion.id: completion.text for completion in assignment.pair.completions}
-    shown = [{"id": name, "text": texts[name], "html": render(texts[name])} for name in assignment.shown]
+    letter_of = dict(zip(assignment.shown, LETTERS, strict=False))
+    shown = [
+        {"id": name if named else letter_of[name], "text": texts[name], "html": render(texts[name])}
+        for name in assignment.shown
+    ]
     messages = [{"role": m.role, "content": m.content, "html": render(m.content)} for m in assignment.pair.messages]
     return {
         "pair_id": assignment.item_id,
@@ -213,5 +275,9 @@ def as_json(assignment: Assignment) -> dict[str, Any]:
         "left": shown[0],
         "right": shown[1],
         "completions": shown if assignment.ranking else [],
-        "draft": assignment.draft,
+        "draft": _draft_as_json(assignment.draft, letter_of),
     }
+
+
+def _draft_as_json(draft: dict[str, Any] | None, letter_of: dict[str, str]) -> dict[str, Any] | None:
+    return None if draft is None else draft | {"ranking": _in_letters(draft.get("ranking"), letter_of)}

@@ -157,7 +157,7 @@ def dispute(desk: DeskOf, lead: Lead, pair_id: str) -> dict[str, Any]:
     """A pair to settle, with sides drawn for this lead, and the raters' answers."""
     opened = desk.store.open_dispute(lead.rater.id, pair_id)
     return {
-        "pair": as_json(opened.assignment),
+        "pair": as_json(opened.assignment, named=True),
         "judgments": [judgment.model_dump(mode="json") for judgment in opened.judgments],
         "adjudicated": opened.adjudicated and opened.adjudicated.model_dump(mode="json"),
     }

@@ -46,6 +46,10 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
 
     app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.desk = Desk(store, page, Writer(store), figures)
+    if page.guidelines:
+        store.publish("guidelines", page.guidelines_id, page.guidelines)
+    if page.consent:
+        store.publish("consent", page.consent_id, page.consent)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
     app.add_middleware(Guard, page=page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
@@ -16,10 +17,10 @@ from fastapi.routing import APIRoute
 from label_support import answer, make_pair, open_store
 
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import INVITATIONS, SESSIONS
+from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSIONS
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.store import Store
+from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.web import api, lead_api
 from labeling_ui.web.accounts import Session, add_account, invite, log_in
@@ -180,20 +181,35 @@ def test_guidelines_and_consent_come_before_the_first_judgment(url: str) -> None
     store = open_store(url, [make_pair(n) for n in range(3)], raters=0)
     page = replace(PAGE, guidelines="Be fair.", guideline_version="2", consent="May we?", consent_version="1")
     campaign = Campaign(store, page)
-    assert campaign.judge("one", "a", answer=1).status_code == 403
-    assert campaign.call("one", "POST", "/api/guidelines/accept", {"version": "1"}).status_code == 409, "an old one"
-    assert campaign.call("one", "POST", "/api/guidelines/accept", {"version": "2"}).status_code == 200
-    refused = campaign.judge("one", "a", answer=1)
+
+    def accept(document: str, version: str) -> int:
+        return campaign.call("one", "POST", f"/api/{document}/accept", {"version": version}).status_code
+
+    unread = campaign.call("one", "GET", "/api/next")
+    assert (unread.status_code, "question" in unread.text) == (403, False), "no pair before that"
+    body = {"client_id": "a", "pair_id": "pair-0", "answer": 1}
+    assert campaign.call("one", "POST", "/api/judgments", body).status_code == 403
+    assert [accept("guidelines", one) for one in ("1", "2", page.guidelines_id)] == [409, 409, 200]
+    refused = campaign.call("one", "POST", "/api/judgments", body)
     assert (refused.status_code, "consent" in refused.text) == (403, True)
-    assert campaign.call("one", "POST", "/api/consent/accept", {"version": "1"}).status_code == 200
-    assert campaign.judge("one", "a", answer=1).status_code == 200
+    assert accept("consent", page.consent_id) == 200
+    assert campaign.judge("one", "a", answer=1).json()["judgment"]["guideline_version"] == page.guidelines_id
     me = campaign.call("one", "GET", "/api/me").json()
     assert (me["guidelines_accepted"], me["consent_given"]) == (True, True)
-    assert campaign.judge("other", "a", answer=1).status_code == 403, "each for themselves"
+    assert campaign.call("other", "GET", "/api/next").status_code == 403, "each for themselves"
     later = Campaign.__new__(Campaign)
     later.store, later.sessions = store, campaign.sessions
-    later.app = create_app(store, replace(page, guidelines="Be fairer.", guideline_version="3"))
-    assert later.judge("one", "b", answer=1).status_code == 403, "who accepted an older version is asked again"
+    changed = replace(page, guidelines="Be fairer.")
+    later.app = create_app(store, changed)
+    assert later.call("one", "GET", "/api/next").status_code == 403, "another text, whatever its version says"
+    later.call("one", "POST", "/api/guidelines/accept", {"version": changed.guidelines_id})
+    made_before = {"guideline_version": page.guidelines_id}
+    assert later.judge("one", "b", answer=1, **made_before).json()["judgment"] | made_before == {
+        **later.call("one", "GET", "/api/history").json()[0]["judgment"]
+    }, "a judgment made before the change keeps its guidelines"
+    with store.reading() as connection:
+        texts = connection.execute(sa.select(DOCUMENTS).order_by(DOCUMENTS.c.document, DOCUMENTS.c.at_ms)).all()
+    assert [row.text for row in texts] == ["May we?", "Be fair.", "Be fairer."]
     assert verify(store).faults == []
     store.close()
 
@@ -222,10 +238,12 @@ def test_an_invitation_gives_one_account_once(campaign: Campaign) -> None:
 
 
 def test_raters_see_their_agreement_with_gold_only_where_the_lead_allows(tmp_path: Path) -> None:
-    store = open_store(tmp_path, [make_pair(n) for n in range(2)], raters=0)
+    away = [0]
+    store = open_store(tmp_path, [make_pair(n) for n in range(2)], raters=0, clock=lambda: wall_clock_ms() + away[0])
     campaign = Campaign(store)
     pair = campaign.call("one", "GET", "/api/next").json()
-    store.set_gold(pair["pair_id"], pair["left"]["id"])
+    store.set_gold(pair["pair_id"], f"0-{int(pair['left']['text'] == 'second answer')}")
+    away[0] = 100_000
     assert campaign.judge("one", "c", answer=-3, seconds_active=90.0, seconds_idle=5.0).status_code == 200
     me = campaign.call("one", "GET", "/api/me").json()
     assert me["gold_agreement"] is None
@@ -233,8 +251,102 @@ def test_raters_see_their_agreement_with_gold_only_where_the_lead_allows(tmp_pat
     tomorrow = int(time.time() * 1000) + 86_400_000
     assert campaign.call("one", "GET", f"/api/me?since_ms={tomorrow}").json()["today"]["judged"] == 0
     campaign.app = create_app(store, replace(PAGE, show_gold_agreement=True))
+    assert campaign.call("one", "GET", "/api/me").json()["gold_agreement"] == {"right": 0, "n": 0}, (
+        "not on the same day"
+    )
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(JUDGMENTS).values(at_ms=JUDGMENTS.c.at_ms - 86_400_000 - 100_000))
     assert campaign.call("one", "GET", "/api/me").json()["gold_agreement"] == {"right": 1, "n": 1}
     assert "gold" not in campaign.call("one", "GET", "/api/next").text, "a gold pair looks like any other"
+    store.close()
+
+
+def test_nothing_that_raters_get_tells_gold_and_repeats_from_other_pairs(tmp_path: Path) -> None:
+    """Every figure changes by the same amounts whether the next pair is gold, a repeat, or neither."""
+    store = open_store(tmp_path, [make_pair(n) for n in range(60)], raters=0)
+    for n in range(10):
+        store.set_gold(f"pair-{n}", f"{n}-0")
+    campaign = Campaign(store, replace(PAGE, show_gold_agreement=True, goal_per_day=50))
+    store.rules.gold_share, store.rules.repeat_share = 0.3, 0.3
+    given, changes = [], set()
+    before = counts_of(campaign)
+    for n in range(40):
+        pair = campaign.call("one", "GET", "/api/next").json()
+        claimed = counts_of(campaign)
+        campaign.call("one", "POST", "/api/judgments", {"client_id": f"c{n}", "pair_id": pair["pair_id"], "answer": 1})
+        judged = counts_of(campaign)
+        changes.add((change(before, claimed), change(claimed, judged)))
+        given.append(pair["pair_id"])
+        before = judged
+    gold = {f"pair-{n}" for n in range(10)}
+    assert len(gold & set(given)) > 3
+    assert len(given) > len(set(given)), "there were repeats"
+    assert len(changes) == 1, changes
+    store.close()
+
+
+def counts_of(campaign: Campaign) -> dict[str, object]:
+    """All that `me` says, but for the seconds that pass, and the ids."""
+    me = campaign.call("one", "GET", "/api/me").json()
+    return {**me["progress"], "gold": me["gold_agreement"], "today": me["today"]["judged"], "all": me["all"]["judged"]}
+
+
+def change(before: dict[str, Any], after: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What became different, numbers by how much."""
+    return tuple(
+        (name, str(after[name] - value if isinstance(value, int) else after[name]))
+        for name, value in before.items()
+        if after[name] != value
+    )
+
+
+def test_completions_are_letters_to_raters_and_ids_in_the_store(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0), make_pair(1)], raters=0)
+    three = make_pair(2, "a", "b", ("c",))
+    store.add_pairs([three], overlap=1, seed=0, source="t", source_id="t", ranking=True)
+    campaign = Campaign(store)
+    wire = []
+    for n in range(2):
+        wire.append(campaign.call("one", "GET", "/api/next"))
+        wire.append(campaign.judge("one", f"c{n}", answer=-1))
+    pair = campaign.call("one", "GET", "/api/next").json()
+    texts = {one["id"]: one["text"] for one in pair["completions"]}
+    assert sorted(texts) == ["A", "B", "C"]
+    draft = {"ranking": [["C"], ["A"]]}
+    wire.append(campaign.call("one", "PUT", "/api/drafts/pair-2", draft))
+    again = campaign.call("one", "GET", "/api/next")
+    assert again.json()["draft"]["ranking"] == draft["ranking"]
+    order = [["C"], ["A", "B"]]
+    reply = campaign.judge("one", "c2", ranking=order)
+    assert reply.json()["judgment"]["ranking"] == order
+    stored = next(one for one in store.judgments()[0] if one.ranking)
+    by_text = {one.text: one.id for one in three.completions}
+    assert stored.ranking == tuple(tuple(by_text[texts[letter]] for letter in group) for group in order)
+    history = campaign.call("one", "GET", "/api/history")
+    past = campaign.call("one", "GET", f"/api/judgments/{history.json()[0]['judgment_id']}")
+    assert past.json()["judgment"]["ranking"] == order
+    amended = {"client_id": "c3", "ranking": [["B"], ["A"], ["C"]]}
+    changed = campaign.call("one", "PUT", f"/api/judgments/{history.json()[0]['judgment_id']}", amended)
+    undone = campaign.call("one", "POST", f"/api/judgments/{history.json()[0]['judgment_id']}/undo")
+    assert undone.json()["pair"]["draft"]["ranking"] == amended["ranking"]
+    for one in (*wire, again, reply, history, past, changed, undone):
+        assert one.status_code == 200, one.text
+        assert not re.search(r'"\d-\d"', one.text), "an id of a completion may name a model"
+    store.close()
+
+
+def test_a_client_cannot_make_up_guidelines_or_aspects(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    page = replace(PAGE, guidelines="Be fair.", guideline_version="1", aspects=("helpful",))
+    campaign = Campaign(store, page)
+    campaign.call("one", "POST", "/api/guidelines/accept", {"version": page.guidelines_id})
+    invented = campaign.judge("one", "c", answer=1, guideline_version="hacked")
+    assert (invented.status_code, "no such guidelines" in invented.text) == (422, True)
+    unasked = campaign.judge("one", "c", answer=1, aspects={"honest": 1})
+    assert (unasked.status_code, "honest" in unasked.text) == (422, True)
+    assert store.judgments()[0] == []
+    kept = campaign.judge("one", "c", answer=1, aspects={"helpful": 1}, guideline_version="1").json()["judgment"]
+    assert (kept["aspects"], kept["guideline_version"]) == ({"helpful": 1}, page.guidelines_id)
     store.close()
 
 
@@ -338,7 +450,7 @@ def test_leads_steer_by_the_api(campaign: Campaign) -> None:
     assert lead("lead", "PUT", "/api/lead/batches?name=", {"priority": 1_000}).status_code == 422
     for who, answered in (("one", "left"), ("other", "right")):
         pair = campaign.call(who, "GET", "/api/next").json()
-        value = -2 if pair["left"]["id"] == "0-0" else 2
+        value = -2 if pair["left"]["text"] == "first answer" else 2
         campaign.judge(who, "c", answer=value if answered == "left" else -value)
     (dispute,) = lead("lead", "GET", "/api/lead/disputes").json()
     opened = lead("lead", "GET", f"/api/lead/disputes/{dispute['item_id']}").json()

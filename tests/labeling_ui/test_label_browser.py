@@ -68,8 +68,8 @@ class Site:
     def open(self, rater: str, *, role: Any = "rater", path: str = "/rate/", after: int = 0, **context: Any) -> Any:
         """A page of a new rater, who has accepted the guidelines and judged the first `after` pairs."""
         rater_id = add_account(self.store, rater, role, PASSWORD).id
-        self.store.accept(rater_id, "1")
-        self.store.accept(rater_id, "1", "consent")
+        for document in ("guidelines", "consent"):
+            self.store.accept(rater_id, self.store.published(document)[-1], document)
         self.judge(rater_id, after)
         return self.page(rater, path, **context)
 
@@ -145,6 +145,7 @@ def on(page: Any, pair: int | str) -> None:
 
 def press(page: Any, *keys: str) -> None:
     for key in keys:
+        page.wait_for_selector(".desk:not([data-fresh])")  # a pair that has just appeared takes no answer
         page.keyboard.press(key)
 
 
@@ -189,6 +190,27 @@ def test_judging_by_keys(site: Site) -> None:
     assert page.evaluate("window.pwned") is None
     assert errors == []
     assert site.elsewhere == []
+
+
+def test_a_double_press_or_click_judges_one_pair(site: Site) -> None:
+    page = site.open("double")
+    on(page, 0)
+    press(page, "1")
+    page.wait_for_timeout(60)
+    page.keyboard.press("1")
+    page.wait_for_timeout(400)
+    on(page, 1)
+    page.dblclick("[data-answer='2']", delay=20)
+    page.wait_for_timeout(400)
+    on(page, 2)
+    page.focus("[data-answer='1']")
+    press(page, "Enter")
+    on(page, 3)
+    press(page, "Enter", "Space")  # the focus is back on the pair, not on the button
+    page.wait_for_timeout(400)
+    on(page, 3)
+    eventually(page, lambda: len(site.judgments("double")) == 3, "three judgments")
+    assert [judgment.answer for judgment in site.judgments("double")] == [-3, 2, 1]
 
 
 def in_view(page: Any, *selectors: str) -> None:

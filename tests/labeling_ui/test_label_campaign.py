@@ -383,9 +383,10 @@ def test_a_store_in_which_skips_took_places_gives_them_back(tmp_path: Path) -> N
     store.close()
     with sqlite3.connect(tmp_path / "labels.sqlite") as connection:  # as the version before left it
         connection.execute("UPDATE items SET taken = taken + 1, freed = 0 WHERE id = 'pair-0'")
+        connection.execute("DROP TABLE documents")
         connection.execute("DROP INDEX judgments_without_vote")
         connection.execute("ALTER TABLE items DROP COLUMN skips")
-        connection.execute("DELETE FROM schema_migrations WHERE number = 7")
+        connection.execute("DELETE FROM schema_migrations WHERE number >= 7")
     store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite")
     assert judge_all(store, "r1") == ["pair-0", "pair-1"]
     assert_whole(store)
@@ -421,6 +422,34 @@ def test_amending_keeps_the_sides_and_both_answers_in_the_log(url: str) -> None:
     assert_whole(store)
 
 
+@pytest.mark.parametrize(
+    ("claimed", "passed", "stored"),
+    [
+        ((86_400.0, 0.0), 40.0, (40.0, 0.0)),
+        ((30.0, 20.0), 40.0, (30.0, 10.0)),
+        ((30.0, 10.0), 40.0, (30.0, 10.0)),
+        ((42.0, 2.0), 40.0, (42.0, 2.0)),  # the two clocks differ by seconds
+        ((50.0, 30.0), 40.0, (40.0, 0.0)),
+    ],
+)
+def test_no_more_time_counts_than_has_passed(
+    tmp_path: Path, claimed: tuple[float, float], passed: float, stored: tuple[float, float]
+) -> None:
+    now = [7_200_000]
+    store = open_store(tmp_path, [make_pair(0)], clock=lambda: now[0])
+    store.claim("r0")
+    now[0] += int(1000 * passed)
+    sent = Submission(client_id="c", pair_id="pair-0", answer=1, seconds_active=claimed[0], seconds_idle=claimed[1])
+    assert store.submit("r0", sent).judgment.seconds_active == stored[0]
+    assert store.submit("r0", sent).replayed, "sent again, it is the same"
+    work = store.work_since("r0", 0)
+    assert (work.active_seconds, work.idle_seconds) == stored
+    amended = Answer(answer=2, seconds_active=86_400.0)
+    judgment_id = store.last_judgment("r0") or ""
+    assert (store.amend("r0", judgment_id, "again", amended).judgment.seconds_active or 0) <= passed
+    assert_whole(store)
+
+
 def test_everything_a_rater_may_say_is_kept(url: str) -> None:
     now = [7_200_000]
     store = open_store(url, [make_pair(0), make_pair(1)], raters=1, clock=lambda: now[0])
@@ -433,12 +462,14 @@ def test_everything_a_rater_may_say_is_kept(url: str) -> None:
     assert given is not None
     store.mark_shown("r0", "pair-0", 100)
     store.mark_shown("r0", "pair-0", 105)
+    now[0] += 43_000
     stored = store.submit("r0", Submission.model_validate(said))
     for name in ("answer", "aspects", "rationale", "edited_text", "guideline_version", "seconds_active"):
         assert getattr(stored.judgment, name) == said[name]
     assert stored.judgment.flags == ("unsafe",)
     now[0] += 3_600_000
     store.claim("r0")
+    now[0] += 3_000
     skip = {"client_id": "d", "pair_id": "pair-1", "skip": True, "skip_reason": "not_my_field", "seconds_active": 3}
     store.submit("r0", Submission.model_validate(skip))
     assert [j.skip_reason for j in store.judgments()[0]] == ["", "not_my_field"]

@@ -213,6 +213,7 @@ def forget_turns(path: Path) -> None:
             connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             previous = digest
         connection.execute("UPDATE log_head SET seq = ?, hash = ?", (len(rows), previous))
+        connection.execute("DROP TABLE documents")
         connection.execute("DROP INDEX judgments_without_vote")
         connection.execute("ALTER TABLE items DROP COLUMN skips")
         connection.execute("DELETE FROM schema_migrations WHERE number >= 6")
@@ -297,6 +298,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             page.wait_for_selector(".desk[data-pair^='pair-']:not([data-pair=pair-0]) .answer")
             first = str(page.get_attribute(".desk", "data-pair"))
             better = httpx.get(f"{address}/api/turns/latest").json()["pair"]["right"]["text"]
+            page.wait_for_selector(".desk:not([data-fresh])")
             page.keyboard.press("7")
             page.wait_for_selector(".compose textarea:enabled")
             assert page.locator(".prompt .turn").count() == 2
@@ -304,6 +306,7 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
             page.wait_for_selector(".desk[data-pair=pair-0]")
             converse(page, "another")
             page.wait_for_selector(f".desk[data-pair^='pair-']:not([data-pair=pair-0], [data-pair='{first}']) .answer")
+            page.wait_for_selector(".desk:not([data-fresh])")
             page.keyboard.press("1")
             page.wait_for_selector(".compose textarea:enabled")
             page.keyboard.press("Escape")
