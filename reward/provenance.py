@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_prompts, read_records
-from tiebreak.records import Judgment, Prompt
+from tiebreak.records import ExportedJudgment, Judgment, Prompt
 from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import MANIFEST, read_manifest
 from tiebreak.terminal import say
@@ -53,7 +53,7 @@ def trace_origin(preferences: str) -> Origin:
         if (final / "pairs.jsonl").is_file():
             texts |= {c.id: c.text for pair in read_pairs(str(final.parent)) for c in pair.completions}
         if (final / "judgments.jsonl").is_file():
-            judgments += read_records(final / "judgments.jsonl", Judgment)
+            judgments += read_records(final / "judgments.jsonl", ExportedJudgment)
     return Origin(prompts, tuple(vote for judgment in judgments for vote in _votes(judgment, texts)))
 
 

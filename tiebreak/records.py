@@ -33,6 +33,10 @@ def _absent(value: object) -> bool:
     return value is None or value == ()
 
 
+def _is_false(value: object) -> bool:
+    return not value
+
+
 class FunctionCall(Record):
     """A function call by the assistant."""
 
@@ -364,6 +368,25 @@ class Judgment(Record):
             if 0 not in (place[left], place[right]):
                 fields["edited_text"] = None
         return self.model_copy(update=fields)
+
+
+class ExportedJudgment(Judgment):
+    """A judgment as an export writes it: when it was made, and what it counts towards."""
+
+    at: str | None = Field(default=None, exclude_if=_absent)
+    """the server's time, UTC, as 2026-05-04T09:30:00.250Z; None of simulated and imported judgments"""
+    seconds_idle: float | None = Field(default=None, exclude_if=_absent)
+    """seconds on the screen without activity"""
+    batch: str = Field(default="", exclude_if=_is_false)
+    gold: bool = Field(default=False, exclude_if=_is_false)
+    """the item's answer is known: the judgment measures its rater"""
+    repeat: bool = Field(default=False, exclude_if=_is_false)
+    """the rater's second judgment of the item, which measures their consistency"""
+
+    @property
+    def judgment(self) -> Judgment:
+        """Without what the export added."""
+        return Judgment.model_validate(self.model_dump(include=set(Judgment.model_fields)))
 
 
 class Preference(Record):

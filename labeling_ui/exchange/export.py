@@ -34,6 +34,7 @@ from tiebreak.errors import DataError
 from tiebreak.records import (
     Completion,
     Demonstration,
+    ExportedJudgment,
     Judgment,
     Pair,
     Preference,
@@ -54,7 +55,7 @@ class Labels:
     """A store's labels. Nothing in it is newer than the log's `head`."""
 
     pairs: list[Pair]
-    judgments: list[Judgment]
+    judgments: list[ExportedJudgment]
     adjudications: list[Judgment]
     known: Known
     head: str
@@ -67,7 +68,7 @@ def read_labels(store: Store) -> Labels:
         DataError: there are no judgments.
     """
     pairs, known, adjudications = store.pairs(), read_known(store), store.adjudications()
-    judgments, head = store.judgments()
+    judgments, head = store.exported_judgments()
     if not judgments and not adjudications:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
     return Labels(pairs, judgments, adjudications, known, head)
@@ -233,15 +234,15 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """Characters that make a spreadsheet execute a cell (OWASP, CSV injection)."""
 
 
-def judgments_as_csv(judgments: Sequence[Judgment]) -> str:
+def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     """The judgments as a table; text that a spreadsheet would execute as a formula starts with an apostrophe."""
-    columns = [name for name in Judgment.model_fields if name != "shown"]
+    columns = [name for name in ExportedJudgment.model_fields if name != "shown"]
     out = io.StringIO(newline="")
     table = csv.writer(out)
     table.writerow(columns)
     for judgment in judgments:
         row = judgment.model_dump(mode="json")
-        table.writerow([_cell(row[name]) for name in columns])
+        table.writerow([_cell(row.get(name, ExportedJudgment.model_fields[name].default)) for name in columns])
     return out.getvalue()
 
 

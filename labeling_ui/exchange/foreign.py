@@ -30,6 +30,7 @@ from tiebreak.data.text import Row
 from tiebreak.errors import DataError, counted
 from tiebreak.records import (
     Completion,
+    ExportedJudgment,
     Judgment,
     Messages,
     Pair,
@@ -90,7 +91,7 @@ def read_own(pairs: str | None, judgments: str | None, columns: Mapping[str, str
         )
     result = Records(pairs=read_pairs(pairs, columns or {}))
     if judgments:
-        result.judgments = read_records(Path(judgments), Judgment)
+        result.judgments = [one.judgment for one in read_records(Path(judgments), ExportedJudgment)]
         result.places = [where for where, _ in read_rows(judgments)]
     return result
 

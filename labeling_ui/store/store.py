@@ -20,10 +20,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
+from pydantic_core import from_json
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -55,13 +57,15 @@ from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError,
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.judging import Stored
 from labeling_ui.store.progress import Past, Progress, Work
-from tiebreak.records import Judgment, Pair
+from tiebreak.records import ExportedJudgment, Judgment, Pair
 
 RaterKind = Literal["human", "simulated", "model"]
 Role = Literal["rater", "lead"]
 Document = Literal["guidelines", "consent"]
 T = TypeVar("T")
 ATTEMPTS = 5
+IMPORTED = "imported"
+"""The ids of judgments made elsewhere begin so."""
 _TRY_AGAIN = ("40001", "40P01")
 """Postgres: the two transactions could not be serialised, or deadlocked."""
 
@@ -510,6 +514,19 @@ class Store:
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
         return [Judgment.model_validate_json(row.record) for row in rows], head
 
+    def exported_judgments(self) -> tuple[list[ExportedJudgment], str]:
+        """The same, each with its time, its batch, and whether it is of gold or a repeat."""
+        with self.reading() as connection:
+            query = (
+                sa.select(JUDGMENTS, ITEMS.c.batch, GOLD.c.item_id.label("gold"))
+                .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+                .outerjoin(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
+                .order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)
+            )
+            rows = connection.execute(query).all()
+            head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
+        return [_as_exported(row) for row in rows], head
+
 
 class _Turn:
     """Orders the writers of a SQLite file, among threads and processes.
@@ -555,6 +572,24 @@ def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: 
     values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash, "created_at_ms": now}
     tx.connection.execute(sa.insert(RATERS).values(**values, disabled=0, cursor=0, judged=0))
     return rater
+
+
+def _as_exported(row: Any) -> ExportedJudgment:
+    fields = from_json(row.record)
+    timed = row.kind != "simulated" and not row.id.startswith(IMPORTED)
+    fields["at"] = iso_time(row.at_ms) if timed else None
+    fields["seconds_idle"] = row.idle_ms / 1000 if row.idle_ms else None
+    fields |= {"batch": row.batch, "gold": row.gold is not None, "repeat": row.occasion > 0}
+    return ExportedJudgment.model_validate(fields)
+
+
+def iso_time(at_ms: int) -> str:
+    """A time in UTC, to the millisecond.
+
+    >>> iso_time(1_777_887_000_250)
+    '2026-05-04T09:30:00.250Z'
+    """
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03d}Z"
 
 
 def _as_rater(row: Any) -> Rater:
