@@ -66,7 +66,7 @@ class LabelConfig(StageConfig):
 
     pairs: str = ""
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional where raters
-    converse"""
+    converse, or where `store` has pairs"""
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
     """Tiebreak's name of a column: its name in the file of pairs, as in {prompt: question, response_a: left}; null: ignore
     the column"""
@@ -133,7 +133,8 @@ class LabelConfig(StageConfig):
 
     @model_validator(mode="after")
     def _something_to_judge(self) -> LabelConfig:
-        if not self.pairs and (self.converse is None or self.simulated):
+        others = self.converse is not None or self.store is not None
+        if not self.pairs and (self.simulated or not others):
             raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
         return self
 
@@ -272,7 +273,9 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
 
 
 def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
-    """Add the pairs to the store; returns how many are new."""
+    """Add the pairs to the store; returns how many are new. Without pairs, a campaign stays as it is."""
+    if not config.pairs and store.campaign():
+        return 0
     identity = identify_input(config.pairs).id if config.pairs else ""
     return store.add_pairs(
         pairs,
@@ -290,7 +293,8 @@ def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
-    store = Store.open(config.store_url, create=True, lease_seconds=config.lease_seconds)
+    begins = bool(config.pairs) or config.converse is not None
+    store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):

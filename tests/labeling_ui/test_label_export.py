@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from label_support import ROOT, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
+from label_support import ROOT, answer, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
 from labeling_ui.exchange.export import build_edits, export, judgments_as_csv, unpaired, write_dataset, write_parquet
+from labeling_ui.exchange.foreign import read_own
+from labeling_ui.exchange.importing import import_records
 from labeling_ui.label import LabelConfig
 from labeling_ui.quality.aggregate import (
     REASONS,
@@ -38,8 +40,8 @@ from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_preferences, read_records
 from tiebreak.measures.yardstick import find_yardstick
-from tiebreak.records import Demonstration, Judgment, Pair, Preference
-from tiebreak.runs.run import read_manifest, start_run
+from tiebreak.records import Demonstration, Judgment, Pair, Preference, write_jsonl
+from tiebreak.runs.run import identify_input, read_manifest, start_run
 
 
 def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
@@ -354,9 +356,9 @@ def test_simulated_raters_judge_by_a_yardstick_of_ones_own(tmp_path: Path) -> No
     texts = {one.id: one.text for pair in read_records(tmp_path / "pairs.jsonl", Pair) for one in pair.completions}
     found = {(texts[one.left], texts[one.right], one.answer) for one in judgments}
     by_hand = {("four", "sixsix"): 0, ("sixsix", "eighteight"): -2, ("four", "eighteight"): -3}
-    for left, right, answer in found:
+    for left, right, value in found:
         expected = by_hand.get((left, right), -by_hand.get((right, left), 0))
-        assert answer == expected, (left, right)
+        assert value == expected, (left, right)
     (tmp_path / "mine.py").write_text("def brief(prompt, answer):\n    return float('nan')\n")
     refused = tiebreak("label", "--config", "label.yaml", "--output", "other", cwd=tmp_path, ok=False)
     assert "mine:brief returned nan" in refused.stderr
@@ -623,6 +625,63 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
     edits = [json.loads(line) for line in (out / "final/edit_preferences.jsonl").read_text().splitlines()]
     told = [(one["pair_id"], one["rejected"][0]["content"]) for one in edits]
     assert told == [("pair-1", "second answer"), ("pair-1", "first answer")], "that of a gold pair trains nothing"
+
+
+def test_a_store_is_exported_after_its_pairs_have_moved(tmp_path: Path) -> None:
+    pairs = [make_pair(0), make_pair(1)]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite", create=True)
+    source = {"source": str(tmp_path / "pairs.jsonl"), "source_id": identify_input(str(tmp_path / "pairs.jsonl")).id}
+    store.add_pairs(pairs, overlap=1, seed=0, **source)
+    store.add_rater("one", rater_id="r0")
+    given = store.claim("r0")
+    assert given is not None
+    store.submit("r0", answer(given.item_id, 2))
+    words = ("label", "export", "--store", store.url, "--output")
+    assert len(read_preferences(tiebreak_into(tmp_path / "out", words))) == 1
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert "pairs" in manifest["inputs"]
+    (tmp_path / "pairs.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    assert len(read_preferences(tiebreak_into(tmp_path / "moved", words))) == 1
+    assert "pairs" not in json.loads((tmp_path / "moved/manifest.json").read_text())["inputs"]
+
+
+def tiebreak_into(folder: Path, words: tuple[str, ...]) -> str:
+    tiebreak(*words, str(folder))
+    return str(folder)
+
+
+def test_exported_judgments_say_when_and_what_they_count_towards(tmp_path: Path) -> None:
+    now = [1_777_887_000_250]  # 2026-05-04, 9:30 UTC
+    store = open_store(tmp_path, [make_pair(0)], overlap=2, raters=1, clock=lambda: now[0])
+    store.add_pairs([make_pair(n) for n in range(1, 30)], overlap=1, seed=0, source="b", source_id="b", batch="second")
+    store.set_gold("pair-0", "0-0")
+    store.rules.gold_share, store.rules.repeat_share = 0.1, 0.2
+    given = []
+    while (shown := store.claim("r0")) is not None:
+        now[0] += 60_000
+        sent = answer(shown.item_id, 1, f"c{len(given)}").model_copy(
+            update={"seconds_active": 20.0, "seconds_idle": 2.5}
+        )
+        store.submit("r0", sent)
+        given.append(shown.item_id)
+    tiebreak("label", "export", "--store", store.url, "--output", str(tmp_path / "out"), "--formats", "csv")
+    rows = [json.loads(line) for line in (tmp_path / "out/final/judgments.jsonl").read_text().splitlines()]
+    assert len(rows) == len(given)
+    assert sum(row.get("repeat", False) for row in rows) == len(given) - 30 > 0
+    assert {row["pair_id"] for row in rows if row.get("gold")} == {"pair-0"}
+    assert {row.get("batch", "") for row in rows} == {"", "second"}
+    by_time = sorted(rows, key=lambda row: row["at"])
+    assert [row["pair_id"] for row in by_time] == given
+    assert (by_time[0]["at"], by_time[0]["seconds_idle"]) == ("2026-05-04T09:31:00.250Z", 2.5)
+    table = list(csv.DictReader(io.StringIO((tmp_path / "out/final/judgments.csv").read_text())))
+    assert sorted(row["at"] for row in table) == [row["at"] for row in by_time]
+    assert {row["pair_id"] for row in table if row["gold"] == "True"} == {"pair-0"}
+    write_jsonl(tmp_path / "all.jsonl", store.pairs())
+    back = Store.open(f"sqlite:///{tmp_path}/back.sqlite", create=True)
+    records = read_own(str(tmp_path / "all.jsonl"), str(tmp_path / "out/final/judgments.jsonl"))
+    assert import_records(back, records.pairs, records.judgments, source="t", source_id="t").judgments == len(given)
+    assert sorted(back.judgments()[0], key=str) == sorted(store.judgments()[0], key=str)
 
 
 def test_agreement_tells_how_reliable_raters_are_gold_held_fixed(tmp_path: Path) -> None:
