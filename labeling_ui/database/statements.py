@@ -68,10 +68,10 @@ SKIP_ITEM = Prepared(
     .values(
         taken=ITEMS.c.taken - 1,
         skips=ITEMS.c.skips + 1,
-        freed=sa.case((ITEMS.c.skips + 1 < SKIPS_TO_LEAD, ITEMS.c.offered), else_=0),
+        freed=sa.case((ITEMS.c.skips + 1 >= SKIPS_TO_LEAD, 0), (_FREE, ITEMS.c.freed), else_=ITEMS.c.offered),
     )
 )
-"""A skip: the rater's place is free for others."""
+"""A skip: the rater's place is free for others, whose cursors may have passed the item if it was full."""
 UNSKIP_ITEM = Prepared(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"), _FREE)

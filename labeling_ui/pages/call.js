@@ -91,6 +91,16 @@ function warn(text, kind = '') {
   banner.hidden = !text;
 }
 
+// A pair has appeared: an answer so soon after it was meant for the one before, a double press or click.
+const FRESH_MS = 300;
+let freshTimer = 0;
+
+function appeared() {
+  desk.dataset.fresh = 'true';
+  clearTimeout(freshTimer);
+  freshTimer = setTimeout(() => { delete desk.dataset.fresh; }, FRESH_MS);
+}
+
 function leave() {
   return call('/api/logout', { method: 'POST' }).finally(() => { window.location.href = '/login/'; });
 }

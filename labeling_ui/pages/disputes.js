@@ -40,6 +40,7 @@ async function openDispute(id) {
   const dispute = await call(`/api/lead/disputes/${encodeURIComponent(id)}`);
   if (requested !== id) return;
   opened = dispute;
+  appeared();
   listDisputes();
   const { pair, judgments, adjudicated } = opened;
   find('.case').replaceChildren(
@@ -64,6 +65,7 @@ function vote(judgment) {
 }
 
 async function settle(answer) {
+  if (desk.dataset.fresh) return;
   const settling = opened;
   opened = null; // a second press does nothing
   const body = { ...answer, pair_id: settling.pair.pair_id, client_id: `settled-${Date.now()}`, rationale: find('.case [name=rationale]').value };

@@ -3,7 +3,6 @@
 const MAX_EDITED_CHARACTERS = 100000; // the server's limit
 const SAVE_AFTER_MS = 800; // so that a draft is on the server within two seconds of a change
 const IDLE_AFTER_MS = 60000;
-const FRESH_MS = 300; // an answer so soon after a pair appears was meant for the one before: a double press or click
 const reason = find('[name=rationale]');
 
 let current = null;
@@ -15,7 +14,6 @@ let saveTimer = 0;
 let shownAt = 0;
 let idleMs = 0;
 let lastMove = 0;
-let freshTimer = 0;
 
 function show(pair) {
   current = pair;
@@ -41,9 +39,7 @@ function show(pair) {
   enter('scale');
   shownAt = lastMove = performance.now();
   idleMs = 0;
-  desk.dataset.fresh = 'true';
-  clearTimeout(freshTimer);
-  freshTimer = setTimeout(() => { delete desk.dataset.fresh; }, FRESH_MS);
+  appeared();
   // A button that was pressed by Enter or Space would take the next press too.
   if (find('.dock').contains(document.activeElement)) find('.stage').focus({ preventScroll: true });
 }
