@@ -202,7 +202,7 @@ def add_measurements(
 
 def measure_answer(yardstick: Yardstick, prompt: Prompt, answer: Answer, policy: str) -> Measurement:
     """The yardstick's value of one answer to the prompt's last message."""
-    question = prompt.messages[-1].content
+    question = prompt.messages[-1].text
     whose = f"the answer of policy {policy!r} to prompt {prompt.id} ({shortened(question)!r})"
     return yardstick.measure(question, answer["text"], whose)
 

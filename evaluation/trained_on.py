@@ -45,7 +45,7 @@ def leave_out_trained_on(config: EvaluateConfig, run: Run, prompts: Sequence[Pro
     first = next(prompt for prompt in prompts if split_key(prompt.messages, prompt.tools) in learned)
     summary = (
         f"{len(prompts) - len(fresh)} of {len(prompts)} of {config.prompts} were trained on by "
-        f"{learned[split_key(first.messages, first.tools)]}, such as {first.messages[-1].content[:60]!r}"
+        f"{learned[split_key(first.messages, first.tools)]}, such as {first.messages[-1].text[:60]!r}"
     )
     if config.on_bad_row == "refuse" or not fresh:
         remedy = "give others" if not fresh else "give others, or leave them out with on_bad_row: drop"

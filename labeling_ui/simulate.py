@@ -102,7 +102,7 @@ class SimulatedRater:
 
     def judge(self, assignment: Assignment) -> Submission:
         """A rater's answer about the sides as shown. Seed, rater and item alone decide whether it is an error."""
-        prompt = assignment.pair.messages[-1].content
+        prompt = assignment.pair.messages[-1].text
         texts = {completion.id: completion.text for completion in assignment.pair.completions}
         answer = self.answer(prompt, texts[assignment.left_id], texts[assignment.right_id])
         chance = random.Random(content_id("simulated", self.config.seed, assignment.rater_id, assignment.item_id))

@@ -48,7 +48,7 @@ def make_garbage(
     for place, example in enumerate(picked):
         texts = {
             "repeated": _repeated(example.source.chosen_text),
-            "copied": chat.without_marks(example.source.prompt[-1].content).strip(),
+            "copied": chat.without_marks(example.source.prompt[-1].text).strip(),
         }
         made.append(Garbage("empty", "", [*_prompt(example, chat), chat.end_id], example))
         made += [Garbage(kind, text, _ids(example, text, chat), example) for kind, text in texts.items()]

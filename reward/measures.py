@@ -275,7 +275,7 @@ def worst(pairs: Sequence[ScoredPair]) -> list[dict[str, Any]]:
 
 
 def _prompt(example: EncodedPreference) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in example.source.prompt]
+    return [{"role": message.role, "content": message.text} for message in example.source.prompt]
 
 
 def garbage_figures(garbage: Sequence[ScoredGarbage]) -> dict[str, Any]:

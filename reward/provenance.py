@@ -51,7 +51,7 @@ def trace_origin(preferences: str) -> Origin:
             found = read_prompts(str(final.parent), ["train", "validation", "test"])
             prompts |= {prompt.id: prompt for prompt in found}
         if (final / "pairs.jsonl").is_file():
-            texts |= {c.id: c.text for pair in read_pairs(str(final.parent)) for c in pair.completions}
+            texts |= {c.id: c.text for pair in read_pairs(str(final.parent), stage="reward") for c in pair.completions}
         if (final / "judgments.jsonl").is_file():
             judgments += read_records(final / "judgments.jsonl", ExportedJudgment)
     return Origin(prompts, tuple(vote for judgment in judgments for vote in _votes(judgment, texts)))

@@ -195,7 +195,12 @@ def report(config: RewardReportConfig) -> None:
         training = TrainingConfig.model_validate(trained["training"])
         chat = load_chat(source)
         if config.preferences is None:
-            rules = Rules(trained.get("columns", {}), trained.get("on_bad_row", "refuse"), trained["validation_share"])
+            rules = Rules(
+                trained.get("columns", {}),
+                trained.get("on_bad_row", "refuse"),
+                trained["validation_share"],
+                stage="reward report",
+            )
             held_out = partition(read_preferences(preferences, rules), lambda one: one.split)[1]
         else:
             held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.folder)

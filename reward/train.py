@@ -154,7 +154,7 @@ def encode_samples(config: RewardConfig, chat: Chat) -> list[list[int]]:
     """Prompt and completion of at most `max_samples` answers of a sample run, spread evenly over it."""
     if config.samples is None:
         return []
-    answers = [(pair, c) for pair in read_pairs(config.samples) for c in pair.completions]
+    answers = [(pair, c) for pair in read_pairs(config.samples, stage="reward") for c in pair.completions]
     count = min(config.max_samples, len(answers))
     picked = [answers[place * len(answers) // count] for place in range(count)]
     encoded = [

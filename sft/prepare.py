@@ -116,7 +116,7 @@ def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
     Raises:
         DataError: with every fault of every file.
     """
-    data, rules = Gathered(), Rules(config.columns, config.on_bad_row, run=run)
+    data, rules = Gathered(), Rules(config.columns, config.on_bad_row, run=run, stage="prepare")
     names = file_names([*config.prompts, *config.demonstrations])
     readings: list[Reading] = []
     faults: list[str] = []
@@ -183,11 +183,8 @@ def normalise(text: str) -> str:
 
 def _normalise_messages(messages: Messages) -> Messages:
     return tuple(
-        message.model_copy(
-            update={
-                "content": normalise(message.content),
-                "reasoning_content": normalise(message.reasoning_content or "") or None,
-            }
+        message.map_text(normalise).model_copy(
+            update={"reasoning_content": normalise(message.reasoning_content or "") or None}
         )
         for message in messages
     )

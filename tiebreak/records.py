@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tiebreak.content import ImagePart, Parts, TextPart, read_parts
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["human", "simulated", "model", "unstated"]
@@ -85,7 +87,8 @@ class Message(Record):
     """One turn of a conversation, in OpenAI's form."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: str | Parts
+    """text; a list of parts if there is an image among them"""
     tool_calls: tuple[ToolCall, ...] = Field(default=(), exclude_if=_absent)
     """the assistant's calls"""
     tool_call_id: str | None = Field(default=None, exclude_if=_absent)
@@ -122,8 +125,11 @@ class Message(Record):
                 f"unknown message key {', '.join(map(repr, unknown))}; a message has {', '.join(cls.model_fields)}: "
                 f"rename it, or leave it out with columns: {{message.{unknown[0]}: null}}"
             )
-        if isinstance(message.get("content"), Sequence) and not isinstance(message["content"], str):
-            message["content"] = _text_of_parts(message["content"])
+        content = message.get("content", "")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            message["content"] = read_parts(content)
+        elif not isinstance(content, str):
+            raise ValueError(f"content is a {type(content).__name__}, not text or a list of parts")
         elif "content" not in message and message.get("tool_calls"):
             message["content"] = ""
         elif "content" not in message and "content" in value:
@@ -140,14 +146,43 @@ class Message(Record):
         return self
 
     @property
+    def text(self) -> str:
+        """Its text. Images are not in it: who needs only this refuses them first (`images`)."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        """Its images, in order."""
+        if isinstance(self.content, str):
+            return ()
+        return tuple(part for part in self.content if isinstance(part, ImagePart))
+
+    @property
+    def display_text(self) -> str:
+        """Its text, with `[image cat.png]` in the place of each image."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text if isinstance(part, TextPart) else part.mark for part in self.content)
+
+    def map_text(self, change: Callable[[str], str]) -> Message:
+        """The message with each of its texts changed."""
+        if isinstance(self.content, str):
+            return self.model_copy(update={"content": change(self.content)})
+        parts = (TextPart(text=change(part.text)) if isinstance(part, TextPart) else part for part in self.content)
+        return self.model_copy(update={"content": tuple(parts)})
+
+    @property
     def is_empty(self) -> bool:
-        """Whether it has neither text nor calls."""
-        return not self.content.strip() and not self.tool_calls
+        """Whether it has neither text nor images nor calls."""
+        return not self.text.strip() and not self.images and not self.tool_calls
 
     @property
     def is_plain(self) -> bool:
         """Whether it has only a role and text."""
-        return all(_absent(getattr(self, key)) for key in type(self).model_fields if key not in ("role", "content"))
+        others = (key for key in type(self).model_fields if key not in ("role", "content"))
+        return isinstance(self.content, str) and all(_absent(getattr(self, key)) for key in others)
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -156,34 +191,6 @@ def parse_json(text: str, what: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{what}: not JSON ({error.msg} at column {error.colno})") from None
-
-
-_TEXT_PARTS = ("text", "input_text", "output_text")
-"""Types of parts that are the message's text, in OpenAI's two forms; other types (reasoning) can have a text too."""
-
-
-def _text_of_parts(parts: Sequence[object]) -> str:
-    """The text of a list of parts. Chat templates concatenate them with nothing in between."""
-    texts: list[str] = []
-    for number, part in enumerate(parts):
-        if isinstance(part, dict):
-            part = {key: value for key, value in part.items() if value is not None}
-        if isinstance(part, str):
-            texts.append(part)
-        elif _is_text(part):
-            texts.append(part["text"])
-        else:
-            kind = part.get("type", "untyped") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(
-                f"content[{number}] is a part of type {kind!r}: only text can be trained on; remove the row or the part"
-            )
-    return "".join(texts)
-
-
-def _is_text(part: object) -> TypeGuard[dict[str, str]]:
-    if not isinstance(part, dict) or part.keys() != {"type", "text"}:
-        return False
-    return part["type"] in _TEXT_PARTS and isinstance(part["text"], str)
 
 
 Messages = tuple[Message, ...]
@@ -214,8 +221,11 @@ def prompt_id(messages: Sequence[Message], tools: Tools = ()) -> str:
 
 def split_key(messages: Sequence[Message], tools: Tools = ()) -> str:
     """What decides a prompt's split: its id, whatever blanks stand around its texts, and however their lines end."""
-    plain = [one.model_copy(update={"content": one.content.replace("\r\n", "\n").strip()}) for one in messages]
-    return prompt_id(plain, tools)
+    return prompt_id([message.map_text(_stripped) for message in messages], tools)
+
+
+def _stripped(text: str) -> str:
+    return text.replace("\r\n", "\n").strip()
 
 
 def _further_fields(message: Message) -> list[object]:
@@ -502,7 +512,7 @@ def check_prompt(messages: Messages) -> None:
         raise ValueError("the prompt is empty")
     if messages[-1].role not in ("user", "tool"):
         raise ValueError(f"the last message is the {messages[-1].role}'s: a prompt ends with the user's or a tool's")
-    if messages[-1].role == "user" and not messages[-1].content.strip():
+    if messages[-1].role == "user" and messages[-1].is_empty:
         raise ValueError("the prompt is empty")
 
 
@@ -522,17 +532,17 @@ def check_side(messages: Messages, name: str) -> None:
 
 
 def _compared(message: Message) -> Message:
-    return message.model_copy(update={"content": message.content.replace("\r\n", "\n").strip(), "weight": None})
+    return message.map_text(_stripped).model_copy(update={"weight": None})
 
 
 def text_of(messages: Sequence[Message]) -> str:
-    """The text and calls of messages, for display and comparison."""
+    """The text and calls of messages, images as `[image cat.png]`, for display and comparison."""
     return "\n".join(part for message in messages for part in _parts_of(message))
 
 
 def _parts_of(message: Message) -> list[str]:
     calls = [json.dumps(call.function.model_dump(), ensure_ascii=False) for call in message.tool_calls]
-    return [message.content, *calls] if message.content or not calls else calls
+    return [message.display_text, *calls] if message.content or not calls else calls
 
 
 def assistant(text: str) -> Messages:

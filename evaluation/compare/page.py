@@ -702,7 +702,7 @@ def _sample_controls(report: Report, marks: Marks) -> Markup:
 
 def _sample(sample: Sample, marks: Marks, measure: Measure) -> Markup:
     only = len(sample.messages) == 1
-    turns = [el("p", None if only else el("span", m.role, cls="role"), m.content, cls="turn") for m in sample.messages]
+    turns = [el("p", None if only else el("span", m.role, cls="role"), m.text, cls="turn") for m in sample.messages]
     answers = [
         _answer(name, answer, sample.change.get(name), marks, measure) for name, answer in sample.answers.items()
     ]

@@ -24,6 +24,7 @@ from labeling_ui.store.campaign import Gold
 from labeling_ui.store.items import items_of
 from tiebreak.config import Section
 from tiebreak.data.conversations import to_messages
+from tiebreak.data.images import require_text
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_records, read_rows
 from tiebreak.data.text import Row
@@ -89,7 +90,7 @@ def read_own(pairs: str | None, judgments: str | None, columns: Mapping[str, str
         raise DataError(
             "label import: --pairs is missing: a run folder of sample, or a file of prompt, response_a and response_b"
         )
-    result = Records(pairs=read_pairs(pairs, columns or {}))
+    result = Records(pairs=read_pairs(pairs, columns or {}, "label import"))
     if judgments:
         result.judgments = [one.judgment for one in read_records(Path(judgments), ExportedJudgment)]
         result.places = [where for where, _ in read_rows(judgments)]
@@ -292,11 +293,13 @@ def _mapping(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _text_of(fields: Mapping[str, Any], name: str) -> Messages:
     if name not in fields:
         raise ValueError(f"has no field {name!r}, only {', '.join(sorted(fields))}: choose one with --fields")
-    return to_messages(fields[name])
+    messages = to_messages(fields[name])
+    require_text(messages, "label import")
+    return messages
 
 
 def _add_pair(result: Records, messages: Messages, fields: Mapping[str, Any], names: FieldNames) -> Pair:
-    texts = [_text_of(fields, name)[-1].content for name in (names.first, names.second)]
+    texts = [_text_of(fields, name)[-1].text for name in (names.first, names.second)]
     identity = content_id("pair", messages, texts)
     completions = tuple(
         Completion(id=content_id("completion", identity, n, text), text=text, policy=name)

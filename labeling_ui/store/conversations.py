@@ -92,7 +92,7 @@ def ask(tx: Transaction, rater_id: str, new_turn: Ask, *, policies: Sequence[str
     identity = content_id("turn", rater_id, new_turn.conversation_id, new_turn.number)
     there = tx.connection.execute(sa.select(TURNS).where(TURNS.c.id == identity)).first()
     if there is not None and there.state != "failed":
-        if _read_messages(there.messages)[-1].content != new_turn.text:
+        if _read_messages(there.messages)[-1].text != new_turn.text:
             raise RefusedError(f"turn {new_turn.number} of this conversation already exists: reload the page")
         return identity
     before: Messages = (Message(role="system", content=system),) if system else ()

@@ -207,7 +207,7 @@ async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:
     if assignment is None:
         return None
     length = sum(len(completion.text) for completion in assignment.pair.completions)
-    length += sum(len(message.content) for message in assignment.pair.messages)
+    length += sum(len(message.text) for message in assignment.pair.messages)
     return as_json(assignment) if length < QUICK_CHARACTERS else await to_thread.run_sync(as_json, assignment)
 
 
@@ -267,7 +267,7 @@ def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
         {"id": name if named else letter_of[name], "text": texts[name], "html": render(texts[name])}
         for name in assignment.shown
     ]
-    messages = [{"role": m.role, "content": m.content, "html": render(m.content)} for m in assignment.pair.messages]
+    messages = [{"role": m.role, "content": m.text, "html": render(m.text)} for m in assignment.pair.messages]
     return {
         "pair_id": assignment.item_id,
         "task": "ranking" if assignment.ranking else "pair",

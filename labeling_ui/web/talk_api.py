@@ -61,7 +61,7 @@ def _as_json(turn: Turn) -> dict[str, Any]:
         "state": turn.state,
         "error": turn.error,
         "judged": turn.judged,
-        "messages": [{"role": m.role, "content": m.content, "html": render(m.content)} for m in turn.messages],
+        "messages": [{"role": m.role, "content": m.text, "html": render(m.text)} for m in turn.messages],
     }
 
 

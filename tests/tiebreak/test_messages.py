@@ -84,7 +84,7 @@ def test_thinking_is_reasoning_content() -> None:
     ("message", "fault"),
     [
         ({**SAID, "audio": "x", "refusal": "no"}, "unknown message key 'audio', 'refusal'; a message has role, content,"),
-        ({"role": "user", "content": [{"type": "image", "image": "x"}]}, "content[0] is a part of type 'image'"),
+        ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "content[0] is a part of type 'input"),
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "content[1] is a part of"),
         ({"role": "assistant", "content": [{"type": "reasoning", "text": "Hm."}]}, "content[0] is a part of type 'reason"),
         ({"role": "user", "content": [{"text": "a"}]}, "content[0] is a part of type 'untyped'"),

@@ -229,7 +229,7 @@ class Chat:
                 "text is trained on"
             )
         written = self.read(ids).text.strip()
-        wanted = "\n".join(message.content for message in answers).strip()
+        wanted = "\n".join(message.text for message in answers).strip()
         if written == wanted:
             return
         raise HandoffError(
@@ -297,10 +297,10 @@ class Chat:
         self._require_no_mark(message, finished)
         self._require_no_turn_marks((*messages, message))
         self._choose_call_form((*messages, message), tools)
-        if self._is_open_thought(message.content):
+        if self._is_open_thought(message.text):
             before = self._render_prompt(messages, tools)
             prompt = self._encode(before)
-            begun = message.content.lstrip().removeprefix(self.turn.thought_mark).lstrip()
+            begun = message.text.lstrip().removeprefix(self.turn.thought_mark).lstrip()
             rest = self._encode_after(before, prompt, f"{self.turn.thought_open}{begun}")
             return Written(prompt, rest, [1] * len(rest))
         before = self._render(messages, tools, add_generation_prompt=True)
@@ -310,7 +310,7 @@ class Chat:
             raise HandoffError(_NOT_A_PREFIX)
         prompt, text = self._encode(before), after[len(before) :]
         rest = self._encode_after(before, prompt, text)
-        completion = self._up_to_end(rest, message.content)
+        completion = self._up_to_end(rest, message.text)
         trained = self._trained((*messages, message), tools, completion, len(rest) - len(completion))
         if finished:
             return Written(prompt, completion, trained)
@@ -354,7 +354,7 @@ class Chat:
             if not any(marked[:-1]) and not message.is_empty:
                 raise HandoffError(
                     "the chat template marks with {% generation %} what is learned, and nothing of this answer: give one "
-                    f"that marks it with chat_template: {message.content[:80]!r}"
+                    f"that marks it with chat_template: {message.text[:80]!r}"
                 )
             trained = marked
         if self.settings.thinking == "mask" and message.reasoning_content:
@@ -489,41 +489,43 @@ class Chat:
         ends = self._names_of_ends()
         for message in messages:
             for mark in self.marks:
-                if mark in message.content:
+                if mark in message.text:
                     if message.role == "assistant" and mark in ends:
-                        raise _two_ends(mark, message.content)
+                        raise _two_ends(mark, message.text)
                     raise HandoffError(
                         f"the text of the {message.role} holds {mark!r}, which this tokenizer reads as the chat template's "
-                        f"own mark: give messages or plain text, or leave the row out: {message.content[:80]!r}"
+                        f"own mark: give messages or plain text, or leave the row out: {message.text[:80]!r}"
                     )
 
     def _require_no_mark(self, message: Message, finished: bool) -> None:
         """Refuse an answer that contains one of the template's marks."""
-        text = f"{message.content}{message.reasoning_content or ''}"
+        text = f"{message.text}{message.reasoning_content or ''}"
         for name in self._names_of_ends():
             if name and name in text:
-                raise _two_ends(name, message.content)
+                raise _two_ends(name, message.text)
         closing = self.turn.thought_close.strip()
         if closing and closing in text:
             raise HandoffError(
                 f"the answer holds {closing!r}, which the chat template takes for the end of a thought: give the thought "
-                f"as reasoning_content, or remove the mark: {message.content[:80]!r}"
+                f"as reasoning_content, or remove the mark: {message.text[:80]!r}"
             )
-        if self._is_open_thought(message.content) and (finished or self.settings.thinking != "keep"):
+        if self._is_open_thought(message.text) and (finished or self.settings.thinking != "keep"):
             raise HandoffError(
                 f"the answer is a thought that is not closed ({closing!r} is missing), so it would be learned as an "
-                f"answer: {message.content[:80]!r}"
+                f"answer: {message.text[:80]!r}"
             )
 
     # --- thoughts ---
 
     def _settle_thought(self, message: Message) -> Message:
-        """A message with its thought in `reasoning_content`, or without it, according to `thinking`."""
+        """A message with its thought in `reasoning_content`, or without it, according to `thinking`. Images are refused."""
+        if message.images:
+            raise HandoffError(f"{message.images[0].mark} in a message of the {message.role}: only text is rendered")
         opening, closing = self.turn.thought_open, self.turn.thought_close.strip()
         if message.role != "assistant":
             return message
         if opening is not None and closing and message.reasoning_content is None:
-            body, mark = message.content.lstrip(), self.turn.thought_mark
+            body, mark = message.text.lstrip(), self.turn.thought_mark
             if closing in body and (opening.strip() == "" or body.startswith(mark)):
                 thought, _, answer = body.removeprefix(mark).partition(closing)
                 # blanks around them are the template's

@@ -52,7 +52,7 @@ def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
         return lambda: ([*messages[:place], messages[place].model_copy(update=update), *messages[place + 1 :]], tools)
 
     for place, message in enumerate(messages):
-        beside = (bool(message.content.strip()), bool(message.tool_calls))
+        beside = (bool(message.text.strip()), bool(message.tool_calls))
         for number, call in enumerate(message.tool_calls):
             name, remedy = (CALLS, _OTHER_TEMPLATE) if number == 0 else (_FURTHER_CALL, _ONE_CALL)
             for key, other in (("name", f"{call.function.name}_"), ("arguments", {**call.function.arguments, "_": 1})):
@@ -63,13 +63,13 @@ def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
     if tools:
         yield Part("tools", _OTHER_TEMPLATE, ("tools", messages[0].role if messages else ""), lambda: (messages, ()))
     for place, message in enumerate(messages):
-        beside = (bool(message.content.strip()), bool(message.tool_calls))
-        if said := message.content.strip():
+        beside = (bool(message.text.strip()), bool(message.tool_calls))
+        if said := message.text.strip():
             before = messages[place - 1].role if place else ""
             name = f"the text beside {CALLS}" if message.tool_calls else f"a message of the {message.role}"
             if message.role == "system" and place:
                 name += " that is not the first"
-            other_text = change(place, content=message.content + " x")
+            other_text = change(place, content=message.text + " x")
             yield Part(name, _OTHER_TEMPLATE, ("content", message.role, before, *beside), other_text, said)
         if message.name is not None and message.role != "tool":
             name = f"the name of the {message.role}"
@@ -87,7 +87,7 @@ def as_template_message(message: Message, null_content: bool = False, text_argum
         text_arguments: arguments of tool calls as JSON text.
     """
     values = message.model_dump(exclude=_NOT_FOR_TEMPLATES)
-    if message.tool_calls and null_content and not message.content:
+    if message.tool_calls and null_content and not message.text:
         values["content"] = None
     if message.tool_calls and text_arguments:
         for call in values["tool_calls"]:

@@ -24,6 +24,7 @@ from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import ChatSettings, Section, load_config
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells
+from tiebreak.data.images import messages_of
 from tiebreak.data.reading import (
     DEFAULT,
     FINAL_NAMES,
@@ -41,7 +42,7 @@ from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import ConfigError, DataError, HandoffError, exit_with_message
 from tiebreak.extras import INSTALL, has_training_packages
-from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id
+from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id, text_of
 from tiebreak.terminal import has_colours
 
 if TYPE_CHECKING:
@@ -120,10 +121,11 @@ def _show(words: list[str]) -> None:
     shown = _with_splits(reading, rules)
     print("\n".join(_table(reading, shown)))
     _print_rows(shown, arguments)
-    if reading.bad and arguments.on_bad_row == "refuse":
+    with_images = _with_images(shown)
+    if (reading.bad or with_images) and arguments.on_bad_row == "refuse":
         raise SystemExit(1)
-    if not reading.drafts:
-        raise DataError(f"{source}: no {wanted} in it")
+    if len(with_images) == len(reading.drafts):
+        raise DataError(f"{source}: no {wanted} of text in it" if with_images else f"{source}: no {wanted} in it")
     takes, key = ("takes", "preferences") if wanted == "answers" else ("take", wanted)
     print(f"\ntiebreak {STAGES[wanted]} {takes} it as --{key} {source}")
 
@@ -160,6 +162,10 @@ def _with_splits(reading: Reading, rules: Rules) -> list[Shown]:
     return [Shown(one.where, split, one.placed(split)) for one, split in zip(reading.drafts, splits, strict=True)]
 
 
+def _with_images(shown: Sequence[Shown]) -> list[Shown]:
+    return [one for one in shown if any(message.images for message in messages_of(one.record))]
+
+
 def _split(record: Prompt | Demonstration | Preference | LabelledAnswer) -> Split:
     return record.prompt.split if isinstance(record, Demonstration) else record.split or "train"
 
@@ -179,6 +185,11 @@ def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
         yield f"  left out  {count:,}: {reason}"
     if reading.ignored:
         yield f"  ignored   {reading.ignored_columns()}"
+    if with_images := _with_images(shown):
+        yield (
+            f"  images    in {count_of(len(with_images), 'row')}: refused by tiebreak {STAGES[reading.wanted]}, or "
+            "dropped with on_bad_row: drop"
+        )
     if reading.bad:
         yield from _faults(reading)
 
@@ -217,7 +228,7 @@ def _print_rows(shown: Sequence[Shown], given: DataArguments) -> None:
         f"\nas {given.policy} reads them; {'in green' if has_colours(sys.stdout) else '⟦in brackets⟧'}: trained tokens"
     )
     for one in picked:
-        for part, text in _rendered(chat, one):
+        for part, text in _as_text(one) if _with_images([one]) else _rendered(chat, one):
             print(f"\n{one.where} ({one.split}){part}\n{text}")
 
 
@@ -234,6 +245,12 @@ def _load_chat(given: DataArguments) -> Chat:
         find_model(str(given.policy), trust_remote_code=given.trust_remote_code),
         ChatSettings(**asked) if asked else None,
     )
+
+
+def _as_text(one: Shown) -> Iterator[tuple[str, str]]:
+    """A record with images, which are not rendered: its messages, each after its role."""
+    lines = (f"{message.role}: {text_of([message])}" for message in messages_of(one.record))
+    yield ", not rendered (has images)", "\n".join(lines)
 
 
 def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:

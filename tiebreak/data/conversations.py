@@ -147,7 +147,7 @@ def is_conversation(value: object) -> bool:
     )
 
 
-LIST_COLUMNS = ("tools", "answers", "responses", "completions", "conversations", "messages", "raters", "tags")
+LIST_COLUMNS = ("tools", "images", "answers", "responses", "completions", "conversations", "messages", "raters", "tags")
 
 
 def parse_cell(column: str, text: str, of_text: bool = True) -> object:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells
+from tiebreak.data.images import require_text
 from tiebreak.data.reading import count_of, fault_lines, is_run, read_rows, whole_rows
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import split_of
@@ -30,11 +31,12 @@ _RECORD = ("id", "messages", "completions")
 _NO_COLUMNS: Mapping[str, str | None] = {}
 
 
-def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS) -> list[Pair]:
+def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label") -> list[Pair]:
     """All pairs of a source. Says how rows were read, and which of their columns were not.
 
     Args:
         columns: our name of a column → its name in the data.
+        stage: the stage that reads, which refuses images.
 
     Raises:
         DataError: with every row that holds no pair.
@@ -51,10 +53,12 @@ def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS) -> 
     for where, row in rows:
         try:
             if _is_record(row):
-                pairs.append(_storable(Pair.model_validate(row)))
+                record = Pair.model_validate(row)
+                require_text(record.messages, stage)
+                pairs.append(_storable(record))
                 continue
             cells = Cells(_plain_names(row, columns), columns, of_text)
-            shape, pair = _pair_of(cells)
+            shape, pair = _pair_of(cells, stage)
             pairs.append(_storable(pair))
             found[shape] += 1
             ignored |= dict.fromkeys(cells.unused())
@@ -90,8 +94,9 @@ def _plain_names(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> d
     return {name if name in kept or often[plain[name]] > 1 else plain[name]: value for name, value in row.items()}
 
 
-def _pair_of(cells: Cells) -> tuple[str, Pair]:
+def _pair_of(cells: Cells, stage: str) -> tuple[str, Pair]:
     shape, asked, answers = shapes.answers_to_judge(cells)
+    require_text(asked.prompt, stage, asked.image_column)
     identity = prompt_id(asked.prompt, asked.tools)
     texts = [_text(answer) for answer in answers]
     completions = tuple(Completion(id=content_id("completion", identity, text), text=text) for text in texts)
@@ -108,8 +113,10 @@ def _pair_of(cells: Cells) -> tuple[str, Pair]:
 
 def _text(answer: Messages) -> str:
     if len(answer) != 1 or not answer[0].is_plain:
-        raise ValueError("an answer of several messages, or with calls or thoughts: raters are shown plain text")
-    return answer[0].content
+        raise ValueError(
+            "an answer of several messages, or with calls, thoughts or images: raters are shown plain text"
+        )
+    return answer[0].text
 
 
 def _storable(pair: Pair) -> Pair:

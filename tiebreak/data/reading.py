@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells, about
+from tiebreak.data.images import require_text, require_text_records
 from tiebreak.data.shapes import Answered, Asked, Compared, Labelled, LeftOut, Rated, Wanted
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
@@ -59,6 +60,8 @@ class Rules:
     """share of the prompts without a named split that is held out"""
     run: Run | None = None
     """run that lists dropped rows"""
+    stage: str = ""
+    """the stage that reads: it refuses images; empty: rows are read with all that they have"""
     dropped: list[BadRow] = field(default_factory=list)
     """sources that are read by these rules"""
 
@@ -67,7 +70,7 @@ class Rules:
         """The rules in a stage's configuration."""
         config = run.config
         share = getattr(config, "validation_share", VALIDATION_SHARE)
-        return cls(getattr(config, "columns", {}), getattr(config, "on_bad_row", "refuse"), share, run)
+        return cls(getattr(config, "columns", {}), getattr(config, "on_bad_row", "refuse"), share, run, run.stage)
 
 
 DEFAULT = Rules()
@@ -104,6 +107,7 @@ class Reading:
 
     source: str
     wanted: Wanted
+    stage: str = ""
     rows: int = 0
     drafts: list[Draft] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
@@ -138,7 +142,7 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
     be tested on.
     """
     if is_run(source):
-        return [prompt for prompt in read_own(source, "prompts") if prompt.split in splits]
+        return [prompt for prompt in read_own(source, "prompts", rules.stage) if prompt.split in splits]
     reading = read(source, "prompts", rules)
     if "test" in splits and not any(draft.split for draft in reading.drafts):
         return [draft.placed(splits[0]) for draft in settle(reading, rules)]
@@ -148,7 +152,7 @@ def read_prompts(source: str, splits: Sequence[Split], rules: Rules = DEFAULT) -
 def read_demonstrations(source: str, rules: Rules = DEFAULT) -> list[Demonstration]:
     """Demonstrations, each with its split."""
     if is_run(source):
-        return read_own(source, "demonstrations")
+        return read_own(source, "demonstrations", rules.stage)
     return _built(read(source, "demonstrations", rules), rules)
 
 
@@ -164,7 +168,7 @@ def read_preferences(source: str, rules: Rules = DEFAULT) -> list[Preference]:
     """
     if not is_run(source):
         return _built(read(source, "preferences", rules), rules)
-    own: list[Preference] = read_own(source, "preferences")
+    own: list[Preference] = read_own(source, "preferences", rules.stage)
     return _with_splits(own, source, rules)
 
 
@@ -186,7 +190,7 @@ def read_answers(source: str, rules: Rules = DEFAULT) -> list[LabelledAnswer]:
             f"{source} is a finished run, but holds no {name}, which KTO learns from: export it with formats: [unpaired] "
             "in the label stage's configuration, or train on its pairs with --algorithm dpo"
         )
-    own: list[LabelledAnswer] = read_own(source, "answers")
+    own: list[LabelledAnswer] = read_own(source, "answers", rules.stage)
     return _with_splits(own, source, rules)
 
 
@@ -242,10 +246,17 @@ def is_run(source: str) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def read_own(source: str, wanted: Wanted) -> list[Any]:
-    """The records of a finished run."""
+def read_own(source: str, wanted: Wanted, stage: str = "") -> list[Any]:
+    """The records of a finished run.
+
+    Args:
+        stage: the stage that reads, which refuses images.
+    """
     name, model = _FINAL[wanted]
-    return _validated(read_rows(source, name), model, source)
+    records: list[Any] = _validated(read_rows(source, name), model, source)
+    if stage:
+        require_text_records(records, source, stage)
+    return records
 
 
 def whole_rows(table: Table, source: str) -> list[Row]:
@@ -283,7 +294,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
     """
     table = read_source(source, wanted)
     _require_columns(table, rules, source)
-    reading = Reading(source, wanted, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
+    reading = Reading(source, wanted, rules.stage, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
     rows = [(where, Cells(_unnested(row), rules.columns, table.of_text)) for where, row in table.rows]
     has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
     rated: dict[str, list[RatedRow]] = {}
@@ -330,6 +341,10 @@ def _require_columns(table: Table, rules: Rules, source: str) -> None:
 def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[RatedRow]]) -> bool:
     """Whether the row holds anything of what is wanted."""
     understood = shapes.understand(cells, reading.wanted)
+    if reading.stage:
+        for result in understood.results:
+            if isinstance(result, Asked):
+                require_text(shapes.messages_of(result), reading.stage, result.image_column)
     drafts: list[Draft] = []
     for result in understood.results:
         if isinstance(result, LeftOut):
@@ -480,7 +495,7 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
 
 
 def _completion(answer: Messages) -> str | Messages:
-    return answer[0].content if len(answer) == 1 and answer[0].is_plain else answer
+    return answer[0].text if len(answer) == 1 and answer[0].is_plain else answer
 
 
 # --- results ------------------------------------------------------------------------------------------------------------

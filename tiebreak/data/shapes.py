@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from tiebreak.content import ImagePart
 from tiebreak.data.columns import Cells
 from tiebreak.data.conversations import (
     is_conversation,
@@ -23,6 +24,7 @@ from tiebreak.data.conversations import (
     to_messages,
     to_tools,
 )
+from tiebreak.data.images import IMAGES, has_placeholders, place_images, read_images
 from tiebreak.records import MAX_STRENGTH, Message, Messages, Tools, check_prompt, check_side, text_of
 
 Wanted = Literal["prompts", "demonstrations", "preferences", "answers"]
@@ -64,7 +66,7 @@ ONE_HOT_WINNERS = ("winner_model", "winner", "preferred", "is_better")
 PAIR_SCORES = ("score", "rating", "reward")
 """Beginnings of a column per answer that rates it (`score_0`)."""
 TIES = ("tie", "tie (bothbad)", "both_bad", "bothbad", "both", "same", "equal", "neither", "none", "draw")
-NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")
+NOT_READ = ("video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Asked:
 
     prompt: Messages
     tools: Tools = ()
+    image_column: str | None = field(default=None, kw_only=True)
+    """the column of its images, if its messages have no parts for them"""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class LeftOut:
 
 
 Result = Asked | LeftOut
+R = TypeVar("R", bound=Result)
 
 
 @dataclass
@@ -130,11 +135,13 @@ def understand(cells: Cells, wanted: Wanted) -> Understood:
     Raises:
         ValueError: there is none, or it is ambiguous; the message names the columns and the key that decides.
     """
-    _refuse_more_than_text(cells)
+    _refuse_unread(cells)
     _refuse_printed(cells)
     _flatten(cells)
     for shape in _SHAPES[wanted]:
         if (found := shape(cells)) is not None:
+            if images := read_images(cells):
+                found.results = [_with_images(result, images, cells) for result in found.results]
             return found
     raise ValueError(_missing(cells, wanted))
 
@@ -172,10 +179,25 @@ def _turns_of(value: object) -> list[str] | None:
     return [text or "" for text in value]
 
 
-def _refuse_more_than_text(cells: Cells) -> None:
-    for name in NOT_TEXT:
+def _with_images(result: R, images: Sequence[ImagePart], cells: Cells) -> R:
+    """A row's content with the images of its column in its messages."""
+    if isinstance(result, Asked) and not has_placeholders(messages_of(result)):
+        result = replace(result, image_column=next(name for name in IMAGES if name in cells.used))
+    if isinstance(result, Compared):
+        prompt, chosen, rejected = place_images(images, result.prompt, result.chosen, result.rejected)
+        return replace(result, prompt=prompt, chosen=chosen, rejected=rejected)
+    if isinstance(result, Answered | Rated):
+        prompt, answer = place_images(images, result.prompt, result.answer)
+        return replace(result, prompt=prompt, answer=answer)
+    if isinstance(result, Asked):
+        return replace(result, prompt=place_images(images, result.prompt)[0])
+    return result
+
+
+def _refuse_unread(cells: Cells) -> None:
+    for name in NOT_READ:
         if cells.values.get(name):
-            raise ValueError(f"column {name!r}: only text can be trained on; columns: {{{name}: null}} leaves it out")
+            raise ValueError(f"column {name!r}: only text and images are read; columns: {{{name}: null}} leaves it out")
     if cells.values.get("chat_template_kwargs"):
         raise ValueError(
             "column 'chat_template_kwargs': template arguments are set for a whole stage (template_arguments); columns: "
@@ -304,7 +326,7 @@ def _with_system(cells: Cells, messages: Messages) -> Messages:
         return messages
     if messages[0].role != "system":
         return (Message(role="system", content=text), *messages)
-    if messages[0].content.strip() != text.strip():
+    if messages[0].display_text.strip() != text.strip():
         raise ValueError(f"column {name!r} and the conversation's system message differ: keep one of them")
     return messages
 
@@ -640,9 +662,9 @@ def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Message
 
 def _stands_in(asked: Messages, prompt: Messages) -> bool:
     """Whether the prompt's column matches the conversations' beginning: all of it, or one turn of the user."""
-    said = [(message.role, message.content.strip()) for message in prompt]
-    wanted = [(message.role, message.content.strip()) for message in asked if message.role != "system"]
-    return wanted == [turn for turn in said if turn[0] != "system"] or (len(wanted) == 1 and wanted[0] in said)
+    turns = [(message.role, message.display_text.strip()) for message in prompt]
+    wanted = [(message.role, message.display_text.strip()) for message in asked if message.role != "system"]
+    return wanted == [turn for turn in turns if turn[0] != "system"] or (len(wanted) == 1 and wanted[0] in turns)
 
 
 def _pair_with_winner(cells: Cells) -> Understood | None:
@@ -722,8 +744,15 @@ def answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
     Raises:
         ValueError: the row has no such columns, or more than one set of them; the message names the key that decides.
     """
-    _refuse_more_than_text(cells)
+    _refuse_unread(cells)
     _flatten(cells)
+    shape, asked, answers = _answers_to_judge(cells)
+    if images := read_images(cells):
+        asked = _with_images(asked, images, cells)
+    return shape, asked, answers
+
+
+def _answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
     names = _two_columns(cells)
     if names is not None:
         sides = [_messages(cells, cells.get(name), "assistant") for name in names]
@@ -915,6 +944,15 @@ def check(result: Asked) -> None:
     check_prompt(result.prompt)
     if isinstance(result, Answered | Rated):
         check_side(result.answer, "the completion")
+
+
+def messages_of(result: Result) -> Messages:
+    """All messages of a row's content."""
+    if isinstance(result, Compared):
+        return (*result.prompt, *result.chosen, *result.rejected)
+    if isinstance(result, Answered | Rated):
+        return (*result.prompt, *result.answer)
+    return result.prompt if isinstance(result, Asked) else ()
 
 
 def _compared(found: Understood) -> list[Compared]:

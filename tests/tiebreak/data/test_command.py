@@ -92,6 +92,23 @@ def test_a_file_of_other_columns_is_shown_with_the_key(tmp_path: Path) -> None:
     assert "  shape     prompt and completion" in out
 
 
+def test_images_are_shown_with_the_stages_that_refuse_them(tmp_path: Path, tiny_model: Path) -> None:
+    content = [{"type": "image"}, {"type": "text", "text": " And here?"}]
+    rows = [
+        {"prompt": [said("user", "Hello?")], "completion": "Hi."},
+        {"prompt": [{"role": "user", "content": content}], "completion": "A dog.", "images": ["dog.png"]},
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    status, out = shown(source, "--policy", tiny_model, "--validation-share", 0)
+    assert status == 1
+    assert "  images    in 1 row: refused by tiebreak prepare and sft, or dropped with on_bad_row: drop\n" in out
+    assert f"{source}:2 (train), not rendered (has images)\nuser: [image dog.png] And here?\nassistant: A dog.\n" in out
+    assert "Hello?<|im_end|>" in out
+    status, out = shown(source, "--policy", "null", "--on-bad-row", "drop")
+    assert status == 0
+    assert out.endswith(f"tiebreak prepare and sft take it as --demonstrations {source}\n")
+
+
 def test_a_conversation_with_tools_is_shown_as_it_is_learned(tmp_path: Path, tiny_model: Path) -> None:
     """A template that has no place for tools is reported with the row, not skipped."""
     row = {

@@ -569,7 +569,7 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("demonstrations", {"prompt": "a", "chosen": "b", "rejected": "c"}, "columns: {completion: chosen}"),
         ("demonstrations", {"text": "### Human: a ### Assistant: b"}, "a 'text' column holds conversations that"),
         ("demonstrations", {"title": "a", "body": "b"}, "columns: {completion: …}"),
-        ("demonstrations", {"prompt": "a", "completion": "b", "images": ["x"]}, "only text can be trained on"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "audio": ["x"]}, "only text and images are read"),
         ("demonstrations", {"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}, "template_arguments"),
         ("demonstrations", {"system": "x", "messages": [said("system", "y"), *chat("a", "b")]}, "differ: keep one of them"),
         ("demonstrations", {"conversations": [turn("robot", "a"), turn("gpt", "b")]}, "unknown speaker 'robot'"),
@@ -911,7 +911,7 @@ def test_prompts_and_what_stands_beside_them() -> None:
         ({"prompt": None, "title": "q"}, "column 'prompt' is empty in this row"),
         (
             {"prompt": "q", "video": "x"},
-            "column 'video': only text can be trained on; columns: {video: null} leaves it out",
+            "column 'video': only text and images are read; columns: {video: null} leaves it out",
         ),
     ):
         if message is None:
@@ -1454,10 +1454,11 @@ def test_rated_answers_that_make_no_record_are_bad_rows(tmp_path: Path) -> None:
 
 def test_rules_are_those_of_the_stages_configuration() -> None:
     keys = {"columns": {"prompt": "ask"}, "on_bad_row": "drop", "validation_share": 0.3}
-    run: Any = SimpleNamespace(config=SimpleNamespace(**keys))
+    run: Any = SimpleNamespace(config=SimpleNamespace(**keys), stage="sft")
     rules = Rules.of(run)
     assert (rules.columns, rules.on_bad_row, rules.validation_share, rules.run) == (*keys.values(), run)
-    plain: Any = SimpleNamespace(config=SimpleNamespace())
+    assert rules.stage == "sft"
+    plain: Any = SimpleNamespace(config=SimpleNamespace(), stage="sft")
     assert (Rules.of(plain).columns, Rules.of(plain).on_bad_row, Rules.of(plain).validation_share) == (
         {},
         "refuse",

@@ -143,7 +143,10 @@ def test_whole_conversations_as_preferences(tmp_path: Path) -> None:
             {"prompt": "a", "response_0": "b", "response_1": "c", "response_2": "d"},
             "more than two answers (response_0, ",
         ),
-        ({"prompt": "a", "response_a": "b", "response_b": "c", "image": "x.png"}, "column 'image': only text"),
+        (
+            {"prompt": "a", "response_a": "b", "response_b": "c", "image": "x.png"},
+            "[image x.png] in a message of the user: tiebreak label takes only text; columns: {image: null} leaves",
+        ),
         (
             {
                 "prompt": "a",

@@ -178,7 +178,7 @@ def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pyt
     texts = [f"Question {n}?" for n in range(9)]
     source = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": text} for text in texts]))
     config = EvaluateConfig(output="x", policies={"dpo": "dpo"}, baseline="dpo", prompts=source)
-    run: Any = SimpleNamespace(config=config, inputs={"prompts": SimpleNamespace(id="rows")})
+    run: Any = SimpleNamespace(config=config, inputs={"prompts": SimpleNamespace(id="rows")}, stage="evaluate")
     prompts = read_prompts(source, ["test"])
     held_out = write_rows(tmp_path / "prepare" / "final" / "prompts.jsonl", [])
     write_jsonl(held_out, [prompts[0].model_copy(update={"split": "train"}), prompts[1]])
