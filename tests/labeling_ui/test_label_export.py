@@ -40,7 +40,7 @@ from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read_preferences, read_records
 from tiebreak.measures.yardstick import find_yardstick
-from tiebreak.records import Demonstration, Judgment, Pair, Preference, write_jsonl
+from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Preference, write_jsonl
 from tiebreak.runs.run import identify_input, read_manifest, start_run
 
 
@@ -352,7 +352,7 @@ def test_simulated_raters_judge_by_a_yardstick_of_ones_own(tmp_path: Path) -> No
     simulated = {"raters": 1, "error_rate": 0.0, "yardstick": "mine:brief", "tie_threshold": 2, "strength_step": 2}
     (tmp_path / "label.yaml").write_text(json.dumps(recipe | {"simulate": simulated}))
     tiebreak("label", "--config", "label.yaml", cwd=tmp_path)
-    judgments = read_records(tmp_path / "label/final/judgments.jsonl", Judgment)
+    judgments = read_records(tmp_path / "label/final/judgments.jsonl", ExportedJudgment)
     texts = {one.id: one.text for pair in read_records(tmp_path / "pairs.jsonl", Pair) for one in pair.completions}
     found = {(texts[one.left], texts[one.right], one.answer) for one in judgments}
     by_hand = {("four", "sixsix"): 0, ("sixsix", "eighteight"): -2, ("four", "eighteight"): -3}
@@ -615,7 +615,7 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
     assert report["event_log_head"] == read_manifest(out)["event_log_head"] == store.status()["head"]
     (adjudication,) = read_records(out / "final/adjudications.jsonl", Judgment)
     assert (adjudication.rater_id, abs(adjudication.answer or 0)) == ("lead", 3)
-    assert "lead" not in {j.rater_id for j in read_records(out / "final/judgments.jsonl", Judgment)}
+    assert "lead" not in {j.rater_id for j in read_records(out / "final/judgments.jsonl", ExportedJudgment)}
     rows = load_from_disk(str(out / "final/datasets"))["train"]
     assert {"prompt", "chosen", "rejected", "margin", "weight", "confidence"} <= set(rows.column_names)
     assert rows[1]["margin"] == pytest.approx(2.5 / 3, abs=1e-6)
