@@ -50,9 +50,9 @@ Row = TypeVar("Row")
 Made = TypeVar("Made")
 _NOT_A_PREFIX = (
     "the chat template renders a prompt differently once the answer follows it, so the policy would be trained on a "
-    "context it never sees when it writes: give a template whose generation prompt is a prefix of the whole with "
-    "chat_template, or change what it writes with template_arguments (enable_thinking: false, for some)"
+    "context it never sees when it writes"
 )
+_WITHOUT_THOUGHTS = "it takes the conversation without its thoughts, which thinking: drop leaves out"
 UNRENDERED = "rows_not_rendered.txt"
 """In the run's folder: rows that the chat template refused, with reasons."""
 _NOTHING_TO_LEARN = (
@@ -208,7 +208,7 @@ class Chat:
         whole = last.prompt + last.completion
         mask = [0] * len(last.prompt) + (last.trained if answers[-1].weight != 0 else [0] * len(last.trained))
         if whole[: len(start)] != start:
-            raise HandoffError(_NOT_A_PREFIX)
+            raise self._not_a_prefix((*prompt, *answers), tools)
         for number, message in enumerate(answers[:-1]):
             if message.role == "assistant" and message.weight != 0:
                 earlier = self.write((*prompt, *answers[:number]), message, True, tools)
@@ -296,18 +296,24 @@ class Chat:
         *messages, message = (self._settle_thought(one) for one in (*messages, message))
         self._require_no_mark(message, finished)
         self._require_no_turn_marks((*messages, message))
-        self._choose_call_form((*messages, message), tools)
+        try:
+            self._choose_call_form((*messages, message), tools)
+        except HandoffError as error:
+            raise self._with_remedy(error, (*messages, message), tools) from error
         if self._is_open_thought(message.text):
             before = self._render_prompt(messages, tools)
             prompt = self._encode(before)
             begun = message.text.lstrip().removeprefix(self.turn.thought_mark).lstrip()
             rest = self._encode_after(before, prompt, f"{self.turn.thought_open}{begun}")
             return Written(prompt, rest, [1] * len(rest))
-        before = self._render(messages, tools, add_generation_prompt=True)
-        after = self._render((*messages, message), tools)
+        try:
+            before = self._render(messages, tools, add_generation_prompt=True)
+            after = self._render((*messages, message), tools)
+        except HandoffError as error:
+            raise self._with_remedy(error, (*messages, message), tools) from error
         self._require_rendered((*messages, message), tools, after)
         if not after.startswith(before):
-            raise HandoffError(_NOT_A_PREFIX)
+            raise self._not_a_prefix((*messages, message), tools)
         prompt, text = self._encode(before), after[len(before) :]
         rest = self._encode_after(before, prompt, text)
         completion = self._up_to_end(rest, message.text)
@@ -318,6 +324,30 @@ class Chat:
         tail = self.turn.tail
         cut = self._encode_after(before, prompt, text.removesuffix(tail)) if text.endswith(tail) else completion[:-1]
         return Written(prompt, cut, (trained[:-1] + [1] * len(cut))[: len(cut)])
+
+    def _not_a_prefix(self, conversation: Sequence[Message], tools: Tools) -> HandoffError:
+        if self._takes_without_thoughts(conversation, tools):
+            return HandoffError(f"{_NOT_A_PREFIX}: {_WITHOUT_THOUGHTS}")
+        known = "enable_thinking" in self.settings.template_arguments
+        return HandoffError(
+            f"{_NOT_A_PREFIX}: give a template whose generation prompt is a prefix of the whole with chat_template, or "
+            f"change what it writes with template_arguments{'' if known else ' (enable_thinking: false, for some)'}"
+        )
+
+    def _with_remedy(self, error: HandoffError, conversation: Sequence[Message], tools: Tools) -> HandoffError:
+        """A template's refusal, with the key that helps where thoughts are the reason."""
+        helps = self._takes_without_thoughts(conversation, tools)
+        return HandoffError(f"{error}; {_WITHOUT_THOUGHTS}" if helps else str(error))
+
+    def _takes_without_thoughts(self, conversation: Sequence[Message], tools: Tools) -> bool:
+        """Whether a conversation holds thoughts, and can be learned from without them."""
+        if not any(message.reasoning_content for message in conversation):
+            return False
+        *messages, last = (message.model_copy(update={"reasoning_content": None}) for message in conversation)
+        try:
+            return self._render((*messages, last), tools).startswith(self._render(messages, tools, True))
+        except HandoffError:
+            return False
 
     def _encode_after(self, before: str, prompt: list[int], text: str) -> list[int]:
         """Ids of the text that follows a prompt: those of the whole. Where the text's first blanks would merge with the

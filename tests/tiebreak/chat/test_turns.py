@@ -684,6 +684,32 @@ def test_a_conversation_that_a_template_refuses_is_named_with_its_row(words: Any
     assert "user, user" in second
 
 
+@pytest.mark.parametrize("thinking", ["keep", "mask"])
+def test_where_thoughts_are_why_a_template_cannot_take_a_row_the_key_that_drops_them_is_named(
+    thinking: str, words: Any
+) -> None:
+    """gpt-oss drops the thought of a call once the answer follows, and takes none beside text; Qwen3 without thinking
+    has an empty thought in its prompt."""
+    considered = CALL.model_copy(update={"reasoning_content": "Let me look."})
+    rows = [
+        ("gptoss", (ASK, considered, RESULT, ANSWER)),
+        ("gptoss", (ASK, considered.model_copy(update={"content": "Hm."}))),
+        ("qwen3", (ASK, THOUGHT)),
+        ("qwen3", (ASK, THOUGHT, AGAIN, MORE)),
+    ]
+    for name, conversation in rows:
+        special, eos = (HARMONY, "<|return|>") if name == "gptoss" else (CHATML, "<|im_end|>")
+        arguments = {} if name == "gptoss" else {"enable_thinking": False}
+        made = functools.partial(family, words, name, special, eos, ("<|call|>",), template_arguments=arguments)
+        with pytest.raises(HandoffError) as refused:
+            made(thinking=thinking).encode_conversation(conversation, tools=TOOLS)
+        assert str(refused.value).endswith("without its thoughts, which thinking: drop leaves out")
+        assert "enable_thinking" not in str(refused.value)
+        [*_, text] = trained(chat := made(thinking="drop"), chat.encode_conversation(conversation, tools=TOOLS))
+        assert "Pale is hungry" not in str(text)
+        assert "Let me look" not in str(text)
+
+
 def test_rows_that_no_template_takes_can_be_dropped(
     words: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
