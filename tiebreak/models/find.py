@@ -141,7 +141,7 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     pinned = {
         "quantized": bool(quantized),
         "chat": chat,
-        "adapter": to_adapter_config(values, bool(quantized)).model_dump(),
+        "adapter": to_adapter_config(values, "nf4" if quantized else "none").model_dump(),
     }
     name, weights = str(path), base_sha256(base_path)
     return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)

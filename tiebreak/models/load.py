@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
 from tiebreak.errors import HandoffError, MachineError
-from tiebreak.models.adapters.adapter import Adapter, merge
+from tiebreak.models.adapters.adapter import SHARED, Adapter, merge
 from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
     require_same_adapter,
@@ -215,8 +215,8 @@ def load_reward_model(
 def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
     """A policy's adapter without what is in its language-model head (ModernBERT's has a dense layer), which a reward
     model does not have."""
-    layers = f"base_model.model.{base.base_model_prefix}."
-    return {name: weight for name, weight in adapter.items() if name.startswith(layers)}
+    kept = (f"base_model.model.{base.base_model_prefix}.", SHARED)
+    return {name: weight for name, weight in adapter.items() if name.startswith(kept)}
 
 
 def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> PeftModel:

@@ -112,7 +112,7 @@ def weights_of(layer: Any, x: Tensor) -> Weights | None:
         return None
     if layer.disable_adapters:
         return Weights(base.weight, base.bias, None, None, 0.0)
-    if name not in layer.lora_A or name in layer.lora_variant:
+    if name not in getattr(layer, "lora_A", ()) or name in layer.lora_variant:  # another method's layer has none
         return None
     a, b = layer.lora_A[name].weight, layer.lora_B[name]
     if layer.training and getattr(layer.lora_dropout[name], "p", 0.0):

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError, HandoffError
+from tiebreak.models.adapters.lora_start import start
 from tiebreak.models.adapters.methods import METHODS, method_of
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
-from tiebreak.models.adapters.targets import require_targets
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 """the name of what trains"""
 PROBED_TOKENS = 24
+SHARED = "base_model.vera_"
+"""how the names of VeRA's projections begin, which its layers share: buffers, saved with the adapter"""
 COMPARED = "_tiebreak_merged"
 """the attribute of a model that names the adapters whose sums were compared"""
 
@@ -60,9 +62,11 @@ class Adapter:
 
         require_targets(base, config)
         try:
-            return cls(get_peft_model(base, METHODS[config.method].configure(config, task, base)))
+            model = get_peft_model(base, METHODS[config.method].configure(config, task, base))
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
+        start(model, config)
+        return cls(model)
 
     @classmethod
     def load(cls, base: nn.Module, folder: Path, source: str, *, trains: bool) -> Adapter:
@@ -178,8 +182,13 @@ class Adapter:
         from peft import get_peft_model_state_dict
 
         named = self.parameters()
+        shared = {
+            key: buffer
+            for key, buffer in self.model.named_buffers(remove_duplicate=False)
+            if key.startswith(SHARED) and belongs_to(key, self.name)
+        }
         with gathered(list(named.values())):
-            whole = {key: parameter.detach().to("cpu", copy=True) for key, parameter in named.items()}
+            whole = {key: value.detach().to("cpu", copy=True) for key, value in {**named, **shared}.items()}
         state = get_peft_model_state_dict(
             self.model, state_dict=whole, adapter_name=self.name, save_embedding_layers=False
         )

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tiebreak.config import AdapterConfig
+from tiebreak.config import READ_BY, AdapterConfig
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models.adapters.methods import method_of
+from tiebreak.models.adapters.methods import METHODS, method_of, name_of, targets_of
 from tiebreak.models.adapters.targets import ALL_LINEAR, output_head
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ _OF_NO_CONSEQUENCE = {
 }
 _BASE_CHANGED = ("pissa", "corda", "loftq", "olora", "lora_ga", "eva")
 """initialisations that may change the base weights, so that the base's own are no longer those that the adapter is on"""
-_BEYOND_OURS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform")
+_BEYOND_OURS = ("layers_to_transform",)
 """what a stage's `adapter:` has no key for"""
+_NOT_COMPARED = ("target_modules", "init")
+"""keys of `adapter` that two configurations of one adapter may word differently"""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -74,14 +76,17 @@ def require_known(folder: Path, name: str) -> dict[str, Any]:
     """An adapter's configuration, if stages can compute with it.
 
     Raises:
-        HandoffError: it is of another kind than LoRA, or has what no stage keeps.
+        HandoffError: it is of a method that no stage trains, or has what no stage keeps.
     """
-    from peft import LoraConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     values = read_peft_values(folder)
     method = method_of(values.get("peft_type"))
     if method is None:
-        raise HandoffError(f"{name} is a {values.get('peft_type')} adapter, and LoRA alone is continued here: {MERGE}")
+        able = ", ".join(each.peft_type for each in METHODS.values())
+        raise HandoffError(
+            f"{name} is a {values.get('peft_type')} adapter, and those continued here are {able}: {MERGE}"
+        )
     if values.get("task_type") not in (None, "CAUSAL_LM"):
         raise HandoffError(
             f"{name} is an adapter for {values['task_type']}, and a policy's is for CAUSAL_LM: name another one"
@@ -90,7 +95,7 @@ def require_known(folder: Path, name: str) -> dict[str, Any]:
         raise HandoffError(
             f"{name} has no {ADAPTER_FILE}: pickled weights are not loaded; save it again as safetensors"
         )
-    default = LoraConfig().to_dict()
+    default = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]().to_dict()
     unknown = {
         key: value
         for key, value in values.items()
@@ -115,16 +120,13 @@ def require_trainable(folder: Path, name: str) -> None:
         raise HandoffError(f"{name} has modules_to_save: {whole}, of which a reference cannot keep a copy: {MERGE}")
 
 
-def to_adapter_config(values: dict[str, Any], quantized: bool) -> AdapterConfig:
+def to_adapter_config(values: dict[str, Any], quantize: str) -> AdapterConfig:
     """A foreign adapter's settings as keys of a stage's configuration."""
-    targets = values["target_modules"]
-    return AdapterConfig(
-        quantize="nf4" if quantized else "none",
-        r=values["r"],
-        alpha=values["lora_alpha"],
-        dropout=values.get("lora_dropout") or 0.0,
-        target_modules=targets if isinstance(targets, str) else sorted(targets),
-    )
+    method = method_of(values["peft_type"])
+    assert method is not None  # require_known has seen it
+    name = name_of(method)
+    targets = {"target_modules": targets_of(values)} if name in READ_BY["target_modules"] else {}
+    return AdapterConfig.model_validate({"method": name, "quantize": quantize, **targets, **method.read(values)})
 
 
 def require_same_adapter(
@@ -142,12 +144,15 @@ def require_same_adapter(
     if asked is None:
         return
     values = read_peft_values(folder)
+    read = [key for key, methods in READ_BY.items() if saved.method in methods and key not in _NOT_COMPARED]
     differing = [
         f"adapter.{key}: {getattr(asked, key)!r} (it has {getattr(saved, key)!r})"
-        for key in ("r", "alpha", "dropout")
+        for key in ("method", *read)
         if getattr(asked, key) != getattr(saved, key)
     ]
-    if not _same_targets(model, asked.target_modules, saved.target_modules):
+    if saved.method in READ_BY["target_modules"] and not _same_targets(
+        model, asked.target_modules, saved.target_modules
+    ):
         differing.append(f"adapter.target_modules: {asked.target_modules!r} (it has {saved.target_modules!r})")
     beyond = [f"{key}: {values[key]!r}" for key in _BEYOND_OURS if values.get(key)]
     if differing or beyond:
@@ -181,15 +186,20 @@ def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:
     Raises:
         HandoffError: they are not, as of a vocabulary that grew.
     """
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
     from safetensors import safe_open
 
-    whole_modules = read_peft_values(folder).get("modules_to_save") or []
+    values = read_peft_values(folder)
+    whole_modules = values.get("modules_to_save") or []
     own = dict(base.named_parameters(remove_duplicate=False))
+    prefixes = [PEFT_TYPE_TO_PREFIX_MAPPING[values["peft_type"]], "vera_"]
     beside = set()
     with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118
             place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            if ".lora_" in key or any(part in whole_modules for part in place.split(".")):
+            if any(f".{prefix}" in key for prefix in prefixes) or any(
+                part in whole_modules for part in place.split(".")
+            ):
                 continue
             weight, value = own.get(place), tensors.get_tensor(key)
             if (

@@ -7,6 +7,7 @@ match goes unnoticed if another one matches.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
     Raises:
         ConfigError: names each of them, and the nearest modules that can be adapted.
     """
+    require_blocks(model, adapter)
     targets = adapter.target_modules
     if targets == ALL_LINEAR:
         return
@@ -53,6 +55,79 @@ def left_out(model: nn.Module, adapter: AdapterConfig) -> list[str] | None:
     if getattr(model.config, "model_type", None) in STATE_SPACES:
         found |= {name for name in READ_BY_KERNELS if name in {each.rpartition(".")[2] for each in names}}
     return sorted(found) or None
+
+
+def linear_names(model: nn.Module, excluded: Sequence[str]) -> list[str]:
+    """Full names of the linear layers other than the head, without those whose names end in one of `excluded`."""
+    head = output_head(model)
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and not any(_matches(end, name, is_pattern=False) for end in excluded)
+    ]
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """Full names of the norms: modules whose only weights are vectors, and whose class is called so."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and (weights := list(module.parameters()))
+        and all(weight.ndim == 1 for weight in weights)
+    ]
+    if not names:
+        raise ConfigError(
+            f"adapter.method: {type(model).__name__} has no norms with weights, so norms trains nothing; lora can"
+        )
+    return names
+
+
+def inner_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Those of the targets that read an MLP's inner activations: layers of more inputs than outputs, which are the hidden
+    states. Of a pattern, the last parts of the names that it matches."""
+    hidden = model.config.get_text_config().hidden_size
+    inner = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == hidden < module.in_features
+    ]
+    if isinstance(targets, str):
+        return sorted({name.rpartition(".")[2] for name in inner if _matches(targets, name, is_pattern=True)})
+    return [target for target in targets if any(_matches(target, name, is_pattern=False) for name in inner)]
+
+
+def require_blocks(model: nn.Module, adapter: AdapterConfig) -> None:
+    """Refuse a size of rotated blocks that does not divide the layers' inputs: PEFT would take another in silence.
+
+    Raises:
+        ConfigError: names a layer, and the nearest size that divides all.
+    """
+    size = {"oft": adapter.block_size or 32, "boft": adapter.block_size or 4}.get(adapter.method)
+    if size is None:
+        return
+    targets = adapter.target_modules
+    each = [targets] if isinstance(targets, str) else targets
+    head = output_head(model)
+    inputs = {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and (targets == ALL_LINEAR or any(_matches(one, name, isinstance(targets, str)) for one in each))
+    }
+    odd = {name: width for name, width in inputs.items() if width % size}
+    if odd:
+        name, width = next(iter(odd.items()))
+        shared = math.gcd(*inputs.values())
+        able = [number for number in range(2, shared + 1) if shared % number == 0]
+        nearest = min(able, key=lambda number: abs(number - size)) if able else None
+        raise ConfigError(
+            f"adapter.block_size: {size} does not divide the {width} inputs of {name}; "
+            + (f"{nearest} divides those of all layers" if nearest else "name layers whose inputs it divides")
+        )
 
 
 @torch.no_grad()
