@@ -33,7 +33,7 @@ from tiebreak.measures.functions import UserFunction
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import ModelSource, find_model
-from tiebreak.models.load import is_quantized, load_trained_reward_model
+from tiebreak.models.load import format_held, format_of, load_trained_reward_model
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
 from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat
@@ -313,7 +313,7 @@ def load_reward(
     """
     own = load_chat(reward, trust_remote_code=training.trust_remote_code)
     one_language = chat_facts(own) == chat_facts(conversations.chat)
-    held_as_policy = _is_quantized(host.lm) == is_quantized(reward, None)
+    held_as_policy = format_held(host.lm.get_base_model()) == format_of(reward, None)
     scale = read_score_scale(reward.folder) if reward.folder else UNKNOWN_SCALE
     if one_language and reward.base_sha256 == policy.base_sha256 and held_as_policy:
         head = mount_adapter(host.lm, reward, adapter)
@@ -368,10 +368,6 @@ def readable(
 
 def _encode(chat: Chat, prompt: Prompt) -> list[int]:
     return chat.encode_prompt(prompt.messages, prompt.tools)
-
-
-def _is_quantized(lm: PeftModel) -> bool:
-    return bool(getattr(lm.get_base_model(), "is_loaded_in_4bit", False))
 
 
 def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:

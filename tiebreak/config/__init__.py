@@ -71,15 +71,11 @@ class Section(BaseModel):
         return value
 
 
-Method = Literal[
-    "lora", "qlora", "full", "ia3", "loha", "lokr", "oft", "boft", "vera", "norms", "prompt", "ptuning", "prefix"
-]
+Method = Literal["lora", "qlora", "ia3", "loha", "lokr", "oft", "boft", "vera", "norms"]
 RANKED = ("lora", "loha", "lokr")
 """methods whose update is of a rank and scaled by alpha"""
 LAYERED = (*RANKED, "ia3", "oft", "boft", "vera")
 """methods that are on layers of the user's choice"""
-VIRTUAL = ("prompt", "ptuning", "prefix")
-"""methods that put virtual tokens before every sequence"""
 ON_QUANTIZED = {
     **dict.fromkeys(("nf4", "fp4"), ("lora", "ia3", "oft", "vera", "norms")),
     "int8": ("lora", "ia3", "oft", "vera", "norms"),
@@ -92,8 +88,6 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "target_modules": LAYERED,
     "block_size": ("oft", "boft"),
     "shared_rank": ("vera",),
-    "virtual_tokens": VIRTUAL,
-    "trainable_layers": ("full",),
 }
 """by key of `adapter`: the methods that read it"""
 LATER_KEYS = frozenset(
@@ -107,8 +101,6 @@ LATER_KEYS = frozenset(
         "modules_to_save",
         "block_size",
         "shared_rank",
-        "virtual_tokens",
-        "trainable_layers",
     }
 )
 """keys of `adapter` that the first versions had not: at their defaults they are not written, so that a run is the run it
@@ -116,15 +108,14 @@ was"""
 
 
 class AdapterConfig(Section):
-    """What trains: by default LoRA (Hu et al. 2021) on frozen base weights. docs/methods.md says which method to choose.
+    """What trains: by default LoRA (Hu et al. 2021) on frozen base weights.
     A policy that has an adapter already is continued with its own."""
 
     method: Method = "lora"
     """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
     products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
-    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). full: the model's own
-    weights. prompt, ptuning, prefix: virtual tokens (Lester et al. 2021, Liu et al. 2021, Li and Liang 2021). qlora:
-    lora with quantize: nf4"""
+    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). qlora: lora with
+    quantize: nf4"""
     quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
     """number format of the frozen base weights, by bitsandbytes; nf4, fp4: 4 bits (Dettmers et al. 2023); int8: 8 bits
     (Dettmers et al. 2022)"""
@@ -157,26 +148,11 @@ class AdapterConfig(Section):
     """oft, boft: size of the rotated blocks, which must divide the layers' inputs; null: 32 and 4, as in PEFT"""
     shared_rank: int = Field(default=256, ge=1)
     """vera: rank of the random projections that all layers share"""
-    virtual_tokens: int = Field(default=20, ge=1)
-    """prompt, ptuning, prefix: how many"""
-    trainable_layers: int | None = Field(default=None, ge=1)
-    """full: train the last n layers and what follows them, the head included, and freeze what is before; null: train all
-    weights"""
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """qlora is a method and a quantisation in one word."""
         return {**values, "method": "lora", "quantize": "nf4"} if values.get("method") == "qlora" else values
-
-    @property
-    def trains_base(self) -> bool:
-        """Whether the base weights themselves train, so that there is no adapter."""
-        return self.method == "full"
-
-    @property
-    def has_virtual_tokens(self) -> bool:
-        """Whether virtual tokens come before every sequence."""
-        return self.method in VIRTUAL
 
     @model_validator(mode="before")
     @classmethod

@@ -137,19 +137,22 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     except ModelError as error:
         raise ModelError(f"{path} is an adapter on {base}, which is not available ({error})") from error
     identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
-    quantized = copied.get("quantized") or _is_quantized(config.get("adapter") or {})
+    stated = _format_of(copied.get("adapter") or config.get("adapter") or {})
+    if copied.get("quantized") and stated["quantize"] == "none":
+        stated["quantize"] = "nf4"
     pinned = {
-        "quantized": bool(quantized),
+        "quantized": stated["quantize"] != "none",
         "chat": chat,
-        "adapter": to_adapter_config(values, "nf4" if quantized else "none").model_dump(),
+        "adapter": to_adapter_config(values, stated).model_dump(),
     }
     name, weights = str(path), base_sha256(base_path)
     return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)
 
 
-def _is_quantized(adapter: Mapping[str, Any]) -> bool:
-    """Whether a run's adapter, as its file says it, is on 4-bit weights."""
-    return AdapterConfig.model_validate(adapter).quantize == "nf4"
+def _format_of(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a run's adapter, as its file says it, that set the format of the base weights."""
+    saved = AdapterConfig.model_validate(adapter)
+    return {"quantize": saved.quantize, "double_quantize": saved.double_quantize}
 
 
 def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelSource:

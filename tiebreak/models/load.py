@@ -10,14 +10,16 @@ refuses a model that answers differently.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
-from tiebreak.errors import HandoffError, MachineError
+from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.models.adapters.adapter import SHARED, Adapter, merge
+from tiebreak.models.adapters.lora_start import FROM_WEIGHTS
 from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
     require_same_adapter,
@@ -55,7 +57,11 @@ def resolve_precision(training: LoadingConfig) -> torch.dtype:
 
 
 def load_base(
-    source: ModelSource, training: LoadingConfig, kind: ModelKind = "policy", quantized: bool = False, members: int = 1
+    source: ModelSource,
+    training: LoadingConfig,
+    kind: ModelKind = "policy",
+    weights: WeightFormat | None = None,
+    members: int = 1,
 ) -> PreTrainedModel:
     """The base weights: a causal language model, or for `reward` a sequence classifier with one output a member.
 
@@ -65,7 +71,7 @@ def load_base(
     shards it when training starts, which keeps adapters that are copied or saved here whole as well.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
     dtype = resolve_precision(training)
@@ -76,14 +82,8 @@ def load_base(
     }
     if training.attention != "auto":
         options["attn_implementation"] = training.attention
-    if quantized:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=True,
-            llm_int8_skip_modules=["lm_head", "score"],
-        )
+    if weights is not None:
+        options["quantization_config"] = quantization(weights, dtype)
     loader: Any = AutoModelForCausalLM
     if kind == "reward":
         loader = _scorer_of(source, training) or AutoModelForSequenceClassification
@@ -122,12 +122,12 @@ def load_policy(
     """
     from peft import prepare_model_for_kbit_training
 
-    quantized = is_quantized(source, adapter)
+    weights = format_of(source, adapter)
     if source.folder is not None:
         require_trainable(source.folder, source.name)
-    base = load_base(source, training, quantized=quantized)
+    base = load_base(source, training, weights=weights)
     base.config.pad_token_id = tokenizer.pad_token_id
-    if quantized:
+    if weights is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     torch.manual_seed(training.seed)
     if source.folder is None:
@@ -147,17 +147,17 @@ def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Modul
     not (weights that two modules share), it stays beside them.
     """
     quantized = is_quantized(source, None)
-    model: nn.Module = _with_adapter(source, training, quantized)
+    model: nn.Module = _with_adapter(source, training)
     if source.folder is not None and not quantized and resolve_precision(training) == torch.float32:
         merged = merge(model)
-        model = _with_adapter(source, training, quantized) if merged is None else merged
+        model = _with_adapter(source, training) if merged is None else merged
     if torch.cuda.is_available() and not quantized:
         model = model.to("cuda")
     return model.eval().requires_grad_(False)
 
 
-def _with_adapter(source: ModelSource, training: LoadingConfig, quantized: bool) -> nn.Module:
-    model: nn.Module = load_base(source, training, quantized=quantized)
+def _with_adapter(source: ModelSource, training: LoadingConfig) -> nn.Module:
+    model: nn.Module = load_base(source, training, weights=format_of(source, None))
     if source.folder is not None:
         model = Adapter.load(model, source.folder, source.name, trains=False).model
         if source.stage is not None:
@@ -192,16 +192,16 @@ def load_reward_model(
     from peft import prepare_model_for_kbit_training
     from safetensors.torch import load_file
 
-    quantized = is_quantized(source, adapter)
+    weights = format_of(source, adapter)
     if source.folder is not None:
         require_trainable(source.folder, source.name)
-    base = load_base(source, training, kind="reward", quantized=quantized, members=members)
+    base = load_base(source, training, kind="reward", weights=weights, members=members)
     base.config.pad_token_id = tokenizer.pad_token_id
     base.config.num_labels = 1  # TRL's trainer asks for one; what it makes of several heads, reward.trainer replaces
     torch.manual_seed(training.seed)
     hidden = base.config.get_text_config().hidden_size
     nn.init.normal_(base.score.weight, std=(hidden + 1) ** -0.5)
-    if quantized:
+    if weights is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     if source.folder is None:
         return Adapter.build(base, adapter or AdapterConfig(), "SEQ_CLS").model
@@ -225,7 +225,7 @@ def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> P
 
     if source.folder is None:
         raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
-    base = load_base(source, training, kind="reward", quantized=is_quantized(source, None))
+    base = load_base(source, training, kind="reward", weights=format_of(source, None))
     base.config.pad_token_id = load_tokenizer(source).pad_token_id
     model = PeftModel.from_pretrained(base, source.folder)
     if torch.cuda.is_available():
@@ -234,11 +234,73 @@ def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> P
     return model.eval().requires_grad_(False)
 
 
+@dataclass(frozen=True)
+class WeightFormat:
+    """A number format of frozen base weights, by bitsandbytes."""
+
+    name: str
+    """nf4, fp4 or int8"""
+    double: bool = True
+    """whether the scales of 4 bits are held in 8 bits"""
+
+
+def quantization(weights: WeightFormat, dtype: torch.dtype) -> Any:
+    """transformers' configuration of a format; products are computed in `dtype`."""
+    from transformers import BitsAndBytesConfig
+
+    heads = ["lm_head", "score"]
+    if weights.name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=weights.name,
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=weights.double,
+        llm_int8_skip_modules=heads,
+    )
+
+
+def format_of(source: ModelSource, adapter: AdapterConfig | None) -> WeightFormat | None:
+    """The format of the base weights: as the configuration says, or as the run was trained. None: their own."""
+    if adapter is None:
+        if not source.pinned.get("quantized"):
+            return None
+        adapter = AdapterConfig.model_validate(source.pinned.get("adapter") or {"quantize": "nf4"})
+    return None if adapter.quantize == "none" else WeightFormat(adapter.quantize, adapter.double_quantize)
+
+
+def format_held(model: nn.Module) -> WeightFormat | None:
+    """The format of a loaded model's base weights."""
+    if getattr(model, "is_loaded_in_8bit", False):
+        return WeightFormat("int8")
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return None
+    held: Any = model.config.quantization_config
+    return WeightFormat(held.bnb_4bit_quant_type, held.bnb_4bit_use_double_quant)
+
+
 def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
-    """Whether the base weights are to be held in NF4: as the configuration says, or as the run was trained."""
-    if adapter is not None:
-        return adapter.quantize == "nf4"
-    return bool(source.pinned.get("quantized"))
+    """Whether the base weights are to be quantised."""
+    return format_of(source, adapter) is not None
+
+
+def require_possible(source: ModelSource, asked: AdapterConfig | None, training: OptimizerConfig) -> None:
+    """Refuse what cannot be trained, before anything is loaded.
+
+    Raises:
+        ConfigError: says what can.
+    """
+    adapter = adapter_of(source, asked)
+    if source.folder is None and adapter.init in FROM_WEIGHTS and training.weight_decay:
+        raise ConfigError(
+            f"training.weight_decay: it would also shrink the half of the adapter that holds its start (adapter.init: "
+            f"{adapter.init}); set it to 0"
+        )
+    if source.folder is not None and asked is not None and asked.method != saved_adapter(source).method:
+        raise ConfigError(
+            f"adapter.method: {source.name} has an adapter of its own, {saved_adapter(source).method}, which this stage "
+            f"continues, and the configuration asks for {asked.method}. Set `adapter: null`, or name a base model"
+        )
 
 
 def saved_adapter(source: ModelSource) -> AdapterConfig:

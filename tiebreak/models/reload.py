@@ -239,7 +239,7 @@ def load_saved(
         from peft import PeftModel
 
         from tiebreak.models.find import ModelSource, find_base
-        from tiebreak.models.load import load_base
+        from tiebreak.models.load import format_of, load_base
         from tiebreak.models.tokenizers import load_chat
 
     base = find_base(pinned["base"], trust_remote_code)
@@ -256,7 +256,7 @@ def load_saved(
     )
     training = LoadingConfig.model_validate({"precision": dtype, "trust_remote_code": trust_remote_code})
     chat = load_chat(source)
-    model = load_base(source, training, kind=pinned["kind"], quantized=pinned["quantized"])
+    model = load_base(source, training, kind=pinned["kind"], weights=format_of(source, None))
     model.config.pad_token_id = chat.pad_id
     whole = PeftModel.from_pretrained(model, final)
     return whole.to("cuda") if torch.cuda.is_available() else whole, chat

@@ -11,6 +11,7 @@ from torch import Tensor
 from tiebreak.chat.chat import Chat
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.hashing import hash_file
+from tiebreak.models.adapters.methods import as_saved
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, code_sha256, copy_code
 from tiebreak.models.tokenizers import tokenizer_facts
@@ -46,8 +47,8 @@ def save_adapter(
         "base": source.base,
         "base_sha256": source.base_sha256,
         "adapter_sha256": hash_file(folder / ADAPTER_FILE),
-        "quantized": adapter.quantize == "nf4",
-        "adapter": adapter.model_dump(),
+        "quantized": adapter.quantize != "none",
+        "adapter": as_saved(adapter).model_dump(),
         **tokenizer_facts(chat.tokenizer),
         **pinned_chat(chat.settings),
         **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),

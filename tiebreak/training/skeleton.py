@@ -24,7 +24,7 @@ from tiebreak.chat.chat import Chat, Encoded
 from tiebreak.data.reading import Rules
 from tiebreak.errors import DataError
 from tiebreak.models.find import ModelKind, ModelSource, find_model
-from tiebreak.models.load import adapter_of
+from tiebreak.models.load import adapter_of, require_possible
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.runs.run import Run, start_run, that_drops
@@ -59,6 +59,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         self.config, self.run = config, run
         training = config.training
         self.source: ModelSource = find_model(config.policy, trust_remote_code=training.trust_remote_code)
+        require_possible(self.source, config.adapter, training)
         self.check()
         self.chat: Chat = load_chat(self.source, config.chat, training.trust_remote_code)
 

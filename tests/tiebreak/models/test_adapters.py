@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, HRAConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support import TINY_TRAINING, run_here, write_config
 from transformers import AutoModelForCausalLM
@@ -253,10 +253,7 @@ def test_what_cannot_be_continued_exactly_is_refused_by_name(
     made: dict[str, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     cases: dict[str, tuple[Any, str]] = {
-        "IA3": (
-            IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
-            "is a IA3 adapter, and LoRA alone",
-        ),
+        "HRA": (HRAConfig(task_type="CAUSAL_LM", target_modules=LINEAR), "is a HRA adapter, and those continued here"),
         "bias": (LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, bias="lora_only"), "has bias: lora_only"),
         "tokens": (
             LoraConfig(task_type="CAUSAL_LM", target_modules=LINEAR, trainable_token_indices=[1, 2]),
@@ -312,8 +309,12 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(made: dict[str, Path],
             {"r": 3, "alpha": 5, "target_modules": LINEAR, "dropout": 0.3},
             r"adapter.dropout: 0.3 \(it has 0.0\)",
         ),
-        ("DoRA", {"r": 4, "alpha": 8, "target_modules": LINEAR}, r"use_dora: True \(no key of `adapter` says so\)"),
-        ("patterns", {"r": 4, "alpha": 8, "target_modules": LINEAR}, "rank_pattern: {'q_proj': 2}"),
+        ("DoRA", {"r": 4, "alpha": 8, "target_modules": LINEAR}, r"adapter.dora: False \(it has True\)"),
+        (
+            "patterns",
+            {"r": 4, "alpha": 8, "target_modules": LINEAR},
+            r"adapter.rank_pattern: {} \(it has {'q_proj': 2}\)",
+        ),
     ],
 )
 def test_another_adapter_than_the_policys_own_is_refused(

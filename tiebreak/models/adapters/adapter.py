@@ -24,6 +24,7 @@ from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.lora_start import start
 from tiebreak.models.adapters.methods import METHODS, method_of
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
+from tiebreak.models.adapters.targets import require_targets
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed

@@ -49,10 +49,9 @@ def start(model: Any, adapter: AdapterConfig) -> None:
             )
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         rank = a.shape[0] // 2
-        if 2 * rank > 2 * min(base.in_features, base.out_features):
-            raise ConfigError(
-                f"adapter.r: {rank} is above the rank of {name}, {min(base.in_features, base.out_features)}"
-            )
+        most = min(base.in_features, base.out_features)
+        if rank > most:
+            raise ConfigError(f"adapter.r: {name} has {most} singular values for init: {adapter.init}, not {rank}")
         weight = dequantize_module_weight(base).float()
         first_b, first_a = FIRST[adapter.init](weight, rank, layer.scaling["default"])
         a.copy_(torch.cat([first_a, first_a]))
@@ -72,7 +71,7 @@ def pissa(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
-def olora(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+def olora(weight: Tensor, rank: int, _: float) -> tuple[Tensor, Tensor]:
     """(B₀, A₀), the first columns of Q and rows of R of W = QR. Büyükakyüz 2024, Algorithm 1.
 
     Args:

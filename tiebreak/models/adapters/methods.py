@@ -135,7 +135,7 @@ def _read_vera(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"shared_rank": values["r"], "dropout": values.get("vera_dropout") or 0.0}
 
 
-def _adds_delta(layer: Any, name: str) -> bool:
+def _adds_delta(layer: Any, _: str) -> bool:
     """Of layers that are one matrix."""
     return isinstance(layer.get_base_layer(), nn.Linear) and hasattr(layer, "get_delta_weight")
 
@@ -166,7 +166,7 @@ def _ia3_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
     return IA3Config(**shared | {"target_modules": targets}, feedforward_modules=inner_targets(base, targets))
 
 
-def _norms_config(adapter: AdapterConfig, task: str, base: nn.Module) -> Any:
+def _norms_config(_: AdapterConfig, task: str, base: nn.Module) -> Any:
     from peft import LNTuningConfig
 
     return LNTuningConfig(target_modules=norm_names(base), task_type=task)
@@ -184,7 +184,7 @@ def _read_patterns(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: values.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}
 
 
-def _never(layer: Any, name: str) -> bool:
+def _never(*_: Any) -> bool:
     """It multiplies."""
     return False
 

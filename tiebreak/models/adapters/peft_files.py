@@ -7,6 +7,7 @@ What PEFT can save and the stages cannot train or copy exactly is refused by nam
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,13 +121,17 @@ def require_trainable(folder: Path, name: str) -> None:
         raise HandoffError(f"{name} has modules_to_save: {whole}, of which a reference cannot keep a copy: {MERGE}")
 
 
-def to_adapter_config(values: dict[str, Any], quantize: str) -> AdapterConfig:
-    """A foreign adapter's settings as keys of a stage's configuration."""
+def to_adapter_config(values: dict[str, Any], stated: Mapping[str, Any]) -> AdapterConfig:
+    """A foreign adapter's settings as keys of a stage's configuration.
+
+    Args:
+        stated: keys that PEFT has no place for: the format of the base weights.
+    """
     method = method_of(values["peft_type"])
     assert method is not None  # require_known has seen it
     name = name_of(method)
     targets = {"target_modules": targets_of(values)} if name in READ_BY["target_modules"] else {}
-    return AdapterConfig.model_validate({"method": name, "quantize": quantize, **targets, **method.read(values)})
+    return AdapterConfig.model_validate({"method": name, **stated, **targets, **method.read(values)})
 
 
 def require_same_adapter(
