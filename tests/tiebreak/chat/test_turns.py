@@ -355,6 +355,9 @@ def test_a_side_learns_its_turns_by_their_weight(words: Any) -> None:
     spoken = qwen.encode_side([ASK], (CALL.model_copy(update={"weight": 1}), RESULT, ANSWER), tools=TOOLS)
     assert spoken.trained == qwen.encode_side([ASK], (CALL, RESULT, ANSWER), tools=TOOLS).trained
     assert set(spoken.trained) == {0, 1}
+    both = qwen.encode_side([ASK], (ANSWER, MORE))  # with nobody's message between them
+    kept = [token for token, mask in zip(both.completion, both.trained, strict=True) if mask]
+    assert qwen.tokenizer.decode(kept) == "Add iron.<|im_end|>Add 2 ml.<|im_end|>"
     unheard = Message(role="assistant", content="", weight=0)  # and a tool may answer nothing
     nothing = RESULT.model_copy(update={"content": ""})
     assert sum(qwen.encode_side([ASK], (unheard, nothing, ANSWER)).trained) == len(
