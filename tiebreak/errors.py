@@ -7,7 +7,7 @@ TiebreakError            what went wrong, where, and the next step; printed with
 ├── HandoffError         a stage's output does not fit the next stage
 ├── ModelError           a model cannot be found, loaded or saved
 ├── MachineError         a limit of this machine: no such device, no space left
-└── UpstreamError        an installed package is not one that Tiebreak was written for
+└── UpstreamError        an installed package is not what Tiebreak was written for
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class MachineError(TiebreakError):
 
 
 class UpstreamError(TiebreakError):
-    """An installed package is not one that Tiebreak was written for: a private name of it changed."""
+    """An installed package is not what Tiebreak was written for: one of its private names changed."""
 
 
 def require_training_packages(what: str) -> None:

@@ -1,4 +1,4 @@
-"""The packages that training takes, which `pip install tiebreak` leaves out: a label server needs none of them."""
+"""The packages of the extra `tiebreak[train]`. A label server needs none of them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def has_training_packages() -> bool:
 
 
 def missing_training_package(error: BaseException) -> str:
-    """The message for an import that failed because a package of the extra is missing; else empty."""
+    """The message for an import that failed for a missing training package; otherwise empty."""
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     return f"{name} is not installed: {INSTALL}" if name in TRAINING_PACKAGES else ""

@@ -9,7 +9,7 @@
     for question, answer, value in zip(questions, answers, score(judge, questions, answers)):
         print(f"{value:+.2f}  {question}  {answer.text}")
 
-Only what is called is imported: `import tiebreak` loads no torch.
+`import tiebreak` loads no torch: each function imports what it needs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from tiebreak.records import Message, assistant
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Prompt = str | Sequence[Message | Mapping[str, Any]]
-"""A question, or a conversation up to the turn that is wanted, as OpenAI and TRL write messages."""
+"""A question, or a conversation that ends before the turn to write, in OpenAI's and TRL's format."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A finished policy, merged where it can be, in evaluation mode."""
+    """A finished policy in evaluation mode, its adapter merged where that is possible."""
 
     source: ModelSource
     model: nn.Module
@@ -62,9 +62,9 @@ class Answer:
     finished: bool
     """False: cut off at max_new_tokens"""
     ids: tuple[int, ...]
-    """the token ids as they were drawn, the end token among them"""
+    """the token ids that were drawn, with the end token"""
     tokenizer_sha256: str
-    """the hash of the tokenizer that they are of"""
+    """hash of the tokenizer that the ids belong to"""
 
 
 def load_policy(name: str, *, precision: Precision = "auto", trust_remote_code: bool = False) -> Policy:
@@ -75,7 +75,7 @@ def load_policy(name: str, *, precision: Precision = "auto", trust_remote_code: 
         trust_remote_code: run the model's own Python code.
 
     Raises:
-        RunError, ModelError, HandoffError: there is no such policy, or its files are not those it was finished with.
+        RunError, ModelError, HandoffError: there is no such policy, or its files have changed.
     """
     source = find_model(name, trust_remote_code=trust_remote_code)
     loading = LoadingConfig(precision=precision, trust_remote_code=trust_remote_code)
@@ -86,8 +86,8 @@ def load_reward_model(name: str, *, precision: Precision = "auto", trust_remote_
     """The reward model of a finished reward run.
 
     Raises:
-        HandoffError: the folder holds none.
-        RunError, ModelError: there is no such folder, or its files are not those it was finished with.
+        HandoffError: the folder holds no reward model.
+        RunError, ModelError: there is no such folder, or its files have changed.
     """
     source = find_model(name, "reward", trust_remote_code)
     if source.folder is None:
@@ -107,16 +107,16 @@ def sample(
     seed: int = 0,
     batch_size: int = 32,
 ) -> list[Answer]:
-    """One answer for each prompt, in their order. An answer depends on its prompt's place and the seed, not on the batch.
+    """One answer per prompt, in order. An answer depends on its prompt's index and the seed, not on the batch.
 
     Args:
         temperature: 0 is greedy.
-        batch_size: answers written at once; memory follows it.
+        batch_size: answers written at once; memory grows with it.
 
     Raises:
         ConfigError: prompt and answer together are longer than the model's positions.
         DataError: the chat template refuses a prompt.
-        pydantic.ValidationError: a value is out of range, or a message is none.
+        pydantic.ValidationError: a value is out of range, or a message is invalid.
     """
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens)
     chat = policy.chat
@@ -143,13 +143,12 @@ def sample(
 def score(
     model: RewardModel, prompts: Sequence[Prompt], answers: Sequence[str | Answer], *, batch_size: int = 16
 ) -> list[float]:
-    """A score for each answer to the prompt in its place; of an ensemble, the members' mean.
+    """A score for each prompt and its answer; for an ensemble, the mean over its members.
 
-    Scores have no unit: only differences between answers to one prompt mean anything, and those between scores of one
-    model.
+    Scores have no unit: compare only answers to the same prompt, scored by the same model.
 
     Raises:
-        DataError: there are not as many answers as prompts, or the chat template refuses one.
+        DataError: the numbers of prompts and answers differ, or the chat template refuses a conversation.
         ConfigError: a conversation is longer than the model's positions.
     """
     if len(prompts) != len(answers):

@@ -3,10 +3,10 @@
     python -m tiebreak.upstream        # compares them with what is installed
 
 TRL, transformers, accelerate, PEFT, datasets, bitsandbytes, DeepSpeed and the standard library may change them without
-notice. `NAMES` lists each with the function of ours that rests on it and the reason. The first use of a package compares
-the list with what is installed: a name that is gone, or that takes other arguments, ends the command with a message.
+notice. `NAMES` lists each private name, the function that depends on it, and the reason. The first use of a package
+compares the list with what is installed: a missing name, or other arguments, ends the command with a message.
 
-Private methods that a trainer overrides have names of ours in the hooks below: `_compute_loss` is `pair_loss`.
+Private methods that our trainers override have public names in the hooks below: `_compute_loss` is `pair_loss`.
 """
 
 from __future__ import annotations
@@ -37,25 +37,24 @@ TESTED = {
 
 @dataclass(frozen=True)
 class Name:
-    """A name that is no part of a package's public interface."""
+    """A private name of another package."""
 
     place: str
-    """module:name, module:Class.member, or module:function.name of what a function sets"""
+    """module:name, module:Class.member, or module:function.name for an attribute or key that a function sets"""
     serves: str
-    """the function of ours that rests on it"""
+    """our function that depends on it"""
     why: str
     takes: tuple[str, ...] | None = None
-    """the arguments that we give it, or take in its place and then "…" where others are passed on; None of what is called
-    by nobody here"""
+    """the arguments that we pass, or that our override takes ("…": and passes others on); None: not called here"""
 
     @property
     def package(self) -> str:
-        """The one that it is of."""
+        """Its package."""
         return self.place.partition(":")[0].partition(".")[0]
 
     @property
     def owner(self) -> str:
-        """Its class, as module:Class; of a name of a module, nothing that any class is called."""
+        """Its class, as module:Class; for a module's own name, a string that is no class's."""
         return self.place.rpartition(".")[0]
 
 
@@ -72,23 +71,23 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         Name(
             "atexit:_run_exitfuncs",
             _FORK,
-            "a fork ends by os._exit, which runs none",
+            "a fork ends with os._exit, which runs no exit functions",
             (),
         ),
         Name(
             "atexit:_clear",
             _FORK,
-            "what the parent does at its end stays the parent's",
+            "the parent's exit functions must not run in a fork",
             (),
         ),
-        Name("weakref:finalize._registry", _FORK, "as above, of temporary folders"),
+        Name("weakref:finalize._registry", _FORK, "as above, for temporary folders"),
         Name("weakref:finalize._registered_with_atexit", _FORK, "as above"),
     ),
     "datasets": (
         Name(
             "datasets.arrow_dataset:Dataset.save_to_disk._data_files",
             "tiebreak.data.arrow.read_saved",
-            "its folders are read without it",
+            "folders of save_to_disk are read without the package",
         ),
     ),
     "bitsandbytes": (
@@ -109,55 +108,55 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         Name(
             "accelerate.state:GradientState._set_sync_gradients",
             "tiebreak.training.passes.more_to_come",
-            "a pass that others follow exchanges no gradients; accelerator.accumulate counts batches, not passes",
+            "only a step's last pass exchanges gradients; accelerator.accumulate counts batches, not passes",
             ("self", "sync_gradients"),
         ),
         Name(
             "accelerate.hooks:add_hook_to_module._hf_hook",
             "tiebreak.packed.fused.fuse_layers",
-            "a module whose weights are moved when it is called is left as it is",
+            "a module with a hook that moves its weights is not fused",
         ),
     ),
     "transformers": (
         Name(
             "transformers.configuration_utils:PreTrainedConfig._attn_implementation",
             "tiebreak.packed.forward.pack_forward",
-            "the attention in force has a setter (set_attn_implementation) and no reader",
+            "the current attention has a public setter (set_attn_implementation) and no getter",
         ),
         Name(
             f"{_TRAINER}._get_train_sampler",
             "tiebreak.training.prompt_order.PromptByPrompt",
-            "rows of one prompt come side by side",
+            "keeps the rows of a prompt together",
             ("self", "train_dataset"),
         ),
         Name(
             f"{_TRAINER}._prepare_inputs",
             "tiebreak.training.passes.prove_step",
-            "a batch on the device",
+            "moves a batch to the device",
             ("self", "inputs"),
         ),
         Name(
             f"{_TRAINER}._load_rng_state",
             "tiebreak.training.stage.train",
-            "generators as the checkpoint left them, where nothing is left to train",
+            "restores the random generators when a resumed run has no step left",
             ("self", "checkpoint"),
         ),
         Name(
             f"{_TRAINER}._save_checkpoint",
             "tiebreak.training.stage.train",
-            "a checkpoint of the last whole step, when a signal came within the next",
+            "saves the last whole step when a signal interrupts the next",
             ("self", "model", "trial"),
         ),
         Name(
             f"{_TRAINER}._save",
             "preference.ppo.loop.ScoredLoop",
-            "of a backbone, checkpoints hold what trains",
+            "checkpoints of a backbone hold only the trained weights",
             ("self", "output_dir", "state_dict"),
         ),
         Name(
             f"{_TRAINER}._load_from_checkpoint",
             "preference.ppo.loop.ScoredLoop",
-            "and are read back so",
+            "reads those checkpoints",
             ("self", "resume_from_checkpoint", "model"),
         ),
     ),
@@ -176,7 +175,7 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             Name(
                 f"{_LORA}:LoraLayer.{name}",
                 "tiebreak.packed.lora.weights_of",
-                "what a layer computes",
+                "the parts of a LoRA layer's forward",
             )
             for name in ("lora_A", "lora_B", "lora_dropout", "lora_variant", "lora_bias", "scaling")
         ),
@@ -191,7 +190,7 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         Name(
             "trl.trainer.utils:FusedCausalLMOutput",
             "tiebreak.packed.forward.pack_forward",
-            "what TRL's losses read of a model",
+            "the model output that TRL's losses read",
             (
                 "loss",
                 "log_probs",
@@ -206,24 +205,29 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         Name(
             "trl.models.utils:add_hooks",
             "tiebreak.packed.sharding.at_own_pace",
-            "ZeRO-3 gathers by layers",
+            "restores ZeRO-3's gathering by layers",
             ("model",),
         ),
-        Name("trl.models.utils:remove_hooks", "tiebreak.packed.sharding.at_own_pace", "and here not", ("model",)),
+        Name(
+            "trl.models.utils:remove_hooks",
+            "tiebreak.packed.sharding.at_own_pace",
+            "switches it off while sampling",
+            ("model",),
+        ),
     ),
     "trl's trainers": (
         *(
             Name(f"{trainer}.{name}", f"tiebreak.training.{serves}", why)
             for trainer in (_SFT, _DPO, _KTO, _REWARD)
             for name, serves, why in (
-                ("_metrics", "passes.StepInPasses", "a step in passes is one row of metrics"),
-                ("_total_train_tokens", "callbacks.TokenCount", "a resumed run counts trained tokens on"),
+                ("_metrics", "passes.StepInPasses", "a step's passes are logged as one row"),
+                ("_total_train_tokens", "callbacks.TokenCount", "a resumed run continues the count of trained tokens"),
             )
         ),
         Name(
             f"{_DPO}._prepare_dataset",
             "preference.dpo.CheckedDPOTrainer",
-            "rows are tokenised already; TRL would close answers that were cut off",
+            "rows are already tokenised; TRL would add an end token to truncated answers",
             ("self", "dataset", "…"),
         ),
         Name(
@@ -235,13 +239,13 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         Name(
             f"{_KTO}._prepare_dataset",
             "preference.kto.CheckedKTOTrainer",
-            "rows are tokenised already; TRL pairs each prompt with another answer once, by the order of the file",
+            "rows are already tokenised; TRL pairs each prompt with another answer once, in file order",
             ("self", "dataset", "…"),
         ),
         Name(
             f"{_KTO}._compute_kl_logps",
             "preference.kto.CheckedKTOTrainer",
-            "the KL is of a whole batch, and its passes share it",
+            "the KL is estimated on the whole batch and shared by its passes",
             ("self", "model", "batch"),
         ),
         Name(
@@ -254,11 +258,11 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             Name(f"{trainer}.{name}", "preference.ppo.groups.GroupLoop", why, takes)
             for trainer in _GROUPS
             for name, why, takes in (
-                ("_metrics", "figures of rollouts stand beside TRL's", None),
-                ("_step", "a checkpoint within a rollout keeps the rest of it", None),
+                ("_metrics", "adds figures of rollouts to TRL's", None),
+                ("_step", "a checkpoint within a rollout saves its remaining batches", None),
                 ("_buffered_inputs", "as above", None),
-                ("_prepare_inputs", "generators are as the checkpoint left them", ("self", "generation_batch")),
-                ("_tokenize_prompts", "prompts are tokenised already", ("self", "prompts")),
+                ("_prepare_inputs", "restores the checkpoint's random generators", ("self", "generation_batch")),
+                ("_tokenize_prompts", "prompts are already tokenised", ("self", "prompts")),
                 ("_generate_single_turn", "completions come from our sampler", ("self", "prompt_ids", "…")),
                 (
                     "_calculate_rewards",
@@ -270,7 +274,7 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
         ),
     ),
 }
-"""by part: a package; or of TRL its trainers, each of which is compared when a class of ours is made of it"""
+"""by package; TRL's trainers apart, since each is compared only when one of our classes derives from it"""
 
 
 # --- the check
@@ -280,7 +284,7 @@ def require(part: str) -> None:
     """Refuse an installed package whose private names are not those that Tiebreak was tested with.
 
     Raises:
-        UpstreamError: names each that changed, and what rests on it.
+        UpstreamError: names each that changed, and what depends on it.
     """
     if part not in _right:
         _refuse(NAMES[part])
@@ -288,11 +292,11 @@ def require(part: str) -> None:
 
 
 _right: set[str] = set()
-"""parts that were compared"""
+"""packages that were compared"""
 
 
 def _load(module: str) -> Any:
-    """A package's module, once its private names were compared; not before something needs it."""
+    """A package's module, imported on first use, after its private names were compared."""
     require(module.partition(".")[0])
     return importlib.import_module(module)
 
@@ -304,9 +308,9 @@ def _refuse(names: Iterable[Name]) -> None:
 
 
 def fault_of(name: Name) -> str:
-    """How a name differs from what is expected, and what rests on it; empty if it does not."""
+    """How a name differs from what is expected, and what depends on it; empty if it does not."""
     change = _change(name)
-    return f"{name.place} {change}: {name.serves} rests on it" if change else ""
+    return f"{name.place} {change}: {name.serves} depends on it" if change else ""
 
 
 def _message(package: str, faults: Iterable[str]) -> str:
@@ -349,10 +353,10 @@ def _change(name: Name) -> str:
 
 
 def _takes(function: Any, names: tuple[str, ...]) -> bool:
-    """Whether a function takes these arguments first, and needs no others."""
+    """Whether a function takes these arguments first and requires no others."""
     try:
         taken = list(inspect.signature(function).parameters.values())
-    except ValueError:  # a builtin that does not say
+    except ValueError:  # a builtin without a signature
         return True
     given = tuple(name for name in names if name != "…")
     others = [each for each in taken[len(given) :] if each.default is each.empty and each.kind not in _VARIADIC]
@@ -363,21 +367,21 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _sets(owner: Any, name: str) -> bool:
-    """Whether a function, or a method of a class, names an attribute or a key so."""
+    """Whether a function, or a method of a class, uses an attribute or a key of that name."""
     values = [value for each in owner.__mro__ for value in vars(each).values()] if isinstance(owner, type) else [owner]
     codes = [value.__code__ for value in values if inspect.isfunction(value)]
     return any(name in code.co_names or name in code.co_consts for code in codes)
 
 
-# --- methods that a trainer of ours overrides
+# --- methods that our trainers override
 
 
 _Trainer: Any = object
-"""to the type checker: the trainer that a mixin goes before, whose attributes and methods it may use"""
+"""for the type checker: the trainer that a mixin is combined with"""
 
 
 class Hooks(_Trainer):
-    """Mixin for a trainer of TRL's or transformers': what `NAMES` has of it is compared when a class is made of both."""
+    """Mixin for a trainer of TRL or transformers. Deriving from both compares the trainer's entries of `NAMES`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -389,7 +393,7 @@ class SamplerHook(Hooks):
     """The order of training rows."""
 
     def train_sampler(self, rows: Any) -> Any:
-        """The sampler of the training set, or of other rows."""
+        """The sampler of the training set, or of `rows`."""
         return super()._get_train_sampler(rows)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -491,19 +495,19 @@ class GroupHooks(InputsHook):
         raise NotImplementedError
 
     def roll_out(self, inputs: Any) -> Any:
-        """A rollout as the loss takes it: completions, advantages and what they are made of."""
+        """A rollout as the loss takes it: completions, advantages and their terms."""
         return super()._generate_and_score_completions(inputs)
 
     def micro_batches_taken(self) -> int:
-        """Of all rollouts so far."""
+        """Micro-batches taken from all rollouts so far."""
         return int(self._step)
 
     def buffered_rollout(self) -> Any:
-        """The rollout that micro-batches are taken from."""
+        """The current rollout, cut into micro-batches."""
         return self._buffered_inputs
 
     def take_up_rollout(self, taken: int, buffered: Any) -> None:
-        """Continue with a rollout whose first micro-batches were used."""
+        """Resume a rollout after its first `taken` micro-batches."""
         self._step, self._buffered_inputs = taken, buffered
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -520,7 +524,7 @@ class GroupHooks(InputsHook):
 
 
 class GRPOHooks(GroupHooks):
-    """GRPO's, whose sampler may return log-probabilities of its own beside the completions."""
+    """GRPO's trainer: its sampler may also return log-probabilities."""
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
         return self.draw_completions(prompt_ids), None
@@ -530,7 +534,7 @@ class GRPOHooks(GroupHooks):
 
 
 def load_generators(trainer: Any, checkpoint: str | None) -> None:
-    """Set every random generator as it was when a checkpoint was written."""
+    """Restore every random generator from a checkpoint."""
     require("transformers")
     trainer._load_rng_state(checkpoint)
 
@@ -548,18 +552,18 @@ def prepare_batch(trainer: Any, batch: Any) -> Any:
 
 
 def metrics_of(trainer: Any) -> dict[str, dict[str, list[float]]]:
-    """What one of TRL's trainers has measured since its last log, under `train` and `eval`."""
+    """Metrics of one of TRL's trainers since its last log, under `train` and `eval`."""
     metrics: dict[str, dict[str, list[float]]] = trainer._metrics
     return metrics
 
 
 def trained_tokens(trainer: Any) -> int | None:
-    """How many tokens one of TRL's trainers has trained on; None of a trainer that does not count them."""
+    """Tokens that one of TRL's trainers has trained on; None if it does not count them."""
     return getattr(trainer, "_total_train_tokens", None)
 
 
 def set_trained_tokens(trainer: Any, count: int) -> None:
-    """Let it count on from there: a resumed one begins at 0."""
+    """Continue a resumed trainer's count, which begins at 0."""
     trainer._total_train_tokens = count
 
 
@@ -584,14 +588,14 @@ def without_engine_hooks(wrapped: Any) -> Iterator[None]:
 
 
 def attention_of(model: Any) -> str | None:
-    """The attention that a model computes by, as `set_attn_implementation` takes it."""
+    """A model's current attention, as `set_attn_implementation` takes it."""
     require("transformers")
     attention: str | None = getattr(model.config, "_attn_implementation", None)
     return attention
 
 
 def fused_output(**values: Any) -> Any:
-    """What TRL's losses read of a causal model that is called with `fused_lm_head=True`."""
+    """The output of a causal model called with `fused_lm_head=True`, as TRL's losses read it."""
     return _load("trl.trainer.utils").FusedCausalLMOutput(**values)
 
 
@@ -601,13 +605,13 @@ def moves_weights(module: Any) -> bool:
 
 
 def replaced_forward(module: Any) -> Callable[..., Any] | None:
-    """The function that is called in place of a module's own forward; None where none is."""
+    """The function that replaces a module's own forward; None if none does."""
     forward: Callable[..., Any] | None = module.__dict__.get("forward")
     return forward
 
 
 def replace_forward(module: Any, forward: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Call a function in place of a module's own forward, or with None its own again; returns the one before."""
+    """Replace a module's forward (None: restore its own); returns the earlier replacement."""
     before = replaced_forward(module)
     module.__dict__.pop("forward", None)
     if forward is not None:
@@ -616,7 +620,7 @@ def replace_forward(module: Any, forward: Callable[..., Any] | None) -> Callable
 
 
 def keep_in_evaluation(module: Any) -> None:
-    """Put a module in evaluation mode, in which `model.train()` leaves it."""
+    """Put a module in evaluation mode for good: `model.train()` no longer changes it."""
     module.eval()
     module.__dict__["train"] = types.MethodType(_stay, module)
 
@@ -626,7 +630,7 @@ def _stay(module: Any, *_: object) -> Any:
 
 
 def keep_quantized_weights(model: Any) -> None:
-    """Let no 4-bit layer repack its weights when it is called in evaluation mode: repacked ones have no gradient."""
+    """Stop 4-bit layers from repacking their weights in evaluation mode: repacked weights have no gradient."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -634,7 +638,7 @@ def keep_quantized_weights(model: Any) -> None:
 
 @contextmanager
 def adapters_set(layers: Iterable[Any], names: list[str]) -> Iterator[None]:
-    """Within, compute with these adapters on PEFT's layers, without changing which parameters train."""
+    """Compute with these adapters on PEFT's layers, without changing which parameters train."""
     require("peft")
     before = [(layer, layer._active_adapter) for layer in layers]
     for layer, _ in before:
@@ -648,7 +652,7 @@ def adapters_set(layers: Iterable[Any], names: list[str]) -> Iterator[None]:
 
 @contextmanager
 def adapters_off(layers: Iterable[Any]) -> Iterator[None]:
-    """Within, compute without adapters on PEFT's layers, without changing which parameters train."""
+    """Compute without adapters on PEFT's layers, without changing which parameters train."""
     require("peft")
     before = [(layer, layer._disable_adapters) for layer in layers]
     for layer, _ in before:
@@ -664,12 +668,12 @@ def adapters_off(layers: Iterable[Any]) -> Iterator[None]:
 
 
 def compile_no_inference_kernel() -> None:
-    """Empty the table of what DeepSpeed may compile for its communication; training's own operators do not ask it."""
+    """Empty DeepSpeed's table of communication kernels to compile; training's operators do not read it."""
     _load("deepspeed.ops").__compatible_ops__ = {}
 
 
 def leave_inherited_endings() -> None:
-    """In a fork: forget what the process before it is to do at its end."""
+    """In a fork: forget the parent's exit functions."""
     import atexit
     import weakref
 
@@ -680,7 +684,7 @@ def leave_inherited_endings() -> None:
 
 
 def run_endings() -> None:
-    """In a fork, which ends without them: what it is to do at its end."""
+    """In a fork: run its own exit functions, which `os._exit` would skip."""
     import atexit
 
     atexit._run_exitfuncs()

@@ -168,7 +168,7 @@ def test_a_stage_whose_trainer_changed_is_refused_by_name(monkeypatch: pytest.Mo
     assert message == (
         f"error: trl {upstream.installed('trl')} is not what Tiebreak was written for\n"
         "  trl.trainer.dpo_trainer:DPOTrainer._compute_loss takes (self, model, batch), not (self, model, inputs, "
-        "return_outputs): preference.dpo.CheckedDPOTrainer rests on it\n"
+        "return_outputs): preference.dpo.CheckedDPOTrainer depends on it\n"
         "  Tiebreak is tested with trl 1.16.0: pip install 'trl==1.16.0'\n"
     )
 
@@ -196,7 +196,7 @@ def test_a_name_that_is_gone_is_refused_where_it_is_used_first(monkeypatch: pyte
         monkeypatch.delattr(each, "active_adapter")
         monkeypatch.delattr(each, "set_adapter")
         monkeypatch.delattr(each, "delete_adapter")
-    gone = r"peft\.tuners\.tuners_utils:BaseTunerLayer\._active_adapter is gone: \S+\.Adapter rests on it"
+    gone = r"peft\.tuners\.tuners_utils:BaseTunerLayer\._active_adapter is gone: \S+\.Adapter depends on it"
     with pytest.raises(UpstreamError, match=gone), upstream.adapters_set([], ["default"]):
         pass
 

@@ -1,4 +1,4 @@
-"""One piece of work as a bar, and what shows bars."""
+"""Progress of one task, and the interface of displays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Bar:
-    """One piece of work: how much there is, and how much is done."""
+    """One task: its total, and how much of it is done."""
 
     def __init__(self, total: int, what: str, done: int, display: Display, clock: Callable[[], float]) -> None:
         self.total, self.what, self.done = total, what, done
@@ -16,12 +16,12 @@ class Bar:
         self._began, self._skipped = clock(), done
 
     def advance(self, count: int = 1) -> None:
-        """So much more is done."""
+        """`count` more are done."""
         self.done += count
         self._display.changed(self)
 
     def advance_to(self, done: int) -> None:
-        """So much is done in all."""
+        """`done` are done in total."""
         if done != self.done:
             self.advance(done - self.done)
 
@@ -36,17 +36,17 @@ class Bar:
         self._display.changed(self)
 
     def end(self) -> None:
-        """There is no more to do."""
+        """The task is finished."""
         self._display.ended(self)
 
     @property
     def seconds_passed(self) -> float:
-        """Since it began."""
+        """Seconds since the start."""
         return self._clock() - self._began
 
     @property
     def seconds_left(self) -> float | None:
-        """At the mean speed so far; None before anything was done."""
+        """Seconds left at the mean speed so far; None before the first advance."""
         made = self.done - self._skipped
         return self.seconds_passed / made * max(self.total - self.done, 0) if made > 0 else None
 
@@ -55,13 +55,13 @@ class Display(Protocol):
     """Where bars are shown."""
 
     def began(self, bar: Bar) -> None:
-        """A piece of work begins."""
+        """A task begins."""
 
     def changed(self, bar: Bar) -> None:
-        """It has other figures."""
+        """Its progress or figures changed."""
 
     def ended(self, bar: Bar) -> None:
-        """It is done."""
+        """A task is finished."""
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ _DRAWN_A_SECOND = 4
 
 @contextmanager
 def live_bars(stream: TextIO) -> Iterator[LiveBars]:
-    """Bars on a terminal. What is printed meanwhile appears above them."""
+    """Bars on a terminal. Other output appears above them."""
     columns = (
         _Words(lambda bar: f"{bar.what:<{_NAME_COLUMNS}}"),
         BarColumn(_BAR_COLUMNS, style="bright_black", complete_style="cyan", finished_style="green"),
@@ -39,15 +39,15 @@ class LiveBars:
         self._tasks: dict[int, TaskID] = {}
 
     def began(self, bar: Bar) -> None:
-        """Draw one more."""
+        """Add a bar."""
         self._tasks[id(bar)] = self._shown.add_task("", total=bar.total, completed=bar.done, bar=bar)
 
     def changed(self, bar: Bar) -> None:
-        """Draw it as it is now."""
+        """Redraw a bar."""
         self._shown.update(self._tasks[id(bar)], completed=bar.done)
 
     def ended(self, bar: Bar) -> None:
-        """Draw it for the last time; work within other work leaves no bar behind."""
+        """Redraw a bar for the last time; a task within another leaves no bar behind."""
         task = self._tasks.pop(id(bar))
         self._shown.update(task, completed=bar.done)
         if self._tasks:
@@ -55,7 +55,7 @@ class LiveBars:
 
 
 class _Time(ProgressColumn):
-    """The time left; at the end, the time that it took."""
+    """The time left; at the end, the time taken."""
 
     def render(self, task: Task) -> Text:
         bar: Bar = task.fields["bar"]
@@ -66,7 +66,7 @@ class _Time(ProgressColumn):
 
 
 class _Words(ProgressColumn):
-    """Text that a bar makes of its state."""
+    """Text computed from a bar."""
 
     def __init__(self, words: Callable[[Bar], str], style: str = "") -> None:
         self._words, self._style = words, style

@@ -1,6 +1,6 @@
-"""How far a piece of work is, and how long it has left, on standard error from the main process alone.
+"""Progress and time left of long work, on standard error, from the main process only.
 
-In a terminal it is a bar; in a pipe or a file, a line every so often:
+In a terminal, a bar; in a pipe or a file, a line from time to time:
 
     training ━━━━━━━━━━━━╺━━━━━━━━━━━  7/14  0:45 left  loss 3.920, token accuracy 0.276
     training: 7 of 14, 0:45 passed, 0:45 left; loss 3.920, token accuracy 0.276
@@ -17,17 +17,17 @@ from tiebreak.terminal import has_colours, is_main_process, say
 from tiebreak.terminal.bars import Bar, Display, duration
 
 LINE_SECONDS, LONGEST_LINE_SECONDS, LINE_SHARE = 10.0, 300.0, 0.05
-"""between two lines at least; and, in work that takes long, that share of the time passed, up to the second"""
+"""least time between two lines; in long work LINE_SHARE of the time passed, up to LONGEST_LINE_SECONDS"""
 
 
 class Screen:
-    """Bars on one display: a long piece of work, and shorter ones within it."""
+    """Bars on one display: a long task and shorter ones within it."""
 
     def __init__(self, display: Display, clock: Callable[[], float] = time.monotonic) -> None:
         self._display, self._clock = display, clock
 
     def begin(self, total: int, what: str, done: int = 0) -> Bar:
-        """A new bar, partly done already."""
+        """A new bar, which may be partly done."""
         bar = Bar(total, what, done, self._display, self._clock)
         self._display.began(bar)
         return bar
@@ -35,7 +35,7 @@ class Screen:
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Bar]:
-    """One bar for one piece of work."""
+    """One bar for one task."""
     with screen() as shown:
         bar = shown.begin(total, what)
         yield bar
@@ -44,7 +44,7 @@ def progress(total: int, what: str) -> Iterator[Bar]:
 
 @contextmanager
 def screen() -> Iterator[Screen]:
-    """The display that standard error takes: live bars, lines, or nothing on all processes but the main one."""
+    """The display for standard error: live bars or lines; nothing on other processes than the main one."""
     if not is_main_process():
         yield Screen(_Nothing())
     elif not has_colours(sys.stderr):
@@ -65,7 +65,7 @@ class _Nothing:
 
 
 class Lines:
-    """A line every so often, and one at the end; none at the end of short work within other work."""
+    """A line from time to time and one at the end, except for short tasks within others."""
 
     def __init__(self) -> None:
         self._open: list[Bar] = []
