@@ -179,7 +179,7 @@ SFT = Stage(
 SAMPLE = Stage(
     "sample",
     "preference.sample",
-    "several completions per prompt, as pairs to judge",
+    "sample several completions per prompt, as pairs to judge",
     "preference.configuration:SampleConfig",
     heavy=True,
     makes="data",
@@ -247,7 +247,7 @@ LABEL = Stage(
 REWARD = Stage(
     "reward",
     "reward.train",
-    "a reward model from preferences; report on one",
+    "train a reward model on preferences; report on one",
     "reward.configuration:RewardConfig",
     heavy=True,
     makes="reward",
@@ -382,7 +382,7 @@ PPO = Stage(
 EVALUATE = Stage(
     "evaluate",
     "evaluation.evaluate",
-    "policies on held-out prompts",
+    "measure policies on held-out prompts",
     "evaluation.configuration:EvaluateConfig",
     heavy=True,
     inputs={"prompts": "prompts", "policies": "policy_{}", "reward_model": "reward_model"},
@@ -392,7 +392,7 @@ EVALUATE = Stage(
 COMPARE = Stage(
     "compare",
     "evaluation.compare",
-    "one report over the whole recipe: report.html, report.json",
+    "write one report on the whole recipe: report.html, report.json",
     "evaluation.configuration:CompareConfig",
     inputs={"evaluation": "evaluation", "runs": "runs.{}", "against": "against.{}"},
 )

@@ -71,7 +71,7 @@ class DataArguments(Section):
     rows: int = Field(default=3, ge=0)
     """number of rows to show"""
     columns: dict[str, str | None] = {}
-    """as in a stage's file: {prompt: question, message.content: text}; null: the column plays no part"""
+    """as in a stage's file: {prompt: question, message.content: text}; null: ignore the column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
     """as in a stage's file"""
     validation_share: float = Field(default=VALIDATION_SHARE, ge=0.0, lt=1.0)

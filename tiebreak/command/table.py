@@ -16,7 +16,7 @@ _RATERS = "labeling_ui.raters"
 INIT = Command(
     "init",
     "tiebreak.command.init",
-    "write a recipe to start from, for data of your own",
+    "write a recipe to start from, for your own data",
     "tiebreak.command.init:InitArguments",
     positional="FOLDER",
     sources=(),
@@ -25,7 +25,7 @@ INIT = Command(
 RUN = Command(
     "run",
     "tiebreak.command.pipeline",
-    "a whole recipe: starts each stage, skips fresh ones, resumes a cut-off one",
+    "run a whole recipe: skip stages that are up to date, resume an interrupted one",
     "tiebreak.command.pipeline:PipelineConfig",
     heavy=True,
 )
@@ -33,7 +33,7 @@ RUN = Command(
 RATERS = Command(
     "raters",
     _RATERS,
-    "who may rate: add, invite, reset, move, disable, list",
+    "manage raters' accounts: add, invite, reset, move, disable, list",
     subcommands=(
         Command(
             "add",
@@ -87,7 +87,7 @@ RATERS = Command(
 DATA = Command(
     "data",
     "tiebreak.command.data",
-    "how a file of data is read: its shape, splits and faults, and rows as a model learns them",
+    "show how a data file is read: shape, splits, errors, and rows as a model learns them",
     "tiebreak.command.data:DataArguments",
     positional="FILE",
     sources=(),
@@ -96,7 +96,7 @@ DATA = Command(
 INSPECT = Command(
     "inspect",
     "tiebreak.command.inspect",
-    "what is in a run folder, and what it was made from",
+    "show what is in a run folder, and what it was made from",
     "tiebreak.command.inspect:InspectArguments",
     positional="FOLDER",
     sources=(),
@@ -105,7 +105,7 @@ INSPECT = Command(
 EXPORT = Command(
     "export",
     "tiebreak.export.command",
-    "a finished model for other programs: safetensors, adapter, GGUF, Ollama, vLLM, the hub",
+    "write a finished model for other programs: safetensors, adapter, GGUF, Ollama, vLLM, the hub",
     "tiebreak.export.configuration:ExportArguments",
     heavy=True,
     positional="RUN",
@@ -115,7 +115,7 @@ EXPORT = Command(
 WANDB = Command(
     "wandb",
     "tiebreak.tracking.wandb_copy",
-    "send runs to W&B that could not be sent while they were made",
+    "send runs to W&B that could not be sent while they ran",
     subcommands=(
         Command("sync", "tiebreak.tracking.wandb_copy", "send a run folder again", positional="FOLDER", sources=()),
     ),
