@@ -10,7 +10,7 @@ Survivors must be explained in `tests/mutation.yaml`, or the command fails.
 
 What became of a file's faults is kept in `docs/mutation/`, and the table of `docs/mutation.md` is made from all that is
 there, so that files can be run one by one. `--again` runs survivors without an explanation, and the functions that have
-changed since; `--page` runs nothing and writes the page.
+changed since; `--page` runs nothing and writes the page. A run that was cut off resumes: what it killed is not run again.
 
 The tests are collected and run once, which shows the lines that each executes. Each mutant is then a fork of that
 process, in which the code of one function is exchanged; it runs the tests that execute the mutant's line, up to the first
@@ -341,9 +341,16 @@ class _MutantFinder:
 class _Session:
     """A pytest plugin that takes the place of pytest's loop: all tests once, then mutants against those that matter."""
 
-    def __init__(self, file: str, mutants: Sequence[tuple[Mutant, CodeType]], workers: int, report: Path) -> None:
+    def __init__(
+        self,
+        file: str,
+        mutants: Sequence[tuple[Mutant, CodeType]],
+        workers: int,
+        report: Path,
+        note: Callable[[Result], None],
+    ) -> None:
         self.path = str(REPOSITORY / file)
-        self.file, self.mutants, self.workers, self.report = file, mutants, workers, report
+        self.file, self.mutants, self.workers, self.report, self.note = file, mutants, workers, report, note
         self.lines: dict[str, set[int]] = {}
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
@@ -419,6 +426,7 @@ class _Session:
             tests = sorted(executing, key=lambda test: -kills[function, test])
             work = functools.partial(self._run_changed, changed, functions, [items[test] for test in tests])
             status = in_a_fork(work, patience(tests, self.seconds))
+            self.note(Result(self.mutants[number][0], "survived" if status == 0 else "killed"))
             if status == 0:
                 _say(f"  survived a fork: line {self.mutants[number][0].line}: {self.mutants[number][0].name}")
                 yield number
@@ -637,16 +645,19 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]]
 
     Args:
         quick: what is explained counts as a survivor without being run, and what survives a fork without a fresh import.
+        note: called with each result as soon as it is there.
 
     Raises:
         SystemExit: a test fails without any mutant.
     """
     reasons = explained()
     skipped = [Result(mutant, "survived") for mutant, _ in mutants if quick and mutant.name in reasons]
+    for result in skipped:
+        note(result)
     mutants = [one for one in mutants if not (quick and one[0].name in reasons)]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "session.json"
-        in_a_fork(lambda: run_tests(TESTS[file], [_Session(file, mutants, workers, report)]), 24 * 3600)
+        in_a_fork(lambda: run_tests(TESTS[file], [_Session(file, mutants, workers, report, note)]), 24 * 3600)
         session = json.loads(report.read_text()) if report.exists() else {"failed": TESTS[file]}
     if "failed" in session:
         raise SystemExit(f"these fail without a mutant: {' '.join(session['failed'])}")
@@ -658,7 +669,9 @@ def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]]
     def imported_anew(numbers: Iterable[int]) -> Iterator[int]:
         for number in numbers:
             (mutant, code), tests = mutants[number], session["tests"][str(number)]
-            if run_mutant(mutant, code, tests, patience(tests, session["seconds"])).outcome == "survived":
+            result = run_mutant(mutant, code, tests, patience(tests, session["seconds"]))
+            note(result)
+            if result.outcome == "survived":
                 _say(f"  survived: line {mutant.line}: {mutant.name}")
                 yield number
 
@@ -720,6 +733,13 @@ def stored(file: str, mutants: Sequence[Mutant]) -> Outcomes:
     return found
 
 
+def store(file: str, outcomes: Outcomes) -> None:
+    """Keep what became of a file's faults."""
+    RESULTS.mkdir(exist_ok=True)
+    rows = {function: asdict(outcomes[function]) for function in sorted(outcomes)}
+    _store_of(file).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _store_of(file: str) -> Path:
     return RESULTS / f"{file.removesuffix('.py').replace('/', '.')}.json"
 
@@ -775,6 +795,27 @@ def merged(earlier: Outcomes, now: Outcomes, results: Sequence[Result]) -> Outco
             continue
         found[function] = replace(one, alive=alive)
     return found
+
+
+def _notes_of(file: str) -> Path:
+    return REPOSITORY / "build" / "mutation" / f"{_store_of(file).stem}.jsonl"
+
+
+def note(result: Result, now: Outcomes) -> None:
+    """Add a result to the notes of a run, from which one that was cut off resumes."""
+    path = _notes_of(result.mutant.file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps([result.mutant.name, now[result.mutant.function].code, result.outcome]) + "\n")
+
+
+def noted(file: str, mutants: Sequence[Mutant], now: Outcomes) -> list[Result]:
+    """The notes of a run that was cut off, of functions that are the same."""
+    path = _notes_of(file)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    outcomes = {(name, code): outcome for name, code, outcome in rows}
+    found = [(mutant, outcomes.get((mutant.name, now[mutant.function].code))) for mutant in mutants]
+    return [Result(mutant, outcome) for mutant, outcome in found if outcome is not None]
 
 
 def table_row(file: str, outcomes: Outcomes, now: Outcomes, reasons: dict[str, str]) -> str:
@@ -858,12 +899,16 @@ def examine(file: str, workers: int, chosen: str, again: bool, quick: bool) -> l
     names = {mutant.name for mutant in every if chosen in mutant.name}
     if again:
         names &= to_run_again(every, earlier, now, reasons)
-    outcomes = run_file(file, workers, mutants_of(file, names), quick) if names else []
-    found = merged(earlier, now, outcomes)
-    RESULTS.mkdir(exist_ok=True)
-    rows = {function: asdict(found[function]) for function in sorted(found)}
-    _store_of(file).write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh = [one for one in outcomes if one.outcome != "killed" and one.mutant.name not in reasons]
+    before = noted(file, every, now)
+    names -= {result.mutant.name for result in before if result.outcome == "killed"}
+    results: list[Result] = []
+    if names:
+        results = run_file(file, workers, mutants_of(file, names), quick, functools.partial(note, now=now))
+    latest = {result.mutant.name: result for result in (*before, *results)}
+    store(file, merged(earlier, now, list(latest.values())))
+    if names and not chosen:
+        _notes_of(file).unlink(missing_ok=True)
+    fresh = [one for one in results if one.outcome != "killed" and one.mutant.name not in reasons]
     return [f"{one.outcome}: line {one.mutant.line}: {one.mutant.name}" for one in fresh]
 
 

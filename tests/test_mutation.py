@@ -115,6 +115,47 @@ def test_what_changed_is_run_again_and_the_rest_is_kept(file: str, tmp_path: Pat
     assert mutation.table_row(file, found, now, {}) == "| `code.py` | 20 | 20 | 0 | 0 | 0 |"
 
 
+def test_a_run_that_was_cut_off_resumes(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it killed is not run again, unless the function has changed; what survived is."""
+    monkeypatch.setattr(mutation, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(mutation, "EXPLANATIONS", tmp_path / "explained.yaml")
+    names = [mutant.name for mutant in mutation.list_mutants(file)]
+    alive, shown = names[14], names[17]
+    ran: list[list[str]] = []
+
+    def cut_off(*given: Any) -> list[Result]:
+        _, _, mutants, _, note = given
+        ran.append([mutant.name for mutant, _ in mutants])
+        for mutant, _ in mutants[1:17]:
+            note(Result(mutant, "survived" if mutant.name == alive else "killed"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mutation, "run_file", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        mutation.examine(file, 1, "", again=False, quick=False)
+    assert mutation.examine(file, 1, "no such fault", again=False, quick=False) == []  # stores what is there
+
+    def table(reasons: dict[str, str]) -> str:
+        mutants = mutation.list_mutants(file)
+        return mutation.table_row(file, mutation.stored(file, mutants), mutation.current(file, mutants), reasons)
+
+    assert table({}) == "| `code.py` | 20 | 14 | 0 | 1 | 5 |"  # `better` and the class are complete
+
+    def whole(*given: Any) -> list[Result]:
+        _, _, mutants, *_ = given
+        ran.append([mutant.name for mutant, _ in mutants])
+        return [Result(mutant, "survived" if mutant.name == shown else "killed") for mutant, _ in mutants]
+
+    (tmp_path / file).write_text(SOURCE.replace("[one], [one]", "[one], [two]"))
+    monkeypatch.setattr(mutation, "run_file", whole)
+    [line] = mutation.examine(file, 1, "", again=False, quick=False)
+    assert line.endswith(shown)
+    assert ran == [names, [*names[:14], alive, *names[17:]]]
+    assert table({shown: "why"}) == "| `code.py` | 20 | 19 | 1 | 0 | 0 |"
+    mutation.examine(file, 1, "", again=False, quick=False)
+    assert ran[2] == names  # a run that was finished leaves nothing to resume
+
+
 def test_the_lines_that_a_test_executes() -> None:
     """Of a statement all its lines, of one with a body its head; what a test does not reach is not among them."""
     source = """
