@@ -640,7 +640,13 @@ def run_mutant(mutant: Mutant, code: CodeType, tests: Sequence[str], seconds: fl
     return Result(mutant, "survived" if in_a_fork(work, seconds) == 0 else "killed")
 
 
-def run_file(file: str, workers: int, mutants: Sequence[tuple[Mutant, CodeType]], quick: bool = False) -> list[Result]:
+def run_file(
+    file: str,
+    workers: int,
+    mutants: Sequence[tuple[Mutant, CodeType]],
+    quick: bool = False,
+    note: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
     """Mutants of one file.
 
     Args:
