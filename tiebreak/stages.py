@@ -29,6 +29,8 @@ class Command:
     sources: tuple[str, ...] = ("config",)
     """sources of its keys: `config`, its own file; `label`, the labelling stage's file"""
     subcommands: tuple[Command, ...] = ()
+    plans: bool = False
+    """the flags of a launch are keys of its own: it launches nothing"""
 
     @property
     def trains(self) -> bool:

@@ -87,7 +87,7 @@ def _start(command: Command, rest: list[str]) -> None:
     from tiebreak.process.settings import quiet_upstream, settle_process, while_importing
     from tiebreak.process.stopping import heeding_signals
 
-    if wants_launch(rest):
+    if wants_launch(rest) and not command.plans:
         follow_parent_if_asked()
         run_accelerated(command, rest)
     if command.heavy:

@@ -30,6 +30,14 @@ RUN = Command(
     heavy=True,
 )
 
+PLAN = Command(
+    "plan",
+    "tiebreak.command.plan",
+    "memory, time and cost of a stage or a recipe, and what fits if it does not",
+    "tiebreak.command.plan:PlanArguments",
+    plans=True,
+)
+
 RATERS = Command(
     "raters",
     _RATERS,
@@ -122,7 +130,7 @@ WANDB = Command(
 )
 
 _RECIPES = {command.name: command for command in (INIT, RUN)}
-_BESIDE = {command.name: command for command in (RATERS, DATA, INSPECT, EXPORT, WANDB)}
+_BESIDE = {command.name: command for command in (PLAN, RATERS, DATA, INSPECT, EXPORT, WANDB)}
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
 """In the order of the help page: a ChainMap goes through its last mapping first."""

@@ -1,0 +1,404 @@
+"""The planner: published sizes, sums worked by hand, transformers' own count, and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPOSITORY, run_here, write_config, write_rows
+
+from preference.configuration import PPOConfig
+from sft.configuration import SFTConfig
+from tiebreak.config import AdapterConfig
+from tiebreak.errors import ConfigError, ModelError
+from tiebreak.plan.devices import Device, find_device
+from tiebreak.plan.hardware import Hardware, spread_by
+from tiebreak.plan.locate import locate_shape
+from tiebreak.plan.memory import NF4, Numbers, activation_bytes, cache_bytes, stored_per_token, weight_bytes
+from tiebreak.plan.page import gib, warning
+from tiebreak.plan.planner import StagePlan, plan_stage, trained_parameters
+from tiebreak.plan.shape import Shape, read_shape, to_shape
+from tiebreak.plan.tables import PAGE, consumer_plan, filled, shape_named
+from tiebreak.plan.work import forward_operations, rows_of, steps_of, training_operations
+
+LLAMA_8B = shape_named("llama-3.1-8b")
+
+
+# --- counting
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "lora"),
+    [
+        ("llama-3.2-1b", 1_235_814_400, 11_272_192),
+        ("mistral-7b", 7_241_732_096, 41_943_040),
+        ("llama-3.1-8b", 8_030_261_248, 41_943_040),
+        ("qwen2.5-32b", 32_763_876_352, 134_217_728),
+        ("llama-3.1-70b", 70_553_706_496, 207_093_760),
+    ],
+)
+def test_published_sizes(name: str, parameters: int, lora: int) -> None:
+    """Parameters as the models' cards on the hub count them; LoRA of rank 16 on all linear layers as Unsloth's notebooks
+    print it."""
+    shape = shape_named(name)
+    assert shape.parameters == parameters
+    assert trained_parameters(shape, AdapterConfig(r=16)) == lora
+
+
+MORE_SHAPES: dict[str, tuple[dict[str, Any], int]] = {
+    "gemma-2-2b": (
+        {"model_type": "gemma2", "vocab_size": 256000, "hidden_size": 2304, "num_hidden_layers": 26, "head_dim": 256,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 9216}, 2_614_341_888),
+    "mixtral-8x7b": (
+        {"model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32,
+         "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336, "num_local_experts": 8,
+         "num_experts_per_tok": 2, "tie_word_embeddings": False}, 46_702_792_704),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE_SHAPES)
+def test_more_published_sizes(name: str) -> None:
+    values, parameters = MORE_SHAPES[name]
+    assert to_shape(values, name).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"]
+)
+def test_the_arithmetic_counts_what_transformers_builds(kind: str) -> None:
+    """Small sizes, all different, on the meta device; LoRA as PEFT itself finds the layers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        kind, vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=8, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        shape = to_shape(config.to_dict(), kind)
+        assert shape.parameters == sum(p.numel() for p in model.parameters())
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained_parameters(shape, AdapterConfig(r=4)) == trained
+
+
+def test_any_other_architecture_is_counted_on_the_meta_device() -> None:
+    """GPT-2: 124,439,808 as published (Radford et al. 2019 say 117M, without counting all of it)."""
+    shape = to_shape({"model_type": "gpt2"}, "gpt2")
+    assert shape.parameters == 124_439_808
+    assert (shape.hidden, shape.layers) == (768, 12)
+    with pytest.raises(ModelError, match="cannot build a model of type 'nonsense'"):
+        to_shape({"model_type": "nonsense"}, "x")
+
+
+def test_a_configuration_without_a_size_says_which(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    with pytest.raises(ModelError, match="needs 'num_attention_heads'"):
+        read_shape(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ModelError, match="it must be a JSON object"):
+        read_shape(tmp_path)
+
+
+# --- memory
+
+
+def small() -> Shape:
+    """d = 4, two heads of 2, one key head, f = 6, V = 10, two blocks."""
+    values = {"model_type": "llama", "vocab_size": 10, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2}
+    return to_shape(
+        {**values, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}, "small"
+    )
+
+
+def test_bytes_by_hand() -> None:
+    """A block: q and o 4·4, k and v 4·2, gate, up and down 4·6: 120 weights, and two norms of 4."""
+    shape = small()
+    assert shape.in_linears == 2 * 120
+    assert shape.parameters == 10 * 4 + 2 * (120 + 8) + 4
+    plain, half = Numbers(size=4, mixed=False, rank=3), Numbers(size=2, mixed=True, rank=3, fused=False)
+    assert weight_bytes(shape, plain) == 4 * 300
+    assert weight_bytes(shape, Numbers(size=2, mixed=True, quantized=True)) == pytest.approx(2 * 60 + 240 * NF4)
+    # norms' and projections' inputs 4d; q, k, v, and the output twice 5d; gate and up 2f; rank 3 on 7 layers
+    assert stored_per_token(shape, plain) == 4 * (4 * 4 + 5 * 4 + 2 * 6 + 3 * 7)
+    assert stored_per_token(shape, half) == 2 * (6 * 4 + 5 * 4 + 4 * 6 + 3 * 7) + 4 * 2 * 4
+    # 5 tokens through both blocks, and one block's temporaries: 4f + 2d
+    assert activation_bytes(shape, plain, 5) == 5 * (2 * 4 * 69 + 4 * (4 * 6 + 2 * 4))
+    # keys and values of 3 rows of 7 columns: 2 blocks × 1 head × 2
+    assert cache_bytes(shape, half, 3, 7) == 2 * 2 * 3 * 7 * 2 * 2
+
+
+def test_nf4_has_the_bits_that_qlora_published() -> None:
+    """4 bits and 0.127 for the scales of double quantisation (Dettmers et al. 2023, section 3)."""
+    assert pytest.approx(4.127, abs=1e-3) == NF4 * 8
+
+
+def test_what_is_stored_for_the_backward_pass_is_what_autograd_saves() -> None:
+    """Counted by torch's own hooks in a fused block of a small model, per token."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tiebreak.packed.forward import hidden_states, packs
+    from tiebreak.packed.fused import fuse_layers
+    from tiebreak.packed.packing import pack_sequences
+
+    def saved(layers: int, tokens: int) -> int:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=80, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, pad_token_id=0,
+        )  # fmt: skip
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(LlamaForCausalLM(config), lora)
+        fuse_layers(model)
+        base = model.get_base_model()
+        assert packs(base)
+        weights = {p.data_ptr() for p in model.parameters()}
+        held: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        row = pack_sequences([[1 + n % 40 for n in range(tokens)]], [[0]], device=torch.device("cpu")).rows[0]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = hidden_states(base, row)
+        assert out.requires_grad
+        return sum(held.values())
+
+    block = (saved(3, 64) - saved(1, 64)) / 2 / 64
+    values = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 1}
+    shape = to_shape({"model_type": "llama", **values, "num_attention_heads": 4, "num_key_value_heads": 2}, "x")
+    assert stored_per_token(shape, Numbers(size=4, mixed=False, rank=4)) == pytest.approx(block, rel=0.06)
+
+
+def settings(**changes: Any) -> SFTConfig:
+    training = {"max_length_tokens": 512, **changes.pop("training", {})}
+    return SFTConfig(output="x", policy="x", demonstrations="none.jsonl", training=training, **changes)
+
+
+def planned(hardware: Hardware, shape: Shape = LLAMA_8B, **changes: Any) -> StagePlan:
+    return plan_stage("sft", settings(**changes), hardware, shape=shape)
+
+
+def test_sharding_divides_what_its_name_says() -> None:
+    gpu = find_device("h100")
+    lora = trained_parameters(LLAMA_8B, AdapterConfig())
+    plans = {
+        name: planned(Hardware(gpu, 8).spread(name)).memory
+        for name in ("multi_gpu", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+    }
+    whole = 2 * LLAMA_8B.parameters
+    assert plans["multi_gpu"].weights == plans["zero2"].weights == whole
+    assert plans["multi_gpu"].optimizer == 8 * lora
+    assert plans["zero1"].optimizer == 12 * lora / 8  # DeepSpeed's float32 copy of what trains, shared out too
+    assert plans["zero1"].gradients == 4 * lora
+    assert plans["zero2"].gradients == plans["fsdp2"].gradients == 4 * lora / 8
+    assert plans["zero3"].weights == whole / 8 + 2 * 10**9  # and what DeepSpeed lets live
+    assert plans["zero3_offload"].weights == 2 * 10**9
+    assert plans["zero3_offload"].optimizer == 0
+
+
+def test_the_nearest_settings_fit_and_are_in_the_language_of_the_files() -> None:
+    plan = planned(Hardware(find_device("4090")), training={"tokens_per_pass": 4096})
+    assert not plan.fits
+    assert "training.gradient_checkpointing: true" in plan.nearest
+    assert "adapter.quantize: nf4" not in plan.nearest  # it does not fit by that alone
+    checkpointed = {"tokens_per_pass": 4096, "gradient_checkpointing": True}
+    assert planned(Hardware(find_device("4090")), training=checkpointed).fits
+    too_large = planned(Hardware(find_device("h100")), shape_named("llama-3.1-70b"))
+    assert too_large.certain_not_to_fit
+    assert too_large.nearest == ("training.gradient_checkpointing: true and adapter.quantize: nf4",)
+    assert warning(too_large).startswith("it needs about ")
+
+
+def test_the_largest_pass_fits_and_a_larger_one_does_not() -> None:
+    card = Hardware(find_device("l40s"))
+    largest = planned(card).largest_pass
+    assert planned(card, training={"tokens_per_pass": largest}).fits
+    assert not planned(card, training={"tokens_per_pass": largest + largest // 32 + 1}).fits
+    assert planned(Hardware(Device("h100", "x", 10**9, 1e12))).largest_pass == 0
+
+
+def test_qlora_of_7b_fits_on_a_consumer_gpu_in_every_stage() -> None:
+    plans = {stage: consumer_plan(stage) for stage in ("sft", "reward", "dpo", "ppo")}
+    assert all(plan.fits for plan in plans.values())
+    # 6.98 billion weights of the blocks at 4.127 bits, embedding and head in bf16
+    assert plans["sft"].memory.weights == pytest.approx(6_979_321_856 * NF4 + 2 * 262_410_240, rel=1e-6)
+
+
+def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> None:
+    values = {"output": "x", "policy": "x", "reward_model": "r", "prompts": "p.jsonl", "episodes_per_rollout": 64}
+    values["training"] = {"tokens_per_pass": 512}
+    config = PPOConfig(**values)
+    plan = plan_stage("ppo", config, Hardware(find_device("h100"), 8).spread("zero3"), shape=LLAMA_8B)
+    assert plan.setting.adapters == 3  # policy, reference, reward model
+    assert plan.phase == "sampling"
+    assert plan.memory.weights == 2 * LLAMA_8B.parameters
+    answer = config.sampling.max_new_tokens
+    columns = config.training.max_length_tokens - answer + answer
+    assert plan.memory.kv_cache == 8 * columns * 2 * 32 * 8 * 128 * 2
+    on_cpu = plan_stage("ppo", config, Hardware(find_device("cpu")), shape=small())
+    assert on_cpu.setting.numbers.size == 4
+
+
+# --- work
+
+
+def test_operations_by_hand() -> None:
+    """Two per weight and token; a frozen base has no products for the gradients of its weights: 4 in place of 6."""
+    shape = small()
+    forward = 10 * (2 * 240 + 4 * 2 * 2 * 2 * 8 / 2)  # context 8: attention over 4 tokens on average
+    assert forward_operations(shape, 10, 8) == forward
+    assert training_operations(shape, 10, 8, frozen=True, checkpointing=False) == 2 * forward
+    assert training_operations(shape, 10, 8, frozen=False, checkpointing=False) == 3 * forward
+    assert training_operations(shape, 10, 8, frozen=True, checkpointing=True) == 3 * forward
+    mixture = to_shape(MORE_SHAPES["mixtral-8x7b"][0], "x")
+    assert mixture.active_in_linears / 1e9 == pytest.approx(12.6, abs=0.1)  # 12.9 billion active, with the embeddings
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "most", "steps"),
+    [
+        (100, 8, 1.0, None, 13),
+        (100, 8, 2.0, None, 26),
+        (100, 8, 1.0, 5, 5),
+        (96, 8, 0.5, None, 6),
+        (3, 8, 0.1, None, 1),
+    ],
+)
+def test_steps(rows: int, batch: int, epochs: float, most: int | None, steps: int) -> None:
+    assert steps_of(rows, batch, epochs, most) == steps
+
+
+def test_rows_are_counted_where_that_is_cheap(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "d.jsonl", [{"prompt": "x" * 100, "completion": "y" * 300, "id": "z" * 999}] * 7)
+    found = rows_of(str(file), 512, None, None)
+    assert (found.count, found.tokens) == (7, 100)  # 400 characters, 4 a token
+    assert rows_of(str(file), 64, None, None).tokens == 64
+    assert rows_of("hub:x@train", 512, None, None) == rows_of("nowhere", 512, None, None)
+    assert rows_of(str(file), 512, 5, 9.0).count == 5
+
+
+def test_time_and_price() -> None:
+    hardware = Hardware(find_device("h100"), 4, "zero2")
+    plan = plan_stage("sft", settings(), hardware, shape=LLAMA_8B, price=2.5, share=0.5, row_count=100, row_tokens=256)
+    assert plan.hours == pytest.approx(plan.work.operations / (4 * 989e12 * 0.5) / 3600)
+    assert plan.cost == pytest.approx(plan.hours * 2.5 * 4)
+    assert plan.work.tokens == 100 * 256
+
+
+# --- devices and models
+
+
+def test_a_device_that_nobody_knows_gives_the_nearest() -> None:
+    for name, near in (("h1000", "h100"), ("A100", "a100-80"), ("rtx4090", "4090"), ("nvidia-h200", "h200")):
+        with pytest.raises(ConfigError, match="no such device") as refused:
+            find_device(name)
+        assert f"did you mean {near}" in str(refused.value) or f" or {near}" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"there are h100, h200, a100-80, l40s, 4090, cpu"):
+        find_device("zzz")
+    assert find_device("cpu").memory > 2**28
+
+
+def test_accelerate_files_say_how_it_is_spread() -> None:
+    folder, gpu = REPOSITORY / "configs/accelerate", find_device("h100")
+    assert spread_by(gpu, folder / "zero3_offload.yaml", 4) == Hardware(gpu, 4, "zero3", True, True, "zero3_offload")
+    assert spread_by(gpu, folder / "fsdp2.yaml", None).shards_weights
+    assert spread_by(gpu, None, 2).distributed == "ddp"
+    with pytest.raises(ConfigError, match="is for CPUs"):
+        spread_by(gpu, folder / "cpu_zero2.yaml", None)
+
+
+def test_a_model_is_found_below_runs_and_adapters(tmp_path: Path, tiny_model: Path) -> None:
+    final = tmp_path / "sft" / "final"
+    final.mkdir(parents=True)
+    (final / "model.json").write_text(json.dumps({"base": str(tiny_model)}))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "sft")}))
+    assert locate_shape(str(adapter)).hidden == locate_shape(str(tiny_model / "config.json")).hidden == 64
+    for name in ("runs/none", str(tmp_path / "none"), "no-such-model-anywhere"):
+        with pytest.raises(ModelError, match="no such model: "):
+            locate_shape(name)
+    with pytest.raises(ModelError, match="neither a model"):
+        locate_shape(str(tmp_path))
+
+
+# --- the command
+
+
+def test_the_command_answers_without_torch(tmp_path: Path, tiny_model: Path) -> None:
+    """For a stage and for a recipe whose policies do not exist yet; with flags of the stage."""
+    demonstrations = write_rows(tmp_path / "d.jsonl", [{"prompt": "Why?", "completion": "Because."}] * 5)
+    sft = write_config(tmp_path / "sft.yaml", output=tmp_path / "sft", policy=tiny_model, demonstrations=demonstrations)
+    dpo = write_config(tmp_path / "dpo.yaml", output=tmp_path / "dpo", policy=tmp_path / "sft", preferences="p.jsonl")
+    recipe = write_config(
+        tmp_path / "all.yaml",
+        name="r",
+        stages=[{"stage": "sft", "config": sft}, {"stage": "dpo", "config": dpo, "accelerate": "zero2"}],
+    )
+    code = (
+        "import sys, contextlib\nfrom tiebreak.command.cli import main\n"
+        f"main(['plan', '--config', {str(sft)!r}, '--training.tokens-per-pass', '99', '--price', '2/h'])\n"
+        f"main(['plan', '--config', {str(recipe)!r}, '--gpu', 'h100', '--num-gpus', '4'])\n"
+        f"main(['plan', '--config', {str(sft)!r}, '--model', 'configs/shapes/llama-3.1-70b.json', '--gpu', '4090'])\n"
+        "print('HEAVY', [m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    page = done.stdout
+    assert page.splitlines()[-1] == "HEAVY []"
+    assert "training.tokens_per_pass: 99; the largest that fits: " in page
+    assert "5 of " in page
+    assert "$" in page
+    assert "  sft " in page
+    assert "  dpo " in page
+    assert "does not fit" in page
+    assert "--accelerate zero3 on " in page
+    assert "nothing of this was ever run on a GPU" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "tiebreak plan needs --config FILE"),
+        (("--config", "configs/quickstart/sft.yaml", "--gpu", "h10"), "did you mean h100"),
+        (("--config", "configs/quickstart/prepare.yaml"), "'prepare' trains nothing: plan sft, reward, dpo, ppo"),
+        (("--config", "configs/quickstart/dpo.yaml", "--model", "none/at/all"), "no such model: none/at/all"),
+        (("--config", "configs/quickstart/dpo.yaml", "--price", "cheap"), "must be dollars an hour, such as 2.5/h"),
+        (("--config", "configs/quickstart/dpo.yaml", "--accelerate", "zero9"), "no accelerate configuration 'zero9'"),
+        (("--config", "configs/quickstart/none.yaml"), "no such configuration file"),
+    ],
+)
+def test_bad_input_of_the_command(words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    status, printed = run_here("plan", *words)
+    assert status in (1, 2)
+    assert message in printed
+
+
+def test_sizes_in_words() -> None:
+    assert [gib(size) for size in (2**30 * 1.25, 2**20 * 140, 2**40)] == ["1.2 GiB", "140 MiB", "1,024.0 GiB"]
+
+
+def test_the_tables_of_the_documentation_are_current() -> None:
+    text = (REPOSITORY / PAGE).read_text(encoding="utf-8")
+    assert filled(text) == text, "run 'python -m tiebreak.plan.tables' and commit docs/scaling.md"
+
+
+def test_measured_peaks_are_within_15_percent() -> None:
+    """benchmarks/plan.json, with today's formulas: what was measured there stays a test of them."""
+    measured = json.loads((REPOSITORY / "benchmarks" / "plan.json").read_text())
+    assert {(one["model"], one["stage"]) for one in measured} <= {
+        (model, stage) for model in ("135m", "50m") for stage in ("sft", "reward", "dpo", "ppo")
+    }
+    assert [one for one in measured if abs(one["planned"] / one["measured"] - 1) > 0.15] == []

@@ -1,0 +1,466 @@
+"""The plan of a stage: memory by kind on each device, the largest pass, steps, time, and what fits if this does not.
+
+    plan_stage("dpo", config, Hardware(find_device("h100"), 8, "zero3"))
+
+Arithmetic on the model's config.json and the stage's configuration. Memory was compared with measured peaks on a CPU
+(benchmarks/plan.py); nothing here was ever measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tiebreak.config import AdapterConfig, OptimizerConfig
+from tiebreak.plan.devices import GIB
+from tiebreak.plan.hardware import Hardware
+from tiebreak.plan.locate import locate_shape, pinned_adapter
+from tiebreak.plan.memory import (
+    ADAMW,
+    FLOAT32,
+    FRAGMENTED,
+    HEAD_CHUNK,
+    HEAP_SLACK,
+    Memory,
+    Numbers,
+    activation_bytes,
+    cache_bytes,
+    forward_bytes,
+    logit_bytes,
+    weight_bytes,
+)
+from tiebreak.plan.shape import Shape
+from tiebreak.plan.work import (
+    SHARE_OF_PEAK,
+    Rows,
+    Work,
+    forward_operations,
+    head_operations,
+    rows_of,
+    steps_of,
+    training_operations,
+)
+
+TOKENS_PER_PASS = {False: 640, True: 2048}
+"""`training.tokens_per_pass: null`, on the CPU and on a GPU (tiebreak.training.passes)"""
+TOKENS_WITHOUT_GRADIENTS = 1024
+"""of a pass that only scores (preference.policy.rewards.TOKENS_AT_ONCE)"""
+LARGEST_PASS = 2**20
+LIVE_PARAMETERS = 10**9
+"""DeepSpeed's stage3_max_live_parameters"""
+ROWS_KEY = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
+"""the key that names a stage's rows"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What decides a plan, and what may be changed to make it fit."""
+
+    stage: str
+    shape: Shape
+    adapter: AdapterConfig
+    training: OptimizerConfig
+    config: Any
+    hardware: Hardware
+    tokens_per_pass: int
+    adapters: int = 1
+    """on the base weights: the one that trains, its reference, reward models'"""
+
+    @property
+    def numbers(self) -> Numbers:
+        """Formats, by precision and device."""
+        precision = self.training.precision
+        half = precision in ("bfloat16", "float16") or (precision == "auto" and self.hardware.device.is_gpu)
+        quantized, full = self.adapter.quantize != "none", trains_base(self.adapter)
+        lora = self.adapter.method in ("lora", "qlora")
+        return Numbers(
+            size=2 if half else 4,
+            mixed=half,
+            quantized=quantized,
+            fused=lora and not (half or quantized or self.hardware.shards_weights),
+            checkpointing=self.training.gradient_checkpointing,
+            rank=self.adapter.r if lora else 0,
+            trains_base=full,
+        )
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The plan of one stage."""
+
+    setting: Setting
+    trained: int
+    """parameters that train"""
+    memory: Memory
+    """of the fullest device, at its peak"""
+    phase: str
+    """when that is"""
+    largest_pass: int
+    """the largest training.tokens_per_pass that fits; 0: none does"""
+    host: float
+    """bytes of each machine's own memory: the whole model in every process while it loads, and what is offloaded"""
+    rows: Rows
+    work: Work
+    hours: float
+    price: float | None
+    """dollars an hour and device"""
+    nearest: tuple[str, ...] = field(default=())
+    """settings that fit where this one does not"""
+
+    @property
+    def available(self) -> int:
+        """Bytes of a device."""
+        return self.setting.hardware.device.memory
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak fits into a device."""
+        return self.memory.total <= self.available
+
+    @property
+    def certain_not_to_fit(self) -> bool:
+        """Whether the weights alone do not: then nothing but other hardware or fewer bits helps."""
+        return self.memory.weights > self.available
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars."""
+        return None if self.price is None else self.hours * self.price * self.setting.hardware.count
+
+
+def trains_base(adapter: AdapterConfig) -> bool:
+    """Whether the base weights themselves train."""
+    return str(adapter.method) in ("full", "freeze", "frozen")
+
+
+def trained_parameters(shape: Shape, adapter: AdapterConfig) -> int:
+    """Parameters that train: r·(inputs + outputs) of every layer that has LoRA."""
+    if trains_base(adapter):
+        return shape.parameters
+    targets = adapter.target_modules
+    names = None if isinstance(targets, str) else set(targets)
+    chosen = [one for one in shape.linears if names is None or one.name in names]
+    return shape.layers * sum(adapter.r * one.count * (one.inputs + one.outputs) for one in chosen)
+
+
+def plan_stage(
+    stage: str,
+    config: Any,
+    hardware: Hardware,
+    *,
+    shape: Shape | None = None,
+    adapter: AdapterConfig | None = None,
+    price: float | None = None,
+    share: float = SHARE_OF_PEAK,
+    row_count: int | None = None,
+    row_tokens: float | None = None,
+    with_nearest: bool = True,
+) -> StagePlan:
+    """The plan of a training stage.
+
+    Args:
+        config: its configuration.
+        shape: the model's; None: of `config.policy`.
+        adapter: the one that the policy will have; None: the configuration's, the policy's own, or the default.
+        price: dollars an hour and device.
+        share: of the devices' peak rate that training reaches.
+        row_count: the number of its rows; None: counted where that is cheap.
+        row_tokens: their mean length.
+
+    Raises:
+        ModelError: the model is not there.
+    """
+    training: OptimizerConfig = config.training
+    found = adapter or config.adapter or AdapterConfig.model_validate(pinned_adapter(config.policy))
+    setting = Setting(
+        stage,
+        shape or locate_shape(config.policy),
+        found,
+        training,
+        config,
+        hardware,
+        training.tokens_per_pass or TOKENS_PER_PASS[hardware.device.is_gpu],
+        _adapters_of(stage, config),
+    )
+    memory, phase = peak(setting)
+    rows = rows_of(str(getattr(config, ROWS_KEY[stage])), training.max_length_tokens, row_count, row_tokens)
+    work = work_of(setting, rows)
+    plan = StagePlan(
+        setting,
+        trained_parameters(setting.shape, setting.adapter),
+        memory,
+        phase,
+        _largest_pass(setting),
+        _host_bytes(setting),
+        rows,
+        work,
+        work.seconds(hardware, share) / 3600,
+        price,
+    )
+    return replace(plan, nearest=tuple(nearest(setting))) if with_nearest and not plan.fits else plan
+
+
+def _adapters_of(stage: str, config: Any) -> int:
+    """DPO and PPO hold the reference as a second adapter; PPO one more for each reward model, and so does a guard."""
+    guard = 1 if getattr(config, "guard", None) is not None else 0
+    if stage == "dpo":
+        return 2 + guard
+    if stage != "ppo":
+        return 1
+    return 2 + guard + sum(reward.model is not None for reward in config.all_rewards)
+
+
+# --- memory
+
+
+def peak(setting: Setting) -> tuple[Memory, str]:
+    """Memory at its peak, and the phase of it."""
+    phases = [(_while_training(setting), "training")]
+    if setting.stage == "ppo":
+        phases.append((_while_sampling(setting), "sampling"))
+    memory, phase = max(phases, key=lambda each: each[0].total)
+    if not setting.hardware.device.is_gpu:
+        memory = replace(memory, overhead=memory.overhead + HEAP_SLACK * (memory.total - memory.weights))
+    return memory, phase
+
+
+def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
+    """What stays through all phases.
+
+    Args:
+        gathered: ZeRO-3 gathers all weights, as it does for sampling.
+    """
+    shape, numbers, hardware = setting.shape, setting.numbers, setting.hardware
+    trained = trained_parameters(shape, setting.adapter)
+    weights = weight_bytes(shape, numbers, scores=setting.stage == "reward")
+    parts = hardware.count if hardware.shards_weights else 1
+    here = weights if gathered or parts == 1 else weights / parts + _gathered_at_once(shape, numbers)
+    if hardware.offloads_weights and not gathered:
+        here -= weights / parts
+    size = numbers.size if numbers.trains_base else FLOAT32
+    held = 0 if numbers.trains_base else trained * setting.adapters * FLOAT32
+    whole_gradients = trained * size
+    gradients = whole_gradients / (hardware.count if hardware.shards_gradients else 1)
+    if hardware.count > 1 and hardware.distributed == "ddp":
+        gradients *= 2  # DDP's buckets
+    copies = FLOAT32 if hardware.is_deepspeed or (numbers.trains_base and numbers.mixed) else 0
+    optimizer = trained * (ADAMW + copies) / (hardware.count if hardware.shards_optimizer else 1)
+    return Memory(
+        weights=here,
+        adapters=held / parts,
+        gradients=gradients,
+        optimizer=0 if hardware.offloads_optimizer else optimizer,
+        overhead=hardware.device.reserved + (FRAGMENTED * hardware.device.memory if hardware.device.is_gpu else 0),
+    )
+
+
+def _gathered_at_once(shape: Shape, numbers: Numbers) -> float:
+    """Weights gathered from the other devices at a time: a block and the next one, the embedding, or what DeepSpeed lets
+    live by default."""
+    return min(max(2 * shape.block, shape.embedding, LIVE_PARAMETERS), shape.parameters) * numbers.size
+
+
+def _while_training(setting: Setting) -> Memory:
+    shape, tokens = setting.shape, float(setting.tokens_per_pass)
+    scores = setting.stage == "reward"
+    stored = 0.0 if scores else tokens * shape.hidden * FLOAT32  # the head's slopes
+    return replace(
+        _lasting(setting),
+        activations=activation_bytes(shape, setting.numbers, tokens) + stored,
+        logits=0.0 if scores else logit_bytes(shape, min(HEAD_CHUNK, tokens)),
+    )
+
+
+def _while_sampling(setting: Setting) -> Memory:
+    """A rollout: keys and values of all its episodes, and the policy's adapter added to a copy of the weights (float32)."""
+    shape, numbers, config = setting.shape, setting.numbers, setting.config
+    lasting = _lasting(setting, gathered=True)
+    rows = max(config.episodes_per_rollout // setting.hardware.count, 1)
+    if config.vllm is not None:
+        return replace(lasting, activations=forward_bytes(shape, numbers, TOKENS_WITHOUT_GRADIENTS))
+    merged = shape.in_linears * numbers.size if numbers.size == FLOAT32 and not numbers.quantized else 0
+    answer = config.sampling.max_new_tokens
+    prompt = max(setting.training.max_length_tokens - answer, 1)
+    drawing = rows * shape.vocabulary * (2 * FLOAT32 + 3 * 8)  # logits, and the draw's tables in float64
+    return replace(
+        lasting,
+        weights=lasting.weights + merged,
+        activations=forward_bytes(shape, numbers, TOKENS_WITHOUT_GRADIENTS),
+        logits=max(drawing, logit_bytes(shape, HEAD_CHUNK)),
+        kv_cache=cache_bytes(shape, numbers, rows, prompt + answer),
+    )
+
+
+def _largest_pass(setting: Setting) -> int:
+    """By bisection: memory grows with the pass."""
+    memory = setting.hardware.device.memory
+
+    def fits(tokens: int) -> bool:
+        return peak(replace(setting, tokens_per_pass=tokens))[0].total <= memory
+
+    if not fits(1):
+        return 0
+    low, high = 1, 2
+    while high <= LARGEST_PASS and fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 64):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _host_bytes(setting: Setting) -> float:
+    """Every process loads the whole model before it is shared out; offloaded parts stay there."""
+    hardware, numbers = setting.hardware, setting.numbers
+    if not hardware.device.is_gpu:
+        return 0.0
+    whole = setting.shape.parameters * numbers.size
+    here = min(hardware.count, 8)
+    lasting = whole if hardware.offloads_weights else 0.0
+    if hardware.offloads_optimizer:
+        lasting += trained_parameters(setting.shape, setting.adapter) * (ADAMW + FLOAT32)
+    return max(whole * here, lasting)
+
+
+# --- what fits
+
+
+Change = Callable[[Setting], "tuple[Setting, str] | None"]
+
+
+def nearest(setting: Setting) -> Iterator[str]:
+    """Settings that fit, the least changes first: each alone, then together, then more devices."""
+    tried: list[tuple[Setting, list[str]]] = [(setting, [])]
+    for change in (_smaller_pass, _checkpointing, _nf4, _sharding):
+        made = change(setting)
+        if made and _fits(made[0]):
+            yield made[1]
+    for change in (_checkpointing, _nf4, _sharding):
+        before, words = tried[-1]
+        made = change(before)
+        if made:
+            tried.append((made[0], [*words, made[1]]))
+    together, words = tried[-1]
+    if (smaller := _smaller_pass(together)) and _fits(smaller[0]):
+        together, words = smaller[0], [*words, smaller[1]]
+    if len(words) > 1 and _fits(together):
+        yield " and ".join(words)
+    elif not _fits(together):
+        yield from _more_devices(together, words)
+
+
+def _fits(setting: Setting) -> bool:
+    return peak(setting)[0].total <= setting.hardware.device.memory
+
+
+def _smaller_pass(setting: Setting) -> tuple[Setting, str] | None:
+    largest = _largest_pass(setting)
+    if not 0 < largest < setting.tokens_per_pass:
+        return None
+    longest = setting.training.max_length_tokens
+    if largest < longest:  # a row cannot be split
+        return None
+    tokens = largest // 64 * 64 if largest >= 64 else largest
+    return replace(setting, tokens_per_pass=max(tokens, 1)), f"training.tokens_per_pass: {max(tokens, 1)}"
+
+
+def _checkpointing(setting: Setting) -> tuple[Setting, str] | None:
+    if setting.training.gradient_checkpointing:
+        return None
+    training = setting.training.model_copy(update={"gradient_checkpointing": True})
+    return replace(setting, training=training), "training.gradient_checkpointing: true"
+
+
+def _nf4(setting: Setting) -> tuple[Setting, str] | None:
+    if setting.adapter.quantize != "none" or trains_base(setting.adapter) or setting.hardware.shards_weights:
+        return None
+    return replace(setting, adapter=setting.adapter.model_copy(update={"quantize": "nf4"})), "adapter.quantize: nf4"
+
+
+def _sharding(setting: Setting) -> tuple[Setting, str] | None:
+    hardware = setting.hardware
+    if (
+        hardware.count < 2
+        or hardware.shards_weights
+        or not hardware.device.is_gpu
+        or setting.adapter.quantize != "none"
+    ):
+        return None
+    return replace(setting, hardware=hardware.spread("zero3")), "--accelerate zero3"
+
+
+def _more_devices(setting: Setting, words: list[str]) -> Iterator[str]:
+    plain = setting.adapter.model_copy(update={"quantize": "none"})
+    words = [word for word in words if "quantize" not in word and "--accelerate" not in word]
+    if not setting.hardware.device.is_gpu:
+        yield "more memory, or a GPU: --gpu h100"
+        return
+    for count in (2, 4, 8, 16, 32, 64):
+        if count <= setting.hardware.count:
+            continue
+        spread = replace(setting.hardware, count=count).spread("zero3")
+        if _fits(replace(setting, hardware=spread, adapter=plain)):
+            yield " and ".join([*words, f"--accelerate zero3 on {count} devices"])
+            return
+    yield f"no number of devices up to 64 with {setting.hardware.device.memory / GIB:.0f} GiB holds it: a larger device"
+
+
+# --- work
+
+
+def work_of(setting: Setting, rows: Rows) -> Work:
+    """Steps, tokens and operations."""
+    training, count = setting.training, setting.hardware.count
+    batch = training.per_device_batch_size * training.gradient_accumulation_steps * count
+    if setting.stage == "ppo":
+        return _work_of_ppo(setting, rows, batch)
+    epochs = getattr(training, "epochs", 1.0)
+    steps = steps_of(rows.count, batch, epochs, training.max_steps)
+    seen = float(min(steps * batch, rows.count * epochs)) if not training.max_steps else float(steps * batch)
+    tokens = seen * rows.tokens
+    context = min(rows.tokens, training.max_length_tokens)
+    operations = _trained(setting, tokens, context)
+    if setting.stage != "reward":
+        operations += head_operations(setting.shape, tokens * LEARNED[setting.stage], trains=True)
+    if setting.stage == "dpo":  # the reference, once for each row
+        once = min(seen, rows.count) * rows.tokens
+        operations += forward_operations(setting.shape, once, context)
+        operations += head_operations(setting.shape, once * LEARNED["dpo"], trains=False)
+    return Work(steps, tokens, operations)
+
+
+LEARNED = {"sft": 0.5, "dpo": 2 / 3, "ppo": 0.5}
+"""share of a row's tokens that the loss is on: answers as long as their prompt"""
+
+
+def _trained(setting: Setting, tokens: float, context: float) -> float:
+    return training_operations(
+        setting.shape,
+        tokens,
+        context,
+        frozen=not trains_base(setting.adapter),
+        checkpointing=setting.training.gradient_checkpointing,
+    )
+
+
+def _work_of_ppo(setting: Setting, rows: Rows, batch: int) -> Work:
+    """Each episode: sampling, the policy's, the reference's and every reward model's pass, and the updates."""
+    config, shape, numbers = setting.config, setting.shape, setting.numbers
+    a_rollout = config.ppo_epochs * max(config.episodes_per_rollout // batch, 1)
+    steps = config.rollouts * a_rollout
+    if setting.training.max_steps:
+        steps = min(steps, setting.training.max_steps)
+    rollouts = -(-steps // a_rollout)
+    answer = config.sampling.max_new_tokens
+    prompt = min(rows.tokens, max(setting.training.max_length_tokens - answer, 1))
+    length = prompt + answer
+    tokens = rollouts * config.episodes_per_rollout * length
+    passes = 3 + sum(reward.model is not None for reward in config.all_rewards)  # sampling, policy, reference, rewards
+    learned = tokens * answer / length
+    operations = passes * forward_operations(shape, tokens, length)
+    operations += 3 * head_operations(shape, learned, trains=False)
+    operations += config.ppo_epochs * (_trained(setting, tokens, length) + head_operations(shape, learned, trains=True))
+    rows_here = max(config.episodes_per_rollout // setting.hardware.count, 1)
+    a_token = weight_bytes(shape, numbers) + cache_bytes(shape, numbers, rows_here, length)
+    return Work(steps, tokens, operations, rollouts * answer * a_token)
