@@ -4,8 +4,9 @@
     python benchmarks/plan.py --only dpo --models 135m
 
 Each stage runs through the command line, in a process of its own, for some steps on rows that fill its passes. Measured is
-the peak resident set of that process minus that of an idle process with the same imports; the check of the saved model is
-another process and is not counted. Prints a table and writes benchmarks/plan.json, which docs/scaling.md shows.
+the peak resident set of that process minus that of the same command under --preflight-only, which has the same imports,
+tokenizer and data, and no model; the check of the saved model is another process and is not counted. Prints a table and
+writes benchmarks/plan.json, which docs/scaling.md shows: what is not measured again stays as it was.
 """
 
 from __future__ import annotations
@@ -47,21 +48,12 @@ WORDS = (
 )
 
 PEAK = """
-import json, resource, sys
+import resource, sys
 from tiebreak.command.cli import main
 try:
     main(sys.argv[2:])
 finally:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    open(sys.argv[1], "w").write(json.dumps({"peak": peak, "modules": list(sys.modules)}))
-"""
-IDLE = """
-import contextlib, importlib, json, resource, sys
-for name in json.load(open(sys.argv[2])):
-    with contextlib.suppress(BaseException):
-        importlib.import_module(name)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-open(sys.argv[1], "w").write(json.dumps({"peak": peak}))
+    open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 """
 
 
@@ -81,19 +73,18 @@ class Result:
         return self.planned / self.measured - 1
 
 
-def measure(code: str, *words: str | Path) -> dict[str, Any]:
-    """What a process reports: its peak resident set in bytes, and the modules it imported."""
+def measure(*words: str | Path) -> int:
+    """The peak resident set of a `tiebreak` command's process, in bytes."""
     with tempfile.NamedTemporaryFile() as file:
         done = subprocess.run(
-            [sys.executable, "-c", code, file.name, *map(str, words)],
+            [sys.executable, "-c", PEAK, file.name, *map(str, words)],
             env={**os.environ, **PROCESS_SETTINGS, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"},
             stdout=subprocess.DEVNULL,
             check=False,
         )
         if done.returncode:
             sys.exit(f"{' '.join(map(str, words))} ended with status {done.returncode}; it says why above")
-        report: dict[str, Any] = json.loads(Path(file.name).read_text())
-        return report
+        return int(Path(file.name).read_text())
 
 
 def build_model(folder: Path) -> Path:
@@ -166,42 +157,44 @@ def stage_values(stage: str, model: str, data: dict[str, Path], folder: Path) ->
     }
 
 
-def run(model: str, name: str, stages: list[str], folder: Path) -> list[Result]:
-    """Measured and planned memory of a model's stages."""
+def run(model: str, name: str, stages: list[str], folder: Path) -> None:
+    """Measure and plan a model's stages."""
     folder.mkdir(parents=True, exist_ok=True)
     data = write_data(folder)
-    found = []
     for stage in ORDER:
         if stage not in stages and not (stage == "reward" and "ppo" in stages):
             continue
         file = folder / f"{stage}.yaml"
         file.write_text(yaml.safe_dump(json.loads(json.dumps(stage_values(stage, model, data, folder), default=str))))
         words = (stage, "--config", file)
-        report = measure(PEAK, *words)
-        (folder / "modules.json").write_text(json.dumps(report["modules"]))
-        peak, idle = report["peak"], measure(IDLE, folder / "modules.json")["peak"]
+        idle, peak = measure(*words, "--preflight-only"), measure(*words)
         config: Any = load_config(configuration_class(COMMANDS[stage]), [*map(str, words[1:])], stage)  # type: ignore[type-var]
         plan = plan_stage(stage, config, Hardware(find_device("cpu")))
-        found.append(Result(name, stage, peak - idle, plan.memory.total, idle))
+        result = Result(name, stage, peak - idle, round(plan.memory.total), idle)
+        keep(result)
         print(f"{name:6} {stage:7} measured {(peak - idle) / 2**20:7.0f} MiB, planned {plan.memory.total / 2**20:7.0f} "
-              f"MiB, {found[-1].off:+.0%}; idle {idle / 2**20:.0f} MiB", flush=True)  # fmt: skip
-    return found
+              f"MiB, {result.off:+.0%}; idle {idle / 2**20:.0f} MiB", flush=True)  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", default=list(ORDER), choices=ORDER)
-    parser.add_argument("--models", nargs="+", default=["135m", "50m"], choices=["135m", "50m"])
+    parser.add_argument("--models", nargs="+", default=["50m", "135m"], choices=["135m", "50m"])
     options = parser.parse_args()
-    results = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.models:
             here = Path(scratch) / name
             model = "bundled:smollm2-135m-instruct" if name == "135m" else str(build_model(here / "model"))
-            results += run(model, name, options.only, here)
-    if set(options.only) == set(ORDER) and len(options.models) == 2:
-        RESULTS.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+            run(model, name, options.only, here)
+
+
+def keep(result: Result) -> None:
+    """Put a result in the place of an earlier one."""
+    others = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    others = [one for one in others if (one["model"], one["stage"]) != (result.model, result.stage)]
+    ordered = sorted([*others, asdict(result)], key=lambda one: (one["model"], ORDER.index(one["stage"])))
+    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
 if __name__ == "__main__":

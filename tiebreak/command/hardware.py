@@ -24,6 +24,8 @@ PASSED_ON = {
 """Flags that `accelerate launch` takes, and their meaning."""
 NUMBERS = frozenset({"num_processes", "num_machines", "machine_rank", "main_process_port"})
 SWITCHES = ("dry_run",)
+PREFLIGHT = "--preflight-only"
+"""ends a stage after its preflight; unlike the others, it goes on to the stage's processes"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ def take_launch_flags(words: Sequence[str]) -> tuple[LaunchFlags, list[str]]:
                 value = remaining.pop(0) if remaining and not remaining[0].startswith("--") else ""
             found[name] = _value_of(name, value)
     return LaunchFlags(**found), rest  # type: ignore[arg-type] # by _value_of
+
+
+def take_preflight(words: Sequence[str]) -> tuple[bool, list[str]]:
+    """(whether `--preflight-only` is among a stage's words, the other words)."""
+    spellings = (PREFLIGHT, PREFLIGHT.replace("-only", "_only"))
+    return any(word in spellings for word in words), [word for word in words if word not in spellings]
 
 
 def wants_launch(words: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tiebreak.command.hardware import NUMBERS, PASSED_ON
+from tiebreak.command.hardware import NUMBERS, PASSED_ON, PREFLIGHT
 from tiebreak.command.table import find_command
 from tiebreak.config import read_yaml, take_config_flag
 from tiebreak.config.flags import as_flag
@@ -104,6 +104,8 @@ def _options(command: Command) -> Iterator[tuple[str, str]]:
             "--config FILE",
             "a labelling configuration instead of --store; every key of 'tiebreak label --help' is then a flag",
         )
+    if command.trains or command.name == "run":
+        yield PREFLIGHT, "check data, model, memory and disk, print the page, and end before a model loads"
     if command.trains:
         yield (
             "--accelerate NAME",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tiebreak.command.hardware import LaunchFlags, long_form, take_launch_flags
+from tiebreak.command.hardware import PREFLIGHT, LaunchFlags, long_form, take_launch_flags, take_preflight
 from tiebreak.command.help import configuration_class, print_help, wants_help
 from tiebreak.config import StageConfig, load_config, read_yaml, take_config_flag
 from tiebreak.errors import ConfigError, MachineError, exit_with_message
@@ -47,14 +47,19 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
 
     def run() -> None:
         _require_one_process(stage)
-        config = load_config(model, words, stage)
+        only, own = take_preflight(words)
+        config = load_config(model, own, stage)
+        if only:
+            if not find_stage(stage).trains:
+                raise ConfigError(f"'tiebreak {stage}' trains nothing: {PREFLIGHT} is for stages that train")
+            config = config.for_preflight()
         outputs.append(Path(config.output))
-        if find_stage(stage).trains:
+        if find_stage(stage).trains and not only:
             from tiebreak.models.reload import fork_ahead
 
             fork_ahead()  # before anything is loaded
         body(config)
-        if stage in STAGES:
+        if stage in STAGES and not only:
             from tiebreak.command.closing import say_end
 
             say_end(stage, config, words)
@@ -119,7 +124,7 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
 
 def without_launch_flags(words: Sequence[str]) -> list[str]:
     """A command's words without those of its launch."""
-    return _take_flags(words)[1]
+    return take_preflight(_take_flags(words)[1])[1]
 
 
 def _take_flags(words: Sequence[str]) -> tuple[LaunchFlags, list[str]]:
@@ -140,7 +145,7 @@ def _require_agreement(command: Command, file: Path, words: Sequence[str]) -> No
     model = configuration_class(command)
     if not issubclass(model, StageConfig):
         return
-    config = load_config(model, words, command.name)
+    config = load_config(model, take_preflight(words)[1], command.name)
     path, _ = take_config_flag(words, command.name)
     if config.trains:
         require_same_values(config.training, file, str(path or "the command line"))  # type: ignore[attr-defined]

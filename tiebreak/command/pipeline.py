@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,6 +26,7 @@ from pydantic_core import to_jsonable_python
 
 from tiebreak.command.cli import main as start_command
 from tiebreak.command.closing import say_recipe_end
+from tiebreak.command.hardware import PREFLIGHT, take_preflight
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
 from tiebreak.config import Section, StageConfig, load_config
@@ -107,6 +108,37 @@ def run_pipeline(config: PipelineConfig) -> None:
     last = config.stages[-1]
     words = stage_words(last, config)
     say_recipe_end(last.stage, load_config(config_class(last.stage), words, last.stage), words)
+
+
+def check_pipeline(config: PipelineConfig) -> None:
+    """The preflight of every training stage whose inputs are there; the others are named with what they wait for.
+
+    Raises:
+        RunError: a preflight failed; all of them have run.
+    """
+    for entry in config.stages:
+        _check_entry(entry)
+    made: list[str] = []
+    failed: list[str] = []
+    for entry in config.stages:
+        words = stage_words(entry, config)
+        stage = load_config(config_class(entry.stage), words, entry.stage)
+        waits = [path for path in made if path in _folders(STAGES[entry.stage].inputs_of(stage).values())]
+        if not (Path(stage.output) / MANIFEST).is_file():
+            made.append(os.path.normpath(stage.output))
+        if not STAGES[entry.stage].trains:
+            continue
+        rule(entry.stage)
+        if waits:
+            say(f"{entry.stage}: checked once {' and '.join(waits)} is finished")
+        elif _in_a_process(entry, [entry.stage, *words, *_launch_words(entry), PREFLIGHT], {}):
+            failed.append(entry.stage)
+    if failed:
+        raise RunError(f"the preflight of {' and '.join(failed)} failed; see above")
+
+
+def _folders(sources: Iterable[str]) -> set[str]:
+    return {os.path.normpath(source) for source in sources}
 
 
 def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: PipelineConfig) -> bool:
@@ -290,9 +322,7 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
         require_training_packages(f"stage {entry.stage}")
     own = load_config(config_class(entry.stage), words, entry.stage).tracking.tags
     words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
-    if entry.accelerate:
-        words += ["--accelerate", entry.accelerate]
-        words += ["--num_processes", str(entry.num_processes)] if entry.num_processes else []
+    words += _launch_words(entry)
     started = time.monotonic()
     status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
     if requested() or status in (STOPPED, INTERRUPTED):
@@ -304,6 +334,14 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
             "same command again: finished stages are kept, and this one resumes from its last checkpoint"
         )
     tick(entry.stage, duration(time.monotonic() - started))
+
+
+def _launch_words(entry: StageEntry) -> list[str]:
+    """The flags of a stage's launch."""
+    if not entry.accelerate:
+        return []
+    count = ["--num_processes", str(entry.num_processes)] if entry.num_processes else []
+    return ["--accelerate", entry.accelerate, *count]
 
 
 def _in_a_process(entry: StageEntry, words: list[str], environment: dict[str, str]) -> int:
@@ -359,7 +397,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     quiet_upstream()  # importing a stage's configuration class imports its dependencies
     with heeding_signals():
-        exit_with_message(lambda: run_pipeline(load_config(PipelineConfig, words, "run")), resumes=True)
+        only, words = take_preflight(words)
+        start = check_pipeline if only else run_pipeline
+        exit_with_message(lambda: start(load_config(PipelineConfig, words, "run")), resumes=True)
 
 
 if __name__ == "__main__":

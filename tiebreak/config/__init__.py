@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -360,6 +360,18 @@ class StageConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     """W&B settings"""
     _config_folder: Path | None = None
+    _preflight_only: bool = False
+
+    @property
+    def preflight_only(self) -> bool:
+        """Whether the command ends after its preflight (`--preflight-only`, which is no key of a run)."""
+        return self._preflight_only
+
+    def for_preflight(self) -> Self:
+        """The same configuration, of a command that ends after its preflight."""
+        copy = self.model_copy()
+        copy._preflight_only = True
+        return copy
 
     @property
     def trains(self) -> bool:

@@ -73,12 +73,10 @@ def _note(plan: StagePlan, name: str) -> str:
     return ""
 
 
-def warning(plan: StagePlan) -> str:
-    """One line for a stage that will hardly fit, before it loads."""
+def warning(plan: StagePlan, free: int) -> str:
+    """One line for a stage that will hardly fit into what is free on its device."""
     fits = f"; what fits: {plan.nearest[0]}" if plan.nearest else ""
-    return (
-        f"it needs about {gib(plan.memory.total)} at its peak ({plan.phase}), and {gib(plan.available)} are free{fits}"
-    )
+    return f"it needs about {gib(plan.memory.total)} at its peak ({plan.phase}), and {gib(free)} are free{fits}"
 
 
 def table_of(plans: Sequence[StagePlan]) -> Iterator[str]:

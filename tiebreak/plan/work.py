@@ -49,7 +49,7 @@ class Work:
     def seconds(self, hardware: Hardware, share: float) -> float:
         """Time at a share of the devices' peak rate; sampling at the rate of their memory."""
         computing = self.operations / (hardware.device.rate * hardware.count * share)
-        return computing + self.read / BANDWIDTHS[hardware.device.name]
+        return computing + self.read / BANDWIDTHS.get(hardware.device.name, 1e12)
 
 
 def rows_of(source: str, limit: int, count: int | None, tokens: float | None) -> Rows:

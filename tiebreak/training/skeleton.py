@@ -29,9 +29,14 @@ from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.runs.run import Run, start_run, that_drops
 from tiebreak.stages import find_stage
+from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.configuration import TrainedConfig
+from tiebreak.training.preflight import show_page
 from tiebreak.training.stage import Products, describe, finish_adapter, last_metrics, preflight, train
+
+ROWS_MEASURED = 1000
+"""rows whose mean length the plan takes"""
 
 C = TypeVar("C", bound=TrainedConfig)
 Raw = TypeVar("Raw")
@@ -116,6 +121,12 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
 
     # --- common
 
+    def show_preflight(self, rows: Rows[Row]) -> None:
+        """The page of checks; see tiebreak.training.preflight."""
+        lengths = [len(self.example(row).input_ids) for row in rows.train[:ROWS_MEASURED]]
+        mean = sum(lengths) / max(len(lengths), 1)
+        show_page(self.config, self.run, self.source, (len(rows.train), len(rows.validation)), mean)
+
     @property
     def dropping(self) -> Run | None:
         """The run, if unusable rows are dropped."""
@@ -142,6 +153,9 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         """From the data to the finished run."""
         rows = Rows(self.encode(self.data.train, held_out=False), self.encode(self.data.validation, held_out=True))
         self.preflight(rows.train)
+        self.show_preflight(rows)
+        if self.config.preflight_only:
+            return
         recorder = RunRecorder(self.run)
         trainer = self.build(rows, recorder)
         train(trainer, self.run, recorder)
@@ -169,5 +183,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
 def train_stage(kind: type[TrainedStage[C, Any, Any]], config: C) -> None:
     """Run a stage: from its inputs to a finished run, or what a finished run lacks."""
     with start_run(config, kind.name) as run:
-        if not describe(run, report=lambda process: kind(config, run).report(process)):
+        if run.finished and config.preflight_only:
+            say(f"{run.folder} is finished with this configuration and these inputs: nothing to check")
+        elif not describe(run, report=lambda process: kind(config, run).report(process)):
             kind(config, run).work()

@@ -44,7 +44,7 @@ def shown_flags(name: str) -> dict[str, str]:
     """Flag → the form of its value, as the page's text has them."""
     rows = (re.match(r"  (--\S+) (.+?)(?:  |$)", line) for line in page_of(name))
     flags = {row[1]: row[2].strip() for row in rows if row}
-    launch = {"--accelerate", "--dry-run", *(f"--{name}" for name in PASSED_ON)}
+    launch = {"--accelerate", "--dry-run", "--preflight-only", *(f"--{name}" for name in PASSED_ON)}
     return {flag: form for flag, form in flags.items() if flag not in launch | {"--config", "--help"}}
 
 

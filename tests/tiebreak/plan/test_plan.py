@@ -218,7 +218,8 @@ def test_the_nearest_settings_fit_and_are_in_the_language_of_the_files() -> None
     too_large = planned(Hardware(find_device("h100")), shape_named("llama-3.1-70b"))
     assert too_large.certain_not_to_fit
     assert too_large.nearest == ("training.gradient_checkpointing: true and adapter.quantize: nf4",)
-    assert warning(too_large).startswith("it needs about ")
+    assert warning(too_large, 2**30).startswith("it needs about ")
+    assert warning(too_large, 2**30).endswith(f"1.0 GiB are free; what fits: {too_large.nearest[0]}")
 
 
 def test_the_largest_pass_fits_and_a_larger_one_does_not() -> None:

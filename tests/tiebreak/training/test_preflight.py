@@ -1,0 +1,188 @@
+"""The page before training: steps worked by hand, memory and disk that do not suffice, and where the command ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from support import TINY_TRAINING, run_here, write_config, write_rows
+
+from tiebreak.config import TrainingConfig
+from tiebreak.errors import MachineError
+from tiebreak.plan.available import available_memory, this_hardware
+from tiebreak.plan.devices import Device
+from tiebreak.plan.hardware import Hardware
+from tiebreak.plan.planner import plan_stage
+from tiebreak.plan.tables import settings, shape_named
+from tiebreak.runs.placement import Placement
+from tiebreak.training import preflight
+from tiebreak.training.preflight import disk_check, memory_checks, steps_check
+
+
+def config_of(size: int, parts: int) -> Any:
+    training = TrainingConfig(per_device_batch_size=size, gradient_accumulation_steps=parts)
+    return SimpleNamespace(training=training)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "parts", "placement", "expected"),
+    [
+        (48, 8, 1, Placement(), "1 process × 8 × 1 = 8 a step: 6 steps an epoch; no row is dropped"),
+        (50, 8, 1, Placement(), "7 steps an epoch, the last of them of 2 rows; no row is dropped"),
+        # 50 = 3 steps of 16 and 2: two processes of 8 take one row each, and the first 14 rows again
+        (50, 8, 1, Placement(2, "zero2"), "2 processes (zero2) × 8 × 1 = 16 a step: 4 steps an epoch, the last of them "
+         "of 2 rows; no row is dropped, and 14 are seen twice, so that all processes have as many"),
+        (64, 4, 2, Placement(2, "ddp"), "2 processes (ddp) × 4 × 2 = 16 a step: 4 steps an epoch; no row is dropped"),
+    ],
+)  # fmt: skip
+def test_steps_against_rows(rows: int, size: int, parts: int, placement: Placement, expected: str) -> None:
+    check = steps_check(config_of(size, parts), rows, placement)
+    assert check.text.endswith(expected)
+    assert check.state == "ok"
+
+
+def test_what_the_loader_of_two_processes_sees_twice() -> None:
+    """accelerate's own shards of 50 rows in batches of 8: 64 indices, 14 of them for the second time."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    batches = BatchSampler(SequentialSampler(range(50)), 8, drop_last=False)
+    seen = [row for rank in (0, 1) for batch in BatchSamplerShard(batches, 2, rank) for row in batch]
+    assert len(seen) - len(set(seen)) == 14
+    assert set(seen) == set(range(50))
+
+
+def test_fewer_rows_than_a_step_are_a_warning() -> None:
+    assert steps_check(config_of(8, 4), 20, Placement()).state == "warn"
+
+
+def test_episodes_of_ppo() -> None:
+    config = SimpleNamespace(training=TrainingConfig(per_device_batch_size=4), episodes_per_rollout=32, ppo_epochs=3)
+    text = steps_check(config, 9, Placement(2, "ddp")).text
+    assert text.endswith("= 8 a step: 32 episodes a rollout make 12 steps")
+
+
+# --- memory and disk
+
+
+def planned(memory: int, title: str = "a card") -> Any:
+    device = Device("h100", title, memory, 1e12)
+    return plan_stage("sft", settings("sft"), Hardware(device), shape=shape_named("llama-3.1-8b"))
+
+
+def test_weights_that_exceed_the_device_are_refused_and_less_room_is_a_warning() -> None:
+    with pytest.raises(MachineError) as refused:
+        list(memory_checks(planned(10**10), 10**10))
+    assert "its weights alone take 15.0 GiB, and a card has 9.3 GiB; what fits: " in str(refused.value)
+    assert "adapter.quantize: nf4" in str(refused.value)
+    (tight,) = (check for check in memory_checks(planned(10**11), 2**33) if check.name == "memory")
+    assert tight.state == "warn"
+    assert "8.0 GiB are free" in tight.text
+    (roomy,) = (check for check in memory_checks(planned(10**11), 10**11) if check.name == "memory")
+    assert roomy.state == "ok"
+
+
+def test_memory_that_programs_can_have(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  16384 kB\nMemAvailable:    4096 kB\n")
+    assert available_memory(meminfo) == 4096 * 1024
+    assert available_memory(tmp_path / "none") > 2**28
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = this_hardware().device.memory
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    shared = this_hardware()
+    assert (shared.device.memory, shared.count) == (alone // 2, 4)
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 million trained: 120 MB, and 16 MiB beside it."""
+    free = 136_777_216
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: Usage(10**12, 0, free))
+    assert disk_check(tmp_path / "run", 10_000_000).state == "warn"  # one checkpoint, not three
+    free -= 1
+    with pytest.raises(MachineError, match="a checkpoint takes 130 MiB, and 130 MiB are free"):
+        disk_check(tmp_path / "run", 10_000_000)
+    free = 10**9
+    assert disk_check(tmp_path / "run", 10_000_000).state == "ok"
+
+
+# --- the command
+
+
+def stage_files(folder: Path, model: Path) -> dict[str, Path]:
+    rows = [{"prompt": f"Why {n}?", "completion": f"Because of {n}.", "split": "train"} for n in range(6)]
+    pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "No.", "split": "train"} for r in rows]
+    shared = {"policy": model, "training": TINY_TRAINING, "tracking": {"mode": "disabled"}}
+    data = {"sft": ("demonstrations", rows), "reward": ("preferences", pairs), "dpo": ("preferences", pairs)}
+    return {
+        stage: write_config(
+            folder / f"{stage}.yaml",
+            output=folder / stage,
+            adapter={"r": 4, "alpha": 8},
+            **{key: write_rows(folder / f"{key}.jsonl", content)},
+            **shared,
+        )
+        for stage, (key, content) in data.items()
+    }
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_preflight_only_checks_and_loads_nothing(
+    stage: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiebreak.models.load.load_base", lambda *_, **__: pytest.fail("it loaded the model"))
+    file = stage_files(tmp_path, tiny_model)[stage]
+    status, printed = run_here(stage, "--config", file, "--preflight-only")
+    assert status == 0, printed
+    page = printed.partition("preflight\n")[2]
+    assert [line.split()[1] for line in page.splitlines() if line.strip()] == [
+        "rows", "steps", "memory", "disk", "versions",
+    ]  # fmt: skip
+    assert "6 to train on, 0 held out" in page
+    assert "saved: " not in printed
+    assert not (tmp_path / stage / "manifest.json").exists()
+    # and a later run under other settings is not in the way of what this one left
+    status, _ = run_here(stage, "--config", file, "--preflight-only", "--training.learning-rate", "0.5")
+    assert status == 0
+
+
+def test_preflight_only_fails_where_the_stage_would(tmp_path: Path, tiny_model: Path) -> None:
+    file = stage_files(tmp_path, tiny_model)["sft"]
+    status, printed = run_here("sft", "--config", file, "--preflight-only", "--training.max-length-tokens", "8")
+    assert status == 1
+    assert "longer than training.max_length_tokens" in printed
+    status, printed = run_here("evaluate", "--config", "configs/quickstart/evaluate.yaml", "--preflight-only")
+    assert status == 2
+    assert "trains nothing" in printed
+
+
+def test_a_recipe_checks_what_it_can_and_names_what_waits(tmp_path: Path, tiny_model: Path) -> None:
+    files = stage_files(tmp_path, tiny_model)
+    values = json.loads(json.dumps({"policy": str(tmp_path / "sft"), "adapter": None}))
+    entries = [
+        {"stage": "sft", "config": files["sft"]},
+        {"stage": "reward", "config": files["reward"]},
+        {"stage": "dpo", "config": files["dpo"], "overrides": values},
+    ]
+    recipe = write_config(tmp_path / "all.yaml", name="r", stages=entries, from_root=tmp_path, tracking_mode="disabled")
+    status, printed = run_here("run", "--config", recipe, "--preflight-only")
+    assert status == 0, printed
+    assert f"dpo: checked once {tmp_path / 'sft'} is finished" in printed
+    assert not list(tmp_path.glob("*/manifest.json"))
+    entries[1]["overrides"] = {"training": {"max_length_tokens": 8}}
+    write_config(recipe, name="r", stages=entries, from_root=tmp_path, tracking_mode="disabled")
+    status, printed = run_here("run", "--config", recipe, "--preflight-only")
+    assert status == 1
+    assert "the preflight of reward failed" in printed

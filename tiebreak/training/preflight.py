@@ -1,0 +1,174 @@
+"""The preflight: one page of what is checked before a stage loads its model.
+
+    preflight
+      ok    rows       48 to train on, 6 held out
+      ok    steps      2 processes × 8 rows × 1: 16 a step, 3 an epoch
+      warn  memory     it needs about 21.0 GiB at its peak (training), and 15.8 GiB are free; what fits: …
+      ok    disk       checkpoints and the saved model take 240 MiB, and 96.0 GiB are free
+      ok    versions   torch 2.13.0, transformers 5.23.0, …
+
+`--preflight-only` ends there: status 0, or that of the error. What would train wrongly, or is certain to fail, is an error;
+what may fail is a warning.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from tiebreak.config import AdapterConfig, OptimizerConfig, StageConfig
+from tiebreak.errors import MachineError
+from tiebreak.models.find import ModelSource
+from tiebreak.models.load import adapter_of
+from tiebreak.plan.available import available_memory, free_memory, this_hardware
+from tiebreak.plan.devices import machine_memory
+from tiebreak.plan.page import gib, warning
+from tiebreak.plan.planner import ROWS_KEY, StagePlan, plan_stage
+from tiebreak.plan.shape import read_shape
+from tiebreak.runs.placement import Placement, of_process
+from tiebreak.runs.run import Run
+from tiebreak.terminal import say
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes")
+CHECKPOINTS_AT_ONCE = 3
+"""two are kept, and the newest is complete before the oldest is deleted"""
+BYTES_PER_TRAINED = 12
+"""of a checkpoint: a float32 weight, and AdamW's two moments"""
+BESIDE_WEIGHTS = 16 * 2**20
+"""bytes of a saved model's tokenizer, of states and logs"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the page."""
+
+    name: str
+    text: str
+    state: Literal["ok", "warn"] = "ok"
+
+    def __str__(self) -> str:
+        return f"  {self.state:<5} {self.name:<10} {self.text}"
+
+
+def show_page(config: Any, run: Run, source: ModelSource, counts: tuple[int, int], row_tokens: float) -> None:
+    """Print the page.
+
+    Args:
+        counts: rows to train on, and rows held out.
+        row_tokens: mean tokens of a row.
+
+    Raises:
+        MachineError: the weights alone exceed the device, or the disk cannot hold a checkpoint.
+    """
+    placement = of_process()
+    checks = [
+        Check("rows", f"{counts[0]:,} to train on, {counts[1]:,} held out"),
+        steps_check(config, counts[0], placement),
+    ]
+    plan = _plan(config, run, source, counts[0], row_tokens)
+    if isinstance(plan, str):
+        checks.append(Check("memory", f"not planned: {plan}"))
+        trained = 0
+    else:
+        checks += list(memory_checks(plan, free_memory()))
+        trained = plan.trained
+    checks.append(disk_check(run.folder, trained))
+    if placement.processes > 1:
+        checks.append(
+            Check("port", f"{os.environ.get('MASTER_ADDR', 'localhost')}:{os.environ.get('MASTER_PORT', '?')}")
+        )
+    checks.append(Check("versions", ", ".join(versions())))
+    say("preflight", *map(str, checks), "")
+
+
+def steps_check(config: Any, rows: int, placement: Placement) -> Check:
+    """World size × batch × accumulation against the rows."""
+    training: OptimizerConfig = config.training
+    size, parts, world = training.per_device_batch_size, training.gradient_accumulation_steps, placement.processes
+    batch = size * parts * world
+    factors = f"{placement} × {size} × {parts} = {batch:,} a step"
+    if hasattr(config, "episodes_per_rollout"):
+        updates = config.ppo_epochs * (config.episodes_per_rollout // batch)
+        return Check("steps", f"{factors}: {config.episodes_per_rollout:,} episodes a rollout make {updates:,} steps")
+    steps = math.ceil(rows / batch)
+    rest = rows - (steps - 1) * batch
+    last = "" if rest == batch else f", the last of them of {rest:,} rows"
+    text = f"{factors}: {steps:,} steps an epoch{last}; no row is dropped"
+    repeated = -rest % (size * world) if world > 1 else 0
+    if repeated:
+        text += f", and {repeated:,} are seen twice, so that all processes have as many"
+    return Check("steps", text, "warn" if rows < batch else "ok")
+
+
+def memory_checks(plan: StagePlan, free: int) -> Iterator[Check]:
+    """The plan's memory against the device's.
+
+    Raises:
+        MachineError: the weights alone exceed it.
+    """
+    needed = gib(plan.memory.total)
+    if plan.certain_not_to_fit:
+        fits = f"; what fits: {plan.nearest[0]}" if plan.nearest else ""
+        raise MachineError(
+            f"{plan.setting.shape.name} does not fit: its weights alone take {gib(plan.memory.weights)}, and "
+            f"{plan.setting.hardware.device.title} has {gib(plan.available)}{fits} ('tiebreak plan' has the whole account)"
+        )
+    if plan.memory.total > free:
+        yield Check("memory", warning(plan, free), "warn")
+    else:
+        yield Check("memory", f"about {needed} at its peak ({plan.phase}), and {gib(free)} are free")
+    if plan.host > min(available_memory(), machine_memory()):
+        yield Check("host", f"loading takes {gib(plan.host)} of this machine's own memory, and {gib(available_memory())} "
+                    "are free", "warn")  # fmt: skip
+
+
+def disk_check(folder: Path, trained: int) -> Check:
+    """Room for the checkpoints that are kept at once, and for the saved model.
+
+    Raises:
+        MachineError: there is none for one checkpoint.
+    """
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    one = trained * BYTES_PER_TRAINED + BESIDE_WEIGHTS
+    needed = CHECKPOINTS_AT_ONCE * one + trained * 4 + BESIDE_WEIGHTS
+    if one > free:
+        raise MachineError(
+            f"{folder}: a checkpoint takes {gib(one)}, and {gib(free)} are free on its disk: free some space, or give "
+            "another --output"
+        )
+    text = f"checkpoints and the saved model take {gib(needed)}, and {gib(free)} are free"
+    return Check("disk", text, "warn" if needed > free else "ok")
+
+
+def versions() -> Iterator[str]:
+    """The packages that compute, as installed."""
+    for package in PACKAGES:
+        try:
+            yield f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+
+
+def _plan(config: Any, run: Run, source: ModelSource, rows: int, row_tokens: float) -> StagePlan | str:
+    """The stage's plan, or why there is none: it only informs, so nothing that it cannot count stops a training."""
+    if run.stage not in ROWS_KEY or not isinstance(config, StageConfig):
+        return "this stage has no plan"
+    adapter: AdapterConfig = adapter_of(source, getattr(config, "adapter", None))
+    try:
+        return plan_stage(
+            run.stage,
+            config,
+            this_hardware(),
+            shape=read_shape(source.base_path, source.name),
+            adapter=adapter,
+            row_count=rows,
+            row_tokens=row_tokens,
+        )
+    except Exception as error:  # noqa: BLE001
+        return next(iter(str(error).splitlines()), type(error).__name__)
