@@ -19,7 +19,7 @@ import yaml
 from support import REPOSITORY, read_rows
 
 from tiebreak import __version__
-from tiebreak.command.hardware import take_launch_flags
+from tiebreak.command.hardware import take_launch_flags, take_preflight
 from tiebreak.command.help import configuration_class
 from tiebreak.command.reference import FOLDER, INDEX, reference_pages
 from tiebreak.command.table import COMMANDS, find_command
@@ -67,6 +67,8 @@ def refused(line: str) -> list[str]:
     faults = []
     if path is not None and path.parts[0] == "configs" and not find_shipped(path).is_file():
         faults.append(f"no such file: {path}")
+    if command.trains or name == "run":
+        rest = take_preflight(rest)[1]
     if command.trains:
         launch, rest = take_launch_flags(rest)
         known = find_shipped(Path("configs/accelerate") / f"{launch.accelerate}.yaml").is_file()

@@ -45,7 +45,8 @@ def shown_flags(name: str) -> dict[str, str]:
     rows = (re.match(r"  (--\S+) (.+?)(?:  |$)", line) for line in page_of(name))
     flags = {row[1]: row[2].strip() for row in rows if row}
     launch = {"--accelerate", "--dry-run", "--preflight-only", *(f"--{name}" for name in PASSED_ON)}
-    return {flag: form for flag, form in flags.items() if flag not in launch | {"--config", "--help"}}
+    beside = set() if find_command(name.split())[1].plans else launch  # its own keys
+    return {flag: form for flag, form in flags.items() if flag not in beside | {"--config", "--help"}}
 
 
 # --- at once
