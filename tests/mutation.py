@@ -70,11 +70,12 @@ _DATA_SETS = [
     f"tests/tiebreak/data/test_{name}.py" for name in ("formats", "files", "splits", "odd_rows", "pairs", "command")
 ]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
-_TRAININGS = (
+_LONG_TESTS = (
     *("test_ppo_never_trains_on_a_held_out_prompt", "test_evaluate_refuses_what_its_policy_was_trained_on"),
     *("test_dpo_drops_bad_rows_lists_and_counts_them", "test_sft_reads_a_table_by_columns"),
+    *("test_a_first_row_whose_ranking_has_a_fault_is_named", "test_reading_imports_no_torch"),
 )
-"""Tests of the data sets that train: left out unless they are named."""
+"""Tests of the data sets that train, or start a process, which has no mutant: left out unless they are named."""
 TESTS = {
     "tiebreak/measures/statistics.py": ["tests/tiebreak/measures/test_statistics.py"],
     "evaluation/evaluate.py": [
@@ -613,8 +614,8 @@ def run_tests(tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
     try:
         options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header"]
         options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]
-        if not any(name in test for test in tests for name in _TRAININGS):
-            options += ["-k", " and ".join(f"not {name}" for name in _TRAININGS)]
+        if not any(name in test for test in tests for name in _LONG_TESTS):
+            options += ["-k", " and ".join(f"not {name}" for name in _LONG_TESTS)]
         return int(pytest.main([*options, f"--basetemp={scratch}/pytest", *tests], plugins=list(plugins)))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
