@@ -50,7 +50,8 @@ def test_what_is_shown_of_a_file(ultrafeedback: Path, tiny_model: Path) -> None:
     status, out = shown(ultrafeedback, "--policy", tiny_model, "--rows", 1, "--validation-share", 0)
     assert status == 1  # a stage would refuse it
     lines = out.splitlines()
-    assert lines[0] == f"{ultrafeedback}: read as preferences (as something else: --as prompts or demonstrations)"
+    others = "prompts or demonstrations or answers"
+    assert lines[0] == f"{ultrafeedback}: read as preferences (as something else: --as {others})"
     for line in (
         "  rows      6",
         "  shape     UltraFeedback (prompt, whole conversations in chosen and rejected)",
