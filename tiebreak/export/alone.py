@@ -13,6 +13,9 @@ import os
 import sys
 from typing import Any
 
+STOPS_BY_TEXT = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
+"""end tokens that llama.cpp knows by their text, whatever a file names"""
+
 
 def main() -> None:
     """Answer the request on standard input."""
@@ -50,7 +53,14 @@ def load(request: dict[str, Any]) -> Any:
 
     folder, options = request["folder"], {"trust_remote_code": request["trust_remote_code"]}
     if request["file"]:
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=request["file"], dtype=torch.float32)
+        config = transformers.AutoConfig.from_pretrained(folder, gguf_file=request["file"])
+        # two things that llama.cpp reads, and transformers leaves out
+        if hasattr(config, "head_dim"):
+            config.head_dim = head_size(os.path.join(folder, request["file"]))
+        if request["rope"]:
+            config.rope_parameters = request["rope"]
+        options = {"gguf_file": request["file"], "config": config, "dtype": torch.float32}
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
     if not request["adapter"]:
         name = "AutoModelForSequenceClassification" if request["scores"] else "AutoModelForCausalLM"
         return getattr(transformers, name).from_pretrained(folder, **options)
@@ -89,9 +99,30 @@ def conversations(request: dict[str, Any]) -> dict[str, Any]:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError):
             rendered.append(None)
     ends: Any = None
-    if not request["file"] and not request["scores"]:
+    if request["file"]:
+        ends = ends_of_file(os.path.join(request["folder"], request["file"]))
+    elif not request["scores"]:
         ends = transformers.GenerationConfig.from_pretrained(request["folder"]).eos_token_id
     return {"conversations": rendered, "ends": ends if isinstance(ends, list) else [ends]}
+
+
+def head_size(path: str) -> int:
+    """The size of an attention head."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    return int(fields[f"{fields['general.architecture'].contents()}.attention.key_length"].contents())
+
+
+def ends_of_file(path: str) -> list[int]:
+    """The tokens at which llama.cpp stops."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    named = [fields.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    by_text = [number for number, token in enumerate(tokens) if token in STOPS_BY_TEXT]
+    return [*(int(field.contents()) for field in named if field is not None), *by_text]
 
 
 if __name__ == "__main__":

@@ -45,12 +45,21 @@ class Comparison:
         return f"{found} (mean {self.mean:.2g}, allowed {self.allowed:g})"
 
 
-def ask_alone(origin: Origin, probe: Probe, folder: Path, *, file: str = "", adapter: bool = False) -> dict[str, Any]:
+def ask_alone(
+    origin: Origin,
+    probe: Probe,
+    folder: Path,
+    *,
+    file: str = "",
+    adapter: bool = False,
+    rope: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What the folder answers in a process of its own.
 
     Args:
         file: a GGUF file in the folder; empty: the folder is transformers'.
         adapter: the folder holds an adapter.
+        rope: the run's rope scaling, which transformers does not read from GGUF.
 
     Raises:
         HandoffError: it cannot be loaded there.
@@ -59,6 +68,7 @@ def ask_alone(origin: Origin, probe: Probe, folder: Path, *, file: str = "", ada
         "folder": str(folder),
         "file": file,
         "adapter": adapter,
+        "rope": rope,
         "scores": len(probe.values) if origin.kind == "reward" else 0,
         "quantized": adapter and origin.quantized,
         "dtype": probe.dtype,

@@ -28,6 +28,7 @@ from tiebreak.runs.run import read_manifest
 from tiebreak.terminal import say
 
 EXPORT_FILE = "export.json"
+GGUF_FILE = "model-{dtype}.gguf"
 _WITH_RUN = "tiebreak export RUN --to safetensors|adapter|gguf|ollama|vllm|hub [--key value …]"
 
 
@@ -61,7 +62,7 @@ def export(name: str, arguments: ExportArguments) -> Path:
         raise HandoffError(
             f"{name} is a reward model, which --to {arguments.to} does not run: use --to safetensors or hub"
         )
-    if not (arguments.to == "hub" and _is_finished(folder, name, arguments)):  # an upload that failed is tried again
+    if not (arguments.to == "hub" and is_finished(folder, name, arguments)):  # an upload that failed is tried again
         require_free(folder)
         origin = find_origin(name, arguments.trust_remote_code)
         chosen = arguments.dtype
@@ -78,7 +79,7 @@ def export(name: str, arguments: ExportArguments) -> Path:
     return folder
 
 
-def _is_finished(folder: Path, name: str, arguments: ExportArguments) -> bool:
+def is_finished(folder: Path, name: str, arguments: ExportArguments) -> bool:
     """Whether a folder is what this export writes."""
     if not (folder / EXPORT_FILE).is_file() or not (Path(name) / "manifest.json").is_file():
         return False
@@ -92,6 +93,11 @@ def next_of(folder: Path, arguments: ExportArguments) -> list[str]:
     """Commands that use the export."""
     if arguments.to == "vllm":
         return [f"vllm serve {shlex.quote(str(folder))} --served-model-name {shlex.quote(folder.resolve().name)}"]
+    if arguments.to == "ollama":
+        where = shlex.quote(str(folder / "Modelfile"))
+        return [f"ollama create {shlex.quote(folder.resolve().name)} -f {where}"]
+    if arguments.to == "gguf":
+        return [f"llama-server --jinja -m {shlex.quote(str(folder))}/*.gguf"]
     return []
 
 
@@ -100,24 +106,56 @@ def _write(folder: Path, origin: Any, arguments: ExportArguments, dtype: Dtype) 
     from tiebreak.export.card import write_card
     from tiebreak.export.weights import load_merged, probe_of, write_adapter, write_weights
 
+    if arguments.to in IN_GGUF:
+        require_gguf(origin)
     with written_whole(folder) as hidden:
         model = None if arguments.writes_adapter else load_merged(origin)
         probe = probe_of(origin, model)
+        loading: dict[str, Any] = {}
         if model is None:
             write_adapter(origin, hidden)
-            dtype = "fp32"
+            loading, dtype = {"adapter": True}, "fp32"
+        elif arguments.to in IN_GGUF:
+            loading = _write_gguf(origin, model, hidden, arguments, dtype)
         else:
             write_weights(origin, model, hidden, dtype, arguments.shard_size)
         del model
-        answer = ask_alone(origin, probe, hidden, adapter=arguments.writes_adapter)
+        answer = ask_alone(origin, probe, hidden, **loading)
         comparison = compare(origin, probe, answer, dtype)
         require_same_text(origin, answer)
         commands = next_of(folder, arguments)
-        write_card(
-            hidden, origin, arguments, dtype, comparison, "\n".join(["```shell", *commands, "```"] * bool(commands))
-        )
+        how_to = "\n".join(["```shell", *commands, "```"] * bool(commands))
+        write_card(hidden, origin, arguments, dtype, comparison, how_to)
         write_json(hidden / EXPORT_FILE, record_of(origin, arguments, dtype, comparison))
     return comparison
+
+
+def require_gguf(origin: Any) -> None:
+    """Refuse before the weights are loaded.
+
+    Raises:
+        HandoffError: an architecture that is not written to GGUF.
+    """
+    from transformers import AutoConfig
+
+    from tiebreak.export.gguf_file import require_supported
+
+    trusted = origin.source.trust_remote_code
+    config = AutoConfig.from_pretrained(origin.source.base_path, trust_remote_code=trusted)
+    require_supported(config, origin.source.name)
+
+
+def _write_gguf(origin: Any, model: Any, folder: Path, arguments: ExportArguments, dtype: Dtype) -> dict[str, Any]:
+    """The file, and for Ollama its Modelfile; returns how the file is loaded."""
+    from tiebreak.export.gguf_file import require_supported, write_gguf
+    from tiebreak.export.ollama import MODELFILE, modelfile_of
+
+    file = GGUF_FILE.format(dtype={"fp16": "f16", "fp32": "f32"}.get(dtype, dtype))
+    if arguments.to == "ollama":
+        (folder / MODELFILE).write_text(modelfile_of(origin, file), encoding="utf-8")
+    write_gguf(origin, model, folder / file, dtype)
+    rope = require_supported(model.config, origin.source.name).rope
+    return {"file": file, "rope": dict(rope) if rope.get("rope_type", "default") != "default" else None}
 
 
 def record_of(origin: Any, arguments: ExportArguments, dtype: str, comparison: Any) -> dict[str, Any]:
