@@ -62,6 +62,8 @@ _OF_THE_MACHINE_ELSEWHERE = {
     "EADDRINUSE": _OF_THE_MACHINE[errno.EADDRINUSE],  # torch.distributed
 }
 """Other messages of libraries that do not raise OSError."""
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "gloo/transport")
+"""Messages of gloo and NCCL where the process at the other end of an exchange is gone."""
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError")
 _OUT_OF_MEMORY_ELSEWHERE = ("DefaultCPUAllocator: can't allocate memory", "not enough memory")
 
@@ -151,7 +153,7 @@ def exit_with_message(
             _interrupted(resumes)
         if isinstance(error, BrokenPipeError) and _leave_closed_streams():
             raise SystemExit(PIPE_STATUS) from None
-        message = machine_fault(error) or missing_training_package(error)
+        message = lost_process(error) or machine_fault(error) or missing_training_package(error)
         if message:
             _fail(message, MachineError.exit_status)
         if os.environ.get("TIEBREAK_DEBUG"):
@@ -222,6 +224,17 @@ def machine_fault(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         return f"{name}: {_OF_THE_MACHINE[error.errno]}" if name else _OF_THE_MACHINE[error.errno]
     return next((what for words, what in _OF_THE_MACHINE_ELSEWHERE.items() if words in str(error)), "")
+
+
+def lost_process(error: Exception) -> str:
+    """What to say of an exchange with another process of a launch that has ended; otherwise empty.
+
+    That process printed its own error, or a signal ended it: this one has none.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not several or not any(words in str(error) for words in _LOST_PROCESS):
+        return ""
+    return "another process of this launch has ended, so this one stops too; what that one reported is above"
 
 
 def is_full_disk(error: Exception) -> bool:

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY, end_process, run_command, run_here, write_rows
+from support import REPOSITORY, end_process, run_command, run_here, write_config, write_rows
 
-from tiebreak.errors import DataError, exit_with_message, machine_fault
+from tiebreak.errors import DataError, exit_with_message, lost_process, machine_fault
 
 CLI = [sys.executable, "-m", "tiebreak.command.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -295,6 +295,52 @@ def test_what_all_processes_run_into_is_reported_once_and_the_launcher_adds_noth
     assert result.stderr.startswith("dpo: writing ")  # nothing of the launcher above it either
 
 
+BROKEN_GRADER = """
+import os, pathlib, time
+
+def grade(prompts, completions, **_):
+    if os.environ["RANK"] == "1":
+        pathlib.Path(__file__).with_name("raised").write_text(str(time.time()))
+        raise ValueError("rank 1 has no licence")
+    return [0.0] * len(completions)
+"""
+
+
+def test_an_error_of_one_process_ends_all_of_them_within_30_seconds_with_its_message(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """The other one waits in an exchange meanwhile; that its neighbour is gone is no bug of ours."""
+    (tmp_path / "broken.py").write_text(BROKEN_GRADER)
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Why {n}?", "split": "train"} for n in range(4)])
+    config = write_config(
+        tmp_path / "ppo.yaml",
+        output=tmp_path / "ppo",
+        policy=tiny_model,
+        prompts=prompts,
+        rewards=[{"function": "broken:grade"}],
+        episodes_per_rollout=4,
+        rollouts=1,
+        max_validation_prompts=0,
+        sampling={"temperature": 1.0, "max_new_tokens": 4},
+        training={"per_device_batch_size": 2, "max_length_tokens": 128},
+        tracking={"mode": "disabled"},
+    )
+    result = run_command("ppo", "--config", config, "--accelerate", "cpu_zero2")
+    assert time.time() - float((tmp_path / "raised").read_text()) < 30
+    assert result.returncode == 1
+    assert result.stderr.count("raised ValueError: rank 1 has no licence") == 1
+    assert "This is a bug" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_lost_process_is_named_as_such_in_a_launch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:897. This is")
+    assert lost_process(gone) == ""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert lost_process(gone).startswith("another process of this launch has ended")
+    assert lost_process(RuntimeError("shapes do not match")) == ""
+
+
 @pytest.mark.parametrize(("file", "port"), [("", True), ("main_process_port: 29555\n", False)])
 def test_two_launches_on_one_machine_meet_at_two_ports(
     file: str, port: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -308,7 +354,7 @@ def test_two_launches_on_one_machine_meet_at_two_ports(
     monkeypatch.setattr("tiebreak.command.launch.run_launched", lambda words, _environment: started.append(words) or 7)
     monkeypatch.delenv("MASTER_PORT", raising=False)
     with pytest.raises(SystemExit, match="7"):
-        run_accelerated(COMMANDS["dpo"], ["--accelerate", str(own), "--beta", "0.2"])
+        run_accelerated(COMMANDS["dpo"], ["--accelerate", str(own), "--config", "configs/quickstart/dpo.yaml"])
     (words,) = started
     assert ("--main_process_port" in words) == port
-    assert words[-4:] == ["tiebreak.command.cli", "dpo", "--beta", "0.2"]
+    assert words[-4:] == ["tiebreak.command.cli", "dpo", "--config", "configs/quickstart/dpo.yaml"]
