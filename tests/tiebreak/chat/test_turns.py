@@ -873,7 +873,8 @@ def test_templates_that_write_less_or_otherwise() -> None:
         kept = [one for one in messages if one["role"] == "user" or one is messages[-1]]
         return "".join(f"[u:{one['content']}]" for one in kept) + ("[u:" if prompt else "")
 
-    assert probe_turn(forgets).inner_tail == "]"
+    forgotten = probe_turn(forgets)
+    assert (forgotten.inner_tail, forgotten.thought_open, forgotten.thought_close) == ("]", None, "")
 
     def begins_otherwise(messages: Any, prompt: bool) -> str:
         thoughts = "".join(one.get("reasoning_content", "") + "~" + one["content"] + "." for one in messages)
