@@ -42,7 +42,10 @@ UNREAD = {
 """Sections that these runs do not switch on, and where they are read."""
 ADAPTED = ("reward", "dpo", "ppo")
 """stages whose policy has an adapter here, so that they make none"""
-REFUSED = {("ppo", "completions_per_prompt"), ("dpo", "margin_scale")}
+REFUSED = {
+    ("ppo", "completions_per_prompt"),
+    *(("dpo", key) for key in ("margin_scale", "desirable_weight", "undesirable_weight")),
+}
 """keys that are refused where they are not read, as below"""
 
 
@@ -172,6 +175,8 @@ def test_a_key_of_training_that_is_not_read_is_refused(stage: str, monkeypatch: 
             ["--strength-as", "weight", "--margin-scale", "2"],
             "margin_scale: with strength_as weight there is no",
         ),
+        ("dpo", ["--desirable-weight", "2"], "desirable_weight: --algorithm dpo has no such thing; leave it out"),
+        ("dpo", ["--undesirable-weight", "2"], "undesirable_weight: --algorithm dpo has no such thing; leave it out"),
         ("dpo", ["--margin-scale", "2"], "margin_scale: with strength_as nothing there is no margin"),
         ("reward", ["--max-samples", "9"], "max_samples: without samples there are no answers to score"),
     ],
