@@ -8,11 +8,13 @@ after a crash. Identical completions of a prompt are merged; a prompt left with 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from preference import probe
 from preference.configuration import SampleConfig
 from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.command.launch import stage_main
@@ -246,7 +248,11 @@ def to_pairs(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`tiebreak sample`, or `python -m preference.sample`."""
+    """`tiebreak sample`, or `python -m preference.sample`; `--probe RUN` is preference.probe."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in (["probe"], ["--probe"]):
+        probe.main(words[1:])
+        return
     stage_main("sample", SampleConfig, sample, arguments)
 
 

@@ -188,6 +188,16 @@ SAMPLE = Stage(
     inputs={"policy": "policy", "prompts": "prompts"},
     rows=("pairs",),
     next=(Next("label", (("pairs", "{output}"),)),),
+    subcommands=(
+        Command(
+            "probe",
+            "preference.probe",
+            "repeat a finished run's probe and samples without training; also sample --probe RUN",
+            heavy=True,
+            positional="RUN",
+            sources=(),
+        ),
+    ),
 )
 
 LABEL = Stage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,33 @@ def test_samples_and_a_merged_copy_that_fail_lose_nothing(
     assert again["outputs"] == read_manifest(whole)["outputs"]
     assert again["id"] == finished["id"] == read_manifest(whole)["id"]
     assert "nothing to do" in command(finished_recipe, "sft", folder)[1]
+
+    (folder / "samples.jsonl").unlink()
+    states = json.loads((folder / "reports.json").read_text())
+    states["samples"] |= {"state": "failed", "error": "it was lost"}
+    (folder / "reports.json").write_text(json.dumps(states))
+    status, message = run_here("sample", "--probe", folder)
+    assert status == 0, message
+    assert re.search(r"the largest difference from its training is [0-9.]+e-\d\d", message)
+    assert read_rows(folder / "samples.jsonl") == read_rows(whole / "samples.jsonl")
+    assert reports(folder) == {"samples": "done", "merged": "done"}
+    assert read_manifest(folder) == again
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--probe takes one finished run"),
+        (("nowhere",), "no finished run in nowhere"),
+        (("prepare",), "has no final/probe.json: give the folder of a finished training run"),
+    ],
+)
+def test_what_has_no_probe_is_refused(words: tuple[str, ...], message: str, finished_recipe: Path) -> None:
+    given = [finished_recipe / "runs" / word if word == "prepare" else word for word in words]
+    for form in (("sample", "--probe"), ("sample", "probe")):
+        status, printed = run_here(*form, *given)
+        assert status in (1, 2)
+        assert message in printed
 
 
 def test_a_reward_report_that_fails_leaves_the_model_and_its_scale(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,7 @@ CASES = {
         ("--training.eval_steps", "2", "--training.save_steps", "2"),
         "evaluate",
         1,
-        signal.SIGTERM,
+        signal.SIGHUP,
         2,
     ),
     "ppo within a rollout": ("ppo", PPO, "training_step", 3, signal.SIGTERM, 3),
@@ -196,6 +197,40 @@ def test_a_second_ctrl_c_does_not_wait_and_one_press_is_one(monkeypatch: pytest.
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert stopping.requested() == 0
+
+
+OF_A_TERMINAL = """
+import signal, sys, time
+from tiebreak.errors import exit_with_message
+from tiebreak.process.stopping import check, deferring, heeding_signals, requested
+
+def work():
+    with deferring():
+        print("at work", flush=True)
+        while not requested():
+            time.sleep(0.01)
+        print("a step", "of a bar", file=sys.stderr, flush=True)  # to the terminal that is gone
+        open(sys.argv[1], "w").write("saved")
+        check("its step is saved")
+
+with heeding_signals():
+    exit_with_message(work)
+"""
+
+
+def test_a_closed_terminal_stops_a_run_as_other_signals_do(tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(
+            sys.executable,
+            [sys.executable, "-c", OF_A_TERMINAL, str(tmp_path / "step")],
+            {**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )
+    assert b"at work" in os.read(terminal, 100)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 75
+    assert (tmp_path / "step").read_text() == "saved"
 
 
 def test_signals_are_heeded_nowhere_else() -> None:

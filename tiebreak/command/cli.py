@@ -66,8 +66,8 @@ def _dispatch(words: list[str]) -> None:
             from tiebreak.command.launch import without_launch_flags
             from tiebreak.config import Section, load_config
 
-            model = configuration_class(command)
-        if issubclass(model, Section):
+            model = configuration_class(command) if command.configuration else None
+        if model is not None and issubclass(model, Section):
             load_config(model, without_launch_flags(_flags_of(command, rest)), name)
         if name != "run":  # a recipe looks at its stages
             require_training_packages(f"'tiebreak {name}'")

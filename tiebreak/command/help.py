@@ -88,7 +88,7 @@ def configuration_class(command: Command) -> type[BaseModel]:
 def usage_of(name: str, command: Command, model: type[BaseModel] | None) -> str:
     words = ["usage: tiebreak", name, *([command.positional] if command.positional else [])]
     if model is None:
-        return " ".join([*words, "SUBCOMMAND …"])
+        return " ".join([*words, *(["SUBCOMMAND …"] if command.subcommands else [])])
     if "config" in command.sources:
         words.append("--config FILE")
     if "label" in command.sources:

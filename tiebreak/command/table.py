@@ -140,6 +140,6 @@ def find_command(words: Sequence[str]) -> tuple[str, Command, list[str]]:
     """(its whole name, the command or subcommand, the words after it); the first word must be a command."""
     command, rest = COMMANDS[words[0]], list(words[1:])
     for one in command.subcommands:
-        if rest[:1] == [one.name]:
+        if rest[:1] == [one.name] or (not one.configuration and rest[:1] == [f"--{one.name}"]):
             return f"{command.name} {one.name}", one, rest[1:]
     return command.name, command, rest

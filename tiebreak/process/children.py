@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tiebreak.process.stopping import SIGNALS, note
+from tiebreak.process.stopping import SIGNALS, leave_closed_terminal, note
 
 FOLLOWS = "TIEBREAK_FOLLOWS_PARENT"
 """environment variable of a process that ends with its parent"""
@@ -54,6 +54,8 @@ def passing_on(send: Callable[[int], object]) -> Iterator[list[int]]:
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         came.append(number)
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         note(number)
         send(number)
 

@@ -1,6 +1,7 @@
 """Stopping on a signal: finished work is kept, and the exit status says that the same command resumes.
 
-Handles SIGTERM and SIGUSR1, which job schedulers send before they reclaim a machine, and Ctrl-C. A training stage writes
+Handles SIGTERM and SIGUSR1, which job schedulers send before they reclaim a machine, SIGHUP of a terminal that was closed,
+and Ctrl-C. A training stage writes
 a checkpoint at the end of the current step, *sample* and *evaluate* finish the current batch, and everything else stops
 at once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again later), or 130 after Ctrl-C; a second Ctrl-C stops
 without waiting.
@@ -10,22 +11,28 @@ Signal handlers belong to the whole process, and so does this module's state: on
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Literal
 
 STOPPED = 75
 INTERRUPTED = 130
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 PATIENCE_SECONDS = 30
 """longest duration of a step or batch after a signal; a checkpoint must be written within 60 s"""
 ONE_PRESS_SECONDS = 1.0
 """Ctrl-C reaches every process of a terminal, and parents forward it too: within this time it counts once"""
+
+
+_TERMINALS = (4, 5, *range(136, 144))
+"""major numbers of Linux's terminals and pseudo-terminals"""
 
 
 class Stopped(BaseException):
@@ -92,7 +99,7 @@ def forget() -> None:
 
 def as_a_new_process() -> None:
     """In a fork: default signal handling, until this process installs its own."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _interrupt)
     forget()
@@ -158,6 +165,16 @@ def check(kept: str = "") -> None:
         raise Stopped(_request.number, kept)
 
 
+def leave_closed_terminal() -> None:
+    """Redirect output to a terminal that is gone to nothing: writing to it would be an error, also of a progress bar."""
+    for descriptor in (0, 1, 2):
+        with suppress(OSError):
+            status = os.fstat(descriptor)
+            terminal = stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) in _TERMINALS
+            if terminal and not os.isatty(descriptor):  # it answers no longer
+                os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """KeyboardInterrupt, once per press."""
     now, earlier = time.monotonic(), _request.at
@@ -168,6 +185,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     now, earlier = time.monotonic(), _request.number
+    if number == signal.SIGHUP:
+        leave_closed_terminal()
     if _request.leave is not None:
         _request.leave(number)
     if earlier and now - _request.at <= ONE_PRESS_SECONDS:

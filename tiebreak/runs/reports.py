@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from tiebreak.runs.run import Run
 from tiebreak.terminal import say
 
 REPORTS_FILE = "reports.json"
+SAMPLES = "samples"
+"""the table of samples"""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,20 @@ class Reports:
         return done.state == "done"
 
     def _write(self) -> None:
-        try:
-            write_json(self._path, {name: asdict(report) for name, report in self._reports.items()})
-        except OSError as error:
-            say(f"warning: {self._path} is not writable ({error.strerror})")
+        _write(self._path, self._reports)
+
+
+def note_done(folder: Path, name: str) -> None:
+    """Record a report that was made again without its stage."""
+    reports = read_reports(folder)
+    _write(folder / REPORTS_FILE, reports | {name: replace(reports[name], state="done", error=None)})
+
+
+def _write(path: Path, reports: Mapping[str, Report]) -> None:
+    try:
+        write_json(path, {name: asdict(report) for name, report in reports.items()})
+    except OSError as error:
+        say(f"warning: {path} is not writable ({error.strerror})")
 
 
 def read_reports(folder: Path) -> dict[str, Report]:

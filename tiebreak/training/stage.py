@@ -28,7 +28,7 @@ from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
 from tiebreak.runs.placement import require_agreement
-from tiebreak.runs.reports import Reports
+from tiebreak.runs.reports import SAMPLES, Reports
 from tiebreak.runs.run import Run, read_metrics
 from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, say
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Row = TypeVar("Row")
 
-SAMPLES, REPORT, MERGED = "samples", "report", "merged"
+REPORT, MERGED = "report", "merged"
 """names of reports: sample completions, the stage's own page, and the merged copy"""
 SAMPLED_PROMPTS = 4
 PROBE_TOKENS = 96
