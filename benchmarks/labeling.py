@@ -230,24 +230,26 @@ class Browser:
 
 
 async def rate(load: Load, name: str, over: Callable[[], bool]) -> None:
-    """One rater's work."""
+    """One rater's work: a judgment at least, since a login alone may take all the time of a short run."""
     browser = Browser(load.address)
-    await browser.log_in(name)
-    pair, count = await browser.send("GET", "/api/next"), 0
-    await asyncio.sleep(random.uniform(0, load.think[1]))
-    while pair and not over():
-        if load.drafts:
-            await browser.send("PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
-            load.latest_draft[name] = (pair["pair_id"], count)
-        await asyncio.sleep(random.uniform(*load.think))
-        said = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
-        begun = time.perf_counter()
-        reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **said})
-        load.times.append(time.perf_counter() - begun)
-        load.acknowledged.add(reply["judgment_id"])
-        load.latest_draft.pop(name, None)
-        pair, count = reply["next"], count + 1
-    browser.close()
+    try:
+        await browser.log_in(name)
+        pair, count = await browser.send("GET", "/api/next"), 0
+        await asyncio.sleep(random.uniform(0, load.think[1]))
+        while pair and not (count and over()):
+            if load.drafts:
+                await browser.send("PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
+                load.latest_draft[name] = (pair["pair_id"], count)
+            await asyncio.sleep(random.uniform(*load.think))
+            said = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
+            begun = time.perf_counter()
+            reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **said})
+            load.times.append(time.perf_counter() - begun)
+            load.acknowledged.add(reply["judgment_id"])
+            load.latest_draft.pop(name, None)
+            pair, count = reply["next"], count + 1
+    finally:
+        browser.close()
 
 
 async def rate_all(load: Load, raters: int, seconds: float) -> None:
@@ -471,7 +473,7 @@ async def measure_in_the_mass(address: str, seconds: float) -> tuple[list[float]
     print(f"  and its figures were there after {time.perf_counter() - begun:.1f} s", flush=True)
     until = time.monotonic() + seconds
     pair = await lead.send("GET", "/api/next")
-    while time.monotonic() < until:
+    while not dashboards or time.monotonic() < until:
         said = {"client_id": f"c{len(nexts)}", "pair_id": pair["pair_id"], "answer": 1}
         begun = time.perf_counter()
         pair = (await lead.send("POST", "/api/judgments", said))["next"]

@@ -223,9 +223,10 @@ def ours(job: Job, folder: Path) -> Measured:
     from preference.policy.rollout import Episodes
     from preference.ppo.train import build_ppo_args, ppo_settings
     from preference.ppo.trainer import PPOTrainer
+    from tiebreak.chat.chat import build_chat
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
-    from tiebreak.runs.run import Run
+    from tiebreak.runs.run import Run, identify
 
     class Watched(PPOTrainer):
         """Tells the clock when a rollout is done with, and keeps the first one."""
@@ -246,17 +247,21 @@ def ours(job: Job, folder: Path) -> Measured:
 
     config = our_config(job)
     training = config.training
-    args = build_ppo_args(config, Run(folder, "ppo", config, {}, ""))
+    args = build_ppo_args(config, Run(folder, identify(config, "ppo", {})))
     args.save_strategy, args.logging_steps, args.disable_tqdm = "no", 1, True
     source = find_model(job.model)
     tokenizer = load_tokenizer(source)
     backbone = load_backbone(source, training, config.adapter, tokenizer)
-    trainer = Watched(backbone, args, ppo_settings(config, (NO_TOKEN,)), job.prompts, [])
     reward = replace(source, name="reward", kind="reward", folder=Path(job.reward_adapter))
-    from tiebreak.chat.chat import build_chat
-
-    told = Conversations(build_chat(tokenizer), {})
-    trainer.rewards = [load_reward(reward, 1.0, backbone, source, told, training, "reward")]
+    conversations = Conversations(build_chat(tokenizer), {})
+    trainer = Watched(
+        backbone,
+        args,
+        ppo_settings(config, (NO_TOKEN,)),
+        job.prompts,
+        [],
+        rewards=lambda host: [load_reward(reward, 1.0, host, source, conversations, training, "reward")],
+    )
     backbone.eval()
     require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)
     clock = RolloutClock(job.rollouts, config.rollouts, trainer.steps_per_rollout)

@@ -43,7 +43,7 @@ from measuring import Clock, Measured, product_rate, run_alone
 from tiebreak.chat.chat import build_chat
 from tiebreak.config import TrainingConfig
 from tiebreak.records import Message, Preference
-from tiebreak.runs.run import Run
+from tiebreak.runs.run import Run, identify
 
 MODEL = "bundled:smollm2-135m-instruct"
 RESULTS = Path(__file__).with_name("results.json")
@@ -353,14 +353,13 @@ def _our_dpo(model: Any, pairs: list[Pair], training: TrainingConfig, tokenizer:
     from preference.reference import ReferenceLogps
 
     config = DPOConfig(output="", policy="", preferences="", training=training)
-    trainer = CheckedDPOTrainer(
+    return CheckedDPOTrainer(
         model=model,
-        args=_in_order(build_dpo_args(config, Run(folder, "dpo", config, {}, ""))),
+        args=_in_order(build_dpo_args(config, Run(folder, identify(config, "dpo", {})))),
         train_dataset=to_dataset([EncodedPair(**asdict(pair)) for pair in pairs]),
         processing_class=tokenizer,
+        cache=lambda _: ReferenceLogps({}, folder),
     )
-    trainer.reference = ReferenceLogps({}, folder)
-    return trainer
 
 
 def _our_reward(model: Any, pairs: list[Pair], training: TrainingConfig, tokenizer: Any, folder: Path) -> Any:
@@ -371,7 +370,7 @@ def _our_reward(model: Any, pairs: list[Pair], training: TrainingConfig, tokeniz
     config = RewardConfig(output="", policy="", preferences="", training=training, centering=0.0)
     return PackedRewardTrainer(
         model=model,
-        args=_in_order(build_reward_args(config, Run(folder, "reward", config, {}, ""))),
+        args=_in_order(build_reward_args(config, Run(folder, identify(config, "reward", {})))),
         train_dataset=Dataset.from_list([_reward_row(pair) for pair in pairs]),
         processing_class=tokenizer,
     )
@@ -385,7 +384,7 @@ def _our_sft(model: Any, pairs: list[Pair], training: TrainingConfig, tokenizer:
     config = SFTConfig(output="", policy="", demonstrations="", training=training)
     return PackedSFTTrainer(
         model=model,
-        args=_in_order(build_sft_args(config, Run(folder, "sft", config, {}, ""))),
+        args=_in_order(build_sft_args(config, Run(folder, identify(config, "sft", {})))),
         train_dataset=Dataset.from_list([_sft_row(pair) for pair in pairs]),
         processing_class=tokenizer,
     )

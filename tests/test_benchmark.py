@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -127,6 +128,57 @@ def test_unlike_beginnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     require_same_scores([0.5005, -20.01], job)
     with pytest.raises(SystemExit, match=r"scores a prompt -20\.100000 here, and -20\.000000"):
         require_same_scores([0.5, -20.1], job)
+
+
+def test_sft_and_reward_models_are_trained_as_the_stages_build_them(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step each, in this process; dpo and ppo have tests of their own. An adapter changes nothing before the first step:
+    SFT's loss is then transformers' of the model itself, and a random reward model's about ln 2."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import torch
+    import training
+    from transformers import AutoModelForCausalLM
+
+    from tiebreak.models.find import find_model
+    from tiebreak.models.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(find_model(str(tiny_model)))
+    pairs = [training.Pair([5, 6, 7], [n, 9, 2], [n, 11, 12, 2]) for n in range(20, 24)]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = [torch.tensor([pair.prompt + pair.chosen]) for pair in pairs[:2]]
+    labels = [torch.tensor([[-100] * len(pair.prompt) + pair.chosen]) for pair in pairs[:2]]
+    own = sum(float(model(input_ids=i, labels=answer).loss.detach()) for i, answer in zip(ids, labels, strict=True)) / 2
+    for stage, loss, tolerance in (("sft", own, 1e-4), ("reward", math.log(2), 0.3)):
+        budget = training.Budget(rows=2, steps=1)
+        folder = tmp_path / stage
+        trainer = training.build_contestant(stage, "ours", pairs, budget, str(tiny_model), tokenizer, str(folder))
+        trainer.train()
+        assert next(row["loss"] for row in trainer.state.log_history if "loss" in row) == pytest.approx(
+            loss, abs=tolerance
+        )
+
+
+def test_labelling_is_measured_in_every_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parts in their smallest forms: nothing is lost, doubled or given to too many."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import labeling
+
+    monkeypatch.setattr(labeling, "KILLS", 1)
+    monkeypatch.setattr(labeling, "MANY", 2_000)
+    rows = {part: labeling.measure(part, made_folder(tmp_path / part), 0.2) for part in ("store", "kills", "million")}
+    (store,), (kills,), (following, dashboard) = rows.values()
+    assert store.measured.keys() == {"claims and submissions a second", "of one process"}  # else faults are among them
+    assert kills.measured.keys() == {"kills", "acknowledged judgments"}
+    assert following.measured["n"] // 20 == dashboard.measured["n"] > 0
+    assert "the first dashboard after a start took" in capsys.readouterr().out
+
+
+def made_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 # --- what the reward model learns
