@@ -67,12 +67,14 @@ _STDERR = os.dup(2)
 """Standard error as this process found it: pytest takes the other one."""
 
 _DATA_SETS = [
-    f"tests/tiebreak/data/test_{name}.py" for name in ("formats", "files", "splits", "odd_rows", "pairs", "command")
+    f"tests/tiebreak/data/test_{name}.py"
+    for name in ("formats", "files", "splits", "odd_rows", "pairs", "images", "command")
 ]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
 _LONG_TESTS = (
     *("test_ppo_never_trains_on_a_held_out_prompt", "test_evaluate_refuses_what_its_policy_was_trained_on"),
     *("test_dpo_drops_bad_rows_lists_and_counts_them", "test_sft_reads_a_table_by_columns"),
+    *("test_each_stage_refuses_the_row_by_its_name", "test_rows_with_images_can_be_dropped"),
     *("test_a_first_row_whose_ranking_has_a_fault_is_named", "test_reading_imports_no_torch"),
 )
 """Tests of the data sets that train, or start a process, which has no mutant: left out unless they are named."""

@@ -188,7 +188,7 @@ def test_labels_by_hand(columns: dict[str, Any], settings: Settings, expected: L
 
 
 def test_only_strength_0_is_a_tie() -> None:
-    assert [is_tie(preference(strength=s)) for s in (None, 0, 0.5, 1)] == [False, True, False, False]
+    assert [is_tie(preference(strength=s)) for s in (None, 0, 1, 3)] == [False, True, False, False]
     assert Label() == PLAIN
 
 
