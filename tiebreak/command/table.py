@@ -120,6 +120,26 @@ EXPORT = Command(
     sources=(),
 )
 
+CHAT = Command(
+    "chat",
+    "tiebreak.serving.chat",
+    "talk to a policy in the terminal, beside another one, with the reward score",
+    "tiebreak.serving.configuration:ChatArguments",
+    heavy=True,
+    positional="RUN",
+    sources=(),
+)
+
+SERVE = Command(
+    "serve",
+    "tiebreak.serving.serve",
+    "a policy by OpenAI's API, on this machine",
+    "tiebreak.serving.configuration:ServeArguments",
+    heavy=True,
+    positional="RUN",
+    sources=(),
+)
+
 WANDB = Command(
     "wandb",
     "tiebreak.tracking.wandb_copy",
@@ -130,7 +150,7 @@ WANDB = Command(
 )
 
 _RECIPES = {command.name: command for command in (INIT, RUN)}
-_BESIDE = {command.name: command for command in (PLAN, RATERS, DATA, INSPECT, EXPORT, WANDB)}
+_BESIDE = {command.name: command for command in (PLAN, RATERS, DATA, INSPECT, CHAT, EXPORT, SERVE, WANDB)}
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
 """In the order of the help page: a ChainMap goes through its last mapping first."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -116,6 +116,30 @@ def sample_completions(
         if rows:
             logits = window.step(model, tokens[kept])
     return [results[n] for n in range(len(prompts))]
+
+
+@torch.no_grad()
+def stream_completion(
+    model: nn.Module,
+    prompt: Sequence[int],
+    seed: int,
+    sampling: SamplingConfig,
+    *,
+    stop_ids: Collection[int],
+    pad_id: int,
+) -> Iterator[int]:
+    """The tokens of one completion as they are drawn: those of `sample_completions`, its end token among them."""
+    require_room(whole_model(model).config, [prompt], sampling.max_new_tokens)
+    window = find_store(model, pad_id)(1, len(prompt), sampling.max_new_tokens, reused=False)
+    logits = window.admit(model, [prompt], pad_id)
+    for number, uniform in enumerate(_uniforms(seed, sampling.max_new_tokens), start=1):
+        tokens = draw(logits, torch.tensor([uniform], dtype=torch.float64, device=logits.device), sampling)
+        token = int(tokens)
+        yield token
+        if token in stop_ids or number == sampling.max_new_tokens:
+            return
+        window.release([])
+        logits = window.step(model, tokens)
 
 
 @dataclass
