@@ -40,6 +40,7 @@ from tiebreak.packed.generation import row_seed
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import at_own_pace, gathered
 from tiebreak.records import Prompt, write_json
+from tiebreak.runs.placement import require_own_pace
 from tiebreak.runs.run import Run
 from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import RunRecorder
@@ -289,6 +290,7 @@ def require_held_out(run: Run, prompts: int) -> None:
     Raises:
         ConfigError: its reward model is also trained against, under whatever path; or there is nothing to score.
     """
+    require_own_pace("the guard")
     judge = run.inputs[GUARD_INPUT]
     rewards = {name: one for name, one in run.inputs.items() if name == "reward_model" or name.startswith("rewards.")}
     same = [name for name, one in rewards.items() if one.id == judge.id]

@@ -27,6 +27,7 @@ from tiebreak.models.load import is_quantized, load_policy
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered
 from tiebreak.records import Prompt
+from tiebreak.runs.placement import require_own_pace
 from tiebreak.runs.run import Run, read_manifest
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
@@ -53,6 +54,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
 
     def check(self) -> None:
         config = self.config
+        require_own_pace("PPO")
         if config.vllm is not None:
             quantized = is_quantized(self.source, config.adapter)
             require_vllm(config.vllm, str(self.source.base_path), config.training.max_length_tokens, quantized)

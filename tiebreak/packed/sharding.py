@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tiebreak.upstream import without_engine_hooks
 
@@ -35,6 +35,17 @@ def gathered(parameters: Sequence[nn.Parameter], written: bool = False) -> Itera
             yield
     else:
         yield
+
+
+def unsharded(parameter: Tensor) -> Tensor:
+    """A parameter's values: FSDP2's shards put together (every process must call it); any other as it is."""
+    full: Tensor = parameter.full_tensor() if in_shards_of_fsdp(parameter) else parameter
+    return full
+
+
+def in_shards_of_fsdp(parameter: Tensor) -> bool:
+    """Whether FSDP2 holds a parameter as a DTensor, which is so outside its module's forward."""
+    return hasattr(parameter, "full_tensor")
 
 
 @contextmanager

@@ -72,6 +72,19 @@ def global_batch_of(config: StageConfig, placement: Placement) -> int | None:
     return int(training.per_device_batch_size * training.gradient_accumulation_steps * placement.processes)
 
 
+def require_own_pace(what: str) -> None:
+    """Refuse FSDP for work in which processes call the model at their own pace, as sampling does: only ZeRO's weights
+    are gathered for it here, and the processes would wait for one another forever.
+
+    Raises:
+        ConfigError: this process is one of FSDP's.
+    """
+    if of_process().distributed == "fsdp":
+        raise ConfigError(
+            f"{what} samples, which FSDP's sharded weights do not allow here: use --accelerate zero2 or zero3"
+        )
+
+
 def require_agreement(training: OptimizerConfig, precision: str) -> None:
     """Refuse an accelerate file that contradicts the configuration.
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from tiebreak.packed.proof import Proof
 from tiebreak.process.stopping import interruptible
 from tiebreak.training.callbacks import RunCallback, generator_states
-from tiebreak.upstream import Hooks
+from tiebreak.upstream import SamplerHook
 
 
-class StageTrainer(Hooks):
+class StageTrainer(SamplerHook):
     """Must be the first base. With several processes, signals are handled between steps: each waits for the others."""
 
     proof: Proof | None = None
@@ -23,6 +23,16 @@ class StageTrainer(Hooks):
     def path_facts(self) -> dict[str, Any]:
         """The path, for the manifest."""
         return self.proof.facts() if self.proof else {}
+
+    def train_sampler(self, rows: Any) -> Any:
+        """transformers', its batches of similar length counted over all processes: so two processes with half a batch each
+        see the rows of one with a whole batch, step by step."""
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        sampler = super().train_sampler(rows)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= self.args.world_size
+        return sampler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._interruptible():

@@ -16,7 +16,7 @@ from tiebreak.command.hardware import LaunchFlags, take_launch_flags
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import ConfigError
 from tiebreak.runs.agreement import require_same_values
-from tiebreak.runs.placement import of_process, require_agreement
+from tiebreak.runs.placement import of_process, require_agreement, require_own_pace
 
 SFT = ("sft", "--config", "configs/quickstart/sft.yaml")
 
@@ -155,6 +155,38 @@ def test_fsdp_on_the_cpu_is_refused_since_accelerate_would_not_shard(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     with pytest.raises(ConfigError, match="distributed_type FSDP: accelerate shards with FSDP on accelerators only"):
         of_process()
+
+
+def test_sampling_under_fsdp_is_refused_before_anything_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_own_pace("PPO")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(
+        ConfigError, match="PPO samples, which FSDP's sharded weights do not allow here: use --accelerate z"
+    ):
+        require_own_pace("PPO")
+
+
+def test_fsdps_shards_are_put_together(tmp_path: Path) -> None:
+    """By PyTorch's own `fully_shard`, in a group of one process."""
+    import torch
+    from torch import distributed, nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from tiebreak.packed.sharding import in_shards_of_fsdp, unsharded
+
+    distributed.init_process_group("gloo", store=distributed.FileStore(str(tmp_path / "s"), 1), rank=0, world_size=1)
+    try:
+        layer = nn.Linear(3, 2)
+        weight = layer.weight.detach().clone()
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        assert in_shards_of_fsdp(layer.weight)
+        found = unsharded(layer.weight.detach())
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, weight)
+    finally:
+        distributed.destroy_process_group()
+    assert unsharded(weight) is weight
 
 
 def test_the_examples_for_clusters_are_commands_that_the_parser_takes() -> None:

@@ -28,7 +28,7 @@ from tiebreak.models.adapters.targets import require_targets
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
-from tiebreak.packed.sharding import gathered
+from tiebreak.packed.sharding import gathered, in_shards_of_fsdp, unsharded
 from tiebreak.upstream import adapters_off, adapters_set
 
 if TYPE_CHECKING:
@@ -189,9 +189,9 @@ class Adapter:
             if key.startswith(SHARED) and belongs_to(key, self.name)
         }
         with gathered(list(named.values())):
-            whole = {key: value.detach().to("cpu", copy=True) for key, value in {**named, **shared}.items()}
+            values = {key: unsharded(value.detach()).to("cpu", copy=True) for key, value in {**named, **shared}.items()}
         state = get_peft_model_state_dict(
-            self.model, state_dict=whole, adapter_name=self.name, save_embedding_layers=False
+            self.model, state_dict=values, adapter_name=self.name, save_embedding_layers=False
         )
         return {key: value.contiguous() for key, value in state.items()}
 
@@ -228,7 +228,9 @@ class Adapter:
         """
         layers = self.layers()
         weights = [layer.get_base_layer().weight for layer in layers] if self.adds else []
-        at_hand = all(w.dtype == torch.float32 and not hasattr(w, "ds_id") for w in weights)
+        at_hand = all(
+            w.dtype == torch.float32 and not hasattr(w, "ds_id") and not in_shards_of_fsdp(w) for w in weights
+        )
         if not weights or not at_hand or _are_shared(self.model, weights):
             with self.active():
                 yield
