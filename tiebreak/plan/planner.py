@@ -47,6 +47,9 @@ TOKENS_PER_PASS = {False: 640, True: 2048}
 TOKENS_WITHOUT_GRADIENTS = 1024
 """of a pass that only scores (preference.policy.rewards.TOKENS_AT_ONCE)"""
 LARGEST_PASS = 2**20
+TOKENS_CHECKED, LOGITS_CHECKED, SHORTEST = 256, 4, 0.8
+"""of the batch that is compared before training: its tokens (tiebreak.packed.proof), its tables of logits (with their
+gradients), and the shortest row's length as a share of the mean"""
 LIVE_PARAMETERS = 10**9
 """DeepSpeed's stage3_max_live_parameters"""
 ROWS_KEY = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
@@ -64,6 +67,8 @@ class Setting:
     config: Any
     hardware: Hardware
     tokens_per_pass: int
+    row_tokens: float = 0.0
+    """mean length of a row; 0: short"""
     adapters: int = 1
     """on the base weights: the one that trains, its reference, reward models'"""
 
@@ -173,6 +178,7 @@ def plan_stage(
     """
     training: OptimizerConfig = config.training
     found = adapter or config.adapter or AdapterConfig.model_validate(pinned_adapter(config.policy))
+    rows = rows_of(str(getattr(config, ROWS_KEY[stage])), training.max_length_tokens, row_count, row_tokens)
     setting = Setting(
         stage,
         shape or locate_shape(config.policy),
@@ -181,10 +187,10 @@ def plan_stage(
         config,
         hardware,
         training.tokens_per_pass or TOKENS_PER_PASS[hardware.device.is_gpu],
+        rows.tokens,
         _adapters_of(stage, config),
     )
     memory, phase = peak(setting)
-    rows = rows_of(str(getattr(config, ROWS_KEY[stage])), training.max_length_tokens, row_count, row_tokens)
     work = work_of(setting, rows)
     plan = StagePlan(
         setting,
@@ -216,7 +222,7 @@ def _adapters_of(stage: str, config: Any) -> int:
 
 def peak(setting: Setting) -> tuple[Memory, str]:
     """Memory at its peak, and the phase of it."""
-    phases = [(_while_training(setting), "training")]
+    phases = [(_while_training(setting), "training"), (_while_proving(setting), "the check of one batch")]
     if setting.stage == "ppo":
         phases.append((_while_sampling(setting), "sampling"))
     memory, phase = max(phases, key=lambda each: each[0].total)
@@ -269,6 +275,20 @@ def _while_training(setting: Setting) -> Memory:
         _lasting(setting),
         activations=activation_bytes(shape, setting.numbers, tokens) + stored,
         logits=0.0 if scores else logit_bytes(shape, min(HEAD_CHUNK, tokens)),
+    )
+
+
+def _while_proving(setting: Setting) -> Memory:
+    """One batch through the model's own forward, with all of its logits: the rows that fit into some tokens, or the
+    shortest one (tiebreak.training.passes.batch_to_check)."""
+    shape, together = setting.shape, 1 if setting.stage in ("sft", "ppo") else 2
+    tokens = max(TOKENS_CHECKED, together * SHORTEST * setting.row_tokens)
+    plain = replace(setting.numbers, fused=False, checkpointing=False)
+    scores = setting.stage == "reward"
+    return replace(
+        _lasting(setting),
+        activations=activation_bytes(shape, plain, tokens),
+        logits=0.0 if scores else logit_bytes(shape, tokens, LOGITS_CHECKED),
     )
 
 
