@@ -137,8 +137,8 @@ def work_in_process(url: str, rater_id: str, start: Barrier, seconds: float, don
     start.wait()
     until, count = time.monotonic() + seconds, 0
     while held is not None and time.monotonic() < until:
-        said = Submission(client_id=f"{rater_id}-{count}", pair_id=held.item_id, answer=count % 7 - 3)
-        _, held = store.submit_and_claim(rater_id, said)
+        submission = Submission(client_id=f"{rater_id}-{count}", pair_id=held.item_id, answer=count % 7 - 3)
+        _, held = store.submit_and_claim(rater_id, submission)
         count += 1
     done.put(count)
     store.close()
@@ -241,9 +241,9 @@ async def rate(load: Load, name: str, over: Callable[[], bool]) -> None:
                 await browser.send("PUT", f"/api/drafts/{pair['pair_id']}", {"rationale": str(count)})
                 load.latest_draft[name] = (pair["pair_id"], count)
             await asyncio.sleep(random.uniform(*load.think))
-            said = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
+            judgment = {"pair_id": pair["pair_id"], "answer": random.randint(-3, 3), "seconds_active": 1.0}
             begun = time.perf_counter()
-            reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **said})
+            reply = await browser.send("POST", "/api/judgments", {"client_id": f"{name}-{count}", **judgment})
             load.times.append(time.perf_counter() - begun)
             load.acknowledged.add(reply["judgment_id"])
             load.latest_draft.pop(name, None)
@@ -403,11 +403,11 @@ def rows_of_many(count: int, begun: int) -> dict[str, Iterator[tuple[Any, ...]]]
     now, raters = wall_clock_ms(), names_of_many()
     ids = [(n, f"pair-{n // VOTES_OF_MANY}", raters[n % RATERS_OF_MANY]) for n in range(count)]
     times = range(now - 500 * count, now, 500)
-    said = {
+    judgments = {
         answer: Judgment(pair_id="PAIR", rater_id="RATER", left="PAIR-a", right="PAIR-b", answer=answer, kind="human")
         for answer in (-3, -2, -1, 0, 1, 2, 3)
     }
-    records = {answer: judgment.model_dump_json() for answer, judgment in said.items()}
+    records = {answer: judgment.model_dump_json() for answer, judgment in judgments.items()}
     answers = random.Random(0).choices(list(records), k=count)
     payload = "{}" * 150
     return {
@@ -474,9 +474,9 @@ async def measure_in_the_mass(address: str, seconds: float) -> tuple[list[float]
     until = time.monotonic() + seconds
     pair = await lead.send("GET", "/api/next")
     while not dashboards or time.monotonic() < until:
-        said = {"client_id": f"c{len(nexts)}", "pair_id": pair["pair_id"], "answer": 1}
+        judgment = {"client_id": f"c{len(nexts)}", "pair_id": pair["pair_id"], "answer": 1}
         begun = time.perf_counter()
-        pair = (await lead.send("POST", "/api/judgments", said))["next"]
+        pair = (await lead.send("POST", "/api/judgments", judgment))["next"]
         nexts.append(time.perf_counter() - begun)
         if len(nexts) % 20 == 0:
             begun = time.perf_counter()
@@ -542,8 +542,8 @@ def main() -> None:
             print(f"{part}: {time.monotonic() - begun:.0f} s", flush=True)
     print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for row in rows:
-        told = ", ".join(f"{name} {value}" for name, value in row.measured.items())
-        print(f"{'reached' if row.reached else 'MISSED ':<8} {row.what}: {told}   (target {row.target})")
+        figures = ", ".join(f"{name} {value}" for name, value in row.measured.items())
+        print(f"{'reached' if row.reached else 'MISSED ':<8} {row.what}: {figures}   (target {row.target})")
     if given.json:
         Path(given.json).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 

@@ -117,9 +117,9 @@ class RolloutClock(Clock):
         self._assessed = time.perf_counter()
 
 
-def require_same_scores(told: Sequence[float], job: Job) -> None:
-    """Refuse a reward model whose scores of the prompts, `told`, are not those that the job gives."""
-    for score, expected in zip(told, job.scored, strict=True):
+def require_same_scores(scores: Sequence[float], job: Job) -> None:
+    """Refuse a reward model whose scores of the prompts, `scores`, are not those that the job gives."""
+    for score, expected in zip(scores, job.scored, strict=True):
         if not abs(score - expected) <= SAME_SCORE * max(1.0, abs(expected)):
             sys.exit(
                 f"the reward model of {job.reward_whole} scores a prompt {score:.6f} here, and {expected:.6f} where it was "

@@ -155,14 +155,14 @@ def _line(key: str, values: tuple[float, ...]) -> str:
 
 def _read(path: Path) -> dict[str, tuple[float, ...]]:
     """Every line with a valid checksum."""
-    known: dict[str, tuple[float, ...]] = {}
+    logps_by_key: dict[str, tuple[float, ...]] = {}
     if path.is_file():
         for line in path.read_bytes().decode(errors="replace").splitlines():
             body, _, checksum = line.rpartition(" ")
             if checksum == f"{zlib.crc32(body.encode()):08x}":
                 key, *values = body.split(" ")
-                known[key] = tuple(map(float, values))
-    return known
+                logps_by_key[key] = tuple(map(float, values))
+    return logps_by_key
 
 
 def _rows(inputs: dict[str, Any]) -> list[tuple[Ids, Ids]]:

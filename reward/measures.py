@@ -113,8 +113,8 @@ def share(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
 
 def first_answer_baseline(pairs: Sequence[ScoredPair], votes: Sequence[Vote]) -> dict[str, Any] | None:
     """How often the answer shown first was preferred: the accuracy of always choosing it; None if unknown."""
-    known = {_key(pair.example.source): pair for pair in pairs}
-    held_out = [(vote, known[key]) for vote in votes if (key := _vote_key(vote)) in known]
+    pair_of_key = {_key(pair.example.source): pair for pair in pairs}
+    held_out = [(vote, pair_of_key[key]) for vote in votes if (key := _vote_key(vote)) in pair_of_key]
     if not held_out:
         return None
     return share([float(vote.first_was_better) for vote, _ in held_out], _groups([pair for _, pair in held_out]))
@@ -123,10 +123,10 @@ def first_answer_baseline(pairs: Sequence[ScoredPair], votes: Sequence[Vote]) ->
 def raters(pairs: Sequence[ScoredPair], votes: Sequence[Vote]) -> list[dict[str, Any]]:
     """Agreement of the model with each rater: with the rater's own votes if available (`of` "votes"), otherwise with the
     preferences that the rater contributed to (`of` "preferences")."""
-    known = {_key(pair.example.source): pair for pair in pairs}
+    pair_of_key = {_key(pair.example.source): pair for pair in pairs}
     cast: dict[str, list[tuple[float, str]]] = {}
     for vote in votes:
-        pair = known.get(_vote_key(vote))
+        pair = pair_of_key.get(_vote_key(vote))
         if pair is not None:
             right = _right(pair) if vote.better == pair.example.source.chosen_text else 1.0 - _right(pair)
             cast.setdefault(vote.rater, []).append((right, pair.example.group))

@@ -328,10 +328,10 @@ class Chat:
     def _not_a_prefix(self, conversation: Sequence[Message], tools: Tools) -> HandoffError:
         if self._takes_without_thoughts(conversation, tools):
             return HandoffError(f"{_NOT_A_PREFIX}: {_WITHOUT_THOUGHTS}")
-        known = "enable_thinking" in self.settings.template_arguments
+        switchable = "enable_thinking" in self.settings.template_arguments
         return HandoffError(
             f"{_NOT_A_PREFIX}: give a template whose generation prompt is a prefix of the whole with chat_template, or "
-            f"change what it writes with template_arguments{'' if known else ' (enable_thinking: false, for some)'}"
+            f"change what it writes with template_arguments{'' if switchable else ' (enable_thinking: false, for some)'}"
         )
 
     def _with_remedy(self, error: HandoffError, conversation: Sequence[Message], tools: Tools) -> HandoffError:

@@ -64,13 +64,13 @@ def parts_of(messages: Sequence[Message], tools: Tools) -> Iterator[Part]:
         yield Part("tools", _OTHER_TEMPLATE, ("tools", messages[0].role if messages else ""), lambda: (messages, ()))
     for place, message in enumerate(messages):
         beside = (bool(message.text.strip()), bool(message.tool_calls))
-        if said := message.text.strip():
+        if text := message.text.strip():
             before = messages[place - 1].role if place else ""
             name = f"the text beside {CALLS}" if message.tool_calls else f"a message of the {message.role}"
             if message.role == "system" and place:
                 name += " that is not the first"
             other_text = change(place, content=message.text + " x")
-            yield Part(name, _OTHER_TEMPLATE, ("content", message.role, before, *beside), other_text, said)
+            yield Part(name, _OTHER_TEMPLATE, ("content", message.role, before, *beside), other_text, text)
         if message.name is not None and message.role != "tool":
             name = f"the name of the {message.role}"
             yield Part(name, _OTHER_TEMPLATE, ("name", message.role), change(place, name=None))

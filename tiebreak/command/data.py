@@ -30,7 +30,6 @@ from tiebreak.data.reading import (
     FINAL_NAMES,
     Reading,
     Rules,
-    count_of,
     drop_leaked,
     faults_of,
     is_run,
@@ -40,7 +39,7 @@ from tiebreak.data.reading import (
 from tiebreak.data.shapes import Wanted
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
-from tiebreak.errors import ConfigError, DataError, HandoffError, exit_with_message
+from tiebreak.errors import ConfigError, DataError, HandoffError, counted, exit_with_message
 from tiebreak.extras import INSTALL, has_training_packages
 from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id, text_of
 from tiebreak.terminal import has_colours
@@ -110,7 +109,7 @@ def _show(words: list[str]) -> None:
     if is_run(source):
         wanted = arguments.wanted or _made_by(source)
         records = read_own(source, wanted)
-        print(f"{source}: a finished run's {wanted}: {count_of(len(records), 'row')}")
+        print(f"{source}: a finished run's {wanted}: {counted(len(records), 'row')}")
         _print_rows([Shown(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], arguments)
         return
     wanted = arguments.wanted or guess_kind(source, rules)
@@ -177,7 +176,7 @@ def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
     yield f"  rows      {reading.rows:,}"
     for shape, count in reading.shapes.most_common():
         yield f"  shape     {shape}" + ("" if len(reading.shapes) == 1 else f": {count:,}")
-    yield f"  makes     {len(shown):,} {reading.wanted}, of {count_of(len({_prompt_of(one) for one in shown}), 'prompt')}"
+    yield f"  makes     {len(shown):,} {reading.wanted}, of {counted(len({_prompt_of(one) for one in shown}), 'prompt')}"
     named = any(draft.split for draft in reading.drafts)
     splits = ", ".join(f"{split} {count:,}" for split, count in sorted(Counter(one.split for one in shown).items()))
     yield f"  splits    {splits or 'none'} ({'as rows name them, the others' if named else 'held out'} by prompt)"
@@ -187,7 +186,7 @@ def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
         yield f"  ignored   {reading.ignored_columns()}"
     if with_images := _with_images(shown):
         yield (
-            f"  images    in {count_of(len(with_images), 'row')}: refused by tiebreak {STAGES[reading.wanted]}, or "
+            f"  images    in {counted(len(with_images), 'row')}: refused by tiebreak {STAGES[reading.wanted]}, or "
             "dropped with on_bad_row: drop"
         )
     if reading.bad:
@@ -203,7 +202,7 @@ def _prompt_of(one: Shown) -> str:
 
 def _faults(reading: Reading) -> Iterator[str]:
     faults = faults_of(reading)
-    yield f"  faults    {len(reading.bad):,} of {count_of(reading.rows, 'row')} cannot be used"
+    yield f"  faults    {len(reading.bad):,} of {counted(reading.rows, 'row')} cannot be used"
     yield from (f"            {fault}" for fault in faults[:FAULTS_SHOWN])
     if len(faults) > FAULTS_SHOWN:
         yield f"            … and {len(faults) - FAULTS_SHOWN:,} more"

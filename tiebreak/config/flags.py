@@ -137,10 +137,10 @@ def nearest_flag(model: type[BaseModel], path: str) -> str:
     return f"; there are {', '.join(as_flag(key.path) for key in own_keys(model))}"
 
 
-def nearest_path(path: str, known: Sequence[str]) -> str | None:
+def nearest_path(path: str, paths: Sequence[str]) -> str | None:
     """The key most like a mistyped one: with the same name in another section, or with a similar name."""
-    same_name = [one for one in known if one.endswith(f".{path}")]
-    return next(iter(same_name or difflib.get_close_matches(path, known, n=1, cutoff=0.5)), None)
+    same_name = [one for one in paths if one.endswith(f".{path}")]
+    return next(iter(same_name or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)), None)
 
 
 def as_flag(path: str) -> str:

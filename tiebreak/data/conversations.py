@@ -115,7 +115,7 @@ def _turns(text: str) -> Messages:
     if turns[-1][0] == "Assistant" and not turns[-1][1].strip():
         turns.pop()
     return tuple(
-        Message.model_validate({"role": _SPEAKERS[speaker], "content": said.strip()}) for speaker, said in turns
+        Message.model_validate({"role": _SPEAKERS[speaker], "content": text.strip()}) for speaker, text in turns
     )
 
 

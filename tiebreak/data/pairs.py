@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells
 from tiebreak.data.images import require_text
-from tiebreak.data.reading import count_of, fault_lines, is_run, read_rows, whole_rows
+from tiebreak.data.reading import fault_lines, is_run, read_rows, whole_rows
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import split_of
 from tiebreak.data.text import BadRow
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, counted
 from tiebreak.records import Completion, Messages, Pair, check_prompt, content_id, explain, prompt_id, text_of
 from tiebreak.terminal import say
 
@@ -68,7 +68,7 @@ def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, sta
             bad.append(BadRow(where, str(error)))
     if bad:
         raise DataError(
-            f"{source}: {len(bad)} of {count_of(len(rows), 'row')} hold no pair", fault_lines(bad, len(rows))
+            f"{source}: {len(bad)} of {counted(len(rows), 'row')} hold no pair", fault_lines(bad, len(rows))
         )
     if found:
         _say_how(source, found, list(ignored))
@@ -77,7 +77,7 @@ def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, sta
 
 def _say_how(source: str, found: Counter[str], ignored: list[str]) -> None:
     shape = ", ".join(name if len(found) == 1 else f"{name}: {count}" for name, count in found.most_common())
-    say(f"{source}: {count_of(found.total(), 'row')} read as {shape}")
+    say(f"{source}: {counted(found.total(), 'row')} read as {shape}")
     if ignored:
         say(f"{source}: ignored columns: {', '.join(sorted(ignored))}")
 

@@ -23,7 +23,7 @@ from tiebreak.data.shapes import Answered, Asked, Compared, Labelled, LeftOut, R
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.text import BadRow, Row, Table
-from tiebreak.errors import DataError, RunError
+from tiebreak.errors import DataError, RunError, counted
 from tiebreak.records import (
     Demonstration,
     LabelledAnswer,
@@ -121,7 +121,7 @@ class Reading:
         """Lines to report: the shape, rows left out, and ignored columns."""
         shape = ", ".join(name if len(self.shapes) == 1 else f"{name}: {n}" for name, n in self.shapes.most_common())
         made = "" if len(self.drafts) == self.rows - len(self.bad) else f", {len(self.drafts)} {self.wanted}"
-        lines = [f"{self.source}: {count_of(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
+        lines = [f"{self.source}: {counted(self.rows, 'row')} read as {shape or 'nothing'}{made}"]
         lines += [f"{self.source}: {count} left out: {reason}" for reason, count in self.left_out.most_common()]
         if self.ignored:
             lines.append(f"{self.source}: ignored columns: {self.ignored_columns()}")
@@ -351,8 +351,8 @@ def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rate
             reading.left_out[result.reason] += 1
         elif isinstance(result, Rated):
             shapes.check(result)
-            if counted := about(cells, COUNTED):
-                name = next(iter(counted))
+            if pair_columns := about(cells, COUNTED):
+                name = next(iter(pair_columns))
                 raise ValueError(
                     f"{name}: a column of pairs, and this row is one answer; columns: {{{name}: null}} ignores the column"
                 )
@@ -469,10 +469,10 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
             **{**stated, **facts},
         )
     if isinstance(result, Labelled):
-        if counted := [name for name in COUNTED if name in facts]:
+        if pair_columns := [name for name in COUNTED if name in facts]:
             raise ValueError(
-                f"{counted[0]}: a column of pairs, and this row is one answer; columns: {{{counted[0]}: null}} ignores the "
-                "column"
+                f"{pair_columns[0]}: a column of pairs, and this row is one answer; columns: {{{pair_columns[0]}: null}} "
+                "ignores the column"
             )
         return LabelledAnswer(
             prompt=result.prompt,
@@ -596,11 +596,6 @@ def _list_bad_rows(reading: Reading, rules: Rules) -> None:
         f"{reading.source}: {len(reading.bad)} of {reading.rows} rows dropped (on_bad_row: drop){listed}; the first: "
         f"{first.where}: {first.reason}"
     )
-
-
-def count_of(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _place(where: str) -> list[tuple[int, str]]:

@@ -830,7 +830,7 @@ def unsettled_winner(rows: Sequence[Cells]) -> str | None:
         column = next((name for name in WINNERS if name in cells), None)
         if names and column and names[1].endswith("2") and not any(name in cells for name in SIGNED_WINNERS):
             words.setdefault(column, set()).add(str(cells.values[column]).strip().lower())
-    return next((column for column, said in words.items() if said == {"0", "1"}), None)
+    return next((column for column, found in words.items() if found == {"0", "1"}), None)
 
 
 def _ranking(cells: Cells) -> Understood | None:

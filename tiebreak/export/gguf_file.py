@@ -151,15 +151,15 @@ def _tensors(model: Any, shape: Shape, source: str) -> Iterator[tuple[str, Tenso
     for name, tensor in model.state_dict().items():
         if tied and name == "lm_head.weight":
             continue
-        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if known is None:
+        gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
             raise HandoffError(f"{source}: llama.cpp's {shape.architecture} has no place for {name}; {OTHERWISE}")
         weight = tensor.detach().float().cpu()
         if shape.architecture == "llama" and ".q_proj." in name:
             weight = interleaved(weight, shape.heads)
         if shape.architecture == "llama" and ".k_proj." in name:
             weight = interleaved(weight, shape.kv_heads)
-        yield known, weight.contiguous()
+        yield gguf_name, weight.contiguous()
 
 
 def _architecture(name: str) -> gguf.MODEL_ARCH:

@@ -73,10 +73,10 @@ def rows_of(source: str, limit: int, count: int | None, tokens: float | None) ->
 def _look_into(path: Path) -> tuple[int, float]:
     """(rows, estimated tokens of one); zeros if that cannot be read cheaply."""
     files = [path] if path.is_file() else sorted((path / "final").glob("*.jsonl"))
-    known = [file for file in files if file.suffix == ".jsonl" and file.stem not in ("judgments", "pairs")]
-    if not known:
+    records = [file for file in files if file.suffix == ".jsonl" and file.stem not in ("judgments", "pairs")]
+    if not records:
         return 0, 0.0
-    wanted = [file for file in known if file.stem in ("preferences", "demonstrations")] or known
+    wanted = [file for file in records if file.stem in ("preferences", "demonstrations")] or records
     count, characters, seen = 0, 0, 0
     try:
         with wanted[0].open(encoding="utf-8") as lines:

@@ -56,7 +56,7 @@ def fault_of(checkpoint: Path) -> str:
     """Why a checkpoint cannot be resumed from; empty if it can."""
     try:
         listed = facts_of(checkpoint).get("files")
-        return _listed_fault(checkpoint, listed) or _shape_fault(checkpoint, known=listed is not None)
+        return _listed_fault(checkpoint, listed) or _shape_fault(checkpoint, has_list=listed is not None)
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
     except (ValueError, KeyError, TypeError) as error:
@@ -75,18 +75,18 @@ def _listed_fault(checkpoint: Path, listed: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def _shape_fault(checkpoint: Path, *, known: bool) -> str:
+def _shape_fault(checkpoint: Path, *, has_list: bool) -> str:
     """Errors visible without a list of files, and of files too large to be hashed.
 
     Args:
-        known: whether there is a list.
+        has_list: whether there is a list.
     """
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if state["global_step"] != step_of(checkpoint):
         return f"{STATE} is from step {state['global_step']}"
     if 0 < state["max_steps"] < state["global_step"]:
         return f"it is past the run's end at step {state['max_steps']}"
-    files = [] if known else list(_files(checkpoint))
+    files = [] if has_list else list(_files(checkpoint))
     names = {path.name for path in files}
     if files and not any(name.endswith(".safetensors") for name in names):
         return "it has no weights"

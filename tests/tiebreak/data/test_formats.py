@@ -28,7 +28,6 @@ from tiebreak.data.reading import (
     BAD_ROWS,
     Reading,
     Rules,
-    count_of,
     faults_of,
     is_run,
     read,
@@ -52,7 +51,7 @@ from tiebreak.data.shapes import (
     understand,
 )
 from tiebreak.data.splits import is_held_out
-from tiebreak.errors import DataError, RunError
+from tiebreak.errors import DataError, RunError, counted
 from tiebreak.records import Demonstration, Message, Messages, Preference, Prompt, Split, prompt_id, write_jsonl
 
 QUESTIONS = [
@@ -1380,7 +1379,7 @@ def test_what_is_reported_of_a_reading(tmp_path: Path) -> None:
         f"{start}2 left out: a tie",
     ]
     assert reading_of(tmp_path, [{"title": "x"}]).lines()[0] == f"{start}1 row read as nothing"
-    assert (count_of(1, "row"), count_of(0, "row"), count_of(12345, "row")) == ("1 row", "0 rows", "12,345 rows")
+    assert (counted(1, "row"), counted(0, "row"), counted(12345, "row")) == ("1 row", "0 rows", "12,345 rows")
     long = reading_of(tmp_path, [{"prompt": "a", "kind": "x" * 50, "tags": 3, "source": ["y"], "id": "z"}])
     assert long.lines()[1] == f"{start}ignored columns: id, kind ({'x' * 40}), source, tags (3)"
     own = reading_of(
