@@ -349,7 +349,8 @@ def _in_order(args: Any) -> Any:
 
 
 def _our_dpo(model: Any, pairs: list[Pair], training: TrainingConfig, tokenizer: Any, folder: Path) -> Any:
-    from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
+    from preference.dpo import CheckedDPOTrainer, DPOConfig, build_dpo_args
+    from preference.pairs import EncodedPair, to_dataset
     from preference.reference import ReferenceLogps
 
     config = DPOConfig(output="", policy="", preferences="", training=training)

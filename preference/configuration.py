@@ -39,8 +39,18 @@ LOSSES_OF_PAIRS = (
 LOSSES_OF_BATCHES = ("aot", "aot_unpaired", "sft")
 """Those that sort a batch, or average over its tokens."""
 KTO_LOSSES = ("kto", "apo_zero_unpaired")
-LOSSES: Mapping[str, tuple[str, ...]] = {"dpo": LOSSES_OF_PAIRS + LOSSES_OF_BATCHES, "kto": KTO_LOSSES}
+LOSSES: Mapping[str, tuple[str, ...]] = {
+    "dpo": LOSSES_OF_PAIRS + LOSSES_OF_BATCHES,
+    "kto": KTO_LOSSES,
+    "orpo": ("orpo",),
+    "simpo": ("simpo",),
+    "cpo": ("sigmoid", "hinge", "ipo"),
+}
 """The losses of each algorithm; the first is its default."""
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"simpo": {"beta": 2.0, "cpo_alpha": 0.0}}
+"""Defaults that an algorithm has of its own."""
+DIVERGENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+"""Those that another divergence than the reverse KL has a meaning for: TRL's list."""
 MARGIN_LOSSES = ("sigmoid", "sigmoid_norm")
 SOFT_LOSSES = ("sigmoid", "hinge", "ipo", "sigmoid_norm")
 """Those that an uncertain label has a meaning for: their expectation over it. robust and exo_pair have a smoothing of their
@@ -49,9 +59,11 @@ SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 LOSSES_ELSEWHERE = {
     "dpo": "its loss is called sigmoid here",
     "cdpo": "it is sigmoid with soft_labels: true",
-    "simpo": "it has no reference policy; sigmoid_norm is the length-normalised loss that has one",
-    "orpo": "it trains without a reference policy, from a base model; [sigmoid, sft] is nearest",
-    "cpo": "it has no reference policy; [sigmoid, sft] is nearest",
+    "simpo": "it is an algorithm, without a reference policy: --algorithm simpo",
+    "orpo": "it is an algorithm, without a reference policy: --algorithm orpo",
+    "cpo": "it is an algorithm, without a reference policy: --algorithm cpo",
+    "mpo": "it is a sum of losses: loss_type [sigmoid, bco_pair, sft], loss_weights [0.8, 0.2, 1.0]",
+    "bco": "TRL 1.16 has its loss of pairs alone: bco_pair",
     "kto": "it is an algorithm, which learns from single labelled answers: --algorithm kto",
     "ppo": "it is a stage: tiebreak ppo",
     "rloo": "it is an algorithm of the PPO stage: tiebreak ppo --algorithm rloo",
@@ -73,16 +85,25 @@ PPO_ALONE = (
     "whiten_rewards",
 )
 """Keys that only our own trainer reads."""
+_OF_PAIRS = ("dpo", "orpo", "simpo", "cpo")
 ONE_ALGORITHM_ALONE: Mapping[str, tuple[str, ...]] = {
-    "desirable_weight": ("kto",),
-    "undesirable_weight": ("kto",),
-    "label_smoothing": ("dpo",),
+    "loss_weights": ("dpo",),
+    "ld_alpha": ("dpo",),
+    "f_divergence_type": ("dpo",),
+    "f_alpha_divergence_coef": ("dpo",),
     "strength_as": ("dpo",),
     "margin_scale": ("dpo",),
     "soft_labels": ("dpo",),
-    "use_weights": ("dpo",),
-    "prompt_by_prompt": ("dpo",),
     "cache_reference": ("dpo",),
+    "label_smoothing": ("dpo", "simpo", "cpo"),
+    "sync_ref_model": ("dpo", "kto"),
+    "ref_model_sync_steps": ("dpo", "kto"),
+    "use_weights": _OF_PAIRS,
+    "prompt_by_prompt": _OF_PAIRS,
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "cpo_alpha": ("simpo", "cpo"),
+    "simpo_gamma": ("simpo",),
 }
 """Keys of *dpo* that some algorithms do not read, and those that do."""
 GUARD_INPUT = "guard.reward_model"
@@ -150,16 +171,37 @@ class GuardConfig(Section):
 class DPOConfig(PreferencesConfig):
     """`tiebreak dpo`"""
 
-    algorithm: Literal["dpo", "kto"] = "dpo"
+    algorithm: Literal["dpo", "kto", "orpo", "simpo", "cpo"] = "dpo"
     """dpo: pairs (Rafailov et al. 2023). kto: single answers labelled true or false, in TRL's columns prompt, completion
     and label (Ethayarajh et al. 2024); `preferences` is then a label run that exported `unpaired`, a file, a folder or
-    hub:NAME@SPLIT"""
+    hub:NAME@SPLIT. Pairs without a reference policy: orpo (Hong et al. 2024), simpo (Meng et al. 2024), cpo (Xu et al.
+    2024)"""
     beta: float = Field(default=0.1, gt=0.0)
-    """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023"""
+    """weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. orpo: weight of the odds ratio, λ, 0.1 as in Hong
+    et al. 2024. cpo, simpo: scale of the difference of log-probabilities; simpo's default is 2.0 (Meng et al. 2024)"""
     loss_type: list[str] = ["sigmoid"]
     """with dpo, one or more of TRL's losses, added up: sigmoid, hinge, ipo, exo_pair, nca_pair, robust, bco_pair,
     sppo_hard, apo_zero, apo_down, discopop, sigmoid_norm, aot, aot_unpaired, sft. With kto: kto (its default) or
-    apo_zero_unpaired, which has no KL"""
+    apo_zero_unpaired, which has no KL. With cpo: sigmoid, hinge or ipo"""
+    loss_weights: list[float] | None = None
+    """dpo: a weight for each loss; null: 1 each. loss_type [sigmoid, bco_pair, sft] with [0.8, 0.2, 1.0] is MPO (Wang et
+    al. 2024)"""
+    ld_alpha: float | None = Field(default=None, ge=0.0, le=1.0)
+    """dpo: weight of an answer's tokens beyond the length of the other one (LD-DPO, Liu et al. 2024); null: 1"""
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    """dpo: divergence from the reference (f-DPO, Wang et al. 2024); for the losses sigmoid, sigmoid_norm, hinge, ipo,
+    exo_pair, robust, discopop and sft"""
+    f_alpha_divergence_coef: float = 0.5
+    """α of alpha_divergence"""
+    sync_ref_model: bool = False
+    """dpo, kto: the reference becomes the policy every ref_model_sync_steps steps (TR-DPO's hard update, Gorbatovski et al.
+    2024)"""
+    ref_model_sync_steps: int = Field(default=512, ge=1)
+    """optimizer steps from one sync to the next (τ)"""
+    cpo_alpha: float = Field(default=1.0, ge=0.0)
+    """cpo, simpo: weight of the chosen answer's negative log-likelihood, per token; simpo's default is 0"""
+    simpo_gamma: float = Field(default=1.0, ge=0.0)
+    """simpo: margin γ by which β times the log-probabilities per token must differ; γ/β of 0.5 as in Meng et al. 2024"""
     desirable_weight: float = Field(default=1.0, gt=0.0)
     """kto: weight of desirable answers. Weights times counts should be from 1:1 to 4:3 (Eq. 8)"""
     undesirable_weight: float = Field(default=1.0, gt=0.0)
@@ -185,7 +227,7 @@ class DPOConfig(PreferencesConfig):
         algorithm = values.get("algorithm", "dpo") if isinstance(values, dict) else None
         if algorithm not in tuple(LOSSES):
             return values
-        return {"loss_type": [LOSSES[algorithm][0]], **values}
+        return {"loss_type": [LOSSES[algorithm][0]], **DEFAULTS.get(algorithm, {}), **values}
 
     @field_validator("loss_type")
     @classmethod
@@ -206,11 +248,39 @@ class DPOConfig(PreferencesConfig):
     def _of_its_algorithm(self) -> DPOConfig:
         unread = [key for key, able in ONE_ALGORITHM_ALONE.items() if self.algorithm not in able]
         refuse_unread(self, f"--algorithm {self.algorithm} has no such thing", *unread)
+        if not self.sync_ref_model:
+            refuse_unread(self, "without sync_ref_model the reference stays", "ref_model_sync_steps")
+        elif self.guard is not None:
+            raise ValueError(
+                "sync_ref_model: the guard measures the KL to the initial policy, so the reference must stay"
+            )
         if self.loss_type == ["kto"] and self.training.per_device_batch_size < 2:
             raise ValueError(
                 "training.per_device_batch_size: 1, but KTO estimates its KL on prompts and answers of different rows of a "
                 "batch: give 2 or more (8 is usual), or loss_type [apo_zero_unpaired], which has no KL"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sums_and_divergences(self) -> DPOConfig:
+        faults = []
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            faults.append(
+                f"loss_weights: {len(self.loss_weights)} weights for {len(self.loss_type)} losses "
+                f"({', '.join(self.loss_type)}): give one for each"
+            )
+        if self.loss_weights is not None and (min(self.loss_weights, default=0) < 0 or not any(self.loss_weights)):
+            faults.append("loss_weights: must be at least 0, and one of them above")
+        other = [name for name in self.loss_type if name not in DIVERGENCE_LOSSES]
+        if self.f_divergence_type != "reverse_kl" and other:
+            faults.append(
+                f"f_divergence_type: {', '.join(other)} cannot take {self.f_divergence_type}; "
+                f"{', '.join(DIVERGENCE_LOSSES)} can"
+            )
+        if self.f_divergence_type != "alpha_divergence" and self.f_alpha_divergence_coef != 0.5:
+            faults.append("f_alpha_divergence_coef: only f_divergence_type alpha_divergence reads this; leave it out")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     @model_validator(mode="after")
@@ -234,7 +304,11 @@ class DPOConfig(PreferencesConfig):
             raise ValueError(
                 "label_smoothing: exo_pair takes its logarithm, so it must be above 0; set label_smoothing: 0.001"
             )
-        if self.label_smoothing and not set(SMOOTHED_LOSSES) & set(self.loss_type):
+        if self.label_smoothing and self.algorithm == "cpo" and self.loss_type != ["sigmoid"]:
+            raise ValueError(
+                f"label_smoothing: TRL ignores it with CPO's loss {self.loss_type[0]}; set it to 0, or use sigmoid"
+            )
+        if self.label_smoothing and self.algorithm == "dpo" and not set(SMOOTHED_LOSSES) & set(self.loss_type):
             raise ValueError(
                 f"label_smoothing: TRL ignores it with loss_type {self.loss_type}; set it to 0, or add one that uses it: "
                 f"{', '.join(sorted(SMOOTHED_LOSSES))}"

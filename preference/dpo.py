@@ -10,101 +10,63 @@ answer the same log-probability (so that implicit rewards are 0, and the sigmoid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
-from preference.first_loss import Remembered, check_reference, computed_dtype
-from preference.guarded import guard_direct, kinds_of_judgments
-from preference.losses import Pairs, labelled_loss
+from preference.first_loss import Remembered, check_first_loss, check_reference, computed_dtype
+from preference.guarded import guard_direct
+from preference.losses import (
+    Batch,
+    Pairs,
+    divergence_score,
+    labelled_loss,
+    length_desensitised,
+    unlabelled_loss,
+)
+from preference.pairs import LABELS, EncodedPair, PairCollator, PairStage, to_dataset
 from preference.policy.adapters import POLICY
-from preference.policy.overoptimisation import Guard, reference_name, require_held_out
+from preference.policy.overoptimisation import reference_name
 from preference.reference import ReferenceLogps
-from tiebreak.chat.chat import Chat, Encoded, encode_each
+from preference.sync import SyncedReference
 from tiebreak.command.launch import stage_main
-from tiebreak.data.reading import read_preferences
-from tiebreak.data.splits import partition
-from tiebreak.errors import ConfigError, DataError
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
-from tiebreak.models.load import load_policy, resolve_precision
+from tiebreak.models.load import load_policy
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import is_routed
-from tiebreak.records import Preference, Prompt
 from tiebreak.runs.run import Run, installed_versions
-from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
-from tiebreak.training.labels import Label, label_of, mean_one, report_unused_columns, require_a_verdict
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import Passes, StepInPasses
-from tiebreak.training.prompt_order import PROMPT_NUMBER, PromptByPrompt, numbered
-from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
-from tiebreak.training.stage import Products, common_arguments, drop_too_long, evaluation_rows
+from tiebreak.training.prompt_order import PromptByPrompt
+from tiebreak.training.skeleton import Rows, train_stage
+from tiebreak.training.stage import common_arguments, evaluation_rows
 from tiebreak.training.trainer import StageTrainer
 from tiebreak.upstream import PairHooks, attention_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import Trainer
     from trl import DPOConfig as DPOArguments
 
-LABELS = ("margin", "target", "weight")
-"""Columns of rows whose label has more than a preferred side; see tiebreak.training.labels."""
-PLAIN = Label()
-"""A label with only a preferred side."""
-
-
-@dataclass(frozen=True)
-class EncodedPair:
-    """Token ids of a preference."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-    masks: tuple[list[int], list[int]] | None = None
-    """mask of the trained tokens of the two; None: all"""
-    label: Label = PLAIN
-
-    @property
-    def learned(self) -> tuple[list[int], list[int]]:
-        """1 on the trained tokens of each."""
-        return self.masks or ([1] * len(self.chosen), [1] * len(self.rejected))
-
-
-class PairCollator(DataCollatorForPreference):
-    """TRL's collator, for answers with untrained parts (a masked thought, a tool's result), and for labels."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch, with its completion mask reduced, and a column of shape (pairs,) for each label."""
-        batch: dict[str, Any] = super().torch_call(examples)
-        batch |= {
-            name: torch.tensor([e[name] for e in examples], dtype=torch.float) for name in LABELS if name in examples[0]
-        }
-        rows = [(example, side) for side in ("chosen", "rejected") for example in examples]
-        for row, (example, side) in enumerate(rows):
-            mask = example.get(f"{side}_mask")
-            if mask is not None:
-                start = len(example["prompt_ids"])
-                batch["completion_mask"][row, start : start + len(mask)] = torch.tensor(mask)
-        return batch
+BATCH_PAIRS, BATCH_TOKENS = "batch_pairs", "batch_tokens"
+"""in a batch whose loss averages over tokens: its pairs, and its trained tokens of chosen answers; each of shape ()"""
 
 
 class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, DPOTrainer):
     """TRL's trainer, on rows tokenised by tiebreak.chat.chat, with its reference checked at the first batch."""
 
     precompute_ref_logps: bool
+    loss_weights: list[float]
     reference: ReferenceLogps | None = None
     """set: the reference's log-probabilities are looked up before they are computed"""
 
-    losses_that_add_up = frozenset(LOSSES_OF_PAIRS)
+    losses_that_add_up = frozenset((*LOSSES_OF_PAIRS, "sft"))
 
     def __init__(
         self, *args: Any, cache: Callable[[CheckedDPOTrainer], ReferenceLogps] | None = None, **kwargs: Any
@@ -130,23 +92,32 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         """Disabled: TRL would tokenise again, and add end tokens to unfinished answers."""
         return rows
 
+    def of_whole_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """With the counts that the mean over tokens of `sft` needs in each pass."""
+        if "sft" not in self.loss_types or BATCH_PAIRS in inputs:
+            return inputs
+        pairs = len(inputs["input_ids"]) // 2
+        tokens = inputs["completion_mask"][:pairs].sum()
+        return inputs | {BATCH_PAIRS: torch.full_like(tokens, pairs), BATCH_TOKENS: tokens}
+
     def pair_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         labels = {name: inputs[name] for name in LABELS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in LABELS}
+        counts = inputs.pop(BATCH_PAIRS, None), inputs.pop(BATCH_TOKENS, None)
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
         policy = Remembered(model)
-        before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL then reads the two columns
+        before = self.precompute_ref_logps, self.loss_weights
+        self.precompute_ref_logps = True  # TRL then reads the two columns
+        self.loss_weights = self._weights_in_pass(inputs, *counts)
         try:
             result = super().pair_loss(policy, inputs, return_outputs)
+            self._check_first(result[0] if return_outputs else result, policy.output, inputs)
         finally:
-            self.precompute_ref_logps = before
-        ours = policy.output.log_probs.sum(1)
-        if self.state.global_step == 0 and self.model.training:
-            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
-            check_reference(ours.detach(), reference, computed_dtype(self), routed=is_routed(whole_model(self.model)))
+            self.precompute_ref_logps, self.loss_weights = before
         if not labels:
             return result
-        loss = self._labelled_loss(ours, inputs, labels)
+        pairs = self._pairs(policy.output.log_probs, inputs, labels["margin"])
+        loss = labelled_loss(self.loss_types, pairs, labels["target"], labels["weight"], self.loss_weights)
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * policy.output.aux_loss
         return (loss, result[1]) if return_outputs else loss
@@ -158,39 +129,53 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
         return chosen, rejected
 
-    def _labelled_loss(self, logps: Tensor, inputs: dict[str, Any], labels: dict[str, Tensor]) -> Tensor:
-        chosen, rejected = logps.chunk(2)
+    def _weights_in_pass(self, inputs: dict[str, Any], pairs: Tensor | None, tokens: Tensor | None) -> list[float]:
+        """The losses' weights. A pass counts by its share of the pairs, so `sft` is brought to its share of the tokens."""
+        if pairs is None or tokens is None:
+            return list(self.loss_weights)
+        own = len(inputs["input_ids"]) // 2
+        share_of_pairs, share_of_tokens = own / int(pairs), int(inputs["completion_mask"][:own].sum()) / int(tokens)
+        return [
+            weight * share_of_tokens / share_of_pairs if name == "sft" else weight
+            for name, weight in zip(self.loss_types, self.loss_weights, strict=True)
+        ]
+
+    def _check_first(self, loss: Tensor, output: Any, inputs: dict[str, Any]) -> None:
+        """Compare policy and reference, and TRL's loss with its formula, before the first update."""
+        if self.state.global_step or not self.model.training:
+            return
+        logps = output.log_probs.detach()
+        ours = length_desensitised(logps, inputs["completion_mask"][:, 1:], self.ld_alpha)
+        reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+        check_reference(ours, reference, computed_dtype(self), routed=is_routed(whole_model(self.model)))
+        pairs = self._pairs(logps, inputs, torch.zeros_like(ours[: len(ours) // 2]))
+        chosen, rejected = ours.chunk(2)
+        batch = Batch(
+            pairs, chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], logps.sum(1).chunk(2)[0]
+        )
+        expected = unlabelled_loss(self.loss_types, batch, self.loss_weights)
+        if self.aux_loss_enabled:
+            expected = expected + self.router_aux_loss_coef * output.aux_loss
+        check_first_loss(loss, expected, ", ".join(self.loss_types))
+
+    def _pairs(self, logps: Tensor, inputs: dict[str, Any], margin: Tensor) -> Pairs:
+        """A loss's inputs, from the policy's log-probabilities of tokens, shape (2 · pairs, tokens)."""
+        chosen, rejected = length_desensitised(logps, inputs["completion_mask"][:, 1:], self.ld_alpha).chunk(2)
         chosen_tokens, rejected_tokens = inputs["completion_mask"].sum(1).chunk(2)
-        pairs = Pairs(
-            chosen=chosen - inputs["ref_chosen_logps"],
-            rejected=rejected - inputs["ref_rejected_logps"],
+        coefficient = self.f_alpha_divergence_coef
+        return Pairs(
+            chosen=divergence_score(chosen - inputs["ref_chosen_logps"], self.f_divergence_type, coefficient),
+            rejected=divergence_score(rejected - inputs["ref_rejected_logps"], self.f_divergence_type, coefficient),
             chosen_tokens=chosen_tokens,
             rejected_tokens=rejected_tokens,
-            margin=labels["margin"],
+            margin=margin,
             beta=self.beta,
             smoothing=self.label_smoothing,
         )
-        return labelled_loss(self.loss_types, pairs, labels["target"], labels["weight"])
 
 
-class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
+class DPO(PairStage):
     """The stage."""
-
-    name = "dpo"
-    guard: Guard | None = None
-
-    def read(self) -> tuple[list[Preference], list[Preference]]:
-        return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
-
-    def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedPair]:
-        if held_out and self.config.guard is not None:
-            require_held_out(self.run, len(rows))
-        if not held_out:
-            report_unused_columns(rows, self.config)
-        return weigh(encode(rows, self.chat, self.config, self.dropping), self.config, needed=not held_out)
-
-    def example(self, row: EncodedPair) -> Encoded:
-        return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + row.learned[0])
 
     def build(self, rows: Rows[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
         """TRL's trainer on the policy, with its reference and its guard."""
@@ -198,7 +183,9 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
         held_out = evaluation_rows(rows.validation, config.training)
         every = (*rows.train, *rows.validation)
         pairs = [(e.prompt, e.chosen, e.rejected) for e in every]
-        whole = all(example.masks is None for example in every)  # the cache is of whole answers
+        whole = all(
+            example.masks is None for example in every
+        )  # the cache is of whole answers, alone, of one reference
         trainer = CheckedDPOTrainer(
             model=load_policy(source, config.training, config.adapter, tokenizer),
             args=build_dpo_args(config, self.run),
@@ -208,26 +195,16 @@ class DPO(TrainedStage[DPOConfig, Preference, EncodedPair]):
             data_collator=PairCollator(pad_token_id=self.chat.pad_id),
             passes=Passes(config.training.tokens_per_pass, config.share_prefixes),
             cache=(lambda built: ReferenceLogps(reference_facts(built, source), pairs=pairs))
-            if config.cache_reference and whole
+            if config.cache_reference and whole and config.ld_alpha is None and not config.sync_ref_model
             else None,
         )
+        if config.sync_ref_model:
+            trainer.add_callback(SyncedReference(trainer, config.ref_model_sync_steps))
         if config.guard is not None:
             self.guard = guard_direct(
                 config.guard, config, recorder, trainer, source, self.chat, self.data.validation, self.dropping
             )
         return trainer
-
-    def facts(self, rows: Rows[EncodedPair], trainer: Trainer) -> dict[str, Any]:
-        return {
-            "kinds": kinds_of_judgments(self.config, self.data.train),
-            "precision": str(resolve_precision(self.config.training)),
-            **(self.guard.facts() if self.guard else {}),
-        }
-
-    def products(self, rows: Rows[EncodedPair]) -> Products:
-        shown = self.data.validation or self.data.train
-        prompts = [Prompt(id=p.prompt_id, messages=p.prompt, tools=p.tools) for p in shown]
-        return Products(prompts, self.config.sampling)
 
 
 def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:
@@ -250,77 +227,6 @@ def is_sharded(trainer: DPOTrainer) -> bool:
     return bool(trainer.is_fsdp_enabled or getattr(trainer.accelerator.state, "deepspeed_plugin", None))
 
 
-def encode(
-    preferences: Sequence[Preference], chat: Chat, config: DPOConfig, dropping: Run | None = None
-) -> list[EncodedPair]:
-    """Token ids of the preferences within the length limit."""
-
-    def encode_one(preference: Preference) -> EncodedPair:
-        chosen, rejected = chat.encode_preference(preference)
-        masks = None if all((*chosen.trained, *rejected.trained)) else (chosen.trained, rejected.trained)
-        label = label_of(preference, config)
-        return EncodedPair(chosen.prompt, chosen.completion, rejected.completion, masks, label)
-
-    encoded = [made for _, made in encode_each(preferences, encode_one, "preferences", dropping)]
-    lengths = [len(e.prompt) + max(len(e.chosen), len(e.rejected)) for e in encoded]
-    return drop_too_long(encoded, lengths, config.training.max_length_tokens, "preferences")
-
-
-def weigh(examples: Sequence[EncodedPair], config: DPOConfig, *, needed: bool = True) -> list[EncodedPair]:
-    """The pairs with a positive weight, normalised to mean 1.
-
-    Args:
-        needed: whether there must be some.
-
-    Raises:
-        DataError: there are none, or all are ties.
-        ConfigError: the weights differ, and a loss is not a mean over pairs.
-    """
-    counting = [example for example in examples if example.label.weight]
-    if needed and examples and not counting:
-        raise DataError(
-            "every preference has weight 0, so there is nothing to learn: fix the weights, or give --use-weights false"
-        )
-    if needed:
-        require_a_verdict([example.label for example in counting])
-    labels = {example.label for example in counting}
-    batchwise = [name for name in config.loss_type if name not in LOSSES_OF_PAIRS]
-    if batchwise and (len(labels) > 1 or any(replace(label, weight=1.0) != PLAIN for label in labels)):
-        raise ConfigError(
-            f"loss_type: {', '.join(batchwise)} compares a batch as a whole, so its rows cannot count by their weight, or "
-            f"be ties, as some of these preferences do; use {', '.join(LOSSES_OF_PAIRS)}; or give --use-weights false, and "
-            "leave ties (strength 0) out"
-        )
-    if len(counting) < len(examples):
-        say(f"{len(examples) - len(counting)} of {len(examples)} preferences have weight 0 and were left out")
-    weights = mean_one(np.array([[example.label.weight] for example in counting])) if counting else np.zeros((0, 1))
-    return [
-        replace(example, label=replace(example.label, weight=float(weight)))
-        for example, (weight,) in zip(counting, weights, strict=True)
-    ]
-
-
-def to_dataset(examples: Sequence[EncodedPair], prompt_by_prompt: bool = False) -> Dataset:
-    """TRL's collator's input; `prompt_by_prompt`: with the prompt's number of each row."""
-    from datasets import Dataset
-
-    labelled = any(example.label != PLAIN for example in examples)
-    rows = Dataset.from_list(
-        [
-            {
-                "prompt_ids": e.prompt,
-                "chosen_ids": e.chosen,
-                "rejected_ids": e.rejected,
-                "length": len(e.prompt) + max(len(e.chosen), len(e.rejected)),
-                **(vars(e.label) if labelled else {}),
-                **(dict(zip(("chosen_mask", "rejected_mask"), e.masks, strict=True)) if e.masks else {}),
-            }
-            for e in examples
-        ]
-    )
-    return rows.add_column(PROMPT_NUMBER, numbered([tuple(e.prompt) for e in examples])) if prompt_by_prompt else rows
-
-
 def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
     """TRL's arguments."""
     from trl import DPOConfig as DPOArguments
@@ -329,7 +235,11 @@ def build_dpo_args(config: DPOConfig, run: Run) -> DPOArguments:
         **common_arguments(config.training, run),
         beta=config.beta,
         loss_type=config.loss_type,
+        loss_weights=config.loss_weights,
         label_smoothing=config.label_smoothing,
+        ld_alpha=config.ld_alpha,
+        f_divergence_type=config.f_divergence_type,
+        f_alpha_divergence_coef=config.f_alpha_divergence_coef,
         max_length=None,  # rows that are too long are already dropped
         pad_to_multiple_of=None,
         train_sampling_strategy="group_by_length",
@@ -347,8 +257,12 @@ def _train(config: DPOConfig) -> None:
         from preference.kto import KTO
 
         train_stage(KTO, config)
-    else:
+    elif config.algorithm == "dpo":
         train_stage(DPO, config)
+    else:
+        from preference.reference_free import ReferenceFree
+
+        train_stage(ReferenceFree, config)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from preference.guarded import guard_direct, kinds_of_judgments
 from preference.losses import Answers, kto_loss
 from preference.policy.adapters import POLICY
 from preference.policy.overoptimisation import Guard, reference_name, require_held_out
+from preference.sync import SyncedReference
 from tiebreak.chat.chat import Chat, Encoded, encode_each
 from tiebreak.data.reading import read_answers
 from tiebreak.data.splits import partition
@@ -260,6 +261,8 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
             ),
             passes=Passes(config.training.tokens_per_pass, config.share_prefixes),
         )
+        if config.sync_ref_model:
+            trainer.add_callback(SyncedReference(trainer, config.ref_model_sync_steps))
         if config.guard is not None:
             self.guard = guard_direct(
                 config.guard, config, recorder, trainer, source, self.chat, self.data.validation, self.dropping

@@ -1,4 +1,5 @@
-"""DPO's losses per pair, for weighted, uncertain, or margin-labelled rows.
+"""Losses on preferences: DPO's per pair, for weighted, uncertain, or margin-labelled rows; and those of whole batches, of
+labelled answers and without a reference, for the check of the first loss.
 
 TRL's trainer averages over pairs internally, so weighting happens here. Without such labels, every function equals TRL's
 own loss (trl/trainer/dpo_trainer.py); all tensors have shape (pairs,).
@@ -6,6 +7,7 @@ own loss (trl/trainer/dpo_trainer.py); all tensors have shape (pairs,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -141,7 +143,9 @@ PAIR_LOSSES: Mapping[str, PairLoss] = {
 }
 
 
-def labelled_loss(names: Sequence[str], pairs: Pairs, target: Tensor, weight: Tensor) -> Tensor:
+def labelled_loss(
+    names: Sequence[str], pairs: Pairs, target: Tensor, weight: Tensor, loss_weights: Sequence[float] | None = None
+) -> Tensor:
     """Mean of weight · (p·loss + (1 − p)·loss of the swapped pair), summed over the named losses.
 
     The expected loss if the label is right with probability p (for `sigmoid`, cDPO: Mitchell 2023).
@@ -149,14 +153,155 @@ def labelled_loss(names: Sequence[str], pairs: Pairs, target: Tensor, weight: Te
     Args:
         target: p of each pair, shape (pairs,).
         weight: weight of each pair, shape (pairs,).
+        loss_weights: of the losses; None: 1 each.
     """
     total = torch.zeros_like(weight)
-    for name in names:
+    for name, factor in zip(names, loss_weights or [1.0] * len(names), strict=True):
         loss = PAIR_LOSSES[name]
-        total = total + target * loss(pairs)
+        expected = target * loss(pairs)
         if bool((target < 1).any()):
-            total = total + (1 - target) * loss(pairs.flipped())
+            expected = expected + (1 - target) * loss(pairs.flipped())
+        total = total + expected if factor == 1.0 else total + factor * expected
     return (weight * total).mean()
+
+
+# --- losses of a whole batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of a loss that compares a batch as a whole; tensors of shape (pairs,)."""
+
+    pairs: Pairs
+    chosen: Tensor
+    """log π of each chosen answer"""
+    rejected: Tensor
+    reference_chosen: Tensor
+    """log π_ref"""
+    reference_rejected: Tensor
+    chosen_whole: Tensor
+    """log π of each chosen answer, with all of its tokens whatever `ld_alpha`"""
+
+
+BatchLoss = Callable[[Batch], Tensor]
+
+
+def aot(batch: Batch) -> Tensor:
+    """The logistic loss of sorted margins of the policy against sorted margins of the reference. Melnyk et al. 2024."""
+    reference = batch.reference_chosen - batch.reference_rejected
+    return _smoothed(batch.pairs, (batch.chosen - batch.rejected).sort().values - reference.sort().values)
+
+
+def aot_unpaired(batch: Batch) -> Tensor:
+    """The same of sorted log-ratios of chosen answers against those of rejected ones."""
+    chosen, rejected = batch.chosen - batch.reference_chosen, batch.rejected - batch.reference_rejected
+    return _smoothed(batch.pairs, chosen.sort().values - rejected.sort().values)
+
+
+def _smoothed(pairs: Pairs, difference: Tensor) -> Tensor:
+    z = pairs.beta * difference
+    return (-logsigmoid(z) * (1 - pairs.smoothing) - logsigmoid(-z) * pairs.smoothing).mean()
+
+
+def sft(batch: Batch) -> Tensor:
+    """−log π per token of the chosen answers, over all tokens of the batch: the term of Wang et al. 2024 (MPO)."""
+    return -batch.chosen_whole.sum() / batch.pairs.chosen_tokens.sum()
+
+
+BATCH_LOSSES: Mapping[str, BatchLoss] = {loss.__name__: loss for loss in (aot, aot_unpaired, sft)}
+
+
+def unlabelled_loss(names: Sequence[str], batch: Batch, loss_weights: Sequence[float]) -> Tensor:
+    """TRL's loss of a batch whose rows count alike: the weighted sum of the named losses."""
+    total = batch.chosen.new_zeros(())
+    for name, factor in zip(names, loss_weights, strict=True):
+        value = BATCH_LOSSES[name](batch) if name in BATCH_LOSSES else PAIR_LOSSES[name](batch.pairs).mean()
+        total = total + factor * value
+    return total
+
+
+# --- what log-ratios are made of
+
+
+def length_desensitised(logps: Tensor, mask: Tensor, alpha: float | None) -> Tensor:
+    """log π of each answer; tokens beyond the shorter answer's length count α. Liu et al. 2024 (LD-DPO).
+
+    Args:
+        logps: of tokens, 0 elsewhere; the chosen answers, then the rejected ones; shape (2 · pairs, tokens).
+        mask: 1 on trained tokens, of the same shape.
+        alpha: None: all tokens count alike.
+
+    Returns:
+        Shape (2 · pairs,).
+    """
+    if alpha is None:
+        return logps.sum(1)
+    chosen, rejected = mask.sum(1).chunk(2)
+    shared = torch.minimum(chosen, rejected).repeat(2)[:, None]
+    return (logps * torch.where(mask.cumsum(1) <= shared, 1.0, alpha)).sum(1)
+
+
+CLAMPED = {torch.float16: 11.0}
+"""largest exponent of the α-divergence, as in TRL; 80 in other dtypes"""
+
+
+def divergence_score(ratio: Tensor, kind: str, alpha: float = 0.5) -> Tensor:
+    """f′(u) for u = π/π_ref, in place of log u: DPO under another divergence than the reverse KL. Wang et al. 2024 (f-DPO).
+
+    Constants that cancel between chosen and rejected are left as TRL has them.
+
+    Args:
+        ratio: log u of each answer.
+        kind: reverse_kl: log u; forward_kl: 1 − 1/u; js_divergence: log 2u/(1 + u); alpha_divergence:
+            (u^(α − 1) − 1)/(α − 1).
+    """
+    if kind == "forward_kl":
+        return 1 - torch.exp(-ratio)
+    if kind == "js_divergence":
+        return math.log(2) + logsigmoid(ratio)
+    if kind == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
+        exponent = ((alpha - 1) * ratio).float().clamp(max=CLAMPED.get(ratio.dtype, 80.0))
+        return (torch.exp(exponent) - 1).to(ratio.dtype) / (alpha - 1)
+    return ratio
+
+
+# --- without a reference
+
+
+def orpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """−β·log σ(log odds(chosen) − log odds(rejected)), odds = p/(1 − p); to it is added the chosen ones' NLL. Hong et al.
+    2024, Eqs. 6 and 7, where β is λ.
+
+    Args:
+        chosen, rejected: log p per token, shape (pairs,).
+    """
+    odds = [log_p - torch.log1p(-log_p.exp()) for log_p in (chosen.double(), rejected.double())]
+    return -beta * logsigmoid(odds[0] - odds[1]).to(chosen.dtype)
+
+
+def simpo_loss(chosen: Tensor, rejected: Tensor, beta: float, gamma: float, smoothing: float = 0.0) -> Tensor:
+    """−log σ(β·(chosen − rejected) − γ). Meng et al. 2024, Eq. 6.
+
+    Args:
+        chosen, rejected: log p per token, shape (pairs,).
+    """
+    z = beta * (chosen - rejected) - gamma
+    return -logsigmoid(z) * (1 - smoothing) - logsigmoid(-z) * smoothing
+
+
+def cpo_loss(chosen: Tensor, rejected: Tensor, beta: float, kind: str, smoothing: float = 0.0) -> Tensor:
+    """sigmoid: −log σ(β·(chosen − rejected)), Xu et al. 2024, Eq. 3. hinge: max(0, 1 − β·(chosen − rejected)). ipo:
+    (chosen − rejected − 1/(2β))².
+
+    Args:
+        chosen, rejected: log p, for `ipo` per token; shape (pairs,).
+    """
+    difference = chosen - rejected
+    if kind == "hinge":
+        return torch.relu(1 - beta * difference)
+    if kind == "ipo":
+        return (difference - 1 / (2 * beta)) ** 2
+    return simpo_loss(chosen, rejected, beta, 0.0, smoothing)
 
 
 @dataclass(frozen=True)

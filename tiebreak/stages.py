@@ -58,6 +58,12 @@ class Figure:
     reference: float | None = None
     """a reference value"""
     reference_name: str = ""
+    where: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    """keys of the configuration, and their values with which the reference value is one; empty: with all"""
+
+    def has_reference(self, config: Mapping[str, object]) -> bool:
+        """Whether the reference value is one of a run; a missing key in old configurations had only one value."""
+        return all(config.get(key, values[0]) in values for key, values in self.where.items())
 
 
 @dataclass(frozen=True)
@@ -291,12 +297,17 @@ REWARD = Stage(
     ),
 )
 
-_PAIRS, _ANSWERS = {"algorithm": ("dpo",)}, {"algorithm": ("kto",)}
+_PAIRS, _ANSWERS, _SIMPO = {"algorithm": ("dpo",)}, {"algorithm": ("kto",)}, {"algorithm": ("simpo",)}
+_LN_2 = {
+    "algorithm": ("dpo",),
+    "loss_type": (["sigmoid"], ["sigmoid_norm"], ["robust"], ["aot"], ["aot_unpaired"]),
+    "loss_weights": (None,),
+}
 
 DPO = Stage(
     "dpo",
     "preference.dpo",
-    "direct preference optimisation: DPO, KTO",
+    "direct preference optimisation: DPO, KTO, ORPO, SimPO, CPO",
     "preference.configuration:DPOConfig",
     heavy=True,
     makes="policy",
@@ -312,7 +323,7 @@ DPO = Stage(
         "eval_rewards/accuracies": "held-out accuracy",
     },
     figures=(
-        Figure("Loss", "nats per pair", ("loss",), math.log(2), "ln 2"),
+        Figure("Loss", "nats per pair", ("loss",), math.log(2), "ln 2", _LN_2),
         Figure("Accuracy of implicit rewards", "share of pairs", ("rewards/accuracies",), 0.5, "chance"),
         Figure("Margin of implicit rewards", "implicit reward", ("rewards/margins",), 0.0),
         Figure("Implicit rewards", "implicit reward", ("rewards/chosen", "rewards/rejected"), 0.0),
@@ -323,7 +334,13 @@ DPO = Stage(
         Setting("algorithm", "algorithm"),
         Setting("beta", "beta"),
         Setting("loss_type", "loss"),
-        Setting("label_smoothing", "label smoothing", _PAIRS),
+        Setting("loss_weights", "weights of the losses", _PAIRS),
+        Setting("label_smoothing", "label smoothing", {"algorithm": ("dpo", "simpo", "cpo")}),
+        Setting("ld_alpha", "LD-DPO alpha", _PAIRS),
+        Setting("f_divergence_type", "divergence", _PAIRS),
+        Setting("sync_ref_model", "reference follows", {"algorithm": ("dpo", "kto")}),
+        Setting("simpo_gamma", "SimPO gamma", _SIMPO),
+        Setting("cpo_alpha", "weight of the NLL", {"algorithm": ("simpo", "cpo")}),
         Setting("desirable_weight", "weight of desirable answers", _ANSWERS),
         Setting("undesirable_weight", "weight of undesirable answers", _ANSWERS),
     ),

@@ -62,6 +62,7 @@ _TRAINER = "transformers.trainer:Trainer"
 _SFT, _DPO, _KTO, _REWARD = (
     f"trl.trainer.{name.lower()}_trainer:{name}Trainer" for name in ("SFT", "DPO", "KTO", "Reward")
 )
+_CPO, _ORPO = (f"trl.experimental.{name.lower()}.{name.lower()}_trainer:{name}Trainer" for name in ("CPO", "ORPO"))
 _GROUPS = ("trl.trainer.grpo_trainer:GRPOTrainer", "trl.trainer.rloo_trainer:RLOOTrainer")
 _LORA = "peft.tuners.lora.layer"
 _FORK = "tiebreak.process.preloaded.run_forked"
@@ -214,6 +215,12 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             "switches it off while sampling",
             ("model",),
         ),
+        Name(
+            "trl.trainer.utils:add_fused_lm_head",
+            "preference.reference_free.ReferenceFreeTrainer",
+            "TRL's trainers without a reference keep all logits",
+            ("model", "…"),
+        ),
     ),
     "trl's trainers": (
         *(
@@ -253,6 +260,20 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             "preference.kto.CheckedKTOTrainer",
             "the reference is checked",
             ("self", "model", "inputs", "return_outputs"),
+        ),
+        *(
+            Name(f"{trainer}.{name}", "preference.reference_free.ReferenceFreeTrainer", why, takes)
+            for trainer in (_CPO, _ORPO)
+            for name, why, takes in (
+                ("_stored_metrics", "a step in passes is one row of metrics", None),
+                (
+                    "tokenize_row",
+                    "rows are tokenised already; TRL would add tokens at their ends",
+                    ("self", "feature", "model"),
+                ),
+                ("concatenated_forward", "log-probabilities come from the packed forward", ("self", "model", "batch")),
+                ("get_batch_loss_metrics", "the first loss is checked", ("self", "model", "batch", "train_eval")),
+            )
         ),
         *(
             Name(f"{trainer}.{name}", "preference.ppo.groups.GroupLoop", why, takes)
@@ -479,6 +500,27 @@ class AnswerHooks(Hooks):
         return self.answer_loss(model, inputs, return_outputs)
 
 
+class ScoredPairHooks(Hooks):
+    """TRL's CPOTrainer and ORPOTrainer, which are experimental: all of them may change without notice."""
+
+    def forward_pairs(self, model: Any, batch: Any) -> Any:
+        """Log-probabilities and logits of chosen and rejected answers, the negative log-likelihood, an auxiliary loss."""
+        return super().concatenated_forward(model, batch)
+
+    def loss_and_metrics(self, model: Any, batch: Any, train_eval: str) -> Any:
+        """The loss of a batch of pairs, and its metrics."""
+        return super().get_batch_loss_metrics(model, batch, train_eval)
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> Any:
+        return feature
+
+    def concatenated_forward(self, model: Any, batch: Any) -> Any:
+        return self.forward_pairs(model, batch)
+
+    def get_batch_loss_metrics(self, model: Any, batch: Any, train_eval: str = "train") -> Any:
+        return self.loss_and_metrics(model, batch, train_eval)
+
+
 class GroupHooks(InputsHook):
     """TRL's trainers that draw groups of completions."""
 
@@ -553,7 +595,9 @@ def prepare_batch(trainer: Any, batch: Any) -> Any:
 
 def metrics_of(trainer: Any) -> dict[str, dict[str, list[float]]]:
     """Metrics of one of TRL's trainers since its last log, under `train` and `eval`."""
-    metrics: dict[str, dict[str, list[float]]] = trainer._metrics
+    metrics: dict[str, dict[str, list[float]]] | None = getattr(trainer, "_metrics", None)
+    if metrics is None:
+        metrics = trainer._stored_metrics  # of the experimental ones
     return metrics
 
 
@@ -597,6 +641,11 @@ def attention_of(model: Any) -> str | None:
 def fused_output(**values: Any) -> Any:
     """The output of a causal model called with `fused_lm_head=True`, as TRL's losses read it."""
     return _load("trl.trainer.utils").FusedCausalLMOutput(**values)
+
+
+def add_fused_head(model: Any) -> None:
+    """Let a causal model return log-probabilities where it is called with `fused_lm_head=True`, as TRL's losses do."""
+    _load("trl.trainer.utils").add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits"))
 
 
 def moves_weights(module: Any) -> bool:

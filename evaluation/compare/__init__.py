@@ -82,7 +82,10 @@ def judge_by_hand(config: CompareConfig, links: Sequence[Link]) -> str:
 def _trained(links: Sequence[Link]) -> list[Trained]:
     """Runs with logged metrics, in the order of the chain."""
     each = {link.id: link for link in links}.values()
-    everyone = [Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder)) for link in each]
+    everyone = [
+        Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder), link.manifest.get("config") or {})
+        for link in each
+    ]
     return [run for run in everyone if run.rows]
 
 

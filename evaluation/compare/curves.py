@@ -8,7 +8,7 @@ tiebreak.stages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,19 +43,27 @@ class Panel:
     reference_name: str = ""
 
 
+_DEFAULTS: Mapping[str, Any] = {}
 _NEVER = ("epoch", "episode", "step", "total_flos", "num_tokens", "num_input_tokens_seen", "train_loss")
 _NEVER_PARTS = ("seconds", "runtime", "per_second", "memory", "flos")
 
 
-def read_panels(rows: Sequence[dict[str, Any]], stage: str) -> tuple[list[Panel], list[Panel]]:
-    """Panels of a stage's metrics: those in the stage's list, then all others."""
+def read_panels(
+    rows: Sequence[dict[str, Any]], stage: str, config: Mapping[str, Any] = _DEFAULTS
+) -> tuple[list[Panel], list[Panel]]:
+    """Panels of a stage's metrics: those in the stage's list, then all others.
+
+    Args:
+        config: the run's configuration, by which some figures have a reference value and others none.
+    """
     curves = {curve.key: curve for curve in _curves(rows)}
     chosen = []
     for plan in find_stage(stage).figures:
         taken = [key for key in curves if base_name(key) in plan.metrics or _loosely(key, plan.metrics)]
         mine = sorted((curves.pop(key) for key in taken), key=lambda c: _rank(c, plan.metrics))
         if mine:
-            chosen.append(Panel(plan.title, plan.unit, tuple(mine), plan.reference, plan.reference_name))
+            line = (plan.reference, plan.reference_name) if plan.has_reference(config) else (None, "")
+            chosen.append(Panel(plan.title, plan.unit, tuple(mine), *line))
     rest: dict[str, list[Curve]] = {}
     for key, curve in curves.items():
         rest.setdefault(base_name(key), []).append(curve)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -64,6 +64,7 @@ class Trained:
     folder: str
     id: str
     rows: list[dict[str, Any]]
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sample]) -> str:
@@ -524,7 +525,7 @@ def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
     kept = {stage["id"]: stage["guard"]["kept"]["step"] for stage in report["stages"] if "guard" in stage}
     parts: list[Markup | None] = []
     for run in trained:
-        main, further = read_panels(run.rows, run.stage)
+        main, further = read_panels(run.rows, run.stage, run.config)
         if not main:
             continue
         steps = max((row.get("step") or 0) for row in run.rows)

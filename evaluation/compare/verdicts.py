@@ -229,8 +229,11 @@ def _implicit_reward_caveats(
 
 def _loss_fault(link: Link) -> str:
     loss = (link.manifest.get("metrics") or {}).get("eval_loss")
-    losses = (link.manifest.get("config") or {}).get("loss_type", ["sigmoid"])
-    if list(losses) != ["sigmoid"] or not _above_chance(loss):
+    config = link.manifest.get("config") or {}
+    begins_at_ln_2 = config.get("algorithm", "dpo") == "dpo" and list(config.get("loss_type", ["sigmoid"])) == [
+        "sigmoid"
+    ]
+    if not begins_at_ln_2 or config.get("loss_weights") not in (None, [1.0]) or not _above_chance(loss):
         return ""
     return (
         f"loss on held-out preferences is {number(loss)}, above the {number(math.log(2))} (ln 2) of the policy that it "

@@ -637,6 +637,8 @@ def test_panels_take_a_figure_and_its_held_out_twin_and_lose_nothing() -> None:
     ]
     assert [panel.title for panel in further] == ["new/figure"]
     assert main[0].reference == pytest.approx(0.693147, abs=1e-6)
+    for config in ({"algorithm": "cpo"}, {"loss_type": ["ipo"]}, {"loss_type": ["sigmoid"], "loss_weights": [2.0]}):
+        assert read_panels(rows, "dpo", config)[0][0].reference is None, config
 
 
 def test_thinning_keeps_the_mean_and_the_bound() -> None:

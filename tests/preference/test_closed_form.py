@@ -28,7 +28,8 @@ from toy_language import (
     with_adapter,
 )
 
-from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
+from preference.dpo import CheckedDPOTrainer, DPOConfig, build_dpo_args
+from preference.pairs import EncodedPair, to_dataset
 from preference.ppo.groups import build_group_trainer
 from preference.ppo.train import PPOConfig, build_group_args, build_ppo_args, ppo_settings
 from preference.ppo.trainer import PPOTrainer

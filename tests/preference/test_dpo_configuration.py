@@ -21,9 +21,9 @@ def config(**values: Any) -> DPOConfig:
     ("asked", "message"),
     [
         (["sigmiod"], "no 'sigmiod' among DPO's losses; did you mean sigmoid"),
-        (["simpo"], "sigmoid_norm is the length-normalised loss"),
-        (["orpo"], r"\[sigmoid, sft\] is nearest"),
-        (["cpo"], "it has no reference policy"),
+        (["simpo"], "--algorithm simpo"),
+        (["orpo"], "--algorithm orpo"),
+        (["cpo"], "without a reference policy: --algorithm cpo"),
         (["KTO"], "--algorithm kto"),
         (["apo_zero_unpaired"], "it is one of --algorithm kto"),
         (["grpo"], "tiebreak ppo --algorithm grpo"),

@@ -14,9 +14,10 @@ from support import read_rows, run_here, run_of, write_rows
 from toy_language import build_toy_policy, toy_tokenizer, with_adapter
 
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
-from preference.dpo import CheckedDPOTrainer, EncodedPair, PairCollator, build_dpo_args, weigh
-from preference.dpo import to_dataset as to_rows
+from preference.dpo import CheckedDPOTrainer, build_dpo_args
 from preference.losses import PAIR_LOSSES, Pairs, labelled_loss
+from preference.pairs import EncodedPair, PairCollator, weigh
+from preference.pairs import to_dataset as to_rows
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.records import Preference

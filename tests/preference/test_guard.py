@@ -16,7 +16,8 @@ from torch import Tensor
 from toy_language import EOS, PROMPTS, build_toy_policy, toy_preferences, toy_rewards, toy_tokenizer, with_adapter
 from transformers import TrainerCallback
 
-from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
+from preference.dpo import CheckedDPOTrainer, DPOConfig, build_dpo_args
+from preference.pairs import EncodedPair, to_dataset
 from preference.policy.backbone import Backbone
 from preference.policy.overoptimisation import (
     Guard,

@@ -11,7 +11,8 @@ import torch
 from support import run_of
 from toy_language import build_toy_policy, toy_preferences, toy_rewards, toy_tokenizer, with_adapter
 
-from preference.dpo import CheckedDPOTrainer, DPOConfig, EncodedPair, build_dpo_args, to_dataset
+from preference.dpo import CheckedDPOTrainer, DPOConfig, build_dpo_args
+from preference.pairs import EncodedPair, to_dataset
 from preference.reference import ReferenceLogps
 from tiebreak.config import TrainingConfig
 from tiebreak.packed.forward import pack_forward

@@ -13,7 +13,9 @@ from toy_language import toy_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from preference.configuration import LOSSES_OF_BATCHES, LOSSES_OF_PAIRS, DPOConfig
-from preference.dpo import CheckedDPOTrainer, EncodedPair, PairCollator, build_dpo_args, check_reference, to_dataset
+from preference.dpo import CheckedDPOTrainer, build_dpo_args
+from preference.first_loss import check_reference
+from preference.pairs import EncodedPair, PairCollator, to_dataset
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import HandoffError
 

@@ -44,7 +44,17 @@ ADAPTED = ("reward", "dpo", "ppo")
 """stages whose policy has an adapter here, so that they make none"""
 REFUSED = {
     ("ppo", "completions_per_prompt"),
-    *(("dpo", key) for key in ("margin_scale", "desirable_weight", "undesirable_weight")),
+    *(
+        ("dpo", key)
+        for key in (
+            "margin_scale",
+            "desirable_weight",
+            "undesirable_weight",
+            "simpo_gamma",
+            "cpo_alpha",
+            "ref_model_sync_steps",
+        )
+    ),
 }
 """keys that are refused where they are not read, as below"""
 
@@ -178,6 +188,12 @@ def test_a_key_of_training_that_is_not_read_is_refused(stage: str, monkeypatch: 
         ("dpo", ["--desirable-weight", "2"], "desirable_weight: --algorithm dpo has no such thing; leave it out"),
         ("dpo", ["--undesirable-weight", "2"], "undesirable_weight: --algorithm dpo has no such thing; leave it out"),
         ("dpo", ["--margin-scale", "2"], "margin_scale: with strength_as nothing there is no margin"),
+        (
+            "dpo",
+            ["--simpo-gamma", "2", "--cpo-alpha", "2"],
+            "cpo_alpha, simpo_gamma: --algorithm dpo has no such thing",
+        ),
+        ("dpo", ["--ref-model-sync-steps", "9"], "ref_model_sync_steps: without sync_ref_model the reference stays"),
         ("reward", ["--max-samples", "9"], "max_samples: without samples there are no answers to score"),
     ],
 )

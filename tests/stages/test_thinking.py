@@ -84,7 +84,7 @@ def test_a_policy_brings_its_template_and_settings(folder: Path, sft: Path) -> N
 def test_dpo_compares_answers_and_not_their_masked_thoughts(folder: Path, sft: Path) -> None:
     """What TRL's collator makes of a pair: its mask holds the answers' tokens alone, worked from the text."""
     from preference.configuration import DPOConfig
-    from preference.dpo import PairCollator, encode, to_dataset
+    from preference.pairs import PairCollator, encode, to_dataset
     from tiebreak.data.reading import read_preferences
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_chat

@@ -339,7 +339,8 @@ def _unobserved(trainer: Any) -> Iterator[None]:
             model.to(device)
         model.train(training)
         trainer.tokens_per_pass = tokens
-        metrics_of(trainer)["eval"].clear()
+        for mode in ("train", "eval"):  # TRL's experimental trainers count every batch among those of training
+            metrics_of(trainer)[mode].clear()
 
 
 @contextmanager

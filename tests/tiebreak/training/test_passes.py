@@ -19,8 +19,9 @@ from small_models import ARCHITECTURES, PAD, VOCABULARY, Pair, build, random_pai
 from support import on_two_processes, run_of
 from transformers import AutoModelForSequenceClassification
 
-from preference.dpo import PLAIN, CheckedDPOTrainer, DPOConfig, EncodedPair, PairCollator, build_dpo_args
-from preference.dpo import to_dataset as to_dpo_dataset
+from preference.dpo import CheckedDPOTrainer, DPOConfig, build_dpo_args
+from preference.pairs import PLAIN, EncodedPair, PairCollator
+from preference.pairs import to_dataset as to_dpo_dataset
 from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, build_reward_args
 from reward.train import to_dataset as to_reward_dataset
 from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
