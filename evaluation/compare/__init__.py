@@ -46,7 +46,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     links = read_chain(config.evaluation, config.runs)
     chains = [read_chain(folder) for folder in config.against]
     report = build_report(evaluation, links, against, config.title, chains)
-    next_step = config.next_step or judge_by_hand(config, links)
+    next_step = config.next_step or judge_by_hand(config, links, report["kinds"])
     with runs.start_run(config, "compare") as run:
         if not run.finished:
             write_json(run.final / "report.json", {key: value for key, value in report.items() if key != "timings"})
@@ -67,10 +67,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     return dict(report)
 
 
-def judge_by_hand(config: CompareConfig, links: Sequence[Link]) -> str:
-    """The command with which people judge the policies' pairs; empty if there are none."""
+def judge_by_hand(config: CompareConfig, links: Sequence[Link], kinds: Sequence[str]) -> str:
+    """The command with which people judge the policies' pairs; empty if there are none, or only people judged them."""
     sampled = next((Path(link.folder) for link in reversed(links) if link.stage == "sample"), None)
-    if sampled is None:
+    if sampled is None or list(kinds) == ["human"]:
         return ""
     words = ["--pairs", str(sampled), "--output", str(sampled.parent / "label-by-hand")]
     labelling = config.config_folder / "label.yaml" if config.config_folder else None

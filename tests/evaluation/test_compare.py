@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.compare import CompareConfig, compare, summary_table
+from evaluation.compare import CompareConfig, compare, judge_by_hand, summary_table
 from evaluation.compare.charts import line_chart
 from evaluation.compare.curves import MAX_POINTS, read_panels, reward_against_kl, thin
+from evaluation.compare.reading import read_chain
 from evaluation.compare.summary import distinct_names, guard_decision, verdict
 from tiebreak.config import StageConfig
 from tiebreak.errors import HandoffError, RunError
@@ -924,6 +925,13 @@ def test_the_command_prints_a_table_where_the_report_lies_and_what_is_next(recip
     assert said.splitlines()[-1].startswith("next: tiebreak label --config ")
     assert said.splitlines()[-1].endswith(by_hand)
     assert (tmp_path / "runs/cli/manifest.json").is_file()
+
+
+def test_pairs_that_people_judged_are_not_suggested_to_people(recipe: str) -> None:
+    config, links = CompareConfig(output="out", evaluation=recipe), read_chain(recipe)
+    for kinds in (["simulated"], ["human", "simulated"], []):
+        assert judge_by_hand(config, links, kinds).endswith("--output runs/a/label-by-hand")
+    assert judge_by_hand(config, links, ["human"]) == ""
 
 
 def test_the_command_reports_a_bad_input_in_one_message(recipe: str, tmp_path: Path) -> None:
