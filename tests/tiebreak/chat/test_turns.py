@@ -339,6 +339,22 @@ def test_nothing_of_a_masked_thought_is_learned_where_it_was_cut_off(words: Any)
             chat.encode_completion([ASK], "<think>\nHm, I look", finished=False)
 
 
+def test_two_messages_of_the_assistant_in_a_row_and_one_before_any_question(words: Any) -> None:
+    tokenizer = copy.copy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    both = [["Add iron.<|im_end|>", "Add 2 ml.<|im_end|>"]]
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER, MORE))) == both
+    assert trained(chat, chat.encode_conversation((ASK, ANSWER, MORE), last_only=True)) == [["Add 2 ml.<|im_end|>"]]
+    with pytest.raises(HandoffError, match="refuses a conversation of"):  # to nothing there is no answer to learn
+        chat.encode_conversation((ANSWER, AGAIN, MORE))
+    greeting = ANSWER.model_copy(update={"weight": 0})
+    assert trained(chat, chat.encode_conversation((greeting, AGAIN, MORE))) == [["Add 2 ml.<|im_end|>"]]
+
+
 def test_a_side_learns_its_turns_by_their_weight(words: Any) -> None:
     qwen = family(words, "qwen2_5", CHATML, "<|im_end|>")
     silent = ANSWER.model_copy(update={"weight": 0})
@@ -568,6 +584,21 @@ def test_marks_of_one_word_and_of_the_end_alone(words: Any) -> None:
     )
     with pytest.raises(HandoffError, match="nothing of this answer"):
         build_chat(tokenizer).encode_conversation((ASK, yes))
+
+
+def test_a_cut_off_call_keeps_what_its_template_marks(words: Any) -> None:
+    """Of a template that ends a call otherwise than an answer, all but the end token is what was written."""
+    tokenizer = copy.copy(words)
+    call = "{% generation %}{{ m.tool_calls[0].function.name }} {{ m.tool_calls[0].function.arguments | tojson }}"
+    tokenizer.chat_template = MARKED.replace(
+        "{{ m.content }}END", f"{{{{ m.content }}}}{{% endgeneration %}}{{% if m.tool_calls %}}{call}"
+    ).replace("{% endgeneration %}\n", "{% endgeneration %} over<|im_end|>{% else %}<|im_end|>\n{% endif %}", 1)
+    chat = build_chat(tokenizer)
+    whole = chat.encode_side([ASK], (CALL,))
+    assert tokenizer.decode(whole.completion).endswith('look {"leaf": "top"} over<|im_end|>')
+    assert whole.trained[-3:] == [1, 0, 1]
+    cut_off = chat.encode_side([ASK], (CALL,), finished=False)
+    assert (cut_off.completion, cut_off.trained) == (whole.completion[:-1], whole.trained[:-1])
 
 
 def test_marks_see_the_tools(words: Any) -> None:
