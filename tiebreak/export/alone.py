@@ -67,12 +67,15 @@ def load(request: dict[str, Any]) -> Any:
     import peft
 
     dtype = getattr(torch, request["dtype"])
-    if request["quantized"]:
+    if request["quantized"] == "int8":
+        heads = ["lm_head", "score"]
+        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+    elif request["quantized"]:
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
+            bnb_4bit_quant_type=request["quantized"],
             bnb_4bit_compute_dtype=dtype,
-            bnb_4bit_use_double_quant=True,
+            bnb_4bit_use_double_quant=request["double_quantized"],
             llm_int8_skip_modules=["lm_head", "score"],
         )
     if not request["scores"]:

@@ -64,13 +64,15 @@ def ask_alone(
     Raises:
         HandoffError: it cannot be loaded there.
     """
+    held = origin.weights
     request = {
         "folder": str(folder),
         "file": file,
         "adapter": adapter,
         "rope": rope,
         "scores": len(probe.values) if origin.kind == "reward" else 0,
-        "quantized": adapter and origin.quantized,
+        "quantized": held.name if adapter and held else "",
+        "double_quantized": bool(held and held.double),
         "dtype": probe.dtype,
         "ids": probe.ids,
         "conversations": messages_of(origin.chat),

@@ -173,9 +173,8 @@ def _scale(origin: Origin) -> Iterator[str]:
 
 def _code(origin: Origin, arguments: ExportArguments, name: str) -> list[str]:
     if arguments.writes_adapter:
-        held = (
-            " The base was held in NF4 (bitsandbytes, double quantisation) in training: load it so." * origin.quantized
-        )
+        form = f"{origin.weights.name}{', double quantisation' * origin.weights.double}" if origin.weights else ""
+        held = f" The base was held in {form} (bitsandbytes) in training: load it so." if form else ""
         return [f"A PEFT adapter on `{base_for_others(origin.source)}`; the tokenizer is in this folder.{held}"]
     code = _SCORE_CODE if origin.kind == "reward" else _POLICY_CODE
     place = name if arguments.repo else "."

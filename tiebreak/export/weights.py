@@ -24,7 +24,7 @@ from tiebreak.models.adapters.adapter import Adapter, merge, probe_ids
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.bundled import PREFIX
 from tiebreak.models.find import CHAT_FILE, MODEL_FILE, ModelKind, ModelSource, copy_code, find_model
-from tiebreak.models.load import format_of, is_quantized, load_base, load_frozen_policy, load_trained_reward_model
+from tiebreak.models.load import WeightFormat, format_of, load_base, load_frozen_policy, load_trained_reward_model
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE, probe_difference, probe_values
 from tiebreak.models.save import pinned_chat
 from tiebreak.models.scorers import scorer_class
@@ -65,9 +65,14 @@ class Origin:
         return self.source.kind
 
     @property
+    def weights(self) -> WeightFormat | None:
+        """The format in which its base weights were held, where it is not their own."""
+        return format_of(self.source, None)
+
+    @property
     def quantized(self) -> bool:
-        """Whether its base weights were held in 4 bits."""
-        return is_quantized(self.source, None)
+        """Whether they were held in fewer bits."""
+        return self.weights is not None
 
     @property
     def ends(self) -> list[int]:
@@ -168,14 +173,14 @@ def _merged(origin: Origin, model: Any) -> nn.Module | None:
 
 
 def _merged_dequantised(origin: Origin) -> nn.Module | None:
-    """4-bit weights as numbers, and the adapter added to them."""
+    """Quantised weights as numbers, and the adapter added to them."""
     source = origin.source
     if source.folder is None:
-        raise ValueError("a base model is not held in 4 bits")
+        raise ValueError("a base model is not quantised")
     saved = source.folder / PROBE_FILE
     dtype = json.loads(saved.read_text())["dtype"] if saved.is_file() else "float32"
     loading = LoadingConfig.model_validate({"precision": dtype, "trust_remote_code": source.trust_remote_code})
-    base: Any = load_base(source, loading, kind=origin.kind, weights=format_of(source, None)).dequantize()
+    base: Any = load_base(source, loading, kind=origin.kind, weights=origin.weights).dequantize()
     base = base.to(torch.float32)
     base.config.pad_token_id = origin.chat.pad_id
     if hasattr(base.config, "quantization_config"):

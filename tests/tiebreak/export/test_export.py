@@ -21,7 +21,7 @@ from tiebreak.export.folder import written_whole
 from tiebreak.export.weights import find_origin, load_merged, require_finite
 from tiebreak.library import load_reward_model, score
 from tiebreak.models.find import find_model
-from tiebreak.models.load import load_base
+from tiebreak.models.load import format_of, load_base
 from tiebreak.process.stopping import Stopped
 
 ASK = [{"role": "user", "content": "Why are my basil leaves pale?"}]
@@ -114,7 +114,7 @@ def test_an_adapter_over_4_bit_weights_is_merged_into_those(runs: Path, tmp_path
     origin = find_origin(str(final))
     assert origin.quantized
     merged = load_merged(origin).eval()
-    base = load_base(origin.source, LoadingConfig(precision="float32"), quantized=True)
+    base = load_base(origin.source, LoadingConfig(precision="float32"), weights=format_of(origin.source, None))
     ids = prompt_of(final)
     wanted = logps(PeftModel.from_pretrained(base, final).eval(), ids)
     assert (logps(merged, ids) - wanted).abs().max() < 1e-3
