@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart smoke test test-fast lint unit models spread docs setup wheel bench clean help
+.PHONY: quickstart smoke test test-fast lint unit models methods spread docs setup wheel bench clean help
 
 help:
 	@echo "make quickstart   the whole recipe on a real 135M model: about 11 minutes on two CPU cores"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-fast    the tests of every day: under three minutes"
 	@echo "make models       every architecture and chat template through all stages, and docs/models.md: about 5 minutes on two cores"
 	@echo "make spread       ten steps of each stage under ZeRO-1, 2, 3 and FSDP2 on two processes, against one: about 10 minutes"
+	@echo "make methods      every adapter method through all stages that train, and docs/methods.md: about half an hour on two cores"
 	@echo "make docs         the documentation, into site/; links are checked"
 	@echo "make wheel        the wheel in an environment of its own, without the training packages: it labels, exports, compares"
 	@echo "make mutation     small faults in the code that figures rest on, each of which a test must notice: hours"
@@ -49,6 +50,8 @@ models: $(VENV)/dev.stamp
 
 spread: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/sharded/ten_steps.py -s
+methods: $(VENV)/dev.stamp
+	PYTHONPATH=tests:tests/methods $(BIN)/python tests/methods/table.py
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m tiebreak.command.reference

@@ -34,10 +34,11 @@ from preference.reference import ReferenceLogps
 from preference.sync import SyncedReference
 from tiebreak.command.launch import stage_main
 from tiebreak.hashing import hash_file
+from tiebreak.errors import ConfigError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
-from tiebreak.models.load import load_policy
+from tiebreak.models.load import adapter_of, load_copy, load_policy
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions
@@ -82,7 +83,8 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
-        Adapter(self.model, POLICY).copy_to(reference_name(self.model))  # TRL skips adapters on embeddings
+        if self.ref_model is None:
+            Adapter(self.model, POLICY).copy_to(reference_name(self.model))  # TRL skips some adapters' weights
 
     def losses(self) -> Sequence[str]:
         names: list[str] = self.loss_types
@@ -124,9 +126,10 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
 
     def _reference_logps(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The reference's log-probabilities of chosen and rejected answers, each of shape (pairs,)."""
+        model = self.model if self.ref_model is None else self.ref_model
         if self.reference is not None:
-            return self.reference.of(inputs, lambda pairs: self.compute_ref_log_probs(self.model, pairs))
-        chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
+            return self.reference.of(inputs, lambda pairs: self.compute_ref_log_probs(model, pairs))
+        chosen, rejected = self.compute_ref_log_probs(model, inputs)
         return chosen, rejected
 
     def _weights_in_pass(self, inputs: dict[str, Any], pairs: Tensor | None, tokens: Tensor | None) -> list[float]:
@@ -177,6 +180,15 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
 class DPO(PairStage):
     """The stage."""
 
+    def check(self) -> None:
+        config = self.config
+        if adapter_of(self.source, config.adapter).method == "full" and (config.guard or config.sync_ref_model):
+            key = "guard" if config.guard else "sync_ref_model"
+            raise ConfigError(
+                f"{key}: it works on the reference as an adapter, which adapter.method: full has not; use "
+                f"{{method: lora}}, or leave {key} out"
+            )
+
     def build(self, rows: Rows[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
         """TRL's trainer on the policy, with its reference and its guard."""
         config, source, tokenizer = self.config, self.source, self.chat.tokenizer
@@ -188,6 +200,7 @@ class DPO(PairStage):
         )  # the cache is of whole answers, alone, of one reference
         trainer = CheckedDPOTrainer(
             model=load_policy(source, config.training, config.adapter, tokenizer),
+            ref_model=self._reference(),
             args=build_dpo_args(config, self.run),
             train_dataset=to_dataset(rows.train, config.prompt_by_prompt),
             eval_dataset=to_dataset(held_out) if held_out else None,
@@ -205,6 +218,11 @@ class DPO(PairStage):
                 config.guard, config, recorder, trainer, source, self.chat, self.data.validation, self.dropping
             )
         return trainer
+
+    def _reference(self) -> Any:
+        """A second copy, where the policy's own weights train; otherwise it is an adapter on the policy's."""
+        is_whole = adapter_of(self.source, self.config.adapter).method == "full"
+        return load_copy(self.source, self.config.training) if is_whole else None
 
 
 def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:

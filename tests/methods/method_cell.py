@@ -29,7 +29,7 @@ from tiebreak.process.preloaded import answered
 from tiebreak.runs.reports import read_reports
 
 How = Literal["packed", "padded", "plain", "alone", "refused", "wrong", "failed"]
-STAGES = ("sft", "reward", "dpo", "ppo", "rloo", "grpo")
+STAGES = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo")
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "LoRA": {"r": 4, "alpha": 8},
     "rsLoRA": {"r": 4, "alpha": 8, "rslora": True},
@@ -51,10 +51,13 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "OFT on NF4": {"method": "oft", "quantize": "nf4"},
     "full": {"method": "full"},
     "last layer": {"method": "full", "trainable_layers": 1},
-    "prompt": {"method": "prompt", "virtual_tokens": 4},
-    "P-tuning": {"method": "ptuning", "virtual_tokens": 4},
-    "prefix": {"method": "prefix", "virtual_tokens": 4},
+    "full, then LoRA": {"method": "full"},
+    "prompt": {"method": "prompt"},
+    "P-tuning": {"method": "ptuning"},
+    "prefix": {"method": "prefix"},
 }
+THEN = {"full, then LoRA": {"r": 4, "alpha": 8}}
+"""the method of the stages after SFT, where it is another"""
 UNEXPECTED = "This is a fault in Tiebreak or in a library"
 REFUSALS = (1, 2)
 """exit statuses of a `TiebreakError`; a signal's is another"""
@@ -152,7 +155,7 @@ def write_data(folder: Path) -> None:
 
 def run_stage(cell: Cell, stage: str) -> Outcome:
     """A stage by its command, then what it saved."""
-    command = "ppo" if stage in ("ppo", "rloo", "grpo") else stage
+    command = {"kto": "dpo", "rloo": "ppo", "grpo": "ppo"}.get(stage, stage)
     config = write_config(cell.folder / f"{stage}.yaml", output=cell.output(stage), **configuration(cell, stage))
     loaded: list[str] = []
     real = load.load_base
@@ -181,7 +184,7 @@ def run_stage(cell: Cell, stage: str) -> Outcome:
     if faults:
         return Outcome("wrong", "; ".join(faults[:2]))
     manifest = json.loads((cell.output(stage) / "manifest.json").read_text())
-    return Outcome(manifest.get("path", "packed"), _one_line(manifest.get("path_reason", "")))
+    return Outcome(manifest["path"], _one_line(manifest.get("path_reason", "")))
 
 
 def _one_line(text: str) -> str:
@@ -193,7 +196,7 @@ def configuration(cell: Cell, stage: str) -> dict[str, Any]:
     continued = stage != "sft" and cell.finished("sft")
     start = {
         "policy": cell.output("sft") if continued else cell.model,
-        "adapter": None if continued and METHODS[cell.method].get("method") != "full" else METHODS[cell.method],
+        "adapter": THEN.get(cell.method) if continued else METHODS[cell.method],
         "training": TRAINING,
     }
     if stage == "sft":
@@ -205,6 +208,13 @@ def configuration(cell: Cell, stage: str) -> dict[str, Any]:
         }
     if stage == "reward":
         return {**start, "preferences": cell.folder / "preferences.jsonl", "garbage_prompts": 0}
+    if stage == "kto":
+        return {
+            **start,
+            "algorithm": "kto",
+            "preferences": cell.folder / "preferences.jsonl",
+            "sampling": GREEDY,
+        }
     if stage == "dpo":
         return {
             **start,
@@ -302,7 +312,7 @@ def open_model(model: Path, final: Path | None, kind: Any, **options: Any) -> An
         held = load.WeightFormat(saved.quantize, saved.double_quantize)
         options["quantization_config"] = load.quantization(held, torch.float32)
     config = json.loads((final / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(model)
+    model = Path(config["base_model_name_or_path"])
     with safe_open(final / "adapter_model.safetensors", framework="pt") as tensors:
         assert not any(".base_layer." in key for key in tensors.keys())  # noqa: SIM118
     return PeftModel.from_pretrained(kind.from_pretrained(model, dtype=torch.float32, **options), final).eval()

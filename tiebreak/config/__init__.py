@@ -71,11 +71,13 @@ class Section(BaseModel):
         return value
 
 
-Method = Literal["lora", "qlora", "ia3", "loha", "lokr", "oft", "boft", "vera", "norms"]
+Method = Literal["lora", "qlora", "full", "ia3", "loha", "lokr", "oft", "boft", "vera", "norms"]
 RANKED = ("lora", "loha", "lokr")
 """methods whose update is of a rank and scaled by alpha"""
 LAYERED = (*RANKED, "ia3", "oft", "boft", "vera")
 """methods that are on layers of the user's choice"""
+VIRTUAL = ("prompt", "ptuning", "prefix", "prompt_tuning", "p_tuning", "prefix_tuning")
+"""what people ask for, and no stage trains"""
 ON_QUANTIZED = {
     **dict.fromkeys(("nf4", "fp4"), ("lora", "ia3", "oft", "vera", "norms")),
     "int8": ("lora", "ia3", "oft", "vera", "norms"),
@@ -88,6 +90,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "target_modules": LAYERED,
     "block_size": ("oft", "boft"),
     "shared_rank": ("vera",),
+    "trainable_layers": ("full",),
 }
 """by key of `adapter`: the methods that read it"""
 LATER_KEYS = frozenset(
@@ -101,6 +104,7 @@ LATER_KEYS = frozenset(
         "modules_to_save",
         "block_size",
         "shared_rank",
+        "trainable_layers",
     }
 )
 """keys of `adapter` that the first versions had not: at their defaults they are not written, so that a run is the run it
@@ -114,8 +118,8 @@ class AdapterConfig(Section):
     method: Method = "lora"
     """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
     products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
-    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). qlora: lora with
-    quantize: nf4"""
+    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). full: the model's own
+    weights. qlora: lora with quantize: nf4"""
     quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
     """number format of the frozen base weights, by bitsandbytes; nf4, fp4: 4 bits (Dettmers et al. 2023); int8: 8 bits
     (Dettmers et al. 2022)"""
@@ -148,6 +152,8 @@ class AdapterConfig(Section):
     """oft, boft: size of the rotated blocks, which must divide the layers' inputs; null: 32 and 4, as in PEFT"""
     shared_rank: int = Field(default=256, ge=1)
     """vera: rank of the random projections that all layers share"""
+    trainable_layers: int | None = Field(default=None, ge=1)
+    """full: train the last n layers alone, without embeddings, last norm and head; null: all weights"""
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,6 +165,11 @@ class AdapterConfig(Section):
     def _apart(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
+        if values.get("method") in VIRTUAL:
+            raise ValueError(
+                f"method: {values['method']} puts virtual tokens before every sequence, which no stage computes; ia3 and "
+                "vera train as few weights"
+            )
         if values.get("method") == "qlora" and values.get("quantize", "nf4") != "nf4":
             raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
         return cls.upgraded(values)
@@ -266,6 +277,9 @@ class OptimizerConfig(LoadingConfig):
     """share of the steps in which the learning rate rises from 0"""
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """how the learning rate falls after the warm-up"""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
+    """adamw; adamw_8bit: its moments in 8 bits (Dettmers et al. 2022); paged_adamw, paged_adamw_8bit: moments that move to
+    the CPU's memory when the GPU's is full (GPU only); adafactor: a factored second moment (Shazeer and Stern 2018)"""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """weight decay of AdamW"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
@@ -279,6 +293,12 @@ class OptimizerConfig(LoadingConfig):
     """optimizer steps between evaluations on the validation split; null: only at the end"""
     save_steps: int = Field(default=50, ge=1)
     """optimizer steps between checkpoints; a killed run resumes from the last one"""
+
+    @model_serializer(mode="wrap")
+    def _as_first_written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a key that the first versions lacked, at its default: what a run is has stayed the same."""
+        values: dict[str, Any] = write(self)
+        return {key: value for key, value in values.items() if (key, value) != ("optimizer", "adamw")}
 
 
 class TrainingConfig(OptimizerConfig):

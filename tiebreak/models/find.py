@@ -59,7 +59,19 @@ class ModelSource:
     stage: str | None = None
     """the run that made it, if any"""
     pinned: Mapping[str, Any] = field(default_factory=dict)
-    """content of `MODEL_FILE`; empty for a base model, or for an adapter from elsewhere"""
+    """content of `MODEL_FILE`; empty for a base model"""
+
+    @property
+    def probed(self) -> Path | None:
+        """The folder that holds what the model answered before it was saved; None: no run made it."""
+        if self.stage is None:
+            return None
+        return self.folder or self.base_path
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a run trained the weights themselves."""
+        return self.stage is not None and self.folder is None
 
     @property
     def tokenizer_path(self) -> Path:
@@ -161,6 +173,8 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
     if not (final / MODEL_FILE).is_file():
         raise HandoffError(f"{name} is a finished {manifest['stage']!r} run, which has no model")
     pinned = _read_json(final / MODEL_FILE)
+    if "weights_sha256" in pinned:
+        return _find_whole(name, kind, trust_remote_code, manifest, pinned)
     if missing := {"kind", "base", "base_sha256", "adapter_sha256"} - pinned.keys():
         raise HandoffError(f"{final / MODEL_FILE} is broken (no {' and no '.join(sorted(missing))}): train it again")
     if pinned["kind"] != kind:
@@ -183,6 +197,23 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
     return ModelSource(
         name, kind, manifest["id"], pinned["base"], base_path, found, final, trust_remote_code, stage, pinned
     )
+
+
+def _find_whole(
+    name: str, kind: ModelKind, trust_remote_code: bool, manifest: Mapping[str, Any], pinned: Mapping[str, Any]
+) -> ModelSource:
+    """A run that trained the weights themselves: a base model of its own."""
+    final = Path(name) / "final"
+    if pinned["kind"] != kind:
+        raise HandoffError(f"{name} is a {pinned['kind']}, but a {kind} model is needed here")
+    require_same_code(name, final, pinned.get("code_sha256"), trust_remote_code)
+    found = base_sha256(final)
+    if found != pinned["weights_sha256"]:
+        raise HandoffError(
+            f"{final}: its weights have changed since they were saved: their hash differs; train it again"
+        )
+    stage = str(manifest["stage"])
+    return ModelSource(name, kind, manifest["id"], str(final), final, found, None, trust_remote_code, stage, pinned)
 
 
 def find_base(name: str, trust_remote_code: bool = False) -> Path:

@@ -27,8 +27,10 @@ from tiebreak.models.adapters.peft_files import (
 )
 from tiebreak.models.adapters.targets import require_frozen_head
 from tiebreak.models.find import ModelKind, ModelSource
+from tiebreak.models.full import size_of, train_whole
 from tiebreak.models.probe import verify_probe
 from tiebreak.models.tokenizers import load_error, load_tokenizer
+from tiebreak.terminal import say
 from tiebreak.upstream import keep_quantized_weights
 
 if TYPE_CHECKING:
@@ -114,8 +116,8 @@ def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedM
 
 def load_policy(
     source: ModelSource, training: OptimizerConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
-) -> PeftModel:
-    """A policy to train: the run's own adapter, continued, or a new one on a base model.
+) -> Any:
+    """A policy to train: the run's own adapter, continued; a new one on a base model; or the model itself.
 
     Raises:
         ConfigError: the requested adapter differs from the policy's.
@@ -130,6 +132,11 @@ def load_policy(
     if weights is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     torch.manual_seed(training.seed)
+    if source.is_whole:
+        verify_probe(base, source.base_path)
+    wanted = adapter_of(source, adapter)
+    if wanted.method == "full":
+        return train_whole(base.float(), wanted)  # an update is often smaller than bfloat16 resolves
     if source.folder is None:
         return Adapter.build(base, adapter or AdapterConfig(), "CAUSAL_LM").model
     model = Adapter.load(base, source.folder, source.name, trains=True).model
@@ -138,6 +145,14 @@ def load_policy(
     if source.stage is not None:
         verify_probe(model, source.folder)
     return model
+
+
+def load_copy(source: ModelSource, training: LoadingConfig) -> PreTrainedModel:
+    """A second copy of a model whose own weights train: the reference."""
+    model = load_base(source, training).float()
+    say(f"the reference is a second, frozen copy of the model: {size_of(model)}")
+    frozen: PreTrainedModel = model.requires_grad_(False).eval()
+    return frozen
 
 
 def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Module:
@@ -158,6 +173,8 @@ def load_frozen_policy(source: ModelSource, training: LoadingConfig) -> nn.Modul
 
 def _with_adapter(source: ModelSource, training: LoadingConfig) -> nn.Module:
     model: nn.Module = load_base(source, training, weights=format_of(source, None))
+    if source.is_whole:
+        verify_probe(model, source.base_path)
     if source.folder is not None:
         model = Adapter.load(model, source.folder, source.name, trains=False).model
         if source.stage is not None:
@@ -284,13 +301,37 @@ def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
     return format_of(source, adapter) is not None
 
 
-def require_possible(source: ModelSource, asked: AdapterConfig | None, training: OptimizerConfig) -> None:
+TRAINS_WHOLE = ("sft", "dpo")
+"""algorithms that can train a model's own weights"""
+
+
+def require_possible(
+    source: ModelSource, asked: AdapterConfig | None, training: OptimizerConfig, algorithm: str
+) -> None:
     """Refuse what cannot be trained, before anything is loaded.
+
+    Args:
+        algorithm: the stage, or which of its algorithms.
 
     Raises:
         ConfigError: says what can.
+        MachineError: what needs a GPU, on a machine without one.
     """
     adapter = adapter_of(source, asked)
+    if adapter.method == "full" and algorithm not in TRAINS_WHOLE:
+        why = (
+            "a reward model is an adapter and a score head on base weights that stay as they are"
+            if algorithm == "reward"
+            else f"{algorithm} holds policy and reference as adapters on one copy of the base weights, which full changes"
+        )
+        raise ConfigError(
+            f"adapter.method: {why}; adapter: {{method: lora}} trains here, {' and '.join(TRAINS_WHOLE)} train whole models"
+        )
+    if training.optimizer.startswith("paged") and not torch.cuda.is_available():
+        plain = training.optimizer.removeprefix("paged_")
+        raise MachineError(
+            f"training.optimizer: {training.optimizer} moves its moments off a GPU, and this machine has none: use {plain}"
+        )
     if source.folder is None and adapter.init in FROM_WEIGHTS and training.weight_decay:
         raise ConfigError(
             f"training.weight_decay: it would also shrink the half of the adapter that holds its start (adapter.init: "
@@ -305,11 +346,9 @@ def require_possible(source: ModelSource, asked: AdapterConfig | None, training:
 
 def saved_adapter(source: ModelSource) -> AdapterConfig:
     """The adapter that a run was trained with."""
-    if source.folder is None:
-        raise ValueError("a base model has no adapter")
     return AdapterConfig.model_validate(source.pinned["adapter"])
 
 
 def adapter_of(source: ModelSource, asked: AdapterConfig | None) -> AdapterConfig:
     """The adapter a stage trains: the one asked for, else the policy's own, else the default on a base model."""
-    return asked or (saved_adapter(source) if source.folder else AdapterConfig())
+    return asked or (saved_adapter(source) if source.folder or source.is_whole else AdapterConfig())

@@ -242,15 +242,15 @@ def load_saved(
         from tiebreak.models.load import format_of, load_base
         from tiebreak.models.tokenizers import load_chat
 
-    base = find_base(pinned["base"], trust_remote_code)
+    is_whole = "weights_sha256" in pinned
     source = ModelSource(
         str(final),
         pinned["kind"],
         "",
-        pinned["base"],
-        base,
+        str(final) if is_whole else pinned["base"],
+        final if is_whole else find_base(pinned["base"], trust_remote_code),
         pinned["base_sha256"],
-        final,
+        None if is_whole else final,
         trust_remote_code,
         pinned=pinned,
     )
@@ -258,7 +258,7 @@ def load_saved(
     chat = load_chat(source)
     model = load_base(source, training, kind=pinned["kind"], weights=format_of(source, None))
     model.config.pad_token_id = chat.pad_id
-    whole = PeftModel.from_pretrained(model, final)
+    whole: Any = model if is_whole else PeftModel.from_pretrained(model, final)
     return whole.to("cuda") if torch.cuda.is_available() else whole, chat
 
 

@@ -13,7 +13,8 @@ from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.methods import as_saved
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
-from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, code_sha256, copy_code
+from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, base_sha256, code_sha256, copy_code
+from tiebreak.models.full import write_whole
 from tiebreak.models.tokenizers import tokenizer_facts
 from tiebreak.records import write_json
 
@@ -49,6 +50,34 @@ def save_adapter(
         "adapter_sha256": hash_file(folder / ADAPTER_FILE),
         "quantized": adapter.quantize != "none",
         "adapter": as_saved(adapter).model_dump(),
+        **tokenizer_facts(chat.tokenizer),
+        **pinned_chat(chat.settings),
+        **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),
+    }
+    if source.trust_remote_code:
+        copy_code(source.base_path, folder)
+    write_json(folder / MODEL_FILE, facts)
+    return facts
+
+
+def save_whole(
+    folder: Path,
+    model: Any,
+    state: dict[str, Tensor],
+    chat: Chat,
+    source: ModelSource,
+    kind: ModelKind,
+    adapter: AdapterConfig,
+) -> dict[str, Any]:
+    """Write a model whose own weights were trained, and its pins; returns the facts for the manifest."""
+    write_whole(folder, model, state, chat)
+    facts = {
+        "kind": kind,
+        "base": source.base,
+        "base_sha256": source.base_sha256,
+        "weights_sha256": base_sha256(folder),
+        "quantized": False,
+        "adapter": adapter.model_dump(),
         **tokenizer_facts(chat.tokenizer),
         **pinned_chat(chat.settings),
         **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),

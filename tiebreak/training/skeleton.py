@@ -64,7 +64,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         self.config, self.run = config, run
         training = config.training
         self.source: ModelSource = find_model(config.policy, trust_remote_code=training.trust_remote_code)
-        require_possible(self.source, config.adapter, training)
+        require_possible(self.source, config.adapter, training, getattr(config, "algorithm", self.name))
         self.check()
         self.chat: Chat = load_chat(self.source, config.chat, training.trust_remote_code)
 

@@ -20,10 +20,11 @@ from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, Sampl
 from tiebreak.errors import DataError, HandoffError, TiebreakError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelKind, ModelSource
+from tiebreak.models.full import whole_state
 from tiebreak.models.load import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
-from tiebreak.models.save import save_adapter
+from tiebreak.models.save import save_adapter, save_whole
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
@@ -51,6 +52,13 @@ Row = TypeVar("Row")
 REPORT, MERGED = "report", "merged"
 """names of reports: sample completions, the stage's own page, and the merged copy"""
 SAMPLED_PROMPTS = 4
+OPTIMIZERS = {
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+"""transformers' names of those that are not its own default"""
 PROBE_TOKENS = 96
 
 
@@ -72,6 +80,7 @@ def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
         "warmup_steps": training.warmup_share,  # transformers reads a value below 1 as a share of the steps
         "lr_scheduler_type": training.lr_scheduler,
+        **({"optim": OPTIMIZERS[training.optimizer]} if training.optimizer in OPTIMIZERS else {}),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "activation_checkpointing": training.gradient_checkpointing,
@@ -255,13 +264,15 @@ def finish_adapter(
     Raises:
         HandoffError: the reloaded model's outputs differ.
     """
-    state = Adapter(model).state()
+    whole = adapter.method == "full"
+    state = whole_state(model) if whole else Adapter(model).state()
     ids = probe_ids[:PROBE_TOKENS]
     values = probe_values(model, ids)
     if not trainer.is_world_process_zero():
         _leave_launch(trainer)
         return
-    pinned = save_adapter(run.final, model, state, chat, source, kind, adapter)
+    save = save_whole if whole else save_adapter
+    pinned = save(run.final, model, state, chat, source, kind, adapter)
     write_probe(run.final, ids, values, model)
     say("loading the saved model in a fresh process, to compare")
     with FreshProcess(run.final, source.trust_remote_code) as process:
@@ -274,7 +285,7 @@ def finish_adapter(
             {
                 **({SAMPLES: samples_request(products, chat)} if products.prompts else {}),
                 **({REPORT: {}} if products.report else {}),
-                **({MERGED: {}} if products.merged else {}),
+                **({MERGED: {}} if products.merged and not whole else {}),
             }
         )
         run.finish()
