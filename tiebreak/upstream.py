@@ -168,6 +168,11 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             "set_adapter also switches what trains",
         ),
         Name(
+            "peft.utils.other:ModulesToSaveWrapper._active_adapter",
+            "tiebreak.models.adapters.adapter.Adapter",
+            "as above, of modules that train whole",
+        ),
+        Name(
             "peft.tuners.tuners_utils:BaseTunerLayer._disable_adapters",
             "tiebreak.models.adapters.adapter.Adapter",
             "enable_adapters also switches what trains",

@@ -38,6 +38,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "PiSSA": {"r": 4, "alpha": 8, "init": "pissa"},
     "OLoRA": {"r": 4, "alpha": 8, "init": "olora"},
     "patterns": {"r": 4, "alpha": 8, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 16}},
+    "LoRA and norms": {"r": 4, "alpha": 8, "modules_to_save": ["input_layernorm", "norm"]},
     "LoHa": {"method": "loha", "r": 4, "alpha": 8},
     "LoKr": {"method": "lokr", "r": 4, "alpha": 8},
     "VeRA": {"method": "vera", "shared_rank": 16},

@@ -22,6 +22,7 @@ from tiebreak.models.adapters.adapter import SHARED, Adapter, merge
 from tiebreak.models.adapters.lora_start import FROM_WEIGHTS
 from tiebreak.models.adapters.peft_files import (
     ADAPTER_FILE,
+    fault_of_whole,
     require_same_adapter,
     require_trainable,
 )
@@ -211,7 +212,7 @@ def load_reward_model(
 
     weights = format_of(source, adapter)
     if source.folder is not None:
-        require_trainable(source.folder, source.name)
+        require_trainable(source.folder, source.name, below_score=True)
     base = load_base(source, training, kind="reward", weights=weights, members=members)
     base.config.pad_token_id = tokenizer.pad_token_id
     base.config.num_labels = 1  # TRL's trainer asks for one; what it makes of several heads, reward.trainer replaces
@@ -327,6 +328,9 @@ def require_possible(
         raise ConfigError(
             f"adapter.method: {why}; adapter: {{method: lora}} trains here, {' and '.join(TRAINS_WHOLE)} train whole models"
         )
+    whole = list(adapter.modules_to_save) if source.folder is None else []
+    if fault := fault_of_whole(whole, below_score=algorithm == "reward"):
+        raise ConfigError(f"adapter.modules_to_save: {whole}, {fault}; leave them out, or train them with method: full")
     if training.optimizer.startswith("paged") and not torch.cuda.is_available():
         plain = training.optimizer.removeprefix("paged_")
         raise MachineError(

@@ -206,13 +206,16 @@ class Adapter:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with it, and leave what trains as it is: PEFT's `set_adapter` also switches `requires_grad`."""
-        with adapters_set(tuner_layers(self.model), [self.name]):
+        with adapters_set([*tuner_layers(self.model), *whole_modules(self.model)], [self.name]):
             yield
 
     @property
     def adds(self) -> bool:
         """Whether it does no more than add a matrix to each weight that it is on."""
-        method = method_of(getattr(self.model.peft_config[self.name].peft_type, "value", None))
+        config = self.model.peft_config[self.name]
+        method = method_of(getattr(config.peft_type, "value", None))
+        if getattr(config, "modules_to_save", None) and whole_modules(self.model):
+            return False
         return method is not None and all(method.adds(layer, self.name) for layer in self.layers())
 
     @contextmanager
@@ -314,6 +317,13 @@ def tuner_layers(model: nn.Module) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def whole_modules(model: nn.Module) -> list[Any]:
+    """PEFT's modules that train whole beside an adapter, each adapter with a copy of its own."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    return [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
 
 
 def belongs_to(key: str, name: str) -> bool:

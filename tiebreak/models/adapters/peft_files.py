@@ -7,7 +7,7 @@ What PEFT can save and the stages cannot train or copy exactly is refused by nam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,15 +110,31 @@ def require_known(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def require_trainable(folder: Path, name: str) -> None:
-    """Refuse to train an adapter with whole modules beside it, which stages have no copy of for the reference.
+HEADS = ("lm_head", "embed_out", "output_layer", "embed_tokens", "wte", "embed_in", "word_embeddings")
+"""names of heads, and of embeddings that are often tied to them"""
+
+
+def require_trainable(folder: Path, name: str, *, below_score: bool = False) -> None:
+    """Refuse to train an adapter with whole modules beside it of which stages have no copy for the reference.
+
+    Args:
+        below_score: as the start of a reward model, whose score head PEFT holds in the same way.
 
     Raises:
         HandoffError: names them.
     """
-    whole = read_peft_values(folder).get("modules_to_save")
-    if whole:
-        raise HandoffError(f"{name} has modules_to_save: {whole}, of which a reference cannot keep a copy: {MERGE}")
+    whole = read_peft_values(folder).get("modules_to_save") or []
+    if fault := fault_of_whole(whole, below_score=below_score):
+        raise HandoffError(f"{name} has modules_to_save: {whole}, {fault}: {MERGE}")
+
+
+def fault_of_whole(names: Iterable[str], *, below_score: bool) -> str:
+    """Why modules of these names cannot train whole beside an adapter; empty if they can."""
+    if below_score and list(names):
+        return "which a reward model cannot take over"
+    if any(head.endswith(name.rpartition(".")[2]) for name in names for head in HEADS):
+        return "of which a reference cannot keep a copy"
+    return ""
 
 
 def to_adapter_config(values: dict[str, Any], stated: Mapping[str, Any]) -> AdapterConfig:
@@ -203,7 +219,8 @@ def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:
         for key in tensors.keys():  # noqa: SIM118
             place = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
             if any(f".{prefix}" in key for prefix in prefixes) or any(
-                part in whole_modules for part in place.split(".")
+                part.endswith(tuple(whole_modules))
+                for part in place.split(".")  # PEFT's rule
             ):
                 continue
             weight, value = own.get(place), tensors.get_tensor(key)
