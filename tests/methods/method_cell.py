@@ -151,6 +151,12 @@ def write_data(folder: Path) -> None:
         folder / "preferences.jsonl",
         [{"prompt": p, "chosen": c, "rejected": r, "split": "train"} for p, c, r in zip(ask, say, other, strict=True)],
     )
+    answers = [(p, c, True) for p, c in zip(ask, say, strict=True)]
+    answers += [(p, c, False) for p, c in zip(ask, other, strict=True)]
+    write_rows(
+        folder / "answers.jsonl",
+        [{"prompt": p, "completion": c, "label": good, "split": "train"} for p, c, good in answers],
+    )
     write_rows(folder / "prompts.jsonl", [{"prompt": p} for p in ask])
 
 
@@ -213,7 +219,7 @@ def configuration(cell: Cell, stage: str) -> dict[str, Any]:
         return {
             **start,
             "algorithm": "kto",
-            "preferences": cell.folder / "preferences.jsonl",
+            "preferences": cell.folder / "answers.jsonl",
             "sampling": GREEDY,
         }
     if stage == "dpo":

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from method_cell import run_method
+from method_cell import run_method, write_data
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
+from support import end_process, run_here, write_config
 from transformers import AutoModelForCausalLM
+from transformers.training_args import OptimizerNames
 
-from tiebreak.config import AdapterConfig
+from tiebreak.config import AdapterConfig, OptimizerConfig
+from tiebreak.models import load
 from tiebreak.models.adapters.adapter import Adapter
+from tiebreak.training.stage import OPTIMIZERS
 
 SPREAD = [
     ("VeRA", ("sft", "reward")),
-    ("OFT", ("sft", "dpo")),
-    ("LoHa", ("sft", "ppo")),
+    ("LoHa", ("sft", "dpo")),
+    ("full", ("sft", "dpo")),
 ]
 
 
@@ -64,6 +70,52 @@ def test_a_start_from_the_weights_trains_as_in_peft_on_an_unchanged_base(tiny_mo
     assert all(torch.equal(now[name], value) for name, value in before.items())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_that_trains_whole_beside_lora_has_a_copy_for_the_reference(tiny_model: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    policy = Adapter.build(base, AdapterConfig(r=4, modules_to_save=["input_layernorm"]), "CAUSAL_LM")
+    wanted = policy.answers()
+    reference = policy.copy("reference")
+    policy.train_alone()
+    trained = {name: each for name, each in policy.model.named_parameters() if each.requires_grad}
+    assert sum("input_layernorm" in name for name in trained) == 2
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.3)
+    with policy.merged():  # which is no sum, so the adapter is active
+        assert max(abs(a - b) for a, b in zip(policy.answers(), wanted, strict=True)) > 0.05
+    with reference.merged():
+        assert reference.answers() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_run_is_refused_before_it_loads_where_it_cannot_train(tmp_path: Path, tiny_model: Path) -> None:
+    write_data(tmp_path)
+    shared = {"policy": tiny_model, "preferences": tmp_path / "preferences.jsonl"}
+    wholly, paged = {"adapter": {"method": "full"}}, {"training": {"optimizer": "paged_adamw_8bit"}}
+    decayed = {"adapter": {"init": "pissa"}, "training": {"weight_decay": 0.1}}
+    head = {"adapter": {"modules_to_save": ["lm_head"]}}
+    for command, values, reason in (
+        ("reward", wholly, "a reward model is an adapter and a score head on base weights"),
+        ("dpo", {**wholly, "algorithm": "kto"}, "kto holds policy and reference as adapters on one copy"),
+        ("dpo", paged, "this machine has none: use adamw_8bit"),
+        ("dpo", decayed, "it would also shrink the half of the adapter that holds its start"),
+        ("dpo", head, "of which a reference cannot keep a copy"),
+    ):
+        config = write_config(tmp_path / "config.yaml", output=tmp_path / "out", **shared, **values)
+        with mock.patch.object(load, "load_base", side_effect=AssertionError("loaded")):
+            status, remarks = run_here(command, "--config", config)
+        end_process(tmp_path / "out")
+        assert status, remarks
+        assert reason in " ".join(remarks.split())
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_an_optimizer_is_one_of_transformers_and_adamw_is_not_written() -> None:
+    assert set(OPTIMIZERS.values()) <= {name.value for name in OptimizerNames}
+    assert "optimizer" not in OptimizerConfig().model_dump()
+    assert OptimizerConfig(optimizer="adamw_8bit").model_dump()["optimizer"] == "adamw_8bit"
+
+
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
@@ -71,6 +123,8 @@ def test_a_start_from_the_weights_trains_as_in_peft_on_an_unchanged_base(tiny_mo
         ({"method": "loha", "quantize": "nf4"}, "loha cannot train on nf4 weights; lora, ia3, oft, vera, norms can"),
         ({"dora": True, "quantize": "int8"}, "dora: PEFT cannot compute it on int8 weights"),
         ({"init": "pissa", "rslora": True}, "rslora: cannot be combined with init: pissa"),
+        ({"method": "prompt"}, "prompt puts virtual tokens before every sequence"),
+        ({"trainable_layers": 2}, "trainable_layers: method lora does not read it, but full does"),
         ({"double_quantize": False}, "double_quantize: only nf4 and fp4 have scales"),
     ],
 )
