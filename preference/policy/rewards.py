@@ -313,7 +313,9 @@ def load_reward(
     """
     own = load_chat(reward, trust_remote_code=training.trust_remote_code)
     one_language = chat_facts(own) == chat_facts(conversations.chat)
-    held_as_policy = format_held(host.lm.get_base_model()) == format_of(reward, None)
+    held = format_held(host.lm.get_base_model())
+    rounds_by_batch = held is not None and held.name == "int8"  # by the largest activations beside a token
+    held_as_policy = held == format_of(reward, None) and not rounds_by_batch
     scale = read_score_scale(reward.folder) if reward.folder else UNKNOWN_SCALE
     if one_language and reward.base_sha256 == policy.base_sha256 and held_as_policy:
         head = mount_adapter(host.lm, reward, adapter)
