@@ -50,6 +50,7 @@ models: $(VENV)/dev.stamp
 
 spread: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/sharded/ten_steps.py -s
+
 methods: $(VENV)/dev.stamp
 	PYTHONPATH=tests:tests/methods $(BIN)/python tests/methods/table.py
 
