@@ -33,8 +33,8 @@ from preference.policy.overoptimisation import reference_name
 from preference.reference import ReferenceLogps
 from preference.sync import SyncedReference
 from tiebreak.command.launch import stage_main
-from tiebreak.hashing import hash_file
 from tiebreak.errors import ConfigError
+from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource

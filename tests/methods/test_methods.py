@@ -96,7 +96,7 @@ def test_a_run_is_refused_before_it_loads_where_it_cannot_train(tmp_path: Path, 
     head = {"adapter": {"modules_to_save": ["lm_head"]}}
     for command, values, reason in (
         ("reward", wholly, "a reward model is an adapter and a score head on base weights"),
-        ("dpo", {**wholly, "algorithm": "kto"}, "kto holds policy and reference as adapters on one copy"),
+        ("dpo", {**wholly, "algorithm": "kto"}, "kto is computed with adapters on base weights"),
         ("dpo", paged, "this machine has none: use adamw_8bit"),
         ("dpo", decayed, "it would also shrink the half of the adapter that holds its start"),
         ("dpo", head, "of which a reference cannot keep a copy"),

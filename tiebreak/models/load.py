@@ -323,7 +323,7 @@ def require_possible(
         why = (
             "a reward model is an adapter and a score head on base weights that stay as they are"
             if algorithm == "reward"
-            else f"{algorithm} holds policy and reference as adapters on one copy of the base weights, which full changes"
+            else f"{algorithm} is computed with adapters on base weights that stay as they are"
         )
         raise ConfigError(
             f"adapter.method: {why}; adapter: {{method: lora}} trains here, {' and '.join(TRAINS_WHOLE)} train whole models"
