@@ -281,3 +281,7 @@ def reward_kinds(config: PPOConfig) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """`tiebreak ppo`, or `python -m preference.ppo`."""
     stage_main("ppo", PPOConfig, train_ppo, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 """Ten steps of each stage on two processes, under ZeRO-1, -2, -3 and FSDP2, against one process:  make spread
 
 The losses agree to 1e-4 (1 × 4 rows and 2 × 2), and the final folder is an ordinary one: the stage's own fresh process
-has loaded it alone. Not in the suite: sixteen launches take minutes.
+has loaded it alone. PPO's are compared with two processes that hold the whole model each. Not in the suite: sixteen
+launches take minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from support import REPOSITORY, run_command, write_rows
 
 from tiebreak.runs.run import read_manifest, read_metrics
+from tiebreak.stages import STAGES as STAGE_MODULES
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 SPREADS = ("cpu_zero1", "cpu_zero2", "cpu_zero3", "fsdp2")
@@ -55,8 +57,9 @@ def run(words: tuple[Any, ...], spread: str, folder: Path) -> list[float]:
     """The losses of a run."""
     size = 4 if spread == "alone" else 2
     words = (*words, "--output", folder / spread, "--training.per-device-batch-size", size)
-    if spread == "fsdp2":
-        script = (REPOSITORY / "tests/sharded/fsdp2.py", *words)
+    if spread in ("fsdp2", "ddp"):
+        module = ("-m", STAGE_MODULES[words[0]].module, *words[1:])
+        script = (REPOSITORY / "tests/sharded/fsdp2.py", *words) if spread == "fsdp2" else module
         done = subprocess.run(
             [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", *map(str, script)],
             cwd=folder, env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{folder}"}, capture_output=True,
@@ -75,8 +78,9 @@ def run(words: tuple[Any, ...], spread: str, folder: Path) -> list[float]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_ten_steps(stage: str, tmp_path: Path, tiny_model: Path) -> None:
     words = words_of(stage, tmp_path, tiny_model)
-    alone = run(words, "alone", tmp_path)
-    saved = load_file(tmp_path / "alone" / "final" / "adapter_model.safetensors")
+    plain = "ddp" if stage == "ppo" else "alone"  # PPO shuffles a rollout's episodes on each process by itself
+    alone = run(words, plain, tmp_path)
+    saved = load_file(tmp_path / plain / "final" / "adapter_model.safetensors")
     for spread in SPREADS:
         if stage == "ppo" and spread == "fsdp2":  # refused: see runs.placement.require_own_pace
             continue

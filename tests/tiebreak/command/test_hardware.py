@@ -17,6 +17,7 @@ from tiebreak.config import TrainingConfig
 from tiebreak.errors import ConfigError
 from tiebreak.runs.agreement import require_same_values
 from tiebreak.runs.placement import of_process, require_agreement, require_own_pace
+from tiebreak.stages import STAGES, Stage
 
 SFT = ("sft", "--config", "configs/quickstart/sft.yaml")
 
@@ -61,6 +62,13 @@ def test_a_dry_run_prints_the_long_form(capsys: pytest.CaptureFixture[str], monk
     assert several[4:8] == ["--machine_rank", "1", "--main_process_ip", "n0"]
     assert "--main_process_port" not in several  # the file's: all machines must use the same one
     assert dry_run(capsys) == ["python", "-m", "sft.train", "--config", "configs/quickstart/sft.yaml"]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES.values() if stage.trains], ids=lambda stage: stage.name)
+def test_the_module_of_the_long_form_runs_its_stage(stage: Stage) -> None:
+    """A module without these lines would end at once, with status 0 and nothing done."""
+    source = (REPOSITORY / Path(*stage.module.split("."))).with_suffix(".py").read_text()
+    assert source.rstrip().endswith('if __name__ == "__main__":\n    main()')
 
 
 @pytest.mark.parametrize(
