@@ -452,6 +452,14 @@ def test_a_calls_arguments() -> None:
     assert why(lambda: ToolCall.model_validate("f")).startswith("Input should be a valid dictionary")
 
 
+def test_a_strength_is_0_or_1_to_3() -> None:
+    sides: dict[str, Any] = {"prompt": (USER,), "chosen": (SAID,), "rejected": (CALLS,)}
+    assert [Preference(**sides, strength=one).strength for one in (None, 0, 1, 2.5, 3)] == [None, 0, 1, 2.5, 3]
+    for other in (0.5, 3.5):
+        with pytest.raises(ValueError, match=r"is not 0 \(a tie\) or 1 \(slightly better\) to 3"):
+            Preference(**sides, strength=other)
+
+
 def test_a_message_is_one_whatever_form_it_comes_in() -> None:
     assert Message.model_validate(SAID) == SAID
     assert why(lambda: Message.model_validate("hi")).startswith("Input should be a valid dictionary")

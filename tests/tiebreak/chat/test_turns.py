@@ -271,6 +271,33 @@ def test_what_was_sampled_is_read_with_its_thought_apart(words: Any) -> None:
     assert read(oss, thought) == ("", "The user asks.", False)
 
 
+def test_a_thought_that_the_prompt_begins_is_read_without_special_tokens(words: Any) -> None:
+    tokenizer = copy.copy(with_tokens(words, CHATML, "<|im_end|>"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}<think>\n"
+        "{{ m.reasoning_content or '' }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    assert read(chat, "Hm.<|im_start|></think>Add iron.<|im_end|>") == ("Add iron.", "Hm.", True)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}])
+def test_a_prompt_that_changes_with_its_answer_names_the_keys_that_may_help(
+    words: Any, arguments: dict[str, Any]
+) -> None:
+    """Without thoughts, dropping them does not; nor does an argument that is set already."""
+    tokenizer = copy.copy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{{ '?' if loop.last }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = build_chat(tokenizer, ChatSettings(template_arguments=arguments))
+    with pytest.raises(HandoffError, match="change what it writes with template_arguments") as caught:
+        chat.encode_conversation((ASK, ANSWER))
+    assert ("enable_thinking: false" in str(caught.value)) == (not arguments)
+
+
 def test_gpt_oss_thinks_in_a_channel_and_ends_earlier_turns_otherwise(words: Any) -> None:
     oss = family(words, "gptoss", HARMONY, "<|return|>")
     final = "<|channel|>final<|message|>"
