@@ -1,6 +1,6 @@
 """How long a rater waits for the next pair: from the key press until it is on the screen, in a real Chromium.
 
-    python benchmarks/labeling_browser.py [--judgments 200] [--pause 0.3 0.3] [--latency 0]
+    python benchmarks/labeling_browser.py [--judgments 200] [--pause 0.4 0.4] [--latency 0]
     python benchmarks/labeling_browser.py --judgments 360 --pause 5 15 --browsers 2 --beside 28     an hour of 30 raters
 
 Starts `tiebreak label` on a store of its own and judges by keys. The time is taken in the page: from the time stamp that
@@ -56,6 +56,7 @@ def judge(address: str, rater: int, given: argparse.Namespace) -> list[float]:
         slow_down(page, given.latency)
         for n in range(given.judgments):
             page.wait_for_timeout(1000 * random.uniform(*given.pause))
+            page.wait_for_selector(".desk:not([data-fresh])")  # a pair that has just appeared takes no answer
             page.keyboard.press(random.choice("1234567"))
             page.wait_for_function(f"window.waits.length === {n + 1}")
         page.wait_for_function("!Object.keys(localStorage).some((key) => key.startsWith('tiebreak-judgment'))")
@@ -103,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judgments", type=int, default=200, help="of each browser")
     parser.add_argument(
-        "--pause", type=float, nargs=2, default=[0.3, 0.3], help="seconds of thought before each key: at least, at most"
+        "--pause", type=float, nargs=2, default=[0.4, 0.4], help="seconds of thought before each key: at least, at most"
     )
     parser.add_argument("--latency", type=float, default=0.0, help="milliseconds that each request takes more")
     parser.add_argument("--browsers", type=int, default=1)
