@@ -85,6 +85,7 @@ class ReferenceFreeTrainer(StageTrainer, ScoredPairHooks, PromptByPrompt, StepIn
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
         add_fused_head(whole_model(self.model))
+        self.use_dpo_data_collator = True  # ORPO warns of every other collator in each evaluation
 
     def of_whole_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """With the counts that the mean over tokens needs in each pass."""
