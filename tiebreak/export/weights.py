@@ -195,15 +195,15 @@ def probe_of(origin: Origin, model: nn.Module | None) -> Probe:
         HandoffError: a merged model, in float32, answers otherwise than the run did.
     """
     folder = origin.source.folder
+    # kernels of quantised weights compute in bfloat16 on some processors
+    coarse = PROBE_TOLERANCE_ELSEWHERE[torch.bfloat16] if origin.quantized else 0.0
     if origin.source.stage is None or folder is None:
         if model is None:
             model = load_frozen_policy(origin.source, LoadingConfig(precision="float32"))
         ids = probe_ids(model)
-        return Probe(ids, probe_values(model, ids), "float32", 0.0)
+        return Probe(ids, probe_values(model, ids), "float32", coarse)
     saved = json.loads((folder / PROBE_FILE).read_text(encoding="utf-8"))
-    allowed = PROBE_TOLERANCE_ELSEWHERE[getattr(torch, saved["coarsest_dtype"])]
-    if origin.quantized:
-        allowed = max(allowed, PROBE_TOLERANCE_ELSEWHERE[torch.bfloat16])
+    allowed = max(coarse, PROBE_TOLERANCE_ELSEWHERE[getattr(torch, saved["coarsest_dtype"])])
     if model is not None and not (difference := float(probe_difference(model, folder))) <= allowed:
         raise HandoffError(
             f"{origin.source.name}: merged, it answers otherwise than its run did (largest difference {difference:.3g}, "
