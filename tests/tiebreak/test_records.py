@@ -21,8 +21,10 @@ from tiebreak.errors import DataError, RunError
 from tiebreak.records import (
     Completion,
     Demonstration,
+    ExportedJudgment,
     FunctionCall,
     Judgment,
+    LabelledAnswer,
     Message,
     Pair,
     Preference,
@@ -450,6 +452,12 @@ def test_a_calls_arguments() -> None:
     assert bare == ToolCall.model_validate({"name": "f"}) == call
     assert "function: Field required" in why(lambda: ToolCall.model_validate({"id": "1"}))
     assert why(lambda: ToolCall.model_validate("f")).startswith("Input should be a valid dictionary")
+
+
+def test_what_a_record_is_without_further_fields() -> None:
+    made = ExportedJudgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
+    assert (made.gold, made.repeat) == (False, False)
+    assert LabelledAnswer(prompt=(USER,), completion=(SAID,), label=True).finished
 
 
 def test_a_strength_is_0_or_1_to_3() -> None:
