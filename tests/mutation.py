@@ -103,7 +103,11 @@ TESTS = {
     "reward/losses.py": ["tests/reward/test_reward_losses.py"],
     "tiebreak/training/labels.py": ["tests/reward/test_reward_losses.py"],
     **{f"tiebreak/chat/{name}.py": _CHAT for name in ("chat", "turns", "templates")},
-    "tiebreak/records.py": ["tests/tiebreak/test_records.py", "tests/tiebreak/test_messages.py"],
+    "tiebreak/records.py": [
+        "tests/tiebreak/test_records.py",
+        "tests/tiebreak/test_messages.py",
+        "tests/tiebreak/data/test_images.py",
+    ],
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("columns", "conversations", "reading", "shapes", "sources")},
     **{f"tiebreak/data/{name}.py": _DATA_SETS for name in ("splits", "text", "pairs")},
 }

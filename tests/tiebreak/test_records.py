@@ -457,7 +457,15 @@ def test_a_calls_arguments() -> None:
 def test_what_a_record_is_without_further_fields() -> None:
     made = ExportedJudgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
     assert (made.gold, made.repeat) == (False, False)
-    assert LabelledAnswer(prompt=(USER,), completion=(SAID,), label=True).finished
+    assert not {"gold", "repeat", "batch", "at"} & made.model_dump().keys()
+    known = made.model_copy(update={"gold": True, "batch": "b"})
+    assert (known.model_dump()["gold"], known.model_dump()["batch"]) == (True, "b")
+    assert known.judgment == Judgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
+    answer: dict[str, Any] = {"prompt": (USER,), "completion": (SAID,), "label": True}
+    assert LabelledAnswer(**answer).finished
+    for empty, fault in (({"prompt": ()}, "the prompt is empty"), ({"completion": ()}, "the completion is empty")):
+        with pytest.raises(ValueError, match=fault):
+            LabelledAnswer(**{**answer, **empty})
 
 
 def test_a_strength_is_0_or_1_to_3() -> None:
