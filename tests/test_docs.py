@@ -123,7 +123,7 @@ def test_the_configuration_reference_is_current() -> None:
 def test_the_reference_has_every_key_with_meaning_default_and_range() -> None:
     pages = reference_pages()
     assert (
-        "| `beta` | number > 0 | `0.1` | Weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. |"
+        "| `beta` | number > 0 | `0.1` | Weight of the KL to the reference; 0.1 as in Rafailov et al. 2023. orpo:"
         in pages["dpo.md"]
     )
     assert "| `training.learning_rate` | number > 0 | `3e-06` |" in pages["ppo.md"]  # the stage's own default

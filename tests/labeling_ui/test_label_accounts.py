@@ -65,7 +65,8 @@ def logged_in(campaign: tuple[str, str]) -> Iterator[Callable[[str], httpx.Clien
             reply = client.post("/api/login", json={"username": name, "password": PASSWORD}).raise_for_status().json()
             client.headers["X-CSRF-Token"] = reply["csrf_token"]
             if reply["role"] == "rater":
-                client.post("/api/guidelines/accept", json={"version": "1"}).raise_for_status()
+                version = client.get("/api/me").json()["guideline_version"]
+                client.post("/api/guidelines/accept", json={"version": version}).raise_for_status()
             return client
 
         yield log_in_as

@@ -515,6 +515,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(site: Site) -> None
         assert stage.evaluate("(pane) => pane.scrollWidth - pane.clientWidth") <= 0, n
         in_view(page, ".scale", ".others")
         assert all(box["height"] >= 40 for box in (one.bounding_box() for one in page.locator(".scale button").all()))
+        page.wait_for_selector(".desk:not([data-fresh])")
         page.tap("[data-answer='1']")
     on(page, len(HOSTILE))
 

@@ -68,15 +68,16 @@ def test_episodes_of_ppo() -> None:
 # --- memory and disk
 
 
-def planned(memory: int, title: str = "a card") -> Any:
-    device = Device("h100", title, memory, 1e12)
-    return plan_stage("sft", settings("sft"), Hardware(device), shape=shape_named("llama-3.1-8b"))
+def planned(memory: int, title: str = "a card", longest: int = 2048) -> Any:
+    device, config = Device("h100", title, memory, 1e12), settings("sft")
+    config.training = config.training.model_copy(update={"max_length_tokens": longest})
+    return plan_stage("sft", config, Hardware(device), shape=shape_named("llama-3.1-8b"))
 
 
 def test_weights_that_exceed_the_device_are_refused_and_less_room_is_a_warning() -> None:
     with pytest.raises(MachineError) as refused:
-        list(memory_checks(planned(10**10), 10**10))
-    assert "its weights alone take 15.0 GiB, and a card has 9.3 GiB; what fits: " in str(refused.value)
+        list(memory_checks(planned(16 * 10**9, longest=512), 16 * 10**9))
+    assert "its weights alone take 15.0 GiB, and a card has 14.9 GiB; what fits: " in str(refused.value)
     assert "adapter.quantize: nf4" in str(refused.value)
     (tight,) = (check for check in memory_checks(planned(10**11), 2**33) if check.name == "memory")
     assert tight.state == "warn"
