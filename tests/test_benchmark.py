@@ -65,6 +65,7 @@ def ppo_result(model: Path, written: Path, *others: str) -> tuple[dict[str, Any]
     return result, done.stdout
 
 
+@pytest.mark.proof
 def test_ppo_is_measured_a_rollout_at_a_time_and_its_memory_beside_sfts(tiny_model: Path, tmp_path: Path) -> None:
     result, printed = ppo_result(tiny_model, tmp_path / "results.json", "our sft")
     ours, sft = result["contestants"]["ours"], result["contestants"]["our sft"]
@@ -159,6 +160,7 @@ def test_sft_and_reward_models_are_trained_as_the_stages_build_them(
         )
 
 
+@pytest.mark.proof
 def test_labelling_is_measured_in_every_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +200,7 @@ def choices(folder: Path, questions: int = 40) -> Path:
     return write_rows(folder / "pairs.jsonl", rows).parent
 
 
+@pytest.mark.proof
 def test_ours_and_trls_learn_the_same_from_the_same_choices(tiny_model: Path, tmp_path: Path) -> None:
     written = tmp_path / "results.json"
     budget = ["--rows", "4", "--steps", "3", "--seeds", "5", "--learning-rate", "1e-3"]
