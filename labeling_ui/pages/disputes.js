@@ -24,7 +24,7 @@ function listDisputes() {
     const about = say(`disputes.about.${one.about}`, { n: one.skips });
     const chosen = opened && opened.pair.pair_id === one.item_id;
     return make('li', {}, make('button', { type: 'button', 'data-dispute': one.item_id, 'aria-current': String(Boolean(chosen)) },
-      make('span', { class: 'about', dir: 'auto' }, `${n + 1}. ${one.prompt}`),
+      make('span', { class: 'asked', dir: 'auto' }, `${n + 1}. ${one.prompt}`),
       make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((votesFor) => make('i', { style: `flex:${votesFor}` }))),
       make('span', { class: 'note' }, `${about}: `, say('disputes.votes', { left: one.for_left, right: one.for_right, neither: one.for_neither }))));
   }));

@@ -49,25 +49,25 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def wait_for(figures: LatestFigures, ready: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
     until = time.monotonic() + seconds
-    while not ready(told := figures()):
-        assert time.monotonic() < until, told
+    while not ready(printed := figures()):
+        assert time.monotonic() < until, printed
         time.sleep(0.05)
-    return told
+    return printed
 
 
 def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
     store.set_gold("pair-0", "0-0")
     figures = LatestFigures(store)
-    told = wait_for(figures, lambda one: not one["measuring"])
+    printed = wait_for(figures, lambda one: not one["measuring"])
     fresh = measure_agreement(store.pairs(), store.judgments()[0], read_known(store).gold)
-    assert told["not_counted"]["gold"] == 3
-    assert {name: told[name] for name in fresh} == fresh
-    counted = {rater: (figure["value"] * figure["n"], figure["n"]) for rater, figure in told["gold"].items()}
+    assert printed["not_counted"]["gold"] == 3
+    assert {name: printed[name] for name in fresh} == fresh
+    counted = {rater: (figure["value"] * figure["n"], figure["n"]) for rater, figure in printed["gold"].items()}
     assert counted == store.gold_agreements()
     assert sorted(counted) == ["r0", "r1", "r2"]
     wanted = describe_reliability(ballots_of_groups(group_judgments(store.judgments()[0]), read_known(store)))
     for model, one in wanted.items():
-        found = {row["rater"]: row["accuracy"]["value"] for row in told["reliability"]["human"][model]["raters"]}
+        found = {row["rater"]: row["accuracy"]["value"] for row in printed["reliability"]["human"][model]["raters"]}
         assert found == pytest.approx({row["rater"]: row["accuracy"]["value"] for row in one["raters"]}, abs=1e-3)
     store.add_pairs([make_pair(50)], overlap=3, seed=0, source="test", source_id="more")
     judge_all(store, 3, seed=1)
@@ -89,8 +89,8 @@ def test_a_large_store_is_measured_at_the_start_and_nobody_waits(store: Store, m
     figures.begin()
     assert figures() == {"measuring": True, "age_seconds": None}, "the process answers nothing yet"
     started[-1].send_signal(signal.SIGCONT)
-    told = wait_for(figures, lambda one: one["age_seconds"] is not None)
-    assert told["judgments"] == 18
+    printed = wait_for(figures, lambda one: one["age_seconds"] is not None)
+    assert printed["judgments"] == 18
     figures.close()
 
 

@@ -291,8 +291,8 @@ ROW = {"prompt": "water", "completion": "more", "label": True}
     ],
 )
 def test_rows_that_are_no_labelled_answers(row: dict[str, Any], message: str, world: World, tmp_path: Path) -> None:
-    status, told = start(world, write_rows(tmp_path / "rows.jsonl", [row]), tmp_path / "out")
-    assert (status, message in told) == (1, True), told
+    status, printed = start(world, write_rows(tmp_path / "rows.jsonl", [row]), tmp_path / "out")
+    assert (status, message in printed) == (1, True), printed
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -315,9 +315,9 @@ def test_one_label_and_one_prompt_are_refused_and_imbalance_is_reported(capsys: 
     require_balance([one, replace(one, label=False)], config())
     assert capsys.readouterr().err == ""
     require_balance(rows, config())
-    told = capsys.readouterr().err
-    assert "weigh 0.33 to 1" in told
-    assert "desirable_weight from 3.00 to 4.00, or undesirable_weight from 0.25 to 0.33" in told
+    printed = capsys.readouterr().err
+    assert "weigh 0.33 to 1" in printed
+    assert "desirable_weight from 3.00 to 4.00, or undesirable_weight from 0.25 to 0.33" in printed
 
 
 def test_the_data_command_shows_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,6 +325,6 @@ def test_the_data_command_shows_them(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     data = write_rows(tmp_path / "rows.jsonl", [ROW, {**ROW, "prompt": "light", "label": False}])
     main(["data", str(data), "--as", "answers", "--policy", "null"])
-    told = capsys.readouterr().out
-    assert "makes     2 answers, of 2 prompts" in told
-    assert f"tiebreak dpo --algorithm kto takes it as --preferences {data}" in told
+    printed = capsys.readouterr().out
+    assert "makes     2 answers, of 2 prompts" in printed
+    assert f"tiebreak dpo --algorithm kto takes it as --preferences {data}" in printed
