@@ -1,20 +1,25 @@
 """LaTeX in prompts and answers as MathML, which browsers render natively: no script, no font, no request.
 
 Formulas are untrusted text. They are parsed within limits and serialised from an allowlist of elements and attributes;
-a formula that cannot be parsed is shown as source.
+a formula that cannot be shown whole is shown as source.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import convert_to_element
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+
+from labeling_ui.pages.latex import UnsupportedFormulaError, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +29,25 @@ if TYPE_CHECKING:
 MAX_FORMULA_CHARACTERS = 2_000
 MAX_NESTING = 40
 MAX_FORMULAS = 300
+MAX_FORMULAS_CHARACTERS = 20_000
+"""Of all formulas of a text; later and longer ones are shown as source."""
+
+MAX_SOURCE_CHARACTERS = 20_000
+"""Of a formula shown as source. What is longer is Markdown."""
+
+MAX_READ_CHARACTERS = 1_000_000
+"""Read in search of closing delimiters in one text. After that, nothing more is taken for a formula."""
+
 DELIMITERS = (("$$", "$$", True), ("\\[", "\\]", True), ("\\(", "\\)", False), ("$", "$", False))
 """Opening and closing delimiter, and whether the formula is displayed on its own line."""
 
+_ENVIRONMENT = re.compile(r"\\begin\{([A-Za-z]{1,30}\*?)\}")
+_OPENING = re.compile(r"\$\$|\\\[|\\begin\{")
+_CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)|\\[^\[\](b]", re.DOTALL)
+_CLOSINGS = {end: re.compile(rf"{re.escape(end)}|\\.|[{{}}]", re.DOTALL) for end in ("$$", "\\]", "\\)", "$")}
 _MACROS = re.compile(
-    r"\\(?:def|edef|gdef|xdef|let|futurelet|newcommand|renewcommand|providecommand|csname|input|include)\b"
+    r"\\(?:def|edef|gdef|xdef|let|futurelet|newcommand|renewcommand|providecommand|newenvironment|renewenvironment|"
+    r"DeclareMathOperator|csname|input|include)\b"
 )
 _ELEMENTS = """
 math mrow mi mn mo ms mtext mspace mfrac msqrt mroot mstyle merror mpadded mphantom mfenced menclose msub msup msubsup
@@ -44,38 +63,52 @@ _SCRIPTS = frozenset(("msub", "msup", "msubsup", "munder", "mover", "munderover"
 _ALLOWED_ELEMENTS = frozenset(_ELEMENTS.split())
 _ALLOWED_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
 _PLAIN_VALUE = re.compile(r"[\w .%#+-]{0,60}")
+_BOLD_ITALIC = {  # browsers support no other mathvariant than "normal"
+    **{chr(ord("A") + n): chr(0x1D468 + n) for n in range(26)},
+    **{chr(ord("a") + n): chr(0x1D482 + n) for n in range(26)},
+    **{chr(0x391 + n): chr(0x1D71C + n) for n in range(25)},
+    **{chr(0x3B1 + n): chr(0x1D736 + n) for n in range(25)},
+}
 
 
 def add_mathematics(markdown: MarkdownIt) -> MarkdownIt:
-    r"""Parse `$…$`, `$$…$$`, `\(…\)` and `\[…\]` as formulas."""
+    r"""Parse `$…$`, `$$…$$`, `\(…\)`, `\[…\]` and `\begin{…}…\end{…}` as formulas."""
     markdown.inline.ruler.before("escape", "formula", _formula_rule)
     interrupts: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     markdown.block.ruler.before("fence", "formula", _formula_block_rule, interrupts)
+    markdown.block.ruler.before("paragraph", "formula_paragraph", _formula_paragraph_rule, interrupts)
     return markdown
 
 
 def render_formula(source: str, *, display: bool) -> str:
-    """A formula as MathML, or its source where it cannot or must not be parsed."""
-    plain = f"<code class='formula'>{html.escape(source)}</code>"
+    """A formula as MathML, or its source where it cannot be shown whole or must not be parsed."""
+    plain = show_source(source)
     if len(source) > MAX_FORMULA_CHARACTERS or _nesting(source) > MAX_NESTING or _MACROS.search(source):
         return plain
     try:
-        element = convert_to_element(source, display="block" if display else "inline")
+        element = convert_to_element(prepare(source), display="block" if display else "inline")
         return "".join(_write(element))
     except Exception:  # noqa: BLE001  invalid LaTeX raises a dozen kinds of error, RecursionError among them
         return plain
 
 
+def show_source(source: str) -> str:
+    """A formula as it was written."""
+    return f"<code class='formula'>{html.escape(source)}</code>"
+
+
 def _write(element: Element) -> Iterator[str]:
-    if element.tag not in _ALLOWED_ELEMENTS:
-        raise ValueError(f"element {element.tag}")
+    if element.tag not in _ALLOWED_ELEMENTS or "mathbackground" in element.attrib:
+        raise UnsupportedFormulaError(f"element {element.tag}")
+    if element.tag == "mtable":
+        _move_rules(element)
     yield f"<{element.tag}"
     for name, value in element.attrib.items():
         if name in _ALLOWED_ATTRIBUTES and _PLAIN_VALUE.fullmatch(value):
             yield f' {name}="{html.escape(value)}"'
     yield ">"
     # The parser leaves entities in text nodes and copies markup from \text{…}: unescape, then escape.
-    yield html.escape(html.unescape(element.text or ""))
+    yield html.escape(_text_of(element))
     before = None
     for child in element:
         if element.tag in _ROWS and before is not None and _needs_thin_space(before, child):
@@ -83,6 +116,26 @@ def _write(element: Element) -> Iterator[str]:
         yield from _write(child)
         before = child
     yield f"</{element.tag}>"
+
+
+def _text_of(element: Element) -> str:
+    """An element's text; a command that the parser does not know is left in it as it was written."""
+    text = html.unescape(element.text or "")
+    if "\\" in text:
+        raise UnsupportedFormulaError(f"the command {text}")
+    if element.attrib.get("mathvariant") == "bold-italic":
+        return "".join(_BOLD_ITALIC.get(character, character) for character in text)
+    return text
+
+
+def _move_rules(table: Element) -> None:
+    """A table's rules, given to its rows and cells: browsers draw none for the whole table."""
+    below, beside = table.attrib.pop("rowlines", "").split(), table.attrib.pop("columnlines", "").split()
+    for row, rule in zip(table, below, strict=False):
+        row.set("rowlines", rule)
+    for row in table:
+        for cell, rule in zip(row, beside, strict=False):
+            cell.set("columnlines", rule)
 
 
 def _needs_thin_space(before: Element, after: Element) -> bool:
@@ -106,75 +159,144 @@ def _nesting(source: str) -> int:
 
 
 def _formula_rule(state: StateInline, silent: bool) -> bool:
-    for opening, closing, display in DELIMITERS:
-        if not state.src.startswith(opening, state.pos):
-            continue
-        begin = state.pos + len(opening)
-        end = _find_closing(state.src, begin, closing, state.posMax)
-        if end < 0 or not state.src[begin:end].strip():
-            continue
-        if state.env.setdefault("formulas", 0) >= MAX_FORMULAS:
-            return False
-        if not silent:
-            state.env["formulas"] += 1
-            token = state.push("formula", "math", 0)
-            token.content = state.src[begin:end].strip()
-            token.meta = {"display": display}
-        state.pos = end + len(closing)
-        return True
-    return False
+    found = _find_formula(state.src, state.pos, state.posMax, state.env)
+    if found is None:
+        return False
+    if not silent:
+        token = state.push("formula", "math", 0)
+        _fill(token, found, state.env)
+    state.pos = found.end
+    return True
 
 
 def _formula_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     """A display formula over several lines, in which `- b` is no list and `= b` no heading."""
     if state.is_code_block(start):
         return False
-    first = state.src[state.bMarks[start] + state.tShift[start] : state.eMarks[start]]
-    for opening, closing, display in DELIMITERS:
-        if not display or not first.startswith(opening):
-            continue
-        last = _last_line(state, start, end, opening, closing)
-        if last < 0 or state.env.setdefault("formulas", 0) >= MAX_FORMULAS:
-            return False
-        if not silent:
-            state.env["formulas"] += 1
-            token = state.push("formula", "math", 0)
-            source = state.getLines(start, last + 1, state.blkIndent, False).strip()
-            token.content = source[len(opening) : -len(closing)].strip()
-            token.meta = {"display": True}
-            token.map = [start, last + 1]
-        state.line = last + 1
-        return True
-    return False
+    first = state.bMarks[start] + state.tShift[start]
+    found = (
+        _find_formula(state.src, first, state.eMarks[end - 1], state.env) if _OPENING.match(state.src, first) else None
+    )
+    if found is None or not found.display:
+        return False
+    last = _last_line(state, start, end, found.end)
+    if last < 0 or state.src[found.end : state.eMarks[last]].strip():
+        return False
+    if not silent:
+        token = state.push("formula", "math", 0)
+        lines = state.getLines(start, last + 1, state.blkIndent, False).strip()
+        _fill(token, replace(found, source=lines[found.opening : len(lines) - found.closing].strip()), state.env)
+        token.map = [start, last + 1]
+    state.line = last + 1
+    return True
 
 
-def _last_line(state: StateBlock, start: int, end: int, opening: str, closing: str) -> int:
-    """The line that ends with `closing`; −1 if the block ends or the formula gets too long before it."""
-    length = 0
-    for line in range(start, end):
-        if line > start and not state.isEmpty(line) and state.sCount[line] < state.blkIndent:
-            return -1
-        text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].rstrip()
-        rest = text[len(opening) :] if line == start else text
-        length += len(text)
-        if length > MAX_FORMULA_CHARACTERS:
-            return -1
-        if closing in rest:
-            alone = rest.find(closing) == len(rest) - len(closing) and (line > start or len(rest) > len(closing))
-            return line if alone else -1
+def _formula_paragraph_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Lines of a paragraph that share a display formula, which begins after other words."""
+    if state.is_code_block(start):
+        return False
+    stop = _end_of_open_formula(state, state.bMarks[start] + state.tShift[start], start, end)
+    last = _last_line(state, start, end, stop) if stop >= 0 else -1
+    if last <= start or any(state.isEmpty(line) for line in range(start, last)):
+        return False
+    if not silent:
+        state.push("paragraph_open", "p", 1).map = [start, last + 1]
+        inline = state.push("inline", "", 0)
+        inline.content = state.getLines(start, last + 1, state.blkIndent, False).strip()
+        inline.map, inline.children = [start, last + 1], []
+        state.push("paragraph_close", "p", -1)
+    state.line = last + 1
+    return True
+
+
+def _end_of_open_formula(state: StateBlock, begin: int, start: int, end: int) -> int:
+    """The end of the display formula that a line opens and does not close; −1 if there is none."""
+    at, stop = begin, state.eMarks[start]
+    if stop - begin > MAX_FORMULA_CHARACTERS or not _OPENING.search(state.src, begin, stop):
+        return -1
+    while at < stop:
+        character = state.src[at]
+        found = _find_formula(state.src, at, state.eMarks[end - 1], state.env) if character in "$\\" else None
+        if found is not None and found.end > stop:
+            return found.end if found.display else -1
+        passed = _CODE.match(state.src, at, stop) if character in "`\\" else None
+        at = found.end if found else passed.end() if passed else at + 1
     return -1
 
 
-def _find_closing(source: str, begin: int, closing: str, limit: int) -> int:
-    """End of the formula; −1 if unclosed. A single dollar follows Pandoc: no space inside, no digit after."""
-    limit = min(limit, begin + MAX_FORMULA_CHARACTERS + 1)
+def _last_line(state: StateBlock, start: int, end: int, position: int) -> int:
+    """The line of a position; −1 if it is not in the block."""
+    last = bisect_left(state.eMarks, position, start)
+    inside = (state.isEmpty(line) or state.sCount[line] >= state.blkIndent for line in range(start + 1, last + 1))
+    return last if last < end and all(inside) else -1
+
+
+@dataclass(frozen=True)
+class _Formula:
+    source: str
+    display: bool
+    end: int
+    """position after the closing delimiter"""
+    opening: int = 0
+    closing: int = 0
+    """lengths of the delimiters that are not part of the source"""
+
+
+def _find_formula(source: str, begin: int, limit: int, env: Any) -> _Formula | None:
+    """The formula that begins at a position, if one does."""
+    if env.get("read", 0) > MAX_READ_CHARACTERS:
+        return None
+    if environment := _ENVIRONMENT.match(source, begin):
+        stop = _find_ending(source, begin, environment[0], limit, env)
+        return None if stop < 0 else _Formula(source[begin:stop], display=True, end=stop)
+    for opening, closing, display in DELIMITERS:
+        if source.startswith(opening, begin):
+            inside = begin + len(opening)
+            stop = _find_closing(source, inside, closing, limit, env)
+            if stop >= 0 and source[inside:stop].strip():
+                end = stop + len(closing)
+                return _Formula(source[inside:stop].strip(), display, end, len(opening), len(closing))
+    return None
+
+
+def _fill(token: Token, formula: _Formula, env: Any) -> None:
+    """A formula's token; those beyond the limits of a text are shown as source."""
+    env["formulas"] = env.get("formulas", 0) + 1
+    env["formula_characters"] = env.get("formula_characters", 0) + len(formula.source)
+    token.content = formula.source
+    whole = env["formulas"] <= MAX_FORMULAS and env["formula_characters"] <= MAX_FORMULAS_CHARACTERS
+    token.meta = {"display": formula.display, "source": not whole}
+
+
+def _find_ending(source: str, begin: int, opening: str, limit: int, env: Any) -> int:
+    r"""Position after the `\end` of an environment; −1 if it has none."""
+    ending, depth = opening.replace("begin", "end", 1), 0
+    limit = min(limit, begin + MAX_SOURCE_CHARACTERS)
+    for match in re.compile(f"{re.escape(opening)}|{re.escape(ending)}").finditer(source, begin, limit):
+        depth += 1 if match[0] == opening else -1
+        if depth == 0:
+            return _count(match.end(), match.end() - begin, env)
+    return _count(-1, limit - begin, env)
+
+
+def _find_closing(source: str, begin: int, closing: str, limit: int, env: Any) -> int:
+    """End of the formula, outside braces; −1 if unclosed.
+
+    A single dollar follows Pandoc: no space inside, no digit after.
+    """
     if closing == "$" and source[begin : begin + 1].isspace():
         return -1
-    end = source.find(closing, begin, limit)
-    while end >= 0:
-        escaped = source[end - 1] == "\\" and closing[0] == "$"
-        if not escaped:
+    limit, depth = min(limit, begin + MAX_SOURCE_CHARACTERS), 0
+    for match in _CLOSINGS[closing].finditer(source, begin, limit):
+        depth += (match[0] == "{") - (match[0] == "}")
+        if match[0] == closing and depth <= 0:
+            end = match.start()
             price = closing == "$" and (source[end - 1].isspace() or source[end + 1 : end + 2].isdigit())
-            return -1 if price else end
-        end = source.find(closing, end + 1, limit)
-    return -1
+            return _count(-1 if price else end, end - begin, env)
+    return _count(-1, limit - begin, env)
+
+
+def _count(end: int, read: int, env: Any) -> int:
+    """What a search found; the characters that it read are counted."""
+    env["read"] = env.get("read", 0) + read
+    return end

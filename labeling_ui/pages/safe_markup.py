@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
-from labeling_ui.pages.mathematics import add_mathematics, render_formula
+from labeling_ui.pages.mathematics import add_mathematics, render_formula, show_source
 
 MAX_MARKDOWN_CHARACTERS = 60_000
 """Longer texts are shown unformatted: a megabyte of Markdown would make the rater wait."""
@@ -90,7 +90,10 @@ class _Inert(RendererHTML):
         return f"<span class='picture'>[picture: {html.escape(token.content)} {target}]</span>"
 
     def formula(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
-        return render_formula(tokens[index].content, display=bool(tokens[index].meta["display"]))
+        token = tokens[index]
+        if token.meta["source"]:
+            return show_source(token.content)
+        return render_formula(token.content, display=bool(token.meta["display"]))
 
 
 def _build_markdown() -> MarkdownIt:

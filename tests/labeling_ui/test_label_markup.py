@@ -62,6 +62,69 @@ def test_names_of_functions_stand_apart_as_in_tex(source: str, drawn: str) -> No
     assert re.sub(r"<[^>]*>", "", text) == drawn
 
 
+def cells(fragment: str) -> list[list[str]]:
+    """The words in each cell of a fragment's tables, by row."""
+    rows = re.findall(r"<mtr[^>]*>(.*?)</mtr>", fragment)
+    return [[words_of(cell) for cell in re.findall(r"<mtd[^>]*>(.*?)</mtd>", row)] for row in rows]
+
+
+TWO_BY_TWO = [["a", "=b"], ["c", "=d"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "table"),
+    [
+        (r"$$\begin{aligned} a &= b \\ c &= d \end{aligned}$$", TWO_BY_TWO),
+        (r"$$x = \left\{ \begin{aligned}[t] a &= b \\[2ex] c &= d \end{aligned} \right.$$", TWO_BY_TWO),
+        ("\\begin{align}\na &= b \\\\\nc &= d \\label{e}\\nonumber\n\\end{align}", TWO_BY_TWO),
+        ("so \\begin{align*}\na &= b \\\\*\nc &= d\n\\end{align*} and on", TWO_BY_TWO),
+        (r"\[ a &= b \\ c &= d \\ \]", TWO_BY_TWO),
+        (r"$\begin{alignedat}{2} a &= b \\ c &= d \end{alignedat}$", TWO_BY_TWO),
+        (r"$$\begin{eqnarray} a &=& b \\ c &=& d \end{eqnarray}$$", [["a", "=", "b"], ["c", "=", "d"]]),
+        (r"$$\begin{gather} a = b \\ c = d \end{gather}$$", [["a=b"], ["c=d"]]),
+        (r"$$a = b \\ c = d$$", [["a=b"], ["c=d"]]),
+        (r"$$\begin{equation*} \begin{gathered} a = b \cr c = d \end{gathered} \end{equation*}$$", [["a=b"], ["c=d"]]),
+        (r"$$\begin{dcases} 1 & \text{if $x>0$} \\ 0 & \text{50\%} \end{dcases}$$", [["1", "if\u00a0x>0"], ["0", "50%"]]),
+        (r"$$\begin{array}{|c|c|} \hline a & b \\ \hline c & d \\ \hline \end{array}$$", [["a", "b"], ["c", "d"]]),
+        (r"$$\sum_{\substack{i \\ j}} x$$", [["i"], ["j"]]),
+        (r"$$a = b \tag{1}$$", []),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_formulas_keep_their_lines_and_columns(source: str, table: list[list[str]]) -> None:
+    html = render(source)
+    assert html.count("<math") == 1
+    assert cells(html) == table
+    assert "&amp;" not in html
+    assert "\\" not in words_of(html)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        r"\foo{a} \\ b", r"{a \\ b}", r"\left( a & b \right)", r"\begin{foo} a & b \end{foo}", r"\rule{1em}{1em}",
+        r"\begin{array}{p{2cm}} a \\ b \end{array}", r"\begin{aligned} a & b", r"\text{a $b}", r"\pmatrix{a & b \cr c & d}",
+        r"\begin{aligned} a \\ b \end{gathered}", r"\begin{align} a \intertext{so} b \end{align}", "x + " * 600 + r"y \\ z",
+    ],
+)  # fmt: skip
+def test_formulas_that_cannot_be_shown_whole_are_shown_as_written(source: str) -> None:
+    written = source.strip()
+    for text in (f"$${source}$$", f"so $$\n{source}\n$$ and on"):
+        html = render(text)
+        assert "<math" not in html
+        assert written in words_of(html)
+
+
+def test_what_is_no_formula_keeps_its_backslashes_in_environments_alone() -> None:
+    table = "\\begin{tabular}{ll}\na & b \\\\\n- c & _d_ \\\\\n\\end{tabular}"
+    assert table in words_of(render(table))
+    assert table in words_of(render(f"a table: {table} and on"))
+    assert "<li>" in render("costs $$ a lot\n- one\n- two")
+    assert "<math" not in render("`$$ in code`\n- one\n\n```\n$$\na\n$$\n```")
+    many = render("$a$ " * 400)
+    assert (many.count("<math"), many.count("class='formula'")) == (300, 100)
+
+
 @pytest.mark.parametrize(("opening", "closing"), [("$$", "$$"), (r"\[", r"\]")])
 @pytest.mark.parametrize("indent", ["", "> ", "   "])
 def test_formulas_on_lines_of_their_own_are_no_lists(opening: str, closing: str, indent: str) -> None:
