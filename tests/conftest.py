@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from prepared import prepared_processes
 from recipe import run_recipe
 from support import build_tiny_model, write_rows
 
@@ -52,6 +53,13 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             made.touch()
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prepared() -> Iterator[None]:
+    """Stages that a test runs in its own process; see prepared.py."""
+    with prepared_processes():
+        yield
 
 
 @pytest.fixture(scope="session")

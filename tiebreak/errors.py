@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import TextIO
 
 from tiebreak.extras import INSTALL, has_training_packages, missing_training_package
-from tiebreak.process.stopping import Stopped
+from tiebreak.process.stopping import Stopped, end
 from tiebreak.terminal import complain
 
 MAX_FAULTS_SHOWN = 50
@@ -143,12 +143,16 @@ def exit_with_message(
         main()
         _flush()
     except TiebreakError as error:
+        end()
         _fail(str(error), error.exit_status)
     except Stopped as stopped:
+        end()
         _stop(stopped, resumes)
     except KeyboardInterrupt:
+        end()
         _interrupted(resumes)
     except Exception as error:
+        end()
         if _comes_from_an_interrupt(error):
             _interrupted(resumes)
         if isinstance(error, BrokenPipeError) and _leave_closed_streams():

@@ -46,16 +46,28 @@ def send_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int, 
     monkeypatch.setattr(owner, name, counted)
 
 
-PPO = ("--rollouts", "2", "--ppo_epochs", "2", "--training.save_steps", "100", "--training.learning_rate", "1e-3")
+TO_THE_END = ("--training.lr_scheduler", "constant_with_warmup")
+"""the learning rate is not 0 at the end, where one more step would show"""
+PPO = (
+    *TO_THE_END,
+    "--rollouts",
+    "2",
+    "--ppo_epochs",
+    "2",
+    "--training.save_steps",
+    "100",
+    "--training.learning_rate",
+    "1e-3",
+)
 GROUPS = (*PPO, "--completions_per_prompt", "2")
-ROUGH = ("--training.save_steps", "100", "--training.gradient_accumulation_steps", "2")
+ROUGH = (*TO_THE_END, "--training.save_steps", "100", "--training.gradient_accumulation_steps", "2")
 CASES = {
     # (stage, options, the step after which the signal comes, where the run stops)
     "sft": ("sft", (*ROUGH, "--merge", "false"), "training_step", 3, signal.SIGTERM, 2),
     "reward": ("reward", (), "training_step", 1, signal.SIGUSR1, 1),
     "dpo between evaluations": (
         "dpo",
-        ("--training.eval_steps", "2", "--training.save_steps", "2"),
+        (*TO_THE_END, "--training.eval_steps", "2", "--training.save_steps", "2"),
         "evaluate",
         1,
         signal.SIGHUP,
@@ -67,17 +79,42 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one_and_no_later(
-    finished_recipe: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    stage, options, where, call, number, step = CASES[case]
+UncutRun = Callable[[str, tuple[str, ...]], Path]
+
+
+def words_of(finished_recipe: Path, stage: str, options: tuple[str, ...]) -> tuple[str | Path, ...]:
+    """A stage's command, less its output."""
     config = finished_recipe / "runs" / stage / "config.resolved.yaml"
-    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
-    # the learning rate is not 0 at the end, where one more step would show
-    words = (stage, "--config", config, *options, "--training.lr_scheduler", "constant_with_warmup", "--output")
-    assert run_here(*words, uncut)[0] == 0
+    return (stage, "--config", config, *options, "--tracking.mode", "disabled", "--output")
+
+
+@pytest.fixture(scope="module")
+def uncut_run(finished_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> UncutRun:
+    """The folder of a run with these options that nothing interrupted."""
+    made = {(stage, ()): finished_recipe / "runs" / stage for stage in ("reward", "dpo")}
+
+    def run(stage: str, options: tuple[str, ...]) -> Path:
+        if (stage, options) not in made:
+            folder = tmp_path_factory.mktemp(stage) / "uncut"
+            status, message = run_here(*words_of(finished_recipe, stage, options), folder)
+            assert status == 0, message
+            made[stage, options] = folder
+        return made[stage, options]
+
+    return run
+
+
+LIKE_GRPO = pytest.param("rloo within a rollout", marks=pytest.mark.proof)
+"""the same loop"""
+
+
+@pytest.mark.parametrize("case", [*(name for name in CASES if not name.startswith("rloo")), LIKE_GRPO])
+def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one_and_no_later(
+    finished_recipe: Path, uncut_run: UncutRun, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, options, where, call, number, step = CASES[case]
+    words, cut = words_of(finished_recipe, stage, options), tmp_path / "cut"
+    uncut = uncut_run(stage, options)
     with monkeypatch.context() as patched:
         send_at(patched, Trainer, where, call, number)
         status, message = run_here(*words, cut)
@@ -93,10 +130,9 @@ def test_a_signal_keeps_the_step_and_the_run_ends_as_an_uncut_one_and_no_later(
     assert rows_of(cut) == rows_of(uncut)
     assert read_manifest(cut)["id"] == read_manifest(uncut)["id"]
     assert read_manifest(cut).get("counts") == read_manifest(uncut).get("counts")
-    for _ in range(2 if case == "sft" else 1):
-        end_after_the_last_step(cut, words)
-        assert weights_of(cut) == weights_of(uncut)
-        assert rows_of(cut) == rows_of(uncut)
+    end_after_the_last_step(cut, words)
+    assert weights_of(cut) == weights_of(uncut)
+    assert rows_of(cut) == rows_of(uncut)
 
 
 def end_after_the_last_step(folder: Path, words: tuple[Any, ...]) -> None:
@@ -110,15 +146,12 @@ def end_after_the_last_step(folder: Path, words: tuple[Any, ...]) -> None:
 
 
 def test_a_signal_while_a_rollout_is_drawn_keeps_the_last_one(
-    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_recipe: Path, uncut_run: UncutRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No weight has changed since its border: the checkpoint of that is written, without waiting for the samples."""
     from preference.policy import rollout
 
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    config = finished_recipe / "runs" / "ppo" / "config.resolved.yaml"
-    words = ("ppo", "--config", config, *PPO, "--max_validation_prompts", 0, "--output")
-    assert run_here(*words, tmp_path / "uncut")[0] == 0
+    words = words_of(finished_recipe, "ppo", PPO)
     drawn: list[list[Sampled]] = []
     original = rollout.sample_completions
 
@@ -136,7 +169,7 @@ def test_a_signal_while_a_rollout_is_drawn_keeps_the_last_one(
     assert [one.name for one in (tmp_path / "cut" / "checkpoints").iterdir()] == ["checkpoint-4"]
     end_process(tmp_path / "cut")
     assert run_here(*words, tmp_path / "cut")[0] == 0
-    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "uncut")
+    assert weights_of(tmp_path / "cut") == weights_of(uncut_run("ppo", PPO))
 
 
 def test_a_step_that_takes_too_long_is_cut_short(
@@ -197,6 +230,56 @@ def test_a_second_ctrl_c_does_not_wait_and_one_press_is_one(monkeypatch: pytest.
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert stopping.requested() == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
+def test_a_second_signal_changes_nothing_about_a_stop(second: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the first one's exception leaves the work, and once more while its message is printed."""
+    from tiebreak import errors
+
+    clock, printed = [100.0], []
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clock[0])
+
+    def send_again() -> None:
+        clock[0] += 5
+        os.kill(os.getpid(), second)
+
+    def complain(message: str) -> None:
+        printed.append(message)
+        send_again()
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            send_again()
+            printed.append("cleaned up")
+
+    monkeypatch.setattr(errors, "complain", complain)
+    with pytest.raises(SystemExit) as ended, stopping.heeding_signals():
+        errors.exit_with_message(work, resumes=True)
+    assert (ended.value.code, printed) == (75, ["cleaned up", "\nstopped by SIGTERM: the same command resumes"])
+
+
+ENDS_SLOWLY = """
+import atexit, os, signal, sys, time
+from tiebreak.errors import exit_with_message
+from tiebreak.process.stopping import heeding_signals
+
+def slowly():
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+    print("taken down", flush=True)
+
+atexit.register(slowly)
+with heeding_signals():
+    exit_with_message(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+"""
+
+
+def test_signals_while_the_interpreter_is_taken_down_leave_the_exit_status() -> None:
+    result = subprocess.run([sys.executable, "-c", ENDS_SLOWLY], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (75, "taken down\n"), result.stderr
 
 
 OF_A_TERMINAL = """
@@ -306,12 +389,14 @@ def start_and_wait_for_steps(recipe: Path, folder: Path) -> subprocess.Popen[str
 def test_a_recipe_passes_signals_on_and_takes_its_workers_with_it(
     finished_recipe: Path, tmp_path: Path, accelerate: str | None
 ) -> None:
-    """SIGUSR1 first: a checkpoint, status 75 and nothing left. The same command continues; then SIGKILL: nothing left."""
+    """SIGUSR1 first, under a launcher to each process, as Slurm sends it: a checkpoint, status 75 and nothing left. The
+    same command continues; then SIGKILL: nothing left."""
     recipe = long_recipe(finished_recipe, tmp_path, accelerate)
     process = start_and_wait_for_steps(recipe, tmp_path / "sft")
     below = processes_below(process.pid)
     assert len(below) >= (4 if accelerate else 1)  # the stage; or its starter, the launcher and two workers
-    process.send_signal(signal.SIGUSR1)
+    for pid in (*(below if accelerate else ()), process.pid):
+        os.kill(pid, signal.SIGUSR1)
     message = process.communicate(timeout=60)[1]
     assert process.returncode == 75, message[-3000:]
     assert "stopped by SIGUSR1" in message
@@ -333,6 +418,7 @@ def test_a_recipe_passes_signals_on_and_takes_its_workers_with_it(
     assert steps == list(range(1, len(steps) + 1))  # none twice, none left out
 
 
+@pytest.mark.proof
 def test_ppo_on_two_processes_stops_and_goes_on_to_the_same_weights(finished_recipe: Path, tmp_path: Path) -> None:
     """Under ZeRO-2 the trainer loads a checkpoint another way: the scores' scale and the rollout's rest come along."""
     config = finished_recipe / "runs" / "ppo" / "config.resolved.yaml"

@@ -9,12 +9,16 @@ is what `tiebreak dpo --accelerate zero2` starts. Plain `accelerate launch` does
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
+from types import FrameType
 from typing import Any
 
 from tiebreak.errors import exit_with_message
+from tiebreak.process.children import end_after_grace, signal_children
 from tiebreak.process.settings import quiet_upstream
+from tiebreak.process.stopping import SIGNALS
 
 
 def main() -> None:
@@ -24,8 +28,7 @@ def main() -> None:
 
 def _launch() -> None:
     quiet_upstream()
-    # The stage gets Ctrl-C as well, and we wait for its end; torch sets its own handler if there are several
-    signal.signal(signal.SIGINT, lambda *_: None)
+    _leave_signals_to_the_workers()
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -40,6 +43,21 @@ def _launch() -> None:
         raise SystemExit(_status_of(error.returncode)) from None
     except SignalException as error:
         raise SystemExit(_status_of(-int(_number_of(error.sigval)))) from None
+
+
+def _leave_signals_to_the_workers() -> None:
+    """Forward them, and end as the workers do. Slurm signals every process; torch's launcher would end its workers after
+    30 s, with a status of its own."""
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    for number in SIGNALS:
+        signal.signal(number, _pass_on)
+
+
+def _pass_on(number: int, _frame: FrameType | None) -> None:
+    if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+        end_after_grace()
+    if number != signal.SIGINT:  # in a terminal, the workers get Ctrl-C themselves
+        signal_children(number)
 
 
 def _status_of(returncode: int) -> int:

@@ -118,6 +118,18 @@ def _wait(process: subprocess.Popen[bytes], came: Sequence[int]) -> int:
             process.kill()
 
 
+def signal_children(number: int) -> None:
+    """Send a signal to this process's children."""
+    for child in _children(os.getpid()):
+        _send(child, number)
+
+
+def end_after_grace() -> None:
+    """Kill this process's children unless they, and so this process, have ended in time."""
+    signal.signal(signal.SIGALRM, lambda *_: signal_children(signal.SIGKILL))
+    signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+
+
 def _children(pid: int) -> list[Any]:
     """The running children of a process, as psutil objects: pids may be reused."""
     import psutil

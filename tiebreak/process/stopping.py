@@ -4,13 +4,14 @@ Handles SIGTERM and SIGUSR1, which job schedulers send before they reclaim a mac
 and Ctrl-C. A training stage writes
 a checkpoint at the end of the current step, *sample* and *evaluate* finish the current batch, and everything else stops
 at once. The exit status is 75 (EX_TEMPFAIL of sysexits.h: try again later), or 130 after Ctrl-C; a second Ctrl-C stops
-without waiting.
+without waiting. Other signals change nothing about a stop that is under way.
 
 Signal handlers belong to the whole process, and so does this module's state: one request, and how it is handled now.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import stat
@@ -40,6 +41,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, kept: str = "") -> None:
         self.number, self.kept = number, kept
+        _request.raised_at = time.monotonic()
         super().__init__(number, kept)
 
     @property
@@ -65,6 +67,10 @@ class _Request:
     overdue: bool = False
     heeded: bool = False
     deferred: bool = False
+    raised_at: float | None = None
+    """when the last Stopped was made: the process leaves what it was doing"""
+    ending: bool = False
+    """only its last message is left to print"""
     leave: Callable[[int], None] | None = None
     cut_short: Literal["never", "late", "at once"] = "never"
 
@@ -78,6 +84,7 @@ def heeding_signals() -> Iterator[None]:
     if _request.heeded or threading.current_thread() is not threading.main_thread():
         yield
         return
+    forget()
     heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _on_signal) for number in heeded}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _on_alarm)
@@ -89,6 +96,19 @@ def heeding_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         forget()
+        atexit.unregister(_ignore_signals)
+        atexit.register(_ignore_signals)  # the last one registered is called first
+
+
+def _ignore_signals() -> None:
+    """While the interpreter is taken down: the work is done or kept, and its exit status must not become a signal's."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+
+
+def end() -> None:
+    """The process only prints its last message and exits: from now on signals do nothing."""
+    _request.ending = True
 
 
 def forget() -> None:
@@ -187,13 +207,15 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     now, earlier = time.monotonic(), _request.number
     if number == signal.SIGHUP:
         leave_closed_terminal()
+    if _request.ending:
+        return
     if _request.leave is not None:
         _request.leave(number)
     if earlier and now - _request.at <= ONE_PRESS_SECONDS:
         return
     if earlier and number == earlier == signal.SIGINT:
         raise KeyboardInterrupt
-    if earlier and _request.deferred:
+    if earlier and (_request.deferred or _is_leaving(now)):
         return
     _request.number, _request.at = number, now
     if not _request.deferred:
@@ -201,6 +223,11 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if _request.cut_short == "at once":
         raise StepStopped(number)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
+
+
+def _is_leaving(now: float) -> bool:
+    """Whether Stopped is on its way up. If it has not arrived after a while, a library has swallowed it."""
+    return _request.raised_at is not None and now - _request.raised_at <= PATIENCE_SECONDS
 
 
 def _on_alarm(_number: int, _frame: FrameType | None) -> None:
