@@ -22,21 +22,35 @@ function openStorage() {
 }
 
 // A request's JSON; an ended session redirects to the login page. `refused` marks errors that a retry cannot fix.
-async function call(path, { method = 'GET', body } = {}) {
+// A reply without our header is another program's, and counts as none.
+async function call(path, { method = 'GET', body, patience_ms = 60000 } = {}) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET') headers['X-CSRF-Token'] = csrfToken;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
   const response = await fetch(path, {
     method, headers, credentials: 'same-origin', body: body === undefined ? undefined : JSON.stringify(body),
+    signal: AbortSignal.timeout(patience_ms),
   });
-  if (response.status >= 500) throw new Error('server');
+  if (response.status >= 500 || !response.headers.has('X-Tiebreak')) throw new Error('server');
   const reply = await response.json();
   if (response.ok) return reply;
-  if (response.status === 401 && path !== '/api/login') window.location.href = '/login/';
+  if (response.status === 401 && path !== '/api/login' && mayLeave()) window.location.href = '/login/';
   const refused = new Error(typeof reply.detail === 'string' ? reply.detail : [reply.detail || 'refused'].flat().join('; '));
-  refused.refused = response.status !== 429;
+  refused.refused = ![421, 429].includes(response.status);
   refused.status = response.status;
   throw refused;
+}
+
+let mayLeave = () => true; // whether nothing would be lost with this window
+
+// Put text into the browser's storage; false if it is full.
+function keep(key, text) {
+  try {
+    storage.setItem(key, text);
+    return true;
+  } catch (error) {
+    return false;
+  }
 }
 
 // The words under `key`, with {name} filled in.
@@ -107,7 +121,7 @@ function leave() {
 
 function switchTheme() {
   const dark = document.body.classList.toggle('dark');
-  storage.setItem('tiebreak-theme', dark ? 'dark' : 'light');
+  keep('tiebreak-theme', dark ? 'dark' : 'light');
 }
 
 document.documentElement.lang = words.language;

@@ -1,25 +1,46 @@
 // Unsent judgments. The next pair is shown at once; each judgment stays in the browser's storage until the server has
 // acknowledged it, so that neither a lost connection nor a closed window loses it. Judgments get their id here: sent
-// twice, even from two windows, they are stored once.
+// twice, even from two windows, they are stored once. A judgment that the server rejects is set aside with its text.
 const OUTBOX = 'tiebreak-judgment:';
-let outboxKey = OUTBOX; // followed by the rater's id: two raters may share a browser
+const REJECTED = 'tiebreak-rejected:';
+const FINAL = [400, 409, 413, 422]; // statuses with which the server rejects a judgment; after any other one it is sent again
+let raterId = ''; // part of every key: two raters may share a browser
 let draining = null;
+let failing = false; // the server has not replied to the latest request
+const failures = new Set(); // called when it does not
+const unstored = new Map(); // judgments for which the storage had no room
+
+const outboxKey = (id) => `${OUTBOX}${raterId}:${id}`;
+const entries = (prefix) => Object.keys(storage).filter((key) => key.startsWith(prefix)).map((key) => [key, parsed(storage.getItem(key))]).filter(([, value]) => value);
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    return null;
+  }
+}
 
 function unsent() {
-  return Object.keys(storage)
-    .filter((key) => key.startsWith(outboxKey))
-    .map((key) => [key, JSON.parse(storage.getItem(key))])
-    .sort(([, one], [, other]) => one.client_at_ms - other.client_at_ms);
+  return [...entries(outboxKey('')), ...unstored].sort(([, one], [, other]) => one.client_at_ms - other.client_at_ms);
 }
+
+const rejected = () => entries(`${REJECTED}${raterId}:`).sort(([, one], [, other]) => other.client_at_ms - one.client_at_ms);
 
 function newId() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, '0')).join('');
 }
 
-// Store a judgment and send it. `arrived` is called with each reply, `turnedDown` with each refusal.
+// Store a judgment and send it. `arrived` is called with each reply, `turnedDown` with each rejection.
 function post(body, arrived, turnedDown) {
-  storage.setItem(outboxKey + body.client_id, JSON.stringify(body));
+  const key = outboxKey(body.client_id);
+  if (!keep(key, JSON.stringify(body))) unstored.set(key, body);
   return drain(arrived, turnedDown);
+}
+
+function forget(key) {
+  storage.removeItem(key);
+  unstored.delete(key);
 }
 
 function drain(arrived, turnedDown) {
@@ -32,24 +53,42 @@ async function sendAll(arrived, turnedDown) {
     const [key, body] = waiting[0];
     try {
       const reply = await insist('/api/judgments', { method: 'POST', body: { ...body, holding: held() } });
-      storage.removeItem(key);
+      forget(key);
       arrived(reply, body);
     } catch (error) {
-      if (error.status === 401 || error.status === 403) { // stays stored: sent after the next login
-        warn(error.message, 'refused');
-        if (error.status === 403) startAgain();
-        return;
+      if (!FINAL.includes(error.status)) { // stays stored: sent after the next login
+        warn(unstored.size ? words['session.memory'] : error.message, 'refused');
+        if (!unstored.size) {
+          if (error.status === 403) startAgain();
+          return;
+        }
+        await pause(5000);
+        csrfToken = await call('/api/me').then((me) => me.csrf_token, () => csrfToken);
+        continue;
       }
-      storage.removeItem(key);
+      forget(key);
+      keep(`${REJECTED}${raterId}:${body.client_id}`, JSON.stringify({ ...body, detail: error.message }));
       turnedDown(error, body);
     }
   }
 }
 
+// Whether all judgments are sent; false as soon as the server does not respond.
+async function drained(arrived, turnedDown) {
+  if (unsent().length && !failing) {
+    let stop;
+    const failed = new Promise((resolve) => { stop = resolve; });
+    failures.add(stop);
+    await Promise.race([drain(arrived, turnedDown), failed]);
+    failures.delete(stop);
+  }
+  return !unsent().length;
+}
+
 // Reload the page, which asks for missing consent (new guidelines, say); at most once a minute.
 function startAgain() {
   const lately = Number(storage.getItem('tiebreak-started')) > Date.now() - 60000;
-  storage.setItem('tiebreak-started', Date.now());
+  keep('tiebreak-started', Date.now());
   if (!lately) window.location.reload();
 }
 
@@ -58,13 +97,18 @@ async function insist(path, options) {
   for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
     try {
       const reply = await call(path, options);
+      failing = false;
       if (find('.banner').dataset.kind === 'lost') warn('');
       return reply;
     } catch (error) {
+      failing = !error.refused;
       if (error.refused) throw error;
-      warn(words[unsent().length ? 'lost' : 'waiting'], 'lost');
+      for (const tell of failures) tell();
+      warn(words[unstored.size ? 'lost.memory' : unsent().length ? 'lost' : 'waiting'], 'lost');
       await pause(wait);
     }
   }
 }
 
+mayLeave = () => !unstored.size;
+window.addEventListener('beforeunload', (event) => { if (unstored.size) event.preventDefault(); });

@@ -11,6 +11,7 @@ let mode = 'scale'; // meaning of the number keys: scale, aspect, flags or skip
 let aspectAt = 0;
 let drafted = null; // the button of the undone answer: Enter keeps it
 let saveTimer = 0;
+let unsaved = false; // something was typed that the server does not have
 let shownAt = 0;
 let idleMs = 0;
 let lastMove = 0;
@@ -35,7 +36,10 @@ function show(pair) {
   find('.stage').scrollTop = 0;
   const last = prompt.lastElementChild; // the last turn: its beginning is scrolled into view
   prompt.scrollTop = last ? last.offsetTop - prompt.firstElementChild.offsetTop : 0;
-  restore(pair.draft || {});
+  const draft = keptDraft(pair);
+  restore(draft || pair.draft || {});
+  unsaved = false;
+  if (draft) changed();
   enter('scale');
   shownAt = lastMove = performance.now();
   idleMs = 0;
@@ -198,6 +202,7 @@ function draftOf() {
 
 function changed() {
   clearWarning('edit');
+  unsaved = Boolean(current);
   if (!current || amending) return;
   current.draft = draftOf();
   if (!saveTimer) saveTimer = setTimeout(saveDraft, SAVE_AFTER_MS);
@@ -209,7 +214,9 @@ async function saveDraft() {
   const pair = current;
   if (!pair || !pair.draft || amending) return;
   try {
-    await call(`/api/drafts/${encodeURIComponent(pair.pair_id)}`, { method: 'PUT', body: pair.draft });
+    const saved = pair.draft;
+    await call(`/api/drafts/${encodeURIComponent(pair.pair_id)}`, { method: 'PUT', body: saved });
+    if (pair.draft === saved) forgetDraft(pair);
     if (find('.banner').dataset.kind === 'draft') warn('');
   } catch (error) {
     if (error.refused || pair !== current) return;
@@ -217,6 +224,27 @@ async function saveDraft() {
     saveTimer = saveTimer || setTimeout(saveDraft, 1000);
   }
 }
+
+// What was typed and not yet saved, when the page is left: by a closed window, or because the session has ended.
+const DRAFT = 'tiebreak-draft:';
+const KEPT_MS = 86400000;
+const draftKey = (pair) => `${DRAFT}${raterId}:${pair.pair_id}`;
+
+function keepDraft() {
+  if (current && unsaved) keep(draftKey(current), JSON.stringify({ ...draftOf(), at_ms: Date.now() }));
+}
+
+function keptDraft(pair) {
+  const draft = parsed(storage.getItem(draftKey(pair)));
+  return draft && draft.at_ms > Date.now() - KEPT_MS ? draft : null;
+}
+
+function forgetDraft(pair) {
+  storage.removeItem(draftKey(pair));
+  if (pair === current) unsaved = false;
+}
+
+window.addEventListener('pagehide', keepDraft);
 
 // --- active and idle time
 

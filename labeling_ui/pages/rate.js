@@ -82,6 +82,7 @@ function judge(vote, button) {
   clearTimeout(saveTimer);
   saveTimer = 0;
   clearWarning('edit', 'refused');
+  if (!amending) forgetDraft(current);
   const body = {
     ...details(), ...vote, ...timeSpent(),
     client_id: newId(),
@@ -123,11 +124,13 @@ async function undo() {
   if (amending) { stopAmending(); return; }
   if (busy || (talk && talk.phase !== 'writing')) return;
   busy = true;
+  const slow = setTimeout(() => warn(words['undo.waiting'], 'lost'), 600);
   try {
     if (current && current.draft) saveDraft();
-    await drain(acknowledged, turnedDown);
+    if (!(await drained(acknowledged, turnedDown))) throw new Error('server');
     if (!lastJudgment) return;
-    const reply = await insist(`/api/judgments/${encodeURIComponent(lastJudgment)}/undo`, { method: 'POST' });
+    const reply = await call(`/api/judgments/${encodeURIComponent(lastJudgment)}/undo`, { method: 'POST', patience_ms: 10000 });
+    clearWarning('lost');
     lastJudgment = reply.last_judgment;
     if (current) queue.unshift(current);
     queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
@@ -135,8 +138,10 @@ async function undo() {
     show(normal(reply.pair));
     if (talk) Object.assign(talk, { number: talk.number - 1, phase: 'judging' });
   } catch (error) {
-    warn(error.message, 'refused');
+    warn(error.refused ? error.message : words['undo.lost'], error.refused ? 'refused' : 'lost');
+    if (error.refused) lastJudgment = await call(mePath()).then((me) => me.last_judgment, () => lastJudgment); // undone already
   } finally {
+    clearTimeout(slow);
     busy = false;
     undoButton().disabled = !lastJudgment || Boolean(talk);
   }
@@ -368,7 +373,7 @@ async function begin() {
   for (const line of all('.for-aspects')) line.hidden = !props.value.aspects.length;
   const me = await insist(mePath());
   csrfToken = me.csrf_token;
-  outboxKey = `${OUTBOX}${me.rater_id}:`;
+  raterId = me.rater_id;
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
   lastJudgment = me.last_judgment;

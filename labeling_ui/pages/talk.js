@@ -5,11 +5,15 @@ const turnField = find('[name=turn]');
 
 let talk = null; // {id, number, messages, phase: writing, waiting or judging}
 
+// A message that was typed and not sent when the page was left.
+const turnKey = () => `tiebreak-turn:${raterId}`;
+window.addEventListener('pagehide', () => { if (talk && turnField.value) keep(turnKey(), turnField.value); });
+
 function beginTalk() {
   if (amending) stopAmending();
   if (current) { saveDraft(); queue.unshift(current); }
   talk = { id: newId(), number: 0, messages: [], phase: 'writing' };
-  turnField.value = '';
+  turnField.value = storage.getItem(turnKey()) || '';
   write();
 }
 
@@ -71,6 +75,7 @@ async function awaitAnswers(mine, firstReply) {
     return;
   }
   turnField.value = '';
+  storage.removeItem(turnKey());
   talk.phase = 'judging';
   queue = queue.filter((pair) => pair.pair_id !== reply.pair.pair_id);
   show(normal(reply.pair));

@@ -29,6 +29,7 @@ async function showWork() {
         tile(words['work.active'], duration(today.active_seconds)),
         tile(words['work.idle'], duration(today.idle_seconds)),
         ...(gold ? [tile(words['work.gold'], share, gold.n ? say('work.gold.note', gold) : '')] : [])),
+      ...rejectedTexts(),
       make('h3', {}, words['work.history']),
       past.length ? make('div', { class: 'history', tabindex: '0' }, make('table', { class: 'plain-table' }, make('tbody'))) : make('p', { class: 'note' }, words['work.none']),
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
@@ -39,6 +40,13 @@ async function showWork() {
     place.textContent = error.status ? error.message : words.waiting;
   }
   place.setAttribute('aria-busy', 'false');
+}
+
+// Judgments that the server rejected, with the text that was written for them.
+function rejectedTexts() {
+  const rows = rejected().map(([, body]) => make('tr', {},
+    make('td', {}, whenOf(body.client_at_ms)), make('td', {}, body.detail), make('td', { class: 'written', dir: 'auto' }, [body.rationale, body.edited_text].filter(Boolean).join('\n\n'))));
+  return rows.length ? [make('h3', {}, words['work.rejected']), make('table', { class: 'plain-table rejected' }, make('tbody', {}, ...rows))] : [];
 }
 
 async function showEarlier() {
@@ -91,10 +99,11 @@ async function amend(body) {
   const { pair_id: _, ...answer } = body;
   busy = true;
   try {
-    await insist(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer });
+    await call(`/api/judgments/${encodeURIComponent(id)}`, { method: 'PUT', body: answer, patience_ms: 10000 });
+    forgetDraft(current);
     stopAmending();
   } catch (error) {
-    warn(error.message, 'refused');
+    warn(error.refused ? error.message : words['amend.lost'], 'amending');
   }
   busy = false;
 }

@@ -43,6 +43,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
     "Cross-Origin-Opener-Policy": "same-origin",
+    "X-Tiebreak": "1",  # the pages believe no reply of another program, such as a proxy's error page
 }
 _GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startup-events", "gradio_api/heartbeat/")
 """Gradio's routes that the pages need; the rest (uploads, files, proxy, tokens, its API) is closed."""

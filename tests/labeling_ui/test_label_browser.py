@@ -326,6 +326,96 @@ def test_a_judgment_outlives_the_network_and_the_window(site: Site) -> None:
     eventually(page, lambda: len(site.judgments("offline", 4)) == 2, "sent again")
 
 
+REPLY = """([status, headers]) => {
+  window.plainFetch = window.plainFetch || window.fetch;
+  window.fetch = (path, options) => (path === '/api/judgments'
+    ? Promise.resolve(new Response('{"detail": "not here"}', { status, headers })) : plainFetch(path, options));
+}"""
+"""Judgments get this reply in the server's place."""
+
+
+def test_only_the_server_takes_a_judgment_from_the_browser(site: Site) -> None:
+    page = site.open("proxied", after=4)
+    for n, status in enumerate((404, 421, 200)):
+        on(page, 4 + n)
+        page.evaluate(REPLY, [status, {}])  # another program behind the proxy, for a moment
+        press(page, "r")
+        page.keyboard.type(f"because {status}")
+        press(page, "Enter", "6")
+        page.wait_for_selector(".banner[data-kind=lost]:visible")
+        on(page, 5 + n)
+        assert len(site.judgments("proxied", 4)) == n
+        page.evaluate("window.fetch = plainFetch")
+        eventually(page, lambda n=n: len(site.judgments("proxied", 4)) == n + 1, "sent again")
+    assert [j.rationale for j in site.judgments("proxied", 4)] == [f"because {n}" for n in (404, 421, 200)]
+    page.evaluate(REPLY, [409, {"X-Tiebreak": "1"}])
+    press(page, "r")
+    page.keyboard.type("words to keep")
+    press(page, "Enter", "6")
+    page.wait_for_selector(".banner[data-kind=refused] >> text=not here")
+    page.evaluate("window.fetch = plainFetch")
+    press(page, "w")
+    assert "words to keep" in page.inner_text(".work .rejected")
+
+
+def test_judging_goes_on_where_the_storage_is_full(site: Site) -> None:
+    page = site.open("full", after=4)
+    on(page, 4)
+    fill = """for (let size = 2 ** 20; size;) {
+      try { localStorage.setItem(`x${size}-${Math.random()}`, 'x'.repeat(size)); } catch (error) { size >>= 1; }
+    }"""
+    page.evaluate(fill)
+    page.evaluate(REPLY, [503, {}])
+    press(page, "6")
+    on(page, 5)
+    page.wait_for_selector(".banner >> text=storage is full")
+    assert page.inner_text(".count").startswith("5 judged")
+    page.evaluate("window.fetch = plainFetch")
+    eventually(page, lambda: len(site.judgments("full", 4)) == 1, "sent from memory")
+    page.wait_for_selector(".banner", state="hidden")
+
+
+def test_undo_without_the_server_says_so_and_freezes_nothing(site: Site) -> None:
+    page = site.open("undo offline", after=4)
+    for n, key in ((4, "1"), (5, "7")):
+        on(page, n)
+        if n == 5:
+            page.wait_for_function("[...document.querySelectorAll('[data-undo]:not(:disabled)')].length > 0")
+            page.wait_for_timeout(300)  # pairs are fetched ahead
+            page.context.set_offline(True)
+        press(page, key)
+        on(page, n + 1)
+        press(page, *("u" if n == 5 else ""))
+    page.wait_for_selector(".banner >> text=Cannot undo")
+    press(page, "2")
+    on(page, 7)
+    page.context.set_offline(False)
+    eventually(page, lambda: [j.answer for j in site.judgments("undo offline", 4)] == [-3, 3, -2], "all are sent")
+    page.wait_for_selector(".banner", state="hidden")
+    press(page, "u")
+    on(page, 6)
+
+
+def test_text_outlives_the_session(site: Site) -> None:
+    page = site.open("logged out", after=4)
+    on(page, 4)
+    press(page, "e")
+    page.keyboard.type("Better: ")
+    page.wait_for_timeout(1_200)  # saved; what follows is not
+    page.context.clear_cookies()
+    page.keyboard.type("and longer")
+    page.wait_for_url("**/login/")
+    page.wait_for_selector("[name=username]")
+    page.fill("[name=username]", "logged out")
+    page.fill("[name=password]", PASSWORD)
+    press(page, "Enter")
+    on(page, 4)
+    text = page.input_value("[data-letter=A] textarea")
+    assert text.startswith("Better: and longer")
+    press(page, "3")
+    eventually(page, lambda: [j.edited_text for j in site.judgments("logged out", 4)] == [text], "a judgment")
+
+
 def test_more_than_two_answers_are_put_in_order_by_keys_and_by_dragging(site: Site) -> None:
     page = site.open("ranks", after=12)
     on(page, 12)
