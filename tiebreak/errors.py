@@ -19,7 +19,6 @@ import select
 import signal
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from types import TracebackType
 from typing import TextIO
 
 from tiebreak.extras import INSTALL, has_training_packages, missing_training_package
-from tiebreak.process.stopping import Stopped, end
+from tiebreak.process.stopping import Stopped, end, must_leave_within
 from tiebreak.terminal import complain
 
 MAX_FAULTS_SHOWN = 50
@@ -333,10 +332,8 @@ def _reader_has_gone(stream: TextIO) -> bool:
 
 
 def _fail(message: str, status: int) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        time.sleep(
-            _FIRST_PROCESS_SPEAKS_SECONDS
-        )  # an error of all processes is reported once: the launcher ends this one
+    if os.environ.get("RANK", "0") != "0" and must_leave_within(_FIRST_PROCESS_SPEAKS_SECONDS):
+        raise SystemExit(status)  # an error of all processes is reported once: the launcher ends this one
     try:
         complain(f"error: {message}")
     except BrokenPipeError:

@@ -71,6 +71,8 @@ class _Request:
     """when the last Stopped was made: the process leaves what it was doing"""
     ending: bool = False
     """only its last message is left to print"""
+    number_at_end: int = 0
+    """a signal received then"""
     leave: Callable[[int], None] | None = None
     cut_short: Literal["never", "late", "at once"] = "never"
 
@@ -107,8 +109,16 @@ def _ignore_signals() -> None:
 
 
 def end() -> None:
-    """The process only prints its last message and exits: from now on signals do nothing."""
+    """The process only prints its last message and exits: from now on signals are only noted."""
     _request.ending = True
+
+
+def must_leave_within(seconds: float) -> bool:
+    """After `end`: wait, unless a signal comes; whether one did."""
+    limit = time.monotonic() + seconds
+    while not _request.number_at_end and time.monotonic() < limit:
+        time.sleep(0.05)
+    return bool(_request.number_at_end)
 
 
 def forget() -> None:
@@ -208,6 +218,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if number == signal.SIGHUP:
         leave_closed_terminal()
     if _request.ending:
+        _request.number_at_end = number
         return
     if _request.leave is not None:
         _request.leave(number)
