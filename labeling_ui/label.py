@@ -6,6 +6,7 @@
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
     tiebreak label import --pairs FILE --judgments FILE --store URL     import judgments made elsewhere
     tiebreak label gold --gold FILE --store URL                 pairs with a known answer, to measure raters
+    tiebreak label batches|batch|move|withdraw|restore|correct|withdrawn --store URL …      change a running campaign
     tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
 People's judgments are in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
@@ -35,6 +36,7 @@ from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store.assigning import LEASE_SECONDS
+from labeling_ui.store.campaign import Batch
 from labeling_ui.store.store import Store, default_store_url
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import needs_login
@@ -176,6 +178,8 @@ class ImportArguments(Section):
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
     judgments: str | None = None
     """judgments in Tiebreak's format, or the tool's export"""
+    adjudications: str | None = None
+    """settled answers of an export, its adjudications.jsonl; they settle the pairs again"""
     fields: FieldNames = FieldNames()
     """names in the other tool's project"""
 
@@ -218,6 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(words: list[str]) -> None:
+    from labeling_ui import steering  # which imports this module
+
     commands: dict[str, Callable[[list[str]], None]] = {
         "export": _export,
         "import": _import,
@@ -225,6 +231,7 @@ def _dispatch(words: list[str]) -> None:
         "status": _status,
         "verify": _verify,
         "agreement": _agreement,
+        **steering.COMMANDS,
     }
     if words and not words[0].startswith("-"):
         if words[0] not in commands:
@@ -306,7 +313,7 @@ def serve(config: LabelConfig) -> None:
     from labeling_ui.web.server import create_app, run_server
 
     app = create_app(store, build_page(config))
-    _greet(store, config, new)
+    _greet(store, config, new, pairs)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
         run_server(app, config.host, config.port)
     judged = sum(store.status()["judgments"].values())
@@ -326,12 +333,16 @@ def _answering(config: LabelConfig) -> Iterator[None]:
             worker.communicate()  # closes its standard input, which ends it
 
 
-def _greet(store: Store, config: LabelConfig, new: int) -> None:
+def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair]) -> None:
+    from labeling_ui.steering import difference_lines  # which imports this module
+
+    configured = Batch(config.batch, config.priority, config.pool, config.overlap)
     status = store.status()
     judged = sum(status["judgments"].values())
     address = f"http://{_shown_host(config.host)}:{config.port}"
     show(
         f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments",
+        *(difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
         f"judgments are stored in {store.url}",
         f"rate at {paint(address, 'bold') if has_colours(sys.stdout) else address}   "
         "(Ctrl-C stops the server; judgments stay)",
@@ -456,7 +467,7 @@ def status_lines(status: Mapping[str, Any], colours: bool = False) -> list[str]:
     kinds = ", ".join(f"{count} {kind}" for kind, count in status["judgments"].items())
     judgments = f"of {status['judgments_wanted']} wanted" + (f": {kinds}" if kinds else "")
     rows = [
-        ("pairs", status["pairs"], ""),
+        ("pairs", status["pairs"], f"{status['withdrawn']} more withdrawn" if status["withdrawn"] else ""),
         ("items", status["items"], f"{status['items_judged']} judged, {status['disputed']} disputed"),
         ("judgments", sum(status["judgments"].values()), judgments),
         ("raters", status["raters"], ""),
@@ -481,13 +492,26 @@ def _verify(words: list[str]) -> None:
 def _import(words: list[str]) -> None:
     arguments = load_config(ImportArguments, words, "label import")
     own = partial(read_own, columns=arguments.columns)
+    if arguments.format == "tiebreak":
+        own = partial(own, adjudications=arguments.adjudications)
+    elif arguments.adjudications:
+        raise ConfigError(f"label import --format {arguments.format}: --adjudications are of Tiebreak's format alone")
     read = own if arguments.format == "tiebreak" else partial(read_foreign, arguments.format, names=arguments.fields)
     records = read(pairs=arguments.pairs, judgments=arguments.judgments)
     source = arguments.pairs or arguments.judgments or ""
-    about = {"source": source, "source_id": identify_input(source).id}
     store = Store.open(arguments.store, create=True)
-    added = import_records(store, records.pairs, records.judgments, **about, places=records.places)
-    print(f"added {added.pairs} pairs and {added.judgments} judgments to {store.url}")
+    added = import_records(
+        store,
+        records.pairs,
+        records.judgments,
+        source=source,
+        source_id=identify_input(source).id,
+        places=records.places,
+        settled=records.settled,
+        settled_places=records.settled_places,
+    )
+    more = f", and {counted(added.settled, 'settled answer')}" if records.settled else ""
+    print(f"added {added.pairs} pairs and {added.judgments} judgments{more} to {store.url}")
 
 
 def _gold(words: list[str]) -> None:

@@ -392,6 +392,8 @@ class ExportedJudgment(Judgment):
     """the item's answer is known: the judgment measures its rater"""
     repeat: bool = Field(default=False, exclude_if=_is_false)
     """the rater's second judgment of the item, which measures their consistency"""
+    settled: bool = Field(default=False, exclude_if=_is_false)
+    """a lead's answer, which overrides the votes"""
 
     @property
     def judgment(self) -> Judgment:

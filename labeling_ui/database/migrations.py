@@ -267,6 +267,17 @@ def _migrate_008_documents(connection: Connection) -> None:
     )
 
 
+def _migrate_009_withdrawals(connection: Connection) -> None:
+    """Pairs that leads withdraw or correct are given to nobody any more; they and their judgments stay."""
+    connection.exec_driver_sql("ALTER TABLE items ADD COLUMN withdrawn INTEGER NOT NULL DEFAULT 0")
+    connection.exec_driver_sql("CREATE INDEX items_withdrawn ON items (id) WHERE withdrawn = 1")
+    connection.exec_driver_sql(
+        "CREATE TABLE withdrawals (pair_id TEXT PRIMARY KEY REFERENCES pairs (id), reason TEXT NOT NULL, "
+        "replaced_by TEXT REFERENCES pairs (id), at_ms BIGINT NOT NULL)"
+    )
+    connection.exec_driver_sql("CREATE INDEX items_of_pair ON items (pair_id)")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -276,6 +287,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_006_turns_in_the_log,
     _migrate_007_skips,
     _migrate_008_documents,
+    _migrate_009_withdrawals,
 )
 
 

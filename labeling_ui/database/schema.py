@@ -70,6 +70,15 @@ ITEMS = Table(
     Column("for_neither", Integer),
     Column("disputed", Integer),
     Column("skips", Integer),
+    Column("withdrawn", Integer),
+)
+WITHDRAWALS = Table(
+    "withdrawals",
+    METADATA,
+    Column("pair_id", String, primary_key=True),
+    Column("reason", Text),
+    Column("replaced_by", String),
+    Column("at_ms", BigInteger),
 )
 BATCHES = Table(
     "batches",

@@ -115,7 +115,11 @@ asking for that too would lead SQLite to the index of all open items.)"""
 _HAD = sa.select(ASSIGNMENTS.c.id).where(
     ASSIGNMENTS.c.item_id == GOLD.c.item_id, ASSIGNMENTS.c.rater_id == bindparam("rater")
 )
-_IN_POOL = sa.select(ITEMS.c.id).where(ITEMS.c.id == GOLD.c.item_id, ITEMS.c.pool.in_(["", bindparam("pool")]))
+_IN_POOL = sa.select(ITEMS.c.id).where(
+    ITEMS.c.id == GOLD.c.item_id,
+    ITEMS.c.pool.in_(["", bindparam("pool")]),
+    ITEMS.c.withdrawn == sa.literal_column("0"),
+)
 COUNT_GOLD = Prepared(sa.select(sa.func.count().label("n")).select_from(GOLD))
 GOLD_LEFT = Prepared(
     sa.select(GOLD.c.item_id)

@@ -28,6 +28,7 @@ from labeling_ui.quality.aggregate import (
 )
 from labeling_ui.quality.agreement import measure_percent
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
+from labeling_ui.store.changes import Withdrawal
 from labeling_ui.store.items import items_of
 from labeling_ui.store.store import Store, count_kinds
 from tiebreak.errors import DataError
@@ -56,8 +57,9 @@ class Labels:
 
     pairs: list[Pair]
     judgments: list[ExportedJudgment]
-    adjudications: list[Judgment]
+    adjudications: list[ExportedJudgment]
     known: Known
+    withdrawn: list[Withdrawal]
     head: str
 
 
@@ -67,11 +69,11 @@ def read_labels(store: Store) -> Labels:
     Raises:
         DataError: there are no judgments.
     """
-    pairs, known, adjudications = store.pairs(), read_known(store), store.adjudications()
+    pairs, known, adjudications = store.pairs(), read_known(store), store.exported_adjudications()
     judgments, head = store.exported_judgments()
     if not judgments and not adjudications:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
-    return Labels(pairs, judgments, adjudications, known, head)
+    return Labels(pairs, judgments, adjudications, known, store.withdrawals(), head)
 
 
 def read_known(store: Store) -> Known:
@@ -114,6 +116,9 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
         "preferences": len(aggregated.preferences),
         "judgments": len(labels.judgments),
         "pairs": len(labels.pairs),
+        "withdrawn": [
+            {"pair_id": o.pair_id, "reason": o.reason, "replaced_by": o.replaced_by} for o in labels.withdrawn
+        ],
         "event_log_head": labels.head,
     }
     run.finish()
@@ -236,7 +241,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     """The judgments as a table; text that a spreadsheet would execute as a formula starts with an apostrophe."""
-    columns = [name for name in ExportedJudgment.model_fields if name != "shown"]
+    columns = [name for name in ExportedJudgment.model_fields if name not in ("shown", "settled")]
     out = io.StringIO(newline="")
     table = csv.writer(out)
     table.writerow(columns)

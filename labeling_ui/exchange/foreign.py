@@ -77,11 +77,23 @@ class Records:
     pairs: list[Pair] = field(default_factory=list)
     judgments: list[Judgment] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    settled: list[Judgment] = field(default_factory=list)
+    """leads' answers, which override the votes"""
+    settled_places: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
 
-def read_own(pairs: str | None, judgments: str | None, columns: Mapping[str, str | None] | None = None) -> Records:
-    """Pairs, as `tiebreak label` reads them, and Judgment records.
+SETTLED_FILE = "adjudications.jsonl"
+"""The file of an export that holds settled answers; those of earlier versions have no mark."""
+
+
+def read_own(
+    pairs: str | None,
+    judgments: str | None,
+    adjudications: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+) -> Records:
+    """Pairs, as `tiebreak label` reads them, Judgment records, and settled answers.
 
     Raises:
         DataError: rows that are neither; all are listed with file and line.
@@ -91,9 +103,15 @@ def read_own(pairs: str | None, judgments: str | None, columns: Mapping[str, str
             "label import: --pairs is missing: a run folder of sample, or a file of prompt, response_a and response_b"
         )
     result = Records(pairs=read_pairs(pairs, columns or {}, "label import"))
-    if judgments:
-        result.judgments = [one.judgment for one in read_records(Path(judgments), ExportedJudgment)]
-        result.places = [where for where, _ in read_rows(judgments)]
+    for path in (judgments, adjudications):
+        if path is None:
+            continue
+        all_settled = path == adjudications or Path(path).name == SETTLED_FILE
+        records = read_records(Path(path), ExportedJudgment)
+        for one, (where, _) in zip(records, read_rows(path), strict=True):
+            settled = one.settled or all_settled
+            (result.settled if settled else result.judgments).append(one.judgment)
+            (result.settled_places if settled else result.places).append(where)
     return result
 
 

@@ -18,7 +18,9 @@ import sqlalchemy as sa
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction, canonical_json
-from labeling_ui.database.schema import ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
+from labeling_ui.database.schema import ADJUDICATIONS, ASSIGNMENTS, IMPORTED_AT_MS, JUDGMENTS, RATERS
+from labeling_ui.store.adjudication import settle
+from labeling_ui.store.campaign import Batch
 from labeling_ui.store.items import Item, assignment_id, items_of
 from labeling_ui.store.judging import count_vote, count_work
 from labeling_ui.store.store import Store
@@ -32,6 +34,7 @@ class Imported:
 
     pairs: int
     judgments: int
+    settled: int = 0
 
 
 def import_records(
@@ -42,30 +45,67 @@ def import_records(
     source: str,
     source_id: str,
     places: Sequence[str] = (),
+    settled: Sequence[Judgment] = (),
+    settled_places: Sequence[str] = (),
 ) -> Imported:
-    """Add pairs and judgments to a store; judgments all or none.
+    """Add pairs, judgments and settled answers to a store; judgments and settled answers all or none.
 
     Args:
         places: where each judgment is (`file:line`), for error messages; by default its number.
+        settled: leads' answers, which override the votes and count as nobody's.
 
     Raises:
-        DataError: judgments of unknown pairs or completions; all are listed.
+        DataError: judgments of unknown pairs or completions, or pairs that the store has settled otherwise; all are
+            listed.
         StoreError: simulated judgments and people's would share the store.
     """
     campaign = store.campaign()
-    known = {pair.id: pair for pair in [*store.pairs(), *pairs]}
+    known = {pair.id: pair for pair in [*store.pairs(withdrawn=True), *pairs]}
     places = places or [f"judgment {n}" for n in range(1, len(judgments) + 1)]
     placed = [(one, where) for ranked, where in zip(judgments, places, strict=True) for one in ranked.pairwise()]
     judgments, places = [one for one, _ in placed], [where for _, where in placed]
+    settled_places = settled_places or [f"settled answer {n}" for n in range(1, len(settled) + 1)]
     items = _match_items(known, judgments, places)
-    settings = {"overlap": campaign.get("overlap", 1), "seed": campaign.get("seed", 0)}
-    new_pairs = store.add_pairs(pairs, **settings, source=source, source_id=source_id)
+    settled_items = _match_items(known, settled, settled_places)
+    default = next(
+        (batch for batch in store.batches() if not batch.name), Batch("", overlap=campaign.get("overlap", 1))
+    )
+    new_pairs = store.add_pairs(
+        pairs,
+        overlap=default.overlap,
+        priority=default.priority,
+        pool=default.pool,
+        seed=campaign.get("seed", 0),
+        source=source,
+        source_id=source_id,
+    )
     for rater_id, kind in sorted({(judgment.rater_id, judgment.kind) for judgment in judgments}):
         if not any(rater.id == rater_id for rater in store.raters()):
             store.add_rater(rater_id, kind=kind, rater_id=rater_id)
+    for rater_id, kind in sorted({(judgment.rater_id, judgment.kind) for judgment in settled}):
+        if not any(rater.id == rater_id for rater in store.raters()):
+            store.add_rater(rater_id, kind=kind, role="lead", rater_id=rater_id)
     with store.writing() as tx:
         new = _insert(tx, judgments, items)
-    return Imported(new_pairs, new)
+        new_settled = _settle(tx, settled, settled_items, settled_places)
+    return Imported(new_pairs, new, new_settled)
+
+
+def _settle(tx: Transaction, settled: Sequence[Judgment], items: Sequence[Item], places: Sequence[str]) -> int:
+    """Settle the items whose answers are not there yet; returns how many."""
+    rows = tx.connection.execute(sa.select(ADJUDICATIONS.c.item_id, ADJUDICATIONS.c.record))
+    there = {row.item_id: Judgment.model_validate_json(row.record) for row in rows}
+    faults, new = [], 0
+    for judgment, item, where in zip(settled, items, places, strict=True):
+        if item.id not in there:
+            settle(tx, item.id, judgment, imported=True)
+            there[item.id] = judgment
+            new += 1
+        elif there[item.id] != judgment:
+            faults.append(f"{where}: {item.id} is settled otherwise, by {there[item.id].rater_id}")
+    if faults:
+        raise DataError(f"cannot import {counted(len(faults), 'settled answer')}", faults)
+    return new
 
 
 def _match_items(pairs: dict[str, Pair], judgments: Sequence[Judgment], places: Sequence[str]) -> list[Item]:

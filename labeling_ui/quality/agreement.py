@@ -219,7 +219,7 @@ def measure_votes(votes: Mapping[Kind, Votes]) -> dict[str, Any]:
 def _measure(votes: Votes) -> dict[str, Any]:
     firsts = votes.ordinary
     return {
-        "judgments": len(votes),
+        "judgments": len(votes.cast),
         "items": len(np.unique(votes.item)),
         **measure_percent(votes),
         "cohen_kappa": [

@@ -69,6 +69,8 @@ class LiveVotes:
         """number of the item's pair, indices of its two completions, and how many are judged at once"""
         self._first_longer: Floats = np.empty(0)
         self._votes: Mapping[Kind, Votes] = {}
+        self._withdrawn: list[int] = []
+        """positions of the items of withdrawn pairs"""
 
     def read(self) -> Mapping[Kind, Votes]:
         """The current votes."""
@@ -76,6 +78,8 @@ class LiveVotes:
             head = connection.scalar(sa.select(LOG_HEAD.c.seq)) or 0
             if head != self._seq:
                 self._catch_up(connection)
+                aside = sa.select(ITEMS.c.position).where(ITEMS.c.withdrawn == sa.literal_column("1"))
+                self._withdrawn = list(connection.scalars(aside))
                 gold = [self._positions[item_id] for item_id in connection.scalars(sa.select(GOLD.c.item_id))]
                 self._votes = {kind: self._votes_of(kind, gold) for kind in KINDS}
                 self._seq = head
@@ -107,7 +111,10 @@ class LiveVotes:
         )
 
     def _of_kind(self, kind: Kind) -> Floats:
-        return self._columns[:, self._columns[8] == _KIND_NUMBERS[kind]]
+        rows = self._columns[8] == _KIND_NUMBERS[kind]
+        if self._withdrawn:
+            rows &= ~np.isin(self._columns[0] // PARTS, self._withdrawn)
+        return self._columns[:, rows]
 
     def _known(self) -> Integers:
         """By position: the class of an item with a known answer."""

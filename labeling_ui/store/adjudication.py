@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import ADJUDICATIONS, GOLD, ITEMS, JUDGMENTS, PAIRS, SETTINGS
+from labeling_ui.database.schema import ADJUDICATIONS, GOLD, IMPORTED_AT_MS, ITEMS, JUDGMENTS, PAIRS, SETTINGS
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError, Rules, active_rater
 from labeling_ui.store.items import shuffle_sides
@@ -61,6 +61,7 @@ def disputes(
     query = (
         sa.select(ITEMS, PAIRS.c.record)
         .join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id)
+        .where(ITEMS.c.withdrawn == sa.literal_column("0"))
         .where(settled if adjudicated else sa.and_(waits, ~settled, ~is_gold))
         .order_by(ITEMS.c.disputed.desc(), ITEMS.c.turn)
     )
@@ -114,24 +115,40 @@ def adjudicate(tx: Transaction, rules: Rules, lead_id: str, submission: Submissi
         raise RefusedError("a skip settles nothing: open the next disagreement instead")
     assignment = _as_seen_by(tx, rules, lead_id, submission.pair_id)
     judgment = build_judgment(submission, lead, assignment.pair.id, assignment.shown)
-    payload = {"judgment": judgment.model_dump(mode="json"), "client_at_ms": submission.client_at_ms}
-    now = tx.event("adjudicated", rater_id=lead_id, item_id=submission.pair_id, payload=payload)
-    tx.connection.execute(sa.delete(ADJUDICATIONS).where(ADJUDICATIONS.c.item_id == submission.pair_id))
-    row = {"item_id": submission.pair_id, "lead_id": lead_id, "record": judgment.model_dump_json()}
-    tx.connection.execute(sa.insert(ADJUDICATIONS).values(**row, seq=tx.seq, at_ms=now))
+    settle(tx, submission.pair_id, judgment, client_at_ms=submission.client_at_ms)
     return judgment
 
 
+def settle(tx: Transaction, item_id: str, judgment: Judgment, *, imported: bool = False, **about: int | None) -> None:
+    """Record an item's settled answer in place of an earlier one. Imported ones have no time."""
+    payload = {"judgment": judgment.model_dump(mode="json"), **about, **({"imported": True} if imported else {})}
+    now = tx.event("adjudicated", rater_id=judgment.rater_id, item_id=item_id, payload=payload)
+    tx.connection.execute(sa.delete(ADJUDICATIONS).where(ADJUDICATIONS.c.item_id == item_id))
+    row = {"item_id": item_id, "lead_id": judgment.rater_id, "record": judgment.model_dump_json()}
+    at_ms = IMPORTED_AT_MS if imported else now
+    tx.connection.execute(sa.insert(ADJUDICATIONS).values(**row, seq=tx.seq, at_ms=at_ms))
+
+
 def adjudications(connection: Connection) -> Sequence[Judgment]:
-    """All settled answers, in campaign order."""
-    query = sa.select(ADJUDICATIONS.c.record).join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id)
-    return [Judgment.model_validate_json(record) for record in connection.scalars(query.order_by(ITEMS.c.position))]
+    """All settled answers, in campaign order, but those of withdrawn pairs."""
+    return [Judgment.model_validate_json(row.record) for row in adjudication_rows(connection)]
+
+
+def adjudication_rows(connection: Connection) -> Sequence[Any]:
+    """The rows of `adjudications`, with their batch and gold, in campaign order."""
+    query = sa.select(ADJUDICATIONS, ITEMS.c.batch, GOLD.c.item_id.label("gold"))
+    query = query.join(ITEMS, ITEMS.c.id == ADJUDICATIONS.c.item_id)
+    query = query.outerjoin(GOLD, GOLD.c.item_id == ADJUDICATIONS.c.item_id)
+    shown = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
+    return connection.execute(shown.order_by(ITEMS.c.position)).all()
 
 
 def _as_seen_by(tx: Transaction, rules: Rules, lead_id: str, item_id: str) -> Assignment:
     item = st.ITEM.one(tx.connection, item=item_id)
     if item is None or item.task != "pair":
         raise RefusedError(f"there is no pair of two completions with the id {item_id}")
+    if item.withdrawn:
+        raise RefusedError(f"pair {item_id} is withdrawn: restore it first")
     sides = _sides(item, lead_id, rules.seed(tx))
     return Assignment(f"dispute-{item_id}", item_id, lead_id, sides, rules.load_pair(tx.connection, item.pair_id))
 

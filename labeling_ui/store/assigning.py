@@ -130,17 +130,24 @@ def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str])
 
 
 def resume(tx: Transaction, rules: Rules, row: Any) -> bool:
-    """Resume an unanswered assignment; False if its lease expired and others have its place."""
+    """Resume an unanswered assignment; False if its lease expired and others have its place, or it was withdrawn."""
     if row.state == "lapsed" and row.occasion == 0:
-        if st.LOCK_ITEM.one(tx.connection, item=row.item_id) is None:
+        if st.LOCK_ITEM.one(tx.connection, item=row.item_id) is None or is_withdrawn(tx, row.item_id):
             return False
         if not st.TAKE_PLACE.do(tx.connection, item=row.item_id):
             return False
+    elif row.state == "lapsed" and is_withdrawn(tx, row.item_id):
+        return False
     if row.state == "lapsed" or row.lease_until_ms - tx.now() < rules.lease_ms / 2:
         kind: EventKind = "reopened" if row.state == "lapsed" else "renewed"
         tx.event(kind, rater_id=row.rater_id, item_id=row.item_id, payload={"assignment": row.id})
         renew(tx, rules, row.id)
     return True
+
+
+def is_withdrawn(tx: Transaction, item_id: str) -> bool:
+    """Whether a lead has withdrawn or corrected the item's pair. Nobody holds an item that was."""
+    return bool(st.ITEM.one(tx.connection, item=item_id).withdrawn)
 
 
 def renew(tx: Transaction, rules: Rules, assignment: str) -> None:
@@ -231,7 +238,7 @@ def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Ran
     row = st.ASSIGNMENT.one(tx.connection, assignment=first.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     assignments = st.ASSIGNMENTS_OF.all(tx.connection, item=row.item_id, rater=rater.id)
-    if len(assignments) > 1 or item.task == "ranking":
+    if len(assignments) > 1 or item.task == "ranking" or item.withdrawn:
         return None
     return assign(tx, rules, item, rater.id, occasion=1)
 

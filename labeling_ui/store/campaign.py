@@ -9,18 +9,32 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from pydantic import Field, field_validator
 
 from labeling_ui.database.event_log import Transaction
-from labeling_ui.database.schema import BATCHES, GOLD, ITEMS, MAX_PRIORITY, PAIRS, RATERS, SETTINGS, StoreError, turn_of
+from labeling_ui.database.schema import (
+    BATCHES,
+    GOLD,
+    ITEMS,
+    MAX_PRIORITY,
+    PAIRS,
+    RATERS,
+    SETTINGS,
+    WITHDRAWALS,
+    StoreError,
+    turn_of,
+)
 from labeling_ui.store.answers import storable
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.items import items_of, pairs_digest
 from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500
+CONFIGURED = "configured:"
+"""Before a batch's name: the setting that holds what a configuration gave it last."""
 
 
 class BatchChange(Record):
@@ -70,24 +84,41 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
         StoreError: the store has another seed, or another pair with the same id.
     """
     _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
-    known = _known_records(tx.connection, [pair.id for pair in pairs])
+    present = present_ids(tx.connection)
+    known = known_records(tx.connection, [present.get(pair.id, pair.id) for pair in pairs])
     new: dict[str, Pair] = {}
     for pair in pairs:
-        there = known.get(pair.id) or (new[pair.id].model_dump_json() if pair.id in new else None)
-        if there is not None and there != pair.model_dump_json():
+        version = pair.model_copy(update={"id": present.get(pair.id, pair.id)})
+        there = known.get(version.id) or (new[pair.id].model_dump_json() if pair.id in new else None)
+        if there is not None and there != version.model_dump_json():
             raise StoreError(
-                f"two different pairs have the id {pair.id} (in {source.name} and in {url}): fix {source.name}"
+                f"two different pairs have the id {pair.id} (in {source.name} and in {url}): fix {source.name}, or, if "
+                f"it is the right one, 'tiebreak label correct --pairs {source.name} --store {url}' replaces the other"
             )
         if there is None:
             new[pair.id] = pair
-    _match_batch(tx, batch)
+    if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
+        _match_batch(tx, batch)
+    if pairs:
+        record_source(tx, source)
     if new:
-        first = tx.connection.scalar(sa.select(sa.func.count()).select_from(PAIRS)) or 0
-        _insert_pairs(tx, list(new.values()), batch, first=first, source=source)
+        insert_pairs(tx, list(new.values()), batch, source=source)
     return len(new)
 
 
-def _known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
+def present_ids(connection: sa.Connection) -> dict[str, str]:
+    """The id of the present version of every pair that was corrected, by its earlier ids."""
+    query = sa.select(WITHDRAWALS.c.pair_id, WITHDRAWALS.c.replaced_by).where(WITHDRAWALS.c.replaced_by.is_not(None))
+    following = {row.pair_id: row.replaced_by for row in connection.execute(query)}
+    present: dict[str, str] = {}
+    for pair_id, version in following.items():
+        while version in following:
+            version = following[version]
+        present[pair_id] = version
+    return present
+
+
+def known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
     """The stored records of these pairs, by id."""
     known: dict[str, str] = {}
     for n in range(0, len(ids), IDS_AT_ONCE):
@@ -99,8 +130,8 @@ def _known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, s
 def add_new_pair(tx: Transaction, pair: Pair, batch: Batch, source: Source) -> None:
     """Add one pair that is certainly new to a running campaign."""
     _match_batch(tx, batch)
-    first = tx.connection.scalar(sa.select(sa.func.count()).select_from(PAIRS)) or 0
-    _insert_pairs(tx, [pair], batch, first=first, source=source)
+    record_source(tx, source)
+    insert_pairs(tx, [pair], batch, source=source)
 
 
 def find_batch(connection: sa.Connection, name: str) -> Batch | None:
@@ -120,7 +151,7 @@ def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
         raise RefusedError(f"there is no batch named {name!r}")
     changed = Batch(**(vars(batch) | change.model_dump(exclude_none=True)))
     if changed != batch:
-        _write_batch(tx, changed, known=True)
+        write_batch(tx, changed, known=True)
     return changed
 
 
@@ -131,6 +162,8 @@ def set_gold(tx: Transaction, item_id: str, preferred_id: str | None) -> Gold:
         RefusedError: there is no such item of two completions, or the completion is not one of them.
     """
     item = tx.connection.execute(sa.select(ITEMS).where(ITEMS.c.id == item_id)).first()
+    if item is not None and item.withdrawn:
+        raise RefusedError(f"pair {item_id} is withdrawn: restore it first")
     if item is None or item.task != "pair" or preferred_id not in (None, item.first_id, item.second_id):
         raise RefusedError(f"{preferred_id} is not a completion of a pair of two completions with the id {item_id}")
     tx.event("gold_set", item_id=item_id, payload={"preferred_id": preferred_id})
@@ -145,7 +178,7 @@ def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> No
     """Start the campaign or continue it: its seed stays."""
     rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
     settings = {row.name: json.loads(row.value) for row in rows}
-    if not settings:
+    if "seed" not in settings:
         tx.event("campaign_begun", payload={"overlap": overlap, "seed": seed})
         for name, value in {"overlap": overlap, "seed": seed, "sources": []}.items():
             tx.connection.execute(sa.insert(SETTINGS).values(name=name, value=json.dumps(value)))
@@ -157,39 +190,62 @@ def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> No
 
 
 def _match_batch(tx: Transaction, batch: Batch) -> None:
-    """Create the batch, or update its overlap, priority and pool from the configuration. A pause stays."""
+    """Create the batch, or update its overlap, priority and pool from the configuration. A pause stays.
+
+    A configuration that has not changed since changes nothing: what a lead has set meanwhile stays.
+    """
     existing = find_batch(tx.connection, batch.name)
-    if existing is None or (existing.overlap, existing.priority, existing.pool) != (
-        batch.overlap,
-        batch.priority,
-        batch.pool,
-    ):
+    configured = [batch.overlap, batch.priority, batch.pool]
+    if existing is not None and _configured(tx, batch.name) == configured:
+        return
+    _set_configured(tx, batch.name, configured)
+    if existing is None or [existing.overlap, existing.priority, existing.pool] != configured:
         paused = existing.paused if existing else batch.paused
         merged = Batch(batch.name, batch.priority, batch.pool, batch.overlap, paused)
-        _write_batch(tx, merged, known=existing is not None)
+        write_batch(tx, merged, known=existing is not None)
     if not batch.name:
         value = json.dumps(batch.overlap)
         tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "overlap").values(value=value))
 
 
-def _write_batch(tx: Transaction, batch: Batch, *, known: bool) -> None:
+def _configured(tx: Transaction, name: str) -> list[Any] | None:
+    """The settings that a configuration gave a batch last."""
+    value = tx.connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == CONFIGURED + name))
+    return None if value is None else list(json.loads(value))
+
+
+def _set_configured(tx: Transaction, name: str, configured: list[Any]) -> None:
+    row = CONFIGURED + name
+    tx.connection.execute(sa.delete(SETTINGS).where(SETTINGS.c.name == row))
+    tx.connection.execute(sa.insert(SETTINGS).values(name=row, value=json.dumps(configured)))
+
+
+def write_batch(tx: Transaction, batch: Batch, *, known: bool) -> None:
+    """Create or change a batch and its items."""
     tx.event("batch_changed", payload=vars(batch))
     values = {**vars(batch), "paused": int(batch.paused)}
     if known:
         tx.connection.execute(sa.update(BATCHES).where(BATCHES.c.name == batch.name).values(**values))
     else:
         tx.connection.execute(sa.insert(BATCHES).values(**values))
+    steer(tx, batch, ITEMS.c.batch == batch.name)
+
+
+def steer(tx: Transaction, batch: Batch, which: sa.ColumnElement[bool]) -> None:
+    """Give items the settings of a batch, which becomes theirs."""
     enough = sa.case((ITEMS.c.taken > batch.overlap, ITEMS.c.taken), else_=batch.overlap)
     is_gold = sa.select(GOLD.c.item_id).where(GOLD.c.item_id == ITEMS.c.id).exists()
-    offered = sa.case((is_gold, 0), else_=int(not batch.paused))
+    offered = sa.case((sa.or_(is_gold, ITEMS.c.withdrawn > 0), 0), else_=int(not batch.paused))
     turn = sa.cast(ITEMS.c.position, sa.BigInteger) + sa.literal(turn_of(batch.priority, 0), sa.BigInteger)
     steered = {"overlap": enough, "offered": offered, "freed": 0, "turn": turn, "pool": batch.pool}
-    changed = tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.batch == batch.name).values(**steered))
+    changed = tx.connection.execute(sa.update(ITEMS).where(which).values(**steered, batch=batch.name))
     if changed.rowcount:
         tx.connection.execute(sa.update(RATERS).values(cursor=0))
 
 
-def _insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, first: int, source: Source) -> None:
+def insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, source: Source) -> None:
+    """Add new pairs to an existing batch."""
+    first = tx.connection.scalar(sa.select(sa.func.count()).select_from(PAIRS)) or 0
     records = [pair.model_dump_json() for pair in pairs]
     rows = [
         {"id": p.id, "position": first + n, "record": r} for n, (p, r) in enumerate(zip(pairs, records, strict=True))
@@ -200,7 +256,7 @@ def _insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, first: in
     paused = find_batch(tx.connection, batch.name)
     same = {"overlap": batch.overlap, "taken": 0, "batch": batch.name, "pool": batch.pool, "freed": 0}
     same |= {"offered": int(paused is None or not paused.paused)}
-    same |= {"for_first": 0, "for_second": 0, "for_neither": 0, "disputed": 0, "skips": 0}
+    same |= {"for_first": 0, "for_second": 0, "for_neither": 0, "disputed": 0, "skips": 0, "withdrawn": 0}
     tx.connection.execute(
         sa.insert(ITEMS),
         [
@@ -214,6 +270,10 @@ def _insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, first: in
     facts |= {"batch": batch.name, "ranking": source.ranking}
     # The path is not in the log: the same campaign has the same log in every folder.
     tx.event("pairs_added", payload={**facts, "source_id": source.id})
+
+
+def record_source(tx: Transaction, source: Source) -> None:
+    """Remember where pairs came from."""
     if [source.name, source.id] not in tx.setting("sources"):
         sources = json.dumps([*tx.setting("sources"), [source.name, source.id]])
         tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "sources").values(value=sources))

@@ -19,6 +19,7 @@ from labeling_ui.store.assigning import (
     RefusedError,
     Rules,
     active_rater,
+    is_withdrawn,
     load_assignment,
     renew,
     resume,
@@ -287,6 +288,8 @@ def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
 
 
 def _refuse_settled(tx: Transaction, item_id: str) -> None:
+    if is_withdrawn(tx, item_id):
+        raise RefusedError("a lead has withdrawn this pair since: your answer stays as it is")
     if st.SETTLED.one(tx.connection, item=item_id) is not None:
         raise RefusedError("a lead has settled this pair since: your answer stays as it is")
 
@@ -316,6 +319,8 @@ def _assignment_to_answer(tx: Transaction, rules: Rules, rater_id: str, item_id:
         raise RefusedError(f"you have already judged pair {item_id}: undo that judgment to change it")
     # An expired lease costs nothing while the place is free: late work is accepted if it can be.
     if row.state == "lapsed" and not resume(tx, rules, row):
+        if is_withdrawn(tx, item_id):
+            raise RefusedError(f"a lead has withdrawn pair {item_id}: continue with the next one")
         raise RefusedError(
             f"your time for pair {item_id} has expired and other raters have judged it: continue with the next one"
         )

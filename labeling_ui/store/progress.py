@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,16 @@ from labeling_ui.database.schema import (
     PAIRS,
     RATER_HOURS,
     RATERS,
+    WITHDRAWALS,
 )
 from tiebreak.records import Judgment
 
+_IN_CAMPAIGN = ITEMS.c.withdrawn == sa.literal_column("0")
+_SKIPS = sa.and_(JUDGMENTS.c.vote.is_(None), JUDGMENTS.c.record.like('%"skip":true%'))
+"""A key with its quotes occurs nowhere else in a record."""
+_ASIDE = JUDGMENTS.c.item_id.in_(sa.select(ITEMS.c.id).where(ITEMS.c.withdrawn == sa.literal_column("1")))
+"""Judgments of withdrawn pairs."""
+_MADE_HERE = ~JUDGMENTS.c.id.like("imported-%")
 _IS_GOLD = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
 HOURS_A_DAY = 24
 DAY_SECONDS = 86_400
@@ -82,30 +90,24 @@ def progress(connection: Connection, rater_id: str) -> Progress:
 
 
 def judged(connection: Connection) -> int:
-    """Number of current judgments, without skips."""
+    """Number of current judgments, without skips and those of withdrawn pairs."""
     return sum(judged_by_kind(connection).values())
 
 
 def judged_by_kind(connection: Connection) -> dict[str, int]:
-    """Current judgments without skips, by kind of rater."""
+    """Current judgments without skips and those of withdrawn pairs, by kind of rater."""
     kinds = sa.select(RATERS.c.kind, sa.func.sum(RATERS.c.judged)).group_by(RATERS.c.kind)
-    skipped = skipped_by_kind(connection)
-    counts = {kind: int(count or 0) - skipped.get(kind, 0) for kind, count in connection.execute(kinds).all()}
+    counts = Counter({kind: int(count or 0) for kind, count in connection.execute(kinds).all()})
+    counts.subtract(_not_counted(connection, JUDGMENTS.c.kind))
     return {kind: count for kind, count in counts.items() if count}
-
-
-def skipped_by_kind(connection: Connection) -> dict[str, int]:
-    """Current skips, by kind of rater. (A key with its quotes occurs nowhere else in a record.)"""
-    skips = sa.and_(JUDGMENTS.c.vote.is_(None), JUDGMENTS.c.record.like('%"skip":true%'))
-    query = sa.select(JUDGMENTS.c.kind, sa.func.count().label("n")).where(skips).group_by(JUDGMENTS.c.kind)
-    return {row.kind: row.n for row in connection.execute(query).all()}
 
 
 def wanted(connection: Connection) -> int:
     """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far."""
-    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap))) or 0
-    of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(_IS_GOLD)
-    repeats = _count(connection, sa.select(ASSIGNMENTS.c.id).where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
+    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap)).where(_IN_CAMPAIGN)) or 0
+    of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(_IS_GOLD, _IN_CAMPAIGN)
+    again = sa.select(ASSIGNMENTS.c.id).join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(_IN_CAMPAIGN)
+    repeats = _count(connection, again.where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
     return int(every + (connection.scalar(of_gold) or 0) + repeats)
 
 
@@ -132,7 +134,7 @@ def gold_agreements(connection: Connection, *which: sa.ColumnElement[bool]) -> d
         sa.select(JUDGMENTS.c.rater_id, JUDGMENTS.c.vote, GOLD.c.preferred_id, ITEMS.c.first_id)
         .join(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
         .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
-        .where(JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None), *which)
+        .where(JUDGMENTS.c.occasion == 0, JUDGMENTS.c.vote.is_not(None), _IN_CAMPAIGN, *which)
     )
     counted: dict[str, tuple[int, int]] = {}
     for row in connection.execute(query):
@@ -177,45 +179,60 @@ def status(connection: Connection) -> dict[str, Any]:
     """Counts of everything, and the head of the log."""
     waiting = sa.select(ASSIGNMENTS.c.state, sa.func.count()).where(ASSIGNMENTS.c.state != sa.literal_column("'done'"))
     states = {row[0]: row[1] for row in connection.execute(waiting.group_by(ASSIGNMENTS.c.state)).all()}
-    done, skipped = judged_by_kind(connection), sum(skipped_by_kind(connection).values())
-    finished = sum(done.values()) + skipped
+    skipped = connection.scalar(sa.select(sa.func.count()).select_from(JUDGMENTS).where(_SKIPS, ~_ASIDE)) or 0
+    finished = int(connection.scalar(sa.select(sa.func.sum(RATERS.c.judged))) or 0)
+    withdrawn = _count(connection, sa.select(WITHDRAWALS.c.pair_id))
     head = connection.execute(sa.select(LOG_HEAD)).one()
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     return {
-        "pairs": _count(connection, sa.select(PAIRS.c.id)),
-        "items": _count(connection, sa.select(ITEMS.c.id)),
-        "items_judged": _count(connection, sa.select(ITEMS.c.id).where(voted > 0)),
-        "judgments": done,
+        "pairs": _count(connection, sa.select(PAIRS.c.id)) - withdrawn,
+        "items": _count(connection, sa.select(ITEMS.c.id).where(_IN_CAMPAIGN)),
+        "items_judged": _count(connection, sa.select(ITEMS.c.id).where(voted > 0, _IN_CAMPAIGN)),
+        "withdrawn": withdrawn,
+        "judgments": judged_by_kind(connection),
         "judgments_wanted": wanted(connection),
         "assignments": states | ({"done": finished} if finished else {}),
         "raters": _count(connection, sa.select(RATERS.c.id)),
         "skipped": skipped,
-        "disputed": _count(connection, sa.select(ITEMS.c.id).where(ITEMS.c.disputed > 0, ~_IS_GOLD)),
+        "disputed": _count(connection, sa.select(ITEMS.c.id).where(ITEMS.c.disputed > 0, ~_IS_GOLD, _IN_CAMPAIGN)),
         "events": head.seq,
         "head": head.hash,
     }
 
 
 def judged_by_day(connection: Connection) -> dict[str, int]:
-    """Current judgments by the UTC day on which they were made; days without any are left out."""
+    """The judgments that `judged` counts, by the UTC day on which they were made; days without any are left out."""
     query = sa.select(RATER_HOURS.c.hour, sa.func.sum(RATER_HOURS.c.judged)).group_by(RATER_HOURS.c.hour)
-    days: dict[int, int] = {}
+    days: Counter[int] = Counter()
     for hour, count in connection.execute(query.where(RATER_HOURS.c.hour >= 0)):
-        days[hour // HOURS_A_DAY] = days.get(hour // HOURS_A_DAY, 0) + int(count)
+        days[hour // HOURS_A_DAY] += int(count)
+    for hour, count in _not_counted(connection, _HOUR, _MADE_HERE).items():
+        days[hour // HOURS_A_DAY] -= count
     return {
         time.strftime("%Y-%m-%d", time.gmtime(day * DAY_SECONDS)): count for day, count in sorted(days.items()) if count
     }
 
 
 def judged_since(connection: Connection, at_ms: int) -> tuple[int, int]:
-    """Judgments since the hour that contains `at_ms`, and the number of raters who made them."""
-    query = sa.select(
-        sa.func.coalesce(sa.func.sum(RATER_HOURS.c.judged), 0), sa.func.count(sa.distinct(RATER_HOURS.c.rater_id))
-    )
-    count, raters = connection.execute(
-        query.where(RATER_HOURS.c.hour >= at_ms // HOUR_MS, RATER_HOURS.c.judged > 0)
-    ).one()
-    return int(count), raters
+    """The judgments that `judged` counts, since the hour that contains `at_ms`, and the number of raters who made them."""
+    hour = at_ms // HOUR_MS
+    query = sa.select(RATER_HOURS.c.rater_id, sa.func.sum(RATER_HOURS.c.judged)).where(RATER_HOURS.c.hour >= hour)
+    counts = Counter({row[0]: int(row[1]) for row in connection.execute(query.group_by(RATER_HOURS.c.rater_id))})
+    since = JUDGMENTS.c.at_ms >= hour * HOUR_MS
+    counts.subtract(_not_counted(connection, JUDGMENTS.c.rater_id, _MADE_HERE, since))
+    return sum(counts.values()), sum(count > 0 for count in counts.values())
+
+
+_HOUR = JUDGMENTS.c.at_ms // sa.literal_column(str(HOUR_MS), sa.BigInteger)
+
+
+def _not_counted(connection: Connection, column: Any, *which: sa.ColumnElement[bool]) -> Counter[Any]:
+    """Skips and judgments of withdrawn pairs, by a column."""
+    counts: Counter[Any] = Counter()
+    for left_out in (sa.and_(_SKIPS, ~_ASIDE), _ASIDE):
+        query = sa.select(column, sa.func.count()).where(left_out, *which).group_by(column)
+        counts.update({row[0]: row[1] for row in connection.execute(query)})
+    return counts
 
 
 def _count(connection: Connection, query: sa.Select[Any]) -> int:

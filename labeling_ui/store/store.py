@@ -45,16 +45,18 @@ from labeling_ui.database.schema import (
     RATERS,
     READ_ONLY,
     SETTINGS,
+    WITHDRAWALS,
     StoreError,
     build_engine,
     flush_to_disk,
 )
-from labeling_ui.store import adjudication, assigning, campaign, judging
+from labeling_ui.store import adjudication, assigning, campaign, changes, judging
 from labeling_ui.store import progress as counts
 from labeling_ui.store.adjudication import Dispute, DisputeOpened
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
+from labeling_ui.store.changes import Correction, Withdrawal
 from labeling_ui.store.judging import Stored
 from labeling_ui.store.progress import Past, Progress, Work
 from tiebreak.records import ExportedJudgment, Judgment, Pair
@@ -238,7 +240,7 @@ class Store:
         """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
-        return {row.name: json.loads(row.value) for row in rows}
+        return {row.name: json.loads(row.value) for row in rows if not row.name.startswith(campaign.CONFIGURED)}
 
     def batches(self) -> list[Batch]:
         """All batches, by name."""
@@ -250,6 +252,57 @@ class Store:
         """Change a batch. Raises RefusedError if there is none with that name."""
         return self.transact(lambda tx: campaign.change_batch(tx, name, change))
 
+    def move_pairs(self, pair_ids: Sequence[str], batch: str, change: BatchChange | None = None) -> Batch:
+        """Move pairs to a batch, created or changed as `change` says. Raises RefusedError if one is not there."""
+        steered = change or BatchChange()
+        return self.transact(lambda tx: changes.move(tx, pair_ids, batch, steered))
+
+    def withdraw_pairs(self, pair_ids: Sequence[str], reason: str = "", by: str | None = None) -> int:
+        """Withdraw pairs: nobody gets them, and they count nowhere; `restore_pairs` brings them back.
+
+        Returns how many are newly withdrawn. Raises RefusedError if one is not there.
+        """
+        return self.transact(lambda tx: changes.withdraw(tx, pair_ids, reason, by))
+
+    def restore_pairs(self, pair_ids: Sequence[str], by: str | None = None) -> int:
+        """Restore withdrawn pairs, with their judgments; returns how many.
+
+        Raises:
+            RefusedError: one is not there, or has a corrected version.
+        """
+        return self.transact(lambda tx: changes.restore(tx, pair_ids, by))
+
+    def correct_pairs(
+        self, pairs: Sequence[Pair], *, source: str, source_id: str, by: str | None = None
+    ) -> list[Correction]:
+        """Replace the pairs with these ids by new versions; old judgments stay with the old ones.
+
+        Raises:
+            RefusedError: there is no pair with one of the ids, or it belongs to a conversation.
+        """
+        about = Source(source, source_id)
+        return self.transact(lambda tx: changes.correct(tx, pairs, about, by))
+
+    def withdrawals(self) -> list[Withdrawal]:
+        """Withdrawn and corrected pairs, in campaign order."""
+        with self.reading() as connection:
+            return changes.withdrawals(connection)
+
+    def pairs_in_batch(self, batch: str) -> list[str]:
+        """The ids of a batch's pairs; withdrawn ones too."""
+        with self.reading() as connection:
+            return changes.pairs_in_batch(connection, batch)
+
+    def pairs_elsewhere(self, pair_ids: Sequence[str], batch: str) -> dict[Batch, int]:
+        """How many of these pairs are in other batches than this one, by batch."""
+        with self.reading() as connection:
+            return changes.pairs_elsewhere(connection, pair_ids, batch)
+
+    def pairs_absent(self, source: str, pair_ids: Sequence[str]) -> list[str]:
+        """Pairs that came from this file earlier and are still given out, but are not in it any more."""
+        with self.reading() as connection:
+            return changes.pairs_absent(connection, source, pair_ids)
+
     def set_gold(self, item_id: str, preferred_id: str | None) -> Gold:
         """Make an item gold: `preferred_id` is the better completion, or None where neither is better.
 
@@ -259,9 +312,11 @@ class Store:
         return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id))
 
     def gold(self) -> list[Gold]:
-        """All gold items, in the order they became gold."""
+        """All gold items but those withdrawn, in the order they became gold."""
         with self.reading() as connection:
-            rows = connection.execute(sa.select(GOLD).order_by(GOLD.c.number)).all()
+            query = sa.select(GOLD).join(ITEMS, ITEMS.c.id == GOLD.c.item_id)
+            query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
+            rows = connection.execute(query.order_by(GOLD.c.number)).all()
         return [Gold(row.item_id, row.preferred_id) for row in rows]
 
     # --- raters -------------------------------------------------------------------------------------------------------
@@ -446,6 +501,12 @@ class Store:
         with self.reading() as connection:
             return list(adjudication.adjudications(connection))
 
+    def exported_adjudications(self) -> list[ExportedJudgment]:
+        """The same, each with its time and its batch."""
+        with self.reading() as connection:
+            rows = adjudication.adjudication_rows(connection)
+        return [_as_settled(row) for row in rows]
+
     # --- counts -------------------------------------------------------------------------------------------------------
 
     def progress(self, rater_id: str) -> Progress:
@@ -500,16 +561,20 @@ class Store:
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
-    def pairs(self) -> list[Pair]:
-        """All pairs, in the order they were added."""
+    def pairs(self, *, withdrawn: bool = False) -> list[Pair]:
+        """All pairs, in the order they were added; without those withdrawn, or with them."""
+        query = sa.select(PAIRS.c.record).order_by(PAIRS.c.position)
+        if not withdrawn:
+            query = query.where(PAIRS.c.id.not_in(sa.select(WITHDRAWALS.c.pair_id)))
         with self.reading() as connection:
-            rows = connection.execute(sa.select(PAIRS.c.record).order_by(PAIRS.c.position))
+            rows = connection.execute(query)
             return [Pair.model_validate_json(row.record) for row in rows]
 
     def judgments(self) -> tuple[list[Judgment], str]:
-        """The current judgments, by pair and rater, and the log's head hash at that state."""
+        """The current judgments, by pair and rater, but those of withdrawn pairs; and the log's head hash at that state."""
         with self.reading() as connection:
             query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
+            query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
             rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
         return [Judgment.model_validate_json(row.record) for row in rows], head
@@ -521,6 +586,7 @@ class Store:
                 sa.select(JUDGMENTS, ITEMS.c.batch, GOLD.c.item_id.label("gold"))
                 .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
                 .outerjoin(GOLD, GOLD.c.item_id == JUDGMENTS.c.item_id)
+                .where(ITEMS.c.withdrawn == sa.literal_column("0"))
                 .order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)
             )
             rows = connection.execute(query).all()
@@ -581,6 +647,11 @@ def _as_exported(row: Any) -> ExportedJudgment:
     fields["seconds_idle"] = row.idle_ms / 1000 if row.idle_ms else None
     fields |= {"batch": row.batch, "gold": row.gold is not None, "repeat": row.occasion > 0}
     return ExportedJudgment.model_validate(fields)
+
+
+def _as_settled(row: Any) -> ExportedJudgment:
+    fields = from_json(row.record) | {"batch": row.batch, "gold": row.gold is not None, "settled": True}
+    return ExportedJudgment.model_validate(fields | {"at": None if row.at_ms < 0 else iso_time(row.at_ms)})
 
 
 def iso_time(at_ms: int) -> str:

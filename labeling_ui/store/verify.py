@@ -29,6 +29,7 @@ from labeling_ui.database.schema import (
     RATER_HOURS,
     RATERS,
     TURNS,
+    WITHDRAWALS,
     turn_of,
     vote_of,
 )
@@ -69,6 +70,10 @@ class _Rebuilt:
     documents: dict[tuple[str, str], str] = field(default_factory=dict)
     imports: list[Row] = field(default_factory=list)
     turns: dict[str, Row] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    """the batch of pairs that were moved"""
+    withdrawn: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    """withdrawn pairs: the reason, and the corrected version"""
 
 
 def verify(store: Store) -> Verification:
@@ -107,6 +112,15 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
             rebuilt.imports.append(payload)
         case "batch_changed":
             rebuilt.batches[payload["name"]] = Batch(**payload)
+        case "pairs_moved":
+            rebuilt.moved |= dict.fromkeys(payload["pair_ids"], payload["batch"])
+        case "pairs_withdrawn":
+            rebuilt.withdrawn |= dict.fromkeys(payload["pair_ids"], (payload["reason"], None))
+        case "pairs_restored":
+            for pair_id in payload["pair_ids"]:
+                rebuilt.withdrawn.pop(pair_id, None)
+        case "pair_corrected":
+            rebuilt.withdrawn[payload["pair_id"]] = "corrected", payload["replaced_by"]
         case "gold_set":
             rebuilt.gold[event.item_id] = payload["preferred_id"]
         case "published":
@@ -217,7 +231,7 @@ def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         logged += added["count"]
         pairs = [Pair.model_validate_json(record) for record in part]
         items = [item for pair in pairs for item in items_of(pair, ranking=added.get("ranking", False))]
-        wanted += [(item, added.get("batch", "")) for item in items]
+        wanted += [(item, rebuilt.moved.get(item.pair_id, str(added.get("batch", "")))) for item in items]
     if logged != len(records):
         faults.append(f"the log records {logged} pairs, the store has {len(records)}")
     votes = _votes(rebuilt)
@@ -228,7 +242,10 @@ def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         return [*faults, "the items do not match the pairs"]
     for row in there:
         batch = rebuilt.batches.get(row.batch, Batch(row.batch))
-        offered = int(not batch.paused and row.id not in rebuilt.gold)
+        withdrawn = row.pair_id in rebuilt.withdrawn
+        if bool(row.withdrawn) != withdrawn:
+            faults.append(f"item {row.id}: whether it is withdrawn does not match the log")
+        offered = int(not batch.paused and row.id not in rebuilt.gold and not withdrawn)
         if (row.turn, row.pool, row.offered) != (turn_of(batch.priority, row.position), batch.pool, offered):
             faults.append(f"item {row.id}: its settings do not match its batch")
         if [row.for_first, row.for_second, row.for_neither] != votes[row.id]:
@@ -316,6 +333,7 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     }
     gold = {row.item_id: row.preferred_id for row in connection.execute(sa.select(GOLD))}
     agreed = {(row.rater_id, row.document): row.version for row in connection.execute(sa.select(ACCEPTANCES))}
+    gone = {row.pair_id: (row.reason, row.replaced_by) for row in connection.execute(sa.select(WITHDRAWALS))}
     texts = {(row.document, row.version): row.text for row in connection.execute(sa.select(DOCUMENTS))}
     batches = {
         row.name: Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused))
@@ -327,6 +345,7 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
             for name in _unequal(settled, rebuilt.adjudications)
         ),
         *(f"item {name}: its gold answer does not match the log" for name in _unequal(gold, rebuilt.gold)),
+        *(f"pair {name}: its withdrawal does not match the log" for name in _unequal(gone, rebuilt.withdrawn)),
         *(f"batch {name!r}: does not match the log" for name in _unequal(batches, rebuilt.batches)),
         *(
             f"the {document} of version {version}: their text does not match the log"

@@ -5,6 +5,7 @@ GET  raters                             all raters
 PUT  raters/{id}                        change a rater's pool; enable or disable them
 POST invitations                        a link that creates one account
 GET  batches, PUT batches?name=         batches: pool, priority, overlap
+POST pairs/move, pairs/withdraw, pairs/restore, pairs/correct; GET pairs/withdrawn      pairs of a running campaign
 GET  gold, PUT gold/{pair_id}           pairs with a known answer
 GET  disputes, disputes/{pair_id}       pairs that raters disagree about; POST adjudications settles one
 GET  adjudications                      settled answers
@@ -26,6 +27,7 @@ from labeling_ui.store.campaign import BatchChange
 from labeling_ui.store.store import Role, wall_clock_ms
 from labeling_ui.web.accounts import INVITATION_DAYS, INVITATION_PATH, enable_rater, invite
 from labeling_ui.web.context import DeskOf, Lead, LeadWriting, as_json, checked, lead_session
+from tiebreak.records import Pair
 
 DAY_MS = 86_400_000
 
@@ -53,6 +55,47 @@ class Invitation(BaseModel):
     days: int = Field(default=INVITATION_DAYS, ge=1, le=365)
 
     _storable = field_validator("pool")(storable)
+
+
+PairId = Annotated[str, Field(min_length=1, max_length=1_000)]
+
+
+class PairIds(BaseModel):
+    """Some pairs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pair_ids: list[PairId] = Field(min_length=1, max_length=10_000)
+
+    @field_validator("pair_ids")
+    @classmethod
+    def _storable(cls, names: list[str]) -> list[str]:
+        return [storable(name) or "" for name in names]
+
+
+class Move(PairIds):
+    """Pairs to move, and where to."""
+
+    batch: str = Field(max_length=100)
+    change: BatchChange = BatchChange()
+
+    _storable_batch = field_validator("batch")(storable)
+
+
+class Withdraw(PairIds):
+    """Pairs to withdraw, and why."""
+
+    reason: str = Field(default="", max_length=1_000)
+
+    _storable_reason = field_validator("reason")(storable)
+
+
+class Corrected(BaseModel):
+    """New versions of pairs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: list[Pair] = Field(min_length=1, max_length=1_000)
 
 
 class GoldAnswer(BaseModel):
@@ -124,6 +167,38 @@ def change_batch(
 ) -> dict[str, Any]:
     """Change a batch; pairs already leased stay with their raters."""
     return vars(desk.store.change_batch(name, body))
+
+
+@router.post("/pairs/move")
+def move_pairs(desk: DeskOf, _lead: LeadWriting, body: Move) -> dict[str, Any]:
+    """Move pairs to a batch, which is created or changed; pairs already leased stay with their raters."""
+    return vars(desk.store.move_pairs(body.pair_ids, body.batch, body.change))
+
+
+@router.post("/pairs/withdraw")
+def withdraw_pairs(desk: DeskOf, lead: LeadWriting, body: Withdraw) -> dict[str, int]:
+    """Withdraw pairs: nobody gets them, they count nowhere, and they can be restored."""
+    return {"withdrawn": desk.store.withdraw_pairs(body.pair_ids, body.reason, lead.rater.id)}
+
+
+@router.post("/pairs/restore")
+def restore_pairs(desk: DeskOf, lead: LeadWriting, body: PairIds) -> dict[str, int]:
+    """Restore withdrawn pairs, with their judgments."""
+    return {"restored": desk.store.restore_pairs(body.pair_ids, lead.rater.id)}
+
+
+@router.post("/pairs/correct")
+def correct_pairs(desk: DeskOf, lead: LeadWriting, body: Annotated[dict[str, Any], Body()]) -> list[dict[str, Any]]:
+    """Replace pairs by new versions: `pairs`, records with the ids of the old ones, whose judgments are kept aside."""
+    pairs = checked(Corrected, body).pairs
+    made = desk.store.correct_pairs(pairs, source="corrections", source_id="corrections", by=lead.rater.id)
+    return [vars(one) for one in made]
+
+
+@router.get("/pairs/withdrawn")
+def withdrawn_pairs(desk: DeskOf) -> list[dict[str, Any]]:
+    """Withdrawn and corrected pairs."""
+    return [vars(one) for one in desk.store.withdrawals()]
 
 
 @router.get("/gold")

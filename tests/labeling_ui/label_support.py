@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -67,6 +68,13 @@ def open_store(
     for n in range(raters):
         store.add_rater(f"rater {n}", rater_id=f"r{n}")
     return store
+
+
+def before_withdrawals(connection: sqlite3.Connection) -> None:
+    """Bring a store's tables back to schema 8."""
+    for statement in ("TABLE withdrawals", "INDEX items_withdrawn", "INDEX items_of_pair"):
+        connection.execute(f"DROP {statement}")
+    connection.execute("ALTER TABLE items DROP COLUMN withdrawn")
 
 
 def answer(pair_id: str, value: int = 1, client_id: str = "") -> Submission:

@@ -460,6 +460,17 @@ def test_leads_steer_by_the_api(campaign: Campaign) -> None:
     assert lead("lead", "GET", "/api/lead/adjudications").json()[0]["right"] == opened["pair"]["right"]["id"]
     assert lead("lead", "PUT", "/api/lead/gold/pair-3", {"preferred_id": "3-1"}).json()["preferred_id"] == "3-1"
     assert lead("lead", "PUT", "/api/lead/gold/pair-3", {"preferred_id": "4-1"}).status_code == 409
+    steered = {"pair_ids": ["pair-5"], "batch": "urgent", "change": {"priority": 2}}
+    assert lead("lead", "POST", "/api/lead/pairs/move", steered).json()["priority"] == 2
+    assert campaign.call("one", "GET", "/api/next").status_code == 200
+    aside = {"pair_ids": ["pair-6", "pair-7"], "reason": "a duplicate"}
+    assert lead("lead", "POST", "/api/lead/pairs/withdraw", aside).json() == {"withdrawn": 2}
+    assert lead("lead", "POST", "/api/lead/pairs/restore", {"pair_ids": ["pair-6"]}).json() == {"restored": 1}
+    new = make_pair(8, "another first answer").model_dump(mode="json")
+    assert lead("lead", "POST", "/api/lead/pairs/correct", {"pairs": [new]}).json()[0]["replaced_by"] == "pair-8@2"
+    there = lead("lead", "GET", "/api/lead/pairs/withdrawn").json()
+    assert [(one["pair_id"], one["reason"]) for one in there] == [("pair-7", "a duplicate"), ("pair-8", "corrected")]
+    assert lead("lead", "POST", "/api/lead/pairs/withdraw", {"pair_ids": ["no-such"]}).status_code == 409
     rater = campaign.sessions["one"].rater.id
     assert lead("lead", "PUT", f"/api/lead/raters/{rater}", {"disabled": True}).status_code == 200
     assert campaign.call("one", "GET", "/api/me").status_code == 401

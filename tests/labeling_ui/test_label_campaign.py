@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from label_support import answer, make_pair, open_store
+from label_support import answer, before_withdrawals, make_pair, open_store
 
 from labeling_ui.database.migrations import MIGRATIONS
 from labeling_ui.database.schema import build_engine
@@ -385,6 +385,7 @@ def test_a_store_in_which_skips_took_places_gives_them_back(tmp_path: Path) -> N
         connection.execute("UPDATE items SET taken = taken + 1, freed = 0 WHERE id = 'pair-0'")
         connection.execute("DROP TABLE documents")
         connection.execute("DROP INDEX judgments_without_vote")
+        before_withdrawals(connection)
         connection.execute("ALTER TABLE items DROP COLUMN skips")
         connection.execute("DELETE FROM schema_migrations WHERE number >= 7")
     store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite")

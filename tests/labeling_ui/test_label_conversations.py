@@ -13,7 +13,17 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from label_support import answer, free_port, make_pair, needs_chromium, open_store, processes, serving, tiebreak
+from label_support import (
+    answer,
+    before_withdrawals,
+    free_port,
+    make_pair,
+    needs_chromium,
+    open_store,
+    processes,
+    serving,
+    tiebreak,
+)
 
 from labeling_ui.database.event_log import event_hash
 from labeling_ui.database.schema import EVENTS, TURNS
@@ -216,6 +226,7 @@ def forget_turns(path: Path) -> None:
         connection.execute("DROP TABLE documents")
         connection.execute("DROP INDEX judgments_without_vote")
         connection.execute("ALTER TABLE items DROP COLUMN skips")
+        before_withdrawals(connection)
         connection.execute("DELETE FROM schema_migrations WHERE number >= 6")
 
 

@@ -613,7 +613,7 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
     assert after["left_out"] == {"raters": ["r2"], "judgments": 8}, "r2's six, and the others' two of gold"
     assert [one["rater"] for one in report["reliability"]["human"]] == ["r0", "r1"]
     assert report["event_log_head"] == read_manifest(out)["event_log_head"] == store.status()["head"]
-    (adjudication,) = read_records(out / "final/adjudications.jsonl", Judgment)
+    (adjudication,) = read_records(out / "final/adjudications.jsonl", ExportedJudgment)
     assert (adjudication.rater_id, abs(adjudication.answer or 0)) == ("lead", 3)
     assert "lead" not in {j.rater_id for j in read_records(out / "final/judgments.jsonl", ExportedJudgment)}
     rows = load_from_disk(str(out / "final/datasets"))["train"]

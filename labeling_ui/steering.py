@@ -1,0 +1,261 @@
+"""What a lead changes in a running campaign from the command line: batches, and the pairs in them.
+
+    tiebreak label batches --store URL [--json]
+    tiebreak label batch --name B [--priority N] [--pool P] [--overlap N] [--paused true] --store URL
+    tiebreak label move --to B [--priority N] [--pool P] [--overlap N] (--ids … | --pairs FILE | --from-batch B) --store URL
+    tiebreak label withdraw [--reason TEXT] (--ids … | --pairs FILE | --from-batch B | --absent-from FILE) --store URL
+    tiebreak label restore (--ids … | --pairs FILE | --from-batch B) --store URL
+    tiebreak label correct --pairs FILE --store URL
+    tiebreak label withdrawn --store URL [--json]
+
+Every change is an event of the log; nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from pydantic import Field
+
+from labeling_ui.label import read_store_arguments
+from labeling_ui.store.campaign import Batch, BatchChange
+from labeling_ui.store.store import Store
+from tiebreak.config import Section
+from tiebreak.data.pairs import read_pairs
+from tiebreak.errors import ConfigError, counted
+from tiebreak.records import Pair
+from tiebreak.runs.run import identify_input
+from tiebreak.terminal import has_colours, show, titled_table
+
+
+class ReadArguments(Section):
+    """`tiebreak label batches` and `withdrawn`"""
+
+    store: str
+    """URL of the label store"""
+    as_json: bool = Field(default=False, alias="json")
+    """print one JSON document"""
+
+
+class BatchArguments(Section):
+    """`tiebreak label batch`"""
+
+    store: str
+    """URL of the label store"""
+    name: str = Field(max_length=100)
+    """the batch"""
+    priority: int | None = None
+    """higher is given out first"""
+    pool: str | None = None
+    """the pool of raters that the batch is for; empty: everybody"""
+    overlap: int | None = None
+    """raters per pair"""
+    paused: bool | None = None
+    """true: its pairs are given to nobody for now"""
+
+
+class SelectArguments(Section):
+    """`tiebreak label restore`"""
+
+    store: str
+    """URL of the label store"""
+    ids: list[str] = Field(default_factory=list)
+    """the pairs' ids"""
+    pairs: str | None = None
+    """a file of the pairs"""
+    from_batch: str | None = None
+    """all pairs of this batch"""
+    columns: dict[str, str | None] = {}
+    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+
+
+class MoveArguments(SelectArguments):
+    """`tiebreak label move`"""
+
+    to: str = Field(max_length=100)
+    """the batch to move to; created if it does not exist"""
+    priority: int | None = None
+    """new priority of that batch"""
+    pool: str | None = None
+    """new pool of that batch"""
+    overlap: int | None = None
+    """new overlap of that batch"""
+
+
+class WithdrawArguments(SelectArguments):
+    """`tiebreak label withdraw`"""
+
+    absent_from: str | None = None
+    """all pairs that came from this file earlier and are not in it any more"""
+    reason: str = Field(default="", max_length=1_000)
+    """why; the export lists it"""
+
+
+class CorrectArguments(Section):
+    """`tiebreak label correct`"""
+
+    store: str
+    """URL of the label store"""
+    pairs: str
+    """a file of pairs: those whose ids the store has with another text are replaced, the others stay as they are"""
+    columns: dict[str, str | None] = {}
+    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+
+
+def batches(words: Sequence[str]) -> None:
+    """`tiebreak label batches`"""
+    arguments = read_store_arguments(ReadArguments, words, "label batches")
+    store = Store.open(arguments.store)
+    rows = [{**asdict(batch), "pairs": len(store.pairs_in_batch(batch.name))} for batch in store.batches()]
+    if arguments.as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    cells = [
+        (
+            repr(row["name"]),
+            str(row["pairs"]),
+            str(row["priority"]),
+            row["pool"] or "-",
+            str(row["overlap"]),
+            "yes" if row["paused"] else "-",
+        )
+        for row in rows
+    ]
+    head = ("batch", "pairs", "priority", "pool", "overlap", "paused")
+    show(*titled_table(head, cells, left=(0, 3, 5), colours=has_colours(sys.stdout)))
+
+
+def change_batch(words: Sequence[str]) -> None:
+    """`tiebreak label batch`"""
+    arguments = read_store_arguments(BatchArguments, words, "label batch")
+    change = _change(arguments.priority, arguments.pool, arguments.overlap, arguments.paused)
+    print(_describe(Store.open(arguments.store).change_batch(arguments.name, change)))
+
+
+def move(words: Sequence[str]) -> None:
+    """`tiebreak label move`"""
+    arguments = read_store_arguments(MoveArguments, words, "label move")
+    store = Store.open(arguments.store)
+    ids = _select(store, arguments, "label move")
+    batch = store.move_pairs(ids, arguments.to, _change(arguments.priority, arguments.pool, arguments.overlap))
+    print(f"moved {counted(len(ids), 'pair')} to {_describe(batch)}")
+
+
+def withdraw(words: Sequence[str]) -> None:
+    """`tiebreak label withdraw`"""
+    arguments = read_store_arguments(WithdrawArguments, words, "label withdraw")
+    store = Store.open(arguments.store)
+    if arguments.absent_from is not None:
+        there = [pair.id for pair in read_pairs(arguments.absent_from, arguments.columns)]
+        ids = store.pairs_absent(arguments.absent_from, there)
+    else:
+        ids = _select(store, arguments, "label withdraw")
+    count = store.withdraw_pairs(ids, arguments.reason)
+    print(f"withdrew {counted(count, 'pair')}; 'tiebreak label restore' brings them back, with their judgments")
+
+
+def restore(words: Sequence[str]) -> None:
+    """`tiebreak label restore`"""
+    arguments = read_store_arguments(SelectArguments, words, "label restore")
+    store = Store.open(arguments.store)
+    print(f"restored {counted(store.restore_pairs(_select(store, arguments, 'label restore')), 'pair')}")
+
+
+def correct(words: Sequence[str]) -> None:
+    """`tiebreak label correct`"""
+    arguments = read_store_arguments(CorrectArguments, words, "label correct")
+    store = Store.open(arguments.store)
+    pairs, source = read_pairs(arguments.pairs, arguments.columns), identify_input(arguments.pairs).id
+    made = store.correct_pairs(_known(store, pairs), source=arguments.pairs, source_id=source)
+    print(f"corrected {counted(len(made), 'pair')}; judgments of the earlier versions are kept aside")
+    for one in made:
+        gold = "; its known answer was the earlier version's: make it gold again" if one.gold else ""
+        print(f"  {one.pair_id} is now {one.replaced_by}{gold}")
+
+
+def withdrawn(words: Sequence[str]) -> None:
+    """`tiebreak label withdrawn`"""
+    arguments = read_store_arguments(ReadArguments, words, "label withdrawn")
+    rows = Store.open(arguments.store).withdrawals()
+    if arguments.as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        return
+    cells = [(row.pair_id, row.replaced_by or "-", row.reason or "-") for row in rows]
+    show(*titled_table(("pair", "now", "reason"), cells, left=(0, 1, 2), colours=has_colours(sys.stdout)))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "batches": batches,
+    "batch": change_batch,
+    "move": move,
+    "withdraw": withdraw,
+    "restore": restore,
+    "correct": correct,
+    "withdrawn": withdrawn,
+}
+
+
+def _change(
+    priority: int | None, pool: str | None, overlap: int | None = None, paused: bool | None = None
+) -> BatchChange:
+    return BatchChange(priority=priority, pool=pool, overlap=overlap, paused=paused)
+
+
+def _describe(batch: Batch) -> str:
+    pool = f"pool {batch.pool!r}" if batch.pool else "for everybody"
+    paused = ", paused" if batch.paused else ""
+    return f"batch {batch.name!r}: priority {batch.priority}, {pool}, overlap {batch.overlap}{paused}"
+
+
+def _select(store: Store, arguments: SelectArguments, command: str) -> list[str]:
+    """The ids of the pairs meant.
+
+    Raises:
+        ConfigError: none, or in two ways.
+    """
+    ways = [bool(arguments.ids), arguments.pairs is not None, arguments.from_batch is not None]
+    if sum(ways) != 1:
+        raise ConfigError(f"{command}: name the pairs in one way: --ids ID …, --pairs FILE or --from-batch NAME")
+    if arguments.pairs is not None:
+        return [pair.id for pair in read_pairs(arguments.pairs, arguments.columns)]
+    if arguments.from_batch is not None:
+        ids = store.pairs_in_batch(arguments.from_batch)
+        if not ids:
+            raise ConfigError(f"{command}: {store.url} has no pairs in batch {arguments.from_batch!r}")
+        return ids
+    return arguments.ids
+
+
+def _known(store: Store, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs whose ids the store has; the others are new, and are added by serving them."""
+    there = {pair.id for pair in store.pairs(withdrawn=True)}
+    return [pair for pair in pairs if pair.id in there]
+
+
+def difference_lines(store: Store, source: str, pairs: Sequence[Pair], batch: Batch) -> list[str]:
+    """Where the store's pairs differ from the configuration that names them, and the commands that change it."""
+    ids, at = [pair.id for pair in pairs], ["--store", store.url]
+    lines = []
+    elsewhere = store.pairs_elsewhere(ids, batch.name)
+    flags = ["--priority", str(batch.priority), "--pool", batch.pool, "--overlap", str(batch.overlap)]
+    command = shlex.join(["tiebreak", "label", "move", "--to", batch.name, *flags, "--pairs", source, *at])
+    for other, count in elsewhere.items():
+        lines.append(f"{counted(count, 'pair')} of {source} {_stay(count)} in {_describe(other)}")
+    if lines:
+        lines.append(f"the configuration names batch {batch.name!r}; to move them there: {command}")
+    if absent := store.pairs_absent(source, ids):
+        command = shlex.join(["tiebreak", "label", "withdraw", "--absent-from", source, *at])
+        count = len(absent)
+        lines.append(
+            f"{counted(count, 'pair')} that {source} no longer has {'is' if count == 1 else 'are'} still given to raters; "
+            f"to withdraw: {command}"
+        )
+    return lines
+
+
+def _stay(count: int) -> str:
+    return "stays" if count == 1 else "stay"
