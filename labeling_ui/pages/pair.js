@@ -51,7 +51,13 @@ function show(pair) {
 function turn(message) {
   return make('div', { class: `turn ${message.role}` },
     make('span', { class: 'who' }, words[message.role]),
-    make('div', { class: 'text', dir: 'auto', html: message.html }));
+    make('div', { class: 'text', dir: directionOf(message.content), html: message.html }));
+}
+
+// The direction of a text's first letter.
+function directionOf(text) {
+  const [letter] = /\p{L}/u.exec(text) || ['a'];
+  return /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u.test(letter) ? 'rtl' : 'ltr';
 }
 
 function answer({ text, html }, n) {
@@ -62,7 +68,7 @@ function answer({ text, html }, n) {
     make('header', {}, make('h2', {}, letter), make('span', { class: 'note' }),
       make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit),
       ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null),
-    make('div', { class: 'text', tabindex: '0', dir: 'auto', html }),
+    make('div', { class: 'text', tabindex: '0', dir: directionOf(text), html }),
     make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }));
 }
 
@@ -74,7 +80,34 @@ function enter(next, at = 0) {
   desk.dataset.mode = next;
   find('.skipping').hidden = next !== 'skip';
   find('.judging').hidden = next === 'skip';
+  if (next === 'aspect' || next === 'flags') unfold(true);
   all('.aspect').forEach((row, n) => row.classList.toggle('armed', next === 'aspect' && n === at));
+}
+
+// In a small window, aspects, flags and reason are folded away until they are needed.
+function unfold(open) {
+  desk.classList.toggle('unfolded', open);
+  find('[data-more]').setAttribute('aria-expanded', String(open));
+}
+
+// --- the size of texts, kept for each rater
+
+const SIZES = [13, 14, 15, 16, 17, 18, 20, 22, 25, 28];
+let size = 16;
+const sizeKey = () => `tiebreak-size:${raterId}`;
+
+function resize(steps) {
+  const at = SIZES.indexOf(size) + steps;
+  size = SIZES[Math.max(0, Math.min(SIZES.length - 1, at))];
+  desk.style.setProperty('--size', `${size}px`);
+  desk.style.setProperty('--scale', size / 15); // of the panes' width, which counts in the page's own size
+  if (steps) keep(sizeKey(), size);
+}
+
+function restoreSize() {
+  const kept = Number(storage.getItem(sizeKey()));
+  if (SIZES.includes(kept)) size = kept;
+  resize(0);
 }
 
 // --- aspects, flags, reason
@@ -94,7 +127,7 @@ function layOutDetails() {
     make('input', { type: 'checkbox', value: name }), make('kbd', { class: 'digit' }, String(n + 1)), words[`flag.${name}`])));
   find('.scale').append(...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
     type: 'button', 'data-answer': value, class: value === 0 ? 'tie' : value < 0 ? 'left' : 'right', 'aria-label': words[`scale.${value}`],
-  }, make('kbd', {}, String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]))));
+  }, make('kbd', {}, String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]), make('span', { class: 'tiny' }, words[`tiny.${value}`]))));
   find('.skipping').append(...props.value.skip_reasons.map((name, n) => make('button', { type: 'button', 'data-reason': name },
     make('kbd', {}, String(n + 1)), make('span', {}, words[`skip.${name}`]))),
     make('button', { type: 'button', 'data-reason': '' }, make('kbd', {}, '↵'), make('span', {}, words['skip.plain'])),

@@ -176,6 +176,7 @@ function press(button) {
   if (button === undoButton()) undo();
   else if (value !== undefined) judge({ answer: Number(value) }, button);
   else if (what) judge({ [what]: true }, button);
+  else if (button.dataset.more !== undefined) unfold(!desk.classList.contains('unfolded'));
   else if (button.dataset.skip !== undefined) enter('skip');
   else if (why !== undefined) judge({ skip: true, skip_reason: why });
   else if (button.dataset.back !== undefined) enter('scale');
@@ -206,10 +207,11 @@ function toggleMenu(opened) {
 desk.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
-  if (button.closest('nav')) toggleMenu(false);
+  if (button.closest('nav') && !button.dataset.size) toggleMenu(false);
   if (button.dataset.open) open(button.dataset.open);
   else if (button.dataset.menu !== undefined) toggleMenu(!find('nav').classList.contains('open'));
   else if (button.dataset.theme !== undefined) switchTheme();
+  else if (button.dataset.size) resize(Number(button.dataset.size));
   else if (button.dataset.talk !== undefined) { if (talk) endTalk(); else beginTalk(); }
   else if (button.dataset.send !== undefined) send();
   else if (button.dataset.leave !== undefined) drain(acknowledged, turnedDown).then(leave);
@@ -253,6 +255,7 @@ document.addEventListener('keydown', (event) => {
     return;
   }
   if (find('dialog[open]:modal')) return;
+  if (key === '+' || key === '-') { resize(key === '+' ? 1 : -1); return; }
   const act = actOf(key, event.shiftKey, target);
   if (!act) return;
   event.preventDefault();
@@ -272,7 +275,7 @@ function actOf(key, shift, target) {
   if (mode === 'aspect' && digit && digit <= 7) return () => answerAspect(digit - 4);
   if (letter === 'a' && !find('.aspects').hidden) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % all('.aspect').length : 0);
   if (letter === 'f') return () => enter('flags');
-  if (letter === 'r' && props.value.reason) return () => reason.focus();
+  if (letter === 'r' && props.value.reason) return () => { unfold(true); reason.focus(); };
   if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
   if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'B' : 'A');
   if (digit && digit <= 7) return () => press(find(`[data-answer="${digit - 4}"]`));
@@ -374,6 +377,7 @@ async function begin() {
   const me = await insist(mePath());
   csrfToken = me.csrf_token;
   raterId = me.rater_id;
+  restoreSize();
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
   lastJudgment = me.last_judgment;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -53,8 +54,36 @@ def render(text: str) -> str:
         env: dict[str, Any] = {}
         tokens = _MARKDOWN.parse(visible, env)
         if max((token.level for token in tokens), default=0) < MAX_LEVELS - 1:
+            _set_directions(tokens)
             return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
     return "".join(f"<pre class='plain'>{html.escape(piece)}</pre>" for piece in _PIECE.findall(visible))
+
+
+def _set_directions(tokens: Sequence[Token]) -> None:
+    """Lists and quotations run in the direction of their first letter, which puts their marks on the right side."""
+    undecided: list[Token] = []
+    for token in tokens:
+        if token.type == "inline":
+            if undecided and (direction := _direction_of(token.content)):
+                for opened in undecided:
+                    opened.attrSet("dir", direction)
+                undecided.clear()
+        elif token.nesting == 1 and token.type in _DIRECTED:
+            undecided.append(token)
+        elif token.nesting == -1 and undecided and undecided[-1].level == token.level:
+            undecided.pop()
+
+
+_DIRECTED = ("bullet_list_open", "ordered_list_open", "list_item_open", "blockquote_open", "table_open")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+def _direction_of(text: str) -> str:
+    """`ltr` or `rtl` by the first letter; empty without one."""
+    letter = _LETTER.search(text)
+    if letter is None:
+        return ""
+    return "rtl" if unicodedata.bidirectional(letter[0]) in ("R", "AL") else "ltr"
 
 
 _PIECE = re.compile(f".{{1,{PLAIN_PIECE_CHARACTERS}}}(?:\n|\\Z)|.{{1,{PLAIN_PIECE_CHARACTERS}}}", re.DOTALL)

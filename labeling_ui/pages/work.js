@@ -67,7 +67,7 @@ function addHistory(past) {
     make('td', {}, whenOf(row.at_ms)),
     make('td', { class: 'about', dir: 'auto' }, row.prompt),
     make('td', {}, describe(row.judgment)),
-    make('td', {}, make('button', { type: 'button', class: 'plain', 'data-amend': row.judgment_id }, words['work.amend'])))));
+    make('td', { class: 'act' }, make('button', { type: 'button', class: 'plain', 'data-amend': row.judgment_id }, words['work.amend'])))));
   earliest = past[past.length - 1].seq;
   find('[data-earlier]').hidden = past.length < 20;
 }

@@ -34,6 +34,7 @@ EVIL = (
     "${window.pwned=1} {{value}} \u202egnp.exe $\\href{javascript:window.pwned=1}{x}$"
 )
 LONG = "A paragraph of an answer that goes on for a while, so that it fills more than one line.\n\n" * 60
+PLAIN = "The editor of a journal counts how many letters there are in each of the lines that people have to read. "
 HOSTILE = [
     (EVIL, "**plain** answer"),
     ("x" * 1_000_000, "short"),
@@ -49,6 +50,10 @@ def campaign() -> list[Pair]:
     """Hostile pairs, plain ones, one with a long conversation, and a ranking."""
     pairs = [make_pair(n, *texts) for n, texts in enumerate(HOSTILE)]
     pairs += [make_pair(n, f"first {n}", f"second {n}") for n in range(len(HOSTILE), 12)]
+    pairs[8] = make_pair(8, f"# One\n\n## Two\n\n### Three\n\n{PLAIN * 9}\n", f"{PLAIN * 9}\n")
+    pairs[9] = make_pair(9, "In English.\n\n- \u05d0\u05d1\n- \u05d2\n", "\u05d0\u05d1\u05d2\n\n- \u05d0\n")
+    hebrew = (Message(role="user", content="\u05e9\u05dc\u05d5\u05dd"),)
+    pairs[9] = pairs[9].model_copy(update={"messages": hebrew})
     talk = [Message(role="assistant" if n % 2 else "user", content=LONG[:900]) for n in range(7)]
     pairs[5] = make_pair(5, "first\r\nline\rand more", LONG.replace("\n", "\r\n"))
     pairs[7] = pairs[7].model_copy(update={"messages": tuple(talk)})
@@ -608,6 +613,91 @@ def test_a_phone_shows_everything_without_scrolling_sideways(site: Site) -> None
         page.wait_for_selector(".desk:not([data-fresh])")
         page.tap("[data-answer='1']")
     on(page, len(HOSTILE))
+
+
+LONGEST_LINE = """(paragraph) => {
+  const text = paragraph.firstChild, range = document.createRange(), lines = {};
+  for (let n = 0; n < text.length; n++) {
+    range.setStart(text, n);
+    range.setEnd(text, n + 1);
+    const { top } = range.getBoundingClientRect();
+    lines[top] = (lines[top] || 0) + 1;
+  }
+  return Math.max(...Object.values(lines));
+}"""
+
+
+def test_lines_are_short_headings_are_the_answers_and_short_pairs_end_early(site: Site) -> None:
+    page = site.open("reads", after=8, viewport={"width": 1920, "height": 1080})
+    on(page, 8)
+    paragraph = page.locator(".answer .text > p").first
+    assert 60 <= paragraph.evaluate(LONGEST_LINE) <= 80
+    look = "(one) => [getComputedStyle(one).color, parseFloat(getComputedStyle(one).fontSize)]"
+    (ink, size), *headings = [page.locator(f".text > {tag}").first.evaluate(look) for tag in ("p", "h1", "h2", "h3")]
+    assert {colour for colour, _ in headings} == {ink}
+    sizes = [size_of for _, size_of in headings]
+    assert sizes == sorted(sizes, reverse=True)
+    assert size == 16 < sizes[-1]
+    press(page, "+", "+")
+    assert paragraph.evaluate(look)[1] == 18
+    assert paragraph.evaluate(LONGEST_LINE) <= 80
+    page.reload()
+    on(page, 8)
+    assert page.locator(".answer .text > p").first.evaluate(look)[1] == 18
+    press(page, "t")
+    on(page, 9)
+    pane, prompt = (page.locator(part).bounding_box() for part in ("[data-side=left]", ".prompt"))
+    assert pane["height"] < 300
+    right_of = """(one) => {
+      const all = document.createRange();
+      all.selectNodeContents(one);
+      return all.getBoundingClientRect().right;
+    }"""
+    assert page.locator(".prompt .text").evaluate(right_of) > prompt["x"] + prompt["width"] - 130
+    lists = page.locator(".answer .text > ul")
+    assert [one.get_attribute("dir") for one in lists.all()] == ["rtl", "rtl"]
+    assert {one.evaluate("(one) => getComputedStyle(one).direction") for one in lists.all()} == {"rtl"}
+    top = "(one) => one.getBoundingClientRect().top + parseFloat(getComputedStyle(one).paddingTop) + one.clientTop"
+    before = page.locator("[data-side=left] > .text").evaluate(top)
+    press(page, "e")
+    assert abs(page.locator("[data-side=left] textarea").evaluate(top) - before) <= 1, "the text does not jump"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "least"), [(683, 384, 0.7), (341, 192, 0.5), (320, 256, 0.6), (844, 390, 0.7), (390, 844, 0.75)]
+)
+def test_the_dock_yields_in_a_small_window(site: Site, width: int, height: int, least: float) -> None:
+    page = site.open(f"small {width}", after=8, viewport={"width": width, "height": height})
+    on(page, 8)
+    in_view(page, ".scale", ".others")
+    assert page.locator(".stage").bounding_box()["height"] >= least * height
+    assert page.evaluate("document.querySelector('#desk .desk').scrollWidth") <= width
+    for _ in range(2):
+        page.click("[data-more]")
+    assert page.is_hidden(".aspects")
+    press(page, "a")
+    assert page.is_visible(".aspects")
+    page.locator(".aspect").last.scroll_into_view_if_needed()
+    in_view(page, "[data-aspect=harmless]")
+    press(page, "Escape")
+    page.click("[data-answer='2']")
+    on(page, 9)
+
+
+def test_a_phone_reaches_the_last_of_the_ranked_answers_and_ones_own_work(site: Site) -> None:
+    page = site.open("phone ranks", after=12, viewport={"width": 390, "height": 844})
+    on(page, 12)
+    page.evaluate("document.querySelector('.stage').scrollTop = 1e6")
+    last, dock = (page.locator(part).bounding_box() for part in ("[data-letter=C]", ".dock"))
+    assert last["y"] + last["height"] <= dock["y"]
+    press(page, "w")
+    page.wait_for_selector(".work[aria-busy=false] .history")
+    page.locator("[data-amend]").last.scroll_into_view_if_needed()
+    for one in page.locator("[data-amend]").all():
+        box = one.bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    page.locator("[data-amend]").last.click()
+    page.wait_for_selector(".banner[data-kind=amending]")
 
 
 @pytest.fixture(scope="module")

@@ -236,3 +236,16 @@ def test_markdown_that_would_be_slow_is_quick(text: str) -> None:
     begun = time.process_time()
     render(text)
     assert time.process_time() - begun < 4
+
+
+@pytest.mark.parametrize(
+    ("text", "directions"),
+    [
+        ("- \u05d0\n- b\n", ["rtl", "rtl", "ltr"]),  # the list's, and each item's
+        ("> 1. - a\n", ["ltr"] * 5),
+        ("- 12\n  - \u0627\n", ["rtl"] * 4),
+        ("- 12\n\nb\n\n1. c\n", ["ltr", "ltr"]),  # the first one has no letter
+    ],
+)
+def test_lists_and_quotations_run_in_the_direction_of_their_first_letter(text: str, directions: list[str]) -> None:
+    assert re.findall(r'dir="(\w+)"', render(text)) == directions
