@@ -6,7 +6,7 @@
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
     tiebreak label import --pairs FILE --judgments FILE --store URL     import judgments made elsewhere
     tiebreak label gold --gold FILE --store URL                 pairs with a known answer, to measure raters
-    tiebreak label batches|batch|move|withdraw|restore|correct|withdrawn --store URL …      change a running campaign
+    tiebreak label backup|batches|batch|move|withdraw|restore|correct|withdrawn --store URL …      change a running campaign
     tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
 People's judgments are in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -40,6 +41,7 @@ from labeling_ui.store.campaign import Batch
 from labeling_ui.store.store import Store, default_store_url
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import needs_login
+from labeling_ui.web.listening import listen
 from labeling_ui.worker import ConverseConfig, start_worker
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
@@ -279,7 +281,7 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
     return pairs
 
 
-def add_pairs(store: Store, config: LabelConfig, pairs: list[Pair]) -> int:
+def add_pairs(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> int:
     """Add the pairs to the store; returns how many are new. Without pairs, a campaign stays as it is."""
     if not config.pairs and store.campaign():
         return 0
@@ -301,7 +303,17 @@ def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
     begins = bool(config.pairs) or config.converse is not None
-    store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
+    with listen(config.host, config.port) as listening:
+        store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
+        try:
+            _serve_store(store, config, pairs, listening)
+        finally:
+            store.close()
+    export_words = shlex.join(["tiebreak", "label", "export", "--store", store.url, "--output", config.output])
+    show(f"next: {export_words}")
+
+
+def _serve_store(store: Store, config: LabelConfig, pairs: Sequence[Pair], listening: socket.socket) -> None:
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
@@ -310,16 +322,16 @@ def serve(config: LabelConfig) -> None:
             f"{store.url} has a password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
     new = add_pairs(store, config, pairs)
+    if store.lacks_log():
+        show(f"{store.url} is a copy of a store in use, without its -wal file: its latest judgments are missing")
+    store.begin_serving()
     from labeling_ui.web.server import create_app, run_server
 
     app = create_app(store, build_page(config))
     _greet(store, config, new, pairs)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
-        run_server(app, config.host, config.port)
-    judged = sum(store.status()["judgments"].values())
-    store.close()
-    export_words = shlex.join(["tiebreak", "label", "export", "--store", store.url, "--output", config.output])
-    show("", f"saved: {judged} judgments in {store.url}", f"next: {export_words}")
+        run_server(app, listening)
+    show("", f"saved: {sum(store.status()['judgments'].values())} judgments in {store.url}")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@
     tiebreak label batch --name B [--priority N] [--pool P] [--overlap N] [--paused true] --store URL
     tiebreak label move --to B [--priority N] [--pool P] [--overlap N] (--ids … | --pairs FILE | --from-batch B) --store URL
     tiebreak label withdraw [--reason TEXT] (--ids … | --pairs FILE | --from-batch B | --absent-from FILE) --store URL
+    tiebreak label backup --output FILE --store URL
+    tiebreak label restore --backup FILE --store URL
     tiebreak label restore (--ids … | --pairs FILE | --from-batch B) --store URL
     tiebreak label correct --pairs FILE --store URL
     tiebreak label withdrawn --store URL [--json]
@@ -18,12 +20,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from pydantic import Field
 
 from labeling_ui.label import read_store_arguments
+from labeling_ui.store.backup import back_up, restore_backup
 from labeling_ui.store.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store
+from labeling_ui.store.verify import Verification
 from tiebreak.config import Section
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import ConfigError, counted
@@ -59,7 +64,7 @@ class BatchArguments(Section):
 
 
 class SelectArguments(Section):
-    """`tiebreak label restore`"""
+    """Some pairs of a store."""
 
     store: str
     """URL of the label store"""
@@ -71,6 +76,22 @@ class SelectArguments(Section):
     """all pairs of this batch"""
     columns: dict[str, str | None] = {}
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+
+
+class RestoreArguments(SelectArguments):
+    """`tiebreak label restore`"""
+
+    backup: str | None = None
+    """a backup to make the whole store from; the store must not exist"""
+
+
+class BackupArguments(Section):
+    """`tiebreak label backup`"""
+
+    store: str
+    """URL of the label store; it may be served meanwhile"""
+    output: str
+    """the file to write"""
 
 
 class MoveArguments(SelectArguments):
@@ -160,9 +181,32 @@ def withdraw(words: Sequence[str]) -> None:
 
 def restore(words: Sequence[str]) -> None:
     """`tiebreak label restore`"""
-    arguments = read_store_arguments(SelectArguments, words, "label restore")
+    arguments = read_store_arguments(RestoreArguments, words, "label restore")
+    if arguments.backup is not None:
+        _refuse_selection(arguments)
+        result = restore_backup(Path(arguments.backup), arguments.store)
+        print(f"restored {arguments.store}: {_whole(result)}")
+        return
     store = Store.open(arguments.store)
     print(f"restored {counted(store.restore_pairs(_select(store, arguments, 'label restore')), 'pair')}")
+
+
+def backup(words: Sequence[str]) -> None:
+    """`tiebreak label backup`"""
+    arguments = read_store_arguments(BackupArguments, words, "label backup")
+    store = Store.open(arguments.store)
+    result = back_up(store, Path(arguments.output))
+    store.close()
+    print(f"saved: {arguments.output}: {_whole(result)}")
+
+
+def _whole(result: Verification) -> str:
+    return f"intact. {result.events} events, {result.judgments} judgments, head {result.head[:16]}"
+
+
+def _refuse_selection(arguments: SelectArguments) -> None:
+    if arguments.ids or arguments.pairs is not None or arguments.from_batch is not None:
+        raise ConfigError("label restore: --backup restores a whole store: name no pairs with it")
 
 
 def correct(words: Sequence[str]) -> None:
@@ -189,6 +233,7 @@ def withdrawn(words: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "backup": backup,
     "batches": batches,
     "batch": change_batch,
     "move": move,

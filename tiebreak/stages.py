@@ -239,6 +239,13 @@ LABEL = Stage(
             sources=(),
         ),
         Command(
+            "backup",
+            _LABEL,
+            "copy a store that may be served meanwhile, and verify the copy",
+            "labeling_ui.steering:BackupArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
             "batches",
             _LABEL,
             "list the batches of a store",
@@ -269,8 +276,8 @@ LABEL = Stage(
         Command(
             "restore",
             _LABEL,
-            "restore withdrawn pairs, with their judgments",
-            "labeling_ui.steering:SelectArguments",
+            "restore withdrawn pairs, with their judgments, or a whole store from its backup",
+            "labeling_ui.steering:RestoreArguments",
             sources=LABEL_FILE,
         ),
         Command(

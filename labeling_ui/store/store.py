@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 from pydantic_core import from_json
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import EventKind, Transaction
@@ -66,6 +66,8 @@ Role = Literal["rater", "lead"]
 Document = Literal["guidelines", "consent"]
 T = TypeVar("T")
 ATTEMPTS = 5
+SERVED = "served:"
+"""Before a server's own mark: the setting that it leaves in the store while it serves."""
 IMPORTED = "imported"
 """The ids of judgments made elsewhere begin so."""
 _TRY_AGAIN = ("40001", "40P01")
@@ -105,13 +107,16 @@ class Store:
         *,
         clock: Callable[[], int] | None = wall_clock_ms,
         lease_seconds: int = LEASE_SECONDS,
+        had_log: bool = True,
     ) -> None:
         """`url`: for messages, without the password. `clock` None: times are event numbers, so that simulated campaigns
-        leave the same log every time."""
+        leave the same log every time. `had_log`: whether a SQLite file's log was beside it."""
         self.engine = engine
         self.url = url
         self.rules = Rules(lease_ms=lease_seconds * 1000)
         self._clock = clock
+        self._had_log = had_log
+        self._mark = ""
         database = engine.url.database if engine.dialect.name == "sqlite" else None
         self._turn = _Turn(Path(database)) if database else None
         self._log = Path(f"{database}-wal").absolute() if database else None
@@ -130,19 +135,61 @@ class Store:
         Raises:
             StoreError: there is none and `create` is false, or it cannot be opened.
         """
-        engine = build_engine(url)
+        engine, had_log = build_engine(url), True
         if engine.dialect.name == "sqlite" and engine.url.database:
             file = Path(engine.url.database)
+            log = file.with_name(f"{file.name}-wal")
+            had_log = log.exists() and log.stat().st_size > 0
             if create:
                 file.parent.mkdir(parents=True, exist_ok=True)
             elif not file.is_file():
                 raise StoreError(f"no label store at {url}: 'tiebreak label --config FILE' creates one from pairs")
         shown = engine.url.render_as_string(hide_password=True)
         migrate(engine, shown)
-        return cls(engine, shown, clock=clock, lease_seconds=lease_seconds)
+        store = cls(engine, shown, clock=clock, lease_seconds=lease_seconds, had_log=had_log)
+        store._forget_killed_servers()
+        return store
+
+    def begin_serving(self) -> None:
+        """Leave a mark in a SQLite file until `close`: a copy of it without its log can be told by it."""
+        if self._turn is None:
+            return
+        self._turn.share()
+        mark = f"{SERVED}{secrets.token_hex(8)}"
+        values = {"name": mark, "value": json.dumps(self._identity())}
+        self.transact(lambda tx: tx.connection.execute(sa.insert(SETTINGS).values(**values)))
+        self._mark = mark
+        with self.glancing() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def lacks_log(self) -> bool:
+        """Whether this is a copy of a file that a server was using, without that file's log."""
+        if self._turn is None or self._had_log:
+            return False
+        return any(mark != self._identity() for mark in self._marks())
+
+    def _marks(self) -> list[Any]:
+        query = sa.select(SETTINGS.c.value).where(SETTINGS.c.name.like(f"{SERVED}%"))
+        with self.glancing() as connection:
+            return [json.loads(value) for value in connection.scalars(query)]
+
+    def _forget_killed_servers(self) -> None:
+        """Remove marks of servers that are gone: with its log, or in its own place, the file is whole."""
+        if self._turn is not None and self._marks() and not self.lacks_log() and self._turn.is_free():
+            marks = sa.delete(SETTINGS).where(SETTINGS.c.name.like(f"{SERVED}%"))
+            self.transact(lambda tx: tx.connection.execute(marks))
+
+    def _identity(self) -> list[int]:
+        """Which file it is: a copy is another one."""
+        status = os.stat(str(self.engine.url.database))
+        return [status.st_dev, status.st_ino]
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; the last one of a SQLite file writes its log into it."""
+        if self._mark:
+            mine, self._mark = SETTINGS.c.name == self._mark, ""
+            with contextlib.suppress(SQLAlchemyError):  # a full disk: the mark stays
+                self.transact(lambda tx: tx.connection.execute(sa.delete(SETTINGS).where(mine)))
         self.engine.dispose()
         if self._turn:
             self._turn.close()
@@ -240,7 +287,9 @@ class Store:
         """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
-        return {row.name: json.loads(row.value) for row in rows if not row.name.startswith(campaign.CONFIGURED)}
+        return {
+            row.name: json.loads(row.value) for row in rows if not row.name.startswith((campaign.CONFIGURED, SERVED))
+        }
 
     def batches(self) -> list[Batch]:
         """All batches, by name."""
@@ -613,6 +662,19 @@ class _Turn:
     def __exit__(self, *_: object) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._threads.release()
+
+    def share(self) -> None:
+        """Hold the file as one of its servers until `close`. (Another kind of lock than the writers'.)"""
+        fcntl.lockf(self._file, fcntl.LOCK_SH)
+
+    def is_free(self) -> bool:
+        """Whether no other process serves the file."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return True
 
     def close(self) -> None:
         with self._threads:

@@ -79,7 +79,13 @@ class _Rebuilt:
 def verify(store: Store) -> Verification:
     """Every error found; none in an intact store."""
     with store.reading() as connection:
-        return _verify(connection)
+        result = _verify(connection)
+    if store.lacks_log():
+        result.faults.append(
+            "this is a copy of a store that was in use, without its -wal file: the latest judgments are missing. "
+            "Copy stores with 'tiebreak label backup'"
+        )
+    return result
 
 
 def _verify(connection: Connection) -> Verification:

@@ -9,6 +9,7 @@ GET  /openapi.json                  the API's description
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -28,7 +29,7 @@ from labeling_ui.web import api, lead_api, talk_api
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Writer, printable
 from labeling_ui.web.security import Guard
-from tiebreak.errors import ConfigError, MachineError
+from tiebreak.errors import ConfigError
 
 KEEP_ALIVE_SECONDS = 75
 """Raters think longer than uvicorn's 5 seconds, and reconnecting costs two round trips, three with TLS."""
@@ -112,20 +113,8 @@ def _unavailable(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
 
 
-def run_server(app: FastAPI, host: str, port: int) -> None:
-    """Serve until Ctrl-C.
-
-    Raises:
-        MachineError: the port is taken, or the address does not belong to this machine.
-    """
-    try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-        )
-    except OSError as error:
-        raise MachineError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Give another --port, or stop the program that uses it"
-        ) from error
+def run_server(app: FastAPI, listening: socket.socket) -> None:
+    """Serve until Ctrl-C, SIGTERM or SIGHUP."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -133,7 +122,9 @@ def run_server(app: FastAPI, host: str, port: int) -> None:
         timeout_graceful_shutdown=3,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    # asyncio sets TCP_NODELAY only on sockets with an explicit protocol, which create_server's lack; without it, a
-    # reply's head waits up to 40 ms for its body
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    uvicorn.Server(config).run(sockets=[listening])
+    server = uvicorn.Server(config)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # uvicorn raises what it has caught once more when it has ended: here, that must not end the process, which
+        # still closes the store
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=[listening])

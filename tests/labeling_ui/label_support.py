@@ -163,7 +163,7 @@ def _wait_until_up(address: str, process: subprocess.Popen[str]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {process.communicate()}")
         try:
-            with urllib.request.urlopen(f"{address}/openapi.json", timeout=2):
+            with urllib.request.urlopen(f"{address}/api/health", timeout=2):
                 return
         except OSError:
             time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,7 @@ def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
     import labeling_ui.web.server
 
     monkeypatch.setattr(labeling_ui.label, "load_config", tiebreak.command.launch.load_config)
+    monkeypatch.setattr(labeling_ui.label, "listen", lambda *_: contextlib.nullcontext())
     for name in ("create_app", "run_server"):
         monkeypatch.setattr(labeling_ui.web.server, name, lambda *_: None)
     pairs = finished_recipe / "runs" / "sample"
