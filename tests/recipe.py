@@ -6,13 +6,20 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from support import succeed, write_config
+import yaml
+from support import REPOSITORY, run_here, succeed, write_config
 
 STAGES = ("prepare", "sft", "sample", "label", "reward", "dpo", "ppo", "evaluate", "compare")
 
 
 def write_recipe(folder: Path, model: Path) -> Path:
-    """The quickstart's own files, made small enough for `model`; returns the recipe's. Outputs are `folder`/runs/STAGE."""
+    """What `tiebreak init` makes of prompts with answers, its stages cut short; returns the recipe's file.
+
+    Outputs are `folder`/runs/STAGE.
+    """
+    data = REPOSITORY / "data" / "hydroponics" / "demonstrations.jsonl"
+    status, message = run_here("init", folder / "init", "--data", data, "--raters", "simulated", "--policy", model)
+    assert status == 0, message
     training = {
         "training.max_steps": 3,
         "training.per_device_batch_size": 2,
@@ -21,8 +28,7 @@ def write_recipe(folder: Path, model: Path) -> Path:
     }
     short = {"sampling.max_new_tokens": 8}
     overrides = {
-        "prepare": {"policy": str(model)},
-        "sft": {"policy": str(model), "adapter.r": 4, "adapter.alpha": 8, "merge": True, **training, **short},
+        "sft": {"adapter.r": 4, "adapter.alpha": 8, "merge": True, **training, **short},
         "sample": {"max_prompts": 16, "batch_size": 8, "sampling": [{"temperature": 1.0, "max_new_tokens": 8}]},
         # a random model's answers are all alike to the rubric: raters who err nearly always tell them apart
         "label": {"simulate.error_rate": 0.9, "overlap": 1, "simulate.raters": 1},
@@ -37,17 +43,16 @@ def write_recipe(folder: Path, model: Path) -> Path:
             "max_validation_prompts": 2,
             "stop_when_all_cut_off": False,
         },
-        "evaluate": {"policies.base": str(model), "max_prompts": 4, "batch_size": 2, **short},
-        "compare": {},
+        "evaluate": {"max_prompts": 4, "batch_size": 2, **short},
     }
-    stages = [{"stage": s, "config": f"configs/quickstart/{s}.yaml", "overrides": overrides[s]} for s in STAGES]
-    return write_config(
-        folder / "pipeline.yaml", name="tiny", from_root="runs/quickstart", root=folder / "runs", stages=stages
-    )
+    made = yaml.safe_load((folder / "init" / "pipeline.yaml").read_text())
+    assert tuple(entry["stage"] for entry in made["stages"]) == STAGES
+    stages = [entry | {"overrides": overrides.get(entry["stage"], {})} for entry in made["stages"]]
+    return write_config(folder / "pipeline.yaml", **made | {"name": "tiny", "root": folder / "runs", "stages": stages})
 
 
 def run_recipe(folder: Path, model: Path) -> None:
-    """Write and run it, told to an offline W&B."""
+    """Write and run it, with W&B offline."""
     recipe = write_recipe(folder, model)
     succeed("run", "--config", recipe, environment={"WANDB_MODE": "offline"}, timeout=900)
 

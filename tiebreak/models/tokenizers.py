@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,21 +134,29 @@ def _separate_pad_from_eos(tokenizer: PreTrainedTokenizerBase, model_ends: Seque
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Hashes that pin the mapping from text to ids."""
-    state = _tokenizer_state(tokenizer)
-    ids = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
-    return {
-        "tokenizer_sha256": hash_text(json.dumps([state, ids], sort_keys=True)),
-        "chat_template_sha256": hash_text(str(tokenizer.chat_template)),
-    }
-
-
-def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything that a tokenizer's ids depend on; without a fast backend, its vocabulary and its ids of a test text."""
+    ids = (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id)
     if hasattr(tokenizer, "backend_tokenizer"):
-        state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-        state.pop("padding", None)
-        state.pop("truncation", None)
-        return state
+        mapping = _hash_of_fast(tokenizer.backend_tokenizer.to_str(), ids)
+    else:
+        mapping = _hash_of_state(_slow_state(tokenizer), ids)
+    return {"tokenizer_sha256": mapping, "chat_template_sha256": hash_text(str(tokenizer.chat_template))}
+
+
+@lru_cache(maxsize=4)
+def _hash_of_fast(written: str, ids: tuple[int | None, ...]) -> str:
+    """The hash of a fast tokenizer as it is written to a file. A stage asks for it a dozen times, and it takes 0.1 s."""
+    state: dict[str, Any] = json.loads(written)
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return _hash_of_state(state, ids)
+
+
+def _hash_of_state(state: dict[str, Any], ids: tuple[int | None, ...]) -> str:
+    return hash_text(json.dumps([state, ids], sort_keys=True))
+
+
+def _slow_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the ids of a tokenizer without a fast backend depend on: its vocabulary, and its ids of a test text."""
     added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
     read = list(tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"])
     try:

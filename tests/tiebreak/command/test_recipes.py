@@ -178,7 +178,8 @@ def test_a_moved_root_is_finished_for_the_recipe_and_for_each_stage(
     assert status == 0, message
     assert message.count("up to date, skipped") == 9
     judge = (
-        f"tiebreak label --config configs/quickstart/label.yaml --simulate false --pairs {finished_recipe}/runs/sample"
+        f"tiebreak label --config {finished_recipe}/init/label.yaml --simulate false "
+        f"--pairs {finished_recipe}/runs/sample"
     )
     assert message.splitlines()[-2:] == [
         f"saved: {moved_recipe}/compare/report.html",

@@ -232,11 +232,11 @@ def test_the_comparison_ends_with_how_people_judge_the_same_pairs(finished_recip
     last = result.stdout.strip().splitlines()[-1]
     assert last == f"next: tiebreak label --pairs {runs}/sample --output {runs}/label-by-hand"
     assert not load("label", shlex.split(last)[3:]).simulated
-    result = run_command("compare", "--config", "configs/quickstart/compare.yaml", "--evaluation", runs / "evaluate",
-                         "--output", runs / "compare", "--title", "Quickstart: support for hydroponic growers")  # fmt: skip
+    result = run_command("compare", "--config", finished_recipe / "init" / "compare.yaml", "--evaluation",
+                         runs / "evaluate", "--output", runs / "compare")  # fmt: skip
     last = result.stdout.strip().splitlines()[-1]
     assert last == (
-        f"next: tiebreak label --config configs/quickstart/label.yaml --simulate false --pairs {runs}/sample "
+        f"next: tiebreak label --config {finished_recipe}/init/label.yaml --simulate false --pairs {runs}/sample "
         f"--output {runs}/label-by-hand"
     )
 

@@ -1,0 +1,73 @@
+"""A recipe that `tiebreak init` writes from prompts runs to its report as it is, with people as raters.
+
+The finished recipe of the other tests is one that it writes from prompts with answers, with simulated raters.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support import run_here, write_rows
+from transformers import AutoModelForCausalLM
+
+from labeling_ui.label import LabelConfig, add_pairs, read_some_pairs
+from labeling_ui.store.store import Store, Submission
+from tiebreak.command.pipeline import StageEntry
+from tiebreak.config import load_config
+
+QUESTIONS = ("Why are my {} leaves pale?", "How often do I feed {}?")
+CROPS = ("basil", "lettuce", "mint", "tomato", "pepper", "kale")
+
+
+def start_here(entry: StageEntry, words: list[str], _: dict[str, str]) -> int:
+    """A stage, in this process, which has imported what stages import."""
+    status, message = run_here(*words)
+    assert status == 0, f"{entry.stage}: {message[-3000:]}"
+    return status
+
+
+def judge_all(config: LabelConfig) -> None:
+    """As many raters as the recipe asks for, who all prefer the longer answer."""
+    store = Store.open(config.store_url, create=True)
+    add_pairs(store, config, read_some_pairs(config))
+    for number in range(config.overlap):
+        rater = store.add_rater(f"rater {number}").id
+        while (given := store.claim(rater)) is not None:
+            lengths = {one.id: len(one.text) for one in given.pair.completions}
+            answer = 2 if lengths[given.right_id] > lengths[given.left_id] else -2
+            store.submit(rater, Submission(client_id=given.item_id, pair_id=given.item_id, answer=answer))
+    store.close()
+
+
+@pytest.fixture
+def terse(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with a large weight for the end of a turn: its answers end, at random, before they are cut off."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "terse"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[model.config.eos_token_id] *= 6
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_from_prompts_with_people(terse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tiebreak.command.pipeline._in_a_process", start_here)
+    write_rows(Path("prompts.jsonl"), [{"prompt": text.format(crop)} for text in QUESTIONS for crop in CROPS])
+    assert run_here("init", "mine", "--data", "prompts.jsonl", "--policy", terse)[0] == 0
+    run = ("run", "--config", "mine/pipeline.yaml")
+    status, message = run_here(*run)
+    assert status == 0, message
+    assert not Path("runs/mine/label").exists()
+    judge_all(load_config(LabelConfig, ["--config", "mine/label.yaml"], "label"))
+    assert run_here("label", "export", "--config", "mine/label.yaml")[0] == 0
+    status, message = run_here(*run)
+    assert status == 0, message
+    assert message.count("up to date, skipped") == 3  # prepare, sample and label
+    report = json.loads(Path("runs/mine/compare/report.json").read_text())
+    assert list(report["policies"]) == ["base", "dpo", "ppo"]
+    assert Path("runs/mine/compare/report.html").is_file()
