@@ -1,15 +1,18 @@
 """The checkpoint that a run resumes from: the newest one that is complete and intact.
 
 A checkpoint gets a file COMPLETE once all of it is on disk; it lists the files with their sizes and, for small ones, their
-hashes. If a file is missing or has changed since, the previous checkpoint is used instead.
+hashes. If a file is missing or has changed since, the previous checkpoint is used instead. So the two newest *intact*
+ones are kept, whatever else is there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from tiebreak.records import write_text_atomically
 MARKER = "COMPLETE"
 HASHED_BYTES = 64 * 2**20
 """larger files are compared by size only: a checkpoint is written many times, and read once"""
+KEPT = 2
 STATE = "trainer_state.json"
 _ZIPPED = (".pt", ".pth", ".bin")
 
@@ -38,6 +42,23 @@ def marked(folder: Path) -> list[Path]:
     """The folder's checkpoints with a marker, newest first."""
     found = [marker.parent for marker in folder.glob(f"checkpoint-*/{MARKER}")]
     return sorted(found, key=step_of, reverse=True)
+
+
+def delete_old(folder: Path, key: str) -> None:
+    """Delete the checkpoints before the `KEPT` newest intact ones of the run with this key. A damaged one does not count."""
+    intact = 0
+    for checkpoint in marked(folder):
+        if intact == KEPT:
+            delete(checkpoint)
+        elif not fault_of(checkpoint) and facts_of(checkpoint).get("key", key) == key:
+            intact += 1
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint, its marker first: what is left of it, if this is interrupted, is no checkpoint."""
+    with suppress(OSError):  # one too many does no harm
+        (checkpoint / MARKER).unlink(missing_ok=True)
+        shutil.rmtree(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tiebreak.process.stopping import Stopped, requested
-from tiebreak.runs.checkpoints import facts_of, mark_complete
+from tiebreak.runs.checkpoints import delete_old, facts_of, mark_complete
 from tiebreak.terminal.bars import Bar
 from tiebreak.terminal.progress import Screen
 from tiebreak.tracking.recorder import RunRecorder
@@ -168,6 +168,7 @@ class RunCallback(TrainerCallback):
             run = self.recorder.run
             mark_complete(_checkpoint(args, state), {EVALUATE_NEXT: self.evaluates_next, "key": run.key})
             run.note_seconds()
+            delete_old(run.checkpoints, run.key)
         if self.stopped_by:
             if dist.is_available() and dist.is_initialized():
                 dist.barrier()  # a launcher ends the other processes once one has ended

@@ -93,7 +93,7 @@ def common_arguments(training: OptimizerConfig, run: Run) -> dict[str, Any]:
         "eval_steps": training.eval_steps,
         "save_strategy": "steps",
         "save_steps": training.save_steps,
-        "save_total_limit": 2,  # the newest is deleted last, so one complete checkpoint is always there
+        "save_total_limit": None,  # tiebreak.runs.checkpoints.delete_old: transformers would count damaged ones
         "report_to": "none",  # W&B gets its data from tiebreak.tracking.recorder
         "disable_tqdm": False,
         "dataloader_pin_memory": torch.cuda.is_available(),

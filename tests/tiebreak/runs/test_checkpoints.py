@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import run_here, write_checkpoint
 
-from tiebreak.runs.checkpoints import HASHED_BYTES, fault_of, mark_complete, marked
+from tiebreak.runs.checkpoints import HASHED_BYTES, delete_old, fault_of, mark_complete, marked
 from tiebreak.runs.run import read_metrics
 
 
@@ -60,6 +60,25 @@ def test_a_broken_marker_and_a_step_past_the_end_are_faults(tmp_path: Path) -> N
     past = write_checkpoint(tmp_path, 5, last=3)
     assert "past the run's end at step 3" in fault_of(past)
     assert [one.name for one in marked(tmp_path)] == ["checkpoint-5", "checkpoint-4"]
+
+
+def test_a_damaged_checkpoint_pushes_no_intact_one_out(tmp_path: Path) -> None:
+    def steps() -> list[int]:
+        return sorted(int(one.name.rpartition("-")[2]) for one in tmp_path.iterdir())
+
+    for step in (1, 2, 3):
+        mark_complete(write_checkpoint(tmp_path, step), {"key": "ours"})
+        if step == 2:
+            cut_in_half(tmp_path / "checkpoint-2" / "optimizer.pt")
+        delete_old(tmp_path, "ours")
+    assert steps() == [1, 2, 3]
+    mark_complete(write_checkpoint(tmp_path, 4), {"key": "another run's"})
+    delete_old(tmp_path, "ours")
+    assert steps() == [1, 2, 3, 4]
+    mark_complete(write_checkpoint(tmp_path, 5), {"key": "ours"})
+    (tmp_path / "checkpoint-6").mkdir()  # being written
+    delete_old(tmp_path, "ours")
+    assert steps() == [3, 4, 5, 6]
 
 
 def test_large_files_are_compared_by_size(tmp_path: Path) -> None:
