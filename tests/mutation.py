@@ -68,7 +68,7 @@ _STDERR = os.dup(2)
 
 _DATA_SETS = [
     f"tests/tiebreak/data/test_{name}.py"
-    for name in ("formats", "files", "splits", "odd_rows", "pairs", "images", "command")
+    for name in ("formats", "files", "splits", "odd_rows", "rows_by_hand", "pairs", "images", "command")
 ]
 _CHAT = ["tests/tiebreak/chat/test_chat.py", "tests/tiebreak/chat/test_turns.py", "tests/models/test_templates.py"]
 _LONG_TESTS = (
@@ -82,6 +82,7 @@ TESTS = {
     "tiebreak/measures/statistics.py": ["tests/tiebreak/measures/test_statistics.py"],
     "evaluation/evaluate.py": [
         "tests/evaluation/test_evaluate.py",
+        "tests/evaluation/test_verdicts.py::test_a_manifest_has_each_figure_under_one_name",
         "tests/tiebreak/data/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
         "tests/tiebreak/data/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
     ],

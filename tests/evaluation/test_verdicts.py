@@ -585,6 +585,9 @@ def test_a_loss_that_is_not_the_sigmoids_is_held_against_no_ln_2() -> None:
     for loss_type, warned in ((["sigmoid"], 1), (["ipo"], 0), (["sigmoid", "sft"], 0), (("sigmoid",), 1)):
         found = caveats_of([Link(one.folder, {**one.manifest, "config": {"loss_type": loss_type}})])
         assert len(found) == warned, loss_type
+    for weights, warned in (([1.0], 1), ([2.0], 0), (None, 1)):
+        found = caveats_of([Link(one.folder, {**one.manifest, "config": {"loss_weights": weights}})])
+        assert len(found) == warned, weights
     assert len(caveats_of([Link(one.folder, {**one.manifest, "config": {}})])) == 1
     assert caveats_of([dpo_link(eval_loss=math.log(2) + 5e-4)]) == []
 

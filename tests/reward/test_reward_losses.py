@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from reward.losses import bootstrap_counts, centring_loss, preference_loss
+from tiebreak.errors import DataError
 from tiebreak.records import Preference
 from tiebreak.training.labels import (
     Label,
@@ -21,9 +22,19 @@ from tiebreak.training.labels import (
     margin_of,
     mean_one,
     report_unused_columns,
+    require_a_verdict,
     target_of,
     unused_columns,
 )
+
+
+def test_of_the_rows_that_count_one_must_say_which_answer_is_better() -> None:
+    tie, decided, ignored = Label(0.0, 0.5, 1.0), Label(0.0, 1.0, 1.0), Label(0.0, 1.0, 0.0)
+    for labels in ([tie, tie], [tie, ignored]):
+        with pytest.raises(DataError, match="every preference is a tie"):
+            require_a_verdict(labels)
+    for labels in ([tie, decided], [decided, tie], [decided], []):
+        require_a_verdict(labels)
 
 
 def column(*values: float) -> torch.Tensor:

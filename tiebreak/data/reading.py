@@ -370,9 +370,7 @@ RatedRow = tuple[str, Cells, Rated]
 """(place, columns, content) of a row with one rated answer"""
 
 
-def _take_rated(
-    reading: Reading, rated: Mapping[str, list[RatedRow]], has_splits: bool, *, dropping: bool = False
-) -> None:
+def _take_rated(reading: Reading, rated: Mapping[str, list[RatedRow]], has_splits: bool, *, dropping: bool) -> None:
     """The pairs from the rated answers to each prompt."""
     for rows in rated.values():
         split, answers = _of_one_split(reading, rows, has_splits, dropping=dropping)

@@ -27,7 +27,7 @@ from tiebreak.chat.turns import (
 )
 from tiebreak.config import ChatSettings, StageConfig
 from tiebreak.errors import ConfigError, DataError, HandoffError
-from tiebreak.records import Message, Messages, Preference, Prompt, prompt_id
+from tiebreak.records import LabelledAnswer, Message, Messages, Preference, Prompt, prompt_id
 from tiebreak.runs.run import start_run
 
 ASK = Message(role="user", content="Why pale?")
@@ -206,6 +206,30 @@ def test_an_end_inside_an_answer_is_refused_whichever_of_the_stops_it_is(words: 
             gemma.encode_completion([ASK], f"Add{end} iron.")
 
 
+def test_a_plain_token_may_end_a_turn_and_nothing_may_follow_it(words: Any) -> None:
+    """Of the text after an answer's end, blanks and special tokens are the template's; a word is none."""
+    tokenizer = copy.deepcopy(words)
+    tokenizer.add_tokens(["STOP"])
+    turn = "{% for m in messages %}{{ m.role }}: {{ m.content }}STOP\n{% endfor %}"
+    tokenizer.chat_template = turn + "{% if add_generation_prompt %}assistant: {% endif %}"
+    chat = build_chat(tokenizer, ChatSettings(end_of_turn=["STOP"]))
+    _, completion = chat.encode_completion([ASK], ANSWER)
+    assert tokenizer.decode(completion) == "Add iron.STOP"
+    for following in ("!", " more words STOP"):
+        tokenizer.chat_template = turn.replace("STOP", f"STOP{following}") + (
+            "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
+        with pytest.raises(HandoffError, match=r"two end-of-sequence tokens \('STOP'\)"):
+            build_chat(tokenizer, ChatSettings(end_of_turn=["STOP"])).encode_completion([ASK], ANSWER)
+
+
+def test_a_token_that_the_model_has_no_weights_for_is_refused(words: Any) -> None:
+    largest = max(map(max, build_chat(words).encode_completion([ASK], ANSWER)))
+    build_chat(words, vocabulary=largest + 1).encode_completion([ASK], ANSWER)
+    with pytest.raises(HandoffError, match=f"number {largest}\\) that the model has no weights for.* is of {largest}:"):
+        build_chat(words, vocabulary=largest).encode_completion([ASK], ANSWER)
+
+
 # --- thoughts
 
 
@@ -269,6 +293,28 @@ def test_what_was_sampled_is_read_with_its_thought_apart(words: Any) -> None:
     assert read(oss, f"{thought}<|start|>assistant{final}") == ("It is fine.", "The user asks.", True)
     assert read(oss, final) == ("It is fine.", None, True)
     assert read(oss, thought) == ("", "The user asks.", False)
+    assert read(oss, f"As {final}") == ("As finalIt is fine.", None, True)  # what begins elsewhere is text
+
+
+def test_a_thought_that_no_mark_closes_is_part_of_the_answer(words: Any) -> None:
+    tokenizer = copy.copy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content or '' }}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert read(build_chat(tokenizer), "Hm. Add iron.<|im_end|>") == ("Hm. Add iron.", None, True)
+
+
+def test_the_words_before_every_answer_are_no_part_of_it(words: Any) -> None:
+    tokenizer = copy.copy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ 'So: ' if m.role == 'assistant' }}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = build_chat(tokenizer)
+    assert read(chat, "So: Add iron.<|im_end|>") == ("Add iron.", None, True)
+    assert read(chat, "Add so: iron.<|im_end|>") == ("Add so: iron.", None, True)
+    assert read(chat, "Add So: iron.<|im_end|>") == ("Add So: iron.", None, True)
 
 
 def test_a_thought_that_the_prompt_begins_is_read_without_special_tokens(words: Any) -> None:
@@ -328,6 +374,16 @@ def test_a_sampled_side_is_learned_as_the_ids_that_were_drawn(words: Any) -> Non
     assert drawn != chat.encode_completion([ASK], "Add iron.")[1]
     chosen, rejected = chat.encode_preference(preference(chosen_ids=drawn, tokenizer_sha256="of-this-tokenizer"))
     assert (chosen.completion, chosen.trained) == (drawn, [1] * len(drawn))
+    labelled = LabelledAnswer(
+        prompt=(ASK,),
+        completion=(ANSWER,),
+        label=True,
+        prompt_id=prompt_id((ASK,)),
+        ids=tuple(drawn),
+        tokenizer_sha256="of-this-tokenizer",
+    )
+    assert chat.encode_answer(labelled) == chosen
+    assert chat.write([ASK], ANSWER).completion == chat.encode_completion([ASK], "Add iron.")[1]
     assert rejected.completion == chat.encode_completion([ASK], "Add 2 ml.")[1]
     assert rejected.trained == [1] * len(rejected.completion)
     cut_off, _ = chat.encode_preference(preference(chosen_finished=False))
@@ -637,6 +693,12 @@ def test_marks_see_the_tools(words: Any) -> None:
     expected = [[" Add iron.<|im_end|>"]]
     assert trained(chat, chat.encode_conversation((ASK, ANSWER), tools=TOOLS)) == expected
     assert trained(chat, chat.encode_conversation((ASK, ANSWER))) == expected
+    tokenizer.chat_template = MARKED.replace(
+        "END{% endgeneration %}",
+        "{% endgeneration %}{% for t in tools or [] %} ({{ t.function.name }}){% endfor %}<|im_end|>",
+    )
+    after = build_chat(tokenizer).encode_conversation((ASK, ANSWER), tools=TOOLS)
+    assert trained(build_chat(tokenizer), after) == [[" Add iron.", "<|im_end|>"]]  # not the tool's name between them
 
 
 def test_marks_need_a_tokenizer_that_knows_where_its_tokens_stand() -> None:
@@ -769,6 +831,25 @@ def test_where_thoughts_are_why_a_template_cannot_take_a_row_the_key_that_drops_
         [*_, text] = trained(chat := made(thinking="drop"), chat.encode_conversation(conversation, tools=TOOLS))
         assert "Pale is hungry" not in str(text)
         assert "Let me look" not in str(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "without"), [("helper\n", ""), ("assistant\n", "{{ raise_exception('think first') }}")]
+)
+def test_dropping_thoughts_is_no_advice_where_the_template_refuses_the_conversation_without_them(
+    prompt: str, without: str, words: Any
+) -> None:
+    tokenizer = copy.copy(words)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.reasoning_content or '' }}"
+        "{% if m.content == 'Add iron.' and not m.reasoning_content %}WITHOUT{% endif %}{{ m.content }}"
+        "{{ '?' if loop.last and m.role == 'user' }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>PROMPT{% endif %}"
+    )
+    tokenizer.chat_template = tokenizer.chat_template.replace("WITHOUT", without).replace("PROMPT", prompt)
+    with pytest.raises(HandoffError) as refused:
+        build_chat(tokenizer).encode_completion([ASK], THOUGHT)
+    assert "thinking: drop" not in str(refused.value)
 
 
 def test_rows_that_no_template_takes_can_be_dropped(

@@ -1,0 +1,333 @@
+"""Rows at the edges of their shapes, each read by hand: verdicts beside sides, what is used, splits, answers of KTO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import write_rows
+
+from tiebreak.data.columns import Cells
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import Rules, read, read_answers
+from tiebreak.data.shapes import Compared, Labelled, LeftOut, Wanted, guess, understand, unsettled_winner
+from tiebreak.data.splits import is_held_out
+from tiebreak.errors import DataError, RunError
+from tiebreak.records import write_jsonl
+
+KEEP: dict[str, Any] = {"validation_share": 0.0}
+SIDES = {"prompt": "q", "chosen": "x", "rejected": "y"}
+NO_WINNER = {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1}
+CAT = {"type": "image", "image": "cat.png"}
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    """User and assistant in turn; a text in brackets is the system's."""
+    spoken: list[dict[str, str]] = []
+    for content in contents:
+        if content.startswith("["):
+            spoken.append({"role": "system", "content": content})
+        else:
+            asked = bool(spoken) and spoken[-1]["role"] == "user"
+            spoken.append({"role": "assistant" if asked else "user", "content": content})
+    return spoken
+
+
+def answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def read_row(row: dict[str, Any], wanted: Wanted, **columns: str | None) -> tuple[str, list[Any], set[str]]:
+    """(the shape's name, what the row holds, the columns that were used)."""
+    cells = Cells(row, columns)
+    found = understand(cells, wanted)
+    return found.shape, found.results, cells.used
+
+
+# --- which columns are used: others are reported as ignored
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted", "shape", "used"),
+    [
+        ({"prompt": "q", "history": [["a", "b"]]}, "prompts", "prompts", {"prompt", "history"}),
+        (
+            {"prompt": "q", "completion": "a", "reasoning": "hm"},
+            "demonstrations",
+            "prompt and completion",
+            {"prompt", "completion", "reasoning"},
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": True},
+            "demonstrations",
+            "KTO rows (prompt, completion, label)",
+            {"prompt", "completion", "label"},
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": "false"},
+            "answers",
+            "KTO rows (prompt, completion, label)",
+            {"prompt", "completion", "label"},
+        ),
+        (
+            {"messages": turns("q", "a"), "label": True},
+            "answers",
+            "conversations (messages)",
+            {"messages", "label"},
+        ),
+        (
+            {"prompt": "q", "response": "a", "score": 3},
+            "preferences",
+            "ratings (prompt, response, score), paired by prompt",
+            {"prompt", "response", "score"},
+        ),
+        (
+            {"prompt": "q", "completion": "a", "label": True},
+            "preferences",
+            "KTO rows (prompt, completion, label), paired by prompt",
+            {"prompt", "completion", "label"},
+        ),
+        (
+            {**SIDES, "score_chosen": 2, "score_rejected": 1, "winner": "chosen"},
+            "preferences",
+            "preferences (prompt, chosen, rejected)",
+            {*SIDES, "score_chosen", "score_rejected", "winner"},
+        ),
+        ({**SIDES, "winner": "tie"}, "preferences", "ties (chosen, rejected)", {"chosen", "rejected", "winner"}),
+        (
+            {"prompt": "q", "response_a": "x", "response_b": "y", "tie": True},
+            "preferences",
+            "pairs (response_a, response_b, tie)",
+            {"prompt", "response_a", "response_b", "tie"},
+        ),
+        (
+            {"prompt": "q", "response_a": "x", "response_b": "y"} | NO_WINNER,
+            "preferences",
+            "pairs (response_a, response_b, winner_model_a and winner_model_b)",
+            {"prompt", "response_a", "response_b", "winner_model_a", "winner_model_b", "winner_tie"},
+        ),
+        ({"messages": turns("q")}, "prompts", "prompts (messages)", {"messages"}),
+        ({"messages": turns("q", "a")}, "prompts", "prompts (messages, less the last answer)", {"messages"}),
+    ],
+)
+def test_the_shape_and_the_columns_that_it_uses(
+    row: dict[str, Any], wanted: Wanted, shape: str, used: set[str]
+) -> None:
+    found, _, columns = read_row(row, wanted)
+    assert found == shape
+    assert columns >= used
+
+
+# --- verdicts and ratings beside two sides
+
+
+def test_prompts_of_a_tie_are_prompts_all_the_same() -> None:
+    sides = {"chosen": turns("q", "x"), "rejected": turns("q", "y")}
+    _, [prompt], _ = read_row({**sides, "score_chosen": 1, "score_rejected": 1}, "prompts")
+    assert prompt.prompt[0].text == "q"
+
+
+def test_one_column_of_a_pair_beside_two_sides_is_no_pair() -> None:
+    _, [found], _ = read_row({**SIDES, "response_a": "x", "winner": "chosen"}, "preferences")
+    assert (found.chosen[0].text, found.rejected[0].text) == ("x", "y")
+
+
+def test_a_verdict_after_a_signed_one_is_read_too() -> None:
+    row = {**SIDES, "overall_preference": 2, "winner": "rejected"}
+    with pytest.raises(ValueError, match="winner: 'rejected' names the rejected answer"):
+        understand(Cells(row, {}), "preferences")
+
+
+def test_a_small_negative_mean_is_the_first_answers() -> None:
+    row = {"prompt": "q", "response1": "x", "response2": "y", "overall_preference": -0.5}
+    _, [found], _ = read_row(row, "preferences")
+    assert (found.chosen[0].text, found.strength) == ("x", None)
+
+
+def test_a_signed_column_settles_what_0_means() -> None:
+    rows = [{"prompt": "q", "response_1": "x", "response_2": "y", "label": value} for value in (0, 1)]
+    assert unsettled_winner([Cells(row, {}) for row in rows]) == "label"
+    assert unsettled_winner([Cells({**row, "overall_preference": 1}, {}) for row in rows]) is None
+
+
+def test_two_columns_named_by_key_are_the_pair_of_four_answers() -> None:
+    row = {"prompt": "q", "one": "x", "two": "y", "answer_0": "z", "answer_1": "w", "winner": "a"}
+    _, [found], _ = read_row(row, "preferences", response_a="one", response_b="two")
+    assert (found.chosen[0].text, found.rejected[0].text) == ("x", "y")
+
+
+def test_a_ranking_with_a_fault_is_guessed_to_be_one() -> None:
+    assert guess(Cells({"prompt": "q", "responses": ["x", "y"], "scores": [1, "high"]}, {})) == "preferences"
+    assert guess(Cells({"prompt": "q", "responses": ["x", "y"]}, {})) != "preferences"
+
+
+# --- conversations
+
+
+def test_conversations_that_part_at_a_users_turn_are_refused_by_either_side() -> None:
+    asked, answered = turns("[Be brief.]", "q", "a"), [*turns("[Be brief.]"), answer("b")]
+    for chosen, rejected in ((asked, answered), (answered, asked)):
+        with pytest.raises(ValueError, match=r"part at message 2, and turns of the user follow"):
+            understand(Cells({"chosen": chosen, "rejected": rejected}, {}), "preferences")
+
+
+def test_a_prompt_column_may_leave_out_the_system_message() -> None:
+    shared = turns("[system]", "q", "a", "p")
+    row = {"prompt": shared[1:], "chosen": [*shared, answer("x")], "rejected": [*shared, answer("y")]}
+    _, [found], _ = read_row(row, "preferences")
+    assert [message.text for message in found.prompt] == ["[system]", "q", "a", "p"]
+
+
+def test_a_thought_beside_an_answer_that_has_its_own_or_several_parts_is_refused() -> None:
+    own = [{"role": "assistant", "content": "a", "reasoning_content": "first"}]
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    several = [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "5"},
+        {"role": "assistant", "content": "a"},
+    ]
+    for completion in (own, several):
+        row = {"prompt": "q", "completion": completion, "reasoning": "second"}
+        with pytest.raises(ValueError, match="column 'reasoning' and the answer's own thought differ"):
+            understand(Cells(row, {}), "demonstrations")
+    _, [found], _ = read_row({"prompt": "q", "completion": own, "reasoning": "first"}, "demonstrations")
+    assert found.answer[0].reasoning_content == "first"
+
+
+def test_a_lone_turn_after_a_system_column_has_no_prompt(tmp_path: Path) -> None:
+    row = {"system": "Be brief.", "conversations": [{"from": "gpt", "value": "x"}]}
+    [bad] = read(str(write_rows(tmp_path / "rows.jsonl", [row])), "demonstrations", Rules(**KEEP)).bad
+    assert "user" in bad.reason
+
+
+def test_a_list_of_texts_and_others_is_no_list_of_turns() -> None:
+    won = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
+    row = {"prompt": ["q", 5], "response_a": ["x", "z"], "response_b": ["y", "w"], **won}
+    with pytest.raises(ValueError, match=r"^message 1: "):
+        understand(Cells(row, {}), "preferences")
+
+
+# --- images
+
+
+def test_only_the_column_of_images_is_named_where_the_text_has_no_place_for_them() -> None:
+    _, [beside], _ = read_row({"prompt": "What?", "images": ["cat.png"]}, "prompts")
+    placed = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    _, [within], _ = read_row({"prompt": placed, "images": ["cat.png"]}, "prompts")
+    assert (beside.image_column, within.image_column) == ("images", None)
+
+
+def test_a_tie_with_images_is_a_tie() -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "tie", "images": ["cat.png"]}
+    assert read_row(row, "preferences")[1] == [LeftOut("a tie")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "row"),
+    [
+        ("prompts", {"prompt": [{"role": "user", "content": [CAT]}]}),
+        ("preferences", {**SIDES, "prompt": [{"role": "user", "content": [CAT]}]}),
+        ("answers", {"prompt": [{"role": "user", "content": [CAT]}], "completion": "A cat.", "label": True}),
+    ],
+)
+def test_a_stage_of_text_refuses_a_row_with_an_image(wanted: Wanted, row: dict[str, Any], tmp_path: Path) -> None:
+    source = str(write_rows(tmp_path / "rows.jsonl", [row]))
+    [bad] = read(source, wanted, Rules(**KEEP, stage="sft")).bad
+    assert "tiebreak sft takes only text" in bad.reason
+    assert read(source, wanted, Rules(**KEEP)).bad == []
+
+
+def test_pairs_with_a_column_of_another_medium_are_refused(tmp_path: Path) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "audio": "a.wav"}
+    with pytest.raises(DataError, match="column 'audio': only text and images are read"):
+        read_pairs(str(write_rows(tmp_path / "rows.jsonl", [row])))
+
+
+# --- rated answers to one prompt
+
+
+def rated(answer: str, score: int, **more: Any) -> dict[str, Any]:
+    return {"prompt": "q", "response": answer, "score": score, **more}
+
+
+def test_a_pair_of_rated_answers_says_of_itself_what_the_first_row_says(tmp_path: Path) -> None:
+    rows = [rated("x", 1, source="first"), rated("y", 2, source="second"), rated("z", 3, source="third")]
+    reading = read(str(write_rows(tmp_path / "rows.jsonl", rows)), "preferences", Rules(**KEEP))
+    assert {draft.placed("train").source for draft in reading.drafts} == {"first"}
+    assert len(reading.drafts) == 3
+
+
+def test_a_rated_answer_of_another_split_is_dropped_and_the_place_of_the_kept_one_named(tmp_path: Path) -> None:
+    rows = [rated("x", 1, split="train"), rated("y", 2, split="test"), rated("z", 3, split="test")]
+    source = str(write_rows(tmp_path / "rows.jsonl", rows))
+    reading = read(source, "preferences", Rules(**KEEP, on_bad_row="drop"))
+    [bad] = reading.bad
+    assert bad.where.endswith("rows.jsonl:1")
+    assert bad.reason.startswith("its prompt is in the test split too (")
+    assert bad.reason.endswith("rows.jsonl:3)") or bad.reason.endswith("rows.jsonl:2)")
+    assert [(draft.placed("test").chosen_text, draft.split) for draft in reading.drafts] == [("z", "test")]
+    with pytest.raises(DataError):
+        read(source, "preferences", Rules(**KEEP))
+
+
+# --- answers with a label, which KTO learns from
+
+
+def test_labelled_answers_of_every_shape(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "q", "completion": "a", "label": True},
+        {"instruction": "q", "output": "b", "label": "undesirable"},
+        {"messages": turns("q", "c"), "label": 0.0},
+        {"prompt": "q", "completion": "d", "label": 1},
+    ]
+    answers = read_answers(str(write_rows(tmp_path / "rows.jsonl", rows)), Rules(**KEEP, columns={"label": "label"}))
+    assert [(one.prompt[0].text, one.completion[0].text, one.label) for one in answers] == [
+        ("q", "a", True),
+        ("q", "b", False),
+        ("q", "c", False),
+        ("q", "d", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        (SIDES, "a pair, and KTO learns from single answers"),
+        ({"prompt": "q", "completion": "a"}, "label: there is none"),
+        ({"prompt": "q", "completion": "a", "label": "fine"}, "'fine' in it is neither true nor false"),
+        ({"prompt": "q", "completion": "a", "label": True, "weight": 2.0}, "weight: a column of pairs"),
+        ({"prompt": "q"}, "no "),
+    ],
+)
+def test_rows_that_label_no_answer(row: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    [bad] = read(str(write_rows(tmp_path / "rows.jsonl", [row])), "answers", Rules(**KEEP)).bad
+    assert fault in bad.reason
+
+
+def test_kinds_of_results_have_no_content_by_default() -> None:
+    """What a shape leaves out stays empty: it never becomes a message."""
+    asked = (understand(Cells({"prompt": "q"}, {}), "prompts").results[0]).prompt  # type: ignore[union-attr]
+    assert (Compared(asked).chosen, Labelled(asked).answer) == ((), ())
+
+
+def test_labelled_answers_of_a_run_get_the_splits_of_their_prompts(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n // 2}", "completion": f"a{n}", "label": n % 2 == 0} for n in range(40)]
+    bare = [
+        one.model_copy(update={"split": None}) for one in read_answers(str(write_rows(tmp_path / "rows.jsonl", rows)))
+    ]
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    write_jsonl(tmp_path / "run" / "final" / "unpaired.jsonl", bare)
+    answers = read_answers(str(tmp_path / "run"), Rules(validation_share=0.5))
+    assert [one.completion for one in answers] == [one.completion for one in bare]
+    held_out = [is_held_out(one.prompt_id, 0.5) for one in answers]
+    assert [one.split == "validation" for one in answers] == held_out
+    assert 2 < sum(held_out) < 38
+
+
+def test_a_run_without_unpaired_labels_is_named(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds no unpaired\.jsonl, which KTO learns from"):
+        read_answers(str(tmp_path))
