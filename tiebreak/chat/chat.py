@@ -791,7 +791,7 @@ def _beginning(row: object) -> str:
     prompt = getattr(row, "prompt", row)
     messages = getattr(prompt, "messages", prompt)
     first = messages[0] if isinstance(messages, tuple) and messages else None
-    return f" ({first.content[:40]!r})" if isinstance(first, Message) else ""
+    return f" ({first.text[:40]!r})" if isinstance(first, Message) else ""
 
 
 def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:

@@ -396,8 +396,12 @@ def _whole_conversation(cells: Cells) -> tuple[str, Answered] | None:
         )
     value = cells.get(name)
     messages = _with_system(cells, _messages(cells, value))
-    if len(messages) < 2 or messages[-1].role != "assistant":
-        raise ValueError("messages must end with the assistant's answer")
+    if messages[-1].role != "assistant":
+        raise ValueError(
+            f"{name} must end with the assistant's answer, and ends with a message of the {messages[-1].role}"
+        )
+    if len(messages) < 2:
+        raise ValueError(f"{name} holds an answer alone, and nothing that it answers")
     shape = f"conversations ({name})"
     if isinstance(value, str):
         shape = f"Human and Assistant in one text ({name})"

@@ -45,7 +45,7 @@ def marked(folder: Path) -> list[Path]:
 
 
 def delete_old(folder: Path, key: str) -> None:
-    """Delete the checkpoints before the `KEPT` newest intact ones of the run with this key. A damaged one does not count."""
+    """Delete the checkpoints before the `KEPT` newest intact ones of the run with this key. Damaged ones do not count."""
     intact = 0
     for checkpoint in marked(folder):
         if intact == KEPT:

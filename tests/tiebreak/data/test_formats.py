@@ -939,7 +939,7 @@ def test_answers_and_what_stands_beside_them() -> None:
     for row, message in (
         (both, "'messages' and 'completion' could each be the conversation to learn from"),
         ({"messages": [said("user", "q")]}, "messages must end with the assistant's answer"),
-        ({"messages": [said("assistant", "q")]}, "messages must end with the assistant's answer"),
+        ({"messages": [said("assistant", "q")]}, "messages holds an answer alone, and nothing that it answers"),
         ({"messages": ["q"]}, "Input should be"),
         ({"text": "x"}, "a 'text' column holds conversations that are rendered already"),
         (
