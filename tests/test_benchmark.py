@@ -38,6 +38,7 @@ def reward_accuracy(monkeypatch: pytest.MonkeyPatch) -> Any:
     return reward_accuracy
 
 
+@pytest.mark.proof
 def test_the_benchmark_measures_ours_beside_trls_in_fresh_processes(tiny_model: Path, tmp_path: Path) -> None:
     written = tmp_path / "results.json"
     words = ["--only", "dpo, multi-turn", "--rows", "2", "--steps", "3", "--contestants", "trl"]
@@ -131,11 +132,11 @@ def test_unlike_beginnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         require_same_scores([0.5, -20.1], job)
 
 
-def test_sft_and_reward_models_are_trained_as_the_stages_build_them(
+def test_sft_reward_and_dpo_are_trained_as_the_stages_build_them(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step each, in this process; dpo and ppo have tests of their own. An adapter changes nothing before the first step:
-    SFT's loss is then transformers' of the model itself, and a random reward model's about ln 2."""
+    """A step each, in this process. An adapter changes nothing before the first step: SFT's loss is then transformers' of
+    the model itself, DPO's ln 2, and a random reward model's about ln 2."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     import torch
     import training
@@ -150,7 +151,7 @@ def test_sft_and_reward_models_are_trained_as_the_stages_build_them(
     ids = [torch.tensor([pair.prompt + pair.chosen]) for pair in pairs[:2]]
     labels = [torch.tensor([[-100] * len(pair.prompt) + pair.chosen]) for pair in pairs[:2]]
     own = sum(float(model(input_ids=i, labels=answer).loss.detach()) for i, answer in zip(ids, labels, strict=True)) / 2
-    for stage, loss, tolerance in (("sft", own, 1e-4), ("reward", math.log(2), 0.3)):
+    for stage, loss, tolerance in (("sft", own, 1e-4), ("reward", math.log(2), 0.3), ("dpo", math.log(2), 1e-4)):
         budget = training.Budget(rows=2, steps=1)
         folder = tmp_path / stage
         trainer = training.build_contestant(stage, "ours", pairs, budget, str(tiny_model), tokenizer, str(folder))
