@@ -1,8 +1,7 @@
 """One adapter method through every stage that trains: three steps, saved, reloaded, compared.
 
-A stage's outcome is the path that its batches took (`packed`, `padded`, `plain`, `alone`); `refused` with the reason,
-before anything was loaded; or a fault: `wrong` where what was saved answers otherwise than PEFT's own reading of it, or
-did not learn; `failed` where an exception got through.
+Outcomes are those of outcomes.py: `refused` before anything was loaded; `wrong` where what was saved answers otherwise
+than PEFT's own reading of it, or did not learn.
 """
 
 from __future__ import annotations
@@ -14,21 +13,19 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import torch
+from outcomes import Outcome, ask_here, outcome_of
 from safetensors import safe_open
-from support import end_process, read_rows, run_here, write_config, write_rows
+from support import read_rows, write_config, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tiebreak.config import AdapterConfig
 from tiebreak.models import load
-from tiebreak.models.reload import FreshProcess, Reloaded
-from tiebreak.process.preloaded import answered
-from tiebreak.runs.reports import read_reports
+from tiebreak.models.reload import FreshProcess
 
-How = Literal["packed", "padded", "plain", "alone", "refused", "wrong", "failed"]
 STAGES = ("sft", "reward", "dpo", "kto", "ppo", "rloo", "grpo")
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "LoRA": {"r": 4, "alpha": 8},
@@ -59,9 +56,6 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 }
 THEN = {"full, then LoRA": {"r": 4, "alpha": 8}}
 """the method of the stages after SFT, where it is another"""
-UNEXPECTED = "This is a fault in Tiebreak or in a library"
-REFUSALS = (1, 2)
-"""exit statuses of a `TiebreakError`; a signal's is another"""
 LOGP = 1e-3
 """nats that another order of additions may differ by"""
 TRAINING = {
@@ -77,18 +71,6 @@ GREEDY = {"temperature": 0.0, "max_new_tokens": 4}
 ASKED = ["How often do I feed basil?", "And mint?", "Where do I put the lamp?", "Is kale pale?"]
 SAID = ["Feed it daily.", "Once a week.", "Above the leaves.", "It is not."]
 ELSE = ["Why?", "It drinks.", "In the dark.", "Yes."]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a stage."""
-
-    how: How
-    note: str = ""
-
-    @property
-    def is_fault(self) -> bool:
-        return self.how in ("wrong", "failed")
 
 
 @dataclass
@@ -132,15 +114,6 @@ def run_method(
     return cell.outcomes
 
 
-def ask_here(process: FreshProcess, what: str, **request: Any) -> dict[str, Any]:
-    """What the fresh process answers, from disk as there."""
-    asked = json.dumps(request | process._about | {"do": what})
-    reply = json.loads(json.dumps(answered(Reloaded().answer, json.loads(asked))))
-    if "failed" in reply:
-        raise RuntimeError(reply["failed"])
-    return dict(reply["done"])
-
-
 def write_data(folder: Path) -> None:
     """Demonstrations, preferences and prompts, in TRL's formats."""
     ask = [[{"role": "user", "content": text}] for text in ASKED]
@@ -161,7 +134,7 @@ def write_data(folder: Path) -> None:
 
 
 def run_stage(cell: Cell, stage: str) -> Outcome:
-    """A stage by its command, then what it saved."""
+    """A stage by its command, then what it saved. A refusal comes before a model is loaded."""
     command = {"kto": "dpo", "rloo": "ppo", "grpo": "ppo"}.get(stage, stage)
     config = write_config(cell.folder / f"{stage}.yaml", output=cell.output(stage), **configuration(cell, stage))
     loaded: list[str] = []
@@ -171,31 +144,11 @@ def run_stage(cell: Cell, stage: str) -> Outcome:
         loaded.append("base")
         return real(*args, **kwargs)
 
-    try:
-        with mock.patch.object(load, "load_base", counted):
-            status, remarks = run_here(command, "--config", config)
-    except Exception as error:  # noqa: BLE001 - whatever got through is the finding
-        return Outcome("failed", f"{type(error).__name__}: {_one_line(str(error))}")
-    finally:
-        end_process(cell.output(stage))
-    if status:
-        reason = _one_line(remarks.strip().split("error: ", 1)[-1].replace(f"{cell.folder}/", ""))
-        if UNEXPECTED in reason or status not in REFUSALS:
-            return Outcome("failed", reason)
-        return Outcome("wrong", f"loaded before: {reason}") if loaded else Outcome("refused", reason)
-    faults = [f"{name}: {report.error}" for name, report in read_reports(cell.output(stage)).items() if report.error]
-    try:
-        faults += CHECKS.get(stage, check_policy)(cell, stage)
-    except Exception as error:  # noqa: BLE001 - the oracle itself could not follow
-        return Outcome("failed", f"oracle: {type(error).__name__}: {_one_line(str(error))}")
-    if faults:
-        return Outcome("wrong", "; ".join(faults[:2]))
-    manifest = json.loads((cell.output(stage) / "manifest.json").read_text())
-    return Outcome(manifest["path"], _one_line(manifest.get("path_reason", "")))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:400]
+    with mock.patch.object(load, "load_base", counted):
+        outcome = outcome_of(command, config, cell.output(stage), lambda: CHECKS.get(stage, check_policy)(cell, stage))
+    if outcome.how == "refused" and loaded:
+        return Outcome("wrong", f"loaded before: {outcome.note}")
+    return outcome
 
 
 def configuration(cell: Cell, stage: str) -> dict[str, Any]:

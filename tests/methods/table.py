@@ -17,7 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from method_cell import METHODS, STAGES, Outcome, run_method
+from method_cell import METHODS, STAGES, run_method
+from outcomes import Outcome
 from support import REPOSITORY, build_tiny_model
 
 PAGE = REPOSITORY / "docs" / "methods.md"

@@ -1,8 +1,7 @@
 """One architecture with one chat template through every stage, each figure held against plain transformers.
 
-A stage's outcome is `exact`; `padded`, `plain` or `alone` (exact too, on one of the slower paths of tiebreak.packed.proof);
-`refused` with the reason; or a fault: `wrong` where a figure is another than the oracle's, `failed` where an exception got
-through.
+A stage's outcome is `exact`, or `padded`, `plain` or `alone` (exact too, on one of the slower paths of
+tiebreak.packed.proof); or as in outcomes.py.
 """
 
 from __future__ import annotations
@@ -14,26 +13,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import plain
 from architectures import Architecture
+from outcomes import Outcome, ask_here, outcome_of
 from plain import Row
 from rows import PREFERRED, SHOWN, TAUGHT, write_data
-from support import end_process, read_rows, run_here, write_config
+from support import read_rows, write_config
 from templates import Template
 from torch import nn
 
-from tiebreak.models.reload import FreshProcess, Reloaded
-from tiebreak.process.preloaded import answered
-from tiebreak.runs.reports import read_reports
+from tiebreak.models.reload import FreshProcess
 
-How = Literal["exact", "padded", "plain", "alone", "refused", "wrong", "failed"]
 STAGES = ("sft", "reward", "dpo", "ppo", "sample", "evaluate")
-UNEXPECTED = "This is a fault in Tiebreak or in a library"
-REFUSALS = (1, 2)
-"""exit statuses of a `TiebreakError`; a signal's is another"""
 RANK, ALPHA = 4, 8
 NEW_TOKENS = 32
 LOGP = 2e-3
@@ -49,18 +43,6 @@ TRAINING = {
 GREEDY = {"temperature": 0.0, "max_new_tokens": NEW_TOKENS}
 HEATS = (1.5, 2.0, 3.0)
 """temperatures at which a model that is sure of its answer gives another, closed thought and all"""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a stage."""
-
-    how: How
-    note: str = ""
-
-    @property
-    def is_fault(self) -> bool:
-        return self.how in ("wrong", "failed")
 
 
 @dataclass
@@ -121,46 +103,14 @@ def run_cell(folder: Path, architecture: Architecture, template: Template) -> di
     return cell.outcomes
 
 
-def ask_here(process: FreshProcess, what: str, **request: Any) -> dict[str, Any]:
-    """What the fresh process answers, from disk as there, without its 5 s of imports."""
-    asked = json.dumps(request | process._about | {"do": what})
-    reply = json.loads(json.dumps(answered(Reloaded().answer, json.loads(asked))))
-    if "failed" in reply:
-        raise RuntimeError(reply["failed"])
-    return dict(reply["done"])
-
-
 def run_stage(cell: Cell, stage: str) -> Outcome:
     """A stage by its command, then its oracle."""
     values = {"output": cell.output(stage), **CONFIGURATIONS[stage](cell)}
     if cell.template.arguments:
         values["template_arguments"] = dict(cell.template.arguments)
     config = write_config(cell.folder / f"{stage}.yaml", **values)
-    try:
-        status, remarks = run_here(stage, "--config", config)
-    except Exception as error:  # noqa: BLE001 - whatever got through is the finding
-        return Outcome("failed", f"{type(error).__name__}: {_one_line(str(error))}")
-    finally:
-        end_process(cell.output(stage))
-    if status:
-        reason = remarks.strip().split("error: ", 1)[-1].replace(f"{cell.folder}/", "")
-        return Outcome("failed" if UNEXPECTED in reason or status not in REFUSALS else "refused", _one_line(reason))
-    try:
-        faults = [
-            f"{name}: {report.error}" for name, report in read_reports(cell.output(stage)).items() if report.error
-        ]
-        faults += [fault for fault in ORACLES[stage](cell) if fault]
-    except Exception as error:  # noqa: BLE001 - the oracle itself could not follow
-        return Outcome("failed", f"oracle: {type(error).__name__}: {_one_line(str(error))}")
-    if faults:
-        return Outcome("wrong", "; ".join(faults[:2]) + (f"; {len(faults) - 2} more" if len(faults) > 2 else ""))
-    manifest = json.loads((cell.output(stage) / "manifest.json").read_text())
-    path = manifest.get("path", "packed")
-    return Outcome("exact") if path == "packed" else Outcome(path, _one_line(manifest.get("path_reason", "")))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).split(" row 2: ")[0][:400]
+    outcome = outcome_of(stage, config, cell.output(stage), lambda: list(ORACLES[stage](cell)))
+    return Outcome("exact") if outcome.how == "packed" else outcome
 
 
 # --- what each stage is asked to do ---

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 from architectures import ARCHITECTURES
-from cell import STAGES, Outcome, run_cell
+from cell import STAGES, run_cell
+from outcomes import Outcome
 from support import REPOSITORY
 from templates import TEMPLATES
 
