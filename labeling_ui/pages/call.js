@@ -75,6 +75,25 @@ function refill(place, ...children) {
   if (focused) place.querySelector(`[data-${focused[0]}="${CSS.escape(focused[1])}"]`)?.focus();
 }
 
+// A key as the shortcuts name it, on any layout. Digits are also found by their position (AZERTY and Czech give others
+// only with Shift) and in other scripts; letters by position where the layout has no Latin ones.
+function keyOf({ key, code = '', shiftKey }) {
+  if (/^[0-9]$/.test(key)) return key;
+  if (/^\p{Nd}$/u.test(key)) return String(valueOf(key));
+  const [, digit] = /^Digit([0-9])$/.exec(code) || [];
+  if (digit && !shiftKey) return digit;
+  if (key === '\u061f') return '?'; // Arabic
+  const [, letter] = /^Key([A-Z])$/.exec(code) || [];
+  return letter && !/^[\x00-\x7f]+$/.test(key) ? letter.toLowerCase() : key;
+}
+
+// The value of a digit in any script: in Unicode, each script's ten digits follow its zero.
+function valueOf(digit) {
+  let zero = digit.codePointAt(0);
+  while (zero % 16 !== 0 && /^\p{Nd}$/u.test(String.fromCodePoint(zero - 1)) && digit.codePointAt(0) - zero < 9) zero -= 1;
+  return digit.codePointAt(0) - zero;
+}
+
 const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
 
 // A judgment in words; `left`: the id of the completion on the reader's left.

@@ -106,7 +106,8 @@ document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape' || event.key === 'Enter') event.target.blur();
     return;
   }
-  const button = /^[1-7]$/.test(event.key) ? find(`.case [data-answer="${Number(event.key) - 4}"]`) : SETTLING_KEYS[event.key.toLowerCase()] && find(`.case ${SETTLING_KEYS[event.key.toLowerCase()]}`);
+  const key = keyOf(event).toLowerCase();
+  const button = /^[1-7]$/.test(key) ? find(`.case [data-answer="${Number(key) - 4}"]`) : SETTLING_KEYS[key] && find(`.case ${SETTLING_KEYS[key]}`);
   if (!button) return;
   event.preventDefault();
   settleBy(button);

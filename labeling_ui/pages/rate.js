@@ -237,7 +237,7 @@ const PLAIN = {
 document.addEventListener('keydown', (event) => {
   if (event.isComposing || event.keyCode === 229 || event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   const target = event.target.closest ? event.target : document.body;
-  const { key } = event;
+  const key = keyOf(event);
   if (target.closest(typing)) {
     if (key === 'Escape' || (key === 'Enter' && target === reason)) target.blur();
     if (key === 'Enter' && target === turnField && !event.shiftKey) { event.preventDefault(); send(); }

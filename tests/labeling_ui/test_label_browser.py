@@ -228,6 +228,32 @@ def in_view(page: Any, *selectors: str) -> None:
         assert -0.5 <= box["x"] <= box["x"] + box["width"] <= size["width"] + 0.5, f"{selector} is not on the screen"
 
 
+LAYOUTS = [
+    ("&", "Digit1", -3), ("\u00e9", "Digit2", -2), ("-", "Digit6", 2), ("\u00e8", "Digit7", 3),  # AZERTY
+    ("+", "Digit1", -3), ("\u010d", "Digit4", 0),  # Czech
+    ("\u0661", "Digit1", -3), ("\u06f3", "Digit3", -1), ("\u096d", "Digit7", 3),  # Arabic, Persian, Hindi
+    ("5", "Numpad5", 1), ("\u0435", "KeyT", 0), ("\u0641", "KeyT", 0),  # a number pad; Cyrillic and Arabic letters
+]  # fmt: skip
+"""Of a key: what it writes, where it is, and the answer that it gives."""
+DEAD = [("!", "Digit1", True), ("End", "Numpad1", False), ("\u00f6", "Semicolon", False), ("F4", "F4", False)]
+
+
+def test_keys_of_other_layouts_and_scripts_judge(site: Site) -> None:
+    page = site.open("layouts")
+    send = "(one) => document.body.dispatchEvent(new KeyboardEvent('keydown', { ...one, bubbles: true }))"
+    for n, (key, code, _) in enumerate(LAYOUTS):
+        on(page, n)
+        page.wait_for_selector(".desk:not([data-fresh])")
+        for dead, place, shift in DEAD:
+            page.evaluate(send, {"key": dead, "code": place, "shiftKey": shift})
+        page.evaluate(send, {"key": key, "code": code})
+    on(page, len(LAYOUTS))
+    eventually(page, lambda: len(site.judgments("layouts")) == len(LAYOUTS), "all judged")
+    assert [judgment.answer for judgment in site.judgments("layouts")] == [answer for *_, answer in LAYOUTS]
+    page.evaluate(send, {"key": "\u0627", "code": "KeyW"})
+    page.wait_for_selector("[data-card=work][open]")
+
+
 def test_keys_are_dead_while_typing_and_what_is_typed_is_saved(site: Site) -> None:
     page = site.open("dead", after=4)
     on(page, 4)
