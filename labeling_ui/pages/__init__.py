@@ -109,7 +109,7 @@ def mount_pages(app: FastAPI, page: PageConfig) -> None:
 
 def build_page(name: str, page: PageConfig) -> gr.Blocks:
     """One gr.HTML that fills the window; its script reads `describe_page`'s result as `props.value`."""
-    with gr.Blocks(title=page.title, analytics_enabled=False, fill_width=True) as blocks:
+    with _Page(title=page.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
             value=describe_page(page),
             html_template=fill_words(_text(f"{name}.html"), page.words),
@@ -118,6 +118,14 @@ def build_page(name: str, page: PageConfig) -> gr.Blocks:
             elem_id="desk",
         )
     return blocks
+
+
+class _Page(gr.Blocks):
+    """Blocks without Gradio's queue, which looks for events 1,000 times a second: these pages have none."""
+
+    def run_startup_events(self) -> None:
+        """Called when the server starts; here, nothing has to be."""
+        self.is_running = True
 
 
 def describe_page(page: PageConfig) -> dict[str, Any]:
