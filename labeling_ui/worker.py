@@ -22,7 +22,7 @@ from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from labeling_ui.store import conversations
-from labeling_ui.store.store import Store
+from labeling_ui.store.store import Store, wall_clock_ms
 from tiebreak.config import SamplingConfig, Section, load_config
 from tiebreak.errors import exit_with_message
 from tiebreak.records import Completion
@@ -110,7 +110,9 @@ def start_worker(config: ConverseConfig, store_url: str) -> subprocess.Popen[byt
 def work(store: Store, answerer: Answerer) -> None:
     """Answer turns as they arrive, forever."""
     while True:
-        request = store.transact(conversations.take, durable=False)
+        with store.reading() as connection:
+            waiting = conversations.is_waiting(connection, wall_clock_ms())
+        request = store.transact(conversations.take, durable=False) if waiting else None
         if request is None:
             time.sleep(LOOK_SECONDS)
             continue

@@ -42,14 +42,15 @@ function report(pair) {
 function rest() {
   const finished = exhausted && !unsent().length;
   find('.rest').classList.toggle('finished', finished);
-  find('.rest h2').textContent = finished ? words.done : '';
-  find('.rest p').textContent = words[finished ? 'done.more' : 'fetching'];
+  const talking = finished && props.value.converse;
+  find('.rest h2').textContent = finished ? words[talking ? 'talk.rest' : 'done'] : '';
+  find('.rest p').textContent = words[talking ? 'talk.rest.more' : finished ? 'done.more' : 'fetching'];
   desk.setAttribute('aria-busy', String(!finished));
   find('.dock').hidden = !finished;
 }
 
 const mePath = () => `/api/me?since_ms=${midnight()}`;
-const nextPath = () => `/api/next?holding=${encodeURIComponent([...held(), ...unsent().map(([, body]) => body.pair_id)].join(','))}`;
+const nextPath = () => `/api/next?holding=${encodeURIComponent(JSON.stringify([...held(), ...unsent().map(([, body]) => body.pair_id)]))}`;
 let fetching = false;
 
 async function fetchAhead() {
@@ -390,6 +391,7 @@ async function begin() {
   if (waiting) countFrom(await insist(mePath())); // some had arrived before that window closed
   if (props.value.converse) await resumeTalk();
   take(await insist(nextPath()));
+  if (!current && !talk && props.value.converse) beginTalk(); // nothing else to do, as in a campaign of conversations alone
   fetchAhead();
 }
 

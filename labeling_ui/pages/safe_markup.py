@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import html
 import re
+import threading
+import time
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from labeling_ui.pages.mathematics import add_mathematics, render_formula, show_source
+
+if TYPE_CHECKING:
+    from markdown_it.ruler import RuleOptionsType
 
 MAX_MARKDOWN_CHARACTERS = 60_000
 """Longer texts are shown unformatted: a megabyte of Markdown would make the rater wait."""
@@ -28,6 +35,18 @@ MAX_BRACKETS = 3_000
 
 MAX_LEVELS = 100
 """Nesting of quotations and lists. The parser drops deeper levels, so such texts are shown unformatted."""
+
+MAX_PARSE_SECONDS = 1.0
+"""Of the processor. Texts that take longer are shown unformatted: their nesting, tables or marks are of no use to read."""
+
+MAX_TOKENS = 60_000
+"""Parts of a text: items, cells, words in bold. Texts with more are shown unformatted."""
+
+MAX_TARGET_CHARACTERS = 200_000
+"""Of all targets of links and pictures, which references repeat; texts with more are shown unformatted."""
+
+CACHE_CHARACTERS = 16_000_000
+"""Of the texts and HTML that are kept, latest used last."""
 
 PLAIN_PIECE_CHARACTERS = 20_000
 """Unformatted text is split into pieces of this length, so that the browser lays out only those in view."""
@@ -46,17 +65,78 @@ _HIDDEN = re.compile(
 )
 
 
-@lru_cache(maxsize=4096)
 def render(text: str) -> str:
     """`text` as safe HTML."""
-    visible = show_hidden(text)
+    if (kept := _CACHE.get(text)) is not None:
+        return kept
+    rendered = _render(show_hidden(text))
+    _CACHE.keep(text, rendered)
+    return rendered
+
+
+def _render(visible: str) -> str:
     if len(visible) <= MAX_MARKDOWN_CHARACTERS and visible.count("[") <= MAX_BRACKETS:
-        env: dict[str, Any] = {}
-        tokens = _MARKDOWN.parse(visible, env)
-        if max((token.level for token in tokens), default=0) < MAX_LEVELS - 1:
+        env: dict[str, Any] = {"until": time.thread_time() + MAX_PARSE_SECONDS, "targets": 0, "links": []}
+        try:
+            tokens = _MARKDOWN.parse(visible, env)
+            _refuse_too_large(tokens)
             _set_directions(tokens)
             return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
+        except _TooMuchError:
+            pass
     return "".join(f"<pre class='plain'>{html.escape(piece)}</pre>" for piece in _PIECE.findall(visible))
+
+
+class _TooMuchError(Exception):
+    """A text that is not worth its formatting."""
+
+
+class _Cache:
+    """Texts and their HTML, up to a number of characters; used by several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, str] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, text: str) -> str | None:
+        with self._lock:
+            if text in self._kept:
+                self._kept.move_to_end(text)
+            return self._kept.get(text)
+
+    def keep(self, text: str, rendered: str) -> None:
+        with self._lock:
+            if text not in self._kept:
+                self._kept[text] = rendered
+                self._size += len(text) + len(rendered)
+            while self._size > CACHE_CHARACTERS:
+                old, old_html = self._kept.popitem(last=False)
+                self._size -= len(old) + len(old_html)
+
+
+_CACHE = _Cache()
+
+
+def _watch_time(state: StateBlock | StateInline, *_where: Any) -> bool:
+    """A rule that matches nothing; the parser asks it at every line and every mark."""
+    if time.thread_time() > state.env["until"]:
+        raise _TooMuchError
+    return False
+
+
+def _refuse_too_large(tokens: Sequence[Token]) -> None:
+    if max((token.level for token in tokens), default=0) >= MAX_LEVELS - 1:
+        raise _TooMuchError
+    if len(tokens) + sum(len(token.children or ()) for token in tokens) > MAX_TOKENS:
+        raise _TooMuchError
+
+
+def _count_target(target: str, env: Any) -> str:
+    env["targets"] += len(target)
+    if env["targets"] > MAX_TARGET_CHARACTERS:
+        raise _TooMuchError
+    return target
 
 
 def _set_directions(tokens: Sequence[Token]) -> None:
@@ -104,18 +184,20 @@ def _write_out(match: re.Match[str]) -> str:
 class _Inert(RendererHTML):
     """Renders links and images as text, each link followed by its target, so that it cannot mislead."""
 
-    def link_open(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
-        return f"<span class='link' title='{html.escape(str(tokens[index].attrGet('href') or ''))}'>"
+    def link_open(self, tokens: Sequence[Token], index: int, _options: Any, env: Any) -> str:
+        env["links"].append(index)
+        target = _count_target(str(tokens[index].attrGet("href") or ""), env)
+        return f"<span class='link' title='{html.escape(target)}'>"
 
-    def link_close(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
-        opened = max(n for n, token in enumerate(tokens[:index]) if token.type == "link_open")
+    def link_close(self, tokens: Sequence[Token], index: int, _options: Any, env: Any) -> str:
+        opened = env["links"].pop()
         target = str(tokens[opened].attrGet("href") or "")
         label = "".join(token.content for token in tokens[opened:index])
         return "</span>" if target == label else f"</span> <span class='target'>({html.escape(target)})</span>"
 
-    def image(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
+    def image(self, tokens: Sequence[Token], index: int, _options: Any, env: Any) -> str:
         token = tokens[index]
-        target = html.escape(str(token.attrGet("src") or ""))
+        target = html.escape(_count_target(str(token.attrGet("src") or ""), env))
         return f"<span class='picture'>[picture: {html.escape(token.content)} {target}]</span>"
 
     def formula(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
@@ -127,7 +209,11 @@ class _Inert(RendererHTML):
 
 def _build_markdown() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_LEVELS}, renderer_cls=_Inert)
-    return add_mathematics(markdown.enable(["table", "strikethrough"]))
+    add_mathematics(markdown.enable(["table", "strikethrough"]))
+    everywhere: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    markdown.block.ruler.before("table", "time", _watch_time, everywhere)
+    markdown.inline.ruler.before("text", "time", _watch_time)
+    return markdown
 
 
 _MARKDOWN = _build_markdown()

@@ -59,7 +59,15 @@ function wait() {
   turnField.disabled = true;
   find('.dock').hidden = true;
   find('.compose').classList.add('waiting');
-  find('.compose .status').textContent = words['talk.waiting'];
+  const mine = talk;
+  const begun = Date.now();
+  const tick = () => {
+    if (talk !== mine || mine.phase !== 'waiting') return clearInterval(ticking);
+    find('.compose .status').textContent = say('talk.waiting', { seconds: Math.round((Date.now() - begun) / 1000) });
+    return undefined;
+  };
+  const ticking = setInterval(tick, 1000);
+  tick();
 }
 
 // Poll until the answers arrive or the rater leaves the conversation.

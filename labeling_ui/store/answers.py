@@ -109,7 +109,7 @@ class Submission(Answer):
 
     client_id: str = Field(min_length=1, max_length=64)
     """made by the client for each judgment: sending it again is harmless"""
-    pair_id: str = Field(max_length=200)
+    pair_id: str = Field(max_length=2_000)
 
     @field_validator("client_id", "pair_id")
     @classmethod

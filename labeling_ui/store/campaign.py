@@ -33,6 +33,7 @@ from labeling_ui.store.items import items_of, pairs_digest
 from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500
+MAX_ID_CHARACTERS = 200
 CONFIGURED = "configured:"
 """Before a batch's name: the setting that holds what a configuration gave it last."""
 
@@ -96,6 +97,7 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
                 f"it is the right one, 'tiebreak label correct --pairs {source.name} --store {url}' replaces the other"
             )
         if there is None:
+            _check_id(pair.id, source)
             new[pair.id] = pair
     if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
         _match_batch(tx, batch)
@@ -104,6 +106,15 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
     if new:
         insert_pairs(tx, list(new.values()), batch, source=source)
     return len(new)
+
+
+def _check_id(name: str, source: Source) -> None:
+    """An id is part of web addresses, in which `..` is another place."""
+    if not 0 < len(name) <= MAX_ID_CHARACTERS or name.strip(".") == "":
+        raise StoreError(
+            f"the pair id {name[:60]!r} in {source.name} cannot be used: it must have 1 to {MAX_ID_CHARACTERS} characters "
+            "and not be of dots alone. Change it, or leave the column out: the id is then a hash of the pair"
+        )
 
 
 def present_ids(connection: sa.Connection) -> dict[str, str]:

@@ -171,10 +171,19 @@ def look(connection: Connection, rules: Rules, rater_id: str, turn_id: str | Non
 # --- the worker's side ---
 
 
+def is_waiting(connection: Connection, now_ms: int) -> bool:
+    """Whether `take` would find a turn: a read, for workers that look several times a second."""
+    return connection.execute(_to_take(now_ms)).first() is not None
+
+
+def _to_take(now_ms: int) -> sa.Select[Any]:
+    left = sa.and_(TURNS.c.state == "working", TURNS.c.taken_until_ms < now_ms)
+    return sa.select(TURNS).where(sa.or_(TURNS.c.state == "waiting", left)).order_by(TURNS.c.asked_at_ms).limit(1)
+
+
 def take(tx: Transaction) -> Request | None:
     """The turn that has waited longest, held by this worker for HOLD_SECONDS; None if none waits."""
-    left = sa.and_(TURNS.c.state == "working", TURNS.c.taken_until_ms < tx.now())
-    query = sa.select(TURNS).where(sa.or_(TURNS.c.state == "waiting", left)).order_by(TURNS.c.asked_at_ms).limit(1)
+    query = _to_take(tx.now())
     row = tx.connection.execute(query.with_for_update(skip_locked=True)).first()
     if row is None:
         return None

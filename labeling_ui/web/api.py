@@ -4,7 +4,7 @@ POST /api/login, /api/logout            username and password in, a session cook
 POST /api/invitations/accept            create an account from a lead's link
 GET  /api/me                            the rater, their progress, and today's work
 POST /api/guidelines/accept             accept the guidelines; /api/consent/accept likewise
-GET  /api/next?holding=ID,ID            the rater's next pair, or null
+GET  /api/next?holding=["ID"]           the rater's next pair, or null
 POST /api/shown/{pair_id}               the pair is on the screen
 PUT  /api/drafts/{pair_id}              save a draft
 POST /api/judgments                     store a judgment; the reply has the next pair
@@ -16,6 +16,7 @@ POST /api/judgments/{id}/undo           undo a judgment; the reply has the pair,
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -207,14 +208,26 @@ def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) 
 
 @router.get("/next")
 async def next_pair(
-    desk: DeskOf, session: Accepted, holding: Annotated[str, Query(max_length=2_000)] = ""
+    desk: DeskOf, session: Accepted, holding: Annotated[str, Query(max_length=20_000)] = ""
 ) -> JSONResponse:
     """The rater's next pair, or null; nobody gets one before accepting the consent and the guidelines.
 
-    `holding` lists the pairs that the client already has."""
-    held = [pair_id for pair_id in holding.split(",") if pair_id]
+    `holding` lists the pairs that the client already has: in JSON, or between commas where no id has one."""
+    held = _held(holding)
     claimed = await desk.write(lambda tx: assigning.claim(tx, desk.store.rules, session.rater.id, held))
     return JSONResponse(await rendered(claimed))
+
+
+def _held(holding: str) -> list[str]:
+    if not holding.startswith("["):
+        return [pair_id for pair_id in holding.split(",") if pair_id]
+    try:
+        held = json.loads(holding)
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, list) or not all(isinstance(pair_id, str) for pair_id in held):
+        raise HTTPException(422, "holding: must be a JSON list of pair ids")
+    return [_storable(pair_id) for pair_id in held]
 
 
 @router.post("/shown/{pair_id:path}")

@@ -27,9 +27,6 @@ SESSION_COOKIE = "tiebreak_session"
 MAX_TOGETHER = 64
 """Most changes per transaction, which bounds the wait of the next ones."""
 
-QUICK_CHARACTERS = 6_000
-"""Shorter texts are rendered at once: waking another thread would take longer."""
-
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 A = TypeVar("A", bound=Answer)
@@ -203,12 +200,8 @@ def printable(text: str) -> str:
 
 
 async def rendered(assignment: Assignment | None) -> dict[str, Any] | None:
-    """`as_json`, without blocking other requests: long answers take a while to render."""
-    if assignment is None:
-        return None
-    length = sum(len(completion.text) for completion in assignment.pair.completions)
-    length += sum(len(message.text) for message in assignment.pair.messages)
-    return as_json(assignment) if length < QUICK_CHARACTERS else await to_thread.run_sync(as_json, assignment)
+    """`as_json` in another thread: a text takes up to a second to render, and other requests must not wait for it."""
+    return None if assignment is None else await to_thread.run_sync(as_json, assignment)
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRST"

@@ -50,7 +50,8 @@ async def _reply(desk: Desk, rater_id: str, turn_id: str | None) -> JSONResponse
     turn = await to_thread.run_sync(_look, desk, rater_id, turn_id)
     if turn is None:
         return JSONResponse(None)
-    return JSONResponse({**_as_json(turn), "pair": await rendered(turn.assignment)})
+    fields = await to_thread.run_sync(_as_json, turn)
+    return JSONResponse({**fields, "pair": await rendered(turn.assignment)})
 
 
 def _as_json(turn: Turn) -> dict[str, Any]:

@@ -592,6 +592,27 @@ def test_my_work_shows_nothing_old_while_the_new_is_on_its_way(site: Site) -> No
     assert page.get_attribute(".judging .chosen", "data-answer") == "2"
 
 
+def test_without_pairs_a_conversation_opens_and_tells_how_long_it_waits(site: Site) -> None:
+    page = site.open("talker", after=12)
+    on(page, 12)
+    press(page, "b")
+    page.wait_for_selector(".rest >> text=Write to the assistants")
+    eventually(page, lambda: len(site.judgments("talker", 12)) == 1, "the last pair")
+    page.reload()
+    page.wait_for_selector(".compose textarea:enabled")
+    page.keyboard.type("What is 1 + 1?")
+    press(page, "Enter")
+    page.wait_for_selector(".compose .status >> text=1 s")
+    site.answer()
+    page.wait_for_selector(".desk:not([data-pair='']) .answer")
+    press(page, "6")
+    page.wait_for_selector(".compose textarea:enabled")
+    assert page.inner_text(".count") == "14 judged"
+    assert page.locator(".progress").evaluate("(bar) => getComputedStyle(bar).visibility") == "hidden"
+    press(page, "Escape", "c")
+    page.wait_for_selector(".rest >> text=Write to the assistants")
+
+
 def test_guidelines_are_accepted_before_the_first_judgment_and_stay_beside_the_work(site: Site) -> None:
     add_account(site.store, "new", "rater", PASSWORD)
     page = site.browser.new_page(viewport={"width": 1366, "height": 768})

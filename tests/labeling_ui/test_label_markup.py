@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from labeling_ui.pages import safe_markup
 from labeling_ui.pages.mathematics import render_formula
 from labeling_ui.pages.safe_markup import MAX_LEVELS, PLAIN_PIECE_CHARACTERS, render, show_hidden
 
@@ -119,7 +120,7 @@ def test_what_is_no_formula_keeps_its_backslashes_in_environments_alone() -> Non
     table = "\\begin{tabular}{ll}\na & b \\\\\n- c & _d_ \\\\\n\\end{tabular}"
     assert table in words_of(render(table))
     assert table in words_of(render(f"a table: {table} and on"))
-    assert "<li>" in render("costs $$ a lot\n- one\n- two")
+    assert "<li" in render("costs $$ a lot\n- one\n- two")
     assert "<math" not in render("`$$ in code`\n- one\n\n```\n$$\na\n$$\n```")
     many = render("$a$ " * 400)
     assert (many.count("<math"), many.count("class='formula'")) == (300, 100)
@@ -223,6 +224,39 @@ def test_a_megabyte_is_shown_whole_and_in_pieces() -> None:
     assert words_of(html) == text
     assert html.count("<pre class='plain'>") >= len(text) / PLAIN_PIECE_CHARACTERS
     assert tags(html) == {"pre", "pre@class"}
+
+
+LARGE = [
+    ">" * 50 + " a\n" + "> a\n" * 14_000, (">" * 50 + "\n") * 1_100, "1. " * 40 + "a\n" + "   b\n" * 14_000,
+    "|" + "a|" * 1_000 + "\n|" + "-|" * 1_000 + "\n" + "|b|\n" * 12_000, "- a\n" * 15_000, "_a" * 30_000,
+    "<http://a.b> " * 4_000,
+    "[a]: http://x.invalid/" + "y" * 20_000 + "\n\n" + "[a] " * 2_900, ("$" + r"\frac{a}{b}" * 180 + "$ ") * 25,
+    "$$a\n" * 15_000, r"\begin{a}" * 6_000, "a\n$$ b {\n" * 6_000,
+]  # fmt: skip
+"""Texts of up to 60,000 characters whose Markdown takes seconds, or becomes megabytes."""
+
+
+@pytest.mark.parametrize("text", LARGE, ids=range(len(LARGE)))
+def test_rendering_is_bounded_in_time_and_size(text: str) -> None:
+    begun = time.thread_time()
+    html = render(text)
+    assert time.thread_time() - begun < 2.5
+    assert len(html) < 2_000_000
+
+
+def test_a_text_that_is_too_much_is_shown_as_written() -> None:
+    for text in (LARGE[4], LARGE[7]):
+        assert words_of(render(text)) == text
+
+
+def test_the_cache_of_rendered_texts_has_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_markup, "_CACHE", safe_markup._Cache())
+    monkeypatch.setattr(safe_markup, "CACHE_CHARACTERS", 250)
+    rendered: list[str] = []
+    monkeypatch.setattr(safe_markup, "_render", lambda text: rendered.append(text[0]) or text)  # as long as the text
+    for letter in "aabacab":  # two of 50 + 50 characters fit
+        render(letter * 50)
+    assert rendered == ["a", "b", "c", "b"]
 
 
 SLOW = [

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from label_support import make_pair, open_store, serving
+from label_support import make_pair, open_store, processes, serving
 
+from labeling_ui.database.schema import StoreError
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 
@@ -104,7 +110,7 @@ RAW = [
     ("POST", "/api/login", b'{"username": "\\ud800", "password": "hidden-word"}'),
     ("POST", "/api/login", b'{"username": 1, "password": "hidden-word"}'),
     ("POST", "/api/guidelines/accept", b'{"version": "\\u0000"}'),
-    ("GET", "/api/next?holding=%00", b""), ("GET", "/api/next?holding=" + "x" * 3_000, b""),
+    ("GET", "/api/next?holding=%00", b""), ("GET", "/api/next?holding=" + "x" * 25_000, b""),
 ]  # fmt: skip
 
 
@@ -128,6 +134,79 @@ def post(app: FastAPI, body: dict[str, object]) -> httpx.Response:
             return await client.post("/api/judgments", json=body)
 
     return asyncio.run(send())
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FastAPI]:
+    """The application without its pages, which has conversations, over two pairs."""
+    from labeling_ui.pages import PageConfig
+    from labeling_ui.web.server import create_app
+
+    monkeypatch.setattr("labeling_ui.web.server.mount_pages", lambda _app, _page: None)
+    pairs = [pair.model_copy(update={"id": name}) for pair, name in ((make_pair(0), "a,b"), (make_pair(1), "c/../d"))]
+    store = open_store(tmp_path, pairs, raters=0)
+    yield create_app(store, PageConfig("t", hosts=(), policies=("one",)))
+    store.close()
+
+
+def requests(app: FastAPI, *wanted: tuple[str, str, object]) -> list[httpx.Response]:
+    """Method, path and body of requests to the application itself: its replies."""
+
+    async def send() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [await client.request(method, path, json=body) for method, path, body in wanted]
+
+    return asyncio.run(send())
+
+
+def test_nothing_is_rendered_on_the_event_loop(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def watched(text: str) -> str:
+        threads.append(threading.current_thread())
+        return text
+
+    monkeypatch.setattr("labeling_ui.web.context.render", watched)
+    monkeypatch.setattr("labeling_ui.web.talk_api.render", watched)
+    turn = {"conversation_id": "conversation-1", "number": 0, "text": "hello"}
+    first, asked = requests(app, ("GET", "/api/next", None), ("POST", "/api/turns", turn))
+    assert first.json()["messages"][0]["html"] == first.json()["messages"][0]["content"]
+    assert asked.json()["messages"][0]["html"] == "hello"
+    assert len(threads) == 4
+    assert threading.main_thread() not in threads
+
+
+def test_ids_with_commas_and_slashes_are_judged(app: FastAPI) -> None:
+    held: list[str] = []
+    for n in range(2):
+        (reply,) = requests(app, ("GET", f"/api/next?holding={quote(json.dumps(held), safe='')}", None))
+        held.append(reply.json()["pair_id"])
+        draft = ("PUT", f"/api/drafts/{quote(held[-1], safe='')}", {"rationale": "x"})
+        judgment = ("POST", "/api/judgments", {"client_id": f"client-{n}", "pair_id": held[-1], "answer": 1})
+        assert [reply.status_code for reply in requests(app, draft, judgment if n else draft)] == [200, 200]
+    assert sorted(held) == ["a,b", "c/../d"]
+    for holding in ("[1]", "[", '[["a"]]'):
+        assert requests(app, ("GET", f"/api/next?holding={quote(holding)}", None))[0].status_code == 422
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "x" * 201])
+def test_ids_that_no_address_can_have_are_refused_where_pairs_come_in(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match="cannot be used"):
+        open_store(tmp_path, [make_pair(0).model_copy(update={"id": name})])
+
+
+def test_an_idle_server_sleeps(server: tuple[str, Path]) -> None:
+    _, folder = server
+    (process,) = processes("tiebreak.command.cli", str(folder))
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    before = ticks()
+    time.sleep(3)
+    assert (ticks() - before) / (3 * os.sysconf("SC_CLK_TCK")) < 0.015, "a share of a core; half a percent at rest"
 
 
 @pytest.mark.parametrize("fault", ["locked", "full"])
