@@ -27,7 +27,6 @@ from preference.policy.rollout import Episodes, TokenRewards, to_rewards
 from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
 from preference.ppo.losses import generalised_advantages, next_kl_coef, policy_loss, value_loss, whiten
-from tiebreak.errors import HandoffError
 from tiebreak.packed.generation import row_seed
 from tiebreak.packed.proof import Proof
 from tiebreak.terminal import say
@@ -360,11 +359,7 @@ class PPOTrainer(InputsHook, ScoredLoop, Trainer):
         }.items():
             self._shares[name].append(float((tokens * share).sum()))
         loss = ((policy.loss + s.vf_coef * value - s.entropy_coef * entropy) * share).sum()
-        if not torch.isfinite(loss):
-            raise HandoffError(
-                f"PPO's loss is not a number at step {self.state.global_step}: lower training.learning_rate or raise "
-                "kl_coef; the checkpoints before it are kept"
-            )
+        self.note_loss(loss, inputs)
         return loss * self.args.gradient_accumulation_steps * self.accelerator.num_processes
 
     # --- what is logged ---

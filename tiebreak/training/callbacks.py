@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -108,6 +108,14 @@ class TokenCount(TrainerCallback):
             file.write_text(json.dumps(count))
 
 
+@runtime_checkable
+class ChecksLosses(Protocol):
+    """A trainer that notes the losses of a step."""
+
+    def require_finite_losses(self) -> None:
+        """Before the optimizer's step."""
+
+
 EVALUATE_NEXT = "evaluate_next"
 """in a checkpoint's marker: a signal postponed the evaluation of its step"""
 
@@ -140,6 +148,12 @@ class RunCallback(TrainerCallback):
         if self.evaluates_next:
             self.evaluates_next = False
             self.trainer.evaluate()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if isinstance(self.trainer, ChecksLosses):
+            self.trainer.require_finite_losses()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_training_stop and state.global_step < state.max_steps:

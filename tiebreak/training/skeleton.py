@@ -22,7 +22,7 @@ from transformers import Trainer
 
 from tiebreak.chat.chat import Chat, Encoded
 from tiebreak.data.reading import Rules
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, HandoffError
 from tiebreak.models.find import ModelKind, ModelSource, find_model
 from tiebreak.models.load import adapter_of, require_possible
 from tiebreak.models.reload import FreshProcess
@@ -32,6 +32,7 @@ from tiebreak.stages import find_stage
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import RunRecorder
 from tiebreak.training.configuration import TrainedConfig
+from tiebreak.training.finite import NotFiniteLossError, name_rows
 from tiebreak.training.preflight import show_page
 from tiebreak.training.stage import Products, describe, finish_adapter, last_metrics, preflight, train
 
@@ -121,6 +122,22 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
 
     # --- common
 
+    def refused_step(self, error: NotFiniteLossError, rows: Rows[Row]) -> HandoffError:
+        """The message for a loss that is not a number."""
+        trained_on = [self.example(row).input_ids for row in rows.train]
+        named = name_rows(error.sequences, trained_on, self.chat.tokenizer)
+        source = getattr(self.config, self.rows_name, self.rows_name)
+        kept = f"the checkpoints before it are in {self.run.checkpoints}" if error.step > 1 else "nothing was trained"
+        return HandoffError(
+            "\n".join(
+                [
+                    f"{error}, so it was not taken; {kept}. Lower training.learning_rate, or look at the "
+                    f"{self.rows_name} of its batch, from {source}:",
+                    *(f"  {one}" for one in named),
+                ]
+            )
+        )
+
     def show_preflight(self, rows: Rows[Row]) -> None:
         """The page of checks; see tiebreak.training.preflight."""
         lengths = [len(self.example(row).input_ids) for row in rows.train[:ROWS_MEASURED]]
@@ -158,7 +175,10 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
             return
         recorder = RunRecorder(self.run)
         trainer = self.build(rows, recorder)
-        train(trainer, self.run, recorder)
+        try:
+            train(trainer, self.run, recorder)
+        except NotFiniteLossError as error:
+            raise self.refused_step(error, rows) from error
         self.save_beside(trainer)
         finish_adapter(
             trainer,

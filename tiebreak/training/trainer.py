@@ -1,4 +1,4 @@
-"""Mixin for all stages' trainers: on one process, a signal interrupts a step or an evaluation."""
+"""Mixin for all stages' trainers: a signal interrupts a step or an evaluation, on one process; a loss must be finite."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from tiebreak.packed.proof import Proof
 from tiebreak.process.stopping import interruptible
 from tiebreak.training.callbacks import RunCallback, generator_states
+from tiebreak.training.finite import StepLosses
 from tiebreak.upstream import SamplerHook
 
 
@@ -19,6 +20,9 @@ class StageTrainer(SamplerHook):
 
     proof: Proof | None = None
     """of the path that computes batches or log-probabilities; None: the library's own"""
+    _losses: StepLosses | None = None
+    """of the step that is computed now"""
+    _in_step = False
 
     def path_facts(self) -> dict[str, Any]:
         """The path, for the manifest."""
@@ -35,9 +39,36 @@ class StageTrainer(SamplerHook):
         return sampler
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._interruptible():
+        with self._interruptible(), self._noting_losses():
             loss: Tensor = super().training_step(*args, **kwargs)
             return loss
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        self.note_loss(loss, inputs)
+        return loss
+
+    def note_loss(self, loss: Any, inputs: Any) -> None:
+        """Note a batch's loss, of shape (), for `require_finite_losses`."""
+        if self._in_step and self._losses is not None:
+            self._losses.add(loss, inputs, getattr(self, "together", 1))
+
+    def require_finite_losses(self) -> None:
+        """Before the optimizer's step, on every process.
+
+        Raises:
+            NotFiniteLossError: a loss of the step is not finite.
+        """
+        if self._losses is not None:
+            self._losses.require_finite(self.state.global_step + 1, self.accelerator.num_processes)
+
+    @contextmanager
+    def _noting_losses(self) -> Iterator[None]:
+        self._losses, self._in_step = self._losses or StepLosses(), True
+        try:
+            yield
+        finally:
+            self._in_step = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self._interruptible_evaluation():
