@@ -9,7 +9,6 @@ together, each with its place, the allowed values and the nearest right key.
 from __future__ import annotations
 
 import difflib
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,212 +17,21 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
 
+from tiebreak.config.adapter import AdapterConfig as AdapterConfig
 from tiebreak.config.flags import as_flag, group_flags, lay_over, nearest_path, path_of
 from tiebreak.config.keys import own_keys, plain_paths
+from tiebreak.config.section import Section as Section
 from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
 from tiebreak.shipped import find_shipped, locate_shipped
-
-
-class Section(BaseModel):
-    """A frozen part of a configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-    switch: ClassVar[str | None] = None
-    """The key that is set when the whole section is given as true or false."""
-    retired: ClassVar[Mapping[str, Any]] = {}
-    """Keys that earlier versions wrote but never read, with their defaults: so old resolved files still open."""
-
-    @classmethod
-    def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Recorded values, by the keys of now."""
-        return values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_retired(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if not cls._is_retired(key, value)}
-
-    @classmethod
-    def _is_retired(cls, key: str, value: object) -> bool:
-        return key in cls.retired and value == cls.retired[key]
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML's `true` is not 1, though pydantic would accept it."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        options = typing.get_args(annotation) or (annotation,)
-        if isinstance(value, bool) and bool not in options and not {int, float}.isdisjoint(options):
-            raise ValueError("must be a number")
-        return value
-
-
-Method = Literal["lora", "qlora", "full", "ia3", "loha", "lokr", "oft", "boft", "vera", "norms"]
-RANKED = ("lora", "loha", "lokr")
-"""methods whose update is of a rank and scaled by alpha"""
-LAYERED = (*RANKED, "ia3", "oft", "boft", "vera")
-"""methods that are on layers of the user's choice"""
-VIRTUAL = ("prompt", "ptuning", "prefix", "prompt_tuning", "p_tuning", "prefix_tuning")
-"""what people ask for, and no stage trains"""
-ON_QUANTIZED = {
-    **dict.fromkeys(("nf4", "fp4"), ("lora", "ia3", "oft", "vera", "norms")),
-    "int8": ("lora", "ia3", "oft", "vera", "norms"),
-}
-"""by format of the base weights: the methods that PEFT can train on it"""
-READ_BY: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("r", "alpha", "rank_pattern", "alpha_pattern"), RANKED),
-    **dict.fromkeys(("rslora", "dora", "init", "modules_to_save"), ("lora",)),
-    "dropout": ("lora", "vera"),
-    "target_modules": LAYERED,
-    "block_size": ("oft", "boft"),
-    "shared_rank": ("vera",),
-    "trainable_layers": ("full",),
-}
-"""by key of `adapter`: the methods that read it"""
-LATER_KEYS = frozenset(
-    {
-        "double_quantize",
-        "rslora",
-        "dora",
-        "init",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "block_size",
-        "shared_rank",
-        "trainable_layers",
-    }
-)
-"""keys of `adapter` that the first versions had not: at their defaults they are not written, so that a run is the run it
-was"""
-
-
-class AdapterConfig(Section):
-    """What trains: by default LoRA (Hu et al. 2021) on frozen base weights.
-    A policy that has an adapter already is continued with its own."""
-
-    method: Method = "lora"
-    """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
-    products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
-    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). full: the model's own
-    weights. qlora: lora with quantize: nf4"""
-    quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
-    """number format of the frozen base weights, by bitsandbytes; nf4, fp4: 4 bits (Dettmers et al. 2023); int8: 8 bits
-    (Dettmers et al. 2022)"""
-    double_quantize: bool = True
-    """nf4, fp4: hold the scales in 8 bits too"""
-    r: int = Field(default=16, ge=1)
-    """rank of the update; lora, loha, lokr"""
-    alpha: int = Field(default=32, ge=1)
-    """the update is scaled by alpha / r"""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """dropout on the adapter's input. SFT only: the other stages compare the policy with its own reference, so they
-    train without"""
-    target_modules: str | list[str] = "all-linear"
-    """names of the modules to adapt; all-linear: every linear layer except the head"""
-    rslora: bool = False
-    """lora: scale by alpha / sqrt(r) (Kalajdzievski 2023), for ranks above 32"""
-    dora: bool = False
-    """lora: train the length of each weight's rows apart (Liu et al. 2024); slower"""
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
-    """lora: its first values. default: A is random and B is 0, as is gaussian; orthogonal: A and B are orthogonal to each
-    other; pissa: the largest singular vectors of the weights (Meng et al. 2024); olora: their QR decomposition
-    (Büyükakyüz 2024). The last two are saved as LoRA of rank 2r on the unchanged base"""
-    rank_pattern: dict[str, int] = {}
-    """ranks of some modules, by name, as in {q_proj: 32}"""
-    alpha_pattern: dict[str, int] = {}
-    """alphas of some modules, by name"""
-    modules_to_save: list[str] = []
-    """lora: names of modules that are trained whole beside the adapter, each stage on a copy of its own"""
-    block_size: int | None = Field(default=None, ge=2)
-    """oft, boft: size of the rotated blocks, which must divide the layers' inputs; null: 32 and 4, as in PEFT"""
-    shared_rank: int = Field(default=256, ge=1)
-    """vera: rank of the random projections that all layers share"""
-    trainable_layers: int | None = Field(default=None, ge=1)
-    """full: train the last n layers alone, without embeddings, last norm and head; null: all weights"""
-
-    @classmethod
-    def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """qlora is a method and a quantisation in one word."""
-        return {**values, "method": "lora", "quantize": "nf4"} if values.get("method") == "qlora" else values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apart(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        if values.get("method") in VIRTUAL:
-            raise ValueError(
-                f"method: {values['method']} puts virtual tokens before every sequence, which no stage computes; ia3 and "
-                "vera train as few weights"
-            )
-        if values.get("method") == "qlora" and values.get("quantize", "nf4") != "nf4":
-            raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
-        return cls.upgraded(values)
-
-    @model_serializer(mode="wrap")
-    def _as_one_word(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As the first versions wrote it: what a run is has stayed the same."""
-        written: dict[str, Any] = write(self)
-        fields = type(self).model_fields
-        values = {k: v for k, v in written.items() if k not in LATER_KEYS or getattr(self, k) != fields[k].default}
-        quantize = values.pop("quantize", "none")
-        if quantize == "nf4" and self.method == "lora":
-            return {**values, "method": "qlora"}
-        return values if quantize == "none" else {**values, "quantize": quantize}
-
-    @field_validator("target_modules")
-    @classmethod
-    def _some(cls, names: str | list[str]) -> str | list[str]:
-        if not names or (isinstance(names, list) and "" in names):
-            raise ValueError("name the modules to adapt, or give all-linear")
-        if isinstance(names, list) and "all-linear" in names:
-            raise ValueError("all-linear must be given alone, not in a list")
-        return names
-
-    @model_validator(mode="after")
-    def _of_its_method(self) -> AdapterConfig:
-        faults = [
-            f"{key}: method {self.method} does not read it, but {', '.join(methods)} {'do' if len(methods) > 1 else 'does'}"
-            for key, methods in READ_BY.items()
-            if self.method not in methods and getattr(self, key) != type(self).model_fields[key].default
-        ]
-        faults += [fault for fault in (self._fault_of_format(), self._fault_of_start()) if fault]
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-    def _fault_of_format(self) -> str:
-        if self.quantize not in ("nf4", "fp4") and not self.double_quantize:
-            return f"double_quantize: only nf4 and fp4 have scales to quantise, not quantize: {self.quantize}"
-        able = ON_QUANTIZED.get(self.quantize)
-        if able and self.method not in able:
-            return f"quantize: {self.method} cannot train on {self.quantize} weights; {', '.join(able)} can"
-        if self.quantize == "int8" and self.dora:
-            return "dora: PEFT cannot compute it on int8 weights; it can on nf4"
-        return ""
-
-    def _fault_of_start(self) -> str:
-        if self.init in ("pissa", "olora"):
-            wrong = [key for key in ("rslora", "dropout") if getattr(self, key)]
-            if wrong:
-                return (
-                    f"{', '.join(wrong)}: cannot be combined with init: {self.init}, which is saved as LoRA of rank 2r"
-                )
-        return ""
 
 
 def refuse_unread(config: BaseModel, because: str, *keys: str) -> None:

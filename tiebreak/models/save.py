@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tiebreak.chat.chat import Chat
 from tiebreak.config import AdapterConfig, ChatSettings
+from tiebreak.config.adapter import as_saved
 from tiebreak.hashing import hash_file
-from tiebreak.models.adapters.methods import as_saved
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, base_sha256, code_sha256, copy_code
 from tiebreak.models.full import write_whole

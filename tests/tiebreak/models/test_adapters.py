@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, HRAConfig, LoraConfig, PeftModel, get_peft_model
@@ -20,10 +21,10 @@ from transformers import AutoModelForCausalLM
 
 from preference.policy.adapters import POLICY, REFERENCE
 from tiebreak.config import AdapterConfig, TrainingConfig
+from tiebreak.config.adapter import METHODS, PLACED
 from tiebreak.errors import ConfigError, HandoffError, ModelError, RunError
 from tiebreak.models.adapters import adapter as adapters
 from tiebreak.models.adapters.adapter import Adapter
-from tiebreak.models.adapters.methods import METHODS
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy, load_policy, load_reward_model
 from tiebreak.models.probe import probe_values
@@ -334,3 +335,14 @@ def test_all_linear_means_the_modules_and_not_the_word(tiny_model: Path, tmp_pat
     folder = make(tmp_path / "all", tiny_model, config)
     asked = AdapterConfig(r=2, alpha=4, target_modules="all-linear")
     load_policy(find_model(str(folder)), TRAINING, asked, tokenizer_of(folder))
+
+
+def test_an_entry_of_a_method_names_what_peft_and_the_configuration_have() -> None:
+    """What is misspelt in an entry would be found when somebody first trains with it."""
+    for name, method in METHODS.items():
+        assert set(method.reads) <= set(AdapterConfig.model_fields), name
+        if method.peft_type:
+            configuration = getattr(peft, method.config_class)
+            assert configuration().peft_type.value == method.peft_type
+            fields = {field.name for field in dataclasses.fields(configuration)}
+            assert method.continued - PLACED <= fields, name

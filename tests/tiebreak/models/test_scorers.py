@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tiebreak.config import AdapterConfig
-from tiebreak.models.adapters.targets import left_out
+from tiebreak.models.adapters.targets import ModelLayers
 from tiebreak.models.scorers import scorer_class
 
 SIZES = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 0, "num_labels": 2}
@@ -63,6 +63,7 @@ def test_transformers_own_class_is_taken_where_it_reads_a_score() -> None:
 
 def test_all_linear_leaves_out_what_peft_refuses_and_a_name_given_is_not_left_out() -> None:
     mamba = AutoModelForCausalLM.from_config(MISSING["Mamba"])
-    assert left_out(mamba, AdapterConfig()) == ["conv1d", "out_proj"]
-    assert left_out(mamba, AdapterConfig(target_modules=["in_proj", "out_proj"])) is None
-    assert left_out(AutoModelForCausalLM.from_config(MISSING["Cohere"]), AdapterConfig()) is None
+    assert ModelLayers(mamba).left_out(AdapterConfig()) == ["conv1d", "out_proj"]
+    assert ModelLayers(mamba).left_out(AdapterConfig(target_modules=["in_proj", "out_proj"])) is None
+    cohere = AutoModelForCausalLM.from_config(MISSING["Cohere"])
+    assert ModelLayers(cohere).left_out(AdapterConfig()) is None

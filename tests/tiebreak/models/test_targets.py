@@ -14,9 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tiebreak.config import AdapterConfig
+from tiebreak.config.adapter import lora_config
 from tiebreak.errors import ConfigError
-from tiebreak.models.adapters.methods import lora_config
-from tiebreak.models.adapters.targets import left_out, require_frozen_head, require_targets
+from tiebreak.models.adapters.targets import ModelLayers, require_frozen_head, require_targets
 
 
 def llama() -> nn.Module:
@@ -85,7 +85,7 @@ def adapted(model_type: str, **settings: Any) -> set[str]:
     values = {**SIZES, "num_key_value_heads": 2, "head_dim": 4, **settings}
     values = {key: value for key, value in values.items() if value is not None or key.endswith("_id")}
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values))
-    model = get_peft_model(base, lora_config(AdapterConfig(r=2), "CAUSAL_LM", base))
+    model = get_peft_model(base, LoraConfig(**lora_config(AdapterConfig(r=2), "CAUSAL_LM", ModelLayers(base))))
     model(input_ids=torch.tensor([[3, 4, 5]]))
     return {
         name.rpartition(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if "lora_A" in name
@@ -101,7 +101,7 @@ def test_all_linear_leaves_out_what_peft_cannot_adapt() -> None:
     assert "query_key_value" in adapted("falcon", head_dim=None)  # whose linear layers are a kind of their own
     mamba = {"state_size": 4, "expand": 2, "conv_kernel": 4}
     assert adapted("mamba", **mamba) == {"in_proj", "x_proj", "dt_proj"}
-    assert left_out(llama(), AdapterConfig()) is None
+    assert ModelLayers(llama()).left_out(AdapterConfig()) is None
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig
+from tiebreak.config.adapter import METHODS, method_of
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.lora_start import start
-from tiebreak.models.adapters.methods import METHODS, method_of
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
-from tiebreak.models.adapters.targets import require_targets
+from tiebreak.models.adapters.targets import ModelLayers, require_targets
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
@@ -59,11 +59,13 @@ class Adapter:
         Raises:
             ConfigError: it cannot be put there.
         """
-        from peft import get_peft_model
+        import peft
 
         require_targets(base, config)
+        method = METHODS[config.method]
         try:
-            model = get_peft_model(base, METHODS[config.method].configure(config, task, base))
+            values = method.configure(config, task, ModelLayers(base))
+            model = peft.get_peft_model(base, getattr(peft, method.config_class)(**values))
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
         start(model, config)
@@ -113,9 +115,9 @@ class Adapter:
         Raises:
             HandoffError: it does not fit.
         """
-        from peft import get_peft_model
+        import peft
 
-        adapter = cls(get_peft_model(base, read_peft_config(folder, task)))
+        adapter = cls(peft.get_peft_model(base, read_peft_config(folder, task)))
         adapter._take(weights, f"{source}: its adapter does not fit a reward model")
         return adapter
 

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tiebreak.config import READ_BY, AdapterConfig
+from tiebreak.config.adapter import ALL_LINEAR, METHODS, READ_BY, AdapterConfig, method_of, name_of, targets_of
 from tiebreak.errors import ConfigError, HandoffError
-from tiebreak.models.adapters.methods import METHODS, method_of, name_of, targets_of
-from tiebreak.models.adapters.targets import ALL_LINEAR, output_head
+from tiebreak.models.adapters.targets import output_head
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -84,7 +83,7 @@ def require_known(folder: Path, name: str) -> dict[str, Any]:
     values = read_peft_values(folder)
     method = method_of(values.get("peft_type"))
     if method is None:
-        able = ", ".join(each.peft_type for each in METHODS.values())
+        able = ", ".join(each.peft_type for each in METHODS.values() if each.peft_type)
         raise HandoffError(
             f"{name} is a {values.get('peft_type')} adapter, and those continued here are {able}: {MERGE}"
         )

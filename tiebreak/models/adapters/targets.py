@@ -10,14 +10,14 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from tiebreak.config import AdapterConfig
+from tiebreak.config.adapter import ALL_LINEAR, AdapterConfig
 from tiebreak.errors import ConfigError
 
-ALL_LINEAR = "all-linear"
 STATE_SPACES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 """Model types whose kernels read the weights of `READ_BY_KERNELS` directly, so PEFT refuses LoRA on them."""
 READ_BY_KERNELS = ("out_proj", "conv1d")
@@ -46,57 +46,64 @@ def require_targets(model: nn.Module, adapter: AdapterConfig) -> None:
         raise ConfigError("adapter.target_modules: " + "; ".join(faults))
 
 
-def left_out(model: nn.Module, adapter: AdapterConfig) -> list[str] | None:
-    """Layers beside the head that `all-linear` leaves out, since PEFT cannot adapt them: the ends of their names."""
-    if adapter.target_modules != ALL_LINEAR:
-        return None
-    names = {name for name, _ in model.named_modules()}
-    found = {".".join(name.split(".")[-2:]) for name, module in model.named_modules() if _is_more_than_linear(module)}
-    if getattr(model.config, "model_type", None) in STATE_SPACES:
-        found |= {name for name in READ_BY_KERNELS if name in {each.rpartition(".")[2] for each in names}}
-    return sorted(found) or None
+@dataclass(frozen=True)
+class ModelLayers:
+    """The layers of a base model, as adapter methods ask for them (`tiebreak.config.adapter.Layers`)."""
 
+    model: nn.Module
 
-def linear_names(model: nn.Module, excluded: Sequence[str]) -> list[str]:
-    """Full names of the linear layers other than the head, without those whose names end in one of `excluded`."""
-    head = output_head(model)
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and not any(_matches(end, name, is_pattern=False) for end in excluded)
-    ]
+    def left_out(self, adapter: AdapterConfig) -> list[str] | None:
+        """Layers beside the head that `all-linear` leaves out, since PEFT cannot adapt them: the ends of their names."""
+        if adapter.target_modules != ALL_LINEAR:
+            return None
+        names = {name for name, _ in self.model.named_modules()}
+        found = {
+            ".".join(name.split(".")[-2:])
+            for name, module in self.model.named_modules()
+            if _is_more_than_linear(module)
+        }
+        if getattr(self.model.config, "model_type", None) in STATE_SPACES:
+            found |= {name for name in READ_BY_KERNELS if name in {each.rpartition(".")[2] for each in names}}
+        return sorted(found) or None
 
+    def linear_names(self, excluded: Sequence[str]) -> list[str]:
+        """Full names of the linear layers other than the head, without those whose names end in one of `excluded`."""
+        head = output_head(self.model)
+        return [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear)
+            and module is not head
+            and not any(_matches(end, name, is_pattern=False) for end in excluded)
+        ]
 
-def norm_names(model: nn.Module) -> list[str]:
-    """Full names of the norms: modules whose only weights are vectors, and whose class is called so."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
-        and (weights := list(module.parameters()))
-        and all(weight.ndim == 1 for weight in weights)
-    ]
-    if not names:
-        raise ConfigError(
-            f"adapter.method: {type(model).__name__} has no norms with weights, so norms trains nothing; lora can"
-        )
-    return names
+    def norm_names(self) -> list[str]:
+        """Full names of the norms: modules whose only weights are vectors, and whose class is called so."""
+        names = [
+            name
+            for name, module in self.model.named_modules()
+            if "norm" in type(module).__name__.lower()
+            and (weights := list(module.parameters()))
+            and all(weight.ndim == 1 for weight in weights)
+        ]
+        if not names:
+            raise ConfigError(
+                f"adapter.method: {type(self.model).__name__} has no norms with weights, so norms trains nothing; lora can"
+            )
+        return names
 
-
-def inner_targets(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """Those of the targets that read an MLP's inner activations: layers of more inputs than outputs, which are the hidden
-    states. Of a pattern, the last parts of the names that it matches."""
-    hidden = model.config.get_text_config().hidden_size
-    inner = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == hidden < module.in_features
-    ]
-    if isinstance(targets, str):
-        return sorted({name.rpartition(".")[2] for name in inner if _matches(targets, name, is_pattern=True)})
-    return [target for target in targets if any(_matches(target, name, is_pattern=False) for name in inner)]
+    def inner_targets(self, targets: str | Sequence[str]) -> list[str]:
+        """Those of the targets that read an MLP's inner activations: layers of more inputs than outputs, which are the
+        hidden states. Of a pattern, the last parts of the names that it matches."""
+        hidden = self.model.config.get_text_config().hidden_size
+        inner = [
+            name
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features == hidden < module.in_features
+        ]
+        if isinstance(targets, str):
+            return sorted({name.rpartition(".")[2] for name in inner if _matches(targets, name, is_pattern=True)})
+        return [target for target in targets if any(_matches(target, name, is_pattern=False) for name in inner)]
 
 
 def require_blocks(model: nn.Module, adapter: AdapterConfig) -> None:
