@@ -279,7 +279,7 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     for _ in range(1_200):
         try:
-            httpx.get(f"http://127.0.0.1:{port}/openapi.json", timeout=2)
+            httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=2)
             return process
         except httpx.HTTPError:
             time.sleep(0.05)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import socket
 import sys
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Section)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_PROXIES = ("127.0.0.1", "::1")
 
 
 class LabelConfig(StageConfig):
@@ -107,6 +109,11 @@ class LabelConfig(StageConfig):
     """port to listen on"""
     hosts: list[str] = Field(default_factory=list)
     """further host names of the server, such as a proxy's"""
+    proxies: list[str] = Field(default_factory=list, exclude_if=lambda proxies: not proxies)
+    """addresses or networks of proxies in front, whose X-Forwarded-For, -Proto and -Host headers are believed; empty: this
+    machine's where `hosts` names any, or those in the variable FORWARDED_ALLOW_IPS"""
+    prefix: str = Field(default="", pattern=r"^(/[\w.~-]+)*$", exclude_if=lambda prefix: not prefix)
+    """the path that the pages are under, behind a proxy, such as /label; empty: none"""
     title: str = "Which answer is better?"
     """the question above every pair"""
     guidelines: str = ""
@@ -330,8 +337,16 @@ def _serve_store(store: Store, config: LabelConfig, pairs: Sequence[Pair], liste
     app = create_app(store, build_page(config))
     _greet(store, config, new, pairs)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
-        run_server(app, listening)
+        run_server(app, listening, believed_proxies(config), config.prefix)
     show("", f"saved: {sum(store.status()['judgments'].values())} judgments in {store.url}")
+
+
+def believed_proxies(config: LabelConfig) -> Sequence[str]:
+    """The addresses whose word for a request's origin is believed: nobody's where no proxy is named."""
+    if config.proxies:
+        return config.proxies
+    named = os.environ.get("FORWARDED_ALLOW_IPS", "")
+    return [one.strip() for one in named.split(",") if one.strip()] or (LOOPBACK_PROXIES if config.hosts else ())
 
 
 @contextlib.contextmanager
@@ -351,7 +366,7 @@ def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair]) -
     configured = Batch(config.batch, config.priority, config.pool, config.overlap)
     status = store.status()
     judged = sum(status["judgments"].values())
-    address = f"http://{_shown_host(config.host)}:{config.port}"
+    address = f"http://{_shown_host(config.host)}:{config.port}{config.prefix}"
     show(
         f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments",
         *(difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
@@ -381,6 +396,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         words=load_words(config.words),
         policies=tuple(config.converse.policies) if config.converse else (),
         system=config.converse.system if config.converse else "",
+        prefix=config.prefix,
         hosts=() if anyone else tuple(sorted(hosts)),
     )
 

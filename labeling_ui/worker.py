@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import sqlalchemy as sa
 from pydantic import Field
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -51,6 +52,9 @@ class WorkerArguments(ConverseConfig):
     """The worker's arguments."""
 
     store: str
+    """URL of the label store"""
+    store_stdin: bool = False
+    """the URL is the first line of standard input; `store` only shows it"""
 
 
 Answering = Callable[[conversations.Request], Sequence[Completion]]
@@ -103,8 +107,13 @@ def flags_of(config: ConverseConfig) -> list[str]:
 
 def start_worker(config: ConverseConfig, store_url: str) -> subprocess.Popen[bytes]:
     """Starts the worker as a separate process; closing its standard input ends it."""
-    command = [sys.executable, "-m", "labeling_ui.worker", "--store", store_url, *flags_of(config)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C reaches only the server
+    shown = sa.make_url(store_url).render_as_string(hide_password=True)
+    command = [sys.executable, "-m", "labeling_ui.worker", "--store", shown, "--store-stdin", "true", *flags_of(config)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # Ctrl-C reaches only the server
+    if process.stdin is not None:  # every user of the machine can read arguments, and the URL may have a password
+        process.stdin.write(f"{store_url}\n".encode())
+        process.stdin.flush()
+    return process
 
 
 def work(store: Store, answerer: Answerer) -> None:
@@ -161,8 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def body() -> None:
         config = load_config(WorkerArguments, words, "label worker")
+        url = sys.stdin.buffer.readline().decode().rstrip("\n") if config.store_stdin else config.store
         threading.Thread(target=_end_with_the_server, daemon=True).start()
-        work(Store.open(config.store), Answerer(config))
+        work(Store.open(url), Answerer(config))
 
     exit_with_message(body)
 

@@ -97,7 +97,7 @@ def wait_until_up(address: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise SystemExit("the label server ended")
         try:
-            with urllib.request.urlopen(f"{address}/openapi.json", timeout=2):
+            with urllib.request.urlopen(f"{address}/api/health", timeout=2):
                 return
         except OSError:
             time.sleep(0.1)

@@ -81,6 +81,8 @@ class PageConfig:
     system: str = ""
     """system prompt of the conversations"""
     words: dict[str, str] = field(default_factory=load_words)
+    prefix: str = ""
+    """the path that the pages are under, behind a proxy: /label, or nothing"""
 
     @property
     def guidelines_id(self) -> str:
@@ -103,7 +105,8 @@ def mount_pages(app: FastAPI, page: PageConfig) -> None:
     for name in SCRIPTS:
         gr.mount_gradio_app(
             app, build_page(name, page), path=f"/{name}", show_error=False, footer_links=[], run_history=False,
-            ssr_mode=False, theme=build_theme(), css=_text("desk.css") + _text(f"{name}.css"),
+            ssr_mode=False, theme=build_theme(), root_path=f"{page.prefix}/{name}" if page.prefix else None,
+            css=_text("desk.css") + _text(f"{name}.css"),
         )  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def build_page(name: str, page: PageConfig) -> gr.Blocks:
     """One gr.HTML that fills the window; its script reads `describe_page`'s result as `props.value`."""
     with _Page(title=page.title, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(
-            value=describe_page(page),
+            value=describe_page(page) if name != "login" else describe_login(page),
             html_template=fill_words(_text(f"{name}.html"), page.words),
             js_on_load="".join(_text(script) for script in SCRIPTS[name]),
             apply_default_css=False,
@@ -128,10 +131,15 @@ class _Page(gr.Blocks):
         self.is_running = True
 
 
+def describe_login(page: PageConfig) -> dict[str, Any]:
+    """The settings of the login page, which everybody may see."""
+    return {"title": page.title, "words": page.words, "base": page.prefix}
+
+
 def describe_page(page: PageConfig) -> dict[str, Any]:
-    """The scripts' settings."""
+    """The scripts' settings, for those who have logged in."""
     return {
-        "title": page.title,
+        **describe_login(page),
         "guidelines": render(page.guidelines) if page.guidelines else "",
         "guideline_version": page.guideline_version,
         "guidelines_id": page.guidelines_id,
@@ -141,7 +149,6 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         "converse": bool(page.policies),
         "flags": list(FLAGS),
         "skip_reasons": list(SKIP_REASONS),
-        "words": page.words,
     }
 
 

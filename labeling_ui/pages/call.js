@@ -1,6 +1,7 @@
 // Shared by all pages: words, requests with the session's token, and DOM functions.
 const desk = element.querySelector('.desk');
 const words = props.value.words;
+const { base } = props.value; // the path that the server is under, behind a proxy
 const find = (selector) => desk.querySelector(selector);
 const all = (selector) => [...desk.querySelectorAll(selector)];
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -27,14 +28,14 @@ async function call(path, { method = 'GET', body, patience_ms = 60000 } = {}) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET') headers['X-CSRF-Token'] = csrfToken;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
-  const response = await fetch(path, {
+  const response = await fetch(base + path, {
     method, headers, credentials: 'same-origin', body: body === undefined ? undefined : JSON.stringify(body),
     signal: AbortSignal.timeout(patience_ms),
   });
   if (response.status >= 500 || !response.headers.has('X-Tiebreak')) throw new Error('server');
   const reply = await response.json();
   if (response.ok) return reply;
-  if (response.status === 401 && path !== '/api/login' && mayLeave()) window.location.href = '/login/';
+  if (response.status === 401 && path !== '/api/login' && mayLeave()) window.location.href = `${base}/login/`;
   const refused = new Error(typeof reply.detail === 'string' ? reply.detail : [reply.detail || 'refused'].flat().join('; '));
   refused.refused = ![421, 429].includes(response.status);
   refused.status = response.status;
@@ -135,7 +136,7 @@ function appeared() {
 }
 
 function leave() {
-  return call('/api/logout', { method: 'POST' }).finally(() => { window.location.href = '/login/'; });
+  return call('/api/logout', { method: 'POST' }).finally(() => { window.location.href = `${base}/login/`; });
 }
 
 function switchTheme() {

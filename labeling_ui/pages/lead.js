@@ -11,6 +11,8 @@ const whole = (value) => value.toLocaleString(words.language);
 let names = {};
 let measured = null; // the figures; null until the first reply
 let timer = 0; // of the next refresh
+let asked = null; // the rater whom the next press disables
+let myself = null; // my id: nobody disables themselves
 let sorting = { column: 'rater', down: false };
 
 // --- overview
@@ -260,8 +262,9 @@ function raterRow(row) {
     raterCell('rater', COLUMNS.rater.show(row)),
     make('td', { class: 'note', colspan: Object.keys(COLUMNS).length - 1 }, words[measured.measuring && !measured.judgments ? 'lead.measuring' : 'lead.novotes']),
   ];
-  return make('tr', {}, ...cells, make('td', {}, make('button', { type: 'button', class: 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled) },
-    words[rater.disabled ? 'lead.enable' : 'lead.disable'], make('span', { class: 'unseen' }, ` ${rater.name}`))));
+  const word = rater.disabled ? words['lead.enable'] : asked === rater.id ? say('lead.disable.sure', { name: rater.name }) : words['lead.disable'];
+  return make('tr', {}, ...cells, make('td', {}, make('button', { type: 'button', class: asked === rater.id ? 'plain sure' : 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled), disabled: rater.id === myself },
+    word, make('span', { class: 'unseen' }, asked === rater.id ? '' : ` ${rater.name}`))));
 }
 
 function raterCell(name, [value, note]) {
@@ -269,7 +272,14 @@ function raterCell(name, [value, note]) {
   return make(name === 'rater' ? 'th' : 'td', attributes, String(value), note ? make('span', { class: 'note' }, note) : null);
 }
 
+// The first press asks, the second one does it; any other press, or a refresh, takes the question back.
 async function changeRater(button) {
+  if (button.dataset.disabled === 'true' && asked !== button.dataset.rater) {
+    asked = button.dataset.rater;
+    showRaters();
+    return;
+  }
+  asked = null;
   await change(`/api/lead/raters/${encodeURIComponent(button.dataset.rater)}`, 'PUT', { disabled: button.dataset.disabled === 'true' });
   refresh();
 }
@@ -279,7 +289,7 @@ async function invite(role) {
   const made = await change('/api/lead/invitations', 'POST', { role });
   if (!made) return;
   const field = find('.invitation input');
-  field.value = window.location.origin + made.path;
+  field.value = window.location.origin + base + made.path;
   find('.invitation').hidden = false;
   field.select();
 }
@@ -343,6 +353,10 @@ function view(name) {
 
 desk.addEventListener('click', (event) => {
   const button = event.target.closest('button');
+  if (asked && button?.dataset.rater !== asked) {
+    asked = null;
+    if (measured) showRaters();
+  }
   if (!button) return;
   if (button.dataset.view) view(button.dataset.view);
   else if (button.dataset.theme !== undefined) switchTheme();
@@ -357,6 +371,7 @@ async function begin() {
   view('overview');
   const me = await call('/api/me');
   csrfToken = me.csrf_token;
+  myself = me.rater_id;
   find('[data-leave]').hidden = !csrfToken;
   await refresh();
 }

@@ -15,7 +15,7 @@ form.addEventListener('submit', async (event) => {
   const body = { username: form.elements.username.value, password: form.elements.password.value, ...(token && { token }) };
   try {
     await call(token ? '/api/invitations/accept' : '/api/login', { method: 'POST', body });
-    window.location.href = '/rate/';
+    window.location.href = `${base}/rate/`;
   } catch (error) {
     problem.textContent = error.status ? error.message : words['login.failed'];
     problem.hidden = false;

@@ -58,6 +58,7 @@ from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError,
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.changes import Correction, Withdrawal
 from labeling_ui.store.judging import Stored
+from labeling_ui.store.names import skeleton
 from labeling_ui.store.progress import Past, Progress, Work
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 
@@ -397,12 +398,7 @@ class Store:
     def move_rater(self, rater_id: str, pool: str) -> None:
         """Move a rater to another pool. Raises RefusedError if there is no such rater, or they are disabled."""
 
-        def move(tx: Transaction) -> None:
-            assigning.active_rater(tx.connection, rater_id)
-            tx.event("rater_moved", rater_id=rater_id, payload={"pool": pool})
-            tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(pool=pool, cursor=0))
-
-        self.transact(move)
+        self.transact(lambda tx: move_rater(tx, rater_id, pool))
 
     def publish(self, document: Document, version: str, text: str) -> None:
         """Record the text of the guidelines or the consent, once for each version and text."""
@@ -682,6 +678,17 @@ class _Turn:
             self._file = -1
 
 
+class NameTakenError(StoreError):
+    """Another rater has the name, or one that looks like it."""
+
+
+def move_rater(tx: Transaction, rater_id: str, pool: str) -> None:
+    """Move a rater to another pool in an existing transaction; see `Store.move_rater`."""
+    assigning.active_rater(tx.connection, rater_id)
+    tx.event("rater_moved", rater_id=rater_id, payload={"pool": pool})
+    tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(pool=pool, cursor=0))
+
+
 def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: str) -> Rater:
     """Add a rater in an existing transaction; see `Store.add_rater`."""
     rows = tx.connection.execute(sa.select(RATERS)).all()
@@ -689,7 +696,9 @@ def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: 
         if row.name == rater.name:
             if row.kind == rater.kind and password_hash is None and row.password_hash is None:
                 return _as_rater(row)
-            raise StoreError(f"{url} already has a rater named {rater.name!r}")
+            raise NameTakenError(f"{url} already has a rater named {rater.name!r}")
+        if password_hash and row.password_hash and skeleton(row.name) == skeleton(rater.name):
+            raise NameTakenError(f"{url} already has a rater named {row.name!r}, which looks like {rater.name!r}")
     if any((row.kind == "simulated") != (rater.kind == "simulated") for row in rows):
         others = "simulated raters" if rater.kind != "simulated" else "people"
         raise StoreError(

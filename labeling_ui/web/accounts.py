@@ -6,6 +6,7 @@ A store without accounts belongs to one person: the page then works without a lo
 from __future__ import annotations
 
 import hashlib
+import hmac
 import secrets
 import threading
 import time
@@ -22,10 +23,13 @@ from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import INVITATIONS, RATERS, SESSIONS, StoreError
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.store import Rater, Role, Store, insert_rater, wall_clock_ms
+from labeling_ui.store.names import composed, mixes_scripts
+from labeling_ui.store.store import Rater, Role, Store, insert_rater, move_rater, wall_clock_ms
 from tiebreak.errors import ConfigError
 
 SESSION_DAYS = 14
+MIN_PASSWORD_CHARACTERS = 8
+MIN_DIFFERENT_CHARACTERS = 4
 MAX_PASSWORD_CHARACTERS = 1_000
 INVITATION_DAYS = 7
 INVITATION_PATH = "/login/#invitation="
@@ -34,6 +38,7 @@ MAX_FAILURES = 8
 MAX_FAILURES_OF_NAME = 40
 MAX_FAILURES_OF_ADDRESS = 100
 FAILURE_WINDOW_SECONDS = 300
+ALWAYS_ALLOWED = 2
 MAX_NAMES_WATCHED = 10_000
 
 # 19 MiB, two passes, one lane: OWASP's recommendation; twenty raters logging in at once still fit in memory.
@@ -42,6 +47,16 @@ _HASHING = ThreadPoolExecutor(2, thread_name_prefix="argon2")
 """Each thread that has hashed keeps its 19 MiB, so there are only two: thirty would cost the server 450 MiB."""
 _NOBODYS_HASH = _HASHER.hash(secrets.token_urlsafe())
 """Verified for unknown names, so that they take as long as a wrong password."""
+
+
+@dataclass
+class _Duration:
+    """How long the latest check of a password took."""
+
+    seconds: float = 0.03
+
+
+_TYPICAL = _Duration()
 
 
 @dataclass(frozen=True)
@@ -66,12 +81,14 @@ def add_account(store: Store, name: str, role: Role, password: str, pool: str = 
         StoreError: the name is taken.
         ConfigError: the name or the password cannot be used.
     """
-    check_name(name)
+    name = check_name(name)
+    check_password(password, name)
     return store.add_rater(name, role=role, password_hash=hash_password(password), pool=pool)
 
 
 def reset_password(store: Store, name: str, password: str) -> None:
     """Set a new password, end the rater's sessions, and re-enable them if they were disabled."""
+    check_password(password, name)
     hashed = hash_password(password)
     with store.writing() as tx:
         row = _find(tx.connection, name, store)
@@ -87,18 +104,30 @@ def disable(store: Store, name: str) -> None:
         _set_disabled(tx, _find(tx.connection, name, store), disabled=True)
 
 
-def enable_rater(store: Store, rater_id: str, *, enabled: bool) -> None:
-    """Enable or disable a rater.
+def change_rater(store: Store, rater_id: str, by: str, *, disabled: bool | None, pool: str | None) -> None:
+    """Enable or disable a rater and move them to a pool: all of it, or nothing. None changes nothing.
 
     Raises:
-        RefusedError: there is no such rater.
+        RefusedError: there is no such rater; a lead would disable themselves, so that a lead is left; the rater to move is
+            disabled.
     """
 
     def change(tx: Transaction) -> None:
+        # Leads who disable one another at the same moment wait here: one of them is left.
+        leads = tx.connection.execute(sa.select(RATERS).where(RATERS.c.role == "lead").with_for_update()).all()
         row = tx.connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
         if row is None:
             raise RefusedError(f"there is no rater {rater_id}")
-        _set_disabled(tx, row, disabled=not enabled)
+        if disabled and rater_id == by:
+            raise RefusedError("you cannot disable yourself: another lead can")
+        if disabled and any(lead.id == by and lead.disabled for lead in leads):
+            raise RefusedError("you are no longer a lead of this campaign")
+        if disabled is False:
+            _set_disabled(tx, row, disabled=False)
+        if pool is not None:
+            move_rater(tx, rater_id, pool)
+        if disabled:
+            _set_disabled(tx, row, disabled=True)
 
     store.transact(change)
 
@@ -128,10 +157,11 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
     """The account of an invitation, with its first session; None if it was used or has expired.
 
     Raises:
-        StoreError: the name is taken.
+        NameTakenError: the name is taken, or looks like another one.
         ConfigError: the name or the password cannot be used.
     """
-    check_name(name)
+    name = check_name(name)
+    check_password(password, name)
     hashed = hash_password(password)
 
     def take(tx: Transaction) -> Session | None:
@@ -148,16 +178,51 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
     return store.transact(take)
 
 
-def log_in(store: Store, name: str, password: str) -> Session | None:
-    """A new session, or None: unknown name, wrong password, or disabled; the caller cannot tell which."""
-    with store.reading() as connection:
-        row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
-    has_account = row is not None and row.password_hash is not None
-    right = _verify(row.password_hash if row is not None and has_account else _NOBODYS_HASH, password)
-    if row is None or not has_account or not right or row.disabled:
+def log_in(store: Store, name: str, password: str, *, crowded: bool = False) -> Session | None:
+    """A new session, or None: unknown name, wrong password, or disabled; the caller cannot tell which.
+
+    Args:
+        crowded: an unknown name takes the time of a wrong password, but none of the processor's.
+    """
+    row = _account(store, name)
+    known = row is not None and row.password_hash is not None
+    begun = time.monotonic()
+    if crowded and not known:
+        time.sleep(_TYPICAL.seconds)
+        return None
+    right = _verify(row.password_hash if known else _NOBODYS_HASH, password)
+    _TYPICAL.seconds = time.monotonic() - begun
+    if row is None or not known or not right or row.disabled:
         return None
     rater = Rater(row.id, row.name, row.kind, row.role, pool=row.pool)
     return store.transact(lambda tx: _begin_session(tx, rater))
+
+
+def _account(store: Store, name: str) -> Any:
+    with store.reading() as connection:
+        return connection.execute(sa.select(RATERS).where(RATERS.c.name.in_((name, composed(name))))).first()
+
+
+def has_account(store: Store, name: str) -> bool:
+    """Whether there is an account of this name."""
+    row = _account(store, name)
+    return row is not None and row.password_hash is not None
+
+
+def device_mark(store: Store, name: str, nonce: str = "") -> str:
+    """What a browser keeps after a login: it has been let in under this name. A new password ends it."""
+    row = _account(store, name)
+    if row is None or row.password_hash is None:
+        return ""
+    nonce = nonce or secrets.token_urlsafe(9)
+    said = hmac.new(row.password_hash.encode(), f"{row.id} {nonce}".encode(), hashlib.sha256).hexdigest()
+    return f"{nonce}.{said}"
+
+
+def knows_device(store: Store, name: str, mark: str) -> bool:
+    """Whether a browser's mark is one that this name was let in with."""
+    nonce, dot, _ = mark.partition(".")
+    return bool(dot) and hmac.compare_digest(device_mark(store, name, nonce).encode(), mark.encode())
 
 
 def _begin_session(tx: Transaction, rater: Rater) -> Session:
@@ -185,6 +250,14 @@ def log_out(store: Store, token: str) -> None:
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.token_hash == _token_hash(token)))
 
 
+def check_password(password: str, name: str) -> None:
+    """Raises ConfigError for a new password that is short, nearly one character, or the name."""
+    if len(password) < MIN_PASSWORD_CHARACTERS:
+        raise ConfigError(f"a password must have at least {MIN_PASSWORD_CHARACTERS} characters")
+    if len(set(password)) < MIN_DIFFERENT_CHARACTERS or password.casefold() == name.casefold():
+        raise ConfigError("this password is too easy to guess: choose another one")
+
+
 def hash_password(password: str) -> str:
     """argon2id. Raises ConfigError for a password that is empty or too long."""
     if not password.strip() or len(password) > MAX_PASSWORD_CHARACTERS:
@@ -192,10 +265,14 @@ def hash_password(password: str) -> str:
     return _HASHER.hash(password)
 
 
-def check_name(name: str) -> None:
-    """Raises ConfigError for an invalid rater's name."""
+def check_name(name: str) -> str:
+    """The name as it is stored. Raises ConfigError for an invalid one."""
+    name = composed(name)
     if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
         raise ConfigError(f"{name[:100]!r} is not a valid name: 1 to 100 printable characters, no spaces at the ends")
+    if mixes_scripts(name):
+        raise ConfigError(f"{name!r} mixes letters of several alphabets that look alike: use one of them")
+    return name
 
 
 def _verify(hashed: str, password: str) -> bool:
@@ -219,7 +296,7 @@ def find_rater(store: Store, name: str) -> Rater:
 
 
 def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[object, ...]]:
-    row = connection.execute(sa.select(RATERS).where(RATERS.c.name == name)).first()
+    row = connection.execute(sa.select(RATERS).where(RATERS.c.name.in_((name, composed(name))))).first()
     if row is None:
         raise StoreError(f"no rater named {name!r} in {store.url}: list them with 'tiebreak raters list --store URL'")
     return row
@@ -228,34 +305,52 @@ def _find(connection: sa.Connection, name: str, store: Store) -> sa.Row[tuple[ob
 class LoginLimit:
     """Limits wrong passwords within `FAILURE_WINDOW_SECONDS`: by name and address, by name, and by address.
 
-    Many raters behind one address may mistype, and nobody can lock out a colleague for long.
+    Nobody can lock out a colleague: a browser that has been let in under a name before (`device_mark`) has a limit of its
+    own (OWASP's device cookies), and a crowded address still has `ALWAYS_ALLOWED` attempts for every account.
     """
 
     def __init__(self) -> None:
         self._failures: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def attempt(self, address: str, name: str = "") -> bool:
+    def attempt(self, address: str, name: str = "", *, device: str = "", exists: bool = True) -> bool:
         """Whether another attempt is allowed. It counts as a failure until `forgive`, so that parallel attempts all count.
 
         Without a name, only the address is checked.
+
+        Args:
+            device: the mark of a browser that has been let in under this name; its attempts count for nobody else.
+            exists: whether there is such an account; made-up names at a crowded address are not counted by name.
         """
-        limits = {(address, name): MAX_FAILURES, ("", name): MAX_FAILURES_OF_NAME}
-        checked = (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
+        checked = self._limits(address, name, device)
         with self._lock:
-            if any(len(self._recent(key)) >= limit for key, limit in checked.items()):
+            full = {key for key, limit in checked.items() if len(self._recent(key)) >= limit}
+            crowded = {(address, "")}
+            if full - crowded or (full and (not name or len(self._recent((address, name))) >= ALWAYS_ALLOWED)):
                 return False
-            for key in checked:
+            for key in checked.keys() - full if exists or not full else ():
                 self._failures[key] = [*self._recent(key), time.monotonic()]
                 self._failures.move_to_end(key)
             while len(self._failures) > MAX_NAMES_WATCHED:
                 self._failures.popitem(last=False)
             return True
 
-    def forgive(self, address: str, name: str = "") -> None:
+    def is_crowded(self, address: str) -> bool:
+        """Whether an address has used up its attempts for names that are not accounts."""
+        with self._lock:
+            return len(self._recent((address, ""))) >= MAX_FAILURES_OF_ADDRESS
+
+    @staticmethod
+    def _limits(address: str, name: str, device: str) -> dict[tuple[str, str], int]:
+        if device:
+            return {(device, name): MAX_FAILURES}
+        limits = {(address, name): MAX_FAILURES, ("", name): MAX_FAILURES_OF_NAME}
+        return (limits if name else {}) | {(address, ""): MAX_FAILURES_OF_ADDRESS}
+
+    def forgive(self, address: str, name: str = "", *, device: str = "") -> None:
         """Remove the latest attempt: it was right."""
         with self._lock:
-            for key in {(address, name), ("", name), (address, "")}:
+            for key in self._limits(address, name, device):
                 if self._failures.get(key):
                     self._failures[key].pop()
 

@@ -30,9 +30,19 @@ from labeling_ui.database.event_log import Transaction
 from labeling_ui.store import assigning, judging
 from labeling_ui.store.answers import Answer, Draft, Submission, storable
 from labeling_ui.store.assigning import Assignment
+from labeling_ui.store.names import composed
 from labeling_ui.store.progress import Work
-from labeling_ui.store.store import Document, wall_clock_ms
-from labeling_ui.web.accounts import SESSION_DAYS, Session, accept_invitation, log_in, log_out
+from labeling_ui.store.store import Document, NameTakenError, wall_clock_ms
+from labeling_ui.web.accounts import (
+    SESSION_DAYS,
+    Session,
+    accept_invitation,
+    device_mark,
+    has_account,
+    knows_device,
+    log_in,
+    log_out,
+)
 from labeling_ui.web.context import (
     SESSION_COOKIE,
     Accepted,
@@ -49,6 +59,8 @@ from labeling_ui.web.context import (
 )
 
 MAX_HOLDING = 10
+DEVICE_COOKIE = "tiebreak_device"
+DEVICE_DAYS = 90
 DAY_MS = 86_400_000
 
 router = APIRouter(prefix="/api")
@@ -96,14 +108,17 @@ class Shown(_Body):
 @router.post("/login")
 def login(desk: DeskOf, request: Request, response: Response, body: Login) -> dict[str, str]:
     """Start a session. A wrong name and a wrong password get the same reply."""
-    address = request.client.host if request.client else ""
-    if not desk.limit.attempt(address, body.username):
+    address, name = request.client.host if request.client else "", composed(body.username)
+    mark = request.cookies.get(DEVICE_COOKIE, "")
+    device = mark if mark and knows_device(desk.store, name, mark) else ""
+    crowded = desk.limit.is_crowded(address)
+    if not desk.limit.attempt(address, name, device=device, exists=has_account(desk.store, name)):
         raise HTTPException(429, "too many attempts: wait five minutes")
-    session = log_in(desk.store, body.username, body.password)
+    session = log_in(desk.store, name, body.password, crowded=crowded)
     if session is None:
         raise HTTPException(401, "Wrong name or password.")
-    desk.limit.forgive(address, body.username)
-    return _begin(session, request, response)
+    desk.limit.forgive(address, name, device=device)
+    return _begin(desk, session, request, response)
 
 
 @router.post("/invitations/accept")
@@ -112,22 +127,28 @@ def accept(desk: DeskOf, request: Request, response: Response, body: Invited) ->
     address = request.client.host if request.client else ""
     if not desk.limit.attempt(address):
         raise HTTPException(429, "too many attempts: wait five minutes")
-    session = accept_invitation(desk.store, body.token, body.username, body.password)
+    try:
+        session = accept_invitation(desk.store, body.token, body.username, body.password)
+    except NameTakenError as error:
+        raise HTTPException(409, "This name is taken, or looks like one that is. Choose another.") from error
     if session is None:
         raise HTTPException(403, "This invitation has been used or has expired. Ask for a new one.")
     desk.limit.forgive(address)
-    return _begin(session, request, response)
+    return _begin(desk, session, request, response)
 
 
-def _begin(session: Session, request: Request, response: Response) -> dict[str, str]:
-    response.set_cookie(
-        SESSION_COOKIE,
-        session.token,
-        max_age=SESSION_DAYS * 86_400,
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
+def _begin(desk: Desk, session: Session, request: Request, response: Response) -> dict[str, str]:
+    mark = device_mark(desk.store, session.rater.name)
+    for name, value, days in ((SESSION_COOKIE, session.token, SESSION_DAYS), (DEVICE_COOKIE, mark, DEVICE_DAYS)):
+        response.set_cookie(
+            name,
+            value,
+            max_age=days * 86_400,
+            path=f"{desk.page.prefix}/",
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
     return {"csrf_token": session.csrf_token, "rater_id": session.rater.id, "role": session.rater.role}
 
 
@@ -135,7 +156,7 @@ def _begin(session: Session, request: Request, response: Response) -> dict[str, 
 def logout(desk: DeskOf, _session: Writing, request: Request, response: Response) -> dict[str, bool]:
     """End the session."""
     log_out(desk.store, request.cookies.get(SESSION_COOKIE, ""))
-    response.delete_cookie(SESSION_COOKIE)
+    response.delete_cookie(SESSION_COOKIE, path=f"{desk.page.prefix}/")
     return {"ok": True}
 
 

@@ -25,7 +25,7 @@ from labeling_ui.store import adjudication
 from labeling_ui.store.answers import Submission, storable
 from labeling_ui.store.campaign import BatchChange
 from labeling_ui.store.store import Role, wall_clock_ms
-from labeling_ui.web.accounts import INVITATION_DAYS, INVITATION_PATH, enable_rater, invite
+from labeling_ui.web.accounts import INVITATION_DAYS, INVITATION_PATH, change_rater, invite
 from labeling_ui.web.context import DeskOf, Lead, LeadWriting, as_json, checked, lead_session
 from tiebreak.records import Pair
 
@@ -139,12 +139,9 @@ def raters(desk: DeskOf) -> list[dict[str, Any]]:
 
 
 @router.put("/raters/{rater_id}")
-def change_rater(desk: DeskOf, _lead: LeadWriting, rater_id: str, body: RaterChange) -> dict[str, bool]:
-    """Move a rater to another pool; enable or disable them."""
-    if body.disabled is not None:
-        enable_rater(desk.store, rater_id, enabled=not body.disabled)
-    if body.pool is not None:
-        desk.store.move_rater(rater_id, body.pool)
+def change(desk: DeskOf, lead: LeadWriting, rater_id: str, body: RaterChange) -> dict[str, bool]:
+    """Move a rater to another pool; enable or disable them. Nobody disables themselves: a lead is always left."""
+    change_rater(desk.store, rater_id, lead.rater.id, disabled=body.disabled, pool=body.pool)
     return {"ok": True}
 
 

@@ -6,9 +6,12 @@ requested without a login. The Content-Security-Policy keeps pages from calling 
 
 from __future__ import annotations
 
+import asyncio
+import re
+import time
 from urllib.parse import urlsplit
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
@@ -19,6 +22,8 @@ from labeling_ui.pages import PageConfig
 from labeling_ui.web.context import session_of
 
 MAX_BODY_BYTES = 600_000
+MAX_BODY_SECONDS = 30
+_TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and states how many"
 PAGES = ("/rate", "/lead", "/login")
 
 _POLICY = "; ".join(
@@ -45,8 +50,12 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Tiebreak": "1",  # the pages believe no reply of another program, such as a proxy's error page
 }
-_GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startup-events", "gradio_api/heartbeat/")
-"""Gradio's routes that the pages need; the rest (uploads, files, proxy, tokens, its API) is closed."""
+_GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startup-events")
+"""Gradio's routes that the pages need; the rest (uploads, files, proxy, tokens, its API) is closed, and so are its
+heartbeats: streams that anybody could hold open."""
+_STATIC = ("assets/", "static/", "theme.css")
+_PLAIN_PATH = re.compile(rb"(/[\w@+~-][\w.@+~-]*)*/?")
+"""Addresses outside the API: without escapes, empty parts and dots that two programs may read in two ways."""
 
 
 class Guard:
@@ -65,8 +74,11 @@ class Guard:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
+        path = route_path(scope)
         headers = dict(_HEADERS)
-        if request.url.path.startswith("/api/"):
+        if request.url.scheme == "https":
+            headers["Strict-Transport-Security"] = "max-age=31536000"
+        if not path.lstrip("/").partition("/")[2].startswith(_STATIC):
             headers["Cache-Control"] = "no-store"
 
         async def send_guarded(message: ASGIMessage) -> None:
@@ -76,42 +88,79 @@ class Guard:
                     reply_headers[name] = value
             await send(message)
 
-        refusal = _refusal(request, self.page)
-        if refusal is None and request.url.path.startswith(PAGES):
-            refusal = await run_in_threadpool(_page_refusal, request)
-        await (refusal or self.app)(scope, receive, send_guarded)
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
+        refusal = _refusal(request, path, self.page)
+        if refusal is None and path.startswith(PAGES):
+            refusal = await run_in_threadpool(_page_refusal, request, path)
+        await (refusal or self.app)(scope, _Bounded(receive), send_guarded)
 
 
-def _refusal(request: Request, page: PageConfig) -> Response | None:
+def route_path(scope: Scope) -> str:
+    """The path that routes are matched with: without the prefix that the server is under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+class _Bounded:
+    """A request's body, bounded in bytes and time whatever its headers say."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._bytes = 0
+        self._until = time.monotonic() + MAX_BODY_SECONDS
+        self._complete = False
+
+    async def __call__(self) -> ASGIMessage:
+        """The next part.
+
+        Raises:
+            HTTPException: 408 or 413.
+        """
+        if self._complete:  # the end of the connection: any time later
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), self._until - time.monotonic())
+        except TimeoutError as error:
+            raise HTTPException(408, f"a request must arrive within {MAX_BODY_SECONDS} seconds") from error
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > MAX_BODY_BYTES:
+            raise HTTPException(413, _TOO_LARGE)
+        self._complete = not message.get("more_body", False)
+        return message
+
+
+def _refusal(request: Request, path: str, page: PageConfig) -> Response | None:
     """Why a request is refused, or None."""
-    if "\0" in request.url.path or "%00" in request.url.query:
+    if "\0" in path or "%00" in request.url.query:
         return JSONResponse({"detail": "the address must not contain NUL"}, status_code=400)
+    raw = request.scope.get("raw_path") or path.encode()
+    if not path.startswith("/api/") and not _PLAIN_PATH.fullmatch(raw.partition(b"?")[0]):
+        return JSONResponse({"detail": "not found"}, status_code=404)
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     if page.hosts and host not in page.hosts:
         return JSONResponse({"detail": f"this server does not serve the host name {host!r}"}, status_code=421)
     origin = request.headers.get("origin")
     if request.method not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != request.headers.get("host"):
-        return JSONResponse({"detail": "cross-site requests are refused"}, status_code=403)
+        return JSONResponse(
+            {"detail": "cross-site requests are refused (a proxy in front must pass the Host header on)"},
+            status_code=403,
+        )
     length = request.headers.get("content-length", "0")
-    if (
-        not length.isdigit()
-        or int(length) > MAX_BODY_BYTES
-        or "chunked" in request.headers.get("transfer-encoding", "")
-    ):
-        return JSONResponse({"detail": f"a request may have at most {MAX_BODY_BYTES} bytes"}, status_code=413)
+    if not length.isdigit() or int(length) > MAX_BODY_BYTES or request.headers.get("transfer-encoding"):
+        return JSONResponse({"detail": _TOO_LARGE}, status_code=413)
     return None
 
 
-def _page_refusal(request: Request) -> Response | None:
+def _page_refusal(request: Request, path: str) -> Response | None:
     """Pages need a login, /lead/ a lead's; of Gradio's own routes, only those that pages need are open."""
-    mount, _, rest = request.url.path.lstrip("/").partition("/")
+    mount, _, rest = path.lstrip("/").partition("/")
     if rest and (request.method != "GET" or not rest.startswith(_GRADIO_NEEDS)):
         return JSONResponse({"detail": "not found"}, status_code=404)
-    if mount == "login" or rest.startswith(("assets/", "static/", "theme.css")):
+    if mount == "login" or rest.startswith(_STATIC):
         return None
     session = session_of(request)
     if session is None:
-        return RedirectResponse("/login/", status_code=303)
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/login/", status_code=303)
     if mount == "lead" and session.rater.role != "lead":
         return JSONResponse({"detail": "this page is for leads"}, status_code=403)
     return None

@@ -12,7 +12,8 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -27,7 +28,8 @@ from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.store import Store
 from labeling_ui.web import api, lead_api, talk_api
 from labeling_ui.web.accounts import needs_login
-from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Writer, printable
+from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Reader, Writer, printable
+from labeling_ui.web.proxies import Proxied
 from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError
 
@@ -45,7 +47,7 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
         yield
         figures.close()
 
-    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title=f"Tiebreak: {page.title}", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.desk = Desk(store, page, Writer(store), figures)
     if page.guidelines:
         store.publish("guidelines", page.guidelines_id, page.guidelines)
@@ -62,6 +64,7 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
         ("/manifest.json", web_manifest),
         ("/favicon.ico", icon),
         ("/api/health", health),
+        ("/openapi.json", describe_api),
     ):
         app.add_api_route(path, handler, include_in_schema=False)
     for refusal in (RefusedError, StoreError, ConfigError):
@@ -73,14 +76,20 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
     return app
 
 
-def home() -> RedirectResponse:
+def home(desk: DeskOf) -> RedirectResponse:
     """Redirects the bare address."""
-    return RedirectResponse("/rate/")
+    return RedirectResponse(f"{desk.page.prefix}/rate/")
+
+
+def describe_api(request: Request, _session: Reader) -> dict[str, Any]:
+    """The API's description, for whoever has logged in."""
+    app: FastAPI = request.app
+    return app.openapi()
 
 
 def web_manifest(desk: DeskOf) -> dict[str, str]:
     """Gradio's pages request one at the root."""
-    return {"name": desk.page.title, "start_url": "/rate/", "display": "standalone"}
+    return {"name": desk.page.title, "start_url": f"{desk.page.prefix}/rate/", "display": "standalone"}
 
 
 def icon() -> Response:
@@ -113,10 +122,16 @@ def _unavailable(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "the label store is not available: nothing was stored"}, status_code=503)
 
 
-def run_server(app: FastAPI, listening: socket.socket) -> None:
-    """Serve until Ctrl-C, SIGTERM or SIGHUP."""
+def run_server(app: FastAPI, listening: socket.socket, proxies: Sequence[str] = (), prefix: str = "") -> None:
+    """Serve until Ctrl-C, SIGTERM or SIGHUP.
+
+    Args:
+        proxies: addresses whose `X-Forwarded-*` headers are believed.
+        prefix: the path that the server is under, such as /label.
+    """
     config = uvicorn.Config(
-        app,
+        Proxied(app, proxies, prefix),
+        proxy_headers=False,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=3,

@@ -954,6 +954,10 @@ def test_a_lead_sees_how_far_it_is_and_settles_a_disagreement(site: Site) -> Non
     page.focus(f"[data-rater='{rater_id}']")
     for off in ("true", "false"):  # by keys: the table is drawn anew after each, and the button keeps the focus
         press(page, "Enter")
+        if off == "true":
+            page.wait_for_selector(f"[data-rater='{rater_id}'].sure:focus")
+            assert not any(one.disabled for one in site.store.raters()), "it asks first"
+            press(page, "Enter")
         page.wait_for_selector(f"[data-rater='{rater_id}']:not([data-disabled={off}]):focus")
         assert [one.disabled for one in site.store.raters() if one.id == rater_id] == [off == "true"]
     page.click("[data-invite=rater]")

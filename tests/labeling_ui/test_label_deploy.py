@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 import yaml
-from label_support import make_pair
+from label_support import free_port, make_pair, serving
 from support import REPOSITORY
 
 from labeling_ui.label import LabelConfig
 from labeling_ui.simulate import SimulateConfig, simulate
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
+from labeling_ui.web.accounts import add_account
 from tiebreak.config import load_config
 
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
@@ -94,6 +99,78 @@ def test_a_dump_restores_to_the_same_store(postgres: Callable[[], str], tmp_path
     assert (restored.head(), {**restored.status(), "store": ""}) == before
     assert verify(restored).faults == []
     restored.close()
+
+
+@contextmanager
+def behind_nginx(folder: Path, upstream: int) -> Iterator[str]:
+    """deploy/nginx.conf as it is shipped, with this machine's ports and a certificate of the test's own."""
+    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if program is None or shutil.which("openssl") is None:
+        pytest.skip("deploy/nginx.conf is not tested here: no nginx (Debian: apt install nginx-light), or no openssl")
+    port, certificate, key = free_port(), folder / "certificate.pem", folder / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    shipped = (REPOSITORY / "deploy/nginx.conf").read_text()
+    for there, here in (
+        ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"), ("labels.example.org;", "localhost;"),
+        ("/etc/ssl/labels.example.org.pem", str(certificate)), ("/etc/ssl/private/labels.example.org.key", str(key)),
+        ("http://127.0.0.1:7860", f"http://127.0.0.1:{upstream}"),
+    ):  # fmt: skip
+        assert there in shipped
+        shipped = shipped.replace(there, here)
+    (folder / "site.conf").write_text(shipped)
+    paths = " ".join(
+        f"{name}_temp_path {folder}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}} "
+    (folder / "nginx.conf").write_text(f"{whole} http {{ access_log off; {paths} include {folder}/site.conf; }}")
+    process = subprocess.Popen([program, "-c", str(folder / "nginx.conf"), "-p", str(folder)])
+    try:
+        for _ in range(100):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.05)
+        yield f"https://localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_logins_work_behind_nginx_as_it_is_shipped(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/label.sqlite", create=True)
+    add_account(store, "anna", "rater", "a long enough password")
+    store.close()
+    words = ("--prefix", "/label", "--hosts", "labels.example.org")
+    with serving(tmp_path, [make_pair(0)], *words) as (address, _):
+        upstream = int(address.rsplit(":", 1)[1])
+        with behind_nginx(tmp_path, upstream) as site, httpx.Client(base_url=site, verify=False) as client:
+            first = client.get("/label/rate/")
+            assert (first.status_code, first.headers["location"]) == (303, "/label/login/")
+            assert first.headers["strict-transport-security"] == "max-age=31536000"
+            login = {"username": "anna", "password": "a long enough password"}
+            reply = client.post("/label/api/login", json=login, headers={"Origin": site})
+            assert reply.status_code == 200
+            cookies = reply.headers.get_list("set-cookie")
+            assert all("secure" in one.lower() and "path=/label/" in one.lower() for one in cookies)
+            assert client.get("/label/rate/").status_code == 200
+            pair = client.get("/label/api/next").json()
+            body = {"client_id": "c", "pair_id": pair["pair_id"], "answer": 1}
+            token = {"X-CSRF-Token": reply.json()["csrf_token"]}
+            assert client.post("/label/api/judgments", json=body, headers={**token, "Origin": site}).status_code == 200
+            foreign = {**token, "Origin": "https://evil.example"}
+            assert client.post("/label/api/judgments", json=body, headers=foreign).status_code == 403
+            faked = client.get("/label/login/config", headers={"X-Forwarded-Host": "evil.example"})
+            assert "evil.example" not in faked.text
+            assert faked.json()["root"] == f"{site}/label/login"
+
+
+def test_caddy_takes_its_file() -> None:
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("deploy/Caddyfile is not tested here: no caddy")
+    environment = {**os.environ, "DOMAIN": "labels.example.org"}
+    command = [program, "validate", "--adapter", "caddyfile", "--config", str(REPOSITORY / "deploy/Caddyfile")]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
 
 
 def test_a_backup_that_fails_leaves_no_file_that_looks_like_one(tmp_path: Path) -> None:

@@ -1,0 +1,381 @@
+"""An outside look: what strangers can read, hold open, lock and fake."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from label_support import free_port, make_pair, open_store, serving
+
+from labeling_ui.label import LabelConfig, believed_proxies
+from labeling_ui.pages import PageConfig
+from labeling_ui.store.names import skeleton
+from labeling_ui.store.store import NameTakenError, Store
+from labeling_ui.web import accounts, security
+from labeling_ui.web.accounts import LoginLimit, accept_invitation, add_account, invite, log_in, reset_password
+from labeling_ui.web.api import DEVICE_COOKIE
+from labeling_ui.web.context import SESSION_COOKIE
+from labeling_ui.web.proxies import Proxied
+from labeling_ui.web.security import MAX_BODY_BYTES, Guard
+from labeling_ui.web.server import create_app
+from labeling_ui.worker import ConverseConfig, start_worker
+from tiebreak.errors import ConfigError
+
+PASSWORD = "a long enough password"
+SECRETS = ("the guidelines of the house", "what raters agree to")
+
+
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labeling_ui.web.server.mount_pages", lambda _app, _page: None)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("site")
+    store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
+    for name, role in (("lead", "lead"), ("anna", "rater")):
+        add_account(store, name, role, PASSWORD)  # type: ignore[arg-type]
+    store.close()
+    words = ("--guidelines", SECRETS[0], "--consent", SECRETS[1], "--prefix", "/label", "--proxies", "127.0.0.1")
+    with serving(folder, [make_pair(0)], *words) as (address, _):
+        yield address, folder
+
+
+def send(app: Any, method: str, path: str, body: object = None, **more: Any) -> httpx.Response:
+    cookies = more.pop("cookies", {})
+
+    async def request() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app, client=more.pop("client", ("9.9.9.9", 1)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", cookies=cookies) as client:
+            return await client.request(method, path, json=body, **more)
+
+    return asyncio.run(request())
+
+
+# --- what strangers read ---
+
+
+def test_texts_and_the_api_are_for_those_who_have_logged_in(site: tuple[str, Path]) -> None:
+    address, _ = site
+    with httpx.Client(base_url=address) as client:
+        for path in ("/label/login/", "/login/config", "/label/rate/config", "/openapi.json", "/label/lead/", "/rate/"):
+            reply = client.get(path)
+            assert not any(secret in reply.text for secret in SECRETS), path
+            assert reply.headers["cache-control"] == "no-store", path
+        assert client.get("/openapi.json").status_code == 401
+        assert client.get("/label/login/config").json()["connect_heartbeat"] is False, "the pages need no heartbeats"
+        assert client.get("/login/gradio_api/heartbeat/x").status_code == 404
+        token = client.post("/api/login", json={"username": "anna", "password": PASSWORD}).json()["csrf_token"]
+        assert token
+        assert all(secret in client.get("/label/rate/config").text for secret in SECRETS)
+        assert "/api/next" in client.get("/label/openapi.json").json()["paths"]
+
+
+def test_a_prefix_is_in_every_address_and_cookie(site: tuple[str, Path]) -> None:
+    address, _ = site
+    for path in ("/label/rate/", "/rate/", "/label/rate"):  # the proxy cut the prefix off, or left it
+        reply = httpx.get(address + path)
+        assert (reply.status_code, reply.headers["location"].removeprefix(address)) in (
+            (303, "/label/login/"), (307, "/label/rate/")
+        ), path  # fmt: skip
+    assert httpx.get(address + "/label/").headers["location"] == "/label/rate/"
+    config = httpx.get(address + "/label/login/config").json()
+    assert config["root"].endswith("/label/login")
+    for path in ("/label/api/login", "/api/login"):
+        reply = httpx.post(address + path, json={"username": "anna", "password": PASSWORD})
+        assert {c.lower().split("path=")[1].split(";")[0] for c in reply.headers.get_list("set-cookie")} == {"/label/"}
+
+
+def test_https_is_believed_from_a_named_proxy_and_then_kept(site: tuple[str, Path]) -> None:
+    address, _ = site
+    login = {"username": "anna", "password": PASSWORD}
+    for proto, secure in (("https", True), ("http", False)):
+        reply = httpx.post(f"{address}/api/login", json=login, headers={"X-Forwarded-Proto": proto})
+        assert ("strict-transport-security" in reply.headers) is secure
+        assert all(("secure" in cookie.lower()) is secure for cookie in reply.headers.get_list("set-cookie"))
+
+
+@pytest.mark.parametrize(("proxies", "host", "client"), [
+    ([], "mine.example", "7.7.7.7"),
+    (["10.0.0.0/8"], "mine.example", "7.7.7.7"),
+    (["7.7.7.7"], "theirs.example", "5.5.5.5"),
+    (["*"], "theirs.example", "5.5.5.5"),
+])  # fmt: skip
+def test_forwarded_headers_count_from_named_proxies_alone(proxies: list[str], host: str, client: str) -> None:
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.update(scope, headers=dict(scope["headers"]))
+
+    headers = {"host": "mine.example", "x-forwarded-host": "theirs.example", "x-forwarded-for": "5.5.5.5"}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "path": "/", "client": ("7.7.7.7", 1), "scheme": "http", "headers": raw}
+    asyncio.run(Proxied(app, proxies, "")(scope, None, None))  # type: ignore[arg-type]
+    assert seen["headers"][b"host"].decode() == host
+    assert b"x-forwarded-host" not in seen["headers"]
+    assert seen["client"][0] == client
+
+
+def test_no_proxy_is_believed_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    assert not believed_proxies(LabelConfig(output="x", pairs="p"))
+    assert "127.0.0.1" in believed_proxies(LabelConfig(output="x", pairs="p", hosts=["labels.example.org"]))
+    assert believed_proxies(LabelConfig(output="x", pairs="p", proxies=["10.1.1.1"])) == ["10.1.1.1"]
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.1, 10.0.0.2")
+    assert believed_proxies(LabelConfig(output="x", pairs="p")) == ["10.0.0.1", "10.0.0.2"]
+
+
+# --- what strangers send ---
+
+
+def ask(
+    app: Any, headers: dict[str, str], parts: list[tuple[float, bytes]], path: str = "/api/login"
+) -> tuple[int, int]:
+    """(status, bytes of the body that the application took)."""
+    taken, statuses, left = [0], [], list(parts)
+
+    async def receive() -> dict[str, Any]:
+        if not left:
+            await asyncio.sleep(60)
+        seconds, part = left.pop(0)
+        await asyncio.sleep(seconds)
+        taken[0] += len(part)
+        return {"type": "http.request", "body": part, "more_body": bool(left)}
+
+    async def answer(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()]
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": raw,
+        "scheme": "http", "client": ("9.9.9.9", 1), "server": ("localhost", 80), "root_path": "", "http_version": "1.1",
+    }  # fmt: skip
+    asyncio.run(asyncio.wait_for(app(scope, receive, answer), 10))
+    return statuses[0], taken[0]
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_bodies_are_bounded_in_bytes_and_time_whatever_the_headers_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = create_app(open_store(tmp_path, [make_pair(0)]), PageConfig("t"))
+    kind = {"content-type": "application/json"}
+    for encoding in ("chunked", "Chunked", "CHUNKED", "gzip, Chunked"):
+        assert ask(app, {**kind, "transfer-encoding": encoding}, [(0, b"x" * 1_000_000)]) == (413, 0)
+    many = [(0.0, b"x" * 100_000)] * 100
+    status, taken = ask(app, {**kind, "content-length": "10"}, many)
+    assert (status, taken) == (413, MAX_BODY_BYTES + 100_000)
+    monkeypatch.setattr(security, "MAX_BODY_SECONDS", 0.2)
+    begun = time.monotonic()
+    status, _ = ask(app, {**kind, "content-length": "10"}, [(0.1, b"{")] * 100)
+    assert status == 408
+    assert time.monotonic() - begun < 2
+
+
+def test_the_raw_address_decides_who_may_enter() -> None:
+    reached: list[str] = []
+
+    async def app(scope: Any, _receive: Any, send_on: Callable[[Any], Awaitable[None]]) -> None:
+        reached.append(scope["path"])
+        await send_on({"type": "http.response.start", "status": 200, "headers": []})
+        await send_on({"type": "http.response.body", "body": b""})
+
+    guard = Guard(app, PageConfig("t"))
+    for raw in (
+        "/%6cead/", "/lead%2f", "//lead/", "/x/../lead/", "/login/..%2flead/", "/login/%2e%2e/lead/", "/./lead/", "/.lead/",
+        "/login\\lead", "/lead;x/",
+    ):  # fmt: skip
+        scope = {
+            "type": "http", "method": "GET", "path": "/elsewhere", "raw_path": raw.encode(), "query_string": b"",
+            "headers": [(b"host", b"localhost")], "scheme": "http", "server": ("localhost", 80), "root_path": "",
+        }  # fmt: skip
+        statuses: list[int] = []
+
+        async def take(message: Any, statuses: list[int] = statuses) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        asyncio.run(guard(scope, None, take))  # type: ignore[arg-type]
+        assert statuses == [404], raw
+    assert reached == []
+
+
+# --- lockouts ---
+
+
+def test_nobody_is_locked_out_by_others() -> None:
+    limit = LoginLimit()
+    for n in range(100):
+        assert limit.attempt("1.1.1.1", f"made up {n}", exists=False)
+    assert limit.is_crowded("1.1.1.1")
+    assert [limit.attempt("1.1.1.1", "anna") for _ in range(3)] == [True, True, False], "still let in from there"
+    limit.forgive("1.1.1.1", "anna")
+    assert limit.attempt("1.1.1.1", "anna")
+    for n in range(60):
+        limit.attempt(f"2.2.2.{n}", "lead")
+    assert not limit.attempt("3.3.3.3", "lead"), "guessed at from everywhere"
+    assert limit.attempt("3.3.3.3", "lead", device="hers"), "but not in the browser that she always uses"
+    assert [limit.attempt("3.3.3.3", "lead", device="hers") for _ in range(8)] == [True] * 7 + [False]
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_a_browser_that_was_let_in_is_known_until_the_password_changes(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    for name in ("lead", "anna"):
+        add_account(store, name, "lead", PASSWORD)
+    app, right = create_app(store, PageConfig("t")), {"username": "lead", "password": PASSWORD}
+    mark = send(app, "POST", "/api/login", right).cookies[DEVICE_COOKIE]
+    limit = app.state.desk.limit
+    for n in range(60):
+        limit.attempt(f"2.2.2.{n}", "lead")
+    assert send(app, "POST", "/api/login", right).status_code == 429
+    for cookie, status in ((mark, 200), (mark[:-1] + "x", 429), ("x", 429), ("", 429)):
+        assert send(app, "POST", "/api/login", right, cookies={DEVICE_COOKIE: cookie}).status_code == status
+    other = {**right, "username": "anna"}
+    limit.attempt("9.9.9.9", "anna")
+    assert send(app, "POST", "/api/login", other, cookies={DEVICE_COOKIE: mark}).status_code == 200
+    assert len(limit._failures[("9.9.9.9", "anna")]) == 1, "it is no mark of another name"
+    reset_password(store, "lead", "another long password")
+    right["password"] = "another long password"
+    assert send(app, "POST", "/api/login", right, cookies={DEVICE_COOKIE: mark}).status_code == 429
+
+
+def test_made_up_names_at_a_crowded_address_cost_no_processor_and_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    add_account(store, "anna", "rater", PASSWORD)
+    assert log_in(store, "anna", "wrong") is None
+    hashed: list[str] = []
+    monkeypatch.setattr(accounts, "_verify", lambda *_: hashed.append("x") is not None)
+    monkeypatch.setattr(accounts._TYPICAL, "seconds", 0.2)
+    begun = time.monotonic()
+    assert log_in(store, "nobody", "x", crowded=True) is None
+    assert 0.2 <= time.monotonic() - begun < 1
+    assert hashed == []
+
+
+# --- names and passwords ---
+
+
+@pytest.mark.parametrize("password", ["x", "1234567", "aaaaaaaaaa", "abababababab", "anna the rater", "ANNA THE RATER"])
+def test_a_password_that_is_easy_to_guess_is_refused(tmp_path: Path, password: str) -> None:
+    store = open_store(tmp_path, [], raters=0)
+    with pytest.raises(ConfigError, match="password"):
+        add_account(store, "anna the rater", "rater", password)
+    token = invite(store, None)
+    with pytest.raises(ConfigError, match="password"):
+        accept_invitation(store, token, "anna the rater", password)
+    add_account(store, "anna the rater", "rater", PASSWORD)
+    with pytest.raises(ConfigError, match="password"):
+        reset_password(store, "anna the rater", password)
+
+
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [
+        ("lead", "LEAD"),
+        ("lead", "ｌｅａｄ"),
+        ("Zoé", "ZOÉ"),
+        ("popa", "рора"),
+        ("anna", "annα"),
+        ("lead 1", "lead l"),
+        ("a b", "a  b"),
+    ],
+)
+def test_names_that_look_alike_are_not_two_accounts(tmp_path: Path, name: str, alike: str) -> None:
+    store = open_store(tmp_path, [], raters=0)
+    add_account(store, name, "rater", PASSWORD)
+    with pytest.raises((NameTakenError, ConfigError)):
+        add_account(store, alike, "rater", PASSWORD)
+    for other in ("bob", "Анна", "Σοφία", "甲", "Zoe", "rater 2", "rater 5", "rater s"):
+        add_account(store, other, "rater", PASSWORD)
+    store.add_rater("A", rater_id="A")  # raters of an import are names of other tools
+    store.add_rater("a", rater_id="a")
+
+
+def test_a_name_is_the_same_however_it_is_typed(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [], raters=0)
+    add_account(store, "Zoe\u0301", "rater", PASSWORD)
+    assert [rater.name for rater in store.raters()] == ["Zo\u00e9"]
+    for typed in ("Zo\u00e9", "Zoe\u0301"):
+        assert log_in(store, typed, PASSWORD) is not None
+    with pytest.raises(NameTakenError):
+        add_account(store, "Zo\u00e9", "rater", PASSWORD)
+    assert skeleton("Zoe") != skeleton("Zo\u00e9")
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_an_invitee_hears_that_a_name_is_taken_and_not_where_the_store_is(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [make_pair(0)], raters=0)
+    add_account(store, "lead", "lead", PASSWORD)
+    app = create_app(store, PageConfig("t"))
+    for name in ("lead", "LEAD"):
+        body = {"username": name, "password": PASSWORD, "token": invite(store, None)}
+        reply = send(app, "POST", "/api/invitations/accept", body)
+        assert (reply.status_code, "taken" in reply.text, "sqlite" in reply.text) == (409, True, False)
+        body["username"] = f"{name}-2" if name == "lead" else "another"
+        assert send(app, "POST", "/api/invitations/accept", body).status_code == 200, "the invitation is still good"
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_no_lead_locks_out_all_leads_and_a_change_is_whole_or_none(url: str) -> None:
+    store = open_store(url, [make_pair(0)], raters=0)
+    sessions = {}
+    for name, role in (("one", "lead"), ("two", "lead"), ("anna", "rater")):
+        add_account(store, name, role, PASSWORD)  # type: ignore[arg-type]
+        sessions[name] = log_in(store, name, PASSWORD)
+    app = create_app(store, PageConfig("t"))
+
+    def put(who: str, whom: str, **body: object) -> int:
+        session = sessions[who]
+        assert session is not None
+        rater = sessions[whom].rater.id  # type: ignore[union-attr]
+        headers, cookies = {"X-CSRF-Token": session.csrf_token}, {SESSION_COOKIE: session.token}
+        return send(app, "PUT", f"/api/lead/raters/{rater}", body, headers=headers, cookies=cookies).status_code
+
+    def state(name: str) -> tuple[bool, str]:
+        (found,) = [rater for rater in store.raters() if rater.name == name]
+        return found.disabled, found.pool
+
+    assert put("one", "one", disabled=True) == 409
+    assert put("one", "anna", disabled=True, pool="german") == 200
+    assert state("anna") == (True, "german")
+    assert put("one", "anna", disabled=True, pool="french") == 409
+    assert state("anna") == (True, "german"), "nothing of it was done"
+    assert put("one", "anna", disabled=False, pool="french") == 200
+    assert state("anna") == (False, "french")
+    assert put("one", "two", disabled=True) == 200
+    assert put("two", "one", disabled=True) == 401
+    assert not state("one")[0]
+    store.close()
+
+
+# --- the worker ---
+
+
+def test_a_password_is_in_no_argument_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, secret = free_port(), "very-secret"
+    started: list[list[str]] = []
+    real = subprocess.Popen
+
+    def start(command: list[str], **more: Any) -> Any:
+        started.append(command)
+        read = "import sys; print(sys.stdin.readline(), end='', flush=True)"
+        return real([sys.executable, "-c", read], stdout=subprocess.PIPE, **more)
+
+    monkeypatch.setattr("labeling_ui.worker.subprocess.Popen", start)
+    url = f"postgresql+psycopg://someone:{secret}@127.0.0.1:{port}/db"
+    process = start_worker(ConverseConfig(policies=["x"]), url)
+    line, _ = process.communicate(timeout=20)
+    assert line.decode() == f"{url}\n"
+    assert not any(secret in word for word in started[0])
+    assert any("someone:***@" in word for word in started[0])
