@@ -27,7 +27,7 @@ from tiebreak.errors import ConfigError
 FILES = Path(__file__).parent
 SCRIPTS = {
     "login": ("call.js", "login.js"),
-    "rate": ("call.js", "outbox.js", "pair.js", "ranking.js", "work.js", "talk.js", "rate.js"),
+    "rate": ("call.js", "outbox.js", "reading.js", "pair.js", "ranking.js", "work.js", "talk.js", "rate.js"),
     "lead": ("call.js", "disputes.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")

@@ -24,6 +24,7 @@ function show(pair) {
   find('.compose').hidden = true;
   desk.setAttribute('aria-busy', 'false');
   if (!pair) return;
+  hideDifferences();
   const prompt = find('.prompt');
   prompt.replaceChildren(...pair.messages.map(turn));
   find('.answers').replaceChildren(...pair.answers.map(answer));
@@ -88,26 +89,6 @@ function enter(next, at = 0) {
 function unfold(open) {
   desk.classList.toggle('unfolded', open);
   find('[data-more]').setAttribute('aria-expanded', String(open));
-}
-
-// --- the size of texts, kept for each rater
-
-const SIZES = [13, 14, 15, 16, 17, 18, 20, 22, 25, 28];
-let size = 16;
-const sizeKey = () => `tiebreak-size:${raterId}`;
-
-function resize(steps) {
-  const at = SIZES.indexOf(size) + steps;
-  size = SIZES[Math.max(0, Math.min(SIZES.length - 1, at))];
-  desk.style.setProperty('--size', `${size}px`);
-  desk.style.setProperty('--scale', size / 15); // of the panes' width, which counts in the page's own size
-  if (steps) keep(sizeKey(), size);
-}
-
-function restoreSize() {
-  const kept = Number(storage.getItem(sizeKey()));
-  if (SIZES.includes(kept)) size = kept;
-  resize(0);
 }
 
 // --- aspects, flags, reason

@@ -109,6 +109,7 @@ function clearWarning(...kinds) {
 function acknowledged(reply) {
   lastJudgment = reply.judgment_id;
   undoButton().disabled = false;
+  flash(say('saved', { answer: describe(reply.judgment) }));
   take(reply.next);
   fetchAhead();
 }
@@ -276,6 +277,8 @@ function actOf(key, shift, target) {
   if (mode === 'aspect' && digit && digit <= 7) return () => answerAspect(digit - 4);
   if (letter === 'a' && !find('.aspects').hidden) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % all('.aspect').length : 0);
   if (letter === 'f') return () => enter('flags');
+  if (letter === 'l' || letter === 'x') return () => toggleView(letter === 'l' ? 'linked' : 'wrap');
+  if (letter === 'd') return toggleDifferences;
   if (letter === 'r' && props.value.reason) return () => { unfold(true); reason.focus(); };
   if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
   if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'B' : 'A');
@@ -378,7 +381,7 @@ async function begin() {
   const me = await insist(mePath());
   csrfToken = me.csrf_token;
   raterId = me.rater_id;
-  restoreSize();
+  restoreView();
   find('[data-leave]').hidden = !csrfToken;
   find('.lead').hidden = me.role !== 'lead';
   lastJudgment = me.last_judgment;

@@ -22,6 +22,7 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+from labeling_ui.pages.highlighting import mark_code
 from labeling_ui.pages.mathematics import add_mathematics, render_formula, show_source
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ MAX_TOKENS = 60_000
 
 MAX_TARGET_CHARACTERS = 200_000
 """Of all targets of links and pictures, which references repeat; texts with more are shown unformatted."""
+
+MAX_CODE_CHARACTERS = 24_000
+"""Of all code of a text that is marked; the rest is shown without colours."""
 
 CACHE_CHARACTERS = 16_000_000
 """Of the texts and HTML that are kept, latest used last."""
@@ -76,7 +80,7 @@ def render(text: str) -> str:
 
 def _render(visible: str) -> str:
     if len(visible) <= MAX_MARKDOWN_CHARACTERS and visible.count("[") <= MAX_BRACKETS:
-        env: dict[str, Any] = {"until": time.thread_time() + MAX_PARSE_SECONDS, "targets": 0, "links": []}
+        env: dict[str, Any] = {"until": time.thread_time() + MAX_PARSE_SECONDS, "targets": 0, "code": 0, "links": []}
         try:
             tokens = _MARKDOWN.parse(visible, env)
             _refuse_too_large(tokens)
@@ -199,6 +203,12 @@ class _Inert(RendererHTML):
         token = tokens[index]
         target = html.escape(_count_target(str(token.attrGet("src") or ""), env))
         return f"<span class='picture'>[picture: {html.escape(token.content)} {target}]</span>"
+
+    def fence(self, tokens: Sequence[Token], index: int, _options: Any, env: Any) -> str:
+        code, language = tokens[index].content, (tokens[index].info.split() or [""])[0]
+        env["code"] += len(code)
+        marked = mark_code(code, language) if env["code"] <= MAX_CODE_CHARACTERS else html.escape(code)
+        return f"<pre><code>{marked}</code></pre>\n"
 
     def formula(self, tokens: Sequence[Token], index: int, _options: Any, _env: Any) -> str:
         token = tokens[index]

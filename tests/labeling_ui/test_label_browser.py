@@ -710,6 +710,41 @@ def test_lines_are_short_headings_are_the_answers_and_short_pairs_end_early(site
     assert abs(page.locator("[data-side=left] textarea").evaluate(top) - before) <= 1, "the text does not jump"
 
 
+def test_what_was_saved_is_said_for_a_moment(site: Site) -> None:
+    page = site.open("saved", after=6)
+    on(page, 6)
+    press(page, "5")
+    page.wait_for_function("document.querySelector('.saved').textContent === 'Saved: B is slightly better · U undoes'")
+    page.wait_for_timeout(3_100)
+    assert page.inner_text(".saved") == ""
+
+
+def test_ways_to_read_a_pair(site: Site) -> None:
+    page = site.open("reader", after=8, viewport={"width": 1366, "height": 520})
+    on(page, 8)
+    marked = "() => CSS.highlights.has('differs') ? [...CSS.highlights.get('differs')].map(String).sort() : []"
+    press(page, "d")
+    assert page.evaluate(marked) == ["One", "Three", "Two"]  # all that the answers do not share
+    press(page, "d")
+    assert page.evaluate(marked) == []
+    scroll = "(one) => one.scrollTop / (one.scrollHeight - one.clientHeight)"
+    left, right = (page.locator(f"[data-side={side}] > .text") for side in ("left", "right"))
+    for linked in (False, True):
+        left.evaluate("(one) => { one.scrollTop = (one.scrollHeight - one.clientHeight) / 2; }")
+        page.wait_for_timeout(250)
+        assert (abs(right.evaluate(scroll) - left.evaluate(scroll)) < 0.05) is linked
+        left.evaluate("(one) => { one.scrollTop = 0; }")
+        page.wait_for_timeout(250)
+        press(page, *("" if linked else "l"))
+    press(page, "x")
+    page.reload()
+    on(page, 8)
+    assert page.locator(".desk.wrap").count() == 1
+    press(page, "d", "t")
+    on(page, 9)
+    assert page.evaluate(marked) == []
+
+
 @pytest.mark.parametrize(
     ("width", "height", "least"), [(683, 384, 0.7), (341, 192, 0.5), (320, 256, 0.6), (844, 390, 0.7), (390, 844, 0.75)]
 )

@@ -249,6 +249,21 @@ def test_a_text_that_is_too_much_is_shown_as_written() -> None:
         assert words_of(render(text)) == text
 
 
+def test_code_is_marked_and_every_character_of_it_shown() -> None:
+    code = '# sum\ndef add(a, b):\n    return a + 1  # "no"\n\nprint("<b>", 0x1f)\n'
+    html = render(f"```python\n{code}```")
+    assert words_of(html) == code + "\n"
+    marked = dict(re.findall(r"<span class='(\w+)'>(.*?)</span>", html))
+    assert (marked["hf"], marked["hn"], marked["hk"]) == ("print", "0x1f", "return")
+    assert tags(html) == {"pre", "code", "span", "span@class"}
+    for language in ("", "nonsense", "python3 {.evil onclick=x}", "HTML", "json", "diff", "latex"):
+        for text in (code, "\n\n x\n\n", '"""unclosed\n', "\t\x7f\n", "<script>alert(1)</script>\n", "\r\nb\n"):
+            html = render(f"```{language}\n{text}```")
+            assert words_of(html).rstrip("\n") == show_hidden(text).rstrip("\n")
+            assert tags(html) <= {"pre", "code", "span", "span@class"}
+    assert "<span" not in render("```python\n" + "x = 1\n" * 3_000 + "```")
+
+
 def test_the_cache_of_rendered_texts_has_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safe_markup, "_CACHE", safe_markup._Cache())
     monkeypatch.setattr(safe_markup, "CACHE_CHARACTERS", 250)
