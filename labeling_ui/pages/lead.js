@@ -262,9 +262,11 @@ function raterRow(row) {
     raterCell('rater', COLUMNS.rater.show(row)),
     make('td', { class: 'note', colspan: Object.keys(COLUMNS).length - 1 }, words[measured.measuring && !measured.judgments ? 'lead.measuring' : 'lead.novotes']),
   ];
-  const word = rater.disabled ? words['lead.enable'] : asked === rater.id ? say('lead.disable.sure', { name: rater.name }) : words['lead.disable'];
-  return make('tr', {}, ...cells, make('td', {}, make('button', { type: 'button', class: asked === rater.id ? 'plain sure' : 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled), disabled: rater.id === myself },
-    word, make('span', { class: 'unseen' }, asked === rater.id ? '' : ` ${rater.name}`))));
+  const asking = asked === rater.id;
+  const word = rater.disabled ? 'lead.enable' : asking ? 'lead.disable.ask' : 'lead.disable';
+  const attributes = { type: 'button', class: asking ? 'plain sure' : 'plain', 'data-rater': rater.id, 'data-disabled': String(!rater.disabled), disabled: rater.id === myself };
+  return make('tr', {}, ...cells, make('td', {}, make('button', { ...attributes, title: asking && say('lead.disable.sure', { name: rater.name }) },
+    words[word], make('span', { class: 'unseen' }, ` ${asking ? say('lead.disable.sure', { name: rater.name }) : rater.name}`))));
 }
 
 function raterCell(name, [value, note]) {

@@ -20,6 +20,7 @@ from starlette.types import Message as ASGIMessage
 
 from labeling_ui.pages import PageConfig
 from labeling_ui.web.context import session_of
+from labeling_ui.web.metrics import Metrics
 
 MAX_BODY_BYTES = 600_000
 MAX_BODY_SECONDS = 30
@@ -53,6 +54,7 @@ _HEADERS = {
 _GRADIO_NEEDS = ("assets/", "static/", "config", "theme.css", "gradio_api/startup-events")
 """Gradio's routes that the pages need; the rest (uploads, files, proxy, tokens, its API) is closed, and so are its
 heartbeats: streams that anybody could hold open."""
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _STATIC = ("assets/", "static/", "theme.css")
 _PLAIN_PATH = re.compile(rb"(/[\w@+~-][\w.@+~-]*)*/?")
 """Addresses outside the API: without escapes, empty parts and dots that two programs may read in two ways."""
@@ -61,9 +63,10 @@ _PLAIN_PATH = re.compile(rb"(/[\w@+~-][\w.@+~-]*)*/?")
 class Guard:
     """The outermost layer: refuses requests that no handler should see, and adds the security headers."""
 
-    def __init__(self, app: ASGIApp, page: PageConfig) -> None:
+    def __init__(self, app: ASGIApp, page: PageConfig, metrics: Metrics | None = None) -> None:
         self.app = app
         self.page = page
+        self.metrics = metrics or Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -75,7 +78,7 @@ class Guard:
             return
         request = Request(scope)
         path = route_path(scope)
-        headers = dict(_HEADERS)
+        headers, begun = dict(_HEADERS), time.monotonic()
         if request.url.scheme == "https":
             headers["Strict-Transport-Security"] = "max-age=31536000"
         if not path.lstrip("/").partition("/")[2].startswith(_STATIC):
@@ -83,6 +86,8 @@ class Guard:
 
         async def send_guarded(message: ASGIMessage) -> None:
             if message["type"] == "http.response.start":
+                method = request.method if request.method in _METHODS else "OTHER"
+                self.metrics.count(method, message["status"], time.monotonic() - begun)
                 reply_headers = MutableHeaders(scope=message)
                 for name, value in headers.items():
                     reply_headers[name] = value

@@ -2,7 +2,8 @@
 
 GET  /rate/  /lead/  /login/        the pages
 /api/…                              the raters' API (`api`, `talk_api`), /api/lead/… the leads' (`lead_api`)
-GET  /api/health                    whether the server answers and its store does, for whatever watches over it
+GET  /healthz  /readyz  /api/health  whether the server answers, and its store does, for whatever watches over it
+GET  /metrics                       figures for Prometheus, with a token (`metrics`)
 GET  /openapi.json                  the API's description
 """
 
@@ -29,6 +30,7 @@ from labeling_ui.store.store import Store
 from labeling_ui.web import api, lead_api, talk_api
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Reader, Writer, printable
+from labeling_ui.web.metrics import Metrics, may_read
 from labeling_ui.web.proxies import Proxied
 from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError
@@ -55,7 +57,8 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
         store.publish("consent", page.consent_id, page.consent)
     if not needs_login(store):
         store.add_rater(LOCAL_RATER, rater_id=LOCAL_RATER)
-    app.add_middleware(Guard, page=page)
+    app.state.metrics = Metrics()
+    app.add_middleware(Guard, page=page, metrics=app.state.metrics)
     app.include_router(api.router)
     app.include_router(talk_api.router)
     app.include_router(lead_api.router)
@@ -63,7 +66,10 @@ def create_app(store: Store, page: PageConfig) -> FastAPI:
         ("/", home),
         ("/manifest.json", web_manifest),
         ("/favicon.ico", icon),
+        ("/healthz", alive),
+        ("/readyz", health),
         ("/api/health", health),
+        ("/metrics", metrics),
         ("/openapi.json", describe_api),
     ):
         app.add_api_route(path, handler, include_in_schema=False)
@@ -101,6 +107,25 @@ def health(desk: DeskOf) -> dict[str, bool]:
     """Reads one row of the store; a store that does not answer makes the reply 503."""
     desk.store.head()
     return {"ok": True}
+
+
+def alive() -> dict[str, bool]:
+    """The process answers; a store that does not is `health`'s matter, and no reason to restart it."""
+    return {"ok": True}
+
+
+def metrics(request: Request, desk: DeskOf) -> Response:
+    """Figures for Prometheus, for those who have the token."""
+    allowed = may_read(request.headers.get("authorization", ""))
+    if not allowed:
+        return JSONResponse({"detail": "not found"}, status_code=404 if allowed is None else 401)
+    try:
+        status = desk.store.status()
+    except (SQLAlchemyError, OSError):
+        status = None
+    counted: Metrics = request.app.state.metrics
+    text = "\n".join([*counted.lines(status), ""])
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _refused(_request: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from label_support import free_port, make_pair, open_store, serving
 
 from labeling_ui.label import LabelConfig, believed_proxies
@@ -22,6 +23,7 @@ from labeling_ui.web import accounts, security
 from labeling_ui.web.accounts import LoginLimit, accept_invitation, add_account, invite, log_in, reset_password
 from labeling_ui.web.api import DEVICE_COOKIE
 from labeling_ui.web.context import SESSION_COOKIE
+from labeling_ui.web.metrics import TOKEN
 from labeling_ui.web.proxies import Proxied
 from labeling_ui.web.security import MAX_BODY_BYTES, Guard
 from labeling_ui.web.server import create_app
@@ -357,6 +359,49 @@ def test_no_lead_locks_out_all_leads_and_a_change_is_whole_or_none(url: str) -> 
     assert put("two", "one", disabled=True) == 401
     assert not state("one")[0]
     store.close()
+
+
+# --- for whatever watches over the server ---
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_watchers_learn_whether_it_lives_is_ready_and_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, [make_pair(n) for n in range(3)], overlap=2, raters=0)
+    add_account(store, "lead", "lead", PASSWORD)
+    app = create_app(store, PageConfig("t"))
+    assert send(app, "GET", "/metrics").status_code == 404
+    monkeypatch.setenv(TOKEN, "a secret")
+    for word in ("", "Bearer wrong", "a secret", "Bearer a secret "):
+        assert send(app, "GET", "/metrics", headers={"Authorization": word}).status_code == 401
+
+    def figures() -> dict[str, float]:
+        reply = send(app, "GET", "/metrics", headers={"Authorization": "Bearer a secret"})
+        rows = [line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in rows}
+
+    first = figures()
+    assert (first["tiebreak_pairs"], first["tiebreak_judgments_wanted"], first["tiebreak_store_up"]) == (3, 6, 1)
+    for _ in range(5):
+        assert send(app, "GET", "/healthz").json() == send(app, "GET", "/readyz").json() == {"ok": True}
+    send(app, "POST", "/api/login", {"username": "x", "password": "y"})
+    second = figures()
+    got = 'tiebreak_requests_total{method="GET",status="200"}'
+    assert second[got] - first.get(got, 0) == 11, "the ten, and the reading before"
+    assert second['tiebreak_requests_total{method="POST",status="401"}'] == 1
+    assert second['tiebreak_request_seconds_bucket{le="+Inf"}'] == second["tiebreak_request_seconds_count"]
+    edges = [value for name, value in second.items() if "_bucket" in name]
+    assert edges == sorted(edges), "buckets are cumulative"
+
+    def fail(_self: Store) -> None:
+        raise sa.exc.OperationalError("SELECT 1", {}, Exception("the database is away"))
+
+    monkeypatch.setattr(Store, "head", fail)
+    monkeypatch.setattr(Store, "status", fail)
+    assert send(app, "GET", "/healthz").status_code == 200
+    assert send(app, "GET", "/readyz").status_code == 503
+    assert figures()["tiebreak_store_up"] == 0
 
 
 # --- the worker ---
