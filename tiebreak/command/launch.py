@@ -20,6 +20,7 @@ from tiebreak.command.help import configuration_class, print_help, wants_help
 from tiebreak.config import StageConfig, load_config, read_yaml, take_config_flag
 from tiebreak.errors import ConfigError, MachineError, exit_with_message
 from tiebreak.process.children import follow_parent_if_asked, run_launched
+from tiebreak.process.limit import limited_to
 from tiebreak.process.settings import leave_out_inference_kernel, process_settings, quiet_upstream, settle_process
 from tiebreak.process.stopping import heeding_signals
 from tiebreak.runs.agreement import require_placeable, require_same_values
@@ -58,7 +59,8 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
             from tiebreak.models.reload import fork_ahead
 
             fork_ahead()  # before anything is loaded
-        body(config)
+        with limited_to(getattr(config, "max_time", None)):
+            body(config)
         if stage in STAGES and not only:
             from tiebreak.command.closing import say_end
 
@@ -102,7 +104,7 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
         print(long_form(command, None, (), rest))
         raise SystemExit(0)
     file = accelerate_file(flags.accelerate, flags.num_processes, flags.num_machines, present=not flags.dry_run)
-    _require_agreement(command, file, rest)
+    max_time = _require_agreement(command, file, rest)
     options = [*flags.passed_on(), *_free_port(file, flags)]
     if flags.dry_run:
         print(long_form(command, file, options, rest))
@@ -119,7 +121,8 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
         command.name,
         *rest,
     ]
-    raise SystemExit(run_launched(launch, {**os.environ, **process_settings()}))
+    with limited_to(max_time):
+        raise SystemExit(run_launched(launch, {**os.environ, **process_settings()}))
 
 
 def without_launch_flags(words: Sequence[str]) -> list[str]:
@@ -140,15 +143,16 @@ def _take_flags(words: Sequence[str]) -> tuple[LaunchFlags, list[str]]:
         raise ConfigError(f"{error}{one_of}") from None
 
 
-def _require_agreement(command: Command, file: Path, words: Sequence[str]) -> None:
-    """Refuse an accelerate file that contradicts the stage's configuration, before anything starts."""
+def _require_agreement(command: Command, file: Path, words: Sequence[str]) -> str | None:
+    """Refuse an accelerate file that contradicts the stage's configuration, before anything starts; its `max_time`."""
     model = configuration_class(command)
     if not issubclass(model, StageConfig):
-        return
+        return None
     config = load_config(model, take_preflight(words)[1], command.name)
     path, _ = take_config_flag(words, command.name)
     if config.trains:
         require_same_values(config.training, file, str(path or "the command line"))  # type: ignore[attr-defined]
+    return getattr(config, "max_time", None)
 
 
 def accelerate_names() -> list[str]:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import to_jsonable_python
 
 from tiebreak.command.cli import main as start_command
@@ -29,12 +29,21 @@ from tiebreak.command.closing import say_recipe_end
 from tiebreak.command.hardware import PREFLIGHT, take_preflight
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
-from tiebreak.config import Section, StageConfig, load_config
+from tiebreak.config import Section, StageConfig, check_duration, load_config
 from tiebreak.errors import ConfigError, RunError, exit_with_message, require_training_packages
 from tiebreak.process.children import run_following
+from tiebreak.process.limit import leave_in_time, limited_to
 from tiebreak.process.preloaded import may_fork, run_forked
 from tiebreak.process.settings import process_settings, quiet_upstream, while_importing
-from tiebreak.process.stopping import INTERRUPTED, STOPPED, Stopped, heeding_signals, requested
+from tiebreak.process.stopping import (
+    INTERRUPTED,
+    OUT_OF_TIME,
+    STOPPED,
+    TIME_IS_UP,
+    Stopped,
+    heeding_signals,
+    requested,
+)
 from tiebreak.runs.placement import Placement, of_file
 from tiebreak.runs.reports import read_reports
 from tiebreak.runs.run import MANIFEST, RUN_FILE, folder_state, identify, is_locked, output_folder
@@ -78,6 +87,11 @@ class PipelineConfig(Section):
     """move folders of other runs aside, and run their stages again"""
     tracking_mode: str | None = None
     """tracking.mode of every stage; null: the files' own"""
+    max_time: str | None = None
+    """stop before this time has passed since the command's start, such as 8h, 90m or 1h30m, with the stage's work kept and
+    exit status 80: the same command resumes; null: no limit"""
+
+    _is_duration = field_validator("max_time")(check_duration)
 
     @model_validator(mode="after")
     def _root_replaces_something(self) -> PipelineConfig:
@@ -94,6 +108,11 @@ def run_pipeline(config: PipelineConfig) -> None:
     Raises:
         RunError: a stage failed, or its folder holds another run.
     """
+    with limited_to(config.max_time):
+        _run_stages(config)
+
+
+def _run_stages(config: PipelineConfig) -> None:
     for entry in config.stages:
         _check_entry(entry)
     group = config.group or _group(config)
@@ -324,9 +343,10 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
     words = [entry.stage, *words, "--tracking.tags", flag_word(list(dict.fromkeys([*own, config.name])))]
     words += _launch_words(entry)
     started = time.monotonic()
+    leave_in_time(0.0, f"before stage {entry.stage}; finished stages are kept")
     status = _in_a_process(entry, words, {"TIEBREAK_GROUP": group})
-    if requested() or status in (STOPPED, INTERRUPTED):
-        number = requested() or (signal.SIGINT if status == INTERRUPTED else signal.SIGTERM)
+    if requested() or status in (STOPPED, INTERRUPTED, TIME_IS_UP):
+        number = requested() or {INTERRUPTED: signal.SIGINT, TIME_IS_UP: OUT_OF_TIME}.get(status, signal.SIGTERM)
         raise Stopped(number, f"in stage {entry.stage}; finished stages are kept")
     if status:
         raise RunError(

@@ -31,6 +31,7 @@ from tiebreak.config.keys import own_keys, plain_paths
 from tiebreak.config.section import Section as Section
 from tiebreak.data.columns import check_columns
 from tiebreak.errors import ConfigError
+from tiebreak.process.limit import seconds_of
 from tiebreak.shipped import find_shipped, locate_shipped
 
 
@@ -43,6 +44,13 @@ def refuse_unread(config: BaseModel, because: str, *keys: str) -> None:
     stated = [key for key in keys if getattr(config, key) != type(config).model_fields[key].default]
     if stated:
         raise ValueError(f"{', '.join(stated)}: {because}; leave {'them' if len(stated) > 1 else 'it'} out")
+
+
+def check_duration(value: str | None) -> str | None:
+    """A field's validator for durations."""
+    if value is not None:
+        seconds_of(value)
+    return value
 
 
 def refuse_dropout(adapter: AdapterConfig | None) -> AdapterConfig | None:
@@ -178,7 +186,7 @@ class StageConfig(Section):
     kept_seeds: ClassVar[frozenset[str]] = frozenset()
     """seeds that `tiebreak run --seed` does not change"""
     printed: ClassVar[frozenset[str]] = frozenset()
-    """keys that only decide what is printed at the end: they are not part of a run's identity"""
+    """keys that decide what is printed or when to stop, and no output: they are not part of a run's identity"""
     revisable: ClassVar[frozenset[str]] = frozenset()
     """keys that may change while the run is unfinished, since none of its outputs depend on them"""
 

@@ -25,6 +25,10 @@ from typing import Literal
 
 STOPPED = 75
 INTERRUPTED = 130
+TIME_IS_UP = 80
+"""exit status at a command's `max_time`, outside the numbers of sysexits.h and of shells"""
+OUT_OF_TIME = 1000
+"""in place of a signal's number: see tiebreak.process.limit"""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 PATIENCE_SECONDS = 30
 """longest duration of a step or batch after a signal; a checkpoint must be written within 60 s"""
@@ -47,11 +51,12 @@ class Stopped(BaseException):
     @property
     def exit_status(self) -> int:
         """Of a process that stops on it."""
-        return INTERRUPTED if self.number == signal.SIGINT else STOPPED
+        return {signal.SIGINT: INTERRUPTED, OUT_OF_TIME: TIME_IS_UP}.get(self.number, STOPPED)
 
     def __str__(self) -> str:
         kept = f"; {self.kept}" if self.kept else ""
-        return f"stopped by {signal.Signals(self.number).name}{kept}: the same command resumes"
+        by = "before max_time" if self.number == OUT_OF_TIME else f"by {signal.Signals(self.number).name}"
+        return f"stopped {by}{kept}: the same command resumes"
 
 
 class StepStopped(Stopped):
@@ -181,7 +186,7 @@ def requested() -> int:
 
 
 def note(number: int) -> None:
-    """Note a signal that was forwarded to another process: this one ends after that."""
+    """Note a signal that was forwarded to another process, or the end of the time: this one ends after that."""
     _request.number, _request.at = number, time.monotonic()
 
 

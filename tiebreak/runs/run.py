@@ -38,6 +38,7 @@ from tiebreak.data.sources import data_files, is_data_folder, pinned_source, spl
 from tiebreak.errors import TRACEBACK_FILE, RunError, is_full_disk
 from tiebreak.hashing import hash_file, hash_json
 from tiebreak.measures.functions import load_function
+from tiebreak.process import limit
 from tiebreak.process.stopping import check, deferring, interruptible
 from tiebreak.records import write_json, write_text_atomically
 from tiebreak.runs import checkpoints
@@ -628,8 +629,11 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
     files = [partial / f"{number:05d}.json" for number in range(math.ceil(len(keys) / batch_size))]
     if all(file.exists() for file in files):
         return [result for file in files for result in json.loads(file.read_text())]
+    longest = 0.0
     with progress(len(keys), what) as bar:
         for number, file in enumerate(files):
+            limit.leave_in_time(longest, f"{number} batches of {what} are kept")
+            started = limit.now()
             start = number * batch_size
             kept = file.exists()
             if not kept:
@@ -637,6 +641,7 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
                     made = compute(keys[start : start + batch_size], bar.advance)
                 write_json(file, made)
                 run.note_seconds()
+                longest = max(longest, limit.now() - started)
             check(f"{number + 1} batches of {what} are kept")
             results += json.loads(file.read_text())
             (bar.skip_to if kept else bar.advance_to)(len(results))

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tiebreak.process.stopping import Stopped, requested
+from tiebreak.process.limit import Margin
+from tiebreak.process.stopping import OUT_OF_TIME, Stopped, note, requested
 from tiebreak.runs.checkpoints import delete_old, facts_of, mark_complete
 from tiebreak.terminal.bars import Bar
 from tiebreak.terminal.progress import Screen
@@ -131,11 +132,13 @@ class RunCallback(TrainerCallback):
         self.evaluates_next = False
         self.generators = generator_states()
         """as they were before the step that is computed now"""
+        self.margin = Margin()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.recorder.keep_up_to(state.global_step)
+        self.margin = Margin()
         if state.global_step >= state.max_steps:
             raise NothingToTrainError
         if state.global_step:
@@ -159,6 +162,14 @@ class RunCallback(TrainerCallback):
         if control.should_training_stop and state.global_step < state.max_steps:
             control.should_save = False  # a run resumed from an early end would continue: it gets there again
             return
+        self.margin.step_ended()
+        if (
+            state.is_world_process_zero
+            and not requested()
+            and self.margin.is_reached
+            and state.global_step < state.max_steps
+        ):
+            note(OUT_OF_TIME)
         self.stopped_by = requested_of_any()
         if self.stopped_by:
             self.evaluates_next, control.should_evaluate = control.should_evaluate, False
@@ -183,6 +194,7 @@ class RunCallback(TrainerCallback):
             mark_complete(_checkpoint(args, state), {EVALUATE_NEXT: self.evaluates_next, "key": run.key})
             run.note_seconds()
             delete_old(run.checkpoints, run.key)
+        self.margin.saved()
         if self.stopped_by:
             if dist.is_available() and dist.is_initialized():
                 dist.barrier()  # a launcher ends the other processes once one has ended

@@ -14,6 +14,7 @@ from tiebreak.config import (
     SplittingConfig,
     ThinkingConfig,
     TrainingConfig,
+    check_duration,
     refuse_dropout,
     refuse_unread,
 )
@@ -30,6 +31,12 @@ class TrainedConfig(SplittingConfig, RenderingConfig):
     """null: continue the policy's own adapter; a policy without one gets the defaults"""
     training: OptimizerConfig
     """the optimizer, and how the model is loaded"""
+    max_time: str | None = None
+    """stop before this time has passed since the command's start, such as 8h, 90m or 1h30m, with a checkpoint and exit
+    status 80: the same command resumes; null: no limit"""
+    printed = frozenset({"max_time"})
+
+    _is_duration = field_validator("max_time")(check_duration)
 
 
 class RowsConfig(TrainedConfig, ThinkingConfig):

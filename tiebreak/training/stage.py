@@ -25,6 +25,7 @@ from tiebreak.models.load import resolve_precision
 from tiebreak.models.probe import probe_values, write_probe
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.save import save_adapter, save_whole
+from tiebreak.process.limit import leave_in_time
 from tiebreak.process.stopping import StepStopped, Stopped, check, deferring
 from tiebreak.records import Prompt
 from tiebreak.runs.checkpoints import MARKER
@@ -174,6 +175,7 @@ def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
         except StepStopped as stopped:
             _keep_last_step(trainer, callback, stopped)
     check()
+    leave_in_time(0.0, f"step {trainer.state.global_step} of {trainer.state.max_steps} is in {run.checkpoints}")
     last = [row for row in read_metrics(run.folder) if "loss" in row]
     if last and last[-1]["loss"] is None:
         raise HandoffError(
