@@ -75,6 +75,9 @@ class StepInPasses(Hooks):
     """losses that are known to be a mean over the groups of a batch; any other batch is computed whole"""
     proof: Proof | None
     _share = 1.0
+    _weights_of_step: Sequence[int] = ()
+    """of the batches of an accumulated step"""
+    _batches_done = 0
 
     def __init__(self, *args: Any, passes: Passes | None = None, **kwargs: Any) -> None:
         """TRL's, then the forward path verified.
@@ -120,21 +123,42 @@ class StepInPasses(Hooks):
         """The count of this batch on every process that transformers divides by."""
         return None
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        self._weights_of_step, self._batches_done = [self.weight(batch) for batch in batches], 0
+        return batches, items
+
+    def share_of_step(self) -> float:
+        """Of the next batch of an accumulated step, relative to a mean over its batches: the last may have fewer rows."""
+        weights = self._weights_of_step
+        if len(set(weights)) < 2:
+            return 1.0
+        return weights[self._batches_done] * len(weights) / sum(weights)
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """transformers' step, once per pass; returns the loss of the whole batch."""
         inputs = self.of_whole_batch(inputs)
         parts = self._parts(inputs)
+        self._share = of_step = 1.0 if self.adds_up(num_items_in_batch) else self.share_of_step()
+        self._batches_done += 1
+        try:
+            return self._step_of_parts(model, inputs, parts, of_step, num_items_in_batch)
+        finally:
+            self._share = 1.0
+
+    def _step_of_parts(
+        self, model: Any, inputs: dict[str, Any], parts: Sequence[dict[str, Any]], of_step: float, items: Any
+    ) -> Tensor:
         if len(parts) == 1:
-            return self._step(model, inputs, num_items_in_batch)
+            return self._step(model, inputs, items)
         weights = [self.weight(part) for part in parts]
         shares = [weight / max(sum(weights), 1) for weight in weights]
         logged = {key: len(values) for key, values in metrics_of(self)["train"].items()}
         losses = []
         for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
-            self._share = 1.0 if self.adds_up(num_items_in_batch) else share
+            self._share = 1.0 if self.adds_up(items) else share * of_step
             with nullcontext() if number == len(parts) else more_to_come(self.accelerator, model):
-                losses.append(self._step(model, part, num_items_in_batch))
-        self._share = 1.0
+                losses.append(self._step(model, part, items))
         self.join_metrics(logged, self._metric_weights(parts))
         return torch.stack(losses).sum()
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiebreak.config import AdapterConfig, OptimizerConfig, StageConfig
-from tiebreak.errors import MachineError
+from tiebreak.errors import MachineError, counted
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of
 from tiebreak.plan.available import available_memory, free_memory, this_hardware
@@ -96,13 +96,12 @@ def steps_check(config: Any, rows: int, placement: Placement) -> Check:
     if hasattr(config, "episodes_per_rollout"):
         updates = config.ppo_epochs * (config.episodes_per_rollout // batch)
         return Check("steps", f"{factors}: {config.episodes_per_rollout:,} episodes a rollout make {updates:,} steps")
-    steps = math.ceil(rows / batch)
-    rest = rows - (steps - 1) * batch
+    left_out = rows % world
+    steps = math.ceil((rows - left_out) / batch)
+    rest = rows - left_out - (steps - 1) * batch
     last = "" if rest == batch else f", the last of them of {rest:,} rows"
-    text = f"{factors}: {steps:,} steps an epoch{last}; no row is dropped"
-    repeated = -rest % (size * world) if world > 1 else 0
-    if repeated:
-        text += f", and {repeated:,} are seen twice, so that all processes have as many"
+    dropped = f"{counted(left_out, 'row')} of each epoch left out, so that all processes have as many"
+    text = f"{factors}: {steps:,} steps an epoch{last}; {dropped if left_out else 'no row is dropped'}"
     return Check("steps", text, "warn" if rows < batch else "ok")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +13,40 @@ from tiebreak.process.stopping import interruptible
 from tiebreak.training.callbacks import RunCallback, generator_states
 from tiebreak.training.finite import StepLosses
 from tiebreak.upstream import SamplerHook
+
+
+class EvenBatches:
+    """An epoch's batches for several processes, one after the other: of its last rows each process has as many.
+
+    What does not divide among them is left out, at most one row less than there are processes.
+    """
+
+    def __init__(self, batches: Any, processes: int) -> None:
+        """Args:
+        batches: a torch BatchSampler, whose batches go to the processes in turn.
+        """
+        self.batches, self.processes = batches, processes
+        self.batch_size, self.drop_last = batches.batch_size, batches.drop_last
+        self.sampler = batches.sampler  # accelerate tells it the epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        step: list[int] = []
+        for batch in self.batches:
+            step += batch
+            if len(step) == self.batch_size * self.processes:
+                yield from _parts(step, self.processes)
+                step = []
+        if len(step) >= self.processes:
+            yield from _parts(step, self.processes)
+
+    def __len__(self) -> int:
+        return -(-(len(self.sampler) // self.processes) // self.batch_size) * self.processes
+
+
+def _parts(step: Sequence[int], processes: int) -> Iterator[list[int]]:
+    size = len(step) // processes
+    for number in range(processes):
+        yield list(step[number * size : (number + 1) * size])
 
 
 class StageTrainer(SamplerHook):
@@ -37,6 +71,14 @@ class StageTrainer(SamplerHook):
         if isinstance(sampler, LengthGroupedSampler):
             sampler.batch_size *= self.args.world_size
         return sampler
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            shard = loader.batch_sampler
+            shard.batch_sampler = EvenBatches(shard.batch_sampler, self.args.world_size)
+            shard.even_batches = False  # accelerate's own way repeats the epoch's first rows
+        return loader
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._interruptible(), self._noting_losses():

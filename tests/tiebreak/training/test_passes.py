@@ -284,6 +284,29 @@ def test_sft_logs_what_trl_logs(tmp_path: Path) -> None:
     assert len(sft_rows(tmp_path / "accumulated", 1000, 3)) == 10
 
 
+@pytest.mark.parametrize("build_trainer", [dpo_trainer, reward_trainer])
+def test_an_accumulated_step_of_fewer_rows_is_their_mean(tmp_path: Path, build_trainer: Any) -> None:
+    """Of ten pairs in steps of six, the last has four: as batches of three they are three and one."""
+
+    def trained(size: int, accumulation: int) -> list[dict[str, float]]:
+        changes = {
+            "per_device_batch_size": size,
+            "gradient_accumulation_steps": accumulation,
+            "max_steps": -1,
+            "epochs": 2,
+        }
+        training = TRAINING.model_copy(update=changes)
+        trainer = build_trainer(tmp_path / f"{size}", random_pairs(10), training=training)
+        trainer.compute_in_passes(25, packed=True)
+        trainer.args.save_strategy = "no"
+        trainer.train()
+        return [row for row in trainer.state.log_history if "loss" in row]
+
+    whole, accumulated = trained(6, 1), trained(3, 2)
+    assert len(whole) == 4
+    assert_same_rows(accumulated, whole, ["loss", "grad_norm"], allowed=1e-5)
+
+
 # --- on two processes
 
 STEPS = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from tiebreak.plan.tables import settings, shape_named
 from tiebreak.runs.placement import Placement
 from tiebreak.training import preflight
 from tiebreak.training.preflight import disk_check, memory_checks, steps_check
+from tiebreak.training.trainer import EvenBatches
 
 
 def config_of(size: int, parts: int) -> Any:
@@ -32,9 +34,12 @@ def config_of(size: int, parts: int) -> Any:
     [
         (48, 8, 1, Placement(), "1 process × 8 × 1 = 8 a step: 6 steps an epoch; no row is dropped"),
         (50, 8, 1, Placement(), "7 steps an epoch, the last of them of 2 rows; no row is dropped"),
-        # 50 = 3 steps of 16 and 2: two processes of 8 take one row each, and the first 14 rows again
         (50, 8, 1, Placement(2, "zero2"), "2 processes (zero2) × 8 × 1 = 16 a step: 4 steps an epoch, the last of them "
-         "of 2 rows; no row is dropped, and 14 are seen twice, so that all processes have as many"),
+         "of 2 rows; no row is dropped"),
+        (51, 8, 1, Placement(2, "zero2"), "4 steps an epoch, the last of them of 2 rows; 1 row of each epoch left out, so "
+         "that all processes have as many"),
+        (50, 8, 1, Placement(3, "zero2"), "2 steps an epoch; 2 rows of each epoch left out, so that all processes have as "
+         "many"),
         (64, 4, 2, Placement(2, "ddp"), "2 processes (ddp) × 4 × 2 = 16 a step: 4 steps an epoch; no row is dropped"),
     ],
 )  # fmt: skip
@@ -44,15 +49,21 @@ def test_steps_against_rows(rows: int, size: int, parts: int, placement: Placeme
     assert check.state == "ok"
 
 
-def test_what_the_loader_of_two_processes_sees_twice() -> None:
-    """accelerate's own shards of 50 rows in batches of 8: 64 indices, 14 of them for the second time."""
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 31, 33, 48, 50, 51])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_the_last_rows_and_none_is_seen_twice(rows: int, world: int) -> None:
+    """By accelerate's shards: in each step all processes have as many rows, and together those of one process."""
     from accelerate.data_loader import BatchSamplerShard
     from torch.utils.data import BatchSampler, SequentialSampler
 
-    batches = BatchSampler(SequentialSampler(range(50)), 8, drop_last=False)
-    seen = [row for rank in (0, 1) for batch in BatchSamplerShard(batches, 2, rank) for row in batch]
-    assert len(seen) - len(set(seen)) == 14
-    assert set(seen) == set(range(50))
+    batches = EvenBatches(BatchSampler(SequentialSampler(range(rows)), 8, drop_last=False), world)
+    shards = [list(BatchSamplerShard(batches, world, rank, even_batches=False)) for rank in range(world)]
+    assert {len(shard) for shard in shards} == {len(batches) // world} == {math.ceil(rows // world / 8)}
+    seen = []
+    for step in zip(*shards, strict=True):
+        assert len({len(batch) for batch in step}) == 1
+        seen += [row for batch in step for row in batch]
+    assert seen == list(range(rows - rows % world))
 
 
 def test_fewer_rows_than_a_step_are_a_warning() -> None:
