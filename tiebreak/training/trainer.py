@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -26,7 +27,8 @@ class EvenBatches:
         batches: a torch BatchSampler, whose batches go to the processes in turn.
         """
         self.batches, self.processes = batches, processes
-        self.batch_size, self.drop_last = batches.batch_size, batches.drop_last
+        self.batch_size: int = batches.batch_size
+        self.drop_last: bool = batches.drop_last
         self.sampler = batches.sampler  # accelerate tells it the epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -40,7 +42,9 @@ class EvenBatches:
             yield from _parts(step, self.processes)
 
     def __len__(self) -> int:
-        return -(-(len(self.sampler) // self.processes) // self.batch_size) * self.processes
+        each = len(self.sampler) // self.processes
+        steps = math.ceil(each / self.batch_size)
+        return steps * self.processes
 
 
 def _parts(step: Sequence[int], processes: int) -> Iterator[list[int]]:
