@@ -292,6 +292,10 @@ def difference_lines(store: Store, source: str, pairs: Sequence[Pair], batch: Ba
         lines.append(f"{counted(count, 'pair')} of {source} {_stay(count)} in {_describe(other)}")
     if lines:
         lines.append(f"the configuration names batch {batch.name!r}; to move them there: {command}")
+    if outdated := len(store.pairs_outdated(pairs)):
+        lines.append(
+            f"{counted(outdated, 'pair')} of {source} had an error that was corrected: the store has the new text"
+        )
     if absent := store.pairs_absent(source, ids):
         command = shlex.join(["tiebreak", "label", "withdraw", "--absent-from", source, *at])
         count = len(absent)

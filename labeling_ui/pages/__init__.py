@@ -28,7 +28,7 @@ FILES = Path(__file__).parent
 SCRIPTS = {
     "login": ("call.js", "login.js"),
     "rate": ("call.js", "outbox.js", "reading.js", "pair.js", "ranking.js", "work.js", "talk.js", "rate.js"),
-    "lead": ("call.js", "disputes.js", "lead.js"),
+    "lead": ("call.js", "disputes.js", "batches.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
 

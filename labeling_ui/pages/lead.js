@@ -351,6 +351,7 @@ function view(name) {
   for (const part of all('.view')) part.hidden = part.dataset.for !== name;
   for (const button of all('.views button')) button.setAttribute('aria-current', button.dataset.view === name ? 'page' : 'false');
   if (name === 'disputes') showDisputes();
+  if (name === 'batches') showBatches();
 }
 
 desk.addEventListener('click', (event) => {
@@ -365,6 +366,8 @@ desk.addEventListener('click', (event) => {
   else if (button.dataset.leave !== undefined) leave();
   else if (button.dataset.sort) sortRaters(button.dataset.sort);
   else if (button.dataset.rater) changeRater(button);
+  else if (button.dataset.batch !== undefined) changeBatch(button.dataset.batch, { paused: button.dataset.paused === 'true' });
+  else if (button.dataset.restore) restorePair(button.dataset.restore);
   else if (button.dataset.invite) invite(button.dataset.invite);
   else settleBy(button);
 });

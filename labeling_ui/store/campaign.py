@@ -34,6 +34,8 @@ from tiebreak.records import Pair, Record
 
 IDS_AT_ONCE = 500
 MAX_ID_CHARACTERS = 200
+CONVERSATIONS = "conversations"
+"""The batch of conversations, whose pairs are given to nobody else."""
 CONFIGURED = "configured:"
 """Before a batch's name: the setting that holds what a configuration gave it last."""
 
@@ -85,19 +87,20 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
         StoreError: the store has another seed, or another pair with the same id.
     """
     _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
-    present = present_ids(tx.connection)
-    known = known_records(tx.connection, [present.get(pair.id, pair.id) for pair in pairs])
+    versions = versions_of(tx.connection)
+    known = known_records(tx.connection, [name for pair in pairs for name in versions.get(pair.id, [pair.id])])
     new: dict[str, Pair] = {}
     for pair in pairs:
-        version = pair.model_copy(update={"id": present.get(pair.id, pair.id)})
-        there = known.get(version.id) or (new[pair.id].model_dump_json() if pair.id in new else None)
-        if there is not None and there != version.model_dump_json():
+        there = [known[name] for name in versions.get(pair.id, [pair.id]) if name in known]
+        there += [new[pair.id].model_dump_json()] if pair.id in new else []
+        # An earlier version is no error: a file from before a correction can still be served.
+        if there and not any(is_version(pair, record) for record in there):
             raise StoreError(
                 f"two different pairs have the id {pair.id} (in {source.name} and in {url}): fix {source.name}, or, if "
                 f"it is the right one, 'tiebreak label correct --pairs {source.name} --store {url}' replaces the other"
             )
-        if there is None:
-            _check_id(pair.id, source)
+        if not there:
+            check_id(pair.id, source)
             new[pair.id] = pair
     if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
         _match_batch(tx, batch)
@@ -108,7 +111,7 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
     return len(new)
 
 
-def _check_id(name: str, source: Source) -> None:
+def check_id(name: str, source: Source) -> None:
     """An id is part of web addresses, in which `..` is another place."""
     if not 0 < len(name) <= MAX_ID_CHARACTERS or name.strip(".") == "":
         raise StoreError(
@@ -117,16 +120,29 @@ def _check_id(name: str, source: Source) -> None:
         )
 
 
+def is_version(pair: Pair, record: str) -> bool:
+    """Whether a stored record is this pair, but for the id, which has the version's number."""
+    if pair.model_dump_json() == record:
+        return True
+    stored = Pair.model_validate_json(record)
+    return stored == pair.model_copy(update={"id": stored.id})
+
+
 def present_ids(connection: sa.Connection) -> dict[str, str]:
     """The id of the present version of every pair that was corrected, by its earlier ids."""
+    return {pair_id: names[-1] for pair_id, names in versions_of(connection).items()}
+
+
+def versions_of(connection: sa.Connection) -> dict[str, list[str]]:
+    """The ids of the versions of every pair that was corrected, from the given one to the present one."""
     query = sa.select(WITHDRAWALS.c.pair_id, WITHDRAWALS.c.replaced_by).where(WITHDRAWALS.c.replaced_by.is_not(None))
     following = {row.pair_id: row.replaced_by for row in connection.execute(query)}
-    present: dict[str, str] = {}
-    for pair_id, version in following.items():
-        while version in following:
-            version = following[version]
-        present[pair_id] = version
-    return present
+    versions: dict[str, list[str]] = {}
+    for pair_id in following:
+        versions[pair_id] = [pair_id]
+        while versions[pair_id][-1] in following:
+            versions[pair_id].append(following[versions[pair_id][-1]])
+    return versions
 
 
 def known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
@@ -157,6 +173,8 @@ def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
     Raises:
         RefusedError: there is no such batch.
     """
+    if name == CONVERSATIONS:
+        raise RefusedError("pairs of conversations belong to their raters: they cannot be given out as a batch")
     batch = find_batch(tx.connection, name)
     if batch is None:
         raise RefusedError(f"there is no batch named {name!r}")

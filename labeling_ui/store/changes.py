@@ -24,8 +24,10 @@ from labeling_ui.store.campaign import (
     Batch,
     BatchChange,
     Source,
+    check_id,
     find_batch,
     insert_pairs,
+    is_version,
     known_records,
     present_ids,
     record_source,
@@ -146,6 +148,7 @@ def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | No
     if items[0].batch == CONVERSATIONS.name:
         raise RefusedError(f"pair {old} belongs to a conversation: withdraw it instead")
     new = pair.model_copy(update={"id": next_version(old)})
+    check_id(new.id, source)
     ranking = items[0].task == "ranking"
     batch = find_batch(tx.connection, items[0].batch) or Batch(items[0].batch, overlap=int(tx.setting("overlap")))
     insert_pairs(tx, [new], batch, source=Source(source.name, source.id, ranking))
@@ -227,6 +230,14 @@ def pairs_elsewhere(connection: sa.Connection, pair_ids: Sequence[str], batch: s
         for row in connection.execute(query.where(which).group_by(ITEMS.c.batch)):
             counts[row.batch] = counts.get(row.batch, 0) + row.n
     return {find_batch(connection, name) or Batch(name): count for name, count in sorted(counts.items())}
+
+
+def pairs_outdated(connection: sa.Connection, pairs: Sequence[Pair]) -> list[str]:
+    """The ids of pairs that were corrected since, and are here as they were before."""
+    present = present_ids(connection)
+    corrected = [pair for pair in pairs if pair.id in present]
+    records = known_records(connection, [present[pair.id] for pair in corrected])
+    return [pair.id for pair in corrected if not is_version(pair, records[present[pair.id]])]
 
 
 def pairs_absent(connection: sa.Connection, source: str, pair_ids: Collection[str]) -> list[str]:

@@ -30,7 +30,7 @@ MAX_TURNS = 50
 HOLD_SECONDS = 15
 """A turn whose worker has not renewed its hold for this long goes to another worker, or to the restarted one."""
 LEFT_BEHIND = "another message was sent instead"
-BATCH = campaign.Batch("conversations", priority=0, pool="", overlap=1, paused=True)
+BATCH = campaign.Batch(campaign.CONVERSATIONS, priority=0, pool="", overlap=1, paused=True)
 """The batch of conversations: its pairs are not given out, since each belongs to its own rater."""
 SOURCE = campaign.Source("conversations", "conversations")
 

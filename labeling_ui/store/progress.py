@@ -49,6 +49,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class BatchProgress:
+    """A batch's pairs, and the judgments it has and wants; without withdrawn pairs, gold and repeats."""
+
+    pairs: int = 0
+    judged: int = 0
+    wanted: int = 0
+
+
+@dataclass(frozen=True)
 class Work:
     """A rater's judgments since some time, and their active and idle seconds."""
 
@@ -109,6 +118,15 @@ def wanted(connection: Connection) -> int:
     again = sa.select(ASSIGNMENTS.c.id).join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(_IN_CAMPAIGN)
     repeats = _count(connection, again.where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))
     return int(every + (connection.scalar(of_gold) or 0) + repeats)
+
+
+def batch_progress(connection: Connection) -> dict[str, BatchProgress]:
+    """How far each batch is. A ranking has no votes: its places count."""
+    voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
+    judged = sa.case((ITEMS.c.task == "pair", voted), else_=ITEMS.c.taken)
+    sums = sa.func.count(sa.distinct(ITEMS.c.pair_id)), sa.func.sum(judged), sa.func.sum(ITEMS.c.overlap)
+    query = sa.select(ITEMS.c.batch, *sums).where(_IN_CAMPAIGN, ~_IS_GOLD).group_by(ITEMS.c.batch)
+    return {row[0]: BatchProgress(*map(int, row[1:])) for row in connection.execute(query)}
 
 
 def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:

@@ -59,7 +59,7 @@ from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.changes import Correction, Withdrawal
 from labeling_ui.store.judging import Stored
 from labeling_ui.store.names import skeleton
-from labeling_ui.store.progress import Past, Progress, Work
+from labeling_ui.store.progress import BatchProgress, Past, Progress, Work
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 
 RaterKind = Literal["human", "simulated", "model"]
@@ -298,6 +298,11 @@ class Store:
             rows = connection.execute(sa.select(BATCHES).order_by(BATCHES.c.name)).all()
         return [Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused)) for row in rows]
 
+    def batch_progress(self) -> dict[str, BatchProgress]:
+        """How far each batch is."""
+        with self.reading() as connection:
+            return counts.batch_progress(connection)
+
     def change_batch(self, name: str, change: BatchChange) -> Batch:
         """Change a batch. Raises RefusedError if there is none with that name."""
         return self.transact(lambda tx: campaign.change_batch(tx, name, change))
@@ -347,6 +352,11 @@ class Store:
         """How many of these pairs are in other batches than this one, by batch."""
         with self.reading() as connection:
             return changes.pairs_elsewhere(connection, pair_ids, batch)
+
+    def pairs_outdated(self, pairs: Sequence[Pair]) -> list[str]:
+        """Pairs that were corrected since, and are here as they were before."""
+        with self.reading() as connection:
+            return changes.pairs_outdated(connection, pairs)
 
     def pairs_absent(self, source: str, pair_ids: Sequence[str]) -> list[str]:
         """Pairs that came from this file earlier and are still given out, but are not in it any more."""

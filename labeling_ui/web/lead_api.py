@@ -24,6 +24,8 @@ from labeling_ui.quality.agreement import PUBLISHED
 from labeling_ui.store import adjudication
 from labeling_ui.store.answers import Submission, storable
 from labeling_ui.store.campaign import BatchChange
+from labeling_ui.store.conversations import BATCH as CONVERSATIONS
+from labeling_ui.store.progress import BatchProgress
 from labeling_ui.store.store import Role, wall_clock_ms
 from labeling_ui.web.accounts import INVITATION_DAYS, INVITATION_PATH, change_rater, invite
 from labeling_ui.web.context import DeskOf, Lead, LeadWriting, as_json, checked, lead_session
@@ -154,8 +156,12 @@ def make_invitation(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[s
 
 @router.get("/batches")
 def batches(desk: DeskOf) -> list[dict[str, Any]]:
-    """All batches."""
-    return [vars(batch) for batch in desk.store.batches()]
+    """All batches, and how far each is. `steered`: not that of conversations, which belong to their raters."""
+    progress, nothing = desk.store.batch_progress(), BatchProgress()
+    return [
+        {**vars(batch), **vars(progress.get(batch.name, nothing)), "steered": batch.name != CONVERSATIONS.name}
+        for batch in desk.store.batches()
+    ]
 
 
 @router.put("/batches")

@@ -460,6 +460,11 @@ def test_leads_steer_by_the_api(campaign: Campaign) -> None:
     assert lead("lead", "GET", "/api/lead/adjudications").json()[0]["right"] == opened["pair"]["right"]["id"]
     assert lead("lead", "PUT", "/api/lead/gold/pair-3", {"preferred_id": "3-1"}).json()["preferred_id"] == "3-1"
     assert lead("lead", "PUT", "/api/lead/gold/pair-3", {"preferred_id": "4-1"}).status_code == 409
+    (batch,) = lead("lead", "GET", "/api/lead/batches").json()
+    # twelve pairs, each for two raters; one pair is gold, and counts for itself
+    assert {key: batch[key] for key in ("pairs", "judged", "wanted", "steered")} == {
+        "pairs": 11, "judged": 2, "wanted": 22, "steered": True
+    }  # fmt: skip
     steered = {"pair_ids": ["pair-5"], "batch": "urgent", "change": {"priority": 2}}
     assert lead("lead", "POST", "/api/lead/pairs/move", steered).json()["priority"] == 2
     assert campaign.call("one", "GET", "/api/next").status_code == 200

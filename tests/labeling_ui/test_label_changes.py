@@ -183,7 +183,11 @@ def test_a_corrected_pair_is_judged_anew_and_its_old_judgments_are_kept_aside(ur
     (made,) = store.correct_pairs([again], source="pairs.jsonl", source_id="newer")
     assert (made.pair_id, made.replaced_by) == ("pair-7@2", "pair-7@3")
     with pytest.raises(TiebreakError, match="two different pairs"):
-        add(store, [fixed], "urgent", priority=2)
+        add(store, [make_pair(7, "something else")], "urgent", priority=2)
+    assert add(store, [fixed], "urgent", priority=2) == 0, "a file from before the correction can still be served"
+    (line,) = difference_lines(store, "pairs.jsonl", [fixed], Batch("urgent", 2))
+    assert line.startswith("1 pair of pairs.jsonl had an error that was corrected")
+    assert difference_lines(store, "pairs.jsonl", [again], Batch("urgent", 2)) == []
     assert add(store, [again], "urgent", priority=2) == 0
     assert_whole(store)
 
