@@ -151,6 +151,33 @@ def test_an_evaluation_at_the_end_that_fails_is_reported(
     assert "eval_loss" not in read_manifest(tmp_path / "sft")["metrics"]
 
 
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_the_training_has_left_its_memory_when_the_saved_model_is_loaded(
+    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    from transformers import Trainer
+
+    trainers: list[Trainer] = []
+    held: list[int] = []
+    train, verify = Trainer.train, FreshProcess.verify
+
+    def training(self: Trainer, *args: Any, **kwargs: Any) -> Any:
+        trainers.append(self)
+        return train(self, *args, **kwargs)
+
+    def verifying(self: FreshProcess, *args: Any) -> Any:
+        (trainer,) = trainers
+        held.append(sum(one.numel() for one in (*trainer.model.parameters(), *trainer.model.buffers())))
+        held.append(len(trainer.optimizer.state))
+        return verify(self, *args)
+
+    monkeypatch.setattr(Trainer, "train", training)
+    monkeypatch.setattr(FreshProcess, "verify", verifying)
+    assert command(finished_recipe, stage, tmp_path / stage)[0] == 0
+    assert held == [0, 0]
+    assert read_manifest(tmp_path / stage)["id"] == read_manifest(finished_recipe / "runs" / stage)["id"]
+
+
 def test_a_fresh_process_that_is_killed_is_started_again(finished_recipe: Path) -> None:
     final = finished_recipe / "runs" / "sft" / "final"
     with FreshProcess(final) as process:

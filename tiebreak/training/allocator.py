@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def give_back_memory() -> None:
@@ -21,3 +26,21 @@ def give_back_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def leave_training(trainer: Trainer) -> None:
+    """Free the weights and the optimizer of a training whose model is saved: the process that checks it loads it again,
+    often on the same device. Sharded and quantised weights stay."""
+    for module in (trainer.model, getattr(trainer, "ref_model", None)):
+        if isinstance(module, nn.Module):
+            for tensor in (*module.parameters(), *module.buffers()):
+                _empty(tensor)
+    if isinstance(trainer.optimizer, torch.optim.Optimizer) and not trainer.is_deepspeed_enabled:
+        trainer.optimizer.state.clear()
+    give_back_memory()
+
+
+def _empty(tensor: Tensor) -> None:
+    if type(tensor) in (Tensor, nn.Parameter) and not hasattr(tensor, "ds_id"):
+        tensor.grad = None
+        tensor.data = tensor.data.new_empty(0)

@@ -36,6 +36,7 @@ from tiebreak.stages import find_stage
 from tiebreak.terminal import is_main_process, say
 from tiebreak.terminal.progress import screen
 from tiebreak.tracking.recorder import RunRecorder, track_again
+from tiebreak.training.allocator import leave_training
 from tiebreak.training.callbacks import (
     NothingToTrainError,
     ProgressBars,
@@ -276,6 +277,7 @@ def finish_adapter(
     save = save_whole if whole else save_adapter
     pinned = save(run.final, model, state, chat, source, kind, adapter)
     write_probe(run.final, ids, values, model)
+    leave_training(trainer)
     say("loading the saved model in a fresh process, to compare")
     with FreshProcess(run.final, source.trust_remote_code) as process:
         difference, scores = process.verify(products.sequences)
