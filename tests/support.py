@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "WANDB_MODE": "disabled",  # 2 s of a stage's start; the finished recipe is told to W&B, and read back from it
+    "WANDB_MODE": "disabled",  # 2 s of a stage's start; the finished recipe sends its runs to W&B, and tests read them back
     "TOKENIZERS_PARALLELISM": "false",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",  # tiny matrices: threads cost more than they give
@@ -55,13 +55,13 @@ def run_here(*words: str | Path) -> tuple[int, str]:
     """`tiebreak …` in this process, which has imported torch already: (exit status, standard error)."""
     from tiebreak.command.cli import main
 
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             main([str(word) for word in words])
         except SystemExit as stopped:
-            return int(stopped.code or 0), told.getvalue()
-    return 0, told.getvalue()
+            return int(stopped.code or 0), stderr.getvalue()
+    return 0, stderr.getvalue()
 
 
 LAUNCHERS = {

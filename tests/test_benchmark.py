@@ -108,7 +108,7 @@ def test_ppo_and_trls_begin_alike(tiny_model: Path, tmp_path: Path, monkeypatch:
     assert f"| {ratio:.2f} |" in printed
 
 
-def test_unlike_beginnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlike_beginnings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: deviations 3 and 4 over 25 episodes make a standard error of 1."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     import ppo
@@ -119,13 +119,13 @@ def test_unlike_beginnings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         first = {"kl": kl, "score_mean": mean, "score_deviation": deviation}
         return Measured([], 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, first_rollout=first)
 
-    told = ppo.first_rollouts({"ours": began(0.0, 2.0, 3.0), ppo.TRL: began(2e-6, 0.5, 4.0)}, 25)
-    assert told["first_scores_apart_in_standard_errors"] == pytest.approx(1.5)
-    assert told["first_kls_are_zero"]
-    assert told["first_scores_agree"]
-    told = ppo.first_rollouts({"ours": began(0.0, 5.0, 3.0), ppo.TRL: began(-0.2, 0.5, 4.0)}, 25)
-    assert not told["first_kls_are_zero"]
-    assert not told["first_scores_agree"]
+    compared = ppo.first_rollouts({"ours": began(0.0, 2.0, 3.0), ppo.TRL: began(2e-6, 0.5, 4.0)}, 25)
+    assert compared["first_scores_apart_in_standard_errors"] == pytest.approx(1.5)
+    assert compared["first_kls_are_zero"]
+    assert compared["first_scores_agree"]
+    compared = ppo.first_rollouts({"ours": began(0.0, 5.0, 3.0), ppo.TRL: began(-0.2, 0.5, 4.0)}, 25)
+    assert not compared["first_kls_are_zero"]
+    assert not compared["first_scores_agree"]
     job = Job("", "", "", "", "", [[1], [2]], [0.5, -20.0], episodes_a_step=1, rollouts=2)
     require_same_scores([0.5005, -20.01], job)
     with pytest.raises(SystemExit, match=r"scores a prompt -20\.100000 here, and -20\.000000"):

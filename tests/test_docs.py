@@ -71,8 +71,10 @@ def refused(line: str) -> list[str]:
         rest = take_preflight(rest)[1]
     if command.trains:
         launch, rest = take_launch_flags(rest)
-        known = find_shipped(Path("configs/accelerate") / f"{launch.accelerate}.yaml").is_file()
-        faults += [f"no such accelerate configuration: {launch.accelerate}"] if launch.accelerate and not known else []
+        shipped = find_shipped(Path("configs/accelerate") / f"{launch.accelerate}.yaml").is_file()
+        faults += (
+            [f"no such accelerate configuration: {launch.accelerate}"] if launch.accelerate and not shipped else []
+        )
     for flag, values in group_flags(rest):
         if fault := lay_over({}, configuration_class(command), flag, values):
             faults.append(f"--{flag}: {fault}")

@@ -19,9 +19,9 @@ WITH_EXAMPLES = [
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples(module: str) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     runner = doctest.DocTestRunner()
     for example in doctest.DocTestFinder().find(importlib.import_module(module)):
-        runner.run(example, out=told.append)
+        runner.run(example, out=messages.append)
     assert runner.tries > 0
-    assert not runner.failures, "".join(told)
+    assert not runner.failures, "".join(messages)

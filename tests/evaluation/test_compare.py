@@ -351,26 +351,28 @@ def test_verdict_excludes_an_even_half(interval: tuple[float, float] | None, exp
 
 
 def test_headline_claims_what_the_intervals_allow(recipe: str) -> None:
-    told = report_of(recipe)["headline"]
-    assert told["verdicts"] == {"dpo": "too few", "ppo": "too few"}
-    assert told["claim"] == "4 prompts are too few to tell DPO and PPO from SFT"
-    assert any("simulated raters, not from people" in caveat for caveat in told["caveats"])
-    assert any("Only 4 prompts" in caveat for caveat in told["caveats"])
+    headline = report_of(recipe)["headline"]
+    assert headline["verdicts"] == {"dpo": "too few", "ppo": "too few"}
+    assert headline["claim"] == "4 prompts are too few to tell DPO and PPO from SFT"
+    assert any("simulated raters, not from people" in caveat for caveat in headline["caveats"])
+    assert any("Only 4 prompts" in caveat for caveat in headline["caveats"])
 
 
-def test_a_losing_policy_is_said_to_lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_losing_policy_is_reported_to_lose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [answer(p, "sft", 4, "a", 0.0, 0.0) for p in range(30)] + [
         answer(p, "dpo", 2, "b", 0.0, 1.0) for p in range(30)
     ]
-    told = report_of(write_evaluation(Path("evaluate"), rows, {}))["headline"]
-    assert told["claim"] == "DPO loses more often than it wins against SFT"
-    assert told["sentences"] == [
+    headline = report_of(write_evaluation(Path("evaluate"), rows, {}))["headline"]
+    assert headline["claim"] == "DPO loses more often than it wins against SFT"
+    assert headline["sentences"] == [
         "DPO wins 0% of 30 held-out prompts against SFT (95% interval 0% to 14%, wholly below an even 50%)."
     ]
 
 
-def test_a_reward_model_no_better_than_chance_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reward_model_no_better_than_chance_is_reported_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [answer(p, policy, 3, "a", 0.0, 0.0) for policy in ("sft", "ppo") for p in range(30)]
     for name, interval in (("weak", [0.44, 0.71]), ("strong", [0.51, 0.71])):
@@ -380,8 +382,8 @@ def test_a_reward_model_no_better_than_chance_is_said_to_be_so(tmp_path: Path, m
         )
         evaluation = write_evaluation(Path(f"evaluate-{name}"), rows, {"reward_model": reward})
         caveats = report_of(evaluation, f"report-{name}")["headline"]["caveats"]
-        said = "The reward model is right about 58% of held-out preferences (95% interval 44% to 71%"
-        assert any(caveat.startswith(said) for caveat in caveats) == (name == "weak")
+        opening = "The reward model is right about 58% of held-out preferences (95% interval 44% to 71%"
+        assert any(caveat.startswith(opening) for caveat in caveats) == (name == "weak")
         page = Path(f"report-{name}/report.html").read_text(encoding="utf-8")
         assert "held out accuracy 0.580 (95% interval" in page
 
@@ -443,7 +445,7 @@ def test_a_cut_off_compare_ends_in_the_same_report(recipe: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("guard", "told"),
+    ("guard", "sentence"),
     [
         (
             guard_of([0.1, 0.4, 0.3, -0.2], kept=1, stopped_at=12),
@@ -461,8 +463,8 @@ def test_a_cut_off_compare_ends_in_the_same_report(recipe: str, tmp_path: Path) 
         (guard_of([0.1, 0.0], 0, stopped_at=4, patience=1), "that score had fallen once, to 0"),
     ],
 )
-def test_a_guards_decision_in_words(guard: dict[str, Any], told: str) -> None:
-    assert told in guard_decision("dpo", guard)
+def test_a_guards_decision_in_words(guard: dict[str, Any], sentence: str) -> None:
+    assert sentence in guard_decision("dpo", guard)
 
 
 def test_the_report_draws_both_scores_and_rings_the_kept_step(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -487,7 +489,7 @@ def test_the_report_draws_both_scores_and_rings_the_kept_step(recipe: str, capsy
 
 @pytest.mark.parametrize("stage", ["ppo", "dpo"])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_guard_of_the_same_judgments_is_said_to_be_one(
+def test_a_guard_of_the_same_judgments_is_reported_as_one(
     stage: str, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -502,8 +504,8 @@ def test_a_guard_of_the_same_judgments_is_said_to_be_one(
     policy = write_run(Path(stage), stage, inputs, {"adapter.json": {}}, guard=guard_of([0.1, 0.4], kept=1))
     rows = [answer(p, name, 3, "a", 0.0, 0.0) for name in ("sft", stage) for p in range(30)]
     report = report_of(write_evaluation(Path("evaluate"), rows, {f"policy_{stage}": policy}))
-    said = f"{stage.upper()}'s guard learned from the same preferences as {stage.upper()}'s training"
-    assert any(caveat.startswith(said) for caveat in report["headline"]["caveats"]) == shared
+    opening = f"{stage.upper()}'s guard learned from the same preferences as {stage.upper()}'s training"
+    assert any(caveat.startswith(opening) for caveat in report["headline"]["caveats"]) == shared
 
 
 def test_a_figure_of_the_guard_is_drawn_as_held_out_beside_the_trainings() -> None:
@@ -680,7 +682,7 @@ def test_any_figures_can_be_drawn_inside_their_panel(rows: list[dict[str, Any]])
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.floats(-1e300, 1e300), min_size=1), st.floats(-9, 9))
-def test_ticks_are_told_apart_and_are_where_they_say(values: list[float], magnitude: float) -> None:
+def test_ticks_have_labels_of_their_own_at_their_values(values: list[float], magnitude: float) -> None:
     for shown in (values, [value / 1e300 * 10**magnitude for value in values]):
         low, high = spread(shown)
         places = ticks(low, high)
@@ -776,15 +778,15 @@ def browser() -> Any:
 
 
 def open_report(browser: Any, folder: str, **context: Any) -> tuple[Any, list[str], list[str]]:
-    """The page, the addresses it asked for, and everything its console said."""
+    """The page, the addresses it asked for, and its console messages."""
     page = browser.new_page(**context)
     asked: list[str] = []
-    said: list[str] = []
+    errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((Path(folder) / "report.html").resolve().as_uri())
-    return page, asked, said
+    return page, asked, errors
 
 
 def test_hostile_text_stays_text_and_nothing_is_loaded(
@@ -798,7 +800,7 @@ def test_hostile_text_stays_text_and_nothing_is_loaded(
     rows = [{**row, "messages": rows[-1]["messages"]} for row in rows]
     evaluation = write_recipe(Path("runs/a"), rows)
     report_of(evaluation, title=f"Title {HOSTILE}")
-    page, asked, said = open_report(browser, "runs/report")
+    page, asked, errors = open_report(browser, "runs/report")
     assert page.evaluate("window.hacked") is None
     shown = page.locator(".answer[data-policy=dpo] .turn").first.inner_text()
     assert "</script><script>window.hacked=1</script>" in shown
@@ -809,12 +811,12 @@ def test_hostile_text_stays_text_and_nothing_is_loaded(
     assert embedded["title"] == f"Title {HOSTILE}"
     assert embedded == json.loads(Path("runs/report/report.json").read_text(encoding="utf-8"))
     assert asked == [Path("runs/report/report.html").resolve().as_uri()]
-    assert said == []
+    assert errors == []
 
 
 def test_page_has_its_parts_and_its_controls_work(recipe: str, browser: Any) -> None:
     report_of(recipe)
-    page, asked, said = open_report(browser, "runs/report", viewport={"width": 1280, "height": 900})
+    page, asked, errors = open_report(browser, "runs/report", viewport={"width": 1280, "height": 900})
     headings = page.locator("h2").all_inner_texts()
     assert headings == [
         "Policies",
@@ -851,13 +853,13 @@ def test_page_has_its_parts_and_its_controls_work(recipe: str, browser: Any) -> 
     page.fill("#search", "question 2")
     assert page.locator(".sample:visible").count() == 1
     assert len(asked) == 1
-    assert said == []
+    assert errors == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_fits_a_phone(recipe: str, browser: Any, scheme: str) -> None:
     report_of(recipe, against=[write_evaluation(Path("runs/b/evaluate"), hand_rows(), {})])
-    page, _, said = open_report(browser, "runs/report", viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page, _, errors = open_report(browser, "runs/report", viewport={"width": 390, "height": 800}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     background, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
@@ -865,7 +867,7 @@ def test_page_fits_a_phone(recipe: str, browser: Any, scheme: str) -> None:
     assert contrast(background, ink) > 7
     soft = page.evaluate("getComputedStyle(document.querySelector('.note-text')).color")
     assert contrast(background, soft) > 4.5
-    assert said == []
+    assert errors == []
 
 
 def contrast(first: str, second: str) -> float:
@@ -911,8 +913,8 @@ def test_the_command_prints_a_table_where_the_report_lies_and_what_is_next(recip
     ]
     done = run_command(tmp_path, *words, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    said = done.stdout.decode("ascii")
-    top, *rows = said[said.index("   policy") :].splitlines()[:9]
+    printed = done.stdout.decode("ascii")
+    top, *rows = printed[printed.index("   policy") :].splitlines()[:9]
     table, meanings = [top, *rows[::2]], rows[1::2]
     assert max(map(len, [*table, *meanings])) <= 100
     assert len({len(line) for line in table}) == 1  # columns stand under one another
@@ -920,10 +922,10 @@ def test_the_command_prints_a_table_where_the_report_lies_and_what_is_next(recip
     assert "88%" in table[3]
     assert meanings[1] == "     the baseline: the others are compared with it"
     assert meanings[2].startswith("     too few prompts to tell it from SFT (3 won, 0 lost, 1 tied): about ")
-    assert (tmp_path / "runs/cli/report.html").as_uri() in said
+    assert (tmp_path / "runs/cli/report.html").as_uri() in printed
     by_hand = "label.yaml --simulate false --pairs runs/a/sample --output runs/a/label-by-hand"
-    assert said.splitlines()[-1].startswith("next: tiebreak label --config ")
-    assert said.splitlines()[-1].endswith(by_hand)
+    assert printed.splitlines()[-1].startswith("next: tiebreak label --config ")
+    assert printed.splitlines()[-1].endswith(by_hand)
     assert (tmp_path / "runs/cli/manifest.json").is_file()
 
 

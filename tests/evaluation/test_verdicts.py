@@ -687,12 +687,12 @@ def test_what_dpos_own_held_out_preferences_say_stands_beside_the_headline(
     manifest = json.loads(Path("dpo/manifest.json").read_text())
     write_json(Path("dpo/manifest.json"), {**manifest, "config": {**manifest["config"], **config}})
     report = report_of(evaluation_of("evaluate", {"sft": 3, "dpo": 4}, {"sft": sft, "dpo": dpo}, n=30))
-    said = [caveat for caveat in report["headline"]["caveats"] if "DPO's" in caveat]
-    assert len(said) == len(expected)
-    assert all(phrase in caveat for phrase, caveat in zip(expected, said, strict=True))
+    caveats = [caveat for caveat in report["headline"]["caveats"] if "DPO's" in caveat]
+    assert len(caveats) == len(expected)
+    assert all(phrase in caveat for phrase, caveat in zip(expected, caveats, strict=True))
     page = Path("runs/report/report.html").read_text(encoding="utf-8")
     head = page[: page.index("<section")]
-    assert all(f'<p class="caveat">{caveat.replace(chr(39), "&#x27;")}</p>' in head for caveat in said)
+    assert all(f'<p class="caveat">{caveat.replace(chr(39), "&#x27;")}</p>' in head for caveat in caveats)
 
 
 def test_a_reward_model_that_is_surer_than_it_is_right() -> None:

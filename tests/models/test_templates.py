@@ -112,7 +112,7 @@ SETTINGS: list[tuple[str, dict[str, Any], Spans]] = [
     ("qwen3_5_nothink", {"template_arguments": {"enable_thinking": True}}, CLOSES),
     ("qwen3", {"chat_template": "qwen3_training"}, both(*(spans[0] for spans in reversed(THINKS_NOT)))),
 ]
-"""of the same conversation, where the template is told otherwise"""
+"""of the same conversation, with other arguments of the template"""
 
 THOUGHTS: dict[str, str] = {
     "qwen3": "<think>\nBasil drinks a lot.\n</think>\n\nFeed it daily.<|im_end|>",
@@ -263,7 +263,7 @@ def test_the_last_answer_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "settings", "expected"), SETTINGS)
-def test_a_template_can_be_told_otherwise(name: str, settings: dict[str, Any], expected: Spans) -> None:
+def test_a_template_reads_its_arguments(name: str, settings: dict[str, Any], expected: Spans) -> None:
     assert trained(load(name, **settings), two_turns(name)) == expected
 
 

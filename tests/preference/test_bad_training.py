@@ -33,7 +33,7 @@ TRAINING = {
 class Fault:
     """What is changed in a PPO run that would end well, and what its message must say."""
 
-    told: tuple[str, ...]
+    parts: tuple[str, ...]
     changed: dict[str, Any] = field(default_factory=dict)
     at_once: bool = False
     """before any checkpoint"""
@@ -104,7 +104,7 @@ def ppo_config(folder: Path, world: World, **changed: Any) -> Path:
     return write_config(folder / "ppo.yaml", **values | changed)
 
 
-def assert_told(result: tuple[int, str], *parts: str) -> None:
+def assert_reported(result: tuple[int, str], *parts: str) -> None:
     status, stderr = result
     message = stderr.rpartition("error: ")[2]
     assert status == 1, stderr
@@ -120,7 +120,7 @@ def complete_checkpoints(output: Path) -> list[Path]:
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_stops_ppo(name: str, world: World, tmp_path: Path) -> None:
     fault = FAULTS[name]
-    assert_told(run_here("ppo", "--config", ppo_config(tmp_path, world, **fault.changed)), *fault.told)
+    assert_reported(run_here("ppo", "--config", ppo_config(tmp_path, world, **fault.changed)), *fault.parts)
     assert not (tmp_path / "ppo" / "manifest.json").exists()
     kept = complete_checkpoints(tmp_path / "ppo")
     assert bool(kept) != fault.at_once
@@ -154,7 +154,7 @@ def test_a_critic_of_another_size(world: World, tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(1, 48), "bias": torch.zeros(1)}, run.final / VALUE_HEAD_FILE)
     run.finish()
     config = ppo_config(tmp_path, world, value_head=tmp_path / "other")
-    assert_told(
+    assert_reported(
         run_here("ppo", "--config", config),
         "value_head.safetensors reads hidden states of size 48, and this policy's have 64",
         "name a PPO run of the same base model, or set value_head: null",
@@ -164,7 +164,9 @@ def test_a_critic_of_another_size(world: World, tmp_path: Path) -> None:
 
 def test_a_run_of_another_stage_has_no_critic(world: World, tmp_path: Path) -> None:
     config = ppo_config(tmp_path, world, value_head=world.judge)
-    assert_told(run_here("ppo", "--config", config), "value_head.safetensors does not exist: name a finished PPO run")
+    assert_reported(
+        run_here("ppo", "--config", config), "value_head.safetensors does not exist: name a finished PPO run"
+    )
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
@@ -173,8 +175,8 @@ def test_margins_of_the_wrong_sign(stage: str, column: str, value: float, world:
     rows = read_rows(write_preferences(tmp_path / "right.jsonl"))
     data = write_rows(tmp_path / "wrong.jsonl", [*rows[:2], {**rows[2], column: value}, *rows[3:]])
     words = ("--output", tmp_path / "out", "--policy", world.policy, "--preferences", data)
-    told = (f"{data}:3: {column}: ", "swap chosen and rejected, or fix its sign") if value < 0 else (f"{data}:3",)
-    assert_told(run_here(stage, *words, "--tracking.mode", "disabled"), *told)
+    parts = (f"{data}:3: {column}: ", "swap chosen and rejected, or fix its sign") if value < 0 else (f"{data}:3",)
+    assert_reported(run_here(stage, *words, "--tracking.mode", "disabled"), *parts)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -185,7 +187,7 @@ def test_ties_alone_teach_nothing(stage: str, world: World, tmp_path: Path) -> N
     data = write_rows(tmp_path / "ties.jsonl", rows)
     words = ("--output", tmp_path / "out", "--policy", world.policy, "--preferences", data, "--validation-share", "0")
     message = "every preference is a tie (strength 0, or a confidence of 0.5)"
-    assert_told(run_here(stage, *words, "--tracking.mode", "disabled"), message)
+    assert_reported(run_here(stage, *words, "--tracking.mode", "disabled"), message)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -194,12 +196,12 @@ def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
 ) -> None:
     config = ppo_config(tmp_path, world, **rewarded_by("indifferent"), stop_when_all_cut_off=False)
     monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=3))
-    assert_told(run_here("ppo", "--config", config), "the same command resumes from the last checkpoint")
+    assert_reported(run_here("ppo", "--config", config), "the same command resumes from the last checkpoint")
     end_process(tmp_path / "ppo")
     monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=2))
-    status, told = run_here("ppo", "--config", config)
+    status, message = run_here("ppo", "--config", config)
     assert status == 1
-    assert f"resuming from {tmp_path / 'ppo' / 'checkpoints' / 'checkpoint-3'}" in told
+    assert f"resuming from {tmp_path / 'ppo' / 'checkpoints' / 'checkpoint-3'}" in message
     assert {path.name for path in complete_checkpoints(tmp_path / "ppo")} == {"checkpoint-4", "checkpoint-5"}
 
 
@@ -218,11 +220,11 @@ def test_a_mended_function_is_another_run(world: World, tmp_path: Path, monkeypa
         return result
 
     try:
-        assert_told(run_with("return None"), "house_rewards:polite returned NoneType", "give another --output if")
+        assert_reported(run_with("return None"), "house_rewards:polite returned NoneType", "give another --output if")
         later = run_with("calls.append(0)", "return [0.0] * (len(completions) - len(calls) // 3)")
-        assert_told(later, "house_rewards:polite returned 7 scores for 8 completions")
+        assert_reported(later, "house_rewards:polite returned 7 scores for 8 completions")
         before = complete_checkpoints(tmp_path / "ppo")
-        assert_told(run_with("return [0.0] * len(completions)"), "holds another run, and nothing is overwritten")
+        assert_reported(run_with("return [0.0] * len(completions)"), "holds another run, and nothing is overwritten")
         assert complete_checkpoints(tmp_path / "ppo") == before != []
     finally:
         sys.modules.pop("house_rewards", None)

@@ -182,8 +182,8 @@ def test_a_loss_that_a_column_has_no_meaning_for(settings: dict[str, Any], messa
 
 
 def test_a_column_that_is_not_used_is_named() -> None:
-    said = {"role": "assistant", "content": "x"}
-    row = {"prompt": [{"role": "user", "content": "y"}], "chosen": [said], "rejected": [{**said, "content": "z"}]}
+    answer = {"role": "assistant", "content": "x"}
+    row = {"prompt": [{"role": "user", "content": "y"}], "chosen": [answer], "rejected": [{**answer, "content": "z"}]}
 
     def of(**columns: Any) -> list[Preference]:
         return [Preference.model_validate({**row, **columns})]

@@ -83,10 +83,10 @@ def dpo_config(folder: Path, world: World, judge: Path) -> Path:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A finished run, and what it said."""
+    """A finished run, and its output."""
 
     folder: Path
-    told: str
+    message: str
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -101,9 +101,9 @@ class Guarded:
 @pytest.fixture(scope="module")
 def ppo(world: World, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
     folder = tmp_path_factory.mktemp("guarded")
-    status, told = run_here("ppo", "--config", ppo_config(folder, world))
-    assert status == 0, told
-    return Guarded(folder / "ppo", told)
+    status, message = run_here("ppo", "--config", ppo_config(folder, world))
+    assert status == 0, message
+    return Guarded(folder / "ppo", message)
 
 
 def assert_stopped_by_patience(run: Guarded, patience: int, planned_steps: int) -> None:
@@ -115,8 +115,8 @@ def assert_stopped_by_patience(run: Guarded, patience: int, planned_steps: int) 
     assert own[-1] > own[-patience - 1]
     assert 0 < guard["kept"]["step"] < steps[-1]
     assert guard["kept"]["score"] == max(scores) > scores[0]
-    assert f"stopped at step {steps[-1]}: the held-out score has fallen {patience} times in a row" in run.told
-    assert f"kept the policy of step {guard['kept']['step']}: held-out score {max(scores):.3f}" in run.told
+    assert f"stopped at step {steps[-1]}: the held-out score has fallen {patience} times in a row" in run.message
+    assert f"kept the policy of step {guard['kept']['step']}: held-out score {max(scores):.3f}" in run.message
     rows = {row["step"]: row for row in read_metrics(run.folder) if "guard/score" in row}
     assert [rows[step]["guard/score"] for step in steps] == scores
     assert max(row["step"] for row in read_metrics(run.folder)) == steps[-1]
@@ -178,8 +178,8 @@ def test_the_report_says_and_draws_what_the_guard_decided(ppo: Guarded, world: W
     )
     assert run_here("evaluate", "--config", evaluated)[0] == 0
     words = ("compare", "--evaluation", tmp_path / "evaluate", "--output", tmp_path / "compare")
-    status, told = run_here(*words, "--tracking.mode", "disabled")
-    assert status == 0, told
+    status, message = run_here(*words, "--tracking.mode", "disabled")
+    assert status == 0, message
     report = json.loads((tmp_path / "compare" / "report.json").read_text())
     (stage,) = [row for row in report["stages"] if row["stage"] == "ppo"]
     assert stage["guard"]["history"] == ppo.guard["history"]
@@ -195,9 +195,9 @@ def test_dpo_is_stopped_too_by_a_judge_with_another_tokenizer(world: World, tmp_
     """It reads the text: its words stand in another order, so the policy's token ids mean nothing to it."""
     other = build_model(tmp_path / "other", words=tuple(sorted(WORDS)), seed=3)
     judge = build_judge(other, tmp_path / "judge", twice_is_best)
-    status, told = run_here("dpo", "--config", dpo_config(tmp_path, world, judge))
-    assert status == 0, told
-    run = Guarded(tmp_path / "dpo", told)
+    status, message = run_here("dpo", "--config", dpo_config(tmp_path, world, judge))
+    assert status == 0, message
+    run = Guarded(tmp_path / "dpo", message)
     assert_stopped_by_patience(run, patience=2, planned_steps=80)
     first = run.guard["history"][0]
     assert (first["training_score"], first["kl"]) == (0.0, pytest.approx(0.0, abs=1e-5))
@@ -258,14 +258,14 @@ def test_a_run_that_is_cut_off_after_the_guard_stopped_it_decides_the_same_again
 
     monkeypatch.setattr("tiebreak.training.skeleton.finish_adapter", cut)
     config = ppo_config(tmp_path, world) if stage == "ppo" else dpo_config(tmp_path, world, world.judge)
-    told = []
+    results = []
     for _ in range(2):
-        told.append(run_here(stage, "--config", config))
+        results.append(run_here(stage, "--config", config))
         end_process(tmp_path / stage)
-    assert [status for status, _ in told] == [130, 130]
+    assert [status for status, _ in results] == [130, 130]
     (facts, weights), (again, after) = ends
     stopped = facts["guard"]["stopped_at_step"]
-    assert f"resuming from {tmp_path / stage}/checkpoints/checkpoint-{stopped - 4}" in told[1][1]
+    assert f"resuming from {tmp_path / stage}/checkpoints/checkpoint-{stopped - 4}" in results[1][1]
     assert facts == again
     assert all(torch.equal(weight, after[name]) for name, weight in weights.items())
 
@@ -273,9 +273,9 @@ def test_a_run_that_is_cut_off_after_the_guard_stopped_it_decides_the_same_again
 # --- what a guard refuses
 
 
-def refused(told: tuple[int, str], *parts: str, status: int = 2) -> None:
-    found, message = told[0], told[1].rpartition("error: ")[2]
-    assert found == status, told[1]
+def refused(ended: tuple[int, str], *parts: str, status: int = 2) -> None:
+    found, message = ended[0], ended[1].rpartition("error: ")[2]
+    assert found == status, ended[1]
     for part in parts:
         assert part in message
 
@@ -299,10 +299,10 @@ CASES: Mapping[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_guard_that_could_guard_nothing_is_refused(name: str, world: World, tmp_path: Path) -> None:
-    changed, told = CASES[name]
+    changed, message = CASES[name]
     guard = {"reward_model": world.judge, **changed.get("guard", {})}
     result = run_here("ppo", "--config", ppo_config(tmp_path, world, **{**changed, "guard": guard}))
-    refused(result, *told, status=1 if name == "no judge" else 2)
+    refused(result, *message, status=1 if name == "no judge" else 2)
     assert nothing_was_made(tmp_path / "ppo")
 
 
@@ -316,8 +316,8 @@ def test_the_training_reward_cannot_guard_under_another_path(world: World, tmp_p
     again = tmp_path / "again"
     again.symlink_to(world.judge, target_is_directory=True)
     config = ppo_config(tmp_path, world, reward_model=world.judge, rewards=[], guard={"reward_model": again})
-    told = (f"{again} is the same run as reward_model", "another seed and another share of the judgments")
-    refused(run_here("ppo", "--config", config), *told)
+    message = (f"{again} is the same run as reward_model", "another seed and another share of the judgments")
+    refused(run_here("ppo", "--config", config), *message)
     assert nothing_was_made(tmp_path / "ppo")
 
 

@@ -187,9 +187,9 @@ def write_answers(file: Path, count: int = 16) -> Path:
     rows = []
     for number, text in enumerate(questions(count)):
         prompt = [{"role": "user", "content": text}]
-        for label, said in ((True, "more feed more"), (False, "less light pot")):
-            said = f"{said} root" if number % 3 else said
-            rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": said}], "label": label})
+        for label, answer in ((True, "more feed more"), (False, "less light pot")):
+            answer = f"{answer} root" if number % 3 else answer
+            rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}], "label": label})
     return write_rows(file, rows)
 
 

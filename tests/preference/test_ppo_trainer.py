@@ -112,10 +112,10 @@ def build_trainer(
     run = run_of(folder, "ppo", config)
     args = build_ppo_args(config, run)
     args.logging_steps, args.disable_tqdm = 1, True
-    known: list[Reward] = [KnownReward(toy_rewards())]
+    given: list[Reward] = [KnownReward(toy_rewards())]
     prompts = [list(p) for p in PROMPTS]
     trainer = Watched(build_toy_backbone(build_toy_policy()), args, ppo_settings(config, (EOS,)), prompts, prompts)
-    trainer.rewards = rewards or known
+    trainer.rewards = rewards or given
     return trainer
 
 
@@ -291,13 +291,13 @@ def test_the_first_step_is_logged_as_worked_by_hand(tmp_path: Path) -> None:
     episodes, _ = trainer.rollouts[0]
     first, second = logged(trainer)
     rewards = toy_rewards()
-    known = [
+    given = [
         float(rewards[PROMPTS.index(tuple(p)), ANSWERS.index(tuple(c))])
         for p, c in zip(episodes.prompts, episodes.completions, strict=True)
     ]
     lengths = [len(c) for c in episodes.completions]
     tokens = sum(lengths)
-    value_loss = sum(n * score**2 for n, score in zip(lengths, known, strict=True)) / tokens / 2
+    value_loss = sum(n * score**2 for n, score in zip(lengths, given, strict=True)) / tokens / 2
     expected = {
         "loss/value_avg": value_loss,
         "loss/policy_avg": 0.0,
@@ -308,8 +308,8 @@ def test_the_first_step_is_logged_as_worked_by_hand(tmp_path: Path) -> None:
         "val/clipfrac_avg": 0.0,
         "objective/kl": 0.0,
         "objective/non_score_reward": 0.0,
-        "objective/scores": sum(known) / 12,
-        "objective/rlhf_reward": sum(known) / 12,
+        "objective/scores": sum(given) / 12,
+        "objective/rlhf_reward": sum(given) / 12,
         "completions/mean_length": tokens / 12,
         "val/num_eos_tokens": sum(c[-1] == EOS for c in episodes.completions),
         "episode": 12,
@@ -591,7 +591,7 @@ def test_an_entropy_bonus_keeps_the_policy_broad(tmp_path: Path) -> None:
     assert entropies[1] > entropies[0] + 0.05
 
 
-def test_advantages_are_whitened_unless_told_not_to(tmp_path: Path) -> None:
+def test_advantages_are_whitened_unless_turned_off(tmp_path: Path) -> None:
     """With values 0, gamma = lam = 1 and no KL yet, an advantage is the return, whitened over the tokens or not."""
     plain, white = (
         build_trainer(tmp_path / str(on), **ONE_STEP_AN_EPOCH, rollouts=1, ppo_epochs=1, lam=1.0, whiten_advantages=on)

@@ -60,11 +60,11 @@ def from_function(name: str, conversations: Conversations, weight: float = 1.0) 
 
 
 def test_a_function_hears_messages_and_texts(conversations: tuple[Conversations, list[int], list[int]]) -> None:
-    told, prompt, completion = conversations
-    reward = from_function("short", told)
+    seen, prompt, completion = conversations
+    reward = from_function("short", seen)
     assert reward.scores([prompt, prompt], [completion, completion[:1]]) == [
         -9.0,
-        -float(len(told.text(completion[:1]))),
+        -float(len(seen.text(completion[:1]))),
     ]
 
 
@@ -80,12 +80,12 @@ def test_a_function_hears_messages_and_texts(conversations: tuple[Conversations,
         ("not_numbers", "polite_rewards:not_numbers gave 1 of 2 completions a score that is not a finite number"),
     ],
 )
-def test_a_function_that_does_not_score_is_told_with_its_cause(
+def test_a_function_that_does_not_score_is_reported_with_its_cause(
     conversations: tuple[Conversations, list[int], list[int]], name: str, words: str
 ) -> None:
-    told, prompt, completion = conversations
+    seen, prompt, completion = conversations
     with pytest.raises(HandoffError, match=words):
-        score_all([from_function(name, told)], [prompt] * 2, [completion] * 2)
+        score_all([from_function(name, seen)], [prompt] * 2, [completion] * 2)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_function_that_does_not_score_is_told_with_its_cause(
         ("polite_rewards:NOTHING", "is not a function"),
     ],
 )
-def test_a_function_that_is_not_there_is_told_before_anything_starts(name: str, words: str) -> None:
+def test_a_function_that_is_not_there_is_reported_before_anything_starts(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_function(name)
 
@@ -136,8 +136,8 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     mine = load_tokenizer(policy)
     prompt, completion = build_chat(mine).encode_completion(ASK, "Add ironwork.")
     backbone = load_backbone(policy, TRAINING, adapter, mine)
-    told = Conversations(build_chat(mine), {tuple(prompt): Prompt(id="prompt-1", messages=ASK)})
-    loaded = load_reward(reward, 1.0, backbone, policy, told, TRAINING, "reward")
+    seen = Conversations(build_chat(mine), {tuple(prompt): Prompt(id="prompt-1", messages=ASK)})
+    loaded = load_reward(reward, 1.0, backbone, policy, seen, TRAINING, "reward")
     assert isinstance(loaded, RewardApart)
     read = loaded.read(prompt, completion)
     before, after = build_chat(own).encode_completion(ASK, "Add ironwork.")
@@ -154,9 +154,9 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     gemma.save_pretrained(final)
     (final / "chat_template.jinja").write_text(gemma.chat_template)
     asked = (Message(role="system", content="Be brief."), *ASK)
-    told = Conversations(build_chat(mine), {(1,): Prompt(id="prompt-2", messages=asked)})
+    seen = Conversations(build_chat(mine), {(1,): Prompt(id="prompt-2", messages=asked)})
     with pytest.raises(DataError, match=r"1 of 1 prompts, as judge reads them, cannot be rendered"):
-        load_reward(replace(reward, pinned={}), 1.0, backbone, policy, told, TRAINING, "reward")
+        load_reward(replace(reward, pinned={}), 1.0, backbone, policy, seen, TRAINING, "reward")
 
 
 def test_rloo_through_the_command_line_on_a_function(tiny_model: Path, raw_data: Path, tmp_path: Path) -> None:

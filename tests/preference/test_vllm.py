@@ -61,7 +61,7 @@ class Outcome:
     """A command's exit status and standard error, and the server it spoke to."""
 
     status: int
-    told: str
+    message: str
     output: Path
     server: StandIn
 
@@ -146,9 +146,9 @@ def outcomes(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.mark.parametrize("algorithm", ["ppo", "rloo", "grpo"])
 def test_every_rollout_is_drawn_from_the_policy_as_it_is_then(outcomes: dict[str, Outcome], algorithm: str) -> None:
-    """In float32 the server, told nothing but names and bytes, gives the policy's own probabilities, after updates too."""
+    """In float32 the server, given only names and bytes, returns the policy's own probabilities, after updates too."""
     run = outcomes[algorithm]
-    assert run.status == 0, run.told
+    assert run.status == 0, run.message
     assert (run.output / "manifest.json").exists()
     differences = [row["sampling/logp_difference"] for row in run.rows]
     assert len(differences) == 3
@@ -167,10 +167,10 @@ def test_a_server_with_other_weights_is_refused_before_anything_is_trained(
     outcomes: dict[str, Outcome], world: World, case: str
 ) -> None:
     run = outcomes[case]
-    assert run.status == 1, run.told
-    assert "vLLM does not sample from the trained policy" in run.told
-    assert f"vllm serve {world.policy}" in run.told
-    assert "nothing was trained" in run.told
+    assert run.status == 1, run.message
+    assert "vLLM does not sample from the trained policy" in run.message
+    assert f"vllm serve {world.policy}" in run.message
+    assert "nothing was trained" in run.message
     assert run.server.calls.count("/v1/completions") == 1
     assert not (run.output / "manifest.json").exists()
     assert not list(run.output.glob("checkpoints/*/COMPLETE"))
@@ -178,17 +178,17 @@ def test_a_server_with_other_weights_is_refused_before_anything_is_trained(
 
 def test_a_push_that_gets_lost_later_stops_the_run(outcomes: dict[str, Outcome]) -> None:
     run = outcomes["deaf later"]
-    assert run.status == 1, run.told
-    assert "vLLM does not sample from the trained policy" in run.told
-    assert "the checkpoints before step 2 are kept" in run.told
+    assert run.status == 1, run.message
+    assert "vLLM does not sample from the trained policy" in run.message
+    assert "the checkpoints before step 2 are kept" in run.message
     assert run.server.calls.count("/v1/completions") == 2
 
 
 def test_completions_that_a_server_cuts_off_are_refused(outcomes: dict[str, Outcome]) -> None:
     run = outcomes["cut"]
-    assert run.status == 1, run.told
-    assert "a completion of 2 tokens with 2 log-probabilities came back" in run.told
-    assert "to 6 tokens was asked for" in run.told
+    assert run.status == 1, run.message
+    assert "a completion of 2 tokens with 2 log-probabilities came back" in run.message
+    assert "to 6 tokens was asked for" in run.message
 
 
 # --- refused before a model is loaded
@@ -210,9 +210,9 @@ def test_what_no_server_and_no_gpu_lead_to(world: World, tmp_path: Path) -> None
     command = f"VLLM_SERVER_DEV_MODE=1 vllm serve {world.policy} --port"
     cases: list[tuple[list[Any], int, tuple[str, ...]]] = []
     with ExitStack() as stack:
-        for name, (info, told) in servers.items():
+        for name, (info, message) in servers.items():
             server = stack.enter_context(serving(StandIn(world.policy, info=info)))
-            cases.append((stage(tmp_path / name, world, server), 2, (server.url, told, command)))
+            cases.append((stage(tmp_path / name, world, server), 2, (server.url, message, command)))
         good = stack.enter_context(serving(StandIn(world.policy)))
         cases += [
             (stage(tmp_path / "good", world, good), 1, ("weights are sent by NCCL, and this machine has no GPU",)),
@@ -228,31 +228,31 @@ def test_what_no_server_and_no_gpu_lead_to(world: World, tmp_path: Path) -> None
             ),
         ]
         ends = run_all([(words, False) for words, _, _ in cases], write_package(tmp_path / "package"))
-    for (words, wanted, told), (status, stderr) in zip(cases, ends, strict=True):
+    for (words, wanted, message), (status, stderr) in zip(cases, ends, strict=True):
         assert status == wanted, stderr
         assert "Traceback" not in stderr
-        for part in told:
+        for part in message:
             assert part in stderr, (words, part, stderr)
     assert not list(tmp_path.glob("*/out/manifest.json"))
 
 
-def test_without_the_package_the_command_that_installs_it_is_said(world: World, tmp_path: Path) -> None:
+def test_without_the_package_the_command_that_installs_it_is_reported(world: World, tmp_path: Path) -> None:
     if HAS_VLLM:
         pytest.skip("vLLM is installed here")
-    status, told = run_here(*stage(tmp_path, world, None, vllm={"mode": "colocate"}))
+    status, message = run_here(*stage(tmp_path, world, None, vllm={"mode": "colocate"}))
     assert status == 2
-    assert "vllm: the package is not installed: pip install 'trl[vllm]'" in told
+    assert "vllm: the package is not installed: pip install 'trl[vllm]'" in message
 
 
 def test_4_bit_base_weights_are_refused(world: World, tmp_path: Path) -> None:
-    status, told = run_here(*stage(tmp_path, world, None, adapter={"method": "qlora", "r": 4}))
+    status, message = run_here(*stage(tmp_path, world, None, adapter={"method": "qlora", "r": 4}))
     assert status == 2
-    assert "vllm: not with 4-bit base weights" in told
-    assert "Set adapter.quantize: none" in told
+    assert "vllm: not with 4-bit base weights" in message
+    assert "Set adapter.quantize: none" in message
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "message"),
     [
         ({"mode": "server", "gpu_memory_utilization": 0.5}, "gpu_memory_utilization: only mode colocate reads this"),
         ({"mode": "colocate", "base_url": "http://10.0.0.1:8000"}, "base_url: only mode server reads this"),
@@ -262,8 +262,8 @@ def test_4_bit_base_weights_are_refused(world: World, tmp_path: Path) -> None:
         ({"gpu_memory": 0.5}, "Extra inputs are not permitted"),
     ],
 )
-def test_keys_that_say_nothing_are_refused(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_keys_that_say_nothing_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         VLLMConfig(**values)
 
 

@@ -104,12 +104,12 @@ class StandIn:
             self._receive(body["update_info"])
         if path == "/v1/completions":
             return 200, {"choices": self._draw(body)}
-        known = {
+        replies = {
             "/v1/models": {"data": [{"id": "served"}]},
             "/get_world_size": {"world_size": 1},
             "/reset_prefix_cache": {"success": True},
         }
-        return 200, known.get(path, {})
+        return 200, replies.get(path, {})
 
     def _join(self, info: dict[str, Any]) -> None:
         for _ in range(100):
@@ -195,8 +195,8 @@ def serving(stand_in: StandIn) -> Iterator[StandIn]:
             self._reply(json.loads(self.rfile.read(length) or b"{}"))
 
         def _reply(self, body: dict[str, Any]) -> None:
-            status, told = stand_in.answer(self.path, body)
-            data = json.dumps(told).encode()
+            status, reply = stand_in.answer(self.path, body)
+            data = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

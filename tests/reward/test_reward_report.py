@@ -117,9 +117,9 @@ def test_spread_is_held_against_error() -> None:
 
 
 def test_claims_say_what_the_figures_allow() -> None:
-    told = headline(build_figures(PAIRS, [], Origin()))
-    assert told["claim"] == "The reward model is right about 62% of 4 held-out preferences"
-    assert any("not shown to be better than a coin" in caveat for caveat in told["caveats"])
+    lines = headline(build_figures(PAIRS, [], Origin()))
+    assert lines["claim"] == "The reward model is right about 62% of 4 held-out preferences"
+    assert any("not shown to be better than a coin" in caveat for caveat in lines["caveats"])
     liked = [ScoredGarbage(Garbage("copied", "Question?", [1], p.example), 9.0, p) for p in PAIRS]
     figures = build_figures([*PAIRS, scored(4, (1.0,), (0.0,), kind="simulated")], liked, Origin())
     assert figures["garbage"]["kinds"][0]["above_chosen"] == 1.0
@@ -216,13 +216,13 @@ def test_the_page_is_inert_and_fits(tmp_path: Path) -> None:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=[*flags, "--disable-component-update"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
-        asked, said = [], []
+        asked, errors = [], []
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("dialog", lambda dialog: errors.append(dialog.message))
         page.goto(page_file.as_uri())
         assert asked == [page_file.as_uri()]
-        assert said == []
+        assert errors == []
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.locator("img").count() == 0
         sections = page.locator("section").evaluate_all("all => all.map(one => one.id)")

@@ -126,11 +126,11 @@ def test_the_command_writes_the_same_figures_again_and_refuses_rows_it_was_train
 ) -> None:
     again = tmp_path / "again"
     words = ("reward", "report", "--reward-model", ensemble, "--output", again, "--garbage-prompts", "2")
-    told = succeed(*words)
+    done = succeed(*words)
     first, second = (json.loads((folder / "report.json").read_text()) for folder in (ensemble, again))
     assert second["accuracy"] == first["accuracy"]
     assert second["calibration"]["before"]["nll"] == pytest.approx(first["calibration"]["before"]["nll"], abs=1e-5)
-    assert "report: file://" in told.stderr
+    assert "report: file://" in done.stderr
     trained_on = [row for row in read_rows(ensemble.parent / "preferences.jsonl") if row["split"] == "train"]
     seen = write_rows(tmp_path / "seen.jsonl", trained_on)
     words = ("reward", "report", "--reward-model", ensemble, "--preferences", seen, "--output", tmp_path / "x")
@@ -151,15 +151,15 @@ def test_scores_combine_by_mean_and_spread() -> None:
 
 
 def test_labels_follow_the_configuration(raw_data: Path, tmp_path: Path) -> None:
-    """strength 2 of 3, margin of its own, a kept tie, and nothing said: by each way to use them."""
+    """strength 2 of 3, margin of its own, a kept tie, and neither: by each way to use them."""
     rows = read_rows(raw_data / "preferences.jsonl")[:4]
-    said: list[dict[str, Any]] = [
+    columns: list[dict[str, Any]] = [
         {"strength": 2, "agreement": 0.75, "raters": list("abcd"), "weight": 1.0},
         {"strength": None, "margin": 0.25, "confidence": 0.9, "weight": 2.0},
         {"strength": 0, "confidence": 0.5, "weight": 0.5},
         {"strength": None, "weight": 0.5},
     ]
-    source = write_rows(tmp_path / "p.jsonl", [{**row, **one} for row, one in zip(rows, said, strict=True)])
+    source = write_rows(tmp_path / "p.jsonl", [{**row, **one} for row, one in zip(rows, columns, strict=True)])
     examples = [EncodedPreference([1], [2], [3], 0.0, p) for p in read_preferences(str(source))]
 
     def labels(**changes: Any) -> tuple[list[float], list[float], list[float]]:
@@ -196,8 +196,8 @@ def test_ppo_mounts_every_member_and_knows_the_scale(ensemble: Path, tiny_model:
     policy, reward = find_model(str(tiny_model)), find_model(str(ensemble), kind="reward")
     tokenizer = load_tokenizer(policy)
     backbone = load_backbone(policy, training, AdapterConfig(r=4, alpha=8), tokenizer)
-    told = Conversations(build_chat(tokenizer), {})
-    mounted = load_reward(reward, 1.0, backbone, policy, told, training, "reward", spread_penalty=0.5)
+    seen = Conversations(build_chat(tokenizer), {})
+    mounted = load_reward(reward, 1.0, backbone, policy, seen, training, "reward", spread_penalty=0.5)
     assert isinstance(mounted, MountedReward)
     backbone.eval()
     prompts, completions = [[40, 41], [50]], [[42, 43, 44], [51, 52]]

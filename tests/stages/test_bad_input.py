@@ -29,22 +29,22 @@ def write_lines(path: Path, *lines: object) -> Path:
     return path
 
 
-def refused(status: int, stderr: str, *told: str, wanted_status: int = 1) -> str:
+def refused(status: int, stderr: str, *parts: str, wanted_status: int = 1) -> str:
     """Check that a command ended as it should; returns its message."""
     assert "Traceback" not in stderr
     _, found, message = stderr.rpartition("error: ")
     assert found, f"no message: {stderr[-2000:]}"
     assert status == wanted_status, message
-    for part in told:
+    for part in parts:
         assert part in message, f"{part!r} is not in: {message}"
     return message
 
 
-def fail(*words: str | Path, told: tuple[str, ...], wanted_status: int = 1, **options: Any) -> str:
+def fail(*words: str | Path, parts: tuple[str, ...], wanted_status: int = 1, **options: Any) -> str:
     """`tiebreak …`, which must be refused."""
     result = run_command(*words, **options)
     assert result.stdout == ""
-    return refused(result.returncode, result.stderr, *told, wanted_status=wanted_status)
+    return refused(result.returncode, result.stderr, *parts, wanted_status=wanted_status)
 
 
 def carry_out(*words: object) -> None:
@@ -71,7 +71,7 @@ def test_unknown_and_mistyped_keys_are_listed_together(tmp_path: Path, output: P
     )
     fail(
         "label", "--config", config, "--simulate", "true", "--por", "7000",
-        told=(
+        parts=(
             f"{config}: 4 faults",
             "overlapp: no such key; did you mean overlap?",
             "seed: input should be a valid integer",
@@ -88,7 +88,7 @@ def test_a_missing_configuration_names_its_neighbour(tmp_path: Path) -> None:
     write_config(tmp_path / "prepare.yaml", output="out")
     fail(
         "prepare", "--config", tmp_path / "prepair.yaml",
-        told=("no such configuration file", "prepair.yaml", f"is it {tmp_path / 'prepare.yaml'}?"),
+        parts=("no such configuration file", "prepair.yaml", f"is it {tmp_path / 'prepare.yaml'}?"),
         wanted_status=2,
     )  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_a_missing_configuration_names_its_neighbour(tmp_path: Path) -> None:
 def test_a_missing_file_of_data(tmp_path: Path, output: Path) -> None:
     fail(
         "prepare", "--output", output, "--prompts", tmp_path / "gone.jsonl",
-        told=(str(tmp_path / "gone.jsonl"), "no such input", "run the stage that writes it first, or fix the path"),
+        parts=(str(tmp_path / "gone.jsonl"), "no such input", "run the stage that writes it first, or fix the path"),
     )  # fmt: skip
     assert not output.exists()
 
@@ -124,7 +124,7 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
     )
     message = fail(
         "prepare", "--output", output, "--prompts", prompts, whole_lines, "--demonstrations", shown,
-        told=(
+        parts=(
             "nothing was written",
             f"{prompts}:2: not JSON (Unterminated string starting at at column 12)",
             f"{prompts}:6: a list, not an object",
@@ -143,7 +143,7 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
 def test_the_mended_data_goes_through_in_the_same_folder(tmp_path: Path, output: Path, tiny_model: Path) -> None:
     data = write_lines(tmp_path / "p.jsonl", {"prompt": "Why do roots turn brown in summer?"}, {"prompt": ""})
     words = ("prepare", "--output", output, "--prompts", data, "--policy", tiny_model)
-    fail(*words, told=(f"{data}:2: the prompt is empty",))
+    fail(*words, parts=(f"{data}:2: the prompt is empty",))
     write_lines(data, {"prompt": "Why do roots turn brown in summer?"})
     carry_out(*words)
     assert len(read_rows(output / "final" / "prompts.jsonl")) == 1
@@ -157,7 +157,7 @@ def test_a_pair_whose_completions_are_the_same(tmp_path: Path, output: Path) -> 
     pairs = write_lines(tmp_path / "pairs.jsonl", pair("a", "b"), pair("a", " a"), pair("a", ""), pair("a"))
     fail(
         "label", "--output", output, "--pairs", pairs, "--simulate", "true",
-        told=(
+        parts=(
             f"{pairs}: 3 of 4 rows hold no pair",
             f"{pairs}:2: two completions of the pair are the same",
             f"{pairs}:3: a completion of the pair is empty",
@@ -178,7 +178,7 @@ def test_an_unfinished_run_is_no_input(tmp_path: Path, output: Path) -> None:
     before = snapshot(cut_off)
     fail(
         "label", "--output", output, "--pairs", cut_off, "--simulate", "true",
-        told=(f"{cut_off} is not finished", "manifest.json", "run 'tiebreak sample --config", "first"),
+        parts=(f"{cut_off} is not finished", "manifest.json", "run 'tiebreak sample --config", "first"),
     )  # fmt: skip
     assert not output.exists()
     assert snapshot(cut_off) == before
@@ -200,7 +200,7 @@ def test_an_output_folder_of_another_configuration_is_left_as_it_is(finished: tu
     before = snapshot(folder)
     fail(
         *words, "--near-duplicate", "0.5", "--split.seed", "4",
-        told=(
+        parts=(
             f"{folder} holds another run, and nothing is overwritten",
             "near_duplicate (0.8 there, 0.5 now), split.seed (0 there, 4 now)",
             "--output",
@@ -214,7 +214,7 @@ def test_an_output_folder_of_another_configuration_is_left_as_it_is(finished: tu
 def test_an_output_that_is_a_file_or_lies_under_one(tmp_path: Path, raw_data: Path) -> None:
     file = write_lines(tmp_path / "notes.txt", "mine")
     for output in (file, file / "out"):
-        fail("prepare", "--output", output, "--prompts", raw_data / "prompts.jsonl", told=(str(file), "--output"))
+        fail("prepare", "--output", output, "--prompts", raw_data / "prompts.jsonl", parts=(str(file), "--output"))
     assert file.read_text() == "mine\n"
 
 
@@ -239,7 +239,7 @@ def test_no_space_left_on_the_device(small_disk: Path, tmp_path: Path, tiny_mode
     data = write_rows(tmp_path / "p.jsonl", [{"prompt": f"Question {n}: {n * 7919} {'x' * 200}?"} for n in range(300)])
     words = ("prepare", "--output", small_disk / "out", "--prompts", data, "--policy", tiny_model)
     words = (*words, "--near-duplicate", "1")
-    fail(*words, told=("no space left on the device", "free some space", "run the same command again"))
+    fail(*words, parts=("no space left on the device", "free some space", "run the same command again"))
     assert made_nothing(small_disk / "out")
     assert not [path for path in small_disk.rglob(".*tmp*") if path.is_file()]
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
@@ -259,7 +259,7 @@ def test_launches_on_gpus_where_there_is_none(output: Path, raw_data: Path) -> N
     words = ("dpo", "--output", output, "--policy", "x", "--preferences", raw_data / "preferences.jsonl")
     fail(
         *words, "--accelerate", "single_gpu",
-        told=("single_gpu.yaml needs GPUs, and this machine has none", "--accelerate cpu or cpu_zero1"),
+        parts=("single_gpu.yaml needs GPUs, and this machine has none", "--accelerate cpu or cpu_zero1"),
     )  # fmt: skip
     assert not output.exists()
 
@@ -293,7 +293,7 @@ class Case:
     """A command that must be refused, and what its message must say."""
 
     words: tuple[str | Path, ...]
-    told: tuple[str, ...]
+    parts: tuple[str, ...]
     status: int = 1
 
 
@@ -443,7 +443,7 @@ def test_what_training_stages_refuse(name: str, cases: dict[str, Case], answers:
     if name.endswith("on the CPU") and has_gpu():
         pytest.skip("this machine has a GPU")
     case, (status, stderr) = cases[name], answers[name]
-    refused(status, stderr, *case.told, wanted_status=case.status)
+    refused(status, stderr, *case.parts, wanted_status=case.status)
     output = Path(case.words[2])
     assert made_nothing(output)
     assert not list(output.glob("checkpoints/*/COMPLETE"))

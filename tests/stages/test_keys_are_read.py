@@ -114,18 +114,18 @@ def test_a_stage_reads_every_key(stage: str, finished_recipe: Path, tmp_path: Pa
     runs = finished_recipe / "runs"
     words = [word.replace("{runs}", str(runs)) for word in RUNS[stage]]
     config = runs / stage / "config.resolved.yaml"
-    status, told = run_here(stage, "--config", config, *words, "--output", tmp_path / "out")
+    status, message = run_here(stage, "--config", config, *words, "--output", tmp_path / "out")
     watch.active = False
-    assert status == 0, told
+    assert status == 0, message
     assert unread(stage, configuration_class(COMMANDS[stage]), watch.seen) == []
 
 
 def test_the_report_reads_every_key(finished_recipe: Path, tmp_path: Path, watch: Watch) -> None:
     runs = finished_recipe / "runs"
     words = ("--reward-model", runs / "reward", "--preferences", runs / "label", "--output", tmp_path / "out")
-    status, told = run_here("reward", "report", *words)
+    status, message = run_here("reward", "report", *words)
     watch.active = False
-    assert status == 0, told
+    assert status == 0, message
     assert unread("reward report", RewardReportConfig, watch.seen) == []
 
 
@@ -142,9 +142,9 @@ def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
     pairs = finished_recipe / "runs" / "sample"
     for simulated in ("true", "false"):
         out = tmp_path / simulated
-        status, told = run_here("label", "--pairs", pairs, "--output", out, "--simulate", simulated)
+        status, message = run_here("label", "--pairs", pairs, "--output", out, "--simulate", simulated)
         watch.active = False
-        assert status == 0, told
+        assert status == 0, message
     assert unread("label", labeling_ui.label.LabelConfig, watch.seen) == []
 
 
@@ -172,7 +172,7 @@ def test_a_key_of_training_that_is_not_read_is_refused(stage: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("stage", "words", "told"),
+    ("stage", "words", "message"),
     [
         ("ppo", ["--completions-per-prompt", "8"], "completions_per_prompt: only rloo and grpo compare"),
         ("ppo", ["--kl-horizon", "60"], "kl_horizon: without kl_target, kl_coef is fixed; leave it out"),
@@ -200,10 +200,10 @@ def test_a_key_of_training_that_is_not_read_is_refused(stage: str, monkeypatch: 
     ],
 )
 def test_a_key_that_another_switches_off_is_refused(
-    stage: str, words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+    stage: str, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert told in refusal(stage, *words)
+    assert message in refusal(stage, *words)
 
 
 @pytest.mark.parametrize("stage", ["sample", "evaluate", "ppo"])
@@ -215,10 +215,10 @@ def test_what_earlier_versions_wrote_still_opens(stage: str, finished_recipe: Pa
     values["training"] = then | values["training"]
     file = tmp_path / "then.yaml"
     file.write_text(yaml.safe_dump(values))
-    status, told = run_here(stage, "--config", file)
-    assert (status, "nothing to do" in told) == (0, True), told  # and is the run that it was
+    status, message = run_here(stage, "--config", file)
+    assert (status, "nothing to do" in message) == (0, True), message  # and is the run that it was
     values["training"]["logging_steps"] = 7
     file.write_text(yaml.safe_dump(values))
-    status, told = run_here(stage, "--config", file)
+    status, message = run_here(stage, "--config", file)
     assert status == 2
-    assert "training.logging_steps: this stage does not read it; leave it out" in told
+    assert "training.logging_steps: this stage does not read it; leave it out" in message

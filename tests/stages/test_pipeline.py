@@ -75,10 +75,10 @@ def test_a_changed_key_is_not_overwritten_in_silence(
     )
     before = (finished_recipe / "runs" / "label" / "manifest.json").read_bytes()
     monkeypatch.chdir(REPOSITORY)
-    status, told = run_here("run", "--config", recipe)
+    status, message = run_here("run", "--config", recipe)
     assert status == 1
-    assert "label" in told
-    assert "--replace" in told
+    assert "label" in message
+    assert "--replace" in message
     assert (finished_recipe / "runs" / "label" / "manifest.json").read_bytes() == before
 
 

@@ -105,9 +105,9 @@ def test_the_reward_report_is_of_the_saved_model(finished_recipe: Path) -> None:
 
 def test_the_same_command_again_does_nothing(finished_recipe: Path) -> None:
     before = (output(finished_recipe, "ppo") / "manifest.json").read_bytes()
-    status, told = run_here("ppo", "--config", config_of(finished_recipe, "ppo"))
+    status, message = run_here("ppo", "--config", config_of(finished_recipe, "ppo"))
     assert status == 0
-    assert "nothing to do" in told
+    assert "nothing to do" in message
     assert (output(finished_recipe, "ppo") / "manifest.json").read_bytes() == before
 
 
@@ -122,11 +122,11 @@ def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    told = result.stdout
-    assert "train/rewards/margins" in told
-    assert "samples" in told
+    message = result.stdout
+    assert "train/rewards/margins" in message
+    assert "samples" in message
     losses = [row["loss"] for row in read_metrics(folder) if "loss" in row]
-    assert any(str(loss)[:10] in told for loss in losses)
+    assert any(str(loss)[:10] in message for loss in losses)
 
 
 EVERY_DAY = (("sft", "cpu_zero1"), ("dpo", "cpu_zero2"), ("reward", "cpu_zero3"), ("ppo", "cpu_zero3"))

@@ -177,7 +177,7 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "reason"),
     [
         ({"text": "hello"}, "no column 'prompt'"),
         ({"prompt": None}, "column 'prompt' is empty in this row"),
@@ -199,16 +199,16 @@ def test_every_broken_line_is_listed_with_its_number(tmp_path: Path) -> None:
         ('{"prompt": "\\ud800"}', "surrogate"),
     ],
 )
-def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, told: str) -> None:
+def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, reason: str) -> None:
     source = write(tmp_path / "p.jsonl", [{"prompt": "fine"}, row])
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=reason) as caught:
         read_prompts(source, ["train"], NOTHING_HELD_OUT)
     assert len(faults_of(caught)) == 1
     assert faults_of(caught)[0].startswith(f"{source}:2: ")
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "reason"),
     [
         ({"prompt": ASK}, "no column 'completion' or 'messages'"),
         ({"prompt": ASK, "completion": " \n"}, "the completion is empty"),
@@ -218,9 +218,9 @@ def test_each_fault_of_a_prompt(tmp_path: Path, row: Any, told: str) -> None:
         ({"completion": "a"}, "no column 'prompt'"),
     ],
 )
-def test_each_fault_of_a_demonstration(tmp_path: Path, row: Any, told: str) -> None:
+def test_each_fault_of_a_demonstration(tmp_path: Path, row: Any, reason: str) -> None:
     source = write(tmp_path / "d.jsonl", [{"prompt": ASK, "completion": GOOD}, row])
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=reason) as caught:
         read_demonstrations(source, NOTHING_HELD_OUT)
     assert [fault.partition(": ")[0] for fault in faults_of(caught)] == [f"{source}:2"]
 
@@ -230,7 +230,7 @@ def preference(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "reason"),
     [
         ({"prompt": ASK, "chosen": GOOD}, "no column 'rejected'"),
         (preference(chosen=" "), "chosen is empty"),
@@ -249,9 +249,9 @@ def preference(**changes: Any) -> dict[str, Any]:
         ({"chosen": "User: hi\nA", "rejected": "User: hi\nB"}, "share no first messages"),
     ],
 )
-def test_each_fault_of_a_preference(tmp_path: Path, row: Any, told: str) -> None:
+def test_each_fault_of_a_preference(tmp_path: Path, row: Any, reason: str) -> None:
     source = write(tmp_path / "p.jsonl", [preference(), row])
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=reason) as caught:
         read_preferences(source)
     assert {fault.partition(": ")[0] for fault in faults_of(caught)} == {f"{source}:2"}
 
@@ -268,20 +268,20 @@ def completion(text: str, number: int = 0) -> Completion:
 
 
 @pytest.mark.parametrize(
-    ("texts", "told"),
+    ("texts", "reason"),
     [(["a", " a "], "the same"), (["a", " "], "empty"), (["a"], "two or more")],
 )
-def test_a_pair_must_be_judgeable(tmp_path: Path, texts: list[str], told: str) -> None:
+def test_a_pair_must_be_judgeable(tmp_path: Path, texts: list[str], reason: str) -> None:
     base = {"id": "x", "prompt_id": "y", "messages": ASK}
     rows = [{**base, "completions": [completion(t, n).model_dump() for n, t in enumerate(texts)]}]
     source = write(tmp_path / "pairs.jsonl", rows)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=reason) as caught:
         read_pairs(source)
     assert faults_of(caught)[0].startswith(f"{source}:1: ")
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "reason"),
     [
         ({}, "exactly one of"),
         ({"answer": 1, "skip": True}, "exactly one of"),
@@ -290,10 +290,10 @@ def test_a_pair_must_be_judgeable(tmp_path: Path, texts: list[str], told: str) -
         ({"answer": 0, "right": "l"}, "the same completion"),
     ],
 )
-def test_a_judgment_is_answered_once(answer: dict[str, Any], told: str) -> None:
+def test_a_judgment_is_answered_once(answer: dict[str, Any], reason: str) -> None:
     row = {"pair_id": "p", "rater_id": "r", "left": "l", "right": "r", "kind": "human"}
     assert Judgment.model_validate({**row, "answer": 0}).answer == 0
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValidationError, match=reason):
         Judgment.model_validate({**row, **answer})
 
 
@@ -328,7 +328,7 @@ def test_only_so_many_faults_are_printed() -> None:
 # --- round trips -----------------------------------------------------------------------------------------------------
 
 texts = st.text(min_size=1, max_size=30)
-said = texts.filter(lambda text: bool(text.strip()))
+written = texts.filter(lambda text: bool(text.strip()))
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 splits = st.sampled_from(["train", "validation", "test"])
 messages = st.lists(
@@ -364,8 +364,8 @@ preferences = st.builds(
         raters=raters,
         split=split,
     ),
-    said,
-    st.lists(said, min_size=2, max_size=2, unique_by=str.strip),
+    written,
+    st.lists(written, min_size=2, max_size=2, unique_by=str.strip),
     st.none() | st.just(0.0) | st.floats(1, 3),
     st.none() | st.lists(texts, min_size=1, max_size=3).map(tuple),
     st.none() | splits,
@@ -458,9 +458,9 @@ def test_what_a_record_is_without_further_fields() -> None:
     made = ExportedJudgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
     assert (made.gold, made.repeat) == (False, False)
     assert not {"gold", "repeat", "batch", "at"} & made.model_dump().keys()
-    known = made.model_copy(update={"gold": True, "batch": "b"})
-    assert (known.model_dump()["gold"], known.model_dump()["batch"]) == (True, "b")
-    assert known.judgment == Judgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
+    exported = made.model_copy(update={"gold": True, "batch": "b"})
+    assert (exported.model_dump()["gold"], exported.model_dump()["batch"]) == (True, "b")
+    assert exported.judgment == Judgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
     answer: dict[str, Any] = {"prompt": (USER,), "completion": (SAID,), "label": True}
     assert LabelledAnswer(**answer).finished
     for empty, fault in (({"prompt": ()}, "the prompt is empty"), ({"completion": ()}, "the completion is empty")):
@@ -619,13 +619,13 @@ def test_a_judgment_says_one_thing() -> None:
     for answer in (-4, 4):
         assert why(lambda answer=answer: judged(answer=answer)).startswith("answer: Input should be")
     ranking = {"ranking": [["b"], ["a", "c"]], "shown": ["a", "b", "c"]}
-    for said in ({"answer": 0}, {"both_bad": True}, {"skip": True}, {"skip": True, "skip_reason": "spam"}, ranking):
-        assert judged(**said)
+    for written in ({"answer": 0}, {"both_bad": True}, {"skip": True}, {"skip": True, "skip_reason": "spam"}, ranking):
+        assert judged(**written)
     one = "exactly one of answer, both_bad, skip and ranking is required"
-    for said in ({}, {"answer": 0, "both_bad": True}, {"answer": 0, **ranking}, {"both_bad": True, **ranking}):
-        assert why(lambda said=said: judged(**said)) == one
-    for said in ({"both_bad": True, "skip": True}, {"skip": True, **ranking}, {"answer": 1, "skip": True}):
-        assert why(lambda said=said: judged(**said)) == one
+    for written in ({}, {"answer": 0, "both_bad": True}, {"answer": 0, **ranking}, {"both_bad": True, **ranking}):
+        assert why(lambda written=written: judged(**written)) == one
+    for written in ({"both_bad": True, "skip": True}, {"skip": True, **ranking}, {"answer": 1, "skip": True}):
+        assert why(lambda written=written: judged(**written)) == one
     assert why(lambda: judged(answer=0, both_bad=True, skip=True)) == one
     assert why(lambda: judged(answer=0, skip_reason="spam")).startswith("skip_reason")
     for wrong in ([["a"], ["b"]], [["a"], ["b"], ["c"], ["a"]], [["a"], ["b"], ["d"]]):

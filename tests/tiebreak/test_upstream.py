@@ -58,8 +58,8 @@ def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
             yield from ((node.lineno, part) for part in parts if PRIVATE.fullmatch(part))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
-            said = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
-            yield from ((node.lineno, each) for each in said if PRIVATE.fullmatch(each))
+            texts = [each.value for each in node.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            yield from ((node.lineno, each) for each in texts if PRIVATE.fullmatch(each))
 
 
 def test_no_other_module_names_a_private_member_of_another_package() -> None:

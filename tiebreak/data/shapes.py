@@ -293,7 +293,7 @@ def _material(cells: Cells, name: str, prompt: str) -> str:
     """What a prompt asks about, where a column beside it holds that; empty where none does.
 
     Raises:
-        ValueError: it is not said whether that belongs to the prompt.
+        ValueError: no key says whether that belongs to the prompt.
     """
     texts = {other: cells.values.get(other) for other in LATE_PROMPTS if other != name}
     beside = {other: text for other, text in texts.items() if isinstance(text, str) and text.strip()}

@@ -112,7 +112,7 @@ class Session:
         self.begin(self.arguments.system)
 
     def begin(self, system: str | None) -> None:
-        """Forget what was said."""
+        """Clear the conversation."""
         self.system = system
         for speaker in self.speakers:
             speaker.history = [Message(role="system", content=system)] if system else []

@@ -92,7 +92,7 @@ def margin_of(strength: float | None, scale: float) -> float:
 
 
 def target_of(agreement: float | None, raters: int | None) -> float:
-    """The probability that the chosen answer is the better one, from the share of raters who said so: (k + ½)/(n + 1).
+    """The probability that the chosen answer is the better one, from the share of raters who preferred it: (k + ½)/(n + 1).
 
     The share itself if their number n is unknown, and 1 if the share is unknown. Never below ½: with many ties, the winning
     side may have fewer than half of the votes, and still wins.

@@ -414,8 +414,8 @@ def test_nothing_of_a_masked_thought_is_learned_where_it_was_cut_off(words: Any)
         with pytest.raises(HandoffError, match="nothing is left to learn from"):
             chat.encode_side([ASK], (silence,), True, (), ids, "of-this-tokenizer")
     mentions = chat.tokenizer("The mark </think> ends it.<|im_end|>", add_special_tokens=False)["input_ids"]
-    said = Message(role="assistant", content="The mark </think> ends it.")
-    assert chat.encode_side([ASK], (said,), True, (), mentions, "of-this-tokenizer").trained == [1] * len(mentions)
+    answer = Message(role="assistant", content="The mark </think> ends it.")
+    assert chat.encode_side([ASK], (answer,), True, (), mentions, "of-this-tokenizer").trained == [1] * len(mentions)
     for thinking in ("mask", "drop"):
         chat = family(words, "qwen3", CHATML, "<|im_end|>", thinking=thinking)
         with pytest.raises(HandoffError, match="a thought that is not closed"):
@@ -784,8 +784,8 @@ def test_template_arguments_reach_the_template(words: Any) -> None:
 
 def test_a_template_that_writes_todays_date_writes_a_fixed_one(words: Any) -> None:
     text = with_fixed_date("{{ 'It is ' + strftime_now('%d %b %Y') }}{{ strftime_now(\"%Y\") }}")
-    said = [{"role": "user", "content": "When?"}]
-    assert words.apply_chat_template(said, chat_template=text, tokenize=False) == "It is 01 Jan 20262026"
+    messages = [{"role": "user", "content": "When?"}]
+    assert words.apply_chat_template(messages, chat_template=text, tokenize=False) == "It is 01 Jan 20262026"
     oss = family(words, "gptoss", HARMONY, "<|return|>")
     assert "Current date: 2026-01-01" in oss.tokenizer.decode(oss.encode_prompt([ASK]))
 

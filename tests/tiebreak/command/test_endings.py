@@ -146,7 +146,7 @@ def test_a_process_without_streams_writes_what_it_is_to_write(closed: str, raw_d
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "part"),
     [
         (OSError(errno.EROFS, "Read-only file system", "runs/x/final"), "runs/x/final: it is on a read-only file"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "runs/x: permission denied"),
@@ -163,10 +163,10 @@ def test_a_process_without_streams_writes_what_it_is_to_write(closed: str, raw_d
         (RuntimeError("No space left on device (os error 28)"), "no space left"),
     ],
 )
-def test_errors_of_the_machine_say_what_to_do(error: Exception, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_machine_say_what_to_do(error: Exception, part: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, message = end_of(error, capsys)
     assert status == 1
-    assert message.startswith(f"error: {told}") or told in message
+    assert message.startswith(f"error: {part}") or part in message
     assert "Traceback" not in message
     assert "bug in Tiebreak" not in message
 

@@ -99,25 +99,25 @@ def test_everything_of_a_finished_run() -> None:
     first, *rest = out.splitlines()
     assert first == "runs/dpo: dpo, finished"
     assert "everything else" not in out
-    told = {
+    shown = {
         line.split()[0]: " ".join(line.split()[1:]) for line in rest if line.startswith("  ") and len(line.split()) > 1
     }
-    assert told["id"] == runs.read_manifest("runs/dpo")["id"]
-    assert told["policy"] == f"runs/sft (run, {runs.read_manifest('runs/sft')['id'][:12]}: same)"
-    assert told["final/adapter.json"].endswith("same hash")
-    assert (told["beta"], told["loss"], told["eval_loss"]) == ("0.2", "0.5", "0.7")
-    assert (told["metrics.margin"], told["kinds"]) == ("1.25", '["simulated"]')
+    assert shown["id"] == runs.read_manifest("runs/dpo")["id"]
+    assert shown["policy"] == f"runs/sft (run, {runs.read_manifest('runs/sft')['id'][:12]}: same)"
+    assert shown["final/adapter.json"].endswith("same hash")
+    assert (shown["beta"], shown["loss"], shown["eval_loss"]) == ("0.2", "0.5", "0.7")
+    assert (shown["metrics.margin"], shown["kinds"]) == ("1.25", '["simulated"]')
 
 
 def test_json_holds_the_same() -> None:
     status, out, _ = inspect("runs/dpo", "--json")
-    told = json.loads(out)
+    shown = json.loads(out)
     assert status == 0
-    assert (told["stage"], told["state"], told["faults"]) == ("dpo", "finished", [])
-    assert told["config"]["beta"] == 0.2
+    assert (shown["stage"], shown["state"], shown["faults"]) == ("dpo", "finished", [])
+    assert shown["config"]["beta"] == 0.2
     assert (
-        told["outputs"] == [{"name": "final/adapter.json", "bytes": 24, "state": "same"}]
-        or told["outputs"][0]["bytes"] > 0
+        shown["outputs"] == [{"name": "final/adapter.json", "bytes": 24, "state": "same"}]
+        or shown["outputs"][0]["bytes"] > 0
     )
 
 
@@ -162,7 +162,7 @@ def test_a_cut_off_run_names_its_last_complete_checkpoint() -> None:
     assert "beta" in out  # from the saved configuration
 
 
-def test_a_run_that_another_process_writes_is_told_so() -> None:
+def test_a_run_that_another_process_writes_is_reported_so() -> None:
     code = (
         "from tests_note import NoteConfig; from tiebreak.runs import run as runs\n"
         "runs.start_run(NoteConfig(output='runs/new'), 'sft', {}); print('ready', flush=True); input()"

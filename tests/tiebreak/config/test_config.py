@@ -231,7 +231,7 @@ def test_the_resolved_file_is_whole_and_loads_as_the_same(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("beta: 0.1\ntitle: a\nbeta: 0.2\n", "the key 'beta' is given twice"),
         ("training:\n  seed: 1\n  seed: 2\n", "the key 'seed' is given twice"),
@@ -240,10 +240,10 @@ def test_the_resolved_file_is_whole_and_loads_as_the_same(tmp_path: Path) -> Non
         ("1: beta\n", "must be a mapping"),
     ],
 )
-def test_a_broken_file_is_named_with_the_place(tmp_path: Path, text: str, told: str) -> None:
+def test_a_broken_file_is_named_with_the_place(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(told)) as caught:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         read_yaml(file)
     assert str(caught.value).startswith(f"{file}: ")
 

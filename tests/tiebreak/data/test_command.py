@@ -28,7 +28,7 @@ def shown(*words: object) -> tuple[int, str]:
     return 0, out.getvalue()
 
 
-def said(role: str, content: str, **more: Any) -> dict[str, Any]:
+def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
@@ -37,8 +37,8 @@ def ultrafeedback(tmp_path: Path) -> Path:
     rows: list[dict[str, Any]] = [
         {
             "prompt": f"Why {n}?",
-            "chosen": [said("user", f"Why {n}?"), said("assistant", "Because.")],
-            "rejected": [said("user", f"Why {n}?"), said("assistant", "No." if n else "Because.")],
+            "chosen": [turn("user", f"Why {n}?"), turn("assistant", "Because.")],
+            "rejected": [turn("user", f"Why {n}?"), turn("assistant", "No." if n else "Because.")],
             "score_chosen": 8.0,
         }
         for n in range(6)
@@ -96,7 +96,7 @@ def test_a_file_of_other_columns_is_shown_with_the_key(tmp_path: Path) -> None:
 def test_images_are_shown_with_the_stages_that_refuse_them(tmp_path: Path, tiny_model: Path) -> None:
     content = [{"type": "image"}, {"type": "text", "text": " And here?"}]
     rows = [
-        {"prompt": [said("user", "Hello?")], "completion": "Hi."},
+        {"prompt": [turn("user", "Hello?")], "completion": "Hi."},
         {"prompt": [{"role": "user", "content": content}], "completion": "A dog.", "images": ["dog.png"]},
     ]
     source = write_rows(tmp_path / "rows.jsonl", rows)
@@ -113,7 +113,7 @@ def test_images_are_shown_with_the_stages_that_refuse_them(tmp_path: Path, tiny_
 def test_a_conversation_with_tools_is_shown_as_it_is_learned(tmp_path: Path, tiny_model: Path) -> None:
     """A template that has no place for tools is reported with the row, not skipped."""
     row = {
-        "messages": [said("user", "EC?"), said("assistant", "", tool_calls=[{"name": "ec"}])],
+        "messages": [turn("user", "EC?"), turn("assistant", "", tool_calls=[{"name": "ec"}])],
         "tools": [{"name": "ec"}],
     }
     status, out = shown(write_rows(tmp_path / "rows.jsonl", [row]), "--policy", tiny_model)

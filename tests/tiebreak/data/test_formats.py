@@ -69,7 +69,7 @@ QUESTIONS = [
 KEEP = Rules(validation_share=0.0)
 
 
-def said(role: str, content: str) -> dict[str, str]:
+def written(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
@@ -78,7 +78,7 @@ def turn(speaker: str, value: str) -> dict[str, str]:
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:
-    return [said("user", question), said("assistant", answer)]
+    return [written("user", question), written("assistant", answer)]
 
 
 def source_of(folder: Path, make: Callable[..., Any]) -> str:
@@ -104,9 +104,9 @@ PREFERENCES: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "TRL, conversational": (
         lambda n, q, good, bad: {
-            "prompt": [said("user", q)],
-            "chosen": [said("assistant", good)],
-            "rejected": [said("assistant", bad)],
+            "prompt": [written("user", q)],
+            "chosen": [written("assistant", good)],
+            "rejected": [written("assistant", bad)],
         },
         "preferences (prompt, chosen, rejected)",
     ),
@@ -218,7 +218,7 @@ PREFERENCES: dict[str, tuple[Callable[..., Any], str]] = {
     "HelpSteer3": (
         lambda n, q, good, bad: {
             "domain": "general",
-            "context": [said("user", q)],
+            "context": [written("user", q)],
             "response1": good,
             "response2": bad,
             "overall_preference": -2,
@@ -304,14 +304,14 @@ def test_strength_of_a_signed_preference(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_several_turns_and_a_system_message(tmp_path: Path) -> None:
-    before = [said("system", "Be brief."), *chat("Hello?", "Yes?")]
+    before = [written("system", "Be brief."), *chat("Hello?", "Yes?")]
     text = "\n\nHuman: Hello?\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant: "
     rows = [
         {"prompt": "Why?", "chosen": [*before, *chat("Why?", "A.")], "rejected": [*before, *chat("Why?", "B.")]},
         {"chosen": f"{text}A.", "rejected": f"{text}B."},
         {"prompt": "Hello?\n<extra_id_1>Assistant\nYes?\n<extra_id_1>User\nWhy?", "chosen": "A.", "rejected": "B."},
         {"system": "Be brief.", "question": "Why?", "chosen": "A.", "rejected": "B."},
-        {"system_prompt": "Be brief.", "prompt": [said("user", "Why?")], "chosen": "A.", "rejected": "B."},
+        {"system_prompt": "Be brief.", "prompt": [written("user", "Why?")], "chosen": "A.", "rejected": "B."},
     ]
     found = read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)), KEEP)
     turns = [("user", "Hello?"), ("assistant", "Yes?"), ("user", "Why?")]
@@ -329,7 +329,7 @@ def roles_and_texts(value: Any, *args: Any) -> list[tuple[str, Any]]:
 
 
 def test_conversations_as_they_are_written() -> None:
-    assert roles_and_texts("a") == roles_and_texts(said("user", "a")) == roles_and_texts([said("user", "a")])
+    assert roles_and_texts("a") == roles_and_texts(written("user", "a")) == roles_and_texts([written("user", "a")])
     assert roles_and_texts("a", "assistant") == [("assistant", "a")]
     assert roles_and_texts([turn(" GPT ", "a"), turn("human", "b")]) == [("assistant", "a"), ("user", "b")]
     assert roles_and_texts(" Human: a\n\nAssistant: b\nc\n\nHuman:d\n\nAssistant:  ") == [
@@ -361,8 +361,8 @@ def test_keys_of_messages_by_our_names() -> None:
         (7, "neither a string nor a list of messages"),
         ([], "neither a string nor a list of messages"),
         ({}, "role: Field required"),
-        ([said("user", "a"), {"role": "user"}, 7], "message 2: content: Field required"),
-        ([said("user", "a"), 7], "message 2: "),
+        ([written("user", "a"), {"role": "user"}, 7], "message 2: content: Field required"),
+        ([written("user", "a"), 7], "message 2: "),
         ([{"role": "user"}], "content: Field required"),
         ([{"from": "human", "content": "a"}], "unknown message key 'from'; a message has role, content"),
         ([{"role": "user", "value": "a"}], "unknown message key 'value'; a message has role, content"),
@@ -400,8 +400,8 @@ def test_tools_as_they_are_written() -> None:
 
 
 def test_what_is_a_list_of_turns() -> None:
-    sure = [[said("user", "a")], [turn("human", "a")], [{"role": "x"}, {"from": "y"}], ({"role": "x"},)]
-    others = [[], "ab", None, {"role": "x"}, [said("user", "a"), 7], [{"content": "a"}], [said("user", "a"), {}]]
+    sure = [[written("user", "a")], [turn("human", "a")], [{"role": "x"}, {"from": "y"}], ({"role": "x"},)]
+    others = [[], "ab", None, {"role": "x"}, [written("user", "a"), 7], [{"content": "a"}], [written("user", "a"), {}]]
     assert [is_conversation(value) for value in (*sure, *others)] == [True] * len(sure) + [False] * len(others)
 
 
@@ -468,7 +468,7 @@ DEMONSTRATIONS: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "our records": (
         lambda n, q, good, bad: {
-            "prompt": {"id": "prompt-x", "messages": [said("user", q)], "split": "train", "source": "", "tags": []},
+            "prompt": {"id": "prompt-x", "messages": [written("user", q)], "split": "train", "source": "", "tags": []},
             "completion": good,
         },
         "prompt and completion",
@@ -570,7 +570,11 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("demonstrations", {"title": "a", "body": "b"}, "columns: {completion: …}"),
         ("demonstrations", {"prompt": "a", "completion": "b", "audio": ["x"]}, "only text and images are read"),
         ("demonstrations", {"prompt": "a", "completion": "b", "chat_template_kwargs": {"x": 1}}, "template_arguments"),
-        ("demonstrations", {"system": "x", "messages": [said("system", "y"), *chat("a", "b")]}, "differ: keep one of them"),
+        (
+            "demonstrations",
+            {"system": "x", "messages": [written("system", "y"), *chat("a", "b")]},
+            "differ: keep one of them",
+        ),
         ("demonstrations", {"conversations": [turn("robot", "a"), turn("gpt", "b")]}, "unknown speaker 'robot'"),
         ("demonstrations", {"conversations": [turn("human", "a")]}, "must end with the assistant's answer"),
         ("preferences", {"prompt": "a", "response_a": "b", "response_b": "c"}, "add 'preferred' (response_a,"),
@@ -584,7 +588,9 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("prompts", {"title": "a"}, "columns: {prompt: …}"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_told_is_refused_with_the_key(tmp_path: Path, wanted: Any, row: Any, fault: str | None) -> None:
+def test_what_cannot_be_written_is_refused_with_the_key(
+    tmp_path: Path, wanted: Any, row: Any, fault: str | None
+) -> None:
     reading = read(str(write_rows(tmp_path / "rows.jsonl", [row])), wanted)
     if fault is None:
         assert not reading.bad
@@ -683,7 +689,7 @@ def test_pairs_of_whole_conversations_and_their_prompt() -> None:
     assert results_of({**row, "prompt": "q"}, "preferences") == [("u:q", "a:y", "a:x", None)]
     with pytest.raises(ValueError, match="the prompt is not what chosen and rejected begin with"):
         results_of({**row, "prompt": "other"}, "preferences")
-    beside = {"messages": [said("user", "q")], "response_a": "x", "response_b": "y", "winner": "a"}
+    beside = {"messages": [written("user", "q")], "response_a": "x", "response_b": "y", "winner": "a"}
     assert results_of(beside, "preferences") == [("u:q", "a:x", "a:y", None)]
     with pytest.raises(ValueError, match=r"no column 'chosen'|no column that names the better one"):
         results_of({"response_a": "x", "response_b": "y", "winner": "a"}, "preferences")
@@ -698,15 +704,15 @@ def test_what_two_conversations_share_is_their_prompt() -> None:
     def found(chosen: Any, rejected: Any, **row: Any) -> Any:
         return results_of({**row, "chosen": chosen, "rejected": rejected}, "preferences")
 
-    system, q, x, y = said("system", "s"), said("user", "q"), said("assistant", "x"), said("assistant", "y")
-    more = said("user", "more")
+    system, q, x, y = written("system", "s"), written("user", "q"), written("assistant", "x"), written("assistant", "y")
+    more = written("user", "more")
     assert found([q, x], [q, y]) == [("u:q", "a:x", "a:y", None)]
     assert found([q, x, more, x], [q, x, more, y]) == [(["u:q", "a:x", "u:more"], "a:x", "a:y", None)]
     # both begin their answer with the same remark
     assert found([q, x, x], [q, x, y]) == [("u:q", ["a:x", "a:x"], ["a:x", "a:y"], None)]
     assert found([q, x, x], [q, x]) == [("u:q", ["a:x", "a:x"], "a:x", None)]
     # the prompt beside them: all of it, its last turn, or all but its system message
-    for prompt in ("q", " q ", [system, q], [said("system", "other"), q]):
+    for prompt in ("q", " q ", [system, q], [written("system", "other"), q]):
         assert found([system, q, x], [system, q, y], prompt=prompt) == [(["s:s", "u:q"], "a:x", "a:y", None)]
     for prompt in ("more", "q", [q, x, more], [system, q, x, more]):
         assert found([q, x, more, x], [q, x, more, y], prompt=prompt) == [
@@ -824,7 +830,7 @@ def test_rankings_by_hand() -> None:
             found(**row)
     with pytest.raises(ValueError, match="no column 'chosen'"):
         results_of({"answers": by_rank}, "preferences")
-    beside = {"messages": [said("user", "q")], "responses": ["x", "y"], "scores": [2, 1]}
+    beside = {"messages": [written("user", "q")], "responses": ["x", "y"], "scores": [2, 1]}
     assert results_of(beside, "preferences") == best
 
 
@@ -883,11 +889,13 @@ def test_prompts_and_what_stands_beside_them() -> None:
     assert found(instruction="i", history=[["a", "b"], ["c", "d"]]) == ["u:a", "a:b", "u:c", "a:d", "u:i"]
     for history in (["ab"], [["a"]], [["a", "b", "c"]], [["a", 1]], [["a", "b"], ["c"]], "ab"):
         assert found(instruction="i", history=history) == "u:i"
-    assert found(prompt="q", system="s") == found(prompt=[said("system", "s"), said("user", "q")]) == ["s:s", "u:q"]
-    assert found(prompt=[said("system", " s"), said("user", "q")], system="s ") == ["s: s", "u:q"]
+    assert (
+        found(prompt="q", system="s") == found(prompt=[written("system", "s"), written("user", "q")]) == ["s:s", "u:q"]
+    )
+    assert found(prompt=[written("system", " s"), written("user", "q")], system="s ") == ["s: s", "u:q"]
     assert found(prompt="q", system=" ") == found(prompt="q", system=7) == "u:q"
-    assert found(messages=chat("q", "x")) == found(messages=[said("user", "q")]) == "u:q"
-    twice = [*chat("q", "x"), said("user", "more"), said("assistant", "a"), said("assistant", "b")]
+    assert found(messages=chat("q", "x")) == found(messages=[written("user", "q")]) == "u:q"
+    twice = [*chat("q", "x"), written("user", "more"), written("assistant", "a"), written("assistant", "b")]
     assert found(messages=twice) == ["u:q", "a:x", "u:more"]
     assert found(chosen=chat("q", "x"), rejected=chat("q", "y")) == "u:q"
     for row, message in (
@@ -901,7 +909,10 @@ def test_prompts_and_what_stands_beside_them() -> None:
         ),
         ({"prompt": "q", "input": "m"}, "'input' is a column beside 'prompt': columns: {input: input}"),
         ({"prompt": "q", "system": "s", "system_prompt": "t"}, None),
-        ({"prompt": [said("system", "t"), said("user", "q")], "system": "s"}, "column 'system' and the conversation's"),
+        (
+            {"prompt": [written("system", "t"), written("user", "q")], "system": "s"},
+            "column 'system' and the conversation's",
+        ),
         (
             {"title": "q"},
             "no column 'prompt' (a string, or messages with role and content); the columns are title: name",
@@ -938,8 +949,8 @@ def test_answers_and_what_stands_beside_them() -> None:
     assert found(messages=chat("q", "x"), label=False) == "labelled false (an undesirable answer)"
     for row, message in (
         (both, "'messages' and 'completion' could each be the conversation to learn from"),
-        ({"messages": [said("user", "q")]}, "messages must end with the assistant's answer"),
-        ({"messages": [said("assistant", "q")]}, "messages holds an answer alone, and nothing that it answers"),
+        ({"messages": [written("user", "q")]}, "messages must end with the assistant's answer"),
+        ({"messages": [written("assistant", "q")]}, "messages holds an answer alone, and nothing that it answers"),
         ({"messages": ["q"]}, "Input should be"),
         ({"text": "x"}, "a 'text' column holds conversations that are rendered already"),
         (
@@ -986,7 +997,7 @@ def test_answers_to_judge() -> None:
         return [m.content for m in asked.prompt], [m.content for answer in answers for m in answer]
 
     assert found(prompt="q", response_a="x", response_b="y") == (["q"], ["x", "y"])
-    assert found(messages=[said("user", "q")], output_1="x", output_2="y") == (["q"], ["x", "y"])
+    assert found(messages=[written("user", "q")], output_1="x", output_2="y") == (["q"], ["x", "y"])
     for row, message in (
         ({"prompt": "q", "response_a": "x"}, "no two answers: "),
         ({"prompt": "q", "answers": ["x"]}, "no two answers: "),
@@ -1198,7 +1209,7 @@ def test_one_fault_of_every_row_is_one_line(tmp_path: Path) -> None:
 
 def test_text_that_no_file_can_hold_is_found_wherever_it_is(tmp_path: Path) -> None:
     broken: list[Any] = [
-        {"messages": [said("user", "a"), said("assistant", "b\udc00")]},
+        {"messages": [written("user", "a"), written("assistant", "b\udc00")]},
         {"messages": chat("a", "b"), "tools": [{"name": "f", "description": "\ud800"}]},
         {"messages": chat("a", "b"), "source": "\ud800"},
         {
@@ -1234,8 +1245,8 @@ def test_real_files_are_read(capsys: pytest.CaptureFixture[str]) -> None:
         (Message(role="user", content="How can I kill a Python process?"),),
     )
     assert len(read_prompts(str(SHARED_DATA / "ifeval" / "input_data.jsonl"), ["test"])) == 541
-    told = capsys.readouterr().err
-    assert "ignored columns: focus, id, label (safe), note, type" in told
+    message = capsys.readouterr().err
+    assert "ignored columns: focus, id, label (safe), note, type" in message
     panda = read(str(SHARED_DATA / "pandalm-testset" / "testset-v1.json"), "preferences")
     assert panda.rows == 999
 
@@ -1343,7 +1354,7 @@ def test_pairs_of_a_run_are_its_own(tmp_path: Path) -> None:
     assert read_pairs(str(tmp_path / "run")) == pairs
 
 
-def test_how_pairs_were_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_pairs_were_read_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y"}
     source = str(write_rows(tmp_path / "x.jsonl", [row, {**row, "prompt": "p", "topic": "t", "b": 1}]))
     pairs = read_pairs(source)
@@ -1471,7 +1482,7 @@ def test_bad_rows_stand_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert [one.where.rpartition(":")[2] for one in bad] == ["2", "3", "9", "10", "11", "12"]
 
 
-def test_one_reason_for_all_rows_is_said_once(tmp_path: Path) -> None:
+def test_one_reason_for_all_rows_is_reported_once(tmp_path: Path) -> None:
     def faults(rows: list[Any]) -> list[str]:
         return faults_of(reading_of(tmp_path, rows))
 
@@ -1537,7 +1548,7 @@ def test_prompts_of_a_split_that_no_row_names(tmp_path: Path) -> None:
     assert found(named, "train") == [("b", "train")]
 
 
-def test_where_nothing_is_held_out_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_nothing_is_held_out_it_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def warned(share: float, *splits: str | None) -> bool:
         rows = [{"prompt": f"{n}", "completion": "x", "split": split} for n, split in enumerate(splits)]
         capsys.readouterr()
@@ -1561,10 +1572,10 @@ def test_weights_of_demonstrations_and_their_answers(tmp_path: Path) -> None:
     assert found({"prompt": "q", "completion": "x", "weight": 1.0, "tags": ["a"], "source": "s"}).prompt.tags == ("a",)
     assert found({"prompt": "q", "completion": "x"}).completion == "x"
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "t", "arguments": {}}}]}
-    answer = found({"messages": [said("user", "q"), call], "tools": [{"name": "t"}]}).completion
+    answer = found({"messages": [written("user", "q"), call], "tools": [{"name": "t"}]}).completion
     assert isinstance(answer, tuple)
     assert answer[0].tool_calls
-    several = found({"prompt": "q", "completion": [call, {"role": "tool", "content": "1"}, said("assistant", "x")],
+    several = found({"prompt": "q", "completion": [call, {"role": "tool", "content": "1"}, written("assistant", "x")],
                      "tools": [{"name": "t"}]}).completion  # fmt: skip
     assert [one.role for one in several if isinstance(one, Message)] == ["assistant", "tool", "assistant"]
     for weight in (0, 2, 0.5):
@@ -1582,7 +1593,7 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_our_prompts_within_a_row(tmp_path: Path) -> None:
-    inner = {"messages": [said("user", "q")], "split": "test", "source": "s", "tags": [], "tools": [{"name": "t"}]}
+    inner = {"messages": [written("user", "q")], "split": "test", "source": "s", "tags": [], "tools": [{"name": "t"}]}
     (one,) = reading_of(tmp_path, [{"prompt": inner, "completion": "x", "source": "outer"}], "demonstrations").drafts
     assert (one.split, one.record.prompt.source, one.record.prompt.tools[0]["function"]["name"]) == (
         "test",

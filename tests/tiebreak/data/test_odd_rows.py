@@ -241,8 +241,8 @@ def test_an_instruction_takes_its_input_and_an_empty_one_is_no_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"instruction": "Translate.", "input": text, "output": "Hello"} for text in ("Hallo", "")]
-    said = [one.prompt.messages[0].content for one in demonstrations(tmp_path, *rows)]
-    assert said == ["Translate.\n\nHallo", "Translate."]
+    contents = [one.prompt.messages[0].content for one in demonstrations(tmp_path, *rows)]
+    assert contents == ["Translate.\n\nHallo", "Translate."]
     assert "ignored" not in capsys.readouterr().err
 
 

@@ -36,10 +36,10 @@ def runs(finished_recipe: Path) -> Path:
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The DPO policy, in float32 and in shards."""
     folder = tmp_path_factory.mktemp("export") / "dpo"
-    status, said = run_here("export", runs / "dpo", "--to", "vllm", "--shard-size", "1MB", "--output", folder)
-    assert status == 0, said
-    assert "loaded without Tiebreak: largest difference from the run's probe" in said
-    assert f"next: vllm serve {folder} --served-model-name dpo" in said
+    status, stderr = run_here("export", runs / "dpo", "--to", "vllm", "--shard-size", "1MB", "--output", folder)
+    assert status == 0, stderr
+    assert "loaded without Tiebreak: largest difference from the run's probe" in stderr
+    assert f"next: vllm serve {folder} --served-model-name dpo" in stderr
     return folder
 
 
@@ -84,8 +84,8 @@ def test_an_export_keeps_ends_template_and_origin(exported: Path, runs: Path) ->
 
 
 def test_an_adapter_is_loaded_by_its_base(runs: Path, tmp_path: Path, beside: Any) -> None:
-    status, said = run_here("export", runs / "dpo", "--to", "adapter", "--output", tmp_path / "adapter")
-    assert status == 0, said
+    status, stderr = run_here("export", runs / "dpo", "--to", "adapter", "--output", tmp_path / "adapter")
+    assert status == 0, stderr
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     ids = prompt_of(tmp_path / "adapter")
     assert torch.equal(logps(model, ids), logps(beside, ids))
@@ -94,8 +94,8 @@ def test_an_adapter_is_loaded_by_its_base(runs: Path, tmp_path: Path, beside: An
 def test_a_reward_model_scores_by_its_card_as_it_does_here(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, said = run_here("export", runs / "reward", "--to", "safetensors", "--output", tmp_path / "reward")
-    assert status == 0, said
+    status, stderr = run_here("export", runs / "reward", "--to", "safetensors", "--output", tmp_path / "reward")
+    assert status == 0, stderr
     card = (tmp_path / "reward" / "README.md").read_text()
     [code] = re.findall(r"```python\n(.*?)```", card, re.S)
     monkeypatch.chdir(tmp_path / "reward")
@@ -179,9 +179,9 @@ def test_weights_beyond_fp16_are_refused() -> None:
 def test_nothing_is_overwritten(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").touch()
-    status, said = run_here("export", runs / "dpo", "--to", "gguf", "--output", tmp_path / "there")
+    status, stderr = run_here("export", runs / "dpo", "--to", "gguf", "--output", tmp_path / "there")
     assert status == 1
-    assert "exists, and nothing is overwritten: give another --output" in said
+    assert "exists, and nothing is overwritten: give another --output" in stderr
 
 
 def test_an_interrupted_export_leaves_nothing(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,9 +230,9 @@ def test_what_a_killed_export_left_goes_with_the_next_and_the_first_of_two_is_ke
     ],
 )
 def test_wrong_requests_are_refused_at_once(runs: Path, words: list[str], message: str) -> None:
-    status, said = run_here("export", runs / "dpo", *words)
+    status, stderr = run_here("export", runs / "dpo", *words)
     assert status in (1, 2)
-    assert message in said
+    assert message in stderr
     assert not (runs / "dpo" / "exports").exists()
 
 

@@ -41,9 +41,9 @@ def origin(runs: Path) -> Origin:
 def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The DPO policy for Ollama."""
     folder = tmp_path_factory.mktemp("export") / "dpo"
-    status, said = run_here("export", runs / "dpo", "--to", "ollama", "--output", folder)
-    assert status == 0, said
-    assert f"next: ollama create dpo -f {folder}/Modelfile" in said
+    status, stderr = run_here("export", runs / "dpo", "--to", "ollama", "--output", folder)
+    assert status == 0, stderr
+    assert f"next: ollama create dpo -f {folder}/Modelfile" in stderr
     return folder
 
 

@@ -62,7 +62,7 @@ def test_neither_cache_nor_index_is_one_message_with_the_alternatives(tmp_path: 
     )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    for told in (
+    for line in (
         SMOLLM2,
         f"neither in the cache ({tmp_path})",
         "connect once",
@@ -70,7 +70,7 @@ def test_neither_cache_nor_index_is_one_message_with_the_alternatives(tmp_path: 
         "safetensors",
         "hub id",
     ):
-        assert told in result.stderr
+        assert line in result.stderr
     assert not list(tmp_path.glob("*/"))  # nothing half made is left behind
 
 

@@ -46,8 +46,8 @@ def loud(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: P
         template_arguments={"manner": "loud"},
         merge=True,
     )
-    status, said = run_here("sft", "--config", config)
-    assert status == 0, said
+    status, stderr = run_here("sft", "--config", config)
+    assert status == 0, stderr
     return folder / "sft"
 
 

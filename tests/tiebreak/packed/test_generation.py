@@ -113,10 +113,10 @@ def test_rows_that_wait_take_the_places_of_those_that_are_done(model: Any, batch
     eos = max(ends, key=lambda token: sum(token in sampled.ids for sampled in whole))
     expected = [s.ids[: s.ids.index(eos) + 1] if eos in s.ids else s.ids for s in whole]
     assert len({len(ids) for ids in expected}) > 1
-    told: list[int] = []
-    crowded = sample(model, rows, seeds, sampling, stop_ids=[eos], batch_size=batch_size, on_done=told.append)
+    reported: list[int] = []
+    crowded = sample(model, rows, seeds, sampling, stop_ids=[eos], batch_size=batch_size, on_done=reported.append)
     assert [s.ids for s in crowded] == expected
-    assert sum(told) == len(rows)
+    assert sum(reported) == len(rows)
     for sampled, alone in zip(crowded, whole, strict=True):
         assert sampled.logps == pytest.approx(alone.logps[: len(sampled.ids)], abs=1e-5)
 
@@ -167,10 +167,10 @@ def test_what_all_prompts_begin_with_is_computed_once(model: Any) -> None:
     assert given == len(system) + sum(map(len, asked)) + written
 
 
-def test_progress_is_told_row_by_row(model: Any) -> None:
-    told: list[int] = []
-    sample(model, prompts(), [0] * 6, SamplingConfig(max_new_tokens=2), on_done=told.append)
-    assert sum(told) == 6
+def test_progress_is_reported_row_by_row(model: Any) -> None:
+    reported: list[int] = []
+    sample(model, prompts(), [0] * 6, SamplingConfig(max_new_tokens=2), on_done=reported.append)
+    assert sum(reported) == 6
 
 
 # --- one draw --------------------------------------------------------------------------------------------------------

@@ -50,16 +50,16 @@ def run_code(code: str) -> subprocess.CompletedProcess[str]:
         ("os.kill(os.getpid(), 9)", -9, False),
     ],
 )
-def test_a_fork_runs_with_its_environment_and_its_end_is_told(ending: str, status: int, leaves: bool) -> None:
-    told = run_code(FORKED.replace("ENDING", ending))
-    assert told.stdout.splitlines() == [
+def test_a_fork_runs_with_its_environment_and_its_end_is_reported(ending: str, status: int, leaves: bool) -> None:
+    done = run_code(FORKED.replace("ENDING", ending))
+    assert done.stdout.splitlines() == [
         "heard True",
         *(["left"] if leaves else []),
         f"status {status} False",
         "the end True",
     ]
-    assert ("a message" in told.stderr) == ("message" in ending)
-    assert ("ValueError: a bug" in told.stderr) == ("bug" in ending)
+    assert ("a message" in done.stderr) == ("message" in ending)
+    assert ("ValueError: a bug" in done.stderr) == ("bug" in ending)
 
 
 def test_an_interrupted_recipe_waits_for_its_stage() -> None:
@@ -120,9 +120,9 @@ try:
 except KeyboardInterrupt:
     print("recipe stopped", flush=True)
 """
-    told = run_code(code)
-    assert told.stdout.splitlines() == ["recipe stopped"]
-    assert "Traceback" not in told.stderr
+    done = run_code(code)
+    assert done.stdout.splitlines() == ["recipe stopped"]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_process_that_runs_a_thread_or_one_of_several_is_not_forked() -> None:
@@ -149,7 +149,7 @@ from tiebreak.process.preloaded import Ahead, may_fork
 
 def work(request):
     print("noise")
-    if request["fail"] == "told":
+    if request["fail"] == "reported":
         raise ModelError("the adapter is damaged")
     if request["fail"] == "bug":
         raise KeyError("rank")
@@ -173,14 +173,14 @@ except RuntimeError as error:
     ("fail", "answer"),
     [
         ("no", "same True"),
-        ("told", "failed: the adapter is damaged"),
+        ("reported", "failed: the adapter is damaged"),
         ("bug", "failed: KeyError: 'rank'"),
         ("killed", "failed: its process ended with status -9"),
     ],
 )
 def test_a_process_ahead_computes_the_same_or_says_why_not(fail: str, answer: str) -> None:
-    told = run_code(AHEAD.replace("sys.argv[-1]", repr(fail)))
-    assert told.stdout.splitlines() == [answer], told.stderr
+    done = run_code(AHEAD.replace("sys.argv[-1]", repr(fail)))
+    assert done.stdout.splitlines() == [answer], done.stderr
 
 
 def test_a_process_ahead_ends_with_the_one_that_it_waits_for(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def test_a_lost_run_is_an_error_and_not_a_shorter_chain(root: Path) -> None:
         RunError, match=r"runs/a/second was made from runs/a/first \(.*its 'data'\), which is not there"
     ):
         manifest_chain("runs/a/third")
-    known = manifest_chain("runs/a/third", as_far_as_known=True)
-    assert [Path(where).name for where, _ in known] == ["second", "third"]
+    found = manifest_chain("runs/a/third", as_far_as_known=True)
+    assert [Path(where).name for where, _ in found] == ["second", "third"]
     status, _ = run_here("inspect", "runs/a/second")
     assert status == 1
     found = InputFinder().find("runs/a/second", *record_and_input("runs/a/second"))

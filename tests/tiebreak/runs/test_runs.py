@@ -1,4 +1,4 @@
-"""Run folders: finished by one rename, never overwritten, gone on with after a crash, told apart by what they hold."""
+"""Run folders: finished by one rename, never overwritten, resumed after a crash, distinguished by their contents."""
 
 from __future__ import annotations
 
@@ -247,10 +247,10 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     assert identify_input("bundled:some-model").kind == "name"
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "is broken"), ("{}", "no id or stage"), ("[]", "no id or stage")])
-def test_a_broken_manifest_is_said_to_be_one(tmp_path: Path, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), [("{", "is broken"), ("{}", "no id or stage"), ("[]", "no id or stage")])
+def test_a_broken_manifest_is_reported_as_one(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=reason):
         read_manifest(tmp_path)
 
 

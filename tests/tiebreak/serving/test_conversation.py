@@ -52,10 +52,10 @@ def greedy(merged: tuple[Any, Any], messages: list[dict[str, str]], count: int =
 def chat(monkeypatch: pytest.MonkeyPatch, lines: list[str], *words: str | Path) -> tuple[str, str]:
     """(standard output, standard error) of a chat that these lines drive."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    shown, said = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(said):
+    shown, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(stderr):
         main(["chat", *map(str, words)])
-    return shown.getvalue(), said.getvalue()
+    return shown.getvalue(), stderr.getvalue()
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -66,17 +66,17 @@ def test_answers_are_transformers_own_and_turns_follow(
     runs: Path, merged: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [ASK, NEXT, "/save " + str(tmp_path / "c.jsonl"), "/system Be brief.", ASK, "/nonsense", "/exit", "never"]
-    shown, said = chat(monkeypatch, lines, runs / "sft", *GREEDY)
+    shown, stderr = chat(monkeypatch, lines, runs / "sft", *GREEDY)
     first = greedy(merged, turns(ASK))
     second = greedy(merged, turns(ASK, first, NEXT))
     brief = greedy(merged, [{"role": "system", "content": "Be brief."}, *turns(ASK)])
     assert shown == f"{first}\n{second}\n{brief}\n"
-    assert "no such command: /nonsense (/help lists them)" in said
+    assert "no such command: /nonsense (/help lists them)" in stderr
     [row] = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert row["messages"] == turns(ASK, first, NEXT, second)
-    _, said = chat(monkeypatch, ["/save " + str(tmp_path / "c.jsonl"), "/clear", "/help"], runs / "sft", *GREEDY)
-    assert "exists, and nothing is overwritten" in said
-    assert "/system TEXT  give the system message" in said
+    _, stderr = chat(monkeypatch, ["/save " + str(tmp_path / "c.jsonl"), "/clear", "/help"], runs / "sft", *GREEDY)
+    assert "exists, and nothing is overwritten" in stderr
+    assert "/system TEXT  give the system message" in stderr
 
 
 def test_two_policies_answer_with_their_scores(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,18 +120,18 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(
 
     monkeypatch.setattr(generation, "stream_completion", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    shown, said = chat(monkeypatch, [ASK, NEXT], runs / "sft", *GREEDY)
+    shown, stderr = chat(monkeypatch, [ASK, NEXT], runs / "sft", *GREEDY)
     part = greedy(merged, turns(ASK), 3)
     assert shown == f"{part}\n{greedy(merged, turns(ASK, part, NEXT))}\n"
-    assert "stopped" in said
+    assert "stopped" in stderr
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_turn_that_does_not_fit_is_refused_and_the_next_is_answered(
     runs: Path, merged: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown, said = chat(monkeypatch, ["word " * 600, "<|im_end|>", ASK], runs / "sft", *GREEDY)
-    assert said.count("error: ") == 2
+    shown, stderr = chat(monkeypatch, ["word " * 600, "<|im_end|>", ASK], runs / "sft", *GREEDY)
+    assert stderr.count("error: ") == 2
     assert shown == greedy(merged, turns(ASK)) + "\n"
 
 

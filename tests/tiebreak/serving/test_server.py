@@ -97,8 +97,8 @@ def test_a_taken_port_or_a_foreign_address_is_refused_before_loading(merged: Pat
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        status, said = run_here("serve", merged, "--port", port)
-    assert (status, said) == (1, f"error: port {port} is taken: give another --port\n")
+        status, stderr = run_here("serve", merged, "--port", port)
+    assert (status, stderr) == (1, f"error: port {port} is taken: give another --port\n")
     assert "cannot listen on 192.0.2.1" in run_here("serve", merged, "--host", "192.0.2.1")[1]
 
 
@@ -118,9 +118,9 @@ def test_others_are_let_in_by_a_flag_alone(merged: Path, monkeypatch: pytest.Mon
     started: list[Any] = []
     monkeypatch.setattr(serve.os, "execvp", lambda program, words: started.append(words))
     port = str(free_port())
-    status, said = run_here("serve", merged, "--host", "0.0.0.0", "--port", port)
+    status, stderr = run_here("serve", merged, "--host", "0.0.0.0", "--port", port)
     assert status == 0
-    assert "warning: anyone who reaches 0.0.0.0 can use it" in said
+    assert "warning: anyone who reaches 0.0.0.0 can use it" in stderr
     assert started[0][-4:] == ["--host", "0.0.0.0", "--port", port]
     assert "warning" not in run_here("serve", merged, "--port", port)[1]
     assert started[1][-4:-2] == ["--host", "127.0.0.1"]

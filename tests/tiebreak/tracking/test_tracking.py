@@ -125,8 +125,8 @@ print(settle_mode("auto"))
 def test_whether_there_is_a_login_is_asked_of_wandb(login: list[str], environment: dict[str, str], mode: str) -> None:
     """The login as the pinned W&B writes it, for the host that it talks to."""
     command = [sys.executable, "-c", LOGIN, *login]
-    told = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines()[-1] == mode
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == mode
 
 
 def test_the_users_variables_are_honoured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_a_stage_that_trains_nothing_reads_back_from_wandb(tmp_path: Path, monke
     (run.final / "report.json").write_text('{"agreement": {"alpha": 0.625}}')
     run.finish()
     track(run)
-    told = json.dumps(offline_copy(tmp_path / "run"))
+    sent = json.dumps(offline_copy(tmp_path / "run"))
     for fact in (
         "recipe-1",
         '"study"',
@@ -403,8 +403,8 @@ def test_a_stage_that_trains_nothing_reads_back_from_wandb(tmp_path: Path, monke
         '"preferences": 12',
         '"verdicts/dpo": "wins"',
     ):
-        assert fact in told
+        assert fact in sent
     for fact in ('"report/agreement/alpha": 0.625', "final/report.json", "completions.jsonl", "manifest.json"):
-        assert fact.removeprefix("final/") in told
+        assert fact.removeprefix("final/") in sent
     (table,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/*.json")
     assert json.loads(table.read_text())["data"] == [["p", "Why is it pale?", '{"units": true}']]

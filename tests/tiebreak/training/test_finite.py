@@ -61,12 +61,12 @@ def test_a_step_with_such_a_loss_is_not_taken_and_its_rows_are_named(
         poison(patched, case, math.nan if case != "dpo" else math.inf)
         status, message = run_here(*words)
     assert status == 1, message
-    said = " ".join(message.rpartition("error: ")[2].split())
-    assert said.startswith(
+    reason = " ".join(message.rpartition("error: ")[2].split())
+    assert reason.startswith(
         "the loss of step 2 is not a finite number, so it was not taken; the checkpoints before it are in"
     )
-    assert f"look at the {rows} of its batch, from {finished_recipe}" in said
-    named = re.findall(r"row (\d+) of (\d+), “([^”…]+)", said)
+    assert f"look at the {rows} of its batch, from {finished_recipe}" in reason
+    named = re.findall(r"row (\d+) of (\d+), “([^”…]+)", reason)
     assert 1 <= len(named) <= 2  # of a batch of two
     asked = [row["messages"][-1]["content"] for row in read_rows(finished_recipe / "runs/prepare/final/prompts.jsonl")]
     for _, _, words_of_row in named:  # less what all rows begin with
