@@ -87,7 +87,8 @@ def render_formula(source: str, *, display: bool) -> str:
         return plain
     try:
         element = convert_to_element(prepare(source), display="block" if display else "inline")
-        return "".join(_write(element))
+        drawn = "".join(_write(element))
+        return f"<span class='display'>{drawn}</span>" if display else drawn
     except Exception:  # noqa: BLE001  invalid LaTeX raises a dozen kinds of error, RecursionError among them
         return plain
 
