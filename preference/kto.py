@@ -214,10 +214,10 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
         good = int(inputs["label"].sum())
         return {**super().metric_weights(inputs), "/chosen": good, "/rejected": len(inputs["label"]) - good}
 
-    def join_metrics(self, logged: Any, weights: Any) -> None:
+    def join_metrics(self, logged: Any, weights: Any, mode: str = "train") -> None:
         """As TRL has it for the whole batch: the margin is the difference of the two means."""
-        super().join_metrics(logged, weights)
-        metrics = metrics_of(self)["train"]
+        super().join_metrics(logged, weights, mode)
+        metrics = metrics_of(self)[mode]
         if sum(weights["/chosen"]) and sum(weights["/rejected"]):
             margin = metrics["rewards/chosen"][-1] - metrics["rewards/rejected"][-1]
             metrics["rewards/margins"][logged.get("rewards/margins", 0) :] = [margin]

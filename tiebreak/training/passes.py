@@ -85,6 +85,10 @@ class StepInPasses(Hooks):
         Args:
             passes: how batches are computed; None: as in TRL, until `compute_in_passes` is called.
         """
+        self._evaluated: list[dict[str, int]] = []
+        """weights of an evaluation's batches"""
+        self._evaluated_losses: list[Tensor] = []
+        """their losses, times the weight"""
         super().__init__(*args, **kwargs)
         if passes is not None:
             self.prepare_model()
@@ -159,7 +163,7 @@ class StepInPasses(Hooks):
             self._share = 1.0 if self.adds_up(items) else share * of_step
             with nullcontext() if number == len(parts) else more_to_come(self.accelerator, model):
                 losses.append(self._step(model, part, items))
-        self.join_metrics(logged, self._metric_weights(parts))
+        self.join_metrics(logged, self._on_all_processes([self.metric_weights(part) for part in parts]))
         return torch.stack(losses).sum()
 
     def _step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> Tensor:
@@ -169,7 +173,30 @@ class StepInPasses(Hooks):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's, scaled by the pass's share of the batch."""
         loss = super().compute_loss(*args, **kwargs)
+        if not self.model.training:
+            inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+            self._evaluated.append(self.metric_weights(inputs))
+            found = loss[0] if isinstance(loss, tuple) else loss
+            self._evaluated_losses.append(found.detach().double() * self.weight(inputs))
         return loss if self._share == 1.0 else loss * self._share
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL's and transformers', in which every batch of an evaluation counts alike: here a row counts as any other (in
+        SFT a token), in the last batch too."""
+        if self._evaluated:
+            weights = self._on_all_processes(self._evaluated)
+            self.join_metrics({}, weights, "eval")
+            total = torch.stack(self._evaluated_losses).sum()
+            if self.accelerator.num_processes > 1:
+                total = self.accelerator.reduce(total, reduction="sum")
+            if "eval_loss" in logs:
+                logs["eval_loss"] = float(total) / max(sum(weights[""]), 1)
+            self._forget_evaluated()
+        super().log(logs, *args, **kwargs)
+
+    def _forget_evaluated(self) -> None:
+        self._evaluated.clear()
+        self._evaluated_losses.clear()
 
     def of_whole_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch, with what its passes need to know of all of it as tensors of shape () or with a row per sequence."""
@@ -184,9 +211,8 @@ class StepInPasses(Hooks):
         of a batch that has none of its rows."""
         return {"": self.weight(inputs)}
 
-    def _metric_weights(self, parts: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
-        """`metric_weights` of each pass, on all processes together: TRL's metrics are over all of them."""
-        each = [self.metric_weights(part) for part in parts]
+    def _on_all_processes(self, each: Sequence[dict[str, int]]) -> dict[str, list[int]]:
+        """`metric_weights` of each pass, summed over the processes: TRL's metrics are over all of them."""
         table = torch.tensor([list(weights.values()) for weights in each], device=self.args.device)
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, reduction="sum")
@@ -234,14 +260,17 @@ class StepInPasses(Hooks):
             return [order]
         return cut_evenly(order, int(numbers.max()))
 
-    def join_metrics(self, logged: Mapping[str, int], weights: Mapping[str, Sequence[int]]) -> None:
-        """One value per step where each pass logged its own, averaged as TRL does.
+    def join_metrics(
+        self, logged: Mapping[str, int], weights: Mapping[str, Sequence[int]], mode: str = "train"
+    ) -> None:
+        """One value per step where each pass logged its own, averaged as TRL does; or per evaluation, over its batches.
 
         Args:
             logged: how many values each metric had before the step.
             weights: of the passes, by the end of a metric's name.
+            mode: "train" or "eval".
         """
-        for key, values in metrics_of(self)["train"].items():
+        for key, values in metrics_of(self)[mode].items():
             end = max((end for end in weights if key.endswith(end)), key=len)
             counted = [weight for weight in weights[end] if weight]
             new = values[logged.get(key, 0) :]
@@ -365,6 +394,7 @@ def _unobserved(trainer: Any) -> Iterator[None]:
         trainer.tokens_per_pass = tokens
         for mode in ("train", "eval"):  # TRL's experimental trainers count every batch among those of training
             metrics_of(trainer)[mode].clear()
+        trainer._forget_evaluated()
 
 
 @contextmanager

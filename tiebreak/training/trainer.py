@@ -77,11 +77,18 @@ class StageTrainer(SamplerHook):
         return sampler
 
     def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()
-        if self.args.world_size > 1:
-            shard = loader.batch_sampler
-            shard.batch_sampler = EvenBatches(shard.batch_sampler, self.args.world_size)
-            shard.even_batches = False  # accelerate's own way repeats the epoch's first rows
+        return self._evenly(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        return self._evenly(super().get_eval_dataloader(*args, **kwargs))
+
+    def _evenly(self, loader: Any) -> Any:
+        """The loader of several processes, without accelerate's own way: it repeats the first rows after the last."""
+        shard = loader.batch_sampler
+        if self.args.world_size > 1 and not isinstance(shard.batch_sampler, EvenBatches):
+            even = EvenBatches(shard.batch_sampler, self.args.world_size)
+            if len(even):
+                shard.batch_sampler, shard.even_batches = even, False
         return loader
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -324,6 +324,23 @@ METRICS = {
 """Not those that TRL averages over tokens of a micro-batch: over several they are averages weighted otherwise."""
 
 
+EVERY_TOKEN = {"sft": ["mean_token_accuracy"], "dpo": [], "reward": []}
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "reward"])
+def test_held_out_figures_do_not_depend_on_the_batches(tmp_path: Path, stage: str) -> None:
+    """Of eleven rows, batches of eleven, of four and of one give the same means, though the last of four holds three."""
+    found = []
+    for size in (11, 4, 1):
+        trainer = BUILDERS[stage](tmp_path / f"{size}", random_pairs(11), training=TRAINING)
+        trainer.compute_in_passes(25, packed=True)
+        trainer.args.per_device_eval_batch_size = size
+        found.append(trainer.evaluate(trainer.train_dataset))
+    names = [f"eval_{name}" for name in (*METRICS[stage], *EVERY_TOKEN[stage]) if name != "grad_norm"]
+    for figures in found[1:]:
+        assert_same_rows([figures], [found[0]], names, allowed=1e-5)
+
+
 CASES = {
     "ddp": ["dpo-2", "sft-1", "reward-1", "aot-1"],
     "zero2": ["dpo-1", "sft-2"],
