@@ -53,7 +53,7 @@ def carry_out(*words: object) -> None:
 
 
 def made_nothing(output: Path) -> bool:
-    """Whether no result stands in an output folder: no manifest and nothing in final/."""
+    """Whether an output folder holds no result: no manifest and nothing in final/."""
     return not (output / "manifest.json").exists() and not any(path.is_file() for path in output.glob("final/**/*"))
 
 
