@@ -44,7 +44,7 @@ from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Pair, write_jsonl
 
 
-def said(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: Any) -> Judgment:
+def judged(pair: str, rater: str, answer: int, *, swapped: bool = False, **more: Any) -> Judgment:
     n = pair.removeprefix("pair-")
     left, right = (f"{n}-1", f"{n}-0") if swapped else (f"{n}-0", f"{n}-1")
     return Judgment(pair_id=pair, rater_id=rater, left=left, right=right, answer=answer, kind="human", **more)
@@ -88,9 +88,9 @@ def test_kappas_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 
 def test_kappa_by_raters_asks_which_side_and_not_how_much() -> None:
-    judgments = [said(f"pair-{n}", "a", value) for n, value in enumerate((2, -1, 0))]
-    judgments += [said(f"pair-{n}", "b", -value, swapped=True) for n, value in enumerate((3, -3, 0))]
-    judgments += [said("pair-0", "a", -3), said("pair-7", "c", 1)]
+    judgments = [judged(f"pair-{n}", "a", value) for n, value in enumerate((2, -1, 0))]
+    judgments += [judged(f"pair-{n}", "b", -value, swapped=True) for n, value in enumerate((3, -3, 0))]
+    judgments += [judged("pair-0", "a", -3), judged("pair-7", "c", 1)]
     ((raters, figure),) = kappa_by_raters(votes(judgments)).items()
     assert raters == ("a", "b")
     assert (figure.value, figure.n) == (1.0, 3), "a's repeat is passed over"
@@ -127,7 +127,7 @@ def test_alpha_is_crowd_kits() -> None:
     crowdkit = pytest.importorskip("crowdkit.metrics.data")
     chance = random.Random(5)
     rows = [(f"{n}", f"r{k}", chance.choice((0, 0, 1))) for n in range(40) for k in range(3) if chance.random() < 0.9]
-    judgments = [said(f"pair-{task}", worker, label or -1) for task, worker, label in rows]
+    judgments = [judged(f"pair-{task}", worker, label or -1) for task, worker, label in rows]
     table = pandas.DataFrame(rows, columns=["task", "worker", "label"])
     measured = measure_agreement([], judgments)["krippendorff_alpha"]["nominal"]
     assert measured["value"] == pytest.approx(crowdkit.alpha_krippendorff(table), abs=1e-6)
@@ -153,8 +153,8 @@ def test_a_share_of_items_that_all_agree_counts_items_and_not_votes() -> None:
 
 
 def test_a_raters_repeats_are_consistency_not_agreement() -> None:
-    judgments = [said("pair-0", "a", 2), said("pair-0", "a", -2), said("pair-0", "b", 3, swapped=True)]
-    judgments += [said("pair-1", "a", 1), said("pair-1", "a", 3)]
+    judgments = [judged("pair-0", "a", 2), judged("pair-0", "a", -2), judged("pair-0", "b", 3, swapped=True)]
+    judgments += [judged("pair-1", "a", 1), judged("pair-1", "a", 3)]
     with_ties = percent_agreement(votes(judgments), ties=True)
     assert (with_ties.value, with_ties.n) == (0.0, 1), "a's first answer against b's"
     pooled = pooled_agreement(votes(judgments), ties=True)
@@ -166,8 +166,8 @@ def test_a_raters_repeats_are_consistency_not_agreement() -> None:
 def test_an_item_has_one_weight_however_many_raters_it_has() -> None:
     # Pair 0: four raters, of whom three agree: 3 of 6 pairs of votes. Pair 1: two who agree: 1 of 1. The mean over items
     # is 0.75; over the 7 pairs of votes it is 4/7.
-    judgments = [said("pair-0", rater, answer) for rater, answer in zip("abcd", (1, 2, 3, -1), strict=True)]
-    judgments += [said("pair-1", "a", -1), said("pair-1", "b", -3)]
+    judgments = [judged("pair-0", rater, answer) for rater, answer in zip("abcd", (1, 2, 3, -1), strict=True)]
+    judgments += [judged("pair-1", "a", -1), judged("pair-1", "b", -3)]
     figure, pooled = (measure(votes(judgments), ties=True) for measure in (percent_agreement, pooled_agreement))
     assert (figure.value, figure.n) == (0.75, 2)
     assert (pooled.value, pooled.n) == (pytest.approx(4 / 7), 7)
@@ -181,7 +181,7 @@ def test_gold_does_not_inflate_the_headline() -> None:
     for n in range(210):
         gold = n >= 200
         for rater in raters if gold else chance.sample(raters, 3):
-            judgments.append(said(f"pair-{n}", rater, -2 if chance.random() < (0.97 if gold else 0.75) else 2))
+            judgments.append(judged(f"pair-{n}", rater, -2 if chance.random() < (0.97 if gold else 0.75) else 2))
     known = {(f"pair-{n}", f"{n}-0", f"{n}-1") for n in range(200, 210)}
     measured = measure_agreement([], judgments, known)
     headline, pooled = measured["percent_with_ties"], measured["pooled"]["percent_with_ties"]
@@ -213,9 +213,9 @@ def test_the_interval_of_a_mean_over_items_covers_the_truth_as_often_as_it_says(
 
 def test_sides_and_lengths_of_raters() -> None:
     pairs = [make_pair(n, "short", "a much longer answer") for n in range(20)]
-    judgments = [said(pair.id, "left-lover", -1, swapped=n % 2 == 0) for n, pair in enumerate(pairs)]
+    judgments = [judged(pair.id, "left-lover", -1, swapped=n % 2 == 0) for n, pair in enumerate(pairs)]
     judgments += [
-        said(pair.id, "long-lover", -2 if n % 2 == 0 else 2, swapped=n % 2 == 0) for n, pair in enumerate(pairs)
+        judged(pair.id, "long-lover", -2 if n % 2 == 0 else 2, swapped=n % 2 == 0) for n, pair in enumerate(pairs)
     ]
     measured = measure_agreement(pairs, judgments)
     rows = {row["rater"]: row for row in measured["raters"]}
@@ -251,13 +251,13 @@ def test_pace_outliers_by_hand() -> None:
     # MAD 0.0953, a robust standard deviation of 0.1413, and the fast one lies 17 of them below.
     judgments = []
     for rater, seconds in zip("abcde", (10.0, 11.0, 12.0, 13.0, 1.0), strict=True):
-        judgments += [said(f"pair-{n}", rater, 1, seconds_active=seconds) for n in range(3)]
+        judgments += [judged(f"pair-{n}", rater, 1, seconds_active=seconds) for n in range(3)]
     rows = {row["rater"]: row for row in measure_agreement([], judgments)["raters"]}
     assert [rows[rater]["speed"]["outlier"] for rater in "abcde"] == [None, None, None, None, "fast"]
     assert rows["e"]["speed"]["z"] == pytest.approx(-math.log(11) * 0.6745 / math.log(1.1), abs=0.01)
     assert (rows["e"]["speed"]["hasty"], rows["a"]["speed"]["hasty"]) == (1.0, 0.0)
     assert rows["e"]["median_seconds"] == 1.0
-    unmeasured = measure_agreement([], [said("pair-0", "a", 1)])["raters"][0]
+    unmeasured = measure_agreement([], [judged("pair-0", "a", 1)])["raters"][0]
     assert (unmeasured["median_seconds"], unmeasured["speed"]["outlier"]) == (None, None)
 
 
@@ -324,7 +324,12 @@ def test_live_votes_are_those_of_the_records_whatever_happens_in_between(tmp_pat
 
 def test_importing_twice_changes_nothing_and_faults_are_all_told(tmp_path: Path) -> None:
     pairs = [make_pair(0), make_pair(1)]
-    judgments = [said("pair-0", "a", 2), said("pair-0", "b", -1), said("pair-0", "a", 2), said("pair-1", "a", 0)]
+    judgments = [
+        judged("pair-0", "a", 2),
+        judged("pair-0", "b", -1),
+        judged("pair-0", "a", 2),
+        judged("pair-1", "a", 0),
+    ]
     store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite", create=True)
     first = import_records(store, pairs, judgments, source="t", source_id="t")
     assert (first.pairs, first.judgments) == (2, 4)
@@ -334,7 +339,7 @@ def test_importing_twice_changes_nothing_and_faults_are_all_told(tmp_path: Path)
     assert store.status()["head"] == head
     assert sorted(store.judgments()[0], key=str) == sorted(judgments, key=str)
     assert verify(store).faults == []
-    bad = [said("pair-9", "a", 1), said("pair-0", "c", 1).model_copy(update={"left": "1-0"})]
+    bad = [judged("pair-9", "a", 1), judged("pair-0", "c", 1).model_copy(update={"left": "1-0"})]
     with pytest.raises(DataError) as caught:
         import_records(store, [], bad, source="t", source_id="t")
     assert len(caught.value.faults) == 2
@@ -344,7 +349,7 @@ def test_importing_twice_changes_nothing_and_faults_are_all_told(tmp_path: Path)
 
 def test_import_goes_on_with_a_campaign(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(0), make_pair(1)], overlap=2, raters=2)
-    import_records(store, [], [said("pair-0", "elsewhere", 3)], source="t", source_id="t")
+    import_records(store, [], [judged("pair-0", "elsewhere", 3)], source="t", source_id="t")
     assert [store.claim(rater).item_id for rater in ("r0", "r1")] == ["pair-0", "pair-1"]  # type: ignore[union-attr]
     assert verify(store).faults == []
 
@@ -374,7 +379,7 @@ def test_pandalm(tmp_path: Path) -> None:
     pairs = [make_pair(int(item)) for item in sorted({vote["item"] for vote in votes}, key=int)]
     answers = {"0": 0, "1": -2, "2": 2}
     judgments = [
-        said(f"pair-{v['item']}", v["rater"], answers[v["vote"]] * (-1) ** (n % 2), swapped=n % 2 == 1)
+        judged(f"pair-{v['item']}", v["rater"], answers[v["vote"]] * (-1) ** (n % 2), swapped=n % 2 == 1)
         for n, v in enumerate(votes)
     ]
     measured = imported_agreement(tmp_path, pairs, judgments)
@@ -401,7 +406,7 @@ def test_mt_bench(tmp_path: Path) -> None:
         key = (vote["question_id"], vote["turn"], first, second)
         n = numbers.setdefault(key, len(numbers))
         answer = 0 if vote["winner"] == "tie" else -2 if vote["winner"] == "model_a" else 2
-        judgments.append(said(f"pair-{n}", vote["judge"], answer, swapped=vote["model_a"] == second))
+        judgments.append(judged(f"pair-{n}", vote["judge"], answer, swapped=vote["model_a"] == second))
     store = Store.open(f"sqlite:///{tmp_path}/labels.sqlite", create=True)
     import_records(store, [make_pair(n) for n in numbers.values()], judgments, source="t", source_id="t")
     measured = measure_agreement(store.pairs(), store.judgments()[0])
