@@ -232,6 +232,35 @@ def test_a_second_ctrl_c_does_not_wait_and_one_press_is_one(monkeypatch: pytest.
     assert stopping.requested() == 0
 
 
+def test_signals_while_the_model_is_verified_finished_and_reported_on(
+    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained again, and each time the same command goes one step further."""
+    from tiebreak.models.reload import FreshProcess
+    from tiebreak.runs.run import Run
+
+    words = (*words_of(finished_recipe, "dpo", ()), tmp_path / "cut")
+    places: list[tuple[Any, str, int, bool]] = [
+        (FreshProcess, "verify", signal.SIGTERM, False),
+        (Run, "finish", signal.SIGUSR1, False),
+        (FreshProcess, "samples", signal.SIGHUP, True),
+    ]
+    for owner, name, number, finished in places:
+        with monkeypatch.context() as patched:
+            send_at(patched, owner, name, 1, number)
+            status, message = run_here(*words)
+        assert status == 75, message
+        assert f"stopped by {signal.Signals(number).name}: the same command resumes" in message
+        assert (tmp_path / "cut" / "manifest.json").exists() is finished
+        end_process(tmp_path / "cut")
+    status, message = run_here(*words)
+    assert status == 0, message
+    assert "making what it lacks: samples" in message
+    assert weights_of(tmp_path / "cut") == weights_of(finished_recipe / "runs" / "dpo")
+    assert rows_of(tmp_path / "cut") == rows_of(finished_recipe / "runs" / "dpo")
+    assert read_manifest(tmp_path / "cut")["id"] == read_manifest(finished_recipe / "runs" / "dpo")["id"]
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_second_signal_changes_nothing_about_a_stop(second: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes while the first one's exception leaves the work, and once more while its message is printed."""
