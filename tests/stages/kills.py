@@ -116,7 +116,7 @@ class Kills:
     def run(self, kills: int, seconds: float, moments: random.Random) -> None:
         """Kill so many times, each at a moment of so many seconds; at last, run to the end and compare."""
         recipe = self._recipe(f"recipe-{self.ends}")
-        for number in range(kills):
+        while self.count < kills:
             process = start(recipe)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(timeout=moments.uniform(0.5, seconds))
@@ -126,7 +126,7 @@ class Kills:
                 continue
             kill_all(process)
             self.count += 1
-            print(f"{self.name or 'one process'}: kill {number + 1} of {kills}", flush=True)
+            print(f"{self.name or 'one process'}: kill {self.count} of {kills}", flush=True)
         finish(recipe)
         self.compare(recipe)
 
