@@ -685,6 +685,12 @@ def test_lines_are_short_headings_are_the_answers_and_short_pairs_end_early(site
     sizes = [size_of for _, size_of in headings]
     assert sizes == sorted(sizes, reverse=True)
     assert size == 16 < sizes[-1]
+    rules = """(text) => {
+      text.insertAdjacentHTML("beforeend", "<blockquote>x</blockquote><table><tr><td>y</td></tr></table>");
+      const [quote, cell] = ["blockquote", "td"].map((tag) => getComputedStyle(text.querySelector(tag)));
+      return [quote.borderInlineStartWidth, cell.borderTopWidth];
+    }"""
+    assert page.locator(".answer .text").first.evaluate(rules) == ["3px", "1px"]
     press(page, "+", "+")
     assert paragraph.evaluate(look)[1] == 18
     assert paragraph.evaluate(LONGEST_LINE) <= 80
