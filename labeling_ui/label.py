@@ -24,35 +24,37 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator, model_validator
-
-from labeling_ui.database.schema import MAX_PRIORITY, StoreError
-from labeling_ui.exchange.export import Format, export, read_known
-from labeling_ui.exchange.foreign import FieldNames, read_foreign, read_gold, read_own
-from labeling_ui.exchange.foreign import Format as ForeignFormat
+from labeling_ui import steering
+from labeling_ui.configuration import (
+    ExportArguments,
+    GoldArguments,
+    ImportArguments,
+    LabelConfig,
+    StoreArguments,
+    has_config,
+    read_store_arguments,
+)
+from labeling_ui.database.schema import StoreError
+from labeling_ui.exchange.export import export, read_known
+from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own
 from labeling_ui.exchange.importing import import_records
-from labeling_ui.quality.aggregate import AggregationConfig, ballots_of_groups, group_judgments
+from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
-from labeling_ui.store.assigning import LEASE_SECONDS
 from labeling_ui.store.campaign import Batch
-from labeling_ui.store.store import Store, default_store_url
+from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.listening import listen
-from labeling_ui.worker import ConverseConfig, start_worker
+from labeling_ui.worker import start_worker
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
-from tiebreak.config import Section, StageConfig, load_config, take_config_flag
-from tiebreak.config.flags import group_flags
-from tiebreak.config.keys import own_keys
-from tiebreak.data.columns import check_columns
+from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
-from tiebreak.measures.yardstick import RUBRIC
 from tiebreak.records import Pair
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
@@ -62,166 +64,8 @@ if TYPE_CHECKING:
     from labeling_ui.pages import PageConfig
 
 
-S = TypeVar("S", bound=Section)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOPBACK_PROXIES = ("127.0.0.1", "::1")
-
-
-class LabelConfig(StageConfig):
-    """Pairs to judge, by whom, and where the judgments go."""
-
-    pairs: str = ""
-    """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional where raters
-    converse, or where `store` has pairs"""
-    columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
-    """Tiebreak's name of a column: its name in the file of pairs, as in {prompt: question, response_a: left}; null: ignore
-    the column"""
-    converse: ConverseConfig | None = None
-    """raters write, two policies answer, and the conversation continues with the better answer"""
-    store: str | None = None
-    """URL of the label store; null: sqlite:///OUTPUT.sqlite for people, OUTPUT/store/labels.sqlite for simulated
-    raters"""
-    overlap: int = Field(default=1, ge=1, le=100)
-    """raters per pair"""
-    seed: int = Field(default=0, ge=0)
-    """random seed of the sides, combined with the rater and the pair"""
-    ranking: bool = False
-    """rank all completions of a prompt at once; false: judge them two by two"""
-    batch: str = Field(default="", max_length=100)
-    """the batch that these pairs join; leads set priority and pool by batch"""
-    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """priority of the batch; higher is given out first"""
-    pool: str = Field(default="", max_length=100)
-    """the pool of raters that the batch is for; empty: everybody"""
-    repeat_share: float = Field(default=0.05, ge=0.0, le=0.5)
-    """share of pairs that a rater gets a second time, unannounced, to measure self-consistency"""
-    gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
-    """share of gold pairs among a rater's pairs, until all gold pairs are used"""
-    show_gold_agreement: bool = False
-    """show raters their gold accuracy, without today's judgments"""
-    goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)
-    """judgments that a rater is asked for a day; their page shows today's count against it"""
-    lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
-    """a pair that a rater leaves unanswered is free for others after this time"""
-    host: str = "127.0.0.1"
-    """address to listen on; 0.0.0.0, the network, needs accounts with passwords, and a proxy with HTTPS"""
-    port: int = Field(default=7860, ge=1, le=65535)
-    """port to listen on"""
-    hosts: list[str] = Field(default_factory=list)
-    """further host names of the server, such as a proxy's"""
-    proxies: list[str] = Field(default_factory=list, exclude_if=lambda proxies: not proxies)
-    """addresses or networks of proxies in front, whose X-Forwarded-For, -Proto and -Host headers are believed; empty: this
-    machine's where `hosts` names any, or those in the variable FORWARDED_ALLOW_IPS"""
-    prefix: str = Field(default="", pattern=r"^(/[\w.~-]+)*$", exclude_if=lambda prefix: not prefix)
-    """the path that the pages are under, behind a proxy, such as /label; empty: none"""
-    title: str = "Which answer is better?"
-    """the question above every pair"""
-    guidelines: str = ""
-    """instructions for raters: Markdown, or the path of a .md file"""
-    guideline_version: str = "1"
-    """recorded with every judgment, beside a hash of the text: where either changes, everybody is asked to accept again"""
-    aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
-    """judged separately, each on the same bar"""
-    ask_reason: bool = True
-    """show a line for a reason"""
-    words: str | None = None
-    """a .json file that replaces words of the pages, for instance with another language"""
-    consent: str = ""
-    """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
-    consent_version: str = "1"
-    """recorded with the consent, beside a hash of the text: where either changes, everybody is asked again"""
-    aggregation: AggregationConfig = AggregationConfig()
-    """how votes become preferences"""
-    formats: list[Format] = Field(default_factory=list)
-    """further formats of the export: parquet (for datasets.load_dataset), datasets (for load_from_disk), unpaired (for
-    KTO), csv (judgments, for spreadsheets)"""
-    simulate: SimulateConfig | None = None
-    """simulated raters instead of people; true: with all defaults; false: off"""
-
-    def function_names(self) -> dict[str, str]:
-        named = self.simulate.yardstick if self.simulate and self.simulated else RUBRIC
-        return {} if named == RUBRIC else {"yardstick": named}
-
-    @model_validator(mode="after")
-    def _something_to_judge(self) -> LabelConfig:
-        others = self.converse is not None or self.store is not None
-        if not self.pairs and (self.simulated or not others):
-            raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
-        return self
-
-    @field_validator("columns")
-    @classmethod
-    def _of_ours(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
-        check_columns(columns)
-        return columns
-
-    @field_validator("simulate", mode="before")
-    @classmethod
-    def _switch(cls, value: object) -> object:
-        return {} if value is True else None if value is False else value
-
-    @property
-    def simulated(self) -> bool:
-        """True where the raters are simulated."""
-        return self.simulate is not None and self.simulate.enabled
-
-    @property
-    def store_url(self) -> str:
-        """The label store's URL."""
-        output = Path(self.output)
-        beside = output.with_name(f"{output.name}.sqlite")
-        return self.store or default_store_url(output / "store" / "labels.sqlite" if self.simulated else beside)
-
-
-class ImportArguments(Section):
-    """`tiebreak label import`"""
-
-    store: str
-    """URL of the label store; created if it does not exist"""
-    format: ForeignFormat = "tiebreak"
-    """tiebreak: JSON Lines of Tiebreak's records; otherwise that tool's export"""
-    pairs: str | None = None
-    """pairs in Tiebreak's format or rows of prompt, response_a and response_b; or Potato's data file; the other tools'
-    exports contain the texts"""
-    columns: dict[str, str | None] = {}
-    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
-    judgments: str | None = None
-    """judgments in Tiebreak's format, or the tool's export"""
-    adjudications: str | None = None
-    """settled answers of an export, its adjudications.jsonl; they settle the pairs again"""
-    fields: FieldNames = FieldNames()
-    """names in the other tool's project"""
-
-
-class GoldArguments(Section):
-    """`tiebreak label gold`"""
-
-    store: str
-    """URL of the label store"""
-    gold: str
-    """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion, null where neither is)"""
-
-
-class StoreArguments(Section):
-    """`tiebreak label status`, `verify` and `agreement`"""
-
-    store: str
-    """URL of the label store, such as sqlite:///runs/x/label.sqlite"""
-    as_json: bool = Field(default=False, alias="json")
-    """print one JSON document"""
-
-
-class ExportArguments(Section):
-    """`tiebreak label export`"""
-
-    store: str
-    """URL of the label store, such as sqlite:///runs/x/label.sqlite"""
-    output: str
-    """the run folder to write"""
-    formats: list[Format] = Field(default_factory=list)
-    """further formats beside JSON Lines"""
-    aggregation: AggregationConfig = AggregationConfig()
-    """how votes become preferences"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -231,8 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(words: list[str]) -> None:
-    from labeling_ui import steering  # which imports this module
-
     commands: dict[str, Callable[[list[str]], None]] = {
         "export": _export,
         "import": _import,
@@ -361,15 +203,13 @@ def _answering(config: LabelConfig) -> Iterator[None]:
 
 
 def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair]) -> None:
-    from labeling_ui.steering import difference_lines  # which imports this module
-
     configured = Batch(config.batch, config.priority, config.pool, config.overlap)
     status = store.status()
     judged = sum(status["judgments"].values())
     address = f"http://{_shown_host(config.host)}:{config.port}{config.prefix}"
     show(
         f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments",
-        *(difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
+        *(steering.difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
         f"judgments are stored in {store.url}",
         f"rate at {paint(address, 'bold') if has_colours(sys.stdout) else address}   "
         "(Ctrl-C stops the server; judgments stay)",
@@ -425,7 +265,7 @@ def _refuse_simulated(store: Store) -> None:
 
 
 def _export(words: list[str]) -> None:
-    if _has_config(words):
+    if has_config(words):
         config = load_config(LabelConfig, words, "label export")
         store = Store.open(config.store_url)
         _match_pairs(store, config)
@@ -568,25 +408,6 @@ def _agreement(words: list[str]) -> None:
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:
     arguments = read_store_arguments(StoreArguments, words, command)
     return Store.open(arguments.store), arguments.as_json
-
-
-def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> S:
-    """Arguments of a command on a store. With `--config`, the store is that of the labelling configuration, whose keys
-    are flags too."""
-    if not _has_config(words):
-        return load_config(model, words, command)
-    path, flags = take_config_flag(words, command)
-    own: list[str] = []
-    rest = ["--config", str(path)]
-    names = {key.path for key in own_keys(model)} - {"store"}
-    for flag, values in group_flags(flags):
-        (own if flag.replace("-", "_") in names else rest).extend([f"--{flag}", *values])
-    url = load_config(LabelConfig, rest, command).store_url
-    return load_config(model, [*own, "--store", url], command)
-
-
-def _has_config(words: Sequence[str]) -> bool:
-    return any(word == "--config" or word.startswith("--config=") for word in words)
 
 
 def describe(report: dict[str, Any], run: Run) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from labeling_ui.label import read_store_arguments
+from labeling_ui.configuration import read_store_arguments
 from labeling_ui.store.store import Role, Store
 from labeling_ui.web.accounts import (
     INVITATION_DAYS,

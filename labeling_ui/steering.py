@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from labeling_ui.label import read_store_arguments
+from labeling_ui.configuration import read_store_arguments
 from labeling_ui.store.backup import back_up, restore_backup
 from labeling_ui.store.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store

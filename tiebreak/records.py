@@ -129,7 +129,7 @@ class Message(Record):
         if isinstance(content, Sequence) and not isinstance(content, str):
             message["content"] = read_parts(content)
         elif not isinstance(content, str):
-            raise ValueError(f"content is {json.dumps(content)[:40]}, neither text nor a list of parts")
+            raise ValueError(f"content is a {type(content).__name__}, not text or a list of parts")
         elif "content" not in message and message.get("tool_calls"):
             message["content"] = ""
         elif "content" not in message and "content" in value:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
-from pygments.token import Comment, Keyword, Literal, Name, Number, Operator, String, _TokenType
+from pygments.token import Comment, Keyword, Literal, Name, Number, Operator, String
 from pygments.util import ClassNotFound
 
 MAX_CODE_CHARACTERS = 12_000
@@ -50,7 +50,7 @@ def mark_code(code: str, language: str) -> str:
     return "".join(_span(kind, text) for kind, text in tokens)
 
 
-def _timely(lexer: Lexer, code: str) -> Iterator[tuple[_TokenType, str]]:
+def _timely(lexer: Lexer, code: str) -> Iterator[tuple[tuple[str, ...], str]]:
     until = time.thread_time() + MAX_SECONDS
     for token in lexer.get_tokens(code):
         if time.thread_time() > until:
@@ -58,6 +58,6 @@ def _timely(lexer: Lexer, code: str) -> Iterator[tuple[_TokenType, str]]:
         yield token
 
 
-def _span(kind: _TokenType, text: str) -> str:
+def _span(kind: tuple[str, ...], text: str) -> str:
     name = next((name for group, name in _CLASSES if kind in group), "")
     return f"<span class='{name}'>{html.escape(text)}</span>" if name else html.escape(text)

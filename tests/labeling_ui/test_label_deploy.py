@@ -20,7 +20,7 @@ import yaml
 from label_support import free_port, make_pair, serving
 from support import REPOSITORY
 
-from labeling_ui.label import LabelConfig
+from labeling_ui.configuration import LabelConfig
 from labeling_ui.simulate import SimulateConfig, simulate
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import pytest
 from label_support import ROOT, answer, environment, make_pair, open_store, rubric_pairs, tiebreak, write_pairs
 
+from labeling_ui.configuration import LabelConfig
 from labeling_ui.exchange.export import build_edits, export, judgments_as_csv, unpaired, write_dataset, write_parquet
 from labeling_ui.exchange.foreign import read_own
 from labeling_ui.exchange.importing import import_records
-from labeling_ui.label import LabelConfig
 from labeling_ui.quality.aggregate import (
     REASONS,
     Aggregated,

@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 from label_support import free_port, make_pair, open_store, serving
 
-from labeling_ui.label import LabelConfig, believed_proxies
+from labeling_ui.configuration import LabelConfig
+from labeling_ui.label import believed_proxies
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.store import NameTakenError, Store

@@ -132,6 +132,7 @@ def test_the_report_reads_every_key(finished_recipe: Path, tmp_path: Path, watch
 def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
     finished_recipe: Path, tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import labeling_ui.configuration
     import labeling_ui.label
     import labeling_ui.web.server
 
@@ -145,7 +146,7 @@ def test_labelling_reads_every_key_with_people_or_with_simulated_raters(
         status, message = run_here("label", "--pairs", pairs, "--output", out, "--simulate", simulated)
         watch.active = False
         assert status == 0, message
-    assert unread("label", labeling_ui.label.LabelConfig, watch.seen) == []
+    assert unread("label", labeling_ui.configuration.LabelConfig, watch.seen) == []
 
 
 # --- what is refused

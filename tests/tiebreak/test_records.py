@@ -456,7 +456,7 @@ def test_a_calls_arguments() -> None:
 
 def test_what_a_record_is_without_further_fields() -> None:
     made = ExportedJudgment(pair_id="p", rater_id="r", left="a", right="b", answer=1, kind="human")
-    assert (made.gold, made.repeat) == (False, False)
+    assert (made.gold, made.repeat, made.settled) == (False, False, False)
     assert not {"gold", "repeat", "batch", "at"} & made.model_dump().keys()
     exported = made.model_copy(update={"gold": True, "batch": "b"})
     assert (exported.model_dump()["gold"], exported.model_dump()["batch"]) == (True, "b")

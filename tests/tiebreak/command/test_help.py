@@ -251,7 +251,7 @@ def test_a_page_is_plain_when_piped_and_no_wider_than_its_columns(
 
 
 def test_a_store_is_named_by_itself_or_by_a_labelling_file(tmp_path: Path) -> None:
-    from labeling_ui.label import StoreArguments, read_store_arguments
+    from labeling_ui.configuration import StoreArguments, read_store_arguments
     from labeling_ui.raters import AddArguments
 
     file = tmp_path / "label.yaml"

@@ -14,7 +14,8 @@ import torch
 from support import run_here, write_rows
 from transformers import AutoModelForCausalLM
 
-from labeling_ui.label import LabelConfig, add_pairs, read_some_pairs
+from labeling_ui.configuration import LabelConfig
+from labeling_ui.label import add_pairs, read_some_pairs
 from labeling_ui.store.store import Store, Submission
 from tiebreak.command.pipeline import StageEntry
 from tiebreak.config import load_config
