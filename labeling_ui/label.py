@@ -37,7 +37,7 @@ from labeling_ui.configuration import (
     read_store_arguments,
 )
 from labeling_ui.database.schema import StoreError
-from labeling_ui.exchange.export import export, read_known
+from labeling_ui.exchange.export import export, read_known_answers
 from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
@@ -394,11 +394,11 @@ def _gold(words: list[str]) -> None:
 def _agreement(words: list[str]) -> None:
     store, as_json = _open_for_reading(words, "label agreement")
     pairs, (judgments, _) = store.pairs(), store.judgments()
-    known = read_known(store)
-    measured = measure_agreement(pairs, judgments, known.gold)
+    known_answers = read_known_answers(store)
+    measured = measure_agreement(pairs, judgments, known_answers.gold)
     if measured["judgments"]:
         groups = [group for group in group_judgments(judgments) if group.kind == measured["kind"]]
-        measured["reliability"] = describe_reliability(ballots_of_groups(groups, known))
+        measured["reliability"] = describe_reliability(ballots_of_groups(groups, known_answers))
     if as_json:
         print(json.dumps(measured, indent=2))
     else:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from labeling_ui.quality.aggregate import (
     Aggregated,
     AggregationConfig,
-    Known,
+    KnownAnswers,
     Vote,
     as_vote,
     build_preferences,
@@ -58,7 +58,7 @@ class Labels:
     pairs: list[Pair]
     judgments: list[ExportedJudgment]
     adjudications: list[ExportedJudgment]
-    known: Known
+    known_answers: KnownAnswers
     withdrawn: list[Withdrawal]
     head: str
 
@@ -69,14 +69,14 @@ def read_labels(store: Store) -> Labels:
     Raises:
         DataError: there are no judgments.
     """
-    pairs, known, adjudications = store.pairs(), read_known(store), store.exported_adjudications()
+    pairs, known_answers, adjudications = store.pairs(), read_known_answers(store), store.exported_adjudications()
     judgments, head = store.exported_judgments()
     if not judgments and not adjudications:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
-    return Labels(pairs, judgments, adjudications, known, store.withdrawals(), head)
+    return Labels(pairs, judgments, adjudications, known_answers, store.withdrawals(), head)
 
 
-def read_known(store: Store) -> Known:
+def read_known_answers(store: Store) -> KnownAnswers:
     """Settled and gold answers."""
     items = {item.id: item for pair in store.pairs() for item in items_of(pair)}
     gold: dict[Comparison, Vote] = {}
@@ -86,7 +86,7 @@ def read_known(store: Store) -> Known:
         side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
         gold[item.pair_id, first, second] = Vote("gold", side)
     settled = {_key(one): vote for one in store.adjudications() if (vote := as_vote(one)) is not None}
-    return Known(settled, gold)
+    return KnownAnswers(settled, gold)
 
 
 def _key(judgment: Judgment) -> Comparison:
@@ -102,7 +102,7 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     """
     labels = read_labels(store)
     kept = _leave_out(labels.judgments, config.exclude_raters)
-    aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known)
+    aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known_answers)
     left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
     rest = [one for one in kept if not any(_key(part) in left_out for part in one.pairwise())]
     edits = build_edits(labels.pairs, rest)
@@ -207,18 +207,18 @@ def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool)
     An answer that is good in one row and bad in another (in a pair of three or more, or a tie kept both ways) is left out.
     """
     labels: dict[tuple[str, str, str], set[bool]] = {}
-    known = {pair.id: pair for pair in pairs}
+    by_id = {pair.id: pair for pair in pairs}
     for preference in aggregated.preferences:
         for text, good in ((preference.chosen_text, True), (preference.rejected_text, False)):
             labels.setdefault((preference.pair_id or "", text, preference.kind), set()).add(good)
     for group, verdict in aggregated.verdicts:
         if with_both_bad and verdict.reason == "both_bad":
-            texts = {completion.id: completion.text for completion in known[group.pair_id].completions}
+            texts = {completion.id: completion.text for completion in by_id[group.pair_id].completions}
             for side in (group.first, group.second):
                 labels.setdefault((group.pair_id, texts[side], group.kind), set()).add(False)
     for (pair_id, text, kind), label in labels.items():
         if len(label) == 1:
-            pair = known[pair_id]
+            pair = by_id[pair_id]
             prompt = [message.model_dump() for message in pair.messages]
             completion = [{"role": "assistant", "content": text}]
             row = {"prompt": prompt, "completion": completion, "label": label == {True}}
@@ -279,13 +279,13 @@ def build_edits(pairs: Sequence[Pair], judgments: Sequence[Judgment]) -> list[Ed
 
     Where a ranking was imported as comparisons, each carries the ranking's edit: they give one edit together.
     """
-    known = {pair.id: pair for pair in pairs}
+    by_id = {pair.id: pair for pair in pairs}
     beaten: dict[tuple[str, str, str], dict[str, None]] = {}
     for judgment in judgments:
         if judgment.edited_text is not None and judgment.kind == "human":
             about = judgment.pair_id, judgment.rater_id, judgment.edited_text
             beaten.setdefault(about, {}).update(dict.fromkeys(_best_first(judgment)))
-    edits = [_build_edit(known[pair_id], rater, text, list(ids)) for (pair_id, rater, text), ids in beaten.items()]
+    edits = [_build_edit(by_id[pair_id], rater, text, list(ids)) for (pair_id, rater, text), ids in beaten.items()]
     return [edit for edit in edits if edit is not None]
 
 
@@ -386,10 +386,10 @@ def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: Aggregat
         everyone = [judgment for judgment in labels.judgments if judgment.kind == kind]
         if not everyone:
             continue
-        report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind, labels.known.gold))
+        report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind, labels.known_answers.gold))
         others = [judgment for judgment in rest if judgment.kind == kind]
         if len(others) < len(everyone):
             left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}
-            after = measure_percent(read_votes(labels.pairs, others, kind, labels.known.gold))
+            after = measure_percent(read_votes(labels.pairs, others, kind, labels.known_answers.gold))
             report[kind]["after_filtering"] = {**after, "left_out": left_out}
     return report

@@ -60,13 +60,13 @@ def import_records(
         StoreError: simulated judgments and people's would share the store.
     """
     campaign = store.campaign()
-    known = {pair.id: pair for pair in [*store.pairs(withdrawn=True), *pairs]}
+    by_id = {pair.id: pair for pair in [*store.pairs(withdrawn=True), *pairs]}
     places = places or [f"judgment {n}" for n in range(1, len(judgments) + 1)]
     placed = [(one, where) for ranked, where in zip(judgments, places, strict=True) for one in ranked.pairwise()]
     judgments, places = [one for one, _ in placed], [where for _, where in placed]
     settled_places = settled_places or [f"settled answer {n}" for n in range(1, len(settled) + 1)]
-    items = _match_items(known, judgments, places)
-    settled_items = _match_items(known, settled, settled_places)
+    items = _match_items(by_id, judgments, places)
+    settled_items = _match_items(by_id, settled, settled_places)
     default = next(
         (batch for batch in store.batches() if not batch.name), Batch("", overlap=campaign.get("overlap", 1))
     )

@@ -236,7 +236,7 @@ def _raters(votes: Sequence[Vote]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownAnswers:
     """Settled and gold answers, by comparison."""
 
     adjudicated: Mapping[Comparison, Vote] = field(default_factory=dict)
@@ -258,15 +258,18 @@ class Aggregated:
 
 
 def build_preferences(
-    pairs: Sequence[Pair], groups: Sequence[Group], config: AggregationConfig | None = None, known: Known | None = None
+    pairs: Sequence[Pair],
+    groups: Sequence[Group],
+    config: AggregationConfig | None = None,
+    known_answers: KnownAnswers | None = None,
 ) -> Aggregated:
     """A preference for every group that has a winner."""
-    config, known = config or AggregationConfig(), known or Known()
-    groups = [*groups, *_unjudged(groups, known)]
+    config, known_answers = config or AggregationConfig(), known_answers or KnownAnswers()
+    groups = [*groups, *_unjudged(groups, known_answers)]
     if config.skips == "count":
         groups = [count_skips(group) for group in groups]
-    by_raters, reliabilities = _decide_all(groups, config.method, known)
-    verdicts = [(group, _settle_or_drop(group, verdict, config, known)) for group, verdict in by_raters]
+    by_raters, reliabilities = _decide_all(groups, config.method, known_answers)
+    verdicts = [(group, _settle_or_drop(group, verdict, config, known_answers)) for group, verdict in by_raters]
     overruled = sum(verdict.adjudicated and _overrules(verdict, decide(group)) for group, verdict in verdicts)
     by_id = {pair.id: pair for pair in pairs}
     preferences = [
@@ -283,21 +286,21 @@ def _overrules(settled: Verdict, majority: Verdict) -> bool:
     return (settled.reason, settled.winner) != (majority.reason, majority.winner)
 
 
-def _unjudged(groups: Sequence[Group], known: Known) -> list[Group]:
+def _unjudged(groups: Sequence[Group], known_answers: KnownAnswers) -> list[Group]:
     """Groups settled by a lead before any rater judged them."""
     there = {group.key for group in groups if group.kind == "human"}
-    return [Group(*key, kind="human", votes=()) for key in known.adjudicated if key not in there]
+    return [Group(*key, kind="human", votes=()) for key in known_answers.adjudicated if key not in there]
 
 
-def _settle_or_drop(group: Group, verdict: Verdict, config: AggregationConfig, known: Known) -> Verdict:
-    if group.key in known.gold:
+def _settle_or_drop(group: Group, verdict: Verdict, config: AggregationConfig, known_answers: KnownAnswers) -> Verdict:
+    if group.key in known_answers.gold:
         if config.gold == "drop":
             return Verdict("gold")
-        return settle(group, known.gold[group.key], adjudicated=False)
+        return settle(group, known_answers.gold[group.key], adjudicated=False)
     if group.flags.intersection(config.drop_flagged):
         return Verdict("flagged", raters=verdict.raters)
-    if group.key in known.adjudicated and group.kind == "human":
-        return settle(group, known.adjudicated[group.key], adjudicated=True)
+    if group.key in known_answers.adjudicated and group.kind == "human":
+        return settle(group, known_answers.adjudicated[group.key], adjudicated=True)
     if 0 < len(verdict.raters) < config.min_votes:
         return Verdict("few_votes", raters=verdict.raters)
     if verdict.winner is not None and verdict.confidence is not None and verdict.confidence < config.min_confidence:
@@ -306,7 +309,7 @@ def _settle_or_drop(group: Group, verdict: Verdict, config: AggregationConfig, k
 
 
 def _decide_all(
-    groups: Sequence[Group], method: str, known: Known
+    groups: Sequence[Group], method: str, known_answers: KnownAnswers
 ) -> tuple[list[tuple[Group, Verdict]], dict[Kind, list[Reliability]]]:
     if method == "majority":
         return [(group, decide(group)) for group in groups], {}
@@ -316,7 +319,7 @@ def _decide_all(
     for kind in dict.fromkeys(group.kind for group in groups):
         numbers = [n for n, group in enumerate(groups) if group.kind == kind]
         mine = [groups[n] for n in numbers]
-        fit, reliabilities[kind] = measure_reliability(model, ballots_of_groups(mine, known))
+        fit, reliabilities[kind] = measure_reliability(model, ballots_of_groups(mine, known_answers))
         verdicts.update(zip(numbers, _model_verdicts(mine, fit), strict=True))
     return [(group, verdicts[n]) for n, group in enumerate(groups)], reliabilities
 
@@ -326,7 +329,7 @@ def _model_verdicts(groups: Sequence[Group], fit: Fit) -> Iterator[Verdict]:
         yield decide_by_model(group, chances.tolist(), float(first_better))
 
 
-def ballots_of_groups(groups: Sequence[Group], known: Known) -> Ballots:
+def ballots_of_groups(groups: Sequence[Group], known_answers: KnownAnswers) -> Ballots:
     """The first votes of groups of one kind; settled and gold answers are held fixed."""
     raters: dict[str, int] = {}
     prompts: dict[str, int] = {}
@@ -347,7 +350,7 @@ def ballots_of_groups(groups: Sequence[Group], known: Known) -> Ballots:
         .reshape(-1, 2)
         .T
     )
-    answers = {**known.adjudicated, **known.gold}
+    answers = {**known_answers.adjudicated, **known_answers.gold}
     classes = [
         (answers[group.key].value > 0) - (answers[group.key].value < 0) if group.key in answers else UNKNOWN
         for group in groups

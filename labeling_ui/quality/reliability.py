@@ -64,7 +64,7 @@ class Ballots:
     first: Integers
     """(items,): index of the first completion among those of the prompt"""
     second: Integers
-    known: Integers
+    known_class: Integers
     """(items,): the class of an item with a known answer; `UNKNOWN` elsewhere"""
 
 
@@ -180,7 +180,7 @@ def _draw_prompts(ballots: Ballots, most_votes: int, chance: np.random.Generator
         ballots.sign[votes],
         ballots.share[votes],
     )
-    of_items = (one[kept] for one in (ballots.prompt, ballots.first, ballots.second, ballots.known))
+    of_items = (one[kept] for one in (ballots.prompt, ballots.first, ballots.second, ballots.known_class))
     return Ballots(ballots.rater_ids, item, rater, sign, part, *of_items), kept
 
 
@@ -225,7 +225,7 @@ def fit_dawid_skene(
     while done < iterations and not converged:
         logs = np.log(np.maximum(tables, 1e-10))[ballots.rater, :, answer]
         joint = np.log(np.maximum(prior, 1e-10)) + _sum_by(ballots.item, logs, items)
-        before, chances = chances, _hold_known(_softmax(joint), ballots.known)
+        before, chances = chances, _hold_known(_softmax(joint), ballots.known_class)
         prior, tables = _dawid_skene_tables(ballots, chances, weights, symmetric, pooled_votes)
         done, converged = done + 1, bool(np.abs(chances - before).max(initial=0.0) < TOLERANCE)
     accuracy = np.einsum("z,rzz->r", prior, tables)
@@ -259,14 +259,14 @@ def _vote_shares(ballots: Ballots) -> Floats:
     items = len(ballots.prompt)
     tally = np.bincount(ballots.item * 3 + ballots.sign + 1, minlength=items * 3).reshape(items, 3).astype(np.float64)
     total = tally.sum(axis=1, keepdims=True)
-    return _hold_known(np.divide(tally, total, out=np.full_like(tally, 1 / 3), where=total > 0), ballots.known)
+    return _hold_known(np.divide(tally, total, out=np.full_like(tally, 1 / 3), where=total > 0), ballots.known_class)
 
 
-def _hold_known(chances: Floats, known: Integers) -> Floats:
-    held = known != UNKNOWN
+def _hold_known(chances: Floats, known_class: Integers) -> Floats:
+    held = known_class != UNKNOWN
     if held.any():
         chances = chances.copy()
-        chances[held] = np.eye(3)[known[held] + 1]
+        chances[held] = np.eye(3)[known_class[held] + 1]
     return chances
 
 
@@ -340,7 +340,7 @@ def fit_bradley_terry(
     differences = _differences(ballots, _before_own_votes(shared, sites), discrimination, readiness)
     votes = np.bincount(ballots.rater, minlength=raters)
     typical = [np.array([one @ votes / max(votes.sum(), 1)]) for one in (discrimination, readiness)]
-    chances = _hold_known(differences @ _say(*typical)[0].T, ballots.known)
+    chances = _hold_known(differences @ _say(*typical)[0].T, ballots.known_class)
     first_better = differences @ (np.sign(GRID) + 1) / 2
     accuracy = (1 / (1 + np.exp(-discrimination[:, None] * np.abs(GRID)))) @ BEFORE_VOTES
     return Fit(chances, first_better, accuracy, done, converged, (discrimination, readiness))
@@ -362,7 +362,9 @@ def _differences(ballots: Ballots, before: Normals, discrimination: Floats, read
     items, share = len(ballots.prompt), ballots.share
     voted = [np.bincount(ballots.item, weights=at[cell] * share, minlength=items) for at in logs.T]
     others = -((GRID - before.mean[:, None]) ** 2) / (2 * before.variance[:, None])
-    return _softmax(others + np.log(np.maximum(_agree_with_known(ballots.known), 1e-10)) + np.stack(voted, axis=1))
+    return _softmax(
+        others + np.log(np.maximum(_agree_with_known(ballots.known_class), 1e-10)) + np.stack(voted, axis=1)
+    )
 
 
 def _find_shared(ballots: Ballots) -> list[Shared]:
@@ -421,9 +423,9 @@ def _say_of_strengths(shared: Sequence[Shared], before: Normals, differences: Fl
     return moved
 
 
-def _agree_with_known(known: Integers) -> Floats:
+def _agree_with_known(known_class: Integers) -> Floats:
     """The differences that agree with a known answer, shape (items, grid); all of them where there is none."""
-    left: Floats = ((known[:, None] == UNKNOWN) | (np.sign(GRID) == known[:, None])).astype(np.float64)
+    left: Floats = ((known_class[:, None] == UNKNOWN) | (np.sign(GRID) == known_class[:, None])).astype(np.float64)
     return left
 
 

@@ -107,7 +107,7 @@ class LiveVotes:
             prompt=pair,
             first=first,
             second=second,
-            known=self._known()[position],
+            known_class=self._known()[position],
         )
 
     def _of_kind(self, kind: Kind) -> Floats:
@@ -118,7 +118,7 @@ class LiveVotes:
 
     def _known(self) -> Integers:
         """By position: the class of an item with a known answer."""
-        known = np.full(len(self._positions), UNKNOWN)
+        known_class = np.full(len(self._positions), UNKNOWN)
         golden = sa.select(GOLD.c.item_id, GOLD.c.preferred_id, ITEMS.c.first_id).join(
             ITEMS, ITEMS.c.id == GOLD.c.item_id
         )
@@ -129,10 +129,10 @@ class LiveVotes:
             ):
                 judgment = Judgment.model_validate_json(record)
                 vote = vote_of(judgment.answer, skip=judgment.skip, left_is_first=judgment.left == first)
-                known[self._positions[item_id]] = np.sign(vote or 0)
+                known_class[self._positions[item_id]] = np.sign(vote or 0)
             for item_id, preferred, first in connection.execute(golden):
-                known[self._positions[item_id]] = 0 if preferred is None else 1 if preferred == first else -1
-        return known
+                known_class[self._positions[item_id]] = 0 if preferred is None else 1 if preferred == first else -1
+        return known_class
 
     def _catch_up(self, connection: Connection) -> None:
         self._learn_new_items(connection)

@@ -88,10 +88,10 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
     """
     _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
     versions = versions_of(tx.connection)
-    known = known_records(tx.connection, [name for pair in pairs for name in versions.get(pair.id, [pair.id])])
+    records = known_records(tx.connection, [name for pair in pairs for name in versions.get(pair.id, [pair.id])])
     new: dict[str, Pair] = {}
     for pair in pairs:
-        there = [known[name] for name in versions.get(pair.id, [pair.id]) if name in known]
+        there = [records[name] for name in versions.get(pair.id, [pair.id]) if name in records]
         there += [new[pair.id].model_dump_json()] if pair.id in new else []
         # An earlier version is no error: a file from before a correction can still be served.
         if there and not any(is_version(pair, record) for record in there):
@@ -147,11 +147,11 @@ def versions_of(connection: sa.Connection) -> dict[str, list[str]]:
 
 def known_records(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
     """The stored records of these pairs, by id."""
-    known: dict[str, str] = {}
+    records: dict[str, str] = {}
     for n in range(0, len(ids), IDS_AT_ONCE):
         query = sa.select(PAIRS.c.id, PAIRS.c.record).where(PAIRS.c.id.in_(ids[n : n + IDS_AT_ONCE]))
-        known |= {row.id: row.record for row in connection.execute(query)}
-    return known
+        records |= {row.id: row.record for row in connection.execute(query)}
+    return records
 
 
 def add_new_pair(tx: Transaction, pair: Pair, batch: Batch, source: Source) -> None:
@@ -180,7 +180,7 @@ def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
         raise RefusedError(f"there is no batch named {name!r}")
     changed = Batch(**(vars(batch) | change.model_dump(exclude_none=True)))
     if changed != batch:
-        write_batch(tx, changed, known=True)
+        write_batch(tx, changed, exists=True)
     return changed
 
 
@@ -231,7 +231,7 @@ def _match_batch(tx: Transaction, batch: Batch) -> None:
     if existing is None or [existing.overlap, existing.priority, existing.pool] != configured:
         paused = existing.paused if existing else batch.paused
         merged = Batch(batch.name, batch.priority, batch.pool, batch.overlap, paused)
-        write_batch(tx, merged, known=existing is not None)
+        write_batch(tx, merged, exists=existing is not None)
     if not batch.name:
         value = json.dumps(batch.overlap)
         tx.connection.execute(sa.update(SETTINGS).where(SETTINGS.c.name == "overlap").values(value=value))
@@ -249,11 +249,11 @@ def _set_configured(tx: Transaction, name: str, configured: list[Any]) -> None:
     tx.connection.execute(sa.insert(SETTINGS).values(name=row, value=json.dumps(configured)))
 
 
-def write_batch(tx: Transaction, batch: Batch, *, known: bool) -> None:
+def write_batch(tx: Transaction, batch: Batch, *, exists: bool) -> None:
     """Create or change a batch and its items."""
     tx.event("batch_changed", payload=vars(batch))
     values = {**vars(batch), "paused": int(batch.paused)}
-    if known:
+    if exists:
         tx.connection.execute(sa.update(BATCHES).where(BATCHES.c.name == batch.name).values(**values))
     else:
         tx.connection.execute(sa.insert(BATCHES).values(**values))

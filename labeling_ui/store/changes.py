@@ -72,7 +72,7 @@ def move(tx: Transaction, pair_ids: Sequence[str], name: str, change: BatchChang
     batch = existing or Batch(name, overlap=int(tx.setting("overlap")))
     batch = Batch(**(vars(batch) | change.model_dump(exclude_none=True)))
     if batch != existing:
-        write_batch(tx, batch, known=existing is not None)
+        write_batch(tx, batch, exists=existing is not None)
     tx.event("pairs_moved", payload={"pair_ids": list(pair_ids), "batch": name})
     for part in _in_parts(pair_ids):
         steer(tx, batch, ITEMS.c.pair_id.in_(part))
@@ -158,8 +158,8 @@ def _replace(tx: Transaction, pair: Pair, old: str, source: Source, by: str | No
     tx.connection.execute(sa.delete(WITHDRAWALS).where(WITHDRAWALS.c.pair_id == old))
     row = {"pair_id": old, "reason": "corrected", "replaced_by": new.id, "at_ms": now}
     tx.connection.execute(sa.insert(WITHDRAWALS).values(**row))
-    known = sa.select(GOLD.c.item_id).where(GOLD.c.item_id.in_([item.id for item in items])).limit(1)
-    return Correction(old, new.id, tx.connection.scalar(known) is not None)
+    with_gold = sa.select(GOLD.c.item_id).where(GOLD.c.item_id.in_([item.id for item in items])).limit(1)
+    return Correction(old, new.id, tx.connection.scalar(with_gold) is not None)
 
 
 def next_version(pair_id: str) -> str:

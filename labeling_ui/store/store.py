@@ -152,7 +152,7 @@ class Store:
         return store
 
     def begin_serving(self) -> None:
-        """Leave a mark in a SQLite file until `close`: a copy of it without its log can be told by it."""
+        """Leave a mark in a SQLite file until `close`: by it, `verify` finds a copy that lacks its log."""
         if self._turn is None:
             return
         self._turn.share()

@@ -185,14 +185,14 @@ def log_in(store: Store, name: str, password: str, *, crowded: bool = False) -> 
         crowded: an unknown name takes the time of a wrong password, but none of the processor's.
     """
     row = _account(store, name)
-    known = row is not None and row.password_hash is not None
+    has_password = row is not None and row.password_hash is not None
     begun = time.monotonic()
-    if crowded and not known:
+    if crowded and not has_password:
         time.sleep(_TYPICAL.seconds)
         return None
-    right = _verify(row.password_hash if known else _NOBODYS_HASH, password)
+    right = _verify(row.password_hash if has_password else _NOBODYS_HASH, password)
     _TYPICAL.seconds = time.monotonic() - begun
-    if row is None or not known or not right or row.disabled:
+    if row is None or not has_password or not right or row.disabled:
         return None
     rater = Rater(row.id, row.name, row.kind, row.role, pool=row.pool)
     return store.transact(lambda tx: _begin_session(tx, rater))
@@ -215,8 +215,8 @@ def device_mark(store: Store, name: str, nonce: str = "") -> str:
     if row is None or row.password_hash is None:
         return ""
     nonce = nonce or secrets.token_urlsafe(9)
-    said = hmac.new(row.password_hash.encode(), f"{row.id} {nonce}".encode(), hashlib.sha256).hexdigest()
-    return f"{nonce}.{said}"
+    signature = hmac.new(row.password_hash.encode(), f"{row.id} {nonce}".encode(), hashlib.sha256).hexdigest()
+    return f"{nonce}.{signature}"
 
 
 def knows_device(store: Store, name: str, mark: str) -> bool:

@@ -60,9 +60,9 @@ def postgres() -> Iterator[Callable[[], str]]:
 def _find_programs() -> Path | None:
     """The folder of `initdb`: on the path, or where Debian keeps it."""
     found = shutil.which("initdb")
-    known = [Path(found).resolve().parent] if found else []
-    known += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((one for one in known if (one / "initdb").exists() and (one / "pg_ctl").exists()), None)
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((one for one in folders if (one / "initdb").exists() and (one / "pg_ctl").exists()), None)
 
 
 class _Server:

@@ -72,8 +72,8 @@ def logged_in(campaign: tuple[str, str]) -> Iterator[Callable[[str], httpx.Clien
         yield log_in_as
 
 
-def body_for(pair: dict[str, object], client_id: str, **said: object) -> dict[str, object]:
-    return {"client_id": client_id, "pair_id": pair["pair_id"], **said}
+def body_for(pair: dict[str, object], client_id: str, **fields: object) -> dict[str, object]:
+    return {"client_id": client_id, "pair_id": pair["pair_id"], **fields}
 
 
 def test_raters_are_listed_by_pseudonym_and_passwords_are_hashed(campaign: tuple[str, str]) -> None:
@@ -191,17 +191,17 @@ def test_a_draft_survives_and_undo_gives_the_pair_back_with_what_was_said(
     assert client.put("/api/drafts/pair-29", json=draft).status_code == 409, "not given to this rater"
     assert client.put(f"/api/drafts/{pair['pair_id']}", json={"rationale": "x" * 4001}).status_code == 422
 
-    said = body_for(pair, "with-reason", answer=-2, rationale="because", flags=["unsafe"], edited_text="better still")
-    stored = client.post("/api/judgments", json=said).json()
+    body = body_for(pair, "with-reason", answer=-2, rationale="because", flags=["unsafe"], edited_text="better still")
+    stored = client.post("/api/judgments", json=body).json()
     assert client.get("/api/me").json()["last_judgment"] == stored["judgment_id"]
     undone = client.post(f"/api/judgments/{stored['judgment_id']}/undo").json()
     assert (undone["pair"]["left"], undone["pair"]["right"]) == (pair["left"], pair["right"])
     assert undone["pair"]["draft"]["edited_text"] == "better still"
     assert undone["pair"]["draft"]["answer"] == -2
-    assert client.post("/api/judgments", json=said).status_code == 409, (
+    assert client.post("/api/judgments", json=body).status_code == 409, (
         "the old submission must not come back by itself"
     )
-    assert client.post("/api/judgments", json={**said, "client_id": "second-thought", "answer": 1}).status_code == 200
+    assert client.post("/api/judgments", json={**body, "client_id": "second-thought", "answer": 1}).status_code == 200
     assert client.post(f"/api/judgments/{stored['judgment_id']}/undo").status_code == 409
     store = Store.open(url)
     judgments = [j for j in store.judgments()[0] if j.pair_id == pair["pair_id"]]
@@ -272,8 +272,8 @@ def test_the_leads_status(campaign: tuple[str, str], logged_in: LogIn) -> None:
     for n in range(2):
         for client in (one, other):
             pair = client.get("/api/next").json()
-            said = body_for(pair, f"lead-{n}", answer=2, seconds_active=10.0)
-            assert client.post("/api/judgments", json=said).status_code == 200
+            body = body_for(pair, f"lead-{n}", answer=2, seconds_active=10.0)
+            assert client.post("/api/judgments", json=body).status_code == 200
     status = logged_in("the lead").get("/api/lead/status").json()
     judged = len(Store.open(url).judgments()[0])
     assert judged >= 4

@@ -182,8 +182,8 @@ def test_gold_does_not_inflate_the_headline() -> None:
         gold = n >= 200
         for rater in raters if gold else chance.sample(raters, 3):
             judgments.append(judged(f"pair-{n}", rater, -2 if chance.random() < (0.97 if gold else 0.75) else 2))
-    known = {(f"pair-{n}", f"{n}-0", f"{n}-1") for n in range(200, 210)}
-    measured = measure_agreement([], judgments, known)
+    gold = {(f"pair-{n}", f"{n}-0", f"{n}-1") for n in range(200, 210)}
+    measured = measure_agreement([], judgments, gold)
     headline, pooled = measured["percent_with_ties"], measured["pooled"]["percent_with_ties"]
     assert headline["n"] == 200
     assert headline["interval"][0] < 0.625 < headline["interval"][1] < 0.7

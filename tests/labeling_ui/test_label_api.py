@@ -50,9 +50,9 @@ class Campaign:
     def call(self, who: str, method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
         return run(self.send(who, method, path, body, **headers))
 
-    def judge(self, who: str, client_id: str, **said: object) -> httpx.Response:
+    def judge(self, who: str, client_id: str, **fields: object) -> httpx.Response:
         pair = self.call(who, "GET", "/api/next").json()
-        return self.call(who, "POST", "/api/judgments", {"client_id": client_id, "pair_id": pair["pair_id"], **said})
+        return self.call(who, "POST", "/api/judgments", {"client_id": client_id, "pair_id": pair["pair_id"], **fields})
 
 
 def begin(store: Store, name: str) -> Session:

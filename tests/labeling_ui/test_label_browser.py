@@ -182,8 +182,8 @@ def test_judging_by_keys(site: Site) -> None:
         press(page, *re.findall(r"[A-Z]\w+|.", keys))
     on(page, 8)
     eventually(page, lambda: len(site.judgments("keys")) == 8, "eight judgments")
-    told = [(j.answer, j.both_bad, j.skip_reason if j.skip else None) for j in site.judgments("keys")]
-    assert told == [
+    stored = [(j.answer, j.both_bad, j.skip_reason if j.skip else None) for j in site.judgments("keys")]
+    assert stored == [
         (-3, False, None), (3, False, None), (0, False, None), (0, False, None),
         (None, True, None), (None, False, "broken"), (1, False, None), (None, False, ""),
     ]  # fmt: skip
@@ -305,8 +305,8 @@ def test_an_edit_goes_with_the_better_answer_alone_and_a_look_is_none(site: Site
     press(page, "3")
     on(page, 7)
     eventually(page, lambda: len(site.judgments("edits", 5)) == 2, "two judgments")
-    told = [(judgment.answer, judgment.edited_text) for judgment in site.judgments("edits", 5)]
-    assert told == [(2, None), (-1, f"Better: {before}")]
+    stored = [(judgment.answer, judgment.edited_text) for judgment in site.judgments("edits", 5)]
+    assert stored == [(2, None), (-1, f"Better: {before}")]
 
 
 def test_undo_goes_back_through_the_history_and_enter_keeps_the_answer(site: Site) -> None:
@@ -965,7 +965,7 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
         page.evaluate("document.body.classList.remove('dark')")
         page.set_viewport_size({"width": 1366, "height": 768})
         seen, focused = seen + 1, focused + count
-    assert {state: told for state, told in found.items() if told} == {}
+    assert {state: faults for state, faults in found.items() if faults} == {}
     assert seen == 27
     assert focused > 500
 

@@ -33,8 +33,8 @@ def judge_all(store: Store, rater_id: str, value: int | Callable[[str], int] = 1
     """Judge what there is; returns the items in order."""
     order: list[str] = []
     while (given := store.claim(rater_id)) is not None:
-        said = value if isinstance(value, int) else value(given.item_id)
-        store.submit(rater_id, answer(given.item_id, said, secrets.token_hex(8)))
+        chosen = value if isinstance(value, int) else value(given.item_id)
+        store.submit(rater_id, answer(given.item_id, chosen, secrets.token_hex(8)))
         order.append(given.item_id)
     return order
 
@@ -120,8 +120,8 @@ def test_gold_comes_to_every_rater_takes_no_place_and_is_counted(url: str) -> No
     for rater, right in (("r0", True), ("r1", False)):
         order: list[str] = []
         while (given := store.claim(rater)) is not None:
-            known = f"{given.item_id.removeprefix('pair-')}-{0 if right else 1}"
-            store.submit(rater, answer(given.item_id, -1 if given.left_id == known else 1, f"{rater}-{len(order)}"))
+            better = f"{given.item_id.removeprefix('pair-')}-{0 if right else 1}"
+            store.submit(rater, answer(given.item_id, -1 if given.left_id == better else 1, f"{rater}-{len(order)}"))
             order.append(given.item_id)
         orders[rater] = order
     gold = {f"pair-{n}" for n in range(100, 111)}
@@ -454,7 +454,7 @@ def test_no_more_time_counts_than_has_passed(
 def test_everything_a_rater_may_say_is_kept(url: str) -> None:
     now = [7_200_000]
     store = open_store(url, [make_pair(0), make_pair(1)], raters=1, clock=lambda: now[0])
-    said = {
+    fields = {
         "answer": -2, "aspects": {"helpful": -3, "honest": 0}, "rationale": "=cmd()|'/c calc'!A0", "flags": ["unsafe"],
         "edited_text": "better still", "guideline_version": "7", "seconds_active": 12.5, "seconds_idle": 30.0,
         "client_at_ms": 123, "client_id": "c", "pair_id": "pair-0",
@@ -464,9 +464,9 @@ def test_everything_a_rater_may_say_is_kept(url: str) -> None:
     store.mark_shown("r0", "pair-0", 100)
     store.mark_shown("r0", "pair-0", 105)
     now[0] += 43_000
-    stored = store.submit("r0", Submission.model_validate(said))
+    stored = store.submit("r0", Submission.model_validate(fields))
     for name in ("answer", "aspects", "rationale", "edited_text", "guideline_version", "seconds_active"):
-        assert getattr(stored.judgment, name) == said[name]
+        assert getattr(stored.judgment, name) == fields[name]
     assert stored.judgment.flags == ("unsafe",)
     now[0] += 3_600_000
     store.claim("r0")
@@ -511,8 +511,8 @@ def test_a_store_of_the_first_schema_is_brought_to_this_one(tmp_path: Path) -> N
         copy_rows(connection, tmp_path, "log_head")
     old.dispose()
     moved = Store.open(f"sqlite:///{tmp_path}/old.sqlite")
-    told = [fault for fault in verify(moved).faults if "batch" not in fault]
-    assert told == []
+    faults = [fault for fault in verify(moved).faults if "batch" not in fault]
+    assert faults == []
     assert dump(moved) == whole
     assert moved.accepted("r0", "1")
     assert judge_all(moved, "r0")

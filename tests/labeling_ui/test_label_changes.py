@@ -299,8 +299,8 @@ def test_the_last_day_the_forecast_and_agreement_count_what_judgments_counts(url
         for rater in ("r0", "r1"):
             given = store.claim(rater)
             assert given is not None
-            said: dict[str, object] = {"skip": True} if n == 2 or (n, rater) == (4, "r1") else {"answer": 1}
-            store.submit(rater, Submission(client_id=f"{n}-{rater}", pair_id=given.item_id, **said))  # type: ignore[arg-type]
+            fields: dict[str, object] = {"skip": True} if n == 2 or (n, rater) == (4, "r1") else {"answer": 1}
+            store.submit(rater, Submission(client_id=f"{n}-{rater}", pair_id=given.item_id, **fields))  # type: ignore[arg-type]
         now[0] += 600_000 if n < 3 else DAY_MS
     assert store.status()["judgments"] == {"human": 9}
     assert sum(store.judged_by_day().values()) == 9

@@ -94,13 +94,13 @@ def test_a_conversation_goes_on_with_the_better_answer(store: Store) -> None:
     store.submit("r0", answer(given.item_id, 2))
     better = next(one.text for one in given.pair.completions if one.id == given.right_id)
     second = ask(store, "r0", 1, "and then?")
-    told = [(message.role, message.content) for message in look(store, "r0", second).messages]
-    assert told == [("system", "be brief"), ("user", "hello"), ("assistant", better), ("user", "and then?")]
+    turns = [(message.role, message.content) for message in look(store, "r0", second).messages]
+    assert turns == [("system", "be brief"), ("user", "hello"), ("assistant", better), ("user", "and then?")]
     answer_next(store)
     last = look(store, "r0").assignment
     assert last is not None
-    said = Submission(client_id="edit", pair_id=last.item_id, answer=-1, edited_text="what I would have said")
-    store.submit("r0", said)
+    submission = Submission(client_id="edit", pair_id=last.item_id, answer=-1, edited_text="what I would have said")
+    store.submit("r0", submission)
     third = ask(store, "r0", 2, "thanks")
     assert look(store, "r0", third).messages[-2].content == "what I would have said"
     assert verify(store).faults == []
@@ -133,7 +133,9 @@ def test_the_log_tells_what_was_asked_of_whom_and_what_came_back(store: Store) -
         ("answered", {"turn": first, "pair_id": pair.item_id, "error": ""}),
     ]
     waiting = ask(store, "r1", 0, "is anybody there?")
-    assert [(kind, told["turn"]) for kind, told in log_of_turns(store)[2:]] == [("asked", waiting)], "before any answer"
+    assert [(kind, event["turn"]) for kind, event in log_of_turns(store)[2:]] == [("asked", waiting)], (
+        "before any answer"
+    )
     assert verify(store).faults == []
     mine = TURNS.c.id == first
     another = sa.update(TURNS).where(mine).values(pair_id="pair-0")
@@ -163,7 +165,7 @@ def test_what_was_left_behind_or_asked_anew_takes_no_answer_from_before(url: str
     answer_one(store, reply, request)
     assert look(store, "r0", first).state == "working", "the answer is to what was asked before"
     assert store.status()["pairs"] == 1
-    kinds = [(kind, told.get("error")) for kind, told in log_of_turns(store)]
+    kinds = [(kind, event.get("error")) for kind, event in log_of_turns(store)]
     left = ("answered", conversations.LEFT_BEHIND)
     assert kinds == [("asked", None)] * 2 + [left, ("asked", None)] + [left, ("asked", None)]
     assert verify(store).faults == []
@@ -195,12 +197,12 @@ def test_a_store_whose_log_did_not_tell_of_turns_is_brought_up_to_date(tmp_path:
     store.submit("r0", answer(judged.item_id, 2))
     ask(store, "r1", 0, "waiting")
     before = [look(store, "r0"), look(store, "r1")]
-    told = log_of_turns(store)
+    events = log_of_turns(store)
     store.close()
     forget_turns(tmp_path / "labels.sqlite")
     moved = Store.open(f"sqlite:///{tmp_path}/labels.sqlite")
     assert [look(moved, "r0"), look(moved, "r1")] == before
-    assert log_of_turns(moved) == [(kind, {**one, "policies": []} if kind == "asked" else one) for kind, one in told]
+    assert log_of_turns(moved) == [(kind, {**one, "policies": []} if kind == "asked" else one) for kind, one in events]
     assert verify(moved).faults == []
     ask(moved, "r0", 1, "and then?")
     assert verify(moved).faults == []
@@ -252,8 +254,8 @@ def test_a_turn_is_answered_after_a_failure_and_after_the_worker_died(tmp_path: 
     assert look(store, "r0", turn).state == "ready"
     store.transact(lambda tx: conversations.answer(tx, store.rules, dead, reply(dead)[::-1]))
     assert store.status()["pairs"] == 2, "an answer that comes late makes no second pair"
-    told = [(kind, one.get("error")) for kind, one in log_of_turns(store)]
-    assert told == [("asked", None), ("answered", "out of memory"), ("asked", None), ("answered", "")]
+    events = [(kind, one.get("error")) for kind, one in log_of_turns(store)]
+    assert events == [("asked", None), ("answered", "out of memory"), ("asked", None), ("answered", "")]
     assert verify(store).faults == []
     store.close()
 
@@ -337,9 +339,9 @@ def test_a_conversation_in_the_browser_outlives_its_server(tmp_path: Path, tiny_
     assert [judgments[first].answer, len(judgments)] == [3, 2]
     pair = next(one for one in store.pairs() if one.id == first)
     assert better == next(one.text for one in pair.completions if one.id == judgments[first].right)
-    told = log_of_turns(store)
-    assert [kind for kind, _ in told] == ["asked", "answered", "asked", "answered"]
-    assert told[0][1]["policies"] == [str(tiny_model)]
+    events = log_of_turns(store)
+    assert [kind for kind, _ in events] == ["asked", "answered", "asked", "answered"]
+    assert events[0][1]["policies"] == [str(tiny_model)]
     assert verify(store).faults == []
     store.close()
 

@@ -90,9 +90,9 @@ def test_a_dump_restores_to_the_same_store(postgres: Callable[[], str], tmp_path
         done = subprocess.run(list(map(str, words)), env=environment, check=True, capture_output=True, text=True)
         return done.stdout
 
-    said = call("sh", REPOSITORY / "deploy" / "backup.sh", "once")
+    output = call("sh", REPOSITORY / "deploy" / "backup.sh", "once")
     (dump,) = tmp_path.iterdir()
-    assert said == f"saved: {dump}\n"
+    assert output == f"saved: {dump}\n"
     call("createdb", "restored")
     call("pg_restore", "--dbname", "restored", dump)
     restored = Store.open(url.set(database="restored").render_as_string())

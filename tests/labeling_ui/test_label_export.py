@@ -24,7 +24,7 @@ from labeling_ui.quality.aggregate import (
     REASONS,
     Aggregated,
     AggregationConfig,
-    Known,
+    KnownAnswers,
     Vote,
     build_preferences,
     decide,
@@ -44,7 +44,7 @@ from tiebreak.records import Demonstration, ExportedJudgment, Judgment, Pair, Pr
 from tiebreak.runs.run import identify_input, read_manifest, start_run
 
 
-def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
+def opinion(n: int, rater: str, answer: int | None, *, swapped: bool = False, **more: bool) -> Judgment:
     """A judgment of pair n; swapped: completion 1 on the left."""
     left, right = (f"{n}-1", f"{n}-0") if swapped else (f"{n}-0", f"{n}-1")
     return Judgment(pair_id=f"pair-{n}", rater_id=rater, left=left, right=right, answer=answer, kind="human", **more)  # type: ignore[arg-type]
@@ -52,22 +52,22 @@ def said(n: int, rater: str, answer: int | None, *, swapped: bool = False, **mor
 
 HAND_WORKED = [
     # Pair 0: three raters prefer completion 1; answers 3, 2 and (sides swapped) −1 → strength (3 + 2 + 1) / 3 = 2.
-    said(0, "a", 3), said(0, "b", 2), said(0, "c", -1, swapped=True),
+    opinion(0, "a", 3), opinion(0, "b", 2), opinion(0, "c", -1, swapped=True),
     # Pair 1: two for completion 0 with 1 and 3, one for completion 1 → agreement 2/3, strength 2.
-    said(1, "a", -1), said(1, "b", 3, swapped=True), said(1, "c", 1),
+    opinion(1, "a", -1), opinion(1, "b", 3, swapped=True), opinion(1, "c", 1),
     # Pair 2: a tie, a both-bad, one preference: neither has most votes.
-    said(2, "a", 0), said(2, "b", None, both_bad=True), said(2, "c", 2),
+    opinion(2, "a", 0), opinion(2, "b", None, both_bad=True), opinion(2, "c", 2),
     # Pair 3: one each and a tie: split. Pair 4: skipped by the only rater. Pair 5: one vote and a skip.
-    said(3, "a", 1), said(3, "b", -1), said(3, "c", 0),
-    said(4, "a", None, skip=True),
-    said(5, "a", -3), said(5, "b", None, skip=True),
+    opinion(3, "a", 1), opinion(3, "b", -1), opinion(3, "c", 0),
+    opinion(4, "a", None, skip=True),
+    opinion(5, "a", -3), opinion(5, "b", None, skip=True),
 ]  # fmt: skip
 
 
 def aggregated(
-    judgments: list[Judgment], config: AggregationConfig | None = None, known: Known | None = None
+    judgments: list[Judgment], config: AggregationConfig | None = None, known_answers: KnownAnswers | None = None
 ) -> Aggregated:
-    return build_preferences([make_pair(n) for n in range(6)], group_judgments(judgments), config, known)
+    return build_preferences([make_pair(n) for n in range(6)], group_judgments(judgments), config, known_answers)
 
 
 def preferences_of(judgments: list[Judgment]) -> tuple[list[Preference], dict[str, int]]:
@@ -119,16 +119,16 @@ def test_swapping_the_sides_and_the_sign_changes_no_preference() -> None:
 
 
 def test_kinds_are_never_aggregated_together() -> None:
-    model = said(0, "m", -3).model_copy(update={"kind": "model"})
-    preferences, _ = preferences_of([said(0, "a", 3), model])
+    model = opinion(0, "m", -3).model_copy(update={"kind": "model"})
+    preferences, _ = preferences_of([opinion(0, "a", 3), model])
     assert [(p.kind, p.chosen_text) for p in preferences] == [("human", "second answer"), ("model", "first answer")]
 
 
 def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
-    edited = said(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, mended"})
-    unchanged = said(0, "b", 2).model_copy(update={"edited_text": "second answer "})
+    edited = opinion(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, mended"})
+    unchanged = opinion(0, "b", 2).model_copy(update={"edited_text": "second answer "})
     machine = edited.model_copy(update={"rater_id": "m", "kind": "model"})
-    (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, said(0, "c", 1)])
+    (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, opinion(0, "c", 1)])
     assert edit.demonstration.completion == "second answer, mended"
     assert edit.demonstration.prompt.messages == make_pair(0).messages
     # edited > chosen > rejected: the middle one is the judgment's own.
@@ -157,7 +157,7 @@ def test_ids_as_drawn_and_tools_go_along_where_the_answer_was_not_edited(tmp_pat
         return pair.model_copy(update={"completions": completions, "tools": (tool,)})
 
     pairs = [make_pair(0), drawn(1, "t", "t"), drawn(2, "t", "other")]
-    judged = [said(0, "a", 3), said(1, "a", 3), said(2, "a", 3)]
+    judged = [opinion(0, "a", 3), opinion(1, "a", 3), opinion(2, "a", 3)]
     found = build_preferences(pairs, group_judgments(judged)).preferences
     assert [(p.chosen_ids, p.rejected_ids, p.tokenizer_sha256) for p in found] == [
         (None, None, None),
@@ -165,7 +165,7 @@ def test_ids_as_drawn_and_tools_go_along_where_the_answer_was_not_edited(tmp_pat
         (None, None, None),  # two tokenizers
     ]
     assert [p.tools for p in found] == [(), (tool,), (tool,)]
-    (edit,) = build_edits(pairs, [said(1, "a", 3).model_copy(update={"edited_text": "second answer, mended"})])
+    (edit,) = build_edits(pairs, [opinion(1, "a", 3).model_copy(update={"edited_text": "second answer, mended"})])
     assert [(p.chosen_ids, p.rejected_ids) for p in edit.preferences] == [(None, (1, 1)), (None, (1, 0))]
     assert edit.demonstration.prompt.tools == (tool,)
     # Arrow, which takes its columns from the first row, keeps them all
@@ -192,7 +192,7 @@ def test_an_edit_of_a_ranking_beats_all_that_were_ranked() -> None:
     (together,) = build_edits(pairs, implied)
     assert together.demonstration == edit.demonstration
     assert sorted(together.preferences, key=str) == sorted(edit.preferences, key=str)
-    made = build_preferences(pairs, group_judgments([order]), AggregationConfig(), Known())
+    made = build_preferences(pairs, group_judgments([order]), AggregationConfig(), KnownAnswers())
     assert sorted((p.chosen_text, p.rejected_text) for p in made.preferences) == [
         ("two", "one"), ("two", "zero"), ("zero", "one")
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def test_an_edit_of_a_ranking_beats_all_that_were_ranked() -> None:
 def test_where_all_are_bad_every_one_of_them_is() -> None:
     pairs = [make_pair(0, "zero", "one", ("two",))]
     bad = [ranked("a", both_bad=True), ranked("b", both_bad=True)]
-    made = build_preferences(pairs, group_judgments(bad), AggregationConfig(), Known())
+    made = build_preferences(pairs, group_judgments(bad), AggregationConfig(), KnownAnswers())
     rows = [(row["completion"][0]["content"], row["label"]) for row in unpaired(pairs, made, True)]
     assert sorted(rows) == [("one", False), ("two", False), ("zero", False)]
     assert percent_agreement(read_votes(pairs, bad, "human"), ties=True).n == 3
@@ -213,9 +213,9 @@ def test_a_ranking_that_is_left_out_leaves_no_edit(tmp_path: Path) -> None:
     pairs = [make_pair(0, "zero", "one", ("two",)), make_pair(1)]
     store.add_pairs(pairs, overlap=1, seed=0, source="t", source_id="t", ranking=True)
     order = {"ranking": [["0-2"], ["0-0"], ["0-1"]], "edited_text": "two, mended", "flags": ["unsafe"]}
-    for given, told in (("pair-0", order), ("pair-1", {"answer": 1})):
+    for given, fields in (("pair-0", order), ("pair-1", {"answer": 1})):
         store.claim("r0")
-        store.submit("r0", Submission.model_validate({"client_id": given, "pair_id": given, **told}))
+        store.submit("r0", Submission.model_validate({"client_id": given, "pair_id": given, **fields}))
     for name, drop in (("kept", []), ("dropped", ["unsafe"])):
         run = start_run(LabelConfig(output=str(tmp_path / name), pairs="pairs"), "label", {})
         report = export(store, run, AggregationConfig.model_validate({"drop_flagged": drop}))
@@ -228,7 +228,7 @@ def test_a_ranking_that_is_left_out_leaves_no_edit(tmp_path: Path) -> None:
 
 
 def test_unpaired_labels() -> None:
-    judgments = [said(0, "a", 2), said(1, "a", None, both_bad=True), said(2, "a", 0)]
+    judgments = [opinion(0, "a", 2), opinion(1, "a", None, both_bad=True), opinion(2, "a", 0)]
     made, pairs = aggregated(judgments), [make_pair(n) for n in range(3)]
     rows = [(row["pair_id"], row["completion"][0]["content"], row["label"]) for row in unpaired(pairs, made, True)]
     assert rows == [
@@ -258,18 +258,18 @@ def test_what_becomes_of_skips_few_votes_doubt_and_flags() -> None:
     assert reasons(skips="count") == {"preferred": 2, "tie": 1, "split": 2, "skipped": 1}
     assert reasons(min_votes=2) == {"preferred": 2, "tie": 1, "split": 1, "skipped": 1, "few_votes": 1}
     assert reasons(min_confidence=0.7) == {"preferred": 2, "tie": 1, "split": 1, "skipped": 1, "unsure": 1}
-    flagged = [*HAND_WORKED, said(0, "d", None, skip=True).model_copy(update={"flags": ("unsafe",)})]
+    flagged = [*HAND_WORKED, opinion(0, "d", None, skip=True).model_copy(update={"flags": ("unsafe",)})]
     made = aggregated(flagged, AggregationConfig(drop_flagged=["unsafe"]))
     assert (made.reasons["flagged"], [p.pair_id for p in made.preferences]) == (1, ["pair-1", "pair-5"])
     assert len(aggregated(flagged, AggregationConfig(drop_flagged=["broken_prompt"])).preferences) == 3
 
 
 def test_what_leads_settle_overrides_and_is_told_apart() -> None:
-    # The lead turns pair 1 round (2 of 3 raters had said otherwise), settles pair 3, and a pair nobody judged.
+    # The lead turns pair 1 round (2 of 3 raters had judged otherwise), settles pair 3, and a pair nobody judged.
     settled = {("pair-1", "1-0", "1-1"): Vote("lead", -2), ("pair-3", "3-0", "3-1"): Vote("lead", 3)}
     settled |= {("pair-0", "0-0", "0-1"): Vote("lead", -1), ("pair-2", "2-0", "2-1"): Vote("lead", 0)}
-    known = Known(adjudicated=settled)
-    made = aggregated([j for j in HAND_WORKED if j.pair_id != "pair-5"], known=known)
+    known_answers = KnownAnswers(adjudicated=settled)
+    made = aggregated([j for j in HAND_WORKED if j.pair_id != "pair-5"], known_answers=known_answers)
     facts = {p.pair_id: (p.chosen_text, p.strength, p.agreement, p.weight, p.raters) for p in made.preferences}
     assert facts == {
         "pair-0": ("second answer", 1.0, 1.0, 1.0, ("lead",)),
@@ -278,16 +278,18 @@ def test_what_leads_settle_overrides_and_is_told_apart() -> None:
     }
     assert {p.adjudicated for p in made.preferences} == {True}
     assert made.overruled == 2, "pairs 1 and 3; pair 2 was a tie to the raters, too"
-    unjudged = aggregated([], known=Known(adjudicated={("pair-5", "5-0", "5-1"): Vote("lead", 2)}))
+    unjudged = aggregated([], known_answers=KnownAnswers(adjudicated={("pair-5", "5-0", "5-1"): Vote("lead", 2)}))
     assert [(p.pair_id, p.agreement) for p in unjudged.preferences] == [("pair-5", 0.0)]
 
 
 def test_gold_trains_nothing_unless_it_is_kept() -> None:
-    known = Known(gold={("pair-1", "1-0", "1-1"): Vote("gold", -1)})
-    made = aggregated(HAND_WORKED, known=known)
+    known_answers = KnownAnswers(gold={("pair-1", "1-0", "1-1"): Vote("gold", -1)})
+    made = aggregated(HAND_WORKED, known_answers=known_answers)
     assert (made.reasons["gold"], [p.pair_id for p in made.preferences]) == (1, ["pair-0", "pair-5"])
     (gold,) = [
-        p for p in aggregated(HAND_WORKED, AggregationConfig(gold="keep"), known).preferences if p.pair_id == "pair-1"
+        p
+        for p in aggregated(HAND_WORKED, AggregationConfig(gold="keep"), known_answers).preferences
+        if p.pair_id == "pair-1"
     ]
     assert (gold.chosen_text, gold.raters, gold.strength, gold.confidence) == ("second answer", ("gold",), None, 1.0)
 
@@ -295,8 +297,8 @@ def test_gold_trains_nothing_unless_it_is_kept() -> None:
 @pytest.mark.parametrize("method", ["dawid_skene", "bradley_terry"])
 def test_models_give_soft_labels_and_weights(method: Literal["dawid_skene", "bradley_terry"]) -> None:
     # Raters a and b always agree; c says the opposite, except of pair 5, which b skipped.
-    judgments = [said(n, rater, 2 if n % 2 else -2) for n in range(5) for rater in "ab"]
-    judgments += [said(n, "c", -2 if n % 2 else 2) for n in range(5)] + [said(5, "a", 2), said(5, "c", -2)]
+    judgments = [opinion(n, rater, 2 if n % 2 else -2) for n in range(5) for rater in "ab"]
+    judgments += [opinion(n, "c", -2 if n % 2 else 2) for n in range(5)] + [opinion(5, "a", 2), opinion(5, "c", -2)]
     made = aggregated(judgments, AggregationConfig(method=method))
     assert [p.chosen_text == "second answer" for p in made.preferences] == [n % 2 == 1 for n in range(6)]
     for preference in made.preferences:
@@ -312,14 +314,14 @@ def test_models_give_soft_labels_and_weights(method: Literal["dawid_skene", "bra
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =HYPERLINK()", "＝1", "\r=1"])
 def test_a_spreadsheet_shows_a_formula_and_does_not_run_it(text: str) -> None:
-    judgment = said(0, "a", -3).model_copy(update={"rationale": text, "edited_text": "1 - 1"})
+    judgment = opinion(0, "a", -3).model_copy(update={"rationale": text, "edited_text": "1 - 1"})
     (row,) = csv.DictReader(io.StringIO(judgments_as_csv([judgment]), newline=""))
     assert row["rationale"] == f"'{text}"
     assert (row["answer"], row["edited_text"], row["pair_id"]) == ("-3", "1 - 1", "pair-0")
 
 
 def test_both_bad_is_told_from_a_tie() -> None:
-    (group,) = group_judgments([said(0, r, None, both_bad=True) for r in "ab"] + [said(0, "c", 0)])
+    (group,) = group_judgments([opinion(0, r, None, both_bad=True) for r in "ab"] + [opinion(0, "c", 0)])
     assert decide(group).reason == "both_bad"
 
 
@@ -570,14 +572,14 @@ def judged_campaign(folder: Path) -> Store:
         while (given := store.claim(rater)) is not None:
             second_right = given.right_id.endswith("-1")
             edited = "mended" if rater == "r0" and given.item_id in ("pair-1", "pair-5") else None
-            said = Submission(
+            submission = Submission(
                 client_id=f"{rater}-{given.item_id}",
                 pair_id=given.item_id,
                 answer=value if second_right else -value,
                 edited_text=edited,
                 rationale="=1+1",
             )
-            store.submit(rater, said)
+            store.submit(rater, submission)
     opened = store.open_dispute("lead", "pair-0").assignment
     first_left = opened.left_id == "0-0"
     store.adjudicate("lead", Submission(client_id="l", pair_id="pair-0", answer=-3 if first_left else 3))
@@ -623,8 +625,8 @@ def test_export_of_a_campaign_with_gold_a_lead_and_a_rater_left_out(tmp_path: Pa
         row["rationale"] for row in csv.DictReader(io.StringIO((out / "final/judgments.csv").read_text(), newline=""))
     ] == ["'=1+1"] * 18
     edits = [json.loads(line) for line in (out / "final/edit_preferences.jsonl").read_text().splitlines()]
-    told = [(one["pair_id"], one["rejected"][0]["content"]) for one in edits]
-    assert told == [("pair-1", "second answer"), ("pair-1", "first answer")], "that of a gold pair trains nothing"
+    found = [(one["pair_id"], one["rejected"][0]["content"]) for one in edits]
+    assert found == [("pair-1", "second answer"), ("pair-1", "first answer")], "that of a gold pair trains nothing"
 
 
 def test_a_store_is_exported_after_its_pairs_have_moved(tmp_path: Path) -> None:
@@ -686,15 +688,15 @@ def test_exported_judgments_say_when_and_what_they_count_towards(tmp_path: Path)
 
 def test_agreement_tells_how_reliable_raters_are_gold_held_fixed(tmp_path: Path) -> None:
     store = judged_campaign(tmp_path)
-    told = json.loads(tiebreak("label", "agreement", "--store", store.url, "--json").stdout)
+    report = json.loads(tiebreak("label", "agreement", "--store", store.url, "--json").stdout)
     for model in ("dawid_skene", "bradley_terry"):
-        accuracy = {one["rater"]: one["accuracy"]["value"] for one in told["reliability"][model]["raters"]}
+        accuracy = {one["rater"]: one["accuracy"]["value"] for one in report["reliability"][model]["raters"]}
         assert accuracy["r2"] < 0.5 < min(accuracy["r0"], accuracy["r1"])
     assert "Dawid-Skene" in tiebreak("label", "agreement", "--store", store.url).stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--aggregation.methd", "majority"), "did you mean --aggregation.method?"),
         (("--aggregation.ties", "keep"), "--aggregation.ties: input should be 'drop' or 'both_ways', not 'keep'"),
@@ -702,27 +704,27 @@ def test_agreement_tells_how_reliable_raters_are_gold_held_fixed(tmp_path: Path)
         (("--aggregation.exclude-raters", "nobody"), "no judgments by nobody"),
     ],
 )
-def test_wrong_aggregation_is_told(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+def test_wrong_aggregation_is_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     store = open_store(tmp_path, [make_pair(0)], raters=1)
     store.claim("r0")
     store.submit("r0", Submission(client_id="c", pair_id="pair-0", answer=1))
     out = ("--output", str(tmp_path / "out"))
-    assert told in tiebreak("label", "export", "--store", store.url, *out, *words, ok=False).stderr
+    assert message in tiebreak("label", "export", "--store", store.url, *out, *words, ok=False).stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('{"id": 1', "pairs.jsonl:1: not JSON"),
         ('{"id": "p", "prompt_id": "q", "messages": [], "completions": []}', "two or more completions"),
         ("", "contains no pairs"),
     ],
 )
-def test_broken_pairs_are_told_and_leave_no_store(tmp_path: Path, content: str, told: str) -> None:
+def test_broken_pairs_are_refused_and_leave_no_store(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "pairs.jsonl").write_text(content)
     result = tiebreak(*label_words(tmp_path), ok=False)
-    assert told in result.stderr
+    assert message in result.stderr
     assert not (tmp_path / "label.sqlite").exists()
 
 

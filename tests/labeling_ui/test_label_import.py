@@ -46,8 +46,8 @@ def label_studio_task(n: int, *annotations: dict[str, Any]) -> dict[str, Any]:
 
 
 def annotation(result: list[dict[str, Any]], completed_by: Any = 10, **more: Any) -> dict[str, Any]:
-    told = {"id": 1001, "was_cancelled": False, "ground_truth": False, "lead_time": 4.288, "task": 1}
-    return {**told, "completed_by": completed_by, "result": result, **more}
+    row = {"id": 1001, "was_cancelled": False, "ground_truth": False, "lead_time": 4.288, "task": 1}
+    return {**row, "completed_by": completed_by, "result": result, **more}
 
 
 def pairwise(selected: str) -> dict[str, Any]:
@@ -72,13 +72,14 @@ LABEL_STUDIO_FIELDS = ("--fields.prompt", "question", "--fields.first", "text1",
 
 def potato_state(user: str, *labels: tuple[str, str, str, str]) -> dict[str, Any]:
     """As Potato 2.12's `UserState.to_json` writes it; labels are (instance, scheme, name, value)."""
-    told: dict[str, list[Any]] = {}
+    by_instance: dict[str, list[Any]] = {}
     for instance, scheme, name, value in labels:
-        told.setdefault(instance, []).append([{"schema": scheme, "name": name}, value])
+        by_instance.setdefault(instance, []).append([{"schema": scheme, "name": name}, value])
     return {
-        "user_id": user, "instance_id_ordering": list(told), "current_instance_index": 0,
+        "user_id": user, "instance_id_ordering": list(by_instance), "current_instance_index": 0,
         "current_phase_and_page": ["annotation", "annotation"], "completed_phase_and_pages": [], "max_assignments": -1,
-        "instance_id_to_behavioral_data": {}, "instance_id_to_label_to_value": told, "instance_id_to_span_to_value": {},
+        "instance_id_to_behavioral_data": {}, "instance_id_to_label_to_value": by_instance,
+        "instance_id_to_span_to_value": {},
     }  # fmt: skip
 
 
@@ -108,15 +109,15 @@ def imported(folder: Path, *words: str) -> dict[tuple[str, str], list[tuple[Any,
     store = Store.open(url)
     assert verify(store).faults == []
     pairs = {pair.id: pair for pair in store.pairs()}
-    said: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
+    found: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
     for judgment in store.judgments()[0]:
         pair = pairs[judgment.pair_id]
         texts = {completion.id: completion.text for completion in pair.completions}
         key = (pair.messages[-1].content, texts[judgment.left])
-        said.setdefault(key, []).append((judgment.answer, judgment.both_bad, judgment.skip))
+        found.setdefault(key, []).append((judgment.answer, judgment.both_bad, judgment.skip))
         assert judgment.kind == "human"
         assert not {"anna", "ben", "@", "10"} & {judgment.rater_id, *judgment.rater_id.split("-")}
-    return {key: sorted(answers, key=str) for key, answers in said.items()}
+    return {key: sorted(answers, key=str) for key, answers in found.items()}
 
 
 def test_argilla(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_potato(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([argilla_record(0, {"q": [by("maybe")]})], "export.json:2: 'maybe' is not an answer"),
         ([argilla_record(0, {"q": [by("A")], "other": [by("B")]})], "export.json:2: has answers to other, q"),
@@ -160,28 +161,30 @@ def test_potato(tmp_path: Path) -> None:
         ([argilla_record(0, {}, response2="first 0")], "two completions of the pair are the same"),
     ],
 )
-def test_what_cannot_be_understood_is_told_with_its_line(tmp_path: Path, rows: list[dict[str, Any]], told: str) -> None:
+def test_what_cannot_be_understood_is_named_with_its_line(
+    tmp_path: Path, rows: list[dict[str, Any]], message: str
+) -> None:
     write_export(tmp_path, rows)
     with pytest.raises(DataError) as caught:
         read_foreign("argilla", None, str(tmp_path / "export.json"), FieldNames())
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('[{"id": 1},\n{"id": ', "export.json:2: not JSON"),
         ('[{"id": 1},\n 7]', "export.json:2: a int, not an object"),
         ("[" * 100_000, "export.json"),
     ],
 )
-def test_broken_json_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+def test_broken_json_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "export.json"
     file.write_text(text)
     if text.startswith("[["):
         assert read_objects(file) == []
         return
-    with pytest.raises(DataError, match=told.replace(".", r"\.")):
+    with pytest.raises(DataError, match=message.replace(".", r"\.")):
         read_objects(file)
 
 
@@ -198,8 +201,8 @@ def test_gold_from_a_file(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(n) for n in range(3)], raters=1)
     write_jsonl(tmp_path / "gold.jsonl", [{"item_id": "pair-0", "preferred_id": "0-1"}, {"item_id": "pair-2"}])
     words = ("label", "gold", "--gold", str(tmp_path / "gold.jsonl"), "--store", store.url)
-    told = tiebreak(*words, ok=False).stderr
-    assert "gold.jsonl:2: preferred_id must be 2-0, 2-1 or null" in told
+    errors = tiebreak(*words, ok=False).stderr
+    assert "gold.jsonl:2: preferred_id must be 2-0, 2-1 or null" in errors
     assert store.gold() == []
     write_jsonl(
         tmp_path / "gold.jsonl", [{"item_id": f"pair-{n}", "preferred_id": p} for n, p in ((0, "0-1"), (2, None))]
@@ -215,10 +218,10 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     for n in range(2):
         given = store.claim("r0")
         assert given is not None
-        said: dict[str, Any] = {"answer": 2}
+        fields: dict[str, Any] = {"answer": 2}
         if given.ranking:
-            said = {"ranking": tuple((one,) for one in given.shown), "edited_text": "mended"}
-        store.submit("r0", Submission(client_id=f"c{n}", pair_id=given.item_id, seconds_active=3.0, **said))
+            fields = {"ranking": tuple((one,) for one in given.shown), "edited_text": "mended"}
+        store.submit("r0", Submission(client_id=f"c{n}", pair_id=given.item_id, seconds_active=3.0, **fields))
     write_jsonl(tmp_path / "pairs.jsonl", store.pairs())
     write_jsonl(tmp_path / "judgments.jsonl", store.judgments()[0])
     url = f"sqlite:///{tmp_path}/two.sqlite"
@@ -232,5 +235,5 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     assert sorted(mended.preferences, key=str) == sorted(before.preferences, key=str)
     stray = Judgment(pair_id="nowhere", rater_id="r0", left="a", right="b", answer=1, kind="human")
     write_jsonl(tmp_path / "judgments.jsonl", [*implied, stray])
-    told = tiebreak("label", "import", *files, "--store", url, ok=False).stderr
-    assert f"{tmp_path}/judgments.jsonl:5: there is no pair nowhere" in told
+    errors = tiebreak("label", "import", *files, "--store", url, ok=False).stderr
+    assert f"{tmp_path}/judgments.jsonl:5: there is no pair nowhere" in errors

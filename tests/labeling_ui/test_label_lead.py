@@ -38,8 +38,8 @@ def judge_everything(store: Store) -> None:
         rater_id = add_account(store, name, "rater", PASSWORD).id
         while (given := store.claim(rater_id)) is not None:
             answer = -value if given.left_id.endswith("-0") else value
-            said = Submission(client_id=given.item_id, pair_id=given.item_id, answer=answer, seconds_active=9.0)
-            store.submit(rater_id, said)
+            submission = Submission(client_id=given.item_id, pair_id=given.item_id, answer=answer, seconds_active=9.0)
+            store.submit(rater_id, submission)
     store.set_gold("pair-0", "0-0")
 
 

@@ -26,7 +26,7 @@ def test_markup_is_inert() -> None:
     assert "&lt;script&gt;" in html
     assert "⟨U+202E⟩gnp.exe" in html
     assert "<strong>bold</strong>" in render("**bold**")
-    assert render("[good](https://a.invalid/b)").count("https://a.invalid/b") == 2, "a link's target is told"
+    assert render("[good](https://a.invalid/b)").count("https://a.invalid/b") == 2, "a link's target is shown"
     assert "<pre class='plain'>&lt;b&gt;" in render("<b>" + "x" * 60_000)
 
 

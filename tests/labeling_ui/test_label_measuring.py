@@ -15,7 +15,7 @@ import pytest
 from label_support import make_pair, open_store
 
 from labeling_ui.database.schema import StoreError
-from labeling_ui.exchange.export import read_known
+from labeling_ui.exchange.export import read_known_answers
 from labeling_ui.quality import measuring
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import measure_agreement
@@ -32,10 +32,10 @@ def judge_all(store: Store, raters: int, seed: int = 0) -> None:
     for rater in (f"r{n}" for n in range(raters)):
         while (given := store.claim(rater)) is not None:
             n = len(store.history(rater, limit=1_000))
-            said: dict[str, Any] = {"answer": int(chance.integers(-3, 4))}
+            fields: dict[str, Any] = {"answer": int(chance.integers(-3, 4))}
             if given.ranking:
-                said = {"ranking": tuple((one,) for one in chance.permutation(given.shown).tolist())}
-            store.submit(rater, Submission(client_id=f"{rater}-{n}", pair_id=given.item_id, **said))
+                fields = {"ranking": tuple((one,) for one in chance.permutation(given.shown).tolist())}
+            store.submit(rater, Submission(client_id=f"{rater}-{n}", pair_id=given.item_id, **fields))
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def test_figures_are_those_of_the_records_and_follow_them(store: Store) -> None:
     store.set_gold("pair-0", "0-0")
     figures = LatestFigures(store)
     printed = wait_for(figures, lambda one: not one["measuring"])
-    fresh = measure_agreement(store.pairs(), store.judgments()[0], read_known(store).gold)
+    fresh = measure_agreement(store.pairs(), store.judgments()[0], read_known_answers(store).gold)
     assert printed["not_counted"]["gold"] == 3
     assert {name: printed[name] for name in fresh} == fresh
     counted = {rater: (figure["value"] * figure["n"], figure["n"]) for rater, figure in printed["gold"].items()}
     assert counted == store.gold_agreements()
     assert sorted(counted) == ["r0", "r1", "r2"]
-    wanted = describe_reliability(ballots_of_groups(group_judgments(store.judgments()[0]), read_known(store)))
+    wanted = describe_reliability(ballots_of_groups(group_judgments(store.judgments()[0]), read_known_answers(store)))
     for model, one in wanted.items():
         found = {row["rater"]: row["accuracy"]["value"] for row in printed["reliability"]["human"][model]["raters"]}
         assert found == pytest.approx({row["rater"]: row["accuracy"]["value"] for row in one["raters"]}, abs=1e-3)
@@ -147,13 +147,13 @@ def test_live_ballots_are_those_of_the_records(tmp_path: Path) -> None:
     live = LiveVotes(store)
     live.read()
     ours = live.ballots("human")
-    theirs = ballots_of_groups(group_judgments(store.judgments()[0]), read_known(store))
+    theirs = ballots_of_groups(group_judgments(store.judgments()[0]), read_known_answers(store))
     assert by_comparison(ours) == by_comparison(theirs)
     assert len(by_comparison(ours)) == 2 * (1 + 3 + 6 + 1)
-    known = {
+    classes = {
         (int(p), int(k) * (1 if f < s else -1))
-        for p, f, s, k in zip(ours.prompt, ours.first, ours.second, ours.known, strict=True)
+        for p, f, s, k in zip(ours.prompt, ours.first, ours.second, ours.known_class, strict=True)
         if k in (-1, 0, 1)
     }
-    assert known == {(0, 0), (3, -1)}
+    assert classes == {(0, 0), (3, -1)}
     store.close()

@@ -23,11 +23,16 @@ ACCURACIES = np.linspace(0.45, 0.97, 10)
 DISCRIMINATIONS = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
 
 
-def ballots(item: Integers, rater: Integers, sign: Integers, raters: int, known: Integers | None = None) -> Ballots:
+def ballots(
+    item: Integers, rater: Integers, sign: Integers, raters: int, known_class: Integers | None = None
+) -> Ballots:
     items = int(item.max()) + 1
     names = tuple(f"r{n}" for n in range(raters))
-    first, known = np.zeros(items, dtype=np.int64), np.full(items, UNKNOWN) if known is None else known
-    return Ballots(names, item, rater, sign, np.ones(len(item)), np.arange(items), first, first + 1, known)
+    first, known_class = (
+        np.zeros(items, dtype=np.int64),
+        np.full(items, UNKNOWN) if known_class is None else known_class,
+    )
+    return Ballots(names, item, rater, sign, np.ones(len(item)), np.arange(items), first, first + 1, known_class)
 
 
 def assigned(items: int, raters: int, each: int, chance: np.random.Generator) -> tuple[Integers, Integers]:
@@ -127,8 +132,8 @@ def planted_prompts(prompts: int, completions: int, *, ordered: bool, seed: int 
     sign = np.where(a * difference + noise > 0, 1, -1)
     share = np.full(len(item), share_of_order(completions) if ordered else 1.0)
     names = tuple(f"r{k}" for k in range(6))
-    known = np.full(len(prompt), UNKNOWN)
-    return strength, Ballots(names, item, rater.ravel(), sign.ravel(), share, prompt, first, second, known)
+    known_class = np.full(len(prompt), UNKNOWN)
+    return strength, Ballots(names, item, rater.ravel(), sign.ravel(), share, prompt, first, second, known_class)
 
 
 def test_comparisons_of_one_prompt_share_the_strengths_of_its_completions() -> None:
@@ -154,11 +159,11 @@ def test_comparisons_of_one_prompt_share_the_strengths_of_its_completions() -> N
 def test_who_beats_the_winner_is_the_best() -> None:
     # One judge with gold behind them: A > B and B > C; about A and C nobody was asked.
     item = np.array([0, 1, *range(3, 43)])
-    known = np.concatenate([np.full(3, UNKNOWN), np.ones(40, dtype=np.int64)])
+    known_class = np.concatenate([np.full(3, UNKNOWN), np.ones(40, dtype=np.int64)])
     prompt = np.concatenate([[0, 0, 0], np.arange(1, 41)])
     first, second = np.array([0, 1, 0] + [0] * 40), np.array([1, 2, 2] + [1] * 40)
     ones = np.ones(42, dtype=np.int64)
-    votes = Ballots(("judge",), item, 0 * ones, ones, ones.astype(float), prompt, first, second, known)
+    votes = Ballots(("judge",), item, 0 * ones, ones, ones.astype(float), prompt, first, second, known_class)
     together = fit_bradley_terry(votes).first_better
     assert together[2] > max(together[:2]) > 0.7
     alone = fit_bradley_terry(replace(votes, prompt=np.arange(43))).first_better
@@ -234,8 +239,8 @@ def test_gold_is_held_and_turns_the_majority_round(model) -> None:  # type: igno
     believed = model(ballots(item, rater, sign, 4))
     assert (np.sign(believed.first_better - 0.5) == -truth).all()
     assert believed.accuracy[0] < 0.5 < believed.accuracy[1]
-    known = np.where(np.arange(60) < 30, truth, UNKNOWN)
-    held = model(ballots(item, rater, sign, 4, known))
+    known_class = np.where(np.arange(60) < 30, truth, UNKNOWN)
+    held = model(ballots(item, rater, sign, 4, known_class))
     assert (np.argmax(held.chances, axis=1) - 1)[:30].tolist() == truth[:30].tolist()
     assert (np.sign(held.first_better - 0.5) == truth).all()
     assert held.accuracy[0] > 0.5 > held.accuracy[1]

@@ -254,12 +254,12 @@ FORGERIES = {
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_verify_finds_what_was_tampered_with(tmp_path: Path, forgery: str) -> None:
     store = judged_store(tmp_path)
-    statement, told = FORGERIES[forgery]
+    statement, fault = FORGERIES[forgery]
     with sqlite3.connect(store.engine.url.database or "") as connection:
         connection.execute("DROP TRIGGER events_no_update")
         connection.execute("DROP TRIGGER events_no_delete")
         assert connection.execute(statement).rowcount > 0
-    assert told in "\n".join(verify(store).faults)
+    assert fault in "\n".join(verify(store).faults)
 
 
 # --- bad input ---
@@ -383,6 +383,6 @@ def test_a_judgment_is_acknowledged_when_the_disk_has_it_and_not_before(
 
 def test_a_password_in_a_url_is_in_no_message() -> None:
     for url in ("postgresql+psycopg://me:hidden@127.0.0.1:1/none", "nosuch://me:hidden@host/x"):
-        with pytest.raises(StoreError) as told:
+        with pytest.raises(StoreError) as refused:
             Store.open(url)
-        assert "hidden" not in str(told.value)
+        assert "hidden" not in str(refused.value)

@@ -42,8 +42,8 @@ for words, pretend in json.loads(sys.argv[1]):
         import preference.policy.vllm
         preference.policy.vllm.has_gpu = lambda: True
         VLLMClient.init_communicator = lambda self, device: join(self, device="cuda")
-    status, told = 0, io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+    status, errors = 0, io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             main(words)
         except SystemExit as stopped:
@@ -51,7 +51,7 @@ for words, pretend in json.loads(sys.argv[1]):
         except BaseException:
             status = -1
             traceback.print_exc()
-    print(json.dumps([status, told.getvalue()]), flush=True)
+    print(json.dumps([status, errors.getvalue()]), flush=True)
 """
 """The command line's own `main`, command after command in one process: importing torch and TRL takes longest."""
 

@@ -273,15 +273,15 @@ for words in json.loads(sys.argv[1]):
     if isinstance(words, int):  # from here on no file may grow beyond so many bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (words, words))
         continue
-    status, told = 0, io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+    status, errors = 0, io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             main(words)
         except SystemExit as stopped:
             status = stopped.code
         except BaseException:
             traceback.print_exc()
-    print(json.dumps([status, told.getvalue()]), flush=True)
+    print(json.dumps([status, errors.getvalue()]), flush=True)
 """
 """The command line's own `main`, command after command in one process: importing torch and TRL takes longest."""
 
