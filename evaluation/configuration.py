@@ -38,7 +38,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     batch_size: int = Field(default=32, ge=1)
     """answers sampled at once"""
     training: LoadingConfig = LoadingConfig()
-    """how the policies are loaded"""
+    """precision, attention, code and seed of the policies"""
 
     revisable: ClassVar[frozenset[str]] = frozenset({"yardstick"})
 

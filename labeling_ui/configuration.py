@@ -90,7 +90,7 @@ class LabelConfig(StageConfig):
     consent_version: str = "1"
     """recorded with the consent, beside a hash of the text: where either changes, everybody is asked again"""
     aggregation: AggregationConfig = AggregationConfig()
-    """how votes become preferences"""
+    """the method, and what becomes of ties, skips and gold"""
     formats: list[Format] = Field(default_factory=list)
     """further formats of the export: parquet (for datasets.load_dataset), datasets (for load_from_disk), unpaired (for
     KTO), csv (judgments, for spreadsheets)"""
@@ -180,7 +180,7 @@ class ExportArguments(Section):
     formats: list[Format] = Field(default_factory=list)
     """further formats beside JSON Lines"""
     aggregation: AggregationConfig = AggregationConfig()
-    """how votes become preferences"""
+    """the method, and what becomes of ties, skips and gold"""
 
 
 def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> S:

@@ -26,7 +26,7 @@ STEP = 1 / 6
 
 
 class SimulateConfig(Section):
-    """Simulated raters."""
+    """Raters that judge by a yardstick, with noise."""
 
     switch: ClassVar[str | None] = "enabled"
     enabled: bool = True

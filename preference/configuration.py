@@ -134,7 +134,7 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """a longer prompt is refused"""
     training: LoadingConfig = LoadingConfig()
-    """how the policy is loaded"""
+    """precision, attention, code and seed of the policy"""
 
     @model_validator(mode="after")
     def _every_setting_is_used(self) -> SampleConfig:

@@ -78,7 +78,7 @@ class SFTConfig(RowsConfig):
     merge: bool = False
     """also save a plain model, base and adapter merged, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """of the sample completions that are logged"""
+    """for the sample completions that are logged"""
 
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:

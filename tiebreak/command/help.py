@@ -133,9 +133,12 @@ def about_of(model: type[BaseModel]) -> str:
 
 
 def _keys(model: type[BaseModel], values: Mapping[str, Any], width: int, bold: bool) -> Iterator[str]:
-    """The stage's own keys, then each section; W&B's, common to all stages, last."""
+    """The stage's own keys, required ones first, then each section; W&B's, common to all stages, last."""
     own = sorted(own_keys(model), key=lambda key: key.path == "tracking")
-    plain = [key for key in own if key.section is None and key.item_section is None]
+    plain = sorted(
+        (key for key in own if key.section is None and key.item_section is None),
+        key=lambda key: key.default is not REQUIRED,
+    )
     if plain:
         yield from ["", _title("keys", bold)]
     for key in plain:
@@ -149,7 +152,8 @@ def _keys(model: type[BaseModel], values: Mapping[str, Any], width: int, bold: b
 def _section(key: Key, section: type[BaseModel], values: Mapping[str, Any], width: int, bold: bool) -> Iterator[str]:
     prefix = f"{key.path}." if key.section else f"{key.path}.{ITEM}."
     yield from ["", _title(key.path, bold)]
-    about = " ".join([*([about_of(section)] if about_of(section) else []), *([key.meaning] if key.meaning else [])])
+    meaning = f"{key.meaning[0].upper()}{key.meaning[1:]}." if key.meaning else ""
+    about = f"{about_of(section)} {meaning}".strip()
     yield from textwrap.wrap(about, width, initial_indent="  ", subsequent_indent="  ")
     whole = "the whole section, as a YAML mapping" if key.section else f"the whole list, as YAML; {ITEM} counts from 0"
     yield from _row(flag_of(key), f"{whole} {_state(key, values)}", width)

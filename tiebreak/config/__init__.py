@@ -148,7 +148,7 @@ class SamplingConfig(Section):
 
 
 class TrackingConfig(Section):
-    """W&B. The truth is the run folder's metrics.jsonl; W&B receives a copy."""
+    """W&B receives a copy of what the run folder's metrics.jsonl holds."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online if the user has logged in to W&B, offline otherwise"""
@@ -194,7 +194,7 @@ class StageConfig(Section):
     """the folder this stage writes; {trial} in it is replaced by the run's fingerprint, so that every trial of a sweep
     has a folder of its own"""
     tracking: TrackingConfig = TrackingConfig()
-    """W&B settings"""
+    """whether W&B is used, and under which names"""
     _config_folder: Path | None = None
     _preflight_only: bool = False
 

@@ -30,7 +30,7 @@ class TrainedConfig(SplittingConfig, RenderingConfig):
     adapter: AdapterConfig | None = None
     """null: continue the policy's own adapter; a policy without one gets the defaults"""
     training: OptimizerConfig
-    """the optimizer, and how the model is loaded"""
+    """batches, steps, memory and the optimizer"""
     max_time: str | None = None
     """stop before this time has passed since the command's start, such as 8h, 90m or 1h30m, with a checkpoint and exit
     status 80: the same command resumes; null: no limit"""

@@ -118,6 +118,8 @@ NEEDED = {
 """Values of keys that others need; all other required keys take any text."""
 SAMPLES = {
     "--price": "2.5/h",
+    "--max-time": "8h",
+    "--prefix": "/label",
     "--loss-type": "sigmoid",
     "--shard-size": "5GB",
     "--vllm.base-url": "http://127.0.0.1:1",
