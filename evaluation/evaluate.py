@@ -38,7 +38,7 @@ from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batc
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
-from tiebreak.terminal import has_colours, say, titled_table
+from tiebreak.terminal import has_colours, is_main_process, say, titled_table
 from tiebreak.tracking.recorder import track, track_again
 
 
@@ -60,6 +60,8 @@ def evaluate(config: EvaluateConfig) -> None:
             add_measurements(config, run, name, prompts, answers[name], yardstick)
         add_baseline_logps(config, run, prompts, answers)
         add_scores(config, run, answers)
+        if not is_main_process():
+            return
         rows = to_rows(prompts, answers)
         report = to_report(config, yardstick, rows)
         write_jsonl(run.final / "completions.jsonl", rows)

@@ -36,7 +36,7 @@ from tiebreak.records import (
     write_jsonl,
 )
 from tiebreak.runs.run import Run, clear_partial, in_batches, start_run, that_drops
-from tiebreak.terminal import say
+from tiebreak.terminal import is_main_process, say
 from tiebreak.tracking.recorder import track, track_again
 
 
@@ -55,6 +55,8 @@ def sample(config: SampleConfig) -> None:
         model = load_frozen_policy(source, config.training)
         require_room(model.config, encoded.values(), max(setting.max_new_tokens for setting in config.sampling))
         drawn = draw_completions(run, config, chat, source.id, model, encoded)
+        if not is_main_process():
+            return
         pairs, left_out = to_pairs(prompts, drawn, config)
         if not pairs:
             raise DataError("no prompt has two different completions: raise sampling.temperature")

@@ -31,11 +31,18 @@ class Command:
     subcommands: tuple[Command, ...] = ()
     plans: bool = False
     """the flags of a launch are keys of its own: it launches nothing"""
+    shares_out: bool = False
+    """several processes share its batches out, to the same result as one"""
 
     @property
     def trains(self) -> bool:
-        """Whether it trains a model, and so takes `--accelerate NAME`."""
+        """Whether it trains a model."""
         return False
+
+    @property
+    def launches(self) -> bool:
+        """Whether it runs on several devices, and so takes `--accelerate NAME`."""
+        return self.trains or self.shares_out
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,7 @@ SAMPLE = Stage(
     "sample several completions per prompt, as pairs to judge",
     "preference.configuration:SampleConfig",
     heavy=True,
+    shares_out=True,
     makes="data",
     inputs={"policy": "policy", "prompts": "prompts"},
     rows=("pairs",),
@@ -470,6 +478,7 @@ EVALUATE = Stage(
     "measure policies on held-out prompts",
     "evaluation.configuration:EvaluateConfig",
     heavy=True,
+    shares_out=True,
     inputs={"prompts": "prompts", "policies": "policy_{}", "reward_model": "reward_model"},
     next=(Next("compare", (("evaluation", "{output}"),)),),
 )

@@ -481,8 +481,8 @@ def test_ppo_on_two_processes_stops_and_goes_on_to_the_same_weights(finished_rec
 def test_stages_of_one_process_refuse_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": [{"role": "user", "content": "Why?"}]}])
-    config = write_config(tmp_path / "sample.yaml", output=tmp_path / "s", policy="bundled:none", prompts=data)
-    status, message = run_here("sample", "--config", config)
+    config = write_config(tmp_path / "prepare.yaml", output=tmp_path / "s", prompts=[data])
+    status, message = run_here("prepare", "--config", config)
     assert status == 2
-    assert "'tiebreak sample' runs in one process: start it without accelerate or torchrun" in message
+    assert "'tiebreak prepare' runs in one process: start it without accelerate or torchrun" in message
     shutil.rmtree(tmp_path / "s", ignore_errors=True)

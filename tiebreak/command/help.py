@@ -93,7 +93,7 @@ def usage_of(name: str, command: Command, model: type[BaseModel] | None) -> str:
         words.append("--config FILE")
     if "label" in command.sources:
         words.append("(--store URL | --config FILE)")
-    return " ".join([*words, "[--key value …]", *(["[--accelerate NAME]"] if command.trains else [])])
+    return " ".join([*words, "[--key value …]", *(["[--accelerate NAME]"] if command.launches else [])])
 
 
 def _options(command: Command) -> Iterator[tuple[str, str]]:
@@ -106,7 +106,7 @@ def _options(command: Command) -> Iterator[tuple[str, str]]:
         )
     if command.trains or command.name == "run":
         yield PREFLIGHT, "check data, model, memory and disk, print the page, and end before a model loads"
-    if command.trains:
+    if command.launches:
         yield (
             "--accelerate NAME",
             "start through 'accelerate launch', on several devices, with configs/accelerate/NAME.yaml or the file NAME",

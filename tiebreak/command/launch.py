@@ -55,6 +55,8 @@ def stage_main(stage: str, model: type[C], body: Callable[[C], object], argument
                 raise ConfigError(f"'tiebreak {stage}' trains nothing: {PREFLIGHT} is for stages that train")
             config = config.for_preflight()
         outputs.append(Path(config.output))
+        if find_stage(stage).shares_out:
+            _take_own_gpu()
         if find_stage(stage).trains and not only:
             from tiebreak.models.reload import fork_ahead
 
@@ -83,8 +85,17 @@ def _leave_at_once() -> None:
     os._exit(0)
 
 
+def _take_own_gpu() -> None:
+    """Of several processes without accelerate's own set-up, each computes on its own GPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def _require_one_process(stage: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not find_stage(stage).trains:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not find_stage(stage).launches:
         raise ConfigError(f"'tiebreak {stage}' runs in one process: start it without accelerate or torchrun")
 
 
@@ -92,10 +103,10 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
     """Run `accelerate launch … -m tiebreak.command.cli STAGE`, and end with its status; `--dry-run` prints the command.
 
     Raises:
-        ConfigError: the stage does not train, there is no such accelerate file, or it contradicts the configuration.
+        ConfigError: the stage runs in one process, there is no such accelerate file, or it contradicts the configuration.
     """
     flags, rest = _take_flags(words)
-    if not command.trains:
+    if not command.launches:
         given = "--accelerate" if flags.accelerate else "the flags of a launch"
         raise ConfigError(f"'tiebreak {command.name}' runs in one process: leave {given} out")
     if flags.accelerate is None:

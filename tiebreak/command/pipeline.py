@@ -195,7 +195,7 @@ def _check_entry(entry: StageEntry) -> None:
             f"stages: no such stage: {entry.stage}; "
             + (f"did you mean {near[0]}?" if near else f"there are {', '.join(STAGES)}")
         )
-    if entry.accelerate and not STAGES[entry.stage].trains:
+    if entry.accelerate and not STAGES[entry.stage].launches:
         raise ConfigError(f"stages: '{entry.stage}' runs in one process: leave its accelerate out")
     if entry.num_processes and not entry.accelerate:
         raise ConfigError(

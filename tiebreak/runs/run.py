@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -134,6 +134,11 @@ class Run:
         """Write run.json with the duration so far: called with every checkpoint."""
         record = self.identity.record(self.folder) | {"seconds": self.seconds, "key": self.key}
         write_json(self.folder / RUN_FILE, record)
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether its manifest is written, by whichever process."""
+        return (self.folder / MANIFEST).is_file()
 
     @property
     def final(self) -> Path:
@@ -621,14 +626,17 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
     """`compute(keys of one batch, advance)` for every batch, each stored on disk as soon as it is done.
 
     An interrupted stage computes only the missing batches, in the same batches as before, so it ends in the
-    same result. `compute` returns a JSON value for each key, and may call `advance(count)` as keys get done.
+    same result. Several processes share the batches out: each computes its own, and reads those of the others from the
+    folder. `compute` returns a JSON value for each key, and may call `advance(count)` as keys get done.
     """
+    if not is_main_process():
+        _wait(lambda: (run.folder / RUN_FILE).is_file(), "the main process to open the run folder")
     partial = run.folder / "partial" / what.replace(" ", "-")
     partial.mkdir(parents=True, exist_ok=True)
-    results: list[Any] = []
     files = [partial / f"{number:05d}.json" for number in range(math.ceil(len(keys) / batch_size))]
     if all(file.exists() for file in files):
         return [result for file in files for result in json.loads(file.read_text())]
+    processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     longest = 0.0
     with progress(len(keys), what) as bar:
         for number, file in enumerate(files):
@@ -636,16 +644,30 @@ def in_batches(run: Run, keys: list[Any], batch_size: int, compute: Any, what: s
             started = limit.now()
             start = number * batch_size
             kept = file.exists()
+            if not kept and number % processes != rank:
+                continue
             if not kept:
                 with deferring(), interruptible():
                     made = compute(keys[start : start + batch_size], bar.advance)
                 write_json(file, made)
-                run.note_seconds()
+                if is_main_process():
+                    run.note_seconds()
                 longest = max(longest, limit.now() - started)
             check(f"{number + 1} batches of {what} are kept")
-            results += json.loads(file.read_text())
-            (bar.skip_to if kept else bar.advance_to)(len(results))
-    return results
+            (bar.skip_to if kept else bar.advance_to)(min(start + batch_size, len(keys)))
+        if processes > 1:
+            _wait(lambda: run.is_on_disk or all(file.exists() for file in files), f"the other processes' {what}")
+            bar.advance_to(len(keys))
+        if not is_main_process() and run.is_on_disk:
+            raise SystemExit(0)  # the main process had all, and has finished the run
+    return [result for file in files for result in json.loads(file.read_text())]
+
+
+def _wait(until: Callable[[], bool], what: str) -> None:
+    """Return once it is true. A process that fails ends the others, so that none waits for it."""
+    while not until():
+        time.sleep(0.1)
+        check(f"waiting for {what}")
 
 
 def clear_partial(run: Run) -> None:

@@ -59,7 +59,7 @@ def test_every_command_has_its_module() -> None:
         assert importlib.util.find_spec(command.module) is not None, command
 
 
-def test_accelerate_is_for_stages_that_train() -> None:
+def test_accelerate_is_for_stages_that_run_on_several_devices() -> None:
     result = run_command("prepare", "--config", "x.yaml", "--accelerate", "cpu")
     assert (result.returncode, result.stdout) == (2, "")
     assert "runs in one process" in result.stderr

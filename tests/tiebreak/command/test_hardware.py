@@ -76,7 +76,7 @@ def test_the_module_of_the_long_form_runs_its_stage(stage: Stage) -> None:
     [
         ((*SFT, "--num_processes", "2"), "--num_processes and the like need --accelerate NAME: cpu, cpu_zero1"),
         ((*SFT, "--accelerate", "zero2", "--num_processes", "x"), "must be a whole number from 1, not 'x'"),
-        (("evaluate", "--config", "configs/quickstart/evaluate.yaml", "--accelerate", "cpu"), "runs in one process"),
+        (("prepare", "--config", "configs/quickstart/prepare.yaml", "--accelerate", "cpu"), "runs in one process"),
         (("run", "--config", "configs/quickstart/pipeline.yaml", "--num_processes", "2"), "runs in one process"),
     ],
 )

@@ -150,12 +150,12 @@ def test_stages_of_one_process_are_refused_before_any_has_run(tmp_path: Path, ra
     prepare = {"output": tmp_path / "prepare", "prompts": [raw_data / "prompts.jsonl"]}
     stages = [
         {"stage": "prepare", "config": write_config(tmp_path / "prepare.yaml", **prepare)},
-        {"stage": "sample", "config": write_config(tmp_path / "s.yaml", **FILES["sample"]), "accelerate": "cpu_zero2"},
+        {"stage": "label", "config": write_config(tmp_path / "l.yaml", **FILES["label"]), "accelerate": "cpu_zero2"},
     ]
     recipe = write_config(tmp_path / "recipe.yaml", name="r", stages=stages)
     status, message = run_here("run", "--config", recipe)
     assert status == 2
-    assert "'sample' runs in one process" in message
+    assert "'label' runs in one process" in message
     assert not (tmp_path / "prepare").exists()
 
 
