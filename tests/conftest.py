@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,12 @@ SLOW = """
 """.split()
 """Files of more than ten seconds, the longest first: each file is one worker's, so at the end none must be left alone with
 a long one. `make test-fast` leaves them out."""
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and so would the stages that tests start and interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -363,9 +363,11 @@ class _Session:
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
         self._now: set[int] = set()
+        self._instrument()
 
-    def pytest_collection(self) -> None:
-        """The file is imported with a call before each statement of its functions, which says what a test executes."""
+    def _instrument(self) -> None:
+        """The file is imported with a call before each statement of its functions, which says what a test executes: by
+        whichever module comes first, conftest.py among them."""
         builtins.executes__ = self._executes  # type: ignore[attr-defined]
         tree = instrumented(ast.parse(Path(self.path).read_text(encoding="utf-8")))
         module = self.file.removesuffix(".py").replace("/", ".")

@@ -129,7 +129,7 @@ class Message(Record):
         if isinstance(content, Sequence) and not isinstance(content, str):
             message["content"] = read_parts(content)
         elif not isinstance(content, str):
-            raise ValueError(f"content is a {type(content).__name__}, not text or a list of parts")
+            raise ValueError(f"content is {json.dumps(content)[:40]}, neither text nor a list of parts")
         elif "content" not in message and message.get("tool_calls"):
             message["content"] = ""
         elif "content" not in message and "content" in value:
@@ -567,11 +567,12 @@ def write_text_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _fsync_folder(path.parent)
+    flush_to_disk(path.parent)
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush_to_disk(path: Path) -> None:
+    """Return once a file's content, or a folder's list of files, survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

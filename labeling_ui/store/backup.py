@@ -9,7 +9,6 @@ each server leaves a mark in FILE while it serves, by which `verify` knows such 
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from labeling_ui.database.schema import StoreError
 from labeling_ui.store.store import SERVED, Store
 from labeling_ui.store.verify import Verification, verify
 from tiebreak.errors import counted
+from tiebreak.records import flush_to_disk
 
 
 def back_up(store: Store, target: Path) -> Verification:
@@ -81,19 +81,11 @@ def _finish(part: Path, target: Path, source: Path) -> Verification:
         _remove(part)
         listed = "\n".join(f"  {fault}" for fault in result.faults[:20])
         raise StoreError(f"{source}: {counted(len(result.faults), 'error')}; nothing was written\n{listed}")
-    _flush(part)
+    flush_to_disk(part)
     part.rename(target)
-    _flush(target.parent)
+    flush_to_disk(target.parent)
     _remove(part)
     return result
-
-
-def _flush(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _file_of(store: Store, otherwise: str) -> Path:

@@ -712,12 +712,12 @@ def write_run(folder: Path, tokens_per_pass: int) -> None:
     if trainer.is_world_process_zero():
         (folder / "rows.json").write_text(json.dumps(logged(trainer)))
         save_file(weights, folder / "weights.safetensors")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     for budget in sys.argv[2:]:
         write_run(Path(sys.argv[1]) / budget, int(budget))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
     sys.stderr.flush()
     os._exit(0)  # as a stage's process ends: see tiebreak.command.launch
