@@ -54,13 +54,13 @@ kills: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python tests/stages/kills.py
 
 models: $(VENV)/dev.stamp
-	PYTHONPATH=tests $(BIN)/python tests/models/table.py
+	PYTHONPATH=.:tests $(BIN)/python tests/models/table.py
 
 spread: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/sharded/ten_steps.py -s
 
 methods: $(VENV)/dev.stamp
-	PYTHONPATH=tests:tests/methods $(BIN)/python tests/methods/table.py
+	PYTHONPATH=.:tests:tests/methods $(BIN)/python tests/methods/table.py
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/python -m tiebreak.command.reference
