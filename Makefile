@@ -51,7 +51,7 @@ proofs: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile --proofs -m proof
 
 kills: $(VENV)/dev.stamp
-	PYTHONPATH=tests $(BIN)/python tests/stages/kills.py
+	PYTHONPATH=.:tests $(BIN)/python tests/stages/kills.py
 
 models: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(BIN)/python tests/models/table.py
