@@ -618,7 +618,7 @@ def test_a_yardstick_sees_each_answer_beside_its_own_question(
         assert {r["yardstick_score"] for r in rows_of(output, name).values()} == {len(a) for _, a in pairs}
 
 
-def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_mended(
+def test_a_yardstick_that_fails_late_loses_no_answer_and_can_be_fixed(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faulty = "def grade(p, a):\n    if a.startswith('Add'):\n        raise KeyError(a)\n    return len(a)\n"

@@ -184,26 +184,26 @@ def test_a_ranking_is_one_judgment_and_implies_every_pair(url: str) -> None:
 def test_a_ranking_is_amended_undone_and_edited(url: str) -> None:
     store = open_store(url, [], raters=1)
     add(store, [make_pair(0, "a", "b", ("c",))], "", ranking=True)
-    first = {"client_id": "c", "pair_id": "pair-0", "ranking": [["0-0"], ["0-1"], ["0-2"]], "edited_text": "a, mended"}
+    first = {"client_id": "c", "pair_id": "pair-0", "ranking": [["0-0"], ["0-1"], ["0-2"]], "edited_text": "a, edited"}
     given = store.claim("r0")
     stored = store.submit("r0", Submission.model_validate(first))
     judged, before = store.judged_assignment("r0", stored.judgment_id)
     assert given is not None
-    assert (judged.shown, before.edited_text) == (given.shown, "a, mended")
-    second = Answer.model_validate({"ranking": [["0-2"], ["0-0", "0-1"]], "edited_text": "c, mended"})
+    assert (judged.shown, before.edited_text) == (given.shown, "a, edited")
+    second = Answer.model_validate({"ranking": [["0-2"], ["0-0", "0-1"]], "edited_text": "c, edited"})
     with pytest.raises(RefusedError, match="every completion"):
         store.amend("r0", stored.judgment_id, "d", Answer.model_validate({"ranking": [["0-2"], ["0-0"]]}))
     with pytest.raises(RefusedError, match="aspects compare two"):
         store.amend("r0", stored.judgment_id, "d", second.model_copy(update={"aspects": {"helpful": 1}}))
     store.amend("r0", stored.judgment_id, "d", second)
     (now,) = store.judgments()[0]
-    assert (now.ranking, now.edited_text, now.shown) == ((("0-2",), ("0-0", "0-1")), "c, mended", given.shown)
+    assert (now.ranking, now.edited_text, now.shown) == ((("0-2",), ("0-0", "0-1")), "c, edited", given.shown)
     assert_whole(store)
     taken_back = store.undo("r0", stored.judgment_id)
     assert taken_back.draft is not None
-    assert (taken_back.draft["ranking"], taken_back.draft["edited_text"]) == ([["0-2"], ["0-0", "0-1"]], "c, mended")
+    assert (taken_back.draft["ranking"], taken_back.draft["edited_text"]) == ([["0-2"], ["0-0", "0-1"]], "c, edited")
     assert store.judgments()[0] == []
-    begun = Draft.model_validate({"ranking": [["0-1"]], "edited_text": "b, mended"})
+    begun = Draft.model_validate({"ranking": [["0-1"]], "edited_text": "b, edited"})
     store.save_draft("r0", "pair-0", begun)
     again = store.claim("r0")
     assert again is not None

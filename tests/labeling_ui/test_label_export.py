@@ -125,16 +125,16 @@ def test_kinds_are_never_aggregated_together() -> None:
 
 
 def test_an_edit_is_a_demonstration_and_beats_what_it_mends() -> None:
-    edited = opinion(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, mended"})
+    edited = opinion(0, "a", -2, swapped=True).model_copy(update={"edited_text": "second answer, edited"})
     unchanged = opinion(0, "b", 2).model_copy(update={"edited_text": "second answer "})
     machine = edited.model_copy(update={"rater_id": "m", "kind": "model"})
     (edit,) = build_edits([make_pair(0)], [edited, unchanged, machine, opinion(0, "c", 1)])
-    assert edit.demonstration.completion == "second answer, mended"
+    assert edit.demonstration.completion == "second answer, edited"
     assert edit.demonstration.prompt.messages == make_pair(0).messages
     # edited > chosen > rejected: the middle one is the judgment's own.
     assert [(p.chosen_text, p.rejected_text, p.raters) for p in edit.preferences] == [
-        ("second answer, mended", "second answer", ("a",)),
-        ("second answer, mended", "first answer", ("a",)),
+        ("second answer, edited", "second answer", ("a",)),
+        ("second answer, edited", "first answer", ("a",)),
     ]
 
 
@@ -165,7 +165,7 @@ def test_ids_as_drawn_and_tools_go_along_where_the_answer_was_not_edited(tmp_pat
         (None, None, None),  # two tokenizers
     ]
     assert [p.tools for p in found] == [(), (tool,), (tool,)]
-    (edit,) = build_edits(pairs, [opinion(1, "a", 3).model_copy(update={"edited_text": "second answer, mended"})])
+    (edit,) = build_edits(pairs, [opinion(1, "a", 3).model_copy(update={"edited_text": "second answer, edited"})])
     assert [(p.chosen_ids, p.rejected_ids) for p in edit.preferences] == [(None, (1, 1)), (None, (1, 0))]
     assert edit.demonstration.prompt.tools == (tool,)
     # Arrow, which takes its columns from the first row, keeps them all
@@ -180,15 +180,15 @@ def test_ids_as_drawn_and_tools_go_along_where_the_answer_was_not_edited(tmp_pat
 
 def test_an_edit_of_a_ranking_beats_all_that_were_ranked() -> None:
     pairs = [make_pair(0, "zero", "one", ("two",))]
-    order = ranked("a", ranking=(("0-2",), ("0-0",), ("0-1",)), edited_text="two, mended")
+    order = ranked("a", ranking=(("0-2",), ("0-0",), ("0-1",)), edited_text="two, edited")
     (edit,) = build_edits(pairs, [order, ranked("b", both_bad=True)])
-    assert (edit.demonstration.completion, edit.demonstration.prompt.id) == ("two, mended", pairs[0].prompt_id)
+    assert (edit.demonstration.completion, edit.demonstration.prompt.id) == ("two, edited", pairs[0].prompt_id)
     # edited > first > second > third: what follows the first ">" is among the votes.
     assert [(p.chosen_text, p.rejected_text) for p in edit.preferences] == [
-        ("two, mended", "two"), ("two, mended", "zero"), ("two, mended", "one")
+        ("two, edited", "two"), ("two, edited", "zero"), ("two, edited", "one")
     ]  # fmt: skip
     implied = order.pairwise()
-    assert [one.edited_text for one in implied] == ["two, mended", None, "two, mended"], "of 1-2, 1-0 and 2-0"
+    assert [one.edited_text for one in implied] == ["two, edited", None, "two, edited"], "of 1-2, 1-0 and 2-0"
     (together,) = build_edits(pairs, implied)
     assert together.demonstration == edit.demonstration
     assert sorted(together.preferences, key=str) == sorted(edit.preferences, key=str)
@@ -212,7 +212,7 @@ def test_a_ranking_that_is_left_out_leaves_no_edit(tmp_path: Path) -> None:
     store = open_store(tmp_path, [], raters=1)
     pairs = [make_pair(0, "zero", "one", ("two",)), make_pair(1)]
     store.add_pairs(pairs, overlap=1, seed=0, source="t", source_id="t", ranking=True)
-    order = {"ranking": [["0-2"], ["0-0"], ["0-1"]], "edited_text": "two, mended", "flags": ["unsafe"]}
+    order = {"ranking": [["0-2"], ["0-0"], ["0-1"]], "edited_text": "two, edited", "flags": ["unsafe"]}
     for given, fields in (("pair-0", order), ("pair-1", {"answer": 1})):
         store.claim("r0")
         store.submit("r0", Submission.model_validate({"client_id": given, "pair_id": given, **fields}))
@@ -223,7 +223,7 @@ def test_a_ranking_that_is_left_out_leaves_no_edit(tmp_path: Path) -> None:
         assert report["preferences"]["total"] == (1 if drop else 4)
     assert not (tmp_path / "dropped/final/demonstrations.jsonl").exists()
     (edit,) = read_records(tmp_path / "kept/final/demonstrations.jsonl", Demonstration)
-    assert edit.completion == "two, mended"
+    assert edit.completion == "two, edited"
     store.close()
 
 
@@ -571,7 +571,7 @@ def judged_campaign(folder: Path) -> Store:
     for rater, value in (("r0", 2), ("r1", 3), ("r2", -1)):
         while (given := store.claim(rater)) is not None:
             second_right = given.right_id.endswith("-1")
-            edited = "mended" if rater == "r0" and given.item_id in ("pair-1", "pair-5") else None
+            edited = "edited" if rater == "r0" and given.item_id in ("pair-1", "pair-5") else None
             submission = Submission(
                 client_id=f"{rater}-{given.item_id}",
                 pair_id=given.item_id,

@@ -220,7 +220,7 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
         assert given is not None
         fields: dict[str, Any] = {"answer": 2}
         if given.ranking:
-            fields = {"ranking": tuple((one,) for one in given.shown), "edited_text": "mended"}
+            fields = {"ranking": tuple((one,) for one in given.shown), "edited_text": "edited"}
         store.submit("r0", Submission(client_id=f"c{n}", pair_id=given.item_id, seconds_active=3.0, **fields))
     write_jsonl(tmp_path / "pairs.jsonl", store.pairs())
     write_jsonl(tmp_path / "judgments.jsonl", store.judgments()[0])
@@ -230,9 +230,9 @@ def test_our_own_judgments_come_back_rankings_as_what_they_imply(tmp_path: Path)
     again = Store.open(url)
     implied = [one for judgment in store.judgments()[0] for one in judgment.pairwise()]
     assert sorted(again.judgments()[0], key=str) == sorted(implied, key=str)
-    mended, before = (build_edits(one.pairs(), one.judgments()[0])[0] for one in (again, store))
-    assert mended.demonstration == before.demonstration
-    assert sorted(mended.preferences, key=str) == sorted(before.preferences, key=str)
+    restored, before = (build_edits(one.pairs(), one.judgments()[0])[0] for one in (again, store))
+    assert restored.demonstration == before.demonstration
+    assert sorted(restored.preferences, key=str) == sorted(before.preferences, key=str)
     stray = Judgment(pair_id="nowhere", rater_id="r0", left="a", right="b", answer=1, kind="human")
     write_jsonl(tmp_path / "judgments.jsonl", [*implied, stray])
     errors = tiebreak("label", "import", *files, "--store", url, ok=False).stderr

@@ -22,8 +22,9 @@ SPREAD = [
     ("Mixtral, auxiliary loss", "mistral"),
     ("gpt-oss", "gptoss"),
     ("Qwen3.5", "qwen3_5_think"),
+    ("ModernBERT decoder", "smollm2"),
 ]
-"""dense, windows, scaled logits, mixtures with and without an auxiliary loss, a hybrid"""
+"""dense, windows, scaled logits, mixtures with and without an auxiliary loss, a hybrid, a dense layer before the head"""
 
 
 @pytest.mark.filterwarnings("default")

@@ -205,7 +205,7 @@ def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
     assert {path.name for path in complete_checkpoints(tmp_path / "ppo")} == {"checkpoint-4", "checkpoint-5"}
 
 
-def test_a_mended_function_is_another_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_function_is_another_run(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it failed at once, nothing is in the way; what was learned from the old one is not gone on with."""
     file = tmp_path / "house_rewards.py"
     monkeypatch.chdir(tmp_path)

@@ -140,7 +140,7 @@ def test_every_broken_line_of_every_file_is_listed(tmp_path: Path, output: Path)
     assert made_nothing(output)
 
 
-def test_the_mended_data_goes_through_in_the_same_folder(tmp_path: Path, output: Path, tiny_model: Path) -> None:
+def test_the_fixed_data_goes_through_in_the_same_folder(tmp_path: Path, output: Path, tiny_model: Path) -> None:
     data = write_lines(tmp_path / "p.jsonl", {"prompt": "Why do roots turn brown in summer?"}, {"prompt": ""})
     words = ("prepare", "--output", output, "--prompts", data, "--policy", tiny_model)
     fail(*words, parts=(f"{data}:2: the prompt is empty",))

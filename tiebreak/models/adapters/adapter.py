@@ -125,23 +125,36 @@ class Adapter:
     def mount(cls, model: PeftModel, folder: Path, source: str, name: str, weights: Mapping[str, Tensor]) -> Adapter:
         """A saved one beside those that a model has, of the same base weights; it does not train, nor is it active.
 
+        A reward model has no layers beyond the decoder, such as the dense one in ModernBERT's head: what PEFT makes there
+        changes nothing, and no score passes through it.
+
         Raises:
             HandoffError: it does not fit.
         """
         adapter = cls(model, name)
         model.add_adapter(name, read_peft_config(folder, "CAUSAL_LM"))
-        adapter._take(weights, f"{source}: its adapter does not fit this backbone")
+        decoder = f"base_model.model.{model.get_base_model().base_model_prefix}."
+        adapter._take(weights, f"{source}: its adapter does not fit this backbone", within=decoder)
         for parameter in adapter.parameters().values():
             parameter.requires_grad_(False)
         return adapter
 
-    def _take(self, weights: Mapping[str, Tensor], refusal: str) -> None:
+    def _take(self, weights: Mapping[str, Tensor], refusal: str, within: str = "") -> None:
+        """Load all weights.
+
+        Args:
+            within: beginning of the names that must have weights.
+        """
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         loaded = set_peft_model_state_dict(self.model, dict(weights), adapter_name=self.name)
         used = set(get_peft_model_state_dict(self.model, adapter_name=self.name, save_embedding_layers=False))
         without_place = {key for key in weights if key not in used and ".base_layer." not in key}
-        lost = [*loaded.unexpected_keys, *sorted(without_place), *sorted(used - set(weights))]
+        lost = [
+            *loaded.unexpected_keys,
+            *sorted(without_place),
+            *sorted(name for name in used - set(weights) if name.startswith(within)),
+        ]
         if lost:
             raise HandoffError(f"{refusal}: {lost[:3]}")
 
