@@ -95,6 +95,10 @@ class DataError(TiebreakError):
         super().__init__("\n".join(lines))
 
 
+class NoRowLeftError(DataError):
+    """Every row was dropped: what is left of the data is not enough to work with."""
+
+
 class RunError(TiebreakError):
     """A run folder is missing, unfinished, in use, or holds a run of another configuration."""
 

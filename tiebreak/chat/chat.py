@@ -38,7 +38,7 @@ from tiebreak.chat.turns import (
     with_fixed_date,
 )
 from tiebreak.config import ChatSettings
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, NoRowLeftError
 from tiebreak.records import LabelledAnswer, Message, Messages, Preference, Prompt, assistant
 from tiebreak.runs.run import Run
 from tiebreak.terminal import has_colours, is_main_process, paint, plain, say
@@ -160,6 +160,11 @@ class Chat:
             self.encode_side(preference.prompt, messages, finished, preference.tools, ids, preference.tokenizer_sha256)
             for messages, ids, finished in sides
         )
+        if chosen == rejected:
+            raise HandoffError(
+                "chosen and rejected are the same tokens: all that they differ in is left out by thinking: drop, or is "
+                "nothing that the chat template writes (a call's id); leave the row out"
+            )
         return chosen, rejected
 
     def encode_answer(self, answer: LabelledAnswer) -> Written:
@@ -759,7 +764,8 @@ def encode_each(
         dropping: the run that drops rows that cannot be rendered, and lists them (`on_bad_row: drop`).
 
     Raises:
-        DataError: with every row that the chat template cannot take; or none is left.
+        DataError: with every row that the chat template cannot take.
+        NoRowLeftError: none is left, though rows are dropped.
     """
     made: list[tuple[Row, Made]] = []
     faults: list[str] = []
@@ -769,7 +775,8 @@ def encode_each(
         except HandoffError as error:
             faults.append(f"row {number}{_beginning(row)}: {error}")
     if faults and (dropping is None or not made):
-        raise DataError(f"{len(faults)} of {len(rows)} {what} cannot be rendered as they are", faults)
+        kind = DataError if dropping is None else NoRowLeftError
+        raise kind(f"{len(faults)} of {len(rows)} {what} cannot be rendered as they are", faults)
     if faults and dropping is not None:
         dropping.facts["rows_not_rendered"] = dropping.facts.get("rows_not_rendered", 0) + len(faults)
         say(f"{len(faults)} of {len(rows)} {what} dropped (on_bad_row: drop); the first: {faults[0]}")

@@ -320,12 +320,22 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
 
 
 def _unnested(row: dict[str, Any]) -> dict[str, Any]:
-    """A Demonstration of ours nests its prompt: its fields as columns."""
-    prompt = row.get("prompt")
-    if not isinstance(prompt, dict) or "messages" not in prompt:
+    """A prompt within an object, as columns: our Demonstration's, and OpenAI's `input: {messages, tools}`."""
+    name = next((name for name in ("prompt", "input") if _is_nested(row.get(name))), None)
+    if name is None:
         return row
-    fields = {name: prompt[name] for name in ("split", "source", "tags", "tools") if prompt.get(name)}
-    return {**fields, **row, "prompt": prompt["messages"]}
+    fields = {key: value for key, value in row[name].items() if key in _OF_A_PROMPT and value}
+    others = {
+        f"{name}.{key}": value for key, value in row[name].items() if key not in ("id", "messages", *_OF_A_PROMPT)
+    }
+    return {**fields, **others, **row, name: row[name]["messages"]}
+
+
+_OF_A_PROMPT = ("split", "source", "tags", "tools")
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict) and "messages" in value
 
 
 _NAMED_FOREIGN = ("split", "kind", "source", "tags", "label", "strength", "confidence", "agreement", "raters")

@@ -36,7 +36,12 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 SYSTEMS = ("system", "system_prompt", "system_message")
 ANSWERS = ("completion", "response", "answer", "output", "solution")
 CONVERSATIONS = ("messages", "conversations", "conversation")
-SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("response_j", "response_k"))
+SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_j", "response_k"),
+    ("preferred_output", "non_preferred_output"),
+)
 PAIRS = (
     *(
         (f"{name}{first}", f"{name}{second}")
@@ -525,8 +530,8 @@ def _two_sides(cells: Cells, *, judged: bool = True) -> Understood | None:
     name = _one_of(cells, PROMPTS, "prompt")
     if name is None and isinstance(chosen, str) and not is_transcript(chosen):
         name = _one_of(cells, LATE_PROMPTS, "prompt")
-    if name is None and (conversation := _conversation_column(cells)) and not _holds_prompt(cells, chosen):
-        name = conversation
+    if name is None and not _holds_prompt(cells, chosen):
+        name = _conversation_column(cells) or _one_of(cells, LATE_PROMPTS, "prompt")
     if judged and (tied := _check_side_scores(cells) or _check_verdict(cells, sides)):
         return Understood(f"ties ({sides[0]}, {sides[1]})", [LeftOut(tied)])
     if name is None:

@@ -132,7 +132,7 @@ def _read_lines(path: Path, content: bytes) -> Table:
             continue
         where = f"{path}:{number}"
         try:
-            _add(table, where, json.loads(line.decode("utf-8").rstrip("\r\n")), b"\\u" in line)
+            _add(table, where, _value_of(line.decode("utf-8").rstrip("\r\n")), b"\\u" in line)
         except UnicodeDecodeError as error:
             table.bad.append(BadRow(where, f"not UTF-8 ({error.reason} at byte {error.start})"))
         except json.JSONDecodeError as error:
@@ -140,6 +140,16 @@ def _read_lines(path: Path, content: bytes) -> Table:
         except (RecursionError, ValueError) as error:
             table.bad.append(BadRow(where, f"not JSON ({error})"))
     return table
+
+
+def _value_of(line: str) -> object:
+    """A line's JSON. A comma after an object is left over from the list that it was in."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        if line.rstrip().endswith(","):
+            return json.loads(line.rstrip()[:-1])
+        raise
 
 
 def _read_array(path: Path, text: str) -> Table:
@@ -257,12 +267,15 @@ def _read_table(path: Path, content: bytes) -> Table:
     """A table with a header. Cells are text; empty cells are absent."""
     text = _decoded(path, content.removeprefix(b"\xef\xbb\xbf"))
     csv.field_size_limit(sys.maxsize)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
-    table, before = Table(of_text=True), 0
+    excel = re.match(r"sep=(.)\r?\n", text)  # the first line of Excel's own tables
+    first = int(excel is not None)
+    table, before = Table(of_text=True), first
+    text, delimiter = (text[excel.end() :], excel[1]) if excel else (text, _delimiter(path, text))
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
         for cells in lines:
-            where, before = f"{path}:{before + 1}", lines.line_num
+            where, before = f"{path}:{before + 1}", first + lines.line_num
             cells = [cell.replace("\r\n", "\n") for cell in cells]  # the file's own line ends, inside quotes too
             if not any(cells):
                 continue
@@ -273,15 +286,15 @@ def _read_table(path: Path, content: bytes) -> Table:
             else:
                 table.rows.append((where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
-        raise DataError(f"{path}:{lines.line_num}: not CSV ({error})") from error
+        raise DataError(f"{path}:{first + lines.line_num}: not CSV ({error})") from error
     return table
 
 
 def _delimiter(path: Path, text: str) -> str:
-    header = text.lstrip().partition("\n")[0]
+    header = re.sub(r'"[^"]*"', "", text.lstrip().partition("\n")[0])
     if form_of(path) == ".tsv":
         return "\t"
-    return max(",;\t", key=header.count)
+    return max(",;\t|", key=header.count)
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:

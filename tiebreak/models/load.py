@@ -31,6 +31,7 @@ from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import size_of, train_whole
 from tiebreak.models.probe import verify_probe
 from tiebreak.models.tokenizers import load_error, load_tokenizer
+from tiebreak.models.weights import require_whole
 from tiebreak.terminal import say
 from tiebreak.upstream import keep_quantized_weights
 
@@ -81,6 +82,8 @@ def load_base(
     options: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # refused below, with their names
         "trust_remote_code": training.trust_remote_code or source.trust_remote_code,
     }
     if training.attention != "auto":
@@ -95,11 +98,12 @@ def load_base(
     transformers_logging.set_verbosity_error()  # a causal model's weights in a classifier: the new head is expected
     transformers_logging.disable_progress_bar()
     try:
-        model = loader.from_pretrained(source.base_path, **options)
+        model, loading = loader.from_pretrained(source.base_path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise load_error(source, "the model" if kind == "policy" else "a classifier of it", error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    require_whole(model, loading, source, kind)
     model.config.use_cache = False
     keep_quantized_weights(model)  # or a probe before training would leave the adapters below them untrained
     return model

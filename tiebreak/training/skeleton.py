@@ -22,7 +22,7 @@ from transformers import Trainer
 
 from tiebreak.chat.chat import Chat, Encoded
 from tiebreak.data.reading import Rules
-from tiebreak.errors import DataError, HandoffError
+from tiebreak.errors import DataError, HandoffError, NoRowLeftError
 from tiebreak.models.find import ModelKind, ModelSource, find_model
 from tiebreak.models.load import adapter_of, require_possible
 from tiebreak.models.reload import FreshProcess
@@ -166,9 +166,18 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
             raise DataError(f"no {self.rows_name} to train on: the inputs hold none for the train split")
         return Rows(training, validation)
 
+    def _held_out(self) -> list[Row]:
+        """The validation rows as token ids. Without them a training is as it was; only its figures are fewer."""
+        try:
+            return self.encode(self.data.validation, held_out=True)
+        except NoRowLeftError as error:
+            say(f"nothing is held out for validation: {error}")
+            self.data = Rows(self.data.train, [])
+            return self.encode([], held_out=True)
+
     def work(self) -> None:
         """From the data to the finished run."""
-        rows = Rows(self.encode(self.data.train, held_out=False), self.encode(self.data.validation, held_out=True))
+        rows = Rows(self.encode(self.data.train, held_out=False), self._held_out())
         self.preflight(rows.train)
         self.show_preflight(rows)
         if self.config.preflight_only:

@@ -17,7 +17,7 @@ from transformers import ProgressCallback
 
 from tiebreak.chat.chat import Chat, Encoded, check_encoded, coloured_mask, renderable
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
-from tiebreak.errors import DataError, HandoffError, TiebreakError
+from tiebreak.errors import DataError, HandoffError, NoRowLeftError, TiebreakError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import whole_state
@@ -107,11 +107,11 @@ def drop_too_long(rows: list[Any], lengths: Sequence[int], limit: int, what: str
     """Rows within `max_length_tokens`. Longer ones are dropped, counted and reported, never truncated.
 
     Raises:
-        DataError: all of them are too long.
+        NoRowLeftError: all of them are too long.
     """
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
     if rows and not kept:
-        raise DataError(
+        raise NoRowLeftError(
             f"every one of the {len(rows)} {what} is longer than training.max_length_tokens ({limit}; the shortest has "
             f"{min(lengths)} tokens): raise it, or shorten them"
         )

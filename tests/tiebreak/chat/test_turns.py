@@ -392,6 +392,27 @@ def test_a_sampled_side_is_learned_as_the_ids_that_were_drawn(words: Any) -> Non
     assert other.completion == chat.encode_completion([ASK], "Add iron.")[1]
 
 
+def test_sides_that_are_written_with_the_same_tokens_are_no_pair(words: Any) -> None:
+    """Two thoughts before one answer differ only while thoughts are kept; two ids of one call never do."""
+    sides = {
+        "chosen": (THOUGHT,),
+        "rejected": (THOUGHT.model_copy(update={"reasoning_content": "Pale is thirsty."}),),
+    }
+    keeping, dropping = (
+        family(words, "qwen3", CHATML, "<|im_end|>", template_arguments={"enable_thinking": True}, thinking=thinking)
+        for thinking in ("keep", "drop")
+    )
+    chosen, rejected = keeping.encode_preference(preference(**sides))
+    assert chosen.completion != rejected.completion
+    calls = {
+        side: (CALL.model_copy(update={"tool_calls": (CALL.tool_calls[0].model_copy(update={"id": side}),)}),)
+        for side in ("chosen", "rejected")
+    }
+    for chat, pair in ((dropping, preference(**sides)), (keeping, preference(**calls, tools=TOOLS))):
+        with pytest.raises(HandoffError, match=r"^chosen and rejected are the same tokens: .*; leave the row out$"):
+            chat.encode_preference(pair)
+
+
 def test_the_thought_of_a_drawn_answer_is_masked_or_dropped(words: Any) -> None:
     text = "<think>\nHm.\n</think>\n\nAdd iron.<|im_end|>"
     for thinking, learned in (("keep", text), ("mask", "\n\nAdd iron.<|im_end|>")):

@@ -102,6 +102,14 @@ PREFERENCES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda n, q, good, bad: {"prompt": q, "chosen": good, "rejected": bad},
         "preferences (prompt, chosen, rejected)",
     ),
+    "OpenAI's preferences": (
+        lambda n, q, good, bad: {
+            "input": {"messages": [written("user", q)], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [written("assistant", good)],
+            "non_preferred_output": [written("assistant", bad)],
+        },
+        "preferences (input, preferred_output, non_preferred_output)",
+    ),
     "TRL, conversational": (
         lambda n, q, good, bad: {
             "prompt": [written("user", q)],
@@ -1602,3 +1610,19 @@ def test_our_prompts_within_a_row(tmp_path: Path) -> None:
     )
     (bad,) = reading_of(tmp_path, [{"prompt": {"text": "q"}}]).bad
     assert "role" in bad.reason
+
+
+def test_a_prompt_within_an_object_keeps_its_tools_and_names_the_rest(tmp_path: Path) -> None:
+    """OpenAI's format of preferences, under its own names and under ours."""
+    row = {
+        "input": {"messages": [written("user", "q")], "tools": [{"name": "t"}], "parallel_tool_calls": True},
+        "preferred_output": [written("assistant", "x")],
+        "non_preferred_output": [written("assistant", "y")],
+    }
+    ours = Rules({"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"})
+    for rules in (KEEP, ours):
+        reading = reading_of(tmp_path, [row], "preferences", rules)
+        (one,) = reading.drafts
+        assert [tool["function"]["name"] for tool in one.record.tools] == ["t"]
+        assert (one.record.prompt[0].content, one.record.chosen_text, one.record.rejected_text) == ("q", "x", "y")
+        assert reading.ignored_columns() == "input.parallel_tool_calls"

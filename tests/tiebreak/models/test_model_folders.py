@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support import TINY_TRAINING, run_here, write_config
 from transformers import AutoModelForCausalLM
 
@@ -97,6 +99,69 @@ def test_weights_that_were_cut_short_are_refused(tiny_model: Path, tmp_path: Pat
     source = find_model(str(broken(tiny_model, tmp_path / "model", "model.safetensors", cut)))
     with pytest.raises(ModelError, match="cannot load the model"):
         load_base(source, TrainingConfig())
+
+
+def without(*names: str) -> Callable[[Path], object]:
+    """Leaves these tensors out of a file of weights."""
+
+    def leave_out(path: Path) -> None:
+        kept = {name: weight for name, weight in load_file(path).items() if name not in names}
+        save_file(kept, path, metadata={"format": "pt"})
+
+    return leave_out
+
+
+def configured(**values: Any) -> Callable[[Path], object]:
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+NORM = "model.norm.weight"
+THIRD = "model.layers.2.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "lacking", "as_reward"),
+    [
+        ("model.safetensors", without(NORM), f"its weights lack {NORM}, which", True),
+        ("config.json", configured(num_hidden_layers=3), f"its weights lack 9 weights ({THIRD}, ", True),
+        ("config.json", configured(tie_word_embeddings=False), "its weights lack lm_head.weight, which", False),
+        (
+            "config.json",
+            configured(intermediate_size=96),
+            "model.layers.0.mlp.down_proj.weight has the size 64 × 128 in its weights and 64 × 96 by its config.json, and "
+            "5 other weights differ too",
+            True,
+        ),
+    ],
+)
+def test_random_numbers_never_take_the_place_of_weights(
+    tiny_model: Path, tmp_path: Path, file: str, change: Callable[[Path], object], lacking: str, as_reward: bool
+) -> None:
+    """As transformers would have it: a norm of ones, a layer or a head as it is drawn, with a warning alone. A reward
+    model needs no head."""
+    source = find_model(str(broken(tiny_model, tmp_path / "model", file, change)))
+    with pytest.raises(ModelError) as refusal:
+        load_base(source, TrainingConfig())
+    assert lacking in str(refusal.value)
+    if as_reward:
+        with pytest.raises(ModelError):
+            load_base(source, TrainingConfig(), kind="reward")
+    else:
+        load_base(source, TrainingConfig(), kind="reward")
+
+
+def test_weights_that_a_model_has_no_place_for_are_named(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A layer more than config.json counts: 9 tensors."""
+    source = find_model(str(broken(tiny_model, tmp_path / "model", "config.json", configured(num_hidden_layers=1))))
+    capsys.readouterr()
+    for kind in ("policy", "reward"):
+        load_base(source, TrainingConfig(), kind=kind)
+        assert "no place for 9 weights (model.layers.1.input_layernorm.weight, " in capsys.readouterr().err
+    for kind in ("policy", "reward"):
+        load_base(find_model(str(tiny_model)), TrainingConfig(), kind=kind)
+        assert not capsys.readouterr().err
 
 
 def test_a_generation_config_that_is_no_json_is_named(tiny_model: Path, tmp_path: Path) -> None:
