@@ -31,14 +31,14 @@ from preference.pairs import LABELS, EncodedPair, PairCollator, PairStage, to_da
 from preference.policy.adapters import POLICY
 from preference.policy.overoptimisation import reference_name
 from preference.reference import ReferenceLogps
+from preference.second_copy import reference_of, require_adapter_of
 from preference.sync import SyncedReference
 from tiebreak.command.launch import stage_main
-from tiebreak.errors import ConfigError
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
-from tiebreak.models.load import adapter_of, load_copy, load_policy
+from tiebreak.models.load import load_policy
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions
@@ -181,13 +181,7 @@ class DPO(PairStage):
     """The stage."""
 
     def check(self) -> None:
-        config = self.config
-        if adapter_of(self.source, config.adapter).method == "full" and (config.guard or config.sync_ref_model):
-            key = "guard" if config.guard else "sync_ref_model"
-            raise ConfigError(
-                f"{key}: it works on the reference as an adapter, which adapter.method: full has not; use "
-                f"{{method: lora}}, or leave {key} out"
-            )
+        require_adapter_of(self.source, self.config)
 
     def build(self, rows: Rows[EncodedPair], recorder: RunRecorder) -> CheckedDPOTrainer:
         """TRL's trainer on the policy, with its reference and its guard."""
@@ -199,8 +193,8 @@ class DPO(PairStage):
             example.masks is None for example in every
         )  # the cache is of whole answers, alone, of one reference
         trainer = CheckedDPOTrainer(
-            model=load_policy(source, config.training, config.adapter, tokenizer),
-            ref_model=self._reference(),
+            model=load_policy(source, config.training, config.adapter, tokenizer, self.first_ids(rows)),
+            ref_model=reference_of(source, config),
             args=build_dpo_args(config, self.run),
             train_dataset=to_dataset(rows.train, config.prompt_by_prompt),
             eval_dataset=to_dataset(held_out) if held_out else None,
@@ -218,11 +212,6 @@ class DPO(PairStage):
                 config.guard, config, recorder, trainer, source, self.chat, self.data.validation, self.dropping
             )
         return trainer
-
-    def _reference(self) -> Any:
-        """A second copy, where the policy's own weights train; otherwise it is an adapter on the policy's."""
-        is_whole = adapter_of(self.source, self.config.adapter).method == "full"
-        return load_copy(self.source, self.config.training) if is_whole else None
 
 
 def reference_facts(trainer: DPOTrainer, source: ModelSource) -> dict[str, Any]:

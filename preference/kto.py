@@ -28,6 +28,7 @@ from preference.guarded import guard_direct, kinds_of_judgments
 from preference.losses import Answers, kto_loss
 from preference.policy.adapters import POLICY
 from preference.policy.overoptimisation import Guard, reference_name, require_held_out
+from preference.second_copy import reference_of, require_adapter_of
 from preference.sync import SyncedReference
 from tiebreak.chat.chat import Chat, Encoded, encode_each
 from tiebreak.data.reading import read_answers
@@ -147,7 +148,8 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
 
     def prepare_model(self) -> None:
         switch_off_noise(self.model)
-        Adapter(self.model, POLICY).copy_to(reference_name(self.model))  # TRL skips adapters on embeddings
+        if self.ref_model is None:
+            Adapter(self.model, POLICY).copy_to(reference_name(self.model))  # TRL skips adapters on embeddings
 
     def losses(self) -> Sequence[str]:
         return [self.loss_type]
@@ -160,7 +162,7 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
         """With the reference's log-probabilities, and the estimate of the KL instead of the mismatched rows."""
         if "ref_logps" in inputs:
             return inputs
-        reference, mismatched_reference = self.compute_ref_log_probs(self.model, inputs)
+        reference, mismatched_reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         made = {key: value for key, value in inputs.items() if not key.startswith("KL_")} | {"ref_logps": reference}
         if not self.calculate_KL:
             return made
@@ -230,6 +232,9 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
     rows_name = "labelled answers"
     guard: Guard | None = None
 
+    def check(self) -> None:
+        require_adapter_of(self.source, self.config)
+
     def read(self) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
         return partition(read_answers(self.config.preferences, self.rules), lambda one: one.split)
 
@@ -249,7 +254,8 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
         config, source, tokenizer = self.config, self.source, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
         trainer = CheckedKTOTrainer(
-            model=load_policy(source, config.training, config.adapter, tokenizer),
+            model=load_policy(source, config.training, config.adapter, tokenizer, self.first_ids(rows)),
+            ref_model=reference_of(source, config),
             args=build_kto_args(config, self.run),
             train_dataset=to_dataset(rows.train, shuffled=True),
             eval_dataset=to_dataset(held_out) if held_out else None,

@@ -31,6 +31,7 @@ from preference.guarded import guard_direct
 from preference.losses import cpo_loss, orpo_loss, simpo_loss
 from preference.pairs import EncodedPair, PairCollator, PairStage, to_dataset
 from preference.policy.adapters import POLICY, REFERENCE
+from preference.second_copy import require_adapter_of
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.load import load_policy
 from tiebreak.packed.forward import whole_model
@@ -172,11 +173,14 @@ class CheckedORPOTrainer(ReferenceFreeTrainer, ORPOTrainer):
 class ReferenceFree(PairStage):
     """The stage."""
 
+    def check(self) -> None:
+        require_adapter_of(self.source, self.config)
+
     def build(self, rows: Rows[EncodedPair], recorder: RunRecorder) -> ReferenceFreeTrainer:
         """TRL's trainer on the policy, with its guard."""
         config, source, tokenizer = self.config, self.source, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
-        model = load_policy(source, config.training, config.adapter, tokenizer)
+        model = load_policy(source, config.training, config.adapter, tokenizer, self.first_ids(rows))
         if config.guard is not None:  # it measures the KL to the initial policy
             for parameter in Adapter(model, POLICY).copy(REFERENCE).parameters().values():
                 parameter.requires_grad_(False)

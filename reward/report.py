@@ -183,7 +183,7 @@ def report(config: RewardReportConfig) -> None:
     from tiebreak.packed.logprobs import member_scores_in_batches
 
     source = find_model(config.reward_model, "reward", config.trust_remote_code)
-    if source.folder is None:
+    if source.probed is None:
         raise HandoffError(f"{config.reward_model} is a base model: give the folder of a finished reward run")
     preferences = config.preferences or _own_preferences(config.reward_model)
     with start_run(config, "reward report", {"reward_model": config.reward_model, "preferences": preferences}) as run:
@@ -203,7 +203,7 @@ def report(config: RewardReportConfig) -> None:
             )
             held_out = partition(read_preferences(preferences, rules), lambda one: one.split)[1]
         else:
-            held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.folder)
+            held_out = not_trained_on(read_preferences(preferences, Rules.of(run)), source.probed)
         if not held_out:
             raise DataError(f"{preferences} has no preference whose prompt {config.reward_model} was not trained on")
         dropping = run if trained.get("on_bad_row") == "drop" else that_drops(run)

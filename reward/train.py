@@ -80,7 +80,9 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
         config, tokenizer = self.config, self.chat.tokenizer
         held_out = evaluation_rows(rows.validation, config.training)
         return PackedRewardTrainer(
-            model=load_reward_model(self.source, config.training, config.adapter, tokenizer, config.members),
+            model=load_reward_model(
+                self.source, config.training, config.adapter, tokenizer, config.members, self.first_ids(rows)
+            ),
             args=build_reward_args(config, self.run),
             train_dataset=to_dataset(rows.train, config.prompt_by_prompt),
             eval_dataset=to_dataset(held_out) if held_out else None,

@@ -66,7 +66,7 @@ class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
     def build(self, rows: Rows[Encoded], recorder: RunRecorder) -> PackedSFTTrainer:
         config = self.config
         return PackedSFTTrainer(
-            model=load_policy(self.source, config.training, config.adapter, self.chat.tokenizer),
+            model=load_policy(self.source, config.training, config.adapter, self.chat.tokenizer, self.first_ids(rows)),
             args=build_sft_args(config, self.run),
             train_dataset=to_dataset(rows.train),
             eval_dataset=to_dataset(evaluation_rows(rows.validation, config.training)) if rows.validation else None,

@@ -90,7 +90,7 @@ def load_reward_model(name: str, *, precision: Precision = "auto", trust_remote_
         RunError, ModelError: there is no such folder, or its files have changed.
     """
     source = find_model(name, "reward", trust_remote_code)
-    if source.folder is None:
+    if source.probed is None:
         raise HandoffError(f"{name} is a base model: give the folder of a finished reward run")
     loading = LoadingConfig(precision=precision, trust_remote_code=trust_remote_code)
     return RewardModel(source, load_trained_reward_model(source, loading), load_chat(source, None, trust_remote_code))

@@ -648,9 +648,11 @@ def fused_output(**values: Any) -> Any:
     return _load("trl.trainer.utils").FusedCausalLMOutput(**values)
 
 
-def add_fused_head(model: Any) -> None:
+def add_fused_head(model: Any, temperature: float = 1.0) -> None:
     """Let a causal model return log-probabilities where it is called with `fused_lm_head=True`, as TRL's losses do."""
-    _load("trl.trainer.utils").add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits"))
+    _load("trl.trainer.utils").add_fused_lm_head(
+        model, temperature=temperature, outputs=("log_probs", "entropy", "mean_logits")
+    )
 
 
 def moves_weights(module: Any) -> bool:

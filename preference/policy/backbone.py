@@ -11,7 +11,8 @@ mean of the normalised scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from preference.policy.adapters import POLICY, REFERENCE
+from preference.policy.adapters import POLICY, REFERENCE, has_adapters
 from preference.policy.layout import Layout, pack, pad
 from tiebreak.config import AdapterConfig, OptimizerConfig
 from tiebreak.errors import HandoffError
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.find import ModelSource
-from tiebreak.models.load import load_policy
-from tiebreak.packed.forward import packs, why_not
+from tiebreak.models.load import load_copy, load_policy
+from tiebreak.packed.forward import packs, whole_model, why_not
 from tiebreak.packed.fused import fuse_layers
 from tiebreak.packed.lm_head import HeadOutput, head_of
 from tiebreak.packed.proof import (
@@ -44,7 +45,6 @@ from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import ROWS_LOOKED_AT
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -66,10 +66,17 @@ class Batch:
 class Backbone(nn.Module):
     """One language model with its adapters, and the value head. `forward` is the policy's training pass."""
 
-    def __init__(self, lm: PeftModel, pad_id: int, reference: str = REFERENCE) -> None:
+    def __init__(self, lm: Any, pad_id: int, reference: str | nn.Module = REFERENCE) -> None:
+        """The language model, with PEFT's wrapper or, where its own weights train, without.
+
+        Args:
+            reference: the initial policy: the name of an adapter, or a second model.
+        """
         super().__init__()
         self.lm = lm
-        self.reference = reference
+        self.reference = REFERENCE if isinstance(reference, nn.Module) else reference
+        self._copy = [reference] if isinstance(reference, nn.Module) else []  # in a list: no part of this module
+        self._is_copy = False
         self.value_head = nn.Linear(
             lm.config.get_text_config().hidden_size, 1, device=next(lm.parameters()).device, dtype=torch.float32
         )
@@ -78,13 +85,12 @@ class Backbone(nn.Module):
         self.pad_id = pad_id
         self.config = lm.config
         fuse_layers(lm)
-        self.head = head_of(lm.get_base_model())
-        reason = why_not(lm.get_base_model())
-        self.packs = not reason and packs(lm.get_base_model())
+        base = whole_model(lm)
+        self.head = head_of(base)
+        reason = why_not(base)
+        self.packs = not reason and packs(base) and all(map(packs, self._copy))
         if reason:
-            say(
-                f"completions are padded: {type(lm.get_base_model()).__name__} does not support packing, because {reason}"
-            )
+            say(f"completions are padded: {type(base).__name__} does not support packing, because {reason}")
 
     @property
     def device(self) -> torch.device:
@@ -125,14 +131,32 @@ class Backbone(nn.Module):
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Called by transformers' trainer for `training.gradient_checkpointing`."""
-        self.lm.get_base_model().activation_checkpointing_enable(**options)
+        base: Any = whole_model(self.lm)
+        base.activation_checkpointing_enable(**options)
+
+    @contextmanager
+    def acting(self, name: str = POLICY) -> Iterator[None]:
+        """Compute as the policy, or as `self.reference`: with its adapter, in the weights where that is exact, or with its
+        own copy of the weights. A copy is on this module's device."""
+        if has_adapters(self.lm):
+            with Adapter(self.lm, name).merged():
+                yield
+            return
+        before, self._is_copy = self._is_copy, name != POLICY
+        if self._is_copy:
+            self._copy[0].to(self.device)
+        try:
+            yield
+        finally:
+            self._is_copy = before
 
     def hidden_states(self, layout: Layout) -> Tensor:
-        """The last hidden states under the active adapter, flattened to (tokens, hidden)."""
-        return layout.hidden_states(self.lm.get_base_model())
+        """The last hidden states of the model that computes now, flattened to (tokens, hidden)."""
+        return layout.hidden_states(self._copy[0] if self._is_copy else whole_model(self.lm))
 
     def _head(self, hidden: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool = False) -> HeadOutput:
-        return self.head.token_logps(hidden, targets, temperature, entropy_gradient=entropy_gradient)
+        head = head_of(self._copy[0]) if self._is_copy else self.head
+        return head.token_logps(hidden, targets, temperature, entropy_gradient=entropy_gradient)
 
     @torch.no_grad()
     def logps(self, batch: Batch, temperature: float) -> Tensor:
@@ -177,7 +201,8 @@ class Backbone(nn.Module):
         def compute(path: ForwardPath) -> Computed:
             self.packs = path == ForwardPath.PACKED
             if not self.packs:
-                take_own_layers(self.lm)
+                for model in (self.lm, *self._copy):
+                    take_own_layers(model)
             batch = self.to_batch([p for p, _ in examples], [c for _, c in examples])
             logps, _, _ = self(batch, temperature)
             return weighted_sum(logps[batch.mask], self.lm)
@@ -209,9 +234,16 @@ def load_backbone(
     training: OptimizerConfig,
     adapter: AdapterConfig | None,
     tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]] = (),
 ) -> Backbone:
-    """Policy, reference and value head. Reward models are mounted later."""
-    lm = load_policy(policy, training, adapter, tokenizer)
+    """Policy, reference and value head. Reward models are mounted later. Where the policy's own weights train, the
+    reference is a second copy of the model."""
+    lm = load_policy(policy, training, adapter, tokenizer, rows)
+    if not has_adapters(lm):
+        reference = load_copy(policy, training)
+        for model in (lm, reference):
+            switch_off_noise(model)
+        return Backbone(lm, tokenizer.pad_token_id, reference)
     Adapter(lm, POLICY).copy(REFERENCE)
     Adapter(lm, POLICY).train_alone()
     switch_off_noise(lm)  # π and π_old must be one function (Huang et al. 2024, 4.2)

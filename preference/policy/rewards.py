@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from preference.configuration import RewardConfig
+from preference.policy.adapters import has_adapters
 from preference.policy.layout import Layout, batches_by_tokens
 from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.config import LoadingConfig
@@ -37,6 +38,7 @@ from tiebreak.models.load import format_held, format_of, load_trained_reward_mod
 from tiebreak.models.probe import PROBE_FILE, PROBE_TOLERANCE_ELSEWHERE
 from tiebreak.models.scores import ScoreScale, combine_scores, read_score_scale
 from tiebreak.models.tokenizers import chat_facts, load_chat
+from tiebreak.packed.forward import whole_model
 from tiebreak.packed.logprobs import member_scores_in_batches
 from tiebreak.records import Prompt
 from tiebreak.runs.run import Run
@@ -313,11 +315,13 @@ def load_reward(
     """
     own = load_chat(reward, trust_remote_code=training.trust_remote_code)
     one_language = chat_facts(own) == chat_facts(conversations.chat)
-    held = format_held(host.lm.get_base_model())
+    held = format_held(whole_model(host.lm))
     rounds_by_batch = held is not None and held.name == "int8"  # by the largest activations beside a token
     held_as_policy = held == format_of(reward, None) and not rounds_by_batch
-    scale = read_score_scale(reward.folder) if reward.folder else UNKNOWN_SCALE
-    if one_language and reward.base_sha256 == policy.base_sha256 and held_as_policy:
+    final = reward.folder or reward.probed
+    scale = read_score_scale(final) if final else UNKNOWN_SCALE
+    same_base = reward.folder is not None and reward.base_sha256 == policy.base_sha256
+    if one_language and same_base and held_as_policy and has_adapters(host.lm):
         head = mount_adapter(host.lm, reward, adapter)
         mounted = MountedReward(reward.name, weight, host, adapter, head, scale, spread_penalty)
         _verify_probe(mounted, reward)

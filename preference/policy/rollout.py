@@ -9,13 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from preference.policy.adapters import POLICY
 from preference.policy.backbone import Backbone, Batch
 from preference.policy.layout import batches_by_tokens
 from preference.policy.rewards import TOKENS_AT_ONCE, Reward, score_all
 from preference.policy.token_rewards import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from tiebreak.config import SamplingConfig
-from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.packed.generation import Sampled, sample_completions
 
 
@@ -43,7 +41,7 @@ def draw_seeded(
     stop_ids: Collection[int],
 ) -> list[Sampled]:
     """Our own sampler: `Draw`, unless the configuration names another."""
-    with Adapter(backbone.lm, POLICY).merged():
+    with backbone.acting():
         sampled: list[Sampled] = sample_completions(
             backbone.lm,
             prompts,
@@ -110,11 +108,11 @@ def roll_out(
     sampler_logps, mask = table_of_logps(sampled, backbone.device)
     batches = list(_batches(backbone, prompts, completions))
     logps, reference, values, entropy = (torch.zeros(mask.shape, device=backbone.device) for _ in range(4))
-    with Adapter(backbone.lm, POLICY).merged():
+    with backbone.acting():
         for rows, batch in batches:
             inside = slice(0, batch.mask.shape[1])
             logps[rows, inside], values[rows, inside], entropy[rows, inside] = backbone(batch, sampling.temperature)
-    with Adapter(backbone.lm, backbone.reference).merged():
+    with backbone.acting(backbone.reference):
         for rows, batch in batches:
             reference[rows, : batch.mask.shape[1]] = backbone.logps(batch, sampling.temperature)
     return Episodes(
@@ -145,7 +143,7 @@ def policy_logps(
 ) -> Tensor:
     """Log-probabilities of completions by the policy's own pass, shape (completions, tokens), 0 where masked."""
     logps = torch.zeros(len(completions), max(map(len, completions)), device=backbone.device)
-    with Adapter(backbone.lm, POLICY).merged():
+    with backbone.acting():
         for rows, batch in _batches(backbone, prompts, completions):
             logps[rows, : batch.mask.shape[1]] = backbone.logps(batch, temperature)
     return logps

@@ -40,7 +40,7 @@ from tiebreak.packed.proof import (
 from tiebreak.packed.sharding import at_own_pace
 from tiebreak.training.noise import switch_off_noise
 from tiebreak.training.passes import Passes
-from tiebreak.upstream import GroupHooks, GRPOHooks, metrics_of
+from tiebreak.upstream import GroupHooks, GRPOHooks, add_fused_head, metrics_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +58,8 @@ class GroupLoop(GroupHooks, ScoredLoop):
     """
 
     aux_loss_enabled: bool
+    beta: float
+    temperature: float
 
     def __init__(
         self,
@@ -70,11 +72,17 @@ class GroupLoop(GroupHooks, ScoredLoop):
         rewards: RewardsOf | None = None,
         sampler: SamplerOf | None = None,
         passes: Passes | None = None,
+        reference: Any = None,
     ) -> None:
-        """On a policy with its adapter; other arguments as for PPOTrainer."""
+        """On a policy with its adapter; other arguments as for PPOTrainer.
+
+        Args:
+            reference: the initial policy, where the policy's own weights train; None: an adapter of the policy's model.
+        """
         asked = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         places = math.ceil(asked / args.num_iterations / args.num_generations)
         numbers = [prompt_at(place, len(prompts), settings.seed) for place in range(places)]
+        beta, args.beta = args.beta, args.beta if reference is None else 0.0  # or TRL loads a reference of its own
         super().__init__(
             model=lm,
             reward_funcs=_scored_elsewhere,
@@ -83,16 +91,31 @@ class GroupLoop(GroupHooks, ScoredLoop):
             eval_dataset=Dataset.from_dict({"prompt": ["0"]}) if validation_prompts else None,
             processing_class=tokenizer,
         )
-        if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL has none, but held-out figures need it
-            Adapter(lm, POLICY).copy(TRL_REFERENCE)
-            Adapter(lm, POLICY).train_alone()
+        args.beta = beta
         switch_off_noise(lm)
-        Adapter(lm, POLICY).copy_to(TRL_REFERENCE)  # TRL skips adapters on embeddings
+        if reference is None:
+            self._require_reference_adapter(lm)
+        else:
+            self._take_reference(reference)
         self._begin(settings, prompts, validation_prompts)
         self.reward_func_names = ["score"]
         self.eos_token_ids = list(settings.stop_ids)  # TRL counts cut-off completions by these
-        self._backbone = Backbone(lm, tokenizer.pad_token_id, reference=TRL_REFERENCE)
+        self._backbone = Backbone(lm, tokenizer.pad_token_id, reference=reference or TRL_REFERENCE)
         self._complete(rewards, sampler, proved=passes is not None)
+
+    def _require_reference_adapter(self, lm: Any) -> None:
+        if TRL_REFERENCE not in lm.peft_config:  # GRPO without a KL has none, but held-out figures need it
+            Adapter(lm, POLICY).copy(TRL_REFERENCE)
+            Adapter(lm, POLICY).train_alone()
+        Adapter(lm, POLICY).copy_to(TRL_REFERENCE)  # TRL skips adapters on embeddings
+
+    def _take_reference(self, reference: Any) -> None:
+        """A second model as TRL's reference, in TRL's forward."""
+        switch_off_noise(reference)
+        self.beta = self.args.beta
+        if self.beta:
+            add_fused_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     @property
     def backbone(self) -> Backbone:

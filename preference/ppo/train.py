@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import TrainingArguments
 
 from preference.configuration import PPOConfig
+from preference.policy.adapters import has_adapters
 from preference.policy.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.policy.overoptimisation import Guard, build_guard, require_held_out
 from preference.policy.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards, readable
@@ -23,7 +24,7 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError
-from tiebreak.models.load import is_quantized, load_policy
+from tiebreak.models.load import adapter_of, is_quantized, load_copy, load_policy
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered
 from tiebreak.records import Prompt
@@ -57,6 +58,11 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         require_own_pace("PPO")
         if config.vllm is not None:
             quantized = is_quantized(self.source, config.adapter)
+            if adapter_of(self.source, config.adapter).method == "full":
+                raise ConfigError(
+                    "vllm: it is sent an adapter's additions, and adapter.method: full has none; use {method: lora}, or "
+                    "set vllm: null"
+                )
             require_vllm(config.vllm, str(self.source.base_path), config.training.max_length_tokens, quantized)
 
     def read(self) -> tuple[list[Prompt], list[Prompt]]:
@@ -103,7 +109,9 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
 
     def _ppo_trainer(self, rows: Rows[Asked]) -> PPOTrainer:
         config = self.config
-        backbone = load_backbone(self.source, config.training, config.adapter, self.chat.tokenizer)
+        backbone = load_backbone(
+            self.source, config.training, config.adapter, self.chat.tokenizer, self.first_ids(rows)
+        )
         self._require_room(backbone, rows)
         if config.value_head:
             backbone.load_value_head(Path(config.value_head) / "final" / VALUE_HEAD_FILE)
@@ -120,8 +128,9 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         from preference.ppo.groups import build_group_trainer
 
         config = self.config
-        lm = load_policy(self.source, config.training, config.adapter, self.chat.tokenizer)
+        lm = load_policy(self.source, config.training, config.adapter, self.chat.tokenizer, self.first_ids(rows))
         self._require_room(lm, rows)
+        whole = not has_adapters(lm)
         return build_group_trainer(
             lm,
             build_group_args(config, self.run),
@@ -129,6 +138,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             [ids for ids, _ in rows.train],
             [ids for ids, _ in rows.validation],
             self.chat.tokenizer,
+            reference=load_copy(self.source, config.training) if whole else None,
             **self._around_policy(rows),
         )
 
@@ -178,7 +188,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
 def _where_held(reward: Reward) -> str:
     if isinstance(reward, MountedReward):
         return ", on the policy's own backbone"
-    return ", loaded separately, because its base or tokenizer differs" if isinstance(reward, RewardApart) else ""
+    return ", loaded separately: it has another base or tokenizer, or whole weights" * isinstance(reward, RewardApart)
 
 
 def encode(

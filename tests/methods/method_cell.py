@@ -32,6 +32,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "rsLoRA": {"r": 4, "alpha": 8, "rslora": True},
     "DoRA": {"r": 4, "alpha": 8, "dora": True},
     "orthogonal": {"r": 4, "alpha": 8, "init": "orthogonal"},
+    "EVA": {"r": 4, "alpha": 8, "init": "eva"},
     "PiSSA": {"r": 4, "alpha": 8, "init": "pissa"},
     "OLoRA": {"r": 4, "alpha": 8, "init": "olora"},
     "patterns": {"r": 4, "alpha": 8, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 16}},
@@ -48,14 +49,22 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "LoRA on int8": {"r": 4, "alpha": 8, "quantize": "int8"},
     "OFT on NF4": {"method": "oft", "quantize": "nf4"},
     "full": {"method": "full"},
+    "full, 8-bit AdamW": {"method": "full"},
     "last layer": {"method": "full", "trainable_layers": 1},
     "full, then LoRA": {"method": "full"},
+    "DoRA, merged, then LoRA": {"r": 4, "alpha": 8, "dora": True},
+    "rsLoRA, LoRA stacked on it": {"r": 4, "alpha": 8, "rslora": True},
     "prompt": {"method": "prompt"},
     "P-tuning": {"method": "ptuning"},
     "prefix": {"method": "prefix"},
 }
-THEN = {"full, then LoRA": {"r": 4, "alpha": 8}}
+THEN = {
+    "full, then LoRA": {"r": 4, "alpha": 8},
+    "DoRA, merged, then LoRA": {"start": "merge", "r": 4, "alpha": 8},
+    "rsLoRA, LoRA stacked on it": {"start": "stack", "r": 4, "alpha": 8},
+}
 """the method of the stages after SFT, where it is another"""
+OPTIMIZERS = {"full, 8-bit AdamW": "adamw_8bit"}
 LOGP = 1e-3
 """nats that another order of additions may differ by"""
 TRAINING = {
@@ -157,7 +166,7 @@ def configuration(cell: Cell, stage: str) -> dict[str, Any]:
     start = {
         "policy": cell.output("sft") if continued else cell.model,
         "adapter": THEN.get(cell.method) if continued else METHODS[cell.method],
-        "training": TRAINING,
+        "training": {**TRAINING, "optimizer": OPTIMIZERS.get(cell.method, "adamw")},
     }
     if stage == "sft":
         return {

@@ -87,6 +87,9 @@ def lora_config(adapter: AdapterConfig, task: str, layers: Layers) -> dict[str, 
 
 def as_saved(adapter: AdapterConfig) -> AdapterConfig:
     """The adapter that is on disk: of twice the rank, and the same scale, where the start is a part of it."""
+    adapter = adapter.model_copy(update={"start": "continue"})
+    if adapter.init == "eva":
+        return adapter.model_copy(update={"init": "default"})
     if adapter.init not in ("pissa", "olora"):
         return adapter
     doubled = {
@@ -292,6 +295,7 @@ LATER_KEYS = frozenset(
         "block_size",
         "shared_rank",
         "trainable_layers",
+        "start",
     }
 )
 """keys that the first versions of `adapter` lacked: not written at their defaults, so that old runs keep their identity"""
@@ -304,13 +308,17 @@ else:
 
 class AdapterConfig(Section):
     """What trains: by default LoRA (Hu et al. 2021) on frozen base weights.
-    A policy that has an adapter already is continued with its own."""
+    A policy that has an adapter already is continued with its own, unless `start` says otherwise."""
 
     method: MethodName = "lora"
     """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
     products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
     shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). full: the model's own
     weights. qlora: lora with quantize: nf4"""
+    start: Literal["continue", "merge", "stack"] = "continue"
+    """what becomes of an adapter that the policy has. continue: it trains on. merge: it is added to its base's weights,
+    which the run keeps in base/, and a new one trains on them. stack: it stays as it is, and a new one trains beside it;
+    both are LoRA, and saved as one"""
     quantize: Literal["none", "nf4", "fp4", "int8"] = "none"
     """number format of the frozen base weights, by bitsandbytes; nf4, fp4: 4 bits (Dettmers et al. 2023); int8: 8 bits
     (Dettmers et al. 2022)"""
@@ -329,10 +337,11 @@ class AdapterConfig(Section):
     """lora: scale by alpha / sqrt(r) (Kalajdzievski 2023), for ranks above 32"""
     dora: bool = False
     """lora: train the length of each weight's rows apart (Liu et al. 2024); slower"""
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    init: Literal["default", "gaussian", "orthogonal", "eva", "pissa", "olora"] = "default"
     """lora: its first values. default: A is random and B is 0, as is gaussian; orthogonal: A and B are orthogonal to each
-    other; pissa: the largest singular vectors of the weights (Meng et al. 2024); olora: their QR decomposition
-    (Büyükakyüz 2024). The last two are saved as LoRA of rank 2r on the unchanged base"""
+    other; eva: A has the directions in which the layers' inputs vary most, on training rows (Paischer et al. 2024), at
+    the same rank everywhere; pissa: the largest singular vectors of the weights (Meng et al. 2024); olora: their QR
+    decomposition (Büyükakyüz 2024). The last two are saved as LoRA of rank 2r on the unchanged base"""
     rank_pattern: dict[str, int] = {}
     """ranks of some modules, by name, as in {q_proj: 32}"""
     alpha_pattern: dict[str, int] = {}
@@ -408,12 +417,24 @@ class AdapterConfig(Section):
         return ""
 
     def _fault_of_start(self) -> str:
+        if self.start == "stack":
+            return self._fault_of_stack()
         if self.init in ("pissa", "olora"):
             wrong = [key for key in ("rslora", "dropout") if getattr(self, key)]
             if wrong:
                 return (
                     f"{', '.join(wrong)}: cannot be combined with init: {self.init}, which is saved as LoRA of rank 2r"
                 )
+        return ""
+
+    def _fault_of_stack(self) -> str:
+        if self.method != "lora":
+            return f"start: stack adds LoRA to LoRA, not {self.method}; with start: merge any method can follow"
+        wrong = [key for key in ("rslora", "dora", "dropout", "modules_to_save") if getattr(self, key)]
+        wrong += ["init"] if self.init != "default" else []
+        if wrong:
+            listed = ", ".join(wrong)
+            return f"{listed}: cannot be combined with start: stack, which is saved as one LoRA; with merge they can"
         return ""
 
 

@@ -147,9 +147,9 @@ def _results(manifest: Mapping[str, Any]) -> str:
 
 
 def _scale(origin: Origin) -> Iterator[str]:
-    if origin.kind != "reward" or origin.source.folder is None:
+    if origin.kind != "reward" or origin.source.probed is None:
         return
-    scale = read_score_scale(origin.source.folder)
+    scale = read_score_scale(origin.source.probed)
     yield from ["## Scores", "", "Only differences between answers to one prompt mean anything.", ""]
     if len(scale.offsets) > 1:
         offsets = ", ".join(f"{one:.6g}" for one in scale.offsets)

@@ -282,7 +282,7 @@ def write_beside(origin: Origin, folder: Path) -> None:
         tokenizer.chat_template = before
     if stated := pinned_chat(origin.chat.settings):
         write_json(folder / CHAT_FILE, stated["chat"])
-    final = origin.source.folder
+    final = origin.source.probed
     if final is not None and (final / SCALE_FILE).is_file():
         shutil.copyfile(final / SCALE_FILE, folder / SCALE_FILE)
     if origin.source.trust_remote_code:

@@ -19,6 +19,7 @@ from tiebreak.models.adapters.peft_files import (
     PEFT_FILE,
     is_adapter,
     require_known,
+    require_mergeable,
     to_adapter_config,
 )
 from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
@@ -36,6 +37,8 @@ TRUST = (
 
 
 MODEL_FILE = "model.json"
+OWN_BASE = "base"
+"""folder of a run that merged its policy's adapter: the base of the one it trained"""
 CHAT_FILE = "tiebreak_chat.json"
 """beside merged weights: how the policy was trained to read conversations, where that is not the template's default"""
 
@@ -80,8 +83,13 @@ class ModelSource:
         return self.folder if self.folder is not None and has_own else self.base_path
 
 
-def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = False) -> ModelSource:
+def find_model(
+    name: str, kind: ModelKind = "policy", trust_remote_code: bool = False, *, merges: bool = False
+) -> ModelSource:
     """Resolve a model by run folder, path, hub id or bundled name, and check what its run pinned.
+
+    Args:
+        merges: its adapter is to be merged, so it need not be one that stages compute with.
 
     Raises:
         RunError: an unfinished run, or an incomplete checkpoint.
@@ -97,7 +105,7 @@ def find_model(name: str, kind: ModelKind = "policy", trust_remote_code: bool = 
     if (path / RUN_FILE).is_file():
         raise RunError(f"{name} is not finished (it has no {MANIFEST}): finish its stage first")
     if is_adapter(path):
-        return _find_adapter(path, kind, trust_remote_code)
+        return _find_adapter(path, kind, trust_remote_code, merges)
     base_path = find_base(name, trust_remote_code)
     chat = _read_json(base_path / CHAT_FILE)
     pinned = {"chat": chat} if chat else {}
@@ -121,7 +129,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return dict(values) if isinstance(values, dict) else {}
 
 
-def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> ModelSource:
+def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool, merges: bool) -> ModelSource:
     """An adapter without a finished run: a checkpoint, or one made elsewhere."""
     if path.parent.name == "checkpoints" and (fault := checkpoints.fault_of(path)):
         raise RunError(f"{path} is not a complete checkpoint ({fault}): name another one")
@@ -129,7 +137,7 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
         raise HandoffError(
             f"{path} is an adapter, but a reward model also needs a score scale: name a finished reward run"
         )
-    values = require_known(path, str(path))
+    values = require_mergeable(path, str(path)) if merges else require_known(path, str(path))
     run = path.parent.parent
     made_here = path.parent.name == "checkpoints" and (run / RUN_FILE).is_file()
     config = read_run_file(run)["config"] if made_here else {}
@@ -139,6 +147,8 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
         with suppress(TiebreakError):
             began_as = find_model(config["policy"], kind, trust_remote_code)
             base, chat = began_as.base, dict(began_as.pinned.get("chat") or {})
+        if (run / OWN_BASE).is_dir():
+            base = str(run / OWN_BASE)
         chat |= {key: config[key] for key in ChatSettings.model_fields if key != "chat_template" and config.get(key)}
     if not base:
         raise HandoffError(
@@ -155,7 +165,7 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool) -> Model
     pinned = {
         "quantized": stated["quantize"] != "none",
         "chat": chat,
-        "adapter": to_adapter_config(values, stated).model_dump(),
+        **({} if merges else {"adapter": to_adapter_config(values, stated).model_dump()}),
     }
     name, weights = str(path), base_sha256(base_path)
     return ModelSource(name, kind, identity, base, base_path, weights, path, trust_remote_code, pinned=pinned)
@@ -185,7 +195,8 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
             raise HandoffError(f"{final / file} is missing: copy the whole folder, or train it again")
         if hash_file(final / file) != expected:
             raise HandoffError(f"{final / file} has changed since it was saved: its hash differs; train it again")
-    base_path = find_base(pinned["base"], trust_remote_code)
+    own = Path(name) / OWN_BASE
+    base_path = own if own.is_dir() else find_base(pinned["base"], trust_remote_code)
     require_same_code(name, base_path, pinned.get("code_sha256"), trust_remote_code)
     found = base_sha256(base_path)
     if found != pinned["base_sha256"]:

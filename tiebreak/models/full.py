@@ -57,6 +57,10 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 def write_whole(folder: Path, model: Any, state: dict[str, Tensor], chat: Chat) -> None:
     """Write a plain model with its tokenizer, its weights in several files where they are large."""
     folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "score"):
+        _write_scorer(folder, model, state)
+        chat.tokenizer.save_pretrained(folder)
+        return
     cached, model.config.use_cache = model.config.use_cache, True
     stops, model.generation_config.eos_token_id = model.generation_config.eos_token_id, list(chat.stop_ids)
     try:
@@ -64,6 +68,15 @@ def write_whole(folder: Path, model: Any, state: dict[str, Tensor], chat: Chat) 
     finally:
         model.config.use_cache, model.generation_config.eos_token_id = cached, stops
     chat.tokenizer.save_pretrained(folder)
+
+
+def _write_scorer(folder: Path, model: Any, state: dict[str, Tensor]) -> None:
+    """A sequence classifier, its configuration with as many labels as its head has rows."""
+    before, model.config.num_labels = model.config.num_labels, model.score.out_features
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.config.num_labels = before
 
 
 def size_of(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ refuses a model that answers differently.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from tiebreak.models.adapters.peft_files import (
     require_same_adapter,
     require_trainable,
 )
+from tiebreak.models.adapters.stacked import stack
 from tiebreak.models.adapters.targets import require_frozen_head
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import size_of, train_whole
@@ -36,7 +38,6 @@ from tiebreak.terminal import say
 from tiebreak.upstream import keep_quantized_weights
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -120,9 +121,16 @@ def _scorer_of(source: ModelSource, training: LoadingConfig) -> type[PreTrainedM
 
 
 def load_policy(
-    source: ModelSource, training: OptimizerConfig, adapter: AdapterConfig | None, tokenizer: PreTrainedTokenizerBase
+    source: ModelSource,
+    training: OptimizerConfig,
+    adapter: AdapterConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[int]] = (),
 ) -> Any:
     """A policy to train: the run's own adapter, continued; a new one on a base model; or the model itself.
+
+    Args:
+        rows: token ids of training rows, for a new adapter that starts from them (`adapter.init: eva`).
 
     Raises:
         ConfigError: the requested adapter differs from the policy's.
@@ -137,18 +145,20 @@ def load_policy(
     if weights is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
     torch.manual_seed(training.seed)
-    if source.is_whole:
+    if source.is_whole and weights is None:
         verify_probe(base, source.base_path)
     wanted = adapter_of(source, adapter)
     if wanted.method == "full":
         return train_whole(base.float(), wanted)  # an update is often smaller than bfloat16 resolves
     if source.folder is None:
-        return Adapter.build(base, adapter or AdapterConfig(), "CAUSAL_LM").model
+        return Adapter.build(base, adapter or AdapterConfig(), "CAUSAL_LM", rows).model
     model = Adapter.load(base, source.folder, source.name, trains=True).model
-    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     require_frozen_head(model, source.name)
     if source.stage is not None:
         verify_probe(model, source.folder)
+    if adapter is not None and adapter.start == "stack":
+        return stack(model, adapter, "CAUSAL_LM", source.name)
+    require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     return model
 
 
@@ -191,12 +201,16 @@ def _saved_members(source: ModelSource) -> int:
     """How many score heads a finished reward model has: the rows of what was saved."""
     from safetensors import safe_open
 
-    if source.folder is None:
+    whole = "weights_sha256" in source.pinned
+    if source.folder is None and not whole:
         return 1
-    with safe_open(source.folder / ADAPTER_FILE, framework="pt") as tensors:
-        heads = [tensors.get_slice(key).get_shape()[0] for key in tensors.keys() if key.endswith("score.weight")]  # noqa: SIM118
+    folder = source.folder or source.base_path
+    heads = []
+    for file in sorted(folder.glob("*.safetensors")) if whole else [folder / ADAPTER_FILE]:
+        with safe_open(file, framework="pt") as tensors:
+            heads += [tensors.get_slice(key).get_shape()[0] for key in tensors.keys() if key.endswith("score.weight")]  # noqa: SIM118
     if len(heads) != 1:
-        raise HandoffError(f"{source.folder / ADAPTER_FILE} has no score head: it is not a reward model")
+        raise HandoffError(f"{folder} has no score head: it is not a reward model")
     return int(heads[0])
 
 
@@ -206,8 +220,10 @@ def load_reward_model(
     adapter: AdapterConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     members: int = 1,
-) -> PeftModel:
-    """A reward model to train: a policy's adapter as its start, and a new score head of one row a member.
+    rows: Sequence[Sequence[int]] = (),
+) -> Any:
+    """A reward model to train: a policy's adapter as its start, or its own weights, and a new score head of one row a
+    member.
 
     The head is drawn from N(0, 1/(d+1)) with d the hidden size (Huang et al. 2024, detail 11; Stiennon et al. 2020).
     """
@@ -225,11 +241,18 @@ def load_reward_model(
     nn.init.normal_(base.score.weight, std=(hidden + 1) ** -0.5)
     if weights is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=training.gradient_checkpointing)
+    wanted = adapter_of(source, adapter)
+    if wanted.method == "full":
+        model = train_whole(base.float(), wanted)
+        model.score.requires_grad_(True)
+        return model
     if source.folder is None:
-        return Adapter.build(base, adapter or AdapterConfig(), "SEQ_CLS").model
+        return Adapter.build(base, adapter or AdapterConfig(), "SEQ_CLS", rows).model
     head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
     learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
     model = Adapter.start_from(base, source.folder, source.name, "SEQ_CLS", learned | head).model
+    if adapter is not None and adapter.start == "stack":
+        return stack(model, adapter, "SEQ_CLS", source.name)
     require_same_adapter(model, source.name, source.folder, saved_adapter(source), adapter)
     return model
 
@@ -241,18 +264,19 @@ def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[s
     return {name: weight for name, weight in adapter.items() if name.startswith(kept)}
 
 
-def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> PeftModel:
+def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> Any:
     """A finished reward model to score with, in eval mode, its probe repeated."""
     from peft import PeftModel
 
-    if source.folder is None:
+    folder = source.folder or source.probed
+    if folder is None:
         raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
     base = load_base(source, training, kind="reward", weights=format_of(source, None))
     base.config.pad_token_id = load_tokenizer(source).pad_token_id
-    model = PeftModel.from_pretrained(base, source.folder)
+    model: Any = base if source.folder is None else PeftModel.from_pretrained(base, source.folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    verify_probe(model, source.folder)
+    verify_probe(model, folder)
     return model.eval().requires_grad_(False)
 
 
@@ -306,10 +330,6 @@ def is_quantized(source: ModelSource, adapter: AdapterConfig | None) -> bool:
     return format_of(source, adapter) is not None
 
 
-TRAINS_WHOLE = ("sft", "dpo")
-"""algorithms that can train a model's own weights"""
-
-
 def require_possible(
     source: ModelSource, asked: AdapterConfig | None, training: OptimizerConfig, algorithm: str
 ) -> None:
@@ -323,15 +343,6 @@ def require_possible(
         MachineError: what needs a GPU, on a machine without one.
     """
     adapter = adapter_of(source, asked)
-    if adapter.method == "full" and algorithm not in TRAINS_WHOLE:
-        why = (
-            "a reward model is an adapter and a score head on base weights that stay as they are"
-            if algorithm == "reward"
-            else f"{algorithm} is computed with adapters on base weights that stay as they are"
-        )
-        raise ConfigError(
-            f"adapter.method: {why}; adapter: {{method: lora}} trains here, {' and '.join(TRAINS_WHOLE)} train whole models"
-        )
     whole = list(adapter.modules_to_save) if source.folder is None else []
     if fault := fault_of_whole(whole, below_score=algorithm == "reward"):
         raise ConfigError(f"adapter.modules_to_save: {whole}, {fault}; leave them out, or train them with method: full")
@@ -345,10 +356,33 @@ def require_possible(
             f"training.weight_decay: it would also shrink the half of the adapter that holds its start (adapter.init: "
             f"{adapter.init}); set it to 0"
         )
-    if source.folder is not None and asked is not None and asked.method != saved_adapter(source).method:
+    if source.folder is not None and asked is not None and asked.start == "stack":
+        _require_stackable(source, asked, training)
+    elif source.folder is not None and asked is not None and asked.method != saved_adapter(source).method:
         raise ConfigError(
             f"adapter.method: {source.name} has an adapter of its own, {saved_adapter(source).method}, which this stage "
-            f"continues, and the configuration asks for {asked.method}. Set `adapter: null`, or name a base model"
+            f"continues, and the configuration asks for {asked.method}. Set `adapter: null`, or adapter.start: merge"
+        )
+
+
+def _require_stackable(source: ModelSource, asked: AdapterConfig, training: OptimizerConfig) -> None:
+    saved = saved_adapter(source)
+    more = [key for key in ("dora", "modules_to_save") if getattr(saved, key)]
+    if saved.method != "lora" or more:
+        what = f"{saved.method} with {more[0]}" if more else saved.method
+        raise ConfigError(
+            f"adapter.start: stack adds LoRA to LoRA, and {source.name} has {what}: use start: merge, which adds it to "
+            "its base's weights"
+        )
+    if (asked.quantize, asked.double_quantize) != (saved.quantize, saved.double_quantize):
+        raise ConfigError(
+            f"adapter.quantize: {asked.quantize}, but the adapter of {source.name} was trained on base weights with "
+            f"quantize: {saved.quantize}: give the same"
+        )
+    if training.weight_decay:
+        raise ConfigError(
+            "training.weight_decay: it would also shrink the policy's own adapter, which stays as it is (adapter.start: "
+            "stack); set it to 0"
         )
 
 

@@ -12,7 +12,7 @@ from tiebreak.chat.chat import Chat
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.config.adapter import as_saved
 from tiebreak.hashing import hash_file
-from tiebreak.models.adapters.peft_files import ADAPTER_FILE
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE, to_adapter_config
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, base_sha256, code_sha256, copy_code
 from tiebreak.models.full import write_whole
 from tiebreak.models.tokenizers import tokenizer_facts
@@ -43,13 +43,17 @@ def save_adapter(
     config.save_pretrained(folder)
     _in_fixed_order(folder / "adapter_config.json")
     chat.tokenizer.save_pretrained(folder)
+    saved = as_saved(adapter)
+    if adapter.start == "stack":  # of both ranks
+        stated = {"quantize": adapter.quantize, "double_quantize": adapter.double_quantize}
+        saved = to_adapter_config(config.to_dict(), stated)
     facts = {
         "kind": kind,
         "base": source.base,
         "base_sha256": source.base_sha256,
         "adapter_sha256": hash_file(folder / ADAPTER_FILE),
         "quantized": adapter.quantize != "none",
-        "adapter": as_saved(adapter).model_dump(),
+        "adapter": saved.model_dump(),
         **tokenizer_facts(chat.tokenizer),
         **pinned_chat(chat.settings),
         **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),
@@ -77,7 +81,7 @@ def save_whole(
         "base_sha256": source.base_sha256,
         "weights_sha256": base_sha256(folder),
         "quantized": False,
-        "adapter": adapter.model_dump(),
+        "adapter": as_saved(adapter).model_dump(),
         **tokenizer_facts(chat.tokenizer),
         **pinned_chat(chat.settings),
         **({"code_sha256": code_sha256(source.base_path)} if source.trust_remote_code else {}),

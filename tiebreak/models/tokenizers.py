@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiebreak.chat.chat import Chat, build_chat, check_tokenizer, written_end
@@ -13,6 +12,7 @@ from tiebreak.chat.turns import find_template, model_end_tokens
 from tiebreak.config import ChatSettings
 from tiebreak.errors import HandoffError, ModelError
 from tiebreak.hashing import hash_text
+from tiebreak.models.adapters.peft_files import grown_vocabulary
 from tiebreak.models.find import TRUST, ModelSource
 from tiebreak.models.probe import PROBE_TEXT
 
@@ -40,13 +40,15 @@ def load_chat(source: ModelSource, asked: ChatSettings | None = None, trust_remo
         model_end_tokens(source.base_path),
         facts["tokenizer_sha256"],
         name=source.name,
-        vocabulary=_vocabulary_of(source.base_path),
+        vocabulary=_vocabulary_of(source),
     )
 
 
-def _vocabulary_of(folder: Path) -> int | None:
-    """Number of tokens with weights, from the model's configuration; None if it lacks it."""
-    file = folder / "config.json"
+def _vocabulary_of(source: ModelSource) -> int | None:
+    """Number of tokens with weights, from what an adapter brings or the model's configuration; None if it lacks it."""
+    if source.folder is not None and (grown := grown_vocabulary(source.folder)):
+        return grown
+    file = source.base_path / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a broken one is reported where the model is loaded

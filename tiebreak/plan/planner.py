@@ -71,6 +71,8 @@ class Setting:
     """mean length of a row; 0: short"""
     adapters: int = 1
     """on the base weights: the one that trains, its reference, reward models'"""
+    copies: int = 0
+    """of the whole model beside the one that trains: its reference, reward models'"""
 
     @property
     def numbers(self) -> Numbers:
@@ -189,6 +191,7 @@ def plan_stage(
         training.tokens_per_pass or TOKENS_PER_PASS[hardware.device.is_gpu],
         rows.tokens,
         _adapters_of(stage, config),
+        _copies_of(stage, config) if trains_base(found) else 0,
     )
     memory, phase = peak(setting)
     work = work_of(setting, rows)
@@ -215,6 +218,13 @@ def _adapters_of(stage: str, config: Any) -> int:
     if stage != "ppo":
         return 1
     return 2 + guard + sum(reward.model is not None for reward in config.all_rewards)
+
+
+def _copies_of(stage: str, config: Any) -> int:
+    """Where the weights themselves train, what would be an adapter of them is a whole model."""
+    if stage == "dpo" and config.algorithm not in ("dpo", "kto"):
+        return 0  # without a reference
+    return _adapters_of(stage, config) - 1
 
 
 # --- memory
@@ -253,7 +263,7 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
     copies = FLOAT32 if hardware.is_deepspeed or (numbers.trains_base and numbers.mixed) else 0
     optimizer = trained * (ADAMW + copies) / (hardware.count if hardware.shards_optimizer else 1)
     return Memory(
-        weights=here,
+        weights=here + setting.copies * shape.parameters * FLOAT32,
         adapters=held / parts,
         gradients=gradients,
         optimizer=0 if hardware.offloads_optimizer else optimizer,
@@ -299,7 +309,8 @@ def _while_sampling(setting: Setting) -> Memory:
     rows = max(config.episodes_per_rollout // setting.hardware.count, 1)
     if config.vllm is not None:
         return replace(lasting, activations=forward_bytes(shape, numbers, TOKENS_WITHOUT_GRADIENTS))
-    merged = shape.in_linears * numbers.size if numbers.size == FLOAT32 and not numbers.quantized else 0
+    exact = numbers.size == FLOAT32 and not numbers.quantized and not numbers.trains_base
+    merged = shape.in_linears * numbers.size if exact else 0
     answer = config.sampling.max_new_tokens
     prompt = max(setting.training.max_length_tokens - answer, 1)
     drawing = rows * shape.vocabulary * (2 * FLOAT32 + 3 * 8)  # logits, and the draw's tables in float64

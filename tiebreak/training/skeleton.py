@@ -25,6 +25,7 @@ from tiebreak.data.reading import Rules
 from tiebreak.errors import DataError, HandoffError, NoRowLeftError
 from tiebreak.models.find import ModelKind, ModelSource, find_model
 from tiebreak.models.load import adapter_of, require_possible
+from tiebreak.models.merging import is_merged, start_of, write_merged
 from tiebreak.models.reload import FreshProcess
 from tiebreak.models.tokenizers import load_chat
 from tiebreak.runs.run import Run, start_run, that_drops
@@ -64,10 +65,12 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
     def __init__(self, config: C, run: Run) -> None:
         self.config, self.run = config, run
         training = config.training
-        self.source: ModelSource = find_model(config.policy, trust_remote_code=training.trust_remote_code)
+        merges = is_merged(config.adapter)
+        self.found = find_model(config.policy, trust_remote_code=training.trust_remote_code, merges=merges)
+        self.source: ModelSource = start_of(self.found, config.adapter)
         require_possible(self.source, config.adapter, training, getattr(config, "algorithm", self.name))
         self.check()
-        self.chat: Chat = load_chat(self.source, config.chat, training.trust_remote_code)
+        self.chat: Chat = load_chat(self.found, config.chat, training.trust_remote_code)
 
     # --- per stage
 
@@ -104,6 +107,13 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
 
     def save_beside(self, trainer: Trainer) -> None:
         """Write further files to final/, right after training."""
+
+    def first_ids(self, rows: Rows[Row]) -> list[list[int]]:
+        """Token ids of training rows, where a new adapter starts from them."""
+        adapter = self.config.adapter
+        if adapter is None or adapter.init != "eva":
+            return []
+        return [self.example(row).input_ids for row in rows.train[:ROWS_MEASURED]]
 
     def counts(self, rows: Rows[Row], trainer: Trainer) -> dict[str, int]:
         """The number of rows it learned from, for the manifest."""
@@ -182,6 +192,8 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         self.show_preflight(rows)
         if self.config.preflight_only:
             return
+        if is_merged(self.config.adapter):
+            self.source = write_merged(self.found, self.run.folder)
         recorder = RunRecorder(self.run)
         trainer = self.build(rows, recorder)
         try:

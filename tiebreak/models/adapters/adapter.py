@@ -53,8 +53,11 @@ class Adapter:
     # --- onto a model
 
     @classmethod
-    def build(cls, base: nn.Module, config: AdapterConfig, task: str) -> Adapter:
+    def build(cls, base: nn.Module, config: AdapterConfig, task: str, rows: Sequence[Sequence[int]] = ()) -> Adapter:
         """A new one on a base model; it changes no answer yet.
+
+        Args:
+            rows: token ids of training rows, where the first values come from them.
 
         Raises:
             ConfigError: it cannot be put there.
@@ -68,7 +71,7 @@ class Adapter:
             model = peft.get_peft_model(base, getattr(peft, method.config_class)(**values))
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
-        start(model, config)
+        start(model, config, rows)
         return cls(model)
 
     @classmethod

@@ -13,6 +13,7 @@ it is plain LoRA.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,13 +21,17 @@ from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError
+from tiebreak.models.adapters.eva import start_from_inputs
 
 FROM_WEIGHTS = ("pissa", "olora")
 
 
 @torch.no_grad()
-def start(model: Any, adapter: AdapterConfig) -> None:
+def start(model: Any, adapter: AdapterConfig, rows: Sequence[Sequence[int]] = ()) -> None:
     """Give a new LoRA adapter its first values, as `adapter.init` says. PEFT has drawn those of the other kinds.
+
+    Args:
+        rows: token ids of training rows, for `eva`.
 
     Raises:
         ConfigError: a layer is no matrix.
@@ -34,9 +39,13 @@ def start(model: Any, adapter: AdapterConfig) -> None:
     if adapter.method != "lora" or adapter.init == "default":
         return
     model.peft_config["default"].init_lora_weights = True  # a copy is no new start
+    from peft.tuners.lora import LoraLayer
+
+    if adapter.init == "eva":
+        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+        start_from_inputs(model, layers, rows)
     if adapter.init not in FROM_WEIGHTS:
         return
-    from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
     for name, layer in model.named_modules():

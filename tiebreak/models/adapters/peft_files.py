@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 PEFT_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 MERGE = (
-    "merge it into its base with PEFT (merge_and_unload, save_pretrained), and give that folder as the policy instead"
+    "train with adapter.start: merge, or merge it into its base with PEFT (merge_and_unload, save_pretrained), and give "
+    "that folder as the policy instead"
 )
+UNMERGEABLE = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
+"""PEFT's methods that add no weights to the base's"""
 _OF_NO_CONSEQUENCE = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -72,6 +75,33 @@ def read_peft_config(folder: Path, task: str) -> LoraConfig:
     return config
 
 
+def require_mergeable(folder: Path, name: str) -> dict[str, Any]:
+    """An adapter's configuration, if PEFT can add it to its base's weights.
+
+    Raises:
+        HandoffError: it cannot, or it is for another task.
+    """
+    values = read_peft_values(folder)
+    if values.get("peft_type") in UNMERGEABLE:
+        raise HandoffError(
+            f"{name} is a {values['peft_type']} adapter, whose tokens no weights hold: it cannot be merged; start from "
+            "its base"
+        )
+    _require_policy(folder, name, values)
+    return values
+
+
+def _require_policy(folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    if values.get("task_type") not in (None, "CAUSAL_LM"):
+        raise HandoffError(
+            f"{name} is an adapter for {values['task_type']}, and a policy's is for CAUSAL_LM: name another one"
+        )
+    if not (folder / ADAPTER_FILE).is_file():
+        raise HandoffError(
+            f"{name} has no {ADAPTER_FILE}: pickled weights are not loaded; save it again as safetensors"
+        )
+
+
 def require_known(folder: Path, name: str) -> dict[str, Any]:
     """An adapter's configuration, if stages can compute with it.
 
@@ -87,14 +117,7 @@ def require_known(folder: Path, name: str) -> dict[str, Any]:
         raise HandoffError(
             f"{name} is a {values.get('peft_type')} adapter, and those continued here are {able}: {MERGE}"
         )
-    if values.get("task_type") not in (None, "CAUSAL_LM"):
-        raise HandoffError(
-            f"{name} is an adapter for {values['task_type']}, and a policy's is for CAUSAL_LM: name another one"
-        )
-    if not (folder / ADAPTER_FILE).is_file():
-        raise HandoffError(
-            f"{name} has no {ADAPTER_FILE}: pickled weights are not loaded; save it again as safetensors"
-        )
+    _require_policy(folder, name, values)
     default = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]().to_dict()
     unknown = {
         key: value
@@ -198,6 +221,19 @@ def _adapts_all_linear(model: nn.Module) -> bool:
     own = {id(m) for key, m in model.named_modules() if any(part.startswith("lora_") for part in key.split("."))}
     linear = {id(m) for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
     return linear - own <= tuned
+
+
+def grown_vocabulary(folder: Path) -> int | None:
+    """The number of tokens of the embeddings that an adapter brings; None where it brings none."""
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
+        sizes = [
+            tensors.get_slice(key).get_shape()[0]
+            for key in tensors.keys()  # noqa: SIM118
+            if key.endswith(".weight") and any(part in HEADS for part in key.split(".")) and ".lora_" not in key
+        ]
+    return max(sizes, default=None)
 
 
 def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:

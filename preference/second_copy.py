@@ -1,0 +1,30 @@
+"""The reference where the policy's own weights train: a second copy of the model, instead of a second adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from preference.configuration import DPOConfig
+from tiebreak.errors import ConfigError
+from tiebreak.models.find import ModelSource
+from tiebreak.models.load import adapter_of, load_copy
+
+
+def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
+    """Refuse keys that work on the reference as an adapter, where it is none.
+
+    Raises:
+        ConfigError: names one.
+    """
+    if adapter_of(source, config.adapter).method == "full" and (config.guard or config.sync_ref_model):
+        key = "guard" if config.guard else "sync_ref_model"
+        raise ConfigError(
+            f"{key}: it works on the reference as an adapter, which adapter.method: full has not; use {{method: lora}}, "
+            f"or leave {key} out"
+        )
+
+
+def reference_of(source: ModelSource, config: DPOConfig) -> Any:
+    """A second copy, where the policy's own weights train; None: it is an adapter on the policy's."""
+    is_whole = adapter_of(source, config.adapter).method == "full"
+    return load_copy(source, config.training) if is_whole else None
