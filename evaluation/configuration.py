@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tiebreak.config import LoadingConfig, RenderingConfig, SamplingConfig, SplittingConfig, StageConfig
+from tiebreak.config import LoadingConfig, RenderingConfig, SamplingConfig, Section, SplittingConfig, StageConfig
 from tiebreak.records import Split
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -73,3 +73,19 @@ class CompareConfig(StageConfig):
     """prompts whose answers are shown side by side"""
     next_step: str = ""
     """the command to print last; empty: how to judge the sampled pairs by hand"""
+
+
+class OverviewArguments(Section):
+    """`tiebreak compare overview`. RUNS are run folders of any stage, or folders of them; `tiebreak compare RUNS…` is
+    the same."""
+
+    output: str = "runs/overview"
+    """the folder for report.html and report.json, which are written anew"""
+    title: str = "Tiebreak: comparison of runs"
+    """title of the page"""
+    samples: int = Field(default=200, ge=0)
+    """prompts whose answers are shown side by side"""
+    serve: bool = False
+    """show the page on 127.0.0.1 and keep it up to date while the runs go on; Ctrl-C ends it"""
+    port: int = Field(default=8765, ge=0, le=65535)
+    """with --serve; 0: any free one"""

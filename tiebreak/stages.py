@@ -489,6 +489,16 @@ COMPARE = Stage(
     "write one report on the whole recipe: report.html, report.json",
     "evaluation.configuration:CompareConfig",
     inputs={"evaluation": "evaluation", "runs": "runs.{}", "against": "against.{}"},
+    subcommands=(
+        Command(
+            "overview",
+            "evaluation.overview",
+            "any runs side by side: settings, curves, win rates, answers, cost; also compare RUNS…",
+            "evaluation.configuration:OverviewArguments",
+            positional="RUNS…",
+            sources=(),
+        ),
+    ),
 )
 
 STAGES: dict[str, Stage] = {

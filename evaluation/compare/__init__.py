@@ -35,8 +35,14 @@ from tiebreak.tracking.recorder import track, track_again
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `tiebreak compare`."""
-    stage_main("compare", CompareConfig, compare, arguments)
+    """Entry point of `tiebreak compare`; with run folders instead of flags, of the overview."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and not words[0].startswith("-"):
+        from evaluation import overview
+
+        overview.main(words[1:] if words[0] == "overview" else words)
+        return
+    stage_main("compare", CompareConfig, compare, words)
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def kl_chart(path: Sequence[tuple[float, float, float]], spots: Sequence[Spot], 
         body.append(mark(spot.shape, x, y, f"mark ring tone-{spot.tone}", 5.5))
         boxes.append((x - 8, y - 8, x + 8, y + 8))
     for spot in spots:
-        body.append(_placed(frame, boxes, (frame.px(spot.kl), frame.py(spot.score)), spot.name, "spot"))
+        body.append(place_label(frame, boxes, (frame.px(spot.kl), frame.py(spot.score)), spot.name, "spot"))
     points = "; ".join(f"{s.name}: KL {number(s.kl)}, score {number(s.score)}" for s in spots)
     return svg(460, 320, body, cls="plot wide", label=f"Score against KL from {baseline}. {points}")
 
@@ -117,7 +117,7 @@ def _path(frame: Frame, path: Sequence[tuple[float, float, float]], boxes: list[
     places = [(frame.px(kl), frame.py(score)) for _, kl, score in path]
     parts = _trail(places, "ppo", boxes)
     for at in dict.fromkeys((0, len(places) - 1)):
-        parts.append(_placed(frame, boxes, places[at], f"step {path[at][0]:.0f}", "note"))
+        parts.append(place_label(frame, boxes, places[at], f"step {path[at][0]:.0f}", "note"))
     return parts
 
 
@@ -156,12 +156,12 @@ def guard_chart(path: Sequence[tuple[float, float, float]], kept: float, title: 
     boxes.append((places[at][0] - 7, places[at][1] - 7, places[at][0] + 7, places[at][1] + 7))
     for place in dict.fromkeys((at, len(path) - 1)):  # the first is at KL 0 and needs no label
         shown = f"step {steps[place]:.0f}" + (", kept" if place == at else "")
-        body.append(_placed(frame, boxes, places[place], shown, "spot" if place == at else "note"))
+        body.append(place_label(frame, boxes, places[place], shown, "spot" if place == at else "note"))
     points = "; ".join(f"step {step:.0f}: KL {number(kl)}, score {number(score)}" for step, kl, score in path)
     return svg(340, 220, body, cls="plot", label=f"{title} against KL. {points}")
 
 
-def _placed(frame: Frame, boxes: list[Box], place: Point, shown: str, style: str) -> Markup:
+def place_label(frame: Frame, boxes: list[Box], place: Point, shown: str, style: str) -> Markup:
     """A label beside its mark, at the first place that covers nothing."""
     width = 6.6 * len(shown)
     spots = [

@@ -94,11 +94,11 @@ def student_quantile(degrees: int) -> float:
     low, high = 0.0, 13.0  # one degree of freedom has 12.7
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _student_within(middle, degrees) < 0.95 else (low, middle)
+        low, high = (middle, high) if student_within(middle, degrees) < 0.95 else (low, middle)
     return low
 
 
-def _student_within(t: float, degrees: int) -> float:
+def student_within(t: float, degrees: int) -> float:
     """P(|T| ≤ t) of Student's t, a finite sum (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     odd = degrees % 2

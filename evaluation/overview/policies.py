@@ -1,0 +1,363 @@
+"""The evaluated policies of several evaluations: which can be compared, and what the comparison shows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.compare.reading import Answer as ReadAnswer
+from evaluation.compare.reading import Evaluation
+from evaluation.compare.summary import reward_model_id
+from evaluation.compare.words import label
+from evaluation.overview.grouping import spread_of
+from evaluation.overview.model import Answer, Field, KLPoint, KLTrail, Match, Noise, Policy, Sample, Spread
+from tiebreak.measures.ratings import (
+    ELO,
+    benjamini_hochberg,
+    bradley_terry,
+    judge,
+    length_controlled,
+    outcomes_of,
+    share_interval,
+    share_p_value,
+)
+from tiebreak.measures.statistics import bootstrap_interval
+
+Array = NDArray[np.float64]
+
+REFUSAL = re.compile(
+    r"^\W*(?:i['’]?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately)?\W*(?:but )?"
+    r"(?:i (?:can(?:no|['’])?t|am (?:not able|unable)|won['’]t|will not|must decline)|i['’]m (?:not able|unable)|"
+    r"as an ai|it (?:is|would be) (?:not appropriate|inappropriate))",
+    re.IGNORECASE,
+)
+"""The opening of an answer that refuses, in English."""
+SAMPLE_BYTES = 2_500_000
+"""of the page: beyond it, fewer prompts are shown"""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One policy of one evaluation."""
+
+    where: str
+    """the evaluation's name"""
+    name: str
+    identity: str
+    """its run's id, or the model's name"""
+    seed: Any
+    """that its answers were drawn with"""
+    answers: Mapping[str, Sequence[ReadAnswer]]
+    """by prompt"""
+
+    @property
+    def title(self) -> str:
+        return f"{self.where}: {label(self.name)}"
+
+    def scores(self, prompts: Sequence[str]) -> Array:
+        """Mean of the yardstick by prompt, shape (prompts,)."""
+        return np.array([np.mean([one.yardstick_score for one in self.answers[p]]) for p in prompts])
+
+    def lengths(self, prompts: Sequence[str]) -> Array:
+        return np.array([np.mean([one.length_tokens for one in self.answers[p]]) for p in prompts])
+
+    def every_answer(self) -> list[ReadAnswer]:
+        return list(itertools.chain.from_iterable(self.answers.values()))
+
+
+def unlike(first: Evaluation, other: Evaluation) -> list[str]:
+    """Why the policies of two evaluations cannot be compared; [] if they can."""
+    reasons = []
+    if first.prompt_ids != other.prompt_ids:
+        both = len(first.prompt_ids & other.prompt_ids)
+        reasons.append(f"other prompts ({both} of {len(other.prompt_ids)} are the same)")
+    if (first.yardstick, first.yardstick_id) != (other.yardstick, other.yardstick_id):
+        same_name = first.yardstick == other.yardstick
+        reasons.append(
+            f"the yardstick {other.yardstick} has changed" if same_name else f"another yardstick ({other.yardstick})"
+        )
+    ours, theirs = first.sampling, other.sampling
+    keys = [key for key in sorted({*ours, *theirs} - {"seed"}) if ours.get(key) != theirs.get(key)]
+    if keys:
+        reasons.append("other sampling (" + ", ".join(f"{k} {ours.get(k)} and {theirs.get(k)}" for k in keys) + ")")
+    return reasons
+
+
+def make_fields(
+    evaluations: Mapping[str, Evaluation],
+    groups: Mapping[str, str],
+    stages: Mapping[str, str],
+    names: Mapping[str, str],
+    most_samples: int,
+) -> list[Field]:
+    """A field for each set of comparable evaluations, the one with most policies first.
+
+    Args:
+        evaluations: by name.
+        groups, stages, names: of runs, by id.
+    """
+    sets: list[dict[str, Evaluation]] = []
+    for name, one in evaluations.items():
+        home = next((known for known in sets if not unlike(next(iter(known.values())), one)), None)
+        if home is None:
+            sets.append({name: one})
+        else:
+            home[name] = one
+    sets.sort(key=lambda known: -sum(len(one.policies) for one in known.values()))
+    fields = []
+    for known in sets:
+        first, own = next(iter(sets[0].values())), next(iter(known.values()))
+        members = members_of(known)
+        field = make_field(known, members, groups, stages, names, most_samples if known is sets[0] else 0)
+        fields.append(field.model_copy(update={"unlike": [] if known is sets[0] else unlike(first, own)}))
+    return fields
+
+
+def members_of(evaluations: Mapping[str, Evaluation]) -> list[Member]:
+    """Every policy, each draw once: the same policy sampled with the same seed has the same answers."""
+    found: dict[tuple[str, str], Member] = {}
+    for where, one in evaluations.items():
+        seed = (one.manifest.get("config") or {}).get("seed")
+        for name in one.policies:
+            identity = identity_of(one, name)
+            by_prompt: dict[str, list[ReadAnswer]] = {}
+            for answer in one.answers:
+                if answer.policy == name:
+                    by_prompt.setdefault(answer.prompt_id, []).append(answer)
+            found.setdefault((identity, str(seed)), Member(where, name, identity, seed, by_prompt))
+    return list(found.values())
+
+
+def identity_of(evaluation: Evaluation, policy: str) -> str:
+    """The id of an evaluated policy's run, or the model's name."""
+    inputs = evaluation.manifest["inputs"]
+    recorded = inputs.get(f"policy_{policy}") or inputs.get(f"policies.{policy}")
+    return str(recorded["id"]) if recorded else evaluation.policies[policy].id or policy
+
+
+def make_field(
+    evaluations: Mapping[str, Evaluation],
+    members: Sequence[Member],
+    groups: Mapping[str, str],
+    stages: Mapping[str, str],
+    names: Mapping[str, str],
+    most_samples: int,
+) -> Field:
+    """What comparable evaluations show."""
+    first = next(iter(evaluations.values()))
+    prompts = sorted(first.prompt_ids)
+    teams: dict[str, list[Member]] = {}
+    for member in members:
+        teams.setdefault(groups.get(member.identity) or model_name(member), []).append(member)
+    scores = {name: np.stack([one.scores(prompts) for one in team]) for name, team in teams.items()}
+    outcomes = all_outcomes(list(scores.values()))
+    ratings = bradley_terry(outcomes) if len(teams) > 1 else None
+    policies = []
+    for at, (name, team) in enumerate(teams.items()):
+        interval = ratings.interval(at) if ratings else None
+        policies.append(
+            describe(name, team, scores[name], stages, names).model_copy(
+                update={
+                    "rating": float(ratings.values[at]) * ELO if ratings else None,
+                    "rating_interval": (interval[0] * ELO, interval[1] * ELO) if interval else None,
+                }
+            )
+        )
+    baselines = [one for one in members if one.name == first.baseline]
+    baseline = next((name for name, team in teams.items() if baselines and baselines[0] in team), None)
+    return Field(
+        evaluations=list(evaluations),
+        yardstick=first.yardstick_name,
+        yardstick_scale=first.yardstick_scale,
+        prompts=len(prompts),
+        sampling=first.sampling,
+        baseline=baseline,
+        policies=sorted(policies, key=lambda one: -(one.rating or 0.0)),
+        matches=all_matches(teams, scores, outcomes, prompts),
+        noise=noise_of(members, prompts),
+        samples=choose_samples(teams, scores, prompts, most_samples),
+    )
+
+
+def model_name(member: Member) -> str:
+    """A model without a run, by its last name."""
+    return member.identity.partition("#")[0].rpartition("/")[2].rpartition(":")[2] or label(member.name)
+
+
+def describe(
+    name: str, team: Sequence[Member], scores: Array, stages: Mapping[str, str], names: Mapping[str, str]
+) -> Policy:
+    def spread(values: Sequence[float | None]) -> Spread | None:
+        found = [value for value in values if value is not None]
+        return spread_of(found) if len(found) == len(values) else None
+
+    answers = [one.every_answer() for one in team]
+    per_prompt = scores.mean(axis=0)
+    return Policy(
+        name=name,
+        stage=stages.get(team[0].identity, ""),
+        members=[one.title for one in team],
+        runs=list(dict.fromkeys(names[one.identity] for one in team if one.identity in names)),
+        yardstick=spread_of(map(float, scores.mean(axis=1))),
+        yardstick_interval=bootstrap_interval(list(per_prompt)) if len(per_prompt) > 1 else None,
+        length=spread_of(_mean([a.length_tokens for a in rows]) for rows in answers),
+        unfinished=spread_of(_mean([not a.finished for a in rows]) for rows in answers),
+        refusals=spread_of(_mean([refuses(a.text) for a in rows]) for rows in answers),
+        score=spread([_mean_if_all([a.score for a in rows]) for rows in answers]),
+        kl=spread([_mean_if_all([a.kl for a in rows]) for rows in answers]),
+    )
+
+
+def refuses(text: str) -> bool:
+    """Whether an answer opens with a refusal, in English.
+
+    >>> refuses("I'm sorry, but I can't help with that."), refuses("You can't overfeed them.")
+    (True, False)
+    """
+    return bool(REFUSAL.match(text))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_if_all(values: Sequence[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
+    return _mean(found) if found and len(found) == len(values) else None
+
+
+# --- matches ---
+
+
+def all_outcomes(scores: Sequence[Array]) -> Array:
+    """Outcomes of every policy against every other, shape (policies, policies, prompts): the mean over pairs of seeds."""
+    count, prompts = len(scores), scores[0].shape[1]
+    outcomes = np.full((count, count, prompts), 0.5)
+    for i, j in itertools.combinations(range(count), 2):
+        outcomes[i, j] = outcomes_of(scores[i][:, None], scores[j][None, :]).mean(axis=(0, 1))
+        outcomes[j, i] = 1.0 - outcomes[i, j]
+    return outcomes
+
+
+def all_matches(
+    teams: Mapping[str, Sequence[Member]], scores: Mapping[str, Array], outcomes: Array, prompts: Sequence[str]
+) -> list[Match]:
+    """Every policy against every other, both ways, with p-values adjusted over all pairs."""
+    names = list(teams)
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    adjusted = benjamini_hochberg([share_p_value(outcomes[i, j]) for i, j in pairs])
+    lengths = [np.mean([one.lengths(prompts) for one in team], axis=0) for team in teams.values()]
+    matches = []
+    for (i, j), p_value in zip(pairs, adjusted, strict=True):
+        of_seeds = outcomes_of(scores[names[i]][:, None], scores[names[j]][None, :]).mean(axis=2)
+        several = of_seeds.size > 1
+        for one, other, seeds in ((i, j, of_seeds), (j, i, 1 - of_seeds)):
+            found = judge(outcomes[one, other], p_value)
+            controlled, interval = length_controlled(outcomes[one, other], lengths[one], lengths[other])
+            matches.append(
+                Match(
+                    policy=names[one],
+                    other=names[other],
+                    win_rate=found.win_rate,
+                    interval=found.interval,
+                    p_value=p_value,
+                    outcome=found.outcome,
+                    more=found.more,
+                    length_controlled=controlled,
+                    length_controlled_interval=interval,
+                    seeds_low=float(seeds.min()) if several else None,
+                    seeds_high=float(seeds.max()) if several else None,
+                )
+            )
+    return matches
+
+
+def noise_of(members: Sequence[Member], prompts: Sequence[str]) -> list[Noise]:
+    """Every policy that was sampled with several seeds, against itself: the first two draws."""
+    rows = []
+    for identity in dict.fromkeys(one.identity for one in members):
+        draws = [one for one in members if one.identity == identity]
+        if len(draws) < 2:
+            continue
+        first, second = draws[0].scores(prompts), draws[1].scores(prompts)
+        outcomes = outcomes_of(first, second)
+        rows.append(
+            Noise(
+                policy=draws[0].title,
+                seeds=[one.seed for one in draws[:2]],
+                win_rate=float(outcomes.mean()),
+                interval=share_interval(outcomes),
+                tied=float((outcomes == 0.5).mean()),
+                difference=abs(float(first.mean() - second.mean())),
+            )
+        )
+    return rows
+
+
+# --- samples, and reward against KL ---
+
+
+def choose_samples(
+    teams: Mapping[str, Sequence[Member]], scores: Mapping[str, Array], prompts: Sequence[str], most: int
+) -> list[Sample]:
+    """At most `most` prompts: those on which policies differ most, by turns with random ones (by a hash: their id)."""
+    spread = np.ptp(np.stack([one.mean(axis=0) for one in scores.values()]), axis=0)
+    apart = sorted(range(len(prompts)), key=lambda at: (-spread[at], prompts[at]))
+    order = dict.fromkeys(at for pair in zip(range(len(prompts)), apart, strict=True) for at in pair)
+    samples: list[Sample] = []
+    size = 0
+    for at in itertools.islice(order, most):
+        sample = _sample(teams, prompts[at])
+        size += sum(2 * len(answer.text.encode()) + 400 for answer in sample.answers.values())
+        if size > SAMPLE_BYTES:
+            break
+        samples.append(sample)
+    return samples
+
+
+def _sample(teams: Mapping[str, Sequence[Member]], prompt: str) -> Sample:
+    answers = {name: team[0].answers[prompt][0] for name, team in teams.items()}
+    messages = next(iter(answers.values())).messages
+    return Sample(
+        prompt_id=prompt,
+        messages=[{"role": message.role, "text": message.text} for message in messages],
+        answers={
+            name: Answer(
+                text=one.text,
+                value=one.yardstick_score,
+                score=one.score,
+                tokens=one.length_tokens,
+                finished=one.finished,
+            )
+            for name, one in answers.items()
+        },
+    )
+
+
+def evaluated_trails(
+    evaluations: Mapping[str, Evaluation], names: Mapping[str, str]
+) -> dict[tuple[str, str], list[KLTrail]]:
+    """(reward model, reference) → the evaluated policies' scores and KL.
+
+    Args:
+        names: of runs, by id.
+    """
+    trails: dict[tuple[str, str], list[KLTrail]] = {}
+    for where, one in evaluations.items():
+        judged = reward_model_id(one)
+        if judged is None or one.baseline not in one.policies:
+            continue
+        mine = trails.setdefault((judged, identity_of(one, one.baseline)), [])
+        for name, row in one.policies.items():
+            if row.score_mean is None or row.kl_per_sequence is None:
+                continue
+            point = KLPoint(kl=row.kl_per_sequence, score=row.score_mean, interval=row.score_interval)
+            run = names.get(identity_of(one, name))
+            mine.append(KLTrail(name=f"{where}: {label(name)}", run=run, points=[point], kind="evaluated"))
+    return trails

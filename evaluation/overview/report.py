@@ -1,0 +1,296 @@
+"""From run folders to the overview's content. Nothing here draws."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.compare.reading import Evaluation, Link, kinds_of, read_evaluation
+from evaluation.compare.verdicts import headline as compare_headline
+from evaluation.compare.words import edge, label, listed
+from evaluation.overview.curves import kl_charts, overlay
+from evaluation.overview.grouping import (
+    ancestors_of,
+    group_names,
+    make_groups,
+    short_names,
+    stage_differences,
+    whole_config,
+)
+from evaluation.overview.model import Agreement, Cost, Edge, Field, Headline, Match, Node, Overview, RunRow
+from evaluation.overview.policies import evaluated_trails, make_fields
+from evaluation.overview.reading import RunRecord, is_number
+from tiebreak.errors import TiebreakError
+from tiebreak.page.numbers import number, percent
+from tiebreak.stages import STAGES
+
+MOST_NODES = 40
+"""in the lineage graph; beyond, groups stand for their runs"""
+
+
+def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], title: str, samples: int) -> Overview:
+    """The content of report.json.
+
+    Args:
+        records: in recipe order.
+        samples: prompts whose answers are shown.
+    """
+    everyone = _with_ancestors(records)
+    names, groups = short_names(records), group_names(everyone)
+    evaluations, faults = _evaluations(records, names)
+    fields = (
+        make_fields(
+            evaluations,
+            groups,
+            {one.id: one.stage for one in everyone},
+            names,
+            samples,
+        )
+        if evaluations
+        else []
+    )
+    nodes, edges = lineage_graph(records, everyone, names, groups)
+    return Overview(
+        title=title,
+        headline=make_headline(records, fields, evaluations, names),
+        runs=[_row(one, names, groups, faults) for one in records],
+        groups=make_groups(records, names, groups),
+        differences=stage_differences(records, names, groups),
+        panels=overlay(records, names),
+        reward_against_kl=kl_charts(records, names, evaluated_trails(evaluations, names)),
+        fields=fields,
+        agreement=[found for one in everyone for found in agreement_of(one, names)],
+        nodes=nodes,
+        edges=edges,
+        left_out=dict(left_out),
+    )
+
+
+def _with_ancestors(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs and those that they were made from, inputs first."""
+    found: dict[str, RunRecord] = {}
+    for one in records:
+        for ancestor in (*ancestors_of(one), one):
+            found.setdefault(ancestor.id, ancestor)
+    order = {name: place for place, name in enumerate(STAGES)}
+    return sorted(found.values(), key=lambda one: order.get(one.stage, len(order)))
+
+
+def _evaluations(
+    records: Sequence[RunRecord], names: Mapping[str, str]
+) -> tuple[dict[str, Evaluation], dict[str, str]]:
+    """(evaluations by name, run's id → why its evaluation cannot be read)."""
+    found, faults = dict[str, Evaluation](), dict[str, str]()
+    for one in records:
+        if one.stage == "evaluate" and one.state == "finished":
+            try:
+                found[_evaluation_name(names[one.id])] = read_evaluation(one.folder)
+            except TiebreakError as error:
+                faults[one.id] = str(error)
+    return found, faults
+
+
+def _evaluation_name(name: str) -> str:
+    """seed-0/evaluate → seed-0."""
+    return name.removesuffix("/evaluate") or name
+
+
+def _row(one: RunRecord, names: Mapping[str, str], groups: Mapping[str, str], faults: Mapping[str, str]) -> RunRow:
+    record = one.record
+    return RunRow(
+        name=names[one.id],
+        folder=one.folder,
+        stage=one.stage,
+        id=record.get("id"),
+        state=one.state,
+        group=groups[one.id],
+        seeds=one.seeds,
+        config=whole_config(one),
+        inputs={name: str(entry["id"]) for name, entry in one.inputs().items()},
+        figures=one.metrics,
+        step=max((row["step"] for row in one.rows if is_number(row["step"])), default=None),
+        cost=cost_of(one),
+        git_commit=record.get("git_commit"),
+        packages=dict(record.get("packages") or {}),
+        kinds=list(kinds_of(record)),
+        finished_at=record.get("finished_at"),
+        notes=[*one.notes, *([faults[one.id]] if one.id in faults else [])],
+    )
+
+
+def cost_of(one: RunRecord) -> Cost:
+    """Time, memory, tokens and labels; what is not recorded is left out."""
+    chain = [*ancestors_of(one), one]
+    seconds = [link.record.get("seconds") for link in chain]
+    judged = [link.record.get("judgments") for link in chain if link.stage == "label"]
+    tokens = [
+        row[key] for row in one.rows for key in ("num_tokens", "num_input_tokens_seen") if is_number(row.get(key))
+    ]
+    return Cost(
+        seconds=one.record.get("seconds"),
+        seconds_in_all=sum(s for s in seconds if is_number(s)) if all(is_number(s) for s in seconds) else None,  # type: ignore[misc]
+        peak_memory_bytes=one.record.get("peak_memory_bytes"),
+        tokens=max(tokens, default=None),
+        judgments=sum(n for n in judged if isinstance(n, int)) if judged else None,
+        machine=one.record.get("machine"),
+    )
+
+
+def agreement_of(one: RunRecord, names: Mapping[str, str]) -> list[Agreement]:
+    """A labelling run's agreement by kind of rater, from its data report."""
+    path = Path(one.folder) / "final" / "report.json"
+    if one.stage != "label" or not path.is_file():
+        return []
+    report = json.loads(path.read_text(encoding="utf-8"))
+    judgments, preferences = report.get("judgments") or {}, report.get("preferences") or {}
+    rows = []
+    for kind, measures in (report.get("agreement") or {}).items():
+        plain = {
+            str(key): {"value": entry["value"], "n": entry.get("n"), "interval": entry.get("interval")}
+            for key, entry in measures.items()
+            if isinstance(entry, Mapping) and is_number(entry.get("value"))
+        }
+        rows.append(
+            Agreement(
+                run=names.get(one.id, one.folder),
+                kind=str(kind),
+                measures=plain,
+                raters=judgments.get("raters"),
+                judgments=(judgments.get("kinds") or {}).get(kind),
+                ties=judgments.get("ties"),
+                preferences=preferences.get("total"),
+            )
+        )
+    return rows
+
+
+# --- lineage ---
+
+
+def lineage_graph(
+    records: Sequence[RunRecord],
+    everyone: Sequence[RunRecord],
+    names: Mapping[str, str],
+    groups: Mapping[str, str],
+) -> tuple[list[Node], list[Edge]]:
+    """The runs and what they were made from; with many, a node stands for a group."""
+    grouped = len(everyone) > MOST_NODES
+    key = {one.id: f"{one.stage} {groups[one.id]}" if grouped else one.id for one in everyone}
+    nodes: dict[str, Node] = {}
+    edges: dict[tuple[str, str], Edge] = {}
+    given = {one.id for one in records}
+    for one in everyone:
+        name = groups[one.id] if grouped else names.get(one.id, Path(one.folder).name)
+        node = nodes.setdefault(key[one.id], Node(id=key[one.id], name=name, stage=one.stage, runs=0, given=False))
+        node.runs += 1
+        node.given = node.given or one.id in given
+        for role, ancestor in one.ancestors.items():
+            ends = (key[ancestor.id], key[one.id])
+            edges.setdefault(ends, Edge(source=ends[0], target=ends[1], role=role))
+    return list(nodes.values()), list(edges.values())
+
+
+# --- the headline ---
+
+
+def make_headline(
+    records: Sequence[RunRecord],
+    fields: Sequence[Field],
+    evaluations: Mapping[str, Evaluation],
+    names: Mapping[str, str],
+) -> Headline:
+    """What the runs show, and what speaks against it."""
+    if not fields:
+        return Headline(claim=_counted(records), caveats=_states(records, names))
+    first = fields[0]
+    used = {name: evaluations[name] for name in first.evaluations}
+    chains = {name: _links(one, records) for name, one in used.items()}
+    kinds = sorted({kind for chain in chains.values() for link in chain for kind in kinds_of(link.manifest)})
+    caveats = [*compare_headline(used, chains, kinds)["caveats"], *_states(records, names)]
+    apart = [name for one in fields[1:] for name in one.evaluations]
+    if apart:
+        reasons = "; ".join(dict.fromkeys(reason for one in fields[1:] for reason in one.unlike))
+        caveats.append(f"{listed(apart)} cannot be compared with the rest and stands apart: {reasons}.")
+    return Headline(claim=_claim(first), sentences=_sentences(first), caveats=list(dict.fromkeys(caveats)))
+
+
+def _links(evaluation: Evaluation, records: Sequence[RunRecord]) -> list[Link]:
+    mine = next(one for one in records if one.folder == evaluation.folder)
+    return [Link(one.folder, dict(one.record)) for one in (*ancestors_of(mine), mine)]
+
+
+def _counted(records: Sequence[RunRecord]) -> str:
+    stages = [
+        f"{len(list(mine))} of {label(stage)}" for stage, mine in itertools.groupby(records, key=lambda one: one.stage)
+    ]
+    return f"{len(records)} run{'s' if len(records) > 1 else ''}: {listed(stages)}"
+
+
+def _states(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[str]:
+    rows = []
+    for state, words in (("running", "still running"), ("interrupted", "interrupted"), ("failed", "failed")):
+        mine = [names[one.id] for one in records if one.state == state]
+        if mine:
+            rows.append(
+                f"{listed(mine[:6])}{' and others' if len(mine) > 6 else ''}: {words}; figures are of what is done."
+            )
+    return rows
+
+
+def _match(field: Field, policy: str, other: str) -> Match:
+    return next(one for one in field.matches if (one.policy, one.other) == (policy, other))
+
+
+def _claim(field: Field) -> str:
+    """Which policy is best, if any can be said to be."""
+    names = [one.name for one in field.policies]
+    if len(names) == 1:
+        return f"Only {names[0]} was evaluated"
+    best, rest = names[0], names[1:]
+    matches = {other: _match(field, best, other) for other in rest}
+    if any(one.outcome == "too few" for one in matches.values()):
+        return f"{field.prompts} prompt{'s are' if field.prompts > 1 else ' is'} too few to rank {len(names)} policies"
+    beaten = [other for other in rest if matches[other].outcome == "better"]
+    open_ = [other for other in rest if other not in beaten]
+    if not open_:
+        return f"{best} is the best of {len(names)} policies"
+    if not beaten:
+        return f"No policy is shown to be better than the others: {best} leads"
+    return f"{best} leads, not told apart from {listed(open_)}"
+
+
+def _sentences(field: Field) -> list[str]:
+    """The leader against the baseline and the runner-up, in figures."""
+    names = [one.name for one in field.policies]
+    if len(names) == 1:
+        return []
+    best = names[0]
+    others = dict.fromkeys([field.baseline or names[1], names[1]])
+    return [sentence(_match(field, best, other), field.prompts) for other in others if other != best]
+
+
+def sentence(match: Match, prompts: int) -> str:
+    """One match in words, with its verdict."""
+    low, high = match.interval
+    return (
+        f"{match.policy} wins {percent(match.win_rate)} of {number(prompts)} prompts against {match.other} "
+        f"(95% interval {edge(low)} to {edge(high)}): {verdict_words(match)}."
+    )
+
+
+def verdict_words(match: Match) -> str:
+    """better, no worse, worse, or how many more prompts would tell."""
+    return {
+        "better": "better",
+        "worse": "worse",
+        "no worse": "no worse, by a margin of 5 points",
+        "undecided": f"can't tell: about {number(match.more)} more prompts would",
+        "too few": f"too few prompts: about {number(match.more)} more are needed",
+    }[match.outcome]
+
+
+def to_json(report: Overview) -> dict[str, Any]:
+    return report.model_dump(mode="json")

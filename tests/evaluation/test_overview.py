@@ -1,0 +1,308 @@
+"""Runs side by side: what is grouped, what differs, what may be compared, and the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study import finished, logged, write_evaluation, write_seed, write_study
+from support import run_here
+from test_compare import CHROMIUM, CHROMIUM_FLAGS
+
+from evaluation.configuration import OverviewArguments
+from evaluation.overview import read_overview, write_overview
+from evaluation.overview.charts import mean_and_band, smooth
+from evaluation.overview.model import SCHEMA, Overview, schema
+from evaluation.overview.page import build_page
+from evaluation.overview.policies import refuses
+from evaluation.overview.reading import read_rows
+from evaluation.overview.serve import LivePage, make_server
+from tiebreak.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def report(study: Path) -> Overview:
+    return overview(study)
+
+
+def overview(*folders: Path, **keys: Any) -> Overview:
+    return read_overview([str(one) for one in folders], OverviewArguments(**keys))
+
+
+def test_seeds_are_grouped_and_betas_are_not(report: Overview) -> None:
+    dpo = {one.name: one for one in report.groups if one.stage == "dpo"}
+    assert {name: sorted(one.runs) for name, one in dpo.items()} == {
+        "DPO, beta 0.1": ["seed-0/dpo-high", "seed-1/dpo-high"],
+        "DPO, beta 0.5": ["seed-0/dpo-low", "seed-1/dpo-low"],
+    }
+    accuracy = dpo["DPO, beta 0.5"].figures["eval_rewards/accuracies"]
+    assert (accuracy.mean, accuracy.n, accuracy.deviation) == (0.46, 2, 0.0)
+    sft = next(one for one in report.groups if one.stage == "sft").figures["eval_loss"]
+    assert (sft.mean, sft.deviation) == (pytest.approx(2.01), pytest.approx(0.02 / math.sqrt(2)))
+
+
+def test_the_keys_that_differ_come_first_and_the_same_run_once(report: Overview) -> None:
+    first = report.differences[0]
+    assert first.stage == "dpo"
+    assert next(iter(first.differing)) == "beta"
+    assert dict(zip(first.runs, first.differing["beta"], strict=True))["seed-1/dpo-low"] == 0.5
+    assert [key for key in first.differing if "seed" in key] == ["seed (and 3 more seeds)"]
+    assert "learning_rate" in first.shared
+    (why,) = report.left_out.values()  # both seeds prepared the same data
+    assert "the same run as" in why
+
+
+def test_the_best_policy_is_named_with_its_evidence(report: Overview) -> None:
+    (field,) = report.fields
+    assert [one.name for one in field.policies] == ["DPO, beta 0.1", "DPO, beta 0.5", "SFT", "smollm2-135m-instruct"]
+    assert report.headline.claim == "DPO, beta 0.1 is the best of 4 policies"
+    assert any("dpo-low's implicit rewards are right about 46%" in one for one in report.headline.caveats)
+    ours = next(m for m in field.matches if (m.policy, m.other) == ("DPO, beta 0.1", "SFT"))
+    theirs = next(m for m in field.matches if (m.policy, m.other) == ("SFT", "DPO, beta 0.1"))
+    assert (ours.outcome, theirs.outcome) == ("better", "worse")
+    assert ours.win_rate == pytest.approx(1 - theirs.win_rate)
+    assert ours.interval == pytest.approx((1 - theirs.interval[1], 1 - theirs.interval[0]))
+    assert field.baseline == "SFT"
+    assert field.policies[-1].refusals.mean == pytest.approx(0.1)
+
+
+def test_a_policy_sampled_with_two_seeds_shows_the_noise_floor(report: Overview) -> None:
+    (noise,) = report.fields[0].noise  # the base model is the same in both evaluations
+    assert noise.policy == "seed-0: base"
+    assert noise.seeds == [0, 1]
+    assert abs(noise.win_rate - 0.5) < 0.15
+    assert noise.interval[0] < noise.win_rate < noise.interval[1]
+    assert noise.difference < 0.06
+
+
+def test_other_prompts_yardsticks_and_sampling_stand_apart(tmp_path: Path) -> None:
+    write_seed(tmp_path / "a", 0)
+    write_seed(tmp_path / "b", 1, sampling={"temperature": 1.0, "max_new_tokens": 96})
+    policies = {"base": "bundled:x", "sft": "bundled:y"}
+    write_evaluation(tmp_path / "c" / "evaluate", policies, {}, seed=0, prompts=35)
+    found = overview(tmp_path)
+    first, *apart = found.fields
+    assert first.evaluations == ["a"]
+    assert {one.evaluations[0]: one.unlike for one in apart} == {
+        "b": ["other sampling (temperature 0.7 and 1.0)"],
+        "c": ["other prompts (35 of 35 are the same)"],
+    }
+    assert any("b and c cannot be compared with the rest" in one for one in found.headline.caveats)
+    assert all(not one.noise for one in found.fields)
+    page = build_page(found)
+    assert page.count("Not comparable with the policies above") == 2 * 3  # policies, win rates, lengths
+
+
+def test_levels_of_runs_on_other_data_are_marked_and_scores_of_other_reward_models_have_charts_of_their_own(
+    report: Overview,
+) -> None:
+    warnings = {(one.stage, one.title): one.warning for one in report.panels}
+    assert warnings["dpo", "Loss"] == "Different preferences: compare the shapes, not the levels."
+    assert warnings["sft", "Loss"] == ""  # the same demonstrations
+    assert "Different policy" in warnings["ppo", "KL from the SFT policy"]
+    assert [one.reward_model for one in report.reward_against_kl] == ["seed-0/reward", "seed-1/reward"]
+    kinds = [trail.kind for trail in report.reward_against_kl[0].trails]
+    assert kinds.count("evaluated") == 4
+    assert kinds.count("rollouts") == 1
+
+
+def test_runs_in_progress_failed_and_broken_are_shown_as_such(tmp_path: Path) -> None:
+    done = finished(tmp_path / "done", "dpo", {}, rows=logged(8, loss=[0.7] * 8), keys={"beta": 0.1})
+    part = tmp_path / "part"
+    finished(part, "dpo", {}, rows=logged(8, loss=[float("nan")] * 8), keys={"beta": 0.2})
+    (part / "manifest.json").unlink()
+    with (part / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')  # torn
+    failed = tmp_path / "failed"
+    shutil.copytree(part, failed)
+    (failed / "metrics.jsonl").unlink()
+    (failed / "error.txt").write_text("Traceback")
+    broken = tmp_path / "broken"
+    shutil.copytree(done, broken)
+    (broken / "manifest.json").write_text("{")
+    old = tmp_path / "old"
+    finished(old, "dpo", {}, keys={"beta": 0.3})
+    manifest = json.loads((old / "manifest.json").read_text())
+    for key in ("format", "processes"):
+        del manifest[key]
+    del manifest["config"]["learning_rate"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+
+    found = overview(tmp_path)
+    states = {one.name: one.state for one in found.runs}
+    assert states == {"done": "finished", "failed": "failed", "old": "finished", "part": "interrupted"}
+    assert list(found.left_out) == [str(broken)]
+    assert "older version" in next(one for one in found.runs if one.name == "old").notes[0]
+    loss = next(one for one in found.panels if one.title == "Loss")
+    assert [curve.run for curve in loss.curves] == ["done"]  # a curve of NaN is none
+    assert "interrupted; figures are of what is done" in " ".join(found.headline.caveats)
+    assert "1 of DPO" not in found.headline.claim
+    assert found.headline.claim == "4 runs: 4 of DPO"
+    build_page(found)
+
+
+def test_copies_and_equal_names_are_told_apart(tmp_path: Path) -> None:
+    finished(tmp_path / "a" / "dpo", "dpo", {}, keys={"beta": 0.1})
+    finished(tmp_path / "b" / "dpo", "dpo", {}, keys={"beta": 0.2})
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    found = overview(tmp_path)
+    assert [one.name for one in found.runs] == ["a/dpo", "b/dpo"]
+    assert list(found.left_out) == [str(tmp_path / "c" / "dpo")]
+
+
+def test_the_command_writes_both_files_and_refuses_what_it_must(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, message = run_here("compare", study / "seed-0", study / "seed-1", "--output", "out", "--samples", "5")
+    assert status == 0, message
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(Overview.model_validate(content).fields[0].samples) == 5
+    for words, expected in (
+        (["nowhere"], "no such run folder: nowhere"),
+        ([tmp_path / "out"], "no runs in"),
+        ([study, "--output", study / "seed-0" / "sft"], "is a run folder, and nothing is written into one"),
+        (["overview"], "takes run folders"),
+    ):
+        status, message = run_here("compare", *words)
+        assert status != 0
+        assert expected in message
+
+
+def test_the_schema_is_that_of_the_report(report: Overview) -> None:
+    assert SCHEMA.read_text() == schema()
+    old = report.model_dump(mode="json")
+    for key in ("nodes", "edges", "agreement", "left_out", "reward_against_kl"):
+        del old[key]  # as a report that lacks later parts
+    assert build_page(Overview.model_validate(old))
+
+
+def test_long_logs_are_read_in_part_and_held_out_rows_whole(tmp_path: Path) -> None:
+    rows = [{"step": n, "loss": 1.0} | ({"eval_loss": 2.0} if n % 500 == 0 else {}) for n in range(1, 5001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    found, every = read_rows(tmp_path, 1000)
+    assert every == 6
+    assert len(found) < 900
+    assert sum("eval_loss" in row for row in found) == 10
+    assert found[-1]["step"] == 5000
+
+
+def test_smoothing_keeps_constants_and_bands_span_their_curves() -> None:
+    assert smooth([(s, 3.0) for s in range(5)], 0.9) == [(s, 3.0) for s in range(5)]
+    assert smooth([(1, 4.0), (2, 8.0)], 0.5) == [(1, 4.0), (2, pytest.approx((0.25 * 4 + 0.5 * 8) / 0.75))]
+    low, mean, high = mean_and_band([[(0, 0.0), (10, 10.0)], [(5, 9.0), (20, 9.0)]]) or ([], [], [])
+    assert low[0] == (5.0, 5.0)
+    assert high[0] == (5.0, 9.0)
+    assert mean[-1] == (10.0, 9.5)
+    assert mean_and_band([[(0, 1.0), (1, 1.0)], [(2, 1.0), (3, 1.0)]]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "refusal"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I cannot recommend a dose.", True),
+        ("Unfortunately, I am unable to say.", True),
+        ("You can't overfeed them in a week.", False),
+        ("I can see why: the pump is blocked.", False),
+        ("", False),
+    ],
+)
+def test_refusals(text: str, refusal: bool) -> None:
+    assert refuses(text) == refusal
+
+
+# --- the page ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not os.path.exists(CHROMIUM):
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield opened
+        opened.close()
+
+
+def test_the_page_works_without_a_network_and_fits_a_phone(study: Path, browser: Any, tmp_path: Path) -> None:
+    page_file, _ = write_overview([str(study)], OverviewArguments(output=str(tmp_path / "out")))
+    assert page_file.stat().st_size < 5_000_000
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        page = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
+        problems: list[str] = []
+        page.on("console", lambda message, found=problems: found.append(message.text))
+        page.on("pageerror", lambda error, found=problems: found.append(str(error)))
+        page.on("request", lambda r, found=problems: found.append(r.url) if not r.url.startswith("file:") else None)
+        page.goto(page_file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert problems == []
+        if width == 1280:
+            _use_controls(page)
+        page.context.close()
+
+
+def _use_controls(page: Any) -> None:
+    page.locator("#curves svg[data-panel]").first.scroll_into_view_if_needed()
+    line = page.locator("#curves polyline.mean").first
+    before = line.get_attribute("points")
+    page.locator("#smoothing").fill("0.96")
+    assert line.get_attribute("points") != before
+    page.locator("#run-search").fill("seed-0")
+    assert page.locator("#runs th[data-run]:visible").count() == len(
+        [name for name in page.locator("#runs th[data-run] .run-name").all_inner_texts() if name.startswith("seed-0")]
+    )
+    page.locator("#run-search").fill("")
+    page.locator("#search").fill("Question 7:")
+    assert page.locator("#sample-list article:visible").count() == 1
+    page.locator("#marked").select_option("SFT")
+    assert page.locator("#sample-list article:visible .answer[data-policy^=DPO] mark").count() > 0
+    assert page.locator("#sample-list article:visible .answer[data-policy=SFT] mark").count() == 0
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert page.locator("nav").bounding_box()["y"] == 0  # sticky
+
+
+def test_served_pages_follow_the_runs_on_this_machine_alone(tmp_path: Path) -> None:
+    run = finished(tmp_path / "a", "dpo", {}, rows=logged(3, loss=[0.7, 0.6, 0.5]), keys={"beta": 0.1})
+    live = LivePage([str(tmp_path)], OverviewArguments())
+    with make_server(live, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+
+        def get(path: str, **headers: str) -> str:
+            with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers)) as answer:
+                return str(answer.read().decode())
+
+        before, page = get("/version"), get("/")
+        assert f'data-live="{before}"' in page
+        assert "connect-src &#x27;self&#x27;" in page
+        with (Path(run) / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 4, "loss": 0.4}\n')
+        assert get("/version") != before
+        assert '"points": [[1.0, 0.7], [2.0, 0.6], [3.0, 0.5], [4.0, 0.4]]' in get("/")
+        for path, headers, status in (("/etc", {}, 404), ("/", {"Host": "elsewhere.example:80"}, 403)):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                get(path, **headers)
+            assert refused.value.code == status
+            refused.value.close()
+        server.shutdown()
+
+
+def test_serving_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no runs in"):
+        LivePage([str(tmp_path)], OverviewArguments()).page()
