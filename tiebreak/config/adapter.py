@@ -15,8 +15,6 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from tiebreak.config.section import Section
 
 ALL_LINEAR = "all-linear"
-OFT_BLOCK, BOFT_BLOCK = 32, 4
-"""PEFT's sizes of rotated blocks"""
 QUANTIZED = ("nf4", "fp4", "int8")
 """formats of quantised base weights"""
 
@@ -60,6 +58,16 @@ class Method:
     """keys of PEFT's configuration that decide what it computes, and that every stage keeps"""
     adds: Callable[[Any, str], bool] = _never
     """whether, on one of PEFT's layers, the adapter of this name does no more than add a matrix to the weight"""
+    block_size: int | None = None
+    """PEFT's size of the rotated blocks, which must divide the layers' inputs; None: it rotates none"""
+    shared: str = ""
+    """how PEFT's names of buffers begin that its layers share, and that are saved with the adapter; empty: none"""
+    faults: Callable[[AdapterConfig], list[str]] = lambda adapter: []
+    """errors in its own keys"""
+
+    def block_size_of(self, adapter: AdapterConfig) -> int | None:
+        """The size of the blocks that an adapter rotates."""
+        return (adapter.block_size or self.block_size) if self.block_size else None
 
 
 # --- LoRA
@@ -113,6 +121,17 @@ def _read_lora(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _lora_faults(adapter: AdapterConfig) -> list[str]:
+    faults = []
+    if adapter.quantize == "int8" and adapter.dora:
+        faults.append("dora: PEFT cannot compute it on int8 weights; it can on nf4")
+    apart = [key for key in ("rslora", "dropout") if getattr(adapter, key)]
+    if adapter.init in ("pissa", "olora") and apart and adapter.start != "stack":
+        start = f"init: {adapter.init}, which is saved as LoRA of rank 2r"
+        faults.append(f"{', '.join(apart)}: cannot be combined with {start}")
+    return faults
+
+
 def _lora_adds(layer: Any, name: str) -> bool:
     """Not a variant, such as DoRA, which scales the sum as well; not one with a bias of its own."""
     plain = _is_a(layer, "peft.tuners.lora.layer.Linear")
@@ -160,11 +179,11 @@ def _adds_delta(layer: Any, _: str) -> bool:
 
 
 def _oft_config(adapter: AdapterConfig, task: str, layers: Layers) -> dict[str, Any]:
-    return {"oft_block_size": adapter.block_size or OFT_BLOCK, **_on_layers(adapter, task, layers)}
+    return {"oft_block_size": METHODS["oft"].block_size_of(adapter), **_on_layers(adapter, task, layers)}
 
 
 def _boft_config(adapter: AdapterConfig, task: str, layers: Layers) -> dict[str, Any]:
-    return {"boft_block_size": adapter.block_size or BOFT_BLOCK, **_on_layers(adapter, task, layers)}
+    return {"boft_block_size": METHODS["boft"].block_size_of(adapter), **_on_layers(adapter, task, layers)}
 
 
 def _ia3_config(adapter: AdapterConfig, task: str, layers: Layers) -> dict[str, Any]:
@@ -211,6 +230,7 @@ METHODS: Mapping[str, Method] = {
         | _PATTERNS
         | {"init_lora_weights", "lora_alpha", "lora_dropout", "modules_to_save", "r", "use_dora", "use_rslora"},
         adds=_lora_adds,
+        faults=_lora_faults,
     ),
     "full": Method(reads=("trainable_layers",)),
     "ia3": Method(
@@ -257,6 +277,7 @@ METHODS: Mapping[str, Method] = {
             "r",
             "use_cayley_neumann",
         },
+        block_size=32,
     ),
     "boft": Method(
         "BOFT",
@@ -265,6 +286,7 @@ METHODS: Mapping[str, Method] = {
         lambda values: {"block_size": values.get("boft_block_size") or None},
         reads=("target_modules", "block_size"),
         continued=PLACED | {"boft_block_num", "boft_block_size", "boft_n_butterfly_factor", "init_weights"},
+        block_size=4,
     ),
     "vera": Method(
         "VERA",
@@ -275,6 +297,7 @@ METHODS: Mapping[str, Method] = {
         on=QUANTIZED,
         continued=PLACED | {"d_initial", "init_weights", "projection_prng_key", "r", "save_projection", "vera_dropout"},
         adds=_adds_delta,
+        shared="vera_",
     ),
     "norms": Method("LN_TUNING", "LNTuningConfig", _norms_config, on=QUANTIZED, continued=PLACED),
 }
@@ -401,7 +424,8 @@ class AdapterConfig(Section):
             for key, methods in READ_BY.items()
             if self.method not in methods and getattr(self, key) != type(self).model_fields[key].default
         ]
-        faults += [fault for fault in (self._fault_of_format(), self._fault_of_start()) if fault]
+        faults += [fault for fault in (self._fault_of_format(), self._fault_of_stack()) if fault]
+        faults += METHODS[self.method].faults(self)
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -412,22 +436,11 @@ class AdapterConfig(Section):
         able = ON_QUANTIZED.get(self.quantize)
         if able and self.method not in able:
             return f"quantize: {self.method} cannot train on {self.quantize} weights; {', '.join(able)} can"
-        if self.quantize == "int8" and self.dora:
-            return "dora: PEFT cannot compute it on int8 weights; it can on nf4"
-        return ""
-
-    def _fault_of_start(self) -> str:
-        if self.start == "stack":
-            return self._fault_of_stack()
-        if self.init in ("pissa", "olora"):
-            wrong = [key for key in ("rslora", "dropout") if getattr(self, key)]
-            if wrong:
-                return (
-                    f"{', '.join(wrong)}: cannot be combined with init: {self.init}, which is saved as LoRA of rank 2r"
-                )
         return ""
 
     def _fault_of_stack(self) -> str:
+        if self.start != "stack":
+            return ""
         if self.method != "lora":
             return f"start: stack adds LoRA to LoRA, not {self.method}; with start: merge any method can follow"
         wrong = [key for key in ("rslora", "dora", "dropout", "modules_to_save") if getattr(self, key)]

@@ -101,7 +101,7 @@ def load_base(
     try:
         model, loading = loader.from_pretrained(source.base_path, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        raise load_error(source, "the model" if kind == "policy" else "a classifier of it", error) from error
+        raise load_error(source, "the model" if kind == "policy" else "a classifier on it", error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     require_whole(model, loading, source, kind)
@@ -260,7 +260,7 @@ def load_reward_model(
 def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
     """A policy's adapter without what is in its language-model head (ModernBERT's has a dense layer), which a reward
     model does not have."""
-    kept = (f"base_model.model.{base.base_model_prefix}.", SHARED)
+    kept = (f"base_model.model.{base.base_model_prefix}.", *SHARED)
     return {name: weight for name, weight in adapter.items() if name.startswith(kept)}
 
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 """the name of what trains"""
 PROBED_TOKENS = 24
-SHARED = "base_model.vera_"
-"""how the names of VeRA's projections begin, which its layers share: buffers, saved with the adapter"""
+SHARED = tuple(f"base_model.{method.shared}" for method in METHODS.values() if method.shared)
+"""how the names of buffers begin that an adapter's layers share, such as VeRA's projections: they are saved with it"""
 COMPARED = "_tiebreak_merged"
 """the attribute of a model that names the adapters whose sums were compared"""
 

@@ -248,7 +248,9 @@ def foreign_weights(base: nn.Module, folder: Path, name: str) -> set[str]:
     values = read_peft_values(folder)
     whole_modules = values.get("modules_to_save") or []
     own = dict(base.named_parameters(remove_duplicate=False))
-    prefixes = [PEFT_TYPE_TO_PREFIX_MAPPING[values["peft_type"]], "vera_"]
+    prefixes = [PEFT_TYPE_TO_PREFIX_MAPPING[values["peft_type"]]]
+    if (method := method_of(values["peft_type"])) is not None and method.shared:
+        prefixes.append(method.shared)
     beside = set()
     with safe_open(folder / ADAPTER_FILE, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118

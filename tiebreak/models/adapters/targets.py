@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tiebreak.config.adapter import ALL_LINEAR, AdapterConfig
+from tiebreak.config.adapter import ALL_LINEAR, METHODS, AdapterConfig
 from tiebreak.errors import ConfigError
 
 STATE_SPACES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
@@ -112,7 +112,7 @@ def require_blocks(model: nn.Module, adapter: AdapterConfig) -> None:
     Raises:
         ConfigError: names a layer, and the nearest size that divides all.
     """
-    size = {"oft": adapter.block_size or 32, "boft": adapter.block_size or 4}.get(adapter.method)
+    size = METHODS[adapter.method].block_size_of(adapter)
     if size is None:
         return
     targets = adapter.target_modules
