@@ -13,13 +13,13 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from labeling_ui.programs import judge_all
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.assigning import Assignment, RefusedError
 from labeling_ui.store.store import Store
 from tiebreak.config import Section
 from tiebreak.measures.yardstick import RUBRIC, Yardstick, find_yardstick, shortened
 from tiebreak.records import content_id
-from tiebreak.terminal.progress import progress
 
 STEP = 1 / 6
 """One of the rubric's six criteria."""
@@ -60,35 +60,14 @@ def simulate(store: Store, config: SimulateConfig, beside: Path | None = None) -
     Args:
         beside: the configuration file's folder, where the yardstick may be.
 
-    Interrupted and run again, it ends with the same store as an uninterrupted run: the turns follow from the store.
-
     Raises:
         StoreError: people judge in this store.
         ConfigError: there is no such yardstick.
         HandoffError: the yardstick fails, or returns no finite number.
     """
     rater = SimulatedRater(config, find_yardstick(config.yardstick, beside))
-    raters = [
-        store.add_rater(f"simulated-{n}", kind="simulated", rater_id=f"simulated-{n}") for n in range(config.raters)
-    ]
-    done = {rater.id: store.progress(rater.id).done for rater in raters}
-    status = store.status()
-    total = status["judgments_wanted"]
-    added = 0
-    working = [rater.id for rater in raters]
-    with progress(total, "simulated judgments") as bar:
-        bar.skip_to(sum(done.values()))
-        while working:
-            rater_id = min(working, key=lambda rater_id: (done[rater_id], working.index(rater_id)))
-            assignment = store.claim(rater_id)
-            if assignment is None:
-                working.remove(rater_id)
-                continue
-            store.submit(rater_id, rater.judge(assignment))
-            done[rater_id] += 1
-            added += 1
-            bar.advance()
-    return added
+    names = [f"simulated-{number}" for number in range(config.raters)]
+    return judge_all(store, "simulated", names, rater.judge, "simulated judgments")
 
 
 class SimulatedRater:
