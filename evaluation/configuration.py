@@ -32,13 +32,13 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     """rubric, or module:function of (prompt, answer) that returns a number, larger being better: beside the configuration
     file, in the current folder, or installed"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
-    """the same for every policy"""
+    """how answers are drawn; the same for every policy"""
     seed: int = 0
     """random seed, combined with the prompt; the same for every policy"""
     batch_size: int = Field(default=32, ge=1)
     """answers sampled at once"""
     training: LoadingConfig = LoadingConfig()
-    """precision, attention, code and seed of the policies"""
+    """how the policies are loaded: precision, attention kernel and remote code"""
 
     revisable: ClassVar[frozenset[str]] = frozenset({"yardstick"})
 
@@ -55,7 +55,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
 
 
 class CompareConfig(StageConfig):
-    """What is reported, and where the report goes."""
+    """`tiebreak compare`"""
 
     printed: ClassVar[frozenset[str]] = frozenset({"next_step"})
 

@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Section)
 
 
 class LabelConfig(StageConfig):
-    """Pairs to judge, by whom, and where the judgments go."""
+    """`tiebreak label`"""
 
     pairs: str = ""
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b; optional where raters
@@ -59,7 +59,7 @@ class LabelConfig(StageConfig):
     show_gold_agreement: bool = False
     """show raters their gold accuracy, without today's judgments"""
     goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)
-    """judgments that a rater is asked for a day; their page shows today's count against it"""
+    """judgments that each rater is asked for per day; their page shows today's count against it"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair that a rater leaves unanswered is free for others after this time"""
     host: str = "127.0.0.1"
@@ -69,8 +69,8 @@ class LabelConfig(StageConfig):
     hosts: list[str] = Field(default_factory=list)
     """further host names of the server, such as a proxy's"""
     proxies: list[str] = Field(default_factory=list, exclude_if=lambda proxies: not proxies)
-    """addresses or networks of proxies in front, whose X-Forwarded-For, -Proto and -Host headers are believed; empty: this
-    machine's where `hosts` names any, or those in the variable FORWARDED_ALLOW_IPS"""
+    """addresses or networks of proxies in front, whose X-Forwarded-For, -Proto and -Host headers are trusted; empty: this
+    machine's if `hosts` names any, or those in the environment variable FORWARDED_ALLOW_IPS"""
     prefix: str = Field(default="", pattern=r"^(/[\w.~-]+)*$", exclude_if=lambda prefix: not prefix)
     """the path that the pages are under, behind a proxy, such as /label; empty: none"""
     title: str = "Which answer is better?"
@@ -80,22 +80,23 @@ class LabelConfig(StageConfig):
     guideline_version: str = "1"
     """recorded with every judgment, beside a hash of the text: where either changes, everybody is asked to accept again"""
     aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
-    """judged separately, each on the same bar"""
+    """criteria that are judged separately, each on the same bar"""
     ask_reason: bool = True
     """show a line for a reason"""
     words: str | None = None
-    """a .json file that replaces words of the pages, for instance with another language"""
+    """a .json file with other words for the pages, such as a translation"""
     consent: str = ""
     """what raters agree to before their first judgment: Markdown, or the path of a .md file"""
     consent_version: str = "1"
     """recorded with the consent, beside a hash of the text: where either changes, everybody is asked again"""
     aggregation: AggregationConfig = AggregationConfig()
-    """the method, and what becomes of ties, skips and gold"""
+    """how the votes on a pair become one preference: the method, and what happens to ties, skips and gold"""
     formats: list[Format] = Field(default_factory=list)
     """further formats of the export: parquet (for datasets.load_dataset), datasets (for load_from_disk), unpaired (for
     KTO), csv (judgments, for spreadsheets)"""
     simulate: SimulateConfig | None = None
-    """simulated raters instead of people; true: with all defaults; false: off"""
+    """simulated raters, who judge by a yardstick with a stated error rate, instead of people; true: with all
+    defaults; false: off"""
 
     def function_names(self) -> dict[str, str]:
         named = self.simulate.yardstick if self.simulate and self.simulated else RUBRIC
@@ -180,7 +181,7 @@ class ExportArguments(Section):
     formats: list[Format] = Field(default_factory=list)
     """further formats beside JSON Lines"""
     aggregation: AggregationConfig = AggregationConfig()
-    """the method, and what becomes of ties, skips and gold"""
+    """how the votes on a pair become one preference: the method, and what happens to ties, skips and gold"""
 
 
 def read_store_arguments(model: type[S], words: Sequence[str], command: str) -> S:

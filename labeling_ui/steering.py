@@ -25,6 +25,7 @@ from pathlib import Path
 from pydantic import Field
 
 from labeling_ui.configuration import read_store_arguments
+from labeling_ui.database.schema import MAX_PRIORITY
 from labeling_ui.store.backup import back_up, restore_backup
 from labeling_ui.store.campaign import Batch, BatchChange
 from labeling_ui.store.store import Store
@@ -53,14 +54,14 @@ class BatchArguments(Section):
     """URL of the label store"""
     name: str = Field(max_length=100)
     """the batch"""
-    priority: int | None = None
-    """higher is given out first"""
-    pool: str | None = None
-    """the pool of raters that the batch is for; empty: everybody"""
-    overlap: int | None = None
-    """raters per pair"""
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """higher is given out first; null: as it is"""
+    pool: str | None = Field(default=None, max_length=100)
+    """the pool of raters that the batch is for; empty: everybody; null: as it is"""
+    overlap: int | None = Field(default=None, ge=1, le=100)
+    """raters per pair; null: as it is"""
     paused: bool | None = None
-    """true: its pairs are given to nobody for now"""
+    """true: stop giving out its pairs for now; false: give them out again"""
 
 
 class SelectArguments(Section):
@@ -82,14 +83,14 @@ class RestoreArguments(SelectArguments):
     """`tiebreak label restore`"""
 
     backup: str | None = None
-    """a backup to make the whole store from; the store must not exist"""
+    """a backup to restore the whole store from; the store must not exist yet"""
 
 
 class BackupArguments(Section):
     """`tiebreak label backup`"""
 
     store: str
-    """URL of the label store; it may be served meanwhile"""
+    """URL of the label store, which may be in use"""
     output: str
     """the file to write"""
 
@@ -99,19 +100,19 @@ class MoveArguments(SelectArguments):
 
     to: str = Field(max_length=100)
     """the batch to move to; created if it does not exist"""
-    priority: int | None = None
-    """new priority of that batch"""
-    pool: str | None = None
-    """new pool of that batch"""
-    overlap: int | None = None
-    """new overlap of that batch"""
+    priority: int | None = Field(default=None, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    """new priority of that batch; null: as it is"""
+    pool: str | None = Field(default=None, max_length=100)
+    """new pool of that batch; null: as it is"""
+    overlap: int | None = Field(default=None, ge=1, le=100)
+    """new overlap of that batch; null: as it is"""
 
 
 class WithdrawArguments(SelectArguments):
     """`tiebreak label withdraw`"""
 
     absent_from: str | None = None
-    """all pairs that came from this file earlier and are not in it any more"""
+    """all pairs that came from an earlier version of this file and are no longer in it"""
     reason: str = Field(default="", max_length=1_000)
     """why; the export lists it"""
 
@@ -122,7 +123,7 @@ class CorrectArguments(Section):
     store: str
     """URL of the label store"""
     pairs: str
-    """a file of pairs: those whose ids the store has with another text are replaced, the others stay as they are"""
+    """a file of pairs: those that the store has under the same id with another text are replaced; the others stay"""
     columns: dict[str, str | None] = {}
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
 

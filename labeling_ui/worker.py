@@ -39,7 +39,7 @@ class ConverseConfig(Section):
     policies: list[str] = Field(min_length=1, max_length=2)
     """the two policies that answer: run folders, paths, hub ids or bundled:…; a single one answers twice"""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=256)
-    """sampling settings of both"""
+    """how both policies' answers are drawn"""
     system: str = ""
     """the system prompt of every conversation"""
     max_prompt_tokens: int = Field(default=2048, ge=1)

@@ -124,7 +124,7 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     completions_per_prompt: int = Field(default=2, ge=2)
     """completions drawn for each prompt"""
     sampling: list[SamplingConfig] = [SamplingConfig()]
-    """sampling settings; completion n uses setting n modulo their number"""
+    """how completions are drawn; with several settings, completion n of a prompt uses setting n modulo their number"""
     seed: int = 0
     """random seed, combined with the prompt and the number of the completion"""
     batch_size: int = Field(default=32, ge=1)
@@ -134,7 +134,7 @@ class SampleConfig(SplittingConfig, ThinkingConfig):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """a longer prompt is refused"""
     training: LoadingConfig = LoadingConfig()
-    """precision, attention, code and seed of the policy"""
+    """how the policy is loaded: precision, attention kernel and remote code"""
 
     @model_validator(mode="after")
     def _every_setting_is_used(self) -> SampleConfig:
@@ -217,9 +217,9 @@ class DPOConfig(PreferencesConfig):
     cache_reference: bool = True
     """keep the reference's log-probabilities in the user's cache, for further epochs, other betas and resumed runs"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """for the sample completions that go to W&B, and for the guard's"""
+    """how sample completions are drawn, those that are logged and the guard's"""
     guard: GuardConfig | None = None
-    """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
+    """keep the policy that a held-out reward model scores highest, and stop training when it over-optimises"""
 
     @model_validator(mode="before")
     @classmethod
@@ -389,16 +389,16 @@ class PPOConfig(TrainedConfig):
     reward_model: str | None = None
     """a finished reward run, with weight 1"""
     rewards: list[RewardConfig] = []
-    """further rewards, or all rewards if reward_model is null: {model: RUN, weight: W} or {function: module:name,
-    weight: W}"""
+    """further rewards, or all rewards if reward_model is null, each a reward model or a function: {model: RUN, weight: W}
+    or {function: module:name, weight: W}"""
     prompts: str
     """a prepare run, a file, a folder or hub:NAME@SPLIT"""
     value_head: str | None = None
     """a finished PPO run whose critic to start from; null: a critic that predicts 0, the mean of the normalised
     scores"""
     training: OptimizerConfig = OptimizerConfig(learning_rate=3e-6)
-    """optimizer and loading; per_device_batch_size × gradient_accumulation_steps episodes make one optimizer step on
-    each process"""
+    """how the policy is loaded and trained; per_device_batch_size × gradient_accumulation_steps episodes make one optimizer
+    step on each process"""
     episodes_per_rollout: int = Field(default=64, ge=1)
     """completions drawn before each round of updates, over all processes"""
     rollouts: int = Field(default=100, ge=1)
@@ -406,7 +406,7 @@ class PPOConfig(TrainedConfig):
     ppo_epochs: int = Field(default=4, ge=1)
     """passes over each rollout (N+)"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
-    """temperature 0.7 (N+); log-probabilities are taken at this temperature too"""
+    """how rollouts are drawn; temperature 0.7 (N+), at which log-probabilities are taken too"""
     vllm: VLLMConfig | None = None
     """sample rollouts with vLLM, on GPUs ({mode: server} or {mode: colocate}); null: with Tiebreak's sampler, on the
     training device. sampling/logp_difference logs how far vLLM's log-probabilities are from the policy's"""
@@ -451,7 +451,7 @@ class PPOConfig(TrainedConfig):
     max_validation_prompts: int = Field(default=32, ge=0)
     """validation prompts to answer at each evaluation"""
     guard: GuardConfig | None = None
-    """keep the policy that a held-out reward model scores highest, and stop when it is over-optimised"""
+    """keep the policy that a held-out reward model scores highest, and stop training when it over-optimises"""
 
     _no_dropout = field_validator("adapter")(refuse_dropout)
 

@@ -169,7 +169,7 @@ def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]
         raise DataError("splits: test prompts are for the final figures; sample from train and validation")
     prompts = read_prompts(config.prompts, config.splits, rules)
     if not prompts:
-        raise DataError(f"{config.prompts} has no prompts of the split(s) {', '.join(config.splits)}")
+        raise DataError(f"{config.prompts} has no prompts in {' or '.join(config.splits)}")
     places: list[tuple[float, str, Prompt]] = []
     for split in dict.fromkeys(config.splits):
         inside = {content_id("sample", config.seed, p.id): p for p in prompts if p.split == split}

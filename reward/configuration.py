@@ -14,7 +14,8 @@ class RewardConfig(PreferencesConfig):
     policy: str
     """the model to start from: usually the SFT run, whose adapter becomes the start of this one"""
     adapter: AdapterConfig | None = None
-    """null: continue the policy's own adapter; a policy without one needs this section"""
+    """what trains: by default LoRA (Hu et al. 2021) on frozen base weights. null: continue the policy's own adapter; a
+    policy without one needs this section"""
     strength_as: StrengthUse = "margin"
     """use of a preference's strength s (1 to 3). margin: the scores must differ by a margin (Touvron et al. 2023, Eq.
     2); weight: the pair counts s times (scaled Bradley-Terry, Wang et al. 2024)"""

@@ -11,16 +11,16 @@ from tiebreak.training.configuration import RowsConfig
 
 
 class SplitShares(Section):
-    """How prompts without a demonstration are shared out; the rest of them train."""
+    """The shares of the prompts that are held out; the rest train."""
 
     validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share of prompts that is held out to watch training"""
+    """share of the prompts without a demonstration that is held out to watch training"""
     test: float = Field(default=0.3, ge=0.0, lt=1.0)
-    """share of prompts that is held out for the final figures"""
+    """share of the prompts without a demonstration that is held out for the final figures"""
     demonstrations_validation: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """share of the prompts with a demonstration that is held out to watch training; the rest train"""
+    """share of the prompts with a demonstration that is held out to watch training"""
     seed: int = 0
-    """decides, together with the prompt, its split"""
+    """random seed of the split, combined with the prompt"""
 
     @model_validator(mode="after")
     def _leave_some(self) -> SplitShares:
@@ -50,7 +50,7 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     max_near_duplicate_share: float = Field(default=0.2, ge=0.0, le=1.0)
     """refuse data with a larger share of near duplicates: prompts from a template differ in one word only"""
     split: SplitShares = SplitShares()
-    """rows that name their own split keep it"""
+    """shares of the prompts that are held out; the rest train. A row that names its split keeps it"""
 
     kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed"})
     """runs of different seeds must hold out the same prompts, or their figures cannot be compared"""
@@ -70,7 +70,7 @@ class SFTConfig(RowsConfig):
     demonstrations: str
     """prompts with answers, or conversations: a prepare run, a file, a folder or hub:NAME@SPLIT"""
     adapter: AdapterConfig | None = AdapterConfig()
-    """null: continue the policy's own adapter"""
+    """what trains: by default LoRA (Hu et al. 2021) on frozen base weights; null: continue the policy's own adapter"""
     loss_on: Literal["last_answer", "all_answers"] = "last_answer"
     """in conversations of several turns: learn the last answer, or every turn of the assistant"""
     padding_free: bool = True
@@ -78,7 +78,7 @@ class SFTConfig(RowsConfig):
     merge: bool = False
     """also save a plain model, base and adapter merged, in final/merged"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, top_k=50, max_new_tokens=96)
-    """for the sample completions that are logged"""
+    """how the logged sample completions are drawn"""
 
     @model_validator(mode="after")
     def _possible(self) -> SFTConfig:

@@ -71,4 +71,6 @@ def ask_here(process: FreshProcess, what: str, **request: Any) -> dict[str, Any]
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).split(" row 2: ")[0][:400]
+    summary, _, rest = text.strip().partition("\n")
+    joined = f"{summary}: {rest}" if rest and summary[-1].isalnum() else f"{summary} {rest}"
+    return " ".join(joined.split()).split(" row 2: ")[0][:400]

@@ -249,7 +249,7 @@ LABEL = Stage(
         Command(
             "backup",
             _LABEL,
-            "copy a store that may be served meanwhile, and verify the copy",
+            "copy a store, even while it is served, and verify the copy",
             "labeling_ui.steering:BackupArguments",
             sources=LABEL_FILE,
         ),
@@ -277,7 +277,7 @@ LABEL = Stage(
         Command(
             "withdraw",
             _LABEL,
-            "give pairs to nobody any more; they and their judgments stay",
+            "stop giving out pairs; they and their judgments stay",
             "labeling_ui.steering:WithdrawArguments",
             sources=LABEL_FILE,
         ),
@@ -291,7 +291,7 @@ LABEL = Stage(
         Command(
             "correct",
             _LABEL,
-            "replace pairs by new versions; old judgments are kept aside",
+            "replace pairs by new versions; their old judgments stay in the log",
             "labeling_ui.steering:CorrectArguments",
             sources=LABEL_FILE,
         ),
@@ -312,14 +312,14 @@ LABEL = Stage(
         Command(
             "verify",
             _LABEL,
-            "check a store against its own event log",
+            "check a store against its event log",
             "labeling_ui.configuration:StoreArguments",
             sources=LABEL_FILE,
         ),
         Command(
             "agreement",
             _LABEL,
-            "agreement of raters, with each other and with themselves",
+            "measure the agreement of raters with one another and with themselves",
             "labeling_ui.configuration:StoreArguments",
             sources=LABEL_FILE,
         ),

@@ -1,4 +1,4 @@
-"""What became of every model, as the table of docs/models.md.
+"""The result of every stage with every model, as the table of docs/models.md.
 
     make models            # or: PYTHONPATH=tests python tests/models/table.py [MODEL[/TEMPLATE] …]
 
@@ -30,16 +30,17 @@ PAGE = REPOSITORY / "docs" / "models.md"
 INTRODUCTION = """\
 # Models and chat templates
 
-Which models the stages were tried on, and what became of each. `make models` makes this page: it builds a tiny random
-model of every architecture, gives it a tokenizer with its family's special tokens and stop tokens, takes the chat template
-that the family ships, and runs every stage through the command line. Each figure is held against transformers and PEFT
-alone, with the model's own forward and head, one sequence at a time: the first loss and its gradient, log-probabilities
-before and after a reload, scores, the KL, and greedy answers token by token. `make test` repeats a spread of them.
+The architectures and chat templates that every stage was tested with, and the results. `make models` writes this page. For
+each architecture it builds a tiny random model, with a tokenizer that has the family's special tokens, stop tokens and
+chat template, and runs every stage through the command line. It then compares the results with those of transformers and
+PEFT alone, which run the model's own forward and head on one sequence at a time: the first loss and its gradient,
+log-probabilities before and after a reload, scores, the KL, and greedy answers token by token. `make test` repeats a
+sample of these runs.
 
-- **exact**: equal to plain transformers, computed packed where the stage packs.
-- **padded**, **plain**, **alone**: equal too, on a slower path, taken for the reason below the table: in padded rows,
-  by the model's own forward with its own head, or by that a row at a time.
-- **refused**: the stage ends before it trains or measures, with the reason below the table.
+- **exact**: equal to plain transformers, and computed packed where the stage packs.
+- **padded**, **plain**, **alone**: equal to plain transformers, but computed on a slower path: in padded rows, by the
+  model's own forward with its own head, or by that forward one row at a time. The number refers to the reason below.
+- **refused**: the stage stops before it trains or measures, for the reason below.
 """
 
 

@@ -286,10 +286,10 @@ ROW = {"prompt": "water", "completion": "more", "label": True}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "water", "chosen": "more", "rejected": "less"}, "a pair, and KTO learns from single answers"),
-        ({"prompt": "water", "completion": "more"}, "label: there is none"),
+        ({"prompt": "water", "chosen": "more", "rejected": "less"}, "a pair, but KTO learns from single answers"),
+        ({"prompt": "water", "completion": "more"}, "label: missing"),
         ({**ROW, "label": "fine"}, "'fine' in it is neither true nor false"),
-        ({**ROW, "weight": 2.0}, "weight: a column of pairs"),
+        ({**ROW, "weight": 2.0}, "weight: it applies to pairs"),
         ({**ROW, "completion": " "}, "the completion is empty"),
     ],
 )

@@ -72,7 +72,7 @@ def test_unknown_and_mistyped_keys_are_listed_together(tmp_path: Path, output: P
     fail(
         "label", "--config", config, "--simulate", "true", "--por", "7000",
         parts=(
-            f"{config}: 4 faults",
+            f"{config}: 4 errors",
             "overlapp: no such key; did you mean overlap?",
             "seed: input should be a valid integer",
             "simulate.error_rate: input should be less than or equal to 1, not 2",
@@ -158,7 +158,7 @@ def test_a_pair_whose_completions_are_the_same(tmp_path: Path, output: Path) -> 
     fail(
         "label", "--output", output, "--pairs", pairs, "--simulate", "true",
         parts=(
-            f"{pairs}: 3 of 4 rows hold no pair",
+            f"{pairs}: 3 of 4 rows contain no pair",
             f"{pairs}:2: two completions of the pair are the same",
             f"{pairs}:3: a completion of the pair is empty",
             f"{pairs}:4: a pair needs two or more completions",
@@ -365,7 +365,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, raw_data: 
         ),
         "a prompt in two splits": Case(
             words("dpo", "a prompt in two splits", *policy, "--preferences", leaked),
-            ("1 prompt(s) are in two splits, so held-out figures would be false", f"train at {leaked}:1, validation at"),
+            ("1 prompt in two splits, so held-out figures would be wrong", f"train at {leaked}:1, validation at"),
         ),
         "another tokenizer": Case(
             words("evaluate", "another tokenizer", "--config", judged, "--split", "train"),

@@ -243,7 +243,10 @@ def preference(**changes: Any) -> dict[str, Any]:
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "strength": NaN}', "strength: .*finite"),
         (preference(prompt=ASK + GOOD), "a prompt ends with the user's or a tool's"),
         (preference(prompt=" "), "the prompt is empty"),
-        (preference(chosen=ASK + GOOD), "one of chosen and rejected is a whole conversation, and the other an answer"),
+        (
+            preference(chosen=ASK + GOOD),
+            "one of chosen and rejected is a whole conversation, but the other is only an answer",
+        ),
         ({"chosen": GOOD, "rejected": BAD}, "share no first messages"),
         ({"chosen": ASK, "rejected": ASK + BAD}, "chosen is empty"),
         ({"chosen": "User: hi\nA", "rejected": "User: hi\nB"}, "share no first messages"),
@@ -307,7 +310,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or run folder"):
         read_rows(str(tmp_path / "no.jsonl"))
     (tmp_path / "x.doc").write_text("a,b\n")
-    with pytest.raises(DataError, match=r"unknown kind of file; known are \.jsonl"):
+    with pytest.raises(DataError, match=r"unsupported file type; supported: \.jsonl"):
         read_rows(str(tmp_path / "x.doc"))
     with pytest.raises(DataError, match=r"no finished run .* and no data"):
         read_rows(str(tmp_path), "prompts.jsonl")

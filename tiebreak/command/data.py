@@ -70,17 +70,18 @@ class DataArguments(Section):
     rows: int = Field(default=3, ge=0)
     """number of rows to show"""
     columns: dict[str, str | None] = {}
-    """as in a stage's file: {prompt: question, message.content: text}; null: ignore the column"""
+    """Tiebreak's name of a column: its name in the file, as in {prompt: question, message.content: text}; null: ignore the
+    column"""
     on_bad_row: Literal["refuse", "drop"] = "refuse"
-    """as in a stage's file"""
+    """refuse: list the rows that cannot be used, and end with status 1; drop: leave them out, and count them"""
     validation_share: float = Field(default=VALIDATION_SHARE, ge=0.0, lt=1.0)
-    """as in a stage's file"""
+    """share held out of the prompts whose rows name no split"""
     chat_template: str | None = None
-    """as in a stage's file"""
+    """a .jinja file, or the name of a template of the tokenizer or of TRL; null: the model's own"""
     template_arguments: dict[str, Any] = {}
-    """as in a stage's file"""
+    """arguments of the chat template, such as {enable_thinking: false}"""
     thinking: Literal["keep", "drop", "mask"] = "keep"
-    """as in a stage's file"""
+    """thoughts before answers. keep: learn them; drop: remove them; mask: keep them without learning them"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ def _show(words: list[str]) -> None:
     reading = read(source, wanted, rules)
     if arguments.on_bad_row == "drop":
         drop_leaked(reading)
-    print(f"{source}: read as {wanted}" + ("" if arguments.wanted else f" (as something else: --as {_others(wanted)})"))
+    print(
+        f"{source}: read as {wanted}"
+        + ("" if arguments.wanted else f" (to read it as something else: --as {_others(wanted)})")
+    )
     shown = _with_splits(reading, rules)
     print("\n".join(_table(reading, shown)))
     _print_rows(shown, arguments)
@@ -202,7 +206,7 @@ def _prompt_of(one: Shown) -> str:
 
 def _faults(reading: Reading) -> Iterator[str]:
     faults = faults_of(reading)
-    yield f"  faults    {len(reading.bad):,} of {counted(reading.rows, 'row')} cannot be used"
+    yield f"  errors    {len(reading.bad):,} of {counted(reading.rows, 'row')} cannot be used"
     yield from (f"            {fault}" for fault in faults[:FAULTS_SHOWN])
     if len(faults) > FAULTS_SHOWN:
         yield f"            … and {len(faults) - FAULTS_SHOWN:,} more"

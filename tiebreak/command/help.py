@@ -152,8 +152,7 @@ def _keys(model: type[BaseModel], values: Mapping[str, Any], width: int, bold: b
 def _section(key: Key, section: type[BaseModel], values: Mapping[str, Any], width: int, bold: bool) -> Iterator[str]:
     prefix = f"{key.path}." if key.section else f"{key.path}.{ITEM}."
     yield from ["", _title(key.path, bold)]
-    meaning = f"{key.meaning[0].upper()}{key.meaning[1:]}." if key.meaning else ""
-    about = f"{about_of(section)} {meaning}".strip()
+    about = f"{key.meaning[0].upper()}{key.meaning[1:]}." if key.meaning else about_of(section)
     yield from textwrap.wrap(about, width, initial_indent="  ", subsequent_indent="  ")
     whole = "the whole section, as a YAML mapping" if key.section else f"the whole list, as YAML; {ITEM} counts from 0"
     yield from _row(flag_of(key), f"{whole} {_state(key, values)}", width)
@@ -169,7 +168,8 @@ def _key_row(key: Key, values: Mapping[str, Any], width: int) -> Iterator[str]:
 def flag_of(key: Key) -> str:
     """A key as shown in help: `--training.epochs NUMBER`."""
     if key.entries is not None:
-        return f"{as_flag(key.path)}.{ENTRY} {_TYPES.get(key.entries, 'VALUE')}"
+        form = _TYPES.get(key.entries, "VALUE")
+        return f"{as_flag(key.path)}.{ENTRY} {form}{'|null' if key.has_optional_entries else ''}"
     return f"{as_flag(key.path)} {value_of(key)}"
 
 

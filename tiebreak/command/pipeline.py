@@ -73,7 +73,7 @@ class PipelineConfig(Section):
     name: str
     """the recipe's name; W&B tags every run with it"""
     stages: list[StageEntry] = Field(min_length=1)
-    """in the order in which they run"""
+    """the stages, in the order in which they run"""
     root: str | None = None
     """write under this folder instead of from_root"""
     from_root: str = ""

@@ -70,7 +70,7 @@ def _command(name: str, command: Command, level: str) -> Iterator[str]:
 
 def _section(key: Key, section: type[BaseModel]) -> Iterator[str]:
     """The keys of one section, under the stage's own defaults."""
-    yield _escaped(" ".join(filter(None, [about_of(section), _sentence(key.meaning)])))
+    yield _escaped(_sentence(key.meaning) or about_of(section))
     state = [_default(key)] if key.default is None or key.default is REQUIRED else []
     listed = [f"A list; `{ITEM}` counts from 0."] if key.item_section else []
     if state or listed:
@@ -105,7 +105,7 @@ def _value(key: Key) -> str:
     else:
         forms = [_TYPES.get(key.options[0], "text") if not key.takes_list else "list of text"]
     forms += [key.limits] if key.limits else []
-    forms += ["or `null`"] if key.is_optional else []
+    forms += ["or `null`"] if key.is_optional or key.has_optional_entries else []
     return " ".join(forms)
 
 

@@ -33,7 +33,7 @@ RUN = Command(
 PLAN = Command(
     "plan",
     "tiebreak.command.plan",
-    "memory, time and cost of a stage or a recipe, and what fits if it does not",
+    "estimate memory, time and cost of a stage or a recipe, and settings that fit",
     "tiebreak.command.plan:PlanArguments",
     plans=True,
 )
@@ -46,7 +46,7 @@ RATERS = Command(
         Command(
             "add",
             _RATERS,
-            "an account, with a password that is made and printed once",
+            "add an account, with a password that is generated and printed once",
             "labeling_ui.raters:AddArguments",
             positional="NAME",
             sources=LABEL_FILE,
@@ -54,14 +54,14 @@ RATERS = Command(
         Command(
             "invite",
             _RATERS,
-            "a link that gives one account, for a week",
+            "print a link with which one person creates an account, within a week",
             "labeling_ui.raters:InviteArguments",
             sources=LABEL_FILE,
         ),
         Command(
             "reset",
             _RATERS,
-            "a new password; a disabled rater is let in again",
+            "set a new password, and re-enable a disabled account",
             "labeling_ui.raters:ResetArguments",
             positional="NAME",
             sources=LABEL_FILE,
@@ -69,7 +69,7 @@ RATERS = Command(
         Command(
             "move",
             _RATERS,
-            "to another pool",
+            "move a rater to another pool",
             "labeling_ui.raters:MoveArguments",
             positional="NAME",
             sources=LABEL_FILE,
@@ -77,7 +77,7 @@ RATERS = Command(
         Command(
             "disable",
             _RATERS,
-            "lock a rater out; what they judged stays",
+            "disable an account; its judgments stay",
             "labeling_ui.raters:DisableArguments",
             positional="NAME",
             sources=LABEL_FILE,
@@ -85,7 +85,7 @@ RATERS = Command(
         Command(
             "list",
             _RATERS,
-            "everybody, with the number of their judgments",
+            "list all accounts, with their numbers of judgments",
             "labeling_ui.raters:ListArguments",
             sources=LABEL_FILE,
         ),
@@ -133,7 +133,7 @@ CHAT = Command(
 SERVE = Command(
     "serve",
     "tiebreak.serving.serve",
-    "a policy by OpenAI's API, on this machine",
+    "serve a policy through OpenAI's API, on this machine",
     "tiebreak.serving.configuration:ServeArguments",
     heavy=True,
     positional="RUN",
@@ -145,7 +145,9 @@ WANDB = Command(
     "tiebreak.tracking.wandb_copy",
     "send runs to W&B that could not be sent while they ran",
     subcommands=(
-        Command("sync", "tiebreak.tracking.wandb_copy", "send a run folder again", positional="FOLDER", sources=()),
+        Command(
+            "sync", "tiebreak.tracking.wandb_copy", "send a run folder to W&B again", positional="FOLDER", sources=()
+        ),
     ),
 )
 

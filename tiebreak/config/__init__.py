@@ -30,7 +30,7 @@ from tiebreak.config.flags import as_flag, group_flags, lay_over, nearest_path, 
 from tiebreak.config.keys import own_keys, plain_paths
 from tiebreak.config.section import Section as Section
 from tiebreak.data.columns import check_columns
-from tiebreak.errors import ConfigError
+from tiebreak.errors import ConfigError, counted
 from tiebreak.process.limit import seconds_of
 from tiebreak.shipped import find_shipped, locate_shipped
 
@@ -194,7 +194,7 @@ class StageConfig(Section):
     """the folder this stage writes; {trial} in it is replaced by the run's fingerprint, so that every trial of a sweep
     has a folder of its own"""
     tracking: TrackingConfig = TrackingConfig()
-    """whether W&B is used, and under which names"""
+    """whether W&B gets a copy of the metrics in the run folder, and under which names"""
     _config_folder: Path | None = None
     _preflight_only: bool = False
 
@@ -330,9 +330,12 @@ def load_config(model: type[C], arguments: Sequence[str], command: str) -> C:
 
 
 def _list_faults(origin: str, faults: Sequence[str], command: str) -> str:
-    count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
     return "\n".join(
-        [f"{origin}: {count}", *(f"  {fault}" for fault in faults), f"  all keys: tiebreak {command} --help"]
+        [
+            f"{origin}: {counted(len(faults), 'error')}",
+            *(f"  {fault}" for fault in faults),
+            f"  all keys: tiebreak {command} --help",
+        ]
     )
 
 

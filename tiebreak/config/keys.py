@@ -74,13 +74,22 @@ class Key:
 
     @property
     def entries(self) -> Any:
-        """The type of a mapping's values, or None."""
-        return next((typing.get_args(o)[1] for o in self.options if typing.get_origin(o) is dict), None)
+        """The type of a mapping's values, without null, or None."""
+        values = next((typing.get_args(o)[1] for o in self.options if typing.get_origin(o) is dict), None)
+        kinds = [kind for kind in _options(values) if kind is not types.NoneType]
+        return kinds[0] if len(kinds) == 1 else values
+
+    @property
+    def has_optional_entries(self) -> bool:
+        """Whether a mapping's values may be null."""
+        return any(
+            typing.get_origin(o) is dict and types.NoneType in _options(typing.get_args(o)[1]) for o in self.options
+        )
 
     @property
     def is_text(self) -> bool:
         """Whether a word is taken literally: `--guideline-version 2` is not a number."""
-        return bool(self.options) and all(o in (str, list[str], dict[str, str]) for o in self.options)
+        return bool(self.options) and (self.entries is str or all(o in (str, list[str]) for o in self.options))
 
     @property
     def is_switch(self) -> bool:

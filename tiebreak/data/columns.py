@@ -63,7 +63,7 @@ def check_columns(columns: Mapping[str, str | None]) -> None:
         if name not in allowed and columns[name] is not None:
             near = difflib.get_close_matches(name, allowed, n=1)
             raise ValueError(
-                f"columns.{name}: not one of our columns; "
+                f"columns.{name}: Tiebreak has no such column; "
                 + (f"did you mean {near[0]}?" if near else f"they are {', '.join(allowed)}")
             )
 

@@ -88,7 +88,7 @@ def _to_message(value: object, keys: Mapping[str, str | None]) -> Message:
 def _from_sharegpt(turn: Mapping[str, Any]) -> dict[str, Any]:
     speaker = str(turn["from"]).strip().lower()
     if speaker not in SHAREGPT_ROLES:
-        raise ValueError(f"from: unknown speaker {turn['from']!r}; known: {', '.join(SHAREGPT_ROLES)}")
+        raise ValueError(f"from: unknown speaker {turn['from']!r}; supported: {', '.join(SHAREGPT_ROLES)}")
     message = {key: part for key, part in turn.items() if key not in ("from", "value")}
     message |= {"role": SHAREGPT_ROLES[speaker], "content": turn["value"]}
     if speaker in _CALLS:
@@ -133,7 +133,9 @@ def to_tools(value: object) -> Tools:
 def _wrap_tool(tool: object) -> dict[str, Any]:
     inner = tool.get("function", tool) if isinstance(tool, dict) else None
     if not isinstance(tool, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise ValueError("tools: each is a JSON schema with a name: {type: function, function: {name, parameters}}")
+        raise ValueError(
+            "tools: each must be a JSON schema with a name: {type: function, function: {name, parameters}}"
+        )
     return tool if "function" in tool else {"type": "function", "function": tool}
 
 

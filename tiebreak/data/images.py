@@ -84,7 +84,7 @@ def _filled(messages: Messages, images: Sequence[ImagePart]) -> Messages:
 def _before_first_text(images: Sequence[ImagePart], prompt: Messages) -> Messages:
     place = next((n for n, message in enumerate(prompt) if message.role == "user"), None)
     if place is None:
-        raise ValueError("images, and no message of the user to put them in")
+        raise ValueError("the row has images, but no user message to put them in")
     message = prompt[place]
     own = (TextPart(text=message.content),) if isinstance(message.content, str) else message.content
     return (*prompt[:place], message.model_copy(update={"content": (*images, *own)}), *prompt[place + 1 :])

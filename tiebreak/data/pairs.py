@@ -68,7 +68,7 @@ def read_pairs(source: str, columns: Mapping[str, str | None] = _NO_COLUMNS, sta
             bad.append(BadRow(where, str(error)))
     if bad:
         raise DataError(
-            f"{source}: {len(bad)} of {counted(len(rows), 'row')} hold no pair", fault_lines(bad, len(rows))
+            f"{source}: {len(bad)} of {counted(len(rows), 'row')} contain no pair", fault_lines(bad, len(rows))
         )
     if found:
         _say_how(source, found, list(ignored))
@@ -114,7 +114,7 @@ def _pair_of(cells: Cells, stage: str) -> tuple[str, Pair]:
 def _text(answer: Messages) -> str:
     if len(answer) != 1 or not answer[0].is_plain:
         raise ValueError(
-            "an answer of several messages, or with calls, thoughts or images: raters are shown plain text"
+            "this answer has several messages, tool calls, thoughts or images, but raters are shown plain text"
         )
     return answer[0].text
 

@@ -75,10 +75,10 @@ class Rules:
 
 DEFAULT = Rules()
 _ZERO_OR_ONE = (
-    "{0}: holds 0 and 1 and never 2, of answers numbered from 1: is 0 a tie, or the first one? Write the better one's "
-    "name, or tie"
+    "{0}: holds 0 and 1 but never 2, and the answers are numbered from 1, so 0 may mean a tie or the first answer: write "
+    "the better answer's name, or tie"
 )
-NOT_APART = "prompts of which no two answers are rated apart"
+NOT_APART = "prompts without two answers of different ratings"
 UNPAIRED = "unpaired rows are for KTO: tiebreak dpo --algorithm kto; tiebreak sft learns from those labelled true"
 
 
@@ -267,7 +267,7 @@ def whole_rows(table: Table, source: str) -> list[Row]:
     """
     if table.bad:
         faults = [f"{one.where}: {one.reason}" for one in table.bad]
-        raise DataError(f"{source}: {len(faults)} broken line(s); fix or remove them", faults)
+        raise DataError(f"{source}: {counted(len(faults), 'broken line')}; fix or remove them", faults)
     return table.rows
 
 
@@ -279,7 +279,7 @@ def _validated(rows: Sequence[Row], model: type[R], source: str) -> list[R]:
         except ValidationError as error:
             faults += [f"{where}: {fault}" for fault in explain(error)]
     if faults:
-        raise DataError(f"{source}: {len(faults)} fault(s) in its rows", faults)
+        raise DataError(f"{source}: {counted(len(faults), 'error')} in its rows", faults)
     return records
 
 
@@ -364,7 +364,7 @@ def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rate
             if pair_columns := about(cells, COUNTED):
                 name = next(iter(pair_columns))
                 raise ValueError(
-                    f"{name}: a column of pairs, and this row is one answer; columns: {{{name}: null}} ignores the column"
+                    f"{name}: it applies to pairs, but this row is one answer; columns: {{{name}: null}} ignores the column"
                 )
             _named_split(cells, has_splits)
             rated.setdefault(prompt_id(result.prompt, result.tools), []).append((where, cells, result))
@@ -479,7 +479,7 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
     if isinstance(result, Labelled):
         if pair_columns := [name for name in COUNTED if name in facts]:
             raise ValueError(
-                f"{pair_columns[0]}: a column of pairs, and this row is one answer; columns: {{{pair_columns[0]}: null}} "
+                f"{pair_columns[0]}: it applies to pairs, but this row is one answer; columns: {{{pair_columns[0]}: null}} "
                 "ignores the column"
             )
         return LabelledAnswer(
@@ -496,8 +496,8 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
         return prompt
     if str(weight := facts.get("weight", 1)) not in ("1", "1.0"):
         raise ValueError(
-            f"weight: {weight!r}, but demonstrations count alike; columns: {{weight: null}} leaves the column "
-            "out, and a message's own weight of 0 leaves its turn out of the loss"
+            f"weight: {weight!r}, but every demonstration has weight 1; columns: {{weight: null}} ignores the "
+            "column. To keep a turn out of the loss, give its message weight 0"
         )
     return Demonstration(prompt=prompt, completion=_completion(result.answer))
 
@@ -517,8 +517,8 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
     splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
     if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
         say(
-            f"{reading.source}: its rows name no validation split, so nothing is held out for it; columns: {{split: null}} "
-            "holds out by prompt"
+            f"{reading.source}: no row names the validation split, so nothing is held out; columns: {{split: null}} holds "
+            "prompts out"
         )
     return [draft.placed(split) for draft, split in zip(drafts, splits, strict=True)]
 

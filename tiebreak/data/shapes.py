@@ -406,7 +406,7 @@ def _whole_conversation(cells: Cells) -> tuple[str, Answered] | None:
             f"{name} must end with the assistant's answer, and ends with a message of the {messages[-1].role}"
         )
     if len(messages) < 2:
-        raise ValueError(f"{name} holds an answer alone, and nothing that it answers")
+        raise ValueError(f"{name} has an answer but no prompt")
     shape = f"conversations ({name})"
     if isinstance(value, str):
         shape = f"Human and Assistant in one text ({name})"
@@ -469,8 +469,8 @@ def _as_label(cells: Cells) -> bool | None:
     if word in ("0", "1", "0.0", "1.0"):
         if "label" not in cells.explicit:
             raise ValueError(
-                f"label: is {value} a verdict on the answer? columns: {{label: label}} takes 1 for good and 0 for bad; "
-                "columns: {label: null} leaves it out"
+                f"label: {value} may rate the answer or mean something else: columns: {{label: label}} reads 1 as good "
+                "and 0 as bad; columns: {label: null} ignores the column"
             )
         return float(word) == 1
     return _VERDICTS.get(word)
@@ -488,7 +488,7 @@ _VERDICTS = {
 def _labelled(cells: Cells) -> Understood | None:
     if _is_compared(cells):
         raise ValueError(
-            "a pair, and KTO learns from single answers with a label: train on pairs with --algorithm dpo; a label run "
+            "a pair, but KTO learns from single answers with a label: train on pairs with --algorithm dpo; a label run "
             "exports both (formats: [unpaired])"
         )
     if (parts := _two_parts(cells)) is not None:
@@ -500,9 +500,9 @@ def _labelled(cells: Cells) -> Understood | None:
         return None
     good = _as_label(cells)
     if good is None:
-        held = f"{cells.values['label']!r} in it is neither true nor false" if "label" in cells else "there is none"
+        held = f"{cells.values['label']!r} in it is neither true nor false" if "label" in cells else "missing"
         raise ValueError(
-            f"label: {held}: KTO needs to know of each answer whether it is desirable; name the column with columns: "
+            f"label: {held}: KTO needs a label for each answer, true (desirable) or false; name its column with columns: "
             "{label: NAME}"
         )
     cells.used.add("label")
@@ -541,7 +541,7 @@ def _two_sides(cells: Cells, *, judged: bool = True) -> Understood | None:
     whole = _holds_prompt(cells, chosen)
     prompt = _prompt(cells, name, checked_alone=whole)
     if whole != _holds_prompt(cells, rejected):
-        raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, and the other an answer alone")
+        raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, but the other is only an answer")
     if whole:
         compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked=prompt)
         return Understood(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [compared])
@@ -661,11 +661,14 @@ def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Message
     prompt = chosen[:shared]
     if any(message.role == "user" for message in (*chosen[shared:], *rejected[shared:])):
         raise ValueError(
-            f"chosen and rejected part at message {shared + 1}, and turns of the user follow: a preference compares "
-            "answers to one conversation"
+            f"chosen and rejected differ from message {shared + 1} on, and later turns are the user's: a preference "
+            "compares answers to one conversation"
         )
     if asked and not _stands_in(asked, prompt):
-        raise ValueError("the prompt is not what chosen and rejected begin with: which of them was asked?")
+        raise ValueError(
+            "the prompt differs from the beginning of chosen and rejected: correct it, or ignore its column with "
+            "columns: {prompt: null}"
+        )
     return Compared(_with_system(cells, prompt), _tools(cells), chosen[shared:], rejected[shared:])
 
 
@@ -726,7 +729,9 @@ def _verdict(cells: Cells, names: tuple[str, str]) -> Verdict | None:
     if columns := _one_hot(cells, names):
         won = [_is_set(cells, column) for column in columns]
         if sum(won) != 1:
-            raise ValueError(f"{' and '.join(columns)}: {'both are' if all(won) else 'neither is'} 1, and it is no tie")
+            raise ValueError(
+                f"{' and '.join(columns)}: {'both are' if all(won) else 'neither is'} 1, but no column marks a tie"
+            )
         return Verdict(" and ".join(columns), won.index(True))
     if columns := _of_each(cells, names, PAIR_SCORES):
         first, second = (_number(column, cells.get(column)) for column in columns)
@@ -827,7 +832,7 @@ def _signed(column: str, value: object) -> tuple[int | None, float | None]:
     """HelpSteer's scale. A mean of it below 1 names the better one without a strength."""
     number = _number(column, value)
     if abs(number) > MAX_STRENGTH:
-        raise ValueError(f"{column}: {number:g} is beyond its scale, -{MAX_STRENGTH} to {MAX_STRENGTH}: rescale it")
+        raise ValueError(f"{column}: {number:g} is outside its scale, -{MAX_STRENGTH} to {MAX_STRENGTH}: rescale it")
     return (None, None) if number == 0 else (int(number > 0), abs(number) if abs(number) >= 1 else None)
 
 
@@ -886,7 +891,7 @@ def _number(column: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{column}: {value!r} is no number")
+        raise ValueError(f"{column}: {value!r} is not a number")
     return number
 
 
@@ -895,7 +900,7 @@ def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, 
     best_first = sorted(answers, key=lambda answer: -answer[1])
     for (better, high), (worse, low) in combinations(best_first, 2):
         if high > low and text_of(better).strip() == text_of(worse).strip():
-            yield LeftOut("two equal answers that are rated apart")
+            yield LeftOut("two equal answers with different ratings")
         elif high > low:
             yield Compared(prompt, tools, better, worse)
 

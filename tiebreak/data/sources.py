@@ -79,7 +79,7 @@ def read_file(path: Path) -> Table:
         return read_parquet(path)
     if form_of(path) not in ENDINGS:
         raise DataError(
-            f"{path}: unknown kind of file; known are {' '.join(ENDINGS)}, all but the last also as "
+            f"{path}: unsupported file type; supported: {' '.join(ENDINGS)}, and all but .parquet compressed as "
             f"{' '.join(COMPRESSED_ENDINGS)}"
         )
     return read_text_file(path)
@@ -124,9 +124,9 @@ def _refuse_runs(folder: Path) -> None:
         RunError: the folder contains runs, or is part of one.
     """
     if (folder.parent / "manifest.json").is_file():
-        raise RunError(f"{folder} is a part of a run: give {folder.parent}")
+        raise RunError(f"{folder} is part of a run: give {folder.parent}")
     if inside := sorted(file.parent for file in folder.rglob("run.json")):
-        raise RunError(f"{folder} is no run, but holds some: give one of {', '.join(map(str, inside[:5]))}")
+        raise RunError(f"{folder} is not a run but contains runs: give one of {', '.join(map(str, inside[:5]))}")
 
 
 def _is_data(file: Path, folder: Path) -> bool:
@@ -152,7 +152,9 @@ def _folder_parts(folder: Path) -> list[Part]:
         )
     kinds = sorted({".parquet" if file.suffix.lower() == ".parquet" else form_of(file) for file in files})
     if len(kinds) > 1:
-        raise DataError(f"{folder}: holds {' and '.join(kinds)} files, maybe the same rows twice: name the files")
+        raise DataError(
+            f"{folder}: has {' and '.join(kinds)} files, which may hold the same rows twice: name the files to read"
+        )
     return [Part(_split_name(file, folder), lambda file=file: read_file(file)) for file in files]  # type: ignore[misc]
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar, get_args
 
-from tiebreak.errors import DataError
+from tiebreak.errors import DataError, counted
 from tiebreak.records import Split
 
 VALIDATION_SHARE = 0.1
@@ -86,7 +86,7 @@ def named_splits(rows: Iterable[tuple[str, str, Split | None]]) -> dict[str, Spl
     leaked = {identity: places for identity, places in named.items() if len(places) > 1}
     if leaked:
         raise DataError(
-            f"{len(leaked)} prompt(s) are in two splits, so held-out figures would be false: keep each in one",
+            f"{counted(len(leaked), 'prompt')} in two splits, so held-out figures would be wrong: keep each in one split",
             [
                 f"{identity}: " + ", ".join(f"{split} at {where}" for split, where in places.items())
                 for identity, places in leaked.items()

@@ -282,7 +282,7 @@ def _read_table(path: Path, content: bytes) -> Table:
             if not header:
                 header = _header(path, cells)
             elif len(cells) != len(header):
-                table.bad.append(BadRow(where, f"{len(cells)} cells, and the header has {len(header)}"))
+                table.bad.append(BadRow(where, f"{len(cells)} cells, but the header has {len(header)}"))
             else:
                 table.rows.append((where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:

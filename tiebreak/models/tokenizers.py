@@ -109,7 +109,7 @@ def load_error(source: ModelSource, what: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(f"{source.base}: {what} needs its own Python code ({source.base_path}): {TRUST}")
     if "Unrecognized configuration class" in str(error):
-        return ModelError(f"{source.base}: transformers has no class for {what} of this architecture")
+        return ModelError(f"{source.base}: cannot load {what}: transformers has no class for its architecture")
     return ModelError(f"{source.base}: cannot load {what}: {error}")
 
 

@@ -10,7 +10,7 @@ from tiebreak.config import SamplingConfig, Section
 
 
 class ChatArguments(Section):
-    """`tiebreak chat`. Commands: /system TEXT, /clear, /save FILE, /help, /exit. Ctrl-C stops an answer, and not the
+    """`tiebreak chat`. Commands: /system TEXT, /clear, /save FILE, /help, /exit. Ctrl-C stops an answer, not the
     program. Without a terminal, each line of standard input is a turn."""
 
     against: str | None = None
@@ -35,7 +35,7 @@ class ServeArguments(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     """transformers: its own server, on any machine; vllm: on a GPU"""
     host: str = "127.0.0.1"
-    """the address to listen on; any other than this machine's own lets others in, without a password"""
+    """the address to listen on; any address but this machine's own opens the server to others, without a password"""
     port: int = Field(default=8000, ge=1, le=65535)
     """the port to listen on"""
     trust_remote_code: bool = False

@@ -28,9 +28,10 @@ class TrainedConfig(SplittingConfig, RenderingConfig):
     policy: str
     """the policy to start from, which is also the reference: usually the SFT run"""
     adapter: AdapterConfig | None = None
-    """null: continue the policy's own adapter; a policy without one gets the defaults"""
+    """what trains: by default LoRA (Hu et al. 2021) on frozen base weights. null: continue the policy's own adapter; a
+    policy without one gets the defaults"""
     training: OptimizerConfig
-    """batches, steps, memory and the optimizer"""
+    """how the model is loaded and trained: batches, steps, memory and the optimizer"""
     max_time: str | None = None
     """stop before this time has passed since the command's start, such as 8h, 90m or 1h30m, with a checkpoint and exit
     status 80: the same command resumes; null: no limit"""

@@ -39,6 +39,7 @@ class StudyConfig(StageConfig):
     notes: list[str] = Field(default=[])
     modules: str | list[str] = "all-linear"
     policies: dict[str, str] = Field(default={})
+    columns: dict[str, str | None] = Field(default={})
     draws: list[Draw] = Field(default=[Draw()])
     max_prompts: int | None = Field(default=None, ge=1)
     offset: float = 0.0
@@ -63,7 +64,7 @@ def faults_of(folder: Path, text: str, *flags: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(folder, text, *flags)
     first, *faults, last = str(caught.value).splitlines()
-    count = f"{len(faults)} faults" if len(faults) > 1 else "1 fault"
+    count = f"{len(faults)} errors" if len(faults) > 1 else "1 error"
     assert first == f"{folder / 'study.yaml'}: {count}"
     assert last == "  all keys: tiebreak study --help"
     return [fault.strip() for fault in faults]
@@ -97,7 +98,7 @@ def test_faults_without_a_file_name_the_flag_to_give() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(StudyConfig, ["--training.seed", "-1"], "study")
     assert str(caught.value).splitlines() == [
-        "the command line: 2 faults",
+        "the command line: 2 errors",
         "  output: missing; give --output",
         "  --training.seed: input should be greater than or equal to 0, not -1",
         "  all keys: tiebreak study --help",
@@ -202,8 +203,13 @@ def test_a_word_for_a_text_key_is_text(tmp_path: Path) -> None:
         "2026",
         "--policies.a",
         "7",
+        "--columns.prompt",
+        "0",
+        "--columns.kind",
+        "null",
     )
     assert (config.title, config.output, config.policies) == ("2", "2026", {"a": "7"})
+    assert config.columns == {"prompt": "0", "kind": None}
     assert config.notes == ["1", "no", "2026-01-01"]
 
 

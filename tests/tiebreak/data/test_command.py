@@ -51,14 +51,14 @@ def test_what_is_shown_of_a_file(ultrafeedback: Path, tiny_model: Path) -> None:
     assert status == 1  # a stage would refuse it
     lines = out.splitlines()
     others = "prompts or demonstrations or answers"
-    assert lines[0] == f"{ultrafeedback}: read as preferences (as something else: --as {others})"
+    assert lines[0] == f"{ultrafeedback}: read as preferences (to read it as something else: --as {others})"
     for line in (
         "  rows      6",
         "  shape     UltraFeedback (prompt, whole conversations in chosen and rejected)",
         "  makes     5 preferences, of 5 prompts",
         "  splits    train 5 (held out by prompt)",
         "  ignored   score_chosen",
-        "  faults    1 of 6 rows cannot be used",
+        "  errors    1 of 6 rows cannot be used",
         f"            {ultrafeedback}:1: chosen and rejected are the same",
         "  key       on_bad_row: drop",
     ):
@@ -191,7 +191,7 @@ def test_a_misspelt_column_of_ours_is_refused_with_the_nearest(tmp_path: Path) -
         "sft", "--output", tmp_path / "x", "--policy", "p", "--demonstrations", "d", "--columns.promt", "a"
     )
     assert status == 2
-    assert "columns.promt: not one of our columns; did you mean prompt?" in err
+    assert "columns.promt: Tiebreak has no such column; did you mean prompt?" in err
 
 
 # --- near duplicates ---------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def test_elements_of_an_array_have_lines(tmp_path: Path) -> None:
         ("utf16.jsonl", as_lines(ROWS).decode().encode("utf-16"), "UTF-16, not UTF-8"),
         ("quote.csv", b'prompt,note\n"a,b\nc,d\n', r"quote\.csv:3: not CSV"),
         ("twice.csv", b"prompt,prompt\na,b\n", "the header names 'prompt' twice"),
-        ("rows.xlsx", b"PK", r"unknown kind of file; known are \.jsonl"),
+        ("rows.xlsx", b"PK", r"unsupported file type; supported: \.jsonl"),
     ],
 )
 def test_files_that_cannot_be_read_are_one_message(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
@@ -198,7 +198,7 @@ def test_a_row_of_a_table_with_too_few_cells(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('prompt,note\n"two\nlines",x\n\nalone\nlast,y\n')
     with pytest.raises(DataError) as caught:
         read_prompts(str(tmp_path / "rows.csv"), ["train"])
-    assert caught.value.faults == [f"{tmp_path}/rows.csv:5: 1 cells, and the header has 2"]
+    assert caught.value.faults == [f"{tmp_path}/rows.csv:5: 1 cells, but the header has 2"]
     kept = read_prompts(str(tmp_path / "rows.csv"), ["train"], Rules(on_bad_row="drop", validation_share=0.0))
     assert [prompt.messages[0].content for prompt in kept] == ["two\nlines", "last"]
 
@@ -330,7 +330,7 @@ MORE = "not JSON (there is more after the array that begins the file)"
             [("x.json:train 2", f"a: {UNPAIRED}")],
         ),
         ("x.csv", "prompt,n\na,1\nb\nc,1,2\n", [
-            ("x.csv:3", "1 cells, and the header has 2"), ("x.csv:4", "3 cells, and the header has 2"),
+            ("x.csv:3", "1 cells, but the header has 2"), ("x.csv:4", "3 cells, but the header has 2"),
         ]),
     ],
 )  # fmt: skip
@@ -503,7 +503,7 @@ def test_folders_that_are_no_data(tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     write_rows(mixed / "rows.jsonl", prompts("a"))
     as_table(mixed / "rows.csv", prompts("a"))
-    with pytest.raises(DataError, match=r"holds \.csv and \.jsonl files, maybe the same rows twice"):
+    with pytest.raises(DataError, match=r"has \.csv and \.jsonl files, which may hold the same rows twice"):
         read_prompts(str(mixed), ["train"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no finished run .* and no data"):
@@ -517,11 +517,11 @@ def test_folders_that_are_no_data(tmp_path: Path) -> None:
         lambda: read_prompts(str(tmp_path / "runs"), ["train"]),
         lambda: identify_input(str(tmp_path / "runs")),
     ):
-        with pytest.raises(RunError, match=r"is no run, but holds some: give one of .*prepare"):
+        with pytest.raises(RunError, match=r"is not a run but contains runs: give one of .*prepare"):
             read()
     (run / "manifest.json").write_text("{}")
     write_rows(run / "final" / "prompts.jsonl", [])
-    with pytest.raises(RunError, match=r"is a part of a run: give .*prepare"):
+    with pytest.raises(RunError, match=r"is part of a run: give .*prepare"):
         read_prompts(str(run / "final"), ["train"])
 
 
@@ -563,7 +563,7 @@ def test_which_files_of_a_folder_are_data(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
         assert not is_data_folder(tmp_path)
         (tmp_path / name).unlink()
-    with pytest.raises(DataError, match=r"unknown kind of file; known are \.jsonl"):
+    with pytest.raises(DataError, match=r"unsupported file type; supported: \.jsonl"):
         read_file(tmp_path / "card.md")
     with pytest.raises(DataError, match="no such file or run folder: "):
         read_file(tmp_path / "in")
@@ -572,10 +572,10 @@ def test_which_files_of_a_folder_are_data(tmp_path: Path) -> None:
 def test_a_folder_of_runs_is_no_data(tmp_path: Path) -> None:
     write_rows(tmp_path / "run" / "final" / "x.jsonl", prompts("a"))
     (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(RunError, match=r"holds some: give one of .*run$"):
+    with pytest.raises(RunError, match=r"contains runs: give one of .*run$"):
         is_data_folder(tmp_path)
     (tmp_path / "run" / "manifest.json").write_text("{}")
-    with pytest.raises(RunError, match=r"final is a part of a run: give .*run$"):
+    with pytest.raises(RunError, match=r"final is part of a run: give .*run$"):
         is_data_folder(tmp_path / "run" / "final")
 
 

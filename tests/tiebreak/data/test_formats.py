@@ -374,7 +374,7 @@ def test_keys_of_messages_by_our_names() -> None:
         ([{"role": "user"}], "content: Field required"),
         ([{"from": "human", "content": "a"}], "unknown message key 'from'; a message has role, content"),
         ([{"role": "user", "value": "a"}], "unknown message key 'value'; a message has role, content"),
-        ([turn("robot", "a")], "from: unknown speaker 'robot'; known: system, human"),
+        ([turn("robot", "a")], "from: unknown speaker 'robot'; supported: system, human"),
     ],
 )
 def test_what_is_no_conversation(value: Any, message: str) -> None:
@@ -395,7 +395,7 @@ def test_tools_as_they_are_written() -> None:
     for value in ([bare], [wrapped], json.dumps([bare]), [json.dumps(wrapped)], (bare,)):
         assert to_tools(value) == (wrapped,)
     assert to_tools(None) == to_tools([]) == to_tools("") == to_tools(" ") == to_tools("[]") == ()
-    schema = "tools: each is a JSON schema with a name"
+    schema = "tools: each must be a JSON schema with a name"
     for value, message in (
         ("7", "tools: a int, not a list of JSON schemas"),
         ('"x"', "tools: a str, not a list of JSON schemas"),
@@ -571,8 +571,8 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("demonstrations", {"prompt": "a", "response": "b", "output": "c"}, "columns: {completion: response}"),
         ("demonstrations", {"messages": chat("a", "b"), "completion": "c"}, "columns: {messages: messages}"),
         ("demonstrations", {"question": "a", "query": "b", "answer": "c"}, "columns: {prompt: question}"),
-        ("demonstrations", {"prompt": "a", "completion": "b", "label": 1}, "columns: {label: label} takes 1 for good"),
-        ("demonstrations", {"prompt": "a", "completion": "b", "weight": 0.5}, "weight: 0.5, but demonstrations count"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "label": 1}, "columns: {label: label} reads 1 as good"),
+        ("demonstrations", {"prompt": "a", "completion": "b", "weight": 0.5}, "weight: 0.5, but every demonstration"),
         ("demonstrations", {"prompt": "a", "chosen": "b", "rejected": "c"}, "columns: {completion: chosen}"),
         ("demonstrations", {"text": "### Human: a ### Assistant: b"}, "a 'text' column holds conversations that"),
         ("demonstrations", {"title": "a", "body": "b"}, "columns: {completion: …}"),
@@ -589,10 +589,10 @@ def test_a_nul_in_a_pair_is_a_named_row(tmp_path: Path) -> None:
         ("preferences", {"prompt": "a", "response_a": "b", "response_b": "c", "winner": 1}, "does not say which of"),
         ("preferences", {"prompt": "a", "response_0": "b", "response_1": "c", "response_2": "d", "label": 1}, "name two"),
         ("preferences", {"prompt": "a", "response": "b", "score": 1, "answer": "c", "rating": 2}, None),
-        ("preferences", {"prompt": "x", "chosen": chat("a", "b"), "rejected": chat("a", "c")}, "the prompt is not what"),
+        ("preferences", {"prompt": "x", "chosen": chat("a", "b"), "rejected": chat("a", "c")}, "the prompt differs from"),
         ("preferences", {"chosen": chat("a", "b"), "rejected": chat("a", "b")}, "chosen and rejected are the same"),
         ("preferences", {"chosen": [*chat("a", "b"), *chat("c", "d")], "rejected": [*chat("a", "b"), *chat("e", "f")]},
-         "turns of the user follow"),
+         "later turns are the user's"),
         ("prompts", {"title": "a"}, "columns: {prompt: …}"),
     ],
 )  # fmt: skip
@@ -609,7 +609,9 @@ def test_what_cannot_be_written_is_refused_with_the_key(
 
 def test_kto_rows_that_pair_nothing_are_refused_by_name(tmp_path: Path) -> None:
     rows = [{"prompt": q, "completion": good, "label": True} for q, good, _ in QUESTIONS]
-    with pytest.raises(DataError, match=r"10: prompts of which no two .* are for KTO: tiebreak dpo --algorithm kto"):
+    with pytest.raises(
+        DataError, match=r"10: prompts without two answers .* are for KTO: tiebreak dpo --algorithm kto"
+    ):
         read_preferences(str(write_rows(tmp_path / "rows.jsonl", rows)))
 
 
@@ -687,7 +689,7 @@ def test_signed_preferences_by_hand() -> None:
     whole = {"response1": chat("q", "x"), "response2": chat("q", "y")}
     assert found(3, **whole) == [("u:q", "a:y", "a:x", 3)]
     for value in ("much", math.nan, "inf", [1]):
-        with pytest.raises(ValueError, match=r"^overall_preference: .* is no number$"):
+        with pytest.raises(ValueError, match=r"^overall_preference: .* is not a number$"):
             found(value)
 
 
@@ -695,7 +697,7 @@ def test_pairs_of_whole_conversations_and_their_prompt() -> None:
     row = {"conversation_a": chat("q", "x"), "conversation_b": chat("q", "y"), "winner": "model_b"}
     assert results_of(row, "preferences") == [("u:q", "a:y", "a:x", None)]
     assert results_of({**row, "prompt": "q"}, "preferences") == [("u:q", "a:y", "a:x", None)]
-    with pytest.raises(ValueError, match="the prompt is not what chosen and rejected begin with"):
+    with pytest.raises(ValueError, match="the prompt differs from the beginning of chosen and rejected"):
         results_of({**row, "prompt": "other"}, "preferences")
     beside = {"messages": [written("user", "q")], "response_a": "x", "response_b": "y", "winner": "a"}
     assert results_of(beside, "preferences") == [("u:q", "a:x", "a:y", None)]
@@ -727,15 +729,15 @@ def test_what_two_conversations_share_is_their_prompt() -> None:
             (["u:q", "a:x", "u:more"], "a:x", "a:y", None)
         ]
     for prompt in ("other", [x, more], [q, more]):
-        with pytest.raises(ValueError, match="the prompt is not what chosen and rejected begin with"):
+        with pytest.raises(ValueError, match="the prompt differs from the beginning of chosen and rejected"):
             found([q, x, more, x], [q, x, more, y], prompt=prompt)
     with pytest.raises(ValueError, match="chosen and rejected are the same"):
         found([q, x], [q, x])
     with pytest.raises(ValueError, match="no column 'prompt', and chosen and rejected share no first messages"):
         found([q, x], [more, x])
-    with pytest.raises(ValueError, match="one of chosen and rejected is a whole conversation, and the other an answer"):
+    with pytest.raises(ValueError, match="one of chosen and rejected is a whole conversation, but the other is only"):
         found([q, x], "y", prompt="q")
-    with pytest.raises(ValueError, match="one of chosen and rejected is a whole conversation, and the other an answer"):
+    with pytest.raises(ValueError, match="one of chosen and rejected is a whole conversation, but the other is only"):
         found("x", [q, y], prompt="q")
     # answers alone, as text and as messages
     assert (
@@ -794,7 +796,7 @@ def test_a_fault_in_the_first_row_is_that_rows(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("ratings", "fault"),
-    [([5, None], "ratings: None is no number"), ([5], "generations holds 2 answers and ratings 1")],
+    [([5, None], "ratings: None is not a number"), ([5], "generations holds 2 answers and ratings 1")],
 )
 def test_a_first_row_whose_ranking_has_a_fault_is_named(ratings: list[Any], fault: str, tmp_path: Path) -> None:
     rows = [{"instruction": f"Q{n}?", "generations": ["a", "b"], "ratings": [5, 1]} for n in range(3)]
@@ -819,12 +821,12 @@ def test_rankings_by_hand() -> None:
     three = found(responses=["z", "x", "y"], ratings=[1, 3, 2])
     assert three == [("u:q", "a:x", "a:y", None), ("u:q", "a:x", "a:z", None), ("u:q", "a:y", "a:z", None)]
     assert found(responses=["x", "y"], ratings=[1, 1]) == ["no answer is better than another"]
-    assert found(responses=["x", " x"], ratings=[1, 2]) == ["two equal answers that are rated apart"]
+    assert found(responses=["x", " x"], ratings=[1, 2]) == ["two equal answers with different ratings"]
     assert found(responses=["x", "x"], ratings=[1, 1]) == ["no answer is better than another"]
     with pytest.raises(ValueError, match=r"^responses holds 2 answers and ratings 3$"):
         found(responses=["x", "y"], ratings=[1, 2, 3])
     for value in ("high", None, math.nan):
-        with pytest.raises(ValueError, match=r"^ratings: .* is no number$"):
+        with pytest.raises(ValueError, match=r"^ratings: .* is not a number$"):
             found(responses=["x", "y"], ratings=[1, value])
     for row in (
         {"responses": [], "ratings": []},
@@ -854,7 +856,7 @@ def test_ratings_by_hand() -> None:
     assert found({"completion": "x", "label": "false"}) == [("u:q", "a:x", 0.0)]
     assert found({"completion": "x", "label": 1.0}, label="label") == [("u:q", "a:x", 1.0)]
     assert found({"completion": "x", "label": False, "score": 3}) == [("u:q", "a:x", 3.0)]
-    with pytest.raises(ValueError, match=r"^score: nan is no number$"):
+    with pytest.raises(ValueError, match=r"^score: nan is not a number$"):
         found({"completion": "x", "score": math.nan})
     for row in ({"response": "x"}, {"score": 3}, {"completion": "x", "label": "so-so"}):
         with pytest.raises(ValueError, match="no column 'chosen'"):
@@ -873,7 +875,8 @@ def test_a_number_as_a_label_is_asked_about(label: Any) -> None:
     row = {"prompt": "q", "completion": "x", "label": label}
     for wanted in ("demonstrations", "preferences"):
         with pytest.raises(
-            ValueError, match=f"^label: is {label} a verdict on the answer\\? columns: {{label: label}} takes"
+            ValueError,
+            match=f"^label: {label} may rate the answer or mean something else: columns: {{label: label}} reads",
         ):
             results_of(row, wanted)
     good = float(label) == 1
@@ -958,7 +961,7 @@ def test_answers_and_what_stands_beside_them() -> None:
     for row, message in (
         (both, "'messages' and 'completion' could each be the conversation to learn from"),
         ({"messages": [written("user", "q")]}, "messages must end with the assistant's answer"),
-        ({"messages": [written("assistant", "q")]}, "messages holds an answer alone, and nothing that it answers"),
+        ({"messages": [written("assistant", "q")]}, "messages has an answer but no prompt"),
         ({"messages": ["q"]}, "Input should be"),
         ({"text": "x"}, "a 'text' column holds conversations that are rendered already"),
         (
@@ -1049,7 +1052,7 @@ def test_answers_of_one_prompt_name_one_split_and_carry_no_columns_of_pairs(tmp_
     assert (found.chosen_text, found.split) == ("Because.", "test")
     with pytest.raises(DataError, match="in two splits"):
         read_preferences(rows(split="train"), KEEP)
-    with pytest.raises(DataError, match="margin: a column of pairs, and this row is one answer"):
+    with pytest.raises(DataError, match="margin: it applies to pairs, but this row is one answer"):
         read_preferences(rows(margin=1.0), KEEP)
 
 
@@ -1086,10 +1089,10 @@ def test_cells_by_our_names() -> None:
 
 def test_names_of_columns_are_checked() -> None:
     check_columns({"prompt": "ask", "message.content": "text", "whatever": None})
-    with pytest.raises(ValueError, match=r"^columns\.promt: not one of our columns; did you mean prompt\?$"):
+    with pytest.raises(ValueError, match=r"^columns\.promt: Tiebreak has no such column; did you mean prompt\?$"):
         check_columns({"promt": "ask"})
     with pytest.raises(
-        ValueError, match=r"^columns\.xyzzy: not one of our columns; they are prompt, completion, chosen"
+        ValueError, match=r"^columns\.xyzzy: Tiebreak has no such column; they are prompt, completion, chosen"
     ):
         check_columns({"xyzzy": "ask"})
 
@@ -1315,11 +1318,11 @@ def test_which_folders_are_runs(tmp_path: Path) -> None:
 def test_broken_records_are_listed_together(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     write_jsonl(path, [asked("a"), {"id": "x"}, asked("b"), {"id": "y", "messages": 7}])
-    with pytest.raises(DataError, match=r"fault\(s\) in its rows") as caught:
+    with pytest.raises(DataError, match=r"2 errors in its rows") as caught:
         read_records(path, Prompt)
     assert {fault.partition(": ")[0] for fault in caught.value.faults} == {f"{path}:2", f"{path}:4"}
     path.write_text('{"a": 1}\n{"a"\n7\n')
-    with pytest.raises(DataError, match=r"2 broken line\(s\); fix or remove them") as caught:
+    with pytest.raises(DataError, match=r"2 broken lines; fix or remove them") as caught:
         read_rows(str(path))
     assert caught.value.faults == [
         f"{path}:2: not JSON (Expecting ':' delimiter at column 5)",
@@ -1343,7 +1346,7 @@ def test_pairs_of_records_and_of_two_columns(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "own.jsonl", pairs)
     assert read_pairs(str(tmp_path / "own.jsonl")) == pairs
     broken = [{**row, "prompt": "\0"}, {**row, "response_b": "\0"}, {"prompt": "q"}, {"completions": []}]
-    with pytest.raises(DataError, match="4 of 4 rows hold no pair") as caught:
+    with pytest.raises(DataError, match="4 of 4 rows contain no pair") as caught:
         read_pairs(str(write_rows(tmp_path / "b.jsonl", broken)))
     nul = "holds a NUL character, which a label store cannot keep: remove it"
     assert caught.value.faults[:2] == [f"{tmp_path}/b.jsonl:1: {nul}", f"{tmp_path}/b.jsonl:2: {nul}"]
@@ -1418,8 +1421,8 @@ def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:
     rows = [*rated("a", 1, 2, source="s"), *rated("b", 5), *twice, *rated("d", 2, 2), *rated("c", 1)]
     found = reading_of(tmp_path, rows, "preferences")
     assert found.left_out == {
-        "prompts of which no two answers are rated apart": 2,
-        "two equal answers that are rated apart": 3,
+        "prompts without two answers of different ratings": 2,
+        "two equal answers with different ratings": 3,
     }
     assert [(one.where, one.record.chosen_text) for one in found.drafts] == [(f"{start}:1", "a1")]
     assert found.drafts[0].record.source == "s"
@@ -1429,7 +1432,7 @@ def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:
     kto = [{"prompt": p, "completion": p, "label": True} for p in "ab"] + rated("c", 1)
     reasons = reading_of(tmp_path, kto, "preferences").left_out
     unpaired = "unpaired rows are for KTO: tiebreak dpo --algorithm kto; tiebreak sft learns from those labelled true"
-    assert reasons == {f"prompts of which no two answers are rated apart ({unpaired})": 3}
+    assert reasons == {f"prompts without two answers of different ratings ({unpaired})": 3}
     bad = reading_of(tmp_path, [{"prompt": "a", "response": " ", "score": 1}, *rated("a", 2, 3)], "preferences")
     assert ([one.where for one in bad.bad], len(bad.drafts)) == ([f"{start}:1"], 1)
     math = reading_of(tmp_path, [*rated("a", 1, 2, split="train"), *rated("b", 1, 2, split="math")], "preferences")
@@ -1437,7 +1440,7 @@ def test_answers_to_one_prompt_are_counted_and_placed(tmp_path: Path) -> None:
     for name in ("weight", "margin", "strength", "confidence", "agreement"):
         (fault,) = reading_of(tmp_path, rated("a", 1, **{name: 1}), "preferences").bad
         assert fault.reason == (
-            f"{name}: a column of pairs, and this row is one answer; columns: {{{name}: null}} ignores the column"
+            f"{name}: it applies to pairs, but this row is one answer; columns: {{{name}: null}} ignores the column"
         )
 
 
@@ -1561,7 +1564,7 @@ def test_where_nothing_is_held_out_it_is_reported(tmp_path: Path, capsys: pytest
         rows = [{"prompt": f"{n}", "completion": "x", "split": split} for n, split in enumerate(splits)]
         capsys.readouterr()
         read_demonstrations(str(write_rows(tmp_path / "x.jsonl", rows)), Rules(validation_share=share))
-        return "name no validation split, so nothing is held out for it" in capsys.readouterr().err
+        return "no row names the validation split, so nothing is held out" in capsys.readouterr().err
 
     assert warned(0.0, "train", "train")
     assert warned(0.0, "train", "test", None)
@@ -1588,7 +1591,9 @@ def test_weights_of_demonstrations_and_their_answers(tmp_path: Path) -> None:
     assert [one.role for one in several if isinstance(one, Message)] == ["assistant", "tool", "assistant"]
     for weight in (0, 2, 0.5):
         (bad,) = reading_of(tmp_path, [{"prompt": "q", "completion": "x", "weight": weight}], "demonstrations").bad
-        assert bad.reason.startswith(f"weight: {weight}, but demonstrations count alike; columns: {{weight: null}}")
+        assert bad.reason.startswith(
+            f"weight: {weight}, but every demonstration has weight 1; columns: {{weight: null}}"
+        )
 
 
 def test_columns_that_are_not_there(tmp_path: Path) -> None:

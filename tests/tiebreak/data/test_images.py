@@ -183,7 +183,7 @@ def test_rows_of_every_kind_have_their_images(tmp_path: Path) -> None:
          "2 images for 1 image part: give one for each"),
         ({"prompt": "What?", "images": [{"size": 3}]}, "column 'images': an image in it is an object with 'size', not a"),
         ({"prompt": [{"role": "system", "content": "x"}, {"role": "tool", "content": "y"}], "images": ["a"]},
-         "images, and no message of the user to put them in"),
+         "the row has images, but no user message to put them in"),
     ],
 )  # fmt: skip
 def test_images_without_their_place_are_refused(row: dict[str, Any], fault: str, tmp_path: Path) -> None:

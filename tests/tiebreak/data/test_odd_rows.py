@@ -139,7 +139,7 @@ def test_answers_with_a_score_each(tmp_path: Path, capsys: pytest.CaptureFixture
     rows = [{**two, "score_0": first, "score_1": second} for first, second in scored]
     assert [one.chosen_text for one in preferences(tmp_path, *rows)] == ["Iron.", "No idea."]
     assert "1 left out: a tie" in capsys.readouterr().err
-    assert fault(tmp_path, {**two, "score_0": "high", "score_1": 1}) == "score_0: 'high' is no number"
+    assert fault(tmp_path, {**two, "score_0": "high", "score_1": 1}) == "score_0: 'high' is not a number"
 
 
 def test_a_column_a_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,8 +157,8 @@ def test_a_column_a_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert texts(second) == (["Why?", "Iron.", "How?"], "So.", "No.")
     assert "1 left out: a tie" in capsys.readouterr().err
     apart = row("model_a", ["Iron.", "So."], ["Tin.", "No."], asked=("Why?", "How?"))
-    assert "part at message 2, and turns of the user follow" in fault(tmp_path, apart)
-    assert "neither is 1, and it is no tie" in fault(tmp_path, row("", ["a"], ["b"]))
+    assert "differ from message 2 on, and later turns are the user's" in fault(tmp_path, apart)
+    assert "neither is 1, but no column marks a tie" in fault(tmp_path, row("", ["a"], ["b"]))
     assert "both are 1" in fault(tmp_path, row("model_a model_b", ["a"], ["b"]))
     assert "more than one of them is 1" in fault(tmp_path, row("model_a tie", ["a"], ["b"]))
     [pair] = read_pairs(str(write_rows(tmp_path / "rows.jsonl", rows[:1])))
@@ -182,13 +182,13 @@ def test_a_mean_of_signed_preferences(tmp_path: Path) -> None:
     row = {"prompt": "Why?", "response1": "Iron.", "response2": "No idea."}
     assert [one.strength for one in preferences(tmp_path, {**row, "overall_preference": -0.4})] == [None]
     assert [one.strength for one in preferences(tmp_path, {**row, "overall_preference": -1.5})] == [1.5]
-    assert "overall_preference: 4 is beyond its scale, -3 to 3" in fault(tmp_path, {**row, "overall_preference": 4})
+    assert "overall_preference: 4 is outside its scale, -3 to 3" in fault(tmp_path, {**row, "overall_preference": 4})
 
 
 def test_zero_and_one_of_answers_numbered_from_one_are_refused(tmp_path: Path) -> None:
     """0 could be a tie, as where 2 is used too, or the first."""
     two = {"prompt": "Why?", "response_1": "Iron.", "response_2": "No idea."}
-    assert "is 0 a tie, or the first one?" in fault(tmp_path, {**two, "label": 0}, {**two, "label": 1})
+    assert "0 may mean a tie or the first answer" in fault(tmp_path, {**two, "label": 0}, {**two, "label": 1})
     rows = [{**two, "label": 0}, {**two, "prompt": "How?", "label": 1}, {**two, "prompt": "When?", "label": 2}]
     assert [texts(one)[1:] for one in preferences(tmp_path, *rows)] == [("Iron.", "No idea."), ("No idea.", "Iron.")]
 
@@ -374,4 +374,4 @@ def test_an_object_on_one_line_holds_rows_as_it_does_on_many(tmp_path: Path) -> 
 
 def test_conversations_that_part_at_the_users_turn_are_no_preference(tmp_path: Path) -> None:
     row = {"chosen": [*chat("Why?", "a"), *chat("So?", "b")], "rejected": [*chat("Why?", "c"), *chat("So?", "d")]}
-    assert "part at message 2, and turns of the user follow" in fault(tmp_path, row)
+    assert "differ from message 2 on, and later turns are the user's" in fault(tmp_path, row)

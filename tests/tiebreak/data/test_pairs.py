@@ -153,7 +153,7 @@ def test_whole_conversations_as_preferences(tmp_path: Path) -> None:
                 "chosen": [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}],
                 "rejected": "z",
             },
-            "an answer of several messages",
+            "this answer has several messages",
         ),
         (
             {
@@ -177,7 +177,7 @@ def test_what_is_missing_is_one_line(row: dict[str, Any], fault: str, tmp_path: 
     file = write_rows(tmp_path / "rows.jsonl", [row] * 5)
     with pytest.raises(DataError) as caught:
         read_pairs(str(file))
-    assert str(caught.value).startswith(f"{file}: 5 of 5 rows hold no pair\n  every row: ")
+    assert str(caught.value).startswith(f"{file}: 5 of 5 rows contain no pair\n  every row: ")
     (line,) = caught.value.faults
     assert fault in line
 

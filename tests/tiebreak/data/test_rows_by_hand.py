@@ -168,7 +168,7 @@ def test_a_ranking_with_a_fault_is_guessed_to_be_one() -> None:
 def test_conversations_that_part_at_a_users_turn_are_refused_by_either_side() -> None:
     asked, answered = turns("[Be brief.]", "q", "a"), [*turns("[Be brief.]"), answer("b")]
     for chosen, rejected in ((asked, answered), (answered, asked)):
-        with pytest.raises(ValueError, match=r"part at message 2, and turns of the user follow"):
+        with pytest.raises(ValueError, match=r"differ from message 2 on, and later turns are the user's"):
             understand(Cells({"chosen": chosen, "rejected": rejected}, {}), "preferences")
 
 
@@ -293,10 +293,10 @@ def test_labelled_answers_of_every_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "fault"),
     [
-        (SIDES, "a pair, and KTO learns from single answers"),
-        ({"prompt": "q", "completion": "a"}, "label: there is none"),
+        (SIDES, "a pair, but KTO learns from single answers"),
+        ({"prompt": "q", "completion": "a"}, "label: missing"),
         ({"prompt": "q", "completion": "a", "label": "fine"}, "'fine' in it is neither true nor false"),
-        ({"prompt": "q", "completion": "a", "label": True, "weight": 2.0}, "weight: a column of pairs"),
+        ({"prompt": "q", "completion": "a", "label": True, "weight": 2.0}, "weight: it applies to pairs"),
         ({"prompt": "q"}, "no "),
     ],
 )

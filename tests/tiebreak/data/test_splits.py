@@ -171,7 +171,7 @@ def test_a_column_named_split_that_holds_something_else(tmp_path: Path, capsys: 
 def test_data_that_holds_nothing_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"prompt": f"Q {n}?", "completion": "Yes.", "split": "train" if n else "test"} for n in range(6)]
     read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)))
-    assert "name no validation split, so nothing is held out for it" in capsys.readouterr().err
+    assert "no row names the validation split, so nothing is held out" in capsys.readouterr().err
 
 
 def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
