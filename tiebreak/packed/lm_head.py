@@ -94,6 +94,46 @@ def _shaped(logits: Tensor, scale: float, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+def _of_chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    scale: float,
+    cap: float | None,
+    sloped: bool,
+    entropy_sloped: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """`HeadOutput`'s values of some tokens, and the slopes of log-probability and entropy by the hidden states.
+
+    A function of its own, so that a chunk's tables of logits are freed before the next one's are made.
+    """
+    logits = nn.functional.linear(hidden, weight, bias)
+    logits = _shaped(logits.to(torch.promote_types(logits.dtype, torch.float32)), scale, cap)
+    means, top = logits.mean(-1), logits.argmax(-1) == targets
+    steep = None if cap is None or not sloped else 1 - (logits / cap).square_()  # d cap·tanh(z/cap) / dz
+    if temperature != 1.0:
+        logits /= temperature
+    log_probabilities = logits.log_softmax(-1)
+    del logits
+    picked = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
+    probabilities = log_probabilities.exp()
+    entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
+    slope = entropy_slope = None
+    if sloped:
+        pulled, own = probabilities, weight[targets].to(picked.dtype)
+        if steep is not None:
+            pulled, own = probabilities * steep, own * steep.gather(-1, targets[:, None])
+        slope = (own - (pulled.to(weight.dtype) @ weight).to(picked.dtype)) / (temperature / scale)
+    if entropy_sloped:  # dH/dlogit_v = −p_v·(log p_v + H)
+        pull = probabilities * (log_probabilities + entropy[:, None])
+        if steep is not None:
+            pull = pull * steep
+        entropy_slope = (pull.to(weight.dtype) @ weight).to(picked.dtype) / -(temperature / scale)
+    return picked, entropy, means, top, slope, entropy_slope
+
+
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -107,37 +147,17 @@ class _TokenLogps(torch.autograd.Function):
         cap: float | None,
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        outputs: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        slopes: list[Tensor] = []
-        entropy_slopes: list[Tensor] = []
         wanted = ctx.needs_input_grad[0]
-        for h, y in zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True):
-            logits = nn.functional.linear(h, weight, bias)
-            logits = _shaped(logits.to(torch.promote_types(logits.dtype, torch.float32)), scale, cap)
-            means, top = logits.mean(-1), logits.argmax(-1) == y
-            steep = None if cap is None or not wanted else 1 - (logits / cap).square_()  # d cap·tanh(z/cap) / dz
-            if temperature != 1.0:
-                logits /= temperature
-            log_probabilities = logits.log_softmax(-1)
-            del logits
-            picked = log_probabilities.gather(-1, y[:, None]).squeeze(-1)
-            probabilities = log_probabilities.exp()
-            entropy = -torch.linalg.vecdot(probabilities, log_probabilities)
-            if wanted:
-                pulled, own = probabilities, weight[y].to(picked.dtype)
-                if steep is not None:
-                    pulled, own = probabilities * steep, own * steep.gather(-1, y[:, None])
-                slope = own - (pulled.to(weight.dtype) @ weight).to(picked.dtype)
-                slopes.append(slope / (temperature / scale))
-            if wanted and entropy_gradient:  # dH/dlogit_v = −p_v·(log p_v + H)
-                pull = probabilities * (log_probabilities + entropy[:, None])
-                if steep is not None:
-                    pull = pull * steep
-                entropy_slopes.append((pull.to(weight.dtype) @ weight).to(picked.dtype) / -(temperature / scale))
-            outputs.append((picked, entropy, means, top))
+        chunks = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+        made = [
+            _of_chunk(h, weight, bias, y, temperature, scale, cap, wanted, entropy_gradient and wanted)
+            for h, y in chunks
+        ]
+        outputs, slopes = [chunk[:4] for chunk in made], [chunk[4] for chunk in made]
+        entropy_slopes = [chunk[5] for chunk in made]
         logps, entropy, means, top = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         if wanted:
-            ctx.save_for_backward(*(torch.cat(parts) for parts in (slopes, entropy_slopes) if parts))
+            ctx.save_for_backward(*(torch.cat(parts) for parts in (slopes, entropy_slopes) if parts[0] is not None))
         ctx.dtype = hidden.dtype
         ctx.mark_non_differentiable(*(() if entropy_gradient else (entropy,)), means, top)
         return logps, entropy, means, top

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -47,6 +48,23 @@ def test_values_and_gradients_are_autograds(bias: bool, temperature: float, monk
     torch.testing.assert_close(out.mean_logits, means.float(), atol=1e-5, rtol=0)
     torch.testing.assert_close(gradient, expected.float(), atol=1e-5, rtol=1e-4)
     assert not out.entropy.requires_grad
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_chunks_tables_are_freed_before_the_next_chunks(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table has a chunk's tokens times the vocabulary: of a real model, 50 MB."""
+    monkeypatch.setattr(head_module, "CHUNK_TOKENS", 3)
+    linear, alive = nn.functional.linear, []
+
+    def counted(*arguments: Any) -> Tensor:
+        tables = [one for one in gc.get_objects() if type(one) is Tensor and one.shape == (3, VOCABULARY)]
+        alive.append(len(tables))
+        return linear(*arguments)
+
+    monkeypatch.setattr(nn.functional, "linear", counted)
+    hidden = torch.randn(TOKENS, HIDDEN).requires_grad_(trains)
+    token_logps(hidden, frozen_head(bias=True), torch.zeros(TOKENS, dtype=torch.long))
+    assert alive == [0, 0, 0]
 
 
 def test_the_likeliest_token_is_marked() -> None:
