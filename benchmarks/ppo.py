@@ -148,8 +148,12 @@ def remarks(result: dict[str, Any]) -> list[str]:
 # --- our side
 
 
-def prepare(asked: dict[str, Any], folder: Path) -> Job:
-    """Write what the contestants read: the tokenizer, and a reward model with a random adapter and head, in two forms."""
+def prepare(asked: dict[str, Any], folder: Path, *, for_trl: bool = True) -> Job:
+    """Write what the contestants read: the tokenizer, and a reward model with a random adapter and head.
+
+    Args:
+        for_trl: also with its adapter merged, as TRL takes it.
+    """
     import torch
 
     from tiebreak.chat.chat import build_chat
@@ -174,8 +178,10 @@ def prepare(asked: dict[str, Any], folder: Path) -> Job:
     saved, whole = folder / "reward", folder / "reward-whole"
     save_adapter(saved, model, Adapter(model).state(), build_chat(tokenizer), source, "reward", adapter)
     write_probe(saved, probe, probe_values(model, probe), model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     scored = scores_in_batches(model, asked["prompts"], tokenizer.pad_token_id, 4)
-    model.merge_and_unload().save_pretrained(whole)
+    if for_trl:
+        model.merge_and_unload().save_pretrained(whole)
     return Job(
         **asked,
         base=str(source.base_path),
@@ -195,7 +201,7 @@ def our_config(job: Job) -> Any:
         learning_rate=job.learning_rate,
         per_device_batch_size=job.episodes_a_step,
         warmup_share=0.0,
-        precision="float32",
+        precision=job.precision,  # type: ignore[arg-type]
     )
     return PPOConfig(
         output="",
@@ -263,7 +269,8 @@ def ours(job: Job, folder: Path) -> Measured:
         rewards=lambda host: [load_reward(reward, 1.0, host, source, conversations, training, "reward")],
     )
     backbone.eval()
-    require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)
+    with trainer.accelerator.autocast():
+        require_same_scores(trainer.rewards[0].scores(job.prompts, [[]] * len(job.prompts)), job)
     clock = RolloutClock(job.rollouts, config.rollouts, trainer.steps_per_rollout)
     trainer.add_callback(clock)
     rollout.sample_completions = clock.generating(rollout.sample_completions)

@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Measured, product_rate
+from measuring import Clock, Measured, now, product_rate
 
-SAME_SCORE = 1e-3
+SAME_SCORE = {"float32": 1e-3, "bfloat16": 0.05}
 """of its size, where that is above 1"""
 
 
@@ -48,6 +47,7 @@ class Job:
     kl_coef: float = 0.05
     r: int = 16
     alpha: int = 32
+    precision: str = "float32"
 
     @property
     def minibatches(self) -> int:
@@ -92,9 +92,9 @@ class RolloutClock(Clock):
         self._calls += 1
         if self._calls % self._calls_a_rollout:
             return
-        now, started, generating = time.perf_counter(), self._started, self._generating
+        ended, started, generating = now(), self._started, self._generating
         self.phases.append(
-            {"generate": generating, "assess": self._assessed - started - generating, "update": now - self._assessed}
+            {"generate": generating, "assess": self._assessed - started - generating, "update": ended - self._assessed}
         )
         super().on_step_end()
         self._generating = 0.0
@@ -105,22 +105,22 @@ class RolloutClock(Clock):
         """`function`, whose time is that of drawing completions."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
+            started = now()
             drawn = function(*arguments, **options)
-            self._generating += time.perf_counter() - started
+            self._generating += now() - started
             return drawn
 
         return timed
 
     def assessed(self) -> None:
         """Called when all that the updates need is known."""
-        self._assessed = time.perf_counter()
+        self._assessed = now()
 
 
 def require_same_scores(scores: Sequence[float], job: Job) -> None:
     """Refuse a reward model whose scores of the prompts, `scores`, are not those that the job gives."""
     for score, expected in zip(scores, job.scored, strict=True):
-        if not abs(score - expected) <= SAME_SCORE * max(1.0, abs(expected)):
+        if not abs(score - expected) <= SAME_SCORE[job.precision] * max(1.0, abs(expected)):
             sys.exit(
                 f"the reward model of {job.reward_whole} scores a prompt {score:.6f} here, and {expected:.6f} where it was "
                 "made: the two sides would not be given the same rewards"

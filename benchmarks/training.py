@@ -24,6 +24,7 @@ over their time, over the rate of a large torch.mm in this very process.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import random
 import statistics
@@ -34,7 +35,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ppo
 import torch
@@ -50,6 +51,7 @@ RESULTS = Path(__file__).with_name("results.json")
 QA_FEEDBACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "finegrained-qa-feedback"
 LEARNING_RATE = 1e-4
 AGREEMENT = 1e-3
+Precision = Literal["float32", "bfloat16"]
 
 
 # --- data
@@ -221,7 +223,15 @@ def build_pairs(data: str, count: int, tokenizer: Any) -> list[Pair]:
     return questions(count, encode, 1024 if passages else 512, passages)
 
 
-def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MODEL) -> Measured:
+def measure(
+    case: Case,
+    contestant: str,
+    rows: int,
+    steps: int,
+    model: str = MODEL,
+    precision: Precision = "float32",
+    tokens_per_pass: int | None = None,
+) -> Measured:
     """Train in this process."""
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
@@ -235,7 +245,8 @@ def measure(case: Case, contestant: str, rows: int, steps: int, model: str = MOD
         pairs = _grouped_by_length(pairs, rows)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        trainer = build_contestant(case.stage, contestant, pairs, Budget(rows, taken), model, tokenizer, folder)
+        budget = Budget(rows, taken, precision=precision, tokens_per_pass=tokens_per_pass)
+        trainer = build_contestant(case.stage, contestant, pairs, budget, model, tokenizer, folder)
         built = time.perf_counter() - started
         clock = Clock(steps)
         trainer.add_callback(clock)
@@ -297,29 +308,32 @@ class Budget:
     seed: int = 0
     """of the adapter, and of a reward model's head"""
     learning_rate: float = LEARNING_RATE
+    precision: Precision = "float32"
+    tokens_per_pass: int | None = None
+    """ours; None: the device's default"""
 
 
 def build_contestant(
     stage: str, contestant: str, pairs: list[Pair], budget: Budget, model: str, tokenizer: Any, folder: str
 ) -> Any:
     """A contestant's trainer, which takes the pairs in their order; weights at the start are those of every other."""
-    base = _base(stage, model, budget.seed)
+    base = _base(stage, model, budget)
     if contestant == "ours" or contestant in GROWN:
         return _ours(stage, base, pairs, budget, tokenizer, folder)
     return _theirs(stage, contestant, base, pairs, budget, tokenizer, folder)
 
 
-def _base(stage: str, model: str, seed: int) -> Any:
+def _base(stage: str, model: str, budget: Budget) -> Any:
     from tiebreak.models.find import find_model
     from tiebreak.models.load import load_base
 
     kind: Any = "reward" if stage == "reward" else "policy"
-    torch.manual_seed(seed)
-    base = load_base(find_model(model), TrainingConfig(precision="float32"), kind=kind)
+    torch.manual_seed(budget.seed)
+    base = load_base(find_model(model), TrainingConfig(precision=budget.precision), kind=kind)
     if kind == "reward":
-        torch.manual_seed(seed)
+        torch.manual_seed(budget.seed)
         torch.nn.init.normal_(base.score.weight, std=0.04)
-    torch.manual_seed(seed)
+    torch.manual_seed(budget.seed)
     return base
 
 
@@ -334,7 +348,8 @@ def _ours(stage: str, base: Any, pairs: list[Pair], budget: Budget, tokenizer: A
         per_device_batch_size=budget.rows,
         max_length_tokens=1024,
         warmup_share=0.0,
-        precision="float32",
+        precision=budget.precision,
+        tokens_per_pass=budget.tokens_per_pass,
     )
     model = get_peft_model(base, _adapter("SEQ_CLS" if stage == "reward" else "CAUSAL_LM"))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -416,7 +431,7 @@ def _theirs(
         "learning_rate": budget.learning_rate,
         "lr_scheduler_type": "linear",
         "seed": budget.seed,
-        "bf16": False,
+        "bf16": budget.precision == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": 1,
         "save_strategy": "no",
@@ -451,13 +466,21 @@ def _theirs(
             processing_class=tokenizer,
             peft_config=_adapter("SEQ_CLS"),
         )
+    padding_free = contestant != "trl" and has_flash_attention()
+    if padding_free:
+        base.set_attn_implementation("flash_attention_2")
     return trl.SFTTrainer(
         model=base,
-        args=trl.SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=trl.SFTConfig(**common, padding_free=padding_free, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=Dataset.from_list([_sft_row(pair) for pair in pairs]),
         processing_class=tokenizer,
         peft_config=_adapter("CAUSAL_LM"),
     )
+
+
+def has_flash_attention() -> bool:
+    """Whether TRL can leave out padding: it needs flash attention, in half precision on a GPU."""
+    return torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None
 
 
 # --- the run
