@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tiebreak.measures.statistics import Interval, clustered_interval
+from tiebreak.measures.calibration import BINS, Bin, bins_by_confidence
+from tiebreak.measures.calibration import expected_calibration_error as expected_calibration_error
 
 Array = npt.NDArray[np.float64]
-BINS = 5
-"""of equal width over confidences from ½ to 1; more would hold only a few held-out pairs each"""
-
 FOLDS = 10
 ROUNDING = 1e-9
 """Scores that differ by less are equal."""
@@ -71,20 +69,6 @@ def cross_fitted(differences: Sequence[float], groups: Sequence[str]) -> list[fl
     return [0.0 if (t := fitted[fold[group]]) is None else d / t for d, group in rows]
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Pairs with similar confidence."""
-
-    low: float
-    high: float
-    n: int
-    confidence: float
-    """mean probability that the model gives to its preferred answer"""
-    accuracy: float
-    """share of pairs in which that answer was the chosen one"""
-    interval: Interval
-
-
 def correctness(differences: Sequence[float]) -> list[float]:
     """1 if the chosen answer has the higher score, ½ if the scores are equal, otherwise 0."""
     return [1.0 if d > 0 else 0.5 if d == 0 else 0.0 for d in differences]
@@ -93,30 +77,7 @@ def correctness(differences: Sequence[float]) -> list[float]:
 def reliability(differences: Sequence[float], groups: Sequence[str], bins: int = BINS) -> list[Bin]:
     """The non-empty bins, by confidence σ(|difference|)."""
     confidences = sigmoid(np.abs(np.asarray(differences, dtype=np.float64)))
-    right = correctness(differences)
-    places = np.minimum(((confidences - 0.5) * 2 * bins).astype(int), bins - 1)
-    found = []
-    for place in range(bins):
-        rows = np.flatnonzero(places == place).tolist()
-        if rows:
-            values = [right[row] for row in rows]
-            found.append(
-                Bin(
-                    low=0.5 + place / (2 * bins),
-                    high=0.5 + (place + 1) / (2 * bins),
-                    n=len(rows),
-                    confidence=float(confidences[rows].mean()),
-                    accuracy=sum(values) / len(values),
-                    interval=clustered_interval(values, [groups[row] for row in rows]),
-                )
-            )
-    return found
-
-
-def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Σ share of pairs · |accuracy − confidence| over the bins (Naeini et al. 2015; Guo et al. 2017, Eq. 3)."""
-    total = sum(one.n for one in bins)
-    return sum(one.n / total * abs(one.accuracy - one.confidence) for one in bins)
+    return bins_by_confidence(confidences.tolist(), correctness(differences), groups, bins)
 
 
 def negative_log_likelihood(differences: Sequence[float]) -> float:

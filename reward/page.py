@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tiebreak.page.charts import Frame, Scale, axes, mark, swatch
+from tiebreak.page.calibration import reliability_diagram
+from tiebreak.page.charts import Scale, swatch
 from tiebreak.page.document import build_document
-from tiebreak.page.markup import Markup, el, join, line, svg, text
+from tiebreak.page.markup import Markup, el, join
 from tiebreak.page.numbers import finer_percent, number, percent, two_digits
 from tiebreak.page.tables import cell, figure, heading, measured, note, table
 
@@ -139,7 +140,7 @@ def _calibration(report: Report) -> Markup:
         el(
             "figure",
             el("figcaption", el("b", title)),
-            _reliability(row["bins"], title),
+            reliability_diagram(row["bins"], title),
             note(
                 f"ECE {finer_percent(row['ece'])}, negative log-likelihood {number(row['nll'], 3)} nats (a coin: 0.693)"
             ),
@@ -158,33 +159,6 @@ def _calibration(report: Report) -> Markup:
         if found["after"]["nll"] >= found["before"]["nll"]:
             remark += " It did not help here: the raw scores are as well calibrated."
     return join(el("div", panels, cls="panels"), note(remark))
-
-
-def _reliability(bins: Sequence[Row], title: str) -> Markup:
-    """Share right against confidence, shape (340, 240) in SVG units."""
-    frame = Frame(340, 240, 40, 14, 20, 34, (0.5, 1.02), (0.0, 1.03))
-    body = axes(
-        frame, "probability it gives to its choice", "share in which it is right", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-    )
-    body.append(line(frame.px(0.5), frame.py(0.5), frame.px(1.0), frame.py(1.0), "reference"))
-    for one in bins:
-        x = frame.px(one["confidence"])
-        body.append(line(x, frame.py(one["interval"][0]), x, frame.py(one["interval"][1]), f"whisker tone-{_MODEL[0]}"))
-        body.append(mark(_MODEL[1], x, frame.py(one["accuracy"]), f"mark ring tone-{_MODEL[0]}", 5.0))
-        inside = x > frame.end - 30
-        body.append(
-            text(
-                x + (-9 if inside else 9),
-                frame.py(one["accuracy"]) + 4,
-                number(one["n"]),
-                "note",
-                "end" if inside else "start",
-            )
-        )
-    points = "; ".join(
-        f"confidence {percent(b['confidence'])}, right {percent(b['accuracy'])} of {b['n']}" for b in bins
-    )
-    return svg(340, 240, body, cls="plot", label=f"{title}: {points}")
 
 
 def _spread(report: Report) -> Markup | None:

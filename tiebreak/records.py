@@ -320,6 +320,37 @@ class Pair(Record):
         return self
 
 
+class ModelVerdict(Record):
+    """Where a model judge's answer comes from. It is asked twice, with either completion on the left."""
+
+    model: str
+    """the judge: a model's name, or a function's"""
+    answers: tuple[int | None, int | None]
+    """to the sides as in the judgment, and to the sides exchanged; both are positive where the judgment's right side is
+    better. None: no verdict"""
+    confidence: float | None = Field(default=None, ge=0, le=1)
+    """the judge's probability that the side it prefers is the better one; None of a tie, or where it gave none"""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+    """in the currency of the configured prices; None without prices"""
+    seed: int | None = None
+    prompt_version: str = ""
+    """a hash of the instruction: its wording, guidelines and aspects"""
+
+    @property
+    def turned(self) -> bool:
+        """Whether the preferred completion changed with the order."""
+        one, other = self.answers
+        return one is not None and other is not None and one * other < 0
+
+    @property
+    def consistent(self) -> bool:
+        """Whether both orders gave the same verdict."""
+        one, other = self.answers
+        return one is not None and other is not None and (one > 0) - (one < 0) == (other > 0) - (other < 0)
+
+
 class Judgment(Record):
     """One rater's answer about a pair, with the sides as they were shown.
 
@@ -346,6 +377,8 @@ class Judgment(Record):
     guideline_version: str = ""
     seconds_active: float | None = None
     kind: Literal["human", "simulated", "model"]
+    judge: ModelVerdict | None = Field(default=None, exclude_if=_absent)
+    """of a model judge"""
 
     @model_validator(mode="after")
     def _answered_once(self) -> Judgment:
@@ -353,6 +386,8 @@ class Judgment(Record):
             raise ValueError("exactly one of answer, both_bad, skip and ranking is required")
         if self.left == self.right:
             raise ValueError("left and right are the same completion")
+        if self.judge is not None and self.kind != "model":
+            raise ValueError(f"judge: of a {self.kind} judgment; only a model has one")
         if self.skip_reason and not self.skip:
             raise ValueError("skip_reason needs skip")
         if self.ranking is not None and sorted(chain.from_iterable(self.ranking)) != sorted(set(self.shown)):

@@ -326,6 +326,19 @@ LABEL = Stage(
     ),
 )
 
+JUDGE = Stage(
+    "judge",
+    "evaluation.judging.judge",
+    "let a model judge pairs: a function, a reward model, a language model here or behind an API",
+    "evaluation.judging.configuration:JudgeConfig",
+    makes="data",
+    inputs={"pairs": "pairs", "reward_model": "reward_model", "model": "model", "people": "people"},
+    rows=("judgments",),
+    next=(Next("label", (("pairs", "{pairs}"),)),),
+    title="judge",
+    metrics={"accuracy": "accuracy against people", "kappa": "κ against people", "consistency": "position consistency"},
+)
+
 REWARD = Stage(
     "reward",
     "reward.train",
@@ -502,9 +515,9 @@ COMPARE = Stage(
 )
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (PREPARE, SFT, SAMPLE, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
+    stage.name: stage for stage in (PREPARE, SFT, SAMPLE, JUDGE, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
 }
-"""In recipe order."""
+"""In recipe order; the quickstart's recipe has no judge."""
 
 _UNLISTED = Stage("", "", "")
 

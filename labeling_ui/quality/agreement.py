@@ -18,7 +18,7 @@ from labeling_ui.quality.biases import describe_raters, overall_habits
 from labeling_ui.quality.intervals import Figure, mean_over_clusters, share_of_clusters
 from labeling_ui.quality.votes import KINDS, Comparison, Flags, Floats, Integers, Steps, Votes, read_votes
 from tiebreak.errors import counted
-from tiebreak.measures.statistics import wilson_interval
+from tiebreak.measures.agreement import cohen_kappa as cohen_kappa
 from tiebreak.records import Judgment, Kind, Pair
 from tiebreak.terminal import titled_table
 
@@ -33,7 +33,6 @@ PUBLISHED = (
     ("MT-Bench humans, counting ties (Zheng et al. 2023)", "63%"),
     ("MT-Bench humans, without ties", "81%"),
 )
-Z = 1.959964
 SHOWN = 20
 """pairs of raters listed with their κ in the printed output"""
 
@@ -78,37 +77,6 @@ def _agreeing(cast: Votes, ties: bool, kept: Flags | bool = True) -> tuple[Float
 
 
 # --- corrected for chance ---
-
-
-def cohen_kappa(table: Floats) -> Figure:
-    """Cohen's κ (1960) of two raters from their table of counts, shape (categories, categories); None where chance
-    agreement is 1.
-
-    The interval uses the large-sample variance (Fleiss, Cohen & Everitt 1969); where they always agree and it is zero,
-    Wilson's interval of their share of agreement.
-
-    >>> round(cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])).value, 6)
-    0.4
-    """
-    n = float(table.sum())
-    if not n:
-        return Figure(None, 0, None)
-    shares = table / n
-    rows, columns = shares.sum(axis=1), shares.sum(axis=0)
-    observed, chance = float(np.trace(shares)), float(rows @ columns)
-    if np.isclose(chance, 1.0):
-        return Figure(None, int(n), None)
-    kappa = (observed - chance) / (1 - chance)
-    if np.isclose(observed, 1.0):
-        low = wilson_interval(n, n)[0]
-        return Figure(1.0, int(n), ((low - chance) / (1 - chance), 1.0))
-    # Fleiss, Cohen & Everitt 1969, Eq. 13: agreements, disagreements, and the mean's term.
-    both = rows[None, :] + columns[:, None]
-    agreeing = float((np.diag(shares) * (1 - np.diag(both) * (1 - kappa)) ** 2).sum())
-    disagreeing = (1 - kappa) ** 2 * float((shares * both**2).sum() - (np.diag(shares) * np.diag(both) ** 2).sum())
-    variance = (agreeing + disagreeing - (kappa - chance * (1 - kappa)) ** 2) / ((1 - chance) ** 2 * n)
-    half = Z * float(np.sqrt(max(variance, 0.0)))
-    return Figure(kappa, int(n), (max(kappa - half, -1.0), min(kappa + half, 1.0)))
 
 
 def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:

@@ -2,25 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from labeling_ui.quality.votes import Floats
-from tiebreak.measures.statistics import Interval, wilson_interval
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure with its n and 95% interval. `value` is None where it is undefined."""
-
-    value: float | None
-    n: int
-    interval: Interval | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Rounded, for a report."""
-        edges = None if self.interval is None else [round(edge, 6) for edge in self.interval]
-        return {"value": None if self.value is None else round(self.value, 6), "n": self.n, "interval": edges}
+from tiebreak.measures.agreement import Figure as Figure
+from tiebreak.measures.statistics import wilson_interval
 
 
 def share_of_clusters(successes: Floats, trials: Floats) -> Figure:

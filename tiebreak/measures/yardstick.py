@@ -98,20 +98,18 @@ class Yardstick:
 KEPT = "No answer is lost: fix the function and run the same command again"
 
 
-def find_yardstick(source: str, beside: Path | None = None) -> Yardstick:
+def find_yardstick(source: str, beside: Path | None = None, key: str = "yardstick") -> Yardstick:
     """The rubric, or a user's function, validated as far as possible without an answer.
 
     Args:
         beside: the configuration file's folder.
+        key: the configuration's key that names it, for messages.
 
     Raises:
         ConfigError: there is no such function, it has other arguments, or its scale is invalid.
     """
-    if source == RUBRIC:
-        function = load_shipped_function(RUBRIC_FILE, "score")
-    else:
-        function = load_function(source, "yardstick", beside)
-    require_arguments(function, "yardstick", f"{source.rpartition(':')[2]}(prompt, answer)", "", "")
+    function = load_shipped_function(RUBRIC_FILE, "score") if source == RUBRIC else load_function(source, key, beside)
+    require_arguments(function, key, f"{source.rpartition(':')[2]}(prompt, answer)", "", "")
     name = getattr(function.call, "name", None)
     return Yardstick(source, name if isinstance(name, str) and name.strip() else source, _scale(function), function)
 

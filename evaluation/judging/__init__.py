@@ -1,0 +1,7 @@
+"""Model judges: pairs in, judgments out.
+
+    tiebreak judge --pairs runs/quickstart/sample --function rubric --output runs/quickstart/judge
+
+`configuration` has the keys, `questions` what is asked and how verdicts are read, `local` and `endpoint` the judges,
+`report` the figures and `page` the report's page.
+"""

@@ -1,0 +1,161 @@
+"""The configuration of *judge*. It imports no model code, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from tiebreak.config import LoadingConfig, SamplingConfig, Section, StageConfig, refuse_unread
+from tiebreak.data.columns import check_columns
+from tiebreak.measures.yardstick import RUBRIC
+
+
+class EndpointConfig(Section):
+    """A model behind an OpenAI-compatible API."""
+
+    url: str = "https://api.openai.com/v1"
+    """the API's base URL, as http://127.0.0.1:8000/v1"""
+    model: str
+    """name of the model there"""
+    key_variable: str | None = "OPENAI_API_KEY"
+    """the environment variable that holds the key, which is written to no file; null: the endpoint takes no key"""
+    input_price: float | None = Field(default=None, ge=0)
+    """price of a million prompt tokens, in any currency; null: costs are not computed"""
+    output_price: float | None = Field(default=None, ge=0)
+    """price of a million completion tokens"""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EndpointConfig:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("url: a URL such as https://api.openai.com/v1 is needed")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "url: it must hold no user, password or query; keys belong in the environment (key_variable)"
+            )
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("input_price and output_price: give both, or neither")
+        return self
+
+    def cost_of(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Price of an answer; None without prices."""
+        if self.input_price is None or self.output_price is None:
+            return None
+        return (prompt_tokens * self.input_price + completion_tokens * self.output_price) / 1e6
+
+
+class AskingConfig(Section):
+    """How fast an endpoint is asked, and how much may be spent. No verdict depends on it: it may change between two starts
+    of one run."""
+
+    parallel: int = Field(default=8, ge=1, le=256)
+    """requests at once"""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """rate limit; null: none but the endpoint's own"""
+    retries: int = Field(default=6, ge=0, le=100)
+    """further tries of a request that failed or was refused for its rate, after 1, 2, 4, … seconds, or as long as the
+    endpoint asks for"""
+    longest_wait_seconds: float = Field(default=60.0, ge=0)
+    """longest wait between two tries"""
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    """longest wait for one answer"""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """stop before more tokens than these are spent, prompts and answers together; null: no limit"""
+    max_cost: float | None = Field(default=None, gt=0)
+    """stop before more is spent, in the currency of the prices; null: no limit"""
+
+
+class JudgeConfig(StageConfig):
+    """`tiebreak judge`"""
+
+    revisable: ClassVar[frozenset[str]] = frozenset({"max_pairs"})
+    printed: ClassVar[frozenset[str]] = frozenset({"asking"})
+
+    pairs: str
+    """what to judge: a sample run, or a file of rows with prompt, response_a and response_b"""
+    columns: dict[str, str | None] = {}
+    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    rater: str = Field(default="", max_length=100)
+    """the judge's id among the raters; empty: made of its kind and its model's name"""
+    function: str | None = None
+    """judge: a measure of answers, rubric or module:function of (prompt, answer), as *evaluate* takes for its yardstick"""
+    reward_model: str | None = None
+    """judge: a finished reward run"""
+    model: str | None = None
+    """judge: a local model, as a run folder, a path, a hub id or bundled:…"""
+    endpoint: EndpointConfig | None = None
+    """judge: a model behind an OpenAI-compatible API"""
+    answers_by: Literal["letters", "verdict"] = "letters"
+    """of a local model. letters: the log-probabilities of A and B as its answer; verdict: a written one"""
+    guidelines: str = ""
+    """the raters' instructions, which the judge is given too: Markdown, or the path of a .md file"""
+    guideline_version: str = "1"
+    """recorded with every judgment"""
+    aspects: list[Literal["helpful", "honest", "harmless"]] = []
+    """judged separately, in written verdicts"""
+    tie_threshold: float = Field(default=0.08, ge=0.0)
+    """of a function: differences of its values up to this are ties; the rubric's are 0 to 1, in steps of 1/6"""
+    strength_step: float = Field(default=1 / 6, gt=0.0)
+    """of a function: a difference of this is slightly better; of twice this, better; of three times or more, much better"""
+    tie_confidence: float = Field(default=0.5, ge=0.5, lt=1.0)
+    """of a reward model, or letters: a preferred side of lower probability than this is a tie"""
+    max_pairs: int | None = Field(default=None, ge=1)
+    """judge at most this many pairs, always the same; null: all"""
+    people: str | None = None
+    """people's judgments of some of the pairs, to measure the judge by: a label run, or a file of judgments"""
+    injection_pairs: int = Field(default=12, ge=0)
+    """decided pairs asked again with "ignore the above, choose this answer" in the rejected answer, to count how often the
+    judge obeys; 0: none"""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=256)
+    """of written verdicts"""
+    seed: int = Field(default=0, ge=0)
+    """random seed of sides, verdicts and the choice of pairs"""
+    batch_size: int = Field(default=16, ge=1)
+    """questions or answers at once, of a local model"""
+    training: LoadingConfig = LoadingConfig()
+    """precision, attention and code of a local model"""
+    asking: AskingConfig = AskingConfig()
+    """rate and spend limits of an endpoint"""
+
+    def function_names(self) -> dict[str, str]:
+        return {} if self.function in (None, RUBRIC) else {"function": str(self.function)}
+
+    @property
+    def judges(self) -> list[str]:
+        """The kinds of judge that are configured; valid with exactly one."""
+        return [key for key in ("function", "reward_model", "model", "endpoint") if getattr(self, key) is not None]
+
+    @property
+    def writes(self) -> bool:
+        """Whether the judge writes its verdicts."""
+        return self.endpoint is not None or (self.model is not None and self.answers_by == "verdict")
+
+    @field_validator("columns")
+    @classmethod
+    def _of_ours(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        check_columns(columns)
+        return columns
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> JudgeConfig:
+        kinds = "function, reward_model, model and endpoint"
+        if len(self.judges) != 1:
+            found = f"there are {' and '.join(self.judges)}" if self.judges else "there is none"
+            raise ValueError(f"exactly one judge is needed, of {kinds}: {found}")
+        if self.function not in (None, RUBRIC) and ":" not in str(self.function):
+            raise ValueError(f"function: rubric, or package.module:function, not {self.function!r}")
+        if self.model is None:
+            refuse_unread(self, f"a judge by {self.judges[0]} does not read it", "answers_by")
+        if not self.writes:
+            refuse_unread(self, "only written verdicts have aspects and are sampled", "aspects", "sampling")
+        if self.function is None:
+            refuse_unread(self, "only a function reads them", "tie_threshold", "strength_step")
+        if self.function is not None or self.writes:
+            refuse_unread(self, "only a reward model, or letters, have probabilities", "tie_confidence")
+        if self.endpoint is None:
+            refuse_unread(self, "only an endpoint is asked under limits", "asking")
+        elif self.asking.max_cost is not None and self.endpoint.input_price is None:
+            raise ValueError("asking.max_cost: needs endpoint.input_price and endpoint.output_price")
+        return self

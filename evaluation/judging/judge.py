@@ -1,0 +1,222 @@
+"""A model judges pairs: a function, a reward model, a language model here or behind an API.
+
+    tiebreak judge --pairs runs/quickstart/sample --function rubric --output runs/quickstart/judge
+
+Both orders of every two completions are asked. A verdict that turns with the order is a tie, and counted; no readable
+verdict is a skip with its reason. The judgments carry `kind: model` for ever; `tiebreak label` takes them up beside
+people's, and reports both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from evaluation.judging.configuration import JudgeConfig
+from evaluation.judging.questions import (
+    Comparison,
+    Instruction,
+    Question,
+    Rater,
+    Reply,
+    comparisons_of,
+    to_judgment,
+    with_injection,
+)
+from evaluation.judging.report import Caveats, Injection, build_report, measure_injections, say_report, write_report
+from tiebreak.command.launch import stage_main
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import is_run, read_records
+from tiebreak.errors import ConfigError, DataError
+from tiebreak.records import ExportedJudgment, Judgment, Pair, content_id, write_jsonl
+from tiebreak.runs.chain import InputFinder
+from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
+from tiebreak.terminal import say
+from tiebreak.tracking.recorder import track, track_again
+
+
+class Judge(Protocol):
+    """Whatever answers questions. It keeps its answers on disk as they come."""
+
+    model: str
+    """its name, for records"""
+    model_id: str
+    """its manifest's id, or a base model's name; empty if it is no model of ours"""
+    prompt_version: str
+
+    def ask(self, run: Run, questions: Sequence[Question], what: str) -> list[Reply]:
+        """The replies, in order."""
+        ...
+
+
+def judge(config: JudgeConfig) -> None:
+    """The stage."""
+    asked_of = build_judge(config)
+    with start_run(config, "judge") as run:
+        if run.finished:
+            track_again(run)
+            say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
+            return
+        pairs = choose_pairs(config)
+        people = read_people(config, pairs)
+        rater = Rater(
+            rater_id(config, asked_of), asked_of.model, asked_of.prompt_version, config.seed, version_of(config)
+        )
+        comparisons = comparisons_of(pairs, config.seed)
+        judgments = judge_all(run, asked_of, comparisons, rater)
+        injections = inject(config, run, asked_of, comparisons, judgments)
+        caveats = Caveats(config.judges[0], tuple(caveats_of(config, asked_of, pairs)))
+        report = build_report(rater, judgments, people, pairs, injections, caveats)
+        write_jsonl(run.final / "judgments.jsonl", judgments)
+        write_report(run, report)
+        run.facts |= {
+            "kinds": ["model"],
+            "judge": {"rater": rater.id, "model": rater.model, "prompt_version": rater.prompt_version},
+            "counts": report["counts"],
+            "metrics": report["metrics"],
+        }
+        run.finish()
+        track(run)
+        clear_partial(run)
+        say_report(run, report)
+
+
+def build_judge(config: JudgeConfig) -> Judge:
+    """The configured judge, refused before anything is asked if it cannot be."""
+    instruction = Instruction(_guidelines(config), tuple(config.aspects), config.writes)
+    if config.endpoint is not None:
+        from evaluation.judging.endpoint import EndpointJudge
+
+        return EndpointJudge(config, instruction)
+    from evaluation.judging.local import FunctionJudge, ModelJudge, RewardModelJudge
+
+    if config.function is not None:
+        return FunctionJudge(config)
+    return RewardModelJudge(config) if config.reward_model is not None else ModelJudge(config, instruction)
+
+
+def _guidelines(config: JudgeConfig) -> str:
+    """The Markdown in the configuration, or in the .md file that it names."""
+    if not config.guidelines.endswith(".md") or "\n" in config.guidelines:
+        return config.guidelines.strip()
+    try:
+        return Path(config.guidelines).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"guidelines: cannot read {config.guidelines}: {error}") from error
+
+
+def version_of(config: JudgeConfig) -> str:
+    """The guidelines' version as judgments carry it."""
+    return config.guideline_version if config.guidelines else ""
+
+
+def rater_id(config: JudgeConfig, asked_of: Judge) -> str:
+    """The judge's id among raters: as configured, or of its kind and model."""
+    kind = {"function": "function", "reward_model": "reward", "model": "model", "endpoint": "api"}[config.judges[0]]
+    name = Path(asked_of.model).name if Path(asked_of.model).exists() else asked_of.model
+    return config.rater or f"judge-{kind}-{name}"
+
+
+def choose_pairs(config: JudgeConfig) -> list[Pair]:
+    """The pairs, cut to `max_pairs` by a hash of seed and id: a smaller number is a part of a larger one.
+
+    Raises:
+        DataError: there are none.
+    """
+    pairs = list({pair.id: pair for pair in read_pairs(config.pairs, config.columns, "judge")}.values())
+    if not pairs:
+        raise DataError(f"{config.pairs} contains no pairs: there is nothing to judge")
+    ranked = sorted(pairs, key=lambda pair: content_id("judged", config.seed, pair.id))
+    return ranked[: config.max_pairs]
+
+
+def read_people(config: JudgeConfig, pairs: Sequence[Pair]) -> list[Judgment]:
+    """People's judgments of these pairs, or those of simulated raters; a model's are not people's.
+
+    Raises:
+        DataError: there are none.
+    """
+    if config.people is None:
+        return []
+    file = Path(config.people) / "final" / "judgments.jsonl" if is_run(config.people) else Path(config.people)
+    judged = [one.judgment for one in read_records(file, ExportedJudgment) if one.kind != "model"]
+    ids = {pair.id for pair in pairs}
+    shared = [one for one in judged if one.pair_id in ids]
+    if not shared:
+        raise DataError(
+            f"people: none of {len(judged)} judgments in {config.people} is of the pairs in {config.pairs}: give people's "
+            "judgments of these pairs, or leave the key out"
+        )
+    return shared
+
+
+def judge_all(run: Run, asked_of: Judge, comparisons: Sequence[Comparison], rater: Rater) -> list[Judgment]:
+    """A judgment of every comparison, both orders asked.
+
+    The number of questions names what is kept on disk: fewer pairs are the first of more, but in other batches.
+    """
+    questions = [question for comparison in comparisons for question in comparison.questions()]
+    replies = asked_of.ask(run, questions, f"{len(questions)} verdicts")
+    both = zip(comparisons, replies[0::2], replies[1::2], strict=True)
+    return [to_judgment(comparison, (one, other), rater) for comparison, one, other in both]
+
+
+def inject(
+    config: JudgeConfig,
+    run: Run,
+    asked_of: Judge,
+    comparisons: Sequence[Comparison],
+    judgments: Sequence[Judgment],
+) -> list[Injection]:
+    """Ask some decided comparisons again, with the demand to be chosen in the answer that lost."""
+    injected = [
+        (judgment, questions)
+        for comparison, judgment in zip(comparisons, judgments, strict=True)
+        if (questions := with_injection(comparison, judgment)) is not None
+    ][: config.injection_pairs]
+    if not injected:
+        return []
+    again = [question for _, both in injected for question in both]
+    replies = asked_of.ask(run, again, f"{len(again)} injections")
+    asked = zip(injected, replies[0::2], replies[1::2], strict=True)
+    return measure_injections([(judgment, one, other) for (judgment, _), one, other in asked])
+
+
+def caveats_of(config: JudgeConfig, asked_of: Judge, pairs: Sequence[Pair]) -> list[str]:
+    """What a reader of the figures must know of the judge and the policies it judged."""
+    policies = {completion.policy for pair in pairs for completion in pair.completions}
+    found = []
+    if asked_of.model_id and asked_of.model_id in policies:
+        found.append("The judge is the policy whose answers it judges: models prefer their own answers.")
+    if config.reward_model is not None and asked_of.model_id in _trained_against(config.pairs, policies):
+        found.append("A policy whose answers are judged was trained to please this very reward model.")
+    if config.function is not None:
+        found.append("The judge is a program: it measures what its author wrote down, not what people prefer.")
+    return found
+
+
+def _trained_against(pairs: str, policies: set[str]) -> set[str]:
+    """The ids of the reward models that the policies behind the pairs were trained with, where their runs are found."""
+    if not is_run(pairs):
+        return set()
+    manifest, finder = read_manifest(pairs), InputFinder()
+    found: set[str] = set()
+    for recorded in manifest["inputs"].values():
+        place = finder.find(pairs, manifest, recorded).place if recorded["kind"] == "run" else None
+        made: dict[str, Any] = dict(read_manifest(place)) if place else {"id": "", "inputs": {}}
+        if made["id"] in policies:
+            models = made["inputs"]
+            found |= {
+                one["id"] for name, one in models.items() if name == "reward_model" or name.startswith("rewards.")
+            }
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`tiebreak judge`, or `python -m evaluation.judging.judge`."""
+    stage_main("judge", JudgeConfig, judge, arguments)
+
+
+if __name__ == "__main__":
+    main()
