@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,6 +15,8 @@ from labeling_ui.exchange.foreign import FieldNames
 from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.simulate import SimulateConfig
+from labeling_ui.store.answers import MAX_NAMES, NAME
+from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, Asked, Criterion, FlagTarget, Required
 from labeling_ui.store.assigning import LEASE_SECONDS
 from labeling_ui.store.store import default_store_url
 from labeling_ui.worker import ConverseConfig
@@ -81,8 +84,20 @@ class LabelConfig(StageConfig):
     """recorded with every judgment, beside a hash of the text: where either changes, everybody is asked to accept again"""
     aspects: list[Literal["helpful", "honest", "harmless"]] = Field(default_factory=list)
     """criteria that are judged separately, each on the same bar"""
+    criteria: list[Criterion] = Field(default_factory=list, exclude_if=lambda criteria: not criteria)
+    """the campaign's own questions beside the vote: {name: correct, question: Which is more correct?, scale: bar}"""
+    flags: dict[str, FlagTarget] = Field(default_factory=dict, exclude_if=lambda flags: not flags)
+    """flags that raters may set, each of single answers or of the prompt; empty: {unsafe: answers, personal_data: answers,
+    broken_prompt: prompt, wrong_language: answers}"""
     ask_reason: bool = True
-    """show a line for a reason"""
+    """show a field for a reason"""
+    reasons: Required = Field(default="never", exclude_if=lambda reasons: reasons == "never")
+    """when a reason is required: always; strong: for much better; never. A skip needs none"""
+    spans: dict[str, Literal[-1, 0, 1]] = Field(default_factory=dict, exclude_if=lambda labels: not labels)
+    """labels for passages that raters mark in an answer, and what each says of them (1 good, -1 bad, 0 neither):
+    {wrong: -1, unsafe: -1, good: 1, unsupported: -1}"""
+    ask_links: bool = Field(default=False, exclude_if=lambda asked: not asked)
+    """show a field for web addresses as evidence; they are kept as text and never fetched"""
     words: str | None = None
     """a .json file with other words for the pages, such as a translation"""
     consent: str = ""
@@ -108,6 +123,34 @@ class LabelConfig(StageConfig):
         if not self.pairs and (self.simulated or not others):
             raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> LabelConfig:
+        if self.reasons != "never" and not self.ask_reason:
+            raise ValueError(f"reasons: {self.reasons} requires a reason, but ask_reason: false hides its field")
+        names = [one.name for one in self.criteria]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"criteria: two have the name {repeated[0]}")
+        if len(names) > MAX_NAMES:
+            raise ValueError(f"criteria: {len(names)}, but a judgment has room for {MAX_NAMES}")
+        for key, names_of_key in (("flags", list(self.flags)), ("spans", list(self.spans))):
+            if len(names_of_key) > MOST_BY_DIGIT:
+                raise ValueError(f"{key}: {len(names_of_key)}, but only the digits 1 to {MOST_BY_DIGIT} choose them")
+            if wrong := [name for name in names_of_key if not re.match(NAME, name)]:
+                raise ValueError(f"{key}: {wrong[0]!r} must be lower-case letters, digits and _, a letter first")
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        """What raters are asked beside the vote."""
+        return Asked(
+            aspects=tuple(self.aspects),
+            flags=self.flags or FLAGS,
+            criteria=tuple(self.criteria),
+            reasons=self.reasons,
+            spans=dict(self.spans),
+            links=self.ask_links,
+        )
 
     @field_validator("columns")
     @classmethod

@@ -231,7 +231,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         consent_version=config.consent_version,
         show_gold_agreement=config.show_gold_agreement,
         goal_per_day=config.goal_per_day,
-        aspects=tuple(config.aspects),
+        asked=config.asked,
         reason=config.ask_reason,
         words=load_words(config.words),
         policies=tuple(config.converse.policies) if config.converse else (),

@@ -14,7 +14,16 @@ from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from tiebreak.content import ImagePart, Parts, TextPart, read_parts
 
@@ -35,7 +44,8 @@ def _absent(value: object) -> bool:
     return value is None or value == ()
 
 
-def _is_false(value: object) -> bool:
+def is_empty(value: object) -> bool:
+    """Whether a field says nothing, and so is not written: files without it keep their bytes."""
     return not value
 
 
@@ -351,6 +361,32 @@ class ModelVerdict(Record):
         return one is not None and other is not None and (one > 0) - (one < 0) == (other > 0) - (other < 0)
 
 
+CriterionValue = StrictBool | StrictInt | str | dict[str, StrictBool | StrictInt | str]
+"""A step of a bar (-3 … 3, of the sides as shown), stars, yes or no, or a choice; of each answer, by completion id."""
+
+
+class Span(Record):
+    """A marked passage of an answer."""
+
+    completion: str
+    start: int = Field(ge=0)
+    """in Unicode code points of the answer's raw text, before any rendering"""
+    end: int
+    """exclusive"""
+    label: str
+    value: int = Field(default=0, ge=-1, le=1)
+    """what the label says of the passage: 1 good, -1 bad, 0 neither"""
+    text: str = ""
+    """the passage: the answer's text from `start` to `end`"""
+    comment: str = ""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Span:
+        if self.end <= self.start:
+            raise ValueError("a span ends after its start")
+        return self
+
+
 class Judgment(Record):
     """One rater's answer about a pair, with the sides as they were shown.
 
@@ -374,6 +410,13 @@ class Judgment(Record):
     rationale: str = ""
     edited_text: str | None = None
     flags: tuple[str, ...] = ()
+    answer_flags: dict[str, tuple[str, ...]] = Field(default={}, exclude_if=is_empty)
+    """the completions that flags are said of, each with its flags, which are among `flags` too"""
+    criteria: dict[str, CriterionValue] = Field(default={}, exclude_if=is_empty)
+    """values of the campaign's own criteria; those of each answer by completion id"""
+    spans: tuple[Span, ...] = Field(default=(), exclude_if=is_empty)
+    links: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    """evidence that the rater gave: addresses, never fetched"""
     guideline_version: str = ""
     seconds_active: float | None = None
     kind: Literal["human", "simulated", "model"]
@@ -407,12 +450,29 @@ class Judgment(Record):
     def _about(self, left: str, right: str) -> Judgment:
         """Its judgment of two of the completions shown."""
         fields: dict[str, Any] = {"left": left, "right": right, "ranking": None, "shown": ()}
+        fields |= self._said_of(left, right)
         if self.ranking is not None:
             place = {identity: n for n, group in enumerate(self.ranking) for identity in group}
             fields["answer"] = (place[left] > place[right]) - (place[left] < place[right])
             if 0 not in (place[left], place[right]):
                 fields["edited_text"] = None
         return self.model_copy(update=fields)
+
+    def _said_of(self, *completions: str) -> dict[str, Any]:
+        """Flags, criteria and spans of these completions, with those of no single one."""
+        answer_flags = {one: self.answer_flags[one] for one in completions if one in self.answer_flags}
+        of_answers = set(chain.from_iterable(self.answer_flags.values()))
+        kept = {flag for flag in self.flags if flag not in of_answers} | set(chain.from_iterable(answer_flags.values()))
+        criteria = {
+            name: {one: value[one] for one in completions if one in value} if isinstance(value, dict) else value
+            for name, value in self.criteria.items()
+        }
+        return {
+            "flags": tuple(flag for flag in self.flags if flag in kept),
+            "answer_flags": answer_flags,
+            "criteria": {name: value for name, value in criteria.items() if value != {}},
+            "spans": tuple(span for span in self.spans if span.completion in completions),
+        }
 
 
 class ExportedJudgment(Judgment):
@@ -422,12 +482,12 @@ class ExportedJudgment(Judgment):
     """the server's time, UTC, as 2026-05-04T09:30:00.250Z; None of simulated and imported judgments"""
     seconds_idle: float | None = Field(default=None, exclude_if=_absent)
     """seconds on the screen without activity"""
-    batch: str = Field(default="", exclude_if=_is_false)
-    gold: bool = Field(default=False, exclude_if=_is_false)
+    batch: str = Field(default="", exclude_if=is_empty)
+    gold: bool = Field(default=False, exclude_if=is_empty)
     """the item's answer is known: the judgment measures its rater"""
-    repeat: bool = Field(default=False, exclude_if=_is_false)
+    repeat: bool = Field(default=False, exclude_if=is_empty)
     """the rater's second judgment of the item, which measures their consistency"""
-    settled: bool = Field(default=False, exclude_if=_is_false)
+    settled: bool = Field(default=False, exclude_if=is_empty)
     """a lead's answer, which overrides the votes"""
 
     @property

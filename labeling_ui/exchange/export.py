@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from labeling_ui.exchange.passages import marked_answers
 from labeling_ui.quality.aggregate import (
     Aggregated,
     AggregationConfig,
@@ -28,6 +29,7 @@ from labeling_ui.quality.aggregate import (
 )
 from labeling_ui.quality.agreement import measure_percent
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
+from labeling_ui.store.asking import FLAGS
 from labeling_ui.store.changes import Withdrawal
 from labeling_ui.store.items import items_of
 from labeling_ui.store.store import Store, count_kinds
@@ -102,13 +104,18 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     """
     labels = read_labels(store)
     kept = _leave_out(labels.judgments, config.exclude_raters)
+    _check_flags(labels.judgments, config)
     aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known_answers)
     left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
     rest = [one for one in kept if not any(_key(part) in left_out for part in one.pairwise())]
     edits = build_edits(labels.pairs, rest)
+    marked = list(marked_answers(labels.pairs, rest))
     report = build_report(labels, rest, aggregated, config)
     report["edits"] = len(edits)
     _write_records(run.final, labels, aggregated, edits)
+    if marked:
+        report["marked_answers"] = len(marked)
+        write_jsonl(run.final / "marked_answers.jsonl", marked)
     _write_formats(run.final, labels, aggregated, config, formats)
     write_json(run.final / "report.json", report)
     run.facts |= {
@@ -124,6 +131,15 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     run.finish()
     track(run)
     return report
+
+
+def _check_flags(judgments: Sequence[Judgment], config: AggregationConfig) -> None:
+    there = {*FLAGS, *chain.from_iterable(judgment.flags for judgment in judgments)}
+    if unknown := sorted(set(config.drop_flagged) - there):
+        raise DataError(
+            f"aggregation.drop_flagged: no rater flagged anything as {', '.join(unknown)}; flags are "
+            f"{', '.join(sorted(there))}"
+        )
 
 
 def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str]) -> list[Judgment]:
@@ -241,12 +257,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     """The judgments as a table; text that a spreadsheet would execute as a formula starts with an apostrophe."""
-    columns = [name for name in ExportedJudgment.model_fields if name not in ("shown", "settled")]
+    rows = [judgment.model_dump(mode="json") for judgment in judgments]
+    new = {name for name in ("answer_flags", "criteria", "spans", "links") if not any(name in row for row in rows)}
+    columns = [name for name in ExportedJudgment.model_fields if name not in {"shown", "settled", *new}]
     out = io.StringIO(newline="")
     table = csv.writer(out)
     table.writerow(columns)
-    for judgment in judgments:
-        row = judgment.model_dump(mode="json")
+    for row in rows:
         table.writerow([_cell(row.get(name, ExportedJudgment.model_fields[name].default)) for name in columns])
     return out.getvalue()
 
@@ -255,11 +272,19 @@ def _cell(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return "" if value is None else str(value)
     if isinstance(value, dict):
-        value = "; ".join(f"{name}: {answer}" for name, answer in value.items())
+        value = "; ".join(f"{name}: {_inner(answer)}" for name, answer in value.items())
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        value = json.dumps(value, ensure_ascii=False)
     elif isinstance(value, list):
         value = " > ".join(" = ".join(one) if isinstance(one, list) else one for one in value)
     text = str(value)
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 # --- edits ---

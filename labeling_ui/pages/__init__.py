@@ -21,13 +21,25 @@ import gradio as gr
 from fastapi import FastAPI
 
 from labeling_ui.pages.safe_markup import render
-from labeling_ui.store.answers import FLAGS, SKIP_REASONS
+from labeling_ui.store.answers import SKIP_REASONS
+from labeling_ui.store.asking import Asked, describe_asked
 from tiebreak.errors import ConfigError
 
 FILES = Path(__file__).parent
 SCRIPTS = {
     "login": ("call.js", "login.js"),
-    "rate": ("call.js", "outbox.js", "reading.js", "pair.js", "ranking.js", "work.js", "talk.js", "rate.js"),
+    "rate": (
+        "call.js",
+        "outbox.js",
+        "reading.js",
+        "asking.js",
+        "marking.js",
+        "pair.js",
+        "ranking.js",
+        "work.js",
+        "talk.js",
+        "rate.js",
+    ),
     "lead": ("call.js", "disputes.js", "batches.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
@@ -72,8 +84,8 @@ class PageConfig:
     """host names that requests may use, against DNS rebinding; (): any"""
     goal_per_day: int | None = None
     """judgments that a rater is asked for a day"""
-    aspects: tuple[str, ...] = ()
-    """asked beside the overall judgment, each on the same scale"""
+    asked: Asked = field(default_factory=Asked)
+    """asked beside the vote"""
     reason: bool = True
     """whether to ask for a reason"""
     policies: tuple[str, ...] = ()
@@ -144,10 +156,9 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         "guideline_version": page.guideline_version,
         "guidelines_id": page.guidelines_id,
         "consent": render(page.consent) if page.consent else "",
-        "aspects": list(page.aspects),
+        **describe_asked(page.asked, page.words),
         "reason": page.reason,
         "converse": bool(page.policies),
-        "flags": list(FLAGS),
         "skip_reasons": list(SKIP_REASONS),
     }
 

@@ -1,9 +1,8 @@
-// The pair on the screen: its texts, and a judgment's details (edit, reason, flags, aspects).
+// The pair on the screen: its texts, and a judgment's details (edit, reason, flags, criteria).
 // All texts arrive as HTML that the server sanitised.
 const MAX_EDITED_CHARACTERS = 100000; // the server's limit
 const SAVE_AFTER_MS = 800; // so that a draft is on the server within two seconds of a change
 const IDLE_AFTER_MS = 60000;
-const reason = find('[name=rationale]');
 
 let current = null;
 const ranks = () => current.answers.length > 2;
@@ -25,6 +24,9 @@ function show(pair) {
   desk.setAttribute('aria-busy', 'false');
   if (!pair) return;
   hideDifferences();
+  spans = [];
+  selected = null;
+  marker.hidden = true;
   const prompt = find('.prompt');
   prompt.replaceChildren(...pair.messages.map(turn));
   find('.answers').replaceChildren(...pair.answers.map(answer));
@@ -32,7 +34,7 @@ function show(pair) {
   desk.dataset.task = ranks() ? 'ranking' : 'pair';
   find('.scale').hidden = ranks();
   find('.ranking').hidden = !ranks();
-  find('.aspects').hidden = ranks() || !props.value.aspects.length; // aspects compare two answers
+  layOutAsked(lettersShown());
   find('[data-do=both_bad] span').textContent = words[ranks() ? 'all_bad' : 'both_bad'];
   find('.stage').scrollTop = 0;
   const last = prompt.lastElementChild; // the last turn: its beginning is scrolled into view
@@ -66,9 +68,11 @@ function answer({ text, html }, n) {
   const side = n === 0 ? 'left' : n === 1 ? 'right' : letter;
   const editable = text.length <= MAX_EDITED_CHARACTERS;
   return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
-    make('header', {}, make('h2', {}, letter), make('span', { class: 'note' }),
-      make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit),
-      ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null),
+    make('header', {}, make('h2', {}, letter),
+      ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null,
+      make('span', { class: 'note' }),
+      props.value.spans.length ? make('button', { type: 'button', class: 'view', 'data-source': letter, 'aria-pressed': 'false', 'aria-label': say('source.aria', { letter }) }, words.source) : null,
+      make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit)),
     make('div', { class: 'text', tabindex: '0', dir: directionOf(text), html }),
     make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }));
 }
@@ -78,11 +82,16 @@ function answer({ text, html }, n) {
 function enter(next, at = 0) {
   mode = next;
   aspectAt = at;
+  armedFlag = -1;
   desk.dataset.mode = next;
   find('.skipping').hidden = next !== 'skip';
   find('.judging').hidden = next === 'skip';
   if (next === 'aspect' || next === 'flags') unfold(true);
-  all('.aspect').forEach((row, n) => row.classList.toggle('armed', next === 'aspect' && n === at));
+  const armed = next === 'aspect' ? fields()[at] : null;
+  for (const field of fields()) field.classList.toggle('armed', field === armed);
+  for (const row of all('.aspect')) row.classList.toggle('armed', row.contains(armed));
+  find('.question').textContent = armed ? armed.getAttribute('aria-label') : '';
+  markFlags();
 }
 
 // In a small window, aspects, flags and reason are folded away until they are needed.
@@ -91,21 +100,12 @@ function unfold(open) {
   find('[data-more]').setAttribute('aria-expanded', String(open));
 }
 
-// --- aspects, flags, reason
+// --- the bar and the reasons of a skip
 
-function layOutDetails() {
-  const aspects = props.value.aspects;
-  find('.aspects').hidden = !aspects.length;
-  find('.aspects').append(...(aspects.length ? [make('kbd', {}, 'A')] : []), ...aspects.map((name) => {
-    const label = words[`aspect.${name}`];
-    const steps = [-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
-      type: 'button', role: 'radio', 'aria-checked': 'false', 'data-value': value, 'aria-label': `${label}: ${words[`scale.${value}`]}`, title: words[`scale.${value}`],
-    }, String(value + 4)));
-    return make('div', { class: 'aspect', 'data-aspect': name, role: 'radiogroup', 'aria-label': label }, make('span', { class: 'name' }, label), ...steps);
-  }));
+function layOutDock() {
   find('.reason').hidden = !props.value.reason;
-  find('.flags').append(...props.value.flags.map((name, n) => make('label', { class: 'flag' },
-    make('input', { type: 'checkbox', value: name }), make('kbd', { class: 'digit' }, String(n + 1)), words[`flag.${name}`])));
+  find('.links').hidden = !props.value.links;
+  reason.placeholder = words[{ always: 'reason.always', strong: 'reason.strong' }[props.value.reasons] || 'reason'];
   find('.scale').append(...[-3, -2, -1, 0, 1, 2, 3].map((value) => make('button', {
     type: 'button', 'data-answer': value, class: value === 0 ? 'tie' : value < 0 ? 'left' : 'right', 'aria-label': words[`scale.${value}`],
   }, make('kbd', {}, String(value + 4)), make('span', { class: 'long' }, words[`scale.${value}`]), make('span', { class: 'short' }, words[`short.${value}`]), make('span', { class: 'tiny' }, words[`tiny.${value}`]))));
@@ -115,27 +115,9 @@ function layOutDetails() {
     make('button', { type: 'button', 'data-back': true }, make('kbd', {}, 'Esc'), make('span', {}, words.back)));
 }
 
-function setAspect(row, value) {
-  for (const step of row.querySelectorAll('[role=radio]')) {
-    const chosen = value !== null && Number(step.dataset.value) === value && step.getAttribute('aria-checked') !== 'true';
-    step.setAttribute('aria-checked', String(chosen));
-  }
-  changed();
-}
-
-function aspects() {
-  const steps = all('.aspect').map((row) => [row.dataset.aspect, row.querySelector('[aria-checked=true]')]);
-  return Object.fromEntries(steps.filter(([, step]) => step).map(([name, step]) => [name, Number(step.dataset.value)]));
-}
-
 function restore(draft) {
-  reason.value = draft.rationale || '';
-  for (const box of all('.flag input')) box.checked = (draft.flags || []).includes(box.value);
-  for (const row of all('.aspect')) {
-    for (const step of row.querySelectorAll('[role=radio]')) {
-      step.setAttribute('aria-checked', String((draft.aspects || {})[row.dataset.aspect] === Number(step.dataset.value)));
-    }
-  }
+  restoreAsked(draft);
+  restoreSpans(draft);
   order = ranks() ? (draft.ranking || []).map((group) => group.map(letterOf)) : [];
   drawOrder();
   drafted = draft.both_bad ? find('[data-do=both_bad]') : draft.skip ? find(`[data-reason="${draft.skip_reason}"]`)
@@ -164,6 +146,7 @@ function edit(letter, text) {
 
 function toggleEdit(letter) {
   if (paneOf(letter).querySelector('.edit').disabled) return;
+  if (sourceOf(letter)) closeSource(letter);
   if (!editor(letter).hidden) edit(letter, null);
   else {
     if (opened()) edit(opened(), null);
@@ -198,8 +181,12 @@ function details() {
   const letter = edited();
   return {
     rationale: storable(reason.value),
-    flags: all('.flag input:checked').map((box) => box.value),
+    flags: [...new Set([...all('.flag input:checked').map((box) => box.value), ...carried])],
+    answer_flags: answerFlags(),
     aspects: aspects(),
+    criteria: criteria(),
+    spans: spansToSend(),
+    links: linkLines().filter(isAddress).slice(0, MOST_LINKS),
     edited_text: letter ? storable(editor(letter).value) : null,
   };
 }

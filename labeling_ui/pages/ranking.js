@@ -61,7 +61,7 @@ function drawOrder() {
   find('[data-clear]').hidden = !placed.length;
   for (const pane of all('.answer')) {
     const at = order.findIndex((group) => group.includes(pane.dataset.letter));
-    pane.querySelector('.note').textContent = at < 0 ? '' : `${1 + order.slice(0, at).flat().length}.`;
+    pane.querySelector('.note').textContent = at < 0 ? '' : say('ranking.badge', { place: 1 + order.slice(0, at).flat().length });
     pane.classList.toggle('placed', at >= 0);
   }
 }
@@ -69,7 +69,8 @@ function drawOrder() {
 function chip(letter) {
   const at = order.findIndex((group) => group.includes(letter));
   const label = at < 0 ? say('ranking.place', { letter }) : say('ranking.chip', { letter, place: 1 + at });
-  return make('button', { type: 'button', class: 'chip', 'data-chip': letter, 'aria-label': label }, letter);
+  const key = at < 0 ? make('kbd', {}, String(1 + LETTERS.indexOf(letter))) : null; // the key that places it
+  return make('button', { type: 'button', class: 'chip', 'data-chip': letter, 'aria-label': label }, letter, key);
 }
 
 // Move a chip to `at` in the flat order, where it shares its place with no other.

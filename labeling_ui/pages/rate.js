@@ -80,6 +80,12 @@ function judge(vote, button) {
     warn(say(ranks() ? 'edit.first' : 'edit.other', { letter }), 'edit');
     return;
   }
+  const missing = goToMissing(vote);
+  heldBack = missing ? { vote, button } : null;
+  if (missing) {
+    warn(missing, 'edit');
+    return;
+  }
   clearTimeout(saveTimer);
   saveTimer = 0;
   clearWarning('edit', 'refused');
@@ -189,7 +195,7 @@ function press(button) {
     flat[button.dataset.relation].equal = !flat[button.dataset.relation].equal;
     fromFlat(flat);
     reordered();
-  } else if (button.dataset.value !== undefined) setAspect(button.parentElement, Number(button.dataset.value));
+  } else if (button.dataset.value !== undefined) setField(button.parentElement, button.dataset.value);
 }
 
 function open(name) {
@@ -220,6 +226,9 @@ desk.addEventListener('click', (event) => {
   else if (button.dataset.amend) { card('work').close(); beginAmending(button.dataset.amend); }
   else if (button.dataset.earlier !== undefined) showEarlier();
   else if (button.dataset.chip) { if (event.detail === 0) place(button.dataset.chip, tieNext); return; }
+  else if (button.dataset.mark !== undefined) mark(Number(button.dataset.mark));
+  else if (button.dataset.unmark !== undefined) removeSpan(Number(button.dataset.unmark));
+  else if (button.dataset.source !== undefined) toggleSource(button.dataset.source);
   else if (button.classList.contains('edit')) toggleEdit(button.closest('.answer').dataset.letter);
   else if (button.classList.contains('place')) place(button.closest('.answer').dataset.letter, tieNext);
   else if (button.closest('.dock')) press(button);
@@ -241,7 +250,11 @@ document.addEventListener('keydown', (event) => {
   const target = event.target.closest ? event.target : document.body;
   const key = keyOf(event);
   if (target.closest(typing)) {
-    if (key === 'Escape' || (key === 'Enter' && target === reason)) target.blur();
+    if (key === 'Escape' || (key === 'Enter' && !event.shiftKey && (target === reason || target.dataset.comment))) {
+      target.blur();
+      if (key === 'Escape' && heldBack) { heldBack = null; clearWarning('edit'); }
+      else if (target === reason && reason.value.trim()) sendHeldBack();
+    }
     if (key === 'Enter' && target === turnField && !event.shiftKey) { event.preventDefault(); send(); }
     return;
   }
@@ -271,15 +284,20 @@ function actOf(key, shift, target) {
   if (key === 'Escape' && card('guidelines').open) return () => card('guidelines').close();
   if (letter === 'c' && props.value.converse) return talk ? endTalk : beginTalk;
   if (!current) return letter === 'u' ? () => press(undoButton()) : undefined;
-  if (key === 'Escape') return mode !== 'scale' ? () => enter('scale') : amending ? stopAmending : undefined;
+  if (key === 'Escape' && mode === 'mark') return () => { getSelection().removeAllRanges(); closeMarker(); };
+  if (key === 'Escape') return mode !== 'scale' ? () => { heldBack = null; clearWarning('edit'); enter('scale'); } : amending ? stopAmending : undefined;
   if (mode === 'skip') return skipAct(digit, key, letter);
-  if (mode === 'flags' && (digit || key === 'Enter' || letter === 'f')) return () => (digit ? toggleFlag(digit) : enter('scale'));
-  if (mode === 'aspect' && digit && digit <= 7) return () => answerAspect(digit - 4);
-  if (letter === 'a' && !find('.aspects').hidden) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % all('.aspect').length : 0);
+  if (mode === 'mark' && digit) return () => mark(digit - 1);
+  if (letter === 'm' && labels().length) return nextSource;
+  if (flagLetter(letter)) return flagLetter(letter);
+  if (mode === 'flags' && (digit || key === 'Enter' || letter === 'f')) return () => (digit ? armFlag(digit) : enter('scale'));
+  if (mode === 'aspect' && digit) return () => answerField(digit);
+  if (letter === 'a' && !find('.aspects').hidden) return () => enter('aspect', mode === 'aspect' ? (aspectAt + 1) % fields().length : 0);
   if (letter === 'f') return () => enter('flags');
   if (letter === 'l' || letter === 'x') return () => toggleView(letter === 'l' ? 'linked' : 'wrap');
   if (letter === 'd') return toggleDifferences;
   if (letter === 'r' && props.value.reason) return () => { unfold(true); reason.focus(); };
+  if (letter === 'k' && props.value.links) return () => { unfold(true); links.focus(); };
   if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
   if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'B' : 'A');
   if (digit && digit <= 7) return () => press(find(`[data-answer="${digit - 4}"]`));
@@ -311,19 +329,6 @@ function editBest() {
   const letter = opened() || (order.length && order[0].length === 1 ? order[0][0] : undefined);
   if (letter) toggleEdit(letter);
   else warn(words['edit.none'], 'edit');
-}
-
-function toggleFlag(digit) {
-  const box = all('.flag input')[digit - 1];
-  if (!box) return;
-  box.checked = !box.checked;
-  changed();
-}
-
-function answerAspect(value) {
-  setAspect(all('.aspect')[aspectAt], value);
-  if (aspectAt + 1 < all('.aspect').length) enter('aspect', aspectAt + 1);
-  else enter('scale');
 }
 
 // Arrow keys, Space, Page Up and Page Down scroll all answers together, unless a single pane has the focus.
@@ -374,10 +379,13 @@ function openGuidelines() {
 // --- start
 
 async function begin() {
-  layOutDetails();
+  layOutDock();
+  layOutMarker();
   card('consent').querySelector('.text').innerHTML = props.value.consent;
   for (const part of all('[data-talk], .for-talk')) part.hidden = !props.value.converse;
-  for (const line of all('.for-aspects')) line.hidden = !props.value.aspects.length;
+  for (const line of all('.for-aspects')) line.hidden = !questions().length;
+  for (const line of all('.for-spans')) line.hidden = !labels().length;
+  for (const line of all('.for-links')) line.hidden = !props.value.links;
   const me = await insist(mePath());
   csrfToken = me.csrf_token;
   raterId = me.rater_id;

@@ -78,6 +78,12 @@ def render(text: str) -> str:
     return rendered
 
 
+def render_anew(text: str) -> str:
+    """`render`, for texts that nobody will ask for again."""
+    kept = _CACHE.get(text)
+    return _render(show_hidden(text)) if kept is None else kept
+
+
 def _render(visible: str) -> str:
     if len(visible) <= MAX_MARKDOWN_CHARACTERS and visible.count("[") <= MAX_BRACKETS:
         env: dict[str, Any] = {"until": time.thread_time() + MAX_PARSE_SECONDS, "targets": 0, "code": 0, "links": []}

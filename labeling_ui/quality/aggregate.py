@@ -28,7 +28,6 @@ from labeling_ui.quality.votes import Comparison
 from tiebreak.config import Section
 from tiebreak.records import MAX_STRENGTH, Completion, Judgment, Kind, Pair, Preference, assistant
 
-Flag = Literal["unsafe", "personal_data", "broken_prompt", "wrong_language"]
 REASONS = ("preferred", "tie", "both_bad", "split", "skipped", "few_votes", "unsure", "flagged", "gold")
 
 
@@ -49,8 +48,9 @@ class AggregationConfig(Section):
     """drop preferences of lower confidence: the winner's share of the votes, or its probability under the model"""
     exclude_raters: list[str] = Field(default_factory=list)
     """ids of raters to leave out; agreement is reported with and without them"""
-    drop_flagged: list[Flag] = Field(default_factory=list)
-    """leave out pairs that any rater flagged with one of these"""
+    drop_flagged: list[str] = Field(default_factory=list)
+    """leave out pairs that any rater flagged with one of these; of three or more answers, the comparisons of the flagged
+    one"""
     gold: Literal["drop", "keep"] = "drop"
     """drop: gold pairs measure raters and train nothing; keep: they give their known answer"""
 

@@ -5,18 +5,27 @@ None of them contains the sides: the store has them.
 
 from __future__ import annotations
 
+import re
 from itertools import chain
+from urllib.parse import urlsplit
 
 from pydantic import Field, StrictBool, StrictInt, field_validator, model_validator
 
-from tiebreak.records import Record
+from tiebreak.records import CriterionValue, Record, Span, is_empty
 
-FLAGS = ("unsafe", "personal_data", "broken_prompt", "wrong_language")
+NAME = r"^[a-z][a-z0-9_]{0,39}$"
+"""Of flags, criteria and labels: they are columns and keys elsewhere."""
 ASPECTS = ("helpful", "honest", "harmless")
 SKIP_REASONS = ("cannot_decide", "not_my_field", "broken", "too_long", "other")
 MAX_RATIONALE_CHARACTERS = 4_000
 MAX_EDITED_CHARACTERS = 100_000
 MAX_RANKED = 20
+MAX_NAMES = 20
+"""Flags or criteria of one judgment."""
+MAX_SPANS = 100
+MAX_COMMENT_CHARACTERS = 1_000
+MAX_LINKS = 10
+MAX_LINK_CHARACTERS = 2_000
 
 Ranking = tuple[tuple[str, ...], ...]
 
@@ -33,7 +42,59 @@ class Draft(Record):
     aspects: dict[str, StrictInt] = Field(default_factory=dict)
     rationale: str = Field(default="", max_length=MAX_RATIONALE_CHARACTERS)
     edited_text: str | None = Field(default=None, max_length=MAX_EDITED_CHARACTERS)
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] = Field(default=(), max_length=MAX_NAMES)
+    answer_flags: dict[str, tuple[str, ...]] = Field(default_factory=dict, exclude_if=is_empty, max_length=MAX_RANKED)
+    """the answers that flags are said of, each with its flags, which are among `flags` too"""
+    criteria: dict[str, CriterionValue] = Field(default_factory=dict, exclude_if=is_empty, max_length=MAX_NAMES)
+    """values of the campaign's own criteria; those of each answer by its id"""
+    spans: tuple[Span, ...] = Field(default=(), exclude_if=is_empty, max_length=MAX_SPANS)
+    links: tuple[str, ...] = Field(default=(), exclude_if=is_empty, max_length=MAX_LINKS)
+    """evidence: addresses that are kept and never fetched"""
+
+    @model_validator(mode="after")
+    def _all_flags(self) -> Draft:
+        if said := set(chain.from_iterable(self.answer_flags.values())) - set(self.flags):
+            # frozen: the record is not used by anybody yet
+            object.__setattr__(self, "flags", tuple(sorted({*self.flags, *said})))
+        return self
+
+    @field_validator("answer_flags")
+    @classmethod
+    def _names_of_flags(cls, flags: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for of_one in flags.values():
+            cls._known_flags(of_one)
+        return {str(storable(key)): tuple(sorted(set(of_one))) for key, of_one in sorted(flags.items()) if of_one}
+
+    @field_validator("criteria")
+    @classmethod
+    def _storable_values(cls, criteria: dict[str, CriterionValue]) -> dict[str, CriterionValue]:
+        for name, value in criteria.items():
+            parts = [*value, *value.values()] if isinstance(value, dict) else [value]
+            if not re.match(NAME, name):
+                raise ValueError(f"invalid name {name[:40]!r}")
+            for text in parts:
+                if isinstance(text, str) and len(str(storable(text))) > MAX_LINK_CHARACTERS:
+                    raise ValueError(f"{name}: too long")
+        return criteria
+
+    @field_validator("spans")
+    @classmethod
+    def _storable_spans(cls, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        for span in spans:
+            if not re.match(NAME, span.label):
+                raise ValueError(f"invalid label {span.label[:40]!r}")
+            if len(str(storable(span.comment))) > MAX_COMMENT_CHARACTERS:
+                raise ValueError(f"a comment has at most {MAX_COMMENT_CHARACTERS} characters")
+            storable(span.completion)
+        return spans
+
+    @field_validator("links")
+    @classmethod
+    def _addresses(cls, links: tuple[str, ...]) -> tuple[str, ...]:
+        for link in links:
+            if not is_address(str(storable(link))):
+                raise ValueError(f"not a web address: {link[:60]!r}; one begins with https:// or http://")
+        return links
 
     @field_validator("rationale", "edited_text")
     @classmethod
@@ -43,8 +104,8 @@ class Draft(Record):
     @field_validator("flags")
     @classmethod
     def _known_flags(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [flag for flag in flags if flag not in FLAGS]:
-            raise ValueError(f"unknown flag {unknown[0][:40]!r}: expected one of {', '.join(FLAGS)}")
+        if unknown := [flag for flag in flags if not re.match(NAME, flag)]:
+            raise ValueError(f"unknown flag {unknown[0][:40]!r}")
         return tuple(sorted(set(flags)))
 
     @field_validator("skip_reason")
@@ -115,6 +176,16 @@ class Submission(Answer):
     @classmethod
     def _storable_too(cls, text: str | None) -> str | None:
         return storable(text)
+
+
+def is_address(link: str) -> bool:
+    """Whether a text is one http or https address."""
+    if len(link) > MAX_LINK_CHARACTERS or not re.fullmatch(r"https?://[^\s\x00-\x20\x7f]+", link, re.IGNORECASE):
+        return False
+    try:
+        return bool(urlsplit(link).hostname)
+    except ValueError:
+        return False
 
 
 def storable(text: str | None) -> str | None:

@@ -7,6 +7,7 @@ the tables it updates are derived from the log.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -184,9 +185,19 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
         raise RefusedError(f"this pair of {len(shown)} completions needs {expected}")
     if answer.aspects and ranks:
         raise RefusedError(f"aspects compare two sides, but this pair has {len(shown)} completions")
+    if set(_named_by(answer)) - set(shown):
+        raise RefusedError("flags, criteria and spans of single answers must be of this pair's completions")
     fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
     fields |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **fields)
+
+
+def _named_by(answer: Answer) -> Iterator[str]:
+    """Completions that flags, criteria and spans are about."""
+    yield from answer.answer_flags
+    yield from (span.completion for span in answer.spans)
+    for value in answer.criteria.values():
+        yield from value if isinstance(value, dict) else ()
 
 
 def count_vote(

@@ -7,6 +7,7 @@ POST /api/guidelines/accept             accept the guidelines; /api/consent/acce
 GET  /api/next?holding=["ID"]           the rater's next pair, or null
 POST /api/shown/{pair_id}               the pair is on the screen
 PUT  /api/drafts/{pair_id}              save a draft
+POST /api/passages/{pair_id}            where a passage that is marked on the page is in the answer's raw text
 POST /api/judgments                     store a judgment; the reply has the next pair
 GET  /api/history                       current judgments, latest first
 GET  /api/judgments/{id}                one judgment, with its pair
@@ -27,9 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
+from labeling_ui.pages.passages import find_passage
 from labeling_ui.store import assigning, judging
 from labeling_ui.store.answers import Answer, Draft, Submission, storable
-from labeling_ui.store.assigning import Assignment
+from labeling_ui.store.assigning import Assignment, load_assignment, shown_of
 from labeling_ui.store.names import composed
 from labeling_ui.store.progress import Work
 from labeling_ui.store.store import Document, NameTakenError, wall_clock_ms
@@ -44,6 +46,7 @@ from labeling_ui.web.accounts import (
     log_out,
 )
 from labeling_ui.web.context import (
+    LETTERS,
     SESSION_COOKIE,
     Accepted,
     Desk,
@@ -53,7 +56,9 @@ from labeling_ui.web.context import (
     Writing,
     asked_for,
     checked,
+    completed,
     judgment_as_json,
+    refuse_unasked,
     rendered,
     with_ids,
 )
@@ -100,6 +105,15 @@ class Shown(_Body):
     """The client's clock."""
 
     client_at_ms: int | None = Field(default=None, ge=0, le=2**52)
+
+
+class Passage(_Body):
+    """A passage of an answer as the page shows it; offsets in code points of its text."""
+
+    answer: str = Field(min_length=1, max_length=1)
+    start: int = Field(ge=0)
+    end: int = Field(ge=1)
+    text: str = Field(min_length=1, max_length=1_000_000)
 
 
 # --- who ---
@@ -263,13 +277,33 @@ async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JS
 async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBody) -> JSONResponse:
     """Store a draft and renew its lease."""
     draft, rater_id = checked(Draft, body), session.rater.id
+    refuse_unasked(desk, draft)
 
     def save(tx: Transaction) -> None:
-        given = with_ids(tx, rater_id, pair_id, draft)
+        given = with_ids(tx, desk, rater_id, pair_id, draft)
         judging.save_draft(tx, desk.store.rules, rater_id, pair_id, given)
 
     await desk.write(save)
     return JSONResponse({"ok": True})
+
+
+@router.post("/passages/{pair_id:path}")
+async def locate(desk: DeskOf, session: Judging, pair_id: str, body: Passage) -> JSONResponse:
+    """The raw offsets of a passage of an answer as the page shows it; null where they are not certain."""
+    found = await to_thread.run_sync(_locate, desk, session.rater.id, pair_id, body)
+    start, end = found or (None, None)
+    return JSONResponse({"start": start, "end": end})
+
+
+def _locate(desk: Desk, rater_id: str, pair_id: str, passage: Passage) -> tuple[int, int] | None:
+    with desk.store.reading() as connection:
+        rows = st.ASSIGNMENTS_OF.all(connection, item=pair_id, rater=rater_id)
+        if not rows or passage.answer not in LETTERS[: len(shown_of(rows[0]))]:
+            raise HTTPException(404, "you have no such answer")
+        assignment = load_assignment(connection, desk.store.rules, rows[0])
+    texts = {completion.id: completion.text for completion in assignment.pair.completions}
+    raw = texts[assignment.shown[LETTERS.index(passage.answer)]]
+    return find_passage(raw, passage.start, passage.end, passage.text)
 
 
 @router.post("/judgments")
@@ -286,7 +320,7 @@ async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
     rater_id, store = session.rater.id, desk.store
 
     def store_it(tx: Transaction) -> tuple[judging.Stored, Assignment | None]:
-        given = with_ids(tx, rater_id, submission.pair_id, submission)
+        given = completed(tx, desk, rater_id, submission.pair_id, submission)
         return store.submit_and_claim_in(tx, rater_id, given, holding)
 
     stored, following = await desk.write(store_it)
@@ -329,7 +363,7 @@ async def amend(desk: DeskOf, session: Judging, judgment_id: str, body: JsonBody
 
     def amend_it(tx: Transaction) -> judging.Stored:
         judged = st.JUDGMENT.one(tx.connection, judgment=judgment_id, rater=rater_id)
-        given = with_ids(tx, rater_id, judged.item_id, answer) if judged else answer
+        given = completed(tx, desk, rater_id, judged.item_id, answer) if judged else answer
         return judging.amend(tx, rater_id, judgment_id, identity, given)
 
     return JSONResponse(_stored(await desk.write(amend_it)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -15,12 +15,14 @@ from pydantic import BaseModel, ValidationError
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.pages import PageConfig
+from labeling_ui.pages.passages import show_passage
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import Answer, Draft
-from labeling_ui.store.assigning import Assignment, shown_of
+from labeling_ui.store.asking import Asked
+from labeling_ui.store.assigning import Assignment, RefusedError, shown_of
 from labeling_ui.store.store import Document, Rater, Store
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
-from tiebreak.records import Judgment, explain
+from tiebreak.records import Judgment, Span, explain
 
 LOCAL_RATER = "local"
 SESSION_COOKIE = "tiebreak_session"
@@ -213,10 +215,9 @@ def asked_for(desk: Desk, answer: A) -> A:
     """An answer to what this campaign asks, under guidelines that it has or had.
 
     Raises:
-        HTTPException: 422: other aspects, or guidelines that never were.
+        HTTPException: 422: other aspects, flags or criteria, or guidelines that never were.
     """
-    if unasked := sorted(set(answer.aspects) - set(desk.page.aspects)):
-        raise HTTPException(422, f"aspects: this campaign does not ask for {', '.join(unasked)}")
+    refuse_unasked(desk, answer)
     present = desk.page.guidelines_id
     if answer.guideline_version in ("", desk.page.guideline_version, present):
         return answer.model_copy(update={"guideline_version": present})
@@ -225,14 +226,49 @@ def asked_for(desk: Desk, answer: A) -> A:
     return answer
 
 
-def with_ids(tx: Transaction, rater_id: str, item_id: str, draft: D) -> D:
-    """A ranking with the completions' ids in place of the letters that raters know them by."""
-    if draft.ranking is None:
+def refuse_unasked(desk: Desk, draft: Draft) -> None:
+    """Refuse what this campaign does not ask.
+
+    Raises:
+        HTTPException: 422, with every fault.
+    """
+    if faults := desk.page.asked.faults(draft):
+        raise HTTPException(422, [printable(fault) for fault in faults])
+
+
+def completed(tx: Transaction, desk: Desk, rater_id: str, item_id: str, answer: A) -> A:
+    """An answer as the store keeps it, with all that the campaign requires.
+
+    Raises:
+        RefusedError: something required is missing, or a span is not within its answer.
+    """
+    given = with_ids(tx, desk, rater_id, item_id, answer)
+    if desk.page.asked.requires_something:
+        for row in st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)[:1]:
+            desk.page.asked.require(given, shown_of(row))
+    return given
+
+
+def with_ids(tx: Transaction, desk: Desk, rater_id: str, item_id: str, draft: D) -> D:
+    """A draft with the completions' ids in place of the letters that raters know them by, and the text of its spans."""
+    if draft.ranking is None and not (draft.answer_flags or draft.criteria or draft.spans):
         return draft
     rows = st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)
     ids = dict(zip(LETTERS, shown_of(rows[0]), strict=False)) if rows else {}
-    named = tuple(tuple(ids.get(letter, letter) for letter in group) for group in draft.ranking)
-    return draft.model_copy(update={"ranking": named})
+    changes = rename_answers(draft.model_dump(include=NAMING_ANSWERS), ids)
+    if draft.spans and rows:
+        pair = desk.store.rules.load_pair(tx.connection, st.ITEM.one(tx.connection, item=item_id).pair_id)
+        texts = {completion.id: completion.text for completion in pair.completions}
+        changes["spans"] = tuple(_within(Span(**span), texts, desk.page.asked) for span in changes["spans"])
+    return type(draft).model_validate(draft.model_dump() | changes)
+
+
+def _within(span: Span, texts: Mapping[str, str], asked: Asked) -> Span:
+    """A span with its passage and what its label says of it."""
+    text = texts.get(span.completion, "")
+    if span.end > len(text):
+        raise RefusedError(f"spans: the answer has {len(text)} characters, but a passage ends at {span.end}")
+    return span.model_copy(update={"text": text[span.start : span.end], "value": asked.spans.get(span.label, 0)})
 
 
 def judgment_as_json(judgment: Judgment) -> dict[str, Any]:
@@ -241,11 +277,30 @@ def judgment_as_json(judgment: Judgment) -> dict[str, Any]:
     shown = judgment.shown or (judgment.left, judgment.right)
     letter_of = dict(zip(shown, LETTERS, strict=False))
     about = {"left": "A", "right": "B", "shown": [letter_of[one] for one in judgment.shown]}
-    return fields | about | {"ranking": _in_letters(fields["ranking"], letter_of)}
+    return rename_answers(fields, letter_of) | about
 
 
-def _in_letters(ranking: list[list[str]] | None, letter_of: dict[str, str]) -> list[list[str]] | None:
-    return None if ranking is None else [[letter_of[one] for one in group] for group in ranking]
+NAMING_ANSWERS = {"ranking", "answer_flags", "criteria", "spans"}
+"""Fields of a judgment that name single answers."""
+
+
+def rename_answers(fields: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A judgment's fields with other names of its answers: ids for letters, or letters for ids."""
+    renamed = dict(fields)
+    if fields.get("ranking") is not None:
+        renamed["ranking"] = [[names.get(one, one) for one in group] for group in fields["ranking"]]
+    if fields.get("answer_flags"):
+        renamed["answer_flags"] = {names.get(one, one): flags for one, flags in fields["answer_flags"].items()}
+    if fields.get("criteria"):
+        renamed["criteria"] = {
+            name: {names.get(one, one): part for one, part in value.items()} if isinstance(value, dict) else value
+            for name, value in fields["criteria"].items()
+        }
+    if fields.get("spans"):
+        renamed["spans"] = [
+            {**span, "completion": names.get(span["completion"], span["completion"])} for span in fields["spans"]
+        ]
+    return renamed
 
 
 def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
@@ -268,9 +323,14 @@ def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
         "left": shown[0],
         "right": shown[1],
         "completions": shown if assignment.ranking else [],
-        "draft": _draft_as_json(assignment.draft, letter_of),
+        "draft": None if assignment.draft is None else _draft_as_json(assignment.draft, letter_of, texts),
     }
 
 
-def _draft_as_json(draft: dict[str, Any] | None, letter_of: dict[str, str]) -> dict[str, Any] | None:
-    return None if draft is None else draft | {"ranking": _in_letters(draft.get("ranking"), letter_of)}
+def _draft_as_json(draft: dict[str, Any], letter_of: Mapping[str, str], texts: Mapping[str, str]) -> dict[str, Any]:
+    """A draft in letters; each span with its place in the text as shown, where that is certain."""
+    spans = [
+        {**span, "shown": show_passage(texts.get(span["completion"], ""), span["start"], span["end"])}
+        for span in draft.get("spans", ())
+    ]
+    return rename_answers(draft | ({"spans": spans} if spans else {}), letter_of)

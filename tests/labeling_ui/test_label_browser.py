@@ -274,7 +274,7 @@ def test_keys_are_dead_while_typing_and_what_is_typed_is_saved(site: Site) -> No
 
 
 def a_draft_is_saved_and_comes_back(site: Site, page: Any) -> None:
-    press(page, "a", "6", "3", "Escape", "f", "2", "f", "r")
+    press(page, "a", "6", "3", "Escape", "f", "2", "b", "f", "r")
     page.keyboard.type("because")
     with page.expect_response(
         lambda reply: "/api/drafts/" in reply.url and reply.request.method == "PUT", timeout=2_000
@@ -283,13 +283,14 @@ def a_draft_is_saved_and_comes_back(site: Site, page: Any) -> None:
     page.reload()
     on(page, 5)
     assert page.input_value("[name=rationale]") == "because"
-    assert page.is_checked(".flag input[value=personal_data]")
+    assert page.is_checked(".flag input[value=personal_data][data-of=B]")
     assert page.get_attribute("[data-aspect=honest] [data-value='-1']", "aria-checked") == "true"
     press(page, "2")
     eventually(page, lambda: len(site.judgments("dead", 4)) == 2, "a judgment")
     judgment = site.judgments("dead", 4)[1]
     assert judgment.aspects == {"helpful": 2, "honest": -1}
     assert (judgment.flags, judgment.rationale, judgment.answer) == (("personal_data",), "because", -2)
+    assert judgment.answer_flags == {judgment.right: ("personal_data",)}
 
 
 def test_an_edit_goes_with_the_better_answer_alone_and_a_look_is_none(site: Site) -> None:
@@ -886,7 +887,7 @@ def states_of_a_pair(page: Any) -> Iterator[tuple[str, Any]]:
     yield "keys", page
     press(page, "Escape", "s")
     yield "skip reasons", page
-    press(page, "Escape", "f", "2")
+    press(page, "Escape", "f", "2", "a")
     yield "flags", page
     press(page, "Enter", "a", "6")
     yield "aspects", page

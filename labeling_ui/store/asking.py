@@ -1,0 +1,178 @@
+"""What a campaign asks beside the vote: flags, criteria, reasons, marked passages and links.
+
+The store accepts all that is well formed; whether a campaign asks for it, and what it requires, is checked here, before
+the store has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from labeling_ui.store.answers import NAME, Answer, Draft
+from labeling_ui.store.assigning import RefusedError
+from tiebreak.config import Section
+from tiebreak.records import CriterionValue
+
+FlagTarget = Literal["answers", "prompt"]
+Scale = Literal["bar", "stars", "yes_no", "choice"]
+Required = Literal["never", "strong", "always"]
+
+FLAGS: dict[str, FlagTarget] = {
+    "unsafe": "answers", "personal_data": "answers", "broken_prompt": "prompt", "wrong_language": "answers",
+}  # fmt: skip
+MOST_BY_DIGIT = 9
+"""Flags, choices and labels have the digits as keys."""
+STARS = 5
+STRONG = 3
+"""answers of this size are strong judgments: much better"""
+
+
+class Criterion(Section):
+    """A question of the campaign's own, answered beside the vote."""
+
+    name: str = Field(pattern=NAME)
+    """in exports; the page shows it in words"""
+    question: str = Field(default="", max_length=200)
+    """what raters read when they answer it"""
+    scale: Scale = "bar"
+    """bar: which answer is better, in seven steps; stars: 1 to 5; yes_no; choice: one of `choices`"""
+    choices: list[str] = Field(default_factory=list, max_length=MOST_BY_DIGIT)
+    """of the scale choice: two to nine texts"""
+    about: Literal["answers", "pair"] | None = None
+    """of yes_no and choice: each of the answers has a value, or the pair has one; null: the answers. A bar is always of the
+    pair, stars of the answers"""
+    required: bool = False
+    """no vote without it, except a skip"""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Criterion:
+        if self.scale == "bar" and self.about == "answers":
+            raise ValueError(f"about: {self.name} is a bar, which compares the answers: leave it out, or choose stars")
+        if self.scale == "stars" and self.about == "pair":
+            raise ValueError(f"about: {self.name} has stars, which rate single answers: leave it out, or choose bar")
+        if (self.scale == "choice") != bool(self.choices):
+            raise ValueError(f"choices: {self.name} has the scale {self.scale}; choices belong to the scale choice")
+        if self.scale == "choice" and not 2 <= len(set(self.choices)) == len(self.choices):
+            raise ValueError(f"choices: {self.name} needs two or more, each once")
+        if any(not 1 <= len(choice.strip()) <= 60 for choice in self.choices):
+            raise ValueError(f"choices: {self.name}: each must have 1 to 60 characters")
+        return self
+
+    @property
+    def is_of_each(self) -> bool:
+        """Whether every answer has a value of its own."""
+        return self.scale != "bar" and self.about != "pair"
+
+    def allows(self, value: object) -> bool:
+        """Whether this is a value of its scale."""
+        if self.scale == "yes_no":
+            return isinstance(value, bool)
+        if self.scale == "choice":
+            return value in self.choices
+        low, high = (-STRONG, STRONG) if self.scale == "bar" else (1, STARS)
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    @property
+    def expected(self) -> str:
+        """Its values, in words."""
+        values = {"bar": "-3 to 3", "stars": f"1 to {STARS}", "yes_no": "true or false"}
+        return values.get(self.scale) or f"one of {', '.join(self.choices)}"
+
+
+class Asked(Section):
+    """What a campaign asks beside the vote."""
+
+    aspects: tuple[str, ...] = ()
+    flags: dict[str, FlagTarget] = FLAGS
+    criteria: tuple[Criterion, ...] = ()
+    reasons: Required = "never"
+    spans: dict[str, int] = {}
+    """labels of marked passages, each with what it says of them: 1 good, -1 bad, 0 neither"""
+    links: bool = False
+
+    def faults(self, draft: Draft) -> list[str]:
+        """What the draft says that the campaign does not ask."""
+        faults = []
+        if unasked := sorted(set(draft.aspects) - set(self.aspects)):
+            faults.append(f"aspects: this campaign does not ask for {', '.join(unasked)}")
+        if unasked := sorted({*draft.flags, *_flat(draft.answer_flags)} - set(self.flags)):
+            faults.append(f"flags: unknown flag {unasked[0]!r}: expected one of {', '.join(self.flags)}")
+        if misplaced := sorted(flag for flag in _flat(draft.answer_flags) if self.flags.get(flag) == "prompt"):
+            faults.append(f"answer_flags: {misplaced[0]} is said of the prompt, in flags")
+        if unasked := sorted(set(draft.criteria) - {one.name for one in self.criteria}):
+            faults.append(f"criteria: this campaign does not ask for {', '.join(unasked)}")
+        if unasked := sorted({span.label for span in draft.spans} - set(self.spans)):
+            faults.append(f"spans: unknown label {unasked[0]!r}: expected one of {', '.join(self.spans) or 'none'}")
+        if draft.links and not self.links:
+            faults.append("links: this campaign does not ask for links")
+        return [*faults, *self._wrong_values(draft.criteria)]
+
+    def _wrong_values(self, values: Mapping[str, CriterionValue]) -> list[str]:
+        faults = []
+        for criterion in self.criteria:
+            value = values.get(criterion.name)
+            if value is None:
+                continue
+            parts = list(value.values()) if isinstance(value, dict) else [value]
+            if isinstance(value, dict) is not criterion.is_of_each:
+                form = "a value for each answer" if criterion.is_of_each else "one value"
+                faults.append(f"criteria: {criterion.name} needs {form}")
+            elif not all(criterion.allows(part) for part in parts):
+                faults.append(f"criteria: {criterion.name} must be {criterion.expected}")
+        return faults
+
+    @property
+    def requires_something(self) -> bool:
+        """Whether a vote alone may not be enough."""
+        return self.reasons != "never" or any(criterion.required for criterion in self.criteria)
+
+    def require(self, answer: Answer, shown: Sequence[str]) -> None:
+        """Refuse an answer without what the campaign requires.
+
+        Raises:
+            RefusedError: a criterion, or the reason, is missing.
+        """
+        if answer.skip:
+            return
+        for criterion in self.criteria:
+            if criterion.required and not (criterion.scale == "bar" and len(shown) > 2):
+                value = answer.criteria.get(criterion.name)
+                if value is None or (isinstance(value, dict) and set(value) != set(shown)):
+                    raise RefusedError(f"{criterion.name} is required: answer it, or skip the pair")
+        strong = self.reasons == "strong" and abs(answer.answer or 0) == STRONG
+        if (strong or self.reasons == "always") and not answer.rationale.strip():
+            raise RefusedError("a reason is required: write one, or skip the pair")
+
+
+def _flat(flags: Mapping[str, Sequence[str]]) -> list[str]:
+    return [flag for of_one in flags.values() for flag in of_one]
+
+
+def describe_asked(asked: Asked, words: Mapping[str, str]) -> dict[str, Any]:
+    """The same for the page's script, with the words to show."""
+    return {
+        "aspects": list(asked.aspects),
+        "flags": [{"name": name, "label": in_words(name, "flag", words), "of": of} for name, of in asked.flags.items()],
+        "criteria": [
+            {
+                **one.model_dump(include={"name", "question", "scale", "choices", "required"}),
+                "label": in_words(one.name, "criterion", words),
+                "each": one.is_of_each,
+            }
+            for one in asked.criteria
+        ],
+        "reasons": asked.reasons,
+        "spans": [
+            {"name": name, "label": in_words(name, "span", words), "value": value}
+            for name, value in asked.spans.items()
+        ],
+        "links": asked.links,
+    }
+
+
+def in_words(name: str, kind: str, words: Mapping[str, str]) -> str:
+    """A name as raters read it: the page's word for it, or itself."""
+    return words.get(f"{kind}.{name}") or name.replace("_", " ").capitalize()
