@@ -110,6 +110,15 @@ INSPECT = Command(
     sources=(),
 )
 
+LINEAGE = Command(
+    "lineage",
+    "tiebreak.command.lineage",
+    "show what a run was made from, down to judgments, and which models learned from one or from a rater",
+    "tiebreak.command.lineage:LineageArguments",
+    positional="FOLDER",
+    sources=(),
+)
+
 EXPORT = Command(
     "export",
     "tiebreak.export.command",
@@ -152,7 +161,7 @@ WANDB = Command(
 )
 
 _RECIPES = {command.name: command for command in (INIT, RUN)}
-_BESIDE = {command.name: command for command in (PLAN, RATERS, DATA, INSPECT, CHAT, EXPORT, SERVE, WANDB)}
+_BESIDE = {command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, SERVE, WANDB)}
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
 """In the order of the help page: a ChainMap goes through its last mapping first."""
