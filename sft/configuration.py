@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tiebreak.config import AdapterConfig, ReadingConfig, SamplingConfig, Section, ThinkingConfig
 from tiebreak.training.configuration import RowsConfig
@@ -29,6 +30,87 @@ class SplitShares(Section):
         return self
 
 
+class RepairConfig(Section):
+    """Repairs of what went wrong when a text was stored or sent."""
+
+    encoding: bool = True
+    """repair text that was decoded by the wrong encoding, as `Ã¼` for `ü` (ftfy)"""
+    markup: bool = True
+    """turn HTML into plain text, outside code"""
+    signatures: bool = False
+    """remove what mail programs add: signatures, quoted mails, disclaimers"""
+    whitespace: bool = True
+    """at most one blank line, and no runs of spaces outside code, tables and indentation"""
+
+
+class LanguageConfig(Section):
+    """Languages to keep."""
+
+    keep: list[str] = Field(default=["en"], min_length=1)
+    """languages of the rows to keep, as ISO 639-1 codes (py3langid)"""
+    min_characters: int = Field(default=40, ge=1)
+    """shorter rows are kept: their language cannot be told reliably"""
+    min_probability: float = Field(default=0.8, gt=0.0, le=1.0)
+    """rows are dropped if another language is at least this probable"""
+
+
+class QualityConfig(Section):
+    """Published heuristics for texts that are no good."""
+
+    rules: list[str] = ["repetition", "symbols", "filler"]
+    """rules, or groups of rules: gopher, c4, fineweb, repetition, symbols, filler; see docs/data.md"""
+    action: Literal["flag", "drop"] = "flag"
+    """flag: list the rows in flagged.jsonl and keep them"""
+
+
+class ContaminationConfig(Section):
+    """Test sets that the data may not contain."""
+
+    against: list[str] = []
+    """test sets that no row may contain, beside the test split of the data: files, folders or hub:NAME@SPLIT"""
+    words: int = Field(default=13, ge=3)
+    """rows that share so many words in a row with a test prompt are dropped (Brown et al. 2020)"""
+    overlap: float = Field(default=0.8, gt=0.0, le=1.0)
+    """rows whose word trigrams overlap a test prompt's by this share (Jaccard) are dropped"""
+
+
+class AnonymiseConfig(Section):
+    """What stands in the place of personal data."""
+
+    mode: Literal["tag", "redact", "surrogate", "hash"] = "tag"
+    """tag: <EMAIL_1>; redact: <EMAIL>; surrogate: an invented value of its kind; hash: <EMAIL_3f9a…>, by a
+    secret key"""
+    kinds: list[str] = []
+    """kinds to look for; empty: all, see docs/data.md"""
+    languages: list[Literal["de", "en"]] = Field(default=["de", "en"], min_length=1)
+    """languages of the patterns of addresses, dates of birth and national numbers"""
+    model: str | None = None
+    """folder of a spaCy model that finds names; null: names are not looked for"""
+    patterns: dict[str, str] = {}
+    """further kinds, each with a regular expression, as {ORDER: "A-[0-9]{6}"}"""
+    words: str | None = None
+    """a text file of words to hide, one per line; case is ignored"""
+    scope: Literal["conversation", "data"] = "conversation"
+    """where one value has one tag or surrogate: within its row, or in all of the data"""
+    key_variable: str = "TIEBREAK_PII_KEY"
+    """the environment variable that holds the secret key of `hash` and `map`"""
+    map: str | None = None
+    """a file outside the run folder for the original values, encrypted under the key; null: they are not kept"""
+    seed: int = 0
+    """decides the surrogates"""
+
+
+STEPS = {
+    "repair": "sft.steps.repair:Repair",
+    "language": "sft.steps.language:Language",
+    "quality": "sft.steps.quality:Quality",
+    "contradictions": "sft.steps.contradictions:Contradictions",
+    "contamination": "sft.steps.contamination:Contamination",
+    "anonymise": "sft.steps.anonymise:Anonymise",
+}
+"""The steps of `prepare`: name → class. A step with settings has a section of its name in PrepareConfig."""
+
+
 class PrepareConfig(ReadingConfig, ThinkingConfig):
     """`tiebreak prepare`"""
 
@@ -51,6 +133,19 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """refuse data with a larger share of near duplicates: prompts from a template differ in one word only"""
     split: SplitShares = SplitShares()
     """shares of the prompts that are held out; the rest train. A row that names its split keeps it"""
+    steps: list[str] = []
+    """what is done to the rows, in this order, before duplicates are dropped: repair, language, quality, contradictions,
+    contamination, anonymise, or your own package.module:function; see docs/data.md"""
+    repair: RepairConfig = RepairConfig()
+    """read by the step `repair`"""
+    language: LanguageConfig = LanguageConfig()
+    """read by the step `language`"""
+    quality: QualityConfig = QualityConfig()
+    """read by the step `quality`"""
+    contamination: ContaminationConfig = ContaminationConfig()
+    """read by the step `contamination`"""
+    anonymise: AnonymiseConfig = AnonymiseConfig()
+    """read by the step `anonymise`"""
 
     kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed"})
     """runs of different seeds must hold out the same prompts, or their figures cannot be compared"""
@@ -60,6 +155,38 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
         if not self.prompts and not self.demonstrations:
             raise ValueError("neither prompts nor demonstrations: name at least one file")
         return self
+
+    @field_validator("steps")
+    @classmethod
+    def _known(cls, steps: list[str]) -> list[str]:
+        for name in steps:
+            if name not in STEPS and ":" not in name:
+                near = difflib.get_close_matches(name, STEPS, 1)
+                hint = (
+                    f": did you mean {near[0]}?"
+                    if near
+                    else f"; there are {', '.join(STEPS)}, or package.module:function"
+                )
+                raise ValueError(f"no step {name!r}{hint}")
+        if twice := sorted({name for name in steps if steps.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} twice: each step once")
+        return steps
+
+    @model_validator(mode="after")
+    def _steps_read_their_sections(self) -> PrepareConfig:
+        unread = [
+            name
+            for name in STEPS
+            if name in type(self).model_fields
+            and getattr(self, name) != type(self).model_fields[name].default
+            and name not in self.steps
+        ]
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: set, but not among the steps: add it to steps")
+        return self
+
+    def function_names(self) -> dict[str, str]:
+        return {f"steps.{number}": name for number, name in enumerate(self.steps) if name not in STEPS}
 
 
 class SFTConfig(RowsConfig):

@@ -13,14 +13,15 @@ import math
 import re
 import statistics
 import sys
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft.configuration import PrepareConfig, SplitShares
+from sft.normalising import normalise_completion, normalise_prompt
+from sft.steps.step import Entry, Ledger, Row, Step, build_steps, run_steps
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Reading, Rules, drop_leaked, faults_of, read, settle
 from tiebreak.data.shapes import Wanted
@@ -34,7 +35,6 @@ from tiebreak.records import (
     Split,
     Tools,
     content_id,
-    prompt_id,
     text_of,
     write_json,
     write_jsonl,
@@ -67,6 +67,7 @@ class Gathered:
     splits: dict[str, Split] = field(default_factory=dict)
     """prompt id → the split that its rows name"""
     normalised: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -77,14 +78,20 @@ def prepare(config: PrepareConfig) -> None:
             track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
             return
-        data = gather(config, run)
+        steps = build_steps(config)
+        data = gather(config, run, steps)
         drop_duplicates(data, config.near_duplicate, config.max_near_duplicate_share)
         lengths = drop_long(data, config)
         prompts, demonstrations = assign_splits(data, config.split)
         write_jsonl(run.final / "prompts.jsonl", prompts)
         write_jsonl(run.final / "demonstrations.jsonl", demonstrations)
         names = file_names(sources)
-        write_jsonl(run.final / "dropped.jsonl", [_by_name(one, names) for one in data.dropped])
+        dropped = [*data.ledger.lines(data.ledger.dropped), *map(vars, data.dropped)]
+        write_jsonl(run.final / "dropped.jsonl", [_by_name(one, names) for one in dropped])
+        if steps:
+            for name in ("changed", "flagged"):
+                entries: list[Entry] = getattr(data.ledger, name)
+                write_jsonl(run.final / f"{name}.jsonl", [_by_name(one, names) for one in data.ledger.lines(entries)])
         report = data_report(data, prompts, demonstrations, lengths)
         write_json(run.final / "report.json", report)
         run.facts["counts"] = report["counts"]
@@ -102,16 +109,20 @@ def file_names(sources: Sequence[str]) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {source: source for source in sources}
 
 
-def _by_name(dropped: Dropped, names: Mapping[str, str]) -> dict[str, str]:
-    where, reason = dropped.where, dropped.reason
+def _by_name(entry: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    return {**entry, "where": _named(entry["where"], names), "reason": _named(entry["reason"], names)}
+
+
+def _named(text: str, names: Mapping[str, str]) -> str:
+    """A text with the names of sources in the place of their paths."""
     for source, name in names.items():
         for mark in ":/":  # in a path, and in a shard's place
-            where, reason = (text.replace(f"{source}{mark}", f"{name}{mark}") for text in (where, reason))
-    return {"where": where, "reason": reason, "text": dropped.text}
+            text = text.replace(f"{source}{mark}", f"{name}{mark}")
+    return text
 
 
-def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
-    """Read and check every row of every source.
+def gather(config: PrepareConfig, run: Run | None = None, steps: Sequence[Step] = ()) -> Gathered:
+    """Read and check every row of every source, and apply the steps.
 
     Raises:
         DataError: with every fault of every file.
@@ -139,13 +150,14 @@ def gather(config: PrepareConfig, run: Run | None = None) -> Gathered:
             f"{counted(len(faults), 'error')} in the data; nothing was written. Fix them, or set on_bad_row: drop",
             faults,
         )
-    kept = [draft for reading in readings for draft in settle(reading, rules)]
-    data.splits = named_splits((draft.where, draft.prompt, draft.split) for draft in kept)
-    for draft in kept:
-        if isinstance(draft.record, Demonstration):
-            data.demonstrations.append((draft.where, draft.record))
+    drafts = [draft for reading in readings for draft in settle(reading, rules)]
+    rows, data.ledger = run_steps(steps, [Row(draft.where, draft.record, draft.split) for draft in drafts])
+    data.splits = named_splits((row.where, row.prompt.id, row.split) for row in rows)
+    for row in rows:
+        if isinstance(row.record, Demonstration):
+            data.demonstrations.append((row.where, row.record))
         else:
-            data.prompts.append((draft.where, draft.record))
+            data.prompts.append((row.where, row.record))
     return data
 
 
@@ -157,8 +169,8 @@ def _normalise_drafts(data: Gathered, reading: Reading, name: str) -> None:
         record = draft.placed(draft.split or "train")
         shown = record if isinstance(record, Demonstration) else None
         asked = record.prompt if isinstance(record, Demonstration) else record
-        prompt, changed = _normalise_prompt(asked.model_copy(update={"source": asked.source or name}))
-        completion = _normalise_completion(shown.completion) if shown else ""
+        prompt, changed = normalise_prompt(asked.model_copy(update={"source": asked.source or name}))
+        completion = normalise_completion(shown.completion) if shown else ""
         if unseen := "prompt" if is_blank(prompt) else "completion" if shown and not _says(completion) else "":
             reason = f"the {unseen} is empty but for characters that cannot be seen"
             reading.bad.append(BadRow(draft.where, reason))
@@ -171,33 +183,6 @@ def _normalise_drafts(data: Gathered, reading: Reading, name: str) -> None:
 
 def _says(completion: str | Messages) -> bool:
     return bool(completion) if isinstance(completion, str) else not completion[-1].is_empty
-
-
-def normalise(text: str) -> str:
-    """NFC, \\n line ends, no control or zero-width characters, no whitespace at line ends or around the whole."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
-    text = unicodedata.normalize("NFC", re.sub("[\u200b\u2060\ufeff]", "", text))  # last: they may part what composes
-    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
-
-
-def _normalise_messages(messages: Messages) -> Messages:
-    return tuple(
-        message.map_text(normalise).model_copy(
-            update={"reasoning_content": normalise(message.reasoning_content or "") or None}
-        )
-        for message in messages
-    )
-
-
-def _normalise_completion(completion: str | Messages) -> str | Messages:
-    return normalise(completion) if isinstance(completion, str) else _normalise_messages(completion)
-
-
-def _normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
-    messages = _normalise_messages(prompt.messages)
-    identity = prompt_id(messages, prompt.tools)
-    return prompt.model_copy(update={"messages": messages, "id": identity}), messages != prompt.messages
 
 
 def is_blank(prompt: Prompt) -> bool:
@@ -452,17 +437,19 @@ def data_report(
 ) -> dict[str, Any]:
     """Counts of rows read and kept, lengths, and dropped rows by reason."""
     reasons = Counter(re.sub(r"( of| as) .*|^the prompt has.*|^\d+ \+.*", _short, one.reason) for one in data.dropped)
+    by_steps = sum(tally.dropped for tally in data.ledger.tallies)
     return {
         "counts": {
             "read": dict(data.read),
             "normalised": data.normalised,
-            "dropped": len(data.dropped),
+            "dropped": len(data.dropped) + by_steps,
             "prompts": dict(sorted(Counter(p.split for p in prompts).items())),
             "demonstrations": dict(sorted(Counter(d.prompt.split for d in demonstrations).items())),
         },
         "lengths": {name: _quantiles(values) for name, values in lengths.items() if values},
         "dropped": dict(reasons.most_common()),
         "tags": dict(Counter(tag for p in prompts for tag in p.tags).most_common()),
+        **({"steps": [asdict(tally) for tally in data.ledger.tallies]} if data.ledger.tallies else {}),
     }
 
 
@@ -500,12 +487,23 @@ def say_report(run: Run, report: dict[str, Any]) -> None:
     colours = has_colours(sys.stderr)
     say(
         f"read {read}; dropped {counts['dropped']}{f' ({reasons})' if reasons else ''}",
+        *_step_lines(report.get("steps", []), colours),
         "",
         *table(rows, colours=colours),
         "",
         *([*table(lengths, colours=colours), ""] if report["lengths"] else []),
         *([f"every dropped row: {run.final / 'dropped.jsonl'}"] if counts["dropped"] else []),
     )
+
+
+def _step_lines(tallies: Sequence[Mapping[str, Any]], colours: bool) -> list[str]:
+    """The steps as a table, and what the reader must know of them."""
+    if not tallies:
+        return []
+    rows: list[list[str | Cell]] = [[Cell(name, "dim") for name in ("step", "rows", "changed", "dropped", "flagged")]]
+    rows += [[one["step"], *(str(one[key]) for key in ("read", "changed", "dropped", "flagged"))] for one in tallies]
+    remarks = [one["facts"]["names"] for one in tallies if one["facts"].get("names", "sought") != "sought"]
+    return ["", *table(rows, colours=colours), *remarks]
 
 
 _QUANTILES = ("min", "median", "p95", "max", "mean")

@@ -158,7 +158,13 @@ PREPARE = Stage(
     "validate, deduplicate and split prompts and demonstrations",
     "sft.configuration:PrepareConfig",
     makes="data",
-    inputs={"prompts": "data_{}", "demonstrations": "data_{}"},
+    inputs={
+        "prompts": "data_{}",
+        "demonstrations": "data_{}",
+        "contamination.against": "test_set_{}",
+        "anonymise.model": "names_model",
+        "anonymise.words": "words",
+    },
     rows=("prompts", "demonstrations"),
     next=(
         Next("sft", (("demonstrations", "{output}"), ("policy", "{policy}")), when="demonstrations"),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import read_rows, write_rows
 
+from sft.normalising import normalise
 from sft.prepare import (
     Gathered,
     PrepareConfig,
@@ -24,7 +25,6 @@ from sft.prepare import (
     file_names,
     gather,
     near_duplicates,
-    normalise,
     prepare,
     trigrams,
 )

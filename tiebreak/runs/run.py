@@ -463,6 +463,9 @@ def identify_input(source: str) -> Input:
     path = Path(source)
     if source.startswith("hub:"):
         return Input(source, "name", pinned_source(source))
+    if (path / "config.cfg").is_file():  # a spaCy model
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        return Input(source, "model", hash_json({str(file.relative_to(path)): hash_file(file) for file in files}))
     data, _ = split_suffix(source)
     if is_data_folder(data):
         names = {str(file.relative_to(data)): hash_file(file) for file in data_files(data)}

@@ -123,6 +123,7 @@ SAMPLES = {
     "--loss-type": "sigmoid",
     "--shard-size": "5GB",
     "--vllm.base-url": "http://127.0.0.1:1",
+    "--steps": "repair",
     "--rewards.N.function": "package.module:function",
 }
 """Where not every text will do."""

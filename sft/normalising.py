@@ -1,0 +1,35 @@
+"""The normal form of text: what is only another encoding of the same text is one prompt, and one answer."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from tiebreak.records import Messages, Prompt, prompt_id
+
+
+def normalise(text: str) -> str:
+    """NFC, \\n line ends, no control or zero-width characters, no whitespace at line ends or around the whole."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+    text = unicodedata.normalize("NFC", re.sub("[\u200b\u2060\ufeff]", "", text))  # last: they may part what composes
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def _normalise_messages(messages: Messages) -> Messages:
+    return tuple(
+        message.map_text(normalise).model_copy(
+            update={"reasoning_content": normalise(message.reasoning_content or "") or None}
+        )
+        for message in messages
+    )
+
+
+def normalise_completion(completion: str | Messages) -> str | Messages:
+    return normalise(completion) if isinstance(completion, str) else _normalise_messages(completion)
+
+
+def normalise_prompt(prompt: Prompt) -> tuple[Prompt, bool]:
+    messages = _normalise_messages(prompt.messages)
+    identity = prompt_id(messages, prompt.tools)
+    return prompt.model_copy(update={"messages": messages, "id": identity}), messages != prompt.messages

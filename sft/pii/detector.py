@@ -1,0 +1,46 @@
+"""All that finds personal data, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sft.pii.finding import Finding, settle
+from sft.pii.names import Names
+from sft.pii.patterns import PATTERNS, Pattern, find_patterns
+from sft.pii.presidio import RECOGNISERS, Presidio
+
+KINDS = tuple(
+    sorted({pattern.kind for pattern in PATTERNS} | {kind for kind, _ in RECOGNISERS.values()} | {"PHONE", "PERSON"})
+)
+"""The kinds that are found without patterns of the user's; PERSON needs a model."""
+
+
+class Detector:
+    """Finds personal data in texts.
+
+    Args:
+        languages: of the patterns with a language.
+        kinds: to look for; empty: all.
+        model: folder of a spaCy model that finds names, or None.
+        further: the user's patterns.
+    """
+
+    def __init__(
+        self,
+        languages: Sequence[str] = ("de", "en"),
+        kinds: Collection[str] = (),
+        model: str | None = None,
+        further: Sequence[Pattern] = (),
+    ) -> None:
+        self.kinds, self.patterns, self.further = frozenset(kinds), PATTERNS, further
+        self.presidio = Presidio(languages)
+        self.names = Names(model) if model else None
+
+    def find(self, text: str) -> list[Finding]:
+        """What is in a text, in order and without overlaps; unsure findings among them (`Finding.is_sure`)."""
+        found = [*find_patterns(text, self.patterns), *self.presidio.find(text)]
+        if self.names is not None:
+            found += self.names.find(text)
+        if self.kinds:
+            found = [one for one in found if one.kind in self.kinds]
+        return settle([*found, *find_patterns(text, self.further)])

@@ -1,0 +1,48 @@
+"""Findings of personal data in a text, and which of those that overlap counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SURE = 0.5
+"""Findings of at least this score are hidden; those below are put before people."""
+REACH = 48
+"""A word of the context makes a finding sure from so many characters before it, or half as many after it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Personal data at `start` to `end` of a text, in code points."""
+
+    start: int
+    end: int
+    kind: str
+    """EMAIL, PHONE, …"""
+    score: float
+    """from 0 to 1; 1 where a checksum holds"""
+
+    @property
+    def is_sure(self) -> bool:
+        return self.score >= SURE
+
+
+def with_context(text: str, finding: Finding, words: Sequence[str]) -> Finding:
+    """The finding, sure if a word that announces it is near."""
+    if finding.is_sure or not words:
+        return finding
+    near = text[max(0, finding.start - REACH) : finding.start] + "\n" + text[finding.end : finding.end + REACH // 2]
+    said = near.casefold()
+    if any(re.search(rf"(?<!\w){re.escape(word.casefold().strip())}", said) for word in words):
+        return Finding(finding.start, finding.end, finding.kind, SURE)
+    return finding
+
+
+def settle(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings that do not overlap, in order: of two that do, the surer one, then the longer one."""
+    taken: list[Finding] = []
+    for one in sorted(findings, key=lambda f: (-f.score, f.start - f.end, f.start, f.kind)):
+        if one.start < one.end and all(one.end <= other.start or other.end <= one.start for other in taken):
+            taken.append(one)
+    return sorted(taken, key=lambda f: f.start)

@@ -1,0 +1,97 @@
+"""Presidio's recognisers of what has a published form: numbers with checksums, telephone numbers, network addresses.
+
+They are called one by one. Presidio's engine would load a language model for every text, and its recognisers of e-mail
+addresses and URLs ask the network (see patterns).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from sft.pii.finding import SURE, Finding, with_context
+
+RECOGNISERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "IbanRecognizer": ("IBAN", ()),
+    "CreditCardRecognizer": ("CARD", ()),
+    "IpRecognizer": ("IP", ()),
+    "MacAddressRecognizer": ("MAC", ()),
+    "CryptoRecognizer": ("WALLET", ()),
+    "UsSsnRecognizer": ("NATIONAL_ID", ("en",)),
+    "UsItinRecognizer": ("NATIONAL_ID", ("en",)),
+    "UkNinoRecognizer": ("NATIONAL_ID", ("en",)),
+    "NhsRecognizer": ("NATIONAL_ID", ("en",)),
+    "DeTaxIdRecognizer": ("NATIONAL_ID", ("de",)),
+    "DeSocialSecurityRecognizer": ("NATIONAL_ID", ("de",)),
+    "DeHealthInsuranceRecognizer": ("NATIONAL_ID", ("de",)),
+    "DeIdCardRecognizer": ("NATIONAL_ID", ("de",)),
+    "DePassportRecognizer": ("NATIONAL_ID", ("de",)),
+}
+"""Presidio's class → our kind, and the languages that it is for; none: all."""
+REGIONS = ("DE", "AT", "CH", "GB", "US")
+"""whose telephone numbers are recognised without a country code"""
+_PHONE_WORDS = (
+    "phone", "call", "telephone", "tel", "cell", "mobile", "fax", "whatsapp", "text me", "reach me", "ring me",
+    "telefon", "handy", "mobil", "ruf", "rufnummer", "anrufen", "erreichbar", "erreichen", "durchwahl",
+)  # fmt: skip
+_UPPER = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
+
+
+class Presidio:
+    """The recognisers for some languages."""
+
+    def __init__(self, languages: Sequence[str]) -> None:
+        self.languages = languages
+
+    @cached_property
+    def _recognisers(self) -> list[tuple[str, Any]]:
+        import presidio_analyzer.predefined_recognizers as predefined
+
+        return [
+            (kind, getattr(predefined, name)())
+            for name, (kind, languages) in RECOGNISERS.items()
+            if not languages or set(languages) & set(self.languages)
+        ]
+
+    @cached_property
+    def _phones(self) -> Any:
+        from presidio_analyzer.predefined_recognizers import PhoneRecognizer
+
+        return PhoneRecognizer(supported_regions=REGIONS)
+
+    def find(self, text: str) -> list[Finding]:
+        """The findings in a text."""
+        if not any(character.isdigit() for character in text):
+            return []
+        found = []
+        upper = text.translate(_UPPER)
+        for kind, recogniser in self._recognisers:
+            cased = upper if kind == "IBAN" else text  # IBANs are recognised in capitals alone
+            for one in recogniser.analyze(cased, recogniser.supported_entities, None) or []:
+                if kind == "IP" and _is_of_longer_number(text, one.start, one.end):
+                    continue
+                score = min(one.score, SURE - 0.1) if one.score <= SURE and kind == "NATIONAL_ID" else one.score
+                found.append(with_context(text, Finding(one.start, one.end, kind, score), recogniser.context or ()))
+        return [*found, *self._numbers(text)]
+
+    def _numbers(self, text: str) -> list[Finding]:
+        """Telephone numbers: sure with a country code, or in groups after a 0, or announced."""
+        found = []
+        for one in self._phones.analyze(text, ["PHONE_NUMBER"], None):
+            start, end = one.start, one.end
+            said = text[start:end]
+            if start and text[start - 1] in "+(":
+                start -= 1
+                said = text[start:end]
+            grouped = re.match(r"\(?0", said) and re.search(r"[ /()-]", said)
+            score = 0.7 if said.startswith(("+", "00")) or grouped else 0.3
+            found.append(with_context(text, Finding(start, end, "PHONE", score), _PHONE_WORDS))
+        return found
+
+
+def _is_of_longer_number(text: str, start: int, end: int) -> bool:
+    """Whether dots and digits go on, as in the number of a section, 10.1.2.3.4."""
+    return bool(re.match(r"\.\d", text[end:]) or re.search(r"\d\.$", text[:start]))

@@ -1,0 +1,195 @@
+"""The step `anonymise`: puts tags, invented values or hashes in the place of personal data.
+
+What the detector is unsure about stays, and its rows are flagged for people to look at. Nothing that the step removes is
+written to the run folder: its entries in changed.jsonl have no text from before, and the other steps' entries pass
+through it as well. Names of speakers (`name` of a message) count as personal data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sft.configuration import PrepareConfig
+from sft.pii.detector import KINDS, Detector
+from sft.pii.finding import Finding
+from sft.pii.patterns import users_patterns
+from sft.pii.surrogates import surrogate
+from sft.pii.vault import secret_of, write_map
+from sft.steps.step import Entry, Ledger, Row, Step, empty_part, require_package
+from tiebreak.errors import ConfigError
+from tiebreak.records import Demonstration, Messages, prompt_id
+
+NAMES_NOT_SOUGHT = "names of people were not looked for: anonymise.model names a spaCy model that finds them"
+ALL_DATA = "all rows"
+
+
+@dataclass
+class Scope:
+    """What stands for which value, in one row or in all of the data."""
+
+    places: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(kind, the value's normal form) → what stands for it"""
+    values: dict[str, str] = field(default_factory=dict)
+    """what stands for a value → the value, for the map"""
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Anonymise(Step):
+    """The step."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        super().__init__(config)
+        settings = self.settings = config.anonymise
+        require_package("presidio_analyzer", "anonymise", "pii")
+        if unknown := sorted(set(settings.kinds) - {*KINDS, *settings.patterns, "WORD"}):
+            raise ConfigError(f"anonymise.kinds: no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        for kind, expression in settings.patterns.items():
+            _require_pattern(kind, expression)
+        words = _read_words(settings.words) if settings.words else []
+        further = users_patterns(settings.patterns, words)
+        self.detector = Detector(settings.languages, settings.kinds, settings.model, further)
+        self.map = Path(settings.map) if settings.map else None
+        if self.map is not None and self.map.resolve().is_relative_to(Path(config.output).resolve()):
+            raise ConfigError(
+                f"anonymise.map: {self.map} is in the run folder, which is passed on: name a file outside it"
+            )
+        needed = "anonymise.map" if self.map else "anonymise.mode: hash" if settings.mode == "hash" else ""
+        self.secret = secret_of(settings.key_variable, needed) if needed else b""
+        self.everywhere = Scope()
+        self.kept: dict[str, dict[str, str]] = {}
+
+    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+        found: Counter[str] = Counter()
+        unsure: Counter[str] = Counter()
+        kept = []
+        for row in rows:
+            scope = self.everywhere if self.settings.scope == "data" else Scope()
+            hidden: Counter[str] = Counter()
+            doubtful: Counter[str] = Counter()
+            after = self._anonymised(row, scope, hidden, doubtful)
+            found += hidden
+            unsure += doubtful
+            if hidden:
+                ledger.now.changed += 1
+                reason = ", ".join(f"{count} {kind}" for kind, count in sorted(hidden.items()))
+                ledger.changed.append(Entry(row.where, ledger.now.step, reason, None, after.text, True))
+            if doubtful:
+                reason = f"may hold {', '.join(sorted(doubtful))}"
+                ledger.now.flagged += 1
+                ledger.flagged.append(Entry(row.where, ledger.now.step, reason, after.text, None, True))
+            if scope.values and self.map is not None and scope is not self.everywhere:
+                self.kept[row.where] = scope.values
+            if empty := empty_part(after):
+                ledger.protect = self.protect
+                ledger.drop(after, f"its {empty} is empty after {ledger.now.step}")
+            else:
+                kept.append(after)
+        for kind, count in sorted(found.items()):
+            ledger.now.reasons[kind] = count
+        ledger.now.facts.update(
+            found=dict(sorted(found.items())),
+            unsure=dict(sorted(unsure.items())),
+            mode=self.settings.mode,
+            names="sought" if self.detector.names else NAMES_NOT_SOUGHT,
+        )
+        if self.map is not None:
+            write_map(self.map, self.kept or {ALL_DATA: self.everywhere.values}, self.secret)
+        return kept
+
+    def protect(self, text: str) -> str:
+        """A text of the other files of the run, without what this step hides in rows."""
+        return self._hide(text, Scope(), Counter(), Counter())
+
+    def _anonymised(self, row: Row, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> Row:
+        after = row.map_text(lambda text: self._hide(text, scope, hidden, unsure))
+        return self._without_speakers(after, scope, hidden)
+
+    def _without_speakers(self, row: Row, scope: Scope, hidden: Counter[str]) -> Row:
+        def renamed(messages: Messages) -> Messages:
+            changed = []
+            for message in messages:
+                if message.name and message.role != "tool":
+                    hidden["PERSON"] += 1
+                    message = message.model_copy(update={"name": self._in_place_of("PERSON", message.name, scope)})
+                changed.append(message)
+            return tuple(changed)
+
+        prompt = row.prompt.model_copy(update={"messages": renamed(row.prompt.messages)})
+        if prompt.messages != row.prompt.messages:
+            prompt = prompt.model_copy(update={"id": prompt_id(prompt.messages, prompt.tools)})
+        if not isinstance(row.record, Demonstration):
+            return replace(row, record=prompt)
+        completion = row.record.completion
+        said = completion if isinstance(completion, str) else renamed(completion)
+        return replace(row, record=row.record.model_copy(update={"prompt": prompt, "completion": said}))
+
+    def _hide(self, text: str, scope: Scope, hidden: Counter[str], unsure: Counter[str]) -> str:
+        pieces, end = [], 0
+        for one in self.detector.find(text):
+            if not one.is_sure:
+                unsure[one.kind] += 1
+                continue
+            pieces += [text[end : one.start], self._in_place_of(one.kind, _value(text, one), scope)]
+            hidden[one.kind] += 1
+            end = one.end
+        return "".join([*pieces, text[end:]])
+
+    def _in_place_of(self, kind: str, value: str, scope: Scope) -> str:
+        settings = self.settings
+        key = (kind, normal_form(kind, value))
+        if settings.mode == "redact":
+            return f"<{kind}>"
+        if key not in scope.places:
+            scope.counts[kind] += 1
+            if settings.mode == "tag":
+                place = f"<{kind}_{scope.counts[kind]}>"
+            elif settings.mode == "hash":
+                digest = hmac.new(self.secret, "\0".join(key).encode(), hashlib.sha256).hexdigest()
+                place = f"<{kind}_{digest[:12]}>"
+            else:
+                place = surrogate(kind, key[1] if kind != "PERSON" else value, settings.seed)
+            scope.places[key] = place
+            scope.values[place] = value
+        return scope.places[key]
+
+
+def normal_form(kind: str, value: str) -> str:
+    """Writings of one value, as `DE89 3704…` and `de893704…`, as one text."""
+    if kind in ("EMAIL", "PERSON", "WORD", "ADDRESS"):
+        return " ".join(value.casefold().split())
+    if kind in ("IBAN", "CARD", "PHONE", "PLATE", "NATIONAL_ID", "MAC"):
+        digits = re.sub(r"[^0-9A-Za-z+]", "", value).casefold()
+        return re.sub(r"^00", "+", digits) if kind == "PHONE" else digits
+    return value
+
+
+def _value(text: str, finding: Finding) -> str:
+    return text[finding.start : finding.end]
+
+
+def _require_pattern(kind: str, expression: str) -> None:
+    if not re.fullmatch(r"[A-Z][A-Z0-9_]*", kind):
+        raise ConfigError(
+            f"anonymise.patterns: {kind!r} is written into the text: use capitals, digits and _, as ORDER_ID"
+        )
+    try:
+        if re.compile(expression).match(""):
+            raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} matches the empty text")
+    except re.error as error:
+        raise ConfigError(f"anonymise.patterns.{kind}: {expression!r} is no regular expression: {error}") from error
+
+
+def _read_words(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"anonymise.words: {path} cannot be read as UTF-8 text: {error}") from error
+    words = [line.strip() for line in lines if line.strip()]
+    if not words:
+        raise ConfigError(f"anonymise.words: {path} has no words")
+    return words

@@ -1,0 +1,122 @@
+"""The step `contamination`: drops rows that hold a test prompt, so that held-out figures are of unseen prompts.
+
+A row holds a test prompt if it shares `contamination.words` words in a row with it (13 in Brown et al. 2020, appendix C);
+if the whole test prompt is shorter, if it occurs in the row as a whole; or if their word trigrams overlap by
+`contamination.overlap`. Test prompts are those of `contamination.against`, of every split, and the rows of the data that
+name the split test, which are never dropped themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from sft.configuration import PrepareConfig
+from sft.steps.step import Ledger, Row, Step
+from tiebreak.data.reading import Rules, read
+from tiebreak.errors import ConfigError
+from tiebreak.records import text_of
+
+SHORTEST = 5
+"""A test prompt of fewer words (“What is pH?”) is compared as a whole prompt, not looked for inside of rows."""
+
+
+class Contamination(Step):
+    """The step."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        super().__init__(config)
+        self.tests: list[tuple[str, list[str]]] = []
+        for source in config.contamination.against:
+            reading = read(source, "prompts", Rules(config.columns, config.on_bad_row))
+            if not reading.drafts:
+                raise ConfigError(f"contamination.against: {source} has no prompts: {'; '.join(reading.lines())}")
+            self.tests += [(draft.where, words_of(_asked(draft.record))) for draft in reading.drafts]
+
+    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+        own = [(row.where, words_of(_asked(row.prompt))) for row in rows if row.split == "test"]
+        ledger.now.facts["test_prompts"] = len(self.tests) + len(own)
+        index = Index([*self.tests, *own], self.config.contamination.words, self.config.contamination.overlap)
+        kept = []
+        for row in rows:
+            found = None if row.split == "test" else index.find(words_of(_asked(row.prompt)), words_of(row.text))
+            if found is None:
+                kept.append(row)
+            else:
+                why, where = found
+                ledger.drop(row, f"{why} {where}", why)
+        return kept
+
+
+def _asked(prompt: object) -> str:
+    """The text of the user's turns: system texts and formatting are shared by rows that are otherwise apart."""
+    messages = getattr(prompt, "messages", ())
+    return "\n".join(m.text for m in messages if m.role == "user") or text_of(messages)
+
+
+def words_of(text: str) -> list[str]:
+    """Its words, in lower case."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def runs_of(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    """All runs of so many words."""
+    return zip(*(words[start:] for start in range(length)), strict=False)
+
+
+class Index:
+    """Test prompts, found by what they share with a row."""
+
+    def __init__(self, tests: Iterable[tuple[str, list[str]]], words: int, overlap: float) -> None:
+        self.words, self.overlap = words, overlap
+        self.whole: dict[tuple[str, ...], str] = {}
+        self.runs: dict[tuple[str, ...], str] = {}
+        self.short: dict[int, dict[tuple[str, ...], str]] = defaultdict(dict)
+        """shorter test prompts, by their number of words"""
+        self.trigrams: list[tuple[str, frozenset[tuple[str, ...]]]] = []
+        self.by_trigram: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for where, test in tests:
+            self._add(where, test)
+
+    def _add(self, where: str, test: list[str]) -> None:
+        if not test:
+            return
+        self.whole.setdefault(tuple(test), where)
+        for run in runs_of(test, self.words):
+            self.runs.setdefault(run, where)
+        if SHORTEST <= len(test) < self.words:
+            self.short[len(test)].setdefault(tuple(test), where)
+        trigrams = frozenset(runs_of(test, 3))
+        for one in trigrams:
+            self.by_trigram[one].append(len(self.trigrams))
+        self.trigrams.append((where, trigrams))
+
+    def find(self, prompt: Sequence[str], row: Sequence[str]) -> tuple[str, str] | None:
+        """(what is shared, the test prompt's place), or None.
+
+        Args:
+            prompt: the words of the row's own question.
+            row: all of its words.
+        """
+        if where := self.whole.get(tuple(prompt)):
+            return "the same prompt as", where
+        for run in runs_of(row, self.words):
+            if where := self.runs.get(run):
+                return f"{self.words} words in a row with", where
+        for length, tests in self.short.items():
+            for run in runs_of(row, length):
+                if where := tests.get(run):
+                    return "contains the whole of", where
+        return self._near(frozenset(runs_of(prompt, 3)))
+
+    def _near(self, trigrams: frozenset[tuple[str, ...]]) -> tuple[str, str] | None:
+        shared: dict[int, int] = defaultdict(int)
+        for one in trigrams:
+            for number in self.by_trigram.get(one, ()):
+                shared[number] += 1
+        for number in sorted(shared):
+            where, test = self.trigrams[number]
+            if shared[number] / (len(trigrams) + len(test) - shared[number]) >= self.overlap:
+                return "nearly the same as", where
+        return None

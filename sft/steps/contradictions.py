@@ -1,0 +1,48 @@
+"""The step `contradictions`: flags demonstrations that answer one prompt in ways that cannot both be right.
+
+Two answers to the same prompt clash if one begins with yes and the other with no, or if both state numbers and share
+none. It drops nothing: people decide which answer is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from sft.steps.step import Ledger, Row, Step
+
+_YES = re.compile(r"(yes|yeah|yep|correct|true|ja|richtig|stimmt)\b", re.IGNORECASE)
+_NO = re.compile(r"(no|nope|not|incorrect|false|nein|falsch)\b", re.IGNORECASE)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+class Contradictions(Step):
+    """The step."""
+
+    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+        by_prompt: dict[str, list[Row]] = defaultdict(list)
+        for row in rows:
+            if row.answers:
+                by_prompt[" ".join(row.prompt_text.casefold().split())].append(row)
+        for answered in by_prompt.values():
+            for number, row in enumerate(answered):
+                for other in answered[:number]:
+                    if why := clash(other.answer_text, row.answer_text):
+                        ledger.flag(row, f"{why}, against {other.where}", why)
+                        break
+        return rows
+
+
+def clash(first: str, second: str) -> str:
+    """Why two answers cannot both be right; empty if they may."""
+    a, b = first.strip(), second.strip()
+    if (_YES.match(a) and _NO.match(b)) or (_NO.match(a) and _YES.match(b)):
+        return "yes and no"
+    numbers, others = (
+        {
+            found.replace(",", ".").rstrip("0").rstrip(".") if "." in found or "," in found else found
+            for found in _NUMBER.findall(t)
+        }
+        for t in (a, b)
+    )
+    return "other numbers" if numbers and others and not numbers & others else ""

@@ -1,0 +1,42 @@
+"""The step `language`: drops rows in other languages than the configured ones."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from sft.configuration import PrepareConfig
+from sft.steps.step import Drop, Ledger, Row, RowStep, require_package
+from tiebreak.errors import ConfigError
+
+
+class Language(RowStep):
+    """The step. A row's language is py3langid's most probable one for prompt and answer together, without system texts."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        super().__init__(config)
+        require_package("py3langid", "language")
+        known = {str(label) for label in self._identifier.labels}
+        if unknown := sorted(set(config.language.keep) - known):
+            raise ConfigError(
+                f"language.keep: no language {', '.join(unknown)}: give ISO 639-1 codes, of {', '.join(sorted(known))}"
+            )
+
+    @cached_property
+    def _identifier(self) -> Any:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def look(self, row: Row, ledger: Ledger) -> Row | Drop:
+        said = [m.text for m in (*row.prompt.messages, *row.answers) if m.role in ("user", "assistant")]
+        text = "\n".join(said)
+        settings = self.config.language
+        if len(text) < settings.min_characters:
+            ledger.now.count("too short to judge")
+            return row
+        found, probability = self._identifier.classify(text)
+        if found in settings.keep or probability < settings.min_probability:
+            ledger.now.count(f"{found}: kept")
+            return row
+        return Drop(f"language is {found}")

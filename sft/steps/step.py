@@ -1,0 +1,326 @@
+"""A step of `tiebreak prepare`, the rows that it works on, and the ledger of what it did.
+
+A step has the name of its entry in sft.configuration.STEPS, is built from the configuration, and either looks at the
+rows one by one (`RowStep`) or at all of them (`Step`). It returns the rows to keep; what it changes, drops and flags
+goes to the ledger, which writes changed.jsonl, dropped.jsonl and flagged.jsonl.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sft.configuration import STEPS
+from sft.normalising import normalise_completion, normalise_prompt
+from tiebreak.errors import ConfigError, DataError
+from tiebreak.measures.functions import load_function, require_arguments, where_raised
+from tiebreak.records import Demonstration, Message, Messages, Prompt, Split, text_of
+
+if TYPE_CHECKING:
+    from sft.configuration import PrepareConfig
+
+Change = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt or a demonstration, and its place in the data."""
+
+    where: str
+    record: Prompt | Demonstration
+    split: Split | None = None
+    """the split that the row names"""
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.record.prompt if isinstance(self.record, Demonstration) else self.record
+
+    @property
+    def answers(self) -> Messages:
+        """The messages after the prompt; none in a prompt."""
+        return self.record.answers if isinstance(self.record, Demonstration) else ()
+
+    @property
+    def prompt_text(self) -> str:
+        return text_of(self.prompt.messages)
+
+    @property
+    def answer_text(self) -> str:
+        """The text of a demonstration's answer; empty in a prompt."""
+        return self.record.text if isinstance(self.record, Demonstration) else ""
+
+    @property
+    def text(self) -> str:
+        """Everything that it says."""
+        return (
+            f"{self.prompt_text}\n\n{self.answer_text}" if isinstance(self.record, Demonstration) else self.prompt_text
+        )
+
+    def map_text(self, change: Change, roles: Sequence[str] = ("system", "user", "assistant", "tool")) -> Row:
+        """The row with the texts of these roles changed and normalised, thoughts and the arguments of calls included."""
+
+        def changed(messages: Messages) -> Messages:
+            return tuple(map_message(one, change) if one.role in roles else one for one in messages)
+
+        prompt = self.prompt
+        prompt, _ = normalise_prompt(prompt.model_copy(update={"messages": changed(prompt.messages)}))
+        if isinstance(self.record, Prompt):
+            return replace(self, record=prompt)
+        completion: str | Messages = self.record.completion
+        if not isinstance(completion, str):
+            completion = changed(completion)
+        elif "assistant" in roles:
+            completion = change(completion)
+        update = {"prompt": prompt, "completion": normalise_completion(completion)}
+        return replace(self, record=self.record.model_copy(update=update))
+
+
+def map_message(message: Message, change: Change) -> Message:
+    """The message with all that anyone wrote in it changed: content, thoughts, the arguments of its calls."""
+    calls = tuple(
+        call.model_copy(
+            update={
+                "function": call.function.model_copy(update={"arguments": map_values(call.function.arguments, change)})
+            }
+        )
+        for call in message.tool_calls
+    )
+    thought = message.reasoning_content
+    update = {"tool_calls": calls, "reasoning_content": (change(thought) or None) if thought else None}
+    return message.map_text(change).model_copy(update=update)
+
+
+def map_values(value: Any, change: Change) -> Any:
+    """JSON with its strings changed, and its keys as they are."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_values(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [map_values(one, change) for one in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A row step's answer for a row to leave out."""
+
+    reason: str
+
+
+@dataclass
+class Tally:
+    """What one step did."""
+
+    step: str
+    read: int = 0
+    changed: int = 0
+    dropped: int = 0
+    flagged: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """changes, drops and flags by their kind"""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """what else the step reports"""
+
+    def count(self, reason: str) -> None:
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of changed.jsonl, dropped.jsonl or flagged.jsonl."""
+
+    where: str
+    step: str
+    reason: str
+    text: str | None
+    """as it was; None: it must not be written"""
+    after: str | None = None
+    is_clean: bool = False
+    """entered by the step that removes personal data, or after it"""
+
+    def line(self, protect: Change) -> dict[str, str]:
+        """As written: after an `anonymise` step, none of these files has what it removed."""
+        if self.is_clean:
+            protect = _unchanged
+        texts = {"text": self.text} if self.after is None else {"before": self.text, "after": self.after}
+        shown = {name: protect(text) for name, text in texts.items() if text is not None}
+        return {"where": self.where, "step": self.step, "reason": protect(self.reason), **shown}
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+@dataclass
+class Ledger:
+    """What the steps did, row by row."""
+
+    tallies: list[Tally] = field(default_factory=list)
+    changed: list[Entry] = field(default_factory=list)
+    dropped: list[Entry] = field(default_factory=list)
+    flagged: list[Entry] = field(default_factory=list)
+    protect: Change | None = None
+    """removes personal data from what was entered before the step that does so in rows"""
+
+    @property
+    def now(self) -> Tally:
+        """The tally of the step at work."""
+        return self.tallies[-1]
+
+    def lines(self, entries: Sequence[Entry]) -> list[dict[str, str]]:
+        """Entries as written."""
+        return [entry.line(self.protect or _unchanged) for entry in entries]
+
+    def change(self, before: Row, after: Row, reasons: Sequence[str]) -> None:
+        """A row was changed."""
+        self.now.changed += 1
+        for reason in reasons:
+            self.now.count(reason)
+        self.changed.append(self._entry(before, ", ".join(reasons), after.text))
+
+    def drop(self, row: Row, reason: str, kind: str = "") -> None:
+        """A row is left out. `kind`: the reason without what is special to the row."""
+        self.now.dropped += 1
+        self.now.count(kind or reason)
+        self.dropped.append(self._entry(row, reason))
+
+    def flag(self, row: Row, reason: str, kind: str = "") -> None:
+        """A row is kept and listed."""
+        self.now.flagged += 1
+        self.now.count(kind or reason)
+        self.flagged.append(self._entry(row, reason))
+
+    def _entry(self, row: Row, reason: str, after: str | None = None) -> Entry:
+        return Entry(row.where, self.now.step, reason, row.text, after, is_clean=self.protect is not None)
+
+
+class Step(ABC):
+    """A step that looks at all rows."""
+
+    name: ClassVar[str] = ""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+        """The rows to keep, changed or not, in order; everything that is done to one is entered in the ledger."""
+
+
+class RowStep(Step):
+    """A step that looks at one row at a time."""
+
+    def run(self, rows: list[Row], ledger: Ledger) -> list[Row]:
+        kept = []
+        for row in rows:
+            found = self.look(row, ledger)
+            if isinstance(found, Drop):
+                ledger.drop(row, found.reason)
+            elif empty := empty_part(found):
+                ledger.drop(row, f"its {empty} is empty after {ledger.now.step}", f"empty after {ledger.now.step}")
+            else:
+                kept.append(found)
+        return kept
+
+    @abstractmethod
+    def look(self, row: Row, ledger: Ledger) -> Row | Drop:
+        """The row to keep, or why it is dropped. What is changed is entered by the step, what is dropped is not."""
+
+
+def empty_part(row: Row) -> str:
+    """prompt or completion, if it says nothing; otherwise empty."""
+    last = row.prompt.messages[-1]
+    if last.role == "user" and last.is_empty:
+        return "prompt"
+    return "completion" if row.answers and row.answers[-1].is_empty else ""
+
+
+class UserStep(RowStep):
+    """A user's function of (text, role), for each text of a row: it returns the text, or None to drop the row."""
+
+    def __init__(self, config: PrepareConfig, name: str, key: str) -> None:
+        super().__init__(config)
+        self.function = load_function(name, key, config.config_folder)
+        self.called = name.partition(":")[2]
+        require_arguments(self.function, key, f"{self.called}(text, role)", "", "user")
+
+    def look(self, row: Row, ledger: Ledger) -> Row | Drop:
+        reasons: list[str] = []
+        after = self._changed(row, reasons)
+        if reasons:
+            return Drop(reasons[0])
+        if after.text != row.text:
+            ledger.change(row, after, [self.called])
+        return after
+
+    def _changed(self, row: Row, reasons: list[str]) -> Row:
+        after = row
+        for role in ("system", "user", "assistant", "tool"):
+            after = after.map_text(lambda text, role=role: self._call(row, text, role, reasons), (role,))  # type: ignore[misc]
+        return after
+
+    def _call(self, row: Row, text: str, role: str, reasons: list[str]) -> str:
+        try:
+            found = self.function.call(text, role)
+        except Exception as error:
+            place = where_raised(self.function.call, error)
+            raise DataError(
+                f"{row.where}: {self.function.name} raised {type(error).__name__}: {error} ({place})"
+            ) from error
+        if found is None:
+            reasons.append(f"dropped by {self.called}")
+            return text
+        if not isinstance(found, str):
+            raise DataError(
+                f"{row.where}: {self.function.name} returned a {type(found).__name__}: return the text, or None to "
+                "drop the row"
+            )
+        return found
+
+
+def build_steps(config: PrepareConfig) -> list[Step]:
+    """The configured steps, in order.
+
+    Raises:
+        ConfigError: a package, a file or a function that a step needs is missing.
+    """
+    return [_build(config, number, name) for number, name in enumerate(config.steps)]
+
+
+def _build(config: PrepareConfig, number: int, name: str) -> Step:
+    if name not in STEPS:
+        step: Step = UserStep(config, name, f"steps.{number}")
+    else:
+        module, _, attribute = STEPS[name].partition(":")
+        step = getattr(importlib.import_module(module), attribute)(config)
+    step.name = name  # type: ignore[misc]
+    return step
+
+
+def require_package(package: str, step: str, extra: str = "data") -> Any:
+    """A package that a step needs.
+
+    Raises:
+        ConfigError: it is not installed; says what to install.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"steps: {step} needs {package.partition('.')[0]}: pip install 'tiebreak[{extra}]'"
+        ) from error
+
+
+def run_steps(steps: Sequence[Step], rows: list[Row]) -> tuple[list[Row], Ledger]:
+    """The rows after all steps, and what was done."""
+    ledger = Ledger()
+    for step in steps:
+        ledger.tallies.append(Tally(step.name, read=len(rows)))
+        rows = step.run(rows, ledger)
+        if protect := getattr(step, "protect", None):
+            ledger.protect = protect
+    return rows, ledger

@@ -1,0 +1,292 @@
+"""Personal data: how much is found, what stands in its place, and that none of it is left in the run's folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentences import sentences
+from support import read_rows, write_rows
+
+from sft.configuration import PrepareConfig
+from sft.pii.detector import Detector
+from sft.pii.finding import Finding, settle, with_context
+from sft.pii.surrogates import surrogate
+from sft.prepare import prepare
+from sft.steps.anonymise import Anonymise, normal_form
+from sft.steps.step import Ledger, Row, Tally
+from tiebreak.errors import ConfigError
+from tiebreak.records import Message, Prompt, prompt_id
+
+DETECTOR = Detector()
+HYDROPONICS = Path(__file__).parents[2] / "data" / "hydroponics"
+SECRET = "a secret of sixteen or more"
+ROWS = [
+    {
+        "prompt": "Write to anna@example.org or ANNA@example.org, IBAN DE89 3704 0044 0532 0130 00.",
+        "completion": "Done: anna@example.org",
+    },
+    {"prompt": "My <b>card</b> 4111 1111 1111 1111 and anna@example.org", "completion": "ok"},
+    {"prompt": "Dropped: call 0171 2345678", "completion": "ha " * 100},
+]
+VALUES = ("anna@example.org", "ANNA@", "3704", "4111", "2345678")
+
+
+def run(folder: Path, policy: Path, rows: list[Any], **anonymise: Any) -> Path:
+    """The final folder of a prepare run with the step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = str(write_rows(folder / "rows.jsonl", rows))
+    values = {
+        "output": str(folder / "run"),
+        "policy": str(policy),
+        "demonstrations": [source],
+        "steps": ["repair", "quality", "anonymise"],
+        "quality": {"action": "drop"},
+        "near_duplicate": 1,
+        "anonymise": anonymise,
+    }
+    prepare(PrepareConfig.model_validate(values))
+    return folder / "run" / "final"
+
+
+def prompts(final: Path) -> list[str]:
+    return [row["prompt"]["messages"][0]["content"] for row in read_rows(final / "demonstrations.jsonl")]
+
+
+# --- what is found -----------------------------------------------------------------------------------------------------
+
+
+def test_every_structured_kind_is_found_with_f1_of_at_least_95_percent() -> None:
+    """The sentences are ours, and so are most patterns: how well names are found depends on the user's model."""
+    right, missed, wrong = Counter[str](), Counter[str](), Counter[str]()
+    measured = list(sentences())
+    for sentence in measured:
+        found = [one for one in DETECTOR.find(sentence.text) if one.is_sure]
+        for (start, end), kind in sentence.spans.items():
+            is_found = any(one.kind == kind and one.start <= start and end <= one.end <= end + 2 for one in found)
+            (right if is_found else missed)[kind] += 1
+        for one in found:
+            wrong[one.kind] += not any(one.start < end and start < one.end for start, end in sentence.spans)
+    assert len(measured) >= 400
+    scores = {kind: 2 * right[kind] / (2 * right[kind] + missed[kind] + wrong[kind]) for kind in right | missed}
+    assert set(scores) >= {
+        "EMAIL",
+        "PHONE",
+        "IBAN",
+        "CARD",
+        "IP",
+        "URL",
+        "SECRET",
+        "BIRTH_DATE",
+        "NATIONAL_ID",
+        "PLATE",
+        "ADDRESS",
+    }
+    assert min(scores.values()) >= 0.95, scores
+
+
+def test_nothing_is_found_in_texts_about_plants() -> None:
+    texts = [
+        text
+        for name in ("prompts", "demonstrations")
+        for row in read_rows(HYDROPONICS / f"{name}.jsonl")
+        for text in _strings(row)
+    ]
+    assert len(texts) >= 360
+    assert [(one, text) for text in texts for one in DETECTOR.find(text) if one.is_sure] == []
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in _strings(part)]
+
+
+@pytest.mark.parametrize(
+    "mistyped", ["DE89 3704 0044 0532 0130 01", "4111 1111 1111 1112", "Steuer-ID 86095742718", "999.1.1.1"]
+)
+def test_a_wrong_check_digit_is_no_number(mistyped: str) -> None:
+    assert [one for one in DETECTOR.find(mistyped) if one.is_sure and one.kind != "PHONE"] == []
+
+
+def test_of_overlapping_findings_the_surer_then_the_longer_counts() -> None:
+    a, b, c = Finding(0, 5, "A", 0.5), Finding(3, 9, "B", 0.9), Finding(0, 4, "C", 0.5)
+    assert settle([a, b, c]) == [b]
+    assert settle([a, c]) == [a]
+    assert settle([Finding(5, 9, "D", 0.1), a]) == [a, Finding(5, 9, "D", 0.1)]
+
+
+def test_a_word_nearby_makes_a_finding_sure() -> None:
+    text = "my plate is AB12 CDE"
+    assert with_context(text, Finding(12, 20, "PLATE", 0.3), ("plate",)).is_sure
+    assert not with_context("my template: AB12 CDE", Finding(13, 21, "PLATE", 0.3), ("plate",)).is_sure
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text())
+def test_any_text_can_be_searched(text: str) -> None:
+    for one in DETECTOR.find(text):
+        assert 0 <= one.start < one.end <= len(text)
+
+
+# --- what stands in its place --------------------------------------------------------------------------------------------
+
+
+def test_tags_are_one_for_one_value_in_a_row(tmp_path: Path, tiny_model: Path) -> None:
+    final = run(tmp_path, tiny_model, ROWS)
+    assert prompts(final) == ["Write to <EMAIL_1> or <EMAIL_1>, IBAN <IBAN_1>.", "My card <CARD_1> and <EMAIL_1>"]
+    assert read_rows(final / "demonstrations.jsonl")[0]["completion"] == "Done: <EMAIL_1>"
+    report = json.loads((final / "report.json").read_text())["steps"][-1]
+    assert report["facts"]["found"] == {"CARD": 1, "EMAIL": 4, "IBAN": 1}
+    assert report["facts"]["names"].startswith("names of people were not looked for")
+
+
+def test_no_file_of_the_run_has_what_was_removed(tmp_path: Path, tiny_model: Path) -> None:
+    """Rows that an earlier step changed or dropped are listed without it too."""
+    final = run(tmp_path, tiny_model, ROWS)
+    assert read_rows(final / "dropped.jsonl")[0]["text"].startswith("Dropped: call <PHONE_1>")
+    assert read_rows(final / "changed.jsonl")[0]["before"] == "My <b>card</b> <CARD_1> and <EMAIL_1>\n\nok"
+    written = {path: path.read_text() for path in final.parent.rglob("*") if path.is_file()}
+    assert [(path, value) for path, text in written.items() for value in VALUES if value in text] == []
+
+
+def test_one_tag_in_all_of_the_data(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": f"I am {name}@example.org", "completion": "ok"} for name in ("a", "b", "a")]
+    assert prompts(run(tmp_path, tiny_model, rows[:2], scope="data")) == ["I am <EMAIL_1>", "I am <EMAIL_2>"]
+
+
+def test_redact_hash_and_surrogate(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        prompts(run(tmp_path / "r", tiny_model, ROWS, mode="redact"))[0] == "Write to <EMAIL> or <EMAIL>, IBAN <IBAN>."
+    )
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
+    first = prompts(run(tmp_path / "h", tiny_model, ROWS, mode="hash"))
+    tag = re.search(r"<EMAIL_[0-9a-f]{12}>", first[0])
+    assert tag
+    assert tag.group() in first[1]  # a value has one hash in all rows
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET + "!")
+    assert tag.group() not in prompts(run(tmp_path / "k", tiny_model, ROWS, mode="hash"))[0]
+    invented = prompts(run(tmp_path / "s", tiny_model, ROWS, mode="surrogate"))
+    assert [one.kind for one in DETECTOR.find(invented[0])] == [
+        "EMAIL",
+        "EMAIL",
+        "IBAN",
+    ]  # plausible, by the same checksums
+    assert [one.kind for one in DETECTOR.find(invented[1])] == ["CARD", "EMAIL"]
+    assert not any(value in text for text in invented for value in VALUES)
+
+
+@pytest.mark.parametrize(
+    "kind", ["EMAIL", "PHONE", "IBAN", "CARD", "IP", "MAC", "BIRTH_DATE", "ADDRESS", "PERSON", "WORD", "PLATE"]
+)
+def test_a_surrogate_depends_on_the_value_and_the_seed_alone(kind: str) -> None:
+    values = [f"+49 170 {n}" for n in range(40)]
+    assert [surrogate(kind, v, 0) for v in values] == [surrogate(kind, v, 0) for v in values]
+    assert [surrogate(kind, v, 0) for v in values] != [surrogate(kind, v, 1) for v in values]
+
+
+def test_writings_of_one_value_are_one_value() -> None:
+    assert normal_form("IBAN", "DE89 3704") == normal_form("IBAN", "de893704")
+    assert normal_form("PHONE", "0049 171-2") == normal_form("PHONE", "+49 (171) 2")
+    assert normal_form("EMAIL", "A@b.c") == normal_form("EMAIL", "a@B.c")
+
+
+def test_own_patterns_and_words(tmp_path: Path, tiny_model: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("Project Heron\n")
+    rows = [{"prompt": "Order A-123456 of project heron", "completion": "ok"}]
+    final = run(tmp_path / "x", tiny_model, rows, patterns={"ORDER": "A-[0-9]{6}"}, words=str(words))
+    assert prompts(final) == ["Order <ORDER_1> of <WORD_1>"]
+    assert json.loads((final.parent / "manifest.json").read_text())["inputs"]["words"]["kind"] == "file"
+
+
+def test_names_are_found_by_the_users_model(tmp_path: Path, tiny_model: Path) -> None:
+    spacy = pytest.importorskip("spacy")
+    model = spacy.blank("en")
+    model.add_pipe("entity_ruler").add_patterns([{"label": "PERSON", "pattern": "Erika Muster"}])
+    model.to_disk(tmp_path / "names")
+    rows = [{"prompt": "I am Erika Muster", "completion": "Hello Erika Muster"}]
+    final = run(tmp_path / "x", tiny_model, rows, model=str(tmp_path / "names"))
+    assert prompts(final) == ["I am <PERSON_1>"]
+    assert read_rows(final / "demonstrations.jsonl")[0]["completion"] == "Hello <PERSON_1>"
+    report = json.loads((final / "report.json").read_text())["steps"][-1]
+    assert report["facts"]["names"] == "sought"
+    assert json.loads((final.parent / "manifest.json").read_text())["inputs"]["names_model"]["kind"] == "model"
+
+
+def test_a_speakers_name_is_hidden_and_the_prompts_id_follows() -> None:
+    messages = (Message(role="user", name="erika", content="hi"),)
+    step = Anonymise(PrepareConfig(output="x", prompts=["p.jsonl"], steps=["anonymise"]))
+    ledger = Ledger([Tally("anonymise")])
+    (row,) = step.run([Row("p:1", Prompt(id=prompt_id(messages), messages=messages))], ledger)
+    assert row.prompt.messages[0].name == "<PERSON_1>"
+    assert row.prompt.id == prompt_id(row.prompt.messages) != prompt_id(messages)
+    assert ledger.now.facts["found"] == {"PERSON": 1}
+
+
+def test_unsure_findings_stay_and_are_flagged(tmp_path: Path, tiny_model: Path) -> None:
+    final = run(tmp_path, tiny_model, [{"prompt": "It was AB12 CDE", "completion": "ok"}])
+    assert prompts(final) == ["It was AB12 CDE"]
+    assert read_rows(final / "flagged.jsonl")[0]["reason"] == "may hold PLATE"
+
+
+# --- the map to undo it ------------------------------------------------------------------------------------------------
+
+
+def test_the_map_is_encrypted_and_outside_the_run(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
+    kept = tmp_path / "vault" / "tickets.map"
+    run(tmp_path / "x", tiny_model, ROWS[:1], map=str(kept))
+    assert kept.stat().st_mode & 0o077 == 0
+    assert b"anna" not in kept.read_bytes()
+    shown = subprocess.run(
+        [sys.executable, "-m", "sft.pii.vault", str(kept)], capture_output=True, text=True, check=True
+    )
+    (values,) = json.loads(shown.stdout).values()
+    assert values == {"<EMAIL_1>": "anna@example.org", "<IBAN_1>": "DE89 3704 0044 0532 0130 00"}
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET + "!")
+    refused = subprocess.run([sys.executable, "-m", "sft.pii.vault", str(kept)], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "made with another key" in refused.stderr
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kinds": ["EMIAL"]}, "no kind EMIAL; there are ADDRESS, BIRTH_DATE"),
+        ({"patterns": {"order": "A"}}, "use capitals"),
+        ({"patterns": {"ORDER": "A["}}, "is no regular expression"),
+        ({"patterns": {"ORDER": "A*"}}, "matches the empty text"),
+        ({"mode": "hash"}, "needs a secret key, and TIEBREAK_PII_KEY is not set"),
+    ],
+)
+def test_wrong_settings_stop_before_any_row_is_read(
+    tmp_path: Path, tiny_model: Path, values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TIEBREAK_PII_KEY", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, tiny_model, ROWS, **values)
+
+
+def test_a_map_in_the_run_folder_and_a_model_that_is_none_are_refused(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIEBREAK_PII_KEY", SECRET)
+    with pytest.raises(ConfigError, match="is in the run folder"):
+        run(tmp_path, tiny_model, ROWS, map=str(tmp_path / "run" / "map"))
+    with pytest.raises(ConfigError, match="is not the folder of a spaCy model"):
+        run(tmp_path / "b", tiny_model, ROWS, model=str(tiny_model))
