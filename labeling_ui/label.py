@@ -42,6 +42,7 @@ from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
+from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store.campaign import Batch
@@ -399,10 +400,13 @@ def _agreement(words: list[str]) -> None:
     if measured["judgments"]:
         groups = [group for group in group_judgments(judgments) if group.kind == measured["kind"]]
         measured["reliability"] = describe_reliability(ballots_of_groups(groups, known_answers))
+        mine = [judgment for judgment in judgments if judgment.kind == measured["kind"]]
+        measured["criteria"] = agreement_by_criterion(mine)
     if as_json:
         print(json.dumps(measured, indent=2))
     else:
-        show(*agreement_lines(measured, has_colours(sys.stdout)))
+        colours = has_colours(sys.stdout)
+        show(*agreement_lines(measured, colours), *criterion_lines(measured.get("criteria", {}), colours))
 
 
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:

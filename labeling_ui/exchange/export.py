@@ -28,6 +28,7 @@ from labeling_ui.quality.aggregate import (
     group_judgments,
 )
 from labeling_ui.quality.agreement import measure_percent
+from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.quality.votes import KINDS, Comparison, read_votes
 from labeling_ui.store.asking import FLAGS
 from labeling_ui.store.changes import Withdrawal
@@ -258,7 +259,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     """The judgments as a table; text that a spreadsheet would execute as a formula starts with an apostrophe."""
     rows = [judgment.model_dump(mode="json") for judgment in judgments]
-    new = {name for name in ("answer_flags", "criteria", "spans", "links") if not any(name in row for row in rows)}
+    new = {
+        name for name in ("answer_flags", "criteria", "spans", "links", "judge") if not any(name in row for row in rows)
+    }
     columns = [name for name in ExportedJudgment.model_fields if name not in {"shown", "settled", *new}]
     out = io.StringIO(newline="")
     table = csv.writer(out)
@@ -412,6 +415,8 @@ def _report_agreement(labels: Labels, rest: Sequence[Judgment], config: Aggregat
         if not everyone:
             continue
         report[kind] = measure_percent(read_votes(labels.pairs, everyone, kind, labels.known_answers.gold))
+        if any(judgment.criteria for judgment in everyone):
+            report[kind]["criteria"] = agreement_by_criterion(everyone, aspects=False)
         others = [judgment for judgment in rest if judgment.kind == kind]
         if len(others) < len(everyone):
             left_out = {"raters": config.exclude_raters, "judgments": len(everyone) - len(others)}

@@ -31,6 +31,7 @@ function show(pair) {
   prompt.replaceChildren(...pair.messages.map(turn));
   find('.answers').replaceChildren(...pair.answers.map(answer));
   find('.answers').style.setProperty('--columns', pair.answers.length);
+  addCopyButtons();
   desk.dataset.task = ranks() ? 'ranking' : 'pair';
   find('.scale').hidden = ranks();
   find('.ranking').hidden = !ranks();

@@ -225,8 +225,10 @@ desk.addEventListener('click', (event) => {
   else if (button.dataset.leave !== undefined) drain(acknowledged, turnedDown).then(leave);
   else if (button.dataset.amend) { card('work').close(); beginAmending(button.dataset.amend); }
   else if (button.dataset.earlier !== undefined) showEarlier();
+  else if (button.dataset.others !== undefined) endOtherSessions();
   else if (button.dataset.chip) { if (event.detail === 0) place(button.dataset.chip, tieNext); return; }
   else if (button.dataset.mark !== undefined) mark(Number(button.dataset.mark));
+  else if (button.dataset.copy !== undefined) copyCode(button);
   else if (button.dataset.unmark !== undefined) removeSpan(Number(button.dataset.unmark));
   else if (button.dataset.source !== undefined) toggleSource(button.dataset.source);
   else if (button.classList.contains('edit')) toggleEdit(button.closest('.answer').dataset.letter);

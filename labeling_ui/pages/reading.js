@@ -32,6 +32,29 @@ function toggleView(name) {
   flash(words[`view.${name}.${view[name] ? 'on' : 'off'}`]);
 }
 
+// --- code is copied by a button, which has no text of its own: the texts stay as they are
+function addCopyButtons() {
+  for (const code of all('.stage .text pre:not(.plain)')) {
+    const box = make('div', { class: 'code' });
+    code.replaceWith(box);
+    box.append(code, make('button', { type: 'button', class: 'copy', 'data-copy': true, title: words.copy, 'aria-label': words.copy }));
+  }
+}
+
+async function copyCode(button) {
+  const text = button.parentElement.querySelector('pre').textContent;
+  try {
+    await navigator.clipboard.writeText(text); // only over HTTPS and on this machine
+  } catch (error) {
+    const field = button.parentElement.appendChild(make('textarea', { 'aria-hidden': 'true' }));
+    field.value = text;
+    field.select();
+    document.execCommand('copy');
+    field.remove();
+  }
+  flash(words.copied);
+}
+
 // --- a line that stays for three seconds
 const FLASH_MS = 3000;
 let flashTimer = 0;

@@ -35,11 +35,46 @@ async function showWork() {
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
     );
     addHistory(past);
+    if (csrfToken) place.append(...account(await call('/api/sessions')));
   } catch (error) {
     if (mine !== openings) return;
     place.textContent = error.status ? error.message : words.waiting;
   }
   place.setAttribute('aria-busy', 'false');
+}
+
+// One's own password and sessions.
+function account(sessions) {
+  const others = sessions.filter(({ current: mine }) => !mine);
+  const field = (name, word, complete) => make('input', { name, type: 'password', required: true, autocomplete: complete, placeholder: words[word], 'aria-label': words[word] });
+  const form = make('form', { class: 'account' }, field('current', 'password.current', 'current-password'), field('new', 'password.new', 'new-password'),
+    make('button', { class: 'plain' }, words['password.change']), make('span', { class: 'note', role: 'status' }));
+  form.addEventListener('submit', (event) => { event.preventDefault(); changePassword(form); });
+  const seen = others.map(({ began_at_ms: at }) => whenOf(at)).join(', ');
+  return [make('h3', {}, words.account), form, make('p', { class: 'note sessions' }, others.length ? say('sessions', { n: others.length, seen }) : words['sessions.none'], ' ',
+    others.length ? make('button', { type: 'button', class: 'plain', 'data-others': true }, words['sessions.end']) : '')];
+}
+
+async function changePassword(form) {
+  const note = form.querySelector('.note');
+  note.textContent = '';
+  try {
+    await call('/api/password', { method: 'POST', body: { current: form.elements.current.value, new: form.elements.new.value } });
+    form.reset();
+    note.textContent = words['password.changed'];
+    find('.sessions').textContent = words['sessions.none'];
+  } catch (error) {
+    note.textContent = error.status ? error.message : words.waiting;
+  }
+}
+
+async function endOtherSessions() {
+  try {
+    await call('/api/sessions/end-others', { method: 'POST' });
+    find('.sessions').textContent = words['sessions.none'];
+  } catch (error) {
+    warn(error.status ? error.message : words.waiting, 'refused');
+  }
 }
 
 // Judgments that the server rejected, with the text that was written for them.

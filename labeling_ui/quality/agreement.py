@@ -234,7 +234,7 @@ def agreement_lines(measured: dict[str, Any], colours: bool = False) -> list[str
         ("longer answer preferred", measured["longer_side"], "{:.1%}"),
         *((f"Cohen's κ, {' and '.join(k['raters'])}", k, "{:.3f}") for k in measured["cohen_kappa"][:SHOWN]),
     ]
-    rows = [(name, *_shown(figure, form), str(figure["n"])) for name, figure, form in figures]
+    rows = [(name, *shown_figure(figure, form), str(figure["n"])) for name, figure, form in figures]
     judgments = counted(measured["judgments"], f"{measured['kind']} judgment")
     lines = [f"{judgments} of {counted(measured['items'], 'item')}"]
     lines += ["", *titled_table(("figure", "value", "95% interval", "n"), rows, colours=colours)]
@@ -253,10 +253,10 @@ def _reliability_rows(reliability: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     models = {name: {row["rater"]: row["accuracy"] for row in fit["raters"]} for name, fit in reliability.items()}
     for rater, accuracy in models["dawid_skene"].items():
         other = models["bradley_terry"][rater]
-        yield rater, *_shown(accuracy, "{:.1%}"), *_shown(other, "{:.1%}"), str(accuracy["n"])
+        yield rater, *shown_figure(accuracy, "{:.1%}"), *shown_figure(other, "{:.1%}"), str(accuracy["n"])
 
 
-def _shown(figure: dict[str, Any], form: str) -> tuple[str, str]:
+def shown_figure(figure: dict[str, Any], form: str) -> tuple[str, str]:
     """A figure and its interval; `-` where it is not defined."""
     if figure["value"] is None:
         return "-", "-"

@@ -98,6 +98,49 @@ def reset_password(store: Store, name: str, password: str) -> None:
         _set_disabled(tx, row, disabled=False)
 
 
+def change_password(store: Store, name: str, current: str, new: str, *, keep: str) -> bool:
+    """A rater's own new password; False if the current one is wrong. Their other sessions end.
+
+    Args:
+        keep: the token of the session that stays.
+
+    Raises:
+        ConfigError: the new password cannot be used.
+    """
+    check_password(new, name)
+    row = _account(store, name)
+    if row is None or row.password_hash is None or not _verify(row.password_hash, current):
+        return False
+    hashed = hash_password(new)
+    with store.writing() as tx:
+        tx.event("password_reset", rater_id=row.id, payload={})
+        tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
+        _end_others(tx, row.id, keep)
+    return True
+
+
+def end_other_sessions(store: Store, rater_id: str, *, keep: str) -> None:
+    """End a rater's sessions but the one with this token."""
+    with store.writing() as tx:
+        _end_others(tx, rater_id, keep)
+
+
+def _end_others(tx: Transaction, rater_id: str, keep: str) -> None:
+    others = sa.and_(SESSIONS.c.rater_id == rater_id, SESSIONS.c.token_hash != _token_hash(keep))
+    tx.connection.execute(sa.delete(SESSIONS).where(others))
+
+
+def list_sessions(store: Store, rater_id: str, *, mine: str) -> list[dict[str, Any]]:
+    """When each of a rater's sessions began, the latest first, and whether it is the one with this token."""
+    query = sa.select(SESSIONS).where(SESSIONS.c.rater_id == rater_id, SESSIONS.c.expires_at_ms > wall_clock_ms())
+    with store.reading() as connection:
+        rows = connection.execute(query.order_by(SESSIONS.c.expires_at_ms.desc())).all()
+    began = [row.expires_at_ms - SESSION_DAYS * 86_400_000 for row in rows]
+    return [
+        {"began_at_ms": at, "current": row.token_hash == _token_hash(mine)} for at, row in zip(began, rows, strict=True)
+    ]
+
+
 def disable(store: Store, name: str) -> None:
     """Disable a rater: no login, no further pairs or judgments. Their judgments stay."""
     with store.writing() as tx:

@@ -2,6 +2,7 @@
 
 POST /api/login, /api/logout            username and password in, a session cookie and `csrf_token` out
 POST /api/invitations/accept            create an account from a lead's link
+POST /api/password                      change one's password; GET /api/sessions, POST /api/sessions/end-others
 GET  /api/me                            the rater, their progress, and today's work
 POST /api/guidelines/accept             accept the guidelines; /api/consent/accept likewise
 GET  /api/next?holding=["ID"]           the rater's next pair, or null
@@ -39,9 +40,12 @@ from labeling_ui.web.accounts import (
     SESSION_DAYS,
     Session,
     accept_invitation,
+    change_password,
     device_mark,
+    end_other_sessions,
     has_account,
     knows_device,
+    list_sessions,
     log_in,
     log_out,
 )
@@ -91,6 +95,15 @@ class Invited(Login):
     token: str = Field(max_length=200)
 
     _storable_token = field_validator("token")(storable)
+
+
+class NewPassword(_Body):
+    """The present password and a new one."""
+
+    current: str = Field(max_length=2_000)
+    new: str = Field(max_length=2_000)
+
+    _storable = field_validator("current", "new")(storable)
 
 
 class Acceptance(_Body):
@@ -171,6 +184,34 @@ def logout(desk: DeskOf, _session: Writing, request: Request, response: Response
     """End the session."""
     log_out(desk.store, request.cookies.get(SESSION_COOKIE, ""))
     response.delete_cookie(SESSION_COOKIE, path=f"{desk.page.prefix}/")
+    return {"ok": True}
+
+
+@router.post("/password")
+def set_password(desk: DeskOf, session: Writing, request: Request, body: NewPassword) -> dict[str, bool]:
+    """Change one's own password; one's other sessions end."""
+    address, name = request.client.host if request.client else "", session.rater.name
+    if not session.csrf_token:
+        raise HTTPException(409, "this store has no accounts")
+    if not desk.limit.attempt(address, name, exists=True):
+        raise HTTPException(429, "too many attempts: wait five minutes")
+    token = request.cookies.get(SESSION_COOKIE, "")
+    if not change_password(desk.store, name, body.current, body.new, keep=token):
+        raise HTTPException(409, "The current password is wrong.")
+    desk.limit.forgive(address, name)
+    return {"ok": True}
+
+
+@router.get("/sessions")
+def sessions(desk: DeskOf, session: Reader, request: Request) -> list[dict[str, Any]]:
+    """When each of the rater's sessions began."""
+    return list_sessions(desk.store, session.rater.id, mine=request.cookies.get(SESSION_COOKIE, ""))
+
+
+@router.post("/sessions/end-others")
+def end_sessions(desk: DeskOf, session: Writing, request: Request) -> dict[str, bool]:
+    """End the rater's other sessions."""
+    end_other_sessions(desk.store, session.rater.id, keep=request.cookies.get(SESSION_COOKIE, ""))
     return {"ok": True}
 
 

@@ -313,3 +313,34 @@ def test_passwords_are_checked_on_two_threads_however_many_log_in(tmp_path: Path
     assert all(sessions)
     assert 1 <= sum(thread.name.startswith("argon2") for thread in threading.enumerate()) <= 2
     store.close()
+
+
+def test_a_rater_changes_their_password_and_ends_their_other_sessions(campaign: tuple[str, str]) -> None:
+    address, url = campaign
+    store = Store.open(url)
+    add_account(store, "changes", "rater", PASSWORD)
+    here, there = (httpx.Client(base_url=address) for _ in "ab")
+    for client in (here, there):
+        reply = client.post("/api/login", json={"username": "changes", "password": PASSWORD}).json()
+        client.headers["X-CSRF-Token"] = reply["csrf_token"]
+    assert [one["current"] for one in here.get("/api/sessions").json()].count(True) == 1
+    assert len(here.get("/api/sessions").json()) == 2
+    new = "another long password"
+    wrong = here.post("/api/password", json={"current": "not it", "new": new})
+    assert (wrong.status_code, wrong.json()["detail"]) == (409, "The current password is wrong.")
+    assert here.post("/api/password", json={"current": PASSWORD, "new": "short"}).status_code == 409
+    token = here.headers.pop("X-CSRF-Token")
+    assert here.post("/api/password", json={"current": PASSWORD, "new": new}).status_code == 403, "another site's page"
+    here.headers["X-CSRF-Token"] = token
+    assert here.post("/api/password", json={"current": PASSWORD, "new": new}).status_code == 200
+    assert here.get("/api/me").status_code == 200
+    assert there.get("/api/me").status_code == 401, "the other sessions have ended"
+    assert there.post("/api/login", json={"username": "changes", "password": PASSWORD}).status_code == 401
+    again = there.post("/api/login", json={"username": "changes", "password": new}).json()
+    there.headers["X-CSRF-Token"] = again["csrf_token"]
+    assert there.post("/api/sessions/end-others").status_code == 200
+    assert (there.get("/api/me").status_code, here.get("/api/me").status_code) == (200, 401)
+    assert verify(store).faults == []
+    for client in (here, there):
+        client.close()
+    store.close()

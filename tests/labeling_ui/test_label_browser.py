@@ -42,6 +42,7 @@ HOSTILE = [
     ("| " * 200 + "\n" + "|-" * 200 + "\n", "$$" + "x^{" * 30 + "y" + "}" * 30 + "$$"),
 ]
 GUIDELINES = "Prefer the **true** answer.\n\n1. Read both.\n2. Check `1 + 1`.\n\n> When in doubt, it is a tie.\n"
+CODE = "def f(x):\n    return x < 1\n"
 CHOICES = 3
 """answers of the last pair, which is a ranking"""
 
@@ -52,6 +53,7 @@ def campaign() -> list[Pair]:
     pairs += [make_pair(n, f"first {n}", f"second {n}") for n in range(len(HOSTILE), 12)]
     pairs[8] = make_pair(8, f"# One\n\n## Two\n\n### Three\n\n{PLAIN * 9}\n", f"{PLAIN * 9}\n")
     pairs[9] = make_pair(9, "In English.\n\n- \u05d0\u05d1\n- \u05d2\n", "\u05d0\u05d1\u05d2\n\n- \u05d0\n")
+    pairs[10] = make_pair(10, f"Code:\n\n```python\n{CODE}```\n", "second 10")
     hebrew = (Message(role="user", content="\u05e9\u05dc\u05d5\u05dd"),)
     pairs[9] = pairs[9].model_copy(update={"messages": hebrew})
     talk = [Message(role="assistant" if n % 2 else "user", content=LONG[:900]) for n in range(7)]
@@ -566,6 +568,21 @@ HOLD = """(start) => {
 }"""
 """Requests whose path starts so wait until the test lets them go. (Playwright's own routes miss some of a page that was
 just busy: 3 of 40 requests went past one.)"""
+
+
+def test_code_is_copied_and_a_password_changed_on_the_page(site: Site) -> None:
+    page = site.open("copies", after=10, permissions=["clipboard-read", "clipboard-write"])
+    on(page, 10)
+    page.hover(".code pre")
+    page.click(".code .copy")
+    assert page.evaluate("navigator.clipboard.readText()") == CODE
+    press(page, "w")
+    page.fill("[name=current]", PASSWORD)
+    page.fill("[name=new]", "another long password")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".account .note >> text=Changed")
+    assert log_in(site.store, "copies", "another long password") is not None
+    page.context.close()
 
 
 def test_my_work_shows_nothing_old_while_the_new_is_on_its_way(site: Site) -> None:

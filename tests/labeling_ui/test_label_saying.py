@@ -23,6 +23,7 @@ from labeling_ui.configuration import LabelConfig
 from labeling_ui.exchange.passages import segments
 from labeling_ui.pages.passages import find_passage, show_passage, text_of
 from labeling_ui.pages.safe_markup import render
+from labeling_ui.quality.criteria import agreement_by_criterion
 from labeling_ui.store.answers import Submission
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import verify
@@ -385,6 +386,33 @@ def test_segments_are_the_text_with_the_mean_of_its_raters() -> None:
         ("ab", -third, {"wrong": 1}), ("cd", 0.0, {"good": 1, "wrong": 1}), ("ef", third, {"fine": 1, "good": 1}),
         ("g", 0.0, {}),
     ]  # fmt: skip
+
+
+# --- agreement by criterion ---
+
+
+def said(rater: str, pair: str, left: str, right: str, **criteria: Any) -> Judgment:
+    about = {"pair_id": pair, "left": left, "right": right, "answer": 0, "kind": "human"}
+    return Judgment(rater_id=rater, criteria=criteria, **about)
+
+
+def test_each_criterion_has_its_agreement_worked_by_hand() -> None:
+    yes, no = {"x": True}, {"x": False}
+    judgments = [
+        # On one side of the page -2 says x, on the other +1 says x too: they agree on the side, by 2 and 1 steps.
+        said("a", "p", "x", "y", better=-2, sourced=yes), said("b", "p", "y", "x", better=1, sourced=yes),
+        said("a", "q", "x", "y", sourced=yes), said("b", "q", "x", "y", sourced=no),
+        said("a", "r", "x", "y", sourced=no), said("b", "r", "x", "y", sourced=no),
+        said("a", "r", "x", "y", sourced=yes),  # a repeat does not count
+        said("a", "s", "x", "y", sourced=yes),  # nor does an answer that only one gave
+    ]  # fmt: skip
+    measured = agreement_by_criterion(judgments)
+    assert (measured["better"]["agreement"]["value"], measured["better"]["agreement"]["n"]) == (1.0, 1)
+    sourced = measured["sourced"]
+    assert (sourced["agreement"]["value"], sourced["agreement"]["n"]) == (pytest.approx(2 / 3, abs=1e-6), 3)
+    # Three of six values are yes. Observed disagreement 2/6; expected 2 · 3 · 3 / (6 · 5) = 0.6; α = 1 - (1/3) / 0.6.
+    assert sourced["krippendorff_alpha"]["value"] == pytest.approx(4 / 9, abs=1e-6)
+    assert (sourced["scale"], measured["better"]["scale"]) == ("nominal", "interval")
 
 
 # --- files and configurations without it ---
