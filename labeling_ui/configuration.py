@@ -201,8 +201,10 @@ class GoldArguments(Section):
 
     store: str
     """URL of the label store"""
-    gold: str
+    gold: str | None = None
     """JSON Lines of `item_id` (a pair's id) and `preferred_id` (its better completion, null where neither is)"""
+    remove: list[str] = Field(default_factory=list)
+    """ids of gold pairs that are to be ordinary ones again"""
 
 
 class StoreArguments(Section):

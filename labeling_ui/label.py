@@ -5,8 +5,8 @@
     tiebreak label export --config FILE                         write the run folder that training reads
     tiebreak label export --store URL --output FOLDER           the same, from the store alone
     tiebreak label import --pairs FILE --judgments FILE --store URL     import judgments made elsewhere
-    tiebreak label gold --gold FILE --store URL                 pairs with a known answer, to measure raters
-    tiebreak label backup|batches|batch|move|withdraw|restore|correct|withdrawn --store URL …      change a running campaign
+    tiebreak label gold --gold FILE --store URL                 pairs with a known answer, to measure raters; --remove ID …
+    tiebreak label backup|batches|batch|move|withdraw|restore|correct|withdrawn|reject --store URL …    a running campaign
     tiebreak label status|verify|agreement --config FILE|--store URL [--json]
 
 People's judgments are in a store beside the output folder (`OUTPUT.sqlite`), which no stage ever deletes; those of
@@ -386,9 +386,12 @@ def _import(words: list[str]) -> None:
 def _gold(words: list[str]) -> None:
     arguments = load_config(GoldArguments, words, "label gold")
     store = Store.open(arguments.store)
-    gold = read_gold(arguments.gold, store.pairs())
-    for answer in gold:
+    if arguments.gold is None and not arguments.remove:
+        raise ConfigError("label gold: name a file with --gold, or gold pairs with --remove ID …")
+    for answer in read_gold(arguments.gold, store.pairs()) if arguments.gold is not None else ():
         store.set_gold(answer.item_id, answer.preferred_id)
+    for item_id in arguments.remove:
+        store.remove_gold(item_id)
     print(f"{store.url} has {len(store.gold())} gold pairs")
 
 

@@ -1,7 +1,8 @@
 """What a lead changes in a running campaign from the command line: batches, and the pairs in them.
 
     tiebreak label batches --store URL [--json]
-    tiebreak label batch --name B [--priority N] [--pool P] [--overlap N] [--paused true] --store URL
+    tiebreak label batch --name B [--create true] [--priority N] [--pool P] [--overlap N] [--paused true]
+        [--deadline DAY] [--goal N] --store URL
     tiebreak label move --to B [--priority N] [--pool P] [--overlap N] (--ids … | --pairs FILE | --from-batch B) --store URL
     tiebreak label withdraw [--reason TEXT] (--ids … | --pairs FILE | --from-batch B | --absent-from FILE) --store URL
     tiebreak label backup --output FILE --store URL
@@ -9,6 +10,7 @@
     tiebreak label restore (--ids … | --pairs FILE | --from-batch B) --store URL
     tiebreak label correct --pairs FILE --store URL
     tiebreak label withdrawn --store URL [--json]
+    tiebreak label reject --rater NAME [--since DAY] [--until DAY] [--batch B] --reason TEXT [--preview true] --store URL
 
 Every change is an event of the log; nothing is deleted.
 """
@@ -20,22 +22,27 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from labeling_ui.configuration import read_store_arguments
 from labeling_ui.database.schema import MAX_PRIORITY
 from labeling_ui.store.backup import back_up, restore_backup
 from labeling_ui.store.campaign import Batch, BatchChange
+from labeling_ui.store.rejecting import Selection
 from labeling_ui.store.store import Store
 from labeling_ui.store.verify import Verification
 from tiebreak.config import Section
 from tiebreak.data.pairs import read_pairs
 from tiebreak.errors import ConfigError, counted
-from tiebreak.records import Pair
+from tiebreak.records import Pair, explain
 from tiebreak.runs.run import identify_input
 from tiebreak.terminal import has_colours, show, titled_table
+
+DAY_MS = 86_400_000
 
 
 class ReadArguments(Section):
@@ -62,6 +69,12 @@ class BatchArguments(Section):
     """raters per pair; null: as it is"""
     paused: bool | None = None
     """true: stop giving out its pairs for now; false: give them out again"""
+    deadline: str | None = None
+    """the last day of its work, UTC, as 2026-12-24; empty: none; null: as it is"""
+    goal: int | None = Field(default=None, ge=0)
+    """judgments wanted by the deadline; 0: all of them; null: as it is"""
+    create: bool = False
+    """true: create the batch, without pairs"""
 
 
 class SelectArguments(Section):
@@ -128,6 +141,27 @@ class CorrectArguments(Section):
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
 
 
+class RejectArguments(Section):
+    """`tiebreak label reject`"""
+
+    store: str
+    """URL of the label store"""
+    rater: str
+    """name or id of the rater whose judgments are rejected"""
+    since: str | None = None
+    """those of this day (UTC, as 2026-12-24) and later ones"""
+    until: str | None = None
+    """those of this day and earlier ones"""
+    batch: str | None = None
+    """those of this batch"""
+    reason: str = Field(default="", max_length=1_000)
+    """why: it stands beside each of them"""
+    again: bool = False
+    """true: the rater may judge the pairs again, unless others are faster"""
+    preview: bool = False
+    """true: only say what it would do"""
+
+
 def batches(words: Sequence[str]) -> None:
     """`tiebreak label batches`"""
     arguments = read_store_arguments(ReadArguments, words, "label batches")
@@ -144,18 +178,21 @@ def batches(words: Sequence[str]) -> None:
             row["pool"] or "-",
             str(row["overlap"]),
             "yes" if row["paused"] else "-",
+            row["deadline"] or "-",
         )
         for row in rows
     ]
-    head = ("batch", "pairs", "priority", "pool", "overlap", "paused")
-    show(*titled_table(head, cells, left=(0, 3, 5), colours=has_colours(sys.stdout)))
+    head = ("batch", "pairs", "priority", "pool", "overlap", "paused", "deadline")
+    show(*titled_table(head, cells, left=(0, 3, 5, 6), colours=has_colours(sys.stdout)))
 
 
 def change_batch(words: Sequence[str]) -> None:
     """`tiebreak label batch`"""
     arguments = read_store_arguments(BatchArguments, words, "label batch")
-    change = _change(arguments.priority, arguments.pool, arguments.overlap, arguments.paused)
-    print(_describe(Store.open(arguments.store).change_batch(arguments.name, change)))
+    change = _checked(arguments.model_dump(include=set(BatchChange.model_fields)), "label batch")
+    store = Store.open(arguments.store)
+    apply = store.create_batch if arguments.create else store.change_batch
+    print(_describe(apply(arguments.name, change)))
 
 
 def move(words: Sequence[str]) -> None:
@@ -163,7 +200,8 @@ def move(words: Sequence[str]) -> None:
     arguments = read_store_arguments(MoveArguments, words, "label move")
     store = Store.open(arguments.store)
     ids = _select(store, arguments, "label move")
-    batch = store.move_pairs(ids, arguments.to, _change(arguments.priority, arguments.pool, arguments.overlap))
+    change = _checked(arguments.model_dump(include={"priority", "pool", "overlap"}), "label move")
+    batch = store.move_pairs(ids, arguments.to, change)
     print(f"moved {counted(len(ids), 'pair')} to {_describe(batch)}")
 
 
@@ -222,6 +260,41 @@ def correct(words: Sequence[str]) -> None:
         print(f"  {one.pair_id} is now {one.replaced_by}{gold}")
 
 
+def reject(words: Sequence[str]) -> None:
+    """`tiebreak label reject`"""
+    arguments = read_store_arguments(RejectArguments, words, "label reject")
+    store = Store.open(arguments.store)
+    rater_id = next((one.id for one in store.raters() if arguments.rater in (one.id, one.name)), None)
+    if rater_id is None:
+        raise ConfigError(
+            f"label reject: {store.url} has no rater {arguments.rater!r}; 'tiebreak raters list' lists them"
+        )
+    selection = Selection(
+        rater_id=rater_id,
+        since_ms=None if arguments.since is None else _midnight_ms(arguments.since),
+        until_ms=None if arguments.until is None else _midnight_ms(arguments.until) + DAY_MS,
+        batch=arguments.batch,
+    )
+    effect = store.preview_rejection(selection)
+    if not arguments.preview:
+        if not arguments.reason:
+            raise ConfigError("label reject: --reason says why; --preview true only says what it would do")
+        store.reject(selection, arguments.reason, again=arguments.again)
+    print(
+        f"{'would reject' if arguments.preview else 'rejected'} {counted(effect.judgments, 'judgment')} of "
+        f"{counted(effect.items, 'pair')}: {effect.requeued} given out again, {effect.unjudged} without a vote, "
+        f"{effect.turned} with another majority, {effect.settled} settled"
+    )
+
+
+def _midnight_ms(day: str) -> int:
+    try:
+        begins = date.fromisoformat(day)
+    except ValueError as error:
+        raise ConfigError(f"label reject: {day!r} is no day, as 2026-12-24") from error
+    return round(datetime(begins.year, begins.month, begins.day, tzinfo=UTC).timestamp() * 1000)
+
+
 def withdrawn(words: Sequence[str]) -> None:
     """`tiebreak label withdrawn`"""
     arguments = read_store_arguments(ReadArguments, words, "label withdrawn")
@@ -242,19 +315,23 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "restore": restore,
     "correct": correct,
     "withdrawn": withdrawn,
+    "reject": reject,
 }
 
 
-def _change(
-    priority: int | None, pool: str | None, overlap: int | None = None, paused: bool | None = None
-) -> BatchChange:
-    return BatchChange(priority=priority, pool=pool, overlap=overlap, paused=paused)
+def _checked(fields: dict[str, Any], command: str) -> BatchChange:
+    try:
+        return BatchChange(**fields)
+    except ValidationError as error:
+        raise ConfigError(f"{command}: {'; '.join(explain(error))}") from error
 
 
 def _describe(batch: Batch) -> str:
     pool = f"pool {batch.pool!r}" if batch.pool else "for everybody"
     paused = ", paused" if batch.paused else ""
-    return f"batch {batch.name!r}: priority {batch.priority}, {pool}, overlap {batch.overlap}{paused}"
+    due = f", due {batch.deadline}" if batch.deadline else ""
+    goal = f", {batch.goal} judgments wanted" if batch.goal else ""
+    return f"batch {batch.name!r}: priority {batch.priority}, {pool}, overlap {batch.overlap}{paused}{due}{goal}"
 
 
 def _select(store: Store, arguments: SelectArguments, command: str) -> list[str]:

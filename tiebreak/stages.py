@@ -269,7 +269,7 @@ LABEL = Stage(
         Command(
             "batch",
             _LABEL,
-            "change a batch's priority, pool or overlap, or pause it",
+            "create or change a batch: priority, pool, overlap, deadline, or a pause",
             "labeling_ui.steering:BatchArguments",
             sources=LABEL_FILE,
         ),
@@ -306,6 +306,13 @@ LABEL = Stage(
             _LABEL,
             "list withdrawn and corrected pairs",
             "labeling_ui.steering:ReadArguments",
+            sources=LABEL_FILE,
+        ),
+        Command(
+            "reject",
+            _LABEL,
+            "reject a rater's judgments, so that the work is done again",
+            "labeling_ui.steering:RejectArguments",
             sources=LABEL_FILE,
         ),
         Command(

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -21,12 +22,15 @@ from labeling_ui.database.schema import (
     HOUR_MS,
     ITEMS,
     JUDGMENTS,
+    PAIRS,
     RATER_HOURS,
     SCHEMA_MIGRATIONS,
     TURNS,
     StoreError,
     vote_of,
 )
+from labeling_ui.database.words import create_index, index_items, length_of, text_of
+from tiebreak.records import Pair
 
 _FIRST_TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -278,6 +282,59 @@ def _migrate_009_withdrawals(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX items_of_pair ON items (pair_id)")
 
 
+def _migrate_010_deadlines(connection: Connection) -> None:
+    """A batch's deadline, and how many of its judgments are wanted by then."""
+    connection.exec_driver_sql("ALTER TABLE batches ADD COLUMN deadline TEXT NOT NULL DEFAULT ''")
+    connection.exec_driver_sql("ALTER TABLE batches ADD COLUMN goal INTEGER NOT NULL DEFAULT 0")
+
+
+_REJECTIONS = """
+CREATE TABLE rejections (
+  id TEXT PRIMARY KEY, assignment_id TEXT NOT NULL REFERENCES assignments (id), item_id TEXT NOT NULL,
+  rater_id TEXT NOT NULL, kind TEXT NOT NULL, record TEXT NOT NULL, seq INTEGER NOT NULL, occasion INTEGER NOT NULL,
+  vote INTEGER, at_ms BIGINT NOT NULL, active_ms BIGINT NOT NULL, idle_ms BIGINT NOT NULL, reason TEXT NOT NULL,
+  by_id TEXT, rejected_at_ms BIGINT NOT NULL);
+CREATE INDEX rejections_of_item ON rejections (item_id);
+CREATE INDEX rejections_of_rater ON rejections (rater_id, seq);
+"""
+
+
+def _migrate_011_rejections(connection: Connection) -> None:
+    """Judgments that leads reject count nowhere, and stay with their reasons."""
+    _run_all(connection, _REJECTIONS)
+
+
+_SEARCH = """
+ALTER TABLE items ADD COLUMN length INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX judgments_by_rater ON judgments (rater_id, item_id, vote);
+CREATE INDEX events_of_item ON events (item_id) WHERE kind IN ('submitted', 'skipped', 'amended', 'undone', 'rejected',
+  'imported', 'flagged', 'adjudicated', 'settlement_removed', 'gold_set', 'gold_removed');
+"""
+
+
+_FLAGGED_INDEX = "CREATE INDEX judgments_flagged ON judgments (item_id) WHERE record NOT LIKE '%\"flags\":[]%'"
+
+
+def _migrate_012_search(connection: Connection) -> None:
+    """Leads find items by their words, their length and their judgments."""
+    _run_all(connection, _SEARCH)
+    connection.execute(sa.text(_FLAGGED_INDEX))
+    create_index(connection)
+    query = sa.select(ITEMS.c.id, ITEMS.c.position, ITEMS.c.first_id, ITEMS.c.second_id, ITEMS.c.task, PAIRS.c.record)
+    query = query.join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id).order_by(ITEMS.c.position).limit(1_000)
+    last = -1
+    while rows := connection.execute(query.where(ITEMS.c.position > last)).all():
+        whole = [(row, Pair.model_validate_json(row.record)) for row in rows]
+        index_items(connection, [(row.position, text_of(pair, *_compared(row))) for row, pair in whole])
+        update = sa.update(ITEMS).where(ITEMS.c.id == sa.bindparam("item")).values(length=sa.bindparam("characters"))
+        connection.execute(update, [{"item": row.id, "characters": length_of(p, *_compared(row))} for row, p in whole])
+        last = rows[-1].position
+
+
+def _compared(row: Any) -> tuple[str, str, str]:
+    return row.first_id, row.second_id, row.task
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -288,6 +345,9 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_007_skips,
     _migrate_008_documents,
     _migrate_009_withdrawals,
+    _migrate_010_deadlines,
+    _migrate_011_rejections,
+    _migrate_012_search,
 )
 
 

@@ -71,6 +71,7 @@ ITEMS = Table(
     Column("disputed", Integer),
     Column("skips", Integer),
     Column("withdrawn", Integer),
+    Column("length", Integer),
 )
 WITHDRAWALS = Table(
     "withdrawals",
@@ -88,6 +89,8 @@ BATCHES = Table(
     Column("pool", String),
     Column("overlap", Integer),
     Column("paused", Integer),
+    Column("deadline", String),
+    Column("goal", Integer),
 )
 GOLD = Table(
     "gold",
@@ -149,6 +152,25 @@ JUDGMENTS = Table(
     Column("at_ms", BigInteger),
     Column("active_ms", BigInteger),
     Column("idle_ms", BigInteger),
+)
+REJECTIONS = Table(
+    "rejections",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("assignment_id", String),
+    Column("item_id", String),
+    Column("rater_id", String),
+    Column("kind", String),
+    Column("record", Text),
+    Column("seq", Integer),
+    Column("occasion", Integer),
+    Column("vote", Integer),
+    Column("at_ms", BigInteger),
+    Column("active_ms", BigInteger),
+    Column("idle_ms", BigInteger),
+    Column("reason", Text),
+    Column("by_id", String),
+    Column("rejected_at_ms", BigInteger),
 )
 RATER_HOURS = Table(
     "rater_hours",

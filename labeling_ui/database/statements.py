@@ -17,6 +17,7 @@ from labeling_ui.database.schema import (
     PAIRS,
     RATER_HOURS,
     RATERS,
+    REJECTIONS,
     SESSIONS,
     SKIPS_TO_LEAD,
     SUBMISSIONS,
@@ -82,6 +83,12 @@ UNSKIP_ITEM = Prepared(
     )
 )
 """A skip taken back: the rater takes a place again, if one is free."""
+DROP_SKIP = Prepared(
+    sa.update(ITEMS)
+    .where(ITEMS.c.id == bindparam("item"))
+    .values(skips=ITEMS.c.skips - 1, freed=sa.case((_FREE, ITEMS.c.offered), else_=ITEMS.c.freed))
+)
+"""A rejected skip: it no longer counts towards those after which the item waits for a lead."""
 COUNT_SKIP = Prepared(sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(skips=ITEMS.c.skips + 1))
 """A skip made elsewhere, which never had a place."""
 LOCK_ITEM = Prepared(sa.select(ITEMS.c.id).where(ITEMS.c.id == bindparam("item")).with_for_update(skip_locked=True))
@@ -191,6 +198,7 @@ AMEND_JUDGMENT = Prepared(
 )
 SETTLED = Prepared(sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == bindparam("item")))
 DROP_JUDGMENT = Prepared(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment")))
+ADD_REJECTION = Prepared(sa.insert(REJECTIONS))
 LAST_JUDGMENT = Prepared(
     sa.select(JUDGMENTS.c.id)
     .where(JUDGMENTS.c.rater_id == bindparam("rater"))

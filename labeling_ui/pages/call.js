@@ -24,12 +24,13 @@ function openStorage() {
 
 // A request's JSON; an ended session redirects to the login page. `refused` marks errors that a retry cannot fix.
 // A reply without our header is another program's, and counts as none.
-async function call(path, { method = 'GET', body, patience_ms = 60000 } = {}) {
+async function call(path, { method = 'GET', body, file, patience_ms = 60000 } = {}) {
   const headers = { Accept: 'application/json' };
   if (method !== 'GET') headers['X-CSRF-Token'] = csrfToken;
   if (body !== undefined) headers['Content-Type'] = 'application/json';
+  if (file) headers['Content-Type'] = 'application/octet-stream';
   const response = await fetch(base + path, {
-    method, headers, credentials: 'same-origin', body: body === undefined ? undefined : JSON.stringify(body),
+    method, headers, credentials: 'same-origin', body: file || (body === undefined ? undefined : JSON.stringify(body)),
     signal: AbortSignal.timeout(patience_ms),
   });
   if (response.status >= 500 || !response.headers.has('X-Tiebreak')) throw new Error('server');

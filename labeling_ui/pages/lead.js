@@ -185,7 +185,7 @@ function matrix(kappas, raters) {
 
 // Columns of the raters' table: sort key and cell. `row` holds the rater and, once computed, their figures.
 const COLUMNS = {
-  rater: { by: ({ rater }) => rater.name.toLowerCase(), show: ({ rater }) => [rater.name, describeRater(rater)] },
+  rater: { by: ({ rater }) => rater.name.toLowerCase(), show: ({ rater }) => [make('button', { type: 'button', class: 'link', 'data-person': rater.id, title: say('person.open', { name: rater.name }) }, rater.name), describeRater(rater)] },
   judgments: { by: (row) => row.judgments, show: (row) => [whole(row.judgments), ''] },
   marks: { by: (row) => row.marks.length || null, show: (row) => [row.marks.map((mark) => words[`mark.${mark.replace(' ', '_')}`]).join(', ') || '–', ''] },
   gold: shareColumn((row) => row.gold),
@@ -271,7 +271,7 @@ function raterRow(row) {
 
 function raterCell(name, [value, note]) {
   const attributes = name === 'rater' ? { scope: 'row' } : { class: name === 'marks' && value !== '–' ? 'marked' : false };
-  return make(name === 'rater' ? 'th' : 'td', attributes, String(value), note ? make('span', { class: 'note' }, note) : null);
+  return make(name === 'rater' ? 'th' : 'td', attributes, value instanceof Node ? value : String(value), note ? make('span', { class: 'note' }, note) : null);
 }
 
 // The first press asks, the second one does it; any other press, or a refresh, takes the question back.
@@ -352,6 +352,8 @@ function view(name) {
   for (const button of all('.views button')) button.setAttribute('aria-current', button.dataset.view === name ? 'page' : 'false');
   if (name === 'disputes') showDisputes();
   if (name === 'batches') showBatches();
+  if (name === 'items') showItems();
+  else window.history.replaceState(null, '', `#view=${name}`);
 }
 
 desk.addEventListener('click', (event) => {
@@ -373,11 +375,14 @@ desk.addEventListener('click', (event) => {
 });
 
 async function begin() {
-  view('overview');
   const me = await call('/api/me');
   csrfToken = me.csrf_token;
   myself = me.rater_id;
   find('[data-leave]').hidden = !csrfToken;
+  const { hash } = window.location;
+  names = Object.fromEntries((await call('/api/lead/raters')).map((rater) => [rater.id, rater]));
+  const wanted = new URLSearchParams(hash.slice(1)).get('view') || '';
+  if (!openAddress(hash)) view(find(`.views [data-view="${CSS.escape(wanted)}"]`) ? wanted : 'overview');
   await refresh();
 }
 

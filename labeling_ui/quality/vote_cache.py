@@ -47,7 +47,7 @@ _RANKINGS = (
     .join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
     .where(ITEMS.c.task == "ranking")
 )
-_CHANGES = sa.select(EVENTS.c.item_id, EVENTS.c.rater_id).where(EVENTS.c.kind.in_(("amended", "undone")))
+_CHANGES = sa.select(EVENTS.c.item_id, EVENTS.c.rater_id).where(EVENTS.c.kind.in_(("amended", "undone", "rejected")))
 
 
 class LiveVotes:

@@ -129,6 +129,18 @@ def settle(tx: Transaction, item_id: str, judgment: Judgment, *, imported: bool 
     tx.connection.execute(sa.insert(ADJUDICATIONS).values(**row, seq=tx.seq, at_ms=at_ms))
 
 
+def remove_settlement(tx: Transaction, lead_id: str, item_id: str) -> None:
+    """Withdraw an item's settled answer: the votes decide again, and raters may change them.
+
+    Raises:
+        RefusedError: it is not settled.
+    """
+    removed = tx.connection.execute(sa.delete(ADJUDICATIONS).where(ADJUDICATIONS.c.item_id == item_id))
+    if not removed.rowcount:
+        raise RefusedError(f"pair {item_id} is not settled")
+    tx.event("settlement_removed", rater_id=lead_id, item_id=item_id, payload={})
+
+
 def adjudications(connection: Connection) -> Sequence[Judgment]:
     """All settled answers, in campaign order, but those of withdrawn pairs."""
     return [Judgment.model_validate_json(row.record) for row in adjudication_rows(connection)]

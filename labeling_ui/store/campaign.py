@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
@@ -27,6 +28,7 @@ from labeling_ui.database.schema import (
     StoreError,
     turn_of,
 )
+from labeling_ui.database.words import index_items, length_of, text_of
 from labeling_ui.store.answers import storable
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.items import items_of, pairs_digest
@@ -47,8 +49,22 @@ class BatchChange(Record):
     pool: str | None = Field(default=None, max_length=100)
     overlap: int | None = Field(default=None, ge=1, le=100)
     paused: bool | None = None
+    deadline: str | None = Field(default=None, max_length=10)
+    """the last day of its work, as 2026-12-24; empty: none"""
+    goal: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """judgments wanted by the deadline; 0: all of them"""
 
     _storable = field_validator("pool")(storable)
+
+    @field_validator("deadline")
+    @classmethod
+    def _day(cls, day: str | None) -> str | None:
+        if day:
+            try:
+                return date.fromisoformat(day).isoformat()
+            except ValueError as error:
+                raise ValueError("a deadline is a day, as 2026-12-24") from error
+        return day
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,20 @@ class Batch:
     pool: str = ""
     overlap: int = 1
     paused: bool = False
+    deadline: str = ""
+    """the last day of its work, UTC; empty: none"""
+    goal: int = 0
+    """judgments wanted by the deadline; 0: all of them"""
+
+    @classmethod
+    def of(cls, row: Any) -> Batch:
+        """A row of `batches`."""
+        return cls(row.name, row.priority, row.pool, row.overlap, bool(row.paused), row.deadline, row.goal)
+
+    def logged(self) -> dict[str, Any]:
+        """The settings as the log has them: a deadline and a goal only where there are any."""
+        plan = {"deadline": self.deadline, "goal": self.goal}
+        return {name: value for name, value in vars(self).items() if value or name not in plan}
 
 
 @dataclass(frozen=True)
@@ -87,6 +117,41 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
         StoreError: the store has another seed, or another pair with the same id.
     """
     _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
+    new = _new_pairs(tx, pairs, source, url)
+    if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
+        _match_batch(tx, batch)
+    if pairs:
+        record_source(tx, source)
+    if new:
+        insert_pairs(tx, new, batch, source=source)
+    return len(new)
+
+
+def upload_pairs(
+    tx: Transaction, pairs: Sequence[Pair], name: str, source: Source, url: str, *, preview: bool = False
+) -> int:
+    """Add the pairs that are new to a batch of a running campaign; returns how many. `preview`: only count them.
+
+    Raises:
+        RefusedError: there is no such batch, or it is that of conversations.
+        StoreError: the store has another pair with the same id.
+    """
+    batch = find_batch(tx.connection, name)
+    if batch is None or name == CONVERSATIONS:
+        raise RefusedError(f"there is no batch named {name!r} to add pairs to")
+    new = _new_pairs(tx, pairs, source, url)
+    if new and not preview:
+        record_source(tx, source)
+        insert_pairs(tx, new, batch, source=source)
+    return len(new)
+
+
+def _new_pairs(tx: Transaction, pairs: Sequence[Pair], source: Source, url: str) -> list[Pair]:
+    """The pairs that the store does not have.
+
+    Raises:
+        StoreError: it has another pair with one of the ids.
+    """
     versions = versions_of(tx.connection)
     records = known_records(tx.connection, [name for pair in pairs for name in versions.get(pair.id, [pair.id])])
     new: dict[str, Pair] = {}
@@ -102,13 +167,7 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
         if not there:
             check_id(pair.id, source)
             new[pair.id] = pair
-    if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
-        _match_batch(tx, batch)
-    if pairs:
-        record_source(tx, source)
-    if new:
-        insert_pairs(tx, list(new.values()), batch, source=source)
-    return len(new)
+    return list(new.values())
 
 
 def check_id(name: str, source: Source) -> None:
@@ -164,7 +223,23 @@ def add_new_pair(tx: Transaction, pair: Pair, batch: Batch, source: Source) -> N
 def find_batch(connection: sa.Connection, name: str) -> Batch | None:
     """The batch with that name."""
     row = connection.execute(sa.select(BATCHES).where(BATCHES.c.name == name)).first()
-    return None if row is None else Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused))
+    return None if row is None else Batch.of(row)
+
+
+def create_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
+    """Create an empty batch; what `change` leaves open is the campaign's.
+
+    Raises:
+        RefusedError: there is one, or it cannot have the name.
+    """
+    if not name or name != name.strip() or not name.isprintable() or name == CONVERSATIONS:
+        raise RefusedError(f"a batch cannot be named {name!r}: give it a name of printable characters")
+    if find_batch(tx.connection, name) is not None:
+        raise RefusedError(f"there is a batch named {name!r} already")
+    batch = Batch(name, overlap=int(tx.setting("overlap")))
+    batch = replace(batch, **change.model_dump(exclude_none=True))
+    write_batch(tx, batch, exists=False)
+    return batch
 
 
 def change_batch(tx: Transaction, name: str, change: BatchChange) -> Batch:
@@ -197,10 +272,25 @@ def set_gold(tx: Transaction, item_id: str, preferred_id: str | None) -> Gold:
         raise RefusedError(f"{preferred_id} is not a completion of a pair of two completions with the id {item_id}")
     tx.event("gold_set", item_id=item_id, payload={"preferred_id": preferred_id})
     there = tx.connection.execute(sa.delete(GOLD).where(GOLD.c.item_id == item_id).returning(GOLD.c.number)).first()
-    number = there.number if there else tx.connection.scalar(sa.select(sa.func.count()).select_from(GOLD))
+    latest = tx.connection.scalar(sa.select(sa.func.max(GOLD.c.number)))
+    number = there.number if there else 0 if latest is None else latest + 1
     tx.connection.execute(sa.insert(GOLD).values(item_id=item_id, preferred_id=preferred_id, number=number))
     tx.connection.execute(sa.update(ITEMS).where(ITEMS.c.id == item_id).values(offered=0, freed=0))
     return Gold(item_id, preferred_id)
+
+
+def remove_gold(tx: Transaction, item_id: str) -> None:
+    """Make a gold item an ordinary one: it is given out as its batch's others, and its judgments are votes.
+
+    Raises:
+        RefusedError: it is not gold.
+    """
+    removed = tx.connection.execute(sa.delete(GOLD).where(GOLD.c.item_id == item_id).returning(GOLD.c.number)).first()
+    if removed is None:
+        raise RefusedError(f"pair {item_id} is not gold")
+    tx.event("gold_removed", item_id=item_id, payload={})
+    name = tx.connection.scalar(sa.select(ITEMS.c.batch).where(ITEMS.c.id == item_id)) or ""
+    steer(tx, find_batch(tx.connection, name) or Batch(name), ITEMS.c.id == item_id)
 
 
 def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> None:
@@ -229,8 +319,8 @@ def _match_batch(tx: Transaction, batch: Batch) -> None:
         return
     _set_configured(tx, batch.name, configured)
     if existing is None or [existing.overlap, existing.priority, existing.pool] != configured:
-        paused = existing.paused if existing else batch.paused
-        merged = Batch(batch.name, batch.priority, batch.pool, batch.overlap, paused)
+        there = existing or batch
+        merged = replace(there, overlap=batch.overlap, priority=batch.priority, pool=batch.pool)
         write_batch(tx, merged, exists=existing is not None)
     if not batch.name:
         value = json.dumps(batch.overlap)
@@ -251,7 +341,7 @@ def _set_configured(tx: Transaction, name: str, configured: list[Any]) -> None:
 
 def write_batch(tx: Transaction, batch: Batch, *, exists: bool) -> None:
     """Create or change a batch and its items."""
-    tx.event("batch_changed", payload=vars(batch))
+    tx.event("batch_changed", payload=batch.logged())
     values = {**vars(batch), "paused": int(batch.paused)}
     if exists:
         tx.connection.execute(sa.update(BATCHES).where(BATCHES.c.name == batch.name).values(**values))
@@ -281,7 +371,7 @@ def insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, source: So
     ]
     tx.connection.execute(sa.insert(PAIRS), rows)
     position = tx.connection.scalar(sa.select(sa.func.count()).select_from(ITEMS)) or 0
-    items = [item for pair in pairs for item in items_of(pair, ranking=source.ranking)]
+    compared = [(item, pair) for pair in pairs for item in items_of(pair, ranking=source.ranking)]
     paused = find_batch(tx.connection, batch.name)
     same = {"overlap": batch.overlap, "taken": 0, "batch": batch.name, "pool": batch.pool, "freed": 0}
     same |= {"offered": int(paused is None or not paused.paused)}
@@ -289,8 +379,21 @@ def insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, source: So
     tx.connection.execute(
         sa.insert(ITEMS),
         [
-            {**vars(item), **same, "position": n, "turn": turn_of(batch.priority, n)}
-            for n, item in enumerate(items, start=position)
+            {
+                **vars(item),
+                **same,
+                "position": n,
+                "turn": turn_of(batch.priority, n),
+                "length": length_of(pair, item.first_id, item.second_id, item.task),
+            }
+            for n, (item, pair) in enumerate(compared, start=position)
+        ],
+    )
+    index_items(
+        tx.connection,
+        [
+            (n, text_of(pair, item.first_id, item.second_id, item.task))
+            for n, (item, pair) in enumerate(compared, start=position)
         ],
     )
     lowest = turn_of(batch.priority, position)

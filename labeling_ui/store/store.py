@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,16 +51,18 @@ from labeling_ui.database.schema import (
     build_engine,
     flush_to_disk,
 )
-from labeling_ui.store import adjudication, assigning, campaign, changes, judging
+from labeling_ui.store import adjudication, assigning, campaign, changes, finding, judging, rejecting
 from labeling_ui.store import progress as counts
 from labeling_ui.store.adjudication import Dispute, DisputeOpened
 from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.changes import Correction, Withdrawal
+from labeling_ui.store.finding import Found, Given, ItemOpened, Search
 from labeling_ui.store.judging import Stored
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.progress import BatchProgress, Past, Progress, Work
+from labeling_ui.store.rejecting import Rejection, Selection
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 
 RaterKind = Literal["human", "simulated", "model"]
@@ -296,7 +299,7 @@ class Store:
         """All batches, by name."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(BATCHES).order_by(BATCHES.c.name)).all()
-        return [Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused)) for row in rows]
+        return [Batch.of(row) for row in rows]
 
     def batch_progress(self) -> dict[str, BatchProgress]:
         """How far each batch is."""
@@ -306,6 +309,19 @@ class Store:
     def change_batch(self, name: str, change: BatchChange) -> Batch:
         """Change a batch. Raises RefusedError if there is none with that name."""
         return self.transact(lambda tx: campaign.change_batch(tx, name, change))
+
+    def create_batch(self, name: str, change: BatchChange) -> Batch:
+        """Create an empty batch. Raises RefusedError if there is one with that name."""
+        return self.transact(lambda tx: campaign.create_batch(tx, name, change))
+
+    def upload_pairs(self, pairs: Sequence[Pair], batch: str, source: Source, *, preview: bool = False) -> int:
+        """Add the pairs that are new to a batch; returns how many. `preview`: only count them.
+
+        Raises:
+            RefusedError: there is no such batch.
+            StoreError: the store has another pair with the same id.
+        """
+        return self.transact(lambda tx: campaign.upload_pairs(tx, pairs, batch, source, self.url, preview=preview))
 
     def move_pairs(self, pair_ids: Sequence[str], batch: str, change: BatchChange | None = None) -> Batch:
         """Move pairs to a batch, created or changed as `change` says. Raises RefusedError if one is not there."""
@@ -370,6 +386,10 @@ class Store:
             RefusedError: there is no such item, or the completion is not one of its own.
         """
         return self.transact(lambda tx: campaign.set_gold(tx, item_id, preferred_id))
+
+    def remove_gold(self, item_id: str) -> None:
+        """Make a gold item an ordinary one. Raises RefusedError if it is not gold."""
+        self.transact(lambda tx: campaign.remove_gold(tx, item_id))
 
     def gold(self) -> list[Gold]:
         """All gold items but those withdrawn, in the order they became gold."""
@@ -551,6 +571,10 @@ class Store:
         """Settle an item. Raises RefusedError if it cannot be settled."""
         return self.transact(lambda tx: adjudication.adjudicate(tx, self.rules, lead_id, submission))
 
+    def remove_settlement(self, lead_id: str, item_id: str) -> None:
+        """Withdraw a settled answer. Raises RefusedError if the item is not settled."""
+        self.transact(lambda tx: adjudication.remove_settlement(tx, lead_id, item_id))
+
     def adjudications(self) -> list[Judgment]:
         """The leads' settled answers; `judgments` does not contain them."""
         with self.reading() as connection:
@@ -561,6 +585,45 @@ class Store:
         with self.reading() as connection:
             rows = adjudication.adjudication_rows(connection)
         return [_as_settled(row) for row in rows]
+
+    # --- finding and rejecting ------------------------------------------------------------------------------------------
+
+    def find(self, search: Search, *, after: int = -1, limit: int = 50) -> Found:
+        """A page of the items that a search is for, in campaign order; `after`: that of the previous page."""
+        with self.reading() as connection:
+            return finding.find(connection, search, after=after, limit=limit)
+
+    def open_item(self, item_id: str) -> ItemOpened:
+        """An item, all its judgments, and its history. Raises RefusedError if there is no such item."""
+        with self.reading() as connection:
+            return finding.open_item(connection, item_id)
+
+    def judgments_of_rater(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[Given]:
+        """A rater's judgments, rejected ones too, latest first; `before`: the `seq` of the previous page's last one."""
+        with self.reading() as connection:
+            return finding.judgments_of_rater(connection, rater_id, before=before, limit=limit)
+
+    def preview_rejection(self, selection: Selection) -> Rejection:
+        """What rejecting a selection would do. Raises RefusedError if it selects no judgment."""
+        with self.reading() as connection:
+            return rejecting.preview(connection, selection)
+
+    def reject(self, selection: Selection, reason: str, by: str | None = None, *, again: bool = False) -> int:
+        """Reject judgments: they count nowhere, and their places are free again. Returns how many.
+
+        Args:
+            again: their raters get the pairs again, unless others are faster.
+
+        Raises:
+            RefusedError: it selects no judgment.
+        """
+        with self.reading() as connection:
+            ids = rejecting.select_ids(connection, selection)
+        rejected = 0
+        for n in range(0, len(ids), rejecting.MOST_TOGETHER):
+            part = ids[n : n + rejecting.MOST_TOGETHER]
+            rejected += self.transact(partial(rejecting.reject, judgment_ids=part, reason=reason, by=by, again=again))
+        return rejected
 
     # --- counts -------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from labeling_ui.database.schema import (
     PAIRS,
     RATER_HOURS,
     RATERS,
+    REJECTIONS,
     TURNS,
     WITHDRAWALS,
     turn_of,
@@ -35,7 +36,7 @@ from labeling_ui.database.schema import (
 )
 from labeling_ui.store.campaign import Batch
 from labeling_ui.store.items import Item, items_of, pairs_digest
-from labeling_ui.store.store import Store
+from labeling_ui.store.store import IMPORTED, Store
 from tiebreak.records import Judgment, Pair
 
 Row = dict[str, Any]
@@ -61,6 +62,10 @@ class _Rebuilt:
     judgments: dict[str, Row] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
     """assignments whose current judgment is a skip"""
+    rejected: dict[str, tuple[str, str, str | None]] = field(default_factory=dict)
+    """rejected judgments: the assignment, the reason, and who rejected it"""
+    emptied: set[str] = field(default_factory=set)
+    """assignments whose judgment was rejected: they hold no place"""
     raters: dict[str, Row] = field(default_factory=dict)
     hours: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     batches: dict[str, Batch] = field(default_factory=dict)
@@ -129,6 +134,10 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
             rebuilt.withdrawn[payload["pair_id"]] = "corrected", payload["replaced_by"]
         case "gold_set":
             rebuilt.gold[event.item_id] = payload["preferred_id"]
+        case "gold_removed":
+            del rebuilt.gold[event.item_id]
+        case "settlement_removed":
+            del rebuilt.adjudications[event.item_id]
         case "published":
             rebuilt.documents[payload["document"], payload["version"]] = payload["text"]
         case "guidelines_accepted" | "consent_given":
@@ -161,6 +170,8 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
             _assign(rebuilt, event, payload)
         case "reopened" | "renewed" | "lapsed":
             rebuilt.assignments[payload["assignment"]]["state"] = "lapsed" if event.kind == "lapsed" else "open"
+    if event.kind == "rejected":
+        _reject(rebuilt, event, payload)
     if event.kind in ("submitted", "skipped", "imported", "amended", "undone"):
         _judge(rebuilt, event, payload)
 
@@ -206,6 +217,18 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         "assignment": payload["assignment"], "occasion": assignment["occasion"], "kind": judgment["kind"], **now, **work
     }  # fmt: skip
     _count(rebuilt, event.rater_id, IMPORTED_AT_MS if event.kind == "imported" else event.at_ms, 1, active, idle)
+
+
+def _reject(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+    identity, assignment = payload["judgment_id"], payload["assignment"]
+    judged_at = rebuilt.judgments.pop(identity)["at_ms"]
+    rebuilt.rejected[identity] = assignment, payload["reason"], payload["by"]
+    rebuilt.skipped.discard(assignment)
+    if payload["again"] and rebuilt.assignments[assignment]["occasion"] == 0:
+        rebuilt.assignments[assignment]["state"] = "lapsed"
+    else:
+        rebuilt.emptied.add(assignment)
+    _count(rebuilt, event.rater_id, IMPORTED_AT_MS if identity.startswith(IMPORTED) else judged_at, -1, 0, 0)
 
 
 def _count(rebuilt: _Rebuilt, rater_id: str, at_ms: int, judged: int, active_ms: int, idle_ms: int) -> None:
@@ -302,7 +325,8 @@ def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]
     for name, assignment in rebuilt.assignments.items():
         if assignment["occasion"] == 0:
             skips[assignment["item"]] += name in rebuilt.skipped
-            taken[assignment["item"]] += assignment["state"] != "lapsed" and name not in rebuilt.skipped
+            empty = assignment["state"] == "lapsed" or name in rebuilt.skipped or name in rebuilt.emptied
+            taken[assignment["item"]] += not empty
     for item in connection.execute(sa.select(ITEMS)):
         held = taken[item.id]
         if held > item.overlap:
@@ -328,7 +352,11 @@ def _compare_judgments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         }
         for row in connection.execute(sa.select(JUDGMENTS))
     }
-    return [f"judgment {name}: does not match the log" for name in _unequal(rows, rebuilt.judgments)]
+    aside = {row.id: (row.assignment_id, row.reason, row.by_id) for row in connection.execute(sa.select(REJECTIONS))}
+    return [
+        *(f"judgment {name}: does not match the log" for name in _unequal(rows, rebuilt.judgments)),
+        *(f"rejected judgment {name}: does not match the log" for name in _unequal(aside, rebuilt.rejected)),
+    ]
 
 
 def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
@@ -341,10 +369,7 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     agreed = {(row.rater_id, row.document): row.version for row in connection.execute(sa.select(ACCEPTANCES))}
     gone = {row.pair_id: (row.reason, row.replaced_by) for row in connection.execute(sa.select(WITHDRAWALS))}
     texts = {(row.document, row.version): row.text for row in connection.execute(sa.select(DOCUMENTS))}
-    batches = {
-        row.name: Batch(row.name, row.priority, row.pool, row.overlap, bool(row.paused))
-        for row in connection.execute(sa.select(BATCHES))
-    }
+    batches = {row.name: Batch.of(row) for row in connection.execute(sa.select(BATCHES))}
     return [
         *(
             f"item {name}: its settled answer does not match the log"

@@ -4,11 +4,12 @@ GET  status, agreement                  progress; agreement of the raters
 GET  raters                             all raters
 PUT  raters/{id}                        change a rater's pool; enable or disable them
 POST invitations                        a link that creates one account
-GET  batches, PUT batches?name=         batches: pool, priority, overlap
+GET  batches, POST batches, PUT batches?name=   batches: pool, priority, overlap, deadline, goal
 POST pairs/move, pairs/withdraw, pairs/restore, pairs/correct; GET pairs/withdrawn      pairs of a running campaign
-GET  gold, PUT gold/{pair_id}           pairs with a known answer
+POST pairs/upload                       new pairs (`upload_api`)
+GET  gold, PUT and DELETE gold/{pair_id}        pairs with a known answer
 GET  disputes, disputes/{pair_id}       pairs that raters disagree about; POST adjudications settles one
-GET  adjudications                      settled answers
+GET  adjudications, DELETE adjudications/{pair_id}      settled answers
 """
 
 from __future__ import annotations
@@ -100,6 +101,14 @@ class Corrected(BaseModel):
     pairs: list[Pair] = Field(min_length=1, max_length=1_000)
 
 
+class NewBatch(BatchChange):
+    """A batch to create."""
+
+    name: str = Field(min_length=1, max_length=100)
+
+    _storable_name = field_validator("name")(storable)
+
+
 class GoldAnswer(BaseModel):
     """The better completion of a gold pair; null where neither is better."""
 
@@ -164,6 +173,12 @@ def batches(desk: DeskOf) -> list[dict[str, Any]]:
     ]
 
 
+@router.post("/batches")
+def create_batch(desk: DeskOf, _lead: LeadWriting, body: NewBatch) -> dict[str, Any]:
+    """Create an empty batch, to upload pairs to or move pairs to."""
+    return vars(desk.store.create_batch(body.name, BatchChange(**body.model_dump(exclude={"name"}))))
+
+
 @router.put("/batches")
 def change_batch(
     desk: DeskOf, _lead: LeadWriting, body: BatchChange, name: Annotated[str, Query(max_length=100)] = ""
@@ -216,6 +231,13 @@ def set_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str, body: GoldAnswer) -
     return vars(desk.store.set_gold(pair_id, body.preferred_id))
 
 
+@router.delete("/gold/{pair_id:path}")
+def remove_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str) -> dict[str, bool]:
+    """Make a gold pair an ordinary one, whose judgments are votes."""
+    desk.store.remove_gold(pair_id)
+    return {"ok": True}
+
+
 @router.get("/disputes")
 def disputes(
     desk: DeskOf,
@@ -256,3 +278,10 @@ async def adjudicate(desk: DeskOf, lead: LeadWriting, body: Annotated[dict[str, 
 def adjudications(desk: DeskOf) -> list[dict[str, Any]]:
     """All settled answers."""
     return [judgment.model_dump(mode="json") for judgment in desk.store.adjudications()]
+
+
+@router.delete("/adjudications/{pair_id:path}")
+def remove_settlement(desk: DeskOf, lead: LeadWriting, pair_id: str) -> dict[str, bool]:
+    """Withdraw a settled answer: the votes decide again."""
+    desk.store.remove_settlement(lead.rater.id, pair_id)
+    return {"ok": True}

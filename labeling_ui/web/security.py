@@ -24,6 +24,10 @@ from labeling_ui.web.metrics import Metrics
 
 MAX_BODY_BYTES = 600_000
 MAX_BODY_SECONDS = 30
+MAX_UPLOAD_BYTES = 50_000_000
+MAX_UPLOAD_SECONDS = 300
+UPLOAD = "/api/lead/pairs/upload"
+"""The one address to which leads may send larger bodies."""
 _TOO_LARGE = f"a request may have at most {MAX_BODY_BYTES} bytes, and states how many"
 PAGES = ("/rate", "/lead", "/login")
 
@@ -94,10 +98,12 @@ class Guard:
             await send(message)
 
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
-        refusal = _refusal(request, path, self.page)
+        uploads = path == UPLOAD and await run_in_threadpool(_is_lead, request)
+        limits = (MAX_UPLOAD_BYTES, MAX_UPLOAD_SECONDS) if uploads else (MAX_BODY_BYTES, MAX_BODY_SECONDS)
+        refusal = _refusal(request, path, self.page, limits[0])
         if refusal is None and path.startswith(PAGES):
             refusal = await run_in_threadpool(_page_refusal, request, path)
-        await (refusal or self.app)(scope, _Bounded(receive), send_guarded)
+        await (refusal or self.app)(scope, _Bounded(receive, *limits), send_guarded)
 
 
 def route_path(scope: Scope) -> str:
@@ -109,10 +115,11 @@ def route_path(scope: Scope) -> str:
 class _Bounded:
     """A request's body, bounded in bytes and time whatever its headers say."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, most_bytes: int, most_seconds: int) -> None:
         self._receive = receive
         self._bytes = 0
-        self._until = time.monotonic() + MAX_BODY_SECONDS
+        self._most_bytes, self._most_seconds = most_bytes, most_seconds
+        self._until = time.monotonic() + most_seconds
         self._complete = False
 
     async def __call__(self) -> ASGIMessage:
@@ -126,15 +133,20 @@ class _Bounded:
         try:
             message = await asyncio.wait_for(self._receive(), self._until - time.monotonic())
         except TimeoutError as error:
-            raise HTTPException(408, f"a request must arrive within {MAX_BODY_SECONDS} seconds") from error
+            raise HTTPException(408, f"a request must arrive within {self._most_seconds} seconds") from error
         self._bytes += len(message.get("body", b""))
-        if self._bytes > MAX_BODY_BYTES:
+        if self._bytes > self._most_bytes:
             raise HTTPException(413, _TOO_LARGE)
         self._complete = not message.get("more_body", False)
         return message
 
 
-def _refusal(request: Request, path: str, page: PageConfig) -> Response | None:
+def _is_lead(request: Request) -> bool:
+    session = session_of(request)
+    return session is not None and session.rater.role == "lead"
+
+
+def _refusal(request: Request, path: str, page: PageConfig, most_bytes: int) -> Response | None:
     """Why a request is refused, or None."""
     if "\0" in path or "%00" in request.url.query:
         return JSONResponse({"detail": "the address must not contain NUL"}, status_code=400)
@@ -151,7 +163,7 @@ def _refusal(request: Request, path: str, page: PageConfig) -> Response | None:
             status_code=403,
         )
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MAX_BODY_BYTES or request.headers.get("transfer-encoding"):
+    if not length.isdigit() or int(length) > most_bytes or request.headers.get("transfer-encoding"):
         return JSONResponse({"detail": _TOO_LARGE}, status_code=413)
     return None
 

@@ -72,9 +72,17 @@ def open_store(
 
 def before_withdrawals(connection: sqlite3.Connection) -> None:
     """Bring a store's tables back to schema 8."""
-    for statement in ("TABLE withdrawals", "INDEX items_withdrawn", "INDEX items_of_pair"):
+    indices = ("judgments_by_rater", "judgments_flagged", "events_of_item", "items_withdrawn", "items_of_pair")
+    for statement in (
+        "TABLE item_words",
+        "TABLE rejections",
+        "TABLE withdrawals",
+        *(f"INDEX {one}" for one in indices),
+    ):
         connection.execute(f"DROP {statement}")
-    connection.execute("ALTER TABLE items DROP COLUMN withdrawn")
+    for column in ("items DROP COLUMN withdrawn", "items DROP COLUMN length", "batches DROP COLUMN deadline"):
+        connection.execute(f"ALTER TABLE {column}")
+    connection.execute("ALTER TABLE batches DROP COLUMN goal")
 
 
 def answer(pair_id: str, value: int = 1, client_id: str = "") -> Submission:

@@ -23,10 +23,9 @@ from labeling_ui.store.asking import Asked
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.store import Store, wall_clock_ms
 from labeling_ui.store.verify import verify
-from labeling_ui.web import api, lead_api
 from labeling_ui.web.accounts import Session, add_account, invite, log_in
 from labeling_ui.web.context import SESSION_COOKIE, Writer
-from labeling_ui.web.server import create_app
+from labeling_ui.web.server import ROUTERS, create_app
 
 PASSWORD = "a long enough password"
 PAGE = PageConfig("t", hosts=())
@@ -91,14 +90,14 @@ def routes() -> list[tuple[str, str]]:
     found = [
         (
             method,
-            route.path.replace("{pair_id:path}", "pair-0").replace("{judgment_id}", "x").replace("{rater_id}", "x"),
+            re.sub(r"{\w+}", "x", route.path.replace("{pair_id:path}", "pair-0")),
         )
-        for router in (api.router, lead_api.router)
+        for router in ROUTERS
         for route in router.routes
         if isinstance(route, APIRoute)
         for method in route.methods
     ]
-    assert len(found) > 25
+    assert len(found) > 40
     assert all(path.startswith("/api/") and "{" not in path for _, path in found)
     return found
 
@@ -483,3 +482,87 @@ def test_leads_steer_by_the_api(campaign: Campaign) -> None:
     assert lead("lead", "PUT", f"/api/lead/raters/{rater}", {"disabled": False, "pool": "german"}).status_code == 200
     assert lead("lead", "PUT", "/api/lead/raters/no-such", {"disabled": True}).status_code == 409
     assert {one["pool"] for one in lead("lead", "GET", "/api/lead/raters").json()} == {"", "german"}
+
+
+ROWS = b"prompt,response_a,response_b\nWhy pale?,No iron.,No light.\nquestion 0?,first answer,second answer\n"
+
+
+def test_leads_create_batches_and_upload_pairs(campaign: Campaign) -> None:
+    def lead(method: str, path: str, body: object = None) -> httpx.Response:
+        return campaign.call("lead", method, f"/api/lead/{path}", body)
+
+    plan = {"name": "urgent", "priority": 5, "deadline": "2026-12-24", "goal": 3}
+    made = lead("POST", "batches", plan).json()
+    assert {key: made[key] for key in plan} == plan
+    assert made["overlap"] == 2, "the campaign's"
+    for refused, status in ((plan, 409), ({"name": "conversations"}, 409), ({"name": "x", "deadline": "soon"}, 422)):
+        assert lead("POST", "batches", refused).status_code == status
+    assert lead("PUT", "batches?name=urgent", {"deadline": ""}).json()["deadline"] == ""
+
+    def send(preview: bool, content: bytes = ROWS, name: str = "p.csv", batch: str = "urgent") -> httpx.Response:
+        session, path = campaign.sessions["lead"], "/api/lead/pairs/upload"
+        about = {"name": name, "batch": batch, "preview": str(preview)}
+        headers = {"X-CSRF-Token": session.csrf_token}
+        cookies = {SESSION_COOKIE: session.token}
+
+        async def post() -> httpx.Response:
+            transport = httpx.ASGITransport(app=campaign.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", cookies=cookies) as client:
+                return await client.post(path, params=about, content=content, headers=headers)
+
+        return run(post())
+
+    looked = send(True).json()
+    assert (looked["pairs"], looked["new"]) == (2, 2)
+    assert "No iron." in looked["shown"][0]["completions"][0]
+    assert campaign.store.status()["pairs"] == 12, "a preview adds nothing"
+    assert send(False).json()["new"] == 2
+    assert send(False).json()["new"] == 0, "once"
+    assert campaign.call("one", "GET", "/api/next").json()["messages"][0]["content"] == "Why pale?"
+    assert send(False, batch="no-such").status_code == 409
+    faulty = send(True, content=b"prompt,response_a\nWhy?,x\n")
+    assert faulty.status_code == 422
+    assert "p.csv" in faulty.text
+    assert "/tmp" not in faulty.text
+    assert send(True, name="p.exe").status_code == 422
+    assert send(True, name="../../p.csv").json()["new"] == 0
+    large = b"prompt,response_a,response_b\nWhy large?," + b"x" * 700_000 + b",y\n"
+    assert send(False, content=large).json()["new"] == 1, "leads may send more than raters"
+
+
+def test_leads_find_reject_and_withdraw_answers(campaign: Campaign) -> None:
+    def lead(method: str, path: str, body: object = None) -> httpx.Response:
+        return campaign.call("lead", method, f"/api/lead/{path}", body)
+
+    stored = campaign.judge("one", "c", answer=2, flags=["unsafe"], rationale="<b>why</b>").json()
+    item_id = stored["judgment"]["pair_id"]
+    rater = campaign.sessions["one"].rater.id
+    found = lead("GET", f"items?text=question&rater={rater}&flag=unsafe&batch=&limit=5").json()
+    assert [one["item_id"] for one in found["items"]] == [item_id]
+    for malformed in ("agreement=x", "shortest=-1", "nothing=1", "after=x", "limit=1000", "text=%00"):
+        assert lead("GET", f"items?{malformed}").status_code in (400, 422), malformed
+    opened = lead("GET", f"items/{item_id}").json()
+    assert [one["judgment"]["rationale"] for one in opened["judgments"]] == ["<b>why</b>"]
+    assert [one["kind"] for one in opened["history"]] == ["submitted", "flagged"]
+    assert lead("GET", "items/no-such").status_code == 409
+    selection = {"judgment_ids": [stored["judgment_id"]]}
+    assert lead("POST", "rejections/preview", selection).json()["unjudged"] == 1
+    assert lead("POST", "rejections", {"selection": selection, "reason": ""}).status_code == 422
+    assert lead("POST", "rejections", {"selection": selection, "reason": "careless"}).json() == {"rejected": 1}
+    assert lead("POST", "rejections", {"selection": selection, "reason": "careless"}).status_code == 409
+    (theirs,) = lead("GET", f"raters/{rater}/judgments").json()
+    assert (theirs["rejected"], theirs["rejected_by"]) == ("careless", campaign.sessions["lead"].rater.id)
+    assert campaign.call("one", "GET", "/api/history").json() == []
+    settle = {"client_id": "s", "pair_id": item_id, "answer": 1}
+    assert lead("POST", "adjudications", settle).status_code == 200
+    assert lead("DELETE", f"adjudications/{item_id}").json() == {"ok": True}
+    assert lead("DELETE", f"adjudications/{item_id}").status_code == 409
+    assert campaign.store.adjudications() == []
+    for number in (3, 4, 5):
+        assert lead("PUT", f"gold/pair-{number}", {"preferred_id": None}).status_code == 200
+    assert lead("DELETE", "gold/pair-3").json() == {"ok": True}
+    assert lead("DELETE", "gold/pair-3").status_code == 409
+    assert lead("PUT", "gold/pair-6", {"preferred_id": None}).status_code == 200
+    assert [one["item_id"] for one in lead("GET", "gold").json()] == ["pair-4", "pair-5", "pair-6"]
+    given = [campaign.judge("other", f"c{n}", answer=0).json()["judgment"]["pair_id"] for n in range(9)]
+    assert "pair-3" in given, "it is given out as any other"

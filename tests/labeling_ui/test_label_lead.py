@@ -11,6 +11,7 @@ from label_support import CHROMIUM, FLAGS, make_pair, needs_chromium, serving
 from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults, press  # noqa: F401
 
 from labeling_ui.store.store import Store, Submission
+from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import add_account
 
 pytestmark = needs_chromium
@@ -51,7 +52,9 @@ def states(site: Site) -> Iterator[tuple[str, Any]]:
         yield f"{view}, nothing judged", page
     judge_everything(site.store)
     page.reload()
-    page.wait_for_selector(".desk[aria-busy=false] .figure")
+    page.wait_for_selector(".desk[data-view=disputes][aria-busy=false]")  # a reload opens the same view
+    page.click("button[data-view=overview]")
+    page.wait_for_selector(".figure")
     yield "overview", page
     page.click("button[data-view=raters]")
     page.wait_for_function("!document.querySelector('.raters tbody').innerText.includes('…')")
@@ -145,3 +148,77 @@ def test_raters_are_told_apart_and_sorted_by_keys(site: Site) -> None:
         assert page.evaluate("document.activeElement.dataset.sort") == "agrees", "the focus stays"
     explained = page.locator(".columns dt").all_inner_texts()
     assert set(columns) - set(explained) == {"Rater", "Judged", "Access"}
+
+
+def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> None:
+    judge_everything(site.store)
+    chiara = next(one.id for one in site.store.raters() if one.name == "Chiara")
+    page = site.page("Zoe", "/lead/")
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.click("button[data-view=items]")
+    page.wait_for_function("document.querySelectorAll('.found button').length === 8")
+    page.select_option(".filters [name=agreement]", "side")
+    page.fill(".filters [name=text]", '"question 5"')
+    page.wait_for_function("document.querySelectorAll('.found button').length === 1")
+    assert page.url.endswith("#view=items&text=%22question+5%22&agreement=side")
+    page.click(".found button")
+    page.wait_for_selector(".item .history li >> nth=2")
+    assert page.locator(".item .given tr").count() == 3
+    again = site.page("Zoe", "/lead/" + page.url.partition("/lead/")[2])
+    again.wait_for_selector(".item h2 >> text=pair-5")  # the address alone opens it
+    assert again.locator(".found button").count() == 1
+    again.context.close()
+    page.click("button[data-view=raters]")
+    page.click(f"[data-person='{chiara}']")
+    page.wait_for_selector(".person .given tr >> nth=7")
+    page.click("[data-form=period] button")
+    page.wait_for_selector(".rejecting[open]")
+    effect = page.inner_text(".effect").split("\n")
+    assert effect[:4] == ["Judgments", "8", "Pairs", "8"]
+    assert "Pairs whose majority changes" not in effect, "two agree on each"
+    page.click("[data-reject]")
+    assert page.is_visible(".rejecting[open]"), "a reason is asked for"
+    page.fill(".rejecting [name=reason]", "prefers the longer one")
+    page.click("[data-reject]")
+    page.wait_for_function("document.querySelectorAll('.person .rejected').length === 8")
+    assert site.store.status()["judgments"] == {"human": 16}
+    page.click("button[data-view=items]")
+    page.click(".filters [type=reset]")
+    page.wait_for_function("document.querySelectorAll('.found button').length === 8")
+    page.check("[data-pick=pair-1]")
+    page.check("[data-pick=pair-2]")
+    page.click("button[data-view=batches]")
+    page.fill("[data-form=batch] [name=name]", "again")
+    page.click("[data-form=batch] button")
+    page.wait_for_selector("[data-field='deadline/again']")
+    page.fill("[data-field='deadline/again']", "2020-02-02")
+    page.wait_for_selector("tr:has([data-field='deadline/again']) .note >> text=reached")
+    file = {"name": "new.csv", "mimeType": "text/csv", "buffer": b"prompt,response_a,response_b\nWhy?,<b>x</b>,y\n"}
+    page.set_input_files("[data-form=upload] [type=file]", file)
+    page.select_option("[data-form=upload] select", "again")
+    page.click("[data-form=upload] button")
+    page.wait_for_selector(".looked .sample")
+    page.click("[data-upload]")
+    page.wait_for_selector(".looked >> text=1 pairs added")
+    assert len(site.store.pairs_in_batch("again")) == 1
+    page.click("button[data-view=items]")
+    page.wait_for_function("document.querySelectorAll('.found button').length === 9")
+    for name in ("pair-1", "pair-2"):
+        page.check(f"[data-pick={name}]")
+    page.select_option(".acting select", "again")
+    page.click("[data-act=move]")
+    page.wait_for_selector(".found [data-item=pair-2] .note >> text=again")
+    assert len(site.store.pairs_in_batch("again")) == 3
+    page.click(".found [data-item=pair-2]")
+    page.wait_for_selector(".item h2 >> text=pair-2")
+    page.select_option("[data-gold]", "B")
+    page.wait_for_selector(".item .history >> text=made gold: B")
+    page.select_option("[data-gold]", "none")
+    page.wait_for_selector(".item .history >> text=no longer gold")
+    page.click(".item summary >> text=Correct")
+    page.fill(".correcting textarea >> nth=0", "A better first")
+    page.click(".correcting button")
+    page.wait_for_selector(".item h2 >> text=pair-2@2")
+    assert errors == []
+    assert verify(site.store).faults == []

@@ -1,0 +1,108 @@
+"""The leads' search and the rejection of judgments, under /api/lead/.
+
+GET  items                              items by text, id, batch, rater, flag, answer, agreement, state and length
+GET  items/{pair_id}                    an item with all its judgments and its history
+GET  raters/{rater_id}/judgments        a rater's judgments, rejected ones too, latest first
+POST rejections/preview, rejections     what rejecting judgments would do; rejects them
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Query
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from labeling_ui.pages.safe_markup import render
+from labeling_ui.store.answers import storable
+from labeling_ui.store.finding import Given, Search
+from labeling_ui.store.rejecting import Selection
+from labeling_ui.web.context import DeskOf, LeadWriting, lead_session, printable
+from tiebreak.records import explain
+
+router = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
+
+
+class Page(BaseModel):
+    """Which page of a search, beside the fields of `Search`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    after: int = Field(default=-1, ge=-1, le=2**31 - 1)
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+class Reject(BaseModel):
+    """Judgments to reject, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    selection: Selection
+    reason: str = Field(min_length=1, max_length=1_000)
+    again: bool = False
+    """the same raters get the pairs again, unless others are faster"""
+
+    _storable = field_validator("reason")(storable)
+
+
+@router.get("/items")
+def items(desk: DeskOf, page: Annotated[Page, Query()]) -> dict[str, Any]:
+    """A page of the items that a search is for, in campaign order. `after`: where the next page begins; null: the end."""
+    try:
+        fields = page.model_extra or {}
+        search = Search.model_validate({name: fields[name] for name in fields if fields[name] != "" or name == "batch"})
+    except ValidationError as error:
+        raise HTTPException(422, [printable(fault) for fault in explain(error)]) from error
+    return asdict(desk.store.find(search, after=page.after, limit=page.limit))
+
+
+@router.get("/items/{pair_id:path}")
+def item(desk: DeskOf, pair_id: str) -> dict[str, Any]:
+    """An item: its texts, its judgments, rejected ones too, and its history."""
+    opened = desk.store.open_item(pair_id)
+    compared = opened.item.task == "pair"
+    return {
+        **asdict(opened.item),
+        "messages": [{"role": one.role, "html": render(one.text)} for one in opened.pair.messages],
+        "completions": [
+            {"id": one.id, "text": one.text, "html": render(one.text)}
+            for one in sorted(opened.pair.completions, key=lambda one: one.id != opened.first_id)
+            if not compared or one.id in (opened.first_id, opened.second_id)
+        ],
+        "gold_id": opened.gold_id,
+        "settled_as": opened.settled and opened.settled.model_dump(mode="json"),
+        "withdrawn_why": opened.withdrawn,
+        "pair": opened.pair.model_dump(mode="json"),
+        "judgments": [_as_json(one) for one in opened.judgments],
+        "history": [
+            {**vars(one), "judgment": one.judgment and one.judgment.model_dump(mode="json")} for one in opened.history
+        ],
+    }
+
+
+@router.get("/raters/{rater_id}/judgments")
+def judgments_of_rater(
+    desk: DeskOf,
+    rater_id: str,
+    before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> list[dict[str, Any]]:
+    """A rater's judgments, rejected ones too, latest first; `before`: the `seq` of the last one that the client has."""
+    return [_as_json(one) for one in desk.store.judgments_of_rater(rater_id, before=before, limit=limit)]
+
+
+@router.post("/rejections/preview")
+def preview_rejection(desk: DeskOf, _lead: LeadWriting, body: Selection) -> dict[str, Any]:
+    """What rejecting these judgments would do."""
+    return vars(desk.store.preview_rejection(body))
+
+
+@router.post("/rejections")
+def reject(desk: DeskOf, lead: LeadWriting, body: Reject) -> dict[str, int]:
+    """Reject judgments: they count nowhere, their places are free, and their pairs are given out again."""
+    return {"rejected": desk.store.reject(body.selection, body.reason, lead.rater.id, again=body.again)}
+
+
+def _as_json(given: Given) -> dict[str, Any]:
+    return {**vars(given), "judgment": given.judgment.model_dump(mode="json")}

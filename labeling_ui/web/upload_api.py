@@ -1,0 +1,90 @@
+"""Pairs that a lead uploads: a file as `tiebreak label` reads it, looked at first, then added to a batch.
+
+POST /api/lead/pairs/upload?name=FILE&batch=B[&preview=true]      the file's bytes are the body
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import JSONResponse
+
+from labeling_ui.pages.safe_markup import render
+from labeling_ui.store.answers import storable
+from labeling_ui.store.assigning import RefusedError
+from labeling_ui.store.campaign import Source
+from labeling_ui.store.store import Store
+from labeling_ui.web.context import DeskOf, LeadWriting, printable
+from tiebreak.data.pairs import read_pairs
+from tiebreak.errors import TiebreakError
+from tiebreak.records import Pair
+
+SHOWN = 3
+"""Pairs that a preview shows."""
+
+router = APIRouter(prefix="/api/lead/pairs")
+
+
+@router.post("/upload")
+async def upload(
+    desk: DeskOf,
+    _lead: LeadWriting,
+    request: Request,
+    name: Annotated[str, Query(min_length=1, max_length=200)],
+    batch: Annotated[str, Query(max_length=100)] = "",
+    preview: bool = False,
+) -> JSONResponse:
+    """Add a file's pairs to a batch: those that are new. `preview`: only count and show them."""
+    content = await request.body()
+    reply = await to_thread.run_sync(lambda: _upload(desk.store, content, name, batch, preview))
+    return JSONResponse(reply)
+
+
+def _upload(store: Store, content: bytes, name: str, batch: str, preview: bool) -> dict[str, Any]:
+    pairs = _read(content, name)
+    source = Source(name, hashlib.sha256(content).hexdigest())
+    new = store.upload_pairs(pairs, batch, source, preview=preview)
+    return {"pairs": len(pairs), "new": new, "shown": _as_shown(pairs) if preview else []}
+
+
+def _read(content: bytes, name: str) -> list[Pair]:
+    """The file's pairs.
+
+    Raises:
+        HTTPException: 422: it cannot be read; names every bad row.
+        RefusedError: it has none.
+    """
+    try:
+        storable(name)
+    except ValueError as error:
+        raise HTTPException(422, f"name: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        # The name of the uploader's file is no path of ours: only what it ends with says how to read it.
+        file = Path(folder) / f"upload{''.join(PurePosixPath(name).suffixes[-2:])}"
+        try:
+            file.write_bytes(content)
+            pairs = read_pairs(str(file))
+        except TiebreakError as error:
+            raise HTTPException(422, printable(str(error).replace(str(file), name))) from error
+        except OSError as error:
+            raise HTTPException(422, f"{name}: cannot be read under this name") from error
+    if not pairs:
+        raise RefusedError(f"{name} has no pairs")
+    return pairs
+
+
+def _as_shown(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    return [
+        {
+            "pair_id": pair.id,
+            "messages": [{"role": one.role, "html": render(one.text)} for one in pair.messages],
+            "completions": [render(completion.text) for completion in pair.completions],
+        }
+        for pair in pairs[:SHOWN]
+    ]
