@@ -516,11 +516,15 @@ def _built(reading: Reading, rules: Rules) -> list[Any]:
     drafts = settle(reading, rules)
     splits = assign([(draft.where, draft.prompt, draft.split) for draft in drafts], rules.validation_share)
     if any(draft.split == "train" for draft in drafts) and "validation" not in splits:
-        say(
-            f"{reading.source}: no row names the validation split, so nothing is held out; columns: {{split: null}} holds "
-            "prompts out"
-        )
+        say(f"{reading.source}: no row names the validation split, so nothing is held out; {_holding_out(splits)}")
     return [draft.placed(split) for draft, split in zip(drafts, splits, strict=True)]
+
+
+def _holding_out(splits: Sequence[Split]) -> str:
+    """What holds out some of the training rows, and trains on none of the test split."""
+    if "test" in splits:
+        return "give the training split alone (FOLDER@SPLIT, hub:NAME@SPLIT, or a file) to hold out some of its prompts"
+    return "columns: {split: null} holds prompts out"
 
 
 _HELD_OUT_FIRST: tuple[Split, ...] = ("test", "validation", "train")

@@ -51,12 +51,15 @@ def read_source(source: str, wanted: Wanted) -> Table:
     Raises:
         DataError: it is missing, unsupported or broken, or has more than one set of rows.
     """
+    path, splits = split_suffix(source)
     if source.startswith("hub:"):
         parts = _hub_parts(source)
+    elif not path.is_dir():
+        parts = [Part("", lambda: read_file(path))]
+    elif splits:
+        parts = _chosen(_folder_parts(path), splits, source)
     else:
-        path, splits = split_suffix(source)
-        parts = _chosen(_folder_parts(path), splits, source) if path.is_dir() else [Part("", lambda: read_file(path))]
-    parts = _of_one_variant(parts, wanted, source)
+        parts = _of_one_variant(_folder_parts(path), wanted, source)
     named = {split_of(part.name) for part in parts if part.name}
     table = Table()
     for part in parts:
@@ -170,7 +173,7 @@ def _chosen(parts: Sequence[Part], splits: Sequence[str], source: str) -> list[P
     for name in splits:
         if name not in there:
             raise DataError(f"{source}: no split {name!r}; there are {', '.join(there) or 'none'}")
-    return [part for part in parts if not splits or part.name in splits]
+    return [part for part in parts if part.name in splits]
 
 
 def _of_one_variant(parts: Sequence[Part], wanted: Wanted, source: str) -> list[Part]:

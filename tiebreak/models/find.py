@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.errors import HandoffError, ModelError, RunError, TiebreakError
@@ -24,12 +24,10 @@ from tiebreak.models.adapters.peft_files import (
 )
 from tiebreak.models.bundled import PREFIX, bundled_name, cache_folder, load_bundled
 from tiebreak.runs import checkpoints
+from tiebreak.runs.chain import InputFinder
 from tiebreak.runs.run import MANIFEST, RUN_FILE, read_manifest, read_run_file
 
 ModelKind = Literal["policy", "reward"]
-
-if TYPE_CHECKING:
-    pass
 
 TRUST = (
     "read it, and set training.trust_remote_code: true (trust_remote_code: true where there is no training) to run it"
@@ -145,7 +143,9 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool, merges: 
     base, chat = bundled_name(str(values.get("base_model_name_or_path") or "")), dict(copied.get("chat") or {})
     if config:
         with suppress(TiebreakError):
-            began_as = find_model(config["policy"], kind, trust_remote_code)
+            record = read_run_file(run)
+            began = record["inputs"].get("policy") and InputFinder().find(run, record, record["inputs"]["policy"]).place
+            began_as = find_model(began or config["policy"], kind, trust_remote_code)
             base, chat = began_as.base, dict(began_as.pinned.get("chat") or {})
         if (run / OWN_BASE).is_dir():
             base = str(run / OWN_BASE)
@@ -157,7 +157,10 @@ def _find_adapter(path: Path, kind: ModelKind, trust_remote_code: bool, merges: 
     try:
         base_path = find_base(base, trust_remote_code)
     except ModelError as error:
-        raise ModelError(f"{path} is an adapter on {base}, which is not available ({error})") from error
+        raise ModelError(
+            f"{path} is an adapter on {base}, which is not available ({error}). Put it back; where it lies elsewhere, link "
+            f"it (ln -s PLACE {base}){'' if made_here else f', or set base_model_name_or_path in {PEFT_FILE}'}"
+        ) from error
     identity = hash_text(hash_file(path / ADAPTER_FILE) + hash_file(path / PEFT_FILE))[:24]
     stated = _format_of(copied.get("adapter") or config.get("adapter") or {})
     if copied.get("quantized") and stated["quantize"] == "none":
@@ -195,19 +198,44 @@ def _find_trained(name: str, kind: ModelKind, trust_remote_code: bool) -> ModelS
             raise HandoffError(f"{final / file} is missing: copy the whole folder, or train it again")
         if hash_file(final / file) != expected:
             raise HandoffError(f"{final / file} has changed since it was saved: its hash differs; train it again")
-    own = Path(name) / OWN_BASE
-    base_path = own if own.is_dir() else find_base(pinned["base"], trust_remote_code)
+    base, base_path = find_base_of_run(Path(name), manifest, str(pinned["base"]), trust_remote_code)
     require_same_code(name, base_path, pinned.get("code_sha256"), trust_remote_code)
     found = base_sha256(base_path)
     if found != pinned["base_sha256"]:
         raise HandoffError(
-            f"{name} was trained on other weights of {pinned['base']} (sha256 {pinned['base_sha256'][:12]}…) than those "
+            f"{name} was trained on other weights of {base} (sha256 {pinned['base_sha256'][:12]}…) than those "
             f"there now ({found[:12]}…): restore them, or train again"
         )
     stage = str(manifest["stage"])
-    return ModelSource(
-        name, kind, manifest["id"], pinned["base"], base_path, found, final, trust_remote_code, stage, pinned
-    )
+    return ModelSource(name, kind, manifest["id"], base, base_path, found, final, trust_remote_code, stage, pinned)
+
+
+def find_base_of_run(run: Path, record: Mapping[str, Any], base: str, trust_remote_code: bool) -> tuple[str, Path]:
+    """(name, folder) of the base weights of a run: under the name that it was trained with, or where its policy lies now.
+
+    Args:
+        record: its manifest or run.json.
+
+    Raises:
+        ModelError: they are not available.
+    """
+    own, policy = run / OWN_BASE, record["inputs"].get("policy")
+    if own.is_dir():
+        return str(own), own
+    if base.startswith(PREFIX) or Path(base).is_dir() or policy is None or policy["kind"] == "name":
+        return base, find_base(base, trust_remote_code)
+    place = InputFinder().find(run, record, policy).place
+    with suppress(TiebreakError):
+        if place is not None:
+            began_as = find_model(place, trust_remote_code=trust_remote_code)
+            return began_as.base, began_as.base_path
+    try:
+        return base, find_base(base, trust_remote_code)
+    except ModelError as error:
+        raise ModelError(
+            f"{run} was trained on {base}, which is not available ({error}). Put it back; where it lies elsewhere, link "
+            f"it: ln -s PLACE {base}"
+        ) from error
 
 
 def _find_whole(

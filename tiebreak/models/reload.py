@@ -238,17 +238,23 @@ def load_saved(
         import torch
         from peft import PeftModel
 
-        from tiebreak.models.find import ModelSource, find_base
+        from tiebreak.models.find import ModelSource, find_base, find_base_of_run
         from tiebreak.models.load import format_of, load_base
         from tiebreak.models.tokenizers import load_chat
+        from tiebreak.runs.run import RUN_FILE, read_run_file
 
-    is_whole = "weights_sha256" in pinned
+    is_whole, run = "weights_sha256" in pinned, final.parent
+    base, base_path = str(final), final
+    if not is_whole and (run / RUN_FILE).is_file():
+        base, base_path = find_base_of_run(run, read_run_file(run), pinned["base"], trust_remote_code)
+    elif not is_whole:
+        base, base_path = pinned["base"], find_base(pinned["base"], trust_remote_code)
     source = ModelSource(
         str(final),
         pinned["kind"],
         "",
-        str(final) if is_whole else pinned["base"],
-        final if is_whole else find_base(pinned["base"], trust_remote_code),
+        base,
+        base_path,
         pinned["base_sha256"],
         None if is_whole else final,
         trust_remote_code,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -237,9 +238,16 @@ def wanted_mode(run: Run) -> str:
     if run.config.tracking.mode != "auto":
         return run.config.tracking.mode
     named = {"dryrun": "offline", "run": "online", "shared": "online"}
-    mode = os.environ.get("WANDB_MODE", "auto")
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    if not mode and os.environ.get("WANDB_DISABLED", "").strip().lower() in ("1", "on", "yes", "true"):
+        return "disabled"  # transformers' variable
     mode = named.get(mode, mode)
     return mode if mode in ("online", "offline", "disabled") else "auto"
+
+
+def _run_id(asked: str) -> str:
+    """A run's id in characters that W&B takes."""
+    return re.sub(r"[:;,#?/'\s]", "-", asked.strip()) or secrets.token_hex(4)
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -262,7 +270,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     ]
     return {
         "fingerprint": run.fingerprint,
-        "run_id": before.get("run_id") or (alone and environment.get("WANDB_RUN_ID")) or secrets.token_hex(4),
+        "run_id": before.get("run_id") or _run_id(environment.get("WANDB_RUN_ID", "") if alone else ""),
         "stage": run.stage,
         "project": project,
         "group": group or before.get("group"),

@@ -144,14 +144,34 @@ class Copy:
                 self.run.use_artifact(f"{name}:{identity}")
 
     def end(self, finished: bool) -> None:
-        """Close the W&B run; an offline copy replaces earlier ones."""
-        own = Path(self.run.settings.sync_dir)
+        """Close the W&B run; an offline copy replaces earlier ones.
+
+        Raises:
+            RuntimeError: W&B gave up on its rows, as after a key was revoked, or its folder was removed.
+        """
+        own, log = Path(self.run.settings.sync_dir), Path(self.run.settings.log_internal)
         self.run.finish(exit_code=0 if finished else 1)
+        if not own.is_dir():
+            raise RuntimeError(f"{own} was removed")
+        if lost := lost_rows(log):
+            raise RuntimeError(lost)
         if self.mode == "offline":
             for path in own.parent.glob(f"offline-run-*-{self.facts['run_id']}"):
                 if path != own:
                     shutil.rmtree(path, ignore_errors=True)
         self.path = own
+
+
+_LOST_ROWS = "filestream: fatal error: "
+
+
+def lost_rows(log: Path) -> str:
+    """Why W&B's service sent no more rows, by its log: `finish` raises nothing then. Empty if it sent all."""
+    if not log.is_file():
+        return ""
+    messages = (read_line(line).get("msg", "") for line in log.read_text(encoding="utf-8").splitlines())
+    found = next((message for message in messages if str(message).startswith(_LOST_ROWS)), "")
+    return str(found).removeprefix(_LOST_ROWS)
 
 
 def row_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,10 +247,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file's JSON; {} if it is missing or incomplete."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_line(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def read_line(text: str) -> dict[str, Any]:
+    """A JSON object; {} if the text is none."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def artifact_name(folder: Path) -> str:
@@ -250,6 +277,14 @@ def note(folder: Path, **state: Any) -> None:
 # --- beside a stage ---
 
 
+def tidy_environment(mode: str) -> None:
+    """Remove variables that `Copy.begin` passes on in W&B's own form, or that are empty: W&B refuses to start on them."""
+    passed = {"WANDB_TAGS", "WANDB_RUN_ID", *(("WANDB_MODE",) if mode != "auto" else ())}
+    for name, value in list(os.environ.items()):
+        if name.startswith("WANDB_") and (name in passed or not value.strip()):
+            del os.environ[name]
+
+
 def settle_mode(mode: str) -> str:
     """`auto` resolved by W&B: its settings, otherwise online with a login, offline without."""
     if mode != "auto":
@@ -267,6 +302,7 @@ def settle_mode(mode: str) -> str:
 def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: float, stage: int, ended: str = "") -> None:
     """Copy a run as it grows, until the process `stage` finishes it or ends."""
     os.nice(5)
+    tidy_environment(mode)
     environment = dict(os.environ)  # before W&B adds its service to it
     words = [str(online_seconds), str(offline_seconds), str(stage)]
     end = End(stage, ended)
@@ -375,6 +411,7 @@ def sync(folders: Sequence[str]) -> None:
 
     if not folders:
         raise ConfigError("no runs given: tiebreak wandb sync runs/quickstart/dpo")
+    tidy_environment("online")
     for folder in map(Path, folders):
         if not read_json(folder / FOLDER / FACTS_FILE):
             raise ConfigError(f"{folder} has no {FOLDER}/{FACTS_FILE}: it was not written with W&B on")

@@ -497,6 +497,8 @@ def test_a_folder_of_ultrafeedback(tmp_path: Path) -> None:
     assert [(d.prompt.messages[0].content, d.prompt.split) for d in shown] == [("test 0", "test"), ("train 0", "train")]
     assert texts_by_split(source) == {"train": ["train 2"], "test": ["test 2"]}
     assert texts_by_split(f"{source}@train_sft") == {"train": ["train 0"]}
+    both = [(p.prompt[0].content, p.split) for p in read_preferences(f"{source}@train_sft+test_prefs", KEEP)]
+    assert both == [("test 1", "test"), ("train 0", "train")]
 
 
 def test_folders_that_are_no_data(tmp_path: Path) -> None:
@@ -637,6 +639,7 @@ def test_variants_of_a_split_that_no_stage_reads_by_itself(tmp_path: Path) -> No
         f"joined by +: {tmp_path}@train_math+test_math)"
     )
     assert texts_by_split(f"{tmp_path}@train_math+test_math") == {"train": ["train_math"], "test": ["test_math"]}
+    assert texts_by_split(f"{tmp_path}@train_math+train_code") == {"train": ["train_code", "train_math"]}
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------------

@@ -169,9 +169,13 @@ def test_a_column_named_split_that_holds_something_else(tmp_path: Path, capsys: 
 
 
 def test_data_that_holds_nothing_out_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With advice that trains on no row of the test split."""
     rows = [{"prompt": f"Q {n}?", "completion": "Yes.", "split": "train" if n else "test"} for n in range(6)]
+    said = "no row names the validation split, so nothing is held out; "
     read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows)))
-    assert "no row names the validation split, so nothing is held out" in capsys.readouterr().err
+    assert f"{said}give the training split alone" in capsys.readouterr().err
+    read_demonstrations(str(write_rows(tmp_path / "rows.jsonl", rows[1:])))
+    assert f"{said}columns: {{split: null}} holds prompts out" in capsys.readouterr().err
 
 
 def test_every_run_behind_a_policy_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,11 @@ def train_a_little(model: Any) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
-def save_run(folder: Path, base: Path | str, kind: Any = "policy", ids: list[int] = IDS) -> Path:
+def save_run(
+    folder: Path, base: Path | str, kind: Any = "policy", ids: list[int] = IDS, inputs: dict[str, str] | None = None
+) -> Path:
     """A finished run that holds an adapter on `base`."""
-    run = start_run(StageConfig(output=str(folder), tracking=TrackingConfig(mode="disabled")), kind, {})
+    run = start_run(StageConfig(output=str(folder), tracking=TrackingConfig(mode="disabled")), kind, inputs or {})
     source = find_model(str(base))
     tokenizer = load_tokenizer(source)
     load = load_policy if kind == "policy" else load_reward_model
@@ -180,6 +182,30 @@ def test_other_base_weights_are_refused(tmp_path: Path) -> None:
     build_tiny_model(base, seed=7)
     with pytest.raises(HandoffError, match="was trained on other weights"):
         find_model(str(run))
+
+
+def test_a_base_that_moved_with_its_runs_is_found(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the run that was trained on it, and by one that continues that; from any folder."""
+    project, moved = tmp_path / "project", tmp_path / "moved"
+    shutil.copytree(tiny_model, project / "models" / "tiny")
+    monkeypatch.chdir(project)
+    save_run(Path("runs/sft"), "models/tiny", inputs={"policy": "models/tiny"})
+    save_run(Path("runs/dpo"), "runs/sft", inputs={"policy": "runs/sft"})
+    monkeypatch.chdir(tmp_path)
+    project.rename(moved)
+    for run in ("sft", "dpo"):
+        source = find_model(str(moved / "runs" / run))
+        assert source.base_path.samefile(moved / "models" / "tiny")
+        assert Path(source.base).samefile(moved / "models" / "tiny")
+    with FreshProcess(moved / "runs" / "dpo" / "final") as process:
+        assert process.verify()[0] == 0.0
+    (moved / "models").rename(tmp_path / "away")
+    with pytest.raises(
+        ModelError, match=r"was trained on models/tiny, which is not available .*: ln -s PLACE models/tiny$"
+    ):
+        find_model(str(moved / "runs" / "dpo"))
 
 
 def test_another_tokenizer_or_template_is_refused(copy_of: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,8 +99,28 @@ def test_the_configuration_comes_first_then_wandbs_own_variable(
         ("disabled", "disabled"),
         ("dryrun", "offline"),
     ):
+        for written in (variable, variable.upper()):
+            monkeypatch.setenv("WANDB_MODE", written)
+            assert mode() == meant
+    for variable, switch, meant in (("", "true", "disabled"), ("", "false", "auto"), ("offline", "true", "offline")):
         monkeypatch.setenv("WANDB_MODE", variable)
+        monkeypatch.setenv("WANDB_DISABLED", switch)
         assert mode() == meant
+
+
+def test_variables_that_wandb_itself_refuses_cost_no_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Empty ones, an id with a slash, and tags with an empty or a long one among them."""
+    odd = {"MODE": "OFFLINE", "PROJECT": "", "NAME": " ", "RUN_ID": "team/7", "TAGS": f",,{'x' * 100},é"}
+    with monkeypatch.context() as users:
+        for name, value in odd.items():
+            users.setenv(f"WANDB_{name}", value)
+        recorder = start(tmp_path / "dpo")
+        log(recorder, 1)
+        finish(recorder)
+    records = offline_copy(tmp_path / "dpo")
+    assert steps_in(records) == [1]
+    (run,) = [one["run"] for one in records if one["type"] == "run"]
+    assert (run["run_id"], run["tags"][:3]) == ("team-7", ["study", "x" * 64, "é"])
 
 
 LOGIN = """
@@ -246,15 +267,18 @@ def service_of(process: subprocess.Popen[bytes]) -> int:
     return int(wait_for(found)[0])
 
 
-@pytest.mark.parametrize("killed", ["the copying process", "W&B's service"])
-def test_what_is_killed_in_the_middle_costs_nothing(tmp_path: Path, killed: str) -> None:
+@pytest.mark.parametrize("killed", ["the copying process", "W&B's service", "W&B's folder"])
+def test_what_is_killed_or_removed_in_the_middle_costs_nothing(tmp_path: Path, killed: str) -> None:
     recorder = start(tmp_path / "dpo", mode="offline")
     recorder.keep_up_to(0)
     log(recorder, 1, 2)
     service = service_of(running(recorder))
     wait_for(lambda: list((tmp_path / "dpo" / "wandb").glob("offline-run-*")))
     time.sleep(1)
-    os.kill(service if killed == "W&B's service" else running(recorder).pid, signal.SIGKILL)
+    if killed == "W&B's folder":
+        shutil.rmtree(tmp_path / "dpo" / "wandb")
+    else:
+        os.kill(service if killed == "W&B's service" else running(recorder).pid, signal.SIGKILL)
     log(recorder, 3, 4)
     time.sleep(1)
     log(recorder, 5)
@@ -279,6 +303,26 @@ def test_a_server_that_takes_nothing_leaves_a_whole_copy(
     message = capsys.readouterr().err
     reason = "permission denied" if server == "refuses" else "no response in time"
     assert reason in message
+    assert f"'wandb sync {tmp_path / 'dpo' / 'wandb' / 'offline-run-'}" in message
+
+
+def test_a_key_that_is_revoked_in_the_middle_leaves_a_whole_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B's client ends well then, and has dropped the rows."""
+    with WandbServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        recorder = start(tmp_path / "dpo")
+        recorder.keep_up_to(0)
+        log(recorder, 1)
+        wait_for(lambda: server.history or server.upserts)
+        server.kind = "refuses"
+        log(recorder, 2, 3)
+        assert finish(recorder) < 28
+    assert steps_in(offline_copy(tmp_path / "dpo")) == [1, 2, 3]
+    message = capsys.readouterr().err
+    assert "permission denied" in message
     assert f"'wandb sync {tmp_path / 'dpo' / 'wandb' / 'offline-run-'}" in message
 
 
