@@ -1,4 +1,5 @@
-"""Checks that MkDocs leaves out: the links of the Markdown files beside docs/, and requests to other hosts.
+"""The pages of the configuration reference, and checks that MkDocs leaves out: the links of the Markdown files beside
+docs/, and requests to other hosts.
 
 `mkdocs build --strict` turns each warning into a failure.
 """
@@ -11,11 +12,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tiebreak.command.table import COMMANDS
+
+INDEX = "configuration/index.md"
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^\">\s]+[^>]*>")
 _log = logging.getLogger("mkdocs.hooks.tiebreak")
+
+
+def on_config(config: Any) -> Any:
+    """Lists the configuration reference's pages, one for each command, in the order of `tiebreak --help`."""
+    for pages in _lists_in(config.nav):
+        if INDEX in pages:
+            named = {name: f"configuration/{name}.md" for name in COMMANDS}
+            pages += [{name: page} for name, page in named.items() if (ROOT / "docs" / page).is_file()]
+    return config
+
+
+def _lists_in(pages: Any) -> Iterator[list[Any]]:
+    if isinstance(pages, list):
+        yield pages
+        for page in pages:
+            yield from _lists_in(page)
+    elif isinstance(pages, dict):
+        for inner in pages.values():
+            yield from _lists_in(inner)
 
 
 def on_pre_build(**_: Any) -> None:

@@ -153,7 +153,7 @@ def _list(words: list[str], _name: str) -> None:
     store = Store.open(arguments.store)
     raters = [{**vars(rater), "judgments": store.progress(rater.id).done} for rater in store.raters()]
     if arguments.as_json:
-        print(json.dumps(raters, indent=2, ensure_ascii=False))
+        print(json.dumps(raters, indent=2))
         return
     rows = [
         [

@@ -168,7 +168,7 @@ def batches(words: Sequence[str]) -> None:
     store = Store.open(arguments.store)
     rows = [{**asdict(batch), "pairs": len(store.pairs_in_batch(batch.name))} for batch in store.batches()]
     if arguments.as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json.dumps(rows, indent=2))
         return
     cells = [
         (
@@ -300,7 +300,7 @@ def withdrawn(words: Sequence[str]) -> None:
     arguments = read_store_arguments(ReadArguments, words, "label withdrawn")
     rows = Store.open(arguments.store).withdrawals()
     if arguments.as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(row) for row in rows], indent=2))
         return
     cells = [(row.pair_id, row.replaced_by or "-", row.reason or "-") for row in rows]
     show(*titled_table(("pair", "now", "reason"), cells, left=(0, 1, 2), colours=has_colours(sys.stdout)))

@@ -18,7 +18,7 @@ from tiebreak.stages import Stage
 from tiebreak.terminal import say
 
 JUDGE = Stage(
-    "judge",
+    "longest",
     "toy_judge",
     "judge pairs by the length of their answers",
     "toy_judge:JudgeConfig",
@@ -29,7 +29,7 @@ JUDGE = Stage(
 
 
 class JudgeConfig(StageConfig):
-    """`tiebreak judge`"""
+    """`tiebreak longest`"""
 
     pairs: str
     """what to judge: a sample run, or a file of pairs"""
@@ -45,8 +45,8 @@ def prefer_longer(assignment: Assignment) -> Submission:
 
 def judge(config: JudgeConfig) -> None:
     """The stage."""
-    pairs = read_pairs(config.pairs, stage="judge")
-    with start_run(config, "judge") as run:
+    pairs = read_pairs(config.pairs, stage="longest")
+    with start_run(config, "longest") as run:
         if run.finished:
             say(f"{run.folder} is already finished: nothing to do")
             return
@@ -59,5 +59,5 @@ def judge(config: JudgeConfig) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`tiebreak judge`"""
-    stage_main("judge", JudgeConfig, judge, arguments)
+    """`tiebreak longest`"""
+    stage_main("longest", JudgeConfig, judge, arguments)

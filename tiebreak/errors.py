@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import select
 import signal
@@ -141,6 +142,7 @@ def exit_with_message(
         folder: where to write the traceback of an unexpected exception, once known.
     """
     _open_closed_streams()
+    _replace_unknown_characters()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see launch.settle_process
         main()
@@ -316,6 +318,12 @@ def _open_closed_streams() -> None:
                 os.dup2(nowhere, number)
             os.set_inheritable(nowhere, nowhere == number)
             setattr(sys, name, os.fdopen(nowhere, mode))
+
+
+def _replace_unknown_characters() -> None:
+    """In a terminal whose encoding lacks a character, as `…` in Latin-1, a question mark is printed for it."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _leave_closed_streams() -> bool:

@@ -21,7 +21,7 @@ def test_its_judgments_become_preferences_of_a_model(tmp_path: Path, monkeypatch
     sides = [(SHORT, LONG), (LONG, SHORT), (SHORT, SHORT + "!")]
     rows = [{"prompt": p, "response_a": a, "response_b": b} for p, (a, b) in zip(asked, sides, strict=True)]
     pairs = write_rows(tmp_path / "pairs.jsonl", rows)
-    run = ("judge", "--pairs", pairs, "--output", tmp_path / "judged", "--tracking.mode", "disabled")
+    run = ("longest", "--pairs", pairs, "--output", tmp_path / "judged", "--tracking.mode", "disabled")
     status, message = run_here(*run)
     assert status == 0, message
     assert read_manifest(tmp_path / "judged")["kinds"] == {"model": 3}

@@ -132,7 +132,7 @@ def _inspect(words: list[str]) -> None:
 def _print_all(inspections: Sequence[Inspection], given: InspectArguments) -> None:
     if given.as_json:
         documents = [{**asdict(one), "faults": one.faults} for one in inspections]
-        show(json.dumps(documents if len(documents) > 1 else documents[0], indent=2, ensure_ascii=False))
+        show(json.dumps(documents if len(documents) > 1 else documents[0], indent=2))
         return
     colours = has_colours(sys.stdout)
     for number, one in enumerate(inspections):

@@ -385,7 +385,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no such configuration file: {path}" + (f"; is it {path.parent / near[0]}?" if near else "")
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except IsADirectoryError:
+        inside = ", ".join(sorted(file.name for file in found.glob("*.yaml"))[:10])
+        raise ConfigError(f"{path} is a folder: name a file" + (f" in it: {inside}" if inside else "")) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: invalid YAML: {error}") from error
     if value is None:
         return {}

@@ -58,6 +58,16 @@ def test_a_closed_pipe_ends_a_command_in_silence(words: list[str]) -> None:
         assert process.wait(60) == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_a_character_shows_a_question_mark(encoding: str) -> None:
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+    result = subprocess.run(
+        [*CLI, "raters", "--help"], cwd=REPOSITORY, env=environment, capture_output=True, check=True
+    )
+    assert result.stdout.startswith(b"usage: tiebreak raters SUBCOMMAND ?")
+    assert result.stderr == b""
+
+
 def test_a_closed_standard_error_does_not_hide_the_status() -> None:
     reader, writer = os.pipe()
     os.close(reader)

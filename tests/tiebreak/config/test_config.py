@@ -256,6 +256,8 @@ def test_a_broken_file_is_named_with_the_place(tmp_path: Path, text: str, messag
 
 def test_a_missing_file_is_answered_with_its_nearest_neighbour(tmp_path: Path) -> None:
     (tmp_path / "dpo.yaml").write_text("output: out\n")
+    with pytest.raises(ConfigError, match=r"quickstart is a folder: name a file in it: .*dpo\.yaml"):
+        read_yaml(REPOSITORY / "configs" / "quickstart")
     with pytest.raises(ConfigError, match=r"no such configuration file: .*dop\.yaml; is it .*/dpo\.yaml\?"):
         load_config(StudyConfig, ["--config", str(tmp_path / "dop.yaml")], "study")
 
