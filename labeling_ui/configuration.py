@@ -63,6 +63,8 @@ class LabelConfig(StageConfig):
     """show raters their gold accuracy, without today's judgments"""
     goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)
     """judgments that each rater is asked for per day; their page shows today's count against it"""
+    break_after_minutes: int | None = Field(default=None, ge=1, le=600, exclude_if=lambda minutes: minutes is None)
+    """suggest a break to raters who work so long without one of five minutes; null: never"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair that a rater leaves unanswered is free for others after this time"""
     host: str = "127.0.0.1"

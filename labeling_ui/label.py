@@ -232,6 +232,7 @@ def build_page(config: LabelConfig) -> PageConfig:
         consent_version=config.consent_version,
         show_gold_agreement=config.show_gold_agreement,
         goal_per_day=config.goal_per_day,
+        break_after_minutes=config.break_after_minutes,
         asked=config.asked,
         reason=config.ask_reason,
         words=load_words(config.words),

@@ -84,6 +84,8 @@ class PageConfig:
     """host names that requests may use, against DNS rebinding; (): any"""
     goal_per_day: int | None = None
     """judgments that a rater is asked for a day"""
+    break_after_minutes: int | None = None
+    """work without a break after which one is suggested"""
     asked: Asked = field(default_factory=Asked)
     """asked beside the vote"""
     reason: bool = True
@@ -158,6 +160,7 @@ def describe_page(page: PageConfig) -> dict[str, Any]:
         "consent": render(page.consent) if page.consent else "",
         **describe_asked(page.asked, page.words),
         "reason": page.reason,
+        "break_after_minutes": page.break_after_minutes or 0,
         "converse": bool(page.policies),
         "skip_reasons": list(SKIP_REASONS),
     }

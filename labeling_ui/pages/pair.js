@@ -3,6 +3,8 @@
 const MAX_EDITED_CHARACTERS = 100000; // the server's limit
 const SAVE_AFTER_MS = 800; // so that a draft is on the server within two seconds of a change
 const IDLE_AFTER_MS = 60000;
+const BREAK_MS = 300000; // so long without a move is a break
+const BREAK_SHOWN_MS = 20000;
 
 let current = null;
 const ranks = () => current.answers.length > 2;
@@ -250,10 +252,21 @@ window.addEventListener('pagehide', keepDraft);
 
 // --- active and idle time
 
+let workingSince = performance.now(); // since the last break
+const breakAfter = props.value.break_after_minutes * 60000; // 0: none is suggested
+
 function moved() {
   const now = performance.now();
   if (now - lastMove > IDLE_AFTER_MS) idleMs += now - lastMove;
+  if (now - lastMove > BREAK_MS) workingSince = now;
+  else if (breakAfter && now - workingSince > breakAfter) suggestBreak(now);
   lastMove = now;
+}
+
+// Once for each stretch of work; the next judgment's own message replaces it.
+function suggestBreak(now) {
+  flash(say('break', { minutes: Math.round((now - workingSince) / 60000) }), BREAK_SHOWN_MS);
+  workingSince = now;
 }
 
 for (const kind of ['mousemove', 'keydown', 'scroll', 'pointerdown']) {

@@ -59,10 +59,10 @@ async function copyCode(button) {
 const FLASH_MS = 3000;
 let flashTimer = 0;
 
-function flash(text) {
+function flash(text, shownMs = FLASH_MS) {
   find('.saved').textContent = text;
   clearTimeout(flashTimer);
-  flashTimer = setTimeout(() => { find('.saved').textContent = ''; }, FLASH_MS);
+  flashTimer = setTimeout(() => { find('.saved').textContent = ''; }, shownMs);
 }
 
 // --- panes that scroll together, each by its share of the way

@@ -16,7 +16,8 @@ async function showWork() {
   place.setAttribute('aria-busy', 'true');
   place.replaceChildren(); // otherwise stale rows would change while the rater uses them
   try {
-    const [me, past] = await Promise.all([call(mePath()), call('/api/history?limit=20')]);
+    const since = dayStarts()[0];
+    const [me, past, hours] = await Promise.all([call(mePath()), call('/api/history?limit=20'), call(`/api/hours?since_ms=${since}`)]);
     if (mine !== openings) return;
     const { today, gold_agreement: gold } = me;
     const share = gold && gold.n ? `${Math.round((100 * gold.right) / gold.n)}%` : '–';
@@ -29,6 +30,7 @@ async function showWork() {
         tile(words['work.active'], duration(today.active_seconds)),
         tile(words['work.idle'], duration(today.idle_seconds)),
         ...(gold ? [tile(words['work.gold'], share, gold.n ? say('work.gold.note', gold) : '')] : [])),
+      ...trend(hours),
       ...rejectedTexts(),
       make('h3', {}, words['work.history']),
       past.length ? make('div', { class: 'history', tabindex: '0' }, make('table', { class: 'plain-table' }, make('tbody'))) : make('p', { class: 'note' }, words['work.none']),
@@ -41,6 +43,32 @@ async function showWork() {
     place.textContent = error.status ? error.message : words.waiting;
   }
   place.setAttribute('aria-busy', 'false');
+}
+
+// --- the last two weeks: judgments a day as bars, with the pace of each
+const DAYS = 14;
+
+function dayStarts() {
+  const day = new Date(midnight());
+  return [...Array(DAYS).keys()].map((n) => new Date(day.getFullYear(), day.getMonth(), day.getDate() - DAYS + 1 + n).getTime());
+}
+
+function trend(hours) {
+  const starts = dayStarts();
+  const days = starts.map((start, n) => {
+    const mine = hours.filter(({ at_ms: at }) => at >= start && (n + 1 === DAYS || at < starts[n + 1]));
+    const sum = (key) => mine.reduce((total, hour) => total + hour[key], 0);
+    return { start, judged: Math.max(0, sum('judged')), seconds: sum('active_seconds') };
+  });
+  const most = Math.max(...days.map(({ judged }) => judged));
+  if (days.filter(({ judged }) => judged).length < 2) return []; // one day has no trend
+  const date = (start) => new Date(start).toLocaleDateString(words.language, { day: 'numeric', month: 'short' });
+  const bars = days.map(({ start, judged, seconds }) => {
+    const about = say('work.day', { day: date(start), judged, pace: seconds ? Math.round((3600 * judged) / seconds) : '–' });
+    return make('li', { title: about }, make('span', { class: 'unseen' }, about), make('span', { class: 'bar', 'aria-hidden': 'true', style: `height:${percent(judged / most)}` }));
+  });
+  return [make('h3', {}, words['work.trend']), make('ol', { class: 'trend' }, ...bars),
+    make('p', { class: 'note ends' }, make('span', {}, date(starts[0])), make('span', {}, date(starts[DAYS - 1])))];
 }
 
 // One's own password and sessions.

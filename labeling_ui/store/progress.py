@@ -137,6 +137,16 @@ def work_since(connection: Connection, rater_id: str, since_ms: int) -> Work:
     return Work(int(count), float(active) / 1000, float(idle) / 1000)
 
 
+def hours_since(connection: Connection, rater_id: str, since_ms: int) -> dict[int, Work]:
+    """A rater's work by hour since the one that contains `since_ms`, by the hour's start in milliseconds."""
+    query = sa.select(RATER_HOURS.c.hour, *_HOUR_COLUMNS).order_by(RATER_HOURS.c.hour)
+    query = query.where(RATER_HOURS.c.rater_id == rater_id, RATER_HOURS.c.hour >= since_ms // HOUR_MS)
+    return {
+        hour * HOUR_MS: Work(count, active / 1000, idle / 1000)
+        for hour, count, active, idle in connection.execute(query)
+    }
+
+
 _HOUR_COLUMNS = (RATER_HOURS.c.judged, RATER_HOURS.c.active_ms, RATER_HOURS.c.idle_ms)
 
 

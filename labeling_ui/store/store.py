@@ -637,6 +637,11 @@ class Store:
         with self.reading() as connection:
             return counts.work_since(connection, rater_id, since_ms)
 
+    def hours_since(self, rater_id: str, since_ms: int) -> dict[int, Work]:
+        """A rater's work by hour since the one that contains `since_ms`."""
+        with self.reading() as connection:
+            return counts.hours_since(connection, rater_id, since_ms)
+
     def gold_agreement(self, rater_id: str, *, before_ms: int | None = None) -> tuple[int, int]:
         """(right, n) of the rater's judgments of gold items, all or those before a time."""
         with self.reading() as connection:

@@ -5,6 +5,7 @@ POST /api/invitations/accept            create an account from a lead's link
 POST /api/password                      change one's password; GET /api/sessions, POST /api/sessions/end-others
 GET  /api/me                            the rater, their progress, and today's work
 POST /api/guidelines/accept             accept the guidelines; /api/consent/accept likewise
+GET  /api/hours?since_ms=N              the rater's work by hour
 GET  /api/next?holding=["ID"]           the rater's next pair, or null
 POST /api/shown/{pair_id}               the pair is on the screen
 PUT  /api/drafts/{pair_id}              save a draft
@@ -243,6 +244,13 @@ def who_am_i(
         "gold_agreement": _gold_agreement(desk, rater.id),
         "last_judgment": store.last_judgment(rater.id),
     }
+
+
+@router.get("/hours")
+def hours(desk: DeskOf, session: Reader, since_ms: Annotated[int, Query(ge=0, le=2**52)]) -> list[dict[str, Any]]:
+    """The rater's own work by hour, so that a page can show it by the days of their time zone."""
+    found = desk.store.hours_since(session.rater.id, since_ms)
+    return [{"at_ms": at_ms, **asdict(work)} for at_ms, work in found.items()]
 
 
 def _as_json(work: Work) -> dict[str, Any]:

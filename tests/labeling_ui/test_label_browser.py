@@ -130,7 +130,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     store = Store.open(f"sqlite:///{folder}/label.sqlite", create=True)
     add_account(store, "first", "rater", PASSWORD)
     words = ["--overlap", "60", "--ranking", "true", "--aspects", "helpful", "honest", "harmless"]
-    words += ["--guidelines", GUIDELINES, "--consent", "What you say trains a model.", "--show-gold-agreement", "true"]
+    words += [
+        "--guidelines",
+        GUIDELINES,
+        "--consent",
+        "What you say trains a model.",
+        "--show-gold-agreement",
+        "true",
+        "--break-after-minutes",
+        "50",
+    ]
     words += ["--converse.policies", "nobody"]
     with serving(folder, campaign(), *words) as (address, _), sync_playwright() as playwright:
         for module, about in (("labeling_ui.worker", str(folder)), ("preference.answer", "nobody")):
@@ -582,6 +591,33 @@ def test_code_is_copied_and_a_password_changed_on_the_page(site: Site) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector(".account .note >> text=Changed")
     assert log_in(site.store, "copies", "another long password") is not None
+    page.context.close()
+
+
+def test_two_weeks_of_ones_own_work_are_bars_and_a_break_is_suggested(site: Site) -> None:
+    page = site.open("trend", after=6)
+    page.clock.install()
+    rater_id = next(one.id for one in site.store.raters() if one.name == "trend")
+    now = int(page.evaluate("new Date(new Date().setHours(12, 0, 0, 0)).getTime()"))
+    days = {2: 10, 0: 5}
+    hours = [
+        {"at_ms": now - day * 86_400_000, "judged": n, "active_seconds": 60 * n, "idle_seconds": 0}
+        for day, n in days.items()
+    ]
+    page.route("**/api/hours?*", lambda route: route.fulfill(json=hours, headers={"X-Tiebreak": "1"}))
+    press(page, "w")
+    page.wait_for_selector(".trend")
+    heights = page.evaluate("[...document.querySelectorAll('.trend .bar')].map((one) => one.style.height)")
+    assert (len(heights), heights[-3:]) == (14, ["100%", "0%", "50%"])
+    assert "10 judged, 60 per active hour" in page.text_content(".trend li:nth-child(12)")
+    assert sum(work.judged for work in site.store.hours_since(rater_id, 0).values()) == 6
+    press(page, "Escape")
+    messages = []
+    for n in range(30):
+        page.clock.fast_forward(120_000)
+        page.mouse.move(10 + n, 10)
+        messages.append(page.inner_text(".saved"))
+    assert ["minutes without a break" in one for one in messages].count(True) == 1
     page.context.close()
 
 
