@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.configuration import PrepareConfig, SplitShares
 from sft.normalising import normalise_completion, normalise_prompt
+from sft.page import build_page
 from sft.steps.step import Entry, Ledger, Row, Step, build_steps, run_steps
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Reading, Rules, drop_leaked, faults_of, read, settle
@@ -38,6 +39,7 @@ from tiebreak.records import (
     text_of,
     write_json,
     write_jsonl,
+    write_text_atomically,
 )
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
@@ -95,6 +97,10 @@ def prepare(config: PrepareConfig) -> None:
         report = data_report(data, prompts, demonstrations, lengths)
         write_json(run.final / "report.json", report)
         run.facts["counts"] = report["counts"]
+        shown = {name: data.ledger.lines(getattr(data.ledger, name)) for name in ("changed", "flagged")}
+        inputs = {name: one.source for name, one in run.inputs.items() if name.startswith("data_")}
+        page = build_page(report, inputs, shown["changed"], dropped, shown["flagged"])
+        write_text_atomically(run.folder / "report.html", page)
         run.finish()
         track(run)
         say_report(run, report)
@@ -492,6 +498,7 @@ def say_report(run: Run, report: dict[str, Any]) -> None:
         *table(rows, colours=colours),
         "",
         *([*table(lengths, colours=colours), ""] if report["lengths"] else []),
+        f"report: {(run.folder / 'report.html').resolve().as_uri()}",
         *([f"every dropped row: {run.final / 'dropped.jsonl'}"] if counts["dropped"] else []),
     )
 

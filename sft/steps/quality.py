@@ -219,6 +219,6 @@ class Quality(RowStep):
         if not failed:
             return row
         if self.config.quality.action == "drop":
-            return Drop(", ".join(failed))
+            return Drop(", ".join(failed), failed[0])
         ledger.flag(row, ", ".join(failed), failed[0])
         return row

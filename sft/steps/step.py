@@ -109,6 +109,8 @@ class Drop:
     """A row step's answer for a row to leave out."""
 
     reason: str
+    kind: str = ""
+    """the reason in the report, if rows differ in it"""
 
 
 @dataclass
@@ -219,7 +221,7 @@ class RowStep(Step):
         for row in rows:
             found = self.look(row, ledger)
             if isinstance(found, Drop):
-                ledger.drop(row, found.reason)
+                ledger.drop(row, found.reason, found.kind)
             elif empty := empty_part(found):
                 ledger.drop(row, f"its {empty} is empty after {ledger.now.step}", f"empty after {ledger.now.step}")
             else:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support import read_rows, write_rows
 
 from sft.configuration import PrepareConfig
+from sft.page import difference
 from sft.prepare import prepare
 from sft.steps.contamination import Index, words_of
 from sft.steps.contradictions import clash
@@ -370,3 +371,28 @@ def test_wrong_settings_stop_before_any_row_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, tiny_model, [{"prompt": "a?", "completion": "b"}], **values)
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_was_removed_and_inserted() -> None:
+    assert difference("a <b>c</b>, Ã¼", "a c, ü") == (
+        "a <del>&lt;b&gt;</del>c<del>&lt;/b&gt;</del>, <del>Ã¼</del><ins>ü</ins>"
+    )
+
+
+def test_the_page_has_every_step_and_asks_no_host(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [
+        {"prompt": "<b>a</b>?", "completion": "Yes"},
+        {"prompt": "a?", "completion": "No"},
+        {"prompt": "c?", "completion": "ha " * 100},
+    ]
+    final = run(tmp_path, tiny_model, rows, steps=["repair", "quality", "contradictions"], quality={"action": "drop"})
+    page = (final.parent / "report.html").read_text()
+    assert "<h1>2 of 3 rows are kept</h1>" in page
+    assert "Of 3 rows read, 2 are kept" in page
+    assert "<del>&lt;b&gt;</del>a<del>&lt;/b&gt;</del>?" in page
+    assert "default-src &#x27;none&#x27;" in page or "default-src 'none'" in page
+    assert "http://" not in page
+    assert "https://" not in page

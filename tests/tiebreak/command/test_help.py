@@ -124,6 +124,8 @@ SAMPLES = {
     "--shard-size": "5GB",
     "--vllm.base-url": "http://127.0.0.1:1",
     "--steps": "repair",
+    "--flags.NAME": "prompt",
+    "--spans.NAME": "0",
     "--rewards.N.function": "package.module:function",
 }
 """Where not every text will do."""
