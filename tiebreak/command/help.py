@@ -28,7 +28,8 @@ from tiebreak.terminal import has_colours, paint
 
 WIDTH, WIDEST = 100, 130
 """columns without a terminal, and the maximum"""
-FLAG_COLUMN = 36
+FLAG_COLUMN, NARROW_COLUMN = 36, 6
+"""where meanings begin, and in a narrow terminal"""
 _UNBROKEN = "\xa0"
 _TYPES = {int: "INT", float: "NUMBER", str: "TEXT", bool: "true|false"}
 
@@ -221,11 +222,12 @@ def shown(value: Any) -> str:
 
 def _row(flag: str, meaning: str, width: int) -> Iterator[str]:
     """A flag beside its meaning; a long flag gets its own line."""
-    wrapped = textwrap.wrap(meaning.strip(), max(24, width - FLAG_COLUMN), break_on_hyphens=False) or [""]
+    column = FLAG_COLUMN if width >= 2 * FLAG_COLUMN else NARROW_COLUMN
+    wrapped = textwrap.wrap(meaning.strip(), max(24, width - column), break_on_hyphens=False) or [""]
     lines = [line.replace(_UNBROKEN, " ") for line in wrapped]
-    if len(flag) + 4 > FLAG_COLUMN:
+    if len(flag) + 4 > column:
         yield f"  {flag}"
-        yield from (f"{'':<{FLAG_COLUMN}}{line}" for line in lines)
+        yield from (f"{'':<{column}}{line}" for line in lines)
     else:
         yield f"  {flag:<{FLAG_COLUMN - 2}}{lines[0]}".rstrip()
         yield from (f"{'':<{FLAG_COLUMN}}{line}" for line in lines[1:])

@@ -104,6 +104,13 @@ def test_the_page_of_a_command_names_its_subcommands() -> None:
     assert all(f"tiebreak raters {name} " in with_no_keys for name in "add invite reset move disable list".split())
 
 
+def test_a_page_fits_a_narrow_terminal() -> None:
+    """Except flags that are longer than a line."""
+    lines = list(help_lines("raters add", dict(commands())["raters add"], {}, width=40))
+    assert [line for line in lines if len(line) > 40 and not line.startswith("  --")] == []
+    assert lines[lines.index("  --role rater|lead") + 1].startswith("      rater; lead: ")
+
+
 # --- both ways
 
 NEEDED = {
