@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from labeling_ui.configuration import LabelConfig
 from labeling_ui.label import add_pairs, read_some_pairs
 from labeling_ui.store.store import Store, Submission
-from tiebreak.command.pipeline import StageEntry
+from tiebreak.command.pipeline import PipelineConfig, StageEntry, config_class
 from tiebreak.config import load_config
 
 QUESTIONS = ("Why are my {} leaves pale?", "How often do I feed {}?")
@@ -72,3 +72,28 @@ def test_from_prompts_with_people(terse: Path, tmp_path: Path, monkeypatch: pyte
     report = json.loads(Path("runs/mine/compare/report.json").read_text())
     assert list(report["policies"]) == ["base", "dpo", "ppo"]
     assert Path("runs/mine/compare/report.html").is_file()
+
+
+@pytest.mark.parametrize("raters", ["people", "simulated"])
+@pytest.mark.parametrize("answered", [False, True])
+def test_every_recipe_names_stages_that_take_their_files(
+    answered: bool, raters: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [{"prompt": text.format(crop)} for text in QUESTIONS for crop in CROPS]
+    write_rows(
+        Path("rows.jsonl"), [{**one, "completion": f"Light, {n}."} if answered else one for n, one in enumerate(asked)]
+    )
+    status, message = run_here("init", "mine", "--data", "rows.jsonl", "--raters", raters, "--policy", tiny_model)
+    assert status == 0, message
+    recipe = load_config(PipelineConfig, ["--config", "mine/pipeline.yaml"], "run")
+    assert ("sft" in [entry.stage for entry in recipe.stages]) == answered
+    assert {f"{entry.stage}.yaml" for entry in recipe.stages} == {file.name for file in Path("mine").iterdir()} - {
+        "pipeline.yaml"
+    }
+    configs = {e.stage: load_config(config_class(e.stage), ["--config", e.config], e.stage) for e in recipe.stages}
+    assert configs["label"].simulated == (raters == "simulated")
+    status, message = run_here("prepare", "--config", "mine/prepare.yaml")
+    assert status == 0, message
+    made = "demonstrations" if answered else "prompts"
+    assert len(Path(f"runs/mine/prepare/final/{made}.jsonl").read_text().splitlines()) == len(asked)
