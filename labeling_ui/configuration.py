@@ -38,6 +38,9 @@ class LabelConfig(StageConfig):
     columns: dict[str, str | None] = Field(default_factory=dict, exclude_if=lambda columns: not columns)
     """Tiebreak's name of a column: its name in the file of pairs, as in {prompt: question, response_a: left}; null: ignore
     the column"""
+    judges: list[str] = Field(default_factory=list, exclude_if=lambda judges: not judges)
+    """finished judge runs on these pairs, whose judgments join the store as those of raters of kind model; people are asked
+    about every pair all the same"""
     converse: ConverseConfig | None = None
     """raters write, two policies answer, and the conversation continues with the better answer"""
     store: str | None = None
@@ -124,6 +127,10 @@ class LabelConfig(StageConfig):
         others = self.converse is not None or self.store is not None
         if not self.pairs and (self.simulated or not others):
             raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
+        if self.judges and self.ranking:
+            raise ValueError(
+                "judges: they compare two by two, and people are to rank all completions at once: set ranking: false"
+            )
         return self
 
     @model_validator(mode="after")

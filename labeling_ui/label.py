@@ -43,6 +43,7 @@ from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.aggregate import ballots_of_groups, group_judgments
 from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
+from labeling_ui.quality.judges import measure_judges
 from labeling_ui.quality.reliability import describe_reliability
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store.campaign import Batch
@@ -55,8 +56,9 @@ from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import read_records
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
-from tiebreak.records import Pair
+from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
 from tiebreak.tracking.recorder import track_again
@@ -114,6 +116,7 @@ def label_by_simulation(config: LabelConfig) -> None:
         store = Store.open(config.store_url, create=True, clock=None, lease_seconds=config.lease_seconds)
         refuse_people(store)
         add_pairs(store, config, pairs)
+        add_judges(store, config)
         simulate(store, config.simulate or SimulateConfig(), config.config_folder)
         report = export(store, run, config.aggregation, config.formats)
         store.close()
@@ -149,6 +152,33 @@ def add_pairs(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> int:
     )
 
 
+def add_judges(store: Store, config: LabelConfig) -> None:
+    """Add the judgments of the configured judge runs to the store, as raters of kind `model`; those there stay."""
+    for source in config.judges:
+        judgments = read_judgments(source)
+        added = import_records(
+            store, (), judgments, source=source, source_id=identify_input(source).id, places=[source] * len(judgments)
+        )
+        if added.judgments:
+            raters = ", ".join(sorted({one.rater_id for one in judgments}))
+            show(f"{source}: {counted(added.judgments, 'judgment')} by {raters}")
+
+
+def read_judgments(source: str) -> list[Judgment]:
+    """The judgments of a finished judge run.
+
+    Raises:
+        HandoffError: it is another stage's run, or holds others' judgments.
+    """
+    manifest = read_manifest(source)
+    if manifest["stage"] != "judge":
+        raise HandoffError(f"judges: {source} is a finished '{manifest['stage']}' run: give the folder of a judge run")
+    judgments = [one.judgment for one in read_records(Path(source) / "final" / "judgments.jsonl", ExportedJudgment)]
+    if others := sorted({one.kind for one in judgments} - {"model"}):
+        raise HandoffError(f"judges: {source} holds {' and '.join(others)} judgments: only a model's are a judge's")
+    return judgments
+
+
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
     pairs = read_some_pairs(config)
@@ -172,6 +202,7 @@ def _serve_store(store: Store, config: LabelConfig, pairs: Sequence[Pair], liste
             f"{store.url} has a password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
     new = add_pairs(store, config, pairs)
+    add_judges(store, config)
     if store.lacks_log():
         show(f"{store.url} is a copy of a store in use, without its -wal file: its latest judgments are missing")
     store.begin_serving()
@@ -206,7 +237,7 @@ def _answering(config: LabelConfig) -> Iterator[None]:
 def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair]) -> None:
     configured = Batch(config.batch, config.priority, config.pool, config.overlap)
     status = store.status()
-    judged = sum(status["judgments"].values())
+    judged = store.judged()
     address = f"http://{_shown_host(config.host)}:{config.port}{config.prefix}"
     show(
         f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments",
@@ -271,6 +302,7 @@ def _export(words: list[str]) -> None:
         config = load_config(LabelConfig, words, "label export")
         store = Store.open(config.store_url)
         _match_pairs(store, config)
+        add_judges(store, config)
     else:
         arguments = load_config(ExportArguments, words, "label export")
         store = Store.open(arguments.store)
@@ -406,6 +438,7 @@ def _agreement(words: list[str]) -> None:
         measured["reliability"] = describe_reliability(ballots_of_groups(groups, known_answers))
         mine = [judgment for judgment in judgments if judgment.kind == measured["kind"]]
         measured["criteria"] = agreement_by_criterion(mine)
+    measured["judges"] = measure_judges(pairs, judgments)
     if as_json:
         print(json.dumps(measured, indent=2))
     else:

@@ -104,9 +104,9 @@ def refuse_people(store: Store) -> None:
     """Refuse to mix simulated judgments into people's store.
 
     Raises:
-        RefusedError: the store has raters who are not simulated.
+        RefusedError: the store has people.
     """
-    people = [rater for rater in store.raters() if rater.kind != "simulated"]
+    people = [rater for rater in store.raters() if rater.kind == "human"]
     if people:
         raise RefusedError(
             f"{store.url} has {len(people)} raters who are not simulated: simulated judgments need their own store. "

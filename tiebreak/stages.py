@@ -226,7 +226,7 @@ LABEL = Stage(
     "serve pairs to raters; export, verify and count their judgments",
     "labeling_ui.configuration:LabelConfig",
     makes="data",
-    inputs={"pairs": "pairs"},
+    inputs={"pairs": "pairs", "judges": "judges.{}"},
     rows=("judgments", "preferences"),
     by_people_unless="simulated",
     next=(Next("reward", (("preferences", "{output}"),)), Next("dpo", (("preferences", "{output}"),))),
@@ -347,7 +347,7 @@ JUDGE = Stage(
     makes="data",
     inputs={"pairs": "pairs", "reward_model": "reward_model", "model": "model", "people": "people"},
     rows=("judgments",),
-    next=(Next("label", (("pairs", "{pairs}"),)),),
+    next=(Next("label", (("pairs", "{pairs}"), ("judges", "{output}"))),),
     title="judge",
     metrics={"accuracy": "accuracy against people", "kappa": "κ against people", "consistency": "position consistency"},
 )

@@ -381,6 +381,7 @@ def build_report(
         },
         "preferences": {
             "total": len(preferences),
+            "by_kind": dict(sorted(Counter(one.kind for one in preferences).items())),
             "by_split": {s: sum(p.split == s for p in preferences) for s in ("train", "validation", "test")},
             "dropped": dropped,
             "share_dropped": round(dropped / max(len(aggregated.verdicts), 1), 6),

@@ -70,15 +70,17 @@ def import_records(
     default = next(
         (batch for batch in store.batches() if not batch.name), Batch("", overlap=campaign.get("overlap", 1))
     )
-    new_pairs = store.add_pairs(
-        pairs,
-        overlap=default.overlap,
-        priority=default.priority,
-        pool=default.pool,
-        seed=campaign.get("seed", 0),
-        source=source,
-        source_id=source_id,
-    )
+    new_pairs = 0
+    if pairs:
+        new_pairs = store.add_pairs(
+            pairs,
+            overlap=default.overlap,
+            priority=default.priority,
+            pool=default.pool,
+            seed=campaign.get("seed", 0),
+            source=source,
+            source_id=source_id,
+        )
     for rater_id, kind in sorted({(judgment.rater_id, judgment.kind) for judgment in judgments}):
         if not any(rater.id == rater_id for rater in store.raters()):
             store.add_rater(rater_id, kind=kind, rater_id=rater_id)
@@ -169,16 +171,19 @@ def _insert_one(tx: Transaction, identity: str, judgment: Judgment, item: Item, 
         "judgment": judgment.model_dump(mode="json"),
     }
     payload["occasion"] = occasion
+    counted_here = judgment.judge is None  # judges take no place from people, and do not disagree with them
     now = tx.event("imported", rater_id=judgment.rater_id, item_id=item.id, payload=payload)
     who = {"item_id": item.id, "rater_id": judgment.rater_id, "occasion": occasion}
     sides = {"left_id": judgment.left, "right_id": judgment.right, "shown": "", "shown_at_ms": None}
     state = {"state": "done", "lease_until_ms": now, "seq": tx.seq}
     st.ADD_ASSIGNMENT.do(tx.connection, id=assignment, **who, **sides, **state)
-    vote = count_vote(tx, item, occasion, before=None, now=judgment)
+    vote = count_vote(tx, item, occasion, before=None, now=judgment, counted=counted_here)
     row = {"id": identity, "assignment_id": assignment, **who, "kind": judgment.kind, "vote": vote, "at_ms": now}
     record = {"record": judgment.model_dump_json(), "seq": tx.seq, "active_ms": 0, "idle_ms": 0}
     st.ADD_JUDGMENT.do(tx.connection, **row, **record)
     count_work(tx, judgment.rater_id, IMPORTED_AT_MS, judged=1)
+    if not counted_here:
+        return
     if occasion == 0 and judgment.skip:
         st.COUNT_SKIP.do(tx.connection, item=item.id)
     elif occasion == 0:

@@ -13,8 +13,9 @@ from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from labeling_ui.quality.judges import join_judges, rest_of
 from labeling_ui.quality.reliability import (
     UNKNOWN,
     Ballots,
@@ -42,6 +43,11 @@ class AggregationConfig(Section):
     """unpaired: two bad answers among the unpaired labels; drop: not used"""
     skips: Literal["ignore", "count"] = "ignore"
     """ignore: a skip is no vote; count: a vote for neither side"""
+    judges: Literal["apart", "rest", "with_people"] = Field(
+        default="apart", exclude_if=lambda judges: judges == "apart"
+    )
+    """verdicts of model judges. apart: preferences of their own, of kind model; rest: the same, but only of pairs that no
+    person judged; with_people: votes beside people's, weighted by the judge's accuracy against people"""
     min_votes: int = Field(default=1, ge=1, le=100)
     """pairs with fewer votes give no preference"""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -53,6 +59,15 @@ class AggregationConfig(Section):
     one"""
     gold: Literal["drop", "keep"] = "drop"
     """drop: gold pairs measure raters and train nothing; keep: they give their known answer"""
+
+    @model_validator(mode="after")
+    def _weighs_judges(self) -> AggregationConfig:
+        if self.judges == "with_people" and self.method != "majority":
+            raise ValueError(
+                f"judges: with_people weighs votes by accuracy against people, and {self.method} by its own estimate: set "
+                "method: majority"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,8 @@ class Vote:
     """a skip, counted as a vote for neither"""
     share: float = 1.0
     """weight in the model of strengths: below 1 where it follows from an order (`share_of_order`)"""
+    weight: float = 1.0
+    """among votes of a majority: a person's is 1, a judge's follows from its accuracy"""
 
 
 @dataclass(frozen=True)
@@ -163,14 +180,16 @@ class Verdict:
 def decide(group: Group) -> Verdict:
     """The side with more votes than the other and than neither; else none."""
     votes = first_votes(group)
-    n = len(votes)
+    n = sum(vote.weight for vote in votes)
     if n == 0:
         return Verdict("skipped")
-    tally = Counter((vote.value > 0) - (vote.value < 0) for vote in votes)
+    tally: dict[int, float] = {-1: 0.0, 0: 0.0, 1: 0.0}
+    for vote in votes:
+        tally[(vote.value > 0) - (vote.value < 0)] += vote.weight
     side = 1 if tally[1] >= tally[-1] else -1
     if tally[side] > max(tally[0], tally[-side]):
         share = tally[side] / n
-        return replace(_prefer(group, side), agreement=share, confidence=share, weight=share)
+        return replace(_prefer(group, side), agreement=share, confidence=share, weight=share * min(n, 1.0))
     if tally[0] <= tally[side]:
         return Verdict("split", agreement=tally[side] / n, raters=_raters(votes))
     return replace(_no_preference(votes), agreement=tally[0] / n)
@@ -266,6 +285,8 @@ def build_preferences(
     """A preference for every group that has a winner."""
     config, known_answers = config or AggregationConfig(), known_answers or KnownAnswers()
     groups = [*groups, *_unjudged(groups, known_answers)]
+    if config.judges != "apart":
+        groups = rest_of(groups) if config.judges == "rest" else join_judges(groups, known_answers.adjudicated)
     if config.skips == "count":
         groups = [count_skips(group) for group in groups]
     by_raters, reliabilities = _decide_all(groups, config.method, known_answers)

@@ -16,6 +16,7 @@ import numpy as np
 
 from labeling_ui.quality.biases import describe_raters, overall_habits
 from labeling_ui.quality.intervals import Figure, mean_over_clusters, share_of_clusters
+from labeling_ui.quality.judges import judge_lines
 from labeling_ui.quality.votes import KINDS, Comparison, Flags, Floats, Integers, Steps, Votes, read_votes
 from tiebreak.errors import counted
 from tiebreak.measures.agreement import cohen_kappa as cohen_kappa
@@ -243,6 +244,8 @@ def agreement_lines(measured: dict[str, Any], colours: bool = False) -> list[str
     if "reliability" in measured:
         head = ("estimated accuracy", "Dawid-Skene", "95% interval", "Bradley-Terry", "95% interval", "n")
         lines += ["", *titled_table(head, list(_reliability_rows(measured["reliability"])), colours=colours)]
+    if judges := judge_lines(measured.get("judges", ()), colours):
+        lines += ["", *judges]
     flagged = [(row["rater"], ", ".join(row["marks"])) for row in measured["raters"] if row["marks"]]
     if flagged:
         lines += ["", *titled_table(("flagged", "for"), flagged, left=(0, 1), colours=colours)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tiebreak.records import Judgment, Kind, Pair
 
-KINDS: tuple[Kind, ...] = ("human", "model", "simulated")
+KINDS: tuple[Kind, ...] = ("human", "simulated", "model")
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

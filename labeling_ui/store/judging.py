@@ -201,11 +201,12 @@ def _named_by(answer: Answer) -> Iterator[str]:
 
 
 def count_vote(
-    tx: Transaction, item: Any, occasion: int, *, before: Judgment | None, now: Judgment | None
+    tx: Transaction, item: Any, occasion: int, *, before: Judgment | None, now: Judgment | None, counted: bool = True
 ) -> int | None:
-    """Move the item's votes from the old judgment to the new one; returns the new vote. Repeats do not count."""
+    """Move the item's votes from the old judgment to the new one; returns the new vote. Repeats do not count, nor do a
+    judge's (`counted` false)."""
     was, votes = (_vote(judgment, item) for judgment in (before, now))
-    if occasion == 0 and was != votes:
+    if counted and occasion == 0 and was != votes:
         more = {"more_for_first": 0, "more_for_second": 0, "more_for_neither": 0}
         for vote, step in ((was, -1), (votes, 1)):
             if vote is not None:

@@ -99,8 +99,10 @@ def progress(connection: Connection, rater_id: str) -> Progress:
 
 
 def judged(connection: Connection) -> int:
-    """Number of current judgments, without skips and those of withdrawn pairs."""
-    return sum(judged_by_kind(connection).values())
+    """Number of current judgments, without skips and those of withdrawn pairs; beside people, a judge's do not count."""
+    kinds = judged_by_kind(connection)
+    asked = sum(count for kind, count in kinds.items() if kind != "model")
+    return asked or kinds.get("model", 0)
 
 
 def judged_by_kind(connection: Connection) -> dict[str, int]:

@@ -117,10 +117,12 @@ def reject(tx: Transaction, judgment_ids: Sequence[str], reason: str, by: str | 
 
 def _reject_one(tx: Transaction, row: Any, reason: str, by: str | None, again: bool) -> None:
     judgment = Judgment.model_validate_json(row.record)
-    count_vote(tx, st.ITEM.one(tx.connection, item=row.item_id), row.occasion, before=judgment, now=None)
-    if row.occasion == 0 and judgment.skip:
+    counted = judgment.judge is None  # a judge has no vote and no place to free
+    item = st.ITEM.one(tx.connection, item=row.item_id)
+    count_vote(tx, item, row.occasion, before=judgment, now=None, counted=counted)
+    if counted and row.occasion == 0 and judgment.skip:
         st.DROP_SKIP.do(tx.connection, item=row.item_id)
-    elif row.occasion == 0:
+    elif counted and row.occasion == 0:
         st.FREE_PLACE.do(tx.connection, item=row.item_id)
     imported = row.id.startswith("imported-")
     count_work(tx, row.rater_id, IMPORTED_AT_MS if imported else row.at_ms, judged=-1)
@@ -174,9 +176,10 @@ def _describe(connection: Connection, rows: Sequence[Any]) -> Rejection:
     freed: dict[str, int] = {}
     skips = 0
     for row in rows:
-        skipped = row.vote is None and Judgment.model_validate_json(row.record).skip
+        judgment = Judgment.model_validate_json(row.record) if row.vote is None or row.kind == "model" else None
+        skipped = row.vote is None and judgment is not None and judgment.skip
         skips += skipped
-        if row.occasion == 0:
+        if row.occasion == 0 and (judgment is None or judgment.judge is None):
             freed[row.item_id] = freed.get(row.item_id, 0) + (not skipped)
             if row.vote is not None:
                 counts = lost.setdefault(row.item_id, [0, 0, 0])

@@ -777,7 +777,7 @@ def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: 
             raise NameTakenError(f"{url} already has a rater named {rater.name!r}")
         if password_hash and row.password_hash and skeleton(row.name) == skeleton(rater.name):
             raise NameTakenError(f"{url} already has a rater named {row.name!r}, which looks like {rater.name!r}")
-    if any((row.kind == "simulated") != (rater.kind == "simulated") for row in rows):
+    if rater.kind != "model" and any(row.kind not in ("model", rater.kind) for row in rows):
         others = "simulated raters" if rater.kind != "simulated" else "people"
         raise StoreError(
             f"{url} is a store of {others}, and {rater.kind} judgments must not mix with theirs: give another --store"

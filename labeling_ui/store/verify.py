@@ -66,6 +66,8 @@ class _Rebuilt:
     """rejected judgments: the assignment, the reason, and who rejected it"""
     emptied: set[str] = field(default_factory=set)
     """assignments whose judgment was rejected: they hold no place"""
+    uncounted: set[str] = field(default_factory=set)
+    """assignments of judges, which take no place and give no vote"""
     raters: dict[str, Row] = field(default_factory=dict)
     hours: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     batches: dict[str, Batch] = field(default_factory=dict)
@@ -187,6 +189,8 @@ def _assign(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         "occasion": payload.get("occasion", 0),
         "state": "open",
     }
+    if event.kind == "imported" and payload["judgment"].get("judge") is not None:
+        rebuilt.uncounted.add(payload["assignment"])
 
 
 def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
@@ -285,7 +289,8 @@ def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
 def _votes(rebuilt: _Rebuilt) -> dict[str, list[int]]:
     votes: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for judgment in rebuilt.judgments.values():
-        if judgment["occasion"] == 0 and judgment["vote"] is not None:
+        counts = judgment["occasion"] == 0 and judgment["assignment"] not in rebuilt.uncounted
+        if counts and judgment["vote"] is not None:
             vote = judgment["vote"]
             votes[rebuilt.assignments[judgment["assignment"]]["item"]][0 if vote > 0 else 1 if vote < 0 else 2] += 1
     return votes
@@ -323,7 +328,7 @@ def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]
     taken: dict[str, int] = defaultdict(int)
     skips: dict[str, int] = defaultdict(int)
     for name, assignment in rebuilt.assignments.items():
-        if assignment["occasion"] == 0:
+        if assignment["occasion"] == 0 and name not in rebuilt.uncounted:
             skips[assignment["item"]] += name in rebuilt.skipped
             empty = assignment["state"] == "lapsed" or name in rebuilt.skipped or name in rebuilt.emptied
             taken[assignment["item"]] += not empty

@@ -27,7 +27,7 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"pairs": "p", "model": "m", "people": "l"},
         {"pairs": "p", "model": "m", "people": "l"},
     ),
-    "label": ({"pairs": "p"}, {"pairs": "p"}),
+    "label": ({"pairs": "p", "judges": ["j", "k"]}, {"pairs": "p", "judges.0": "j", "judges.1": "k"}),
     "reward": ({"policy": "m", "preferences": "p"}, {"policy": "m", "preferences": "p"}),
     "dpo": (
         {"policy": "m", "preferences": "p", "guard": GUARD},
