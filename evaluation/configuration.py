@@ -39,8 +39,16 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     """answers sampled at once"""
     training: LoadingConfig = LoadingConfig()
     """how the policies are loaded: precision, attention kernel and remote code"""
+    gate: str | None = None
+    """a file of requirements that a policy must meet, or the exit status is 3; null: none.
+    configs/gates/quickstart.yaml is an example"""
 
+    printed: ClassVar[frozenset[str]] = frozenset({"gate"})
     revisable: ClassVar[frozenset[str]] = frozenset({"yardstick"})
+
+    @property
+    def checks_when_finished(self) -> bool:
+        return self.gate is not None
 
     def function_names(self) -> dict[str, str]:
         return {} if self.yardstick == "rubric" else {"yardstick": self.yardstick}
@@ -57,7 +65,7 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
 class CompareConfig(StageConfig):
     """`tiebreak compare`"""
 
-    printed: ClassVar[frozenset[str]] = frozenset({"next_step"})
+    printed: ClassVar[frozenset[str]] = frozenset({"next_step", "gate"})
 
     output: str = "runs/quickstart/compare"
     """the folder that the report is written to"""
@@ -73,6 +81,12 @@ class CompareConfig(StageConfig):
     """prompts whose answers are shown side by side"""
     next_step: str = ""
     """the command to print last; empty: how to judge the sampled pairs by hand"""
+    gate: str | None = None
+    """a file of requirements that the evaluation must meet, or the exit status is 3, with the report written; null: none"""
+
+    @property
+    def checks_when_finished(self) -> bool:
+        return self.gate is not None
 
 
 class OverviewArguments(Section):

@@ -16,12 +16,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from evaluation.configuration import EvaluateConfig
+from evaluation.gate import read_gate, require_gate
 from evaluation.repetition import repeated_share
 from evaluation.trained_on import leave_out_trained_on
 from tiebreak.chat.chat import Chat, encode_each
@@ -43,13 +45,26 @@ from tiebreak.tracking.recorder import track, track_again
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """The stage."""
+    """The stage: measure the policies, and check the gate.
+
+    Raises:
+        GateError: a requirement of the gate is not met; the run is finished.
+    """
+    if config.gate is not None:
+        read_gate(config.gate, list(config.policies))
+    folder = measure_policies(config)
+    if config.gate is not None and is_main_process():
+        require_gate(config.gate, str(folder))
+
+
+def measure_policies(config: EvaluateConfig) -> Path:
+    """Sample and measure every policy; returns the finished run's folder."""
     yardstick = find_yardstick(config.yardstick, config.config_folder)
     with start_run(config, "evaluate") as run:
         if run.finished:
             track_again(run)
             say(f"{run.folder} is finished with this configuration and these inputs: nothing to do")
-            return
+            return run.folder
         prompts = leave_out_trained_on(config, run, choose_prompts(config, Rules.of(run)))
         require_readable(config)
         prompts = drop_unrendered(config, run, prompts)
@@ -61,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
         add_baseline_logps(config, run, prompts, answers)
         add_scores(config, run, answers)
         if not is_main_process():
-            return
+            return run.folder
         rows = to_rows(prompts, answers)
         report = to_report(config, yardstick, rows)
         write_jsonl(run.final / "completions.jsonl", rows)
@@ -71,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> None:
         track(run)
         clear_partial(run)
         say("", *results_table(report, yardstick.name, has_colours(sys.stderr)), "")
+        return run.folder
 
 
 def results_table(report: Mapping[str, Any], yardstick: str, colours: bool) -> list[str]:

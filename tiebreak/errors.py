@@ -6,6 +6,7 @@ TiebreakError            what went wrong, where, and the next step; printed with
 ├── RunError             a run folder is missing, unfinished, or holds another run
 ├── HandoffError         a stage's output does not fit the next stage
 ├── ModelError           a model cannot be found, loaded or saved
+├── GateError            a policy does not meet its gate; exit status 3
 ├── MachineError         a limit of this machine: no such device, no space left
 └── UpstreamError        an installed package is not what Tiebreak was written for
 """
@@ -110,6 +111,12 @@ class HandoffError(TiebreakError):
 
 class ModelError(TiebreakError):
     """A model cannot be found, loaded or saved."""
+
+
+class GateError(TiebreakError):
+    """A policy does not meet the requirements of its gate."""
+
+    exit_status = 3
 
 
 class MachineError(TiebreakError):

@@ -46,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """Write the report and print its table; returns the content of report.json."""
+    """Write the report and print its table, and check the gate; returns the content of report.json.
+
+    Raises:
+        GateError: a requirement of the gate is not met; the report is written.
+    """
     evaluation = read_evaluation(config.evaluation)
     against = [read_evaluation(folder) for folder in config.against]
     links = read_chain(config.evaluation, config.runs)
@@ -70,6 +74,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     report = json.loads((run.folder / "report.json").read_text(encoding="utf-8"))
     in_recipe = "TIEBREAK_GROUP" in os.environ  # whose last lines name the next command
     print_summary(report, run.folder / "report.html", "" if in_recipe else next_step)
+    if config.gate is not None:
+        from evaluation.gate import require_gate  # which reads evaluations as this package does
+
+        require_gate(config.gate, config.evaluation)
     return dict(report)
 
 

@@ -269,7 +269,13 @@ def _in_short(match: Match) -> str:
 
 def _runs(report: Overview, styles: Styles) -> Markup:
     rows = {one.name: one for one in report.runs}
-    parts = [_stage_runs(table_, rows, report, styles) for table_ in report.differences]
+    shown = [
+        one
+        for one in report.differences
+        if one.differing or any(rows[name].figures or rows[name].notes for name in one.runs)
+    ]
+    quiet = [label(one.stage) for one in report.differences if one not in shown]
+    parts = [_stage_runs(one, rows, report, styles) for one in shown]
     left = [el("li", el("code", folder), f": {why}") for folder, why in report.left_out.items()]
     search = el(
         "div",
@@ -281,6 +287,7 @@ def _runs(report: Overview, styles: Styles) -> Markup:
     return join(
         search,
         parts,
+        note(f"One run each, or no difference: {', '.join(quiet)}.") if quiet else None,
         el("details", el("summary", f"{len(left)} folders left out"), el("ul", left)) if left else None,
     )
 
@@ -322,9 +329,7 @@ def _stage_runs(one: Differences, rows: Mapping[str, RunRow], report: Overview, 
     return el(
         "div",
         el("h3", label(one.stage), " ", el("small", count, cls="count")),
-        el("div", table([heading("Key"), *head], body, cls="columns"), cls="scroll")
-        if body
-        else note(f"{', '.join(run.name for run in mine)}: no key differs."),
+        el("div", table([heading("Key"), *head], body, cls="columns"), cls="scroll") if body else None,
         spreads,
         el(
             "details",
@@ -333,7 +338,11 @@ def _stage_runs(one: Differences, rows: Mapping[str, RunRow], report: Overview, 
         )
         if further
         else None,
-        el("details", el("summary", f"{len(shared)} keys, the same in all"), table([], shared, cls="keys"))
+        el(
+            "details",
+            el("summary", f"{len(shared)} keys" + (", the same in all" if len(mine) > 1 else "")),
+            table([], shared, cls="keys"),
+        )
         if shared
         else None,
         el("ul", notes, cls="note-text") if notes else None,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,7 @@ def _runs_table(runs: Sequence[LineageRun]) -> Markup:
                 "Made from",
                 el(
                     "span",
-                    [el("span", f"{k} ", el("code", short(v)), cls="input") for k, v in one.input_ids.items()] or "–",
+                    [_input(name, entry) for name, entry in one.record["inputs"].items()] or "–",
                 ),
             ),
             cell("Git commit", el("code", one.record.get("git_commit") or "–")),
@@ -267,6 +267,17 @@ def _runs_table(runs: Sequence[LineageRun]) -> Markup:
     ]
     headings = [heading(title) for title in ("Stage", "Folder", "Id", "Made from", "Git commit", "Finished")]
     return el("div", table(headings, rows, cls="chain stack"), cls="scroll")
+
+
+def _input(name: str, entry: Mapping[str, Any]) -> Markup:
+    """An input's name with the id of its content; a model's or hub data's own name."""
+    identity = str(entry["id"])
+    return el(
+        "span",
+        f"{name} ",
+        el("code", identity if entry["kind"] == "name" else short(identity), title=identity),
+        cls="input",
+    )
 
 
 def _raters_table(runs: Sequence[LineageRun]) -> Markup | None:

@@ -30,7 +30,7 @@ from tiebreak.command.hardware import PREFLIGHT, take_preflight
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.command.launch import accelerate_file
 from tiebreak.config import Section, StageConfig, check_duration, load_config
-from tiebreak.errors import ConfigError, RunError, exit_with_message, require_training_packages
+from tiebreak.errors import ConfigError, GateError, RunError, exit_with_message, require_training_packages
 from tiebreak.process.children import run_following
 from tiebreak.process.limit import leave_in_time, limited_to
 from tiebreak.process.preloaded import may_fork, run_forked
@@ -169,10 +169,11 @@ def _run_stage(entry: StageEntry, words: Sequence[str], group: str, config: Pipe
     folder, state, why = stage_state(entry, words)
     if state == "finished":
         lacking = [name for name, report in read_reports(folder).items() if report.state != "done"]
-        if not lacking:
+        if not lacking and not load_config(config_class(entry.stage), list(words), entry.stage).checks_when_finished:
             tick(entry.stage, f"up to date, skipped: {folder}: {why}")
             return True
-        say(f"{folder} is finished, and lacks {', '.join(lacking)}")
+        if lacking:
+            say(f"{folder} is finished, and lacks {', '.join(lacking)}")
     if state == "other":
         if not config.replace:
             raise RunError(
@@ -348,6 +349,8 @@ def _start(entry: StageEntry, words: Sequence[str], group: str, config: Pipeline
     if requested() or status in (STOPPED, INTERRUPTED, TIME_IS_UP):
         number = requested() or {INTERRUPTED: signal.SIGINT, TIME_IS_UP: OUT_OF_TIME}.get(status, signal.SIGTERM)
         raise Stopped(number, f"in stage {entry.stage}; finished stages are kept")
+    if status == GateError.exit_status:
+        raise GateError(f"stage {entry.stage}: the gate is not met; see its output above. The run itself is finished")
     if status:
         raise RunError(
             f"stage {entry.stage} failed with status {status}; see its output above. Fix it and run the "

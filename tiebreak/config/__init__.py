@@ -210,6 +210,11 @@ class StageConfig(Section):
         return copy
 
     @property
+    def checks_when_finished(self) -> bool:
+        """Whether the stage has something to check although its run is finished, so that a recipe does not skip it."""
+        return False
+
+    @property
     def trains(self) -> bool:
         """Whether the outputs depend on the number of processes."""
         return isinstance(getattr(self, "training", None), OptimizerConfig)

@@ -1,0 +1,230 @@
+"""The gate: what a policy must meet before it ships, checked on a finished evaluation.
+
+    tiebreak evaluate --config configs/quickstart/evaluate.yaml --gate configs/gates/quickstart.yaml
+
+The exit status is 3 if a requirement is not met, with every reason. What the evaluation did not measure is not met
+either. The result is in `gate.json` of the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from evaluation.compare.reading import Evaluation, read_evaluation
+from evaluation.compare.words import edge, label
+from evaluation.overview.policies import Member, members_of, refuses
+from tiebreak.config import Section, load_config
+from tiebreak.data.reading import read_rows
+from tiebreak.errors import ConfigError, GateError, counted
+from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_of, share_interval
+from tiebreak.page.numbers import number, percent
+from tiebreak.records import write_json
+from tiebreak.runs.chain import InputFinder
+from tiebreak.terminal import say
+
+GATE_FILE = "gate.json"
+
+
+class Bounds(Section):
+    """Limits of one figure."""
+
+    at_least: float | None = None
+    """the smallest value that passes"""
+    at_most: float | None = None
+    """the largest value that passes"""
+    no_worse_by: float | None = Field(default=None, ge=0)
+    """how far below the baseline's the value may be"""
+
+
+class Gate(Section):
+    """What a policy must meet. A key that is left out requires nothing."""
+
+    policy: str
+    """the policy that is to ship, by its name in the evaluation"""
+    min_prompts: int = Field(default=MANY_PROMPTS, ge=1)
+    """fewest prompts that count as evidence"""
+    win_rate: float | None = Field(default=None, ge=0, le=1)
+    """least lower end of the win rate's 95% interval against the baseline; 0.5: better"""
+    win_rate_at_equal_length: float | None = Field(default=None, ge=0, le=1)
+    """the same of the length-controlled win rate"""
+    kl: float | None = Field(default=None, ge=0)
+    """largest KL from the baseline, in nats per answer"""
+    refusals: float | None = Field(default=None, ge=0, le=1)
+    """largest share of answers that open with a refusal, in English"""
+    cut_off: float | None = Field(default=None, ge=0, le=1)
+    """largest share of answers that reach the limit of tokens"""
+    length_growth: float | None = Field(default=None, ge=-1)
+    """largest growth of the mean length over the baseline's; 0.5: half as long again"""
+    slices: dict[str, float] = {}
+    """tag or source of prompts → least lower end of the win rate's interval on them"""
+    figures: dict[str, Bounds] = {}
+    """any figure of the policy in the evaluation's report.json, such as repetition_mean, or criteria.direct; by its name"""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One requirement, and what was found."""
+
+    name: str
+    met: bool
+    words: str
+
+
+def read_gate(file: str, policies: Sequence[str]) -> Gate:
+    """A gate's file, checked against the evaluation's policies.
+
+    Raises:
+        ConfigError: it cannot be read, has errors, or names another policy.
+    """
+    gate = load_config(Gate, ["--config", file], "evaluate")
+    if gate.policy not in policies:
+        raise ConfigError(f"{file}: policy {gate.policy!r} is not evaluated (there are {', '.join(policies)})")
+    return gate
+
+
+def require_gate(file: str, folder: str) -> None:
+    """Check a finished evaluation, write gate.json, and print what was found.
+
+    Raises:
+        GateError: a requirement is not met.
+    """
+    evaluation = read_evaluation(folder)
+    gate = read_gate(file, list(evaluation.policies))
+    found = list(check(gate, evaluation))
+    write_json(
+        Path(folder) / GATE_FILE,
+        {
+            "gate": gate.model_dump(mode="json"),
+            "met": all(one.met for one in found),
+            "requirements": [asdict(one) for one in found],
+        },
+    )
+    missed = [one for one in found if not one.met]
+    if missed:
+        reasons = "\n".join(f"  {one.name}: {one.words}" for one in missed)
+        raise GateError(
+            f"{label(gate.policy)} does not meet {file}: {len(missed)} of {counted(len(found), 'requirement')}\n{reasons}"
+        )
+    say(f"{label(gate.policy)} meets {file}: {counted(len(found), 'requirement')}")
+    for one in found:
+        say(f"  {one.name}: {one.words}")
+
+
+def check(gate: Gate, evaluation: Evaluation) -> Iterator[Requirement]:
+    """Every requirement of the gate, with what the evaluation shows."""
+    prompts = sorted(evaluation.prompt_ids)
+    yield _at_least("prompts", len(prompts), gate.min_prompts, number)
+    members = {one.name: one for one in members_of({"": evaluation})}
+    mine, base = members[gate.policy], members.get(evaluation.baseline)
+    yield from _against_baseline(gate, mine, base, prompts)
+    figures = _figures(evaluation, gate.policy)
+    if gate.kl is not None:
+        yield _at_most("KL, nats per answer", figures.get("kl_per_sequence"), gate.kl, number)
+    if gate.refusals is not None:
+        answers = mine.every_answer()
+        yield _at_most("refusals", sum(refuses(one.text) for one in answers) / len(answers), gate.refusals, percent)
+    if gate.cut_off is not None:
+        yield _at_most("cut off", figures.get("unfinished_share"), gate.cut_off, percent)
+    yield from _slices(gate, evaluation, mine, base)
+    before = _figures(evaluation, evaluation.baseline) if base else {}
+    for name, bounds in gate.figures.items():
+        yield from _bounded(name, figures.get(name), before.get(name), bounds)
+
+
+def _against_baseline(gate: Gate, mine: Member, base: Member | None, prompts: Sequence[str]) -> Iterator[Requirement]:
+    wanted = (gate.win_rate, gate.win_rate_at_equal_length, gate.length_growth)
+    if base is None or base is mine:
+        if any(value is not None for value in wanted):
+            yield Requirement("baseline", False, "there is no other policy to compare with")
+        return
+    outcomes = outcomes_of(mine.scores(prompts), base.scores(prompts))
+    lengths, others = mine.lengths(prompts), base.lengths(prompts)
+    if gate.win_rate is not None:
+        yield _interval_at_least("win rate", float(outcomes.mean()), share_interval(outcomes), gate.win_rate)
+    if gate.win_rate_at_equal_length is not None:
+        rate, interval = length_controlled(outcomes, lengths, others)
+        yield _interval_at_least("win rate at equal length", rate, interval, gate.win_rate_at_equal_length)
+    if gate.length_growth is not None:
+        growth = float(lengths.mean() / others.mean()) - 1 if others.mean() else None
+        yield _at_most("growth in length", growth, gate.length_growth, percent)
+
+
+def _slices(gate: Gate, evaluation: Evaluation, mine: Member, base: Member | None) -> Iterator[Requirement]:
+    tags = _tags(evaluation) if gate.slices else {}
+    for name, least in gate.slices.items():
+        prompts = sorted(prompt for prompt in evaluation.prompt_ids if name in tags.get(prompt, ()))
+        if not prompts or base is None:
+            yield Requirement(f"slice {name}", False, "no evaluated prompt has this tag or source")
+            continue
+        outcomes = outcomes_of(mine.scores(prompts), base.scores(prompts))
+        found = _interval_at_least(f"slice {name}", float(outcomes.mean()), share_interval(outcomes), least)
+        yield Requirement(found.name, found.met, f"{found.words}, {counted(len(prompts), 'prompt')}")
+
+
+def _tags(evaluation: Evaluation) -> Mapping[str, set[str]]:
+    """Prompt's id → its tags and source, from the prepare run that the prompts came from."""
+    recorded = evaluation.manifest["inputs"].get("prompts")
+    place = InputFinder().find(evaluation.folder, evaluation.manifest, recorded).place if recorded else None
+    path = Path(place or "") / "final" / "prompts.jsonl"
+    if place is None or not path.is_file():
+        return {}
+    return {
+        str(row.get("id")): {*row.get("tags", ()), str(row.get("source", ""))} - {""} for _, row in read_rows(str(path))
+    }
+
+
+def _figures(evaluation: Evaluation, policy: str) -> dict[str, Any]:
+    """A policy's figures, nested ones dotted, as in the evaluation's report.json."""
+    report = json.loads((Path(evaluation.folder) / "final" / "report.json").read_text(encoding="utf-8"))
+    flat: dict[str, Any] = {}
+
+    def walk(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            elif isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value):
+                flat[f"{prefix}{key}"] = value
+
+    walk(report["policies"][policy], "")
+    return flat
+
+
+# --- one requirement ---
+
+
+def _bounded(name: str, value: float | None, before: float | None, bounds: Bounds) -> Iterator[Requirement]:
+    if bounds.at_least is not None:
+        yield _at_least(name, value, bounds.at_least, number)
+    if bounds.at_most is not None:
+        yield _at_most(name, value, bounds.at_most, number)
+    if bounds.no_worse_by is not None:
+        least = None if before is None else before - bounds.no_worse_by
+        if least is None:
+            yield Requirement(name, False, "the baseline's was not measured")
+        else:
+            yield _at_least(name, value, least, number)
+
+
+def _interval_at_least(name: str, value: float, interval: Sequence[float], least: float) -> Requirement:
+    low, high = interval
+    words = f"{edge(value)}, 95% interval {edge(low)} to {edge(high)}; the lower end must be at least {edge(least)}"
+    return Requirement(name, low >= least, words)
+
+
+def _at_least(name: str, value: float | None, least: float, form: Any) -> Requirement:
+    if value is None:
+        return Requirement(name, False, "not measured")
+    return Requirement(name, value >= least, f"{form(value)}; at least {form(least)}")
+
+
+def _at_most(name: str, value: float | None, most: float, form: Any) -> Requirement:
+    if value is None:
+        return Requirement(name, False, "not measured")
+    return Requirement(name, value <= most, f"{form(value)}; at most {form(most)}")

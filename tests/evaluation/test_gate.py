@@ -1,0 +1,137 @@
+"""The gate: each requirement on figures worked by hand, and the command's exit status and reasons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from study import finished, write_evaluation
+from support import REPOSITORY, run_here
+
+from evaluation.compare.reading import read_evaluation
+from evaluation.gate import Gate, check, read_gate
+from tiebreak.config import read_yaml
+from tiebreak.errors import ConfigError
+
+POLICIES = {"base": "bundled:x", "sft": "bundled:y", "dpo-low": "bundled:z"}
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("gate")
+    prompts = [
+        {"id": f"prompt-{n:03d}", "messages": [], "tags": ["even"] if n % 2 == 0 else ["odd"], "source": "mine"}
+        for n in range(40)
+    ]
+    prepare = finished(root / "prepare", "prepare", {}, {"prompts.jsonl": prompts})
+    return Path(write_evaluation(root / "evaluate", POLICIES, {"prompts": prepare}, seed=0, prompts=40))
+
+
+def found(evaluation: Path, **keys: Any) -> dict[str, bool]:
+    gate = Gate(policy="dpo-low", **keys)
+    return {one.name: one.met for one in check(gate, read_evaluation(str(evaluation)))}
+
+
+@pytest.mark.parametrize(
+    ("keys", "name", "met"),
+    [
+        ({}, "prompts", True),
+        ({"min_prompts": 41}, "prompts", False),
+        ({"win_rate": 0.5}, "win rate", True),
+        ({"win_rate": 0.99}, "win rate", False),
+        ({"win_rate_at_equal_length": 0.01}, "win rate at equal length", True),
+        ({"kl": 1.3}, "KL, nats per answer", True),  # 10 · |.62 − .5| = 1.2
+        ({"kl": 1.1}, "KL, nats per answer", False),
+        ({"refusals": 0.0}, "refusals", True),
+        ({"cut_off": 0.5}, "cut off", False),  # the evaluation has no such figure
+        ({"length_growth": 0.0}, "growth in length", False),  # a sentence more an answer
+        ({"length_growth": 1.0}, "growth in length", True),
+        ({"slices": {"even": 0.01}}, "slice even", True),
+        ({"slices": {"odd": 0.99}}, "slice odd", False),
+        ({"slices": {"mine": 0.01}}, "slice mine", True),
+        ({"slices": {"nowhere": 0.0}}, "slice nowhere", False),
+        ({"figures": {"score_mean": {"no_worse_by": 0.0}}}, "score_mean", True),
+        ({"figures": {"score_mean": {"at_least": 5.0}}}, "score_mean", False),
+        ({"figures": {"kl_per_sequence": {"at_most": 1.3}}}, "kl_per_sequence", True),
+        ({"figures": {"toxicity": {"at_most": 1.0}}}, "toxicity", False),  # not measured
+    ],
+)
+def test_a_requirement(evaluation: Path, keys: dict[str, Any], name: str, met: bool) -> None:
+    assert found(evaluation, **keys)[name] == met
+
+
+def test_a_policy_that_refuses_does_not_pass(evaluation: Path) -> None:
+    gate = Gate(policy="base", refusals=0.09)  # it refuses every tenth prompt
+    assert [one.met for one in check(gate, read_evaluation(str(evaluation))) if one.name == "refusals"] == [False]
+
+
+def test_the_baseline_itself_has_no_win_rate(evaluation: Path) -> None:
+    gate = Gate(policy="sft", win_rate=0.5)
+    assert [one.name for one in check(gate, read_evaluation(str(evaluation))) if not one.met] == ["baseline"]
+
+
+def test_a_gates_file_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "gate.yaml"
+    for content, expected in (
+        ({"policy": "nobody"}, "policy 'nobody' is not evaluated"),
+        ({"policy": "sft", "win_rat": 0.5}, "win_rat"),
+        ({"policy": "sft", "win_rate": 50}, "win_rate"),
+        ({}, "policy"),
+    ):
+        file.write_text(yaml.safe_dump(content))
+        with pytest.raises(ConfigError, match=expected):
+            read_gate(str(file), list(POLICIES))
+    quickstart = read_yaml(REPOSITORY / "configs/quickstart/evaluate.yaml")
+    assert read_gate(str(REPOSITORY / "configs/gates/quickstart.yaml"), list(quickstart["policies"])).win_rate == 0.5
+
+
+def test_compare_ends_with_the_gates_status_and_writes_its_report_first(evaluation: Path, tmp_path: Path) -> None:
+    file = tmp_path / "gate.yaml"
+    words = ["compare", "--evaluation", evaluation, "--output", tmp_path / "out", "--gate", file]
+    file.write_text(yaml.safe_dump({"policy": "dpo-low", "win_rate": 0.5, "kl": 0.1}))
+    for _ in range(2):  # a finished report is checked again
+        status, message = run_here(*words)
+        assert status == 3
+        assert "DPO" not in message
+        assert (
+            f"dpo-low does not meet {file}: 1 of 3 requirements\n  KL, nats per answer: 1.20; at most 0.100" in message
+        )
+        assert (tmp_path / "out" / "report.html").is_file()
+    result = json.loads((evaluation / "gate.json").read_text())
+    assert [one["met"] for one in result["requirements"]] == [True, True, False]
+    file.write_text(yaml.safe_dump({"policy": "dpo-low", "win_rate": 0.5}))
+    status, message = run_here(*words)  # the gate is no part of what the report is
+    assert status == 0, message
+    assert "meets" in message
+
+
+def test_evaluate_checks_the_gate_of_a_finished_run(finished_recipe: Path, tmp_path: Path) -> None:
+    runs = finished_recipe / "runs"
+    config = runs / "evaluate" / "config.resolved.yaml"
+    policies = list(read_yaml(config)["policies"])
+    file = tmp_path / "gate.yaml"
+    file.write_text(yaml.safe_dump({"policy": policies[-1], "min_prompts": 1000}))
+    status, message = run_here("evaluate", "--config", config, "--gate", file)
+    (runs / "evaluate" / "gate.json").unlink()
+    assert status == 3
+    assert "prompts: 4; at least 1,000" in message
+
+
+def test_a_recipe_checks_the_gate_of_a_finished_stage_again(finished_recipe: Path, tmp_path: Path) -> None:
+    runs, gate = finished_recipe / "runs", tmp_path / "gate.yaml"
+    policy = list(read_yaml(runs / "evaluate" / "config.resolved.yaml")["policies"])[-1]
+    recipe = read_yaml(finished_recipe / "pipeline.yaml")
+    recipe["stages"][-1]["overrides"] = {"gate": str(gate)}
+    file = finished_recipe / "gated.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    try:
+        gate.write_text(yaml.safe_dump({"policy": policy, "min_prompts": 1000}))
+        status, message = run_here("run", "--config", file)
+        assert status == 3, message
+        assert "stage compare: the gate is not met" in message
+    finally:
+        file.unlink()
+        (runs / "evaluate" / "gate.json").unlink(missing_ok=True)
