@@ -1,7 +1,7 @@
 """Raters' accounts.
 
-    tiebreak raters add NAME [--role rater|lead] [--pool P] [--password-stdin] --store URL
-    tiebreak raters invite [--role rater|lead] [--pool P] --store URL   a link that creates one account, within a week
+    tiebreak raters add NAME [--role rater|reviewer|observer|lead] [--pool P] [--password-stdin] --store URL
+    tiebreak raters invite [--role …] [--pool P] --store URL        a link that creates one account, within a week
     tiebreak raters reset NAME [--password-stdin] --store URL       a new password; re-enables a disabled rater
     tiebreak raters move NAME --pool P --store URL                  to another pool; '' is everybody's
     tiebreak raters disable NAME --store URL
@@ -49,7 +49,7 @@ class InviteArguments(StoreArguments):
     """`tiebreak raters invite`"""
 
     role: Role = "rater"
-    """rater; lead: also sees the team's figures and settles disagreements"""
+    """rater; reviewer: also sees the leads' page and settles disagreements; observer: only sees it; lead: steers"""
     pool: str = Field(default="", max_length=100)
     """the rater's pool; empty: no pool, only pairs that are for everybody"""
 

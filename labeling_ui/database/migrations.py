@@ -335,6 +335,31 @@ def _compared(row: Any) -> tuple[str, str, str]:
     return row.first_id, row.second_id, row.task
 
 
+_ROLES = "CHECK (role IN ('rater', 'lead'))"
+_MORE_ROLES = "CHECK (role IN ('rater', 'reviewer', 'observer', 'lead'))"
+_INVITATIONS = """
+ALTER TABLE invitations ADD COLUMN name TEXT NOT NULL DEFAULT '';
+ALTER TABLE invitations ADD COLUMN made_at_ms BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE invitations ADD COLUMN revoked INTEGER NOT NULL DEFAULT 0;
+"""
+
+
+def _migrate_013_people(connection: Connection) -> None:
+    """Invitations are listed and revoked; reviewers and observers."""
+    _run_all(connection, _INVITATIONS)
+    if connection.dialect.name != "sqlite":
+        for table in ("raters", "invitations"):
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {table}_role_check, ADD {_MORE_ROLES}")
+        return
+    # As SQLite's documentation of ALTER TABLE has it for a changed CHECK: the rows stay where they are.
+    version = connection.scalar(sa.text("PRAGMA schema_version"))
+    connection.exec_driver_sql("PRAGMA writable_schema=ON")
+    change = sa.text("UPDATE sqlite_master SET sql = replace(sql, :few, :more) WHERE name IN ('raters', 'invitations')")
+    connection.execute(change, {"few": _ROLES, "more": _MORE_ROLES})
+    connection.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
+    connection.exec_driver_sql("PRAGMA writable_schema=RESET")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -348,6 +373,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_010_deadlines,
     _migrate_011_rejections,
     _migrate_012_search,
+    _migrate_013_people,
 )
 
 

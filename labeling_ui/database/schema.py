@@ -121,6 +121,9 @@ INVITATIONS = Table(
     Column("pool", String),
     Column("expires_at_ms", BigInteger),
     Column("used_by", String),
+    Column("name", String),
+    Column("made_at_ms", BigInteger),
+    Column("revoked", Integer),
 )
 ASSIGNMENTS = Table(
     "assignments",

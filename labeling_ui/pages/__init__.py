@@ -40,7 +40,7 @@ SCRIPTS = {
         "talk.js",
         "rate.js",
     ),
-    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "lead.js"),
+    "lead": ("call.js", "disputes.js", "batches.js", "items.js", "people.js", "lead.js"),
 }
 _KEY = re.compile(r"\[\[([\w.-]+)\]\]")
 

@@ -212,7 +212,7 @@ function shareColumn(of) {
 }
 
 function describeRater(rater) {
-  return [rater.role === 'lead' ? words['lead.lead'] : '', rater.kind === 'human' ? '' : rater.kind, rater.pool, rater.id].filter(Boolean).join(', ');
+  return [rater.role === 'rater' ? '' : words[`role.${rater.role}`], rater.kind === 'human' ? '' : rater.kind, rater.pool, rater.id].filter(Boolean).join(', ');
 }
 
 // One row per rater: agreement, gold accuracy and the reliability models' estimates.
@@ -352,6 +352,7 @@ function view(name) {
   for (const button of all('.views button')) button.setAttribute('aria-current', button.dataset.view === name ? 'page' : 'false');
   if (name === 'disputes') showDisputes();
   if (name === 'batches') showBatches();
+  if (name === 'raters') showPeople().catch((error) => warn(error.status ? error.message : words.waiting, 'lost'));
   if (name === 'items') showItems();
   else window.history.replaceState(null, '', `#view=${name}`);
 }
@@ -378,6 +379,7 @@ async function begin() {
   const me = await call('/api/me');
   csrfToken = me.csrf_token;
   myself = me.rater_id;
+  desk.dataset.role = me.role;
   find('[data-leave]').hidden = !csrfToken;
   const { hash } = window.location;
   names = Object.fromEntries((await call('/api/lead/raters')).map((rater) => [rater.id, rater]));

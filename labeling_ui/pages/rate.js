@@ -393,7 +393,7 @@ async function begin() {
   raterId = me.rater_id;
   restoreView();
   find('[data-leave]').hidden = !csrfToken;
-  find('.lead').hidden = me.role !== 'lead';
+  find('.lead').hidden = !['lead', 'reviewer', 'observer'].includes(me.role);
   lastJudgment = me.last_judgment;
   const waiting = unsent().length;
   countFrom(me, waiting);

@@ -109,8 +109,8 @@ def adjudicate(tx: Transaction, rules: Rules, lead_id: str, submission: Submissi
         RefusedError: the rater is no lead, there is no such item, or the answer settles nothing.
     """
     lead = active_rater(tx.connection, lead_id)
-    if lead.role != "lead":
-        raise RefusedError("only leads can settle disagreements")
+    if lead.role not in ("lead", "reviewer"):
+        raise RefusedError("only leads and reviewers can settle disagreements")
     if submission.skip:
         raise RefusedError("a skip settles nothing: open the next disagreement instead")
     assignment = _as_seen_by(tx, rules, lead_id, submission.pair_id)

@@ -24,6 +24,8 @@ from tiebreak.records import Judgment, Pair, Record
 
 FIRST_CHUNK = 2_000
 """Matches of a text that are looked at together at first; four times as many each time that a page is not full."""
+FEW = 500
+"""Items that are looked at one by one."""
 HISTORY = (
     "submitted", "skipped", "amended", "undone", "rejected", "imported", "flagged", "adjudicated", "settlement_removed",
     "gold_set", "gold_removed",
@@ -155,9 +157,17 @@ def find(connection: Connection, search: Search, *, after: int = -1, limit: int 
 def _with_text(
     connection: Connection, text: str, wanted: list[sa.ColumnElement[bool]], after: int, limit: int
 ) -> tuple[list[str], int | None]:
-    """The same among the items that have a text: the first matches first, since a common word has a great many."""
+    """The same among the items that have a text: the first matches first, since a common word has a great many.
+
+    Where the other filters leave few items, those are looked at instead.
+    """
     ids: list[str] = []
-    chunk, last = FIRST_CHUNK, after
+    others = sa.select(ITEMS.c.position).where(ITEMS.c.position > after, *wanted).order_by(ITEMS.c.position)
+    few = connection.scalars(others.limit(FEW + 1)).all()
+    if len(few) <= FEW:
+        wanted = [*wanted, ITEMS.c.position.in_(few)]
+    chunk: int | None = None if len(few) <= FEW else FIRST_CHUNK
+    last = after
     while True:
         matches = matching(connection, text, last, chunk)
         assert matches is not None
@@ -170,7 +180,7 @@ def _with_text(
         ids += [row.id for row in rows]
         if len(ids) > limit:
             return ids[:limit], _position(connection, ids[limit - 1])
-        if counted[0] < chunk:
+        if chunk is None or counted[0] < chunk:
             return ids, None
         chunk, last = 4 * chunk, counted[1]
 

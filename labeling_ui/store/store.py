@@ -66,7 +66,8 @@ from labeling_ui.store.rejecting import Rejection, Selection
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 
 RaterKind = Literal["human", "simulated", "model"]
-Role = Literal["rater", "lead"]
+Role = Literal["rater", "reviewer", "observer", "lead"]
+"""Raters judge; reviewers also see the leads' page and settle disagreements; observers only see it; leads steer."""
 Document = Literal["guidelines", "consent"]
 T = TypeVar("T")
 ATTEMPTS = 5

@@ -166,6 +166,8 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
             rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0}
         case "rater_disabled" | "rater_enabled":
             rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
+        case "role_changed":
+            rebuilt.raters[event.rater_id]["role"] = payload["role"]
         case "rater_moved":
             rebuilt.raters[event.rater_id]["pool"] = payload["pool"]
         case "assigned" | "imported":

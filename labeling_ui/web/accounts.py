@@ -11,9 +11,10 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
@@ -147,12 +148,14 @@ def disable(store: Store, name: str) -> None:
         _set_disabled(tx, _find(tx.connection, name, store), disabled=True)
 
 
-def change_rater(store: Store, rater_id: str, by: str, *, disabled: bool | None, pool: str | None) -> None:
-    """Enable or disable a rater and move them to a pool: all of it, or nothing. None changes nothing.
+def change_rater(
+    store: Store, rater_id: str, by: str, *, disabled: bool | None, pool: str | None, role: Role | None = None
+) -> None:
+    """Enable or disable a rater, move them to a pool, change their role: all of it, or nothing. None changes nothing.
 
     Raises:
-        RefusedError: there is no such rater; a lead would disable themselves, so that a lead is left; the rater to move is
-            disabled.
+        RefusedError: there is no such rater; a lead would disable themselves or give up their role, so that a lead is left;
+            the rater to move is disabled.
     """
 
     def change(tx: Transaction) -> None:
@@ -163,8 +166,13 @@ def change_rater(store: Store, rater_id: str, by: str, *, disabled: bool | None,
             raise RefusedError(f"there is no rater {rater_id}")
         if disabled and rater_id == by:
             raise RefusedError("you cannot disable yourself: another lead can")
-        if disabled and any(lead.id == by and lead.disabled for lead in leads):
+        if role not in (None, row.role) and rater_id == by:
+            raise RefusedError("you cannot change your own role: another lead can")
+        if (disabled or role) and any(lead.id == by and lead.disabled for lead in leads):
             raise RefusedError("you are no longer a lead of this campaign")
+        if role not in (None, row.role):
+            tx.event("role_changed", rater_id=rater_id, payload={"role": role, "by": by})
+            tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == rater_id).values(role=role))
         if disabled is False:
             _set_disabled(tx, row, disabled=False)
         if pool is not None:
@@ -185,15 +193,94 @@ def _set_disabled(tx: Transaction, row: Any, *, disabled: bool) -> None:
 
 def invite(store: Store, by: str | None, *, role: Role = "rater", pool: str = "", days: int = INVITATION_DAYS) -> str:
     """A token that creates one account within `days`. The store has only its hash."""
-    token = secrets.token_urlsafe(24)
+    return invite_all(store, by, [""], role=role, pool=pool, days=days)[0]
+
+
+def invite_all(
+    store: Store,
+    by: str | None,
+    names: Sequence[str],
+    *,
+    role: Role = "rater",
+    pool: str = "",
+    days: int = INVITATION_DAYS,
+) -> list[str]:
+    """A token for each name, by which leads tell invitations apart; the invited choose the names of their accounts."""
+    tokens = [secrets.token_urlsafe(24) for _ in names]
 
     def record(tx: Transaction) -> None:
-        tx.event("invited", rater_id=by, payload={"role": role, "pool": pool, "days": days})
-        about = {"role": role, "pool": pool, "expires_at_ms": wall_clock_ms() + days * 86_400_000, "used_by": None}
-        tx.connection.execute(sa.insert(INVITATIONS).values(token_hash=_token_hash(token), **about))
+        now = wall_clock_ms()
+        about = {"role": role, "pool": pool, "expires_at_ms": now + days * 86_400_000, "used_by": None}
+        for name, token in zip(names, tokens, strict=True):
+            named = {"name": name, "invitation": _token_hash(token)[:16]} if name else {}
+            tx.event("invited", rater_id=by, payload={"role": role, "pool": pool, "days": days, **named})
+            row = {"token_hash": _token_hash(token), "name": name, "made_at_ms": now, "revoked": 0}
+            tx.connection.execute(sa.insert(INVITATIONS).values(**row, **about))
 
     store.transact(record)
-    return token
+    return tokens
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """An invitation, as leads see it: without its token, which nobody has but the invited."""
+
+    id: str
+    name: str
+    role: Role
+    pool: str
+    made_at_ms: int
+    expires_at_ms: int
+    state: Literal["open", "used", "expired", "revoked"]
+    used_by: str | None
+    """the account's id"""
+
+
+def invitations(store: Store) -> list[Invitation]:
+    """All invitations, the latest first."""
+    with store.reading() as connection:
+        query = sa.select(INVITATIONS).order_by(INVITATIONS.c.made_at_ms.desc(), INVITATIONS.c.name)
+        return [_as_invitation(row) for row in connection.execute(query)]
+
+
+def _as_invitation(row: Any) -> Invitation:
+    late = row.expires_at_ms <= wall_clock_ms()
+    state: Literal["open", "used", "expired", "revoked"] = (
+        "used" if row.used_by else "revoked" if row.revoked else "expired" if late else "open"
+    )
+    times = row.made_at_ms, row.expires_at_ms
+    return Invitation(row.token_hash[:16], row.name, row.role, row.pool, *times, state, row.used_by)
+
+
+def revoke_invitation(store: Store, by: str | None, invitation_id: str) -> None:
+    """End an invitation before it is used.
+
+    Raises:
+        RefusedError: there is no such invitation that is still open.
+    """
+
+    def revoke(tx: Transaction) -> None:
+        open_still = sa.and_(INVITATIONS.c.used_by.is_(None), INVITATIONS.c.revoked == 0)
+        mine = sa.func.substr(INVITATIONS.c.token_hash, 1, 16) == invitation_id
+        if not tx.connection.execute(sa.update(INVITATIONS).where(mine, open_still).values(revoked=1)).rowcount:
+            raise RefusedError("this invitation has been used or revoked, or there is none")
+        tx.event("invitation_revoked", rater_id=by, payload={"invitation": invitation_id})
+
+    store.transact(revoke)
+
+
+def reset_password_of(store: Store, rater_id: str, by: str) -> str:
+    """A new password for another rater, shown once; their sessions end.
+
+    Raises:
+        RefusedError: there is no such rater, or it is oneself.
+    """
+    name = next((one.name for one in store.raters() if one.id == rater_id), None)
+    if name is None or rater_id == by:
+        raise RefusedError("there is no such rater" if name is None else "your own password is under My work")
+    password = secrets.token_urlsafe(9)
+    reset_password(store, name, password)
+    return password
 
 
 def accept_invitation(store: Store, token: str, name: str, password: str) -> Session | None:
@@ -210,6 +297,7 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
     def take(tx: Transaction) -> Session | None:
         mine = INVITATIONS.c.token_hash == _token_hash(token)
         open_still = sa.and_(mine, INVITATIONS.c.used_by.is_(None), INVITATIONS.c.expires_at_ms > wall_clock_ms())
+        open_still = sa.and_(open_still, INVITATIONS.c.revoked == 0)
         row = tx.connection.execute(sa.select(INVITATIONS).where(open_still).with_for_update()).first()
         if row is None:
             return None

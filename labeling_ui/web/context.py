@@ -29,6 +29,8 @@ SESSION_COOKIE = "tiebreak_session"
 MAX_TOGETHER = 64
 """Most changes per transaction, which bounds the wait of the next ones."""
 
+VIEWERS = ("lead", "reviewer", "observer")
+
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 A = TypeVar("A", bound=Answer)
@@ -155,10 +157,28 @@ async def judging_session(request: Request, x_csrf_token: CsrfToken = "") -> Ses
 async def accepted_session(request: Request) -> Session:
     """The session of a rater who has accepted the consent and the guidelines."""
     session, desk = await current_session(request), await desk_of(request)
+    if session.rater.role == "observer":
+        raise HTTPException(403, "observers do not judge")
     documents: tuple[Document, ...] = ("consent", "guidelines")
     for document in documents:
         if not desk.has_accepted(session.rater.id, document):
             raise HTTPException(403, f"first accept the {document}, version {desk.terms(document)[1]}")
+    return session
+
+
+async def viewing_session(request: Request) -> Session:
+    """Those who see the leads' page: leads, reviewers and observers."""
+    session = await current_session(request)
+    if session.rater.role not in VIEWERS:
+        raise HTTPException(403, "only leads may do this")
+    return session
+
+
+async def settling_session(request: Request, x_csrf_token: CsrfToken = "") -> Session:
+    """Leads and reviewers, who settle disagreements."""
+    session = await writing_session(request, x_csrf_token)
+    if session.rater.role not in ("lead", "reviewer"):
+        raise HTTPException(403, "only leads and reviewers may do this")
     return session
 
 
@@ -181,6 +201,8 @@ Reader = Annotated[Session, Depends(current_session)]
 Writing = Annotated[Session, Depends(writing_session)]
 Accepted = Annotated[Session, Depends(accepted_session)]
 Judging = Annotated[Session, Depends(judging_session)]
+Viewing = Annotated[Session, Depends(viewing_session)]
+Settling = Annotated[Session, Depends(settling_session)]
 Lead = Annotated[Session, Depends(lead_session)]
 LeadWriting = Annotated[Session, Depends(lead_writing_session)]
 

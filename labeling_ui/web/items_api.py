@@ -18,10 +18,10 @@ from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
 from labeling_ui.store.finding import Given, Search
 from labeling_ui.store.rejecting import Selection
-from labeling_ui.web.context import DeskOf, LeadWriting, lead_session, printable
+from labeling_ui.web.context import DeskOf, LeadWriting, printable, viewing_session
 from tiebreak.records import explain
 
-router = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
+router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
 
 
 class Page(BaseModel):

@@ -2,8 +2,9 @@
 
 GET  status, agreement                  progress; agreement of the raters
 GET  raters                             all raters
-PUT  raters/{id}                        change a rater's pool; enable or disable them
-POST invitations                        a link that creates one account
+PUT  raters/{id}                        change a rater's pool or role; enable or disable them
+POST raters/{id}/password               a new password
+GET  invitations, POST invitations, DELETE invitations/{id}     links that create one account each
 GET  batches, POST batches, PUT batches?name=   batches: pool, priority, overlap, deadline, goal
 POST pairs/move, pairs/withdraw, pairs/restore, pairs/correct; GET pairs/withdrawn      pairs of a running campaign
 POST pairs/upload                       new pairs (`upload_api`)
@@ -28,13 +29,21 @@ from labeling_ui.store.campaign import BatchChange
 from labeling_ui.store.conversations import BATCH as CONVERSATIONS
 from labeling_ui.store.progress import BatchProgress
 from labeling_ui.store.store import Role, wall_clock_ms
-from labeling_ui.web.accounts import INVITATION_DAYS, INVITATION_PATH, change_rater, invite
-from labeling_ui.web.context import DeskOf, Lead, LeadWriting, as_json, checked, lead_session
+from labeling_ui.web.accounts import (
+    INVITATION_DAYS,
+    INVITATION_PATH,
+    change_rater,
+    invitations,
+    invite_all,
+    reset_password_of,
+    revoke_invitation,
+)
+from labeling_ui.web.context import DeskOf, Lead, LeadWriting, Settling, Viewing, as_json, checked, viewing_session
 from tiebreak.records import Pair
 
 DAY_MS = 86_400_000
 
-router = APIRouter(prefix="/api/lead", dependencies=[Depends(lead_session)])
+router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
 
 
 class RaterChange(BaseModel):
@@ -44,6 +53,7 @@ class RaterChange(BaseModel):
 
     pool: str | None = Field(default=None, max_length=100)
     disabled: bool | None = None
+    role: Role | None = None
 
     _storable = field_validator("pool")(storable)
 
@@ -56,8 +66,15 @@ class Invitation(BaseModel):
     role: Role = "rater"
     pool: str = Field(default="", max_length=100)
     days: int = Field(default=INVITATION_DAYS, ge=1, le=365)
+    names: list[Annotated[str, Field(max_length=100)]] = Field(default=[""], min_length=1, max_length=200)
+    """by which leads tell the invitations apart; one for each"""
 
     _storable = field_validator("pool")(storable)
+
+    @field_validator("names")
+    @classmethod
+    def _storable_names(cls, names: list[str]) -> list[str]:
+        return [storable(name) or "" for name in names]
 
 
 PairId = Annotated[str, Field(min_length=1, max_length=1_000)]
@@ -152,15 +169,37 @@ def raters(desk: DeskOf) -> list[dict[str, Any]]:
 @router.put("/raters/{rater_id}")
 def change(desk: DeskOf, lead: LeadWriting, rater_id: str, body: RaterChange) -> dict[str, bool]:
     """Move a rater to another pool; enable or disable them. Nobody disables themselves: a lead is always left."""
-    change_rater(desk.store, rater_id, lead.rater.id, disabled=body.disabled, pool=body.pool)
+    change_rater(desk.store, rater_id, lead.rater.id, disabled=body.disabled, pool=body.pool, role=body.role)
     return {"ok": True}
 
 
+@router.post("/raters/{rater_id}/password")
+def reset(desk: DeskOf, lead: LeadWriting, rater_id: str) -> dict[str, str]:
+    """A new password for a rater, shown once; their sessions end, and a disabled rater is enabled."""
+    return {"password": reset_password_of(desk.store, rater_id, lead.rater.id)}
+
+
 @router.post("/invitations")
-def make_invitation(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, str]:
-    """The path of a link that creates one account."""
-    token = invite(desk.store, lead.rater.id, role=body.role, pool=body.pool, days=body.days)
-    return {"token": token, "path": f"{INVITATION_PATH}{token}"}
+def make_invitations(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, Any]:
+    """The paths of links that create one account each; `token` and `path` are those of the first."""
+    about: dict[str, Any] = {"role": body.role, "pool": body.pool, "days": body.days}
+    tokens = invite_all(desk.store, lead.rater.id, body.names, **about)
+    paths = [f"{INVITATION_PATH}{token}" for token in tokens]
+    made = [{"name": name, "path": path} for name, path in zip(body.names, paths, strict=True)]
+    return {"token": tokens[0], "path": paths[0], "invitations": made}
+
+
+@router.get("/invitations")
+def all_invitations(desk: DeskOf, _lead: Lead) -> list[dict[str, Any]]:
+    """All invitations, the latest first, without their links."""
+    return [vars(one) for one in invitations(desk.store)]
+
+
+@router.delete("/invitations/{invitation_id}")
+def revoke(desk: DeskOf, lead: LeadWriting, invitation_id: str) -> dict[str, bool]:
+    """End an invitation before it is used."""
+    revoke_invitation(desk.store, lead.rater.id, invitation_id)
+    return {"ok": True}
 
 
 @router.get("/batches")
@@ -241,7 +280,7 @@ def remove_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str) -> dict[str, boo
 @router.get("/disputes")
 def disputes(
     desk: DeskOf,
-    lead: Lead,
+    lead: Viewing,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     adjudicated: bool = False,
@@ -253,7 +292,7 @@ def disputes(
 
 
 @router.get("/disputes/{pair_id:path}")
-def dispute(desk: DeskOf, lead: Lead, pair_id: str) -> dict[str, Any]:
+def dispute(desk: DeskOf, lead: Viewing, pair_id: str) -> dict[str, Any]:
     """A pair to settle, with sides drawn for this lead, and the raters' answers."""
     opened = desk.store.open_dispute(lead.rater.id, pair_id)
     return {
@@ -264,7 +303,7 @@ def dispute(desk: DeskOf, lead: Lead, pair_id: str) -> dict[str, Any]:
 
 
 @router.post("/adjudications")
-async def adjudicate(desk: DeskOf, lead: LeadWriting, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+async def adjudicate(desk: DeskOf, lead: Settling, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Settle a pair; the body is a judgment's. The raters' own judgments do not change."""
     submission = checked(Submission, body)
     lead_id, rules = lead.rater.id, desk.store.rules

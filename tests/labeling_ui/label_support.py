@@ -82,7 +82,11 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
         connection.execute(f"DROP {statement}")
     for column in ("items DROP COLUMN withdrawn", "items DROP COLUMN length", "batches DROP COLUMN deadline"):
         connection.execute(f"ALTER TABLE {column}")
-    connection.execute("ALTER TABLE batches DROP COLUMN goal")
+    for column in (
+        "batches DROP COLUMN goal",
+        *(f"invitations DROP COLUMN {one}" for one in ("name", "made_at_ms", "revoked")),
+    ):
+        connection.execute(f"ALTER TABLE {column}")
 
 
 def answer(pair_id: str, value: int = 1, client_id: str = "") -> Submission:

@@ -21,7 +21,7 @@ from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSI
 from labeling_ui.pages import PageConfig
 from labeling_ui.store.asking import Asked
 from labeling_ui.store.assigning import RefusedError
-from labeling_ui.store.store import Store, wall_clock_ms
+from labeling_ui.store.store import Role, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import Session, add_account, invite, log_in
 from labeling_ui.web.context import SESSION_COOKIE, Writer
@@ -36,7 +36,7 @@ class Campaign:
 
     def __init__(self, store: Store, page: PageConfig = PAGE) -> None:
         self.store = store
-        self.sessions = {name: begin(store, name) for name in ("one", "other", "lead")}
+        self.sessions = {name: begin(store, name) for name in ("one", "other", "lead", "reviewer", "observer")}
         self.app = create_app(store, page)
 
     async def send(self, who: str, method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
@@ -56,7 +56,8 @@ class Campaign:
 
 
 def begin(store: Store, name: str) -> Session:
-    add_account(store, name, "lead" if name == "lead" else "rater", PASSWORD)
+    roles: dict[str, Role] = {"lead": "lead", "reviewer": "reviewer", "observer": "observer"}
+    add_account(store, name, roles.get(name, "rater"), PASSWORD)
     session = log_in(store, name, PASSWORD)
     assert session is not None
     return session
@@ -126,9 +127,66 @@ def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign
         body = None if method == "GET" else {}
         if path.startswith("/api/lead/"):
             assert campaign.call("one", method, path, body).status_code == 403, path
+            for who in ("reviewer", "observer"):
+                may = (
+                    path not in FOR_LEADS if method == "GET" else (who, path) == ("reviewer", "/api/lead/adjudications")
+                )
+                if may and path in ("/api/lead/agreement", "/api/lead/adjudications"):
+                    continue  # the figures take a process; settling is tested on its own
+                assert (campaign.call(who, method, path, body).status_code != 403) is may, (who, method, path)
+        if path in JUDGING:
+            assert campaign.call("observer", method, path, body).status_code == 403, path
         if method != "GET" and path not in ("/api/login", "/api/invitations/accept"):
             headers = {"X-CSRF-Token": "wrong"}
             assert campaign.call("lead", method, path, body, **headers).status_code == 403, path
+
+
+FOR_LEADS = {"/api/lead/invitations"}
+JUDGING = {"/api/next", "/api/judgments", "/api/drafts/pair-0"}
+
+
+def test_reviewers_settle_and_roles_change(campaign: Campaign) -> None:
+    settle = {"client_id": "s", "pair_id": "pair-0", "answer": 1}
+    assert campaign.call("observer", "POST", "/api/lead/adjudications", settle).status_code == 403
+    assert campaign.call("reviewer", "POST", "/api/lead/adjudications", settle).status_code == 200
+    ids = {name: session.rater.id for name, session in campaign.sessions.items()}
+    assert campaign.call("lead", "PUT", f"/api/lead/raters/{ids['lead']}", {"role": "rater"}).status_code == 409
+    assert campaign.call("lead", "PUT", f"/api/lead/raters/{ids['one']}", {"role": "king"}).status_code == 422
+    assert campaign.call("lead", "PUT", f"/api/lead/raters/{ids['one']}", {"role": "lead"}).status_code == 200
+    assert campaign.call("one", "PUT", f"/api/lead/raters/{ids['lead']}", {"role": "observer"}).status_code == 200
+    assert campaign.call("lead", "PUT", f"/api/lead/raters/{ids['one']}", {"role": "rater"}).status_code == 403
+    assert campaign.call("lead", "GET", "/api/lead/status").status_code == 200
+
+
+def test_invitations_are_named_listed_and_revoked_and_passwords_reset(campaign: Campaign) -> None:
+    def lead(method: str, path: str, body: object = None) -> httpx.Response:
+        return campaign.call("lead", method, f"/api/lead/{path}", body)
+
+    made = lead("POST", "invitations", {"names": ["Ada", "Bo"], "role": "reviewer", "days": 3}).json()["invitations"]
+    assert [one["name"] for one in made] == ["Ada", "Bo"]
+    tokens = [one["path"].partition("=")[2] for one in made]
+    listed = lead("GET", "invitations").json()
+    assert [(one["name"], one["role"], one["state"]) for one in listed] == [
+        ("Ada", "reviewer", "open"), ("Bo", "reviewer", "open")
+    ]  # fmt: skip
+    assert not any(token in str(listed) for token in tokens), "the links are shown once"
+    assert round((listed[0]["expires_at_ms"] - listed[0]["made_at_ms"]) / 86_400_000) == 3
+    assert lead("DELETE", f"invitations/{listed[0]['id']}").json() == {"ok": True}
+    assert lead("DELETE", f"invitations/{listed[0]['id']}").status_code == 409
+    account = {"username": "somebody", "password": PASSWORD}
+    assert campaign.call("nobody", "POST", "/api/invitations/accept", account | {"token": tokens[0]}).status_code == 403
+    used = campaign.call("nobody", "POST", "/api/invitations/accept", account | {"token": tokens[1]}).json()
+    assert used["role"] == "reviewer"
+    assert [one["state"] for one in lead("GET", "invitations").json()] == ["revoked", "used"]
+    assert lead("DELETE", f"invitations/{listed[1]['id']}").status_code == 409
+    for faulty in ({"names": []}, {"names": ["\0"]}, {"days": 0}, {"role": "king"}):
+        assert lead("POST", "invitations", faulty).status_code == 422, faulty
+    password = lead("POST", f"raters/{campaign.sessions['one'].rater.id}/password", {}).json()["password"]
+    assert campaign.call("one", "GET", "/api/me").status_code == 401, "their sessions have ended"
+    assert log_in(campaign.store, "one", password) is not None
+    assert log_in(campaign.store, "one", PASSWORD) is None
+    assert lead("POST", f"raters/{campaign.sessions['lead'].rater.id}/password", {}).status_code == 409
+    assert lead("POST", "raters/no-such/password", {}).status_code == 409
 
 
 def test_a_session_ends_when_its_time_is_over(campaign: Campaign) -> None:

@@ -174,6 +174,7 @@ def test_a_common_word_with_a_rare_filter_is_found_beyond_the_first_matches(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("labeling_ui.store.finding.FIRST_CHUNK", 2)
+    monkeypatch.setattr("labeling_ui.store.finding.FEW", 0)
     assert [one.item_id for one in store.find(Search(text="question", state="gold")).items] == ["pair-55"]
     page = store.find(Search(text="question", batch="more"), limit=3)
     assert [one.item_id for one in page.items] == ["pair-40", "pair-41", "pair-42"]

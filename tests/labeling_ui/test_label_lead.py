@@ -12,7 +12,7 @@ from test_label_browser import PASSWORD, UNSEEN_FOCUS, Site, axe, faults, press 
 
 from labeling_ui.store.store import Store, Submission
 from labeling_ui.store.verify import verify
-from labeling_ui.web.accounts import add_account
+from labeling_ui.web.accounts import add_account, log_in
 
 pytestmark = needs_chromium
 
@@ -222,3 +222,36 @@ def test_a_lead_finds_a_bad_raters_work_and_has_it_done_again(site: Site) -> Non
     page.wait_for_selector(".item h2 >> text=pair-2@2")
     assert errors == []
     assert verify(site.store).faults == []
+
+
+def test_a_lead_invites_many_and_an_observer_changes_nothing(site: Site) -> None:
+    page = site.page("Zoe", "/lead/#view=raters")
+    page.fill("[data-form=invite] [name=names]", "Ada\nBo\n")
+    page.select_option("[data-form=invite] [name=role]", "observer")
+    page.click("[data-form=invite] button")
+    page.wait_for_selector(".links textarea:visible")
+    links = page.input_value(".links textarea").split("\n")
+    assert [line.split("\t")[0] for line in links] == ["Ada", "Bo"]
+    page.wait_for_selector(".invited tbody tr >> nth=1")
+    page.click(".invited tbody tr:first-child [data-revoke]")
+    page.wait_for_selector(".invited tbody tr:first-child >> text=revoked")
+    guest = site.browser.new_context().new_page()
+    guest.goto(links[1].split("\t")[1])
+    guest.fill("[name=username]", "Bo Smith")
+    guest.fill("[name=password]", PASSWORD)
+    press(guest, "Enter")
+    guest.wait_for_selector(".lead:visible")
+    guest.context.close()
+    (observer,) = [one for one in site.store.raters() if one.role == "observer"]
+    seen = site.page(observer.name, "/lead/#view=batches")
+    seen.wait_for_selector(".batches tbody tr")
+    assert not seen.is_visible("[data-batch='']")
+    assert not seen.is_visible(".filling")
+    page.reload()
+    page.click(f"[data-person='{observer.id}']")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.select_option("[data-role-of]", "reviewer")
+    page.wait_for_selector(".raters tbody >> text=reviewer")
+    page.click("[data-password-of]")
+    page.wait_for_selector(".password >> text=New password")
+    assert log_in(site.store, observer.name, page.inner_text(".password").split(": ")[1]) is not None

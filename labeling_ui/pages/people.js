@@ -1,0 +1,59 @@
+// Invitations, roles and passwords. Reviewers and observers see the page; the server refuses what is for leads alone.
+const ROLES = ['rater', 'reviewer', 'observer', 'lead'];
+
+async function showPeople() {
+  if (desk.dataset.role !== 'lead') return;
+  const invited = await call('/api/lead/invitations');
+  find('.invited').hidden = !invited.length;
+  refill(find('.invited tbody'), ...invited.map((one) => make('tr', {},
+    make('th', { scope: 'row' }, one.name || '–'), make('td', {}, words[`role.${one.role}`]), make('td', {}, one.pool || words['batches.everybody']),
+    make('td', {}, one.state === 'used' ? say('invite.used', { name: nameOf(one.used_by) }) : words[`invite.${one.state}`], one.state === 'open' ? make('span', { class: 'note' }, timeOf(one.expires_at_ms)) : null),
+    make('td', {}, one.state === 'open' ? make('button', { type: 'button', class: 'plain', 'data-revoke': one.id }, words['invite.revoke'], make('span', { class: 'unseen' }, ` ${one.name}`)) : null))));
+}
+
+async function inviteMany(form) {
+  const { names: field, role, pool, days } = form.elements;
+  const lines = field.value.split('\n').map((line) => line.trim()).filter(Boolean);
+  const made = await change('/api/lead/invitations', 'POST', { names: lines.length ? lines : [''], role: role.value, pool: pool.value.trim(), days: Number(days.value) });
+  if (!made) return;
+  warn('');
+  const links = made.invitations.map((one) => `${one.name}\t${window.location.origin + base + one.path}`.trim());
+  const place = find('.links');
+  place.hidden = false;
+  place.querySelector('textarea').value = links.join('\n');
+  place.querySelector('textarea').select();
+  field.value = '';
+  await showPeople();
+}
+
+// What a lead may change of the rater on the screen.
+function personActions(rater) {
+  if (desk.dataset.role !== 'lead' || rater.id === myself) return '';
+  return make('p', { class: 'line-form' },
+    make('label', {}, words['person.role'], make('select', { 'data-role-of': rater.id }, ...ROLES.map((role) => make('option', { value: role, selected: role === rater.role }, words[`role.${role}`])))),
+    make('button', { type: 'button', class: 'plain', 'data-password-of': rater.id }, words['person.password']),
+    make('output', { class: 'password' }));
+}
+
+async function resetPassword(id) {
+  if (!window.confirm(say('person.password.sure', { name: nameOf(id) }))) return;
+  const made = await change(`/api/lead/raters/${encodeURIComponent(id)}/password`, 'POST', {});
+  if (made) find('.person .password').textContent = say('person.password.new', { password: made.password });
+}
+
+desk.addEventListener('submit', (event) => {
+  if (event.target.dataset.form === 'invite') inviteMany(event.target);
+});
+
+desk.addEventListener('change', async (event) => {
+  const id = event.target.dataset.roleOf;
+  if (!id) return;
+  if (await change(`/api/lead/raters/${encodeURIComponent(id)}`, 'PUT', { role: event.target.value })) warn('');
+  refresh();
+});
+
+desk.addEventListener('click', async (event) => {
+  const button = event.target.closest('button');
+  if (button?.dataset.passwordOf) resetPassword(button.dataset.passwordOf);
+  if (button?.dataset.revoke && await change(`/api/lead/invitations/${button.dataset.revoke}`, 'DELETE')) showPeople();
+});
