@@ -38,7 +38,7 @@ from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, PEFT_FILE
 from tiebreak.models.find import ModelSource
-from tiebreak.models.load import load_policy
+from tiebreak.models.load import adapter_of, load_policy
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import is_routed
 from tiebreak.runs.run import Run, installed_versions
@@ -189,9 +189,11 @@ class DPO(PairStage):
         held_out = evaluation_rows(rows.validation, config.training)
         every = (*rows.train, *rows.validation)
         pairs = [(e.prompt, e.chosen, e.rejected) for e in every]
-        whole = all(
-            example.masks is None for example in every
-        )  # the cache is of whole answers, alone, of one reference
+        whole = all(example.masks is None for example in every)
+        of_base = (
+            adapter_of(source, config.adapter).method == "prompt"
+        )  # a new one is no no-op, so it is no such reference
+        whole = whole and not of_base  # the cache is of whole answers, alone, of one reference
         trainer = CheckedDPOTrainer(
             model=load_policy(source, config.training, config.adapter, tokenizer, self.first_ids(rows)),
             ref_model=reference_of(source, config),

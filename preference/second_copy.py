@@ -16,7 +16,10 @@ def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
     Raises:
         ConfigError: names one.
     """
-    if adapter_of(source, config.adapter).method == "full" and (config.guard or config.sync_ref_model):
+    method = adapter_of(source, config.adapter).method
+    if method == "prompt" and config.guard:
+        raise ConfigError("guard: it samples with a cache, which has no place for the virtual tokens of method: prompt")
+    if method == "full" and (config.guard or config.sync_ref_model):
         key = "guard" if config.guard else "sync_ref_model"
         raise ConfigError(
             f"{key}: it works on the reference as an adapter, which adapter.method: full has not; use {{method: lora}}, "

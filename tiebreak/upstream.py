@@ -437,7 +437,18 @@ class InputsHook(Hooks):
         return self.prepare_inputs(inputs)
 
 
-class CheckpointHooks(Hooks):
+class ResumeHook(Hooks):
+    """What is read from a checkpoint."""
+
+    def load_weights(self, checkpoint: str, model: Any = None) -> None:
+        """Read a checkpoint's weights."""
+        super()._load_from_checkpoint(checkpoint, model)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_weights(resume_from_checkpoint, model)
+
+
+class CheckpointHooks(ResumeHook):
     """What is written into a checkpoint, and read from it."""
 
     def save_weights(self, folder: str | None = None, state: dict[str, Any] | None = None) -> None:
@@ -448,18 +459,11 @@ class CheckpointHooks(Hooks):
         """Write weights, optimizer and generators."""
         super()._save_checkpoint(model, trial)
 
-    def load_weights(self, checkpoint: str, model: Any = None) -> None:
-        """Read a checkpoint's weights."""
-        super()._load_from_checkpoint(checkpoint, model)
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         self.save_weights(output_dir, state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.save_whole_checkpoint(model, trial)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.load_weights(resume_from_checkpoint, model)
 
 
 class PairHooks(Hooks):

@@ -320,7 +320,7 @@ def load_reward(
     held_as_policy = held == format_of(reward, None) and not rounds_by_batch
     final = reward.folder or reward.probed
     scale = read_score_scale(final) if final else UNKNOWN_SCALE
-    same_base = reward.folder is not None and reward.base_sha256 == policy.base_sha256
+    same_base = mounts(reward) and reward.base_sha256 == policy.base_sha256
     if one_language and same_base and held_as_policy and has_adapters(host.lm):
         head = mount_adapter(host.lm, reward, adapter)
         mounted = MountedReward(reward.name, weight, host, adapter, head, scale, spread_penalty)
@@ -374,6 +374,12 @@ def readable(
 
 def _encode(chat: Chat, prompt: Prompt) -> list[int]:
     return chat.encode_prompt(prompt.messages, prompt.tools)
+
+
+def mounts(reward: ModelSource) -> bool:
+    """Whether a reward model is an adapter on layers, which can be one among others."""
+    pinned = reward.pinned.get("adapter") or {}
+    return reward.folder is not None and pinned.get("method") != "prompt"
 
 
 def mount_adapter(lm: PeftModel, reward: ModelSource, name: str) -> nn.Linear:

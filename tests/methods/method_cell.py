@@ -54,7 +54,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "full, then LoRA": {"method": "full"},
     "DoRA, merged, then LoRA": {"r": 4, "alpha": 8, "dora": True},
     "rsLoRA, LoRA stacked on it": {"r": 4, "alpha": 8, "rslora": True},
-    "prompt": {"method": "prompt"},
+    "prompt": {"method": "prompt", "virtual_tokens": 4},
     "P-tuning": {"method": "ptuning"},
     "prefix": {"method": "prefix"},
 }

@@ -39,6 +39,15 @@ def test_a_method_trains_reloads_and_is_what_peft_reads(
     }
 
 
+@pytest.mark.filterwarnings("default")
+def test_virtual_tokens_take_a_path_without_packing_and_report_it(tmp_path: Path, tiny_model: Path) -> None:
+    outcomes = run_method(tmp_path, tiny_model, "prompt", ("sft", "reward", "dpo", "ppo"))
+    assert [outcome.how for outcome in outcomes.values()] == ["padded", "plain", "padded", "refused"]
+    reason = "packed: a test of it failed: virtual tokens come before every sequence"
+    assert {outcomes[stage].note for stage in ("sft", "reward", "dpo")} == {reason}
+    assert "has no place for virtual tokens; ia3 and vera train as few weights" in outcomes["ppo"].note
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_start_from_the_weights_trains_as_in_peft_on_an_unchanged_base(tiny_model: Path, init: str) -> None:
@@ -127,7 +136,8 @@ def test_an_optimizer_is_one_of_transformers_and_adamw_is_not_written() -> None:
         ({"method": "loha", "quantize": "nf4"}, "loha cannot train on nf4 weights; lora, ia3, oft, vera, norms can"),
         ({"dora": True, "quantize": "int8"}, "dora: PEFT cannot compute it on int8 weights"),
         ({"init": "pissa", "rslora": True}, "rslora: cannot be combined with init: pissa"),
-        ({"method": "prompt"}, "prompt puts virtual tokens before every sequence"),
+        ({"method": "ptuning"}, "trains an encoder that PEFT does not save.*prompt trains virtual tokens"),
+        ({"method": "prefix_tuning"}, "puts keys and values before every layer's"),
         ({"trainable_layers": 2}, "trainable_layers: method lora does not read it, but full does"),
         ({"double_quantize": False}, "double_quantize: only nf4 and fp4 have scales"),
     ],

@@ -195,6 +195,15 @@ def _ia3_config(adapter: AdapterConfig, task: str, layers: Layers) -> dict[str, 
     return {**shared, "target_modules": targets, "feedforward_modules": layers.inner_targets(targets)}
 
 
+def _prompt_config(adapter: AdapterConfig, task: str, _: Layers) -> dict[str, Any]:
+    """From the embeddings of random tokens, as in the paper's second best initialisation."""
+    return {
+        "num_virtual_tokens": adapter.virtual_tokens,
+        "prompt_tuning_init": "SAMPLE_VOCAB",
+        "task_type": task,
+    }
+
+
 def _norms_config(_: AdapterConfig, task: str, layers: Layers) -> dict[str, Any]:
     return {"target_modules": layers.norm_names(), "task_type": task}
 
@@ -299,13 +308,38 @@ METHODS: Mapping[str, Method] = {
         adds=_adds_delta,
         shared="vera_",
     ),
+    "prompt": Method(
+        "PROMPT_TUNING",
+        "PromptTuningConfig",
+        _prompt_config,
+        lambda values: {"virtual_tokens": values["num_virtual_tokens"]},
+        reads=("virtual_tokens",),
+        continued=frozenset(
+            {
+                "num_attention_heads",
+                "num_layers",
+                "num_transformer_submodules",
+                "num_virtual_tokens",
+                "prompt_tuning_init",
+                "prompt_tuning_init_text",
+                "token_dim",
+                "tokenizer_kwargs",
+                "tokenizer_name_or_path",
+            }
+        ),
+    ),
     "norms": Method("LN_TUNING", "LNTuningConfig", _norms_config, on=QUANTIZED, continued=PLACED),
 }
 """by `adapter.method`"""
 ON_QUANTIZED = {kind: tuple(name for name, one in METHODS.items() if kind in one.on) for kind in QUANTIZED}
 """by format of the base weights: the methods that PEFT can train on it"""
-VIRTUAL = ("prompt", "ptuning", "prefix", "prompt_tuning", "p_tuning", "prefix_tuning")
-"""what people ask for, and no stage trains"""
+VIRTUAL = {
+    "ptuning": "trains an encoder that PEFT does not save, so no run could resume or continue it",
+    "prefix": "puts keys and values before every layer's, which sampling and packed rows have no place for",
+}
+"""what people ask for, and no stage trains: why"""
+WORDED = {"p_tuning": "ptuning", "prefix_tuning": "prefix", "prompt_tuning": "prompt"}
+"""other names of methods"""
 LATER_KEYS = frozenset(
     {
         "double_quantize",
@@ -319,6 +353,7 @@ LATER_KEYS = frozenset(
         "shared_rank",
         "trainable_layers",
         "start",
+        "virtual_tokens",
     }
 )
 """keys that the first versions of `adapter` lacked: not written at their defaults, so that old runs keep their identity"""
@@ -336,8 +371,8 @@ class AdapterConfig(Section):
     method: MethodName = "lora"
     """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
     products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
-    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). full: the model's own
-    weights. qlora: lora with quantize: nf4"""
+    shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). prompt: embeddings
+    before every sequence (Lester et al. 2021). full: the model's own weights. qlora: lora with quantize: nf4"""
     start: Literal["continue", "merge", "stack"] = "continue"
     """what becomes of an adapter that the policy has. continue: it trains on. merge: it is added to its base's weights,
     which the run keeps in base/, and a new one trains on them. stack: it stays as it is, and a new one trains beside it;
@@ -378,6 +413,9 @@ class AdapterConfig(Section):
     trainable_layers: int | None = Field(default=None, ge=1)
     """full: train the last n layers alone, without embeddings, last norm and head; null: all weights"""
 
+    virtual_tokens: int = Field(default=20, ge=1)
+    """prompt: number of trained embeddings before every sequence"""
+
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """qlora is a method and a quantisation in one word."""
@@ -388,11 +426,13 @@ class AdapterConfig(Section):
     def _apart(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        if values.get("method") in VIRTUAL:
+        worded = values.get("method")
+        if (name := WORDED.get(str(worded), worded)) in VIRTUAL:
             raise ValueError(
-                f"method: {values['method']} puts virtual tokens before every sequence, which no stage computes; ia3 and "
-                "vera train as few weights"
+                f"method: {worded} {VIRTUAL[name]}; prompt trains virtual tokens, ia3 and vera as few weights"
             )
+        if worded in WORDED:
+            raise ValueError(f"method: {worded} is called {name}")
         if values.get("method") == "qlora" and values.get("quantize", "nf4") != "nf4":
             raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
         return cls.upgraded(values)

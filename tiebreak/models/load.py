@@ -29,6 +29,7 @@ from tiebreak.models.adapters.peft_files import (
 )
 from tiebreak.models.adapters.stacked import stack
 from tiebreak.models.adapters.targets import require_frozen_head
+from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, attach
 from tiebreak.models.find import ModelKind, ModelSource
 from tiebreak.models.full import size_of, train_whole
 from tiebreak.models.probe import verify_probe
@@ -248,7 +249,8 @@ def load_reward_model(
         return model
     if source.folder is None:
         return Adapter.build(base, adapter or AdapterConfig(), "SEQ_CLS", rows).model
-    head = {"base_model.model.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
+    wrapped = "base_model" if saved_adapter(source).method == "prompt" else "base_model.model"
+    head = {f"{wrapped}.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
     learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
     model = Adapter.start_from(base, source.folder, source.name, "SEQ_CLS", learned | head).model
     if adapter is not None and adapter.start == "stack":
@@ -260,7 +262,7 @@ def load_reward_model(
 def _below_the_head(base: PreTrainedModel, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
     """A policy's adapter without what is in its language-model head (ModernBERT's has a dense layer), which a reward
     model does not have."""
-    kept = (f"base_model.model.{base.base_model_prefix}.", *SHARED)
+    kept = (f"base_model.model.{base.base_model_prefix}.", *SHARED, EMBEDDINGS)
     return {name: weight for name, weight in adapter.items() if name.startswith(kept)}
 
 
@@ -273,7 +275,7 @@ def load_trained_reward_model(source: ModelSource, training: LoadingConfig) -> A
         raise HandoffError(f"{source.name} is a base model: give the folder of a finished reward run")
     base = load_base(source, training, kind="reward", weights=format_of(source, None))
     base.config.pad_token_id = load_tokenizer(source).pad_token_id
-    model: Any = base if source.folder is None else PeftModel.from_pretrained(base, source.folder)
+    model: Any = base if source.folder is None else attach(PeftModel.from_pretrained(base, source.folder))
     if torch.cuda.is_available():
         model = model.to("cuda")
     verify_probe(model, folder)
@@ -343,6 +345,11 @@ def require_possible(
         MachineError: what needs a GPU, on a machine without one.
     """
     adapter = adapter_of(source, asked)
+    if adapter.method == "prompt" and algorithm in ("ppo", "rloo", "grpo"):
+        raise ConfigError(
+            f"adapter.method: {algorithm} samples with a cache of keys and values, which has no place for virtual tokens; "
+            "ia3 and vera train as few weights"
+        )
     whole = list(adapter.modules_to_save) if source.folder is None else []
     if fault := fault_of_whole(whole, below_score=algorithm == "reward"):
         raise ConfigError(f"adapter.modules_to_save: {whole}, {fault}; leave them out, or train them with method: full")

@@ -145,6 +145,8 @@ def trained_parameters(shape: Shape, adapter: AdapterConfig) -> int:
     """Parameters that train: r·(inputs + outputs) of every layer that has LoRA."""
     if trains_base(adapter):
         return shape.parameters
+    if adapter.method == "prompt":
+        return adapter.virtual_tokens * shape.hidden
     targets = adapter.target_modules
     names = None if isinstance(targets, str) else set(targets)
     chosen = [one for one in shape.linears if names is None or one.name in names]

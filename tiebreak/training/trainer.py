@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tiebreak.models.adapters.virtual_tokens import is_virtual, load_virtual_tokens
 from tiebreak.packed.proof import Proof
 from tiebreak.process.stopping import interruptible
 from tiebreak.training.callbacks import RunCallback, generator_states
 from tiebreak.training.finite import StepLosses
-from tiebreak.upstream import SamplerHook
+from tiebreak.upstream import ResumeHook, SamplerHook
 
 
 class EvenBatches:
@@ -53,7 +55,7 @@ def _parts(step: Sequence[int], processes: int) -> Iterator[list[int]]:
         yield list(step[number * size : (number + 1) * size])
 
 
-class StageTrainer(SamplerHook):
+class StageTrainer(SamplerHook, ResumeHook):
     """Must be the first base. With several processes, signals are handled between steps: each waits for the others."""
 
     proof: Proof | None = None
@@ -65,6 +67,13 @@ class StageTrainer(SamplerHook):
     def path_facts(self) -> dict[str, Any]:
         """The path, for the manifest."""
         return self.proof.facts() if self.proof else {}
+
+    def load_weights(self, checkpoint: str, model: Any = None) -> None:
+        trained = self.accelerator.unwrap_model(model or self.model)
+        if is_virtual(trained):
+            load_virtual_tokens(trained, Path(checkpoint))
+            return
+        super().load_weights(checkpoint, model)
 
     def train_sampler(self, rows: Any) -> Any:
         """transformers', its batches of similar length counted over all processes: so two processes with half a batch each

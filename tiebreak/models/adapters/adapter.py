@@ -23,8 +23,9 @@ from tiebreak.config import AdapterConfig
 from tiebreak.config.adapter import METHODS, method_of
 from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.lora_start import start
-from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config
+from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config, read_peft_values
 from tiebreak.models.adapters.targets import ModelLayers, require_targets
+from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, PROMPT, attach, is_virtual
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
@@ -72,7 +73,7 @@ class Adapter:
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
         start(model, config, rows)
-        return cls(model)
+        return cls(attach(model))
 
     @classmethod
     def load(cls, base: nn.Module, folder: Path, source: str, *, trains: bool) -> Adapter:
@@ -86,7 +87,14 @@ class Adapter:
         """
         from peft import PeftModel, get_peft_model_state_dict
         from safetensors import safe_open
+        from safetensors.torch import load_file
 
+        if read_peft_values(folder).get("peft_type") == PROMPT:  # PEFT loads none that train
+            prompted = cls.start_from(base, folder, source, "CAUSAL_LM", load_file(folder / ADAPTER_FILE))
+            prompted.model.requires_grad_(False)
+            for parameter in prompted.parameters().values():
+                parameter.requires_grad_(trains)
+            return prompted
         beside = foreign_weights(base, folder, source)
         try:
             with warnings.catch_warnings():
@@ -120,8 +128,8 @@ class Adapter:
         """
         import peft
 
-        adapter = cls(peft.get_peft_model(base, read_peft_config(folder, task)))
-        adapter._take(weights, f"{source}: its adapter does not fit a reward model")
+        adapter = cls(attach(peft.get_peft_model(base, read_peft_config(folder, task))))
+        adapter._take(weights, f"{source}: its adapter does not fit {type(base).__name__}")
         return adapter
 
     @classmethod
@@ -154,7 +162,7 @@ class Adapter:
         used = set(get_peft_model_state_dict(self.model, adapter_name=self.name, save_embedding_layers=False))
         without_place = {key for key in weights if key not in used and ".base_layer." not in key}
         lost = [
-            *loaded.unexpected_keys,
+            *(key for key in loaded.unexpected_keys if key != EMBEDDINGS),  # which PEFT loads apart
             *sorted(without_place),
             *sorted(name for name in used - set(weights) if name.startswith(within)),
         ]
@@ -224,8 +232,15 @@ class Adapter:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with it, and leave what trains as it is: PEFT's `set_adapter` also switches `requires_grad`."""
-        with adapters_set([*tuner_layers(self.model), *whole_modules(self.model)], [self.name]):
-            yield
+        before: Any = self.model.active_adapter
+        if is_virtual(self.model):
+            self.model.active_adapter = self.name
+        try:
+            with adapters_set([*tuner_layers(self.model), *whole_modules(self.model)], [self.name]):
+                yield
+        finally:
+            if is_virtual(self.model):
+                self.model.active_adapter = before
 
     @property
     def adds(self) -> bool:
@@ -298,6 +313,8 @@ def merge(model: PeftModel) -> nn.Module | None:
 
     The model that is given is used up.
     """
+    if is_virtual(model):
+        return None
     wanted = probe_values(model, probe_ids(model))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that shared weights may go wrong: they are compared

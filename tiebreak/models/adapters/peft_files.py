@@ -72,6 +72,8 @@ def read_peft_config(folder: Path, task: str) -> LoraConfig:
 
     config: LoraConfig = LoraConfig.from_pretrained(str(folder))
     config.task_type, config.inference_mode, config.modules_to_save = task, False, None
+    if hasattr(config, "prompt_tuning_init"):
+        config.prompt_tuning_init = "RANDOM"  # replaced by its weights; a text would need its tokenizer
     return config
 
 
