@@ -59,12 +59,18 @@ def rogan_gladen(
     return Corrected(_clipped(value), (low, high))
 
 
+_ERRORS = np.array([(1.0, 0.0), (0.0, 1.0)])
+"""people's value and the judge's, of the two worst errors"""
+
+
 def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float], people: Sequence[float]) -> Corrected:
     """The mean of people's values, from a judge's values of many cases and both values of some.
 
     Angelopoulos et al. (2023, arXiv 2301.09633, Algorithm 1): the judge's mean, plus the mean difference where people
     judged too. The judge's weight λ is the one of least variance, from 0 to 1 (PPI++, Angelopoulos et al. 2023, arXiv
-    2311.01453, Eq. 6): a useless judge gets 0, and the mean is people's alone. Student's quantile, for small samples.
+    2311.01453, Eq. 6): a useless judge gets 0, and the mean is people's alone. The interval has Student's quantile, and the
+    variance half a pseudo-case of either error, as Jeffreys' prior of a share has: where a good judge's errors are few, the
+    plain interval covers 92% and not 95%.
 
     Args:
         judge_only: the judge's values of cases that people did not judge; from 0 (lost) to 1 (won).
@@ -82,10 +88,9 @@ def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float]
         weight = min(max(together / ((1 + n / many) * spread), 0.0), 1.0) if spread > 0 else 0.0
     rest = y - weight * g
     value = float(rest.mean()) + weight * (float(f.mean()) if many else 0.0)
-    variance = float(rest.var(ddof=1)) / n + (weight**2 * float(f.var(ddof=1)) / many if many > 1 else 0.0)
+    squares = float(((rest - rest.mean()) ** 2).sum() + ((_ERRORS @ (1.0, -weight) - rest.mean()) ** 2).sum() / 2)
+    variance = squares / (n - 1) / n + (weight**2 * float(f.var(ddof=1)) / many if many > 1 else 0.0)
     half = student_quantile(n - 1) * math.sqrt(variance)
-    if variance == 0.0:  # all of people's values are one: Hanley's rule of three (1983) bounds the share of others
-        half = 1 - 0.025 ** (1 / n)
     return Corrected(_clipped(value), (_clipped(value - half), _clipped(value + half)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -85,6 +86,7 @@ def _expanded_tail(n: int) -> float:
     return NormalDist().cdf(-student_quantile(n - 1) * math.sqrt(n / (n - 1)))
 
 
+@cache
 def student_quantile(degrees: int) -> float:
     """97.5% quantile of Student's t, by bisection.
 
