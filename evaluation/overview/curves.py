@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from evaluation.compare import curves as one_run
 from evaluation.overview.model import Curve, KLChart, KLPoint, KLTrail, Panel
@@ -37,13 +37,13 @@ def overlay(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[Pane
     own: dict[tuple[str, str], dict[str, RunRecord]] = {}
     for one in records:
         main, further = one_run.read_panels(one.rows, one.stage, one.record["config"])
-        for drawn in (*main, *further):
-            key = (one.stage, drawn.title)
+        for title, drawn, curves in _by_figure((*main, *further)):
+            key = (one.stage, title)
             shared = panels.setdefault(
                 key,
                 Panel(
                     stage=one.stage,
-                    title=drawn.title,
+                    title=title,
                     unit=drawn.unit,
                     curves=[],
                     reference=drawn.reference,
@@ -60,7 +60,7 @@ def overlay(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[Pane
                     skipped=curve.skipped,
                     rows_a_point=curve.steps_a_point * (1 if curve.held_out else one.every),
                 )
-                for curve in drawn.curves
+                for curve in curves
             ]
     most = max(POINTS // max(sum(len(panel.curves) for panel in panels.values()), 1), LEAST_POINTS)
     for panel in panels.values():
@@ -71,6 +71,26 @@ def overlay(records: Sequence[RunRecord], names: Mapping[str, str]) -> list[Pane
             curve.points = [(_rounded(x), _rounded(y)) for x, y in thinned]
             curve.rows_a_point *= each
     return list(panels.values())
+
+
+def _by_figure(panels: Sequence[one_run.Panel]) -> Iterator[tuple[str, one_run.Panel, list[one_run.Curve]]]:
+    """(title, panel, curves): a figure and its held-out twin each, since runs already differ by colour."""
+    for panel in panels:
+        trained = [one_run.base_name(curve.key) for curve in panel.curves if not curve.held_out]
+        figures: dict[str, list[one_run.Curve]] = {}
+        for curve in panel.curves:
+            figures.setdefault(_figure_of(curve, trained), []).append(curve)
+        for name, curves in figures.items():
+            yield (panel.title if len(figures) == 1 else f"{panel.title}: {name}"), panel, curves
+
+
+def _figure_of(curve: one_run.Curve, trained: Sequence[str]) -> str:
+    """The training figure that a curve is, or is the held-out twin of."""
+    name = one_run.base_name(curve.key)
+    if not curve.held_out or name in trained:
+        return name
+    last = name.rpartition("/")[2].removesuffix("s")
+    return next((one for one in trained if one.rpartition("/")[2].removesuffix("s") == last), name)
 
 
 def _rounded(value: float) -> float:

@@ -407,7 +407,7 @@ def _curves(report: Overview, styles: Styles) -> Markup | None:
     for stage in dict.fromkeys(panel.stage for panel in report.panels):
         mine = [(at, panel) for at, panel in enumerate(report.panels) if panel.stage == stage]
         titles = {one.title for one in find_stage(stage).figures}
-        main = [(at, panel) for at, panel in mine if panel.title in titles] or mine
+        main = [(at, panel) for at, panel in mine if panel.title.partition(": ")[0] in titles] or mine
         further = [pair for pair in mine if pair not in main][:MOST_PANELS]
         groups = dict.fromkeys(group_of[curve.run] for _, panel in mine for curve in panel.curves)
         parts.append(el("h3", label(stage)))

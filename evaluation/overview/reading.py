@@ -73,7 +73,7 @@ class RunRecord:
         recorded = self.record.get("metrics")
         if not isinstance(recorded, Mapping):
             recorded = last_values(self.rows, find_stage(self.stage).metrics)
-        return {key: float(value) for key, value in recorded.items() if is_number(value) and math.isfinite(value)}
+        return {key: float(value) for key, value in recorded.items() if is_number(value)}
 
     def inputs(self) -> dict[str, Mapping[str, Any]]:
         return {str(name): one for name, one in self.record["inputs"].items()}
@@ -85,7 +85,8 @@ def is_seed(key: str) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a logged value is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def last_values(rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> dict[str, Any]:

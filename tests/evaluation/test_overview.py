@@ -120,6 +120,17 @@ def test_levels_of_runs_on_other_data_are_marked_and_scores_of_other_reward_mode
     assert kinds.count("rollouts") == 1
 
 
+def test_figures_of_one_chart_are_apart_and_their_held_out_twins_are_not(tmp_path: Path) -> None:
+    rows = logged(4, rewards__chosen=[1.0] * 4, rewards__rejected=[0.0] * 4, objective__scores=[1.0] * 4)
+    rows.append({"step": 4, "eval_rewards/chosen": 0.9, "eval_rewards/rejected": 0.1})
+    finished(tmp_path / "dpo", "dpo", {}, rows=rows)
+    finished(tmp_path / "ppo", "ppo", {}, rows=[*rows, {"step": 4, "eval/score": 1.0}])
+    keys = {(one.stage, one.title): [curve.key for curve in one.curves] for one in overview(tmp_path).panels}
+    assert keys["dpo", "Implicit rewards: rewards/chosen"] == ["rewards/chosen", "eval_rewards/chosen"]
+    assert keys["dpo", "Implicit rewards: rewards/rejected"] == ["rewards/rejected", "eval_rewards/rejected"]
+    assert keys["ppo", "Score of the reward model"] == ["objective/scores", "eval/score"]
+
+
 def test_runs_in_progress_failed_and_broken_are_shown_as_such(tmp_path: Path) -> None:
     done = finished(tmp_path / "done", "dpo", {}, rows=logged(8, loss=[0.7] * 8), keys={"beta": 0.1})
     part = tmp_path / "part"
@@ -153,6 +164,24 @@ def test_runs_in_progress_failed_and_broken_are_shown_as_such(tmp_path: Path) ->
     assert "1 of DPO" not in found.headline.claim
     assert found.headline.claim == "4 runs: 4 of DPO"
     build_page(found)
+
+
+def test_hostile_text_and_odd_rows_make_a_page(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    run = finished(tmp_path / "a <b>", "dpo", {}, rows=logged(3, loss=[0.7, 0.6, 0.5]), keys={"beta": 0.1})
+    with (Path(run) / "metrics.jsonl").open("a") as file:
+        for row in (
+            {"step": float("nan"), "loss": 1},
+            {"step": "4", "loss": None},
+            {"step": 5, evil: 1.0},
+            ["step"],
+            {"loss": 2},
+        ):
+            file.write(json.dumps(row) + "\n")
+    page = build_page(overview(tmp_path, title=evil))
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    json.loads(page.split('id="report">')[1].split("</script>")[0])  # no NaN, which a browser refuses
 
 
 def test_copies_and_equal_names_are_told_apart(tmp_path: Path) -> None:
