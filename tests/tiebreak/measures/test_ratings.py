@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections import defaultdict
 
 import numpy as np
 import pytest
 from scipy import stats
+from support import SHARED_DATA
 
 from tiebreak.measures.ratings import (
     benjamini_hochberg,
@@ -50,6 +53,28 @@ def test_ratings_are_the_published_ones() -> None:
     found = bradley_terry(as_outcomes(wins, 13), prior=0.0)
     assert found.values - found.values[-1] == pytest.approx(ABILITIES, abs=0.006)
     assert found.values.sum() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_mt_benchs_models_have_their_published_order() -> None:
+    """By people's votes on 80 questions, a pair without any on one being tied (Zheng et al. 2023, Fig. 4)."""
+    file = SHARED_DATA / "mt-bench-human-judgments/human.jsonl"
+    if not file.exists():
+        pytest.skip(f"no {file}")
+    votes: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for vote in map(json.loads, file.read_text().splitlines()):
+        won = {"model_a": 1.0, "model_b": 0.0}.get(vote["winner"], 0.5)
+        votes[vote["model_a"], vote["model_b"], vote["question_id"]].append(won)
+        votes[vote["model_b"], vote["model_a"], vote["question_id"]].append(1 - won)
+    models, questions = (sorted({key[at] for key in votes}) for at in (0, 2))
+    outcomes = np.array([[[np.mean(votes.get((a, b, q), [0.5])) for q in questions] for b in models] for a in models])
+    found = bradley_terry(outcomes)
+    ranked = [models[at] for at in np.argsort(-found.values)]
+    assert ranked[0] == "gpt-4"
+    assert set(ranked[1:3]) == {"gpt-3.5-turbo", "claude-v1"}
+    assert ranked[3:] == ["vicuna-13b-v1.2", "alpaca-13b", "llama-13b"]
+    best, last = models.index("gpt-4"), models.index("llama-13b")
+    assert found.interval(best)[0] > found.interval(last)[1]
+    assert judge(outcomes[best, last]).outcome == "better"
 
 
 def test_of_two_policies_rating_and_interval_have_a_closed_form() -> None:
