@@ -486,3 +486,18 @@ def test_stages_of_one_process_refuse_several(tmp_path: Path, monkeypatch: pytes
     assert status == 2
     assert "'tiebreak prepare' runs in one process: start it without accelerate or torchrun" in message
     shutil.rmtree(tmp_path / "s", ignore_errors=True)
+
+
+def test_tests_in_a_shells_background_heed_ctrl_c(pytestconfig: pytest.Config) -> None:
+    """There Ctrl-C is ignored from the start, by what a test starts too."""
+    [ours] = [
+        plugin
+        for plugin in pytestconfig.pluginmanager.get_plugins()
+        if getattr(plugin, "__file__", None) == str(REPOSITORY / "tests" / "conftest.py")
+    ]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ours.pytest_configure()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
