@@ -25,6 +25,7 @@ from tiebreak.config.flags import group_flags
 from tiebreak.config.keys import own_keys
 from tiebreak.data.columns import check_columns
 from tiebreak.measures.yardstick import RUBRIC
+from tiebreak.runs.requirements import Requirement
 
 S = TypeVar("S", bound=Section)
 
@@ -41,6 +42,8 @@ class LabelConfig(StageConfig):
     judges: list[str] = Field(default_factory=list, exclude_if=lambda judges: not judges)
     """finished judge runs on these pairs, whose judgments join the store as those of raters of kind model; people are asked
     about every pair all the same"""
+    require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
+    """what the pairs must have been through. anonymised: they come from prepare runs with the step anonymise alone"""
     converse: ConverseConfig | None = None
     """raters write, two policies answer, and the conversation continues with the better answer"""
     store: str | None = None

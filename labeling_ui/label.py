@@ -59,6 +59,7 @@ from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_records
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
 from tiebreak.records import ExportedJudgment, Judgment, Pair
+from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, identify_input, read_manifest, start_run
 from tiebreak.terminal import Cell, has_colours, paint, show, table
 from tiebreak.tracking.recorder import track_again
@@ -128,6 +129,7 @@ def read_some_pairs(config: LabelConfig) -> list[Pair]:
     if not config.pairs:
         return []
     identify_input(config.pairs)
+    require(config.require, config.pairs)
     pairs = read_pairs(config.pairs, config.columns)
     if not pairs:
         raise HandoffError(f"{config.pairs} contains no pairs: there is nothing to judge")

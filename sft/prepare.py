@@ -41,6 +41,7 @@ from tiebreak.records import (
     write_jsonl,
     write_text_atomically,
 )
+from tiebreak.runs.requirements import ANONYMISED
 from tiebreak.runs.run import Run, start_run
 from tiebreak.terminal import Cell, has_colours, say, table
 from tiebreak.tracking.recorder import track, track_again
@@ -97,6 +98,7 @@ def prepare(config: PrepareConfig) -> None:
         report = data_report(data, prompts, demonstrations, lengths)
         write_json(run.final / "report.json", report)
         run.facts["counts"] = report["counts"]
+        run.facts |= {ANONYMISED: how} if (how := _anonymised(data.ledger)) else {}
         shown = {name: data.ledger.lines(getattr(data.ledger, name)) for name in ("changed", "flagged")}
         inputs = {name: one.source for name, one in run.inputs.items() if name.startswith("data_")}
         page = build_page(report, inputs, shown["changed"], dropped, shown["flagged"])
@@ -104,6 +106,12 @@ def prepare(config: PrepareConfig) -> None:
         run.finish()
         track(run)
         say_report(run, report)
+
+
+def _anonymised(ledger: Ledger) -> dict[str, str]:
+    """How the rows were anonymised, for the manifest; empty if they were not."""
+    facts = next((tally.facts for tally in ledger.tallies if "mode" in tally.facts), {})
+    return {key: str(facts[key]) for key in ("mode", "names") if key in facts}
 
 
 def file_names(sources: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from tiebreak.config import LoadingConfig, SamplingConfig, Section, StageConfig, refuse_unread
 from tiebreak.data.columns import check_columns
 from tiebreak.measures.yardstick import RUBRIC
+from tiebreak.runs.requirements import Requirement
 
 
 class EndpointConfig(Section):
@@ -77,6 +78,8 @@ class JudgeConfig(StageConfig):
     """what to judge: a sample run, or a file of rows with prompt, response_a and response_b"""
     columns: dict[str, str | None] = {}
     """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
+    """what the pairs must have been through. anonymised: they come from prepare runs with the step anonymise alone"""
     rater: str = Field(default="", max_length=100)
     """the judge's id among the raters; empty: made of its kind and its model's name"""
     function: str | None = None

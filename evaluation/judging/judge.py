@@ -31,6 +31,7 @@ from tiebreak.data.reading import is_run, read_records
 from tiebreak.errors import ConfigError, DataError
 from tiebreak.records import ExportedJudgment, Judgment, Pair, content_id, write_jsonl
 from tiebreak.runs.chain import InputFinder
+from tiebreak.runs.requirements import require
 from tiebreak.runs.run import Run, clear_partial, read_manifest, start_run
 from tiebreak.terminal import say
 from tiebreak.tracking.recorder import track, track_again
@@ -124,6 +125,7 @@ def choose_pairs(config: JudgeConfig) -> list[Pair]:
     Raises:
         DataError: there are none.
     """
+    require(config.require, config.pairs)
     pairs = list({pair.id: pair for pair in read_pairs(config.pairs, config.columns, "judge")}.values())
     if not pairs:
         raise DataError(f"{config.pairs} contains no pairs: there is nothing to judge")
