@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -62,8 +63,12 @@ def refused(line: str) -> list[str]:
     if "--help" in rest or not command.configuration:
         return []
     path, rest = take_config_flag(rest, name)
-    if command.positional and rest and not rest[0].startswith("--"):
-        rest = rest[1:]
+    if name == "compare" and rest and not rest[0].startswith("--"):  # compare RUNS… is compare overview RUNS…
+        name, command, rest = find_command([name, "overview", *rest])
+    if command.positional:
+        several = command.positional.endswith("…")
+        bare = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
+        rest = rest[len(bare) if several else min(1, len(bare)) :]
     faults = []
     if path is not None and path.parts[0] == "configs" and not find_shipped(path).is_file():
         faults.append(f"no such file: {path}")
