@@ -144,7 +144,7 @@ def trains_base(adapter: AdapterConfig) -> bool:
 def trained_parameters(shape: Shape, adapter: AdapterConfig) -> int:
     """Parameters that train: r·(inputs + outputs) of every layer that has LoRA."""
     if trains_base(adapter):
-        return shape.parameters
+        return shape.parameters if adapter.trainable_layers is None else adapter.trainable_layers * shape.block
     if adapter.method == "prompt":
         return adapter.virtual_tokens * shape.hidden
     targets = adapter.target_modules

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import REPOSITORY, run_here, write_config, write_rows
 
-from preference.configuration import PPOConfig
+from preference.configuration import DPOConfig, PPOConfig
 from sft.configuration import SFTConfig
 from tiebreak.config import AdapterConfig
 from tiebreak.errors import ConfigError, ModelError
@@ -250,6 +250,20 @@ def test_ppo_counts_its_four_roles_and_gathers_sharded_weights_to_sample() -> No
     assert plan.memory.kv_cache == 8 * columns * 2 * 32 * 8 * 128 * 2
     on_cpu = plan_stage("ppo", config, Hardware(find_device("cpu")), shape=small())
     assert on_cpu.setting.numbers.size == 4
+
+
+def test_whole_weights_take_a_second_model_for_what_would_be_an_adapter() -> None:
+    full = {"adapter": {"method": "full"}, "training": {"tokens_per_pass": 64, "precision": "float32"}}
+    shape, cpu, one = small(), Hardware(find_device("cpu")), 4 * small().parameters
+    shared = {"output": "x", "policy": "x", **full}
+    pairs = {"preferences": "none.jsonl", **shared}
+    for values, models in (({}, 2), ({"algorithm": "kto"}, 2), ({"algorithm": "orpo"}, 1)):
+        plan = plan_stage("dpo", DPOConfig.model_validate({**pairs, **values}), cpu, shape=shape)
+        assert plan.memory.weights == models * one  # the policy, and its reference
+    scored = PPOConfig.model_validate({**shared, "reward_model": "r", "prompts": "p.jsonl"})
+    assert plan_stage("ppo", scored, cpu, shape=shape).memory.weights == 3 * one
+    assert trained_parameters(shape, AdapterConfig(method="full", trainable_layers=1)) == shape.block
+    assert trained_parameters(shape, AdapterConfig(method="prompt", virtual_tokens=7)) == 7 * shape.hidden
 
 
 # --- work
