@@ -205,13 +205,32 @@ function judgmentTable(given, ofRater) {
   return make('div', { class: 'scroll' }, make('table', { class: 'plain-table given' }, make('tbody', {}, ...given.map((one) => make('tr', { class: one.rejected === null ? false : 'rejected' },
     make('th', { scope: 'row' }, ofRater ? make('button', { type: 'button', 'data-item': one.item_id, class: 'asked', dir: 'auto' }, one.prompt || one.item_id) : nameOf(one.judgment.rater_id)),
     make('td', {}, describe(one.judgment, left(one.judgment)), one.repeat ? make('span', { class: 'note' }, words['items.repeat']) : null,
-      one.judgment.flags.length ? make('span', { class: 'note' }, one.judgment.flags.map(flagName).join(', ')) : null,
+      ...beside(one.judgment, ofRater).map((line) => make('span', { class: 'note', dir: 'auto' }, line)),
       one.judgment.rationale ? make('span', { class: 'note', dir: 'auto' }, one.judgment.rationale) : null,
       one.rejected === null ? null : make('span', { class: 'note late' }, say('rejected.for', { reason: one.rejected }))),
     make('td', { class: 'note' }, `${timeOf(one.at_ms)} · ${Math.round(one.active_ms / 1000)} s`),
     make('td', {}, one.rejected === null ? make('button', { type: 'button', class: 'plain', 'data-reject-one': one.judgment_id }, words['reject.one'], make('span', { class: 'unseen' }, ` ${nameOf(one.judgment.rater_id)} ${one.item_id}`)) : null))))));
 }
 
+// What a judgment says beside the vote, in lines; the letters are those of the answer above them.
+function beside(judgment, ofRater) {
+  const shown = judgment.shown.length ? judgment.shown : [judgment.left, judgment.right];
+  const letter = (id) => (ofRater ? LETTERS[shown.indexOf(id)] : letterOf(id));
+  const turned = !ofRater && judgment.left !== item.completions[0].id ? -1 : 1;
+  const said = (value) => (value === true ? words.yes : value === false ? words.no : Number.isInteger(value) ? String(value) : value);
+  const flagged = (flag) => Object.entries(judgment.answer_flags || {}).filter(([, flags]) => flags.includes(flag)).map(([id]) => letter(id)).sort().join(', ');
+  const flags = judgment.flags.map((flag) => flagName(flag) + (flagged(flag) && ` (${flagged(flag)})`));
+  const criteria = Object.entries(judgment.criteria || {}).map(([name, value]) => {
+    const { label, scale } = props.value.criteria.find((one) => one.name === name) || { label: name };
+    if (scale === 'bar') return `${label}: ${words[`scale.${turned * value || 0}`]}`;
+    const parts = value !== null && typeof value === 'object' ? Object.entries(value).map(([id, one]) => `${letter(id)} ${said(one)}`).sort().join(', ') : said(value);
+    return `${label}: ${parts}`;
+  });
+  const spans = (judgment.spans || []).map(({ completion, label, text, comment }) => `${spanName(label)} (${letter(completion)}): “${text}” ${comment}`.trim());
+  return [flags.join(', '), ...criteria, ...spans, ...(judgment.links || [])].filter(Boolean);
+}
+
+const spanName = (label) => props.value.spans.find(({ name }) => name === label)?.label || label;
 const flagName = (flag) => props.value.flags.find(({ name }) => name === flag)?.label || flag;
 const timeOf = (ms) => new Date(ms).toLocaleString(words.language, { dateStyle: 'short', timeStyle: 'short' });
 

@@ -216,7 +216,7 @@ def test_all_of_it_by_keys_and_by_mouse(served: Served) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1366, "height": 768})
+        page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(f"{served.address}/rate/")
@@ -294,12 +294,28 @@ def by_mouse(page: Any, served: Served) -> None:
     assert (judgment["answer_flags"], judgment["links"]) == (
         {"A": ["off_topic"]}, ["https://example.org/1", "https://example.org/2"],
     )  # fmt: skip
+    leads_see_it(page, served, pair, mine)
     page.keyboard.press("u")  # and everything is back
     page.wait_for_selector(f".desk[data-pair={pair}]")
     assert page.evaluate("CSS.highlights.get('span1').size") == 1
     assert page.get_attribute("[data-name=style][data-of=B] [data-value='4']", "aria-checked") == "true"
     assert page.is_checked(".flag [value=off_topic][data-of=A]")
     assert page.input_value("[name=links]").endswith("/2")
+
+
+def leads_see_it(page: Any, served: Served, pair: str, mine: str) -> None:
+    """With the pair's own letters: the first answer is A, whichever side the rater saw it on."""
+    own = {mine: "A", "AB".replace(mine, ""): "B"}
+    lead = page.context.new_page()
+    lead.goto(f"{served.address}/lead/#view=items&item={pair}")
+    lead.wait_for_selector(".given .note")
+    lines = lead.locator(".given .note").all_inner_texts()
+    assert f"Style: {own['B']} 4" in lines
+    assert f"Sourced: {own['A']} Yes" in lines
+    assert f"Off topic ({own['A']})" in lines
+    assert "Good (A): \u201ctwo\u201d" in lines
+    assert {"Correct: Tie", "Field: =1+1", "https://example.org/1"} <= set(lines)
+    lead.close()
 
 
 def last(page: Any, served: Served) -> dict[str, Any]:
