@@ -15,6 +15,9 @@ from tiebreak.page.tables import cell, heading, measured, note, table
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
+LONGEST_NAME = 30
+"""of a policy; a longer one is a hash"""
+
 _SHARE = Scale(0.0, 1.0, ((0.0, "0%"), (0.5, "50%"), (1.0, "100%")), reference=0.5)
 _KAPPA = Scale(-0.2, 1.0, ((-0.2, "−0.2"), (0.4, "0.4"), (1.0, "1")), reference=0.0)
 _JUDGE, _PEOPLE, _CORRECTED = ("sft", "square"), ("base", "circle"), ("dpo", "diamond")
@@ -159,14 +162,14 @@ def _win_rates(rates: Sequence[Row]) -> Markup | None:
 
 
 def _contest_rows(one: Row) -> list[Markup]:
-    first, second = (short(name) for name in one["policies"])
+    first, second = (name if len(name) <= LONGEST_NAME else short(name) for name in one["policies"])
     rows = [el("tr", el("th", f"{first} against {second}", scope="rowgroup", colspan=3, cls="group"))]
     judge = _row("by the judge alone, uncorrected", one["judge"])
     people = _row("by people alone", one["people"], _PEOPLE) if one["people"] else None
     rows += [row for row in (people, judge) if row is not None]
     for name, key in (("corrected", "corrected"), ("preferred, corrected", "preferred")):
         found = one[key]
-        if found is None or found["value"] is None:
+        if found is None or found["value"] is None or list(found["interval"]) == [0.0, 1.0]:  # it measures nothing
             continue
         counts = {"n": found["judged"] + found["people"]}
         row = _row(name, {**found, **counts}, _CORRECTED)
