@@ -229,7 +229,7 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
     """The stage."""
 
     name = "dpo"
-    rows_name = "labelled answers"
+    rows_name, rows_key = "labelled answers", "preferences"
     guard: Guard | None = None
 
     def check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from small_models import ARCHITECTURES, PAD, build, random_pairs, words
 from small_world import World, questions
-from support import read_rows, run_here, run_of, write_rows
+from support import end_process, read_rows, run_here, run_of, write_rows
 from trl import KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
@@ -228,6 +229,32 @@ def test_three_steps_saved_reloaded_and_resumed(world: World, tmp_path: Path) ->
     resumed = load_file(output / "final" / "adapter_model.safetensors")
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     assert run_here("inspect", output)[0] == 0
+
+
+def test_a_step_whose_loss_is_no_number_is_not_taken(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three: its answers are named, the weights after the first are kept, and the command ends as uncut."""
+    data, output, uncut = write_answers(tmp_path / "rows.jsonl"), tmp_path / "out", tmp_path / "uncut"
+    inner = KTOTrainer._compute_loss
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = inner(self, *args, **kwargs)
+        return loss * math.nan if self.state.global_step == 1 else loss
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KTOTrainer, "_compute_loss", poisoned)
+        status, message = start(world, data, output)
+    assert status == 1, message
+    reason = " ".join(message.rpartition("error: ")[2].split())
+    assert reason.startswith("the loss of step 2 is not a finite number, so it was not taken")
+    assert f"look at the labelled answers of its batch, from {data}:" in reason
+    assert len(re.findall(r"row \d+ of 30", reason)) == 4
+    assert [one.name for one in (output / "checkpoints").iterdir()] == ["checkpoint-1"]
+    end_process(output)
+    assert start(world, data, output)[0] == start(world, data, uncut)[0] == 0
+    weights = [load_file(folder / "final" / "adapter_model.safetensors") for folder in (output, uncut)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
 def test_unpaired_labels_of_a_label_run_are_what_it_learns_from(finished_recipe: Path, tmp_path: Path) -> None:

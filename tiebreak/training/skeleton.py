@@ -61,6 +61,8 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
     """its entry in tiebreak.stages"""
     rows_name: ClassVar[str] = "preferences"
     """name of its rows in messages"""
+    rows_key: ClassVar[str] = ""
+    """the configuration's key of their source, where that has another name"""
 
     def __init__(self, config: C, run: Run) -> None:
         self.config, self.run = config, run
@@ -136,7 +138,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         """The message for a loss that is not a number."""
         trained_on = [self.example(row).input_ids for row in rows.train]
         named = name_rows(error.sequences, trained_on, self.chat.tokenizer)
-        source = getattr(self.config, self.rows_name, self.rows_name)
+        source = getattr(self.config, self.rows_key or self.rows_name, self.rows_name)
         kept = f"the checkpoints before it are in {self.run.checkpoints}" if error.step > 1 else "nothing was trained"
         return HandoffError(
             "\n".join(

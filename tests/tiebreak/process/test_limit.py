@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import end_process, run_here, write_config
+from support import end_process, run_command, run_here, succeed, write_config
 from transformers import Trainer
 
 import preference.sample
+from preference.ppo.trainer import PPOTrainer
 from tiebreak.command import pipeline
 from tiebreak.process import limit
 from tiebreak.runs.run import read_manifest
@@ -89,6 +90,40 @@ def test_a_training_stops_while_a_step_and_a_checkpoint_still_fit(
     short = (*words[:4], tmp_path / "other", *words[5:])
     assert run_here(*short, "--max_time", "7m")[0] == 80
     assert [one.name for one in (tmp_path / "other" / "checkpoints").iterdir()] == ["checkpoint-2"]
+
+
+def test_ppo_stops_within_a_rollout_and_ends_as_an_unlimited_run(
+    finished_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """Updates take 100 s, and a rollout has two. After three of them, 200 s of 500 are left: less than 1.5 · (100 + 60)."""
+    folder, whole = tmp_path / "ppo", finished_recipe / "runs" / "ppo"
+    take(monkeypatch, PPOTrainer, "training_step", clock, 100)
+    words = ("ppo", "--config", whole / "config.resolved.yaml", "--output", folder, "--training.save_steps", 50)
+    status, message = run_here(*words, "--max_time", "500s")
+    assert status == 80, message
+    assert "stopped before max_time; step 3 of 6 is in" in message
+    assert [one.name for one in (folder / "checkpoints").iterdir()] == ["checkpoint-3"]
+    end_process(folder)
+    status, message = run_here(*words)
+    assert status == 0, message
+    weights = [(one / "final" / "adapter_model.safetensors").read_bytes() for one in (folder, whole)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.proof
+def test_two_processes_stop_together_and_end_as_an_unlimited_run(finished_recipe: Path, tmp_path: Path) -> None:
+    """A step and a checkpoint are allowed 90 s at first: a launch limited to so many stops after its first step."""
+    config = finished_recipe / "runs" / "sft" / "config.resolved.yaml"
+    words = ("sft", "--config", config, "--accelerate", "cpu_zero2", "--tracking.mode", "disabled")
+    words += ("--training.save-steps", "100")
+    succeed(*words, "--output", tmp_path / "whole")
+    stopped = run_command(*words, "--output", tmp_path / "cut", "--max-time", "90s")
+    assert stopped.returncode == 80, stopped.stderr[-3000:]
+    assert stopped.stderr.count("stopped before max_time; step 1 of 3 is in") == 1
+    assert [one.parent.name for one in (tmp_path / "cut" / "checkpoints").glob("*/COMPLETE")] == ["checkpoint-1"]
+    succeed(*words, "--output", tmp_path / "cut")
+    weights = [(tmp_path / name / "final" / "adapter_model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_a_recipes_limit_reaches_its_stages_and_their_status_is_passed_on(

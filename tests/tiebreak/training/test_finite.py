@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import end_process, on_two_processes, read_rows, run_here
 from trl import GRPOTrainer
 
@@ -109,3 +110,20 @@ def test_only_the_passes_of_that_loss_count_and_the_next_step_starts_anew() -> N
 @pytest.mark.proof
 def test_all_processes_stop_with_the_rows_of_the_one() -> None:
     on_two_processes("ddp", "tests/tiebreak/training/finite_on_two.py")
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("launcher", ["zero2", "zero3"])
+def test_nothing_of_such_a_step_is_saved_under_deepspeed(launcher: str, finished_recipe: Path, tmp_path: Path) -> None:
+    """Its engine applies a gradient before anyone can look: the weights in memory are lost, those on the disk are not."""
+    config = finished_recipe / "runs" / "sft" / "config.resolved.yaml"
+    words = ("--config", config, "--output", tmp_path / "sft", "--tracking.mode", "disabled", "--merge", "false")
+    with pytest.raises(AssertionError, match="the loss of step 2 is not a finite number, so it was not taken") as ended:
+        on_two_processes(launcher, "tests/tiebreak/training/nan_under_zero.py", *words)
+    assert "look at the demonstrations of its batch" in str(ended.value)
+    assert not (tmp_path / "sft" / "manifest.json").exists()
+    (kept,) = (tmp_path / "sft" / "checkpoints").iterdir()
+    assert kept.name == "checkpoint-1"
+    weights = load_file(kept / "adapter_model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+    assert [row["step"] for row in read_metrics(tmp_path / "sft") if "loss" in row] == [1]
