@@ -83,7 +83,7 @@ def on_two_processes(launcher: str, script: str, *words: str | Path) -> None:
         timeout=300,
         check=False,
     )
-    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.returncode == 0, result.stderr[-12000:]
 
 
 def run_of(folder: Path, stage: str, config: Any) -> Any:
