@@ -267,11 +267,12 @@ def judgments_as_csv(judgments: Sequence[ExportedJudgment]) -> str:
     table = csv.writer(out)
     table.writerow(columns)
     for row in rows:
-        table.writerow([_cell(row.get(name, ExportedJudgment.model_fields[name].default)) for name in columns])
+        table.writerow([as_cell(row.get(name, ExportedJudgment.model_fields[name].default)) for name in columns])
     return out.getvalue()
 
 
-def _cell(value: Any) -> str:
+def as_cell(value: Any) -> str:
+    """A value as a spreadsheet may have it: no text of it is a formula."""
     if value is None or isinstance(value, bool | int | float):
         return "" if value is None else str(value)
     if isinstance(value, dict):

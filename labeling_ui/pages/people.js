@@ -41,8 +41,29 @@ async function resetPassword(id) {
   if (made) find('.person .password').textContent = say('person.password.new', { password: made.password });
 }
 
+// One row per rater; the file for a spreadsheet has one for each day and batch.
+async function showPay(form) {
+  const about = new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ''));
+  const report = await change(`/api/lead/work?${about}`, 'GET');
+  if (!report) return;
+  warn('');
+  const rate = Number(form.elements.rate.value);
+  const byRater = {};
+  for (const row of report.work) (byRater[row.rater_id] ||= []).push(row);
+  const sum = (rows, name) => rows.reduce((total, row) => total + row[name], 0);
+  const hours = (rows, name) => sum(rows, name) / 3600;
+  find('.paid').hidden = false;
+  refill(find('.paid tbody'), ...Object.entries(byRater).sort(([a], [b]) => nameOf(a).localeCompare(nameOf(b))).map(([id, rows]) => make('tr', {},
+    make('th', { scope: 'row' }, nameOf(id)),
+    ...[whole(new Set(rows.map((row) => row.day)).size), whole(sum(rows, 'judgments')), whole(sum(rows, 'rejected')), hours(rows, 'active_seconds').toFixed(2), hours(rows, 'idle_seconds').toFixed(2),
+      rate ? (hours(rows, 'active_seconds') * rate).toFixed(2) : '–', report.clocks[id] ?? '–'].map((cell) => make('td', {}, String(cell))))));
+  find('.csv').hidden = false;
+  find('.csv').href = `${base}/api/lead/work.csv?${about}`;
+}
+
 desk.addEventListener('submit', (event) => {
   if (event.target.dataset.form === 'invite') inviteMany(event.target);
+  if (event.target.dataset.form === 'pay') showPay(event.target);
 });
 
 desk.addEventListener('change', async (event) => {

@@ -27,7 +27,7 @@ from labeling_ui.pages import PageConfig, mount_pages
 from labeling_ui.quality.measuring import LatestFigures
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.store import Store
-from labeling_ui.web import api, items_api, lead_api, talk_api, upload_api
+from labeling_ui.web import api, items_api, lead_api, talk_api, upload_api, work_api
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Reader, Writer, printable
 from labeling_ui.web.metrics import Metrics, may_read
@@ -35,7 +35,7 @@ from labeling_ui.web.proxies import Proxied
 from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError
 
-ROUTERS = (api.router, talk_api.router, lead_api.router, items_api.router, upload_api.router)
+ROUTERS = (api.router, talk_api.router, lead_api.router, items_api.router, upload_api.router, work_api.router)
 KEEP_ALIVE_SECONDS = 75
 """Raters think longer than uvicorn's 5 seconds, and reconnecting costs two round trips, three with TLS."""
 

@@ -141,7 +141,7 @@ def test_every_lead_route_is_for_leads_and_every_change_needs_the_token(campaign
             assert campaign.call("lead", method, path, body, **headers).status_code == 403, path
 
 
-FOR_LEADS = {"/api/lead/invitations"}
+FOR_LEADS = {"/api/lead/invitations", "/api/lead/work", "/api/lead/work.csv"}
 JUDGING = {"/api/next", "/api/judgments", "/api/drafts/pair-0"}
 
 
