@@ -34,7 +34,7 @@ class Criterion(Section):
     """A question of the campaign's own, answered beside the vote."""
 
     name: str = Field(pattern=NAME)
-    """in exports; the page shows it in words"""
+    """its name in exports: a-z, 0-9 and _, beginning with a letter; the page shows it in words"""
     question: str = Field(default="", max_length=200)
     """what raters read when they answer it"""
     scale: Scale = "bar"

@@ -129,6 +129,7 @@ SAMPLES = {
     "--max-time": "8h",
     "--prefix": "/label",
     "--loss-type": "sigmoid",
+    "--criteria.N.name": "clarity",
     "--shard-size": "5GB",
     "--vllm.base-url": "http://127.0.0.1:1",
     "--steps": "repair",
