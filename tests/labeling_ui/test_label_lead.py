@@ -62,6 +62,10 @@ def states(site: Site) -> Iterator[tuple[str, Any]]:
     page.click("[data-invite=rater]")
     page.wait_for_selector(".invitation input:visible")
     yield "invitation", page
+    page.click("button[data-view=items]")
+    page.click(".found li:nth-child(2) button")
+    page.wait_for_selector(".item .history")
+    yield "items", page
     site.store.withdraw_pairs(["pair-7"], "names a person")
     page.click("button[data-view=batches]")
     page.wait_for_selector("[data-restore]")
@@ -110,7 +114,7 @@ def test_every_state_is_accessible_light_and_wide_dark_and_narrow(site: Site, ax
         page.evaluate("document.body.classList.remove('dark')")
         page.set_viewport_size({"width": 1366, "height": 768})
     assert {state: problems for state, problems in found.items() if problems} == {}
-    assert len(found) == 9
+    assert len(found) == 10
     assert site.elsewhere == []
 
 
