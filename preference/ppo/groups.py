@@ -92,11 +92,11 @@ class GroupLoop(GroupHooks, ScoredLoop):
             processing_class=tokenizer,
         )
         args.beta = beta
-        switch_off_noise(lm)
         if reference is None:
             self._require_reference_adapter(lm)
         else:
             self._take_reference(reference)
+        switch_off_noise(lm)  # of both adapters
         self._begin(settings, prompts, validation_prompts)
         self.reward_func_names = ["score"]
         self.eos_token_ids = list(settings.stop_ids)  # TRL counts cut-off completions by these
