@@ -17,7 +17,7 @@ from support import build_tiny_model, write_rows
 SLOW = """
     test_stages test_signals test_passes test_pipeline test_benchmark test_splits test_ppo_trainer test_label_browser
     test_algorithms test_kto test_limit test_gpu_benchmark test_judge
-    test_judge test_finish test_endings test_closed_form test_tracking test_label_conversations test_adapters test_spread
+    test_finish test_endings test_closed_form test_tracking test_label_conversations test_adapters test_spread
     test_disk test_label_accounts test_label_export test_custom_code test_models test_dpo_labels test_recipes test_vllm
     test_finite test_forks test_label_lead test_bad_input test_compare test_model_folders test_command test_keys_are_read
     test_reward_stage test_init_runs test_wheel test_thinking test_extras test_guard_stage test_export test_gguf test_server
