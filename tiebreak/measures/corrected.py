@@ -30,7 +30,7 @@ def rogan_gladen(
     """The share of cases that people would call positive, from a judge's calls.
 
     Rogan & Gladen (1978): (p + specificity − 1) / (specificity + sensitivity − 1). The interval is that of Lang & Reiczigel
-    (2014), which Lee et al. (2025, arXiv 2511.21140, Algorithm 1) use for model judges: z²/2 pseudo-cases of either
+    (2014), as Lee et al. (2025, arXiv 2511.21140) propose for model judges: z²/2 pseudo-cases of either
     outcome among the judged ones, one of either among the positives and the negatives, a shift of the centre, and the
     delta method.
 
@@ -68,9 +68,11 @@ def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float]
 
     Angelopoulos et al. (2023, arXiv 2301.09633, Algorithm 1): the judge's mean, plus the mean difference where people
     judged too. The judge's weight λ is the one of least variance, from 0 to 1 (PPI++, Angelopoulos et al. 2023, arXiv
-    2311.01453, Eq. 6): a useless judge gets 0, and the mean is people's alone. The interval has Student's quantile, and the
-    variance half a pseudo-case of either error, as Jeffreys' prior of a share has: where a good judge's errors are few, the
-    plain interval covers 92% and not 95%.
+    2311.01453, Eq. 6): a useless judge gets 0, and the mean is people's alone. The interval has Student's quantile.
+
+    Not of the papers: the variance counts half a pseudo-case of either error. Where a good judge errs in few cases, the plain
+    interval covers 92% and not 95% (accuracy .9, 100 cases that people judged). The half was chosen among 0, ¼, ½, ¾ and 1 in
+    simulations: it covers 94 to 96% in those of the tests, and up to 98% for judges of accuracy .95 with 60 such cases.
 
     Args:
         judge_only: the judge's values of cases that people did not judge; from 0 (lost) to 1 (won).
