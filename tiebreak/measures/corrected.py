@@ -70,9 +70,9 @@ def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float]
     judged too. The judge's weight λ is the one of least variance, from 0 to 1 (PPI++, Angelopoulos et al. 2023, arXiv
     2311.01453, Eq. 6): a useless judge gets 0, and the mean is people's alone. The interval has Student's quantile.
 
-    Not of the papers: the variance counts half a pseudo-case of either error. Where a good judge errs in few cases, the plain
-    interval covers 92% and not 95% (accuracy .9, 100 cases that people judged). The half was chosen among 0, ¼, ½, ¾ and 1 in
-    simulations: it covers 94 to 96% in those of the tests, and up to 98% for judges of accuracy .95 with 60 such cases.
+    Not of the papers: the variance counts half a pseudo-case of either error. Where a good judge errs in few cases, the
+    plain interval covers 92% and not 95% (accuracy .9, 100 cases that people judged). The half was chosen among 0, ¼, ½, ¾
+    and 1 in simulations: it covers 94 to 96% in those of the tests, and up to 98% for judges of accuracy .95 with 60 such cases.
 
     Args:
         judge_only: the judge's values of cases that people did not judge; from 0 (lost) to 1 (won).
