@@ -113,6 +113,11 @@ NAMES: Mapping[str, tuple[Name, ...]] = {
             ("self", "sync_gradients"),
         ),
         Name(
+            "accelerate.data_loader:DataLoaderShard.__init__._drop_last",
+            "tiebreak.upstream.gather_whole",
+            "whether the last step of a loader has no repeated rows, so that nothing is cut from what processes gather",
+        ),
+        Name(
             "accelerate.hooks:add_hook_to_module._hf_hook",
             "tiebreak.packed.fused.fuse_layers",
             "a module with a hook that moves its weights is not fused",
@@ -748,6 +753,13 @@ def run_endings() -> None:
     import atexit
 
     atexit._run_exitfuncs()
+
+
+def gather_whole(loader: Any) -> None:
+    """Let accelerate gather the last step of a loader from all processes. It takes what a full step has more than the
+    data set divides into for repeated rows, and drops that many processes' figures."""
+    require("accelerate")
+    loader._drop_last = True
 
 
 def saved_files(state: Mapping[str, Any]) -> list[str]:

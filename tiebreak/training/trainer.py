@@ -15,7 +15,7 @@ from tiebreak.packed.proof import Proof
 from tiebreak.process.stopping import interruptible
 from tiebreak.training.callbacks import RunCallback, generator_states
 from tiebreak.training.finite import StepLosses
-from tiebreak.upstream import ResumeHook, SamplerHook
+from tiebreak.upstream import ResumeHook, SamplerHook, gather_whole
 
 
 class EvenBatches:
@@ -98,6 +98,7 @@ class StageTrainer(SamplerHook, ResumeHook):
             even = EvenBatches(shard.batch_sampler, self.args.world_size)
             if len(even):
                 shard.batch_sampler, shard.even_batches = even, False
+                gather_whole(loader)
         return loader
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

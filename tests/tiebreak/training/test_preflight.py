@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from accelerate.data_loader import prepare_data_loader
 from support import TINY_TRAINING, run_here, write_config, write_rows
+from torch.utils.data import DataLoader
 
 from tiebreak.config import TrainingConfig
 from tiebreak.errors import MachineError
@@ -21,7 +23,7 @@ from tiebreak.plan.tables import settings, shape_named
 from tiebreak.runs.placement import Placement
 from tiebreak.training import preflight
 from tiebreak.training.preflight import disk_check, memory_checks, steps_check
-from tiebreak.training.trainer import EvenBatches
+from tiebreak.training.trainer import EvenBatches, StageTrainer
 
 
 def config_of(size: int, parts: int) -> Any:
@@ -64,6 +66,21 @@ def test_processes_share_the_last_rows_and_none_is_seen_twice(rows: int, world: 
         assert len({len(batch) for batch in step}) == 1
         seen += [row for batch in step for row in batch]
     assert seen == list(range(rows - rows % world))
+
+
+@pytest.mark.parametrize(("rows", "cut_by_accelerate"), [(5, 1), (7, 3), (8, 0)])
+def test_figures_of_the_last_step_are_gathered_from_every_process(rows: int, cut_by_accelerate: int) -> None:
+    """Of 5 rows, 2 processes × 2 take 4. By itself accelerate keeps 5 mod 4 of what they gather: one process's figure."""
+
+    def loader() -> Any:
+        made = DataLoader(range(rows), batch_size=2)  # type: ignore[arg-type]
+        return prepare_data_loader(made, num_processes=2, process_index=0, put_on_device=False, even_batches=False)
+
+    ours = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=2)), loader())  # type: ignore[arg-type]
+    for each, cut in ((loader(), cut_by_accelerate), (ours, -1)):
+        for _ in each:
+            last = each.remainder
+        assert last == cut  # −1 and 0: nothing
 
 
 def test_fewer_rows_than_a_step_are_a_warning() -> None:
