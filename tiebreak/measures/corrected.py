@@ -72,7 +72,8 @@ def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float]
 
     Not of the papers: the variance counts half a pseudo-case of either error. Where a good judge errs in few cases, the
     plain interval covers 92% and not 95% (accuracy .9, 100 cases that people judged). The half was chosen among 0, ¼, ½, ¾
-    and 1 in simulations: it covers 94 to 96% in those of the tests, and up to 98% for judges of accuracy .95 with 60 such cases.
+    and 1 in simulations: it covers 94 to 96% in those of the tests, and up to 98% for judges of accuracy .95 with 60 such
+    cases.
 
     Args:
         judge_only: the judge's values of cases that people did not judge; from 0 (lost) to 1 (won).
