@@ -16,6 +16,8 @@ class Language(RowStep):
     def __init__(self, config: PrepareConfig) -> None:
         super().__init__(config)
         require_package("py3langid", "language")
+        self.settings = config.language
+        self.min_probability = config.language.min_probability
         known = {str(label) for label in self._identifier.labels}
         if unknown := sorted(set(config.language.keep) - known):
             raise ConfigError(
@@ -31,12 +33,11 @@ class Language(RowStep):
     def look(self, row: Row, ledger: Ledger) -> Row | Drop:
         said = [m.text for m in (*row.prompt.messages, *row.answers) if m.role in ("user", "assistant")]
         text = "\n".join(said)
-        settings = self.config.language
-        if len(text) < settings.min_characters:
+        if len(text) < self.settings.min_characters:
             ledger.now.count("too short to judge")
             return row
         found, probability = self._identifier.classify(text)
-        if found in settings.keep or probability < settings.min_probability:
+        if found in self.settings.keep or probability < self.min_probability:
             ledger.now.count(f"{found}: kept")
             return row
         return Drop(f"language is {found}")

@@ -206,6 +206,7 @@ class Quality(RowStep):
     def __init__(self, config: PrepareConfig) -> None:
         super().__init__(config)
         self.rules = rules_of(config.quality.rules)
+        self.drops = config.quality.action == "drop"
 
     def look(self, row: Row, ledger: Ledger) -> Row | Drop:
         parts = {"prompt": row.prompt.messages[-1].text, "answer": row.answers[-1].text if row.answers else ""}
@@ -218,7 +219,7 @@ class Quality(RowStep):
         ]
         if not failed:
             return row
-        if self.config.quality.action == "drop":
+        if self.drops:
             return Drop(", ".join(failed), failed[0])
         ledger.flag(row, ", ".join(failed), failed[0])
         return row

@@ -22,7 +22,7 @@ from tiebreak.models.reload import FreshProcess, Reloaded
 
 ONE_STEP = ("--training.max-steps", "1", "--training.eval-steps", "1")
 RUNS: dict[str, tuple[str, ...]] = {
-    "prepare": (),
+    "prepare": ("--steps", "repair", "language", "quality", "contamination"),
     "sft": (*ONE_STEP, "--merge"),
     "sample": ("--max-prompts", "2"),
     "reward": (*ONE_STEP, "--samples", "{runs}/sample", "--strength-as", "margin"),
@@ -38,6 +38,8 @@ UNREAD = {
     "guard": "tests/preference/test_guard_stage.py trains under one",
     "vllm": "needs vLLM; tests/preference/test_vllm.py reads every key",
     "rewards": "tests/preference/test_rewards.py",
+    "anonymise": "tests/sft/test_personal_data.py",
+    "criteria": "tests/labeling_ui/test_label_saying.py",
     "converse": "needs a process that answers; tests/labeling_ui/test_label_conversations.py",
 }
 """Sections that these runs do not switch on, and where they are read."""
