@@ -147,8 +147,8 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     anonymise: AnonymiseConfig = AnonymiseConfig()
     """read by the step `anonymise`"""
 
-    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed"})
-    """runs of different seeds must hold out the same prompts, or their figures cannot be compared"""
+    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed", "anonymise.seed"})
+    """runs of different seeds must have the same rows and hold out the same prompts, or their figures cannot be compared"""
 
     @model_validator(mode="after")
     def _something(self) -> PrepareConfig:

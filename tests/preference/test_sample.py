@@ -60,7 +60,7 @@ def test_test_prompts_are_never_sampled_from(tmp_path: Path) -> None:
     assert [p.messages[0].content for p in choose_prompts(config_of(prompts=str(file)))] == ["b?"]
     with pytest.raises(DataError, match="test prompts are for the final figures"):
         choose_prompts(config_of(prompts=str(file), splits=["test"]))
-    with pytest.raises(DataError, match=r"no prompts of the split\(s\) validation"):
+    with pytest.raises(DataError, match=r"has no prompts in validation"):
         choose_prompts(config_of(prompts=str(file), splits=["validation"]))
 
 

@@ -139,8 +139,8 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
     With no true difference at all, they keep the family-wise error rate too.
 
-    >>> benjamini_hochberg([0.01, 0.04, 0.03, 0.5])
-    [0.04, 0.053333333333333337, 0.053333333333333337, 0.5]
+    >>> [round(p, 4) for p in benjamini_hochberg([0.01, 0.04, 0.03, 0.5])]
+    [0.04, 0.0533, 0.0533, 0.5]
     """
     count, smallest = len(p_values), 1.0
     adjusted = [1.0] * count
