@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from tiebreak.config import AdapterConfig, ReadingConfig, SamplingConfig, Section, ThinkingConfig
 from tiebreak.training.configuration import RowsConfig
@@ -184,6 +184,14 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
         if unread:
             raise ValueError(f"{', '.join(unread)}: set, but not among the steps: add it to steps")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_steps(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Runs without steps keep the identity that they had before there were steps."""
+        values: dict[str, Any] = handler(self)
+        unused = {"steps"} if not self.steps else set[str]()
+        unused |= {name for name in STEPS if name not in self.steps}
+        return {key: value for key, value in values.items() if key not in unused}
 
     def function_names(self) -> dict[str, str]:
         return {f"steps.{number}": name for number, name in enumerate(self.steps) if name not in STEPS}

@@ -13,6 +13,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from pydantic import Field, field_validator
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.schema import ADJUDICATIONS, EVENTS, GOLD, ITEMS, JUDGMENTS, PAIRS, REJECTIONS, WITHDRAWALS
@@ -33,6 +36,25 @@ HISTORY = (
 """Kinds of events that an item's history shows."""
 HISTORY_INDEXED = ", ".join(f"'{kind}'" for kind in HISTORY)
 _VOTES = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
+
+
+class _flags_of(FunctionElement[str]):  # noqa: N801  used as a function
+    """The flags of a record, as the text of a JSON array: other fields may hold the same words."""
+
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiles(_flags_of, "sqlite")
+def _(element: _flags_of, compiler: SQLCompiler, **options: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **options)}, '$.flags')"
+
+
+@compiles(_flags_of, "postgresql")
+def _(element: _flags_of, compiler: SQLCompiler, **options: Any) -> str:
+    return f"(CAST({compiler.process(element.clauses, **options)} AS json) ->> 'flags')"
+
+
 _FLAGGED = sa.text("judgments.record NOT LIKE '%\"flags\":[]%'")
 """The condition of an index: no other words mean the same to SQLite."""
 
@@ -200,7 +222,9 @@ def _conditions(search: Search) -> list[sa.ColumnElement[bool]]:
     if search.longest is not None:
         wanted.append(ITEMS.c.length <= search.longest)
     if search.flag:
-        flagged = sa.select(JUDGMENTS.c.item_id).where(_FLAGGED, JUDGMENTS.c.record.contains(f'"{search.flag}"'))
+        flagged = sa.select(JUDGMENTS.c.item_id).where(
+            _FLAGGED, _flags_of(JUDGMENTS.c.record).contains(f'"{search.flag}"')
+        )
         wanted.append(ITEMS.c.id.in_(flagged))
     if search.rater:
         theirs = sa.select(JUDGMENTS.c.id).where(

@@ -47,7 +47,9 @@ def store(url: str) -> Store:
             if rater == "r1" and n % 9 == 0:
                 fields = {"skip": True}
             elif rater == "r1" and n % 7 == 0:
+                marked = f"{given.item_id.removeprefix('pair-')}-0"
                 fields = {"both_bad": True, "flags": ["unsafe"], "rationale": 'not "broken_prompt" at all'}
+                fields["spans"] = [{"completion": marked, "start": 0, "end": 1, "label": "broken_prompt"}]
             store.submit(rater, Submission.model_validate({"client_id": f"c{n}", "pair_id": given.item_id, **fields}))
     store.set_gold("pair-55", "55-0")
     store.adjudicate("lead", answer("pair-1", 2))

@@ -91,6 +91,8 @@ def test_without_steps_the_run_has_the_files_that_it_always_had(tmp_path: Path, 
     ]
     assert completions(final) == ["<b>b</b>"]
     assert "steps" not in json.loads((final / "report.json").read_text())
+    recorded = json.loads((final.parent / "manifest.json").read_text())["config"]
+    assert not recorded.keys() & {"steps", "repair", "language", "quality", "contamination", "anonymise"}
 
 
 def test_a_repaired_prompt_gets_the_id_of_its_text_and_keeps_its_split(tmp_path: Path, tiny_model: Path) -> None:
