@@ -82,6 +82,7 @@ TESTS = {
     "tiebreak/measures/statistics.py": ["tests/tiebreak/measures/test_statistics.py"],
     "evaluation/evaluate.py": [
         "tests/evaluation/test_evaluate.py",
+        "tests/evaluation/test_gate.py",
         "tests/evaluation/test_verdicts.py::test_a_manifest_has_each_figure_under_one_name",
         "tests/tiebreak/data/test_splits.py::test_every_run_behind_a_policy_is_looked_at",
         "tests/tiebreak/data/test_splits.py::test_evaluate_refuses_what_its_policy_was_trained_on",
@@ -447,6 +448,8 @@ class _Session:
         for key, code in changed.items():
             for function in functions[key]:
                 function.__code__ = code
+        for cached in _caches(self.path):
+            cached.cache_clear()
         self.failed.clear()
         state = items[0].session._setupstate
         for at, item in enumerate(items):
@@ -528,6 +531,13 @@ def _live_functions(path: str) -> dict[CodeKey, list[Any]]:
         if type(one) is FunctionType and one.__code__.co_filename == path:
             found.setdefault((one.__code__.co_qualname, one.__code__.co_firstlineno), []).append(one)
     return found
+
+
+def _caches(path: str) -> list[Any]:
+    """The cached functions of a file: what they returned before the fault must be computed again."""
+    wrapper = type(functools.cache(len))
+    found = (one for one in gc.get_objects() if type(one) is wrapper)
+    return [one for one in found if getattr(getattr(one.__wrapped__, "__code__", None), "co_filename", "") == path]
 
 
 def preload() -> None:

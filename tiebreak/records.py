@@ -340,8 +340,8 @@ class ModelVerdict(Record):
     better. None: no verdict"""
     confidence: float | None = Field(default=None, ge=0, le=1)
     """the judge's probability that the side it prefers is the better one; None of a tie, or where it gave none"""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int = Field(default=0, ge=0)
+    completion_tokens: int = Field(default=0, ge=0)
     cost: float | None = None
     """in the currency of the configured prices; None without prices"""
     seed: int | None = None

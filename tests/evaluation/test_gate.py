@@ -120,6 +120,24 @@ def test_evaluate_checks_the_gate_of_a_finished_run(finished_recipe: Path, tmp_p
     assert "prompts: 4; at least 1,000" in message
 
 
+def test_evaluate_checks_the_gates_file_first_and_the_gate_of_a_new_run_last(
+    finished_recipe: Path, tmp_path: Path
+) -> None:
+    config = finished_recipe / "runs" / "evaluate" / "config.resolved.yaml"
+    new, file = tmp_path / "evaluate", tmp_path / "gate.yaml"
+    file.write_text("policy: nobody\n")
+    words = ("evaluate", "--config", config, "--output", new, "--max-prompts", "1", "--gate", file)
+    status, message = run_here(*words)
+    assert status == 2
+    assert "nobody" in message
+    assert not new.exists(), "a wrong gate costs no sampling"
+    file.write_text(yaml.safe_dump({"policy": list(read_yaml(config)["policies"])[-1], "min_prompts": 1000}))
+    status, message = run_here(*words)
+    assert status == 3
+    assert "prompts: 1; at least 1,000" in message
+    assert (new / "manifest.json").is_file()
+
+
 def test_a_recipe_checks_the_gate_of_a_finished_stage_again(finished_recipe: Path, tmp_path: Path) -> None:
     runs, gate = finished_recipe / "runs", tmp_path / "gate.yaml"
     policy = list(read_yaml(runs / "evaluate" / "config.resolved.yaml")["policies"])[-1]

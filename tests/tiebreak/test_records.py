@@ -26,10 +26,12 @@ from tiebreak.records import (
     Judgment,
     LabelledAnswer,
     Message,
+    ModelVerdict,
     Pair,
     Preference,
     Prompt,
     SamplingSettings,
+    Span,
     ToolCall,
     assistant,
     check_prompt,
@@ -721,3 +723,60 @@ def test_errors_in_a_line() -> None:
     with pytest.raises(ValueError, match=r"tools: not JSON \(Expecting value at column 2\)"):
         parse_json("[", "tools")
     assert parse_json("[1]", "tools") == [1]
+
+
+# --- judges, and what is said of single answers
+
+
+def test_a_model_judges_confidence_is_a_probability_and_its_tokens_are_counts() -> None:
+    plain = ModelVerdict(model="m", answers=(1, None))
+    assert (plain.confidence, plain.prompt_tokens, plain.completion_tokens) == (None, 0, 0)
+    assert [ModelVerdict(model="m", answers=(1, 1), confidence=p).confidence for p in (0, 0.5, 1)] == [0, 0.5, 1]
+    for wrong in ({"confidence": -0.01}, {"confidence": 1.01}, {"prompt_tokens": -1}, {"completion_tokens": -1}):
+        name = next(iter(wrong))
+        assert why(lambda wrong=wrong: ModelVerdict(model="m", answers=(1, 1), **wrong)).startswith(f"{name}: ")
+    for counted in ("prompt_tokens", "completion_tokens"):
+        assert ModelVerdict.model_validate({"model": "m", "answers": (1, 1), counted: 0})
+
+
+def test_only_a_model_has_a_judges_verdict() -> None:
+    verdict = {"model": "m", "answers": [1, 1]}
+    assert judged(answer=1, kind="model", judge=verdict).judge == ModelVerdict(model="m", answers=(1, 1))
+    assert judged(answer=1, kind="model").judge is None
+    assert why(lambda: judged(answer=1, judge=verdict)) == "judge: of a human judgment; only a model has one"
+
+
+def test_a_span_has_a_place_and_a_value() -> None:
+    assert Span(completion="a", start=0, end=1, label="wrong").value == 0
+    assert [Span(completion="a", start=0, end=1, label="x", value=value).value for value in (-1, 0, 1)] == [-1, 0, 1]
+    for value in (-2, 2):
+        assert why(lambda value=value: Span(completion="a", start=0, end=1, label="x", value=value)).startswith(
+            "value: "
+        )
+    assert why(lambda: Span(completion="a", start=-1, end=1, label="x")).startswith("start: ")
+    assert why(lambda: Span(completion="a", start=1, end=1, label="x")) == "a span ends after its start"
+
+
+def test_each_comparison_of_a_ranking_has_what_was_said_of_its_two_answers() -> None:
+    marks = {name: {"completion": name, "start": 0, "end": 1, "label": "wrong"} for name in "abc"}
+    ranked = judged(
+        ranking=[["a"], ["b"], ["c"]],
+        shown=["a", "b", "c"],
+        flags=["broken", "rude", "unsafe"],
+        answer_flags={"a": ["unsafe"], "c": ["rude", "unsafe"]},
+        criteria={"tone": 2, "stars": {"a": 5, "c": 1}, "fits": {"b": True}},
+        spans=[marks["a"], marks["b"], marks["c"]],
+    )
+    ab, ac, bc = ranked.pairwise()
+    assert (ab.flags, ac.flags, bc.flags) == (
+        ("broken", "unsafe"),
+        ("broken", "rude", "unsafe"),
+        ("broken", "rude", "unsafe"),
+    )
+    assert ab.answer_flags == {"a": ("unsafe",)}
+    assert ac.answer_flags == {"a": ("unsafe",), "c": ("rude", "unsafe")}
+    assert bc.answer_flags == {"c": ("rude", "unsafe")}
+    assert ab.criteria == {"tone": 2, "stars": {"a": 5}, "fits": {"b": True}}
+    assert ac.criteria == {"tone": 2, "stars": {"a": 5, "c": 1}}
+    assert bc.criteria == {"tone": 2, "stars": {"c": 1}, "fits": {"b": True}}
+    assert [[span.completion for span in one.spans] for one in (ab, ac, bc)] == [["a", "b"], ["a", "c"], ["b", "c"]]

@@ -26,7 +26,7 @@ from tiebreak.chat.turns import (
     with_fixed_date,
 )
 from tiebreak.config import ChatSettings, StageConfig
-from tiebreak.errors import ConfigError, DataError, HandoffError
+from tiebreak.errors import ConfigError, DataError, HandoffError, NoRowLeftError
 from tiebreak.records import LabelledAnswer, Message, Messages, Preference, Prompt, prompt_id
 from tiebreak.runs.run import start_run
 
@@ -821,6 +821,7 @@ def test_a_conversation_that_a_template_refuses_is_named_with_its_row(words: Any
     ]
     with pytest.raises(DataError, match="2 of 3 prompts cannot be rendered") as caught:
         encode_each(rows, lambda row: gemma.encode_prompt(row.messages), "prompts")
+    assert type(caught.value) is DataError  # rows are left: they were not to be dropped
     first, second = caught.value.faults
     assert first.startswith("row 2 ('Be brief.'): the chat template refuses a conversation of system, user")
     assert "System role not supported" in first
@@ -885,7 +886,7 @@ def test_rows_that_no_template_takes_can_be_dropped(
     assert (
         "prompts: row 2 ('Why pale?'): the chat template refuses" in (run.folder / "rows_not_rendered.txt").read_text()
     )
-    with pytest.raises(DataError, match="1 of 1 prompts"):
+    with pytest.raises(NoRowLeftError, match="1 of 1 prompts"):
         encode_each(rows[1:], lambda row: gemma.encode_prompt(row.messages), "prompts", dropping=run)
     assert "1 of 2 prompts dropped (on_bad_row: drop); the first: row 2 ('Why pale?')" in capsys.readouterr().err
     assert len(encode_each(rows[:1], lambda row: gemma.encode_prompt(row.messages), "prompts", dropping=run)) == 1

@@ -122,6 +122,12 @@ def test_the_shape_and_the_columns_that_it_uses(
 # --- verdicts and ratings beside two sides
 
 
+def test_a_transcript_has_its_prompt_whatever_stands_beside_it() -> None:
+    row = {f"{side}": f"\n\nHuman: a?\n\nAssistant: {answer}" for side, answer in (("chosen", "b"), ("rejected", "c"))}
+    shape, _, _ = read_row({**row, "context": "a source"}, "preferences")
+    assert shape == "HH-RLHF (Human and Assistant in one text) in chosen and rejected"
+
+
 def test_prompts_of_a_tie_are_prompts_all_the_same() -> None:
     sides = {"chosen": turns("q", "x"), "rejected": turns("q", "y")}
     _, [prompt], _ = read_row({**sides, "score_chosen": 1, "score_rejected": 1}, "prompts")
