@@ -780,3 +780,27 @@ def test_each_comparison_of_a_ranking_has_what_was_said_of_its_two_answers() -> 
     assert ac.criteria == {"tone": 2, "stars": {"a": 5, "c": 1}}
     assert bc.criteria == {"tone": 2, "stars": {"c": 1}, "fits": {"b": True}}
     assert [[span.completion for span in one.spans] for one in (ab, ac, bc)] == [["a", "b"], ["a", "c"], ["b", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("answers", "turned", "consistent"),
+    [
+        ((1, 1), False, True),
+        ((-1, -3), False, True),
+        ((2, 1), False, True),
+        ((1, -1), True, False),
+        ((-2, 1), True, False),
+        ((0, 0), False, True),
+        ((0, 1), False, False),
+        ((1, 0), False, False),
+        ((0, -1), False, False),
+        ((-1, 0), False, False),
+        ((None, 1), False, False),
+        ((-1, None), False, False),
+        ((None, None), False, False),
+    ],
+)
+def test_a_verdict_turns_or_stays_with_the_order(answers: Any, turned: bool, consistent: bool) -> None:
+    verdict = ModelVerdict(model="m", answers=answers)
+    assert verdict.turned is turned
+    assert verdict.consistent is consistent
