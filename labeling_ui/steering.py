@@ -155,7 +155,7 @@ class RejectArguments(Section):
     batch: str | None = None
     """those of this batch"""
     reason: str = Field(default="", max_length=1_000)
-    """why: it stands beside each of them"""
+    """why; shown beside each of them"""
     again: bool = False
     """true: the rater may judge the pairs again, unless others are faster"""
     preview: bool = False

@@ -49,7 +49,7 @@ class LanguageConfig(Section):
     keep: list[str] = Field(default=["en"], min_length=1)
     """languages of the rows to keep, as ISO 639-1 codes (py3langid)"""
     min_characters: int = Field(default=40, ge=1)
-    """shorter rows are kept: their language cannot be told reliably"""
+    """shorter rows are kept: too short to recognise the language"""
     min_probability: float = Field(default=0.8, gt=0.0, le=1.0)
     """rows are dropped if another language is at least this probable"""
 

@@ -109,7 +109,7 @@ _ASK_VERDICT = (
 
 @dataclass(frozen=True)
 class Instruction:
-    """What a judge that reads is told about its task."""
+    """The instruction of a judge that reads."""
 
     guidelines: str = ""
     aspects: tuple[str, ...] = ()

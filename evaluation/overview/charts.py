@@ -161,10 +161,10 @@ def kl_overlay(chart: KLChart, style_of: Mapping[str, Style]) -> Markup:
         if trail.kind == "evaluated":
             point = trail.points[-1]
             body.append(place_label(frame, boxes, (frame.px(point.kl), frame.py(point.score)), trail.name, "spot"))
-    told = "; ".join(
+    summary = "; ".join(
         f"{t.name}: KL {number(t.points[-1].kl)}, score {number(t.points[-1].score)}" for t in chart.trails
     )
-    return svg(560, 340, body, cls="plot wide", label=f"Score against KL. {told}")
+    return svg(560, 340, body, cls="plot wide", label=f"Score against KL. {summary}")
 
 
 def _trail(frame: Frame, trail: KLTrail, style: Style, boxes: list[Box]) -> list[Markup]:

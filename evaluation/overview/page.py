@@ -440,7 +440,7 @@ def _panels(panels: Sequence[tuple[int, Panel]], group_of: Mapping[str, str], st
         keys = list(dict.fromkeys(curve.key for curve in panel.curves))
         skipped = sum(curve.skipped for curve in panel.curves)
         each = max(curve.rows_a_point for curve in panel.curves)
-        notes = [f"each point stands for {each} rows"] if each > 1 else []
+        notes = [f"each point is {each} rows"] if each > 1 else []
         notes += [f"{skipped} values are not finite"] if skipped else []
         figures.append(
             el(

@@ -28,7 +28,7 @@ from tiebreak.page.numbers import number, percent
 from tiebreak.stages import STAGES
 
 MOST_NODES = 40
-"""in the lineage graph; beyond, groups stand for their runs"""
+"""of the lineage graph; with more, it shows groups instead"""
 
 
 def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], title: str, samples: int) -> Overview:
