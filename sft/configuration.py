@@ -75,7 +75,7 @@ class ContaminationConfig(Section):
 
 
 class AnonymiseConfig(Section):
-    """What stands in the place of personal data."""
+    """How personal data is replaced."""
 
     mode: Literal["tag", "redact", "surrogate", "hash"] = "tag"
     """tag: <EMAIL_1>; redact: <EMAIL>; surrogate: an invented value of its kind; hash: <EMAIL_3f9a…>, by a

@@ -176,7 +176,7 @@ def lineage_graph(
     names: Mapping[str, str],
     groups: Mapping[str, str],
 ) -> tuple[list[Node], list[Edge]]:
-    """The runs and what they were made from; with many, a node stands for a group."""
+    """The runs and what they were made from; with many, each node is a group of runs."""
     grouped = len(everyone) > MOST_NODES
     key = {one.id: f"{one.stage} {groups[one.id]}" if grouped else one.id for one in everyone}
     nodes: dict[str, Node] = {}
@@ -259,7 +259,7 @@ def _claim(field: Field) -> str:
         return f"{best} is the best of {len(names)} policies"
     if not beaten:
         return f"No policy is shown to be better than the others: {best} leads"
-    return f"{best} leads, not told apart from {listed(open_)}"
+    return f"{best} leads; no clear difference from {listed(open_)}"
 
 
 def _sentences(field: Field) -> list[str]:

@@ -30,12 +30,12 @@ ALL_DATA = "all rows"
 
 @dataclass
 class Scope:
-    """What stands for which value, in one row or in all of the data."""
+    """Replacements of values, in one row or in all of the data."""
 
     places: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(kind, the value's normal form) → what stands for it"""
+    """(kind, the value's normal form) → its replacement"""
     values: dict[str, str] = field(default_factory=dict)
-    """what stands for a value → the value, for the map"""
+    """replacement → the value, for the map"""
     counts: Counter[str] = field(default_factory=Counter)
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for an OpenAI-compatible API on the loopback: it judges by length, and misbehaves as it is told to."""
+"""A stand-in for an OpenAI-compatible API on the loopback: it judges by length, and fails in the ways that a test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Personal data: how much is found, what stands in its place, and that none of it is left in the run's folder."""
+"""Personal data: how much is found, what replaces it, and that none of it is left in the run's folder."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_any_text_can_be_searched(text: str) -> None:
         assert 0 <= one.start < one.end <= len(text)
 
 
-# --- what stands in its place --------------------------------------------------------------------------------------------
+# --- replacements ------------------------------------------------------------------------------------------------------
 
 
 def test_tags_are_one_for_one_value_in_a_row(tmp_path: Path, tiny_model: Path) -> None:
