@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from evaluation.configuration import EvaluateConfig
 from tiebreak.data.reading import FINAL_NAMES, Rules, is_run, read, read_own, read_prompts
-from tiebreak.data.shapes import Wanted
+from tiebreak.data.shapes import RecordKind
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import DataError, TiebreakError
 from tiebreak.models.find import ModelSource, find_model
@@ -101,10 +101,10 @@ def _trained_prompts(run: Run, where: str, record: Record) -> Iterator[str]:
             continue
         place = InputFinder().find(where, record, recorded).place
         if place is not None:
-            yield from _train_split(place, cast(Wanted, name), record["config"])
+            yield from _train_split(place, cast(RecordKind, name), record["config"])
 
 
-def _train_split(source: str, wanted: Wanted, config: Mapping[str, Any]) -> Iterator[str]:
+def _train_split(source: str, wanted: RecordKind, config: Mapping[str, Any]) -> Iterator[str]:
     share = config.get("validation_share", VALIDATION_SHARE)
     try:
         if Path(source).is_dir() and is_run(source):

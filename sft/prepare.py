@@ -25,7 +25,7 @@ from sft.page import build_page
 from sft.steps.step import Entry, Ledger, Row, Step, build_steps, run_steps
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import Reading, Rules, drop_leaked, faults_of, read, settle
-from tiebreak.data.shapes import Wanted
+from tiebreak.data.shapes import RecordKind
 from tiebreak.data.splits import named_splits
 from tiebreak.data.text import BadRow
 from tiebreak.errors import DataError, HandoffError, counted
@@ -145,7 +145,7 @@ def gather(config: PrepareConfig, run: Run | None = None, steps: Sequence[Step] 
     names = file_names([*config.prompts, *config.demonstrations])
     readings: list[Reading] = []
     faults: list[str] = []
-    sources: tuple[tuple[Wanted, list[str]], ...] = (
+    sources: tuple[tuple[RecordKind, list[str]], ...] = (
         ("prompts", config.prompts),
         ("demonstrations", config.demonstrations),
     )

@@ -36,7 +36,7 @@ from tiebreak.data.reading import (
     read,
     read_own,
 )
-from tiebreak.data.shapes import Wanted
+from tiebreak.data.shapes import RecordKind
 from tiebreak.data.sources import read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted, exit_with_message
@@ -47,7 +47,7 @@ from tiebreak.terminal import has_colours
 if TYPE_CHECKING:
     from tiebreak.chat.chat import Chat
 
-STAGES: dict[Wanted, str] = {
+STAGES: dict[RecordKind, str] = {
     "prompts": "prepare, sample, ppo and evaluate",
     "demonstrations": "prepare and sft",
     "preferences": "dpo and reward",
@@ -61,7 +61,7 @@ LONGEST = 3000
 class DataArguments(Section):
     """`tiebreak data`"""
 
-    wanted: Wanted | None = Field(default=None, alias="as")
+    wanted: RecordKind | None = Field(default=None, alias="as")
     """read the file as this; null: by its columns"""
     policy: str | None = "bundled:smollm2-135m-instruct"
     """the model whose chat template renders the rows; null: do not render them"""
@@ -133,22 +133,22 @@ def _show(words: list[str]) -> None:
     print(f"\ntiebreak {STAGES[wanted]} {takes} it as --{key} {source}")
 
 
-def _others(wanted: Wanted) -> str:
+def _others(wanted: RecordKind) -> str:
     return " or ".join(name for name in FINAL_NAMES if name != wanted)
 
 
-def _made_by(source: str) -> Wanted:
+def _made_by(source: str) -> RecordKind:
     for wanted, name in reversed(FINAL_NAMES.items()):
         if (Path(source) / "final" / name).is_file():
             return wanted
     raise DataError(f"{source} is a run without prompts, demonstrations or preferences: 'tiebreak inspect' shows it")
 
 
-_BY_COLUMNS: tuple[Wanted, ...] = ("preferences", "demonstrations", "prompts")
+_BY_COLUMNS: tuple[RecordKind, ...] = ("preferences", "demonstrations", "prompts")
 """The kinds, that with the most columns first: a row that lacks some looks like a later one."""
 
 
-def guess_kind(source: str, rules: Rules = DEFAULT) -> Wanted:
+def guess_kind(source: str, rules: Rules = DEFAULT) -> RecordKind:
     """The kind of a source's records, from the columns of its first rows."""
     table = read_source(source, "preferences")
     guesses = Counter(shapes.guess(Cells(row, rules.columns, table.of_text)) for _, row in table.rows[:100])

@@ -1,6 +1,6 @@
 """Prompts, demonstrations and preferences from any source, read the same way by every stage.
 
-A finished run's records are read as they are. Rows of other data are understood by their columns (`shapes`), and each
+A finished run's records are read as they are. Rows of other data are interpretation by their columns (`shapes`), and each
 gets its split (`splits`). Rows that cannot be used are refused together, or dropped, listed and counted
 (`on_bad_row: drop`). One line on standard error says how a source was read, and one which columns were ignored.
 """
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from tiebreak.data import shapes
 from tiebreak.data.columns import Cells, about
 from tiebreak.data.images import require_text, require_text_records
-from tiebreak.data.shapes import Answered, Asked, Compared, Labelled, LeftOut, Rated, Wanted
+from tiebreak.data.shapes import AnswerRow, LabelRow, Omission, PreferenceRow, PromptRow, RatingRow, RecordKind
 from tiebreak.data.sources import read_file, read_source
 from tiebreak.data.splits import VALIDATION_SHARE, assign, named_splits, split_of
 from tiebreak.data.text import BadRow, Row, Table
@@ -41,13 +41,13 @@ from tiebreak.runs.run import BAD_ROWS, Run
 from tiebreak.terminal import is_main_process, say
 
 R = TypeVar("R", bound=BaseModel)
-_FINAL: dict[Wanted, tuple[str, type[BaseModel]]] = {
+_FINAL: dict[RecordKind, tuple[str, type[BaseModel]]] = {
     "prompts": ("prompts.jsonl", Prompt),
     "demonstrations": ("demonstrations.jsonl", Demonstration),
     "preferences": ("preferences.jsonl", Preference),
     "answers": ("unpaired.jsonl", LabelledAnswer),
 }
-FINAL_NAMES: dict[Wanted, str] = {wanted: name for wanted, (name, _) in _FINAL.items()}
+FINAL_NAMES: dict[RecordKind, str] = {wanted: name for wanted, (name, _) in _FINAL.items()}
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Reading:
     """How a source was read."""
 
     source: str
-    wanted: Wanted
+    wanted: RecordKind
     stage: str = ""
     rows: int = 0
     drafts: list[Draft] = field(default_factory=list)
@@ -246,7 +246,7 @@ def is_run(source: str) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def read_own(source: str, wanted: Wanted, stage: str = "") -> list[Any]:
+def read_own(source: str, wanted: RecordKind, stage: str = "") -> list[Any]:
     """The records of a finished run.
 
     Args:
@@ -286,7 +286,7 @@ def _validated(rows: Sequence[Row], model: type[R], source: str) -> list[R]:
 # --- rows of other data ------------------------------------------------------------------------------------------------
 
 
-def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
+def read(source: str, wanted: RecordKind, rules: Rules = DEFAULT) -> Reading:
     """All usable rows of a source that is not a run.
 
     Raises:
@@ -297,7 +297,7 @@ def read(source: str, wanted: Wanted, rules: Rules = DEFAULT) -> Reading:
     reading = Reading(source, wanted, rules.stage, rows=len(table.rows) + len(table.bad), bad=list(table.bad))
     rows = [(where, Cells(_unnested(row), rules.columns, table.of_text)) for where, row in table.rows]
     has_splits = any(split_of(str(cells.values["split"])) for _, cells in rows if "split" in cells)
-    rated: dict[str, list[RatedRow]] = {}
+    rated: dict[str, list[PlacedRating]] = {}
     unsettled = shapes.unsettled_winner([cells for _, cells in rows]) if wanted == "preferences" else None
     for where, cells in rows:
         try:
@@ -348,18 +348,20 @@ def _require_columns(table: Table, rules: Rules, source: str) -> None:
             raise DataError(f"columns.{ours}: {source} has no column {theirs!r}; it has {', '.join(sorted(there))}")
 
 
-def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[RatedRow]]) -> bool:
+def _take_row(
+    reading: Reading, where: str, cells: Cells, has_splits: bool, rated: dict[str, list[PlacedRating]]
+) -> bool:
     """Whether the row holds anything of what is wanted."""
-    understood = shapes.understand(cells, reading.wanted)
+    interpretation = shapes.interpret(cells, reading.wanted)
     if reading.stage:
-        for result in understood.results:
-            if isinstance(result, Asked):
+        for result in interpretation.results:
+            if isinstance(result, PromptRow):
                 require_text(shapes.messages_of(result), reading.stage, result.image_column)
     drafts: list[Draft] = []
-    for result in understood.results:
-        if isinstance(result, LeftOut):
+    for result in interpretation.results:
+        if isinstance(result, Omission):
             reading.left_out[result.reason] += 1
-        elif isinstance(result, Rated):
+        elif isinstance(result, RatingRow):
             shapes.check(result)
             if pair_columns := about(cells, COUNTED):
                 name = next(iter(pair_columns))
@@ -372,15 +374,15 @@ def _take_row(reading: Reading, where: str, cells: Cells, has_splits: bool, rate
             shapes.check(result)
             drafts.append(_draft(where, cells, result, reading, has_splits))
     reading.drafts += drafts
-    reading.shapes[understood.shape] += 1
-    return not all(isinstance(result, LeftOut) for result in understood.results)
+    reading.shapes[interpretation.shape] += 1
+    return not all(isinstance(result, Omission) for result in interpretation.results)
 
 
-RatedRow = tuple[str, Cells, Rated]
+PlacedRating = tuple[str, Cells, RatingRow]
 """(place, columns, content) of a row with one rated answer"""
 
 
-def _take_rated(reading: Reading, rated: Mapping[str, list[RatedRow]], has_splits: bool, *, dropping: bool) -> None:
+def _take_rated(reading: Reading, rated: Mapping[str, list[PlacedRating]], has_splits: bool, *, dropping: bool) -> None:
     """The pairs from the rated answers to each prompt."""
     for rows in rated.values():
         split, answers = _of_one_split(reading, rows, has_splits, dropping=dropping)
@@ -390,7 +392,7 @@ def _take_rated(reading: Reading, rated: Mapping[str, list[RatedRow]], has_split
             unpaired = any(shape.startswith("KTO") for shape in reading.shapes)
             reading.left_out[NOT_APART + (f" ({UNPAIRED})" if unpaired else "")] += 1
         for pair in pairs:
-            if isinstance(pair, LeftOut):
+            if isinstance(pair, Omission):
                 reading.left_out[pair.reason] += 1
                 continue
             try:
@@ -401,8 +403,8 @@ def _take_rated(reading: Reading, rated: Mapping[str, list[RatedRow]], has_split
 
 
 def _of_one_split(
-    reading: Reading, rows: list[RatedRow], has_splits: bool, *, dropping: bool
-) -> tuple[Split | None, list[RatedRow]]:
+    reading: Reading, rows: list[PlacedRating], has_splits: bool, *, dropping: bool
+) -> tuple[Split | None, list[PlacedRating]]:
     """The split that the rated answers to one prompt name, and those in it.
 
     Raises:
@@ -414,7 +416,7 @@ def _of_one_split(
         prompt = split_key(rows[0][2].prompt, rows[0][2].tools)
         named_splits((where, prompt, split) for (where, _, _), split in zip(rows, splits, strict=True))
     held_out = _held_out_first(places) if places else None
-    kept: list[RatedRow] = []
+    kept: list[PlacedRating] = []
     for row, split in zip(rows, splits, strict=True):
         if split in (held_out, None):
             kept.append(row)
@@ -423,7 +425,7 @@ def _of_one_split(
     return held_out, kept
 
 
-def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits: bool) -> Draft:
+def _draft(where: str, cells: Cells, result: PromptRow, reading: Reading, has_splits: bool) -> Draft:
     """The record without its split. Raises ValueError if it is invalid."""
     facts = about(cells, _ABOUT[reading.wanted])
     identity = prompt_id(result.prompt, result.tools)
@@ -434,7 +436,7 @@ def _draft(where: str, cells: Cells, result: Asked, reading: Reading, has_splits
 _TEXT_FACTS = ("source", "tags")
 COUNTED = ("weight", "margin", "strength", "confidence", "agreement")
 """columns of a pair's label, which one answer has none of"""
-_ABOUT: dict[Wanted, tuple[str, ...]] = {
+_ABOUT: dict[RecordKind, tuple[str, ...]] = {
     "prompts": _TEXT_FACTS,
     "demonstrations": (*_TEXT_FACTS, "weight"),
     "preferences": (
@@ -459,9 +461,9 @@ def _named_split(cells: Cells, has_splits: bool) -> Split | None:
     return split
 
 
-def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
+def _record(identity: str, result: PromptRow, facts: Mapping[str, Any]) -> Any:
     """The record, without its split."""
-    if isinstance(result, Compared):
+    if isinstance(result, PreferenceRow):
         stated = {} if result.strength is None else {"strength": result.strength}
         if "agreement" not in facts and float(facts.get("confidence", 1)) < 0.5:  # a vote's share can be, with ties
             raise ValueError(
@@ -476,7 +478,7 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
             prompt_id=identity,
             **{**stated, **facts},
         )
-    if isinstance(result, Labelled):
+    if isinstance(result, LabelRow):
         if pair_columns := [name for name in COUNTED if name in facts]:
             raise ValueError(
                 f"{pair_columns[0]}: it applies to pairs, but this row is one answer; columns: {{{pair_columns[0]}: null}} "
@@ -492,7 +494,7 @@ def _record(identity: str, result: Asked, facts: Mapping[str, Any]) -> Any:
         )
     about_text = {name: facts[name] for name in _TEXT_FACTS if name in facts}
     prompt = Prompt(id=identity, messages=result.prompt, tools=result.tools, **about_text)
-    if not isinstance(result, Answered):
+    if not isinstance(result, AnswerRow):
         return prompt
     if str(weight := facts.get("weight", 1)) not in ("1", "1.0"):
         raise ValueError(

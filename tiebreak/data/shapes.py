@@ -27,7 +27,7 @@ from tiebreak.data.conversations import (
 from tiebreak.data.images import IMAGES, has_placeholders, place_images, read_images
 from tiebreak.records import MAX_STRENGTH, Message, Messages, Tools, check_prompt, check_side, text_of
 
-Wanted = Literal["prompts", "demonstrations", "preferences", "answers"]
+RecordKind = Literal["prompts", "demonstrations", "preferences", "answers"]
 
 PROMPTS = ("prompt", "question", "instruction", "query", "problem")
 LATE_PROMPTS = ("input", "context")
@@ -75,7 +75,7 @@ NOT_READ = ("video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptRow:
     """A prompt."""
 
     prompt: Messages
@@ -85,21 +85,21 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered(Asked):
+class AnswerRow(PromptRow):
     """A prompt and its answer."""
 
     answer: Messages = ()
 
 
 @dataclass(frozen=True)
-class Labelled(Answered):
+class LabelRow(AnswerRow):
     """A prompt, its answer, and whether that is a good one."""
 
     good: bool = True
 
 
 @dataclass(frozen=True)
-class Compared(Asked):
+class PreferenceRow(PromptRow):
     """A prompt with a better and a worse answer."""
 
     chosen: Messages = ()
@@ -108,7 +108,7 @@ class Compared(Asked):
 
 
 @dataclass(frozen=True)
-class Rated(Asked):
+class RatingRow(PromptRow):
     """A prompt, an answer and its rating, to be compared with other answers to the same prompt."""
 
     answer: Messages = ()
@@ -116,25 +116,25 @@ class Rated(Asked):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class Omission:
     """A valid row with nothing of what is wanted."""
 
     reason: str
 
 
-Result = Asked | LeftOut
-R = TypeVar("R", bound=Result)
+Content = PromptRow | Omission
+R = TypeVar("R", bound=Content)
 
 
 @dataclass
-class Understood:
+class Interpretation:
     """A row's interpretation: the shape's name, and the row's content."""
 
     shape: str
-    results: list[Result] = field(default_factory=list)
+    results: list[Content] = field(default_factory=list)
 
 
-def understand(cells: Cells, wanted: Wanted) -> Understood:
+def interpret(cells: Cells, wanted: RecordKind) -> Interpretation:
     """A row's content of the wanted kind.
 
     Raises:
@@ -144,10 +144,10 @@ def understand(cells: Cells, wanted: Wanted) -> Understood:
     _refuse_printed(cells)
     _flatten(cells)
     for shape in _SHAPES[wanted]:
-        if (found := shape(cells)) is not None:
+        if (interpretation := shape(cells)) is not None:
             if images := read_images(cells):
-                found.results = [_with_images(result, images, cells) for result in found.results]
-            return found
+                interpretation.results = [_with_images(result, images, cells) for result in interpretation.results]
+            return interpretation
     raise ValueError(_missing(cells, wanted))
 
 
@@ -157,14 +157,20 @@ def _flatten(cells: Cells) -> None:
     if isinstance(question, Mapping) and isinstance(question.get("full_text"), str):
         cells.values["question"] = question["full_text"]
     names = next((names for names in PAIRS if _one_hot(cells, names)), None)
-    asked, first, second = (_turns_of(cells.values.get(name)) for name in ("prompt", *(names or ("", ""))))
-    if names is None or not asked or first is None or second is None or not len(asked) == len(first) == len(second):
+    questions, first, second = (_turns_of(cells.values.get(name)) for name in ("prompt", *(names or ("", ""))))
+    if (
+        names is None
+        or not questions
+        or first is None
+        or second is None
+        or not len(questions) == len(first) == len(second)
+    ):
         return
-    cells.values["prompt"] = asked[0]
+    cells.values["prompt"] = questions[0]
     for name, answers in zip(names, (first, second), strict=True):
         turns = [
             (role, text)
-            for pair in zip(asked, answers, strict=True)
+            for pair in zip(questions, answers, strict=True)
             for role, text in zip(_SPEAKERS, pair, strict=True)
         ]
         whole = [{"role": role, "content": text} for role, text in turns]
@@ -186,15 +192,15 @@ def _turns_of(value: object) -> list[str] | None:
 
 def _with_images(result: R, images: Sequence[ImagePart], cells: Cells) -> R:
     """A row's content with the images of its column in its messages."""
-    if isinstance(result, Asked) and not has_placeholders(messages_of(result)):
+    if isinstance(result, PromptRow) and not has_placeholders(messages_of(result)):
         result = replace(result, image_column=next(name for name in IMAGES if name in cells.used))
-    if isinstance(result, Compared):
+    if isinstance(result, PreferenceRow):
         prompt, chosen, rejected = place_images(images, result.prompt, result.chosen, result.rejected)
         return replace(result, prompt=prompt, chosen=chosen, rejected=rejected)
-    if isinstance(result, Answered | Rated):
+    if isinstance(result, AnswerRow | RatingRow):
         prompt, answer = place_images(images, result.prompt, result.answer)
         return replace(result, prompt=prompt, answer=answer)
-    if isinstance(result, Asked):
+    if isinstance(result, PromptRow):
         return replace(result, prompt=place_images(images, result.prompt)[0])
     return result
 
@@ -219,7 +225,7 @@ def _refuse_printed(cells: Cells) -> None:
             )
 
 
-def _missing(cells: Cells, wanted: Wanted) -> str:
+def _missing(cells: Cells, wanted: RecordKind) -> str:
     there = ", ".join(cells.values) or "none"
     for name in ("prompt", "completion", "messages", *SIDES[0]):
         if name in cells.empty:
@@ -280,7 +286,7 @@ def _prompt(cells: Cells, name: str, *, checked_alone: bool = False) -> Messages
     """The prompt in a column, with the material, earlier turns and system message that stand beside it.
 
     Args:
-        checked_alone: it is only compared with whole conversations, which hold all that was asked.
+        checked_alone: true for a prompt that is only compared with whole conversations, which hold its material already
     """
     value = cells.get(name)
     messages = _messages(cells, value)
@@ -350,46 +356,48 @@ def _conversation_column(cells: Cells) -> str | None:
 # --- prompts -----------------------------------------------------------------------------------------------------------
 
 
-def _bare_prompt(cells: Cells) -> Understood | None:
+def _bare_prompt(cells: Cells) -> Interpretation | None:
     name = _prompt_column(cells)
     if name is None:
         return None
     shape = "prompts" if name == "prompt" else f"prompts ({name})"
-    return Understood(shape, [Asked(_prompt(cells, name), _tools(cells))])
+    return Interpretation(shape, [PromptRow(_prompt(cells, name), _tools(cells))])
 
 
-def _asked_conversation(cells: Cells) -> Understood | None:
+def _conversation_prompt(cells: Cells) -> Interpretation | None:
     """A conversation up to the assistant's last answer."""
     name = _conversation_column(cells)
     if name is None:
         return None
     messages = _with_system(cells, _messages(cells, cells.get(name)))
-    asked = messages
-    while asked and asked[-1].role == "assistant":
-        asked = asked[:-1]
-    shape = f"prompts ({name})" if asked == messages else f"prompts ({name}, less the last answer)"
-    return Understood(shape, [Asked(asked, _tools(cells))])
+    prompt = messages
+    while prompt and prompt[-1].role == "assistant":
+        prompt = prompt[:-1]
+    shape = f"prompts ({name})" if prompt == messages else f"prompts ({name}, less the last answer)"
+    return Interpretation(shape, [PromptRow(prompt, _tools(cells))])
 
 
-def _asked_in_sides(cells: Cells) -> Understood | None:
+def _common_prompt(cells: Cells) -> Interpretation | None:
     """The common beginning of both sides of a preference."""
-    found = _two_sides(cells, judged=False)
-    if found is None:
+    preferences = _two_sides(cells, judged=False)
+    if preferences is None:
         return None
-    return Understood(f"prompts of {found.shape}", [Asked(one.prompt, one.tools) for one in _compared(found)])
+    return Interpretation(
+        f"prompts of {preferences.shape}", [PromptRow(row.prompt, row.tools) for row in _preference_rows(preferences)]
+    )
 
 
 # --- demonstrations ----------------------------------------------------------------------------------------------------
 
 
-def _conversation(cells: Cells) -> Understood | None:
-    if (found := _whole_conversation(cells)) is None:
+def _conversation(cells: Cells) -> Interpretation | None:
+    if (parts := _whole_conversation(cells)) is None:
         return None
-    shape, answered = found
-    return Understood(shape, [_label(cells, answered)])
+    shape, answer_row = parts
+    return Interpretation(shape, [_label(cells, answer_row)])
 
 
-def _whole_conversation(cells: Cells) -> tuple[str, Answered] | None:
+def _whole_conversation(cells: Cells) -> tuple[str, AnswerRow] | None:
     """(the shape's name, the last answer of a conversation)."""
     name = _conversation_column(cells)
     if name is None or ("completion" in cells.explicit and "messages" not in cells.explicit):
@@ -412,23 +420,23 @@ def _whole_conversation(cells: Cells) -> tuple[str, Answered] | None:
         shape = f"Human and Assistant in one text ({name})"
     elif isinstance(value[0], dict) and "from" in value[0]:
         shape = f"ShareGPT ({name} of from and value)"
-    return shape, Answered(messages[:-1], _tools(cells), messages[-1:])
+    return shape, AnswerRow(messages[:-1], _tools(cells), messages[-1:])
 
 
-def _prompt_and_answer(cells: Cells) -> Understood | None:
-    if (found := _two_parts(cells)) is None:
+def _prompt_and_answer(cells: Cells) -> Interpretation | None:
+    if (parts := _two_parts(cells)) is None:
         return None
-    name, answer, answered = found
-    result = _label(cells, answered)
+    name, answer, answer_row = parts
+    result = _label(cells, answer_row)
     shape = f"{name} and {answer}"
     if name == "instruction" and answer == "output":
         shape = "Alpaca (instruction, input, output)"
     if "label" in cells.used:
         shape = f"KTO rows ({name}, {answer}, label)"
-    return Understood(shape, [result])
+    return Interpretation(shape, [result])
 
 
-def _two_parts(cells: Cells) -> tuple[str, str, Answered] | None:
+def _two_parts(cells: Cells) -> tuple[str, str, AnswerRow] | None:
     """(the prompt's column, the answer's, both)."""
     answer = _one_of(cells, ANSWERS, "completion")
     name = _prompt_column(cells)
@@ -436,7 +444,7 @@ def _two_parts(cells: Cells) -> tuple[str, str, Answered] | None:
         return None
     prompt = _prompt(cells, name)
     completion = _with_thought(cells, _messages(cells, cells.get(answer), "assistant"))
-    return name, answer, Answered(prompt, _tools(cells), completion)
+    return name, answer, AnswerRow(prompt, _tools(cells), completion)
 
 
 def _with_thought(cells: Cells, answer: Messages) -> Messages:
@@ -451,13 +459,13 @@ def _with_thought(cells: Cells, answer: Messages) -> Messages:
     return (answer[0].model_copy(update={"reasoning_content": thought}),)
 
 
-def _label(cells: Cells, answered: Answered) -> Result:
+def _label(cells: Cells, answer_row: AnswerRow) -> Content:
     """KTO's label: an answer labelled bad is not a demonstration."""
     good = _as_label(cells)
     if good is None:
-        return answered
+        return answer_row
     cells.used.add("label")
-    return answered if good else LeftOut("labelled false (an undesirable answer)")
+    return answer_row if good else Omission("labelled false (an undesirable answer)")
 
 
 def _as_label(cells: Cells) -> bool | None:
@@ -485,17 +493,17 @@ _VERDICTS = {
 # --- answers with a label ----------------------------------------------------------------------------------------------
 
 
-def _labelled(cells: Cells) -> Understood | None:
-    if _is_compared(cells):
+def _labelled_answer(cells: Cells) -> Interpretation | None:
+    if _has_pair(cells):
         raise ValueError(
             "a pair, but KTO learns from single answers with a label: train on pairs with --algorithm dpo; a label run "
             "exports both (formats: [unpaired])"
         )
     if (parts := _two_parts(cells)) is not None:
-        name, answer, answered = parts
+        name, answer, answer_row = parts
         shape = f"KTO rows ({name}, {answer}, label)"
     elif (whole := _whole_conversation(cells)) is not None:
-        shape, answered = whole
+        shape, answer_row = whole
     else:
         return None
     good = _as_label(cells)
@@ -506,10 +514,10 @@ def _labelled(cells: Cells) -> Understood | None:
             "{label: NAME}"
         )
     cells.used.add("label")
-    return Understood(shape, [Labelled(answered.prompt, answered.tools, answered.answer, good)])
+    return Interpretation(shape, [LabelRow(answer_row.prompt, answer_row.tools, answer_row.answer, good)])
 
 
-def _is_compared(cells: Cells) -> bool:
+def _has_pair(cells: Cells) -> bool:
     """Whether a row holds two or more answers to compare."""
     return any(all(name in cells for name in names) for names in (*SIDES, *PAIRS)) or _is_ranking(cells)
 
@@ -517,7 +525,7 @@ def _is_compared(cells: Cells) -> bool:
 # --- preferences -------------------------------------------------------------------------------------------------------
 
 
-def _two_sides(cells: Cells, *, judged: bool = True) -> Understood | None:
+def _two_sides(cells: Cells, *, judged: bool = True) -> Interpretation | None:
     """A better and a worse answer.
 
     Args:
@@ -533,22 +541,22 @@ def _two_sides(cells: Cells, *, judged: bool = True) -> Understood | None:
     if name is None and not _holds_prompt(cells, chosen):
         name = _conversation_column(cells) or _one_of(cells, LATE_PROMPTS, "prompt")
     if judged and (tied := _check_side_scores(cells) or _check_verdict(cells, sides)):
-        return Understood(f"ties ({sides[0]}, {sides[1]})", [LeftOut(tied)])
+        return Interpretation(f"ties ({sides[0]}, {sides[1]})", [Omission(tied)])
     if name is None:
         shape = "HH-RLHF (Human and Assistant in one text)" if isinstance(chosen, str) else "whole conversations"
-        compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected))
-        return Understood(f"{shape} in {sides[0]} and {sides[1]}", [compared])
+        preference = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected))
+        return Interpretation(f"{shape} in {sides[0]} and {sides[1]}", [preference])
     whole = _holds_prompt(cells, chosen)
     prompt = _prompt(cells, name, checked_alone=whole)
     if whole != _holds_prompt(cells, rejected):
         raise ValueError(f"one of {sides[0]} and {sides[1]} is a whole conversation, but the other is only an answer")
     if whole:
-        compared = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked=prompt)
-        return Understood(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [compared])
+        preference = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), column=prompt)
+        return Interpretation(f"UltraFeedback ({name}, whole conversations in {sides[0]} and {sides[1]})", [preference])
     better, worse = (_messages(cells, side, "assistant") for side in (chosen, rejected))
     system = ", system" if {*SYSTEMS} & cells.used else ""
     shape = f"preferences ({name}{system}, {sides[0]}, {sides[1]})"
-    return Understood(shape, [Compared(prompt, _tools(cells), better, worse)])
+    return Interpretation(shape, [PreferenceRow(prompt, _tools(cells), better, worse)])
 
 
 def _check_side_scores(cells: Cells) -> str:
@@ -647,7 +655,7 @@ def _holds_prompt(cells: Cells, side: Any) -> bool:
     return is_conversation(side) and _messages(cells, side[:1])[0].role != "assistant"
 
 
-def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Messages = ()) -> Compared:
+def _implicit(cells: Cells, chosen: Messages, rejected: Messages, column: Messages = ()) -> PreferenceRow:
     """TRL's implicit prompt: the longest common beginning of both conversations."""
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same")
@@ -664,22 +672,22 @@ def _implicit(cells: Cells, chosen: Messages, rejected: Messages, asked: Message
             f"chosen and rejected differ from message {shared + 1} on, and later turns are the user's: a preference "
             "compares answers to one conversation"
         )
-    if asked and not _stands_in(asked, prompt):
+    if column and not _matches_prompt(column, prompt):
         raise ValueError(
             "the prompt differs from the beginning of chosen and rejected: correct it, or ignore its column with "
             "columns: {prompt: null}"
         )
-    return Compared(_with_system(cells, prompt), _tools(cells), chosen[shared:], rejected[shared:])
+    return PreferenceRow(_with_system(cells, prompt), _tools(cells), chosen[shared:], rejected[shared:])
 
 
-def _stands_in(asked: Messages, prompt: Messages) -> bool:
+def _matches_prompt(column: Messages, prompt: Messages) -> bool:
     """Whether the prompt's column matches the conversations' beginning: all of it, or one turn of the user."""
     turns = [(message.role, message.display_text.strip()) for message in prompt]
-    wanted = [(message.role, message.display_text.strip()) for message in asked if message.role != "system"]
+    wanted = [(message.role, message.display_text.strip()) for message in column if message.role != "system"]
     return wanted == [turn for turn in turns if turn[0] != "system"] or (len(wanted) == 1 and wanted[0] in turns)
 
 
-def _pair_with_winner(cells: Cells) -> Understood | None:
+def _pair_with_winner(cells: Cells) -> Interpretation | None:
     if (names := _two_columns(cells)) is None or (verdict := _verdict(cells, names)) is None:
         return None
     first, second = names
@@ -688,17 +696,17 @@ def _pair_with_winner(cells: Cells) -> Understood | None:
     name = _prompt_column(cells) or _conversation_column(cells)
     if verdict.better is None:
         cells.used |= {name or first, *(({*SYSTEMS, "tools"}) & cells.values.keys())}
-        return Understood(shape, [LeftOut("a tie")])
+        return Interpretation(shape, [Omission("a tie")])
     chosen, rejected = sides if verdict.better == 0 else sides[::-1]
     if _holds_prompt(cells, chosen):
-        asked = _prompt(cells, name) if name else ()
-        whole = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), asked)
-        return Understood(shape, [replace(whole, strength=verdict.strength)])
+        column = _prompt(cells, name) if name else ()
+        whole = _implicit(cells, _messages(cells, chosen), _messages(cells, rejected), column)
+        return Interpretation(shape, [replace(whole, strength=verdict.strength)])
     if name is None:
         return None
     first_answer, second_answer = (_messages(cells, side, "assistant") for side in (chosen, rejected))
-    compared = Compared(_prompt(cells, name), _tools(cells), first_answer, second_answer, verdict.strength)
-    return Understood(shape, [compared])
+    preference = PreferenceRow(_prompt(cells, name), _tools(cells), first_answer, second_answer, verdict.strength)
+    return Interpretation(shape, [preference])
 
 
 @dataclass(frozen=True)
@@ -750,7 +758,7 @@ def _of_each(cells: Cells, names: tuple[str, str], beginnings: Sequence[str]) ->
     return next((pair for pair in pairs if all(name in cells for name in pair)), ())
 
 
-def answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
+def answers_to_judge(cells: Cells) -> tuple[str, PromptRow, list[Messages]]:
     """(the shape's name, a prompt, two or more answers to it), whoever compared them before.
 
     Answers that a row calls chosen and rejected come in an order that does not say which is which.
@@ -760,21 +768,21 @@ def answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
     """
     _refuse_unread(cells)
     _flatten(cells)
-    shape, asked, answers = _answers_to_judge(cells)
+    shape, prompt, answers = _answers_to_judge(cells)
     if images := read_images(cells):
-        asked = _with_images(asked, images, cells)
-    return shape, asked, answers
+        prompt = _with_images(prompt, images, cells)
+    return shape, prompt, answers
 
 
-def _answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
+def _answers_to_judge(cells: Cells) -> tuple[str, PromptRow, list[Messages]]:
     names = _two_columns(cells)
     if names is not None:
         sides = [_messages(cells, cells.get(name), "assistant") for name in names]
-        return f"pairs ({', '.join(names)})", _asked(cells), sides
-    if (found := _two_sides(cells, judged=False)) is not None:
-        [one] = _compared(found)
-        answers = sorted([one.chosen, one.rejected], key=repr)
-        return f"{found.shape}, to judge anew", Asked(one.prompt, one.tools), answers
+        return f"pairs ({', '.join(names)})", _prompt_row(cells), sides
+    if (preferences := _two_sides(cells, judged=False)) is not None:
+        [row] = _preference_rows(preferences)
+        answers = sorted([row.chosen, row.rejected], key=repr)
+        return f"{preferences.shape}, to judge anew", PromptRow(row.prompt, row.tools), answers
     name = next((name for name in LISTS if isinstance(cells.values.get(name), list)), None)
     if name is None or len(cells.values[name]) < 2:
         raise ValueError(
@@ -782,14 +790,14 @@ def _answers_to_judge(cells: Cells) -> tuple[str, Asked, list[Messages]]:
             f"{', '.join(cells.values) or 'none'}: name yours with columns: {{response_a: …, response_b: …}}"
         )
     answers = [_messages(cells, answer, "assistant") for answer in cells.get(name)]
-    return f"lists of answers ({name})", _asked(cells), answers
+    return f"lists of answers ({name})", _prompt_row(cells), answers
 
 
-def _asked(cells: Cells) -> Asked:
+def _prompt_row(cells: Cells) -> PromptRow:
     name = _prompt_column(cells) or _conversation_column(cells)
     if name is None:
         raise ValueError(_missing(cells, "prompts"))
-    return Asked(_prompt(cells, name), _tools(cells))
+    return PromptRow(_prompt(cells, name), _tools(cells))
 
 
 def _two_columns(cells: Cells) -> tuple[str, str] | None:
@@ -847,7 +855,7 @@ def unsettled_winner(rows: Sequence[Cells]) -> str | None:
     return next((column for column, found in words.items() if found == {"0", "1"}), None)
 
 
-def _ranking(cells: Cells) -> Understood | None:
+def _ranking(cells: Cells) -> Interpretation | None:
     name = next((name for name in LISTS if isinstance(cells.values.get(name), list) and cells.values[name]), None)
     prompt = _prompt_column(cells) or _conversation_column(cells)
     if name is None or prompt is None:
@@ -860,7 +868,9 @@ def _ranking(cells: Cells) -> Understood | None:
     messages, tools = _prompt(cells, prompt), _tools(cells)
     answers = [(_messages(cells, text, "assistant"), place) for text, place in entries]
     results = list(_pairs_of(messages, tools, answers))
-    return Understood(f"rankings ({prompt}, {name} by {by})", results or [LeftOut("no answer is better than another")])
+    return Interpretation(
+        f"rankings ({prompt}, {name} by {by})", results or [Omission("no answer is better than another")]
+    )
 
 
 def _ranked(cells: Cells, name: str) -> tuple[str, list[tuple[object, float]]] | None:
@@ -895,17 +905,17 @@ def _number(column: str, value: Any) -> float:
     return number
 
 
-def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, float]]) -> Iterator[Result]:
+def _pairs_of(prompt: Messages, tools: Tools, answers: Sequence[tuple[Messages, float]]) -> Iterator[Content]:
     """All pairs of answers of which one is better, as the labelling app splits a ranking."""
     best_first = sorted(answers, key=lambda answer: -answer[1])
     for (better, high), (worse, low) in combinations(best_first, 2):
         if high > low and text_of(better).strip() == text_of(worse).strip():
-            yield LeftOut("two equal answers with different ratings")
+            yield Omission("two equal answers with different ratings")
         elif high > low:
-            yield Compared(prompt, tools, better, worse)
+            yield PreferenceRow(prompt, tools, better, worse)
 
 
-def _rating(cells: Cells) -> Understood | None:
+def _rating(cells: Cells) -> Interpretation | None:
     """One answer with a rating; KTO's label is a rating of two values."""
     name, answer = _prompt_column(cells), _one_of(cells, ANSWERS, "response")
     if name is None or answer is None:
@@ -918,27 +928,27 @@ def _rating(cells: Cells) -> Understood | None:
     cells.used.add(by)
     prompt, response = _prompt(cells, name), _messages(cells, cells.get(answer), "assistant")
     shape = "KTO rows" if by == "label" else "ratings"
-    return Understood(
-        f"{shape} ({name}, {answer}, {by}), paired by prompt", [Rated(prompt, _tools(cells), response, score)]
+    return Interpretation(
+        f"{shape} ({name}, {answer}, {by}), paired by prompt", [RatingRow(prompt, _tools(cells), response, score)]
     )
 
 
-def pair_up(rated: Sequence[Rated]) -> list[Result]:
+def pair_up(rated: Sequence[RatingRow]) -> list[Content]:
     """The preferences from the rated answers to one prompt."""
-    return list(_pairs_of(rated[0].prompt, rated[0].tools, [(one.answer, one.score) for one in rated]))
+    return list(_pairs_of(rated[0].prompt, rated[0].tools, [(row.answer, row.score) for row in rated]))
 
 
-_SHAPES: dict[Wanted, tuple[Callable[[Cells], Understood | None], ...]] = {
-    "prompts": (_bare_prompt, _asked_conversation, _asked_in_sides),
+_SHAPES: dict[RecordKind, tuple[Callable[[Cells], Interpretation | None], ...]] = {
+    "prompts": (_bare_prompt, _conversation_prompt, _common_prompt),
     "demonstrations": (_conversation, _prompt_and_answer),
     "preferences": (_two_sides, _pair_with_winner, _ranking, _rating),
-    "answers": (_labelled,),
+    "answers": (_labelled_answer,),
 }
 
 
-def guess(cells: Cells) -> Wanted:
+def guess(cells: Cells) -> RecordKind:
     """The kind of record that a row most likely is."""
-    if _is_compared(cells):
+    if _has_pair(cells):
         return "preferences"
     if any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
         return "demonstrations"
@@ -953,21 +963,21 @@ def _is_ranking(cells: Cells) -> bool:
         return True
 
 
-def check(result: Asked) -> None:
+def check(result: PromptRow) -> None:
     """Raises ValueError if the prompt or the answer is empty."""
     check_prompt(result.prompt)
-    if isinstance(result, Answered | Rated):
+    if isinstance(result, AnswerRow | RatingRow):
         check_side(result.answer, "the completion")
 
 
-def messages_of(result: Result) -> Messages:
+def messages_of(result: Content) -> Messages:
     """All messages of a row's content."""
-    if isinstance(result, Compared):
+    if isinstance(result, PreferenceRow):
         return (*result.prompt, *result.chosen, *result.rejected)
-    if isinstance(result, Answered | Rated):
+    if isinstance(result, AnswerRow | RatingRow):
         return (*result.prompt, *result.answer)
-    return result.prompt if isinstance(result, Asked) else ()
+    return result.prompt if isinstance(result, PromptRow) else ()
 
 
-def _compared(found: Understood) -> list[Compared]:
-    return [one for one in found.results if isinstance(one, Compared)]
+def _preference_rows(interpretation: Interpretation) -> list[PreferenceRow]:
+    return [row for row in interpretation.results if isinstance(row, PreferenceRow)]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiebreak.data.arrow import read_parquet, read_saved, to_table
-from tiebreak.data.shapes import Wanted
+from tiebreak.data.shapes import RecordKind
 from tiebreak.data.splits import split_of, variant_of
 from tiebreak.data.text import COMPRESSED_ENDINGS, JSON_ENDINGS, TABLE_ENDINGS, Table, form_of, read_text_file
 from tiebreak.errors import DataError, RunError
@@ -27,7 +27,7 @@ ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 RUN_OR_MODEL = ("manifest.json", "run.json", "config.json", "adapter_config.json", "tokenizer_config.json")
 """A folder with one of these is not data."""
-VARIANTS: dict[Wanted, tuple[str, ...]] = {
+VARIANTS: dict[RecordKind, tuple[str, ...]] = {
     "preferences": ("prefs",),
     "answers": ("prefs",),
     "demonstrations": ("sft",),
@@ -45,7 +45,7 @@ class Part:
     read: Callable[[], Table]
 
 
-def read_source(source: str, wanted: Wanted) -> Table:
+def read_source(source: str, wanted: RecordKind) -> Table:
     """The rows of a source.
 
     Raises:
@@ -176,7 +176,7 @@ def _chosen(parts: Sequence[Part], splits: Sequence[str], source: str) -> list[P
     return [part for part in parts if part.name in splits]
 
 
-def _of_one_variant(parts: Sequence[Part], wanted: Wanted, source: str) -> list[Part]:
+def _of_one_variant(parts: Sequence[Part], wanted: RecordKind, source: str) -> list[Part]:
     """The variant that a stage reads, if a split has several: `train_sft`, `train_prefs`."""
     variants = {variant_of(part.name) for part in parts if part.name}
     if len(variants) < 2:

@@ -14,7 +14,7 @@ from tiebreak.data import shapes
 from tiebreak.data.columns import OUR_COLUMNS
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_rows
-from tiebreak.data.shapes import Wanted
+from tiebreak.data.shapes import RecordKind
 from tiebreak.errors import TiebreakError
 
 COLUMNS = sorted(
@@ -83,13 +83,13 @@ rows = st.one_of(
         for names in SHAPES
     )
 ).map(lambda parts: {**parts[1], **parts[0]})
-wanted_names: list[Wanted] = ["prompts", "demonstrations", "preferences", "answers"]
+wanted_names: list[RecordKind] = ["prompts", "demonstrations", "preferences", "answers"]
 
 
 @pytest.mark.parametrize("wanted", wanted_names)
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(some=st.lists(rows, min_size=1, max_size=3))
-def test_every_row_is_used_or_named(tmp_path: Path, wanted: Wanted, some: list[dict[str, Any]]) -> None:
+def test_every_row_is_used_or_named(tmp_path: Path, wanted: RecordKind, some: list[dict[str, Any]]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in some))
     try:

@@ -39,16 +39,16 @@ from tiebreak.data.reading import (
     settle,
 )
 from tiebreak.data.shapes import (
-    Answered,
-    Asked,
-    Compared,
-    LeftOut,
-    Rated,
-    Wanted,
+    AnswerRow,
+    Omission,
+    PreferenceRow,
+    PromptRow,
+    RatingRow,
+    RecordKind,
     answers_to_judge,
     guess,
+    interpret,
     pair_up,
-    understand,
 )
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, RunError, counted
@@ -618,7 +618,7 @@ def test_kto_rows_that_pair_nothing_are_refused_by_name(tmp_path: Path) -> None:
 # --- shapes by themselves ----------------------------------------------------------------------------------------------
 
 
-def results_of(row: dict[str, Any], wanted: Wanted, columns: dict[str, str | None] | None = None) -> list[Any]:
+def results_of(row: dict[str, Any], wanted: RecordKind, columns: dict[str, str | None] | None = None) -> list[Any]:
     """What a row holds, in short: prompts, (prompt, answer), (prompt, chosen, rejected, strength), or why nothing."""
 
     def short(messages: Messages) -> Any:
@@ -626,15 +626,15 @@ def results_of(row: dict[str, Any], wanted: Wanted, columns: dict[str, str | Non
         return texts[0] if len(texts) == 1 else texts
 
     found = []
-    for one in understand(Cells(row, columns or {}), wanted).results:
-        if isinstance(one, LeftOut):
+    for one in interpret(Cells(row, columns or {}), wanted).results:
+        if isinstance(one, Omission):
             found.append(one.reason)
-        elif isinstance(one, Compared):
+        elif isinstance(one, PreferenceRow):
             found.append((short(one.prompt), short(one.chosen), short(one.rejected), one.strength))
-        elif isinstance(one, Rated):
+        elif isinstance(one, RatingRow):
             found.append((short(one.prompt), short(one.answer), one.score))
         else:
-            found.append((short(one.prompt), short(one.answer)) if isinstance(one, Answered) else short(one.prompt))
+            found.append((short(one.prompt), short(one.answer)) if isinstance(one, AnswerRow) else short(one.prompt))
     return found
 
 
@@ -775,7 +775,7 @@ def test_a_fault_in_the_first_row_is_that_rows(name: str, tmp_path: Path) -> Non
     [first, *others], second, third = (one if isinstance(one, list) else [one] for one in made)
     drop = Rules(validation_share=0.0, on_bad_row="drop")
     write_rows(file, [*second, *third])
-    kinds: tuple[Wanted, ...] = ("preferences", "prompts")
+    kinds: tuple[RecordKind, ...] = ("preferences", "prompts")
     expected = {wanted: [one.record for one in read(str(file), wanted, drop).drafts] for wanted in kinds}
     assert pairs_in(expected["preferences"])[0][0] == QUESTIONS[1][0]
     kind = guess_kind(str(file))
@@ -861,8 +861,10 @@ def test_ratings_by_hand() -> None:
     for row in ({"response": "x"}, {"score": 3}, {"completion": "x", "label": "so-so"}):
         with pytest.raises(ValueError, match="no column 'chosen'"):
             found(row)
-    pairs = pair_up([Rated(to_messages("q"), (), to_messages(text, "assistant"), n) for n, text in enumerate("zyx")])
-    assert [(one.chosen[0].content, one.rejected[0].content) for one in pairs if isinstance(one, Compared)] == [
+    pairs = pair_up(
+        [RatingRow(to_messages("q"), (), to_messages(text, "assistant"), n) for n, text in enumerate("zyx")]
+    )
+    assert [(one.chosen[0].content, one.rejected[0].content) for one in pairs if isinstance(one, PreferenceRow)] == [
         ("x", "y"),
         ("x", "z"),
         ("y", "z"),
@@ -1021,8 +1023,8 @@ def test_answers_to_judge() -> None:
 def test_tools_by_either_name() -> None:
     tool = {"type": "function", "function": {"name": "t"}}
     for row in ({"tools": [tool]}, {"functions": [{"name": "t"}]}, {"tools": [tool], "functions": [{"name": "u"}]}):
-        (one,) = understand(Cells({"prompt": "q", **row}, {}), "prompts").results
-        assert isinstance(one, Asked)
+        (one,) = interpret(Cells({"prompt": "q", **row}, {}), "prompts").results
+        assert isinstance(one, PromptRow)
         assert one.tools == (tool,)
 
 
@@ -1383,7 +1385,7 @@ def test_how_pairs_were_read_is_reported(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == ""  # records are what they are
 
 
-def reading_of(folder: Path, rows: list[Any], wanted: Wanted = "prompts", rules: Rules = KEEP) -> Reading:
+def reading_of(folder: Path, rows: list[Any], wanted: RecordKind = "prompts", rules: Rules = KEEP) -> Reading:
     return read(str(write_rows(folder / "x.jsonl", rows)), wanted, rules)
 
 

@@ -11,7 +11,7 @@ from support import write_rows
 from tiebreak.data.columns import Cells
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import Rules, read, read_answers
-from tiebreak.data.shapes import Compared, Labelled, LeftOut, Wanted, guess, understand, unsettled_winner
+from tiebreak.data.shapes import LabelRow, Omission, PreferenceRow, RecordKind, guess, interpret, unsettled_winner
 from tiebreak.data.splits import is_held_out
 from tiebreak.errors import DataError, RunError
 from tiebreak.records import write_jsonl
@@ -38,10 +38,10 @@ def answer(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
 
-def read_row(row: dict[str, Any], wanted: Wanted, **columns: str | None) -> tuple[str, list[Any], set[str]]:
+def read_row(row: dict[str, Any], wanted: RecordKind, **columns: str | None) -> tuple[str, list[Any], set[str]]:
     """(the shape's name, what the row holds, the columns that were used)."""
     cells = Cells(row, columns)
-    found = understand(cells, wanted)
+    found = interpret(cells, wanted)
     return found.shape, found.results, cells.used
 
 
@@ -112,7 +112,7 @@ def read_row(row: dict[str, Any], wanted: Wanted, **columns: str | None) -> tupl
     ],
 )
 def test_the_shape_and_the_columns_that_it_uses(
-    row: dict[str, Any], wanted: Wanted, shape: str, used: set[str]
+    row: dict[str, Any], wanted: RecordKind, shape: str, used: set[str]
 ) -> None:
     found, _, columns = read_row(row, wanted)
     assert found == shape
@@ -142,7 +142,7 @@ def test_one_column_of_a_pair_beside_two_sides_is_no_pair() -> None:
 def test_a_verdict_after_a_signed_one_is_read_too() -> None:
     row = {**SIDES, "overall_preference": 2, "winner": "rejected"}
     with pytest.raises(ValueError, match="winner: 'rejected' names the rejected answer"):
-        understand(Cells(row, {}), "preferences")
+        interpret(Cells(row, {}), "preferences")
 
 
 def test_a_small_negative_mean_is_the_first_answers() -> None:
@@ -175,7 +175,7 @@ def test_conversations_that_part_at_a_users_turn_are_refused_by_either_side() ->
     asked, answered = turns("[Be brief.]", "q", "a"), [*turns("[Be brief.]"), answer("b")]
     for chosen, rejected in ((asked, answered), (answered, asked)):
         with pytest.raises(ValueError, match=r"differ from message 2 on, and later turns are the user's"):
-            understand(Cells({"chosen": chosen, "rejected": rejected}, {}), "preferences")
+            interpret(Cells({"chosen": chosen, "rejected": rejected}, {}), "preferences")
 
 
 def test_a_prompt_column_may_leave_out_the_system_message() -> None:
@@ -196,7 +196,7 @@ def test_a_thought_beside_an_answer_that_has_its_own_or_several_parts_is_refused
     for completion in (own, several):
         row = {"prompt": "q", "completion": completion, "reasoning": "second"}
         with pytest.raises(ValueError, match="column 'reasoning' and the answer's own thought differ"):
-            understand(Cells(row, {}), "demonstrations")
+            interpret(Cells(row, {}), "demonstrations")
     _, [found], _ = read_row({"prompt": "q", "completion": own, "reasoning": "first"}, "demonstrations")
     assert found.answer[0].reasoning_content == "first"
 
@@ -211,7 +211,7 @@ def test_a_list_of_texts_and_others_is_no_list_of_turns() -> None:
     won = {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}
     row = {"prompt": ["q", 5], "response_a": ["x", "z"], "response_b": ["y", "w"], **won}
     with pytest.raises(ValueError, match=r"^message 1: "):
-        understand(Cells(row, {}), "preferences")
+        interpret(Cells(row, {}), "preferences")
 
 
 # --- images
@@ -226,7 +226,7 @@ def test_only_the_column_of_images_is_named_where_the_text_has_no_place_for_them
 
 def test_a_tie_with_images_is_a_tie() -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "tie", "images": ["cat.png"]}
-    assert read_row(row, "preferences")[1] == [LeftOut("a tie")]
+    assert read_row(row, "preferences")[1] == [Omission("a tie")]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_tie_with_images_is_a_tie() -> None:
         ("answers", {"prompt": [{"role": "user", "content": [CAT]}], "completion": "A cat.", "label": True}),
     ],
 )
-def test_a_stage_of_text_refuses_a_row_with_an_image(wanted: Wanted, row: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stage_of_text_refuses_a_row_with_an_image(wanted: RecordKind, row: dict[str, Any], tmp_path: Path) -> None:
     source = str(write_rows(tmp_path / "rows.jsonl", [row]))
     [bad] = read(source, wanted, Rules(**KEEP, stage="sft")).bad
     assert "tiebreak sft takes only text" in bad.reason
@@ -313,8 +313,8 @@ def test_rows_that_label_no_answer(row: dict[str, Any], fault: str, tmp_path: Pa
 
 def test_kinds_of_results_have_no_content_by_default() -> None:
     """What a shape leaves out stays empty: it never becomes a message."""
-    asked = (understand(Cells({"prompt": "q"}, {}), "prompts").results[0]).prompt  # type: ignore[union-attr]
-    assert (Compared(asked).chosen, Labelled(asked).answer) == ((), ())
+    asked = (interpret(Cells({"prompt": "q"}, {}), "prompts").results[0]).prompt  # type: ignore[union-attr]
+    assert (PreferenceRow(asked).chosen, LabelRow(asked).answer) == ((), ())
 
 
 def test_labelled_answers_of_a_run_get_the_splits_of_their_prompts(tmp_path: Path) -> None:
