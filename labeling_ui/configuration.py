@@ -15,11 +15,12 @@ from labeling_ui.exchange.foreign import FieldNames
 from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.simulate import SimulateConfig
-from labeling_ui.store.answers import MAX_NAMES, NAME
-from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, Asked, Criterion, FlagTarget, Required
+from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
+from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Asked, Criterion, FlagTarget, Required
 from labeling_ui.store.assigning import LEASE_SECONDS
 from labeling_ui.store.store import default_store_url
 from labeling_ui.worker import ConverseConfig
+from tiebreak.assessments import SingleTask
 from tiebreak.config import Section, StageConfig, load_config, take_config_flag
 from tiebreak.config.flags import group_flags
 from tiebreak.config.keys import own_keys
@@ -42,6 +43,16 @@ class LabelConfig(StageConfig):
     judges: list[str] = Field(default_factory=list, exclude_if=lambda judges: not judges)
     """finished judge runs on these pairs, whose judgments join the store as those of raters of kind model; people are asked
     about every pair all the same"""
+    answers: str = Field(default="", exclude_if=lambda answers: not answers)
+    """single answers to judge beside the pairs, or alone: rows of prompt, response and task, or a prepare run; they share
+    batch, pool and overlap with the pairs"""
+    task: SingleTask | None = Field(default=None, exclude_if=lambda task: task is None)
+    """what is asked about rows of `answers` that name no task. rate: a scale; review: accept, edit or reject; classify: one
+    of `classes`"""
+    ratings: list[str] = Field(default=list(RATINGS), exclude_if=lambda names: names == list(RATINGS))
+    """the steps of the scale of the task rate, from worst to best: two to nine; exports have their numbers, from 1"""
+    classes: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
+    """the classes of the task classify: two to nine"""
     require: list[Requirement] = Field(default_factory=list, exclude_if=lambda required: not required)
     """what the pairs must have been through. anonymised: they come from prepare runs with the step anonymise alone"""
     converse: ConverseConfig | None = None
@@ -127,13 +138,26 @@ class LabelConfig(StageConfig):
 
     @model_validator(mode="after")
     def _something_to_judge(self) -> LabelConfig:
-        others = self.converse is not None or self.store is not None
+        others = self.converse is not None or self.store is not None or bool(self.answers)
+        if self.answers and self.simulated:
+            raise ValueError("answers: simulated raters compare two answers: set simulate: false, or leave answers out")
+        if self.task is not None and not self.answers:
+            raise ValueError("task: it is of the rows of answers, and there are none: name a file")
         if not self.pairs and (self.simulated or not others):
             raise ValueError("pairs: missing: a run folder of sample, or a file of prompt, response_a and response_b")
         if self.judges and self.ranking:
             raise ValueError(
                 "judges: they compare two by two, and people are to rank all completions at once: set ranking: false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _by_digit(self) -> LabelConfig:
+        for key, names in (("ratings", self.ratings), ("classes", self.classes)):
+            if names and not 2 <= len(set(names)) == len(names) <= MOST_BY_DIGIT:
+                raise ValueError(f"{key}: needs two to {MOST_BY_DIGIT}, each once: the digits are their keys")
+            if any(not 1 <= len(name.strip()) <= MAX_CLASS_CHARACTERS for name in names):
+                raise ValueError(f"{key}: each must have 1 to {MAX_CLASS_CHARACTERS} characters")
         return self
 
     @model_validator(mode="after")
@@ -162,6 +186,8 @@ class LabelConfig(StageConfig):
             reasons=self.reasons,
             spans=dict(self.spans),
             links=self.ask_links,
+            ratings=tuple(self.ratings or RATINGS),
+            classes=tuple(self.classes),
         )
 
     @field_validator("columns")

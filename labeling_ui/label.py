@@ -45,6 +45,7 @@ from labeling_ui.quality.agreement import agreement_lines, measure_agreement
 from labeling_ui.quality.criteria import agreement_by_criterion, criterion_lines
 from labeling_ui.quality.judges import measure_judges
 from labeling_ui.quality.reliability import describe_reliability
+from labeling_ui.quality.single import assessment_lines, measure_assessments
 from labeling_ui.simulate import SimulateConfig, refuse_people, simulate
 from labeling_ui.store.campaign import Batch
 from labeling_ui.store.store import Store
@@ -52,11 +53,13 @@ from labeling_ui.store.verify import verify
 from labeling_ui.web.accounts import needs_login
 from labeling_ui.web.listening import listen
 from labeling_ui.worker import start_worker
+from tiebreak.assessments import SingleAnswer
 from tiebreak.command.closing import say_end
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_records
+from tiebreak.data.single import read_single_answers
 from tiebreak.errors import ConfigError, HandoffError, RunError, TiebreakError, counted, exit_with_message
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 from tiebreak.runs.requirements import require
@@ -154,6 +157,48 @@ def add_pairs(store: Store, config: LabelConfig, pairs: Sequence[Pair]) -> int:
     )
 
 
+def read_some_answers(config: LabelConfig) -> list[SingleAnswer]:
+    """The configured single answers.
+
+    Raises:
+        ConfigError: some are to be classified, and there are no classes.
+    """
+    if not config.answers:
+        return []
+    identify_input(config.answers)
+    require(config.require, config.answers)
+    answers = read_single_answers(config.answers, config.task)
+    if not answers:
+        raise HandoffError(f"{config.answers} contains no answers: there is nothing to judge")
+    refuse_unclassed(answers, config.classes, config.answers)
+    return answers
+
+
+def refuse_unclassed(answers: Sequence[Pair], classes: Sequence[str], source: str) -> None:
+    """Refuse answers to classify in a campaign without classes.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    count = sum(isinstance(one, SingleAnswer) and one.task == "classify" for one in answers)
+    if count and not classes:
+        raise ConfigError(
+            f"classes: missing: {counted(count, 'row')} of {source} {'is' if count == 1 else 'are'} to be classified; name "
+            "two to nine classes, as in classes: [law, medicine]"
+        )
+
+
+def add_answers(store: Store, config: LabelConfig, answers: Sequence[SingleAnswer]) -> int:
+    """Add single answers to the store, in the same batch as pairs; returns how many are new."""
+    if not answers:
+        return 0
+    steered: dict[str, Any] = {"batch": config.batch, "priority": config.priority, "pool": config.pool}
+    identity = identify_input(config.answers).id
+    return store.add_pairs(
+        answers, overlap=config.overlap, seed=config.seed, source=config.answers, source_id=identity, **steered
+    )
+
+
 def add_judges(store: Store, config: LabelConfig) -> None:
     """Add the judgments of the configured judge runs to the store, as raters of kind `model`; those there stay."""
     for source in config.judges:
@@ -183,19 +228,25 @@ def read_judgments(source: str) -> list[Judgment]:
 
 def serve(config: LabelConfig) -> None:
     """Serve the raters' page until Ctrl-C."""
-    pairs = read_some_pairs(config)
-    begins = bool(config.pairs) or config.converse is not None
+    pairs, answers = read_some_pairs(config), read_some_answers(config)
+    begins = bool(config.pairs or config.answers) or config.converse is not None
     with listen(config.host, config.port) as listening:
         store = Store.open(config.store_url, create=begins, lease_seconds=config.lease_seconds)
         try:
-            _serve_store(store, config, pairs, listening)
+            _serve_store(store, config, pairs, answers, listening)
         finally:
             store.close()
     export_words = shlex.join(["tiebreak", "label", "export", "--store", store.url, "--output", config.output])
     show(f"next: {export_words}")
 
 
-def _serve_store(store: Store, config: LabelConfig, pairs: Sequence[Pair], listening: socket.socket) -> None:
+def _serve_store(
+    store: Store,
+    config: LabelConfig,
+    pairs: Sequence[Pair],
+    answers: Sequence[SingleAnswer],
+    listening: socket.socket,
+) -> None:
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
@@ -203,7 +254,7 @@ def _serve_store(store: Store, config: LabelConfig, pairs: Sequence[Pair], liste
             f"{' and '.join([config.host, *config.hosts])} would open the page to the network, but no account in "
             f"{store.url} has a password: add raters first, with 'tiebreak raters add NAME --store {store.url}'"
         )
-    new = add_pairs(store, config, pairs)
+    new = add_pairs(store, config, pairs) + add_answers(store, config, answers)
     add_judges(store, config)
     if store.lacks_log():
         show(f"{store.url} is a copy of a store in use, without its -wal file: its latest judgments are missing")
@@ -211,7 +262,7 @@ def _serve_store(store: Store, config: LabelConfig, pairs: Sequence[Pair], liste
     from labeling_ui.web.server import create_app, run_server
 
     app = create_app(store, build_page(config))
-    _greet(store, config, new, pairs)
+    _greet(store, config, new, pairs, answers)
     with contextlib.suppress(KeyboardInterrupt), _answering(config):
         run_server(app, listening, believed_proxies(config), config.prefix)
     show("", f"saved: {sum(store.status()['judgments'].values())} judgments in {store.url}")
@@ -236,14 +287,17 @@ def _answering(config: LabelConfig) -> Iterator[None]:
             worker.communicate()  # closes its standard input, which ends it
 
 
-def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair]) -> None:
+def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], answers: Sequence[SingleAnswer]) -> None:
     configured = Batch(config.batch, config.priority, config.pool, config.overlap)
     status = store.status()
     judged = store.judged()
     address = f"http://{_shown_host(config.host)}:{config.port}{config.prefix}"
+    there = [f"{status['pairs']} pairs"] if status["pairs"] or not status["single_answers"] else []
+    there += [counted(status["single_answers"], "single answer")] if status["single_answers"] else []
     show(
-        f"{status['pairs']} pairs ({new} new), {judged} of {status['judgments_wanted']} judgments",
+        f"{' and '.join(there)} ({new} new), {judged} of {status['judgments_wanted']} judgments",
         *(steering.difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
+        *(steering.difference_lines(store, config.answers, answers, configured) if answers else ()),
         f"judgments are stored in {store.url}",
         f"rate at {paint(address, 'bold') if has_colours(sys.stdout) else address}   "
         "(Ctrl-C stops the server; judgments stay)",
@@ -321,9 +375,10 @@ def _export(words: list[str]) -> None:
 
 def _match_pairs(store: Store, config: LabelConfig) -> None:
     sources = [identity for _, identity in store.campaign().get("sources", [])]
-    if config.pairs and identify_input(config.pairs).id not in sources:
+    named = [source for source in (config.pairs, config.answers) if source]
+    if missing := next((source for source in named if identify_input(source).id not in sources), None):
         raise HandoffError(
-            f"{store.url} does not contain the pairs of {config.pairs}: serve them once with 'tiebreak label --config …', "
+            f"{store.url} does not contain the rows of {missing}: serve them once with 'tiebreak label --config …', "
             "or export the store with 'tiebreak label export --store URL --output FOLDER'"
         )
 
@@ -331,16 +386,18 @@ def _match_pairs(store: Store, config: LabelConfig) -> None:
 def _config_of_store(store: Store, output: str, arguments: ExportArguments) -> LabelConfig:
     """The configuration that matches a store's settings. Pairs that have been moved or changed are left out."""
     settings = store.campaign()
-    pairs = ""
+    inputs: dict[str, Any] = {"pairs": "", "answers": ""}
+    single = store.sources_of_single_answers()
     for source, identity in settings.get("sources", []):
         try:
-            pairs = source if identify_input(source).id == identity else pairs
+            if identify_input(source).id == identity:
+                inputs["answers" if identity in single else "pairs"] = source
         except TiebreakError:
             continue
     campaign = {"overlap": settings.get("overlap", 1), "seed": settings.get("seed", 0)}
     return LabelConfig(
         output=output,
-        pairs=pairs,
+        **inputs,
         store=store.url,
         formats=arguments.formats,
         aggregation=arguments.aggregation,
@@ -370,9 +427,12 @@ def status_lines(status: Mapping[str, Any], colours: bool = False) -> list[str]:
     """A store's counts as a table."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in status["judgments"].items())
     judgments = f"of {status['judgments_wanted']} wanted" + (f": {kinds}" if kinds else "")
+    judged = f"{status['single_answers_judged']} judged"
+    single = [("single answers", status["single_answers"], judged)] if status["single_answers"] else []
     rows = [
         ("pairs", status["pairs"], f"{status['withdrawn']} more withdrawn" if status["withdrawn"] else ""),
         ("items", status["items"], f"{status['items_judged']} judged, {status['disputed']} disputed"),
+        *single,
         ("judgments", sum(status["judgments"].values()), judgments),
         ("raters", status["raters"], ""),
         ("events", status["events"], f"head {status['head'][:16]}"),
@@ -441,11 +501,14 @@ def _agreement(words: list[str]) -> None:
         mine = [judgment for judgment in judgments if judgment.kind == measured["kind"]]
         measured["criteria"] = agreement_by_criterion(mine)
     measured["judges"] = measure_judges(pairs, judgments)
+    if assessments := store.assessments():
+        measured["single_answers"] = measure_assessments(assessments)
     if as_json:
         print(json.dumps(measured, indent=2))
     else:
         colours = has_colours(sys.stdout)
         show(*agreement_lines(measured, colours), *criterion_lines(measured.get("criteria", {}), colours))
+        show(*assessment_lines(measured.get("single_answers", {}), colours))
 
 
 def _open_for_reading(words: list[str], command: str) -> tuple[Store, bool]:
@@ -457,10 +520,15 @@ def describe(report: dict[str, Any], run: Run) -> str:
     """A run's report in a few lines."""
     judgments, preferences = report["judgments"], report["preferences"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in judgments["kinds"].items())
-    lines = [
-        f"{preferences['total']} preferences from {kinds} judgments of {report['pairs']['judged']} pairs, "
-        f"in {run.folder}"
-    ]
+    lines = []
+    if judgments["total"] or "single_answers" not in report:
+        lines.append(
+            f"{preferences['total']} preferences from {kinds} judgments of {report['pairs']['judged']} pairs, "
+            f"in {run.folder}"
+        )
+    for task, about in report.get("single_answers", {}).items():
+        outcomes = ", ".join(f"{count} {name}" for name, count in about["outcomes"].items())
+        lines.append(f"{task}: {counted(about['answers'], 'single answer')} ({outcomes}), in {run.folder}")
     for kind, agreement in report["agreement"].items():
         share = agreement["percent_with_ties"]
         if share["value"] is not None:

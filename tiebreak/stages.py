@@ -226,7 +226,7 @@ LABEL = Stage(
     "serve pairs to raters; export, verify and count their judgments",
     "labeling_ui.configuration:LabelConfig",
     makes="data",
-    inputs={"pairs": "pairs", "judges": "judges.{}"},
+    inputs={"pairs": "pairs", "judges": "judges.{}", "answers": "answers"},
     rows=("judgments", "preferences"),
     by_people_unless="simulated",
     next=(Next("reward", (("preferences", "{output}"),)), Next("dpo", (("preferences", "{output}"),))),

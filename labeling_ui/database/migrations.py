@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -351,13 +351,43 @@ def _migrate_013_people(connection: Connection) -> None:
         for table in ("raters", "invitations"):
             connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {table}_role_check, ADD {_MORE_ROLES}")
         return
-    # As SQLite's documentation of ALTER TABLE has it for a changed CHECK: the rows stay where they are.
+    _change_constraints(connection, ("raters", "invitations"), {_ROLES: _MORE_ROLES})
+
+
+def _change_constraints(connection: Connection, tables: Sequence[str], changes: Mapping[str, str]) -> None:
+    """Loosen constraints of SQLite's tables.
+
+    As SQLite's documentation of ALTER TABLE has it for a changed CHECK or NOT NULL: the rows stay where they are.
+    """
     version = connection.scalar(sa.text("PRAGMA schema_version"))
     connection.exec_driver_sql("PRAGMA writable_schema=ON")
-    change = sa.text("UPDATE sqlite_master SET sql = replace(sql, :few, :more) WHERE name IN ('raters', 'invitations')")
-    connection.execute(change, {"few": _ROLES, "more": _MORE_ROLES})
+    change = sa.text(
+        "UPDATE sqlite_master SET sql = replace(sql, :before, :after) WHERE type = 'table' AND name = :name"
+    )
+    for name in tables:
+        for before, after in changes.items():
+            connection.execute(change, {"before": before, "after": after, "name": name})
     connection.exec_driver_sql(f"PRAGMA schema_version={version + 1}")
     connection.exec_driver_sql("PRAGMA writable_schema=RESET")
+
+
+_SINGLE = {
+    "CHECK (task IN ('pair', 'ranking'))": "CHECK (task IN ('pair', 'ranking', 'rate', 'review', 'classify'))",
+    "first_id TEXT NOT NULL, second_id TEXT NOT NULL": "first_id TEXT NOT NULL, second_id TEXT",
+    "left_id TEXT NOT NULL, right_id TEXT NOT NULL": "left_id TEXT NOT NULL, right_id TEXT",
+}
+"""Constraints before, and as they are with single answers, which have no second one."""
+
+
+def _migrate_014_single_answers(connection: Connection) -> None:
+    """Items of one completion: to rate, to review, to classify."""
+    if connection.dialect.name == "sqlite":
+        _change_constraints(connection, ("items", "assignments"), _SINGLE)
+        return
+    _, tasks = next(iter(_SINGLE.items()))
+    connection.exec_driver_sql(f"ALTER TABLE items DROP CONSTRAINT items_task_check, ADD {tasks}")
+    connection.exec_driver_sql("ALTER TABLE items ALTER COLUMN second_id DROP NOT NULL")
+    connection.exec_driver_sql("ALTER TABLE assignments ALTER COLUMN right_id DROP NOT NULL")
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
@@ -374,6 +404,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_011_rejections,
     _migrate_012_search,
     _migrate_013_people,
+    _migrate_014_single_answers,
 )
 
 

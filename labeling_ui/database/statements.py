@@ -169,7 +169,7 @@ MARK_SHOWN = Prepared(
     .values(shown_at_ms=bindparam("now_ms"), lease_until_ms=bindparam("until_ms"))
 )
 JUDGED_AT = Prepared(
-    sa.select(JUDGMENTS.c.assignment_id, JUDGMENTS.c.vote)
+    sa.select(JUDGMENTS.c.assignment_id, JUDGMENTS.c.vote, JUDGMENTS.c.record)
     .where(JUDGMENTS.c.rater_id == bindparam("rater"))
     .order_by(JUDGMENTS.c.seq)
     .limit(sa.literal_column("1"))

@@ -97,13 +97,13 @@ def matching(connection: Connection, query: str, after: int, limit: int | None) 
     return sa.select(table.c.position)
 
 
-def text_of(pair: Pair, first_id: str, second_id: str, task: str) -> str:
+def text_of(pair: Pair, first_id: str, second_id: str | None, task: str) -> str:
     """An item's text: the conversation, and the completions that it compares."""
     compared = [one.text for one in pair.completions if task == "ranking" or one.id in (first_id, second_id)]
     return "\n".join([*(message.text for message in pair.messages), *compared])[:MAX_INDEXED_CHARACTERS]
 
 
-def length_of(pair: Pair, first_id: str, second_id: str, task: str) -> int:
+def length_of(pair: Pair, first_id: str, second_id: str | None, task: str) -> int:
     """The characters of the longest completion of an item."""
     return max(len(one.text) for one in pair.completions if task == "ranking" or one.id in (first_id, second_id))
 

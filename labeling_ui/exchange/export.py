@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from labeling_ui.exchange.passages import marked_answers
+from labeling_ui.exchange.single import decide_assessments, demonstrations_of, describe_assessed, write_assessed
 from labeling_ui.quality.aggregate import (
     Aggregated,
     AggregationConfig,
@@ -34,6 +35,7 @@ from labeling_ui.store.asking import FLAGS
 from labeling_ui.store.changes import Withdrawal
 from labeling_ui.store.items import items_of
 from labeling_ui.store.store import Store, count_kinds
+from tiebreak.assessments import ExportedAssessment, SingleAnswer
 from tiebreak.errors import DataError
 from tiebreak.records import (
     Completion,
@@ -63,6 +65,8 @@ class Labels:
     adjudications: list[ExportedJudgment]
     known_answers: KnownAnswers
     withdrawn: list[Withdrawal]
+    single_answers: list[SingleAnswer]
+    assessments: list[ExportedAssessment]
     head: str
 
 
@@ -73,10 +77,12 @@ def read_labels(store: Store) -> Labels:
         DataError: there are no judgments.
     """
     pairs, known_answers, adjudications = store.pairs(), read_known_answers(store), store.exported_adjudications()
-    judgments, head = store.exported_judgments()
-    if not judgments and not adjudications:
+    judgments, assessments, head = store.exported()
+    if not judgments and not adjudications and not assessments:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
-    return Labels(pairs, judgments, adjudications, known_answers, store.withdrawals(), head)
+    return Labels(
+        pairs, judgments, adjudications, known_answers, store.withdrawals(), store.single_answers(), assessments, head
+    )
 
 
 def read_known_answers(store: Store) -> KnownAnswers:
@@ -85,7 +91,7 @@ def read_known_answers(store: Store) -> KnownAnswers:
     gold: dict[Comparison, Vote] = {}
     for one in store.gold():
         item = items[one.item_id]
-        first, second = sorted((item.first_id, item.second_id))
+        first, second = sorted((item.first_id, str(item.second_id)))
         side = 0 if one.preferred_id is None else 1 if one.preferred_id == first else -1
         gold[item.pair_id, first, second] = Vote("gold", side)
     settled = {_key(one): vote for one in store.adjudications() if (vote := as_vote(one)) is not None}
@@ -104,8 +110,11 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
         DataError: there are no judgments, or a rater to leave out does not exist.
     """
     labels = read_labels(store)
-    kept = _leave_out(labels.judgments, config.exclude_raters)
+    kept = _leave_out(labels.judgments, config.exclude_raters, labels.assessments)
     _check_flags(labels.judgments, config)
+    assessed = decide_assessments(
+        labels.single_answers, [one for one in labels.assessments if one.rater_id not in config.exclude_raters]
+    )
     aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known_answers)
     left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
     rest = [one for one in kept if not any(_key(part) in left_out for part in one.pairwise())]
@@ -113,16 +122,21 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     marked = list(marked_answers(labels.pairs, rest))
     report = build_report(labels, rest, aggregated, config)
     report["edits"] = len(edits)
-    _write_records(run.final, labels, aggregated, edits)
+    demonstrations = [*(edit.demonstration for edit in edits), *demonstrations_of(assessed)]
+    _write_records(run.final, labels, aggregated, edits, demonstrations)
+    if labels.assessments:
+        report["single_answers"] = describe_assessed(assessed, labels.assessments)
+        write_assessed(run.final, assessed)
     if marked:
         report["marked_answers"] = len(marked)
         write_jsonl(run.final / "marked_answers.jsonl", marked)
     _write_formats(run.final, labels, aggregated, config, formats)
     write_json(run.final / "report.json", report)
     run.facts |= {
-        "kinds": report["judgments"]["kinds"],
+        "kinds": count_kinds([*labels.judgments, *labels.assessments]),
         "preferences": len(aggregated.preferences),
         "judgments": len(labels.judgments),
+        **({"assessments": len(labels.assessments)} if labels.assessments else {}),
         "pairs": len(labels.pairs),
         "withdrawn": [
             {"pair_id": o.pair_id, "reason": o.reason, "replaced_by": o.replaced_by} for o in labels.withdrawn
@@ -143,8 +157,8 @@ def _check_flags(judgments: Sequence[Judgment], config: AggregationConfig) -> No
         )
 
 
-def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str]) -> list[Judgment]:
-    there = {judgment.rater_id for judgment in judgments}
+def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str], others: Sequence[Judgment] = ()) -> list[Judgment]:
+    there = {judgment.rater_id for judgment in [*judgments, *others]}
     if unknown := sorted(set(raters) - there):
         raise DataError(
             f"aggregation.exclude_raters: no judgments by {', '.join(unknown)}; 'tiebreak raters list' shows the ids"
@@ -152,13 +166,20 @@ def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str]) -> list[Jud
     return [judgment for judgment in judgments if judgment.rater_id not in raters]
 
 
-def _write_records(folder: Path, labels: Labels, aggregated: Aggregated, edits: Sequence[Edit]) -> None:
+def _write_records(
+    folder: Path,
+    labels: Labels,
+    aggregated: Aggregated,
+    edits: Sequence[Edit],
+    demonstrations: Sequence[Demonstration],
+) -> None:
     write_jsonl(folder / "preferences.jsonl", aggregated.preferences)
     write_jsonl(folder / "judgments.jsonl", labels.judgments)
     if labels.adjudications:
         write_jsonl(folder / "adjudications.jsonl", labels.adjudications)
+    if demonstrations:
+        write_jsonl(folder / "demonstrations.jsonl", demonstrations)
     if edits:
-        write_jsonl(folder / "demonstrations.jsonl", [edit.demonstration for edit in edits])
         write_jsonl(folder / "edit_preferences.jsonl", [one for edit in edits for one in edit.preferences])
 
 

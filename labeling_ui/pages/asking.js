@@ -200,6 +200,11 @@ function goToMissing(vote) {
     return say('required.criterion', { question: fields()[at].getAttribute('aria-label') });
   }
   const { reasons } = props.value;
+  if (isReview() && vote.value === 'reject' && !reason.value.trim()) {
+    unfold(true);
+    reason.focus();
+    return words['required.rejection'];
+  }
   if ((reasons === 'always' || (reasons === 'strong' && Math.abs(vote.answer || 0) === 3)) && !reason.value.trim()) {
     unfold(true);
     reason.focus();

@@ -31,7 +31,7 @@ function batchRow(batch) {
   const done = batch.judged / Math.max(1, batch.wanted);
   return make('tr', { class: batch.paused ? 'paused' : false },
     make('th', { scope: 'row' }, name),
-    make('td', {}, whole(batch.pairs)),
+    make('td', {}, whole(batch.pairs), batch.single_answers ? make('span', { class: 'note' }, say('batches.single', { n: whole(batch.single_answers) })) : null),
     make('td', {}, say('lead.of', { done: whole(batch.judged), total: whole(batch.wanted) }), make('div', { class: 'bar' }, make('div', { class: 'fill', style: `width:${percent(between(done))}` }))),
     ...fields,
     make('td', {}, batch.steered ? make('button', { type: 'button', class: 'plain', 'data-batch': batch.name, 'data-paused': String(!batch.paused) },

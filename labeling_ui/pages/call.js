@@ -102,12 +102,18 @@ const LETTERS = 'ABCDEFGHIJKLMNOPQRST';
 function describe(judgment, left = judgment.left) {
   if (judgment.skip) return [words.skip, judgment.skip_reason && words[`skip.${judgment.skip_reason}`]].filter(Boolean).join(': ');
   if (judgment.both_bad) return words[judgment.shown.length > 2 ? 'all_bad' : 'both_bad'];
+  if (judgment.task) return describeValue(judgment);
   const edited = judgment.edited_text === null ? '' : `, ${words['said.edited']}`;
   if (judgment.ranking) {
     const letters = (group) => group.map((id) => LETTERS[judgment.shown.indexOf(id)]).join(' = ');
     return say('said.ranking', { order: judgment.ranking.map(letters).join(' › ') }) + edited;
   }
   return words[`scale.${judgment.left === left ? judgment.answer : 0 - judgment.answer}`] + edited;
+}
+
+function describeValue({ task, value }) {
+  if (task === 'review') return words[`said.${value}`];
+  return task === 'rate' ? say('said.rating', { n: value, of: props.value.ratings.length, name: props.value.ratings[value - 1] || '' }) : value;
 }
 
 const percent = (value) => `${(100 * value).toFixed(1)}%`;

@@ -94,12 +94,14 @@ function foundRow(one) {
   const marks = [one.withdrawn && 'withdrawn', one.gold && 'gold', one.settled && 'settled'].filter(Boolean).map((state) => words[`items.state.${state}`]);
   if (one.rejected) marks.push(words['items.state.rejected']);
   const votes = [one.for_first, one.for_neither, one.for_second];
+  const isSingle = `task.${one.task}` in words;
+  const counted = isSingle ? `${words[`task.${one.task}`]} ${say('items.taken', one)}` : say('items.votes', { first: one.for_first, second: one.for_second, neither: one.for_neither });
   return make('li', {},
     make('input', { type: 'checkbox', 'data-pick': one.item_id, checked: picked.has(one.item_id), 'aria-label': say('items.pick', { id: one.item_id }) }),
     make('button', { type: 'button', 'data-item': one.item_id, 'aria-current': String(Boolean(item && item.item_id === one.item_id)) },
       make('span', { class: 'asked', dir: 'auto' }, one.prompt || one.item_id),
-      make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((n) => make('i', { style: `flex:${n}` }))),
-      make('span', { class: 'note' }, [one.item_id, one.batch, say('items.votes', { first: one.for_first, second: one.for_second, neither: one.for_neither }), one.skips ? say('items.skips', { n: one.skips }) : '', ...marks].filter(Boolean).join(' · '))));
+      isSingle ? null : make('span', { class: 'votes', 'aria-hidden': 'true' }, ...votes.map((n) => make('i', { style: `flex:${n}` }))),
+      make('span', { class: 'note' }, [one.item_id, one.batch, counted, one.skips ? say('items.skips', { n: one.skips }) : '', ...marks].filter(Boolean).join(' · '))));
 }
 
 function showPicked() {
@@ -146,7 +148,7 @@ function drawItem() {
     make('div', { class: 'turns', tabindex: '0', role: 'group', 'aria-label': words.prompt }, ...item.messages.map((message) => make('div', { class: 'turn' },
       make('span', { class: 'who' }, words[message.role]), make('div', { class: 'text', dir: 'auto', html: message.html })))),
     make('div', { class: 'sides' }, ...item.completions.map((one, n) => make('div', { class: ranking ? '' : ['side-left', 'side-right'][n], tabindex: '0', role: 'group', 'aria-label': say('answer', { letter: LETTERS[n] }) },
-      make('h3', {}, LETTERS[n]), make('div', { class: 'text', dir: 'auto', html: one.html })))),
+      make('h3', {}, item.completions.length === 1 ? words.answered : LETTERS[n]), make('div', { class: 'text', dir: 'auto', html: one.html })))),
     make('h3', {}, words['items.judgments']),
     judgmentTable(item.judgments, false),
     item.settled_as ? make('p', { class: 'note' }, say('items.settled', { answer: describe(item.settled_as, item.completions[0].id) }), ' ', make('button', { type: 'button', class: 'plain', 'data-unsettle': item.item_id }, words['items.unsettle'])) : '',
@@ -206,6 +208,7 @@ function judgmentTable(given, ofRater) {
     make('th', { scope: 'row' }, ofRater ? make('button', { type: 'button', 'data-item': one.item_id, class: 'asked', dir: 'auto' }, one.prompt || one.item_id) : nameOf(one.judgment.rater_id)),
     make('td', {}, describe(one.judgment, left(one.judgment)), one.repeat ? make('span', { class: 'note' }, words['items.repeat']) : null,
       ...beside(one.judgment, ofRater).map((line) => make('span', { class: 'note', dir: 'auto' }, line)),
+      one.judgment.edited_text === null ? null : make('details', {}, make('summary', { class: 'note' }, words['items.edited']), make('div', { class: 'written', dir: 'auto' }, one.judgment.edited_text)),
       one.judgment.rationale ? make('span', { class: 'note', dir: 'auto' }, one.judgment.rationale) : null,
       one.rejected === null ? null : make('span', { class: 'note late' }, say('rejected.for', { reason: one.rejected }))),
     make('td', { class: 'note' }, `${timeOf(one.at_ms)} · ${Math.round(one.active_ms / 1000)} s`),

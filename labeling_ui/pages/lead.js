@@ -26,7 +26,8 @@ function showStatus(status, waiting) {
   const of = (done, total) => say('lead.of', { done: whole(done), total: whole(total) });
   find('.tiles').replaceChildren(
     tile(words['lead.judgments'], of(judged, status.judgments_wanted), kinds, judged / Math.max(1, status.judgments_wanted)),
-    tile(words['lead.judged'], of(status.items_judged, status.items), say('lead.pairs', { n: whole(status.pairs) }), status.items_judged / Math.max(1, status.items)),
+    ...(status.items || !status.single_answers ? [tile(words['lead.judged'], of(status.items_judged, status.items), say('lead.pairs', { n: whole(status.pairs) }), status.items_judged / Math.max(1, status.items))] : []),
+    ...(status.single_answers ? [tile(words['lead.single'], of(status.single_answers_judged, status.single_answers), words['lead.single.note'], status.single_answers_judged / status.single_answers)] : []),
     tile(words['lead.day'], whole(status.last_day.judgments), say('lead.by', { n: whole(status.last_day.raters) })),
     tile(words['lead.togo'], left, days === 0 ? '' : words[days === null ? 'lead.still' : 'lead.pace']),
     tile(words['lead.disputed'], disputed, words['lead.disputed.note']),
@@ -122,10 +123,17 @@ function interval(name, figure, form, marks = []) {
   return row;
 }
 
+// Each task of single answers: how often two raters agree, and α.
+function singleFigures() {
+  return Object.entries(measured.single_answers || {}).flatMap(([task, one]) => [
+    interval(words[`lead.single.agree.${task}`], one.agreement, percent), interval(words[`lead.single.alpha.${task}`], one.krippendorff_alpha, plain)]);
+}
+
 function showAgreement() {
   if (!measured.judgments) {
     const waiting = measured.measuring && words['lead.measuring'];
-    find('.figures').replaceChildren(make('p', { class: 'note' }, waiting || words['lead.novotes']));
+    const single = singleFigures();
+    find('.figures').replaceChildren(...(single.length ? single : [make('p', { class: 'note' }, waiting || words['lead.novotes'])]));
     find('.kappas').replaceChildren(make('p', { class: 'note' }, waiting || words['lead.kappa.none']));
     return;
   }
@@ -138,6 +146,7 @@ function showAgreement() {
     interval(words['lead.alpha.nominal'], measured.krippendorff_alpha.nominal, plain),
     interval(words['lead.alpha.interval'], measured.krippendorff_alpha.interval, plain),
     interval(words['lead.self'], measured.self_consistency, percent),
+    ...singleFigures(),
   );
   find('.published').replaceChildren(
     make('p', { class: 'note' }, `${say('lead.kind', { n: whole(measured.judgments), kind: measured.kind })} ${words['lead.interval']} ${words['lead.published']}:`),

@@ -8,6 +8,8 @@ const BREAK_SHOWN_MS = 20000;
 
 let current = null;
 const ranks = () => current.answers.length > 2;
+const isSingle = () => current.answers.length === 1;
+const isReview = () => current.task === 'review';
 let mode = 'scale'; // meaning of the number keys: scale, aspect, flags or skip
 let aspectAt = 0;
 let drafted = null; // the button of the undone answer: Enter keeps it
@@ -34,8 +36,13 @@ function show(pair) {
   find('.answers').replaceChildren(...pair.answers.map(answer));
   find('.answers').style.setProperty('--columns', pair.answers.length);
   addCopyButtons();
-  desk.dataset.task = ranks() ? 'ranking' : 'pair';
-  find('.scale').hidden = ranks();
+  desk.dataset.task = pair.task;
+  find('.title').textContent = isSingle() ? words[`title.${pair.task}`] : props.value.title;
+  find('.scale').hidden = ranks() || isSingle();
+  find('.values').hidden = !isSingle();
+  if (isSingle()) layOutValues(pair.task);
+  find('[data-do=both_bad]').hidden = isSingle();
+  find('.reason').hidden = !props.value.reason && !isReview(); // a rejection needs one
   find('.ranking').hidden = !ranks();
   layOutAsked(lettersShown());
   find('[data-do=both_bad] span').textContent = words[ranks() ? 'all_bad' : 'both_bad'];
@@ -68,14 +75,14 @@ function directionOf(text) {
 
 function answer({ text, html }, n) {
   const letter = LETTERS[n];
-  const side = n === 0 ? 'left' : n === 1 ? 'right' : letter;
-  const editable = text.length <= MAX_EDITED_CHARACTERS;
+  const side = isSingle() ? 'only' : n === 0 ? 'left' : n === 1 ? 'right' : letter;
+  const editable = text.length <= MAX_EDITED_CHARACTERS && (!isSingle() || isReview());
   return make('article', { class: 'answer', 'data-side': side, 'data-letter': letter, 'aria-label': say('answer', { letter }) },
-    make('header', {}, make('h2', {}, letter),
+    make('header', {}, make('h2', {}, isSingle() ? words.answered : letter),
       ranks() ? make('button', { type: 'button', class: 'place', 'aria-label': say('ranking.place', { letter }) }, make('kbd', {}, String(n + 1))) : null,
       make('span', { class: 'note' }),
       props.value.spans.length ? make('button', { type: 'button', class: 'view', 'data-source': letter, 'aria-pressed': 'false', 'aria-label': say('source.aria', { letter }) }, words.source) : null,
-      make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable }, words.edit)),
+      make('button', { type: 'button', class: 'edit', 'aria-label': say('edit.aria', { letter }), disabled: !editable, hidden: isSingle() && !isReview() }, words.edit)),
     make('div', { class: 'text', tabindex: '0', dir: directionOf(text), html }),
     make('textarea', { 'aria-label': say('edit.field', { letter }), maxlength: MAX_EDITED_CHARACTERS, dir: 'auto', hidden: true }));
 }
@@ -118,13 +125,24 @@ function layOutDock() {
     make('button', { type: 'button', 'data-back': true }, make('kbd', {}, 'Esc'), make('span', {}, words.back)));
 }
 
+// The steps of a rating, the verdicts of a review, or the classes: one button each, by number.
+function layOutValues(task) {
+  const steps = {
+    rate: () => props.value.ratings.map((name, n) => [n + 1, name]),
+    review: () => ['accept', 'edit', 'reject'].map((name) => [name, words[`review.${name}`]]),
+    classify: () => props.value.classes.map((name) => [name, name]),
+  }[task]();
+  find('.values').replaceChildren(...steps.map(([value, name], n) => make('button', { type: 'button', 'data-step': JSON.stringify(value) },
+    make('kbd', {}, String(n + 1)), make('span', { dir: 'auto' }, name))));
+}
+
 function restore(draft) {
   restoreAsked(draft);
   restoreSpans(draft);
   order = ranks() ? (draft.ranking || []).map((group) => group.map(letterOf)) : [];
   drawOrder();
   drafted = draft.both_bad ? find('[data-do=both_bad]') : draft.skip ? find(`[data-reason="${draft.skip_reason}"]`)
-    : Number.isInteger(draft.answer) ? find(`[data-answer="${draft.answer}"]`) : null;
+    : draft.value ? find(`[data-step="${CSS.escape(JSON.stringify(draft.value))}"]`) : Number.isInteger(draft.answer) ? find(`[data-answer="${draft.answer}"]`) : null;
   const chosen = draft.skip ? find('[data-skip]') : drafted;
   for (const button of all('.judging button')) button.classList.toggle('chosen', button === chosen);
   if (draft.edited_text && best(draft)) edit(best(draft), draft.edited_text);
@@ -143,7 +161,7 @@ function edit(letter, text) {
   editor(letter).hidden = text === null;
   pane.querySelector('.text').hidden = text !== null;
   pane.querySelector('.edit').textContent = words[text === null ? 'edit' : 'edit.drop'];
-  if (!ranks()) pane.querySelector('.note').textContent = text === null ? '' : say('edit.hint', { letter });
+  if (!ranks()) pane.querySelector('.note').textContent = text === null ? '' : say(isSingle() ? 'edit.hint.single' : 'edit.hint', { letter });
   editor(letter).value = text === null ? '' : text;
 }
 
@@ -171,6 +189,7 @@ function edited() {
 
 // The letter of the answer that a vote prefers to all others.
 function best(vote) {
+  if (isSingle()) return isReview() && vote.value === 'edit' ? 'A' : undefined;
   if (vote.ranking) return vote.ranking[0].length === 1 ? letterOf(vote.ranking[0][0]) : undefined;
   return vote.answer ? (vote.answer < 0 ? 'A' : 'B') : undefined;
 }
@@ -199,7 +218,8 @@ function draftOf() {
   const ranking = letter && ranks() ? withFirst(letter) : order;
   return {
     ...details(),
-    answer: letter && !ranks() ? (letter === 'A' ? -1 : 1) : null,
+    answer: letter && !ranks() && !isSingle() ? (letter === 'A' ? -1 : 1) : null,
+    value: letter && isSingle() ? 'edit' : null,
     ranking: ranking.length ? ranking.map((group) => group.map(idOf)) : null,
   };
 }

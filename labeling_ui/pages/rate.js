@@ -13,7 +13,7 @@ let goal = null; // judgments asked for a day
 
 // --- the flow of pairs
 
-const normal = (pair) => pair && { ...pair, answers: pair.task === 'ranking' ? pair.completions : [pair.left, pair.right] };
+const normal = (pair) => pair && { ...pair, answers: pair.task === 'ranking' ? pair.completions : [pair.left, pair.right].filter(Boolean) };
 const held = () => [...(current ? [current] : []), ...queue].map((pair) => pair.pair_id);
 
 function take(pair) {
@@ -77,7 +77,12 @@ function judge(vote, button) {
   if (!current || busy || desk.dataset.fresh) return;
   const letter = edited();
   if (letter && best(vote) !== letter) {
-    warn(say(ranks() ? 'edit.first' : 'edit.other', { letter }), 'edit');
+    warn(say(isSingle() ? 'edit.single' : ranks() ? 'edit.first' : 'edit.other', { letter }), 'edit');
+    return;
+  }
+  if (vote.value === 'edit' && isReview() && !letter) {
+    if (opened()) warn(words['edit.begin'], 'edit');
+    else toggleEdit('A');
     return;
   }
   const missing = goToMissing(vote);
@@ -183,6 +188,7 @@ function press(button) {
   const { answer: value, do: what, reason: why } = button.dataset;
   if (button === undoButton()) undo();
   else if (value !== undefined) judge({ answer: Number(value) }, button);
+  else if (button.dataset.step !== undefined) judge({ value: JSON.parse(button.dataset.step) }, button);
   else if (what) judge({ [what]: true }, button);
   else if (button.dataset.more !== undefined) unfold(!desk.classList.contains('unfolded'));
   else if (button.dataset.skip !== undefined) enter('skip');
@@ -298,9 +304,10 @@ function actOf(key, shift, target) {
   if (letter === 'f') return () => enter('flags');
   if (letter === 'l' || letter === 'x') return () => toggleView(letter === 'l' ? 'linked' : 'wrap');
   if (letter === 'd') return toggleDifferences;
-  if (letter === 'r' && props.value.reason) return () => { unfold(true); reason.focus(); };
+  if (letter === 'r' && !find('.reason').hidden) return () => { unfold(true); reason.focus(); };
   if (letter === 'k' && props.value.links) return () => { unfold(true); links.focus(); };
   if (desk.dataset.task === 'ranking') return rankAct(digit, key, letter, target);
+  if (isSingle()) return singleAct(digit, key, letter);
   if (letter === 'e') return () => toggleEdit(shift || (drafted && Number(drafted.dataset.answer) > 0) ? 'B' : 'A');
   if (digit && digit <= 7) return () => press(find(`[data-answer="${digit - 4}"]`));
   if (key === 'Enter') return drafted ? () => press(drafted) : undefined;
@@ -313,6 +320,14 @@ function skipAct(digit, key, letter) {
     return button ? () => press(button) : undefined;
   }
   return key === 'Enter' || letter === 's' ? () => press(find('[data-reason=""]')) : undefined;
+}
+
+function singleAct(digit, key, letter) {
+  const button = digit ? all('.values button')[digit - 1] : null;
+  if (button) return () => press(button);
+  if (letter === 'e' && isReview()) return () => toggleEdit('A');
+  if (key === 'Enter') return drafted ? () => press(drafted) : undefined;
+  return 'su'.includes(letter) ? () => press(PLAIN[letter]()) : undefined;
 }
 
 function rankAct(digit, key, letter, target) {

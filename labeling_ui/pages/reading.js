@@ -95,7 +95,7 @@ function hideDifferences() {
 
 function toggleDifferences() {
   if (differing) { hideDifferences(); return; }
-  if (ranks() || !window.Highlight) return;
+  if (ranks() || isSingle() || !window.Highlight) return;
   const [left, right] = all('.answer > .text').map(wordsIn);
   const common = Math.max(left.length, right.length) <= MOST_WORDS ? commonWords(left, right) : null;
   if (!common) { flash(words['differences.many']); return; }

@@ -97,13 +97,14 @@ def kappa_by_raters(votes: Votes) -> dict[tuple[str, str], Figure]:
     return dict(sorted(kappas.items()))
 
 
-def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bool) -> Figure:
+def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bool, ordinal: bool = False) -> Figure:
     """Krippendorff's α (2011) for any number of raters and missing votes; `n` is the number of pairable votes.
 
     Args:
         tallies: each item's votes by value, shape (items, values).
         values: the scale's values.
         interval: squared differences; else (nominal) any two different values differ equally.
+        ordinal: instead, two values differ by the number of votes between them, counting half of their own.
     """
     paired: Floats = tallies[tallies.sum(axis=1) > 1].astype(np.float64)
     if not len(paired):
@@ -111,6 +112,8 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
     looks, many = _looks(paired)
     distance = np.array([[float((a - b) ** 2) if interval else float(a != b) for b in values] for a in values])
     votes = looks.sum(axis=1)
+    if ordinal:
+        return _bootstrap(_ordinal_alpha(looks), many, int(paired.sum()))
     # Observed: within an item, each ordered pair of its m votes, divided by m − 1; equal values have distance 0.
     within = np.einsum("ia,ac,ic->i", looks, distance, looks) / (votes - 1)
 
@@ -123,6 +126,25 @@ def krippendorff_alpha(tallies: Integers, values: Sequence[int], *, interval: bo
         return 1 - ratio
 
     return _bootstrap(alpha, many, int(paired.sum()))
+
+
+def _ordinal_alpha(looks: Floats) -> Callable[[Floats], Floats]:
+    """The statistic of items that look so, shape (items, values), given how many of each there are, shape (b, items)."""
+    together = looks[:, :, None] * looks[:, None, :] / (looks.sum(axis=1) - 1)[:, None, None]
+    coincide = together.reshape(len(looks), -1)
+    size = looks.shape[1]
+
+    def alpha(weights: Floats) -> Floats:
+        marginal = weights @ looks
+        n = marginal.sum(axis=1)
+        middle = np.cumsum(marginal, axis=1) - marginal / 2
+        distance = (middle[:, :, None] - middle[:, None, :]) ** 2
+        observed = (distance * (weights @ coincide).reshape(-1, size, size)).sum(axis=(1, 2)) / n
+        expected = (distance * marginal[:, :, None] * marginal[:, None, :]).sum(axis=(1, 2)) / (n * (n - 1))
+        ratio: Floats = np.divide(observed, expected, out=np.full(len(n), np.nan), where=expected > 0)
+        return 1 - ratio
+
+    return alpha
 
 
 def tally(votes: Votes, values: Sequence[int], column: Steps) -> Integers:

@@ -24,6 +24,7 @@ from labeling_ui.database.schema import StoreError
 from labeling_ui.quality.agreement import measure_votes
 from labeling_ui.quality.intervals import share
 from labeling_ui.quality.reliability import describe_reliability
+from labeling_ui.quality.single import measure_assessments
 from labeling_ui.quality.vote_cache import LiveVotes
 from labeling_ui.quality.votes import Votes
 from labeling_ui.store.store import Store
@@ -148,7 +149,9 @@ class Measuring:
         started, head = time.monotonic(), self._store.head()
         by_kind = self._votes.read()
         gold = {rater: share(right, n).as_json() for rater, (right, n) in self._store.gold_agreements().items()}
-        figures, due = {**measure_votes(by_kind), "gold": gold}, time.monotonic() >= self._reliable_until
+        single = measure_assessments(self._store.assessments()) if self._store.has_single_answers() else {}
+        measured = {**measure_votes(by_kind), "gold": gold, "single_answers": single}
+        figures, due = measured, time.monotonic() >= self._reliable_until
         agreed = time.monotonic()
         yield {"figures": figures, "head": head, "seconds": agreed - started, "more": due}
         if due:

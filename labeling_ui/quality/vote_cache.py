@@ -64,9 +64,12 @@ class LiveVotes:
         """of the items, by id; the attributes below are by position"""
         self._rankings: set[str] = set()
         """ranking items"""
+        self._only_pairs = True
+        """no item is a ranking or a single answer"""
         self._pairs: dict[str, int] = {}
         self._compared: Integers = np.empty((4, 0), dtype=np.int64)
-        """number of the item's pair, indices of its two completions, and how many are judged at once"""
+        """number of the item's pair, indices of its two completions, and how many are judged at once: one
+        is a single answer, which has no votes"""
         self._first_longer: Floats = np.empty(0)
         self._votes: Mapping[Kind, Votes] = {}
         self._withdrawn: list[int] = []
@@ -160,7 +163,8 @@ class LiveVotes:
         return np.concatenate(parts, axis=1)
 
     def _columns_of(self, rows: Sequence[Any]) -> Floats:
-        """Column by column: a million rows one by one would take three times as long. Without rankings."""
+        """Column by column: a million rows one by one would take three times as long. Without rankings and
+        single answers."""
         items, raters, kinds, votes, both_bad, left_first, active_ms, seq = zip(*rows, strict=True)
         position = np.array([self._positions[item] for item in items])
         for rater_id in dict.fromkeys(raters):
@@ -182,7 +186,7 @@ class LiveVotes:
             ],
             dtype=np.float64,
         )
-        return columns[:, self._compared[3, position] == 2] if self._rankings else columns
+        return columns[:, self._compared[3, position] == 2] if not self._only_pairs else columns
 
     def _ranking_rows(self, row: Any) -> Iterable[tuple[float, ...]]:
         """One row per two completions."""
@@ -216,10 +220,12 @@ class LiveVotes:
             self._positions[item_id] = position
             if task == "ranking":
                 self._rankings.add(item_id)
-            together = len(completions) if task == "ranking" else 2
+            together = len(completions) if task == "ranking" else 1 if second is None else 2
+            self._only_pairs &= together == 2
             pair = self._pairs.setdefault(pair_id, len(self._pairs))
-            compared.append((pair, places[first], places[second], together))
-            longer.append((lengths[first] > lengths[second]) - (lengths[first] < lengths[second]))
+            other = second or first
+            compared.append((pair, places[first], places[other], together))
+            longer.append((lengths[first] > lengths[other]) - (lengths[first] < lengths[other]))
         self._compared = np.concatenate([self._compared, np.array(compared, dtype=np.int64).reshape(-1, 4).T], axis=1)
         self._first_longer = np.concatenate([self._first_longer, longer])
 

@@ -26,6 +26,8 @@ MAX_SPANS = 100
 MAX_COMMENT_CHARACTERS = 1_000
 MAX_LINKS = 10
 MAX_LINK_CHARACTERS = 2_000
+MAX_CLASS_CHARACTERS = 60
+MAX_RATING = 9
 
 Ranking = tuple[tuple[str, ...], ...]
 
@@ -37,6 +39,8 @@ class Draft(Record):
     both_bad: StrictBool = False
     skip: StrictBool = False
     skip_reason: str = ""
+    value: StrictInt | str | None = Field(default=None, exclude_if=is_empty)
+    """of a single answer: its rating, the verdict of its review, or its class"""
     ranking: Ranking | None = None
     """for pairs of more than two: ids of completions from best to worst, in groups of equals; a draft may be partial"""
     aspects: dict[str, StrictInt] = Field(default_factory=dict)
@@ -96,6 +100,15 @@ class Draft(Record):
                 raise ValueError(f"not a web address: {link[:60]!r}; one begins with https:// or http://")
         return links
 
+    @field_validator("value")
+    @classmethod
+    def _storable_value(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str) and len(str(storable(value))) > MAX_CLASS_CHARACTERS:
+            raise ValueError(f"a class has at most {MAX_CLASS_CHARACTERS} characters")
+        if isinstance(value, int) and not 1 <= value <= MAX_RATING:
+            raise ValueError(f"a rating is from 1 to {MAX_RATING}")
+        return value
+
     @field_validator("rationale", "edited_text")
     @classmethod
     def _storable(cls, text: str | None) -> str | None:
@@ -136,7 +149,7 @@ class Draft(Record):
 
 
 class Answer(Draft):
-    """A complete answer: exactly one of answer, both_bad, skip and ranking."""
+    """A complete answer: exactly one of answer, both_bad, skip, ranking and value."""
 
     guideline_version: str = Field(default="", max_length=100)
     seconds_active: float | None = Field(default=None, ge=0, le=86_400, allow_inf_nan=False)
@@ -152,10 +165,14 @@ class Answer(Draft):
 
     @model_validator(mode="after")
     def _answered_once(self) -> Answer:
-        if (self.answer is not None) + self.both_bad + self.skip + (self.ranking is not None) != 1:
-            raise ValueError("exactly one of answer, both_bad, skip and ranking is required")
+        if (
+            sum([self.answer is not None, self.both_bad, self.skip, self.ranking is not None, self.value is not None])
+            != 1
+        ):
+            raise ValueError("exactly one of answer, both_bad, skip, ranking and value is required")
         one_is_first = self.ranking is not None and len(self.ranking[0]) == 1
-        if self.edited_text is not None and not self.answer and not one_is_first:
+        edits = self.answer or one_is_first or self.value == "edit"
+        if self.edited_text is not None and not edits:
             raise ValueError(
                 "edited_text edits the better answer: it needs an answer that prefers a side, or a ranking with one "
                 "completion alone in first place"

@@ -23,6 +23,7 @@ Required = Literal["never", "strong", "always"]
 FLAGS: dict[str, FlagTarget] = {
     "unsafe": "answers", "personal_data": "answers", "broken_prompt": "prompt", "wrong_language": "answers",
 }  # fmt: skip
+RATINGS = ("very poor", "poor", "fair", "good", "very good")
 MOST_BY_DIGIT = 9
 """Flags, choices and labels have the digits as keys."""
 STARS = 5
@@ -92,6 +93,21 @@ class Asked(Section):
     spans: dict[str, int] = {}
     """labels of marked passages, each with what it says of them: 1 good, -1 bad, 0 neither"""
     links: bool = False
+    ratings: tuple[str, ...] = RATINGS
+    """steps of the scale on which single answers are rated, from worst to best"""
+    classes: tuple[str, ...] = ()
+    """of single answers"""
+
+    def refuse_value(self, task: str, value: int | str | None) -> None:
+        """Refuse a value of a single answer that the campaign does not offer.
+
+        Raises:
+            RefusedError: it is no step of the scale, or no class.
+        """
+        if task == "rate" and value is not None and not (isinstance(value, int) and value <= len(self.ratings)):
+            raise RefusedError(f"a rating is from 1 to {len(self.ratings)}")
+        if task == "classify" and value is not None and value not in self.classes:
+            raise RefusedError(f"there is no class {str(value)[:40]!r}: expected one of {', '.join(self.classes)}")
 
     def faults(self, draft: Draft) -> list[str]:
         """What the draft says that the campaign does not ask."""
@@ -138,7 +154,7 @@ class Asked(Section):
         if answer.skip:
             return
         for criterion in self.criteria:
-            if criterion.required and not (criterion.scale == "bar" and len(shown) > 2):
+            if criterion.required and not (criterion.scale == "bar" and len(shown) != 2):
                 value = answer.criteria.get(criterion.name)
                 if value is None or (isinstance(value, dict) and set(value) != set(shown)):
                     raise RefusedError(f"{criterion.name} is required: answer it, or skip the pair")
@@ -170,6 +186,8 @@ def describe_asked(asked: Asked, words: Mapping[str, str]) -> dict[str, Any]:
             for name, value in asked.spans.items()
         ],
         "links": asked.links,
+        "ratings": list(asked.ratings),
+        "classes": list(asked.classes),
     }
 
 

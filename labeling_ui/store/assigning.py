@@ -17,7 +17,8 @@ from sqlalchemy.engine import Connection
 
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
-from labeling_ui.store.items import assignment_id, shuffle_all, shuffle_sides
+from labeling_ui.store.items import Task, assignment_id, shuffle_all, shuffle_sides
+from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Pair, content_id
 
@@ -43,7 +44,7 @@ class Assignment:
     item_id: str
     rater_id: str
     shown: tuple[str, ...]
-    """completions in the order shown: left and right, or all of a ranking"""
+    """completions in the order shown: left and right, all of a ranking, or the single one"""
     pair: Pair
     draft: dict[str, Any] | None = None
 
@@ -61,6 +62,11 @@ class Assignment:
     def ranking(self) -> bool:
         """True where more than two completions are to be ranked."""
         return len(self.shown) > 2
+
+    @property
+    def task(self) -> Task:
+        """What is asked about the completions."""
+        return self.pair.task if isinstance(self.pair, SingleAnswer) else "ranking" if self.ranking else "pair"
 
 
 @dataclass
@@ -92,7 +98,7 @@ class Rules:
         """The pair, cached: pairs never change."""
         pair = self._pairs.get(pair_id)
         if pair is None:
-            pair = Pair.model_validate_json(st.PAIR_RECORD.one(connection, pair=pair_id).record)
+            pair = read_pair(st.PAIR_RECORD.one(connection, pair=pair_id).record)
             if len(self._pairs) >= PAIRS_IN_MEMORY:
                 self._pairs.clear()
             self._pairs[pair_id] = pair
@@ -165,7 +171,9 @@ def load_assignment(connection: Connection, rules: Rules, row: Any) -> Assignmen
 
 def shown_of(row: Any) -> tuple[str, ...]:
     """The completions of an assignment's row, in the order shown."""
-    return tuple(json.loads(row.shown)) if row.shown else (row.left_id, row.right_id)
+    if row.shown:
+        return tuple(json.loads(row.shown))
+    return (row.left_id,) if row.right_id is None else (row.left_id, row.right_id)
 
 
 def _assign_in_turn(tx: Transaction, rules: Rules, rater: Any) -> Assignment | None:
@@ -233,11 +241,15 @@ def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Rando
 def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:
     place = chance.randrange(rater.judged - REPEAT_AFTER)
     first = st.JUDGED_AT.one(tx.connection, rater=rater.id, place=place)
-    if first is None or first.vote is None:  # a skip, or a ranking
+    if first is None:
         return None
     row = st.ASSIGNMENT.one(tx.connection, assignment=first.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     assignments = st.ASSIGNMENTS_OF.all(tx.connection, item=row.item_id, rater=rater.id)
+    if first.vote is None and not (
+        is_single(item.task) and not read_judgment(first.record).skip
+    ):  # a skip, or a ranking
+        return None
     if len(assignments) > 1 or item.task == "ranking" or item.withdrawn:
         return None
     return assign(tx, rules, item, rater.id, occasion=1)
@@ -253,9 +265,12 @@ def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion:
     if item.task == "ranking":
         ids = [completion.id for completion in pair.completions]
         shown = shuffle_all(ids, seed=seed, rater_id=rater_id, item_id=drawn_for)
+    elif is_single(item.task):
+        shown = (item.first_id,)
     else:
         shown = shuffle_sides(item.first_id, item.second_id, seed=seed, rater_id=rater_id, item_id=drawn_for)
-    payload: dict[str, Any] = {"assignment": identity, "left": shown[0], "right": shown[1], "occasion": occasion}
+    right = shown[1] if len(shown) > 1 else None
+    payload: dict[str, Any] = {"assignment": identity, "left": shown[0], "right": right, "occasion": occasion}
     if item.task == "ranking":
         payload["shown"] = shown
     now = tx.event("assigned", rater_id=rater_id, item_id=item.id, payload=payload)
@@ -266,7 +281,7 @@ def assign(tx: Transaction, rules: Rules, item: Any, rater_id: str, *, occasion:
         rater_id=rater_id,
         occasion=occasion,
         left_id=shown[0],
-        right_id=shown[1],
+        right_id=right,
         shown=canonical_json(shown) if item.task == "ranking" else "",
         shown_at_ms=None,
         state="open",

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import (
     BATCHES,
+    EVENTS,
     GOLD,
     ITEMS,
     MAX_PRIORITY,
@@ -402,6 +403,14 @@ def insert_pairs(tx: Transaction, pairs: list[Pair], batch: Batch, *, source: So
     facts |= {"batch": batch.name, "ranking": source.ranking}
     # The path is not in the log: the same campaign has the same log in every folder.
     tx.event("pairs_added", payload={**facts, "source_id": source.id})
+
+
+def sources_of_single_answers(connection: sa.Connection) -> set[str]:
+    """The ids of the sources whose rows are single answers."""
+    added = sa.select(EVENTS.c.payload).where(EVENTS.c.kind == "pairs_added").order_by(EVENTS.c.seq)
+    firsts = {payload["first"]: payload["source_id"] for payload in map(json.loads, connection.scalars(added))}
+    query = sa.select(PAIRS.c.position).join(ITEMS, ITEMS.c.pair_id == PAIRS.c.id).where(ITEMS.c.second_id.is_(None))
+    return {firsts[position] for position in connection.scalars(query) if position in firsts}
 
 
 def record_source(tx: Transaction, source: Source) -> None:

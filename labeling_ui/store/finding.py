@@ -23,6 +23,7 @@ from labeling_ui.database.words import matching
 from labeling_ui.store.answers import storable
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.progress import beginning_of
+from tiebreak.assessments import read_judgment, read_pair
 from tiebreak.records import Judgment, Pair, Record
 
 FIRST_CHUNK = 2_000
@@ -154,7 +155,7 @@ class ItemOpened:
     item: FoundItem
     pair: Pair
     first_id: str
-    second_id: str
+    second_id: str | None
     gold_id: str | None
     """the better completion of a gold item; None also where neither is better"""
     settled: Judgment | None
@@ -306,7 +307,7 @@ def open_item(connection: Connection, item_id: str) -> ItemOpened:
     if not found:
         raise RefusedError(f"there is no pair with the id {item_id}")
     item = st.ITEM.one(connection, item=item_id)
-    pair = Pair.model_validate_json(st.PAIR_RECORD.one(connection, pair=item.pair_id).record)
+    pair = read_pair(st.PAIR_RECORD.one(connection, pair=item.pair_id).record)
     settled = connection.scalar(sa.select(ADJUDICATIONS.c.record).where(ADJUDICATIONS.c.item_id == item_id))
     return ItemOpened(
         item=found[0],
@@ -314,7 +315,7 @@ def open_item(connection: Connection, item_id: str) -> ItemOpened:
         first_id=item.first_id,
         second_id=item.second_id,
         gold_id=connection.scalar(sa.select(GOLD.c.preferred_id).where(GOLD.c.item_id == item_id)),
-        settled=Judgment.model_validate_json(settled) if settled else None,
+        settled=read_judgment(settled) if settled else None,
         withdrawn=connection.scalar(sa.select(WITHDRAWALS.c.reason).where(WITHDRAWALS.c.pair_id == item.pair_id)),
         judgments=_judgments(connection, "item_id", item_id),
         history=_history(connection, item_id),
@@ -347,7 +348,7 @@ def _as_given(row: Any) -> Given:
     return Given(
         judgment_id=row.id,
         item_id=row.item_id,
-        judgment=Judgment.model_validate_json(row.record),
+        judgment=read_judgment(row.record),
         seq=row.seq,
         at_ms=row.at_ms,
         active_ms=row.active_ms,
@@ -367,5 +368,5 @@ def _as_happened(row: Any) -> Happened:
     payload = json.loads(row.payload)
     judgment = payload.get("judgment")
     note = payload.get("reason") or ", ".join(payload.get("flags", ())) or payload.get("preferred_id") or ""
-    whole = Judgment.model_validate(judgment) if judgment else None
+    whole = read_judgment(json.dumps(judgment)) if judgment else None
     return Happened(row.at_ms, row.kind, payload.get("by") or row.rater_id, whole, note)

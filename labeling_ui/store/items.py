@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from labeling_ui.database.event_log import canonical_json
+from tiebreak.assessments import SingleAnswer, SingleTask
 from tiebreak.records import Pair, content_id
 
-Task = Literal["pair", "ranking"]
+Task = Literal["pair", "ranking"] | SingleTask
 
 
 @dataclass(frozen=True)
 class Item:
-    """Two completions of a pair to compare, or all completions of a larger pair to rank.
+    """Two completions of a pair to compare, all completions of a larger pair to rank, or a single answer.
 
     In a ranking, `first_id` and `second_id` are the first two completions.
     """
@@ -28,13 +29,17 @@ class Item:
     id: str
     pair_id: str
     first_id: str
-    second_id: str
+    second_id: str | None
+    """None of a single answer"""
     task: Task = "pair"
 
 
 def items_of(pair: Pair, *, ranking: bool = False) -> list[Item]:
-    """A pair of two is one item with the pair's id; a larger pair is one ranking, or one item per two completions."""
+    """A pair of two is one item with the pair's id, and so is a single answer; a larger pair is one ranking, or one item
+    per two completions."""
     ids = [completion.id for completion in pair.completions]
+    if isinstance(pair, SingleAnswer):
+        return [Item(pair.id, pair.id, ids[0], None, pair.task)]
     if len(ids) == 2 or ranking:
         return [Item(pair.id, pair.id, ids[0], ids[1], "pair" if len(ids) == 2 else "ranking")]
     return [Item(f"{pair.id}:{i}-{j}", pair.id, ids[i], ids[j]) for i, j in itertools.combinations(range(len(ids)), 2)]

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
 from labeling_ui.database.schema import HOUR_MS, vote_of
@@ -26,7 +28,9 @@ from labeling_ui.store.assigning import (
     resume,
     shown_of,
 )
-from tiebreak.records import Judgment, content_id
+from labeling_ui.store.items import Task
+from tiebreak.assessments import Assessment, SingleTask, is_single, read_judgment
+from tiebreak.records import Judgment, content_id, explain
 
 A = TypeVar("A", bound=Answer)
 CLOCK_SLACK_SECONDS = 5
@@ -61,7 +65,7 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     assignment = _assignment_to_answer(tx, rules, rater_id, submission.pair_id)
     item = st.ITEM.one(tx.connection, item=assignment.item_id)
     answer = _within_time(tx, assignment, submission)
-    judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment))
+    judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment), item.task)
     vote = count_vote(tx, item, assignment.occasion, before=None, now=judgment)
     _move_place(tx, assignment, was_skip=False, is_skip=judgment.skip)
     identity = content_id("judgment", rater_id, submission.client_id)
@@ -104,8 +108,8 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     sent, answer = answer, _within_time(tx, assignment, answer)
-    judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment))
-    before = Judgment.model_validate_json(row.record)
+    judgment = build_judgment(answer, rater, item.pair_id, shown_of(assignment), item.task)
+    before = read_judgment(row.record)
     vote = count_vote(tx, item, row.occasion, before=before, now=judgment)
     _move_place(tx, assignment, was_skip=before.skip, is_skip=judgment.skip)
     at_ms = _log_judgment(tx, "amended", judgment_id, assignment, judgment, answer, client_id)
@@ -126,7 +130,7 @@ def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assi
     active_rater(tx.connection, rater_id)
     row = _own_judgment(tx, rater_id, judgment_id, "undo")
     _refuse_settled(tx, row.item_id)
-    judgment = Judgment.model_validate_json(row.record)
+    judgment = read_judgment(row.record)
     item = st.ITEM.one(tx.connection, item=row.item_id)
     count_vote(tx, item, row.occasion, before=judgment, now=None)
     assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
@@ -171,12 +175,17 @@ def mark_shown(tx: Transaction, rules: Rules, rater_id: str, item_id: str, clien
         st.MARK_SHOWN.do(tx.connection, assignment=assignment.id, now_ms=now, until_ms=now + rules.lease_ms)
 
 
-def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, ...]) -> Judgment:
+def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, ...], task: Task = "pair") -> Judgment:
     """The record of an answer about the completions shown.
 
     Raises:
-        RefusedError: a ranking of two completions, an answer or aspects about more than two, or another pair's ids.
+        RefusedError: a ranking of two completions, an answer or aspects about more than two, another pair's ids, or
+            another task's value.
     """
+    if is_single(task):
+        return _build_assessment(answer, rater, pair_id, shown[0], task)
+    if answer.value is not None:
+        raise RefusedError("a value is of a single answer: this pair needs an answer about its completions")
     ranks = len(shown) > 2
     if answer.ranking is not None and sorted(name for group in answer.ranking for name in group) != sorted(shown):
         raise RefusedError("ranking must contain every completion of the pair, once")
@@ -187,9 +196,26 @@ def build_judgment(answer: Answer, rater: Any, pair_id: str, shown: tuple[str, .
         raise RefusedError(f"aspects compare two sides, but this pair has {len(shown)} completions")
     if set(_named_by(answer)) - set(shown):
         raise RefusedError("flags, criteria and spans of single answers must be of this pair's completions")
-    fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT)
+    fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT | {"value"})
     fields |= {"left": shown[0], "right": shown[1], "shown": shown if ranks else ()}
     return Judgment(pair_id=pair_id, rater_id=rater.id, kind=rater.kind, **fields)
+
+
+def _build_assessment(answer: Answer, rater: Any, pair_id: str, shown: str, task: SingleTask) -> Assessment:
+    if answer.value is None and not answer.skip:
+        raise RefusedError(f"a single answer needs a value, not a comparison: its task is {task}")
+    if answer.aspects:
+        raise RefusedError("aspects compare two sides, but this is a single answer")
+    if set(_named_by(answer)) - {shown}:
+        raise RefusedError("flags, criteria and spans of single answers must be of this one")
+    if answer.value == "reject" and task == "review" and not answer.rationale.strip():
+        raise RefusedError("a rejected answer needs a reason")
+    fields = answer.model_dump(exclude=_NOT_IN_JUDGMENT | {"answer", "both_bad", "ranking", "aspects"})
+    about = {"pair_id": pair_id, "rater_id": rater.id, "kind": rater.kind, "left": shown, "task": task}
+    try:
+        return Assessment(**about, **fields)
+    except ValidationError as error:
+        raise RefusedError("; ".join(explain(error))) from error
 
 
 def _named_by(answer: Answer) -> Iterator[str]:
@@ -230,7 +256,7 @@ def count_work(
 
 
 def _vote(judgment: Judgment | None, item: Any) -> int | None:
-    if judgment is None or judgment.ranking is not None:
+    if judgment is None or judgment.ranking is not None or isinstance(judgment, Assessment):
         return None
     return vote_of(judgment.answer, skip=judgment.skip, left_is_first=judgment.left == item.first_id)
 
@@ -269,7 +295,7 @@ def _find_replay(tx: Transaction, rater_id: str, client_id: str, answer: Answer)
     judgment = st.JUDGMENT.one(tx.connection, judgment=row.judgment_id, rater=rater_id)
     if judgment is None:
         raise RefusedError("that judgment has been undone: answer the pair again")
-    return Stored(row.judgment_id, Judgment.model_validate_json(judgment.record), replayed=True)
+    return Stored(row.judgment_id, read_judgment(judgment.record), replayed=True)
 
 
 def _remember(tx: Transaction, rater_id: str, client_id: str, judgment_id: str, answer: Answer) -> None:

@@ -24,13 +24,16 @@ from labeling_ui.database.schema import (
     RATERS,
     WITHDRAWALS,
 )
+from tiebreak.assessments import SINGLE_TASKS, read_judgment
 from tiebreak.records import Judgment
 
+_SINGLE = ITEMS.c.task.in_(SINGLE_TASKS)
 _IN_CAMPAIGN = ITEMS.c.withdrawn == sa.literal_column("0")
 _SKIPS = sa.and_(JUDGMENTS.c.vote.is_(None), JUDGMENTS.c.record.like('%"skip":true%'))
 """A key with its quotes occurs nowhere else in a record."""
 _ASIDE = JUDGMENTS.c.item_id.in_(sa.select(ITEMS.c.id).where(ITEMS.c.withdrawn == sa.literal_column("1")))
 """Judgments of withdrawn pairs."""
+_ASSESSED = sa.select(JUDGMENTS.c.item_id).where(JUDGMENTS.c.vote.is_(None), ~_SKIPS)
 _MADE_HERE = ~JUDGMENTS.c.id.like("imported-%")
 _IS_GOLD = ITEMS.c.id.in_(sa.select(GOLD.c.item_id))
 HOURS_A_DAY = 24
@@ -50,9 +53,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """A batch's pairs, and the judgments it has and wants; without withdrawn pairs, gold and repeats."""
+    """A batch's pairs and single answers, and the judgments it has and wants; without withdrawn ones, gold and repeats."""
 
     pairs: int = 0
+    single_answers: int = 0
     judged: int = 0
     wanted: int = 0
 
@@ -123,10 +127,11 @@ def wanted(connection: Connection) -> int:
 
 
 def batch_progress(connection: Connection) -> dict[str, BatchProgress]:
-    """How far each batch is. A ranking has no votes: its places count."""
+    """How far each batch is. Rankings and single answers have no votes: their places count."""
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     judged = sa.case((ITEMS.c.task == "pair", voted), else_=ITEMS.c.taken)
-    sums = sa.func.count(sa.distinct(ITEMS.c.pair_id)), sa.func.sum(judged), sa.func.sum(ITEMS.c.overlap)
+    counted = (sa.func.count(sa.distinct(sa.case((which, ITEMS.c.pair_id)))) for which in (~_SINGLE, _SINGLE))
+    sums = *counted, sa.func.sum(judged), sa.func.sum(ITEMS.c.overlap)
     query = sa.select(ITEMS.c.batch, *sums).where(_IN_CAMPAIGN, ~_IS_GOLD).group_by(ITEMS.c.batch)
     return {row[0]: BatchProgress(*map(int, row[1:])) for row in connection.execute(query)}
 
@@ -194,7 +199,7 @@ def history(connection: Connection, rater_id: str, before: int | None, limit: in
     if before is not None:
         query = query.where(JUDGMENTS.c.seq < before)
     return [
-        Past(row.id, row.item_id, row.at_ms, row.seq, Judgment.model_validate_json(row.record), beginning_of(row.pair))
+        Past(row.id, row.item_id, row.at_ms, row.seq, read_judgment(row.record), beginning_of(row.pair))
         for row in connection.execute(query)
     ]
 
@@ -211,13 +216,18 @@ def status(connection: Connection) -> dict[str, Any]:
     states = {row[0]: row[1] for row in connection.execute(waiting.group_by(ASSIGNMENTS.c.state)).all()}
     skipped = connection.scalar(sa.select(sa.func.count()).select_from(JUDGMENTS).where(_SKIPS, ~_ASIDE)) or 0
     finished = int(connection.scalar(sa.select(sa.func.sum(RATERS.c.judged))) or 0)
-    withdrawn = _count(connection, sa.select(WITHDRAWALS.c.pair_id))
+    aside = sa.select(WITHDRAWALS.c.pair_id)
+    withdrawn = _count(connection, aside)
+    single = sa.select(ITEMS.c.pair_id).where(_SINGLE)
+    single_answers = _count(connection, single.where(_IN_CAMPAIGN))
     head = connection.execute(sa.select(LOG_HEAD)).one()
     voted = ITEMS.c.for_first + ITEMS.c.for_second + ITEMS.c.for_neither
     return {
-        "pairs": _count(connection, sa.select(PAIRS.c.id)) - withdrawn,
-        "items": _count(connection, sa.select(ITEMS.c.id).where(_IN_CAMPAIGN)),
+        "pairs": _count(connection, sa.select(PAIRS.c.id)) - withdrawn - single_answers,
+        "items": _count(connection, sa.select(ITEMS.c.id).where(_IN_CAMPAIGN, ~_SINGLE)),
         "items_judged": _count(connection, sa.select(ITEMS.c.id).where(voted > 0, _IN_CAMPAIGN)),
+        "single_answers": single_answers,
+        "single_answers_judged": _count(connection, single.where(_IN_CAMPAIGN, ITEMS.c.id.in_(_ASSESSED))),
         "withdrawn": withdrawn,
         "judgments": judged_by_kind(connection),
         "judgments_wanted": wanted(connection),

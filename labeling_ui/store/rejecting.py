@@ -31,7 +31,8 @@ from labeling_ui.database.schema import (
 from labeling_ui.store.answers import storable
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.judging import count_vote, count_work
-from tiebreak.records import Judgment, Record
+from tiebreak.assessments import read_judgment
+from tiebreak.records import Record
 
 MOST_TOGETHER = 500
 """Judgments rejected in one transaction: raters do not wait for longer."""
@@ -116,7 +117,7 @@ def reject(tx: Transaction, judgment_ids: Sequence[str], reason: str, by: str | 
 
 
 def _reject_one(tx: Transaction, row: Any, reason: str, by: str | None, again: bool) -> None:
-    judgment = Judgment.model_validate_json(row.record)
+    judgment = read_judgment(row.record)
     counted = judgment.judge is None  # a judge has no vote and no place to free
     item = st.ITEM.one(tx.connection, item=row.item_id)
     count_vote(tx, item, row.occasion, before=judgment, now=None, counted=counted)
@@ -176,7 +177,7 @@ def _describe(connection: Connection, rows: Sequence[Any]) -> Rejection:
     freed: dict[str, int] = {}
     skips = 0
     for row in rows:
-        judgment = Judgment.model_validate_json(row.record) if row.vote is None or row.kind == "model" else None
+        judgment = read_judgment(row.record) if row.vote is None or row.kind == "model" else None
         skipped = row.vote is None and judgment is not None and judgment.skip
         skips += skipped
         if row.occasion == 0 and (judgment is None or judgment.judge is None):

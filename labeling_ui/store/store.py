@@ -63,6 +63,7 @@ from labeling_ui.store.judging import Stored
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.progress import BatchProgress, Past, Progress, Work
 from labeling_ui.store.rejecting import Rejection, Selection
+from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 
 RaterKind = Literal["human", "simulated", "model"]
@@ -295,6 +296,11 @@ class Store:
         return {
             row.name: json.loads(row.value) for row in rows if not row.name.startswith((campaign.CONFIGURED, SERVED))
         }
+
+    def sources_of_single_answers(self) -> set[str]:
+        """The ids of the sources whose rows are single answers."""
+        with self.reading() as connection:
+            return campaign.sources_of_single_answers(connection)
 
     def batches(self) -> list[Batch]:
         """All batches, by name."""
@@ -555,7 +561,7 @@ class Store:
                 raise RefusedError("you have no such judgment")
             assignment = st.ASSIGNMENT.one(connection, assignment=row.assignment_id)
             shown = assigning.load_assignment(connection, self.rules, assignment)
-        return shown, Judgment.model_validate_json(row.record)
+        return shown, read_judgment(row.record)
 
     # --- disagreements ------------------------------------------------------------------------------------------------
 
@@ -686,25 +692,49 @@ class Store:
     # --- reading -------------------------------------------------------------------------------------------------------
 
     def pairs(self, *, withdrawn: bool = False) -> list[Pair]:
-        """All pairs, in the order they were added; without those withdrawn, or with them."""
+        """All pairs, in the order they were added; without those withdrawn, or with them. Single answers are none."""
+        return [one for one in self._contents(withdrawn=withdrawn) if not isinstance(one, SingleAnswer)]
+
+    def single_answers(self, *, withdrawn: bool = False) -> list[SingleAnswer]:
+        """All single answers, likewise."""
+        return [one for one in self._contents(withdrawn=withdrawn) if isinstance(one, SingleAnswer)]
+
+    def _contents(self, *, withdrawn: bool) -> list[Pair]:
         query = sa.select(PAIRS.c.record).order_by(PAIRS.c.position)
         if not withdrawn:
             query = query.where(PAIRS.c.id.not_in(sa.select(WITHDRAWALS.c.pair_id)))
         with self.reading() as connection:
             rows = connection.execute(query)
-            return [Pair.model_validate_json(row.record) for row in rows]
+            return [read_pair(row.record) for row in rows]
 
     def judgments(self) -> tuple[list[Judgment], str]:
-        """The current judgments, by pair and rater, but those of withdrawn pairs; and the log's head hash at that state."""
+        """The current judgments of pairs, by pair and rater, but those of withdrawn pairs; and the log's head hash at that
+        state."""
         with self.reading() as connection:
             query = sa.select(JUDGMENTS.c.record).join(ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id)
             query = query.where(ITEMS.c.withdrawn == sa.literal_column("0"))
             rows = connection.execute(query.order_by(ITEMS.c.position, JUDGMENTS.c.rater_id, JUDGMENTS.c.seq)).all()
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
-        return [Judgment.model_validate_json(row.record) for row in rows], head
+        judgments = [read_judgment(row.record) for row in rows]
+        return [one for one in judgments if not isinstance(one, Assessment)], head
 
     def exported_judgments(self) -> tuple[list[ExportedJudgment], str]:
         """The same, each with its time, its batch, and whether it is of gold or a repeat."""
+        judgments, _, head = self.exported()
+        return judgments, head
+
+    def assessments(self) -> list[ExportedAssessment]:
+        """The current judgments of single answers, by answer and rater, but those of withdrawn ones."""
+        return self.exported()[1]
+
+    def has_single_answers(self) -> bool:
+        """Whether anybody is asked about single answers."""
+        with self.glancing() as connection:
+            query = sa.select(ITEMS.c.id).where(ITEMS.c.second_id.is_(None)).limit(1)
+            return connection.scalar(query) is not None
+
+    def exported(self) -> tuple[list[ExportedJudgment], list[ExportedAssessment], str]:
+        """`exported_judgments`, `assessments`, and the log's head hash, of one state."""
         with self.reading() as connection:
             query = (
                 sa.select(JUDGMENTS, ITEMS.c.batch, GOLD.c.item_id.label("gold"))
@@ -715,7 +745,9 @@ class Store:
             )
             rows = connection.execute(query).all()
             head = connection.scalar(sa.select(LOG_HEAD.c.hash)) or ""
-        return [_as_exported(row) for row in rows], head
+        every = [_as_exported(row) for row in rows]
+        assessments = [one for one in every if isinstance(one, ExportedAssessment)]
+        return [one for one in every if not isinstance(one, ExportedAssessment)], assessments, head
 
 
 class _Turn:
@@ -796,7 +828,7 @@ def _as_exported(row: Any) -> ExportedJudgment:
     fields["at"] = iso_time(row.at_ms) if timed else None
     fields["seconds_idle"] = row.idle_ms / 1000 if row.idle_ms else None
     fields |= {"batch": row.batch, "gold": row.gold is not None, "repeat": row.occasion > 0}
-    return ExportedJudgment.model_validate(fields)
+    return (ExportedAssessment if "task" in fields else ExportedJudgment).model_validate(fields)
 
 
 def _as_settled(row: Any) -> ExportedJudgment:

@@ -37,7 +37,7 @@ from labeling_ui.database.schema import (
 from labeling_ui.store.campaign import Batch
 from labeling_ui.store.items import Item, items_of, pairs_digest
 from labeling_ui.store.store import IMPORTED, Store
-from tiebreak.records import Judgment, Pair
+from tiebreak.assessments import read_judgment, read_pair
 
 Row = dict[str, Any]
 
@@ -207,8 +207,8 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         round(1000 * (seconds or 0)) for seconds in (judgment.get("seconds_active"), payload.get("seconds_idle"))
     )
     left_is_first = judgment["left"] == rebuilt.first_ids.get(assignment["item"])
-    ranked = judgment.get("ranking") is not None
-    vote = None if ranked else vote_of(judgment["answer"], skip=judgment["skip"], left_is_first=left_is_first)
+    without_vote = judgment.get("ranking") is not None or "task" in judgment
+    vote = None if without_vote else vote_of(judgment["answer"], skip=judgment["skip"], left_is_first=left_is_first)
     now = {"digest": _digest(judgment), "vote": vote}
     (rebuilt.skipped.add if judgment["skip"] else rebuilt.skipped.discard)(payload["assignment"])
     if event.kind == "amended":
@@ -246,7 +246,7 @@ def _count(rebuilt: _Rebuilt, rater_id: str, at_ms: int, judged: int, active_ms:
 
 def _digest(record: Row) -> bytes:
     """A hash of a judgment's record, independent of the version that wrote it."""
-    whole = Judgment.model_validate(record).model_dump(mode="json")
+    whole = read_judgment(canonical_json(record)).model_dump(mode="json")
     return hashlib.sha256(canonical_json(whole).encode()).digest()
 
 
@@ -264,7 +264,7 @@ def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
                 f"pairs {added['first']} to {added['first'] + added['count'] - 1} differ from those that were added"
             )
         logged += added["count"]
-        pairs = [Pair.model_validate_json(record) for record in part]
+        pairs = [read_pair(record) for record in part]
         items = [item for pair in pairs for item in items_of(pair, ranking=added.get("ranking", False))]
         wanted += [(item, rebuilt.moved.get(item.pair_id, str(added.get("batch", "")))) for item in items]
     if logged != len(records):

@@ -22,6 +22,7 @@ from labeling_ui.store.asking import Asked
 from labeling_ui.store.assigning import Assignment, RefusedError, shown_of
 from labeling_ui.store.store import Document, Rater, Store
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
+from tiebreak.assessments import Assessment
 from tiebreak.records import Judgment, Span, explain
 
 LOCAL_RATER = "local"
@@ -265,6 +266,8 @@ def completed(tx: Transaction, desk: Desk, rater_id: str, item_id: str, answer: 
         RefusedError: something required is missing, or a span is not within its answer.
     """
     given = with_ids(tx, desk, rater_id, item_id, answer)
+    if given.value is not None and (item := st.ITEM.one(tx.connection, item=item_id)) is not None:
+        desk.page.asked.refuse_value(item.task, given.value)
     if desk.page.asked.requires_something:
         for row in st.ASSIGNMENTS_OF.all(tx.connection, item=item_id, rater=rater_id)[:1]:
             desk.page.asked.require(given, shown_of(row))
@@ -298,7 +301,8 @@ def judgment_as_json(judgment: Judgment) -> dict[str, Any]:
     fields = judgment.model_dump(mode="json")
     shown = judgment.shown or (judgment.left, judgment.right)
     letter_of = dict(zip(shown, LETTERS, strict=False))
-    about = {"left": "A", "right": "B", "shown": [letter_of[one] for one in judgment.shown]}
+    right = {} if isinstance(judgment, Assessment) else {"right": "B"}
+    about = {"left": "A", **right, "shown": [letter_of[one] for one in judgment.shown]}
     return rename_answers(fields, letter_of) | about
 
 
@@ -340,10 +344,10 @@ def as_json(assignment: Assignment, *, named: bool = False) -> dict[str, Any]:
     messages = [{"role": m.role, "content": m.text, "html": render(m.text)} for m in assignment.pair.messages]
     return {
         "pair_id": assignment.item_id,
-        "task": "ranking" if assignment.ranking else "pair",
+        "task": assignment.task,
         "messages": messages,
         "left": shown[0],
-        "right": shown[1],
+        "right": shown[1] if len(shown) > 1 else None,
         "completions": shown if assignment.ranking else [],
         "draft": None if assignment.draft is None else _draft_as_json(assignment.draft, letter_of, texts),
     }

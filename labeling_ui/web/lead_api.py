@@ -39,6 +39,7 @@ from labeling_ui.web.accounts import (
     revoke_invitation,
 )
 from labeling_ui.web.context import DeskOf, Lead, LeadWriting, Settling, Viewing, as_json, checked, viewing_session
+from tiebreak.assessments import SingleAnswer
 from tiebreak.records import Pair
 
 DAY_MS = 86_400_000
@@ -115,7 +116,7 @@ class Corrected(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    pairs: list[Pair] = Field(min_length=1, max_length=1_000)
+    pairs: list[SingleAnswer | Pair] = Field(min_length=1, max_length=1_000)
 
 
 class NewBatch(BatchChange):

@@ -21,7 +21,9 @@ from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.campaign import Source
 from labeling_ui.store.store import Store
 from labeling_ui.web.context import DeskOf, LeadWriting, printable
+from tiebreak.assessments import SingleAnswer
 from tiebreak.data.pairs import read_pairs
+from tiebreak.data.single import names_tasks, read_single_answers
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Pair
 
@@ -42,12 +44,18 @@ async def upload(
 ) -> JSONResponse:
     """Add a file's pairs to a batch: those that are new. `preview`: only count and show them."""
     content = await request.body()
-    reply = await to_thread.run_sync(lambda: _upload(desk.store, content, name, batch, preview))
+    reply = await to_thread.run_sync(
+        lambda: _upload(desk.store, content, name, batch, preview, desk.page.asked.classes)
+    )
     return JSONResponse(reply)
 
 
-def _upload(store: Store, content: bytes, name: str, batch: str, preview: bool) -> dict[str, Any]:
+def _upload(
+    store: Store, content: bytes, name: str, batch: str, preview: bool, classes: Sequence[str]
+) -> dict[str, Any]:
     pairs = _read(content, name)
+    if not classes and any(isinstance(one, SingleAnswer) and one.task == "classify" for one in pairs):
+        raise RefusedError(f"{name} has answers to classify, and this campaign has no classes")
     source = Source(name, hashlib.sha256(content).hexdigest())
     new = store.upload_pairs(pairs, batch, source, preview=preview)
     return {"pairs": len(pairs), "new": new, "shown": _as_shown(pairs) if preview else []}
@@ -69,7 +77,7 @@ def _read(content: bytes, name: str) -> list[Pair]:
         file = Path(folder) / f"upload{''.join(PurePosixPath(name).suffixes[-2:])}"
         try:
             file.write_bytes(content)
-            pairs = read_pairs(str(file))
+            pairs: list[Pair] = [*read_single_answers(str(file))] if names_tasks(str(file)) else read_pairs(str(file))
         except TiebreakError as error:
             raise HTTPException(422, printable(str(error).replace(str(file), name))) from error
         except OSError as error:

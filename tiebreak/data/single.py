@@ -1,0 +1,146 @@
+"""Single answers to rate, review or classify: rows of a prompt and its answer, in any shape of demonstrations.
+
+    prompt, response, task              also completion, answer, output, …; or messages that end with the answer
+
+in any file that data is read from (`sources`), or the demonstrations of a *prepare* run. Columns that mean nothing here
+are kept with the answer: they say where it is from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from tiebreak.assessments import SINGLE_TASKS, SingleAnswer, SingleTask
+from tiebreak.data import shapes
+from tiebreak.data.columns import Cells, about
+from tiebreak.data.images import require_text
+from tiebreak.data.reading import fault_lines, is_run, read_own, whole_rows
+from tiebreak.data.sources import read_source
+from tiebreak.data.splits import split_of
+from tiebreak.data.text import BadRow
+from tiebreak.errors import DataError, counted
+from tiebreak.records import Completion, Demonstration, Messages, check_prompt, content_id, explain, prompt_id
+
+_NO_COLUMNS: Mapping[str, str | None] = {}
+
+
+def read_single_answers(
+    source: str, task: SingleTask | None = None, columns: Mapping[str, str | None] = _NO_COLUMNS, stage: str = "label"
+) -> list[SingleAnswer]:
+    """All single answers of a source.
+
+    Args:
+        task: of the rows that name none.
+        columns: our name of a column → its name in the data.
+
+    Raises:
+        DataError: with every row that cannot be used.
+    """
+    if is_run(source):
+        own: list[Demonstration] = read_own(source, "demonstrations", stage)
+        return _each_once([_of_demonstration(one, _task_of(None, task), {}) for one in own])
+    table = read_source(source, "demonstrations")
+    rows = whole_rows(table, source)
+    answers: list[SingleAnswer] = []
+    bad: list[BadRow] = []
+    for where, row in rows:
+        try:
+            answers.append(_storable(_read_row(row, task, columns, table.of_text, stage)))
+        except ValidationError as error:
+            bad.append(BadRow(where, "; ".join(explain(error))))
+        except ValueError as error:
+            bad.append(BadRow(where, str(error)))
+    if bad:
+        raise DataError(
+            f"{source}: {len(bad)} of {counted(len(rows), 'row')} hold no single answer", fault_lines(bad, len(rows))
+        )
+    return _each_once(answers)
+
+
+def names_tasks(source: str) -> bool:
+    """Whether a file's rows are single answers: one of them names a task."""
+    return not is_run(source) and any("task" in row for _, row in read_source(source, "demonstrations").rows)
+
+
+def _read_row(
+    row: dict[str, Any], task: SingleTask | None, columns: Mapping[str, str | None], of_text: bool, stage: str
+) -> SingleAnswer:
+    if all(name in row for name in ("id", "messages", "completions", "task")):
+        answer = SingleAnswer.model_validate(row)
+        require_text(answer.messages, stage)
+        return answer
+    if isinstance(row.get("prompt"), dict) and "messages" in row["prompt"]:
+        demonstration = Demonstration.model_validate({name: row.get(name) for name in ("prompt", "completion")})
+        require_text(demonstration.prompt.messages, stage)
+        origin = {name: value for name, value in row.items() if name not in ("prompt", "completion", "task")}
+        return _of_demonstration(demonstration, _task_of(row.get("task"), task), origin)
+    cells = Cells(row, columns, of_text)
+    wanted = _task_of(cells.get("task"), task)
+    found = shapes.interpret(cells, "demonstrations").results
+    if len(found) != 1 or not isinstance(found[0], shapes.AnswerRow):
+        raise ValueError("it must hold one prompt with one answer")
+    require_text(found[0].prompt, stage, found[0].image_column)
+    split = split_of(str(cells.get("split"))) or "train"
+    facts = about(cells, ("source", "tags"))
+    return _single(
+        found[0].prompt, found[0].answer, wanted, origin=cells.unused(), split=split, tools=found[0].tools, **facts
+    )
+
+
+def _of_demonstration(one: Demonstration, task: SingleTask, origin: dict[str, Any]) -> SingleAnswer:
+    prompt = one.prompt
+    facts = {"split": prompt.split, "tools": prompt.tools, "source": prompt.source, "tags": prompt.tags}
+    return _single(prompt.messages, one.answers, task, origin=origin, **facts)
+
+
+def _single(messages: Messages, answer: Messages, task: SingleTask, **facts: Any) -> SingleAnswer:
+    if len(answer) != 1 or not answer[0].is_plain:
+        raise ValueError(
+            "this answer has several messages, tool calls, thoughts or images, but raters are shown plain text"
+        )
+    identity, text = prompt_id(messages, facts.get("tools", ())), answer[0].text
+    completion = Completion(id=content_id("completion", identity, text), text=text)
+    return SingleAnswer(
+        id=content_id("answer", identity, completion.id, task),
+        prompt_id=identity,
+        messages=messages,
+        completions=(completion,),
+        task=task,
+        **facts,
+    )
+
+
+def _task_of(named: object, task: SingleTask | None) -> SingleTask:
+    if named in (None, ""):
+        if task is None:
+            raise ValueError(f"task: missing: name one of {', '.join(SINGLE_TASKS)} in the row, or one for all of them")
+        return task
+    found = next((one for one in SINGLE_TASKS if one == named), None)
+    if found is None:
+        raise ValueError(f"task: {str(named)[:40]!r} is not one of {', '.join(SINGLE_TASKS)}")
+    return found
+
+
+def _storable(answer: SingleAnswer) -> SingleAnswer:
+    """The answer, if it answers something and a label store can keep it."""
+    check_prompt(answer.messages)
+    if _has_nul(answer.model_dump()):
+        raise ValueError("holds a NUL character, which a label store cannot keep: remove it")
+    return answer
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_has_nul(part) for one in value.items() for part in one)
+    return any(map(_has_nul, value)) if isinstance(value, list | tuple) else isinstance(value, str) and "\0" in value
+
+
+def _each_once(answers: list[SingleAnswer]) -> list[SingleAnswer]:
+    """Without rows that repeat another: the first of them stays."""
+    firsts: dict[str, SingleAnswer] = {}
+    for one in answers:
+        firsts.setdefault(one.id, one)
+    return list(firsts.values())
