@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from preference.configuration import DPOConfig
+from tiebreak.config.adapter import METHODS
 from tiebreak.errors import ConfigError
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of, load_copy
@@ -17,8 +18,10 @@ def require_adapter_of(source: ModelSource, config: DPOConfig) -> None:
         ConfigError: names one.
     """
     method = adapter_of(source, config.adapter).method
-    if method == "prompt" and config.guard:
-        raise ConfigError("guard: it samples with a cache, which has no place for the virtual tokens of method: prompt")
+    if METHODS[method].virtual and config.guard:
+        raise ConfigError(
+            f"guard: it samples with a cache, which has no place for the virtual tokens of method: {method}"
+        )
     if method == "full" and (config.guard or config.sync_ref_model):
         key = "guard" if config.guard else "sync_ref_model"
         raise ConfigError(

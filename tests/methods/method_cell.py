@@ -55,8 +55,8 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "DoRA, merged, then LoRA": {"r": 4, "alpha": 8, "dora": True},
     "rsLoRA, LoRA stacked on it": {"r": 4, "alpha": 8, "rslora": True},
     "prompt": {"method": "prompt", "virtual_tokens": 4},
-    "P-tuning": {"method": "ptuning"},
-    "prefix": {"method": "prefix"},
+    "P-tuning": {"method": "ptuning", "virtual_tokens": 4},
+    "prefix": {"method": "prefix", "virtual_tokens": 4},
 }
 THEN = {
     "full, then LoRA": {"r": 4, "alpha": 8},

@@ -64,6 +64,8 @@ class Method:
     """how PEFT's names of buffers begin that its layers share, and that are saved with the adapter; empty: none"""
     faults: Callable[[AdapterConfig], list[str]] = lambda adapter: []
     """errors in its own keys"""
+    virtual: bool = False
+    """whether it puts virtual tokens before every sequence, for which packed rows and caches have no place"""
 
     def block_size_of(self, adapter: AdapterConfig) -> int | None:
         """The size of the blocks that an adapter rotates."""
@@ -94,8 +96,11 @@ def lora_config(adapter: AdapterConfig, task: str, layers: Layers) -> dict[str, 
 
 
 def as_saved(adapter: AdapterConfig) -> AdapterConfig:
-    """The adapter that is on disk: of twice the rank, and the same scale, where the start is a part of it."""
+    """The adapter that is on disk: of twice the rank, and the same scale, where the start is a part of it; P-tuning's
+    embeddings without the encoder that made them."""
     adapter = adapter.model_copy(update={"start": "continue"})
+    if adapter.method == "ptuning":
+        return adapter.model_copy(update={"method": "prompt"})
     if adapter.init == "eva":
         return adapter.model_copy(update={"init": "default"})
     if adapter.init not in ("pissa", "olora"):
@@ -204,6 +209,15 @@ def _prompt_config(adapter: AdapterConfig, task: str, _: Layers) -> dict[str, An
     }
 
 
+def _tokens_config(adapter: AdapterConfig, task: str, _: Layers) -> dict[str, Any]:
+    """P-tuning's encoder is PEFT's default, an MLP of the model's width; a prefix is not projected."""
+    return {"num_virtual_tokens": adapter.virtual_tokens, "task_type": task}
+
+
+def _read_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"virtual_tokens": values["num_virtual_tokens"]}
+
+
 def _norms_config(_: AdapterConfig, task: str, layers: Layers) -> dict[str, Any]:
     return {"target_modules": layers.norm_names(), "task_type": task}
 
@@ -225,6 +239,13 @@ PLACED = frozenset({"exclude_modules", "fan_in_fan_out", "layers_pattern", "laye
 _PATTERNS = frozenset({"alpha_pattern", "rank_pattern"})
 _RANKED = ("r", "alpha", "rank_pattern", "alpha_pattern")
 """keys of an update that is of a rank and scaled by alpha"""
+_VIRTUAL = frozenset(
+    {"num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim"}
+)
+_ENCODER = frozenset(
+    {"encoder_dropout", "encoder_hidden_size", "encoder_num_layers", "encoder_reparameterization_type"}
+)
+"""of the encoder of P-tuning, whose embeddings alone are saved"""
 _PRODUCT = PLACED | _PATTERNS | {"alpha", "init_weights", "module_dropout", "r", "rank_dropout"}
 
 METHODS: Mapping[str, Method] = {
@@ -312,32 +333,36 @@ METHODS: Mapping[str, Method] = {
         "PROMPT_TUNING",
         "PromptTuningConfig",
         _prompt_config,
-        lambda values: {"virtual_tokens": values["num_virtual_tokens"]},
+        _read_tokens,
         reads=("virtual_tokens",),
-        continued=frozenset(
-            {
-                "num_attention_heads",
-                "num_layers",
-                "num_transformer_submodules",
-                "num_virtual_tokens",
-                "prompt_tuning_init",
-                "prompt_tuning_init_text",
-                "token_dim",
-                "tokenizer_kwargs",
-                "tokenizer_name_or_path",
-            }
-        ),
+        continued=_VIRTUAL
+        | _ENCODER
+        | {"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path"},
+        virtual=True,
+    ),
+    "ptuning": Method(
+        "P_TUNING",
+        "PromptEncoderConfig",
+        _tokens_config,
+        _read_tokens,
+        reads=("virtual_tokens",),
+        continued=_VIRTUAL | _ENCODER,
+        virtual=True,
+    ),
+    "prefix": Method(
+        "PREFIX_TUNING",
+        "PrefixTuningConfig",
+        _tokens_config,
+        _read_tokens,
+        reads=("virtual_tokens",),
+        continued=_VIRTUAL | {"encoder_hidden_size", "init_weights", "prefix_projection"},
+        virtual=True,
     ),
     "norms": Method("LN_TUNING", "LNTuningConfig", _norms_config, on=QUANTIZED, continued=PLACED),
 }
 """by `adapter.method`"""
 ON_QUANTIZED = {kind: tuple(name for name, one in METHODS.items() if kind in one.on) for kind in QUANTIZED}
 """by format of the base weights: the methods that PEFT can train on it"""
-VIRTUAL = {
-    "ptuning": "trains an encoder that PEFT does not save, so no run could resume or continue it",
-    "prefix": "puts keys and values before every layer's, which sampling and packed rows have no place for",
-}
-"""what people ask for, and no stage trains: why"""
 WORDED = {"p_tuning": "ptuning", "prefix_tuning": "prefix", "prompt_tuning": "prompt"}
 """other names of methods"""
 LATER_KEYS = frozenset(
@@ -372,7 +397,9 @@ class AdapterConfig(Section):
     """lora: Hu et al. 2021. ia3: vectors that scale activations (Liu et al. 2022). loha, lokr: Hadamard and Kronecker
     products (Hyeon-Woo et al. 2022, Yeh et al. 2024). oft, boft: rotations (Qiu et al. 2023, Liu et al. 2024). vera:
     shared random projections (Kopiczko et al. 2024). norms: the norms' weights (Zhao et al. 2024). prompt: embeddings
-    before every sequence (Lester et al. 2021). full: the model's own weights. qlora: lora with quantize: nf4"""
+    before every sequence (Lester et al. 2021); ptuning: an encoder that computes them (Liu et al. 2021), which are saved
+    as prompt's; prefix: keys and values before every layer's (Li and Liang 2021). full: the model's own weights. qlora:
+    lora with quantize: nf4"""
     start: Literal["continue", "merge", "stack"] = "continue"
     """what becomes of an adapter that the policy has. continue: it trains on. merge: it is added to its base's weights,
     which the run keeps in base/, and a new one trains on them. stack: it stays as it is, and a new one trains beside it;
@@ -414,7 +441,7 @@ class AdapterConfig(Section):
     """full: train the last n layers alone, without embeddings, last norm and head; null: all weights"""
 
     virtual_tokens: int = Field(default=20, ge=1)
-    """prompt: number of trained embeddings before every sequence"""
+    """prompt, ptuning, prefix: number of virtual tokens before every sequence"""
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -426,13 +453,9 @@ class AdapterConfig(Section):
     def _apart(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        worded = values.get("method")
-        if (name := WORDED.get(str(worded), worded)) in VIRTUAL:
-            raise ValueError(
-                f"method: {worded} {VIRTUAL[name]}; prompt trains virtual tokens, ia3 and vera as few weights"
-            )
+        worded = str(values.get("method"))
         if worded in WORDED:
-            raise ValueError(f"method: {worded} is called {name}")
+            raise ValueError(f"method: {worded} is called {WORDED[worded]}")
         if values.get("method") == "qlora" and values.get("quantize", "nf4") != "nf4":
             raise ValueError(f"quantize: {values['quantize']!r} contradicts method: qlora; give method: lora")
         return cls.upgraded(values)
@@ -500,7 +523,9 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
 
 
 def method_of(peft_type: object) -> Method | None:
-    """The method that PEFT calls so; None where no stage trains it."""
+    """The method that PEFT calls so, on disk: of P-tuning, the embeddings alone; None where no stage trains it."""
+    if peft_type == METHODS["ptuning"].peft_type:
+        return METHODS["prompt"]
     return next((method for method in METHODS.values() if method.peft_type and method.peft_type == peft_type), None)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig
+from tiebreak.config.adapter import METHODS
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.models.adapters.adapter import SHARED, Adapter, merge
 from tiebreak.models.adapters.lora_start import FROM_WEIGHTS
@@ -249,7 +250,7 @@ def load_reward_model(
         return model
     if source.folder is None:
         return Adapter.build(base, adapter or AdapterConfig(), "SEQ_CLS", rows).model
-    wrapped = "base_model" if saved_adapter(source).method == "prompt" else "base_model.model"
+    wrapped = "base_model" if METHODS[saved_adapter(source).method].virtual else "base_model.model"
     head = {f"{wrapped}.score.weight": base.score.weight.detach().clone()}  # PEFT wants the new head named too
     learned = _below_the_head(base, load_file(source.folder / ADAPTER_FILE))
     model = Adapter.start_from(base, source.folder, source.name, "SEQ_CLS", learned | head).model
@@ -345,10 +346,15 @@ def require_possible(
         MachineError: what needs a GPU, on a machine without one.
     """
     adapter = adapter_of(source, asked)
-    if adapter.method == "prompt" and algorithm in ("ppo", "rloo", "grpo"):
+    if METHODS[adapter.method].virtual and algorithm in ("ppo", "rloo", "grpo"):
         raise ConfigError(
             f"adapter.method: {algorithm} samples with a cache of keys and values, which has no place for virtual tokens; "
             "ia3 and vera train as few weights"
+        )
+    if adapter.method == "prefix" and training.gradient_checkpointing:
+        raise ConfigError(
+            "training.gradient_checkpointing: layers that are computed again read no keys and values but their own, so "
+            "method: prefix would train nothing; set it to false, or use method: prompt"
         )
     whole = list(adapter.modules_to_save) if source.folder is None else []
     if fault := fault_of_whole(whole, below_score=algorithm == "reward"):

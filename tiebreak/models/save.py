@@ -13,6 +13,7 @@ from tiebreak.config import AdapterConfig, ChatSettings
 from tiebreak.config.adapter import as_saved
 from tiebreak.hashing import hash_file
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, to_adapter_config
+from tiebreak.models.adapters.virtual_tokens import as_embeddings
 from tiebreak.models.find import MODEL_FILE, ModelKind, ModelSource, base_sha256, code_sha256, copy_code
 from tiebreak.models.full import write_whole
 from tiebreak.models.tokenizers import tokenizer_facts
@@ -40,6 +41,7 @@ def save_adapter(
     config = model.peft_config[name]
     config.base_model_name_or_path = source.base
     config.inference_mode = True
+    config = as_embeddings(config)
     config.save_pretrained(folder)
     _in_fixed_order(folder / "adapter_config.json")
     chat.tokenizer.save_pretrained(folder)

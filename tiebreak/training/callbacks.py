@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tiebreak.models.adapters.virtual_tokens import encodes, save_encoder
 from tiebreak.process.limit import Margin
 from tiebreak.process.stopping import OUT_OF_TIME, Stopped, note, requested
 from tiebreak.runs.checkpoints import delete_old, facts_of, mark_complete
@@ -107,6 +108,21 @@ class TokenCount(TrainerCallback):
         if state.is_world_process_zero and count is not None:
             file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
             file.write_text(json.dumps(count))
+
+
+class EncoderWeights(TrainerCallback):
+    """Saves P-tuning's encoder in checkpoints: PEFT saves the embeddings that it computes. Sharded ones are in the
+    checkpoints of DeepSpeed and FSDP."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.trainer.is_deepspeed_enabled or self.trainer.is_fsdp_enabled:
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if state.is_world_process_zero and encodes(model):
+            save_encoder(model, Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 @runtime_checkable

@@ -38,6 +38,7 @@ from tiebreak.terminal.progress import screen
 from tiebreak.tracking.recorder import RunRecorder, track_again
 from tiebreak.training.allocator import leave_training
 from tiebreak.training.callbacks import (
+    EncoderWeights,
     NothingToTrainError,
     ProgressBars,
     RunCallback,
@@ -161,6 +162,7 @@ def train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
 
 def _train(trainer: Trainer, run: Run, recorder: RunRecorder) -> None:
     trainer.add_callback(TokenCount(trainer))
+    trainer.add_callback(EncoderWeights(trainer))
     callback = RunCallback(recorder, trainer)
     trainer.add_callback(callback)
     checkpoint = run.checkpoint

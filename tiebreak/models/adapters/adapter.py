@@ -25,7 +25,7 @@ from tiebreak.errors import ConfigError, HandoffError
 from tiebreak.models.adapters.lora_start import start
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE, foreign_weights, read_peft_config, read_peft_values
 from tiebreak.models.adapters.targets import ModelLayers, require_targets
-from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, PROMPT, attach, is_virtual
+from tiebreak.models.adapters.virtual_tokens import EMBEDDINGS, VIRTUAL, attach, is_virtual, start_prefix
 from tiebreak.models.probe import PROBE_TOLERANCE_ELSEWHERE, probe_values
 from tiebreak.packed.forward import whole_model
 from tiebreak.packed.proof import coarsest_dtype, is_routed
@@ -73,6 +73,8 @@ class Adapter:
         except ValueError as error:  # what PEFT refuses for an architecture's own reasons
             raise ConfigError(f"adapter: PEFT cannot adapt {type(base).__name__}: {error}") from error
         start(model, config, rows)
+        if config.method == "prefix":
+            start_prefix(model)
         return cls(attach(model))
 
     @classmethod
@@ -89,7 +91,7 @@ class Adapter:
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        if read_peft_values(folder).get("peft_type") == PROMPT:  # PEFT loads none that train
+        if read_peft_values(folder).get("peft_type") in VIRTUAL:  # PEFT loads none that train
             prompted = cls.start_from(base, folder, source, "CAUSAL_LM", load_file(folder / ADAPTER_FILE))
             prompted.model.requires_grad_(False)
             for parameter in prompted.parameters().values():

@@ -70,7 +70,9 @@ def read_peft_config(folder: Path, task: str) -> LoraConfig:
     """PEFT's configuration of a saved adapter, for a model of another task too; it trains."""
     from peft import LoraConfig
 
-    config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    from tiebreak.models.adapters.virtual_tokens import as_embeddings
+
+    config: LoraConfig = as_embeddings(LoraConfig.from_pretrained(str(folder)))
     config.task_type, config.inference_mode, config.modules_to_save = task, False, None
     if hasattr(config, "prompt_tuning_init"):
         config.prompt_tuning_init = "RANDOM"  # replaced by its weights; a text would need its tokenizer
