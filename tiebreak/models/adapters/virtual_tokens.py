@@ -113,8 +113,8 @@ def start_prefix(model: Any) -> None:
     shape = (heads, count, config.token_dim // heads)
     if len(kept) != config.num_layers or any(each.shape != shape for pair in kept for each in pair):
         raise ConfigError(
-            f"adapter.method: prefix needs keys and values of one size in every layer, which {type(base).__name__} does not "
-            "have; prompt trains virtual tokens of any model"
+            f"adapter.method: prefix needs keys and values of one size in every layer, which {type(base).__name__} does "
+            "not have; prompt trains virtual tokens of any model"
         )
     table = torch.stack([each.transpose(0, 1) for pair in kept for each in pair], dim=1)
     weight.copy_(table.reshape(weight.shape))
