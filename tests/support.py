@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,12 @@ def build_tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """Its value once that is true; fails after five minutes, which a busy machine may need."""
+    give_up = time.monotonic() + 300
+    while not (found := condition()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return found

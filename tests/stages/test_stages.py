@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import REPOSITORY, read_rows, run_command, run_here, succeed
+from support import REPOSITORY, read_rows, run_command, run_here, succeed, wait_for
 
 from tiebreak.command.pipeline import StageEntry, stage_state
 from tiebreak.config import TrainingConfig
@@ -22,6 +22,7 @@ from tiebreak.models.tokenizers import load_tokenizer
 from tiebreak.packed.logprobs import completion_logps
 from tiebreak.runs.chain import manifest_chain
 from tiebreak.runs.run import read_manifest, read_metrics
+from tiebreak.tracking.recorder import is_copied
 
 STAGES = ("sft", "reward", "dpo", "ppo")
 
@@ -113,6 +114,7 @@ def test_the_same_command_again_does_nothing(finished_recipe: Path) -> None:
 
 def test_wandb_offline_run_reads_back(finished_recipe: Path) -> None:
     folder = output(finished_recipe, "dpo")
+    wait_for(lambda: is_copied(folder))  # on a busy machine, it outlives its stage
     (offline,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     result = subprocess.run(
         [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(offline)],

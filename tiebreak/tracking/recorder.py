@@ -1,9 +1,10 @@
 """The metrics of a run: rows of its metrics.jsonl, and a copy in W&B. No torch: the labelling app's runs have one too.
 
 The run folder is the source of truth. A separate process copies it to W&B (`tiebreak.tracking.wandb_copy`), so W&B cannot
-affect the stage: the stage never waits for it while working, and at most `LONGEST_WAIT` seconds at its end. Unsent data
-stays in the run folder's `wandb/`, as an offline run with the same id: `wandb sync PATH` or `tiebreak wandb sync RUN`
-sends it. Read an offline run with `wandb leet inspect --json PATH`.
+affect the stage: the stage never waits for it while working, and at most `LONGEST_WAIT` seconds at its end. A copy that
+takes longer, as on a busy machine, continues after the stage. Unsent data stays in the run folder's `wandb/`, as an
+offline run with the same id: `wandb sync PATH` or `tiebreak wandb sync RUN` sends it. Read an offline run with `wandb leet
+inspect --json PATH`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import math
 import os
 import re
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -30,8 +30,8 @@ from tiebreak.tracking.wandb_copy import FACTS_FILE, FOLDER, STATE_FILE, artifac
 
 LONGEST_WAIT = 28.0
 """seconds that a stage waits for W&B at its end, in total"""
-SECONDS_ONLINE, SECONDS_OFFLINE = 10.0, 15.0
-"""of these: to send the rest, and if that fails, to write it into the run folder"""
+SECONDS_ONLINE, SECONDS_OFFLINE = 10.0, 600.0
+"""that the copy itself may take from then on: to send the rest, and if that fails, to write it into the run folder"""
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
 
@@ -132,10 +132,11 @@ class WandbCopy:
             return
         try:
             (self._folder / FOLDER).mkdir(exist_ok=True)
-            write_json(self._folder / FOLDER / FACTS_FILE, facts_of(self._run))
+            copy = secrets.token_hex(8)
+            write_json(self._folder / FOLDER / FACTS_FILE, {**facts_of(self._run), "copy": copy})
             with suppress(FileNotFoundError):
                 (self._folder / FOLDER / STATE_FILE).unlink()
-            self._process = self._spawn(mode or wanted_mode(self._run))
+            self._process = self._spawn(mode or wanted_mode(self._run), copy)
         except Exception as error:  # noqa: BLE001 - nothing of W&B's ends a stage
             self._give_up(f"it cannot be started ({error})")
 
@@ -156,8 +157,7 @@ class WandbCopy:
         while self._process is not None:
             left = LONGEST_WAIT - (time.monotonic() - began)
             if not self._let_end(left):
-                self._kill()
-                self._give_up(f"not complete after {LONGEST_WAIT:.0f} s")
+                self._leave()
             elif not is_copied(self._folder):
                 self._restart()
             else:
@@ -199,13 +199,15 @@ class WandbCopy:
         say(f"W&B: {reason}; the run continues without it. 'tiebreak wandb sync {self._folder}' sends it later")
         self._wanted, self._process = False, None
 
-    def _kill(self) -> None:
-        assert self._process is not None
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # ends W&B's own service too
-        self._process.wait()
+    def _leave(self) -> None:
+        """Let it continue after the stage."""
+        say(
+            f"W&B: the copy is not complete after {LONGEST_WAIT:.0f} s, and continues in the background. "
+            f"'tiebreak wandb sync {self._folder}' sends the run, whatever becomes of it"
+        )
+        self._wanted, self._process = False, None
 
-    def _spawn(self, mode: str) -> _Beside:
+    def _spawn(self, mode: str, copy: str) -> _Beside:
         environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
         environment.setdefault("WANDB_DATA_DIR", str((self._folder / FOLDER / "data").resolve()))  # of its artifacts
         limits = (str(SECONDS_ONLINE), str(SECONDS_OFFLINE))
@@ -222,6 +224,7 @@ class WandbCopy:
                     mode,
                     *limits,
                     str(os.getpid()),
+                    copy,
                 ],
                 env=environment,
                 stdin=theirs,

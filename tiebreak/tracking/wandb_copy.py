@@ -4,7 +4,8 @@
 
 Every stage starts one (`tiebreak.tracking.recorder`). It follows the folder as it grows; if anything fails or hangs
 online, it starts over as an offline run with the same id in the folder's `wandb/`, which W&B's own program can send
-later. A copy has each row of metrics.jsonl once: W&B's step is the row's index in the file.
+later. It may outlive its stage; it ends once another copy of the folder has started. A copy has each row of
+metrics.jsonl once: W&B's step is the row's index in the file.
 """
 
 from __future__ import annotations
@@ -62,8 +63,10 @@ class Deadline:
 class Copy:
     """A run folder as a W&B run."""
 
-    def __init__(self, folder: Path, mode: str) -> None:
+    def __init__(self, folder: Path, mode: str, identity: str = "") -> None:
         self.folder, self.mode = folder, mode
+        self.identity = identity
+        """of the process that copies; empty for the command"""
         self.facts = read_json(folder / FOLDER / FACTS_FILE)
         self.sent = 0
         """rows of metrics.jsonl"""
@@ -76,6 +79,7 @@ class Copy:
         """Open the W&B run; online, resume that of an interrupted stage."""
         import wandb
 
+        self._end_if_replaced()
         facts = self.facts
         self.run = wandb.init(
             id=facts["run_id"],
@@ -96,6 +100,7 @@ class Copy:
 
     def send_rows(self) -> None:
         """The rows added since the last call. An incomplete line waits for its end."""
+        self._end_if_replaced()
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
@@ -108,6 +113,13 @@ class Copy:
                 if self.sent >= self.already:
                     self.run.log(row_of(json.loads(line)), step=self.sent)
                 self.sent += 1
+
+    def _end_if_replaced(self) -> None:
+        """The folder belongs to a later copy, or to another run."""
+        if is_replaced(self.folder, self.identity):
+            if self.run is not None and self.mode == "offline":
+                shutil.rmtree(self.run.settings.sync_dir, ignore_errors=True)
+            os._exit(0)
 
     def send_result(self, manifest: Mapping[str, Any]) -> None:
         """A finished run's remaining data: final figures, tables and an artifact."""
@@ -149,6 +161,7 @@ class Copy:
         Raises:
             RuntimeError: W&B gave up on its rows, as after a key was revoked, or its folder was removed.
         """
+        self._end_if_replaced()
         own, log = Path(self.run.settings.sync_dir), Path(self.run.settings.log_internal)
         self.run.finish(exit_code=0 if finished else 1)
         if not own.is_dir():
@@ -265,6 +278,11 @@ def artifact_name(folder: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(folder.resolve().parts[-2:]))[-100:]
 
 
+def is_replaced(folder: Path, identity: str) -> bool:
+    """Whether another copy of this folder has started since."""
+    return bool(identity) and read_json(folder / FOLDER / FACTS_FILE).get("copy", identity) != identity
+
+
 def note(folder: Path, **state: Any) -> None:
     """A copy's report to its stage."""
     path = folder / FOLDER / STATE_FILE
@@ -299,16 +317,20 @@ def settle_mode(mode: str) -> str:
     return "online" if found else "offline"
 
 
-def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: float, stage: int, ended: str = "") -> None:
+def follow(
+    folder: Path, mode: str, online_seconds: float, offline_seconds: float, stage: int, identity: str, ended: str = ""
+) -> None:
     """Copy a run as it grows, until the process `stage` finishes it or ends."""
     os.nice(5)
     tidy_environment(mode)
     environment = dict(os.environ)  # before W&B adds its service to it
-    words = [str(online_seconds), str(offline_seconds), str(stage)]
+    words = [str(online_seconds), str(offline_seconds), str(stage), identity]
     end = End(stage, ended)
 
     def give_up(reason: str) -> None:
         """Replace this process by an offline copy, which also ends the hanging call."""
+        if is_replaced(folder, identity):
+            os._exit(0)
         if mode == "offline":
             note(folder, state="failed", error=reason, message="")
             os._exit(1)
@@ -334,7 +356,7 @@ def follow(folder: Path, mode: str, online_seconds: float, offline_seconds: floa
         if settled == "disabled":
             note(folder, state="done", manifest_id=_manifest(folder).get("id"))
             return
-        _copy(Copy(folder, settled), deadline, end, stage)
+        _copy(Copy(folder, settled, identity), deadline, end, stage)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's
         give_up(_one_line(error))
     os._exit(0)  # everything is sent and written; W&B's exit handlers would wait for an unresponsive server
@@ -434,8 +456,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["follow"]:
-        folder, mode, online, offline, stage, *ended = words[1:]
-        follow(Path(folder), mode, float(online), float(offline), int(stage), *ended)
+        folder, mode, online, offline, stage, identity, *ended = words[1:]
+        follow(Path(folder), mode, float(online), float(offline), int(stage), identity, *ended)
         return
 
     def run() -> None:
