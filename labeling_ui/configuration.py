@@ -18,6 +18,7 @@ from labeling_ui.simulate import SimulateConfig
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
 from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Asked, Criterion, FlagTarget, Required
 from labeling_ui.store.assigning import LEASE_SECONDS
+from labeling_ui.store.inspection import InspectConfig
 from labeling_ui.store.store import default_store_url
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask
@@ -49,6 +50,9 @@ class LabelConfig(StageConfig):
     task: SingleTask | None = Field(default=None, exclude_if=lambda task: task is None)
     """what is asked about rows of `answers` that name no task. rate: a scale; review: accept, edit or reject; classify: one
     of `classes`"""
+    inspect: InspectConfig | None = Field(default=None, exclude_if=lambda inspect: inspect is None)
+    """review a random sample of `answers`: where at most so many of it are defective, the rest is accepted, else all are
+    reviewed; true: with all defaults"""
     ratings: list[str] = Field(default=list(RATINGS), exclude_if=lambda names: names == list(RATINGS))
     """the steps of the scale of the task rate, from worst to best: two to nine; exports have their numbers, from 1"""
     classes: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
@@ -141,6 +145,8 @@ class LabelConfig(StageConfig):
         others = self.converse is not None or self.store is not None or bool(self.answers)
         if self.answers and self.simulated:
             raise ValueError("answers: simulated raters compare two answers: set simulate: false, or leave answers out")
+        if self.inspect is not None and not (self.answers and self.batch):
+            raise ValueError("inspect: it is of a lot of answers with a name: set answers and batch")
         if self.task is not None and not self.answers:
             raise ValueError("task: it is of the rows of answers, and there are none: name a file")
         if not self.pairs and (self.simulated or not others):
@@ -196,7 +202,7 @@ class LabelConfig(StageConfig):
         check_columns(columns)
         return columns
 
-    @field_validator("simulate", mode="before")
+    @field_validator("simulate", "inspect", mode="before")
     @classmethod
     def _switch(cls, value: object) -> object:
         return {} if value is True else None if value is False else value

@@ -192,6 +192,10 @@ def add_answers(store: Store, config: LabelConfig, answers: Sequence[SingleAnswe
     """Add single answers to the store, in the same batch as pairs; returns how many are new."""
     if not answers:
         return 0
+    if config.inspect is not None:
+        batch = Batch(config.batch, config.priority, config.pool, config.overlap)
+        about = {"source": config.answers, "source_id": identify_input(config.answers).id}
+        return store.add_lot(answers, batch, config.inspect, seed=config.seed, **about)
     steered: dict[str, Any] = {"batch": config.batch, "priority": config.priority, "pool": config.pool}
     identity = identify_input(config.answers).id
     return store.add_pairs(

@@ -7,6 +7,7 @@ them apart by their task.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal, TypeGuard, get_args
 
 from pydantic import Field, StrictInt, model_validator
@@ -71,6 +72,20 @@ class Assessment(Judgment):
 
 class ExportedAssessment(Assessment, ExportedJudgment):
     """An assessment as an export writes it."""
+
+
+def decide_review(verdicts: Sequence[str]) -> str | None:
+    """The verdict of several reviewers; None: as many reject as accept or edit.
+
+    >>> decide_review(["accept", "edit"]), decide_review(["accept", "reject"])
+    ('edit', None)
+    """
+    usable, rejected = verdicts.count("accept") + verdicts.count("edit"), verdicts.count("reject")
+    if usable == rejected:
+        return None
+    if rejected > usable:
+        return "reject"
+    return "edit" if verdicts.count("edit") >= verdicts.count("accept") else "accept"
 
 
 def is_single(task: str) -> TypeGuard[SingleTask]:

@@ -29,6 +29,7 @@ EventKind = Literal[
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
     "submitted", "skipped", "flagged", "amended", "undone", "rejected", "adjudicated", "settlement_removed",
     "imported", "asked", "answered",
+    "inspection_planned", "inspection_decided",
 ]  # fmt: skip
 
 

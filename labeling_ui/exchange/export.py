@@ -67,6 +67,8 @@ class Labels:
     withdrawn: list[Withdrawal]
     single_answers: list[SingleAnswer]
     assessments: list[ExportedAssessment]
+    unseen: dict[str, str]
+    """single answers that were accepted by a sample of their lot, each with its batch"""
     head: str
 
 
@@ -81,7 +83,15 @@ def read_labels(store: Store) -> Labels:
     if not judgments and not adjudications and not assessments:
         raise DataError(f"{store.url} has no judgments yet: there is nothing to export")
     return Labels(
-        pairs, judgments, adjudications, known_answers, store.withdrawals(), store.single_answers(), assessments, head
+        pairs,
+        judgments,
+        adjudications,
+        known_answers,
+        store.withdrawals(),
+        store.single_answers(),
+        assessments,
+        store.accepted_unseen(),
+        head,
     )
 
 
@@ -113,7 +123,9 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     kept = _leave_out(labels.judgments, config.exclude_raters, labels.assessments)
     _check_flags(labels.judgments, config)
     assessed = decide_assessments(
-        labels.single_answers, [one for one in labels.assessments if one.rater_id not in config.exclude_raters]
+        labels.single_answers,
+        [one for one in labels.assessments if one.rater_id not in config.exclude_raters],
+        labels.unseen,
     )
     aggregated = build_preferences(labels.pairs, group_judgments(kept), config, labels.known_answers)
     left_out = {group.key for group, verdict in aggregated.verdicts if verdict.reason in ("flagged", "gold")}
@@ -124,7 +136,7 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     report["edits"] = len(edits)
     demonstrations = [*(edit.demonstration for edit in edits), *demonstrations_of(assessed)]
     _write_records(run.final, labels, aggregated, edits, demonstrations)
-    if labels.assessments:
+    if assessed:
         report["single_answers"] = describe_assessed(assessed, labels.assessments)
         write_assessed(run.final, assessed)
     if marked:

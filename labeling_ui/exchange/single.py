@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from labeling_ui.quality.single import measure_assessments
-from tiebreak.assessments import SINGLE_TASKS, ExportedAssessment, SingleAnswer
+from tiebreak.assessments import SINGLE_TASKS, ExportedAssessment, SingleAnswer, decide_review
 from tiebreak.records import Demonstration, Prompt, assistant, write_jsonl
 
 FILES = {"rate": "ratings.jsonl", "review": "reviews.jsonl", "classify": "classes.jsonl"}
@@ -36,14 +36,28 @@ class Assessed:
     """the mean rating; accept, edit or reject; the class; None: undecided"""
     text: str
     """the answer, as edited where the outcome is edit"""
+    lot: str | None = None
+    """the batch whose sample passed inspection: nobody has seen this answer of it"""
 
 
-def decide_assessments(answers: Sequence[SingleAnswer], assessments: Sequence[ExportedAssessment]) -> list[Assessed]:
-    """The judged answers with their outcomes, in campaign order. People's judgments decide where there are any."""
+def decide_assessments(
+    answers: Sequence[SingleAnswer], assessments: Sequence[ExportedAssessment], unseen: Mapping[str, str]
+) -> list[Assessed]:
+    """The judged answers with their outcomes, in campaign order. People's judgments decide where there are any.
+
+    Args:
+        unseen: answers that were accepted by a sample of their lot, each with its batch.
+    """
     by_answer: dict[str, list[ExportedAssessment]] = {}
     for one in assessments:
         by_answer.setdefault(one.pair_id, []).append(one)
-    return [_decide(answer, by_answer[answer.id]) for answer in answers if answer.id in by_answer]
+    return [
+        _decide(answer, by_answer[answer.id])
+        if answer.id in by_answer
+        else Assessed(answer, (), (), "accept", answer.text, unseen[answer.id])
+        for answer in answers
+        if answer.id in by_answer or answer.id in unseen
+    ]
 
 
 def _decide(answer: SingleAnswer, judgments: Sequence[ExportedAssessment]) -> Assessed:
@@ -57,21 +71,11 @@ def _decide(answer: SingleAnswer, judgments: Sequence[ExportedAssessment]) -> As
     if answer.task == "rate":
         outcome = fmean(int(vote.value or 0) for vote in votes) if votes else None
     elif answer.task == "review":
-        outcome = _verdict(votes)
+        outcome = decide_review([str(vote.value) for vote in votes])
     else:
         outcome = _most([str(vote.value) for vote in votes])
     edits = [vote.edited_text for vote in votes if vote.edited_text is not None]
     return Assessed(answer, votes, tuple(judgments), outcome, edits[0] if outcome == "edit" else answer.text)
-
-
-def _verdict(votes: Sequence[ExportedAssessment]) -> str | None:
-    count = Counter(vote.value for vote in votes)
-    usable, rejected = count["accept"] + count["edit"], count["reject"]
-    if usable == rejected:
-        return None
-    if rejected > usable:
-        return "reject"
-    return "edit" if count["edit"] >= count["accept"] else "accept"
 
 
 def _most(values: Sequence[str]) -> str | None:
@@ -85,7 +89,7 @@ def demonstrations_of(assessed: Sequence[Assessed]) -> Iterator[Demonstration]:
     for one in assessed:
         if one.answer.task == "review" and one.outcome in ("accept", "edit"):
             answer = one.answer
-            done = f"{REVIEWED}:{'accepted' if one.outcome == 'accept' else 'edited'}"
+            done = f"{REVIEWED}:{'by_sample' if one.lot else 'accepted' if one.outcome == 'accept' else 'edited'}"
             prompt = Prompt(
                 id=answer.prompt_id,
                 messages=answer.messages,
@@ -113,14 +117,20 @@ def _row(one: Assessed) -> dict[str, Any]:
         "prompt": [message.model_dump(mode="json") for message in answer.messages],
         "completion": [message.model_dump(mode="json") for message in assistant(one.text)],
     }
-    kept = {"source": answer.source, "tags": list(answer.tags), "tools": list(answer.tools), "origin": answer.origin}
+    kept = {
+        "lot": one.lot,
+        "source": answer.source,
+        "tags": list(answer.tags),
+        "tools": list(answer.tools),
+        "origin": answer.origin,
+    }
     return {
         **about,
         **_outcome(one),
         "votes": dict(sorted(Counter(str(vote.value) for vote in one.votes).items())),
         "share": _share(one),
         "raters": sorted(vote.rater_id for vote in one.votes),
-        "kind": one.votes[0].kind if one.votes else one.judgments[0].kind,
+        "kind": one.judgments[0].kind if one.judgments else "unstated",
         "judgments": [_judgment(vote, answer) for vote in one.judgments],
         "answer_id": answer.id,
         "prompt_id": answer.prompt_id,
@@ -173,7 +183,7 @@ def describe_assessed(assessed: Sequence[Assessed], assessments: Sequence[Export
         those = [one for one in assessed if one.answer.task == task]
         if not those:
             continue
-        names = ["undecided" if one.outcome is None else _name(one) for one in those]
+        names = ["undecided" if one.outcome is None else "accept by sample" if one.lot else _name(one) for one in those]
         skipped = sum(one.skip for one in assessments if one.task == task)
         kinds = Counter(one.kind for one in assessments if one.task == task)
         report[task] = {

@@ -30,12 +30,18 @@ function batchRow(batch) {
     : String(batch[key] || '–'), key === 'deadline' ? paceNeeded(batch) : null));
   const done = batch.judged / Math.max(1, batch.wanted);
   return make('tr', { class: batch.paused ? 'paused' : false },
-    make('th', { scope: 'row' }, name),
+    make('th', { scope: 'row' }, name, batch.inspection ? make('span', { class: batch.inspection.passed === false ? 'note late' : 'note' }, inspected(batch.inspection)) : null),
     make('td', {}, whole(batch.pairs), batch.single_answers ? make('span', { class: 'note' }, say('batches.single', { n: whole(batch.single_answers) })) : null),
     make('td', {}, say('lead.of', { done: whole(batch.judged), total: whole(batch.wanted) }), make('div', { class: 'bar' }, make('div', { class: 'fill', style: `width:${percent(between(done))}` }))),
     ...fields,
     make('td', {}, batch.steered ? make('button', { type: 'button', class: 'plain', 'data-batch': batch.name, 'data-paused': String(!batch.paused) },
       words[batch.paused ? 'batches.resume' : 'batches.pause'], make('span', { class: 'unseen' }, ` ${name}`)) : null));
+}
+
+// A lot that is inspected by a sample, and what came of it.
+function inspected(one) {
+  const about = { ...one, most: one.most_defects };
+  return say(one.passed === null ? 'inspection.open' : one.passed ? 'inspection.passed' : 'inspection.failed', about);
 }
 
 // Judgments a day that a batch needs from now to the end of its last day.

@@ -117,8 +117,8 @@ def add_pairs(tx: Transaction, pairs: Sequence[Pair], batch: Batch, *, seed: int
     Raises:
         StoreError: the store has another seed, or another pair with the same id.
     """
-    _match_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
-    new = _new_pairs(tx, pairs, source, url)
+    begin_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
+    new = new_pairs(tx, pairs, source, url)
     if new or not batch.name or find_batch(tx.connection, batch.name) is not None:
         _match_batch(tx, batch)
     if pairs:
@@ -140,14 +140,14 @@ def upload_pairs(
     batch = find_batch(tx.connection, name)
     if batch is None or name == CONVERSATIONS:
         raise RefusedError(f"there is no batch named {name!r} to add pairs to")
-    new = _new_pairs(tx, pairs, source, url)
+    new = new_pairs(tx, pairs, source, url)
     if new and not preview:
         record_source(tx, source)
         insert_pairs(tx, new, batch, source=source)
     return len(new)
 
 
-def _new_pairs(tx: Transaction, pairs: Sequence[Pair], source: Source, url: str) -> list[Pair]:
+def new_pairs(tx: Transaction, pairs: Sequence[Pair], source: Source, url: str) -> list[Pair]:
     """The pairs that the store does not have.
 
     Raises:
@@ -294,7 +294,7 @@ def remove_gold(tx: Transaction, item_id: str) -> None:
     steer(tx, find_batch(tx.connection, name) or Batch(name), ITEMS.c.id == item_id)
 
 
-def _match_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> None:
+def begin_campaign(tx: Transaction, *, overlap: int, seed: int, url: str) -> None:
     """Start the campaign or continue it: its seed stays."""
     rows = tx.connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
     settings = {row.name: json.loads(row.value) for row in rows}

@@ -28,6 +28,7 @@ from labeling_ui.store.assigning import (
     resume,
     shown_of,
 )
+from labeling_ui.store.inspection import look_at_lot
 from labeling_ui.store.items import Task
 from tiebreak.assessments import Assessment, SingleTask, is_single, read_judgment
 from tiebreak.records import Judgment, content_id, explain
@@ -90,6 +91,8 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     _remember(tx, rater_id, submission.client_id, identity, submission)
     st.SET_STATE.do(tx.connection, assignment=assignment.id, to_state="done")
     st.DROP_DRAFT.do(tx.connection, assignment=assignment.id)
+    if item.task == "review":
+        look_at_lot(tx, item)
     return Stored(identity, judgment)
 
 
@@ -117,6 +120,8 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     more = {"active_ms": _milliseconds(answer.seconds_active), "idle_ms": _milliseconds(answer.seconds_idle)}
     count_work(tx, rater_id, at_ms, judged=0, **more)
     _remember(tx, rater_id, client_id, judgment_id, sent)
+    if item.task == "review":
+        look_at_lot(tx, item)
     return Stored(judgment_id, judgment)
 
 

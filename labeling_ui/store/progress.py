@@ -24,6 +24,7 @@ from labeling_ui.database.schema import (
     RATERS,
     WITHDRAWALS,
 )
+from labeling_ui.store.inspection import inspections
 from tiebreak.assessments import SINGLE_TASKS, read_judgment
 from tiebreak.records import Judgment
 
@@ -118,8 +119,11 @@ def judged_by_kind(connection: Connection) -> dict[str, int]:
 
 
 def wanted(connection: Connection) -> int:
-    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far."""
-    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap)).where(_IN_CAMPAIGN)) or 0
+    """Judgments that the campaign needs: every item's overlap, plus the repeats and gold given so far. The rest of a lot
+    under inspection is needed once its sample has failed."""
+    unseen = [one.rest for one in inspections(connection).values() if one.passed is not False]
+    wanted = [_IN_CAMPAIGN, *([ITEMS.c.batch.not_in(unseen)] if unseen else [])]
+    every = connection.scalar(sa.select(sa.func.sum(ITEMS.c.overlap)).where(*wanted)) or 0
     of_gold = sa.select(sa.func.sum(ITEMS.c.taken - ITEMS.c.overlap)).where(_IS_GOLD, _IN_CAMPAIGN)
     again = sa.select(ASSIGNMENTS.c.id).join(ITEMS, ITEMS.c.id == ASSIGNMENTS.c.item_id).where(_IN_CAMPAIGN)
     repeats = _count(connection, again.where(ASSIGNMENTS.c.occasion > sa.literal_column("0")))

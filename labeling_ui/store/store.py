@@ -51,7 +51,7 @@ from labeling_ui.database.schema import (
     build_engine,
     flush_to_disk,
 )
-from labeling_ui.store import adjudication, assigning, campaign, changes, finding, judging, rejecting
+from labeling_ui.store import adjudication, assigning, campaign, changes, finding, inspection, judging, rejecting
 from labeling_ui.store import progress as counts
 from labeling_ui.store.adjudication import Dispute, DisputeOpened
 from labeling_ui.store.answers import Answer, Draft, Submission
@@ -59,6 +59,7 @@ from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError,
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.changes import Correction, Withdrawal
 from labeling_ui.store.finding import Found, Given, ItemOpened, Search
+from labeling_ui.store.inspection import InspectConfig
 from labeling_ui.store.judging import Stored
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.progress import BatchProgress, Past, Progress, Work
@@ -289,12 +290,49 @@ class Store:
         about = Source(source, source_id, ranking)
         return self.transact(lambda tx: campaign.add_pairs(tx, pairs, batched, seed=seed, source=about, url=self.url))
 
+    def add_lot(
+        self,
+        answers: Sequence[SingleAnswer],
+        batch: Batch,
+        config: InspectConfig,
+        *,
+        seed: int,
+        source: str,
+        source_id: str,
+    ) -> int:
+        """Add a lot of answers to review, of which a sample is given out; returns how many are new.
+
+        Raises:
+            StoreError: the lot is there and has grown, or some of it is not to be reviewed.
+        """
+        about = Source(source, source_id)
+        return self.transact(
+            lambda tx: inspection.add_lot(tx, answers, batch, config, seed=seed, source=about, url=self.url)
+        )
+
+    def inspections(self) -> dict[str, dict[str, Any]]:
+        """The lots under inspection and those decided, by batch."""
+        with self.reading() as connection:
+            return {
+                name: inspection.progress_of(connection, one)
+                for name, one in inspection.inspections(connection).items()
+            }
+
+    def accepted_unseen(self) -> dict[str, str]:
+        """Single answers that were accepted by a sample of their lot, each with the lot's batch."""
+        with self.reading() as connection:
+            passed = {one.rest: name for name, one in inspection.inspections(connection).items() if one.passed}
+            query = sa.select(ITEMS.c.id, ITEMS.c.batch).where(ITEMS.c.batch.in_(passed), ITEMS.c.withdrawn == 0)
+            return {row.id: passed[row.batch] for row in connection.execute(query)}
+
     def campaign(self) -> dict[str, Any]:
         """The store's settings: overlap, seed, and `sources`, [source, id] of the pairs."""
         with self.reading() as connection:
             rows = connection.execute(sa.select(SETTINGS.c.name, SETTINGS.c.value)).all()
         return {
-            row.name: json.loads(row.value) for row in rows if not row.name.startswith((campaign.CONFIGURED, SERVED))
+            row.name: json.loads(row.value)
+            for row in rows
+            if not row.name.startswith((campaign.CONFIGURED, SERVED, inspection.INSPECTION))
         }
 
     def sources_of_single_answers(self) -> set[str]:

@@ -35,6 +35,7 @@ from labeling_ui.database.schema import (
     vote_of,
 )
 from labeling_ui.store.campaign import Batch
+from labeling_ui.store.inspection import Inspection, inspections
 from labeling_ui.store.items import Item, items_of, pairs_digest
 from labeling_ui.store.store import IMPORTED, Store
 from tiebreak.assessments import read_judgment, read_pair
@@ -71,6 +72,7 @@ class _Rebuilt:
     raters: dict[str, Row] = field(default_factory=dict)
     hours: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     batches: dict[str, Batch] = field(default_factory=dict)
+    inspections: dict[str, Inspection] = field(default_factory=dict)
     gold: dict[str, str | None] = field(default_factory=dict)
     adjudications: dict[str, tuple[str, bytes]] = field(default_factory=dict)
     acceptances: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -134,6 +136,8 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
                 rebuilt.withdrawn.pop(pair_id, None)
         case "pair_corrected":
             rebuilt.withdrawn[payload["pair_id"]] = "corrected", payload["replaced_by"]
+        case "inspection_planned" | "inspection_decided":
+            rebuilt.inspections[payload["batch"]] = Inspection(**payload)
         case "gold_set":
             rebuilt.gold[event.item_id] = payload["preferred_id"]
         case "gold_removed":
@@ -385,6 +389,10 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
         *(f"item {name}: its gold answer does not match the log" for name in _unequal(gold, rebuilt.gold)),
         *(f"pair {name}: its withdrawal does not match the log" for name in _unequal(gone, rebuilt.withdrawn)),
         *(f"batch {name!r}: does not match the log" for name in _unequal(batches, rebuilt.batches)),
+        *(
+            f"batch {name!r}: its inspection does not match the log"
+            for name in _unequal(inspections(connection), rebuilt.inspections)
+        ),
         *(
             f"the {document} of version {version}: their text does not match the log"
             for document, version in _unequal(texts, rebuilt.documents)

@@ -207,8 +207,10 @@ def revoke(desk: DeskOf, lead: LeadWriting, invitation_id: str) -> dict[str, boo
 def batches(desk: DeskOf) -> list[dict[str, Any]]:
     """All batches, and how far each is. `steered`: not that of conversations, which belong to their raters."""
     progress, nothing = desk.store.batch_progress(), BatchProgress()
+    inspections = desk.store.inspections()
     return [
         {**vars(batch), **vars(progress.get(batch.name, nothing)), "steered": batch.name != CONVERSATIONS.name}
+        | {"inspection": inspections.get(batch.name)}
         for batch in desk.store.batches()
     ]
 

@@ -1,0 +1,216 @@
+"""Inspection of a lot by a sample: raters review part of a batch; the rest is accepted unseen, or reviewed as well.
+
+Single sampling by attributes. Of a lot, n answers are drawn at random and reviewed. If at most c of them are defective, the
+lot is accepted; else all of it is reviewed. n and c are the smallest for which a lot with the share `acceptable` of defects
+fails with a probability of at most α, and one with the share `rejectable` passes with at most β (binomial; Montgomery 2012,
+"Statistical Quality Control", 15.2). An answer that its raters do not accept as it is, is defective.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import Field, model_validator
+from sqlalchemy.engine import Connection
+
+from labeling_ui.database.event_log import Transaction
+from labeling_ui.database.schema import ITEMS, JUDGMENTS, SETTINGS, StoreError
+from labeling_ui.store.campaign import (
+    Batch,
+    BatchChange,
+    Source,
+    begin_campaign,
+    change_batch,
+    find_batch,
+    insert_pairs,
+    new_pairs,
+    record_source,
+    write_batch,
+)
+from tiebreak.assessments import SingleAnswer, decide_review, read_judgment
+from tiebreak.config import Section
+from tiebreak.records import content_id
+
+INSPECTION = "inspection:"
+"""Before a batch's name: the setting that holds the inspection of its lot."""
+REST = " (not inspected)"
+"""After a batch's name: the batch that holds the rest of its lot, which is paused."""
+
+
+class InspectConfig(Section):
+    """How a lot is inspected by a sample."""
+
+    share: float = Field(default=0.1, gt=0, le=1)
+    """the least share of the lot that is reviewed; more are, where the error rates need more"""
+    acceptable: float = Field(default=0.02, gt=0, lt=1)
+    """the share of defective answers with which a lot should pass"""
+    rejectable: float = Field(default=0.1, gt=0, lt=1)
+    """the share of defective answers with which it should not"""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """the probability that a lot with the acceptable share fails, at most"""
+    beta: float = Field(default=0.1, gt=0, lt=0.5)
+    """the probability that a lot with the rejectable share passes, at most"""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> InspectConfig:
+        if self.acceptable >= self.rejectable:
+            raise ValueError(f"acceptable: {self.acceptable:g} must be below rejectable, {self.rejectable:g}")
+        return self
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The inspection of a lot, and what came of it."""
+
+    batch: str
+    lot: int
+    """answers in the lot"""
+    sample: int
+    """answers of it that are reviewed"""
+    most_defects: int
+    """with more defective ones in the sample, all are reviewed"""
+    passed: bool | None = None
+    """None: not decided yet"""
+    defects: int = 0
+
+    @property
+    def rest(self) -> str:
+        """The batch that holds the rest of the lot."""
+        return self.batch + REST
+
+
+def plan_sample(config: InspectConfig, lot: int) -> tuple[int, int]:
+    """(n, c): how many of a lot to review, and how many of those may be defective. n = lot: the sample would be all of it.
+
+    >>> plan_sample(InspectConfig(acceptable=0.02, rejectable=0.1), 5000)[0] >= 500
+    True
+    """
+    size = math.ceil(config.share * lot)
+    while size < lot:
+        # The largest c that keeps β; α then holds or does not.
+        most = -1
+        while chance_of_at_most(most + 1, size, config.rejectable) <= config.beta:
+            most += 1
+        if most >= 0 and chance_of_at_most(most, size, config.acceptable) >= 1 - config.alpha:
+            return size, most
+        size += 1
+    return lot, 0
+
+
+def chance_of_at_most(most: int, n: int, share: float) -> float:
+    """P(X ≤ most) of a binomial X of n trials."""
+    logs = (
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(share)
+        + (n - k) * math.log1p(-share)
+        for k in range(most + 1)
+    )
+    return math.fsum(map(math.exp, logs))
+
+
+def add_lot(
+    tx: Transaction,
+    answers: Sequence[SingleAnswer],
+    batch: Batch,
+    config: InspectConfig,
+    *,
+    seed: int,
+    source: Source,
+    url: str,
+) -> int:
+    """Add a lot, of which a sample is given out; returns how many answers are new.
+
+    Raises:
+        StoreError: the lot is there and has grown, or some of it is not to be reviewed.
+    """
+    begin_campaign(tx, overlap=batch.overlap, seed=seed, url=url)
+    new = new_pairs(tx, answers, source, url)
+    if not new:
+        return 0
+    if find_batch(tx.connection, batch.name) is not None:
+        raise StoreError(
+            f"batch {batch.name!r} of {url} exists, and {source.name} has {len(new)} answers that are not in it: a lot to "
+            "inspect is a batch of its own; name another"
+        )
+    if any(not isinstance(one, SingleAnswer) or one.task != "review" for one in new):
+        raise StoreError(f"inspect: only answers to review can be inspected, but {source.name} has others")
+    sample, most = plan_sample(config, len(new))
+    chance = random.Random(content_id("inspection", seed, batch.name, source.id))
+    drawn = {one.id for one in chance.sample(new, sample)}
+    record_source(tx, source)
+    for part, chosen in ((batch, True), (replace(batch, name=batch.name + REST, paused=True), False)):
+        if those := [one for one in new if (one.id in drawn) is chosen]:
+            write_batch(tx, part, exists=False)
+            insert_pairs(tx, those, part, source=source)
+    inspection = Inspection(batch.name, len(new), sample, most, passed=None if sample < len(new) else False)
+    tx.event("inspection_planned", payload=asdict(inspection))
+    _write(tx, inspection)
+    return len(new)
+
+
+def inspections(connection: Connection) -> dict[str, Inspection]:
+    """All inspections, by batch."""
+    rows = connection.scalars(sa.select(SETTINGS.c.value).where(SETTINGS.c.name.startswith(INSPECTION)))
+    found = [Inspection(**json.loads(value)) for value in rows]
+    return {one.batch: one for one in found}
+
+
+def look_at_lot(tx: Transaction, item: Any) -> None:
+    """After a judgment: decide the inspection of the item's lot once its sample decides it."""
+    value = tx.connection.scalar(sa.select(SETTINGS.c.value).where(SETTINGS.c.name == INSPECTION + item.batch))
+    if value is None or (inspection := Inspection(**json.loads(value))).passed is not None:
+        return
+    decided, defects = _count(tx.connection, inspection.batch)
+    if defects > inspection.most_defects:
+        done = replace(inspection, passed=False, defects=defects)
+    elif decided >= _size(tx.connection, inspection):
+        done = replace(inspection, passed=True, defects=defects)
+    else:
+        return
+    tx.event("inspection_decided", payload=asdict(done))
+    _write(tx, done)
+    if not done.passed:
+        change_batch(tx, done.rest, BatchChange(paused=False))
+
+
+def progress_of(connection: Connection, inspection: Inspection) -> dict[str, Any]:
+    """An inspection with how far it is."""
+    decided, defects = _count(connection, inspection.batch)
+    return {**asdict(inspection), "inspected": decided, "defects": defects}
+
+
+def _size(connection: Connection, inspection: Inspection) -> int:
+    """The sample, without those withdrawn."""
+    query = sa.select(sa.func.count()).where(ITEMS.c.batch == inspection.batch, ITEMS.c.withdrawn == 0)
+    return int(connection.scalar(query.select_from(ITEMS)) or 0)
+
+
+def _count(connection: Connection, batch: str) -> tuple[int, int]:
+    """(answers whose raters have all judged, those of them that are defective)."""
+    query = sa.select(JUDGMENTS.c.item_id, JUDGMENTS.c.record, ITEMS.c.overlap).join(
+        ITEMS, ITEMS.c.id == JUDGMENTS.c.item_id
+    )
+    which = sa.and_(ITEMS.c.batch == batch, JUDGMENTS.c.occasion == 0, ITEMS.c.withdrawn == 0)
+    votes: dict[str, list[str]] = {}
+    wanted: dict[str, int] = {}
+    for row in connection.execute(query.where(which).order_by(JUDGMENTS.c.seq)):
+        judgment = read_judgment(row.record)
+        if not judgment.skip:
+            votes.setdefault(row.item_id, []).append(str(getattr(judgment, "value", "")))
+            wanted[row.item_id] = row.overlap
+    decided = [verdicts for item, verdicts in votes.items() if len(verdicts) >= wanted[item]]
+    return len(decided), sum(decide_review(verdicts) != "accept" for verdicts in decided)
+
+
+def _write(tx: Transaction, inspection: Inspection) -> None:
+    name = INSPECTION + inspection.batch
+    tx.connection.execute(sa.delete(SETTINGS).where(SETTINGS.c.name == name))
+    tx.connection.execute(sa.insert(SETTINGS).values(name=name, value=json.dumps(asdict(inspection))))

@@ -1,0 +1,134 @@
+"""Lots of answers that are inspected by a sample: the plan's error rates, and what becomes of a lot."""
+
+from __future__ import annotations
+
+import json
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_label_single import export_of, make_single, rows_of
+
+from labeling_ui.configuration import LabelConfig
+from labeling_ui.store.answers import Submission
+from labeling_ui.store.campaign import Batch
+from labeling_ui.store.inspection import InspectConfig, chance_of_at_most, plan_sample
+from labeling_ui.store.store import Store, StoreError
+from labeling_ui.store.verify import verify
+from tiebreak.data.reading import read_demonstrations
+
+
+@pytest.mark.parametrize(("most", "n", "share"), [(0, 10, 0.1), (3, 52, 0.02), (7, 200, 0.1), (52, 52, 0.3)])
+def test_the_binomial_is_that_of_the_definition(most: int, n: int, share: float) -> None:
+    exact = sum(comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(most + 1))
+    assert chance_of_at_most(most, n, share) == pytest.approx(exact, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        InspectConfig(share=0.001),
+        InspectConfig(share=0.001, acceptable=0.01, rejectable=0.08, alpha=0.05, beta=0.1),
+        InspectConfig(share=0.001, acceptable=0.05, rejectable=0.2, alpha=0.01, beta=0.01),
+    ],
+)
+def test_a_plan_keeps_its_error_rates_and_is_the_smallest(config: InspectConfig) -> None:
+    """By simulated lots of 20,000, and by trying every smaller plan."""
+    lot, chance = 20_000, np.random.default_rng(0)
+    n, most = plan_sample(config, lot)
+    defects = {
+        share: chance.hypergeometric(int(share * lot), int((1 - share) * lot), n, 40_000)
+        for share in (config.acceptable, config.rejectable)
+    }
+    assert np.mean(defects[config.acceptable] > most) <= config.alpha + 0.004
+    assert np.mean(defects[config.rejectable] <= most) <= config.beta + 0.004
+
+    def works(size: int, allowed: int) -> bool:
+        passes = [
+            sum(comb(size, k) * share**k * (1 - share) ** (size - k) for k in range(allowed + 1))
+            for share in (config.acceptable, config.rejectable)
+        ]
+        return passes[0] >= 1 - config.alpha and passes[1] <= config.beta
+
+    assert works(n, most)
+    assert not any(works(size, allowed) for size in range(20, n) for allowed in range(most + 1))
+
+
+def test_a_share_is_the_least_that_is_reviewed_and_a_small_lot_is_reviewed_whole() -> None:
+    assert plan_sample(InspectConfig(share=0.1), 10_000)[0] >= 1_000
+    assert plan_sample(InspectConfig(share=0.1), 20) == (20, 0)
+
+
+LOOSE = InspectConfig(share=0.1, acceptable=0.05, rejectable=0.5, alpha=0.1, beta=0.1)
+
+
+def begin(url: str, lot: int) -> tuple[Store, int, int]:
+    store = Store.open(url, create=True)
+    store.add_rater("rater 0", rater_id="r0")
+    answers = [make_single(n, "review", f"text {n}") for n in range(lot)]
+    assert store.add_lot(answers, Batch("lot"), LOOSE, seed=0, source="s", source_id="s") == lot
+    [inspection] = store.inspections().values()
+    return store, inspection["sample"], inspection["most_defects"]
+
+
+def review(store: Store, verdicts: list[str]) -> list[str]:
+    judged = []
+    for n, verdict in enumerate(verdicts):
+        given = store.claim("r0")
+        assert given is not None
+        fields = {"edited_text": "better"} if verdict == "edit" else {"rationale": "wrong"}
+        store.submit("r0", Submission(client_id=f"{given.item_id} {n}", pair_id=given.item_id, value=verdict, **fields))  # type: ignore[arg-type]
+        judged.append(given.item_id)
+    return judged
+
+
+def test_a_good_sample_accepts_the_lot(url: str, tmp_path: Path) -> None:
+    store, sample, most = begin(url, 40)
+    assert 1 <= most < sample < 20
+    seen = review(store, ["reject"] * most + ["accept"] * (sample - most))
+    assert store.claim("r0") is None, "nobody is asked about the rest"
+    [inspection] = store.inspections().values()
+    assert (inspection["passed"], inspection["defects"]) == (True, most)
+    assert store.status()["judgments_wanted"] == sample, "and it is not missing"
+    assert verify(store).faults == []
+    final = export_of(store, tmp_path / "out")
+    rows = rows_of(final / "reviews.jsonl")
+    unseen = [row for row in rows if "lot" in row]
+    assert len(rows) == 40
+    assert len(unseen) == 40 - sample
+    assert {(row["verdict"], row["lot"], row["kind"], len(row["raters"])) for row in unseen} == {
+        ("accept", "lot", "unstated", 0)
+    }
+    assert not {row["answer_id"] for row in unseen} & set(seen)
+    made = read_demonstrations(str(tmp_path / "out"))
+    tags = [one.prompt.tags[-1] for one in made]
+    assert (tags.count("reviewed:by_sample"), tags.count("reviewed:accepted")) == (40 - sample, sample - most)
+    report = json.loads((final / "report.json").read_text())["single_answers"]["review"]
+    assert report["outcomes"] == {"accept": sample - most, "accept by sample": 40 - sample, "reject": most}
+
+
+def test_a_bad_sample_is_noticed_at_once_and_all_are_reviewed(url: str) -> None:
+    store, _, most = begin(url, 40)
+    review(store, ["edit"] * most)
+    assert next(iter(store.inspections().values()))["passed"] is None
+    review(store, ["reject"])
+    [inspection] = store.inspections().values()
+    assert (inspection["passed"], inspection["inspected"]) == (False, most + 1)
+    review(store, ["accept"] * (40 - most - 1))
+    assert store.claim("r0") is None
+    assert store.status()["judgments_wanted"] == store.judged() == 40
+    assert verify(store).faults == []
+    with pytest.raises(StoreError, match="a lot to inspect is a batch of its own"):
+        store.add_lot([make_single(99, "review")], Batch("lot"), LOOSE, seed=0, source="s", source_id="t")
+    assert (
+        store.add_lot([make_single(3, "review", "text 3")], Batch("lot"), LOOSE, seed=0, source="s", source_id="t") == 0
+    )
+    with pytest.raises(StoreError, match="only answers to review"):
+        store.add_lot([make_single(100, "rate")], Batch("other"), LOOSE, seed=0, source="s", source_id="t")
+
+
+def test_a_lot_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="set answers and batch"):
+        LabelConfig(output="out", answers="rows.jsonl", inspect=True)  # type: ignore[arg-type]
+    assert LabelConfig(output="out", answers="rows.jsonl", inspect=True, batch="lot").inspect == InspectConfig()  # type: ignore[arg-type]
