@@ -73,6 +73,7 @@ class Cells:
 
     def __init__(self, row: Mapping[str, Any], columns: Mapping[str, str | None], of_text: bool = False) -> None:
         self.used: set[str] = set()
+        self.of_text = of_text
         self.theirs = {ours: theirs for ours, theirs in columns.items() if theirs is not None}
         """the data's names of our columns, as far as `columns` says them"""
         self.explicit = self.theirs.keys()

@@ -24,7 +24,9 @@ from tiebreak.data.conversations import (
     to_messages,
     to_tools,
 )
+from tiebreak.data.documents import DOCUMENT
 from tiebreak.data.images import IMAGES, has_placeholders, place_images, read_images
+from tiebreak.data.tickets import is_ticket, ticket_of
 from tiebreak.records import MAX_STRENGTH, Message, Messages, Tools, check_prompt, check_side, text_of
 
 RecordKind = Literal["prompts", "demonstrations", "preferences", "answers"]
@@ -145,6 +147,8 @@ def interpret(cells: Cells, wanted: RecordKind) -> Interpretation:
     _flatten(cells)
     for shape in _SHAPES[wanted]:
         if (interpretation := shape(cells)) is not None:
+            if cells.of_text:
+                _refuse_formulas(cells)
             if images := read_images(cells):
                 interpretation.results = [_with_images(result, images, cells) for result in interpretation.results]
             return interpretation
@@ -216,6 +220,21 @@ def _refuse_unread(cells: Cells) -> None:
         )
 
 
+_FORMULA = re.compile(r"[=+@-][A-Z][A-Z0-9.]*\(.*\)|[=+@-]\w+\|.*!.*", re.DOTALL | re.IGNORECASE)
+"""A cell that is a formula as a whole, or a command of Dynamic Data Exchange."""
+_SPREADSHEET_ERRORS = ("#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#N/A", "#NULL!", "#NUM!")
+
+
+def _refuse_formulas(cells: Cells) -> None:
+    """Refuse formulas in the place of text: a spreadsheet was saved without its values."""
+    for name in sorted(cells.used):
+        value = cells.values.get(name)
+        if isinstance(value, str) and (_FORMULA.fullmatch(value.strip()) or value.strip() in _SPREADSHEET_ERRORS):
+            raise ValueError(
+                f"{name}: {value.strip()[:40]!r} is a spreadsheet's formula or error, no text: save its values"
+            )
+
+
 def _refuse_printed(cells: Cells) -> None:
     for name, value in cells.values.items():
         if isinstance(value, str) and is_printed_conversation(value):
@@ -227,6 +246,8 @@ def _refuse_printed(cells: Cells) -> None:
 
 def _missing(cells: Cells, wanted: RecordKind) -> str:
     there = ", ".join(cells.values) or "none"
+    if isinstance(cells.values.get(DOCUMENT), str):
+        return f"a document is a prompt without an answer: give it as prompts, not as {wanted}"
     for name in ("prompt", "completion", "messages", *SIDES[0]):
         if name in cells.empty:
             return f"column {name!r} is empty in this row"
@@ -385,6 +406,46 @@ def _common_prompt(cells: Cells) -> Interpretation | None:
     return Interpretation(
         f"prompts of {preferences.shape}", [PromptRow(row.prompt, row.tools) for row in _preference_rows(preferences)]
     )
+
+
+def _document(cells: Cells) -> Interpretation | None:
+    if not isinstance(cells.values.get(DOCUMENT), str) or _prompt_column(cells) is not None:
+        return None
+    return Interpretation("documents", [PromptRow(_with_system(cells, _messages(cells, cells.get(DOCUMENT))))])
+
+
+# --- tickets -----------------------------------------------------------------------------------------------------------
+
+
+def _ticket_prompt(cells: Cells) -> Interpretation | None:
+    """A ticket's thread up to the last answer."""
+    return _ticket(cells, answered=False)
+
+
+def _answered_ticket(cells: Cells) -> Interpretation | None:
+    return _ticket(cells, answered=True)
+
+
+def _ticket(cells: Cells, *, answered: bool) -> Interpretation | None:
+    if not is_ticket(cells.values):
+        return None
+    ticket = ticket_of(cells.values)
+    cells.used |= {"comments", "conversation_parts", "requester_id", "subject"} & cells.values.keys()
+    if ticket.system == "Intercom":
+        cells.used.add("source")
+    results: list[Content] = [Omission(reason) for reason, count in ticket.left_out.items() for _ in range(count)]
+    turns = ticket.messages
+    while answered and turns and turns[-1]["role"] == "user":
+        turns.pop()  # thanks for the last answer
+    if not answered and any(turn["role"] == "assistant" for turn in turns):
+        turns = turns[: max(n for n, turn in enumerate(turns) if turn["role"] == "assistant")]
+    shape = f"{ticket.system} tickets"
+    if len(turns) < 1 + answered:
+        missing = "an answer" if answered else "a question"
+        return Interpretation(shape, [*results, Omission(f"tickets without {missing}")])
+    messages = _with_system(cells, _messages(cells, turns))
+    row = AnswerRow(messages[:-1], (), messages[-1:]) if answered else PromptRow(messages)
+    return Interpretation(shape, [*results, row])
 
 
 # --- demonstrations ----------------------------------------------------------------------------------------------------
@@ -939,8 +1000,8 @@ def pair_up(rated: Sequence[RatingRow]) -> list[Content]:
 
 
 _SHAPES: dict[RecordKind, tuple[Callable[[Cells], Interpretation | None], ...]] = {
-    "prompts": (_bare_prompt, _conversation_prompt, _common_prompt),
-    "demonstrations": (_conversation, _prompt_and_answer),
+    "prompts": (_ticket_prompt, _bare_prompt, _conversation_prompt, _common_prompt, _document),
+    "demonstrations": (_answered_ticket, _conversation, _prompt_and_answer),
     "preferences": (_two_sides, _pair_with_winner, _ranking, _rating),
     "answers": (_labelled_answer,),
 }
@@ -950,7 +1011,7 @@ def guess(cells: Cells) -> RecordKind:
     """The kind of record that a row most likely is."""
     if _has_pair(cells):
         return "preferences"
-    if any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
+    if is_ticket(cells.values) or any(name in cells for name in (*CONVERSATIONS, *ANSWERS)):
         return "demonstrations"
     return "prompts"
 

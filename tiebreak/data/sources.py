@@ -1,7 +1,8 @@
 """Sources of rows:
 
     FILE                            .jsonl .ndjson .json .csv .tsv, plain or .gz .zst .bz2 .xz, and .parquet
-    FOLDER, FOLDER@SPLIT            files of one of these forms (shards), or what `save_to_disk` wrote
+    FILE                            .txt .md .html .pdf: a document
+    FOLDER, FOLDER@SPLIT            files of one of these forms (shards), documents, or what `save_to_disk` wrote
     hub:NAME[/CONFIG]@SPLIT[#REVISION]
 
 Files and folders named for a split (`train-00000-of-00004.parquet`, `test/`) give it to their rows, if there are at
@@ -18,12 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiebreak.data.arrow import read_parquet, read_saved, to_table
+from tiebreak.data.compression import COMPRESSED_ENDINGS
+from tiebreak.data.documents import DOCUMENT_ENDINGS, read_document
 from tiebreak.data.shapes import RecordKind
 from tiebreak.data.splits import split_of, variant_of
-from tiebreak.data.text import COMPRESSED_ENDINGS, JSON_ENDINGS, TABLE_ENDINGS, Table, form_of, read_text_file
+from tiebreak.data.text import JSON_ENDINGS, TABLE_ENDINGS, Table, form_of, read_text_file
 from tiebreak.errors import DataError, RunError
 
 ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, ".parquet")
+NOT_DOCUMENTS = ("readme", "license", "licence", "changelog")
+"""Names of documents about a folder, less their endings."""
 NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 RUN_OR_MODEL = ("manifest.json", "run.json", "config.json", "adapter_config.json", "tokenizer_config.json")
 """A folder with one of these is not data."""
@@ -80,10 +85,12 @@ def read_file(path: Path) -> Table:
         raise DataError(f"no such file or run folder: {path}")
     if path.suffix.lower() == ".parquet":
         return read_parquet(path)
+    if path.suffix.lower() in DOCUMENT_ENDINGS:
+        return read_document(path)
     if form_of(path) not in ENDINGS:
         raise DataError(
-            f"{path}: unsupported file type; supported: {' '.join(ENDINGS)}, and all but .parquet compressed as "
-            f"{' '.join(COMPRESSED_ENDINGS)}"
+            f"{path}: unsupported file type; supported: {' '.join(ENDINGS)}, all but .parquet also compressed as "
+            f"{' '.join(COMPRESSED_ENDINGS)}, and documents as {' '.join(DOCUMENT_ENDINGS)}"
         )
     return read_text_file(path)
 
@@ -117,7 +124,7 @@ def data_files(folder: Path) -> list[Path]:
     if saved:
         return sorted([*saved, *folder.rglob("*.arrow")])
     files = [file for file in folder.rglob("*") if _is_data(file, folder)]
-    return sorted(files)
+    return sorted(files or (file for file in folder.rglob("*") if _is_document(file, folder)))
 
 
 def _refuse_runs(folder: Path) -> None:
@@ -133,10 +140,17 @@ def _refuse_runs(folder: Path) -> None:
 
 
 def _is_data(file: Path, folder: Path) -> bool:
-    inside = file.relative_to(folder)
-    hidden = any(part.startswith((".", "_")) for part in inside.parts)
     ending = ".parquet" if file.suffix.lower() == ".parquet" else form_of(file)
-    return file.is_file() and not hidden and file.name not in NOT_DATA and ending in ENDINGS
+    return ending in ENDINGS and file.name not in NOT_DATA and file.is_file() and not _is_hidden(file, folder)
+
+
+def _is_document(file: Path, folder: Path) -> bool:
+    named = file.suffix.lower() in DOCUMENT_ENDINGS and file.stem.lower() not in NOT_DOCUMENTS
+    return named and file.is_file() and not _is_hidden(file, folder)
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
 
 
 def _folder_parts(folder: Path) -> list[Part]:
@@ -151,14 +165,24 @@ def _folder_parts(folder: Path) -> list[Part]:
     if not files:
         raise DataError(
             f"{folder}: no finished run (it has no manifest.json) and no data: give a run folder, a folder of "
-            f"{' '.join(ENDINGS)} files, or what save_to_disk wrote"
+            f"{' '.join(ENDINGS)} files, of documents ({' '.join(DOCUMENT_ENDINGS)}), or what save_to_disk wrote"
         )
+    if files[0].suffix.lower() in DOCUMENT_ENDINGS:
+        return [Part(_split_name(file, folder), lambda file=file: _of_folder(file, folder)) for file in files]  # type: ignore[misc]
     kinds = sorted({".parquet" if file.suffix.lower() == ".parquet" else form_of(file) for file in files})
     if len(kinds) > 1:
         raise DataError(
             f"{folder}: has {' and '.join(kinds)} files, which may hold the same rows twice: name the files to read"
         )
     return [Part(_split_name(file, folder), lambda file=file: read_file(file)) for file in files]  # type: ignore[misc]
+
+
+def _of_folder(file: Path, folder: Path) -> Table:
+    """A document of a folder, which names it by its path inside."""
+    table = read_document(file)
+    for _, row in table.rows:
+        row["source"] = str(file.relative_to(folder))
+    return table
 
 
 def _split_name(file: Path, folder: Path) -> str:

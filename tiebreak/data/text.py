@@ -6,27 +6,24 @@ hides the next.
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import re
 import sys
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiebreak.data.compression import COMPRESSED_ENDINGS, LONGEST_LINE_BYTES, lines_of, open_bytes, read_bytes
+from tiebreak.data.tickets import is_ticket, tickets_of
 from tiebreak.errors import DataError
 
 Row = tuple[str, dict[str, Any]]
 """A row's place (`file:line`), and the row."""
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TABLE_ENDINGS = (".csv", ".tsv")
-COMPRESSED_ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,17 @@ def read_text_file(path: Path) -> Table:
     Raises:
         DataError: the file as a whole cannot be read: wrong compression, not UTF-8, truncated.
     """
-    content = read_bytes(path)
     if form_of(path) in TABLE_ENDINGS:
-        return _read_table(path, content)
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: UTF-16, not UTF-8: save it as UTF-8")
-    return _read_json(path, content.removeprefix(b"\xef\xbb\xbf"))
+        return _read_table(path, read_bytes(path))
+    if _is_lines_of_json(path):
+        table = Table()
+        for where, row in json_lines(path):
+            if isinstance(row, BadRow):
+                table.bad.append(row)
+            else:
+                table.rows.append((where, row))
+        return table
+    return _read_json(path, read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
 
 
 def form_of(path: Path) -> str:
@@ -75,71 +77,90 @@ def form_of(path: Path) -> str:
     return endings[-1] if endings else ""
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's content, decompressed according to its name.
-
-    Raises:
-        DataError: it cannot be read, or its compression is another.
-    """
-    try:
-        content = path.read_bytes()
-        return _DECOMPRESS[path.suffix.lower()](content) if path.suffix.lower() in _DECOMPRESS else content
-    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
-
-
-def _from_zstandard(content: bytes) -> bytes:
-    from pyarrow import BufferReader, CompressedInputStream
-
-    return bytes(CompressedInputStream(BufferReader(content), "zstd").read())
-
-
-_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _from_zstandard,
-}
-
-
 # --- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path, content: bytes) -> Table:
-    """JSON Lines, an array, or one object with an array of rows, or one array per split."""
-    begun = content.lstrip()
-    if _is_line_of_json(path, begun):
-        return _read_lines(path, content)
-    if begun.startswith(b"["):
-        return _read_array(path, _decoded(path, content))
-    return (_read_object(path, content) if begun.startswith(b"{") else None) or _read_lines(path, content)
+def _is_lines_of_json(path: Path) -> bool:
+    """Whether the first line is a complete value: the file is then JSON Lines, if others follow or its name says so.
 
-
-def _is_line_of_json(path: Path, content: bytes) -> bool:
-    """Whether the first line is a complete value: the file is then JSON Lines, if others follow or its name says so."""
-    first, _, rest = content.partition(b"\n")
+    Raises:
+        DataError: it is UTF-16.
+    """
+    with open_bytes(path) as stream:
+        begun = stream.peek(3)[:3]
+        if begun.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{path}: UTF-16, not UTF-8: save it as UTF-8")
+        lines = (line for _, line in lines_of(stream) if line is None or line.strip(b"\xef\xbb\xbf \t\r\n"))
+        first, follows = next(lines, b""), next(lines, b"") != b""
+    if first is None:
+        return form_of(path) != ".json"
     try:
-        json.loads(first)
+        json.loads(first.removeprefix(b"\xef\xbb\xbf"))
     except (RecursionError, ValueError):
         return False
-    return bool(rest.strip()) or (form_of(path) != ".json" and first.startswith(b"{"))
+    return follows or (form_of(path) != ".json" and first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{"))
 
 
-def _read_lines(path: Path, content: bytes) -> Table:
-    table = Table()
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            _add(table, where, _value_of(line.decode("utf-8").rstrip("\r\n")), b"\\u" in line)
-        except UnicodeDecodeError as error:
-            table.bad.append(BadRow(where, f"not UTF-8 ({error.reason} at byte {error.start})"))
-        except json.JSONDecodeError as error:
-            table.bad.append(BadRow(where, f"not JSON ({error.msg} at column {error.colno})"))
-        except (RecursionError, ValueError) as error:
-            table.bad.append(BadRow(where, f"not JSON ({error})"))
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """The rows of a file of JSON Lines, one at a time, each with its place."""
+    with open_bytes(path) as stream:
+        for number, line in lines_of(stream):
+            yield from _line(f"{path}:{number}", line.removeprefix(b"\xef\xbb\xbf") if line and number == 1 else line)
+
+
+def _line(where: str, line: bytes | None) -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    if line is None:
+        yield where, BadRow(where, f"a line of more than {LONGEST_LINE_BYTES // 1024**2} MB")
+    elif line.strip():
+        table = Table()
+        _read_line(table, where, line)
+        yield from table.rows
+        yield from ((where, bad) for bad in table.bad)
+
+
+def _read_json(path: Path, content: bytes) -> Table:
+    """An array, one object with an array of rows, one array per split, or lines of which the first is broken."""
+    begun = content.lstrip()
+    if begun.startswith(b"["):
+        return _read_array(path, _decoded(path, content))
+    table = _read_object(path, content) if begun.startswith(b"{") else None
+    if table is None:
+        table = Table()
+        for number, line in enumerate(content.splitlines(), start=1):
+            if line.strip():
+                _read_line(table, f"{path}:{number}", line)
     return table
+
+
+def _read_line(table: Table, where: str, line: bytes) -> None:
+    try:
+        _add(table, where, _value_of(line.decode("utf-8").rstrip("\r\n")), b"\\u" in line, _may_be_deep(line))
+    except UnicodeDecodeError as error:
+        table.bad.append(BadRow(where, f"not UTF-8 ({error.reason} at byte {error.start})"))
+    except json.JSONDecodeError as error:
+        table.bad.append(BadRow(where, f"not JSON ({error.msg} at column {error.colno})"))
+    except (RecursionError, ValueError) as error:
+        table.bad.append(BadRow(where, f"not JSON ({error})"))
+
+
+MOST_LEVELS = 100
+"""JSON that is nested further is no data: it only breaks what reads it."""
+
+
+def _may_be_deep(line: bytes) -> bool:
+    return line.count(b"[") + line.count(b"{") > MOST_LEVELS
+
+
+def levels_of(value: object) -> int:
+    """The levels of a JSON value, counted without recursion."""
+    level, layer = 0, [value]
+    while layer := [inner for one in layer for inner in _inside(one)]:
+        level += 1
+    return level
+
+
+def _inside(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _value_of(line: str) -> object:
@@ -191,7 +212,9 @@ def _read_object(path: Path, content: bytes) -> Table | None:
         value = json.loads(content)
     except (RecursionError, ValueError):
         return None
-    lists = {key: rows for key, rows in value.items() if _is_rows(rows)}
+    if (tickets := tickets_of(value)) is not None:
+        value = {"tickets": tickets}
+    lists = {} if is_ticket(value) else {key: rows for key, rows in value.items() if _is_rows(rows)}
     table = Table()
     if lists and all(split_of(key) for key in lists):
         for key, rows in lists.items():
@@ -222,10 +245,17 @@ def _is_rows(value: object) -> bool:
     )
 
 
-def _add(table: Table, where: str, value: object, escaped: bool) -> None:
-    """Add a value as a row. `escaped`: it has escapes, the only way to write text that no file can hold."""
+def _add(table: Table, where: str, value: object, escaped: bool, deep: bool = True) -> None:
+    """Add a value as a row.
+
+    Args:
+        escaped: it has escapes, the only way to write text that no file can hold.
+        deep: it may be nested too deeply.
+    """
     if not isinstance(value, dict):
         table.bad.append(BadRow(where, f"a {type(value).__name__}, not an object"))
+    elif deep and levels_of(value) > MOST_LEVELS:
+        table.bad.append(BadRow(where, f"nested more than {MOST_LEVELS} levels deep"))
     elif escaped and (column := _unwritable(value)):
         table.bad.append(BadRow(where, f"{column}: holds an unpaired surrogate, which is no character: remove it"))
     else:

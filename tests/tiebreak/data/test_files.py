@@ -20,7 +20,7 @@ import pytest
 from pyarrow import parquet
 from support import REPOSITORY, write_rows
 
-from tiebreak.data import sources, text
+from tiebreak.data import compression, sources
 from tiebreak.data.reading import Rules, read_demonstrations, read_preferences, read_prompts
 from tiebreak.data.sources import (
     data_files,
@@ -406,10 +406,10 @@ def test_the_ending_that_says_what_a_file_holds() -> None:
 
 
 def test_the_first_line_of_what_a_decompressor_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(content: bytes) -> bytes:
-        raise ValueError(f"{len(content)} bytes\nand more")
+    def fail(path: Path) -> None:
+        raise OSError(f"{path.stat().st_size} bytes\nand more")
 
-    monkeypatch.setitem(text._DECOMPRESS, ".gz", fail)
+    monkeypatch.setitem(compression._OPEN, ".gz", fail)
     with pytest.raises(DataError, match=r"x\.jsonl\.GZ: cannot be read: 2 bytes$"):
         table_of(tmp_path, "x.jsonl.GZ", "{}")
 
@@ -566,7 +566,7 @@ def test_which_files_of_a_folder_are_data(tmp_path: Path) -> None:
         assert not is_data_folder(tmp_path)
         (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"unsupported file type; supported: \.jsonl"):
-        read_file(tmp_path / "card.md")
+        read_file(tmp_path / "f.gz")
     with pytest.raises(DataError, match="no such file or run folder: "):
         read_file(tmp_path / "in")
 
