@@ -86,6 +86,8 @@ class LabelConfig(StageConfig):
     """judgments that each rater is asked for per day; their page shows today's count against it"""
     break_after_minutes: int | None = Field(default=None, ge=1, le=600, exclude_if=lambda minutes: minutes is None)
     """suggest a break to raters who work so long without one of five minutes; null: never"""
+    second_factor_for_leads: bool = Field(default=False, exclude_if=lambda asked: not asked)
+    """leads, reviewers and observers need the codes of an authenticator app beside their password"""
     lease_seconds: int = Field(default=LEASE_SECONDS, ge=10)
     """a pair that a rater leaves unanswered is free for others after this time"""
     host: str = "127.0.0.1"

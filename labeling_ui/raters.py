@@ -2,7 +2,7 @@
 
     tiebreak raters add NAME [--role rater|reviewer|observer|lead] [--pool P] [--password-stdin] --store URL
     tiebreak raters invite [--role …] [--pool P] --store URL        a link that creates one account, within a week
-    tiebreak raters reset NAME [--password-stdin] --store URL       a new password; re-enables a disabled rater
+    tiebreak raters reset NAME [--password-stdin] --store URL       a new password; re-enables, removes a second factor
     tiebreak raters move NAME --pool P --store URL                  to another pool; '' is everybody's
     tiebreak raters disable NAME --store URL
     tiebreak raters list --store URL [--json]

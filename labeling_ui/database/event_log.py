@@ -24,7 +24,7 @@ EventKind = Literal[
     "campaign_begun", "overlap_changed", "pairs_added", "batch_changed", "gold_set", "gold_removed",
     "pairs_moved", "pairs_withdrawn", "pairs_restored", "pair_corrected",
     "rater_added", "rater_disabled", "rater_enabled", "rater_moved", "password_reset", "role_changed", "invited",
-    "invitation_revoked",
+    "invitation_revoked", "second_factor_set", "second_factor_removed",
     "published", "guidelines_accepted", "consent_given",
     "assigned", "reopened", "renewed", "lapsed", "shown", "draft",
     "submitted", "skipped", "flagged", "amended", "undone", "rejected", "adjudicated", "settlement_removed",

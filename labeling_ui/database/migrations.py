@@ -390,6 +390,21 @@ def _migrate_014_single_answers(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE assignments ALTER COLUMN right_id DROP NOT NULL")
 
 
+_SECOND_FACTORS = """
+CREATE TABLE second_factors (
+  rater_id TEXT PRIMARY KEY REFERENCES raters (id),
+  secret TEXT NOT NULL,
+  confirmed_at_ms BIGINT NOT NULL,
+  last_step BIGINT NOT NULL
+);
+"""
+
+
+def _migrate_015_second_factors(connection: Connection) -> None:
+    """Codes of authenticator apps."""
+    _run_all(connection, _SECOND_FACTORS)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -405,6 +420,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_012_search,
     _migrate_013_people,
     _migrate_014_single_answers,
+    _migrate_015_second_factors,
 )
 
 

@@ -230,6 +230,14 @@ SESSIONS = Table(
     Column("csrf_token", String),
     Column("expires_at_ms", BigInteger),
 )
+SECOND_FACTORS = Table(
+    "second_factors",
+    METADATA,
+    Column("rater_id", String, primary_key=True),
+    Column("secret", String),
+    Column("confirmed_at_ms", BigInteger),
+    Column("last_step", BigInteger),
+)
 ACCEPTANCES = Table(
     "acceptances",
     METADATA,

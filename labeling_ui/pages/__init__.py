@@ -86,6 +86,8 @@ class PageConfig:
     """judgments that a rater is asked for a day"""
     break_after_minutes: int | None = None
     """work without a break after which one is suggested"""
+    second_factor_for_leads: bool = False
+    """whether those who see the lead's page need a second factor"""
     asked: Asked = field(default_factory=Asked)
     """asked beside the vote"""
     reason: bool = True

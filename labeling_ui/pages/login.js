@@ -12,13 +12,20 @@ if (token) {
 form.addEventListener('submit', async (event) => {
   event.preventDefault();
   problem.hidden = true;
-  const body = { username: form.elements.username.value, password: form.elements.password.value, ...(token && { token }) };
+  const body = { username: form.elements.username.value, password: form.elements.password.value, ...(form.elements.code.value && { code: form.elements.code.value }), ...(token && { token }) };
   try {
     await call(token ? '/api/invitations/accept' : '/api/login', { method: 'POST', body });
     window.location.href = `${base}/rate/`;
   } catch (error) {
+    const code = form.elements.code;
+    if (error.status === 428) { // the password is right, and the account has a second factor
+      code.closest('label').hidden = false;
+      code.required = true;
+      code.focus();
+      return;
+    }
     problem.textContent = error.status ? error.message : words['login.failed'];
     problem.hidden = false;
-    form.elements.password.select();
+    (code.required ? code : form.elements.password).select();
   }
 });

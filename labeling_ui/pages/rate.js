@@ -421,6 +421,7 @@ async function begin() {
   take(await insist(nextPath()));
   if (!current && !talk && props.value.converse) beginTalk(); // nothing else to do, as in a campaign of conversations alone
   fetchAhead();
+  if (window.location.hash === '#second-factor') open('work'); // from the lead's page, which needs one
 }
 
 begin().catch((error) => warn(error.message, 'refused'));

@@ -37,7 +37,7 @@ async function showWork() {
       make('button', { type: 'button', class: 'plain', 'data-earlier': true, hidden: true }, words['work.more']),
     );
     addHistory(past);
-    if (csrfToken) place.append(...account(await call('/api/sessions')));
+    if (csrfToken) place.append(...account(await call('/api/sessions')), ...factor(await call('/api/second-factor')));
   } catch (error) {
     if (mine !== openings) return;
     place.textContent = error.status ? error.message : words.waiting;
@@ -93,6 +93,45 @@ async function changePassword(form) {
     find('.sessions').textContent = words['sessions.none'];
   } catch (error) {
     note.textContent = error.status ? error.message : words.waiting;
+  }
+}
+
+// The second factor: the code of an authenticator app.
+function factor({ set, needed }) {
+  const password = make('input', { name: 'password', type: 'password', required: true, autocomplete: 'current-password', placeholder: words['password.current'], 'aria-label': words['password.current'] });
+  const form = set
+    ? make('form', { class: 'account' }, password, codeField(), make('button', { class: 'plain' }, words['factor.remove']), make('span', { class: 'note', role: 'status' }))
+    : make('form', { class: 'account' }, make('button', { class: 'plain' }, words['factor.begin']), make('span', { class: 'note', role: 'status' }));
+  form.addEventListener('submit', (event) => { event.preventDefault(); if (set) sendCode(form, 'remove'); else beginFactor(form); });
+  return [make('section', { class: 'factor' }, make('h3', {}, words.factor), make('p', { class: 'note' }, words[set ? 'factor.set' : needed ? 'factor.needed' : 'factor.none']), form)];
+}
+
+function codeField() {
+  return make('input', { name: 'code', required: true, inputmode: 'numeric', autocomplete: 'one-time-code', maxlength: '7', pattern: '[0-9]{3} ?[0-9]{3}', placeholder: words['factor.code'], 'aria-label': words['factor.code'] });
+}
+
+async function beginFactor(form) {
+  try {
+    const { secret, qr } = await call('/api/second-factor', { method: 'POST', body: {} });
+    const picture = make('div', { class: 'qr', role: 'img', 'aria-label': words['factor.qr'] });
+    picture.innerHTML = qr; // the server's own drawing
+    const confirm = make('form', { class: 'account' }, codeField(), make('button', { class: 'primary' }, words['factor.confirm']), make('span', { class: 'note', role: 'status' }));
+    confirm.addEventListener('submit', (event) => { event.preventDefault(); sendCode(confirm, 'confirm'); });
+    form.replaceWith(make('p', { class: 'note' }, words['factor.scan']), picture, make('code', { class: 'secret' }, secret.match(/.{4}/g).join(' ')), confirm);
+    confirm.elements.code.focus();
+  } catch (error) {
+    form.querySelector('.note').textContent = error.status ? error.message : words.waiting;
+  }
+}
+
+async function sendCode(form, what) {
+  const body = { code: form.elements.code.value, ...(form.elements.password && { password: form.elements.password.value }) };
+  try {
+    await call(`/api/second-factor/${what}`, { method: 'POST', body });
+    find('.factor').replaceWith(...factor(await call('/api/second-factor')));
+  } catch (error) {
+    form.querySelector('.note').textContent = error.status ? error.message : words.waiting;
+    form.elements.code.select();
   }
 }
 

@@ -26,6 +26,7 @@ from labeling_ui.database.schema import INVITATIONS, RATERS, SESSIONS, StoreErro
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.names import composed, mixes_scripts
 from labeling_ui.store.store import Rater, Role, Store, insert_rater, move_rater, wall_clock_ms
+from labeling_ui.web import second_factor
 from tiebreak.errors import ConfigError
 
 SESSION_DAYS = 14
@@ -88,7 +89,7 @@ def add_account(store: Store, name: str, role: Role, password: str, pool: str = 
 
 
 def reset_password(store: Store, name: str, password: str) -> None:
-    """Set a new password, end the rater's sessions, and re-enable them if they were disabled."""
+    """Set a new password, end the rater's sessions, remove their second factor, and re-enable them if disabled."""
     check_password(password, name)
     hashed = hash_password(password)
     with store.writing() as tx:
@@ -96,6 +97,7 @@ def reset_password(store: Store, name: str, password: str) -> None:
         tx.event("password_reset", rater_id=row.id, payload={})
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
         tx.connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.rater_id == row.id))
+        second_factor.remove(tx, row.id)
         _set_disabled(tx, row, disabled=False)
 
 
@@ -117,6 +119,18 @@ def change_password(store: Store, name: str, current: str, new: str, *, keep: st
         tx.event("password_reset", rater_id=row.id, payload={})
         tx.connection.execute(sa.update(RATERS).where(RATERS.c.id == row.id).values(password_hash=hashed))
         _end_others(tx, row.id, keep)
+    return True
+
+
+def remove_factor(store: Store, name: str, password: str, code: str) -> bool:
+    """Remove one's second factor; False if the password or the code is wrong."""
+    row = _account(store, name)
+    if row is None or row.password_hash is None or not _verify(row.password_hash, password):
+        return False
+    if not second_factor.take_code(store, row.id, code):
+        return False
+    with store.writing() as tx:
+        second_factor.remove(tx, row.id)
     return True
 
 
@@ -309,11 +323,19 @@ def accept_invitation(store: Store, token: str, name: str, password: str) -> Ses
     return store.transact(take)
 
 
-def log_in(store: Store, name: str, password: str, *, crowded: bool = False) -> Session | None:
-    """A new session, or None: unknown name, wrong password, or disabled; the caller cannot tell which.
+class CodeNeededError(Exception):
+    """The password is right, and the account has a second factor."""
+
+
+def log_in(store: Store, name: str, password: str, *, code: str = "", crowded: bool = False) -> Session | None:
+    """A new session, or None: unknown name, wrong password or code, or disabled; the caller cannot tell which.
 
     Args:
+        code: of the second factor, if the account has one.
         crowded: an unknown name takes the time of a wrong password, but none of the processor's.
+
+    Raises:
+        CodeNeededError: all is right, but the code is missing.
     """
     row = _account(store, name)
     has_password = row is not None and row.password_hash is not None
@@ -326,6 +348,11 @@ def log_in(store: Store, name: str, password: str, *, crowded: bool = False) -> 
     if row is None or not has_password or not right or row.disabled:
         return None
     rater = Rater(row.id, row.name, row.kind, row.role, pool=row.pool)
+    if second_factor.has_factor(store, rater.id):
+        if not code:
+            raise CodeNeededError
+        if not second_factor.take_code(store, rater.id, code):
+            return None
     return store.transact(lambda tx: _begin_session(tx, rater))
 
 

@@ -37,8 +37,10 @@ from labeling_ui.store.assigning import Assignment, load_assignment, shown_of
 from labeling_ui.store.names import composed
 from labeling_ui.store.progress import Work
 from labeling_ui.store.store import Document, NameTakenError, wall_clock_ms
+from labeling_ui.web import second_factor
 from labeling_ui.web.accounts import (
     SESSION_DAYS,
+    CodeNeededError,
     Session,
     accept_invitation,
     change_password,
@@ -49,10 +51,12 @@ from labeling_ui.web.accounts import (
     list_sessions,
     log_in,
     log_out,
+    remove_factor,
 )
 from labeling_ui.web.context import (
     LETTERS,
     SESSION_COOKIE,
+    VIEWERS,
     Accepted,
     Desk,
     DeskOf,
@@ -90,6 +94,14 @@ class Login(_Body):
     _storable = field_validator("username", "password")(storable)
 
 
+class LoginWithCode(Login):
+    """The same, with a code where the account has a second factor."""
+
+    code: str = Field(default="", max_length=20)
+
+    _storable_code = field_validator("code")(storable)
+
+
 class Invited(Login):
     """A name and a password for an invited account."""
 
@@ -105,6 +117,15 @@ class NewPassword(_Body):
     new: str = Field(max_length=2_000)
 
     _storable = field_validator("current", "new")(storable)
+
+
+class Code(_Body):
+    """A code of an authenticator app, and the password where the factor is removed."""
+
+    code: str = Field(max_length=20)
+    password: str = Field(default="", max_length=2_000)
+
+    _storable = field_validator("code", "password")(storable)
 
 
 class Acceptance(_Body):
@@ -134,17 +155,21 @@ class Passage(_Body):
 
 
 @router.post("/login")
-def login(desk: DeskOf, request: Request, response: Response, body: Login) -> dict[str, str]:
-    """Start a session. A wrong name and a wrong password get the same reply."""
+def login(desk: DeskOf, request: Request, response: Response, body: LoginWithCode) -> dict[str, str]:
+    """Start a session. Wrong names, passwords and codes get one reply; a missing code, after the right password, 428."""
     address, name = request.client.host if request.client else "", composed(body.username)
     mark = request.cookies.get(DEVICE_COOKIE, "")
     device = mark if mark and knows_device(desk.store, name, mark) else ""
     crowded = desk.limit.is_crowded(address)
     if not desk.limit.attempt(address, name, device=device, exists=has_account(desk.store, name)):
         raise HTTPException(429, "too many attempts: wait five minutes")
-    session = log_in(desk.store, name, body.password, crowded=crowded)
+    try:
+        session = log_in(desk.store, name, body.password, code=body.code, crowded=crowded)
+    except CodeNeededError as error:
+        desk.limit.forgive(address, name, device=device)
+        raise HTTPException(428, "Enter the code that your authenticator app shows.") from error
     if session is None:
-        raise HTTPException(401, "Wrong name or password.")
+        raise HTTPException(401, "Wrong name, password or code." if body.code else "Wrong name or password.")
     desk.limit.forgive(address, name, device=device)
     return _begin(desk, session, request, response)
 
@@ -199,6 +224,44 @@ def set_password(desk: DeskOf, session: Writing, request: Request, body: NewPass
     token = request.cookies.get(SESSION_COOKIE, "")
     if not change_password(desk.store, name, body.current, body.new, keep=token):
         raise HTTPException(409, "The current password is wrong.")
+    desk.limit.forgive(address, name)
+    return {"ok": True}
+
+
+@router.get("/second-factor")
+def has_second_factor(desk: DeskOf, session: Reader) -> dict[str, bool]:
+    """Whether the account has one, and whether it must."""
+    needed = desk.page.second_factor_for_leads and session.rater.role in VIEWERS
+    return {"set": second_factor.has_factor(desk.store, session.rater.id), "needed": needed}
+
+
+@router.post("/second-factor")
+def begin_second_factor(desk: DeskOf, session: Writing) -> dict[str, str]:
+    """A new secret, which counts once a code of it is confirmed."""
+    if not session.csrf_token:
+        raise HTTPException(409, "this store has no accounts")
+    made = second_factor.begin(desk.store, session.rater, issuer=desk.page.title)
+    if made is None:
+        raise HTTPException(409, "This account has a second factor. Remove it first.")
+    return {"secret": made.secret, "qr": made.qr}
+
+
+@router.post("/second-factor/confirm")
+def confirm_second_factor(desk: DeskOf, session: Writing, body: Code) -> dict[str, bool]:
+    """Make it count from now on."""
+    if not second_factor.confirm(desk.store, session.rater.id, body.code):
+        raise HTTPException(409, "The code is wrong, or of another time: is the phone's clock right?")
+    return {"ok": True}
+
+
+@router.post("/second-factor/remove")
+def remove_second_factor(desk: DeskOf, session: Writing, request: Request, body: Code) -> dict[str, bool]:
+    """Remove it, with the password and a code."""
+    address, name = request.client.host if request.client else "", session.rater.name
+    if not desk.limit.attempt(address, name, exists=True):
+        raise HTTPException(429, "too many attempts: wait five minutes")
+    if not remove_factor(desk.store, name, body.password, body.code):
+        raise HTTPException(409, "Wrong password or code.")
     desk.limit.forgive(address, name)
     return {"ok": True}
 

@@ -21,6 +21,7 @@ from labeling_ui.store.answers import Answer, Draft
 from labeling_ui.store.asking import Asked
 from labeling_ui.store.assigning import Assignment, RefusedError, shown_of
 from labeling_ui.store.store import Document, Rater, Store
+from labeling_ui.web import second_factor
 from labeling_ui.web.accounts import LoginLimit, Session, find_session, needs_login
 from tiebreak.assessments import Assessment
 from tiebreak.records import Judgment, Span, explain
@@ -167,11 +168,24 @@ async def accepted_session(request: Request) -> Session:
     return session
 
 
+def lacks_second_factor(request: Request, session: Session) -> bool:
+    """Whether an account must have a second factor and has none."""
+    desk: Desk = request.app.state.desk
+    needed = desk.page.second_factor_for_leads and bool(session.csrf_token) and session.rater.role in VIEWERS
+    return needed and not second_factor.has_factor(desk.store, session.rater.id)
+
+
+def _refuse_without_second_factor(request: Request, session: Session) -> None:
+    if lacks_second_factor(request, session):
+        raise HTTPException(403, "first set up a second factor: on the rating page, under My work")
+
+
 async def viewing_session(request: Request) -> Session:
     """Those who see the leads' page: leads, reviewers and observers."""
     session = await current_session(request)
     if session.rater.role not in VIEWERS:
         raise HTTPException(403, "only leads may do this")
+    _refuse_without_second_factor(request, session)
     return session
 
 
@@ -180,6 +194,7 @@ async def settling_session(request: Request, x_csrf_token: CsrfToken = "") -> Se
     session = await writing_session(request, x_csrf_token)
     if session.rater.role not in ("lead", "reviewer"):
         raise HTTPException(403, "only leads and reviewers may do this")
+    _refuse_without_second_factor(request, session)
     return session
 
 
@@ -188,6 +203,7 @@ async def lead_session(request: Request) -> Session:
     session = await current_session(request)
     if session.rater.role != "lead":
         raise HTTPException(403, "only leads may do this")
+    _refuse_without_second_factor(request, session)
     return session
 
 

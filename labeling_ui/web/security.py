@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from labeling_ui.pages import PageConfig
-from labeling_ui.web.context import VIEWERS, session_of
+from labeling_ui.web.context import VIEWERS, lacks_second_factor, session_of
 from labeling_ui.web.metrics import Metrics
 
 MAX_BODY_BYTES = 600_000
@@ -180,4 +180,6 @@ def _page_refusal(request: Request, path: str) -> Response | None:
         return RedirectResponse(f"{request.scope.get('root_path', '')}/login/", status_code=303)
     if mount == "lead" and session.rater.role not in VIEWERS:
         return JSONResponse({"detail": "this page is for leads"}, status_code=403)
+    if mount == "lead" and lacks_second_factor(request, session):
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/rate/#second-factor", status_code=303)
     return None
