@@ -37,6 +37,7 @@ from labeling_ui.configuration import (
     read_store_arguments,
 )
 from labeling_ui.database.schema import StoreError
+from labeling_ui.exchange.arms import arm_lines
 from labeling_ui.exchange.export import export, read_known_answers
 from labeling_ui.exchange.foreign import read_foreign, read_gold, read_own
 from labeling_ui.exchange.importing import import_records
@@ -542,6 +543,7 @@ def describe(report: dict[str, Any], run: Run) -> str:
                 f"{kind} raters agree in {share['value']:.1%} [{low:.1%}, {high:.1%}] of cases, counting ties "
                 f"({counted(share['n'], 'pair')} judged by several; gold and repeats left out)"
             )
+    lines += arm_lines(report.get("selection", {}))
     return "\n".join(lines)
 
 

@@ -308,6 +308,17 @@ class Completion(Record):
     """the tokenizer of `ids`"""
 
 
+class Selection(Record):
+    """Why a pair was selected to be judged; see `tiebreak select`."""
+
+    strategy: str
+    """the arm that took it: `random`, or a strategy's name"""
+    probability: float = Field(gt=0, le=1)
+    """of its selection, by either arm"""
+    score: float | None = None
+    """by the strategy, where the larger one is taken first; None without a strategy, or a score"""
+
+
 class Pair(Record):
     """Two or more completions of one prompt, in no order, to be judged. Carries its prompt's messages."""
 
@@ -318,6 +329,7 @@ class Pair(Record):
     round: int = 0
     split: Split = "train"
     tools: Tools = Field(default=(), exclude_if=_absent)
+    selection: Selection | None = Field(default=None, exclude_if=_absent)
 
     @model_validator(mode="after")
     def _distinct(self) -> Pair:
@@ -531,6 +543,8 @@ class Preference(Record):
     rejected_ids: tuple[int, ...] | None = Field(default=None, exclude_if=_absent)
     tokenizer_sha256: str | None = Field(default=None, exclude_if=_absent)
     """the tokenizer of `chosen_ids` and `rejected_ids`"""
+    selection: Selection | None = Field(default=None, exclude_if=_absent)
+    """why its pair was selected"""
 
     @field_validator("margin", "strength")
     @classmethod

@@ -220,6 +220,24 @@ SAMPLE = Stage(
     ),
 )
 
+SELECT = Stage(
+    "select",
+    "preference.selection.select",
+    "select the pairs that people are to judge, some at random, the others by a strategy",
+    "preference.selection.configuration:SelectConfig",
+    makes="data",
+    inputs={
+        "pairs": "pairs",
+        "reward_model": "reward_model",
+        "policy": "policy",
+        "judges": "judges.{}",
+        "judged": "judged.{}",
+    },
+    rows=("pairs",),
+    next=(Next("label", (("pairs", "{output}"),)),),
+    title="selection",
+)
+
 LABEL = Stage(
     "label",
     _LABEL,
@@ -528,9 +546,9 @@ COMPARE = Stage(
 )
 
 STAGES: dict[str, Stage] = {
-    stage.name: stage for stage in (PREPARE, SFT, SAMPLE, JUDGE, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
+    stage.name: stage for stage in (PREPARE, SFT, SAMPLE, JUDGE, SELECT, LABEL, REWARD, DPO, PPO, EVALUATE, COMPARE)
 }
-"""In recipe order; the quickstart's recipe has no judge."""
+"""In recipe order; the quickstart's recipe has no judge and no selection."""
 
 _UNLISTED = Stage("", "", "")
 

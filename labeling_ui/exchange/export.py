@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from labeling_ui.exchange.arms import measure_arms
 from labeling_ui.exchange.passages import marked_answers
 from labeling_ui.exchange.single import decide_assessments, demonstrations_of, describe_assessed, write_assessed
 from labeling_ui.quality.aggregate import (
@@ -139,6 +140,8 @@ def export(store: Store, run: Run, config: AggregationConfig, formats: Sequence[
     if assessed:
         report["single_answers"] = describe_assessed(assessed, labels.assessments)
         write_assessed(run.final, assessed)
+    if arms := measure_arms(labels.pairs, rest, aggregated):
+        report["selection"] = arms
     if marked:
         report["marked_answers"] = len(marked)
         write_jsonl(run.final / "marked_answers.jsonl", marked)

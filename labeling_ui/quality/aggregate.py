@@ -423,6 +423,7 @@ def _preference_builder(pair: Pair, group: Group, verdict: Verdict) -> Callable[
             chosen_finished=chosen.finished,
             rejected_finished=rejected.finished,
             tools=pair.tools,
+            selection=pair.selection,
             **drawn_ids(chosen, rejected),
         )
 

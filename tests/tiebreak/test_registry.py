@@ -27,6 +27,10 @@ INPUTS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"pairs": "p", "model": "m", "people": "l"},
         {"pairs": "p", "model": "m", "people": "l"},
     ),
+    "select": (
+        {"pairs": "p", "selected_pairs": 1, "strategy": "judge_unsure", "judges": ["j"], "judged": ["l"]},
+        {"pairs": "p", "judges.0": "j", "judged.0": "l"},
+    ),
     "label": ({"pairs": "p", "judges": ["j", "k"]}, {"pairs": "p", "judges.0": "j", "judges.1": "k"}),
     "reward": ({"policy": "m", "preferences": "p"}, {"policy": "m", "preferences": "p"}),
     "dpo": (
@@ -83,7 +87,9 @@ def test_commands_are_the_stages_in_order_and_what_stands_beside_them() -> None:
     beside = ["plan", "raters", "data", "inspect", "lineage", "chat", "export", "serve", "wandb"]
     assert names == ["init", "run", *STAGES, *beside]
     recipe = read_yaml(REPOSITORY / "configs/quickstart/pipeline.yaml")
-    assert [entry["stage"] for entry in recipe["stages"]] == [name for name in STAGES if name != "judge"]
+    assert [entry["stage"] for entry in recipe["stages"]] == [
+        name for name in STAGES if name not in ("judge", "select")
+    ]
 
 
 @pytest.mark.parametrize(

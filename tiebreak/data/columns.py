@@ -157,6 +157,7 @@ _OURS: dict[str, Callable[[Any], bool]] = {
     "chosen_ids": _always,
     "rejected_ids": _always,
     "tokenizer_sha256": _always,
+    "selection": lambda value: isinstance(value, dict) and "probability" in value,
     "finished": lambda value: isinstance(value, bool),
     "ids": _always,
 }

@@ -442,7 +442,7 @@ _ABOUT: dict[RecordKind, tuple[str, ...]] = {
     "preferences": (
         *_TEXT_FACTS,
         *("weight", "margin", "strength", "confidence", "agreement", "raters", "adjudicated", "kind", "pair_id"),
-        *("chosen_finished", "rejected_finished", "chosen_ids", "rejected_ids", "tokenizer_sha256"),
+        *("chosen_finished", "rejected_finished", "chosen_ids", "rejected_ids", "tokenizer_sha256", "selection"),
     ),
     "answers": (*_TEXT_FACTS, *COUNTED, "kind", "pair_id", "finished", "ids", "tokenizer_sha256"),
 }

@@ -1,0 +1,84 @@
+"""The configuration of *select*. It imports no model code, so that help and errors answer at once."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from tiebreak.config import LoadingConfig, StageConfig, refuse_unread
+from tiebreak.data.columns import check_columns
+
+Strategy = Literal["random", "disagreement", "margin", "largest_gap", "judge_unsure", "diverse"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+BY_SCORES = ("disagreement", "margin", "largest_gap")
+"""strategies that read a reward model's scores"""
+LEAST_RANDOM = 0.05
+"""smallest share of the random arm, without which nothing says whether a strategy is worth anything"""
+
+
+class SelectConfig(StageConfig):
+    """`tiebreak select`"""
+
+    pairs: str
+    """the pool: a sample run, or a file of rows with prompt, response_a and response_b. Pairs of more than two completions
+    are cut into all their comparisons of two"""
+    columns: dict[str, str | None] = {}
+    """Tiebreak's name of a column: its name in the file of pairs; null: ignore the column"""
+    selected_pairs: int = Field(ge=1)
+    """pairs to select, over all splits in proportion; those that are held out are all selected at random"""
+    strategy: Strategy = "random"
+    """what the other arm takes first. random: any; disagreement: pairs on whose score difference the reward model's members
+    disagree; margin: the smallest difference; largest_gap: the largest one; judge_unsure: pairs on which model judges are
+    inconsistent or unsure; diverse: pairs unlike those taken before, by the policy's hidden states"""
+    diverse: bool = False
+    """of the best pairs by the strategy, take those that are unlike one another, by the policy's hidden states"""
+    candidates: float = Field(default=3.0, ge=1.0)
+    """diverse, after another strategy: how many times the selected number are its best pairs"""
+    random_share: float = Field(default=0.2, ge=LEAST_RANDOM, le=1.0)
+    """share of the selected pairs that is a random sample of the whole pool, by which the strategy is measured"""
+    reward_model: str | None = None
+    """disagreement, margin, largest_gap: a finished reward run"""
+    judges: list[str] = []
+    """judge_unsure: finished judge runs on this pool"""
+    policy: str | None = None
+    """diverse: the model whose hidden states tell pairs apart, usually the one that is trained next"""
+    judged: list[str] = []
+    """label runs, or files of judgments, whose pairs are not selected again"""
+    seed: int = Field(default=0, ge=0)
+    """random seed of the random arm, of equal scores, and of the order of the selected pairs"""
+    batch_size: int = Field(default=16, ge=1)
+    """answers at once, where a model reads them"""
+    training: LoadingConfig = LoadingConfig()
+    """precision, attention and code of the models"""
+
+    @property
+    def is_diverse(self) -> bool:
+        """Whether hidden states are read."""
+        return self.diverse or self.strategy == "diverse"
+
+    @field_validator("columns")
+    @classmethod
+    def _of_ours(cls, columns: dict[str, str | None]) -> dict[str, str | None]:
+        check_columns(columns)
+        return columns
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> SelectConfig:
+        needed = {
+            "reward_model": self.strategy in BY_SCORES,
+            "judges": self.strategy == "judge_unsure",
+            "policy": self.is_diverse,
+        }
+        lacking = [key for key, needs in needed.items() if needs and not getattr(self, key)]
+        if lacking:
+            raise ValueError(f"{' and '.join(lacking)}: strategy {self.strategy} reads {lacking[0]}: name it")
+        unread = [key for key, needs in needed.items() if not needs]
+        refuse_unread(self, f"strategy {self.strategy} does not read it", *unread)
+        if self.diverse and self.strategy in ("random", "diverse"):
+            raise ValueError("diverse: it narrows another strategy's choice; by itself it is strategy: diverse")
+        if not self.diverse:
+            refuse_unread(self, "only diverse after another strategy reads it", "candidates")
+        if self.strategy == "random":
+            refuse_unread(self, "with strategy random, both arms are one", "random_share")
+        return self

@@ -1,0 +1,117 @@
+"""The pool: the comparisons of two that may be selected, each once, without those that people have judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from preference.selection.configuration import SelectConfig
+from tiebreak.data.pairs import read_pairs
+from tiebreak.data.reading import is_run, read_records
+from tiebreak.errors import DataError, counted
+from tiebreak.records import Completion, ExportedJudgment, Pair, Preference, content_id
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair of two completions that may be selected."""
+
+    pair: Pair
+    pool_id: str
+    """the id of the pool's pair that it is of"""
+
+    @property
+    def first(self) -> Completion:
+        """The first completion, by id."""
+        return min(self.pair.completions, key=lambda one: one.id)
+
+    @property
+    def second(self) -> Completion:
+        """The other one."""
+        return max(self.pair.completions, key=lambda one: one.id)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of both completions."""
+        return frozenset(one.id for one in self.pair.completions)
+
+    @property
+    def texts(self) -> tuple[str, frozenset[str]]:
+        """The prompt's id and both texts."""
+        return self.pair.prompt_id, frozenset(one.text.strip() for one in self.pair.completions)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Candidates, and numbers of what is not among them."""
+
+    candidates: list[Candidate]
+    duplicates: int
+    judged: int
+
+
+def read_pool(config: SelectConfig) -> Pool:
+    """The candidates, in the order of the pairs.
+
+    Raises:
+        DataError: there are fewer than are to be selected.
+    """
+    pairs = read_pairs(config.pairs, config.columns, "select")
+    every = [one for pair in pairs for one in _cut(pair)]
+    first: dict[tuple[str, frozenset[str]], Candidate] = {}
+    for one in every:
+        first.setdefault(one.texts, one)
+    unique = list(first.values())
+    judged = read_judged(config.judged)
+    left = [one for one in unique if one.ids not in judged.ids and one.texts not in judged.texts]
+    pool = Pool(left, len(every) - len(unique), len(unique) - len(left))
+    if config.selected_pairs > len(left):
+        gone = [
+            f"{counted(number, 'pair')} {why}"
+            for number, why in ((pool.judged, "already judged"), (pool.duplicates, "twice in it")) if number
+        ]  # fmt: skip
+        raise DataError(
+            f"selected_pairs: {config.selected_pairs}, but {config.pairs} has {counted(len(left), 'pair')} to select from"
+            + (f" ({' and '.join(gone)} left out)" if gone else "")
+            + ": select fewer, or sample more"
+        )
+    return pool
+
+
+def _cut(pair: Pair) -> Iterator[Candidate]:
+    """A pair's comparisons of two. A pair of two stays as it is, with its id."""
+    if len(pair.completions) == 2:
+        yield Candidate(pair, pair.id)
+        return
+    for both in combinations(pair.completions, 2):
+        identity = content_id("pair", pair.prompt_id, sorted(one.id for one in both), pair.round)
+        yield Candidate(pair.model_copy(update={"id": identity, "completions": both}), pair.id)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What people have judged: by the ids of both completions, or by prompt and texts."""
+
+    ids: set[frozenset[str]]
+    texts: set[tuple[str, frozenset[str]]]
+
+
+def read_judged(sources: Sequence[str]) -> Judged:
+    """The comparisons that people, or simulated raters, have judged in label runs and files of judgments; skips and model
+    judges' verdicts do not count."""
+    found = Judged(set(), set())
+    for source in sources:
+        file = Path(source) / "final" / "judgments.jsonl" if is_run(source) else Path(source)
+        for judgment in read_records(file, ExportedJudgment):
+            if judgment.kind != "model" and not judgment.skip:
+                found.ids.update(frozenset((one.left, one.right)) for one in judgment.pairwise())
+        preferences = Path(source) / "final" / "preferences.jsonl"
+        if preferences.is_file():
+            found.texts.update(
+                (one.prompt_id, frozenset((one.chosen_text.strip(), one.rejected_text.strip())))
+                for one in read_records(preferences, Preference)
+                if one.kind != "model"
+            )
+    return found
