@@ -44,7 +44,7 @@ import ppo
 import rloo
 import torch
 import training
-from measuring import Measured, now, peak_mib, product_rate
+from measuring import Measurement, now, peak_mib, product_rate
 from rollouts import Job
 
 from tiebreak.config import SamplingConfig, TrainingConfig
@@ -96,13 +96,13 @@ class Work:
 
 
 Figures = dict[str, Any]
-Measurement = tuple[str, Callable[[], Figures]]
+NamedFigures = tuple[str, Callable[[], Figures]]
 
 
 # --- the parts: each lists its measurements by name
 
 
-def card(work: Work) -> list[Measurement]:
+def card(work: Work) -> list[NamedFigures]:
     """The machine, and its rates."""
     return [("card", partial(_card, work.sizes))]
 
@@ -142,16 +142,16 @@ def _best(call: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def agreement(work: Work) -> list[Measurement]:
+def agreement(work: Work) -> list[NamedFigures]:
     """Our stages' first losses, and the log-probabilities of tokens that we draw."""
-    losses: list[Measurement] = [(stage, partial(_first_losses, work, stage)) for stage in STAGES]
+    losses: list[NamedFigures] = [(stage, partial(_first_losses, work, stage)) for stage in STAGES]
     return [*losses, ("logps", partial(_drawn, work))]
 
 
-def reference(work: Work) -> list[Measurement]:
+def reference(work: Work) -> list[NamedFigures]:
     """The same in float32 on the CPU: the losses by the same stages, the log-probabilities by transformers alone."""
     plain = replace(work, precision="float32")
-    losses: list[Measurement] = [(stage, partial(_first_losses, plain, stage)) for stage in STAGES]
+    losses: list[NamedFigures] = [(stage, partial(_first_losses, plain, stage)) for stage in STAGES]
     return [*losses, ("logps", partial(_scored_plainly, plain))]
 
 
@@ -191,7 +191,7 @@ def _scored_plainly(work: Work) -> Figures:
     return {"logps": logps}
 
 
-def train(work: Work) -> list[Measurement]:
+def train(work: Work) -> list[NamedFigures]:
     """Ours and TRL's fastest settings."""
     return [
         (f"{stage}, {name}", partial(_trained, work, stage, name)) for stage in STAGES for name in ("ours", "trl fast")
@@ -203,7 +203,7 @@ def _trained(work: Work, stage: str, contestant: str) -> Figures:
     return _figures(made)
 
 
-def rollouts(work: Work) -> list[Measurement]:
+def rollouts(work: Work) -> list[NamedFigures]:
     """PPO, and RLOO on both sides."""
     return [
         ("ppo, ours", partial(_ppo, work)),
@@ -228,7 +228,7 @@ def _ppo(work: Work) -> Figures:
         return _figures(ppo.ours(job, Path(scratch)))
 
 
-def _rloo(work: Work, side: Callable[[Job, Path], Measured]) -> Figures:
+def _rloo(work: Work, side: Callable[[Job, Path], Measurement]) -> Figures:
     sizes = work.sizes
     distinct = _prompts(work, sizes.episodes // rloo.GROUP)
     job = Job(
@@ -249,7 +249,7 @@ def _rloo(work: Work, side: Callable[[Job, Path], Measured]) -> Figures:
         return _figures(side(job, Path(scratch)))
 
 
-def passes(work: Work) -> list[Measurement]:
+def passes(work: Work) -> list[NamedFigures]:
     """DPO at several sizes of a pass."""
     return [(str(tokens), partial(_pass, work, tokens)) for tokens in work.sizes.passes]
 
@@ -262,7 +262,7 @@ def _pass(work: Work, tokens: int) -> Figures:
     )
 
 
-def attention(work: Work) -> list[Measurement]:
+def attention(work: Work) -> list[NamedFigures]:
     """Layers alone, forward and backward, on the same pairs."""
     return [(name, partial(_layers, work, name)) for name in ("plain", "sdpa", "flex")]
 
@@ -322,9 +322,9 @@ def _layers(work: Work, way: str) -> Figures:
     }
 
 
-def sampling(work: Work) -> list[Measurement]:
+def sampling(work: Work) -> list[NamedFigures]:
     """Tokens a second."""
-    ways: list[Measurement] = [("ours", partial(_sampled, work)), ("transformers", partial(_generated, work))]
+    ways: list[NamedFigures] = [("ours", partial(_sampled, work)), ("transformers", partial(_generated, work))]
     return [*ways, *([("vllm", partial(_by_vllm, work))] if importlib.util.find_spec("vllm") else [])]
 
 
@@ -398,7 +398,7 @@ def _base(work: Work) -> tuple[Any, int]:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), int(_tokenizer(work).pad_token_id)
 
 
-def _figures(made: Measured) -> Figures:
+def _figures(made: Measurement) -> Figures:
     """What the file keeps of a training's figures."""
     kept = ("losses", "tokens_per_second", "peak_mib", "matrix_product_share", "phases", "first_rollout")
     seconds = {"step_seconds": made.step_seconds + made.setup_seconds}
@@ -413,7 +413,7 @@ def _clear() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-PARTS: dict[str, Callable[[Work], list[Measurement]]] = {
+PARTS: dict[str, Callable[[Work], list[NamedFigures]]] = {
     "card": card,
     "agreement": agreement,
     "train": train,

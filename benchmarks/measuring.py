@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """What one process reports. A step of PPO is a rollout with all of its updates."""
 
     losses: list[float]

@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from measuring import Measured, run_alone
+from measuring import Measurement, run_alone
 from rollouts import Job, RolloutClock, report, require_same_scores, write_report
 
 TRL = "trl 1.12"
@@ -95,7 +95,7 @@ def trl_python(folder: Path = ENVIRONMENT) -> Path:
 
 def measure_contestants(
     names: Sequence[str], prompts: list[list[int]], episodes_a_step: int, rollouts: int, model: str
-) -> dict[str, Measured]:
+) -> dict[str, Measurement]:
     """`ours` and TRL 1.12, each in a process of its own, one after the other."""
     python = {name: trl_python() if name == TRL else Path(sys.executable) for name in names}
     measured = {}
@@ -114,11 +114,11 @@ def measure_contestants(
                 run_alone(python[name], script, job, answer, environment=own, settled=False)
             else:
                 run_alone(python[name], __file__, "ours", job, answer)
-            measured[name] = Measured(**json.loads(answer.read_text()))
+            measured[name] = Measurement(**json.loads(answer.read_text()))
     return measured
 
 
-def first_rollouts(measured: dict[str, Measured], episodes: int) -> dict[str, Any]:
+def first_rollouts(measured: dict[str, Measurement], episodes: int) -> dict[str, Any]:
     """Whether the contestants began alike: no KL before any update, and scores of one mean but for the draws."""
     ours, theirs = (measured[name].first_rollout for name in ("ours", TRL))
     error = math.sqrt((ours["score_deviation"] ** 2 + theirs["score_deviation"] ** 2) / episodes)
@@ -221,7 +221,7 @@ def our_config(job: Job) -> Any:
     )
 
 
-def ours(job: Job, folder: Path) -> Measured:
+def ours(job: Job, folder: Path) -> Measurement:
     """Train in this process, as the stage does."""
     from preference.policy import rollout
     from preference.policy.backbone import load_backbone
@@ -234,7 +234,7 @@ def ours(job: Job, folder: Path) -> Measured:
     from tiebreak.models.tokenizers import load_tokenizer
     from tiebreak.runs.run import Run, identify
 
-    class Watched(PPOTrainer):
+    class TimedTrainer(PPOTrainer):
         """Tells the clock when a rollout is done with, and keeps the first one."""
 
         first: Episodes | None = None
@@ -260,7 +260,7 @@ def ours(job: Job, folder: Path) -> Measured:
     backbone = load_backbone(source, training, config.adapter, tokenizer)
     reward = replace(source, name="reward", kind="reward", folder=Path(job.reward_adapter))
     conversations = Conversations(build_chat(tokenizer), {})
-    trainer = Watched(
+    trainer = TimedTrainer(
         backbone,
         args,
         ppo_settings(config, (NO_TOKEN,)),

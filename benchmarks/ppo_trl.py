@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from measuring import Measured
+from measuring import Measurement
 from peft import LoraConfig
 from rollouts import Job, RolloutClock, report, require_same_scores, write_report
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 
-def theirs(job: Job, folder: str) -> Measured:
+def theirs(job: Job, folder: str) -> Measurement:
     """Train in this process."""
     tokenizer = AutoTokenizer.from_pretrained(job.tokenizer, padding_side="left")
     policy = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)

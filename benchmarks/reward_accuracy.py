@@ -116,7 +116,7 @@ def in_order(choices: Sequence[Choice], budget: Budget) -> list[Pair]:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingResult:
     """What one process reports."""
 
     losses: list[float]
@@ -128,7 +128,7 @@ class Learned:
     """of packed and plain scores, the largest among some; None where there is no plain forward to ask"""
 
 
-def learn(contestant: str, data: Data, budget: Budget, model: str, tokenizer: Any) -> Learned:
+def learn(contestant: str, data: Data, budget: Budget, model: str, tokenizer: Any) -> TrainingResult:
     """Train in this process, and score the held-out pairs."""
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ def learn(contestant: str, data: Data, budget: Budget, model: str, tokenizer: An
         plain_difference = compare(plain, packed)
     scoring = time.perf_counter()
     differences = score_differences(trainer.model, [choice.pair for choice in data.held_out], tokenizer.pad_token_id)
-    return Learned(
+    return TrainingResult(
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         differences=differences,
         train_seconds=trained - started,
@@ -216,7 +216,7 @@ def over_seeds(rows: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*rows, strict=True)]
 
 
-def summarise(data: Data, length: dict[str, Any], learned: dict[str, dict[int, Learned]]) -> dict[str, Any]:
+def summarise(data: Data, length: dict[str, Any], learned: dict[str, dict[int, TrainingResult]]) -> dict[str, Any]:
     """All figures.
 
     Args:
@@ -331,7 +331,7 @@ def measure(options: argparse.Namespace) -> None:
         options.answer.write_text(json.dumps(asdict(learned)))
         return
     length = prefer_by_length(data.train, data.held_out)
-    measured: dict[str, dict[int, Learned]] = {name: {} for name in CONTESTANTS}
+    measured: dict[str, dict[int, TrainingResult]] = {name: {} for name in CONTESTANTS}
     for seed in dict.fromkeys(options.seeds):
         for name in CONTESTANTS:
             print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
@@ -373,12 +373,12 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in keys} | {"threads": torch.get_num_threads()}
 
 
-def in_fresh_process(contestant: str, seed: int, options: argparse.Namespace) -> Learned:
+def in_fresh_process(contestant: str, seed: int, options: argparse.Namespace) -> TrainingResult:
     """`learn` there."""
     words = ["--measure", contestant, "--seeds", seed, *["--passages"] * options.passages]
     for key in ("rows", "steps", "learning_rate", "held_out", "data", "model"):
         words += [f"--{key.replace('_', '-')}", getattr(options, key)]
-    return Learned(**answer_of(Path(__file__), list(map(str, words))))
+    return TrainingResult(**answer_of(Path(__file__), list(map(str, words))))
 
 
 if __name__ == "__main__":

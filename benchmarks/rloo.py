@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import Measured
+from measuring import Measurement
 from rollouts import Job, RolloutClock, report
 
 GROUP = 4
@@ -45,7 +45,7 @@ def rollout_steps(job: Job) -> int:
     return job.ppo_epochs * job.minibatches
 
 
-def ours(job: Job, folder: Path) -> Measured:
+def ours(job: Job, folder: Path) -> Measurement:
     """Train in this process, as the stage does."""
     from preference.policy import rollout
     from preference.ppo.groups import OurRLOOTrainer
@@ -56,7 +56,7 @@ def ours(job: Job, folder: Path) -> Measured:
     from tiebreak.models.tokenizers import load_tokenizer
     from tiebreak.runs.run import Run, identify
 
-    class Watched(OurRLOOTrainer):
+    class TimedTrainer(OurRLOOTrainer):
         """Tells the clock when a rollout is assessed."""
 
         def roll_out(self, inputs: Any) -> Any:
@@ -94,7 +94,7 @@ def ours(job: Job, folder: Path) -> Measured:
     tokenizer = load_tokenizer(source)
     clock = RolloutClock(job.rollouts, config.rollouts, rollout_steps(job))
     reward = EvenShare(len(job.prompts))
-    trainer = Watched(
+    trainer = TimedTrainer(
         load_policy(source, training, config.adapter, tokenizer),
         args,
         ppo_settings(config, (NO_TOKEN,)),
@@ -110,7 +110,7 @@ def _time_generation(module: Any, clock: RolloutClock) -> None:
     module.sample_completions = clock.generating(module.sample_completions)
 
 
-def theirs(job: Job, folder: Path) -> Measured:
+def theirs(job: Job, folder: Path) -> Measurement:
     """Train in this process with TRL's RLOOTrainer."""
     import torch
     import trl
@@ -127,7 +127,7 @@ def theirs(job: Job, folder: Path) -> Measured:
     clock = RolloutClock(job.rollouts, job.rollouts + 1, rollout_steps(job))
     reward = EvenShare(len(job.prompts))
 
-    class Watched(trl.RLOOTrainer):  # type: ignore[misc]
+    class TimedTrainer(trl.RLOOTrainer):  # type: ignore[misc]
         """Tells the clock of its phases."""
 
         def _generate_single_turn(self, *arguments: Any, **options: Any) -> Any:
@@ -140,7 +140,7 @@ def theirs(job: Job, folder: Path) -> Measured:
 
     steps = (job.rollouts + 1) * rollout_steps(job)
     distinct = [tokenizer.decode(ids) for ids in job.prompts[::GROUP]]
-    trainer = Watched(
+    trainer = TimedTrainer(
         model=load_base(source, TrainingConfig(precision=job.precision)),  # type: ignore[arg-type]
         reward_funcs=reward.of_trl,
         args=trl.RLOOConfig(
@@ -172,7 +172,7 @@ def theirs(job: Job, folder: Path) -> Measured:
     return trained(trainer, clock, reward, job)
 
 
-def trained(trainer: Any, clock: RolloutClock, reward: EvenShare, job: Job, begin: Any = lambda: None) -> Measured:
+def trained(trainer: Any, clock: RolloutClock, reward: EvenShare, job: Job, begin: Any = lambda: None) -> Measurement:
     """Train, and report the first rollout's KL and scores."""
     begin()
     trainer.add_callback(clock)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import Clock, Measured, now, product_rate
+from measuring import Clock, Measurement, now, product_rate
 
 SAME_SCORE = {"float32": 1e-3, "bfloat16": 0.05}
 """of its size, where that is above 1"""
@@ -127,11 +127,13 @@ def require_same_scores(scores: Sequence[float], job: Job) -> None:
             )
 
 
-def report(job: Job, clock: RolloutClock, losses: list[float], first_kl: float, first_scores: list[float]) -> Measured:
+def report(
+    job: Job, clock: RolloutClock, losses: list[float], first_kl: float, first_scores: list[float]
+) -> Measurement:
     """What a side says at its end. `losses`: the policy's mean of each rollout."""
     seconds = statistics.median(clock.seconds[1:])
     phases = clock.phases[1 : len(clock.seconds)]
-    return Measured(
+    return Measurement(
         losses=losses[: job.rollouts],
         step_seconds=seconds,
         setup_seconds=0.0,
@@ -150,6 +152,6 @@ def report(job: Job, clock: RolloutClock, losses: list[float], first_kl: float, 
     )
 
 
-def write_report(measured: Measured, file: Path) -> None:
+def write_report(measured: Measurement, file: Path) -> None:
     """To JSON."""
     file.write_text(json.dumps(asdict(measured)))

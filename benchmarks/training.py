@@ -39,7 +39,7 @@ from typing import Any, Literal
 
 import ppo
 import torch
-from measuring import Clock, Measured, product_rate, run_alone
+from measuring import Clock, Measurement, product_rate, run_alone
 
 from tiebreak.chat.chat import build_chat
 from tiebreak.config import TrainingConfig
@@ -231,7 +231,7 @@ def measure(
     model: str = MODEL,
     precision: Precision = "float32",
     tokens_per_pass: int | None = None,
-) -> Measured:
+) -> Measurement:
     """Train in this process."""
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
@@ -260,7 +260,7 @@ def measure(
     if contestant != "ours" and contestant not in GROWN:
         computed = _padded(case, pairs, rows)
     longer = statistics.fmean(computed[untimed:steps]) / computed[-1]  # the timed steps than the counted one
-    return Measured(
+    return Measurement(
         losses=losses[:steps],
         step_seconds=seconds,
         setup_seconds=setup,
@@ -486,10 +486,10 @@ def has_flash_attention() -> bool:
 # --- the run
 
 
-def in_fresh_process(case: Case, contestant: str, rows: int, steps: int, model: str) -> Measured:
+def in_fresh_process(case: Case, contestant: str, rows: int, steps: int, model: str) -> Measurement:
     """`measure` there."""
     words = ["--measure", contestant, "--only", case.name, "--rows", str(rows), "--steps", str(steps)]
-    return Measured(**answer_of(Path(__file__), [*words, "--model", model], settled=contestant != "trl"))
+    return Measurement(**answer_of(Path(__file__), [*words, "--model", model], settled=contestant != "trl"))
 
 
 def answer_of(script: Path, words: Sequence[str], settled: bool = True) -> Any:
@@ -503,7 +503,7 @@ def answer_of(script: Path, words: Sequence[str], settled: bool = True) -> Any:
         return json.loads(Path(answer.name).read_text())
 
 
-def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str) -> dict[str, Measured]:
+def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str) -> dict[str, Measurement]:
     """Rollouts in which a step takes `rows` episodes; SFT learns the conversations that their prompts are of."""
     from tiebreak.models.find import find_model
     from tiebreak.models.tokenizers import load_tokenizer
@@ -518,7 +518,7 @@ def measure_ppo(contestants: Sequence[str], rows: int, rollouts: int, model: str
     return measured
 
 
-def summarise(case: Case, rows: int, steps: int, measured: dict[str, Measured]) -> dict[str, Any]:
+def summarise(case: Case, rows: int, steps: int, measured: dict[str, Measurement]) -> dict[str, Any]:
     """A case's figures, the ratios, and those that are asked for, met or not."""
     ours = measured["ours"]
     summary: dict[str, Any] = {

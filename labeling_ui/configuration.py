@@ -16,7 +16,7 @@ from labeling_ui.exchange.foreign import Format as ForeignFormat
 from labeling_ui.quality.aggregate import AggregationConfig
 from labeling_ui.simulate import SimulateConfig
 from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
-from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Asked, Criterion, FlagTarget, Required
+from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
 from labeling_ui.store.assigning import LEASE_SECONDS
 from labeling_ui.store.inspection import InspectConfig
 from labeling_ui.store.store import default_store_url
@@ -185,9 +185,9 @@ class LabelConfig(StageConfig):
         return self
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> Questionnaire:
         """What raters are asked beside the vote."""
-        return Asked(
+        return Questionnaire(
             aspects=tuple(self.aspects),
             flags=self.flags or FLAGS,
             criteria=tuple(self.criteria),

@@ -57,7 +57,7 @@ class WorkerArguments(ConverseConfig):
     """the URL is the first line of standard input; `store` only shows it"""
 
 
-Answering = Callable[[conversations.Request], Sequence[Completion]]
+AnswerFunction = Callable[[conversations.Request], Sequence[Completion]]
 
 
 class Answerer:
@@ -128,7 +128,7 @@ def work(store: Store, answerer: Answerer) -> None:
         answer_one(store, answerer, request)
 
 
-def answer_one(store: Store, answerer: Answering, request: conversations.Request) -> None:
+def answer_one(store: Store, answerer: AnswerFunction, request: conversations.Request) -> None:
     """Answer a turn, or give its rater the reason why not."""
     try:
         with _holding(store, request):

@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
-from preference.first_loss import Remembered, check_first_loss, check_reference, computed_dtype
+from preference.first_loss import RecordingModel, check_first_loss, check_reference, computed_dtype
 from preference.guarded import guard_direct
 from preference.losses import (
     Batch,
@@ -107,7 +107,7 @@ class CheckedDPOTrainer(StageTrainer, PairHooks, PromptByPrompt, StepInPasses, D
         inputs = {name: value for name, value in inputs.items() if name not in LABELS}
         counts = inputs.pop(BATCH_PAIRS, None), inputs.pop(BATCH_TOKENS, None)
         inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = self._reference_logps(inputs)
-        policy = Remembered(model)
+        policy = RecordingModel(model)
         before = self.precompute_ref_logps, self.loss_weights
         self.precompute_ref_logps = True  # TRL then reads the two columns
         self.loss_weights = self._weights_in_pass(inputs, *counts)

@@ -76,7 +76,7 @@ def computed_dtype(trainer: Any) -> torch.dtype:
     return coarsest_dtype(trainer.model)
 
 
-class Remembered:
+class RecordingModel:
     """A model called by TRL's loss, which records its output."""
 
     def __init__(self, model: Any) -> None:

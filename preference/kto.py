@@ -23,14 +23,14 @@ from trl import KTOTrainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from preference.configuration import KTO_LOSSES, DPOConfig
-from preference.first_loss import Remembered, check_first_loss, check_reference, computed_dtype
+from preference.first_loss import RecordingModel, check_first_loss, check_reference, computed_dtype
 from preference.guarded import guard_direct, kinds_of_judgments
 from preference.losses import Answers, kto_loss
 from preference.policy.adapters import POLICY
 from preference.policy.overoptimisation import Guard, reference_name, require_held_out
 from preference.second_copy import reference_of, require_adapter_of
 from preference.sync import SyncedReference
-from tiebreak.chat.chat import Chat, Encoded, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.data.reading import read_answers
 from tiebreak.data.splits import partition
 from tiebreak.errors import DataError
@@ -181,7 +181,7 @@ class CheckedKTOTrainer(StageTrainer, AnswerHooks, PromptByPrompt, StepInPasses,
         self._kl = None if estimate is None else estimate.reshape(1)
         if estimate is not None:
             inputs["ref_KL_logps"] = torch.zeros_like(estimate).reshape(1)
-        policy = Remembered(model)
+        policy = RecordingModel(model)
         before, self.precompute_ref_logps = self.precompute_ref_logps, True  # TRL then reads the two columns
         try:
             result = super().answer_loss(policy, inputs, return_outputs)
@@ -246,8 +246,8 @@ class KTO(TrainedStage[DPOConfig, LabelledAnswer, EncodedAnswer]):
             require_balance(encoded, self.config)
         return encoded
 
-    def example(self, row: EncodedAnswer) -> Encoded:
-        return Encoded(row.prompt + row.answer, [0] * len(row.prompt) + row.learned)
+    def example(self, row: EncodedAnswer) -> EncodedSequence:
+        return EncodedSequence(row.prompt + row.answer, [0] * len(row.prompt) + row.learned)
 
     def build(self, rows: Rows[EncodedAnswer], recorder: RunRecorder) -> CheckedKTOTrainer:
         """TRL's trainer on the policy, with its reference and its guard."""

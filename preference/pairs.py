@@ -13,7 +13,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from preference.configuration import LOSSES_OF_PAIRS, DPOConfig
 from preference.guarded import kinds_of_judgments
 from preference.policy.overoptimisation import Guard, require_held_out
-from tiebreak.chat.chat import Chat, Encoded, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.data.reading import read_preferences
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError, DataError
@@ -165,8 +165,8 @@ class PairStage(TrainedStage[DPOConfig, Preference, EncodedPair]):
             report_unused_columns(rows, self.config)
         return weigh(encode(rows, self.chat, self.config, self.dropping), self.config, needed=not held_out)
 
-    def example(self, row: EncodedPair) -> Encoded:
-        return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + row.learned[0])
+    def example(self, row: EncodedPair) -> EncodedSequence:
+        return EncodedSequence(row.prompt + row.chosen, [0] * len(row.prompt) + row.learned[0])
 
     def facts(self, rows: Rows[EncodedPair], trainer: Trainer) -> dict[str, Any]:
         return {

@@ -24,7 +24,7 @@ from tiebreak.errors import DataError, HandoffError, counted
 from tiebreak.models.find import find_model
 from tiebreak.models.load import load_frozen_policy
 from tiebreak.models.tokenizers import load_chat
-from tiebreak.packed.generation import BATCHES_A_CALL, Sampled, row_seed, sample_completions
+from tiebreak.packed.generation import BATCHES_A_CALL, SampledCompletion, row_seed, sample_completions
 from tiebreak.packed.positions import require_room
 from tiebreak.records import (
     Completion,
@@ -177,7 +177,7 @@ def choose_prompts(config: SampleConfig, rules: Rules = DEFAULT) -> list[Prompt]
     return [prompt for _, _, prompt in sorted(places, key=lambda place: place[:2])][: config.max_prompts]
 
 
-def to_row(chat: Chat, sampled: Sampled) -> dict[str, Any]:
+def to_row(chat: Chat, sampled: SampledCompletion) -> dict[str, Any]:
     """A sampled row for the disk: the answer without its thought, and all ids unless thoughts are dropped."""
     answer = chat.read(sampled.ids)
     dropped = chat.settings.thinking == "drop" and answer.reasoning is not None

@@ -68,7 +68,7 @@ class Exam:
         """The sequences that only the report needs."""
         return [one.ids for one in self.garbage]
 
-    def mark(self, scores: Sequence[Sequence[float]], garbage: Sequence[Sequence[float]] = ()) -> Marked:
+    def mark(self, scores: Sequence[Sequence[float]], garbage: Sequence[Sequence[float]] = ()) -> ScoredExam:
         """Assign the scores of `sequences()`, each a list over the members.
 
         Args:
@@ -93,11 +93,11 @@ class Exam:
             ScoredGarbage(one, statistics.fmean(members), by_example[id(one.of)])
             for one, members in zip(self.garbage if garbage else [], garbage, strict=True)
         ]
-        return Marked(pairs, made, samples)
+        return ScoredExam(pairs, made, samples)
 
 
 @dataclass(frozen=True)
-class Marked:
+class ScoredExam:
     """An exam with its scores."""
 
     pairs: list[ScoredPair]
@@ -122,7 +122,7 @@ def build_exam(
     return Exam(examples, garbage, list(samples))
 
 
-def write_scores(run: Run, marked: Marked) -> None:
+def write_scores(run: Run, marked: ScoredExam) -> None:
     """Write the scores of each pair."""
     write_jsonl(run.final / SCORES, [_scores_row(pair) for pair in marked.pairs])
 
@@ -133,7 +133,7 @@ def read_scores(final: Path) -> list[list[float]]:
     return [row.get(f"{side}_members", [row[side]]) for row in rows for side in ("chosen", "rejected")]
 
 
-def write_report(run: Run, marked: Marked, origin: Origin, reward_model: str) -> dict[str, Any]:
+def write_report(run: Run, marked: ScoredExam, origin: Origin, reward_model: str) -> dict[str, Any]:
     """Write `report.json` and `report.html`; returns the report.
 
     Files in `final/` name no folder, so that equal runs write equal bytes.

@@ -25,7 +25,7 @@ from reward.losses import bootstrap_counts
 from reward.provenance import trace_origin
 from reward.report import Exam, build_exam
 from reward.trainer import PackedRewardTrainer
-from tiebreak.chat.chat import Chat, Encoded
+from tiebreak.chat.chat import Chat, EncodedSequence
 from tiebreak.command.launch import stage_main
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.reading import read_preferences
@@ -73,8 +73,8 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
         samples = encode_samples(config, self.chat)
         return build_exam(self.data.validation, self.chat, config.garbage_prompts, longest, samples, self.dropping)
 
-    def example(self, row: EncodedPreference) -> Encoded:
-        return Encoded(row.prompt + row.chosen, [0] * len(row.prompt) + [1] * len(row.chosen))
+    def example(self, row: EncodedPreference) -> EncodedSequence:
+        return EncodedSequence(row.prompt + row.chosen, [0] * len(row.prompt) + [1] * len(row.chosen))
 
     def build(self, rows: Rows[EncodedPreference], recorder: RunRecorder) -> PackedRewardTrainer:
         config, tokenizer = self.config, self.chat.tokenizer
@@ -114,7 +114,7 @@ class Reward(TrainedStage[RewardConfig, Preference, EncodedPreference]):
         self.run.amend({"metrics": report.report_metrics(written)}, made=[self.run.final / "report.json"])
 
 
-def keep_scale(run: Run, marked: report.Marked, train_set: Sequence[EncodedPreference]) -> None:
+def keep_scale(run: Run, marked: report.ScoredExam, train_set: Sequence[EncodedPreference]) -> None:
     """Write files for later stages beside the model: the scale of its scores, and its training prompts."""
     write_json(run.final / report.TRAINED_PROMPTS, sorted({e.group for e in train_set}))
     report.write_scores(run, marked)
@@ -166,7 +166,7 @@ def encode_samples(config: RewardConfig, chat: Chat) -> list[list[int]]:
     return [written.prompt + written.completion for written in encoded]
 
 
-def measure_scale(marked: report.Marked, temperature: float | None) -> ScoreScale:
+def measure_scale(marked: report.ScoredExam, temperature: float | None) -> ScoreScale:
     """The scale of the scores: from the samples if there are any; members' offsets from all scores."""
     real = [side for pair in marked.pairs for side in (pair.chosen, pair.rejected)] + marked.samples
     offsets = np.array(real).mean(axis=0) - np.mean(real) if real else np.zeros(1)

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedRow:
     """A row that was left out, with place and reason."""
 
     where: str
@@ -60,12 +60,12 @@ class Dropped:
 
 
 @dataclass
-class Gathered:
+class ValidRows:
     """Valid rows, with their places."""
 
     prompts: list[tuple[str, Prompt]] = field(default_factory=list)
     demonstrations: list[tuple[str, Demonstration]] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
+    dropped: list[DroppedRow] = field(default_factory=list)
     read: Counter[str] = field(default_factory=Counter)
     splits: dict[str, Split] = field(default_factory=dict)
     """prompt id → the split that its rows name"""
@@ -135,13 +135,13 @@ def _named(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
-def gather(config: PrepareConfig, run: Run | None = None, steps: Sequence[Step] = ()) -> Gathered:
+def gather(config: PrepareConfig, run: Run | None = None, steps: Sequence[Step] = ()) -> ValidRows:
     """Read and check every row of every source, and apply the steps.
 
     Raises:
         DataError: with every fault of every file.
     """
-    data, rules = Gathered(), Rules(config.columns, config.on_bad_row, run=run, stage="prepare")
+    data, rules = ValidRows(), Rules(config.columns, config.on_bad_row, run=run, stage="prepare")
     names = file_names([*config.prompts, *config.demonstrations])
     readings: list[Reading] = []
     faults: list[str] = []
@@ -175,7 +175,7 @@ def gather(config: PrepareConfig, run: Run | None = None, steps: Sequence[Step] 
     return data
 
 
-def _normalise_drafts(data: Gathered, reading: Reading, name: str) -> None:
+def _normalise_drafts(data: ValidRows, reading: Reading, name: str) -> None:
     """Normalise the rows, each to be split by its normalised prompt. What is empty then is a bad row."""
     data.read[reading.wanted] += reading.rows
     kept = []
@@ -207,7 +207,7 @@ def is_blank(prompt: Prompt) -> bool:
 # --- duplicates ---
 
 
-def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) -> None:
+def drop_duplicates(data: ValidRows, threshold: float, max_share: float = 1.0) -> None:
     """Drop exact and near duplicates; a prompt that is also in a demonstration is dropped.
 
     Two answers to one prompt are two demonstrations, and both are kept.
@@ -218,7 +218,7 @@ def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) ->
     data.demonstrations = _unique(
         data.demonstrations,
         lambda d: content_id("demonstration", d.prompt.id, d.completion),
-        lambda d: Compared(f"{_prompt_text(d.prompt)}\n{d.text}", d.prompt.tools),
+        lambda d: ComparedText(f"{_prompt_text(d.prompt)}\n{d.text}", d.prompt.tools),
         Nearness(threshold, max_share, "demonstrations"),
         data.dropped,
     )
@@ -227,13 +227,13 @@ def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) ->
     kept: list[tuple[str, Prompt]] = []
     for where, prompt in data.prompts:
         if prompt.id in shown:
-            data.dropped.append(Dropped(where, f"the same prompt as {shown[prompt.id]}", _prompt_text(prompt)))
+            data.dropped.append(DroppedRow(where, f"the same prompt as {shown[prompt.id]}", _prompt_text(prompt)))
         else:
             kept.append((where, prompt))
     everything = _unique(
         [*before, *kept],
         lambda p: p.id,
-        lambda p: Compared(_prompt_text(p), p.tools),
+        lambda p: ComparedText(_prompt_text(p), p.tools),
         Nearness(threshold, max_share, "prompts"),
         data.dropped,
         keep_first=len(before),
@@ -242,7 +242,7 @@ def drop_duplicates(data: Gathered, threshold: float, max_share: float = 1.0) ->
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedText:
     """Comparison keys of a row."""
 
     text: str
@@ -270,9 +270,9 @@ FEW = 2
 def _unique(
     rows: Sequence[tuple[str, Any]],
     identity: Callable[[Any], str],
-    compared: Callable[[Any], Compared],
+    compared: Callable[[Any], ComparedText],
     nearness: Nearness,
-    dropped: list[Dropped],
+    dropped: list[DroppedRow],
     keep_first: int = 0,
 ) -> list[tuple[str, Any]]:
     """`rows` without later duplicates. The first `keep_first` are compared against and never dropped."""
@@ -280,7 +280,7 @@ def _unique(
     exact: list[tuple[str, Any]] = []
     for number, (where, row) in enumerate(rows):
         if number >= keep_first and identity(row) in seen:
-            dropped.append(Dropped(where, f"the same as {seen[identity(row)]}", compared(row).text))
+            dropped.append(DroppedRow(where, f"the same as {seen[identity(row)]}", compared(row).text))
         else:
             seen.setdefault(identity(row), where)
             exact.append((where, row))
@@ -291,11 +291,11 @@ def _unique(
     _refuse_many(earlier, texts, nearness, len(exact) - keep_first)
     for number, (other, overlap) in sorted(earlier.items()):
         reason = f"near duplicate of {exact[other][0]} (overlap {overlap:.2f})"
-        dropped.append(Dropped(exact[number][0], reason, texts[number].text))
+        dropped.append(DroppedRow(exact[number][0], reason, texts[number].text))
     return [row for number, row in enumerate(exact) if number not in earlier]
 
 
-def _near(texts: Sequence[Compared], threshold: float) -> dict[int, tuple[int, float]]:
+def _near(texts: Sequence[ComparedText], threshold: float) -> dict[int, tuple[int, float]]:
     """`near_duplicates` among the texts of one kind."""
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, one in enumerate(texts):
@@ -308,7 +308,7 @@ def _near(texts: Sequence[Compared], threshold: float) -> dict[int, tuple[int, f
 
 
 def _refuse_many(
-    earlier: Mapping[int, tuple[int, float]], texts: Sequence[Compared], nearness: Nearness, rows: int
+    earlier: Mapping[int, tuple[int, float]], texts: Sequence[ComparedText], nearness: Nearness, rows: int
 ) -> None:
     """Rows from a template look like copies: the user decides, not the threshold."""
     if len(earlier) <= max(FEW, nearness.max_share * rows):
@@ -362,7 +362,7 @@ def _prompt_text(prompt: Prompt) -> str:
 # --- lengths and splits ---
 
 
-def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
+def drop_long(data: ValidRows, config: PrepareConfig) -> dict[str, list[int]]:
     """Drop rows longer than the limits; returns the lengths of the others in tokens.
 
     Raises:
@@ -373,17 +373,17 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
 
     chat = load_chat(find_model(config.policy, trust_remote_code=config.trust_remote_code), config.chat)
     lengths: dict[str, list[int]] = {"prompt_tokens": [], "completion_tokens": []}
-    unrendered: list[Dropped] = []
+    unrendered: list[DroppedRow] = []
     prompts: list[tuple[str, Prompt]] = []
     for where, prompt in data.prompts:
         try:
             length = len(chat.encode_prompt(prompt.messages, prompt.tools))
         except HandoffError as error:
-            unrendered.append(Dropped(where, str(error), _prompt_text(prompt)))
+            unrendered.append(DroppedRow(where, str(error), _prompt_text(prompt)))
             continue
         if length > config.max_prompt_tokens:
             reason = f"the prompt has {length} tokens, more than max_prompt_tokens ({config.max_prompt_tokens})"
-            data.dropped.append(Dropped(where, reason, _prompt_text(prompt)))
+            data.dropped.append(DroppedRow(where, reason, _prompt_text(prompt)))
         else:
             lengths["prompt_tokens"].append(length)
             prompts.append((where, prompt))
@@ -392,11 +392,11 @@ def drop_long(data: Gathered, config: PrepareConfig) -> dict[str, list[int]]:
         try:
             before, after = _token_counts(shown, chat)
         except HandoffError as error:
-            unrendered.append(Dropped(where, str(error), _prompt_text(shown.prompt)))
+            unrendered.append(DroppedRow(where, str(error), _prompt_text(shown.prompt)))
             continue
         if before > config.max_prompt_tokens or after > config.max_completion_tokens:
             reason = f"{before} + {after} tokens, more than max_prompt_tokens or max_completion_tokens"
-            data.dropped.append(Dropped(where, reason, _prompt_text(shown.prompt)))
+            data.dropped.append(DroppedRow(where, reason, _prompt_text(shown.prompt)))
         else:
             lengths["completion_tokens"].append(after)
             demonstrations.append((where, shown))
@@ -418,7 +418,7 @@ def _token_counts(shown: Demonstration, chat: Chat) -> tuple[int, int]:
     return before, max(len(example.input_ids) for example in examples) - before
 
 
-def assign_splits(data: Gathered, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
+def assign_splits(data: ValidRows, shares: SplitShares) -> tuple[list[Prompt], list[Demonstration]]:
     """Give every prompt its split. Returns (all prompts, demonstrations).
 
     Splits named in rows are kept (tiebreak.data.splits); other prompts are divided, counts to the nearest row. A row's
@@ -447,7 +447,7 @@ def _ranked(identities: Iterable[str], seed: int) -> list[str]:
 
 
 def data_report(
-    data: Gathered, prompts: list[Prompt], demonstrations: list[Demonstration], lengths: dict[str, list[int]]
+    data: ValidRows, prompts: list[Prompt], demonstrations: list[Demonstration], lengths: dict[str, list[int]]
 ) -> dict[str, Any]:
     """Counts of rows read and kept, lengths, and dropped rows by reason."""
     reasons = Counter(re.sub(r"( of| as) .*|^the prompt has.*|^\d+ \+.*", _short, one.reason) for one in data.dropped)

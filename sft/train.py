@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trl import SFTTrainer
 
 from sft.configuration import SFTConfig
-from tiebreak.chat.chat import Chat, Encoded, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_demonstrations
 from tiebreak.data.splits import partition
@@ -49,7 +49,7 @@ class PackedSFTTrainer(StageTrainer, StepInPasses, SFTTrainer):
         return num_items_in_batch is not None  # TRL then divides by the tokens of the whole step
 
 
-class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
+class SFT(TrainedStage[SFTConfig, Demonstration, EncodedSequence]):
     """The stage."""
 
     name, rows_name = "sft", "demonstrations"
@@ -57,13 +57,13 @@ class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
     def read(self) -> tuple[list[Demonstration], list[Demonstration]]:
         return partition(read_demonstrations(self.config.demonstrations, self.rules), lambda shown: shown.prompt.split)
 
-    def encode(self, rows: list[Demonstration], *, held_out: bool) -> list[Encoded]:
+    def encode(self, rows: list[Demonstration], *, held_out: bool) -> list[EncodedSequence]:
         return encode(rows, self.chat, self.config, self.dropping) if rows else []
 
-    def example(self, row: Encoded) -> Encoded:
+    def example(self, row: EncodedSequence) -> EncodedSequence:
         return row
 
-    def build(self, rows: Rows[Encoded], recorder: RunRecorder) -> PackedSFTTrainer:
+    def build(self, rows: Rows[EncodedSequence], recorder: RunRecorder) -> PackedSFTTrainer:
         config = self.config
         return PackedSFTTrainer(
             model=load_policy(self.source, config.training, config.adapter, self.chat.tokenizer, self.first_ids(rows)),
@@ -74,16 +74,18 @@ class SFT(TrainedStage[SFTConfig, Demonstration, Encoded]):
             passes=Passes(config.training.tokens_per_pass, config.padding_free),
         )
 
-    def products(self, rows: Rows[Encoded]) -> Products:
+    def products(self, rows: Rows[EncodedSequence]) -> Products:
         prompts = [shown.prompt for shown in self.data.validation or self.data.train]
         return Products(prompts, self.config.sampling, merged=self.config.merge)
 
 
-def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: Run | None = None) -> list[Encoded]:
+def encode(
+    shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: Run | None = None
+) -> list[EncodedSequence]:
     """Token ids and loss masks of the demonstrations that fit; several examples for one if a template rewrites turns."""
     last_only = config.loss_on == "last_answer"
 
-    def examples_of(one: Demonstration) -> list[Encoded]:
+    def examples_of(one: Demonstration) -> list[EncodedSequence]:
         prompt = one.prompt
         conversation = (*prompt.messages, *one.answers)
         return chat.encode_conversation(conversation, last_only, prompt.tools, prompt_messages=len(prompt.messages))
@@ -94,7 +96,7 @@ def encode(shown: list[Demonstration], chat: Chat, config: SFTConfig, dropping: 
     return drop_too_long(encoded, [len(e.input_ids) for e in encoded], limit, "demonstrations")
 
 
-def to_dataset(examples: list[Encoded]) -> Dataset:
+def to_dataset(examples: list[EncodedSequence]) -> Dataset:
     """TRL's collator's input: ids, and labels with −100 on untrained tokens."""
     from datasets import Dataset
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from support import end_process, run_here
 
-from tiebreak.models.reload import FreshProcess, Reloaded
+from tiebreak.models.reload import FreshProcess, ReloadedModel
 from tiebreak.process.preloaded import answered
 from tiebreak.runs.reports import read_reports
 
@@ -64,7 +64,7 @@ def outcome_of(command: str, config: Path, output: Path, check: Callable[[], Seq
 def ask_here(process: FreshProcess, what: str, **request: Any) -> dict[str, Any]:
     """Takes the place of `FreshProcess.ask`: the same answer, from disk, without the fresh process's 5 s of imports."""
     asked = json.dumps(request | process._about | {"do": what})
-    reply = json.loads(json.dumps(answered(Reloaded().answer, json.loads(asked))))
+    reply = json.loads(json.dumps(answered(ReloadedModel().answer, json.loads(asked))))
     if "failed" in reply:
         raise RuntimeError(reply["failed"])
     return dict(reply["done"])

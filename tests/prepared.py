@@ -32,7 +32,7 @@ IMPORTED = [
 _start = reload._start
 
 
-class Prepared:
+class PreloadedProcess:
     """As subprocess.Popen, as far as a stage uses it."""
 
     def __init__(self, errors: IO[str]) -> None:
@@ -87,7 +87,7 @@ def prepared_processes() -> Iterator[None]:
     path = os.environ.get("PYTHONPATH")
 
     def start(final: Path, errors: IO[str]) -> Any:
-        return Prepared(errors) if os.environ.get("PYTHONPATH") == path else _start(final, errors)
+        return PreloadedProcess(errors) if os.environ.get("PYTHONPATH") == path else _start(final, errors)
 
     SERVER.set_forkserver_preload(IMPORTED)
     with mock.patch.object(reload, "_start", start):

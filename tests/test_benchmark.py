@@ -112,12 +112,12 @@ def test_unlike_beginnings_are_reported(monkeypatch: pytest.MonkeyPatch) -> None
     """By hand: deviations 3 and 4 over 25 episodes make a standard error of 1."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     import ppo
-    from measuring import Measured
+    from measuring import Measurement
     from rollouts import Job, require_same_scores
 
-    def began(kl: float, mean: float, deviation: float) -> Measured:
+    def began(kl: float, mean: float, deviation: float) -> Measurement:
         first = {"kl": kl, "score_mean": mean, "score_deviation": deviation}
-        return Measured([], 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, first_rollout=first)
+        return Measurement([], 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, first_rollout=first)
 
     compared = ppo.first_rollouts({"ours": began(0.0, 2.0, 3.0), ppo.TRL: began(2e-6, 0.5, 4.0)}, 25)
     assert compared["first_scores_apart_in_standard_errors"] == pytest.approx(1.5)
@@ -276,7 +276,7 @@ def test_figures_of_two_seeds_by_hand(reward_accuracy: Any) -> None:
     data = module.Data(held_out, held_out, 0)
 
     def learned(*seeds: list[float], loss: float) -> dict[int, Any]:
-        return {n: module.Learned([1.0, loss + n], values, 1.0, 1.0, None) for n, values in enumerate(seeds)}
+        return {n: module.TrainingResult([1.0, loss + n], values, 1.0, 1.0, None) for n, values in enumerate(seeds)}
 
     both = {
         "ours": learned([0.3, 0.1, 2.0], [0.2, -0.1, 1.0], loss=0.5),

@@ -46,7 +46,7 @@ def stage_class() -> type[TrainedStage[ToyConfig, Any, Any]]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from tiebreak.chat.chat import Encoded
+    from tiebreak.chat.chat import EncodedSequence
     from tiebreak.data.reading import read_preferences
     from tiebreak.data.splits import partition
     from tiebreak.models.load import load_policy
@@ -59,25 +59,27 @@ def stage_class() -> type[TrainedStage[ToyConfig, Any, Any]]:
     class ToyTrainer(StageTrainer, SFTTrainer):
         pass
 
-    def to_dataset(rows: list[Encoded]) -> Dataset:
+    def to_dataset(rows: list[EncodedSequence]) -> Dataset:
         labels = [[i if m else -100 for i, m in zip(r.input_ids, r.loss_mask, strict=True)] for r in rows]
         return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": labels})
 
-    class Toy(TrainedStage[ToyConfig, Preference, Encoded]):
+    class Toy(TrainedStage[ToyConfig, Preference, EncodedSequence]):
         name = "toy"
 
         def read(self) -> tuple[list[Preference], list[Preference]]:
             return partition(read_preferences(self.config.preferences, self.rules), lambda one: one.split)
 
-        def encode(self, rows: list[Preference], *, held_out: bool) -> list[Encoded]:
+        def encode(self, rows: list[Preference], *, held_out: bool) -> list[EncodedSequence]:
             pairs = [self.chat.encode_preference(row) for row in rows]
             sides = [chosen if self.config.side == "chosen" else rejected for chosen, rejected in pairs]
-            return [Encoded(s.prompt + s.completion, [0] * len(s.prompt) + [1] * len(s.completion)) for s in sides]
+            return [
+                EncodedSequence(s.prompt + s.completion, [0] * len(s.prompt) + [1] * len(s.completion)) for s in sides
+            ]
 
-        def example(self, row: Encoded) -> Encoded:
+        def example(self, row: EncodedSequence) -> EncodedSequence:
             return row
 
-        def build(self, rows: Rows[Encoded], recorder: RunRecorder) -> ToyTrainer:
+        def build(self, rows: Rows[EncodedSequence], recorder: RunRecorder) -> ToyTrainer:
             return ToyTrainer(
                 model=load_policy(self.source, self.config.training, self.config.adapter, self.chat.tokenizer),
                 args=SFTConfig(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.compare.lineage import Lineage
-from evaluation.compare.page import Trained, build_page
+from evaluation.compare.page import LoggedRun, build_page
 from evaluation.compare.reading import OLDER_NAMES, Evaluation, Link, read_chain, read_evaluation
 from evaluation.compare.samples import select_samples
 from evaluation.compare.summary import build_report
@@ -93,11 +93,11 @@ def judge_by_hand(config: CompareConfig, links: Sequence[Link], kinds: Sequence[
     return shlex.join(["tiebreak", "label", *words])
 
 
-def _trained(links: Sequence[Link]) -> list[Trained]:
+def _trained(links: Sequence[Link]) -> list[LoggedRun]:
     """Runs with logged metrics, in the order of the chain."""
     each = {link.id: link for link in links}.values()
     everyone = [
-        Trained(link.stage, link.folder, link.id, runs.read_metrics(link.folder), link.manifest.get("config") or {})
+        LoggedRun(link.stage, link.folder, link.id, runs.read_metrics(link.folder), link.manifest.get("config") or {})
         for link in each
     ]
     return [run for run in everyone if run.rows]

@@ -57,7 +57,7 @@ _WIN_SCALE = Scale(0.0, 1.0, ((0.0, "0%"), (0.5, "50%"), (1.0, "100%")), referen
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoggedRun:
     """A run of the chain with its logged rows."""
 
     stage: str
@@ -67,7 +67,7 @@ class Trained:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_page(report: Report, trained: Sequence[Trained], samples: Sequence[Sample]) -> str:
+def build_page(report: Report, trained: Sequence[LoggedRun], samples: Sequence[Sample]) -> str:
     """The whole page."""
     marks, measure = policy_marks(list(report["policies"])), Measure.of(report)
     sections = [
@@ -401,13 +401,13 @@ def _beside(row: Row, key: str, interval: str | None, form: Form) -> Markup:
 # --- reward against KL ---
 
 
-def _reward_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
+def _reward_against_kl(report: Report, trained: Sequence[LoggedRun], marks: Marks) -> Markup | None:
     parts = [_scores_against_kl(report, trained, marks)]
     parts += [_guarded(stage) for stage in report["stages"] if "guard" in stage]
     return join(*parts) if any(parts) else None
 
 
-def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks) -> Markup | None:
+def _scores_against_kl(report: Report, trained: Sequence[LoggedRun], marks: Marks) -> Markup | None:
     ppo, name_of_ppo = _evaluated_ppo(report, trained)
     left_out = _why_left_out(report, ppo.id) if ppo else None
     path = reward_against_kl(ppo.rows) if ppo and left_out is None else []
@@ -444,7 +444,7 @@ def _scores_against_kl(report: Report, trained: Sequence[Trained], marks: Marks)
     return el("div", el("figure", charts.kl_chart(path, near, baseline)), side, cls="split")
 
 
-def _evaluated_ppo(report: Report, trained: Sequence[Trained]) -> tuple[Trained | None, str]:
+def _evaluated_ppo(report: Report, trained: Sequence[LoggedRun]) -> tuple[LoggedRun | None, str]:
     """The last PPO run among the evaluated policies, and its name; of the chain where no policy's run is recorded."""
     runs = [run for run in trained if {"objective/kl", "objective/scores"} <= find_stage(run.stage).metrics.keys()]
     names = {row["run"]: label(row["policy"]) for row in report["changes"] if row["run"]}
@@ -520,7 +520,7 @@ def _tone_of(stage: str) -> str:
     return tone
 
 
-def _curves(report: Report, trained: Sequence[Trained]) -> Markup | None:
+def _curves(report: Report, trained: Sequence[LoggedRun]) -> Markup | None:
     final = {stage["id"]: stage.get("metrics", {}) for stage in report["stages"]}
     kept = {stage["id"]: stage["guard"]["kept"]["step"] for stage in report["stages"] if "guard" in stage}
     parts: list[Markup | None] = []

@@ -71,7 +71,7 @@ class EndpointJudge:
         with progress(len(keys), what) as bar:
             bar.skip_to(sum(key in store.rows for key in keys))
             with deferring():
-                faults = _Asking(self, store, waiting, bar.advance).run()
+                faults = _RequestPool(self, store, waiting, bar.advance).run()
         if faults:
             raise RunError(
                 f"{self.endpoint.url} left {counted(len(faults), 'question')} of {len(keys)} without an answer "
@@ -252,7 +252,7 @@ class _Pace:
             self.at = max(self.at, time.monotonic() + seconds)
 
 
-class _Asking:
+class _RequestPool:
     """Asks all questions that have no answer. The main thread writes; the others only wait for the network."""
 
     def __init__(self, judge: EndpointJudge, store: AnswerFile, waiting: dict[str, Question], advance: Any) -> None:

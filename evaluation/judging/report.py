@@ -14,7 +14,7 @@ from evaluation.judging.page import build_page
 from evaluation.judging.questions import Rater, Reply
 from tiebreak.errors import counted
 from tiebreak.measures.agreement import Figure
-from tiebreak.measures.corrected import Corrected, prediction_powered_mean, rogan_gladen
+from tiebreak.measures.corrected import CorrectedShare, prediction_powered_mean, rogan_gladen
 from tiebreak.measures.judges import Contest, against_people, contests, habits
 from tiebreak.measures.statistics import clustered_interval, student_quantile, wilson_interval
 from tiebreak.records import Judgment, Pair, write_json, write_text_atomically
@@ -147,7 +147,7 @@ def preferred_share(only: Sequence[float], judged: Sequence[float], people: Sequ
     return {**_corrected(found, len(only), len(people)), **errors}
 
 
-def _corrected(found: Corrected, judged: int, people: int) -> dict[str, Any]:
+def _corrected(found: CorrectedShare, judged: int, people: int) -> dict[str, Any]:
     value = None if found.value is None else round(found.value, 6)
     return {"value": value, "interval": [round(edge, 6) for edge in found.interval], "judged": judged, "people": people}
 

@@ -33,7 +33,7 @@ EventKind = Literal[
 ]  # fmt: skip
 
 
-class Prepared:
+class PreparedStatement:
     """A statement, compiled once per dialect. Its rows are named tuples."""
 
     def __init__(self, statement: sa.ClauseElement) -> None:
@@ -91,12 +91,12 @@ class Prepared:
         return self._row
 
 
-_HEAD = Prepared(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
-_MOVE_HEAD = Prepared(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))
-_ADD_EVENT = Prepared(sa.insert(EVENTS))
-_SAVE = Prepared(sa.text("SAVEPOINT part"))
-_ROLL_BACK = Prepared(sa.text("ROLLBACK TO SAVEPOINT part"))
-_RELEASE = Prepared(sa.text("RELEASE SAVEPOINT part"))
+_HEAD = PreparedStatement(sa.select(LOG_HEAD.c.seq, LOG_HEAD.c.hash).with_for_update())
+_MOVE_HEAD = PreparedStatement(sa.update(LOG_HEAD).values(seq=sa.bindparam("to_seq"), hash=sa.bindparam("to_hash")))
+_ADD_EVENT = PreparedStatement(sa.insert(EVENTS))
+_SAVE = PreparedStatement(sa.text("SAVEPOINT part"))
+_ROLL_BACK = PreparedStatement(sa.text("ROLLBACK TO SAVEPOINT part"))
+_RELEASE = PreparedStatement(sa.text("RELEASE SAVEPOINT part"))
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 

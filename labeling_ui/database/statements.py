@@ -1,11 +1,11 @@
-"""The statements of the hot path, compiled once and run by the driver (see `event_log.Prepared`)."""
+"""The statements of the hot path, compiled once and run by the driver (see `event_log.PreparedStatement`)."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
 
-from labeling_ui.database.event_log import Prepared
+from labeling_ui.database.event_log import PreparedStatement
 from labeling_ui.database.schema import (
     ADJUDICATIONS,
     ASSIGNMENTS,
@@ -25,45 +25,47 @@ from labeling_ui.database.schema import (
 
 # --- raters ---
 
-RATER = Prepared(sa.select(RATERS).where(RATERS.c.id == bindparam("rater")).with_for_update())
+RATER = PreparedStatement(sa.select(RATERS).where(RATERS.c.id == bindparam("rater")).with_for_update())
 """Locked on Postgres: one rater's actions in two windows run one after the other."""
 
-SESSION = Prepared(
+SESSION = PreparedStatement(
     sa.select(RATERS, SESSIONS.c.csrf_token)
     .join(SESSIONS, SESSIONS.c.rater_id == RATERS.c.id)
     .where(SESSIONS.c.token_hash == bindparam("token_hash"), SESSIONS.c.expires_at_ms > bindparam("now_ms"))
 )
-ANY_ACCOUNT = Prepared(sa.select(RATERS.c.id).where(RATERS.c.password_hash.is_not(None)).limit(1))
-MOVE_CURSOR = Prepared(sa.update(RATERS).where(RATERS.c.id == bindparam("rater")).values(cursor=bindparam("to_cursor")))
-COUNT_JUDGMENT = Prepared(
+ANY_ACCOUNT = PreparedStatement(sa.select(RATERS.c.id).where(RATERS.c.password_hash.is_not(None)).limit(1))
+MOVE_CURSOR = PreparedStatement(
+    sa.update(RATERS).where(RATERS.c.id == bindparam("rater")).values(cursor=bindparam("to_cursor"))
+)
+COUNT_JUDGMENT = PreparedStatement(
     sa.update(RATERS).where(RATERS.c.id == bindparam("rater")).values(judged=RATERS.c.judged + bindparam("more"))
 )
 
 # --- contents ---
 
-PAIR_RECORD = Prepared(sa.select(PAIRS.c.record).where(PAIRS.c.id == bindparam("pair")))
-ITEM = Prepared(sa.select(ITEMS).where(ITEMS.c.id == bindparam("item")))
+PAIR_RECORD = PreparedStatement(sa.select(PAIRS.c.record).where(PAIRS.c.id == bindparam("pair")))
+ITEM = PreparedStatement(sa.select(ITEMS).where(ITEMS.c.id == bindparam("item")))
 
 # --- assignment ---
 
 _FREE = ITEMS.c.taken < ITEMS.c.overlap
 _ONE_MORE = ITEMS.c.taken + 1
-TAKE_PLACE = Prepared(
+TAKE_PLACE = PreparedStatement(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"), _FREE)
     .values(taken=_ONE_MORE, freed=sa.case((ITEMS.c.overlap > _ONE_MORE, ITEMS.c.freed), else_=0))
 )
 """Takes a place of the item, if one is free, in one atomic statement."""
-MAKE_PLACE = Prepared(
+MAKE_PLACE = PreparedStatement(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"))
     .values(taken=_ONE_MORE, overlap=sa.case((ITEMS.c.overlap < _ONE_MORE, _ONE_MORE), else_=ITEMS.c.overlap))
 )
 """Takes a place for an imported or gold judgment: the overlap grows if it must."""
-FREE_PLACE = Prepared(
+FREE_PLACE = PreparedStatement(
     sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(taken=ITEMS.c.taken - 1, freed=ITEMS.c.offered)
 )
-SKIP_ITEM = Prepared(
+SKIP_ITEM = PreparedStatement(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"))
     .values(
@@ -73,7 +75,7 @@ SKIP_ITEM = Prepared(
     )
 )
 """A skip: the rater's place is free for others, whose cursors may have passed the item if it was full."""
-UNSKIP_ITEM = Prepared(
+UNSKIP_ITEM = PreparedStatement(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"), _FREE)
     .values(
@@ -83,15 +85,17 @@ UNSKIP_ITEM = Prepared(
     )
 )
 """A skip taken back: the rater takes a place again, if one is free."""
-DROP_SKIP = Prepared(
+DROP_SKIP = PreparedStatement(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"))
     .values(skips=ITEMS.c.skips - 1, freed=sa.case((_FREE, ITEMS.c.offered), else_=ITEMS.c.freed))
 )
 """A rejected skip: it no longer counts towards those after which the item waits for a lead."""
-COUNT_SKIP = Prepared(sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(skips=ITEMS.c.skips + 1))
+COUNT_SKIP = PreparedStatement(sa.update(ITEMS).where(ITEMS.c.id == bindparam("item")).values(skips=ITEMS.c.skips + 1))
 """A skip made elsewhere, which never had a place."""
-LOCK_ITEM = Prepared(sa.select(ITEMS.c.id).where(ITEMS.c.id == bindparam("item")).with_for_update(skip_locked=True))
+LOCK_ITEM = PreparedStatement(
+    sa.select(ITEMS.c.id).where(ITEMS.c.id == bindparam("item")).with_for_update(skip_locked=True)
+)
 """Empty where another transaction has locked the item."""
 
 _NOT_FOR_LEAD = ITEMS.c.skips < sa.literal_column(str(SKIPS_TO_LEAD))
@@ -105,11 +109,11 @@ _IN_TURN = (
     .order_by(ITEMS.c.turn)
     .limit(sa.literal_column("1"))
 )
-NEXT_IN_TURN = Prepared(_IN_TURN)
-NEXT_UNLOCKED = Prepared(_IN_TURN.with_for_update(skip_locked=True))
-NEXT_AFTER_OTHERS = Prepared(_IN_TURN.with_for_update())
+NEXT_IN_TURN = PreparedStatement(_IN_TURN)
+NEXT_UNLOCKED = PreparedStatement(_IN_TURN.with_for_update(skip_locked=True))
+NEXT_AFTER_OTHERS = PreparedStatement(_IN_TURN.with_for_update())
 """Before the rater's cursor, every item is full or was theirs already: claims stay fast in a store of a million."""
-NEXT_FREED = Prepared(
+NEXT_FREED = PreparedStatement(
     sa.select(ITEMS)
     .where(ITEMS.c.freed == sa.literal_column("1"), _FREE, _NOT_FOR_LEAD, ~_GIVEN.exists())
     .where(ITEMS.c.pool.in_(["", bindparam("pool")]))
@@ -127,8 +131,8 @@ _IN_POOL = sa.select(ITEMS.c.id).where(
     ITEMS.c.pool.in_(["", bindparam("pool")]),
     ITEMS.c.withdrawn == sa.literal_column("0"),
 )
-COUNT_GOLD = Prepared(sa.select(sa.func.count().label("n")).select_from(GOLD))
-GOLD_LEFT = Prepared(
+COUNT_GOLD = PreparedStatement(sa.select(sa.func.count().label("n")).select_from(GOLD))
+GOLD_LEFT = PreparedStatement(
     sa.select(GOLD.c.item_id)
     .where(~_HAD.exists(), _IN_POOL.exists())
     .order_by(sa.case((GOLD.c.number >= bindparam("start"), 0), else_=1), GOLD.c.number)
@@ -136,39 +140,39 @@ GOLD_LEFT = Prepared(
 )
 """The first gold item from `start` on, cyclically, that the rater has not had."""
 
-WAITING = Prepared(
+WAITING = PreparedStatement(
     sa.select(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.rater_id == bindparam("rater"), ASSIGNMENTS.c.state != sa.literal_column("'done'"))
     .order_by(ASSIGNMENTS.c.seq)
 )
-EXPIRED = Prepared(
+EXPIRED = PreparedStatement(
     sa.select(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.state == sa.literal_column("'open'"), ASSIGNMENTS.c.lease_until_ms < bindparam("now_ms"))
     .order_by(ASSIGNMENTS.c.lease_until_ms)
     .limit(sa.literal_column("100"))
     .with_for_update(skip_locked=True)
 )
-ASSIGNMENTS_OF = Prepared(
+ASSIGNMENTS_OF = PreparedStatement(
     sa.select(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.item_id == bindparam("item"), ASSIGNMENTS.c.rater_id == bindparam("rater"))
     .order_by(ASSIGNMENTS.c.occasion.desc())
 )
-ASSIGNMENT = Prepared(sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")))
-ADD_ASSIGNMENT = Prepared(sa.insert(ASSIGNMENTS))
-SET_STATE = Prepared(
+ASSIGNMENT = PreparedStatement(sa.select(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")))
+ADD_ASSIGNMENT = PreparedStatement(sa.insert(ASSIGNMENTS))
+SET_STATE = PreparedStatement(
     sa.update(ASSIGNMENTS).where(ASSIGNMENTS.c.id == bindparam("assignment")).values(state=bindparam("to_state"))
 )
-RENEW_LEASE = Prepared(
+RENEW_LEASE = PreparedStatement(
     sa.update(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.id == bindparam("assignment"))
     .values(state="open", lease_until_ms=bindparam("until_ms"))
 )
-MARK_SHOWN = Prepared(
+MARK_SHOWN = PreparedStatement(
     sa.update(ASSIGNMENTS)
     .where(ASSIGNMENTS.c.id == bindparam("assignment"))
     .values(shown_at_ms=bindparam("now_ms"), lease_until_ms=bindparam("until_ms"))
 )
-JUDGED_AT = Prepared(
+JUDGED_AT = PreparedStatement(
     sa.select(JUDGMENTS.c.assignment_id, JUDGMENTS.c.vote, JUDGMENTS.c.record)
     .where(JUDGMENTS.c.rater_id == bindparam("rater"))
     .order_by(JUDGMENTS.c.seq)
@@ -177,29 +181,29 @@ JUDGED_AT = Prepared(
 )
 """The rater's judgment number `place`, counted from 0."""
 
-EVENT_TIME = Prepared(sa.select(EVENTS.c.at_ms).where(EVENTS.c.seq == bindparam("seq")))
+EVENT_TIME = PreparedStatement(sa.select(EVENTS.c.at_ms).where(EVENTS.c.seq == bindparam("seq")))
 
 # --- judging ---
 
-SUBMISSION = Prepared(
+SUBMISSION = PreparedStatement(
     sa.select(SUBMISSIONS).where(
         SUBMISSIONS.c.rater_id == bindparam("rater"), SUBMISSIONS.c.client_id == bindparam("client")
     )
 )
-ADD_SUBMISSION = Prepared(sa.insert(SUBMISSIONS))
-JUDGMENT = Prepared(
+ADD_SUBMISSION = PreparedStatement(sa.insert(SUBMISSIONS))
+JUDGMENT = PreparedStatement(
     sa.select(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment"), JUDGMENTS.c.rater_id == bindparam("rater"))
 )
-ADD_JUDGMENT = Prepared(sa.insert(JUDGMENTS))
-AMEND_JUDGMENT = Prepared(
+ADD_JUDGMENT = PreparedStatement(sa.insert(JUDGMENTS))
+AMEND_JUDGMENT = PreparedStatement(
     sa.update(JUDGMENTS)
     .where(JUDGMENTS.c.id == bindparam("judgment"))
     .values(record=bindparam("to_record"), vote=bindparam("to_vote"))
 )
-SETTLED = Prepared(sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == bindparam("item")))
-DROP_JUDGMENT = Prepared(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment")))
-ADD_REJECTION = Prepared(sa.insert(REJECTIONS))
-LAST_JUDGMENT = Prepared(
+SETTLED = PreparedStatement(sa.select(ADJUDICATIONS.c.item_id).where(ADJUDICATIONS.c.item_id == bindparam("item")))
+DROP_JUDGMENT = PreparedStatement(sa.delete(JUDGMENTS).where(JUDGMENTS.c.id == bindparam("judgment")))
+ADD_REJECTION = PreparedStatement(sa.insert(REJECTIONS))
+LAST_JUDGMENT = PreparedStatement(
     sa.select(JUDGMENTS.c.id)
     .where(JUDGMENTS.c.rater_id == bindparam("rater"))
     .order_by(JUDGMENTS.c.seq.desc())
@@ -208,7 +212,7 @@ LAST_JUDGMENT = Prepared(
 _FIRST, _SECOND, _NEITHER = (
     getattr(ITEMS.c, name) + bindparam(f"more_{name}") for name in ("for_first", "for_second", "for_neither")
 )
-COUNT_VOTE = Prepared(
+COUNT_VOTE = PreparedStatement(
     sa.update(ITEMS)
     .where(ITEMS.c.id == bindparam("item"))
     .values(
@@ -222,7 +226,7 @@ COUNT_VOTE = Prepared(
 )
 """The item's votes, and whether raters disagree: 2 about the side, 1 about whether either is better."""
 _HOUR = sa.and_(RATER_HOURS.c.rater_id == bindparam("rater"), RATER_HOURS.c.hour == bindparam("at_hour"))
-COUNT_HOUR = Prepared(
+COUNT_HOUR = PreparedStatement(
     sa.update(RATER_HOURS)
     .where(_HOUR)
     .values(
@@ -231,7 +235,7 @@ COUNT_HOUR = Prepared(
         idle_ms=RATER_HOURS.c.idle_ms + bindparam("more_idle"),
     )
 )
-ADD_HOUR = Prepared(sa.insert(RATER_HOURS))
-DRAFT = Prepared(sa.select(DRAFTS.c.body).where(DRAFTS.c.assignment_id == bindparam("assignment")))
-DROP_DRAFT = Prepared(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == bindparam("assignment")))
-ADD_DRAFT = Prepared(sa.insert(DRAFTS))
+ADD_HOUR = PreparedStatement(sa.insert(RATER_HOURS))
+DRAFT = PreparedStatement(sa.select(DRAFTS.c.body).where(DRAFTS.c.assignment_id == bindparam("assignment")))
+DROP_DRAFT = PreparedStatement(sa.delete(DRAFTS).where(DRAFTS.c.assignment_id == bindparam("assignment")))
+ADD_DRAFT = PreparedStatement(sa.insert(DRAFTS))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from labeling_ui.quality.aggregate import Aggregated
+from labeling_ui.quality.aggregate import AggregationResult
 from labeling_ui.quality.agreement import measure_percent
 from labeling_ui.quality.votes import KINDS, read_votes
 from tiebreak.measures.statistics import wilson_interval
 from tiebreak.records import Judgment, Pair
 
 
-def measure_arms(pairs: Sequence[Pair], judgments: Sequence[Judgment], aggregated: Aggregated) -> dict[str, Any]:
+def measure_arms(pairs: Sequence[Pair], judgments: Sequence[Judgment], aggregated: AggregationResult) -> dict[str, Any]:
     """By arm: pairs, judgments, the share of judged comparisons that gave a preference, and agreement of the raters of each
     kind; model judges do not count. Empty where no pair was selected."""
     found = {}

@@ -21,8 +21,8 @@ from labeling_ui.exchange.arms import measure_arms
 from labeling_ui.exchange.passages import marked_answers
 from labeling_ui.exchange.single import decide_assessments, demonstrations_of, describe_assessed, write_assessed
 from labeling_ui.quality.aggregate import (
-    Aggregated,
     AggregationConfig,
+    AggregationResult,
     KnownAnswers,
     Vote,
     as_vote,
@@ -184,7 +184,7 @@ def _leave_out(judgments: Sequence[Judgment], raters: Sequence[str], others: Seq
 def _write_records(
     folder: Path,
     labels: Labels,
-    aggregated: Aggregated,
+    aggregated: AggregationResult,
     edits: Sequence[Edit],
     demonstrations: Sequence[Demonstration],
 ) -> None:
@@ -199,7 +199,7 @@ def _write_records(
 
 
 def _write_formats(
-    folder: Path, labels: Labels, aggregated: Aggregated, config: AggregationConfig, formats: Sequence[Format]
+    folder: Path, labels: Labels, aggregated: AggregationResult, config: AggregationConfig, formats: Sequence[Format]
 ) -> None:
     if "parquet" in formats:
         write_parquet(folder / "parquet", aggregated.preferences)
@@ -253,7 +253,7 @@ def write_dataset(folder: Path, preferences: Sequence[Preference]) -> None:
     )
 
 
-def unpaired(pairs: Sequence[Pair], aggregated: Aggregated, with_both_bad: bool) -> Iterator[dict[str, Any]]:
+def unpaired(pairs: Sequence[Pair], aggregated: AggregationResult, with_both_bad: bool) -> Iterator[dict[str, Any]]:
     """TRL's unpaired format: chosen answers are good and rejected ones bad; with `with_both_bad`, so are both answers of
     a pair called both bad.
 
@@ -398,7 +398,7 @@ def _prefer_edit(pair: Pair, rater_id: str, edited: str, beaten: Completion) -> 
 
 
 def build_report(
-    labels: Labels, rest: Sequence[Judgment], aggregated: Aggregated, config: AggregationConfig
+    labels: Labels, rest: Sequence[Judgment], aggregated: AggregationResult, config: AggregationConfig
 ) -> dict[str, Any]:
     """Counts, agreement by kind, and dropped votes with their reasons. `rest`: the judgments not left out."""
     judgments, preferences = labels.judgments, aggregated.preferences

@@ -29,7 +29,7 @@ from tiebreak.records import Judgment, Pair, content_id
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportCounts:
     """Numbers of new records."""
 
     pairs: int
@@ -47,7 +47,7 @@ def import_records(
     places: Sequence[str] = (),
     settled: Sequence[Judgment] = (),
     settled_places: Sequence[str] = (),
-) -> Imported:
+) -> ImportCounts:
     """Add pairs, judgments and settled answers to a store; judgments and settled answers all or none.
 
     Args:
@@ -90,7 +90,7 @@ def import_records(
     with store.writing() as tx:
         new = _insert(tx, judgments, items)
         new_settled = _settle(tx, settled, settled_items, settled_places)
-    return Imported(new_pairs, new, new_settled)
+    return ImportCounts(new_pairs, new, new_settled)
 
 
 def _settle(tx: Transaction, settled: Sequence[Judgment], items: Sequence[Item], places: Sequence[str]) -> int:

@@ -22,7 +22,7 @@ from fastapi import FastAPI
 
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import SKIP_REASONS
-from labeling_ui.store.asking import Asked, describe_asked
+from labeling_ui.store.asking import Questionnaire, describe_asked
 from tiebreak.errors import ConfigError
 
 FILES = Path(__file__).parent
@@ -88,7 +88,7 @@ class PageConfig:
     """work without a break after which one is suggested"""
     second_factor_for_leads: bool = False
     """whether those who see the lead's page need a second factor"""
-    asked: Asked = field(default_factory=Asked)
+    asked: Questionnaire = field(default_factory=Questionnaire)
     """asked beside the vote"""
     reason: bool = True
     """whether to ask for a reason"""

@@ -92,12 +92,12 @@ def _render(visible: str) -> str:
             _refuse_too_large(tokens)
             _set_directions(tokens)
             return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, env))
-        except _TooMuchError:
+        except _TooLargeError:
             pass
     return "".join(f"<pre class='plain'>{html.escape(piece)}</pre>" for piece in _PIECE.findall(visible))
 
 
-class _TooMuchError(Exception):
+class _TooLargeError(Exception):
     """A text that is not worth its formatting."""
 
 
@@ -131,21 +131,21 @@ _CACHE = _Cache()
 def _watch_time(state: StateBlock | StateInline, *_where: Any) -> bool:
     """A rule that matches nothing; the parser asks it at every line and every mark."""
     if time.thread_time() > state.env["until"]:
-        raise _TooMuchError
+        raise _TooLargeError
     return False
 
 
 def _refuse_too_large(tokens: Sequence[Token]) -> None:
     if max((token.level for token in tokens), default=0) >= MAX_LEVELS - 1:
-        raise _TooMuchError
+        raise _TooLargeError
     if len(tokens) + sum(len(token.children or ()) for token in tokens) > MAX_TOKENS:
-        raise _TooMuchError
+        raise _TooLargeError
 
 
 def _count_target(target: str, env: Any) -> str:
     env["targets"] += len(target)
     if env["targets"] > MAX_TARGET_CHARACTERS:
-        raise _TooMuchError
+        raise _TooLargeError
     return target
 
 
@@ -191,7 +191,7 @@ def _write_out(match: re.Match[str]) -> str:
     return f"⟨U+{ord(hidden):04X}⟩" if hidden else match.group()
 
 
-class _Inert(RendererHTML):
+class _InertRenderer(RendererHTML):
     """Renders links and images as text, each link followed by its target, so that it cannot mislead."""
 
     def link_open(self, tokens: Sequence[Token], index: int, _options: Any, env: Any) -> str:
@@ -224,7 +224,9 @@ class _Inert(RendererHTML):
 
 
 def _build_markdown() -> MarkdownIt:
-    markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_LEVELS}, renderer_cls=_Inert)
+    markdown = MarkdownIt(
+        "commonmark", {"html": False, "breaks": True, "maxNesting": MAX_LEVELS}, renderer_cls=_InertRenderer
+    )
     add_mathematics(markdown.enable(["table", "strikethrough"]))
     everywhere: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     markdown.block.ruler.before("table", "time", _watch_time, everywhere)

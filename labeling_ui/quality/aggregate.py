@@ -263,7 +263,7 @@ class KnownAnswers:
 
 
 @dataclass(frozen=True)
-class Aggregated:
+class AggregationResult:
     """Preferences, with counts of their origin."""
 
     preferences: list[Preference]
@@ -281,7 +281,7 @@ def build_preferences(
     groups: Sequence[Group],
     config: AggregationConfig | None = None,
     known_answers: KnownAnswers | None = None,
-) -> Aggregated:
+) -> AggregationResult:
     """A preference for every group that has a winner."""
     config, known_answers = config or AggregationConfig(), known_answers or KnownAnswers()
     groups = [*groups, *_unjudged(groups, known_answers)]
@@ -299,7 +299,7 @@ def build_preferences(
         for preference in _as_preferences(by_id[group.pair_id], group, verdict, config)
     ]
     reasons = Counter(verdict.reason for _, verdict in verdicts)
-    return Aggregated(preferences, {r: reasons[r] for r in REASONS}, verdicts, reliabilities, overruled)
+    return AggregationResult(preferences, {r: reasons[r] for r in REASONS}, verdicts, reliabilities, overruled)
 
 
 def _overrules(settled: Verdict, majority: Verdict) -> bool:

@@ -136,7 +136,7 @@ def _say(process: subprocess.Popen[str], line: str) -> None:
 # --- in the process ---
 
 
-class Measuring:
+class StoreFigures:
     """Computes the figures of one store, repeatedly."""
 
     def __init__(self, store: Store) -> None:
@@ -167,7 +167,7 @@ class Measuring:
 def main() -> None:
     """`python -m labeling_ui.quality.measuring`: reads the store's URL, then one line per request."""
     os.nice(NICE)
-    measuring = Measuring(Store.open(sys.stdin.readline().rstrip("\n")))
+    measuring = StoreFigures(Store.open(sys.stdin.readline().rstrip("\n")))
     for _question in sys.stdin:
         for part in measuring.measure():
             print(json.dumps(part), flush=True)

@@ -293,7 +293,7 @@ class Normals:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedStrengths:
     """Items of prompts with equally many completions, three or more: their differences come from shared strengths."""
 
     item: Integers
@@ -367,7 +367,7 @@ def _differences(ballots: Ballots, before: Normals, discrimination: Floats, read
     )
 
 
-def _find_shared(ballots: Ballots) -> list[Shared]:
+def _find_shared(ballots: Ballots) -> list[SharedStrengths]:
     """The items of prompts with more than one item, by number of completions."""
     of_prompt = np.bincount(ballots.prompt)
     together = np.flatnonzero(of_prompt[ballots.prompt] > 1)
@@ -377,12 +377,12 @@ def _find_shared(ballots: Ballots) -> list[Shared]:
     return [_share(ballots, together[size == one], int(one)) for one in np.unique(size)]
 
 
-def _share(ballots: Ballots, item: Integers, size: int) -> Shared:
+def _share(ballots: Ballots, item: Integers, size: int) -> SharedStrengths:
     _, row = np.unique(ballots.prompt[item], return_inverse=True)
-    return Shared(item, row, ballots.first[item], ballots.second[item], (int(row.max()) + 1, size))
+    return SharedStrengths(item, row, ballots.first[item], ballots.second[item], (int(row.max()) + 1, size))
 
 
-def _before_own_votes(shared: Sequence[Shared], sites: Floats) -> Normals:
+def _before_own_votes(shared: Sequence[SharedStrengths], sites: Floats) -> Normals:
     """Each item's difference before its own votes: the evidence of its prompt's other items about the strengths.
 
     Args:
@@ -408,7 +408,7 @@ def _before_own_votes(shared: Sequence[Shared], sites: Floats) -> Normals:
     return before
 
 
-def _say_of_strengths(shared: Sequence[Shared], before: Normals, differences: Floats, sites: Floats) -> Floats:
+def _say_of_strengths(shared: Sequence[SharedStrengths], before: Normals, differences: Floats, sites: Floats) -> Floats:
     """The sites that give each shared item's difference its mean and variance after its own votes; damped by half, so
     that items that move together do not oscillate."""
     if not shared:

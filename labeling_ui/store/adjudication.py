@@ -120,7 +120,7 @@ def adjudicate(tx: Transaction, rules: Rules, lead_id: str, submission: Submissi
 
 
 def settle(tx: Transaction, item_id: str, judgment: Judgment, *, imported: bool = False, **about: int | None) -> None:
-    """Record an item's settled answer in place of an earlier one. Imported ones have no time."""
+    """Record an item's settled answer in place of an earlier one. An imported answer has no time."""
     payload = {"judgment": judgment.model_dump(mode="json"), **about, **({"imported": True} if imported else {})}
     now = tx.event("adjudicated", rater_id=judgment.rater_id, item_id=item_id, payload=payload)
     tx.connection.execute(sa.delete(ADJUDICATIONS).where(ADJUDICATIONS.c.item_id == item_id))

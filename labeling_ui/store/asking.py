@@ -83,7 +83,7 @@ class Criterion(Section):
         return values.get(self.scale) or f"one of {', '.join(self.choices)}"
 
 
-class Asked(Section):
+class Questionnaire(Section):
     """What a campaign asks beside the vote."""
 
     aspects: tuple[str, ...] = ()
@@ -167,7 +167,7 @@ def _flat(flags: Mapping[str, Sequence[str]]) -> list[str]:
     return [flag for of_one in flags.values() for flag in of_one]
 
 
-def describe_asked(asked: Asked, words: Mapping[str, str]) -> dict[str, Any]:
+def describe_asked(asked: Questionnaire, words: Mapping[str, str]) -> dict[str, Any]:
     """The same for the page's script, with the words to show."""
     return {
         "aspects": list(asked.aspects),

@@ -113,7 +113,7 @@ class FoundItem:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchPage:
     """A page of a search, and the position after which the next page begins; None: this is the last one."""
 
     items: list[FoundItem]
@@ -121,7 +121,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Given:
+class JudgmentEntry:
     """A judgment with its times, and why it was rejected if it was."""
 
     judgment_id: str
@@ -138,7 +138,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Happened:
+class ItemEvent:
     """An event of an item's history."""
 
     at_ms: int
@@ -161,11 +161,11 @@ class ItemOpened:
     settled: Judgment | None
     withdrawn: str | None
     """why the pair is withdrawn; None: it is not"""
-    judgments: list[Given]
-    history: list[Happened]
+    judgments: list[JudgmentEntry]
+    history: list[ItemEvent]
 
 
-def find(connection: Connection, search: Search, *, after: int = -1, limit: int = 50) -> Found:
+def find(connection: Connection, search: Search, *, after: int = -1, limit: int = 50) -> SearchPage:
     """A page of the items that a search is for, in campaign order."""
     wanted = _conditions(search)
     if matching(connection, search.text, after, None) is not None:
@@ -174,7 +174,7 @@ def find(connection: Connection, search: Search, *, after: int = -1, limit: int 
         query = sa.select(ITEMS.c.id, ITEMS.c.position).where(ITEMS.c.position > after, *wanted)
         rows = connection.execute(query.order_by(ITEMS.c.position).limit(limit + 1)).all()
         ids, following = [row.id for row in rows[:limit]], rows[limit - 1].position if len(rows) > limit else None
-    return Found(_load(connection, ids), following)
+    return SearchPage(_load(connection, ids), following)
 
 
 def _with_text(
@@ -324,15 +324,15 @@ def open_item(connection: Connection, item_id: str) -> ItemOpened:
 
 def judgments_of_rater(
     connection: Connection, rater_id: str, *, before: int | None = None, limit: int = 50
-) -> list[Given]:
+) -> list[JudgmentEntry]:
     """A rater's judgments, rejected ones too, latest first; `before`: the `seq` of the previous page's last one."""
     return _judgments(connection, "rater_id", rater_id, before=before, limit=limit)
 
 
 def _judgments(
     connection: Connection, column: str, value: str, *, before: int | None = None, limit: int = 10_000
-) -> list[Given]:
-    given: list[Given] = []
+) -> list[JudgmentEntry]:
+    given: list[JudgmentEntry] = []
     for table in (JUDGMENTS, REJECTIONS):
         query = sa.select(table, PAIRS.c.record.label("pair")).join(ITEMS, ITEMS.c.id == table.c.item_id)
         query = query.join(PAIRS, PAIRS.c.id == ITEMS.c.pair_id).where(table.c[column] == value)
@@ -342,10 +342,10 @@ def _judgments(
     return sorted(given, key=lambda one: -one.seq)[:limit]
 
 
-def _as_given(row: Any) -> Given:
+def _as_given(row: Any) -> JudgmentEntry:
     names = {"rejected": "reason", "rejected_by": "by_id", "rejected_at_ms": "rejected_at_ms"}
     about = {name: getattr(row, column, None) for name, column in names.items()}
-    return Given(
+    return JudgmentEntry(
         judgment_id=row.id,
         item_id=row.item_id,
         judgment=read_judgment(row.record),
@@ -358,15 +358,15 @@ def _as_given(row: Any) -> Given:
     )
 
 
-def _history(connection: Connection, item_id: str) -> list[Happened]:
+def _history(connection: Connection, item_id: str) -> list[ItemEvent]:
     indexed = sa.text(f"events.kind IN ({HISTORY_INDEXED})")
     query = sa.select(EVENTS).where(EVENTS.c.item_id == item_id, indexed).order_by(EVENTS.c.seq)
     return [_as_happened(row) for row in connection.execute(query)]
 
 
-def _as_happened(row: Any) -> Happened:
+def _as_happened(row: Any) -> ItemEvent:
     payload = json.loads(row.payload)
     judgment = payload.get("judgment")
     note = payload.get("reason") or ", ".join(payload.get("flags", ())) or payload.get("preferred_id") or ""
     whole = read_judgment(json.dumps(judgment)) if judgment else None
-    return Happened(row.at_ms, row.kind, payload.get("by") or row.rater_id, whole, note)
+    return ItemEvent(row.at_ms, row.kind, payload.get("by") or row.rater_id, whole, note)

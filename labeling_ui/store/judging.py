@@ -40,7 +40,7 @@ _NOT_IN_JUDGMENT = {"client_id", "pair_id", "client_at_ms", "seconds_idle"}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredJudgment:
     """The reply to a submission; `replayed` if it was already stored."""
 
     judgment_id: str
@@ -48,7 +48,7 @@ class Stored:
     replayed: bool = False
 
 
-def submit(tx: Transaction, rules: Rules, rater_id: str, submission: Submission) -> Stored:
+def submit(tx: Transaction, rules: Rules, rater_id: str, submission: Submission) -> StoredJudgment:
     """Store a judgment, once: submitting it again changes nothing.
 
     Raises:
@@ -57,7 +57,7 @@ def submit(tx: Transaction, rules: Rules, rater_id: str, submission: Submission)
     return submit_for(tx, rules, active_rater(tx.connection, rater_id), submission)
 
 
-def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission) -> Stored:
+def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission) -> StoredJudgment:
     """`submit`, given the rater's row."""
     rater_id = rater.id
     replayed = _find_replay(tx, rater_id, submission.client_id, submission)
@@ -93,10 +93,10 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     st.DROP_DRAFT.do(tx.connection, assignment=assignment.id)
     if item.task == "review":
         look_at_lot(tx, item)
-    return Stored(identity, judgment)
+    return StoredJudgment(identity, judgment)
 
 
-def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
+def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> StoredJudgment:
     """Replace a judgment's answer; the log keeps both.
 
     Raises:
@@ -122,7 +122,7 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     _remember(tx, rater_id, client_id, judgment_id, sent)
     if item.task == "review":
         look_at_lot(tx, item)
-    return Stored(judgment_id, judgment)
+    return StoredJudgment(judgment_id, judgment)
 
 
 def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assignment:
@@ -291,7 +291,7 @@ def _log_judgment(
     return at_ms
 
 
-def _find_replay(tx: Transaction, rater_id: str, client_id: str, answer: Answer) -> Stored | None:
+def _find_replay(tx: Transaction, rater_id: str, client_id: str, answer: Answer) -> StoredJudgment | None:
     row = st.SUBMISSION.one(tx.connection, rater=rater_id, client=client_id)
     if row is None:
         return None
@@ -300,7 +300,7 @@ def _find_replay(tx: Transaction, rater_id: str, client_id: str, answer: Answer)
     judgment = st.JUDGMENT.one(tx.connection, judgment=row.judgment_id, rater=rater_id)
     if judgment is None:
         raise RefusedError("that judgment has been undone: answer the pair again")
-    return Stored(row.judgment_id, read_judgment(judgment.record), replayed=True)
+    return StoredJudgment(row.judgment_id, read_judgment(judgment.record), replayed=True)
 
 
 def _remember(tx: Transaction, rater_id: str, client_id: str, judgment_id: str, answer: Answer) -> None:

@@ -18,7 +18,7 @@ LATEST = 20
 
 
 @dataclass(frozen=True)
-class Worked:
+class WorkDay:
     """A rater's work on a day (UTC) in a batch; `batch` None: time on answers that were changed or taken back."""
 
     rater_id: str
@@ -31,7 +31,7 @@ class Worked:
     idle_seconds: float
 
 
-def worked(connection: Connection, first: date, last: date) -> list[Worked]:
+def worked(connection: Connection, first: date, last: date) -> list[WorkDay]:
     """All work from the first to the last day. Judgments made elsewhere have no time and are left out."""
     since, until = _midnight_ms(first), _midnight_ms(last) + DAY_MS
     sums: dict[tuple[str, int, str | None], list[int]] = {}
@@ -53,7 +53,7 @@ def worked(connection: Connection, first: date, last: date) -> list[Worked]:
         sums[rater_id, number, None] = [0, 0, active, idle]
     rows = sorted(sums.items(), key=lambda one: (one[0][1], one[0][0], one[0][2] is None, one[0][2] or ""))
     return [
-        Worked(rater_id, _day(number), batch, n, rejected, active / 1000, idle / 1000)
+        WorkDay(rater_id, _day(number), batch, n, rejected, active / 1000, idle / 1000)
         for (rater_id, number, batch), (n, rejected, active, idle) in rows
     ]
 

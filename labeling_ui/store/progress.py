@@ -77,7 +77,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Past:
+class PastJudgment:
     """A judgment in a rater's history."""
 
     judgment_id: str
@@ -190,7 +190,7 @@ def _side(vote: int) -> int:
     return (vote > 0) - (vote < 0)
 
 
-def history(connection: Connection, rater_id: str, before: int | None, limit: int) -> list[Past]:
+def history(connection: Connection, rater_id: str, before: int | None, limit: int) -> list[PastJudgment]:
     """A rater's current judgments, latest first; `before`: the `seq` of the previous page's last one."""
     query = (
         sa.select(JUDGMENTS, PAIRS.c.record.label("pair"))
@@ -203,7 +203,7 @@ def history(connection: Connection, rater_id: str, before: int | None, limit: in
     if before is not None:
         query = query.where(JUDGMENTS.c.seq < before)
     return [
-        Past(row.id, row.item_id, row.at_ms, row.seq, read_judgment(row.record), beginning_of(row.pair))
+        PastJudgment(row.id, row.item_id, row.at_ms, row.seq, read_judgment(row.record), beginning_of(row.pair))
         for row in connection.execute(query)
     ]
 

@@ -58,11 +58,11 @@ from labeling_ui.store.answers import Answer, Draft, Submission
 from labeling_ui.store.assigning import LEASE_SECONDS, Assignment, RefusedError, Rules
 from labeling_ui.store.campaign import Batch, BatchChange, Gold, Source
 from labeling_ui.store.changes import Correction, Withdrawal
-from labeling_ui.store.finding import Found, Given, ItemOpened, Search
+from labeling_ui.store.finding import ItemOpened, JudgmentEntry, Search, SearchPage
 from labeling_ui.store.inspection import InspectConfig
-from labeling_ui.store.judging import Stored
+from labeling_ui.store.judging import StoredJudgment
 from labeling_ui.store.names import skeleton
-from labeling_ui.store.progress import BatchProgress, Past, Progress, Work
+from labeling_ui.store.progress import BatchProgress, PastJudgment, Progress, Work
 from labeling_ui.store.rejecting import Rejection, Selection
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
@@ -530,7 +530,7 @@ class Store:
         """
         return self.transact(lambda tx: assigning.claim(tx, self.rules, rater_id, holding), durable=False)
 
-    def submit(self, rater_id: str, submission: Submission) -> Stored:
+    def submit(self, rater_id: str, submission: Submission) -> StoredJudgment:
         """Store a judgment. On return, it is on disk.
 
         Raises:
@@ -540,20 +540,20 @@ class Store:
 
     def submit_and_claim(
         self, rater_id: str, submission: Submission, holding: Sequence[str] = ()
-    ) -> tuple[Stored, Assignment | None]:
+    ) -> tuple[StoredJudgment, Assignment | None]:
         """`submit`, then `claim`, in one transaction."""
         return self.transact(lambda tx: self.submit_and_claim_in(tx, rater_id, submission, holding))
 
     def submit_and_claim_in(
         self, tx: Transaction, rater_id: str, submission: Submission, holding: Sequence[str] = ()
-    ) -> tuple[Stored, Assignment | None]:
+    ) -> tuple[StoredJudgment, Assignment | None]:
         """The same in an existing transaction."""
         rater = assigning.active_rater(tx.connection, rater_id)
         stored = judging.submit_for(tx, self.rules, rater, submission)
         counted = rater if stored.replayed else rater._replace(judged=rater.judged + 1)
         return stored, assigning.claim_for(tx, self.rules, counted, holding)
 
-    def amend(self, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> Stored:
+    def amend(self, rater_id: str, judgment_id: str, client_id: str, answer: Answer) -> StoredJudgment:
         """Replace a judgment's answer; the log keeps both.
 
         Raises:
@@ -633,7 +633,7 @@ class Store:
 
     # --- finding and rejecting ------------------------------------------------------------------------------------------
 
-    def find(self, search: Search, *, after: int = -1, limit: int = 50) -> Found:
+    def find(self, search: Search, *, after: int = -1, limit: int = 50) -> SearchPage:
         """A page of the items that a search is for, in campaign order; `after`: that of the previous page."""
         with self.reading() as connection:
             return finding.find(connection, search, after=after, limit=limit)
@@ -643,7 +643,7 @@ class Store:
         with self.reading() as connection:
             return finding.open_item(connection, item_id)
 
-    def judgments_of_rater(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[Given]:
+    def judgments_of_rater(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[JudgmentEntry]:
         """A rater's judgments, rejected ones too, latest first; `before`: the `seq` of the previous page's last one."""
         with self.reading() as connection:
             return finding.judgments_of_rater(connection, rater_id, before=before, limit=limit)
@@ -702,7 +702,7 @@ class Store:
         with self.reading() as connection:
             return counts.gold_agreements(connection)
 
-    def history(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[Past]:
+    def history(self, rater_id: str, *, before: int | None = None, limit: int = 50) -> list[PastJudgment]:
         """The rater's current judgments, latest first; `before`: the `seq` of the previous page's last one."""
         with self.reading() as connection:
             return counts.history(connection, rater_id, before, limit)

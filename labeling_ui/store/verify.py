@@ -54,7 +54,7 @@ class Verification:
 
 
 @dataclass
-class _Rebuilt:
+class _RebuiltTables:
     """The tables as rebuilt from the log."""
 
     first_ids: dict[str, str]
@@ -100,7 +100,9 @@ def verify(store: Store) -> Verification:
 def _verify(connection: Connection) -> Verification:
     head = connection.execute(sa.select(LOG_HEAD)).one()
     result = Verification(events=head.seq, head=head.hash, judgments=0)
-    rebuilt = _Rebuilt({row.id: row.first_id for row in connection.execute(sa.select(ITEMS.c.id, ITEMS.c.first_id))})
+    rebuilt = _RebuiltTables(
+        {row.id: row.first_id for row in connection.execute(sa.select(ITEMS.c.id, ITEMS.c.first_id))}
+    )
     previous, seq = "", 0
     for event in connection.execute(sa.select(EVENTS).order_by(EVENTS.c.seq)):
         seq += 1
@@ -121,7 +123,7 @@ def _verify(connection: Connection) -> Verification:
     return result
 
 
-def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     match event.kind:
         case "pairs_added":
             rebuilt.imports.append(payload)
@@ -184,7 +186,7 @@ def _apply(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         _judge(rebuilt, event, payload)
 
 
-def _assign(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+def _assign(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     sides = payload["judgment"] if event.kind == "imported" else payload
     rebuilt.assignments[payload["assignment"]] = {
         "item": event.item_id,
@@ -199,7 +201,7 @@ def _assign(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
         rebuilt.uncounted.add(payload["assignment"])
 
 
-def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+def _judge(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     identity, assignment = payload["judgment_id"], rebuilt.assignments[payload["assignment"]]
     if event.kind == "undone":
         assignment["state"] = "open"
@@ -229,7 +231,7 @@ def _judge(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
     _count(rebuilt, event.rater_id, IMPORTED_AT_MS if event.kind == "imported" else event.at_ms, 1, active, idle)
 
 
-def _reject(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
+def _reject(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
     identity, assignment = payload["judgment_id"], payload["assignment"]
     judged_at = rebuilt.judgments.pop(identity)["at_ms"]
     rebuilt.rejected[identity] = assignment, payload["reason"], payload["by"]
@@ -241,7 +243,7 @@ def _reject(rebuilt: _Rebuilt, event: Any, payload: Row) -> None:
     _count(rebuilt, event.rater_id, IMPORTED_AT_MS if identity.startswith(IMPORTED) else judged_at, -1, 0, 0)
 
 
-def _count(rebuilt: _Rebuilt, rater_id: str, at_ms: int, judged: int, active_ms: int, idle_ms: int) -> None:
+def _count(rebuilt: _RebuiltTables, rater_id: str, at_ms: int, judged: int, active_ms: int, idle_ms: int) -> None:
     hour = rebuilt.hours[rater_id, at_ms // HOUR_MS]
     for n, more in enumerate((judged, active_ms, idle_ms)):
         hour[n] += more
@@ -257,7 +259,7 @@ def _digest(record: Row) -> bytes:
 # --- comparing ---
 
 
-def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_items(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     records = list(connection.scalars(sa.select(PAIRS.c.record).order_by(PAIRS.c.position)))
     wanted: list[tuple[Item, str]] = []
     logged, faults = 0, []
@@ -292,7 +294,7 @@ def _compare_items(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     return faults
 
 
-def _votes(rebuilt: _Rebuilt) -> dict[str, list[int]]:
+def _votes(rebuilt: _RebuiltTables) -> dict[str, list[int]]:
     votes: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for judgment in rebuilt.judgments.values():
         counts = judgment["occasion"] == 0 and judgment["assignment"] not in rebuilt.uncounted
@@ -302,13 +304,13 @@ def _votes(rebuilt: _Rebuilt) -> dict[str, list[int]]:
     return votes
 
 
-def _compare_raters(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_raters(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     columns = ("kind", "role", "pool", "disabled", "judged")
     rows = {row.id: {name: getattr(row, name) for name in columns} for row in connection.execute(sa.select(RATERS))}
     return [f"rater {name}: does not match the log" for name in _unequal(rows, rebuilt.raters)]
 
 
-def _compare_work(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_work(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     rows = {
         f"{row.rater_id} in hour {row.hour}": [row.judged, row.active_ms, row.idle_ms]
         for row in connection.execute(sa.select(RATER_HOURS))
@@ -317,7 +319,7 @@ def _compare_work(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     return [f"the work of {name}: does not match the log" for name in _unequal(rows, logged)]
 
 
-def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_assignments(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     rows = {
         row.id: {
             "item": row.item_id,
@@ -349,7 +351,7 @@ def _compare_assignments(connection: Connection, rebuilt: _Rebuilt) -> list[str]
     return faults
 
 
-def _compare_judgments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_judgments(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     rows = {
         row.id: {
             "assignment": row.assignment_id,
@@ -370,7 +372,7 @@ def _compare_judgments(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     ]
 
 
-def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_lead(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     """Leads' decisions and raters' acceptances."""
     settled = {
         row.item_id: (row.lead_id, _digest(json.loads(row.record)))
@@ -404,7 +406,7 @@ def _compare_lead(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
     ]
 
 
-def _compare_turns(connection: Connection, rebuilt: _Rebuilt) -> list[str]:
+def _compare_turns(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
     """Turns of conversations and their outcomes. Which worker holds a turn is not in the log."""
     rows = {
         row.id: {

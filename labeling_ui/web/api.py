@@ -57,12 +57,12 @@ from labeling_ui.web.context import (
     LETTERS,
     SESSION_COOKIE,
     VIEWERS,
-    Accepted,
+    AcceptedSession,
+    CurrentSession,
     Desk,
     DeskOf,
-    Judging,
-    Reader,
-    Writing,
+    JudgingSession,
+    WritingSession,
     asked_for,
     checked,
     completed,
@@ -102,7 +102,7 @@ class LoginWithCode(Login):
     _storable_code = field_validator("code")(storable)
 
 
-class Invited(Login):
+class InvitationLogin(Login):
     """A name and a password for an invited account."""
 
     token: str = Field(max_length=200)
@@ -136,7 +136,7 @@ class Acceptance(_Body):
     _storable = field_validator("version")(storable)
 
 
-class Shown(_Body):
+class ClientClock(_Body):
     """The client's clock."""
 
     client_at_ms: int | None = Field(default=None, ge=0, le=2**52)
@@ -175,7 +175,7 @@ def login(desk: DeskOf, request: Request, response: Response, body: LoginWithCod
 
 
 @router.post("/invitations/accept")
-def accept(desk: DeskOf, request: Request, response: Response, body: Invited) -> dict[str, str]:
+def accept(desk: DeskOf, request: Request, response: Response, body: InvitationLogin) -> dict[str, str]:
     """Create the account of an invitation and start its session. Each invitation works once."""
     address = request.client.host if request.client else ""
     if not desk.limit.attempt(address):
@@ -206,7 +206,7 @@ def _begin(desk: Desk, session: Session, request: Request, response: Response) -
 
 
 @router.post("/logout")
-def logout(desk: DeskOf, _session: Writing, request: Request, response: Response) -> dict[str, bool]:
+def logout(desk: DeskOf, _session: WritingSession, request: Request, response: Response) -> dict[str, bool]:
     """End the session."""
     log_out(desk.store, request.cookies.get(SESSION_COOKIE, ""))
     response.delete_cookie(SESSION_COOKIE, path=f"{desk.page.prefix}/")
@@ -214,7 +214,7 @@ def logout(desk: DeskOf, _session: Writing, request: Request, response: Response
 
 
 @router.post("/password")
-def set_password(desk: DeskOf, session: Writing, request: Request, body: NewPassword) -> dict[str, bool]:
+def set_password(desk: DeskOf, session: WritingSession, request: Request, body: NewPassword) -> dict[str, bool]:
     """Change one's own password; one's other sessions end."""
     address, name = request.client.host if request.client else "", session.rater.name
     if not session.csrf_token:
@@ -229,14 +229,14 @@ def set_password(desk: DeskOf, session: Writing, request: Request, body: NewPass
 
 
 @router.get("/second-factor")
-def has_second_factor(desk: DeskOf, session: Reader) -> dict[str, bool]:
+def has_second_factor(desk: DeskOf, session: CurrentSession) -> dict[str, bool]:
     """Whether the account has one, and whether it must."""
     needed = desk.page.second_factor_for_leads and session.rater.role in VIEWERS
     return {"set": second_factor.has_factor(desk.store, session.rater.id), "needed": needed}
 
 
 @router.post("/second-factor")
-def begin_second_factor(desk: DeskOf, session: Writing) -> dict[str, str]:
+def begin_second_factor(desk: DeskOf, session: WritingSession) -> dict[str, str]:
     """A new secret, which counts once a code of it is confirmed."""
     if not session.csrf_token:
         raise HTTPException(409, "this store has no accounts")
@@ -247,7 +247,7 @@ def begin_second_factor(desk: DeskOf, session: Writing) -> dict[str, str]:
 
 
 @router.post("/second-factor/confirm")
-def confirm_second_factor(desk: DeskOf, session: Writing, body: Code) -> dict[str, bool]:
+def confirm_second_factor(desk: DeskOf, session: WritingSession, body: Code) -> dict[str, bool]:
     """Make it count from now on."""
     if not second_factor.confirm(desk.store, session.rater.id, body.code):
         raise HTTPException(409, "The code is wrong, or of another time: is the phone's clock right?")
@@ -255,7 +255,7 @@ def confirm_second_factor(desk: DeskOf, session: Writing, body: Code) -> dict[st
 
 
 @router.post("/second-factor/remove")
-def remove_second_factor(desk: DeskOf, session: Writing, request: Request, body: Code) -> dict[str, bool]:
+def remove_second_factor(desk: DeskOf, session: WritingSession, request: Request, body: Code) -> dict[str, bool]:
     """Remove it, with the password and a code."""
     address, name = request.client.host if request.client else "", session.rater.name
     if not desk.limit.attempt(address, name, exists=True):
@@ -267,13 +267,13 @@ def remove_second_factor(desk: DeskOf, session: Writing, request: Request, body:
 
 
 @router.get("/sessions")
-def sessions(desk: DeskOf, session: Reader, request: Request) -> list[dict[str, Any]]:
+def sessions(desk: DeskOf, session: CurrentSession, request: Request) -> list[dict[str, Any]]:
     """When each of the rater's sessions began."""
     return list_sessions(desk.store, session.rater.id, mine=request.cookies.get(SESSION_COOKIE, ""))
 
 
 @router.post("/sessions/end-others")
-def end_sessions(desk: DeskOf, session: Writing, request: Request) -> dict[str, bool]:
+def end_sessions(desk: DeskOf, session: WritingSession, request: Request) -> dict[str, bool]:
     """End the rater's other sessions."""
     end_other_sessions(desk.store, session.rater.id, keep=request.cookies.get(SESSION_COOKIE, ""))
     return {"ok": True}
@@ -281,7 +281,7 @@ def end_sessions(desk: DeskOf, session: Writing, request: Request) -> dict[str, 
 
 @router.get("/me")
 def who_am_i(
-    desk: DeskOf, session: Reader, since_ms: Annotated[int | None, Query(ge=0, le=2**52)] = None
+    desk: DeskOf, session: CurrentSession, since_ms: Annotated[int | None, Query(ge=0, le=2**52)] = None
 ) -> dict[str, Any]:
     """The rater, their own count and work, and the judgment that undo would take back.
 
@@ -310,7 +310,9 @@ def who_am_i(
 
 
 @router.get("/hours")
-def hours(desk: DeskOf, session: Reader, since_ms: Annotated[int, Query(ge=0, le=2**52)]) -> list[dict[str, Any]]:
+def hours(
+    desk: DeskOf, session: CurrentSession, since_ms: Annotated[int, Query(ge=0, le=2**52)]
+) -> list[dict[str, Any]]:
     """The rater's own work by hour, so that a page can show it by the days of their time zone."""
     found = desk.store.hours_since(session.rater.id, since_ms)
     return [{"at_ms": at_ms, **asdict(work)} for at_ms, work in found.items()]
@@ -331,13 +333,13 @@ def _gold_agreement(desk: Desk, rater_id: str) -> dict[str, int] | None:
 
 
 @router.post("/guidelines/accept")
-def accept_guidelines(desk: DeskOf, session: Writing, body: Acceptance) -> dict[str, bool]:
+def accept_guidelines(desk: DeskOf, session: WritingSession, body: Acceptance) -> dict[str, bool]:
     """The rater has read the guidelines."""
     return _accept(desk, session, body, "guidelines")
 
 
 @router.post("/consent/accept")
-def give_consent(desk: DeskOf, session: Writing, body: Acceptance) -> dict[str, bool]:
+def give_consent(desk: DeskOf, session: WritingSession, body: Acceptance) -> dict[str, bool]:
     """The rater agrees to the use of their judgments."""
     return _accept(desk, session, body, "consent")
 
@@ -355,7 +357,7 @@ def _accept(desk: Desk, session: Session, body: Acceptance, document: Document) 
 
 @router.get("/next")
 async def next_pair(
-    desk: DeskOf, session: Accepted, holding: Annotated[str, Query(max_length=20_000)] = ""
+    desk: DeskOf, session: AcceptedSession, holding: Annotated[str, Query(max_length=20_000)] = ""
 ) -> JSONResponse:
     """The rater's next pair, or null; nobody gets one before accepting the consent and the guidelines.
 
@@ -378,7 +380,7 @@ def _held(holding: str) -> list[str]:
 
 
 @router.post("/shown/{pair_id:path}")
-async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JSONResponse:
+async def shown(desk: DeskOf, session: WritingSession, pair_id: str, body: ClientClock) -> JSONResponse:
     """The pair is on the rater's screen; their lease starts."""
     rater_id = session.rater.id
     await desk.write(lambda tx: judging.mark_shown(tx, desk.store.rules, rater_id, pair_id, body.client_at_ms))
@@ -386,7 +388,7 @@ async def shown(desk: DeskOf, session: Writing, pair_id: str, body: Shown) -> JS
 
 
 @router.put("/drafts/{pair_id:path}")
-async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBody) -> JSONResponse:
+async def save_draft(desk: DeskOf, session: JudgingSession, pair_id: str, body: JsonBody) -> JSONResponse:
     """Store a draft and renew its lease."""
     draft, rater_id = checked(Draft, body), session.rater.id
     refuse_unasked(desk, draft)
@@ -400,7 +402,7 @@ async def save_draft(desk: DeskOf, session: Judging, pair_id: str, body: JsonBod
 
 
 @router.post("/passages/{pair_id:path}")
-async def locate(desk: DeskOf, session: Judging, pair_id: str, body: Passage) -> JSONResponse:
+async def locate(desk: DeskOf, session: JudgingSession, pair_id: str, body: Passage) -> JSONResponse:
     """The raw offsets of a passage of an answer as the page shows it; null where they are not certain."""
     found = await to_thread.run_sync(_locate, desk, session.rater.id, pair_id, body)
     start, end = found or (None, None)
@@ -419,7 +421,7 @@ def _locate(desk: Desk, rater_id: str, pair_id: str, passage: Passage) -> tuple[
 
 
 @router.post("/judgments")
-async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
+async def judge(desk: DeskOf, session: JudgingSession, body: JsonBody) -> JSONResponse:
     """Store a judgment; the reply means that it is on disk. `holding` may list the pairs that the client already has."""
     holding = body.pop("holding", [])
     if (
@@ -431,7 +433,7 @@ async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
     submission = asked_for(desk, checked(Submission, body))
     rater_id, store = session.rater.id, desk.store
 
-    def store_it(tx: Transaction) -> tuple[judging.Stored, Assignment | None]:
+    def store_it(tx: Transaction) -> tuple[judging.StoredJudgment, Assignment | None]:
         given = completed(tx, desk, rater_id, submission.pair_id, submission)
         return store.submit_and_claim_in(tx, rater_id, given, holding)
 
@@ -439,7 +441,7 @@ async def judge(desk: DeskOf, session: Judging, body: JsonBody) -> JSONResponse:
     return JSONResponse({**_stored(stored), "next": await rendered(following)})
 
 
-def _stored(stored: judging.Stored) -> dict[str, Any]:
+def _stored(stored: judging.StoredJudgment) -> dict[str, Any]:
     judgment = judgment_as_json(stored.judgment)
     return {"judgment_id": stored.judgment_id, "judgment": judgment, "replayed": stored.replayed}
 
@@ -447,7 +449,7 @@ def _stored(stored: judging.Stored) -> dict[str, Any]:
 @router.get("/history")
 def history(
     desk: DeskOf,
-    session: Reader,
+    session: CurrentSession,
     before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> list[dict[str, Any]]:
@@ -457,7 +459,7 @@ def history(
 
 
 @router.get("/judgments/{judgment_id}")
-async def past_judgment(desk: DeskOf, session: Reader, judgment_id: str) -> JSONResponse:
+async def past_judgment(desk: DeskOf, session: CurrentSession, judgment_id: str) -> JSONResponse:
     """One of the rater's judgments, and its pair with the sides as judged."""
     assignment, judgment = await to_thread.run_sync(desk.store.judged_assignment, session.rater.id, judgment_id)
     fields = judgment_as_json(judgment)
@@ -465,7 +467,7 @@ async def past_judgment(desk: DeskOf, session: Reader, judgment_id: str) -> JSON
 
 
 @router.put("/judgments/{judgment_id}")
-async def amend(desk: DeskOf, session: Judging, judgment_id: str, body: JsonBody) -> JSONResponse:
+async def amend(desk: DeskOf, session: JudgingSession, judgment_id: str, body: JsonBody) -> JSONResponse:
     """Replace a judgment's answer. The body is a judgment's, without `pair_id`."""
     client_id = body.pop("client_id", None)
     if not isinstance(client_id, str) or not 1 <= len(client_id) <= 64:
@@ -473,7 +475,7 @@ async def amend(desk: DeskOf, session: Judging, judgment_id: str, body: JsonBody
     answer, identity = asked_for(desk, checked(Answer, body)), _storable(client_id)
     rater_id = session.rater.id
 
-    def amend_it(tx: Transaction) -> judging.Stored:
+    def amend_it(tx: Transaction) -> judging.StoredJudgment:
         judged = st.JUDGMENT.one(tx.connection, judgment=judgment_id, rater=rater_id)
         given = completed(tx, desk, rater_id, judged.item_id, answer) if judged else answer
         return judging.amend(tx, rater_id, judgment_id, identity, given)
@@ -489,7 +491,7 @@ def _storable(text: str) -> str:
 
 
 @router.post("/judgments/{judgment_id}/undo")
-async def undo(desk: DeskOf, session: Judging, judgment_id: str) -> JSONResponse:
+async def undo(desk: DeskOf, session: JudgingSession, judgment_id: str) -> JSONResponse:
     """Undo a judgment: `pair` is to be judged again, with the old answer as its draft."""
     rater_id = session.rater.id
     pair = await desk.write(lambda tx: judging.undo(tx, desk.store.rules, rater_id, judgment_id))

@@ -18,7 +18,7 @@ from labeling_ui.pages import PageConfig
 from labeling_ui.pages.passages import show_passage
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import Answer, Draft
-from labeling_ui.store.asking import Asked
+from labeling_ui.store.asking import Questionnaire
 from labeling_ui.store.assigning import Assignment, RefusedError, shown_of
 from labeling_ui.store.store import Document, Rater, Store
 from labeling_ui.web import second_factor
@@ -214,14 +214,14 @@ async def lead_writing_session(request: Request, x_csrf_token: CsrfToken = "") -
 
 
 DeskOf = Annotated[Desk, Depends(desk_of)]
-Reader = Annotated[Session, Depends(current_session)]
-Writing = Annotated[Session, Depends(writing_session)]
-Accepted = Annotated[Session, Depends(accepted_session)]
-Judging = Annotated[Session, Depends(judging_session)]
-Viewing = Annotated[Session, Depends(viewing_session)]
-Settling = Annotated[Session, Depends(settling_session)]
-Lead = Annotated[Session, Depends(lead_session)]
-LeadWriting = Annotated[Session, Depends(lead_writing_session)]
+CurrentSession = Annotated[Session, Depends(current_session)]
+WritingSession = Annotated[Session, Depends(writing_session)]
+AcceptedSession = Annotated[Session, Depends(accepted_session)]
+JudgingSession = Annotated[Session, Depends(judging_session)]
+ViewingSession = Annotated[Session, Depends(viewing_session)]
+SettlingSession = Annotated[Session, Depends(settling_session)]
+LeadSession = Annotated[Session, Depends(lead_session)]
+LeadWritingSession = Annotated[Session, Depends(lead_writing_session)]
 
 
 # --- JSON ---
@@ -304,7 +304,7 @@ def with_ids(tx: Transaction, desk: Desk, rater_id: str, item_id: str, draft: D)
     return type(draft).model_validate(draft.model_dump() | changes)
 
 
-def _within(span: Span, texts: Mapping[str, str], asked: Asked) -> Span:
+def _within(span: Span, texts: Mapping[str, str], asked: Questionnaire) -> Span:
     """A span with its passage and what its label says of it."""
     text = texts.get(span.completion, "")
     if span.end > len(text):

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store.answers import storable
-from labeling_ui.store.finding import Given, Search
+from labeling_ui.store.finding import JudgmentEntry, Search
 from labeling_ui.store.rejecting import Selection
-from labeling_ui.web.context import DeskOf, LeadWriting, printable, viewing_session
+from labeling_ui.web.context import DeskOf, LeadWritingSession, printable, viewing_session
 from tiebreak.records import explain
 
 router = APIRouter(prefix="/api/lead", dependencies=[Depends(viewing_session)])
@@ -93,16 +93,16 @@ def judgments_of_rater(
 
 
 @router.post("/rejections/preview")
-def preview_rejection(desk: DeskOf, _lead: LeadWriting, body: Selection) -> dict[str, Any]:
+def preview_rejection(desk: DeskOf, _lead: LeadWritingSession, body: Selection) -> dict[str, Any]:
     """What rejecting these judgments would do."""
     return vars(desk.store.preview_rejection(body))
 
 
 @router.post("/rejections")
-def reject(desk: DeskOf, lead: LeadWriting, body: Reject) -> dict[str, int]:
+def reject(desk: DeskOf, lead: LeadWritingSession, body: Reject) -> dict[str, int]:
     """Reject judgments: they count nowhere, their places are free, and their pairs are given out again."""
     return {"rejected": desk.store.reject(body.selection, body.reason, lead.rater.id, again=body.again)}
 
 
-def _as_json(given: Given) -> dict[str, Any]:
+def _as_json(given: JudgmentEntry) -> dict[str, Any]:
     return {**vars(given), "judgment": given.judgment.model_dump(mode="json")}

@@ -38,7 +38,16 @@ from labeling_ui.web.accounts import (
     reset_password_of,
     revoke_invitation,
 )
-from labeling_ui.web.context import DeskOf, Lead, LeadWriting, Settling, Viewing, as_json, checked, viewing_session
+from labeling_ui.web.context import (
+    DeskOf,
+    LeadSession,
+    LeadWritingSession,
+    SettlingSession,
+    ViewingSession,
+    as_json,
+    checked,
+    viewing_session,
+)
 from tiebreak.assessments import SingleAnswer
 from tiebreak.records import Pair
 
@@ -111,7 +120,7 @@ class Withdraw(PairIds):
     _storable_reason = field_validator("reason")(storable)
 
 
-class Corrected(BaseModel):
+class PairCorrections(BaseModel):
     """New versions of pairs."""
 
     model_config = ConfigDict(extra="forbid")
@@ -168,20 +177,20 @@ def raters(desk: DeskOf) -> list[dict[str, Any]]:
 
 
 @router.put("/raters/{rater_id}")
-def change(desk: DeskOf, lead: LeadWriting, rater_id: str, body: RaterChange) -> dict[str, bool]:
+def change(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: RaterChange) -> dict[str, bool]:
     """Move a rater to another pool; enable or disable them. Nobody disables themselves: a lead is always left."""
     change_rater(desk.store, rater_id, lead.rater.id, disabled=body.disabled, pool=body.pool, role=body.role)
     return {"ok": True}
 
 
 @router.post("/raters/{rater_id}/password")
-def reset(desk: DeskOf, lead: LeadWriting, rater_id: str) -> dict[str, str]:
+def reset(desk: DeskOf, lead: LeadWritingSession, rater_id: str) -> dict[str, str]:
     """A new password for a rater, shown once; their sessions end, and a disabled rater is enabled."""
     return {"password": reset_password_of(desk.store, rater_id, lead.rater.id)}
 
 
 @router.post("/invitations")
-def make_invitations(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[str, Any]:
+def make_invitations(desk: DeskOf, lead: LeadWritingSession, body: Invitation) -> dict[str, Any]:
     """The paths of links that create one account each; `token` and `path` are those of the first."""
     about: dict[str, Any] = {"role": body.role, "pool": body.pool, "days": body.days}
     tokens = invite_all(desk.store, lead.rater.id, body.names, **about)
@@ -191,13 +200,13 @@ def make_invitations(desk: DeskOf, lead: LeadWriting, body: Invitation) -> dict[
 
 
 @router.get("/invitations")
-def all_invitations(desk: DeskOf, _lead: Lead) -> list[dict[str, Any]]:
+def all_invitations(desk: DeskOf, _lead: LeadSession) -> list[dict[str, Any]]:
     """All invitations, the latest first, without their links."""
     return [vars(one) for one in invitations(desk.store)]
 
 
 @router.delete("/invitations/{invitation_id}")
-def revoke(desk: DeskOf, lead: LeadWriting, invitation_id: str) -> dict[str, bool]:
+def revoke(desk: DeskOf, lead: LeadWritingSession, invitation_id: str) -> dict[str, bool]:
     """End an invitation before it is used."""
     revoke_invitation(desk.store, lead.rater.id, invitation_id)
     return {"ok": True}
@@ -216,41 +225,43 @@ def batches(desk: DeskOf) -> list[dict[str, Any]]:
 
 
 @router.post("/batches")
-def create_batch(desk: DeskOf, _lead: LeadWriting, body: NewBatch) -> dict[str, Any]:
+def create_batch(desk: DeskOf, _lead: LeadWritingSession, body: NewBatch) -> dict[str, Any]:
     """Create an empty batch, to upload pairs to or move pairs to."""
     return vars(desk.store.create_batch(body.name, BatchChange(**body.model_dump(exclude={"name"}))))
 
 
 @router.put("/batches")
 def change_batch(
-    desk: DeskOf, _lead: LeadWriting, body: BatchChange, name: Annotated[str, Query(max_length=100)] = ""
+    desk: DeskOf, _lead: LeadWritingSession, body: BatchChange, name: Annotated[str, Query(max_length=100)] = ""
 ) -> dict[str, Any]:
     """Change a batch; pairs already leased stay with their raters."""
     return vars(desk.store.change_batch(name, body))
 
 
 @router.post("/pairs/move")
-def move_pairs(desk: DeskOf, _lead: LeadWriting, body: Move) -> dict[str, Any]:
+def move_pairs(desk: DeskOf, _lead: LeadWritingSession, body: Move) -> dict[str, Any]:
     """Move pairs to a batch, which is created or changed; pairs already leased stay with their raters."""
     return vars(desk.store.move_pairs(body.pair_ids, body.batch, body.change))
 
 
 @router.post("/pairs/withdraw")
-def withdraw_pairs(desk: DeskOf, lead: LeadWriting, body: Withdraw) -> dict[str, int]:
+def withdraw_pairs(desk: DeskOf, lead: LeadWritingSession, body: Withdraw) -> dict[str, int]:
     """Withdraw pairs: nobody gets them, they count nowhere, and they can be restored."""
     return {"withdrawn": desk.store.withdraw_pairs(body.pair_ids, body.reason, lead.rater.id)}
 
 
 @router.post("/pairs/restore")
-def restore_pairs(desk: DeskOf, lead: LeadWriting, body: PairIds) -> dict[str, int]:
+def restore_pairs(desk: DeskOf, lead: LeadWritingSession, body: PairIds) -> dict[str, int]:
     """Restore withdrawn pairs, with their judgments."""
     return {"restored": desk.store.restore_pairs(body.pair_ids, lead.rater.id)}
 
 
 @router.post("/pairs/correct")
-def correct_pairs(desk: DeskOf, lead: LeadWriting, body: Annotated[dict[str, Any], Body()]) -> list[dict[str, Any]]:
+def correct_pairs(
+    desk: DeskOf, lead: LeadWritingSession, body: Annotated[dict[str, Any], Body()]
+) -> list[dict[str, Any]]:
     """Replace pairs by new versions: `pairs`, records with the ids of the old ones, whose judgments are kept aside."""
-    pairs = checked(Corrected, body).pairs
+    pairs = checked(PairCorrections, body).pairs
     made = desk.store.correct_pairs(pairs, source="corrections", source_id="corrections", by=lead.rater.id)
     return [vars(one) for one in made]
 
@@ -268,13 +279,13 @@ def gold(desk: DeskOf) -> list[dict[str, Any]]:
 
 
 @router.put("/gold/{pair_id:path}")
-def set_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str, body: GoldAnswer) -> dict[str, Any]:
+def set_gold(desk: DeskOf, _lead: LeadWritingSession, pair_id: str, body: GoldAnswer) -> dict[str, Any]:
     """Make a pair gold: every rater gets it once, and it looks like any other."""
     return vars(desk.store.set_gold(pair_id, body.preferred_id))
 
 
 @router.delete("/gold/{pair_id:path}")
-def remove_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str) -> dict[str, bool]:
+def remove_gold(desk: DeskOf, _lead: LeadWritingSession, pair_id: str) -> dict[str, bool]:
     """Make a gold pair an ordinary one, whose judgments are votes."""
     desk.store.remove_gold(pair_id)
     return {"ok": True}
@@ -283,7 +294,7 @@ def remove_gold(desk: DeskOf, _lead: LeadWriting, pair_id: str) -> dict[str, boo
 @router.get("/disputes")
 def disputes(
     desk: DeskOf,
-    lead: Viewing,
+    lead: ViewingSession,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
     adjudicated: bool = False,
@@ -295,7 +306,7 @@ def disputes(
 
 
 @router.get("/disputes/{pair_id:path}")
-def dispute(desk: DeskOf, lead: Viewing, pair_id: str) -> dict[str, Any]:
+def dispute(desk: DeskOf, lead: ViewingSession, pair_id: str) -> dict[str, Any]:
     """A pair to settle, with sides drawn for this lead, and the raters' answers."""
     opened = desk.store.open_dispute(lead.rater.id, pair_id)
     return {
@@ -306,7 +317,7 @@ def dispute(desk: DeskOf, lead: Viewing, pair_id: str) -> dict[str, Any]:
 
 
 @router.post("/adjudications")
-async def adjudicate(desk: DeskOf, lead: Settling, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+async def adjudicate(desk: DeskOf, lead: SettlingSession, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Settle a pair; the body is a judgment's. The raters' own judgments do not change."""
     submission = checked(Submission, body)
     lead_id, rules = lead.rater.id, desk.store.rules
@@ -323,7 +334,7 @@ def adjudications(desk: DeskOf) -> list[dict[str, Any]]:
 
 
 @router.delete("/adjudications/{pair_id:path}")
-def remove_settlement(desk: DeskOf, lead: LeadWriting, pair_id: str) -> dict[str, bool]:
+def remove_settlement(desk: DeskOf, lead: LeadWritingSession, pair_id: str) -> dict[str, bool]:
     """Withdraw a settled answer: the votes decide again."""
     desk.store.remove_settlement(lead.rater.id, pair_id)
     return {"ok": True}

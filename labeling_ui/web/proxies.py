@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 
-class Proxied:
+class ProxyMiddleware:
     """The outermost layer on a real server.
 
     From a named proxy, `X-Forwarded-For`, `-Proto` and `-Host` are the request's address, scheme and host. From anybody

@@ -103,7 +103,7 @@ class Guard:
         refusal = _refusal(request, path, self.page, limits[0])
         if refusal is None and path.startswith(PAGES):
             refusal = await run_in_threadpool(_page_refusal, request, path)
-        await (refusal or self.app)(scope, _Bounded(receive, *limits), send_guarded)
+        await (refusal or self.app)(scope, _BoundedBody(receive, *limits), send_guarded)
 
 
 def route_path(scope: Scope) -> str:
@@ -112,7 +112,7 @@ def route_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", "")) or "/"
 
 
-class _Bounded:
+class _BoundedBody:
     """A request's body, bounded in bytes and time whatever its headers say."""
 
     def __init__(self, receive: Receive, most_bytes: int, most_seconds: int) -> None:

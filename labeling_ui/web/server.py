@@ -29,9 +29,9 @@ from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.store import Store
 from labeling_ui.web import api, items_api, lead_api, talk_api, upload_api, work_api
 from labeling_ui.web.accounts import needs_login
-from labeling_ui.web.context import LOCAL_RATER, Desk, DeskOf, Reader, Writer, printable
+from labeling_ui.web.context import LOCAL_RATER, CurrentSession, Desk, DeskOf, Writer, printable
 from labeling_ui.web.metrics import Metrics, may_read
-from labeling_ui.web.proxies import Proxied
+from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.security import Guard
 from tiebreak.errors import ConfigError
 
@@ -87,7 +87,7 @@ def home(desk: DeskOf) -> RedirectResponse:
     return RedirectResponse(f"{desk.page.prefix}/rate/")
 
 
-def describe_api(request: Request, _session: Reader) -> dict[str, Any]:
+def describe_api(request: Request, _session: CurrentSession) -> dict[str, Any]:
     """The API's description, for whoever has logged in."""
     app: FastAPI = request.app
     return app.openapi()
@@ -155,7 +155,7 @@ def run_server(app: FastAPI, listening: socket.socket, proxies: Sequence[str] = 
         prefix: the path that the server is under, such as /label.
     """
     config = uvicorn.Config(
-        Proxied(app, proxies, prefix),
+        ProxyMiddleware(app, proxies, prefix),
         proxy_headers=False,
         log_level="warning",
         access_log=False,

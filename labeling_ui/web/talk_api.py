@@ -16,13 +16,13 @@ from fastapi.responses import JSONResponse
 from labeling_ui.pages.safe_markup import render
 from labeling_ui.store import conversations
 from labeling_ui.store.conversations import Ask, Turn
-from labeling_ui.web.context import Desk, DeskOf, Judging, Reader, checked, rendered
+from labeling_ui.web.context import CurrentSession, Desk, DeskOf, JudgingSession, checked, rendered
 
 router = APIRouter(prefix="/api/turns")
 
 
 @router.post("")
-async def ask(desk: DeskOf, session: Judging, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
+async def ask(desk: DeskOf, session: JudgingSession, body: Annotated[dict[str, Any], Body()]) -> JSONResponse:
     """Send a turn. Sending it again is harmless; a failed turn is queued again."""
     page, rater_id = desk.page, session.rater.id
     if not page.policies:
@@ -35,13 +35,13 @@ async def ask(desk: DeskOf, session: Judging, body: Annotated[dict[str, Any], Bo
 
 
 @router.get("/latest")
-async def latest(desk: DeskOf, session: Reader) -> JSONResponse:
+async def latest(desk: DeskOf, session: CurrentSession) -> JSONResponse:
     """The rater's latest turn, so that a reopened page resumes there."""
     return await _reply(desk, session.rater.id, None)
 
 
 @router.get("/{turn_id}")
-async def look(desk: DeskOf, session: Reader, turn_id: str) -> JSONResponse:
+async def look(desk: DeskOf, session: CurrentSession, turn_id: str) -> JSONResponse:
     """One of the rater's turns."""
     return await _reply(desk, session.rater.id, turn_id)
 

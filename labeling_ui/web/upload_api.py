@@ -20,7 +20,7 @@ from labeling_ui.store.answers import storable
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.campaign import Source
 from labeling_ui.store.store import Store
-from labeling_ui.web.context import DeskOf, LeadWriting, printable
+from labeling_ui.web.context import DeskOf, LeadWritingSession, printable
 from tiebreak.assessments import SingleAnswer
 from tiebreak.data.pairs import read_pairs
 from tiebreak.data.single import names_tasks, read_single_answers
@@ -36,7 +36,7 @@ router = APIRouter(prefix="/api/lead/pairs")
 @router.post("/upload")
 async def upload(
     desk: DeskOf,
-    _lead: LeadWriting,
+    _lead: LeadWritingSession,
     request: Request,
     name: Annotated[str, Query(min_length=1, max_length=200)],
     batch: Annotated[str, Query(max_length=100)] = "",

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Response
 
 from labeling_ui.exchange.export import as_cell
 from labeling_ui.store import pay
-from labeling_ui.web.context import Desk, DeskOf, Lead
+from labeling_ui.web.context import Desk, DeskOf, LeadSession
 
 router = APIRouter(prefix="/api/lead")
 Day = Annotated[date, Query()]
@@ -23,7 +23,9 @@ _HEAD = ("rater", "name", "day", "batch", "judgments", "rejected", "active_hours
 
 
 @router.get("/work")
-def work(desk: DeskOf, _lead: Lead, first: Day = date(2000, 1, 1), last: Day = date(2999, 12, 31)) -> dict[str, Any]:
+def work(
+    desk: DeskOf, _lead: LeadSession, first: Day = date(2000, 1, 1), last: Day = date(2999, 12, 31)
+) -> dict[str, Any]:
     """Work by rater, day (UTC) and batch; seconds by which each rater's clock is ahead of the server's."""
     with desk.store.reading() as connection:
         rows, clocks = pay.worked(connection, first, last), pay.clocks(connection)
@@ -33,7 +35,7 @@ def work(desk: DeskOf, _lead: Lead, first: Day = date(2000, 1, 1), last: Day = d
 @router.get("/work.csv")
 def work_csv(
     desk: DeskOf,
-    _lead: Lead,
+    _lead: LeadSession,
     first: Day = date(2000, 1, 1),
     last: Day = date(2999, 12, 31),
     rate: Annotated[float, Query(ge=0, le=1e6, allow_inf_nan=False)] = 0.0,

@@ -32,7 +32,7 @@ from tiebreak.packed.fused import fuse_layers
 from tiebreak.packed.lm_head import HeadOutput, head_of
 from tiebreak.packed.proof import (
     TOKENS_CHECKED,
-    Computed,
+    BatchResult,
     ForwardPath,
     Proof,
     own_logps,
@@ -198,7 +198,7 @@ class Backbone(nn.Module):
         rows, starts = [[*p, *c] for p, c in examples], [len(p) for p, _ in examples]
         truth = weighted_sum(own_logps(self.lm, rows, starts, temperature), self.lm)
 
-        def compute(path: ForwardPath) -> Computed:
+        def compute(path: ForwardPath) -> BatchResult:
             self.packs = path == ForwardPath.PACKED
             if not self.packs:
                 for model in (self.lm, *self._copy):

@@ -117,7 +117,7 @@ class MountedReward:
 
 
 @dataclass(frozen=True)
-class RewardApart:
+class SeparateReward:
     """A reward model on its own base weights."""
 
     name: str
@@ -210,7 +210,7 @@ def saved_scale(reward: Reward) -> tuple[float, float] | None:
 
     None leaves it to the first rollout; so does a spread penalty, which the saved figures do not include.
     """
-    if not isinstance(reward, MountedReward | RewardApart) or reward.spread_penalty:
+    if not isinstance(reward, MountedReward | SeparateReward) or reward.spread_penalty:
         return None
     mean, deviation = reward.scale.score_mean, reward.scale.score_std
     return (mean, deviation) if mean is not None and deviation else None
@@ -328,7 +328,7 @@ def load_reward(
         return mounted
     model = load_trained_reward_model(reward, training)
     if one_language:
-        return RewardApart(reward.name, weight, model, own.pad_id, scale=scale, spread_penalty=spread_penalty)
+        return SeparateReward(reward.name, weight, model, own.pad_id, scale=scale, spread_penalty=spread_penalty)
 
     def read(prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
         asked = conversations.prompt(prompt)
@@ -345,7 +345,7 @@ def load_reward(
         prompts, lambda one: own.encode_prompt(one.messages, one.tools), f"prompts, as {reward.name} reads them,"
     )
 
-    return RewardApart(reward.name, weight, model, own.pad_id, read, scale, spread_penalty)
+    return SeparateReward(reward.name, weight, model, own.pad_id, read, scale, spread_penalty)
 
 
 def readable(

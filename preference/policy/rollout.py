@@ -14,7 +14,7 @@ from preference.policy.layout import batches_by_tokens
 from preference.policy.rewards import TOKENS_AT_ONCE, Reward, score_all
 from preference.policy.token_rewards import per_token_kl, per_token_kl_k3, shape_scores, token_rewards
 from tiebreak.config import SamplingConfig
-from tiebreak.packed.generation import Sampled, sample_completions
+from tiebreak.packed.generation import SampledCompletion, sample_completions
 
 
 class Draw(Protocol):
@@ -28,7 +28,7 @@ class Draw(Protocol):
         sampling: SamplingConfig,
         *,
         stop_ids: Collection[int],
-    ) -> list[Sampled]:
+    ) -> list[SampledCompletion]:
         """In the prompts' order, with a seed each, for samplers that use it."""
 
 
@@ -39,10 +39,10 @@ def draw_seeded(
     sampling: SamplingConfig,
     *,
     stop_ids: Collection[int],
-) -> list[Sampled]:
+) -> list[SampledCompletion]:
     """Our own sampler: `Draw`, unless the configuration names another."""
     with backbone.acting():
-        sampled: list[Sampled] = sample_completions(
+        sampled: list[SampledCompletion] = sample_completions(
             backbone.lm,
             prompts,
             seeds,
@@ -129,7 +129,7 @@ def roll_out(
     )
 
 
-def table_of_logps(sampled: Sequence[Sampled], device: torch.device) -> tuple[Tensor, Tensor]:
+def table_of_logps(sampled: Sequence[SampledCompletion], device: torch.device) -> tuple[Tensor, Tensor]:
     """(the sampler's log-probabilities, mask of completion tokens), of shape (completions, tokens)."""
     lengths = torch.tensor([len(one.ids) for one in sampled], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]

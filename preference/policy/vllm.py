@@ -39,7 +39,7 @@ from preference.policy.backbone import Backbone
 from tiebreak.config import OptimizerConfig, SamplingConfig
 from tiebreak.errors import ConfigError, HandoffError, MachineError
 from tiebreak.models.adapters.adapter import Adapter
-from tiebreak.packed.generation import Sampled
+from tiebreak.packed.generation import SampledCompletion
 from tiebreak.terminal import is_main_process
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class VLLMSampler:
         sampling: SamplingConfig,
         *,
         stop_ids: Collection[int],
-    ) -> list[Sampled]:
+    ) -> list[SampledCompletion]:
         """A completion for each prompt. All processes must call it, with equally many prompts; `seeds` are not used: one
         seed per request would give repeated prompts the same completion.
 
@@ -243,7 +243,7 @@ class VLLMSampler:
 
 def read_completion(
     ids: Iterable[int], logps: Sequence[Sequence[float | None]], sampling: SamplingConfig, stop_ids: Collection[int]
-) -> Sampled:
+) -> SampledCompletion:
     """A completion in TRL's form: ids with the end-of-sequence token, and for each token a list with its
     log-probability first, None if it is not a number.
 
@@ -260,4 +260,4 @@ def read_completion(
             f"on to the end-of-sequence token or to {sampling.max_new_tokens} tokens was asked for: its --max-model-len or "
             "its version is not what this one needs"
         )
-    return Sampled(ids, finished, [float("nan") if one[0] is None else float(one[0]) for one in logps])
+    return SampledCompletion(ids, finished, [float("nan") if one[0] is None else float(one[0]) for one in logps])

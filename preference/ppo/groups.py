@@ -26,9 +26,9 @@ from preference.policy.token_rewards import shape_scores
 from preference.policy.vllm import LOGP_DIFFERENCE
 from preference.ppo.loop import PPOSettings, RewardsOf, SamplerOf, ScoredLoop, prompt_at
 from tiebreak.models.adapters.adapter import Adapter
-from tiebreak.packed.generation import Sampled, row_seed
+from tiebreak.packed.generation import SampledCompletion, row_seed
 from tiebreak.packed.proof import (
-    Computed,
+    BatchResult,
     ForwardPath,
     Forwards,
     Proof,
@@ -136,7 +136,7 @@ class GroupLoop(GroupHooks, ScoredLoop):
         batch = to_group_batch(examples, self._backbone.pad_id, self._backbone.device)
         forwards = Forwards.of(lm, temperature=temperature, fused=True)
 
-        def compute(path: ForwardPath) -> Computed:
+        def compute(path: ForwardPath) -> BatchResult:
             forwards.take(path)
             made = lm(**batch, use_cache=False, fused_lm_head=True)
             return weighted_sum(made.log_probs[batch["labels"][:, 1:] != -100], lm)
@@ -176,9 +176,9 @@ class GroupLoop(GroupHooks, ScoredLoop):
         self._backbone.eval()
         sampling = self.settings.sampling
 
-        def sample() -> list[Sampled]:
+        def sample() -> list[SampledCompletion]:
             with at_own_pace(self.model_wrapped, self._backbone), self.accelerator.autocast():
-                drawn: list[Sampled] = self.draw(
+                drawn: list[SampledCompletion] = self.draw(
                     self._backbone, prompt_ids, seeds, sampling, stop_ids=self.settings.stop_ids
                 )
                 return drawn

@@ -15,11 +15,11 @@ from preference.configuration import PPOConfig
 from preference.policy.adapters import has_adapters
 from preference.policy.backbone import VALUE_HEAD_FILE, Backbone, load_backbone
 from preference.policy.overoptimisation import Guard, build_guard, require_held_out
-from preference.policy.rewards import MountedReward, Reward, RewardApart, find_function, load_rewards, readable
+from preference.policy.rewards import MountedReward, Reward, SeparateReward, find_function, load_rewards, readable
 from preference.policy.vllm import VLLMSampler, require_vllm
 from preference.ppo.loop import PPOSettings, ScoredLoop
 from preference.ppo.trainer import PPOTrainer
-from tiebreak.chat.chat import Chat, Encoded, encode_each
+from tiebreak.chat.chat import Chat, EncodedSequence, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
@@ -36,7 +36,7 @@ from tiebreak.training.passes import Passes
 from tiebreak.training.skeleton import Rows, TrainedStage, train_stage
 from tiebreak.training.stage import Products, common_arguments, drop_too_long
 
-Asked = tuple[list[int], Prompt]
+TokenisedPrompt = tuple[list[int], Prompt]
 """A prompt with its token ids."""
 
 
@@ -47,7 +47,7 @@ def train_ppo(config: PPOConfig) -> None:
     train_stage(PPO, config)
 
 
-class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
+class PPO(TrainedStage[PPOConfig, Prompt, TokenisedPrompt]):
     """The stage while it works."""
 
     name, rows_name = "ppo", "prompts"
@@ -70,7 +70,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
         training, validation = partition(prompts, lambda prompt: prompt.split)
         return training, validation[: self.config.max_validation_prompts]
 
-    def encode(self, rows: list[Prompt], *, held_out: bool) -> list[Asked]:
+    def encode(self, rows: list[Prompt], *, held_out: bool) -> list[TokenisedPrompt]:
         config = self.config
         judges = [reward.model for reward in config.all_rewards if reward.model]
         judges += [config.guard.reward_model] if config.guard else []
@@ -80,15 +80,15 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             require_held_out(self.run, len(encoded))
         return encoded
 
-    def example(self, row: Asked) -> Encoded:
+    def example(self, row: TokenisedPrompt) -> EncodedSequence:
         ids, _ = row
-        return Encoded(ids, [0] * len(ids))
+        return EncodedSequence(ids, [0] * len(ids))
 
-    def preflight(self, rows: list[Asked]) -> None:
+    def preflight(self, rows: list[TokenisedPrompt]) -> None:
         ids, _ = rows[0]
         say(f"{len(rows)} prompts; the first, as the policy sees it:", self.chat.tokenizer.decode(ids), "")
 
-    def build(self, rows: Rows[Asked], recorder: RunRecorder) -> ScoredLoop:
+    def build(self, rows: Rows[TokenisedPrompt], recorder: RunRecorder) -> ScoredLoop:
         """The algorithm's trainer, with its rewards and its guard."""
         trainer = self._group_trainer(rows) if self.config.algorithm != "ppo" else self._ppo_trainer(rows)
         say(*(f"scored by {reward.name}, weight {reward.weight:g}{_where_held(reward)}" for reward in trainer.rewards))
@@ -107,7 +107,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             self.guard.watch(trainer)
         return trainer
 
-    def _ppo_trainer(self, rows: Rows[Asked]) -> PPOTrainer:
+    def _ppo_trainer(self, rows: Rows[TokenisedPrompt]) -> PPOTrainer:
         config = self.config
         backbone = load_backbone(
             self.source, config.training, config.adapter, self.chat.tokenizer, self.first_ids(rows)
@@ -124,7 +124,7 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             **self._around_policy(rows),
         )
 
-    def _group_trainer(self, rows: Rows[Asked]) -> ScoredLoop:
+    def _group_trainer(self, rows: Rows[TokenisedPrompt]) -> ScoredLoop:
         from preference.ppo.groups import build_group_trainer
 
         config = self.config
@@ -142,11 +142,11 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
             **self._around_policy(rows),
         )
 
-    def _require_room(self, model: Any, rows: Rows[Asked]) -> None:
+    def _require_room(self, model: Any, rows: Rows[TokenisedPrompt]) -> None:
         ids = [ids for ids, _ in (*rows.train, *rows.validation)]
         require_room(model.config, ids, self.config.sampling.max_new_tokens)
 
-    def _around_policy(self, rows: Rows[Asked]) -> dict[str, Any]:
+    def _around_policy(self, rows: Rows[TokenisedPrompt]) -> dict[str, Any]:
         """Builders of the trainer's rewards and of vLLM's copy of the policy."""
         config, chat, source = self.config, self.chat, self.source
         asked, beside = [*rows.train, *rows.validation], config.config_folder
@@ -165,30 +165,32 @@ class PPO(TrainedStage[PPOConfig, Prompt, Asked]):
     def model_of(self, trainer: Any) -> Any:
         return trainer.backbone.lm
 
-    def probe_ids(self, rows: list[Asked]) -> list[int]:
+    def probe_ids(self, rows: list[TokenisedPrompt]) -> list[int]:
         """Some prompts in a row: enough text for the probe."""
         return [token for ids, _ in rows[:3] for token in ids]
 
-    def counts(self, rows: Rows[Asked], trainer: Any) -> dict[str, int]:
+    def counts(self, rows: Rows[TokenisedPrompt], trainer: Any) -> dict[str, int]:
         trained = self.guard.trained_steps if self.guard else trainer.state.global_step
         rollouts = trained // steps_per_rollout(self.config, trainer.args.world_size)
         return {"prompts": len(rows.train), "episodes": rollouts * self.config.episodes_per_rollout}
 
-    def facts(self, rows: Rows[Asked], trainer: Any) -> dict[str, Any]:
+    def facts(self, rows: Rows[TokenisedPrompt], trainer: Any) -> dict[str, Any]:
         return {"kinds": reward_kinds(self.config), **(self.guard.facts() if self.guard else {})}
 
     def save_beside(self, trainer: Any) -> None:
         if self.config.algorithm == "ppo":
             save_value_head(trainer, self.run)
 
-    def products(self, rows: Rows[Asked]) -> Products:
+    def products(self, rows: Rows[TokenisedPrompt]) -> Products:
         return Products(self.data.validation or self.data.train, self.config.sampling)
 
 
 def _where_held(reward: Reward) -> str:
     if isinstance(reward, MountedReward):
         return ", on the policy's own backbone"
-    return ", loaded separately: it has another base or tokenizer, or whole weights" * isinstance(reward, RewardApart)
+    return ", loaded separately: it has another base or tokenizer, or whole weights" * isinstance(
+        reward, SeparateReward
+    )
 
 
 def encode(

@@ -19,7 +19,7 @@ from label_support import answer, make_pair, open_store
 from labeling_ui.database.event_log import Transaction
 from labeling_ui.database.schema import DOCUMENTS, INVITATIONS, JUDGMENTS, SESSIONS
 from labeling_ui.pages import PageConfig
-from labeling_ui.store.asking import Asked
+from labeling_ui.store.asking import Questionnaire
 from labeling_ui.store.assigning import RefusedError
 from labeling_ui.store.store import Role, Store, wall_clock_ms
 from labeling_ui.store.verify import verify
@@ -395,7 +395,7 @@ def test_completions_are_letters_to_raters_and_ids_in_the_store(tmp_path: Path) 
 
 def test_a_client_cannot_make_up_guidelines_or_aspects(tmp_path: Path) -> None:
     store = open_store(tmp_path, [make_pair(0)], raters=0)
-    page = replace(PAGE, guidelines="Be fair.", guideline_version="1", asked=Asked(aspects=("helpful",)))
+    page = replace(PAGE, guidelines="Be fair.", guideline_version="1", asked=Questionnaire(aspects=("helpful",)))
     campaign = Campaign(store, page)
     campaign.call("one", "POST", "/api/guidelines/accept", {"version": page.guidelines_id})
     invented = campaign.judge("one", "c", answer=1, guideline_version="hacked")

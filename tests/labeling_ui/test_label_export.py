@@ -22,8 +22,8 @@ from labeling_ui.exchange.foreign import read_own
 from labeling_ui.exchange.importing import import_records
 from labeling_ui.quality.aggregate import (
     REASONS,
-    Aggregated,
     AggregationConfig,
+    AggregationResult,
     KnownAnswers,
     Vote,
     build_preferences,
@@ -66,7 +66,7 @@ HAND_WORKED = [
 
 def aggregated(
     judgments: list[Judgment], config: AggregationConfig | None = None, known_answers: KnownAnswers | None = None
-) -> Aggregated:
+) -> AggregationResult:
     return build_preferences([make_pair(n) for n in range(6)], group_judgments(judgments), config, known_answers)
 
 

@@ -52,7 +52,7 @@ HOSTILE = [
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedPage:
     address: str
     folder: Path
 
@@ -75,7 +75,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
     folder = tmp_path_factory.mktemp("saying")
     config = folder / "label.yaml"
     config.write_text(
@@ -85,7 +85,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     pairs.append(make_pair(12, "first", "second", ("third",)))
     words = ("--config", str(config), "--ranking", "true", "--repeat-share", "0")
     with serving(folder, pairs, *words) as (address, _):
-        yield Served(address, folder)
+        yield ServedPage(address, folder)
     store = Store.open(f"sqlite:///{folder}/label.sqlite")
     assert verify(store).faults == []
     store.close()
@@ -102,7 +102,7 @@ def letter_of(pair: dict[str, Any], text: str) -> str:
 # --- over HTTP ---
 
 
-def test_what_is_said_of_each_answer_is_kept_by_id_and_exported(served: Served, tmp_path: Path) -> None:
+def test_what_is_said_of_each_answer_is_kept_by_id_and_exported(served: ServedPage, tmp_path: Path) -> None:
     pair = served.next()
     mine = letter_of(pair, RAW)
     other = "AB".replace(mine, "")
@@ -171,7 +171,7 @@ def test_what_is_said_of_each_answer_is_kept_by_id_and_exported(served: Served, 
     ],
 )
 def test_what_is_not_asked_or_lacks_something_is_refused(
-    served: Served, fields: dict[str, Any], status: int, words: str
+    served: ServedPage, fields: dict[str, Any], status: int, words: str
 ) -> None:
     pair = served.next()
     reply = served.judge(pair, "refused", **{"answer": 1, **fields})
@@ -179,11 +179,11 @@ def test_what_is_not_asked_or_lacks_something_is_refused(
     assert served.next()["pair_id"] == pair["pair_id"], "nothing is stored"
 
 
-def test_a_skip_needs_neither_a_criterion_nor_a_reason(served: Served) -> None:
+def test_a_skip_needs_neither_a_criterion_nor_a_reason(served: ServedPage) -> None:
     assert served.judge(served.next(), "skip", skip=True, criteria={}).status_code == 200
 
 
-def test_hostile_texts_are_kept_as_they_are_or_refused(served: Served) -> None:
+def test_hostile_texts_are_kept_as_they_are_or_refused(served: ServedPage) -> None:
     pair = served.next()
     path = f"/drafts/{pair['pair_id']}"
     kept = 0
@@ -211,7 +211,7 @@ def test_hostile_texts_are_kept_as_they_are_or_refused(served: Served) -> None:
 
 
 @needs_chromium
-def test_all_of_it_by_keys_and_by_mouse(served: Served) -> None:
+def test_all_of_it_by_keys_and_by_mouse(served: ServedPage) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -227,7 +227,7 @@ def test_all_of_it_by_keys_and_by_mouse(served: Served) -> None:
         browser.close()
 
 
-def by_keys(page: Any, served: Served) -> None:
+def by_keys(page: Any, served: ServedPage) -> None:
     pair = page.get_attribute(".desk", "data-pair")
     side = page.evaluate("document.querySelector('[data-letter=A] .text').innerText").startswith("Take")
     mine = "A" if side else "B"
@@ -264,7 +264,7 @@ def by_keys(page: Any, served: Served) -> None:
     assert (marked["start"], marked["end"], marked["text"], marked["comment"]) == (0, 4, "Take", "an order")
 
 
-def by_mouse(page: Any, served: Served) -> None:
+def by_mouse(page: Any, served: ServedPage) -> None:
     page.wait_for_selector(".desk:not([data-fresh])")
     pair = page.get_attribute(".desk", "data-pair")
     mine = "A" if page.inner_text("[data-letter=A] .text").startswith("Take") else "B"
@@ -303,7 +303,7 @@ def by_mouse(page: Any, served: Served) -> None:
     assert page.input_value("[name=links]").endswith("/2")
 
 
-def leads_see_it(page: Any, served: Served, pair: str, mine: str) -> None:
+def leads_see_it(page: Any, served: ServedPage, pair: str, mine: str) -> None:
     """With the pair's own letters: the first answer is A, whichever side the rater saw it on."""
     own = {mine: "A", "AB".replace(mine, ""): "B"}
     lead = page.context.new_page()
@@ -318,7 +318,7 @@ def leads_see_it(page: Any, served: Served, pair: str, mine: str) -> None:
     lead.close()
 
 
-def last(page: Any, served: Served) -> dict[str, Any]:
+def last(page: Any, served: ServedPage) -> dict[str, Any]:
     page.wait_for_function("!Object.keys(localStorage).some((key) => key.startsWith('tiebreak-judgment:'))")
     judgment: dict[str, Any] = served.call("GET", "/history?limit=1").json()[0]["judgment"]
     return judgment

@@ -25,7 +25,7 @@ from labeling_ui.web.accounts import LoginLimit, accept_invitation, add_account,
 from labeling_ui.web.api import DEVICE_COOKIE
 from labeling_ui.web.context import SESSION_COOKIE
 from labeling_ui.web.metrics import TOKEN
-from labeling_ui.web.proxies import Proxied
+from labeling_ui.web.proxies import ProxyMiddleware
 from labeling_ui.web.security import MAX_BODY_BYTES, Guard
 from labeling_ui.web.server import create_app
 from labeling_ui.worker import ConverseConfig, start_worker
@@ -121,7 +121,7 @@ def test_forwarded_headers_count_from_named_proxies_alone(proxies: list[str], ho
     headers = {"host": "mine.example", "x-forwarded-host": "theirs.example", "x-forwarded-for": "5.5.5.5"}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "path": "/", "client": ("7.7.7.7", 1), "scheme": "http", "headers": raw}
-    asyncio.run(Proxied(app, proxies, "")(scope, None, None))  # type: ignore[arg-type]
+    asyncio.run(ProxyMiddleware(app, proxies, "")(scope, None, None))  # type: ignore[arg-type]
     assert seen["headers"][b"host"].decode() == host
     assert b"x-forwarded-host" not in seen["headers"]
     assert seen["client"][0] == client

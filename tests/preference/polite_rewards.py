@@ -33,7 +33,7 @@ def not_numbers(completions: list[Any], **_: Any) -> list[float]:
     return [float("nan")] + [0.0] * (len(completions) - 1)
 
 
-class Later:
+class FailsLater:
     """A reward that is well until it has been called a number of times."""
 
     def __init__(self, fault: Callable[..., Any], good_calls: int) -> None:
@@ -46,9 +46,9 @@ class Later:
         return ask(completions=completions, **rest)
 
 
-raises_later = Later(raises, good_calls=3)
-too_few_later = Later(too_few, good_calls=3)
-not_numbers_later = Later(not_numbers, good_calls=3)
+raises_later = FailsLater(raises, good_calls=3)
+too_few_later = FailsLater(too_few, good_calls=3)
+not_numbers_later = FailsLater(not_numbers, good_calls=3)
 
 
 def indifferent(completions: list[Any], **_: Any) -> list[float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from polite_rewards import Later, raises
+from polite_rewards import FailsLater, raises
 from safetensors.torch import save_file
 from small_world import World, write_preferences
 from support import end_process, read_rows, run_here, write_config, write_rows
@@ -195,10 +195,10 @@ def test_a_run_whose_function_failed_for_an_outer_reason_goes_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ppo_config(tmp_path, world, **rewarded_by("indifferent"), stop_when_all_cut_off=False)
-    monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=3))
+    monkeypatch.setattr("polite_rewards.indifferent", FailsLater(raises, good_calls=3))
     assert_reported(run_here("ppo", "--config", config), "the same command resumes from the last checkpoint")
     end_process(tmp_path / "ppo")
-    monkeypatch.setattr("polite_rewards.indifferent", Later(raises, good_calls=2))
+    monkeypatch.setattr("polite_rewards.indifferent", FailsLater(raises, good_calls=2))
     status, message = run_here("ppo", "--config", config)
     assert status == 1
     assert f"resuming from {tmp_path / 'ppo' / 'checkpoints' / 'checkpoint-3'}" in message

@@ -82,7 +82,7 @@ def dpo_config(folder: Path, world: World, judge: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Guarded:
+class GuardRun:
     """A finished run, and its output."""
 
     folder: Path
@@ -99,14 +99,14 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def ppo(world: World, tmp_path_factory: pytest.TempPathFactory) -> Guarded:
+def ppo(world: World, tmp_path_factory: pytest.TempPathFactory) -> GuardRun:
     folder = tmp_path_factory.mktemp("guarded")
     status, message = run_here("ppo", "--config", ppo_config(folder, world))
     assert status == 0, message
-    return Guarded(folder / "ppo", message)
+    return GuardRun(folder / "ppo", message)
 
 
-def assert_stopped_by_patience(run: Guarded, patience: int, planned_steps: int) -> None:
+def assert_stopped_by_patience(run: GuardRun, patience: int, planned_steps: int) -> None:
     """The run's end, read from its numbers alone."""
     guard = run.guard
     steps, scores, own = ([verdict[key] for verdict in guard["history"]] for key in ("step", "score", "training_score"))
@@ -135,11 +135,11 @@ def draw_from(policy: str, prompts: list[list[int]]) -> list[Sampled]:
     )
 
 
-def test_ppo_is_stopped_once_the_judge_turns_away(ppo: Guarded) -> None:
+def test_ppo_is_stopped_once_the_judge_turns_away(ppo: GuardRun) -> None:
     assert_stopped_by_patience(ppo, patience=3, planned_steps=80)
 
 
-def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: Guarded, world: World) -> None:
+def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: GuardRun, world: World) -> None:
     """Loaded anew, it writes answers whose scores, by the judge loaded anew and by the function, are the kept verdict's."""
     tokenizer = load_tokenizer(find_model(str(world.policy)))
     asked = read_prompts(str(world.prompts), ["validation"], Rules(validation_share=0.4))
@@ -153,7 +153,7 @@ def test_what_ppo_saved_is_the_policy_that_was_kept(ppo: Guarded, world: World) 
     assert ppo.guard["kept"]["training_score"] == pytest.approx(sum(wants_more(texts)) / len(texts))
 
 
-def test_the_manifest_speaks_of_the_kept_policy_and_the_whole_run(ppo: Guarded) -> None:
+def test_the_manifest_speaks_of_the_kept_policy_and_the_whole_run(ppo: GuardRun) -> None:
     manifest, kept = ppo.manifest, ppo.guard["kept"]["step"]
     rows = read_metrics(ppo.folder)
     evaluated = [row for row in rows if "eval_loss" in row]
@@ -165,7 +165,7 @@ def test_the_manifest_speaks_of_the_kept_policy_and_the_whole_run(ppo: Guarded) 
     assert manifest["kinds"] == ["human"]  # the judge's: no other model had a part in it
 
 
-def test_the_report_says_and_draws_what_the_guard_decided(ppo: Guarded, world: World, tmp_path: Path) -> None:
+def test_the_report_says_and_draws_what_the_guard_decided(ppo: GuardRun, world: World, tmp_path: Path) -> None:
     evaluated = write_config(
         tmp_path / "evaluate.yaml",
         output=tmp_path / "evaluate",
@@ -197,7 +197,7 @@ def test_dpo_is_stopped_too_by_a_judge_with_another_tokenizer(world: World, tmp_
     judge = build_judge(other, tmp_path / "judge", twice_is_best)
     status, message = run_here("dpo", "--config", dpo_config(tmp_path, world, judge))
     assert status == 0, message
-    run = Guarded(tmp_path / "dpo", message)
+    run = GuardRun(tmp_path / "dpo", message)
     assert_stopped_by_patience(run, patience=2, planned_steps=80)
     first = run.guard["history"][0]
     assert (first["training_score"], first["kl"]) == (0.0, pytest.approx(0.0, abs=1e-5))

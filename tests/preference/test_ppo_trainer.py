@@ -57,7 +57,7 @@ from tiebreak.packed.sharding import gathered
 Rows = list[dict[str, float]]
 
 
-class Watched(PPOTrainer):
+class RecordingTrainer(PPOTrainer):
     """Keeps what it rolled out."""
 
     def __init__(self, *args: Any) -> None:
@@ -82,7 +82,7 @@ def build_trainer(
     rewards: list[Reward] | None = None,
     training: dict[str, Any] | None = None,
     **settings: Any,
-) -> Watched:
+) -> RecordingTrainer:
     """A trainer as the stage builds it, on the toy language: 12 episodes a rollout, two rollouts, two PPO epochs."""
     chosen: dict[str, Any] = {
         "episodes_per_rollout": 12,
@@ -114,7 +114,9 @@ def build_trainer(
     args.logging_steps, args.disable_tqdm = 1, True
     given: list[Reward] = [KnownReward(toy_rewards())]
     prompts = [list(p) for p in PROMPTS]
-    trainer = Watched(build_toy_backbone(build_toy_policy()), args, ppo_settings(config, (EOS,)), prompts, prompts)
+    trainer = RecordingTrainer(
+        build_toy_backbone(build_toy_policy()), args, ppo_settings(config, (EOS,)), prompts, prompts
+    )
     trainer.rewards = rewards or given
     return trainer
 
@@ -396,7 +398,7 @@ def test_scores_are_normalised_by_the_first_rollout_for_good(tmp_path: Path) -> 
     assert plain[0]["objective/rlhf_reward"] == pytest.approx(-unfinished_share(trainers[0]), abs=1e-5)
 
 
-def unfinished_share(trainer: Watched) -> float:
+def unfinished_share(trainer: RecordingTrainer) -> float:
     """The mean penalty of the first rollout, at 1 an unfinished completion: normalised scores themselves average 0."""
     completions = trainer.rollouts[0][0].completions
     return sum(c[-1] != EOS for c in completions) / len(completions)
@@ -418,7 +420,7 @@ def test_another_reference_is_refused_before_anything_is_trained(tmp_path: Path)
     assert all(torch.equal(weight, start[name]) for name, weight in trained(trainer).items())
 
 
-class Failing(KnownReward):
+class FailingReward(KnownReward):
     """Gives no number from some call on."""
 
     def __init__(self, good_calls: int) -> None:
@@ -436,7 +438,7 @@ class Failing(KnownReward):
 def test_a_reward_that_is_not_a_number_stops_the_run(
     tmp_path: Path, normalise: bool, good_calls: int, steps: int
 ) -> None:
-    trainer = build_trainer(tmp_path, rewards=[Failing(good_calls)], normalise_scores=normalise)
+    trainer = build_trainer(tmp_path, rewards=[FailingReward(good_calls)], normalise_scores=normalise)
     with pytest.raises(HandoffError, match="the table gave 12 of 12 completions a score that is not a finite number"):
         trainer.train()
     assert trainer.state.global_step == steps

@@ -39,7 +39,7 @@ def batch(*pairs: tuple[list[int], list[int], list[int]]) -> dict[str, Any]:
 ONE, OTHER = ([5, 6], [7], [8, 9]), ([5], [6, 7], [4])
 
 
-class Counting:
+class CountingModel:
     """Answers a pair with functions of its ids, and remembers how often it was asked."""
 
     def __init__(self) -> None:
@@ -55,8 +55,8 @@ class Counting:
 EXPECTED = ([-7 / 3, -13 / 3], [-17 / 3, -4 / 3])
 
 
-def ask(facts: dict[str, Any] = FACTS) -> tuple[Counting, ReferenceLogps, tuple[list[float], list[float]]]:
-    compute, reference = Counting(), ReferenceLogps(facts)
+def ask(facts: dict[str, Any] = FACTS) -> tuple[CountingModel, ReferenceLogps, tuple[list[float], list[float]]]:
+    compute, reference = CountingModel(), ReferenceLogps(facts)
     chosen, rejected = reference.of(batch(ONE, OTHER), compute)
     return compute, reference, (chosen.tolist(), rejected.tolist())
 
@@ -73,7 +73,7 @@ def test_pairs_are_computed_once_and_found_by_the_next_run() -> None:
 def test_another_model_another_mask_and_swapped_sides_are_other_pairs() -> None:
     ask()
     assert ask({"base": "b", "adapter": None})[0].pairs == 2
-    compute, reference = Counting(), ReferenceLogps(FACTS)
+    compute, reference = CountingModel(), ReferenceLogps(FACTS)
     prompt, chosen, rejected = ONE
     reference.of(batch((prompt, rejected, chosen)), compute)
     reference.of(batch((prompt[:1], prompt[1:] + chosen, prompt[1:] + rejected)), compute)
@@ -91,20 +91,20 @@ def test_all_answers_of_a_prompt_are_computed_with_the_first_of_its_pairs() -> N
     prompt, one, two, three = THREE
     pairs = [(prompt, one, two), (prompt, one, three), (prompt, three, two)]
     for order in (pairs, pairs[::-1]):  # the data set is the same
-        compute, reference = Counting(), ReferenceLogps({"order": order}, pairs=pairs)
+        compute, reference = CountingModel(), ReferenceLogps({"order": order}, pairs=pairs)
         for pair in order:
             chosen, rejected = reference.of(batch(pair), compute)
             assert chosen.tolist() == pytest.approx([-sum(pair[1]) / 3])
             assert rejected.tolist() == pytest.approx([-sum(pair[2]) / 3])
         assert compute.pairs == 2
         assert reference.computed == 1
-    again = Counting()
+    again = CountingModel()
     ReferenceLogps({"order": pairs[::-1]}, pairs=pairs[::-1][1:]).of(batch(pairs[0]), again)
     assert again.pairs == 2  # of another data set: the answers stand in another order, so the group is another
 
 
 def test_answers_that_the_data_set_lacks_are_computed_as_the_pair_they_come_in() -> None:
-    compute = Counting()
+    compute = CountingModel()
     reference = ReferenceLogps(FACTS, pairs=[ONE])
     chosen, rejected = reference.of(batch(ONE, OTHER), compute)
     assert (chosen.tolist(), rejected.tolist()) == (pytest.approx(EXPECTED[0]), pytest.approx(EXPECTED[1]))

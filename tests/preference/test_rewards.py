@@ -17,8 +17,8 @@ from preference.policy.backbone import load_backbone
 from preference.policy.rewards import (
     Conversations,
     FunctionReward,
-    RewardApart,
     RewardConfig,
+    SeparateReward,
     load_function,
     load_reward,
     score_all,
@@ -138,7 +138,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(tiny_model: Path, 
     backbone = load_backbone(policy, TRAINING, adapter, mine)
     seen = Conversations(build_chat(mine), {tuple(prompt): Prompt(id="prompt-1", messages=ASK)})
     loaded = load_reward(reward, 1.0, backbone, policy, seen, TRAINING, "reward")
-    assert isinstance(loaded, RewardApart)
+    assert isinstance(loaded, SeparateReward)
     read = loaded.read(prompt, completion)
     before, after = build_chat(own).encode_completion(ASK, "Add ironwork.")
     assert list(read) == before + after

@@ -18,9 +18,9 @@ from support import read_rows, write_rows
 
 from sft.normalising import normalise
 from sft.prepare import (
-    Gathered,
     PrepareConfig,
     SplitShares,
+    ValidRows,
     assign_splits,
     file_names,
     gather,
@@ -212,8 +212,8 @@ def test_lengths_are_those_of_the_models_own_template(tmp_path: Path, tiny_model
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
-def gathered(count: int, shown: int) -> Gathered:
-    data = Gathered()
+def gathered(count: int, shown: int) -> ValidRows:
+    data = ValidRows()
     data.prompts = [(f"p:{n}", make_prompt(f"Question {n}?")) for n in range(count)]
     data.demonstrations = [
         (f"d:{n}", Demonstration(prompt=make_prompt(f"Shown {n // 2}?"), completion=f"Answer {n}."))

@@ -31,7 +31,7 @@ COMPARED = ("prepare", "sft", "sample", "label", "reward", "dpo", "ppo", "evalua
 
 
 @dataclass(frozen=True)
-class Uncut:
+class UninterruptedRun:
     """A recipe that ran to its end without a break."""
 
     outputs: dict[str, dict[str, str]]
@@ -93,11 +93,11 @@ def finish(recipe: Path) -> None:
     assert status == 0, (recipe.parent / "stderr.txt").read_text()[-5000:]
 
 
-def run_uncut(recipe: Path) -> Uncut:
+def run_uncut(recipe: Path) -> UninterruptedRun:
     """Run a recipe without a break."""
     began = time.monotonic()
     finish(recipe)
-    return Uncut(outputs_of(recipe.parent / "runs"), time.monotonic() - began)
+    return UninterruptedRun(outputs_of(recipe.parent / "runs"), time.monotonic() - began)
 
 
 class Kills:
@@ -106,7 +106,7 @@ class Kills:
     def __init__(self, name: str, folder: Path, whole: Path, model: Path) -> None:
         self.name, self._folder, self._whole, self._model = name, folder, whole, model
         self.count = self.ends = 0
-        self.uncut = run_uncut(self._recipe("uncut")) if name else Uncut(outputs_of(whole / "runs"), 0.0)
+        self.uncut = run_uncut(self._recipe("uncut")) if name else UninterruptedRun(outputs_of(whole / "runs"), 0.0)
 
     def _recipe(self, name: str) -> Path:
         folder = self._folder / (self.name or "plain") / name

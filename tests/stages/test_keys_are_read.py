@@ -18,7 +18,7 @@ from tiebreak.command.table import COMMANDS
 from tiebreak.config import Section, StageConfig, TrainingConfig, load_config
 from tiebreak.config.keys import keys_of
 from tiebreak.errors import ConfigError
-from tiebreak.models.reload import FreshProcess, Reloaded
+from tiebreak.models.reload import FreshProcess, ReloadedModel
 
 ONE_STEP = ("--training.max-steps", "1", "--training.eval-steps", "1")
 RUNS: dict[str, tuple[str, ...]] = {
@@ -99,7 +99,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     monkeypatch.setattr(Section, "model_dump", dumped)
     monkeypatch.setattr(tiebreak.command.launch, "load_config", load)
     monkeypatch.setattr(
-        FreshProcess, "ask", lambda self, what, **asked: Reloaded().answer({**asked, **self._about, "do": what})
+        FreshProcess, "ask", lambda self, what, **asked: ReloadedModel().answer({**asked, **self._about, "do": what})
     )
     return watching
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = TypeVar("Row")
-Made = TypeVar("Made")
+Encoding = TypeVar("Encoding")
 _NOT_A_PREFIX = (
     "the chat template renders a prompt differently once the answer follows it, so the policy would be trained on a "
     "context it never sees when it writes"
@@ -63,7 +63,7 @@ _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSequence:
     """Token ids, with a mask of those that the policy writes."""
 
     input_ids: list[int]
@@ -72,7 +72,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Written:
+class AssistantAnswer:
     """An assistant's answer to a prompt, as token ids."""
 
     prompt: list[int]
@@ -146,7 +146,7 @@ class Chat:
         written = self.write(messages, message, finished, tools)
         return written.prompt, written.completion
 
-    def encode_preference(self, preference: Preference) -> tuple[Written, Written]:
+    def encode_preference(self, preference: Preference) -> tuple[AssistantAnswer, AssistantAnswer]:
         """What was written to say the chosen and the rejected side: the ids that were drawn, of a side that was sampled.
 
         Raises:
@@ -167,7 +167,7 @@ class Chat:
             )
         return chosen, rejected
 
-    def encode_answer(self, answer: LabelledAnswer) -> Written:
+    def encode_answer(self, answer: LabelledAnswer) -> AssistantAnswer:
         """The ids of one labelled answer: the drawn ones, if it was sampled.
 
         Raises:
@@ -185,7 +185,7 @@ class Chat:
         tools: Tools = (),
         ids: Sequence[int] | None = None,
         tokenizer_sha256: str | None = None,
-    ) -> Written:
+    ) -> AssistantAnswer:
         """One message of the assistant, or several with its tools' results between them, which are not learned.
 
         Args:
@@ -197,14 +197,16 @@ class Chat:
         drawn = self.drawn(ids, tokenizer_sha256)
         if drawn is not None:
             self._require_text_of(drawn, answers)
-            written = Written(self.encode_prompt(prompt, tools), drawn, self._learned_of_drawn(drawn))
+            written = AssistantAnswer(self.encode_prompt(prompt, tools), drawn, self._learned_of_drawn(drawn))
         else:
             written = self._write_side(prompt, answers, finished, tools)
         if not any(written.trained):
             raise HandoffError(_NOTHING_TO_LEARN)
         return written
 
-    def _write_side(self, prompt: Sequence[Message], answers: Messages, finished: bool, tools: Tools) -> Written:
+    def _write_side(
+        self, prompt: Sequence[Message], answers: Messages, finished: bool, tools: Tools
+    ) -> AssistantAnswer:
         for message in answers:
             if message.role == "assistant" and message.weight != 0:
                 self._require_answer(message)
@@ -224,7 +226,7 @@ class Chat:
                         "not what the policy would have written: make a row of each message"
                     )
                 mask[len(earlier.prompt) : len(ids_so_far)] = earlier.trained
-        return Written(start, whole[len(start) :], mask[len(start) :])
+        return AssistantAnswer(start, whole[len(start) :], mask[len(start) :])
 
     def _require_text_of(self, ids: Sequence[int], answers: Messages) -> None:
         """Refuse ids that do not match the answer's text, which was edited after sampling."""
@@ -263,7 +265,7 @@ class Chat:
 
     def encode_conversation(
         self, messages: Messages, last_only: bool = False, tools: Tools = (), prompt_messages: int | None = None
-    ) -> list[Encoded]:
+    ) -> list[EncodedSequence]:
         """A conversation with the loss mask on what the assistant writes: every turn, or the last one alone.
 
         Every turn is learned in the context that the policy sees when it writes it. Where the template renders earlier
@@ -284,19 +286,21 @@ class Chat:
         learned = [n for n in turns if messages[n].weight != 0]
         if not learned:
             raise HandoffError(_NOTHING_TO_LEARN)
-        examples: list[Encoded] = []
+        examples: list[EncodedSequence] = []
         for number in reversed(learned):
             self._require_answer(messages[number])
             written = self.write(messages[:number], messages[number], True, tools)
             ids = written.prompt + written.completion
             whole = next((e for e in examples if e.input_ids[: len(ids)] == ids), None)
             if whole is None:
-                examples.append(Encoded(ids, [0] * len(written.prompt) + written.trained))
+                examples.append(EncodedSequence(ids, [0] * len(written.prompt) + written.trained))
             else:
                 whole.loss_mask[len(written.prompt) : len(ids)] = written.trained
         return examples
 
-    def write(self, messages: Sequence[Message], message: Message, finished: bool = True, tools: Tools = ()) -> Written:
+    def write(
+        self, messages: Sequence[Message], message: Message, finished: bool = True, tools: Tools = ()
+    ) -> AssistantAnswer:
         """What the assistant writes to say `message` in answer to `messages`; see `encode_completion`."""
         *messages, message = (self._settle_thought(one) for one in (*messages, message))
         self._require_no_mark(message, finished)
@@ -310,7 +314,7 @@ class Chat:
             prompt = self._encode(before)
             begun = message.text.lstrip().removeprefix(self.turn.thought_mark).lstrip()
             rest = self._encode_after(before, prompt, f"{self.turn.thought_open}{begun}")
-            return Written(prompt, rest, [1] * len(rest))
+            return AssistantAnswer(prompt, rest, [1] * len(rest))
         try:
             before = self._render(messages, tools, add_generation_prompt=True)
             after = self._render((*messages, message), tools)
@@ -324,11 +328,11 @@ class Chat:
         completion = self._up_to_end(rest, message.text)
         trained = self._trained((*messages, message), tools, completion, len(rest) - len(completion))
         if finished:
-            return Written(prompt, completion, trained)
+            return AssistantAnswer(prompt, completion, trained)
         # a template may write more than the end token after an answer (Cohere's <|END_RESPONSE|>)
         tail = self.turn.tail
         cut = self._encode_after(before, prompt, text.removesuffix(tail)) if text.endswith(tail) else completion[:-1]
-        return Written(prompt, cut, (trained[:-1] + [1] * len(cut))[: len(cut)])
+        return AssistantAnswer(prompt, cut, (trained[:-1] + [1] * len(cut))[: len(cut)])
 
     def _not_a_prefix(self, conversation: Sequence[Message], tools: Tools) -> HandoffError:
         if self._takes_without_thoughts(conversation, tools):
@@ -756,8 +760,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def encode_each(
-    rows: Sequence[Row], encode: Callable[[Row], Made], what: str, dropping: Run | None = None
-) -> list[tuple[Row, Made]]:
+    rows: Sequence[Row], encode: Callable[[Row], Encoding], what: str, dropping: Run | None = None
+) -> list[tuple[Row, Encoding]]:
     """Each row, and `encode` of it.
 
     Args:
@@ -767,7 +771,7 @@ def encode_each(
         DataError: with every row that the chat template cannot take.
         NoRowLeftError: none is left, though rows are dropped.
     """
-    made: list[tuple[Row, Made]] = []
+    made: list[tuple[Row, Encoding]] = []
     faults: list[str] = []
     for number, row in enumerate(rows, start=1):
         try:
@@ -801,7 +805,7 @@ def _beginning(row: object) -> str:
     return f" ({first.text[:40]!r})" if isinstance(first, Message) else ""
 
 
-def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:
+def check_encoded(encoded: EncodedSequence, chat: Chat, where: str) -> None:
     """Refuse an example without trained tokens, or with two end tokens in a row.
 
     Raises:
@@ -817,7 +821,7 @@ def check_encoded(encoded: Encoded, chat: Chat, where: str) -> None:
             )
 
 
-def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, colour: bool | None = None) -> str:
+def coloured_mask(tokenizer: PreTrainedTokenizerBase, encoded: EncodedSequence, colour: bool | None = None) -> str:
     """The example as text: tokens that are trained on in green, or in ⟦brackets⟧.
 
     Args:

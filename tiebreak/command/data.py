@@ -85,7 +85,7 @@ class DataArguments(Section):
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownRecord:
     """A record with its place and split."""
 
     where: str
@@ -111,7 +111,9 @@ def _show(words: list[str]) -> None:
         wanted = arguments.wanted or _made_by(source)
         records = read_own(source, wanted)
         print(f"{source}: a finished run's {wanted}: {counted(len(records), 'row')}")
-        _print_rows([Shown(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], arguments)
+        _print_rows(
+            [ShownRecord(f"{source} row {n}", _split(one), one) for n, one in enumerate(records, start=1)], arguments
+        )
         return
     wanted = arguments.wanted or guess_kind(source, rules)
     reading = read(source, wanted, rules)
@@ -155,17 +157,17 @@ def guess_kind(source: str, rules: Rules = DEFAULT) -> RecordKind:
     return max(_BY_COLUMNS, key=lambda kind: guesses[kind]) if guesses else "prompts"
 
 
-def _with_splits(reading: Reading, rules: Rules) -> list[Shown]:
+def _with_splits(reading: Reading, rules: Rules) -> list[ShownRecord]:
     """The records with their splits.
 
     Raises:
         DataError: a prompt is in two splits.
     """
     splits = assign([(one.where, one.prompt, one.split) for one in reading.drafts], rules.validation_share)
-    return [Shown(one.where, split, one.placed(split)) for one, split in zip(reading.drafts, splits, strict=True)]
+    return [ShownRecord(one.where, split, one.placed(split)) for one, split in zip(reading.drafts, splits, strict=True)]
 
 
-def _with_images(shown: Sequence[Shown]) -> list[Shown]:
+def _with_images(shown: Sequence[ShownRecord]) -> list[ShownRecord]:
     return [one for one in shown if any(message.images for message in messages_of(one.record))]
 
 
@@ -176,7 +178,7 @@ def _split(record: Prompt | Demonstration | Preference | LabelledAnswer) -> Spli
 # --- output -------------------------------------------------------------------------------------------------------------
 
 
-def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
+def _table(reading: Reading, shown: Sequence[ShownRecord]) -> Iterator[str]:
     yield f"  rows      {reading.rows:,}"
     for shape, count in reading.shapes.most_common():
         yield f"  shape     {shape}" + ("" if len(reading.shapes) == 1 else f": {count:,}")
@@ -197,7 +199,7 @@ def _table(reading: Reading, shown: Sequence[Shown]) -> Iterator[str]:
         yield from _faults(reading)
 
 
-def _prompt_of(one: Shown) -> str:
+def _prompt_of(one: ShownRecord) -> str:
     record = one.record
     if isinstance(record, Preference | LabelledAnswer):
         return record.prompt_id or prompt_id(record.prompt, record.tools)
@@ -216,7 +218,7 @@ def _faults(reading: Reading) -> Iterator[str]:
     yield from (f"  key       {key}" for key in keys)
 
 
-def _print_rows(shown: Sequence[Shown], given: DataArguments) -> None:
+def _print_rows(shown: Sequence[ShownRecord], given: DataArguments) -> None:
     picked = shown[: given.rows]
     if not picked:
         return
@@ -250,18 +252,18 @@ def _load_chat(given: DataArguments) -> Chat:
     )
 
 
-def _as_text(one: Shown) -> Iterator[tuple[str, str]]:
+def _as_text(one: ShownRecord) -> Iterator[tuple[str, str]]:
     """A record with images, which are not rendered: its messages, each after its role."""
     lines = (f"{message.role}: {text_of([message])}" for message in messages_of(one.record))
     yield ", not rendered (has images)", "\n".join(lines)
 
 
-def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
+def _rendered(chat: Chat, one: ShownRecord) -> Iterator[tuple[str, str]]:
     """(part, its text with the mask) of a record; or the template's refusal."""
-    from tiebreak.chat.chat import Encoded, Written
+    from tiebreak.chat.chat import AssistantAnswer, EncodedSequence
 
-    def of(written: Written) -> Encoded:
-        return Encoded(written.prompt + written.completion, [0] * len(written.prompt) + written.trained)
+    def of(written: AssistantAnswer) -> EncodedSequence:
+        return EncodedSequence(written.prompt + written.completion, [0] * len(written.prompt) + written.trained)
 
     record = one.record
     try:
@@ -278,7 +280,7 @@ def _rendered(chat: Chat, one: Shown) -> Iterator[tuple[str, str]]:
                 yield "", _coloured(chat, example)
         else:
             ids = chat.encode_prompt(record.messages, record.tools)
-            yield "", _coloured(chat, Encoded(ids, [0] * len(ids)))
+            yield "", _coloured(chat, EncodedSequence(ids, [0] * len(ids)))
     except HandoffError as error:
         yield "", f"refused: {error}"
 

@@ -25,11 +25,11 @@ ITEM, ENTRY = "N", "NAME"
 """Placeholders for an index in a list and a name in a mapping."""
 
 
-class Missing:
+class NoDefault:
     """The default of a required key."""
 
 
-REQUIRED = Missing()
+REQUIRED = NoDefault()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tiebreak.measures.statistics import Interval, Z, student_quantile
 
 
 @dataclass(frozen=True)
-class Corrected:
+class CorrectedShare:
     """A corrected share. `value` is None where the judge is no better than chance: then it measures nothing."""
 
     value: float | None
@@ -26,7 +26,7 @@ class Corrected:
 
 def rogan_gladen(
     positive: float, n: int, specificity: float, negatives: int, sensitivity: float, positives: int, z: float = Z
-) -> Corrected:
+) -> CorrectedShare:
     """The share of cases that people would call positive, from a judge's calls.
 
     Rogan & Gladen (1978): (p + specificity − 1) / (specificity + sensitivity − 1). The interval is that of Lang & Reiczigel
@@ -48,7 +48,7 @@ def rogan_gladen(
     power = specificity + sensitivity - 1
     smoothed = q0 + q1 - 1
     if power <= 0 or smoothed <= 0 or n == 0:
-        return Corrected(None, (0.0, 1.0))
+        return CorrectedShare(None, (0.0, 1.0))
     centre = (p + q0 - 1) / smoothed
     error0, error1 = q0 * (1 - q0) / (negatives + 2), q1 * (1 - q1) / (positives + 2)
     shift = 2 * z * z * (centre * error1 - (1 - centre) * error0)
@@ -56,14 +56,16 @@ def rogan_gladen(
     half = z * math.sqrt(variance) / smoothed
     value = (positive + specificity - 1) / power
     low, high = _clipped(centre + shift - half), _clipped(centre + shift + half)
-    return Corrected(_clipped(value), (low, high))
+    return CorrectedShare(_clipped(value), (low, high))
 
 
 _ERRORS = np.array([(1.0, 0.0), (0.0, 1.0)])
 """people's value and the judge's, of the two worst errors"""
 
 
-def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float], people: Sequence[float]) -> Corrected:
+def prediction_powered_mean(
+    judge_only: Sequence[float], judged: Sequence[float], people: Sequence[float]
+) -> CorrectedShare:
     """The mean of people's values, from a judge's values of many cases and both values of some.
 
     Angelopoulos et al. (2023, arXiv 2301.09633, Algorithm 1): the judge's mean, plus the mean difference where people
@@ -83,7 +85,7 @@ def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float]
     f, g, y = (np.asarray(values, dtype=np.float64) for values in (judge_only, judged, people))
     n, many = len(y), len(f)
     if n < 2:
-        return Corrected(None, (0.0, 1.0))
+        return CorrectedShare(None, (0.0, 1.0))
     weight = 0.0
     if many > 1:
         spread = float(np.concatenate([f, g]).var(ddof=1))
@@ -94,7 +96,7 @@ def prediction_powered_mean(judge_only: Sequence[float], judged: Sequence[float]
     squares = float(((rest - rest.mean()) ** 2).sum() + ((_ERRORS @ (1.0, -weight) - rest.mean()) ** 2).sum() / 2)
     variance = squares / (n - 1) / n + (weight**2 * float(f.var(ddof=1)) / many if many > 1 else 0.0)
     half = student_quantile(n - 1) * math.sqrt(variance)
-    return Corrected(_clipped(value), (_clipped(value - half), _clipped(value + half)))
+    return CorrectedShare(_clipped(value), (_clipped(value - half), _clipped(value + half)))
 
 
 def _clipped(share: float) -> float:

@@ -125,7 +125,7 @@ def _share(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Shared:
+class CommonComparison:
     """A comparison that judge and people both judged; sides are those of `side_of`."""
 
     key: Comparison
@@ -134,14 +134,14 @@ class Shared:
     confidence: float | None
 
 
-def shared_comparisons(judgments: Sequence[Judgment], majority: Mapping[Comparison, int]) -> list[Shared]:
+def shared_comparisons(judgments: Sequence[Judgment], majority: Mapping[Comparison, int]) -> list[CommonComparison]:
     """The comparisons with a verdict of the judge and a majority of people."""
-    found: dict[Comparison, Shared] = {}
+    found: dict[Comparison, CommonComparison] = {}
     for judgment in judgments:
         key, side = comparison_of(judgment), side_of(judgment)
         if side is not None and key in majority:
             confidence = judgment.judge.confidence if judgment.judge else None
-            found.setdefault(key, Shared(key, side, majority[key], confidence))
+            found.setdefault(key, CommonComparison(key, side, majority[key], confidence))
     return list(found.values())
 
 
@@ -172,7 +172,7 @@ def against_people(
     }
 
 
-def _agreement(shared: Sequence[Shared]) -> dict[str, Any]:
+def _agreement(shared: Sequence[CommonComparison]) -> dict[str, Any]:
     groups = [one.key[0] for one in shared]
     decided = [one for one in shared if one.judge and one.people]
     table = np.zeros((3, 3))
@@ -188,7 +188,7 @@ def _agreement(shared: Sequence[Shared]) -> dict[str, Any]:
     }
 
 
-def calibration(shared: Sequence[Shared]) -> dict[str, Any] | None:
+def calibration(shared: Sequence[CommonComparison]) -> dict[str, Any] | None:
     """The bins of a reliability diagram and their error; None of a judge without confidences."""
     rows = [one for one in shared if one.confidence is not None and one.judge and one.people]
     if not rows:

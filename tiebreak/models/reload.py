@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 from tiebreak.config import LoadingConfig, SamplingConfig
 from tiebreak.data.conversations import to_messages
 from tiebreak.errors import HandoffError, exit_with_message
-from tiebreak.process.preloaded import Ahead, Answer, answered, may_fork
+from tiebreak.process.preloaded import Answer, PreforkedProcess, answered, may_fork
 from tiebreak.process.settings import while_importing
 from tiebreak.records import write_json
 
@@ -38,7 +38,7 @@ _OF_A_LAUNCH_TOO = ("ACCELERATE_", "TORCHELASTIC_", "OMP_NUM")
 """environment variables of one of several processes, and a common prefix of others"""
 
 
-_AHEAD: list[Ahead] = []
+_AHEAD: list[PreforkedProcess] = []
 """the process reserved for this one's next `FreshProcess`: at most one, used once"""
 
 
@@ -47,7 +47,7 @@ def fork_ahead() -> None:
     with while_importing():
         import peft  # noqa: F401 - so that it need not be imported there
 
-    _AHEAD[:] = [Ahead(Reloaded().answer)] if may_fork() else []
+    _AHEAD[:] = [PreforkedProcess(ReloadedModel().answer)] if may_fork() else []
 
 
 class FreshProcess:
@@ -149,7 +149,7 @@ def _ask(process: subprocess.Popen[str], request: dict[str, Any], errors: IO[str
     return dict(answer["done"])
 
 
-class Reloaded:
+class ReloadedModel:
     """The answering process: a saved model, loaded at the first request as its consumers load it."""
 
     def __init__(self) -> None:
@@ -289,7 +289,7 @@ def serve() -> None:
     """Answer requests line by line. Nothing else goes to standard output."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    reloaded = Reloaded()
+    reloaded = ReloadedModel()
     for line in sys.stdin:
         print(json.dumps(answered(reloaded.answer, json.loads(line))), file=replies, flush=True)
 
@@ -301,7 +301,7 @@ def main(words: Sequence[str]) -> None:
         serve()
         return
     about = {"final": str(final), "trust_remote_code": "--trust-remote-code" in words, "do": "verify"}
-    print(json.dumps(Reloaded().answer(about)))
+    print(json.dumps(ReloadedModel().answer(about)))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class NotFiniteError(HandoffError):
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledCompletion:
     """One completion as token ids, including its end-of-turn token if there is one."""
 
     ids: list[int]
@@ -75,7 +75,7 @@ def sample_completions(
     pad_id: int,
     batch_size: int,
     on_done: Callable[[int], object] = lambda rows: None,
-) -> list[Sampled]:
+) -> list[SampledCompletion]:
     """One completion for each prompt, in the prompts' order.
 
     Args:
@@ -86,7 +86,7 @@ def sample_completions(
     waiting = sorted(range(len(prompts)), key=lambda n: (len(prompts[n]), *prompts[n]))  # the longest is popped first
     slots = min(batch_size, len(prompts))
     rows: list[_Row] = []
-    results: dict[int, Sampled] = {}
+    results: dict[int, SampledCompletion] = {}
     longest = max(map(len, prompts), default=0)
     require_room(whole_model(model).config, prompts, sampling.max_new_tokens)
     store = find_store(model, pad_id)
@@ -108,7 +108,9 @@ def sample_completions(
             row.ids.append(token)
             row.logps.append(logp)
         done = [at for at, row in enumerate(rows) if row.ids[-1] in stop_ids or len(row.ids) == sampling.max_new_tokens]
-        results |= {rows[at].place: Sampled(rows[at].ids, rows[at].ids[-1] in stop_ids, rows[at].logps) for at in done}
+        results |= {
+            rows[at].place: SampledCompletion(rows[at].ids, rows[at].ids[-1] in stop_ids, rows[at].logps) for at in done
+        }
         if done:
             on_done(len(done))
         kept = window.release(done)
@@ -355,7 +357,7 @@ class _OwnCaches:
         return [(groups[key], sorted(own, key=lambda row: self.places[row][1])) for key, own in rows.items()]
 
 
-class _ReadAnew(_Group):
+class _UncachedGroup(_Group):
     """Rows of one length, read from the beginning for every token: correct for every model, and slowest."""
 
     def read(self, model: nn.Module, ids: Tensor) -> Tensor:
@@ -367,7 +369,7 @@ class _ReadAnew(_Group):
 class _NoCaches(_OwnCaches):
     """For a model that returns no cache, or one that cannot be continued."""
 
-    group = _ReadAnew
+    group = _UncachedGroup
 
 
 STORES: tuple[type[Store], ...] = (_Window, _OwnCaches, _NoCaches)

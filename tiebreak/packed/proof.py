@@ -53,7 +53,7 @@ class ForwardPath(StrEnum):
 
 
 @dataclass(frozen=True)
-class Computed:
+class BatchResult:
     """A model's results for a batch."""
 
     values: Tensor
@@ -84,8 +84,8 @@ class Proof:
 def prove(
     model: nn.Module,
     candidates: Sequence[ForwardPath],
-    truth: Computed,
-    compute: Callable[[ForwardPath], Computed],
+    truth: BatchResult,
+    compute: Callable[[ForwardPath], BatchResult],
 ) -> Proof:
     """Use the first candidate that agrees with the model's own forward.
 
@@ -131,7 +131,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def fault_of(found: Computed, truth: Computed, dtype: torch.dtype, *, routed: bool = False) -> str:
+def fault_of(found: BatchResult, truth: BatchResult, dtype: torch.dtype, *, routed: bool = False) -> str:
     """How a batch's values, loss or gradient differ from the model's own by more than rounding; empty if they agree."""
     apart = (found.values - truth.values).abs() / (1 + truth.values.abs())
     allowed = VALUES_APART[dtype]
@@ -159,7 +159,7 @@ def _largest(ours: Tensor, own: Tensor) -> float:
     return float((ours - own).abs().max()) if len(own) else 0.0
 
 
-def _gradient_difference(found: Computed, truth: Computed) -> float:
+def _gradient_difference(found: BatchResult, truth: BatchResult) -> float:
     """‖g − g_own‖/‖g_own‖ over all trained parameters."""
     apart, size = 0.0, 0.0
     for name, own in truth.gradients.items():
@@ -269,11 +269,11 @@ def own_logps(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[
     return torch.cat(found)
 
 
-def weighted_sum(values: Tensor, model: nn.Module) -> Computed:
+def weighted_sum(values: Tensor, model: nn.Module) -> BatchResult:
     """Values with the gradient of their weighted sum; the weights differ, so that errors cannot cancel."""
     shares = torch.linspace(-1, 1, len(values), device=values.device)
     loss = (values * shares).mean()
-    return Computed(values.detach().float(), float(loss.detach()), gradients_of(loss, model))
+    return BatchResult(values.detach().float(), float(loss.detach()), gradients_of(loss, model))
 
 
 def refuse_packing(model: nn.Module, reason: str) -> None:

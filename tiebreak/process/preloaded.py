@@ -89,7 +89,7 @@ def _as_its_own(
         run_endings()
 
 
-class Ahead:
+class PreforkedProcess:
     """A process forked early, for work at a time when this one can no longer fork.
 
     It waits for requests, and ends when it is closed, at the latest with this process.

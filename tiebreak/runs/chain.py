@@ -25,7 +25,7 @@ _NO_ROOTS = frozenset({"checkpoints", "final", "partial", "wandb", "node_modules
 
 
 @dataclass(frozen=True)
-class Found:
+class InputCheck:
     """An input's present state: `same`, `changed`, `gone`, or `not checked` (a mere name)."""
 
     state: str
@@ -39,7 +39,7 @@ class InputFinder:
 
     _runs_below: dict[Path, dict[str, Path]] = field(default_factory=dict)
 
-    def find(self, folder: Path | str, record: Mapping[str, Any], recorded: Mapping[str, Any]) -> Found:
+    def find(self, folder: Path | str, record: Mapping[str, Any], recorded: Mapping[str, Any]) -> InputCheck:
         """An input of the run in a folder.
 
         Args:
@@ -47,17 +47,17 @@ class InputFinder:
             recorded: its entry for the input.
         """
         if recorded["kind"] in ("name", "hub"):
-            return Found("not checked")
+            return InputCheck("not checked")
         there = False
         for place in _places(Path(folder), record, recorded):
             if not Path(place).exists():
                 continue
             there = True
             if _id_at(place) == recorded["id"]:
-                return Found("same", place)
+                return InputCheck("same", place)
         if recorded["kind"] == "run" and (moved := self._search(Path(folder), str(recorded["id"]))):
-            return Found("same", moved)
-        return Found("changed" if there else "gone")
+            return InputCheck("same", moved)
+        return InputCheck("changed" if there else "gone")
 
     def _search(self, folder: Path, identity: str) -> str | None:
         root = Path(os.path.normpath(folder)).absolute().parent
@@ -135,7 +135,7 @@ def manifest_chain(folder: Path | str, *, as_far_as_known: bool = False) -> list
 
 
 def _lost(
-    where: str, manifest: Mapping[str, Any], name: str, recorded: Mapping[str, Any], found: Found
+    where: str, manifest: Mapping[str, Any], name: str, recorded: Mapping[str, Any], found: InputCheck
 ) -> TiebreakError:
     source, identity = recorded["source"], str(recorded["id"])[:10]
     if found.state == "changed":

@@ -82,7 +82,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Learned:
+class ReachedRun:
     """A run that a judgment reached, and its way there: the inputs' names, from the labelling run on."""
 
     run: LineageRun
@@ -133,16 +133,16 @@ class Family:
         walk(run)
         return list(found.values())
 
-    def made_of(self, run: LineageRun) -> list[Learned]:
+    def made_of(self, run: LineageRun) -> list[ReachedRun]:
         """All runs that were made from this one, the nearest first."""
-        found: dict[str, Learned] = {}
-        waiting = [Learned(run, ())]
+        found: dict[str, ReachedRun] = {}
+        waiting = [ReachedRun(run, ())]
         while waiting:
             here = waiting.pop(0)
             for one in self.runs.values():
                 names = [name for name, identity in one.input_ids.items() if identity == here.run.id]
                 if names and one.id not in found:
-                    found[one.id] = Learned(one, (*here.way, f"{names[0]} of {one.stage}"))
+                    found[one.id] = ReachedRun(one, (*here.way, f"{names[0]} of {one.stage}"))
                     waiting.append(found[one.id])
         return list(found.values())
 
@@ -189,10 +189,10 @@ class Trace:
     judgments: int
     split: str
     """of the preferences that came of them: `train`, `validation`, `test`, several, or empty if none did"""
-    made: list[Learned]
+    made: list[ReachedRun]
 
     @property
-    def models(self) -> list[Learned]:
+    def models(self) -> list[ReachedRun]:
         return [one for one in self.made if one.run.is_model]
 
 

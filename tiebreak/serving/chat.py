@@ -195,7 +195,7 @@ class Session:
         messages = [*speaker.history, question]
         prompt = policy.chat.encode_prompt(messages)
         ids: list[int] = []
-        shown = _Shown(self)
+        shown = _AnswerDisplay(self)
         seed = row_seed(self.arguments.seed, "chat", self.turns)
         try:
             for token in stream_completion(
@@ -238,7 +238,7 @@ class Session:
         self.output.flush()
 
 
-class _Shown:
+class _AnswerDisplay:
     """An answer on the screen: what has been added is written, a thought dimmed."""
 
     def __init__(self, session: Session) -> None:

@@ -46,7 +46,7 @@ def progress(total: int, what: str) -> Iterator[Bar]:
 def screen() -> Iterator[Screen]:
     """The display for standard error: live bars or lines; nothing on other processes than the main one."""
     if not is_main_process():
-        yield Screen(_Nothing())
+        yield Screen(_NoProgress())
     elif not has_colours(sys.stderr):
         yield Screen(Lines())
     else:
@@ -56,7 +56,7 @@ def screen() -> Iterator[Screen]:
             yield Screen(live)
 
 
-class _Nothing:
+class _NoProgress:
     def began(self, bar: Bar) -> None: ...
 
     def changed(self, bar: Bar) -> None: ...

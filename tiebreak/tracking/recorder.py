@@ -107,7 +107,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class _Beside(subprocess.Popen[bytes]):
+class _DetachedProcess(subprocess.Popen[bytes]):
     """A process that may outlive this one."""
 
     def __del__(self, *_: object, **__: object) -> None:
@@ -119,7 +119,7 @@ class WandbCopy:
 
     def __init__(self, run: Run) -> None:
         self._folder, self._run = run.folder, run
-        self._process: _Beside | None = None
+        self._process: _DetachedProcess | None = None
         self._close_pipe: Callable[[], object] = lambda: None
         self._pipe = -1
         self._wanted = wanted_mode(run) != "disabled"
@@ -207,14 +207,14 @@ class WandbCopy:
         )
         self._wanted, self._process = False, None
 
-    def _spawn(self, mode: str, copy: str) -> _Beside:
+    def _spawn(self, mode: str, copy: str) -> _DetachedProcess:
         environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
         environment.setdefault("WANDB_DATA_DIR", str((self._folder / FOLDER / "data").resolve()))  # of its artifacts
         limits = (str(SECONDS_ONLINE), str(SECONDS_OFFLINE))
         theirs, self._pipe = os.pipe()
         self._close_pipe = weakref.finalize(self, os.close, self._pipe)
         try:
-            return _Beside(
+            return _DetachedProcess(
                 [
                     sys.executable,
                     "-m",

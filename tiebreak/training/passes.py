@@ -27,7 +27,7 @@ from tiebreak.packed.packing import pack_padded
 from tiebreak.packed.positions import require_positions
 from tiebreak.packed.proof import (
     TOKENS_CHECKED,
-    Computed,
+    BatchResult,
     ForwardPath,
     Forwards,
     Proof,
@@ -302,7 +302,7 @@ def prove_step(trainer: Any, forwards: Forwards, *, packed: bool) -> Proof:
         forwards.take(candidates[-1])
         truth = _compute(trainer, batch, [list(range(len(batch["input_ids"]) // trainer.together))])
 
-        def compute(path: ForwardPath) -> Computed:
+        def compute(path: ForwardPath) -> BatchResult:
             forwards.take(path)
             return _compute(trainer, batch, trainer._groups(batch))
 
@@ -333,13 +333,13 @@ def batch_to_check(trainer: Any) -> dict[str, Any]:
     return batch
 
 
-def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]]) -> Computed:
+def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]]) -> BatchResult:
     """Loss, gradient and log-probabilities or scores of a batch in passes; nothing is stored."""
     batch = trainer.of_whole_batch(batch)
     parts = [take_groups(batch, each, trainer.together) for each in groups]
     weights = [trainer.weight(part) for part in parts]
     items = trainer.items(batch)
-    model = _Recorded(trainer.model)
+    model = _RecordingModel(trainer.model)
     loss = 0.0
     gradients: dict[str, Tensor | None] = {}
     for part, weight in zip(parts, weights, strict=True):
@@ -351,10 +351,10 @@ def _compute(trainer: Any, batch: dict[str, Any], groups: Sequence[Sequence[int]
             gradients[name] = gradient if before is None else before if gradient is None else before + gradient
         loss += float(of_part.detach())
     trainer._share = 1.0
-    return Computed(model.values(groups, len(batch["input_ids"]), trainer.together), loss, gradients)
+    return BatchResult(model.values(groups, len(batch["input_ids"]), trainer.together), loss, gradients)
 
 
-class _Recorded:
+class _RecordingModel:
     """A model called by TRL's losses, which records its results for every row."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from transformers import Trainer
 
-from tiebreak.chat.chat import Chat, Encoded
+from tiebreak.chat.chat import Chat, EncodedSequence
 from tiebreak.data.reading import Rules
 from tiebreak.errors import DataError, HandoffError, NoRowLeftError
 from tiebreak.models.find import ModelKind, ModelSource, find_model
@@ -85,7 +85,7 @@ class TrainedStage(ABC, Generic[C, Raw, Row]):
         """Rows as token ids, without dropped ones."""
 
     @abstractmethod
-    def example(self, row: Row) -> Encoded:
+    def example(self, row: Row) -> EncodedSequence:
         """A row for the preflight and for the saved model's probe."""
 
     @abstractmethod

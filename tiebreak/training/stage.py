@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from transformers import ProgressCallback
 
-from tiebreak.chat.chat import Chat, Encoded, check_encoded, coloured_mask, renderable
+from tiebreak.chat.chat import Chat, EncodedSequence, check_encoded, coloured_mask, renderable
 from tiebreak.config import AdapterConfig, LoadingConfig, OptimizerConfig, SamplingConfig, TrainingConfig
 from tiebreak.errors import DataError, HandoffError, NoRowLeftError, TiebreakError
 from tiebreak.models.adapters.adapter import Adapter
@@ -128,7 +128,7 @@ def evaluation_rows(rows: Sequence[Row], training: TrainingConfig) -> list[Row]:
     return [rows[number * len(rows) // training.eval_rows] for number in range(training.eval_rows)]
 
 
-def preflight(examples: Sequence[Encoded], chat: Chat, what: str) -> None:
+def preflight(examples: Sequence[EncodedSequence], chat: Chat, what: str) -> None:
     """Check every example, and show one with its loss mask before training.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tiebreak.chat.chat import (
-    Encoded,
+    EncodedSequence,
     build_chat,
     check_encoded,
     check_tokenizer,
@@ -33,12 +33,12 @@ def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-def one(examples: list[Encoded]) -> Encoded:
+def one(examples: list[EncodedSequence]) -> EncodedSequence:
     (example,) = examples
     return example
 
 
-def parts(tokenizer: Any, encoded: Encoded) -> list[tuple[int, str]]:
+def parts(tokenizer: Any, encoded: EncodedSequence) -> list[tuple[int, str]]:
     """(mask, text) of each run of equal mask."""
     found: list[tuple[int, list[int]]] = []
     for token, mask in zip(encoded.input_ids, encoded.loss_mask, strict=True):
@@ -115,14 +115,14 @@ def test_an_answer_that_brings_an_end_of_its_own_is_refused(tokenizer: Any, text
 
 def test_two_ends_in_a_row_are_refused_wherever_they_stand(tokenizer: Any) -> None:
     eos = tokenizer.eos_token_id
-    check_encoded(Encoded([5, eos, 6, eos], [0, 0, 1, 1]), build_chat(tokenizer), "row 1")
+    check_encoded(EncodedSequence([5, eos, 6, eos], [0, 0, 1, 1]), build_chat(tokenizer), "row 1")
     with pytest.raises(HandoffError, match="row 2: two end-of-sequence tokens"):
-        check_encoded(Encoded([5, eos, eos, 6], [0, 0, 0, 1]), build_chat(tokenizer), "row 2")
+        check_encoded(EncodedSequence([5, eos, eos, 6], [0, 0, 0, 1]), build_chat(tokenizer), "row 2")
 
 
 def test_an_example_with_nothing_to_learn_is_refused(tokenizer: Any) -> None:
     with pytest.raises(HandoffError, match="row 3: no token is trained on"):
-        check_encoded(Encoded([5, 6], [0, 0]), build_chat(tokenizer), "row 3")
+        check_encoded(EncodedSequence([5, 6], [0, 0]), build_chat(tokenizer), "row 3")
 
 
 def with_template(tokenizer: Any, template: str | None) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tiebreak.chat.chat import Chat, Encoded, build_chat, coloured_mask, encode_each, written_end
+from tiebreak.chat.chat import Chat, EncodedSequence, build_chat, coloured_mask, encode_each, written_end
 from tiebreak.chat.templates import as_template_message, in_parts, parts_of, render_messages
 from tiebreak.chat.turns import (
     Turn,
@@ -72,7 +72,7 @@ def family(
     return build_chat(tokenizer, ChatSettings(**settings), ids, tokenizer_sha256="of-this-tokenizer")
 
 
-def trained(chat: Chat, examples: list[Encoded]) -> list[list[str]]:
+def trained(chat: Chat, examples: list[EncodedSequence]) -> list[list[str]]:
     """The text of each run of trained tokens, of each example."""
     found: list[list[str]] = []
     for example in examples:

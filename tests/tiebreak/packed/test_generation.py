@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiebreak.config import SamplingConfig
 from tiebreak.packed.forward import packs
-from tiebreak.packed.generation import Sampled, draw, find_store, row_seed, sample_completions
+from tiebreak.packed.generation import SampledCompletion, draw, find_store, row_seed, sample_completions
 
 PAD = 0
 
@@ -34,7 +34,7 @@ def prompts(count: int = 6) -> list[list[int]]:
 
 def sample(
     model: Any, rows: list[list[int]], seeds: list[int], sampling: SamplingConfig, **options: Any
-) -> list[Sampled]:
+) -> list[SampledCompletion]:
     options = {"stop_ids": [-1], "pad_id": PAD, "batch_size": 4, **options}
     return sample_completions(model, rows, seeds, sampling, **options)
 

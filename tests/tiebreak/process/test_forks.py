@@ -145,7 +145,7 @@ end.set()
 AHEAD = """
 import os, signal, sys, torch
 from tiebreak.errors import ModelError
-from tiebreak.process.preloaded import Ahead, may_fork
+from tiebreak.process.preloaded import PreforkedProcess, may_fork
 
 def work(request):
     print("noise")
@@ -160,7 +160,7 @@ def work(request):
 torch.manual_seed(0)
 a = torch.randn(600, 600)
 assert may_fork()
-ahead = Ahead(work)
+ahead = PreforkedProcess(work)
 ours = float((a @ a).norm())  # on every thread, after which no fork of this process could compute
 try:
     print("same", ahead.ask({"fail": sys.argv[-1]})["norm"] == ours)
@@ -186,8 +186,8 @@ def test_a_process_ahead_computes_the_same_or_says_why_not(fail: str, answer: st
 def test_a_process_ahead_ends_with_the_one_that_it_waits_for(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib, signal
-from tiebreak.process.preloaded import Ahead
-ahead = Ahead(lambda request: {{}})
+from tiebreak.process.preloaded import PreforkedProcess
+ahead = PreforkedProcess(lambda request: {{}})
 pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(ahead._process.pid))
 os.kill(os.getpid(), signal.SIGKILL)
 """

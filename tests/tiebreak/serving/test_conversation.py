@@ -22,7 +22,7 @@ from tiebreak.config import SamplingConfig
 from tiebreak.library import Answer, load_policy, load_reward_model, score
 from tiebreak.packed import generation
 from tiebreak.packed.generation import sample_completions, stream_completion
-from tiebreak.serving.chat import Session, _Shown
+from tiebreak.serving.chat import Session, _AnswerDisplay
 from tiebreak.serving.configuration import ChatArguments
 
 GREEDY = ("--sampling.temperature", "0", "--sampling.max-new-tokens", "6")
@@ -159,7 +159,7 @@ def test_thoughts_are_dim_and_half_characters_wait(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    shown = _Shown(Session(ChatArguments(), [], None, terminal))
+    shown = _AnswerDisplay(Session(ChatArguments(), [], None, terminal))
     for thought, text in (("Iron", ""), ("Iron?", ""), ("Iron?", "It is \ufffd"), ("Iron?", "It is é\x1b[31m.")):
         shown.update(thought, text)
     shown.finish("Iron?", "It is é\x1b[31m.")

@@ -28,7 +28,7 @@ from reward.train import EncodedPreference, PackedRewardTrainer, RewardConfig, b
 from reward.train import to_dataset as to_reward_dataset
 from sft.train import PackedSFTTrainer, SFTConfig, build_sft_args
 from sft.train import to_dataset as to_sft_dataset
-from tiebreak.chat.chat import Encoded
+from tiebreak.chat.chat import EncodedSequence
 from tiebreak.config import TrainingConfig
 from tiebreak.packed.forward import pack_forward, whole_model
 from tiebreak.records import Message, Preference
@@ -253,7 +253,9 @@ def sft_trainer(
 ) -> PackedSFTTrainer:
     config = SFTConfig(output=str(folder), policy="", demonstrations="", training=training)
     run = run_of(folder, "sft", config)
-    rows = [Encoded(p.prompt + p.chosen, [0] * len(p.prompt) + [1] * len(p.chosen)) for p in pairs or random_pairs()]
+    rows = [
+        EncodedSequence(p.prompt + p.chosen, [0] * len(p.prompt) + [1] * len(p.chosen)) for p in pairs or random_pairs()
+    ]
     return PackedSFTTrainer(
         model=model or build(ARCHITECTURES["llama"]()),
         args=build_sft_args(config, run),

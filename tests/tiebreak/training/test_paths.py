@@ -16,7 +16,7 @@ from tiebreak.errors import ConfigError, ModelError
 from tiebreak.packed import forward as pairwise
 from tiebreak.packed import lm_head as head
 from tiebreak.packed.forward import packs, whole_model
-from tiebreak.packed.proof import Computed, ForwardPath, fault_of
+from tiebreak.packed.proof import BatchResult, ForwardPath, fault_of
 from tiebreak.runs.run import read_manifest
 
 TRAINERS = {"sft": sft_trainer, "dpo": dpo_trainer, "reward": reward_trainer}
@@ -120,9 +120,9 @@ def test_a_loss_that_passes_add_up_wrongly_is_found_out(tmp_path: Path, monkeypa
 
 def test_a_matrix_that_would_not_train_is_found_out() -> None:
     """As an adapter on a head whose frozen weights are read in its place."""
-    own = Computed(torch.zeros(1), 0.0, {"q": torch.ones(2), "head": torch.full((2,), 1e-6)})
+    own = BatchResult(torch.zeros(1), 0.0, {"q": torch.ones(2), "head": torch.full((2,), 1e-6)})
     for idle in (None, torch.zeros(2)):
-        found = Computed(torch.zeros(1), 0.0, {"q": torch.ones(2), "head": idle})
+        found = BatchResult(torch.zeros(1), 0.0, {"q": torch.ones(2), "head": idle})
         assert fault_of(found, own, torch.float32).startswith("head would not train")
 
 
@@ -158,7 +158,7 @@ def test_what_counts_as_rounding(dtype: torch.dtype, apart: float, fault: str) -
     gradients = {"weight": torch.ones(3)}
     ours = own.clone()
     ours[0 if dtype == torch.float32 else slice(None)] += apart
-    found = fault_of(Computed(ours, 1.0, gradients), Computed(own, 1.0, gradients), dtype)
+    found = fault_of(BatchResult(ours, 1.0, gradients), BatchResult(own, 1.0, gradients), dtype)
     assert found.startswith(fault) if fault else not found
 
 
@@ -166,7 +166,7 @@ def test_a_token_that_goes_to_another_expert_is_rounding() -> None:
     own = torch.full((100,), -2.0)
     ours = own.clone()
     ours[:5] += 0.3
-    one, other = Computed(ours, 1.0, {}), Computed(own, 1.0, {})
+    one, other = BatchResult(ours, 1.0, {}), BatchResult(own, 1.0, {})
     assert not fault_of(one, other, torch.float32, routed=True)
     assert fault_of(one, other, torch.float32)
 
