@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tiebreak.config import AdapterConfig, OptimizerConfig, StageConfig
-from tiebreak.errors import MachineError, counted
+from tiebreak.errors import DataError, MachineError, counted
 from tiebreak.models.find import ModelSource
 from tiebreak.models.load import adapter_of
 from tiebreak.plan.available import available_memory, free_memory, this_hardware
@@ -64,6 +64,7 @@ def show_page(config: Any, run: Run, source: ModelSource, counts: tuple[int, int
         row_tokens: mean tokens of a row.
 
     Raises:
+        DataError: there are fewer rows than processes.
         MachineError: the weights alone exceed the device, or the disk cannot hold a checkpoint.
     """
     placement = of_process()
@@ -88,7 +89,11 @@ def show_page(config: Any, run: Run, source: ModelSource, counts: tuple[int, int
 
 
 def steps_check(config: Any, rows: int, placement: Placement) -> Check:
-    """World size × batch × accumulation against the rows."""
+    """World size × batch × accumulation against the rows.
+
+    Raises:
+        DataError: there are fewer than processes.
+    """
     training: OptimizerConfig = config.training
     size, parts, world = training.per_device_batch_size, training.gradient_accumulation_steps, placement.processes
     batch = size * parts * world
@@ -96,6 +101,11 @@ def steps_check(config: Any, rows: int, placement: Placement) -> Check:
     if hasattr(config, "episodes_per_rollout"):
         updates = config.ppo_epochs * (config.episodes_per_rollout // batch)
         return Check("steps", f"{factors}: {config.episodes_per_rollout:,} episodes a rollout make {updates:,} steps")
+    if rows < world:
+        raise DataError(
+            f"{counted(rows, 'row')} to train on for {placement}: give each process at least one, or start fewer "
+            "processes (--num_processes)"
+        )
     left_out = rows % world
     steps = math.ceil((rows - left_out) / batch)
     rest = rows - left_out - (steps - 1) * batch

@@ -49,6 +49,28 @@ class EvenBatches:
         return steps * self.processes
 
 
+class SharedBatches:
+    """Batches that every process computes, for fewer rows than there are processes: a mean over processes is then the
+    rows' own."""
+
+    def __init__(self, batches: Any, processes: int) -> None:
+        """Args:
+        batches: a torch BatchSampler.
+        """
+        self.batches, self.processes = batches, processes
+        self.batch_size: int = batches.batch_size
+        self.drop_last: bool = batches.drop_last
+        self.sampler = batches.sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            for _ in range(self.processes):
+                yield list(batch)
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.processes
+
+
 def _parts(step: Sequence[int], processes: int) -> Iterator[list[int]]:
     size = len(step) // processes
     for number in range(processes):
@@ -93,12 +115,12 @@ class StageTrainer(SamplerHook, ResumeHook):
 
     def _evenly(self, loader: Any) -> Any:
         """The loader of several processes, without accelerate's own way: it repeats the first rows after the last."""
-        shard = loader.batch_sampler
-        if self.args.world_size > 1 and not isinstance(shard.batch_sampler, EvenBatches):
-            even = EvenBatches(shard.batch_sampler, self.args.world_size)
-            if len(even):
-                shard.batch_sampler, shard.even_batches = even, False
-                gather_whole(loader)
+        shard, processes = loader.batch_sampler, self.args.world_size
+        if processes > 1 and not isinstance(shard.batch_sampler, (EvenBatches, SharedBatches)):
+            even = EvenBatches(shard.batch_sampler, processes)
+            shard.batch_sampler = even if len(even) else SharedBatches(shard.batch_sampler, processes)
+            shard.even_batches = False
+            gather_whole(loader)
         return loader
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:

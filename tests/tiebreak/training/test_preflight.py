@@ -14,7 +14,7 @@ from support import TINY_TRAINING, run_here, write_config, write_rows
 from torch.utils.data import DataLoader
 
 from tiebreak.config import TrainingConfig
-from tiebreak.errors import MachineError
+from tiebreak.errors import DataError, MachineError
 from tiebreak.plan.available import available_memory, this_hardware
 from tiebreak.plan.devices import Device
 from tiebreak.plan.hardware import Hardware
@@ -66,6 +66,22 @@ def test_processes_share_the_last_rows_and_none_is_seen_twice(rows: int, world: 
         assert len({len(batch) for batch in step}) == 1
         seen += [row for batch in step for row in batch]
     assert seen == list(range(rows - rows % world))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 8), (2, 8), (3, 2)])
+def test_every_process_evaluates_all_of_fewer_rows_than_processes(rows: int, size: int) -> None:
+    """On four processes, by accelerate's shards. By itself it has the first rows twice."""
+    for rank in range(4):
+        made = DataLoader(range(rows), batch_size=size)  # type: ignore[arg-type]
+        loader = prepare_data_loader(made, num_processes=4, process_index=rank, put_on_device=False)
+        evenly = StageTrainer._evenly(SimpleNamespace(args=SimpleNamespace(world_size=4)), loader)  # type: ignore[arg-type]
+        assert len(evenly) == math.ceil(rows / size)
+        assert [row for batch in evenly for row in batch.tolist()] == list(range(rows))
+
+
+def test_fewer_rows_than_processes_are_refused_before_training() -> None:
+    with pytest.raises(DataError, match=r"^1 row to train on for 2 processes \(ddp\): give each process at least one"):
+        steps_check(config_of(8, 1), 1, Placement(2, "ddp"))
 
 
 @pytest.mark.parametrize(("rows", "cut_by_accelerate"), [(5, 1), (7, 3), (8, 0)])
