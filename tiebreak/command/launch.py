@@ -116,7 +116,7 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
         raise SystemExit(0)
     file = accelerate_file(flags.accelerate, flags.num_processes, flags.num_machines, present=not flags.dry_run)
     max_time = _require_agreement(command, file, rest)
-    options = [*flags.passed_on(), *_free_port(file, flags)]
+    options = [*flags.passed_on(), *_of_several(file, flags), *_free_port(file, flags)]
     if flags.dry_run:
         print(long_form(command, file, options, rest))
         raise SystemExit(0)
@@ -133,7 +133,7 @@ def run_accelerated(command: Command, words: Sequence[str]) -> None:
         *rest,
     ]
     with limited_to(max_time):
-        raise SystemExit(run_launched(launch, {**os.environ, **process_settings()}))
+        raise SystemExit(run_launched(launch, {**os.environ, **process_settings(), **_device_settings(file)}))
 
 
 def without_launch_flags(words: Sequence[str]) -> list[str]:
@@ -194,6 +194,19 @@ def accelerate_file(
     raise ConfigError(
         f"no accelerate configuration {name!r}: expected {', '.join(accelerate_names())}, or a file's path"
     )
+
+
+def _of_several(file: Path, flags: LaunchFlags) -> list[str]:
+    """For a file of one process that is given several: accelerate would start one of them."""
+    values = read_yaml(file)
+    several = (flags.num_processes or values.get("num_processes") or 1) > 1
+    alone = str(values.get("distributed_type", "NO")) in ("NO", "MULTI_CPU", "False")  # "False": YAML's NO
+    return ["--multi_gpu"] if several and alone else []
+
+
+def _device_settings(file: Path) -> dict[str, str]:
+    """accelerate's own variable for `use_cpu`, which it leaves out for several processes."""
+    return {"ACCELERATE_USE_CPU": "true"} if read_yaml(file).get("use_cpu") else {}
 
 
 def _free_port(file: Path, flags: LaunchFlags) -> list[str]:

@@ -205,3 +205,15 @@ def test_the_examples_for_clusters_are_commands_that_the_parser_takes() -> None:
     flags, rest = take_launch_flags([word for word in filled if word not in ("*", "8))")])
     assert flags.accelerate == "multi_node_zero3"
     assert rest == ["--config", "configs/quickstart/sft.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "several"),
+    [("cpu", 1, False), ("cpu", 2, True), ("single_gpu", 1, False), ("single_gpu", 4, True), ("cpu_zero2", 2, False)],
+)
+def test_a_file_of_one_process_that_is_given_several_starts_them_all(
+    capsys: pytest.CaptureFixture[str], name: str, processes: int, several: bool
+) -> None:
+    """accelerate starts one for `distributed_type: NO`, whatever the number."""
+    words = dry_run(capsys, "--accelerate", name, "--num_processes", str(processes))
+    assert ("--multi_gpu" in words) is several

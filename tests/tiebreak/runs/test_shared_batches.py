@@ -63,6 +63,7 @@ def test_two_processes_make_what_one_makes(stage: str, tiny_model: Path, tmp_pat
     status, message = run_here(*words, tmp_path / "one")
     assert status == 0, message
     succeed(*words, tmp_path / "two", "--accelerate", "cpu", "--num_processes", "2")
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     assert read_manifest(tmp_path / "one")["id"] == read_manifest(tmp_path / "two")["id"]
     for file in (tmp_path / "one" / "final").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / "final" / file.name).read_bytes()
