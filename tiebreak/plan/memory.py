@@ -23,8 +23,15 @@ HEAD_CHUNK = 256
 """tokens whose logits are computed at once (tiebreak.packed.lm_head.CHUNK_TOKENS)"""
 LOGITS_AT_ONCE = 3
 """tables of a chunk's logits in float32: logits or their exponentials, log-probabilities, a temporary"""
-ADAMW = 8
-"""bytes of AdamW's two moments per trained weight"""
+MOMENTS = {
+    "adamw": 8.0,
+    "paged_adamw": 8.0,
+    "adamw_8bit": 2 * (1 + 4 / 256),
+    "paged_adamw_8bit": 2 * (1 + 4 / 256),
+    "adafactor": 0.0,
+}
+"""bytes of the optimizer's moments per trained weight, by `training.optimizer`. In 8 bits each, with a float32 for every
+256 (Dettmers et al. 2022); paged ones are counted whole; Adafactor has a number for each row and column"""
 FRAGMENTED = 0.05
 """share of a GPU's memory that its caching allocator loses between blocks; an estimate"""
 HEAP_SLACK = 0.18

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tiebreak.config import AdapterConfig, OptimizerConfig
+from tiebreak.config.adapter import ON_QUANTIZED
 from tiebreak.plan.devices import GIB
 from tiebreak.plan.hardware import Hardware
 from tiebreak.plan.locate import locate_shape, pinned_adapter
 from tiebreak.plan.memory import (
-    ADAMW,
     FLOAT32,
     FRAGMENTED,
     HEAD_CHUNK,
     HEAP_SLACK,
+    MOMENTS,
     Memory,
     Numbers,
     activation_bytes,
@@ -31,6 +32,7 @@ from tiebreak.plan.memory import (
     weight_bytes,
 )
 from tiebreak.plan.shape import Shape
+from tiebreak.plan.trained import trained_parameters
 from tiebreak.plan.work import (
     SHARE_OF_PEAK,
     Rows,
@@ -73,6 +75,11 @@ class Setting:
     """on the base weights: the one that trains, its reference, reward models'"""
     copies: int = 0
     """of the whole model beside the one that trains: its reference, reward models'"""
+
+    @property
+    def trained(self) -> int:
+        """Parameters that train."""
+        return trained_parameters(self.shape, self.adapter, scores=self.stage == "reward")
 
     @property
     def numbers(self) -> Numbers:
@@ -141,18 +148,6 @@ def trains_base(adapter: AdapterConfig) -> bool:
     return str(adapter.method) in ("full", "freeze", "frozen")
 
 
-def trained_parameters(shape: Shape, adapter: AdapterConfig) -> int:
-    """Parameters that train: r·(inputs + outputs) of every layer that has LoRA."""
-    if trains_base(adapter):
-        return shape.parameters if adapter.trainable_layers is None else adapter.trainable_layers * shape.block
-    if adapter.method == "prompt":
-        return adapter.virtual_tokens * shape.hidden
-    targets = adapter.target_modules
-    names = None if isinstance(targets, str) else set(targets)
-    chosen = [one for one in shape.linears if names is None or one.name in names]
-    return shape.layers * sum(adapter.r * one.count * (one.inputs + one.outputs) for one in chosen)
-
-
 def plan_stage(
     stage: str,
     config: Any,
@@ -199,7 +194,7 @@ def plan_stage(
     work = work_of(setting, rows)
     plan = StagePlan(
         setting,
-        trained_parameters(setting.shape, setting.adapter),
+        setting.trained,
         memory,
         phase,
         _largest_pass(setting),
@@ -250,7 +245,7 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
         gathered: ZeRO-3 gathers all weights, as it does for sampling.
     """
     shape, numbers, hardware = setting.shape, setting.numbers, setting.hardware
-    trained = trained_parameters(shape, setting.adapter)
+    trained = setting.trained
     weights = weight_bytes(shape, numbers, scores=setting.stage == "reward")
     parts = hardware.count if hardware.shards_weights else 1
     here = weights if gathered or parts == 1 else weights / parts + _gathered_at_once(shape, numbers)
@@ -263,7 +258,9 @@ def _lasting(setting: Setting, *, gathered: bool = False) -> Memory:
     if hardware.count > 1 and hardware.distributed == "ddp":
         gradients *= 2  # DDP's buckets
     copies = FLOAT32 if hardware.is_deepspeed or (numbers.trains_base and numbers.mixed) else 0
-    optimizer = trained * (ADAMW + copies) / (hardware.count if hardware.shards_optimizer else 1)
+    optimizer = (
+        trained * (MOMENTS[setting.training.optimizer] + copies) / (hardware.count if hardware.shards_optimizer else 1)
+    )
     return Memory(
         weights=here + setting.copies * shape.parameters * FLOAT32,
         adapters=held / parts,
@@ -352,7 +349,7 @@ def _host_bytes(setting: Setting) -> float:
     here = min(hardware.count, 8)
     lasting = whole if hardware.offloads_weights else 0.0
     if hardware.offloads_optimizer:
-        lasting += trained_parameters(setting.shape, setting.adapter) * (ADAMW + FLOAT32)
+        lasting += setting.trained * (MOMENTS[setting.training.optimizer] + FLOAT32)
     return max(whole * here, lasting)
 
 
@@ -399,14 +396,15 @@ def _smaller_pass(setting: Setting) -> tuple[Setting, str] | None:
 
 
 def _checkpointing(setting: Setting) -> tuple[Setting, str] | None:
-    if setting.training.gradient_checkpointing:
+    if setting.training.gradient_checkpointing or setting.adapter.method == "prefix":
         return None
     training = setting.training.model_copy(update={"gradient_checkpointing": True})
     return replace(setting, training=training), "training.gradient_checkpointing: true"
 
 
 def _nf4(setting: Setting) -> tuple[Setting, str] | None:
-    if setting.adapter.quantize != "none" or trains_base(setting.adapter) or setting.hardware.shards_weights:
+    able = setting.adapter.method in ON_QUANTIZED["nf4"]
+    if setting.adapter.quantize != "none" or not able or setting.hardware.shards_weights:
         return None
     return replace(setting, adapter=setting.adapter.model_copy(update={"quantize": "nf4"})), "adapter.quantize: nf4"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Shape:
     """of them, those that compute a token"""
     counted: int | None = None
     """parameters counted on the meta device; None: by arithmetic"""
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """its config.json"""
 
     @property
     def embedding(self) -> int:
@@ -156,6 +158,7 @@ def to_shape(values: Mapping[str, Any], name: str, file: Path | None = None) -> 
         norms,
         experts,
         int(text.get("num_experts_per_tok") or 2) if experts else 0,
+        values=values,
     )
 
 
@@ -201,15 +204,9 @@ def counted_on_meta(values: Mapping[str, Any], name: str) -> Shape:
         ModelError: transformers does not have it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    kind = str(values.get("model_type", ""))
-    try:
-        config = AutoConfig.for_model(kind, **{key: value for key, value in values.items() if key != "model_type"})
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{name}: cannot build a model of type {kind!r} from its configuration: {error}") from error
+    model = on_meta(values, name)
+    config = model.config
     text = config.get_text_config()
     hidden, heads, layers = text.hidden_size, text.num_attention_heads, text.num_hidden_layers
     head = model.get_output_embeddings()
@@ -231,7 +228,7 @@ def counted_on_meta(values: Mapping[str, Any], name: str) -> Shape:
     widest = max((max(one.inputs, one.outputs) for one in linears), default=4 * hidden)
     return Shape(
         name,
-        kind,
+        str(values.get("model_type", "")),
         text.vocab_size,
         hidden,
         layers,
@@ -243,4 +240,28 @@ def counted_on_meta(values: Mapping[str, Any], name: str) -> Shape:
         linears,
         2 * hidden,
         counted=sum(parameter.numel() for parameter in model.parameters()),
+        values=values,
     )
+
+
+def on_meta(values: Mapping[str, Any], name: str, *, scores: bool = False) -> Any:
+    """A model without memory.
+
+    Args:
+        scores: a sequence classifier of one score.
+
+    Raises:
+        ModelError: transformers does not have it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = str(values.get("model_type", ""))
+    try:
+        config = AutoConfig.for_model(kind, **{key: value for key, value in values.items() if key != "model_type"})
+        if scores:
+            config.num_labels = 1
+        with torch.device("meta"):
+            return (AutoModelForSequenceClassification if scores else AutoModelForCausalLM).from_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{name}: cannot build a model of type {kind!r} from its configuration: {error}") from error

@@ -20,9 +20,10 @@ from tiebreak.plan.hardware import Hardware, spread_by
 from tiebreak.plan.locate import locate_shape
 from tiebreak.plan.memory import NF4, Numbers, activation_bytes, cache_bytes, stored_per_token, weight_bytes
 from tiebreak.plan.page import gib, warning
-from tiebreak.plan.planner import StagePlan, plan_stage, trained_parameters
+from tiebreak.plan.planner import StagePlan, plan_stage
 from tiebreak.plan.shape import Shape, read_shape, to_shape
 from tiebreak.plan.tables import PAGE, consumer_plan, filled, shape_named
+from tiebreak.plan.trained import trained_parameters
 from tiebreak.plan.work import forward_operations, rows_of, steps_of, training_operations
 
 LLAMA_8B = shape_named("llama-3.1-8b")
@@ -264,6 +265,88 @@ def test_whole_weights_take_a_second_model_for_what_would_be_an_adapter() -> Non
     assert plan_stage("ppo", scored, cpu, shape=shape).memory.weights == 3 * one
     assert trained_parameters(shape, AdapterConfig(method="full", trainable_layers=1)) == shape.block
     assert trained_parameters(shape, AdapterConfig(method="prompt", virtual_tokens=7)) == 7 * shape.hidden
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4},
+    "some layers": {"r": 4, "target_modules": ["q_proj", "down_proj"]},
+    "a pattern": {"r": 4, "target_modules": r".*layers\.0\..*_proj"},
+    "dora": {"r": 4, "dora": True},
+    "pissa": {"r": 4, "init": "pissa"},
+    "ranks": {"r": 4, "rank_pattern": {"q_proj": 7}},
+    "whole norms": {"r": 4, "modules_to_save": ["input_layernorm"]},
+    "ia3": {"method": "ia3"},
+    "loha": {"method": "loha", "r": 4},
+    "lokr": {"method": "lokr", "r": 4},
+    "oft": {"method": "oft"},
+    "boft": {"method": "boft"},
+    "vera": {"method": "vera", "shared_rank": 16},
+    "norms": {"method": "norms"},
+    "prompt": {"method": "prompt", "virtual_tokens": 3},
+    "ptuning": {"method": "ptuning", "virtual_tokens": 3},
+    "prefix": {"method": "prefix", "virtual_tokens": 3},
+    "full": {"method": "full"},
+    "last": {"method": "full", "trainable_layers": 1},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_what_trains_is_counted_as_the_loaded_model_has_it(tiny_model: Path, name: str, stage: str) -> None:
+    """The oracle is the model that a stage trains."""
+    from transformers import AutoTokenizer
+
+    from tiebreak.models.find import find_model
+    from tiebreak.models.load import load_policy, load_reward_model
+
+    adapter = AdapterConfig.model_validate(METHODS[name])
+    if stage == "reward" and adapter.modules_to_save:
+        pytest.skip("refused")
+    load = load_reward_model if stage == "reward" else load_policy
+    training = SFTConfig(output="x", policy="x", demonstrations="x").training
+    model = load(find_model(str(tiny_model)), training, adapter, AutoTokenizer.from_pretrained(tiny_model))
+    wanted = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    assert trained_parameters(read_shape(tiny_model), adapter, scores=stage == "reward") == wanted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_are_counted_as_peft_adapts_them() -> None:
+    """PEFT puts LoRA on linear layers, and transformers' Mixtral holds its experts in one tensor."""
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    from tiebreak.models.adapters.adapter import Adapter
+
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=4)
+    shape = to_shape(config.to_dict(), "x")
+    model = Adapter.build(AutoModelForCausalLM.from_config(config), AdapterConfig(r=4), "CAUSAL_LM").model
+    wanted = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    assert trained_parameters(shape, AdapterConfig(r=4)) == wanted
+
+
+def test_a_plan_counts_the_method_and_the_optimizer() -> None:
+    card, shape = Hardware(find_device("h100")), shape_named("llama-3.2-1b")
+
+    def plan(method: dict[str, Any], optimizer: str = "adamw") -> StagePlan:
+        training = {"tokens_per_pass": 512, "optimizer": optimizer}
+        config = SFTConfig.model_validate(
+            {"output": "x", "policy": "x", "demonstrations": "x.jsonl", "adapter": method, "training": training}
+        )
+        return plan_stage("sft", config, card, shape=shape)
+
+    few = plan({"method": "ia3"})
+    # a number for each output of q, k, v, o, gate and up, and for each input of down
+    assert few.trained == 16 * (2048 + 2 * 512 + 2048 + 8192 + 8192 + 8192)
+    assert (few.memory.optimizer, few.memory.gradients) == (8 * few.trained, 4 * few.trained)
+    whole, in_8_bits = plan({"method": "full"}), plan({"method": "full"}, "adamw_8bit")
+    assert whole.memory.optimizer - in_8_bits.memory.optimizer == (8 - 2 * (1 + 1 / 64)) * shape.parameters
+    small_card = Hardware(Device("l40s", "x", 3 * 10**9, 1e12))
+    config = SFTConfig.model_validate(
+        {"output": "x", "policy": "x", "demonstrations": "x.jsonl", "adapter": {"method": "loha"}}
+    )
+    hints = " ".join(plan_stage("sft", config, small_card, shape=shape).nearest)
+    assert "nf4" not in hints  # on which PEFT cannot train it
 
 
 # --- work
