@@ -128,8 +128,16 @@ PATTERNS: tuple[Pattern, ...] = (
     Pattern(
         "ADDRESS",
         re.compile(
+            r"\b(?:Am|Im|An de[rnm]|Auf de[rnm]|In de[rnm]|Zum|Zur)\s[A-ZÄÖÜ][a-zäöüß]+\s\d{1,4}\s?[a-hA-H]?,?\s+"
+            r"\d{5}\s+[A-ZÄÖÜ][\wäöüß]+"
+        ),
+        0.7,
+    ),
+    Pattern(
+        "ADDRESS",
+        re.compile(
             r"\b\d{1,5}[a-cA-C]?,?\s(?:[A-Z][\w'.]*\s){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Court|Ct|Boulevard|Blvd|"
-            r"Way|Close|Crescent|Terrace|Square|Place|Pl|Gardens|Grove|Parkway|Pkwy|Highway|Hwy|Mews)\b\.?"
+            r"Way|Close|Crescent|Terrace|Square|Place|Pl|Gardens|Grove|Parkway|Pkwy|Highway|Hwy|Mews|Row)\b\.?"
             r"(?:,?\s(?:Apt|Apartment|Flat|Unit|Suite|#)\.?\s?\w{1,5})?"
             r"(?:,?\s[A-Z][a-z]+(?:\s[A-Z][a-z]+)?,?\s(?:[A-Z]{2}\s\d{5}(?:-\d{4})?|[A-Z]{1,2}\d[A-Z\d]?\s?\d[A-Z]{2}))?"
         ),

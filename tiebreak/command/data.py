@@ -42,6 +42,7 @@ from tiebreak.data.splits import VALIDATION_SHARE, assign
 from tiebreak.errors import ConfigError, DataError, HandoffError, counted, exit_with_message
 from tiebreak.extras import INSTALL, has_training_packages
 from tiebreak.records import Demonstration, LabelledAnswer, Preference, Prompt, Split, prompt_id, text_of
+from tiebreak.shipped import find_shipped
 from tiebreak.terminal import has_colours
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _show(words: list[str]) -> None:
             "data takes one source before its flags: tiebreak data FILE [--as preferences] [--policy MODEL]"
         )
     arguments = load_config(DataArguments, words[1:], "data")
-    source = words[0]
+    source = str(find_shipped(Path(words[0])))
     rules = Rules(arguments.columns, arguments.on_bad_row, arguments.validation_share)
     if is_run(source):
         wanted = arguments.wanted or _made_by(source)

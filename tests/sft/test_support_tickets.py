@@ -1,0 +1,66 @@
+"""The commands of docs/data.md take the dirty tickets to anonymous, split data."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support import REPOSITORY, read_rows, run_here
+
+TICKETS = REPOSITORY / "data" / "support-tickets" / "tickets.json"
+VALUES = re.compile(
+    r"[a-zöäü.]+@example\.(?:org|com|net)|020 7946 \d+|030 23125 \d+|DE\d{2}[ \d]{18,}|4242[ \d]{12,}|LM-\d{6}|"
+    r"hunter2-lamp|"
+    r"(?:Fennel Row|Cobbler Street|Marrow Lane|Tidewell Road|Orchard Mews|Birnbaumweg|Ziegelgasse|Am Mühlteich|"
+    r"Lerchenstraße|Kastanienallee)"
+)
+"""Invented personal data, as it was put in."""
+
+
+def customers() -> list[str]:
+    return (TICKETS.parent / "customers.txt").read_text(encoding="utf-8").splitlines()
+
+
+def commands() -> list[list[str]]:
+    """The commands of the guide."""
+    guide = (REPOSITORY / "docs" / "data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## From dirty tickets.*?```sh\n(.*?)```", guide, re.DOTALL)
+    return [shlex.split(line)[1:] for line in block.splitlines()]
+
+
+def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = TICKETS.read_text(encoding="utf-8")
+    assert len(set(VALUES.findall(raw))) > 90
+    assert sum(name in raw for name in customers()) > 35
+    monkeypatch.chdir(tmp_path)
+    assert len(commands()) == 4
+    for words in commands():
+        status, err = run_here(*words)
+        assert status == 0, (words, err)
+    run = tmp_path / "runs" / "support-tickets" / "prepare"
+    for file in run.rglob("*"):
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            assert not VALUES.findall(text), file
+            assert not [name for name in customers() if name in text], file
+    report = json.loads((run / "final" / "report.json").read_text())
+    done = {tally["step"]: tally for tally in report["steps"]}
+    assert done["language"]["dropped"] >= 4  # French, Spanish, Dutch, Italian
+    assert done["contamination"]["dropped"] == 4
+    assert done["contradictions"]["flagged"] >= 1
+    assert report["dropped"]["the same as"] >= 6
+    shown = read_rows(run / "final" / "demonstrations.jsonl")
+    assert {one["prompt"]["split"] for one in shown} == {"train", "validation"}
+    texts = json.dumps(shown, ensure_ascii=False)
+    assert "Ã" not in texts
+    assert "<p>" not in texts
+    assert all(
+        f"<{kind}_1>" in texts for kind in ("EMAIL", "PHONE", "IBAN", "CARD", "ADDRESS", "BIRTH_DATE", "ORDER", "WORD")
+    )
+    questions = read_rows(TICKETS.with_name("questions.jsonl"))
+    tests = {row["prompt"] for row in questions if row["split"] == "test"}
+    kept = [row for row in read_rows(run / "final" / "prompts.jsonl") if row["split"] == "test"]
+    assert {row["messages"][0]["content"] for row in kept} == tests
