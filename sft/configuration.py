@@ -100,6 +100,19 @@ class AnonymiseConfig(Section):
     """decides the surrogates"""
 
 
+class BalanceConfig(Section):
+    """What the rows are counted by, and what is rare."""
+
+    topics: int = Field(default=0, ge=0, le=1000)
+    """number of topics; 0: the square root of half the prompts, 24 at most"""
+    rare: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """what there are fewer rows of than this share of an even share is a gap"""
+    min_characters: int = Field(default=20, ge=1)
+    """shorter prompts are too short to recognise their language"""
+    seed: int = 0
+    """random seed of the topics"""
+
+
 STEPS = {
     "repair": "sft.steps.repair:Repair",
     "language": "sft.steps.language:Language",
@@ -107,6 +120,7 @@ STEPS = {
     "contradictions": "sft.steps.contradictions:Contradictions",
     "contamination": "sft.steps.contamination:Contamination",
     "anonymise": "sft.steps.anonymise:Anonymise",
+    "balance": "sft.steps.balance:Balance",
 }
 """The steps of `prepare`: name → class. A step with settings has a section of its name in PrepareConfig."""
 
@@ -135,7 +149,7 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """shares of the prompts that are held out; the rest train. A row that names its split keeps it"""
     steps: list[str] = []
     """what is done to the rows, in this order, before duplicates are dropped: repair, language, quality, contradictions,
-    contamination, anonymise, or your own package.module:function; see docs/data.md"""
+    contamination, anonymise, balance, or your own package.module:function; see docs/data.md"""
     repair: RepairConfig = RepairConfig()
     """read by the step `repair`"""
     language: LanguageConfig = LanguageConfig()
@@ -146,8 +160,10 @@ class PrepareConfig(ReadingConfig, ThinkingConfig):
     """read by the step `contamination`"""
     anonymise: AnonymiseConfig = AnonymiseConfig()
     """read by the step `anonymise`"""
+    balance: BalanceConfig = BalanceConfig()
+    """read by the step `balance`"""
 
-    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed", "anonymise.seed"})
+    kept_seeds: ClassVar[frozenset[str]] = frozenset({"split.seed", "anonymise.seed", "balance.seed"})
     """runs of different seeds must have the same rows and hold out the same prompts, or their figures cannot be compared"""
 
     @model_validator(mode="after")

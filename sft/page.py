@@ -36,6 +36,7 @@ def build_page(report: Report, sources: Mapping[str, str], changed: Lines, dropp
         ("steps", "What each step did", _steps(report)),
         ("personal", "Personal data", _personal(report)),
         ("kept", "What is kept", _kept(report)),
+        ("balance", "Balance", _balance(report)),
         ("changes", "Changes", _examples(changed)),
         ("drops", "Dropped rows", _examples(dropped)),
         ("flags", "Rows to look at", _examples(flagged)),
@@ -176,6 +177,27 @@ def _kept(report: Report) -> Markup:
         table(heads, lengths) if lengths else None,
         table([heading("Tag"), heading("Prompts")], shown) if shown else None,
     )
+
+
+def _balance(report: Report) -> Markup | None:
+    """Prompts by topic, tag, language and length, the rare ones at the end of each table."""
+    facts = next((tally["facts"] for tally in report.get("steps", []) if "balance" in tally["facts"]), None)
+    if facts is None:
+        return None
+    parts: list[object] = []
+    for kind, counts in facts["balance"].items():
+        most = max(counts.values(), default=1)
+        rows = [
+            el("tr", el("th", value, scope="row"), cell("Prompts", count_bar(count, most), f" {number(count)}"))
+            for value, count in counts.items()
+        ]
+        if rows:
+            parts.append(table([heading(kind.capitalize()), heading("Prompts")], rows))
+    gaps = facts["gaps"]
+    parts.append(
+        note(f"{number(gaps)} gaps, each with a suggestion, are in gaps.jsonl." if gaps else "Nothing is rare.")
+    )
+    return join(parts)
 
 
 # --- examples ---

@@ -95,6 +95,8 @@ def prepare(config: PrepareConfig) -> None:
             for name in ("changed", "flagged"):
                 entries: list[Entry] = getattr(data.ledger, name)
                 write_jsonl(run.final / f"{name}.jsonl", [_by_name(one, names) for one in data.ledger.lines(entries)])
+        if "balance" in config.steps:
+            write_jsonl(run.final / "gaps.jsonl", data.ledger.gap_lines())
         report = data_report(data, prompts, demonstrations, lengths)
         write_json(run.final / "report.json", report)
         run.facts["counts"] = report["counts"]

@@ -165,6 +165,8 @@ class Ledger:
     changed: list[Entry] = field(default_factory=list)
     dropped: list[Entry] = field(default_factory=list)
     flagged: list[Entry] = field(default_factory=list)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    """what the step `balance` found to be rare"""
     protect: Change | None = None
     """removes personal data from what was entered before the step that does so in rows"""
 
@@ -176,6 +178,11 @@ class Ledger:
     def lines(self, entries: Sequence[Entry]) -> list[dict[str, str]]:
         """Entries as written."""
         return [entry.line(self.protect or _unchanged) for entry in entries]
+
+    def gap_lines(self) -> list[dict[str, Any]]:
+        """The gaps as written."""
+        protect = self.protect or _unchanged
+        return [{**gap, "examples": [protect(text) for text in gap["examples"]]} for gap in self.gaps]
 
     def change(self, before: Row, after: Row, reasons: Sequence[str]) -> None:
         """A row was changed."""

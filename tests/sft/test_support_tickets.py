@@ -52,6 +52,11 @@ def test_the_guides_commands_make_anonymous_split_data(tmp_path: Path, monkeypat
     assert done["contamination"]["dropped"] == 4
     assert done["contradictions"]["flagged"] >= 1
     assert report["dropped"]["the same as"] >= 6
+    counts = done["balance"]["facts"]["balance"]
+    assert counts["tag"]["en"] > 40
+    assert counts["language"]["de"] > 40
+    gaps = read_rows(run / "final" / "gaps.jsonl")
+    assert len(gaps) == done["balance"]["facts"]["gaps"] > 0
     shown = read_rows(run / "final" / "demonstrations.jsonl")
     assert {one["prompt"]["split"] for one in shown} == {"train", "validation"}
     texts = json.dumps(shown, ensure_ascii=False)
