@@ -19,6 +19,7 @@ from labeling_ui.store.answers import MAX_CLASS_CHARACTERS, MAX_NAMES, NAME
 from labeling_ui.store.asking import FLAGS, MOST_BY_DIGIT, RATINGS, Criterion, FlagTarget, Questionnaire, Required
 from labeling_ui.store.assigning import LEASE_SECONDS
 from labeling_ui.store.inspection import InspectConfig
+from labeling_ui.store.standing import QualifyConfig, StopConfig
 from labeling_ui.store.store import default_store_url
 from labeling_ui.worker import ConverseConfig
 from tiebreak.assessments import SingleTask
@@ -80,6 +81,10 @@ class LabelConfig(StageConfig):
     """share of pairs that a rater gets a second time, unannounced, to measure self-consistency"""
     gold_share: float = Field(default=0.05, ge=0.0, le=0.5)
     """share of gold pairs among a rater's pairs, until all gold pairs are used"""
+    qualify: QualifyConfig | None = Field(default=None, exclude_if=lambda qualify: qualify is None)
+    """a test of gold pairs that raters pass before they begin"""
+    stop: StopConfig | None = Field(default=None, exclude_if=lambda stop: stop is None)
+    """stop raters whose gold accuracy, self-consistency or pace is bad, by sequential tests; true: with all defaults"""
     show_gold_agreement: bool = False
     """show raters their gold accuracy, without today's judgments"""
     goal_per_day: int | None = Field(default=None, ge=1, exclude_if=lambda goal: goal is None)
@@ -204,7 +209,7 @@ class LabelConfig(StageConfig):
         check_columns(columns)
         return columns
 
-    @field_validator("simulate", "inspect", mode="before")
+    @field_validator("simulate", "inspect", "stop", mode="before")
     @classmethod
     def _switch(cls, value: object) -> object:
         return {} if value is True else None if value is False else value

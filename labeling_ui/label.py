@@ -253,6 +253,7 @@ def _serve_store(
     listening: socket.socket,
 ) -> None:
     store.rules.repeat_share, store.rules.gold_share = config.repeat_share, config.gold_share
+    store.rules.qualify, store.rules.stop = config.qualify, config.stop
     _refuse_simulated(store)
     if (config.host not in LOOPBACK or config.hosts) and not needs_login(store):
         raise ConfigError(
@@ -299,14 +300,31 @@ def _greet(store: Store, config: LabelConfig, new: int, pairs: Sequence[Pair], a
     address = f"http://{_shown_host(config.host)}:{config.port}{config.prefix}"
     there = [f"{status['pairs']} pairs"] if status["pairs"] or not status["single_answers"] else []
     there += [counted(status["single_answers"], "single answer")] if status["single_answers"] else []
+    lines = _test_lines(store, config)
     show(
         f"{' and '.join(there)} ({new} new), {judged} of {status['judgments_wanted']} judgments",
         *(steering.difference_lines(store, config.pairs, pairs, configured) if pairs else ()),
         *(steering.difference_lines(store, config.answers, answers, configured) if answers else ()),
+        *lines,
         f"judgments are stored in {store.url}",
         f"rate at {paint(address, 'bold') if has_colours(sys.stdout) else address}   "
         "(Ctrl-C stops the server; judgments stay)",
     )
+
+
+def _test_lines(store: Store, config: LabelConfig) -> list[str]:
+    """What the test that raters pass first lacks."""
+    if config.qualify is None:
+        return []
+    wanted = config.qualify.questions * config.qualify.attempts
+    batch = set(store.pairs_in_batch(config.qualify.batch))
+    there = sum(one.item_id in batch for one in store.gold())
+    if there >= wanted:
+        return []
+    return [
+        f"qualify: batch {config.qualify.batch!r} has {counted(there, 'gold pair')} of {wanted} that the test may need: "
+        "raters who run out of them get no work. Set more with 'tiebreak label gold', or on /lead/"
+    ]
 
 
 def build_page(config: LabelConfig) -> PageConfig:

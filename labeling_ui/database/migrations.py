@@ -405,6 +405,19 @@ def _migrate_015_second_factors(connection: Connection) -> None:
     _run_all(connection, _SECOND_FACTORS)
 
 
+_STANDING = """
+ALTER TABLE raters ADD COLUMN standing TEXT NOT NULL DEFAULT ''
+  CHECK (standing IN ('', 'qualified', 'failed', 'stopped'));
+ALTER TABLE raters ADD COLUMN standing_seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE raters ADD COLUMN standing_note TEXT NOT NULL DEFAULT '';
+"""
+
+
+def _migrate_016_standing(connection: Connection) -> None:
+    """Whether raters have passed the test, or were stopped."""
+    _run_all(connection, _STANDING)
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_001_first_tables,
     _migrate_002_repeats,
@@ -421,6 +434,7 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _migrate_013_people,
     _migrate_014_single_answers,
     _migrate_015_second_factors,
+    _migrate_016_standing,
 )
 
 

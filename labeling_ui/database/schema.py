@@ -112,6 +112,9 @@ RATERS = Table(
     Column("created_at_ms", BigInteger),
     Column("pool", String),
     Column("judged", Integer),
+    Column("standing", String),
+    Column("standing_seq", Integer),
+    Column("standing_note", Text),
 )
 INVITATIONS = Table(
     "invitations",

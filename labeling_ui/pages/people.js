@@ -32,7 +32,18 @@ function personActions(rater) {
   return make('p', { class: 'line-form' },
     make('label', {}, words['person.role'], make('select', { 'data-role-of': rater.id }, ...ROLES.map((role) => make('option', { value: role, selected: role === rater.role }, words[`role.${role}`])))),
     make('button', { type: 'button', class: 'plain', 'data-password-of': rater.id }, words['person.password']),
+    ...standingsOf(rater).map((standing) => make('button', { type: 'button', class: 'plain', 'data-stand': standing, 'data-stand-of': rater.id }, words[`standing.do.${standing || 'again'}`])),
+    rater.standing ? make('span', { class: 'note' }, standingOf(rater)) : '',
     make('output', { class: 'password' }));
+}
+
+const standingsOf = (rater) => (rater.role !== 'rater' || rater.kind !== 'human' ? [] : { '': ['qualified', 'stopped'], qualified: ['stopped'] }[rater.standing] || ['qualified', '']);
+
+// A standing in words, with its figures: "gold 11/20".
+function standingOf(rater) {
+  const [, name, figures] = /^(\w+) (\d+\/\d+)$/.exec(rater.standing_note) || [];
+  const note = name && words[`standing.test.${name}`] ? `${words[`standing.test.${name}`]} ${figures}` : rater.standing_note;
+  return [words[`standing.${rater.standing}`], note].filter(Boolean).join(': ');
 }
 
 async function resetPassword(id) {
@@ -75,6 +86,14 @@ desk.addEventListener('change', async (event) => {
 
 desk.addEventListener('click', async (event) => {
   const button = event.target.closest('button');
+  if (button?.dataset.standOf) {
+    const { stand: standing, standOf: id } = button.dataset;
+    const reason = standing === 'stopped' ? window.prompt(words['standing.why']) : '';
+    if (reason === null) return;
+    if (await change(`/api/lead/raters/${encodeURIComponent(id)}/standing`, 'POST', { standing, reason: reason.slice(0, 500) })) warn('');
+    await refresh();
+    await openPerson(id);
+  }
   if (button?.dataset.passwordOf) resetPassword(button.dataset.passwordOf);
   if (button?.dataset.revoke && await change(`/api/lead/invitations/${button.dataset.revoke}`, 'DELETE')) showPeople();
 });

@@ -45,6 +45,7 @@ function rest() {
   const talking = finished && props.value.converse;
   find('.rest h2').textContent = finished ? words[talking ? 'talk.rest' : 'done'] : '';
   find('.rest p').textContent = words[talking ? 'talk.rest.more' : finished ? 'done.more' : 'fetching'];
+  if (finished) insist(mePath()).then(standWith, () => {}); // perhaps a lead wants to speak first
   desk.setAttribute('aria-busy', String(!finished));
   find('.dock').hidden = !finished;
 }
@@ -121,6 +122,7 @@ function acknowledged(reply) {
   lastJudgment = reply.judgment_id;
   undoButton().disabled = false;
   flash(say('saved', { answer: describe(reply.judgment) }));
+  if (test || !reply.next) insist(mePath()).then(standWith, () => {});
   take(reply.next);
   fetchAhead();
 }
@@ -128,6 +130,7 @@ function acknowledged(reply) {
 function turnedDown(error) {
   warn(say('refused', { detail: error.message }), 'refused');
   count(-1);
+  insist(mePath()).then(standWith, () => {});
   exhausted = false;
   fetchAhead();
 }
@@ -160,11 +163,32 @@ async function undo() {
   }
 }
 
+let test = null; // the attempt at the test before work begins
+
+// A rater who is held sees why nothing comes; one who takes the test, how far it is.
+function standWith(me) {
+  const held = ['failed', 'stopped'].includes(me.standing);
+  find('.rest').classList.toggle('held', held);
+  if (held) {
+    queue = []; // nobody would take the answers
+    warn('');
+    if (current) show(null);
+    find('.rest').classList.add('finished');
+    find('.dock').hidden = true;
+    find('.rest h2').textContent = words[`standing.${me.standing}.title`];
+    find('.rest p').textContent = words[`standing.${me.standing}.more`];
+  }
+  if (test && !me.test && !held) flash(words['test.passed'], BREAK_SHOWN_MS);
+  else if (test && me.test && me.test.number > test.number) flash(say('test.again', { ...me.test, left: me.test.attempts - me.test.number + 1 }), BREAK_SHOWN_MS);
+  test = me.test;
+  count(0);
+}
+
 function countFrom(me, waiting = 0) {
   done = me.progress.done + waiting;
   today = me.today.judged + waiting;
   goal = me.progress.goal_per_day;
-  count(0);
+  standWith(me);
 }
 
 function count(more) {
@@ -175,7 +199,8 @@ function count(more) {
   bar.setAttribute('aria-valuenow', Math.min(today, goal || today));
   bar.setAttribute('aria-valuemax', goal || today);
   bar.firstElementChild.style.width = goal ? `${Math.min(100, (100 * today) / goal)}%` : '0';
-  find('.count').textContent = goal ? say('progress.today', { today, goal }) : say('progress.done', { done });
+  if (test) find('.count').textContent = say('test.count', { ...test, done: Math.min(test.questions, test.done + 1) });
+  else find('.count').textContent = goal ? say('progress.today', { today, goal }) : say('progress.done', { done });
 }
 
 // --- buttons

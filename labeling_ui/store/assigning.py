@@ -18,6 +18,7 @@ from sqlalchemy.engine import Connection
 from labeling_ui.database import statements as st
 from labeling_ui.database.event_log import EventKind, Transaction, canonical_json
 from labeling_ui.store.items import Task, assignment_id, shuffle_all, shuffle_sides
+from labeling_ui.store.standing import HELD, QualifyConfig, StopConfig, is_tested, next_question
 from tiebreak.assessments import SingleAnswer, is_single, read_judgment, read_pair
 from tiebreak.errors import TiebreakError
 from tiebreak.records import Pair, content_id
@@ -78,6 +79,10 @@ class Rules:
     """share of items given to a rater a second time, unannounced, to measure self-consistency"""
     gold_share: float = 0.0
     """share of gold items among a rater's items, until all gold items are used"""
+    qualify: QualifyConfig | None = None
+    """the test that raters pass first"""
+    stop: StopConfig | None = None
+    """when raters are stopped"""
     _seed: int | None = None
     _swept_ms: int = -SWEEP_EVERY_MS
     _pairs: dict[str, Pair] = field(default_factory=dict)
@@ -126,12 +131,17 @@ def claim_for(tx: Transaction, rules: Rules, rater: Any, holding: Sequence[str])
     """`claim`, given the rater's row."""
     if rules.time_to_sweep(tx.now()):
         _lapse_expired(tx)
+    if rater.standing in HELD:
+        return None
     waiting = st.WAITING.all(tx.connection, rater=rater.id)
     for row in waiting:
         if row.item_id not in holding and resume(tx, rules, row):
             return load_assignment(tx.connection, rules, row)
     if sum(row.state == "open" for row in waiting) >= MAX_HELD:
         return None
+    if rules.qualify is not None and rater.standing == "" and is_tested(rater):
+        question = next_question(tx, rater, rules.qualify, rules.seed(tx))
+        return None if question is None else _assign_known(tx, rules, rater, question)
     return _assign_planned(tx, rules, rater, len(waiting)) or _assign_in_turn(tx, rules, rater)
 
 
@@ -232,10 +242,15 @@ def _assign_gold(tx: Transaction, rules: Rules, rater: Any, chance: random.Rando
     # Each rater starts at a place of their own: two who sit side by side do not meet the same pair at once.
     start = chance.randrange(max(1, st.COUNT_GOLD.one(tx.connection).n))
     gold = st.GOLD_LEFT.one(tx.connection, rater=rater.id, pool=rater.pool, start=start)
-    if gold is None or st.LOCK_ITEM.one(tx.connection, item=gold.item_id) is None:
+    return None if gold is None else _assign_known(tx, rules, rater, gold.item_id)
+
+
+def _assign_known(tx: Transaction, rules: Rules, rater: Any, item_id: str) -> Assignment | None:
+    """Give a gold item, for which the overlap grows."""
+    if st.LOCK_ITEM.one(tx.connection, item=item_id) is None:
         return None
-    st.MAKE_PLACE.do(tx.connection, item=gold.item_id)
-    return assign(tx, rules, st.ITEM.one(tx.connection, item=gold.item_id), rater.id, occasion=0)
+    st.MAKE_PLACE.do(tx.connection, item=item_id)
+    return assign(tx, rules, st.ITEM.one(tx.connection, item=item_id), rater.id, occasion=0)
 
 
 def _assign_repeat(tx: Transaction, rules: Rules, rater: Any, chance: random.Random) -> Assignment | None:

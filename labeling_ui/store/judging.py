@@ -30,6 +30,7 @@ from labeling_ui.store.assigning import (
 )
 from labeling_ui.store.inspection import look_at_lot
 from labeling_ui.store.items import Task
+from labeling_ui.store.standing import HELD, HELD_MESSAGE, look_at_rater
 from tiebreak.assessments import Assessment, SingleTask, is_single, read_judgment
 from tiebreak.records import Judgment, content_id, explain
 
@@ -63,6 +64,7 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     replayed = _find_replay(tx, rater_id, submission.client_id, submission)
     if replayed is not None:
         return replayed
+    _refuse_held(rater)
     assignment = _assignment_to_answer(tx, rules, rater_id, submission.pair_id)
     item = st.ITEM.one(tx.connection, item=assignment.item_id)
     answer = _within_time(tx, assignment, submission)
@@ -93,6 +95,7 @@ def submit_for(tx: Transaction, rules: Rules, rater: Any, submission: Submission
     st.DROP_DRAFT.do(tx.connection, assignment=assignment.id)
     if item.task == "review":
         look_at_lot(tx, item)
+    look_at_rater(tx, rater, assignment, rules.qualify, rules.stop)
     return StoredJudgment(identity, judgment)
 
 
@@ -106,6 +109,7 @@ def amend(tx: Transaction, rater_id: str, judgment_id: str, client_id: str, answ
     replayed = _find_replay(tx, rater_id, client_id, answer)
     if replayed is not None:
         return replayed
+    _refuse_held(rater)
     row = _own_judgment(tx, rater_id, judgment_id, "amend")
     _refuse_settled(tx, row.item_id)
     assignment = st.ASSIGNMENT.one(tx.connection, assignment=row.assignment_id)
@@ -132,7 +136,7 @@ def undo(tx: Transaction, rules: Rules, rater_id: str, judgment_id: str) -> Assi
         RefusedError: it is not theirs, was already undone, was settled by a lead, or was a skip whose place others have
             taken.
     """
-    active_rater(tx.connection, rater_id)
+    _refuse_held(active_rater(tx.connection, rater_id))
     row = _own_judgment(tx, rater_id, judgment_id, "undo")
     _refuse_settled(tx, row.item_id)
     judgment = read_judgment(row.record)
@@ -328,6 +332,11 @@ def _within_time(tx: Transaction, assignment: Any, answer: A) -> A:
     active = min(answer.seconds_active or 0.0, passed)
     idle = min(answer.seconds_idle or 0.0, passed - active)
     return answer.model_copy(update={"seconds_active": round(active, 1), "seconds_idle": round(idle, 1)})
+
+
+def _refuse_held(rater: Any) -> None:
+    if rater.standing in HELD:
+        raise RefusedError(HELD_MESSAGE)
 
 
 def _refuse_settled(tx: Transaction, item_id: str) -> None:

@@ -64,6 +64,7 @@ from labeling_ui.store.judging import StoredJudgment
 from labeling_ui.store.names import skeleton
 from labeling_ui.store.progress import BatchProgress, PastJudgment, Progress, Work
 from labeling_ui.store.rejecting import Rejection, Selection
+from labeling_ui.store.standing import Attempt, Standing, is_tested, present_attempt, set_standing
 from tiebreak.assessments import Assessment, ExportedAssessment, SingleAnswer, read_judgment, read_pair
 from tiebreak.records import ExportedJudgment, Judgment, Pair
 
@@ -92,6 +93,10 @@ class Rater:
     disabled: bool = False
     pool: str = ""
     """the rater's pool, whose pairs they get besides everybody's"""
+    standing: Standing = ""
+    """whether they have passed the test, or were stopped"""
+    standing_note: str = ""
+    """the figures behind it"""
 
 
 def wall_clock_ms() -> int:
@@ -475,6 +480,30 @@ class Store:
 
         self.transact(lambda tx: move_rater(tx, rater_id, pool))
 
+    def set_standing(self, rater_id: str, standing: Standing, reason: str = "", by: str | None = None) -> None:
+        """Let a rater continue, stop them, or test them again (''). Raises RefusedError if there is no such rater."""
+
+        def change(tx: Transaction) -> None:
+            assigning.active_rater(tx.connection, rater_id)
+            set_standing(tx, rater_id, standing, {"reason": reason} if reason else {}, by)
+
+        self.transact(change)
+
+    def standing(self, rater_id: str) -> Standing:
+        """Whether a rater has passed the test, or was stopped."""
+        with self.glancing() as connection:
+            return connection.scalar(sa.select(RATERS.c.standing).where(RATERS.c.id == rater_id)) or ""
+
+    def attempt(self, rater_id: str) -> Attempt | None:
+        """The rater's present attempt at the test; None: there is none to take."""
+        if self.rules.qualify is None:
+            return None
+        with self.reading() as connection:
+            rater = connection.execute(sa.select(RATERS).where(RATERS.c.id == rater_id)).first()
+            if rater is None or rater.standing != "" or not is_tested(rater):
+                return None
+            return present_attempt(connection, rater, self.rules.qualify)
+
     def publish(self, document: Document, version: str, text: str) -> None:
         """Record the text of the guidelines or the consent, once for each version and text."""
 
@@ -550,6 +579,9 @@ class Store:
         """The same in an existing transaction."""
         rater = assigning.active_rater(tx.connection, rater_id)
         stored = judging.submit_for(tx, self.rules, rater, submission)
+        if self.rules.qualify is not None or self.rules.stop is not None:
+            rater = assigning.active_rater(tx.connection, rater_id)  # the judgment may have changed their standing
+            return stored, assigning.claim_for(tx, self.rules, rater, holding)
         counted = rater if stored.replayed else rater._replace(judged=rater.judged + 1)
         return stored, assigning.claim_for(tx, self.rules, counted, holding)
 
@@ -856,7 +888,11 @@ def insert_rater(tx: Transaction, rater: Rater, password_hash: str | None, url: 
     payload = {"kind": rater.kind, "role": rater.role, "pool": rater.pool}
     now = tx.event("rater_added", rater_id=rater.id, payload=payload)
     values = {"id": rater.id, "name": rater.name, **payload, "password_hash": password_hash, "created_at_ms": now}
-    tx.connection.execute(sa.insert(RATERS).values(**values, disabled=0, cursor=0, judged=0))
+    tx.connection.execute(
+        sa.insert(RATERS).values(
+            **values, disabled=0, cursor=0, judged=0, standing="", standing_seq=0, standing_note=""
+        )
+    )
     return rater
 
 
@@ -884,7 +920,7 @@ def iso_time(at_ms: int) -> str:
 
 
 def _as_rater(row: Any) -> Rater:
-    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool)
+    return Rater(row.id, row.name, row.kind, row.role, bool(row.disabled), row.pool, row.standing, row.standing_note)
 
 
 def open_store(url: str, *, create: bool = False) -> Store:

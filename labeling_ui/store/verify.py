@@ -169,7 +169,9 @@ def _apply(rebuilt: _RebuiltTables, event: Any, payload: Row) -> None:
             rebuilt.adjudications[event.item_id] = event.rater_id, _digest(payload["judgment"])
         case "rater_added":
             fields = {"kind": payload["kind"], "role": payload["role"], "pool": payload.get("pool", "")}
-            rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0}
+            rebuilt.raters[event.rater_id] = {**fields, "disabled": 0, "judged": 0, "standing": "", "standing_seq": 0}
+        case "standing_changed":
+            rebuilt.raters[event.rater_id] |= {"standing": payload["standing"], "standing_seq": event.seq}
         case "rater_disabled" | "rater_enabled":
             rebuilt.raters[event.rater_id]["disabled"] = int(event.kind == "rater_disabled")
         case "role_changed":
@@ -305,7 +307,7 @@ def _votes(rebuilt: _RebuiltTables) -> dict[str, list[int]]:
 
 
 def _compare_raters(connection: Connection, rebuilt: _RebuiltTables) -> list[str]:
-    columns = ("kind", "role", "pool", "disabled", "judged")
+    columns = ("kind", "role", "pool", "disabled", "judged", "standing", "standing_seq")
     rows = {row.id: {name: getattr(row, name) for name in columns} for row in connection.execute(sa.select(RATERS))}
     return [f"rater {name}: does not match the log" for name in _unequal(rows, rebuilt.raters)]
 

@@ -306,6 +306,8 @@ def who_am_i(
         "all": _as_json(store.work_since(rater.id, 0)),
         "gold_agreement": _gold_agreement(desk, rater.id),
         "last_judgment": store.last_judgment(rater.id),
+        "standing": store.standing(rater.id),
+        "test": (attempt := store.attempt(rater.id)) and asdict(attempt),
     }
 
 

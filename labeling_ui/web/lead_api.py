@@ -3,7 +3,7 @@
 GET  status, agreement                  progress; agreement of the raters
 GET  raters                             all raters
 PUT  raters/{id}                        change a rater's pool or role; enable or disable them
-POST raters/{id}/password               a new password
+POST raters/{id}/password               a new password; raters/{id}/standing stops a rater or lets them continue
 GET  invitations, POST invitations, DELETE invitations/{id}     links that create one account each
 GET  batches, POST batches, PUT batches?name=   batches: pool, priority, overlap, deadline, goal
 POST pairs/move, pairs/withdraw, pairs/restore, pairs/correct; GET pairs/withdrawn      pairs of a running campaign
@@ -15,7 +15,7 @@ GET  adjudications, DELETE adjudications/{pair_id}      settled answers
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Body, Depends, Query
@@ -66,6 +66,17 @@ class RaterChange(BaseModel):
     role: Role | None = None
 
     _storable = field_validator("pool")(storable)
+
+
+class NewStanding(BaseModel):
+    """Whether a rater is given work, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    standing: Literal["", "qualified", "stopped"]
+    reason: str = Field(default="", max_length=500)
+
+    _storable = field_validator("reason")(storable)
 
 
 class Invitation(BaseModel):
@@ -180,6 +191,13 @@ def raters(desk: DeskOf) -> list[dict[str, Any]]:
 def change(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: RaterChange) -> dict[str, bool]:
     """Move a rater to another pool; enable or disable them. Nobody disables themselves: a lead is always left."""
     change_rater(desk.store, rater_id, lead.rater.id, disabled=body.disabled, pool=body.pool, role=body.role)
+    return {"ok": True}
+
+
+@router.post("/raters/{rater_id}/standing")
+def stand(desk: DeskOf, lead: LeadWritingSession, rater_id: str, body: NewStanding) -> dict[str, bool]:
+    """Let a rater continue (`qualified`), stop them, or test them again (empty)."""
+    desk.store.set_standing(rater_id, body.standing, body.reason, lead.rater.id)
     return {"ok": True}
 
 

@@ -85,6 +85,7 @@ def before_withdrawals(connection: sqlite3.Connection) -> None:
     for column in (
         "batches DROP COLUMN goal",
         *(f"invitations DROP COLUMN {one}" for one in ("name", "made_at_ms", "revoked")),
+        *(f"raters DROP COLUMN {one}" for one in ("standing", "standing_seq", "standing_note")),
     ):
         connection.execute(f"ALTER TABLE {column}")
 
