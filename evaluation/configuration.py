@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tiebreak.config import LoadingConfig, RenderingConfig, SamplingConfig, Section, SplittingConfig, StageConfig
+from tiebreak.measures.yardsticks.registry import Named, parse
 from tiebreak.records import Split
+from tiebreak.shipped import find_shipped
 
 Folders = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
@@ -31,6 +35,16 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     yardstick: str = "rubric"
     """rubric, or module:function of (prompt, answer) that returns a number, larger being better: beside the configuration
     file, in the current folder, or installed"""
+    yardsticks: list[str] = Field(default_factory=list, exclude_if=lambda names: not names)
+    """several yardsticks by name, instead of `yardstick`; verdicts and win rates go by the first. rubric, reward, rouge,
+    bleu, chrf, meteor, exact_match, token_f1, ifeval:FILE, ifeval_loose:FILE, instructions:FILE, refusal, over_refusal,
+    compliance, keywords:FILE, language:CODE, tone, length, repetition, distinct_n, self_bleu, perplexity, bits_per_byte,
+    or module:function"""
+    references: str | None = Field(default=None, exclude_if=lambda source: source is None)
+    """demonstrations of the same prompts, whose answers are the references of rouge, bleu, chrf, meteor, exact_match and
+    token_f1: a prepare run, a file, a folder or hub:NAME@SPLIT"""
+    samples_per_prompt: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
+    """answers that each policy gives to a prompt; intervals and tests are over prompts"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.7, max_new_tokens=96)
     """how answers are drawn; the same for every policy"""
     seed: int = 0
@@ -50,16 +64,60 @@ class EvaluateConfig(SplittingConfig, RenderingConfig):
     def checks_when_finished(self) -> bool:
         return self.gate is not None
 
+    @property
+    def named_yardsticks(self) -> list[Named]:
+        """Those of `yardsticks`."""
+        return [parse(source) for source in self.yardsticks]
+
+    @property
+    def primary(self) -> str:
+        """The yardstick that verdicts go by."""
+        return self.yardsticks[0] if self.yardsticks else self.yardstick
+
+    def further_inputs(self) -> dict[str, str]:
+        """Files and models that yardsticks read."""
+        named = self.named_yardsticks
+        files = {f"yardstick_{one.source}": str(find_shipped(Path(one.file))) for one in named if one.file}
+        models = [one.argument for one in named if one.entry.of == "logps" and one.argument]
+        return files | {f"yardstick_model_{model}": model for model in models}
+
     def function_names(self) -> dict[str, str]:
-        return {} if self.yardstick == "rubric" else {"yardstick": self.yardstick}
+        if not self.yardsticks:
+            return {} if self.yardstick == "rubric" else {"yardstick": self.yardstick}
+        named = enumerate(self.named_yardsticks)
+        return {f"yardstick_{n}" if n else "yardstick": one.source for n, one in named if not one.name}
 
     @model_validator(mode="after")
     def _possible(self) -> EvaluateConfig:
         if self.baseline not in self.policies:
             raise ValueError(f"baseline: {self.baseline!r} is not among the policies ({', '.join(self.policies)})")
+        for fault in self._yardstick_faults():
+            raise ValueError(fault)
         if self.yardstick != "rubric" and ":" not in self.yardstick:
             raise ValueError(f"yardstick: rubric, or package.module:function, not {self.yardstick!r}")
         return self
+
+    def _yardstick_faults(self) -> Iterator[str]:
+        if self.samples_per_prompt > 1 and not self.sampling.temperature:
+            yield "samples_per_prompt: at temperature 0, all answers to a prompt are the same"
+        if not self.yardsticks:
+            if self.references:
+                yield "references: no yardstick reads them: add rouge, chrf or another to yardsticks"
+            return
+        if self.yardstick != "rubric":
+            yield "yardstick: leave it out, and make it the first of yardsticks"
+        if double := [one for n, one in enumerate(self.yardsticks) if one in self.yardsticks[:n]]:
+            yield f"yardsticks: {double[0]} is given twice"
+        named = self.named_yardsticks
+        for one in named:
+            if one.entry.of == "reward" and not self.reward_model:
+                yield "yardsticks: reward needs reward_model"
+            if one.entry.needs == "references" and not self.references:
+                yield f"yardsticks: {one.source} needs references"
+            if one.entry.needs == "samples" and self.samples_per_prompt < 2:
+                yield f"yardsticks: {one.source} needs samples_per_prompt of at least 2"
+        if named[0].entry.better != "higher":
+            yield f"yardsticks: verdicts go by the first, and of {named[0].source} more is not better: put another first"
 
 
 class CompareConfig(StageConfig):

@@ -3,8 +3,8 @@
     tiebreak evaluate --config configs/quickstart/evaluate.yaml
 
 The yardstick is the written rubric, or a function of yours (see tiebreak.measures.yardstick): no training stage has
-seen it, only the raters' judgments. Every mean carries a 95% bootstrap interval over prompts, and the win rate is
-paired by prompt.
+seen it, only the raters' judgments. There may be several (see tiebreak.measures.yardsticks.registry). Every mean carries
+a 95% bootstrap interval over prompts, and the win rate is paired by prompt.
 """
 
 from __future__ import annotations
@@ -24,21 +24,25 @@ from torch import nn
 
 from evaluation.configuration import EvaluateConfig
 from evaluation.gate import read_gate, require_gate
-from evaluation.repetition import repeated_share
+from evaluation.measuring import add_yardsticks, facts, find_measures, leave_out_unmeasured, read_references
 from evaluation.trained_on import leave_out_trained_on
+from evaluation.yardstick_figures import figures_of, gaps_of
 from tiebreak.chat.chat import Chat, encode_each
 from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import DEFAULT, Rules, read_prompts
 from tiebreak.errors import DataError, HandoffError
 from tiebreak.measures.statistics import Interval, bootstrap_interval, count_outcomes
 from tiebreak.measures.yardstick import Measurement, Yardstick, find_yardstick, shortened
+from tiebreak.measures.yardsticks.registry import Measure
+from tiebreak.measures.yardsticks.wording import repeated_share
 from tiebreak.models.find import ModelKind, find_model
 from tiebreak.models.load import load_frozen_policy, load_trained_reward_model
-from tiebreak.models.tokenizers import load_chat, require_same_chat
+from tiebreak.models.tokenizers import chat_facts, load_chat, require_same_chat
 from tiebreak.packed.generation import BATCHES_A_CALL, row_seed, sample_completions
 from tiebreak.packed.logprobs import completion_logps_in_batches, scores_in_batches
 from tiebreak.packed.positions import require_room
 from tiebreak.records import Prompt, content_id, write_json, write_jsonl
+from tiebreak.runs.cache import cached_batches
 from tiebreak.runs.run import Run, clear_partial, in_batches, read_manifest, start_run, that_drops
 from tiebreak.terminal import has_colours, is_main_process, say, titled_table
 from tiebreak.tracking.recorder import track, track_again
@@ -59,7 +63,8 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def measure_policies(config: EvaluateConfig) -> Path:
     """Sample and measure every policy; returns the finished run's folder."""
-    yardstick = find_yardstick(config.yardstick, config.config_folder)
+    measures = find_measures(config)
+    yardstick = None if measures else find_yardstick(config.yardstick, config.config_folder)
     with start_run(config, "evaluate") as run:
         if run.finished:
             track_again(run)
@@ -68,24 +73,40 @@ def measure_policies(config: EvaluateConfig) -> Path:
         prompts = leave_out_trained_on(config, run, choose_prompts(config, Rules.of(run)))
         require_readable(config)
         prompts = drop_unrendered(config, run, prompts)
+        references = read_references(config, run, prompts)
+        drawn = [prompt for prompt in prompts for _ in range(config.samples_per_prompt)]
         answers: dict[str, list[Answer]] = {}
         for name in config.policies:
-            answers[name] = answer_prompts(config, run, name, prompts, yardstick)
+            answers[name] = answer_prompts(config, run, name, drawn, yardstick)
             require_numbers({name: [sum(answer["logps"]) for answer in answers[name]]}, config.policies[name])
-            add_measurements(config, run, name, prompts, answers[name], yardstick)
-        add_baseline_logps(config, run, prompts, answers)
+            if yardstick:
+                add_measurements(config, run, name, drawn, answers[name], yardstick)
+        add_baseline_logps(config, run, drawn, answers)
         add_scores(config, run, answers)
+        further: Further = {}
+        if measures:
+            failures = add_yardsticks(config, run, measures, drawn, answers, references)
+            drawn = leave_out_unmeasured(measures, drawn, answers, failures)
+            prompts = list({prompt.id: prompt for prompt in drawn}.values())
+            further = {
+                "yardsticks": facts(measures, failures),
+                "figures": figures_of(measures, drawn, answers, config.baseline, config.seed),
+                "gaps": gaps_of(measures, drawn, answers, config.seed),
+            }
         if not is_main_process():
             return run.folder
-        rows = to_rows(prompts, answers)
-        report = to_report(config, yardstick, rows)
+        first = yardstick or measures[0]
+        rows = to_rows(config, drawn, answers)
+        report = to_report(config, first, rows, further)
         write_jsonl(run.final / "completions.jsonl", rows)
         write_json(run.final / "report.json", report)
         run.facts |= {"metrics": to_metrics(report), "kinds": report["kinds"], "counts": {"prompts": len(prompts)}}
         run.finish()
         track(run)
         clear_partial(run)
-        say("", *results_table(report, yardstick.name, has_colours(sys.stderr)), "")
+        say("", *results_table(report, report["yardstick_name"], has_colours(sys.stderr)), "")
+        if len(measures) > 1:
+            say(*yardsticks_table(report, has_colours(sys.stderr)), "")
         return run.folder
 
 
@@ -98,6 +119,20 @@ def results_table(report: Mapping[str, Any], yardstick: str, colours: bool) -> l
         win = "-" if rate is None else f"{rate:.2f}"
         rows.append([name, f"{figures['yardstick_mean']:.3f}", win, f"{figures['length_tokens_mean']:.0f}"])
     return titled_table(head, rows, colours=colours)
+
+
+def yardsticks_table(report: Mapping[str, Any], colours: bool) -> list[str]:
+    """The mean of each policy on each yardstick, and the verdict against the baseline."""
+    words = {"better": "better", "worse": "worse", "higher": "higher", "lower": "lower"}
+    rows = []
+    for one in report["yardsticks"]:
+        cells = [one["source"]]
+        for figures in report["policies"].values():
+            own = figures["yardsticks"][one["source"]]
+            verdict = words.get(own.get("verdict", ""), "")
+            cells.append("-" if own["mean"] is None else f"{own['mean']:.3g} {verdict}".rstrip())
+        rows.append(cells)
+    return titled_table(("yardstick", *report["policies"]), rows, colours=colours)
 
 
 def choose_prompts(config: EvaluateConfig, rules: Rules = DEFAULT) -> list[Prompt]:
@@ -154,12 +189,14 @@ Answer = dict[str, Any]
 
 
 def answer_prompts(
-    config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], yardstick: Yardstick
+    config: EvaluateConfig, run: Run, name: str, prompts: list[Prompt], yardstick: Yardstick | None
 ) -> list[Answer]:
-    """One completion a prompt; every policy draws with the same seeds. The yardstick is tried on the first answer."""
+    """A completion for each of `prompts`; every policy draws with the same seeds. A single yardstick is tried on the
+    first answer."""
     source = find_model(config.policies[name], trust_remote_code=config.training.trust_remote_code)
     chat = load_chat(source, config.chat, config.training.trust_remote_code)
     encoded = [chat.encode_prompt(prompt.messages, prompt.tools) for prompt in prompts]
+    seeds = [seed_of(config, prompt, n % config.samples_per_prompt) for n, prompt in enumerate(prompts)]
 
     @cache
     def model() -> nn.Module:
@@ -172,7 +209,7 @@ def answer_prompts(
             sampled = sample_completions(
                 model(),
                 [encoded[n] for n in batch],
-                [row_seed(config.seed, "evaluate", prompts[n].id) for n in batch],
+                [seeds[n] for n in batch],
                 config.sampling,
                 stop_ids=chat.stop_ids,
                 pad_id=chat.pad_id,
@@ -195,12 +232,24 @@ def answer_prompts(
 
     order = by_length([len(ids) for ids in encoded])
     size, what = BATCHES_A_CALL * config.batch_size, f"answers of {name}"
-    first = in_batches(run, order[:size], size, answer, what)[0]
-    measure_answer(yardstick, prompts[order[0]], first, name)
-    answers: list[Answer] = in_batches(run, order, size, answer, what)
+
+    def parts(batch: list[int]) -> object:
+        settings = [config.sampling.model_dump(), config.training.model_dump(mode="json"), config.batch_size]
+        drawn = [[encoded[n], seeds[n]] for n in batch]
+        return ["answers", run.inputs[f"policy_{name}"].id, chat_facts(chat), settings, drawn]
+
+    if yardstick:
+        first = cached_batches(run, order[:size], size, answer, what, parts)[0]
+        measure_answer(yardstick, prompts[order[0]], first, name)
+    answers: list[Answer] = cached_batches(run, order, size, answer, what, parts)
     model.cache_clear()
     gc.collect()
     return in_order(order, answers)
+
+
+def seed_of(config: EvaluateConfig, prompt: Prompt, sample: int) -> int:
+    """The seed of one answer; of the first, the same as without further samples."""
+    return row_seed(config.seed, "evaluate", prompt.id, *([sample] if sample else []))
 
 
 def add_measurements(
@@ -252,7 +301,9 @@ def add_baseline_logps(
             continue
         for answer in own:
             answer["baseline_logps"] = answer["logps"] if name == config.baseline else None
-    _add(config, run, compared, "baseline_logps", logps, f"KL to {config.baseline}")
+    loading = config.training.model_dump(mode="json")
+    settings = [run.inputs[f"policy_{config.baseline}"].id, config.sampling.temperature, loading]
+    _add(config, run, compared, "baseline_logps", logps, f"KL to {config.baseline}", settings)
     model.cache_clear()
     gc.collect()
 
@@ -273,7 +324,8 @@ def add_scores(config: EvaluateConfig, run: Run, answers: dict[str, list[Answer]
         found: list[float] = scores_in_batches(model(), sequences, chat.pad_id, config.batch_size)
         return found
 
-    _add(config, run, [answer for own in answers.values() for answer in own], "score", scores, "scores")
+    settings = [run.inputs["reward_model"].id, config.training.model_dump(mode="json")]
+    _add(config, run, [answer for own in answers.values() for answer in own], "score", scores, "scores", settings)
     require_numbers({name: [answer["score"] for answer in own] for name, own in answers.items()}, config.reward_model)
     model.cache_clear()
     gc.collect()
@@ -306,13 +358,25 @@ def _add(
     key: str,
     measure: Callable[[list[Answer]], list[Any]],
     what: str,
+    settings: object,
 ) -> None:
     """Measure every answer, in batches that a crash does not undo, and keep the value under `key`.
 
     What all policies answered to a prompt stands together, so that the prompt is computed once for them.
+
+    Args:
+        settings: what decides the values besides the answers' ids.
     """
     order = sorted(range(len(answers)), key=lambda n: (answers[n]["prompt_ids"], n))
-    values = in_batches(run, order, config.batch_size, lambda batch, _: measure([answers[n] for n in batch]), what)
+
+    def compute(batch: list[int], _: object) -> list[Any]:
+        return measure([answers[n] for n in batch])
+
+    def parts(batch: list[int]) -> object:
+        ids = [[answers[n]["prompt_ids"], answers[n]["ids"]] for n in batch]
+        return [key, settings, config.batch_size, ids]
+
+    values = cached_batches(run, order, config.batch_size, compute, what, parts)
     for answer, value in zip(answers, in_order(order, values), strict=True):
         answer[key] = value
 
@@ -328,12 +392,14 @@ def in_order(order: list[int], values: list[Any]) -> list[Any]:
     return [placed[n] for n in range(len(order))]
 
 
-def to_rows(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
+def to_rows(config: EvaluateConfig, prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
     """A row for each completion, with all that was measured of it."""
     rows = []
     for name, own in answers.items():
-        for prompt, answer in zip(prompts, own, strict=True):
+        for n, (prompt, answer) in enumerate(zip(prompts, own, strict=True)):
             measured, baseline = answer["measured"], answer["baseline_logps"]
+            sample = {"sample": n % config.samples_per_prompt} if config.samples_per_prompt > 1 else {}
+            named = {"yardsticks": answer["yardsticks"]} if "yardsticks" in answer else {}
             rows.append(
                 {
                     "prompt_id": prompt.id,
@@ -348,27 +414,40 @@ def to_rows(prompts: list[Prompt], answers: dict[str, list[Answer]]) -> list[dic
                     "kl": None if baseline is None else sum(answer["logps"]) - sum(baseline),
                     "length_tokens": len(answer["ids"]),
                     "repetition": repeated_share(answer["text"]),
+                    **sample,
+                    **named,
                 }
             )
     return rows
 
 
-def to_report(config: EvaluateConfig, yardstick: Yardstick, rows: list[dict[str, Any]]) -> dict[str, Any]:
+Further = dict[str, Any]
+"""of several yardsticks: their facts, the policies' figures, and the gaps between counterfactual prompts"""
+
+
+def to_report(
+    config: EvaluateConfig, yardstick: Yardstick | Measure, rows: list[dict[str, Any]], further: Further
+) -> dict[str, Any]:
     """Figures by policy; see evaluation.compare, which prints them."""
     by_policy: dict[str, list[dict[str, Any]]] = {name: [] for name in config.policies}
     for row in rows:
         by_policy[row["policy"]].append(row)
-    baseline = [row["yardstick_score"] for row in by_policy[config.baseline]]
+    baseline = list(means_by_prompt(by_policy[config.baseline], "yardstick_score").values())
     policies = {
         name: policy_figures(own, None if name == config.baseline else baseline, config.seed)
         | named_source(config.policies[name], config.training.trust_remote_code)
+        | ({"yardsticks": further["figures"][name]} if further else {})
         for name, own in by_policy.items()
     }
+    named = {key: further[key] for key in ("yardsticks", "gaps") if further.get(key)}
+    samples = {"samples_per_prompt": config.samples_per_prompt} if config.samples_per_prompt > 1 else {}
     return {
+        **named,
+        **samples,
         "policies": policies,
         "baseline": config.baseline,
-        "yardstick": config.yardstick,
-        "yardstick_name": yardstick.name,
+        "yardstick": config.primary,
+        "yardstick_name": yardstick.name if isinstance(yardstick, Yardstick) else yardstick.title,
         "yardstick_scale": yardstick.scale,
         "sampling": config.sampling.model_dump(),
         "split": config.split,
@@ -395,11 +474,23 @@ def named_source(policy: str, trust_remote_code: bool) -> dict[str, str]:
     return {"source": made_by, "id": found.id}
 
 
+def means_by_prompt(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, float]:
+    """The mean over the answers to each prompt, in the order of the rows."""
+    found: dict[str, list[float]] = {}
+    for n, row in enumerate(rows):
+        found.setdefault(row.get("prompt_id", str(n)), []).append(row[key])
+    return {prompt: statistics.fmean(values) if len(values) > 1 else values[0] for prompt, values in found.items()}
+
+
 def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, seed: int) -> dict[str, Any]:
-    """The figures of one policy. `baseline` holds the baseline's measure on the same prompts, in the same order."""
-    measured = [row["yardstick_score"] for row in rows]
+    """The figures of one policy; several answers to a prompt count as their mean.
+
+    Args:
+        baseline: the baseline's measure by prompt, in the same order.
+    """
+    measured = list(means_by_prompt(rows, "yardstick_score").values())
     tokens = sum(row["length_tokens"] for row in rows)
-    scores = [row["score"] for row in rows if row["score"] is not None]
+    scores = list(means_by_prompt([row for row in rows if row["score"] is not None], "score").values())
     kl = [row["kl"] for row in rows if row["kl"] is not None]
     mean, interval = statistics.fmean(measured), mean_interval(measured, seed)
     return {
@@ -416,7 +507,7 @@ def policy_figures(rows: list[dict[str, Any]], baseline: list[float] | None, see
         "length_tokens_mean": tokens / len(rows),
         "unfinished_share": statistics.fmean(not row["finished"] for row in rows),
         "repetition_mean": statistics.fmean(row["repetition"] for row in rows),
-        "n_prompts": len(rows),
+        "n_prompts": len(measured),
     }
 
 

@@ -19,11 +19,12 @@ from pydantic import Field
 
 from evaluation.compare.reading import Evaluation, read_evaluation
 from evaluation.compare.words import edge, label
-from evaluation.overview.policies import Member, members_of, refuses
+from evaluation.overview.policies import Member, members_of
 from tiebreak.config import Section, load_config
 from tiebreak.data.reading import read_rows
 from tiebreak.errors import ConfigError, GateError, counted
 from tiebreak.measures.ratings import MANY_PROMPTS, length_controlled, outcomes_of, share_interval
+from tiebreak.measures.yardsticks.wording import refuses
 from tiebreak.page.numbers import number, percent
 from tiebreak.records import write_json
 from tiebreak.runs.chain import InputFinder

@@ -329,12 +329,14 @@ def _unknown_loss(name: str, algorithm: str) -> str:
 
 
 class RewardConfig(Section):
-    """One of several rewards: a reward model or a function."""
+    """One of several rewards: a reward model, a function, or checkable instructions."""
 
     model: str | None = None
     """a finished reward run"""
     function: str | None = None
     """a Python function, as module:name: beside the configuration file, in the current folder, or installed"""
+    instructions: str | None = Field(default=None, exclude_if=lambda file: file is None)
+    """a file of checkable instructions: the share that an answer follows; see docs/evaluation.md"""
     weight: float = 1.0
     """weight of its score in the sum; below 0: a penalty"""
     spread_penalty: float = Field(default=0.0, ge=0.0)
@@ -342,10 +344,13 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
-        if (self.model is None) == (self.function is None):
-            raise ValueError("a reward is either a model or a function (package.module:function): give one of them")
-        if self.function is not None and self.spread_penalty:
-            raise ValueError("spread_penalty: a function has no members whose scores could spread")
+        if sum(source is not None for source in (self.model, self.function, self.instructions)) != 1:
+            raise ValueError(
+                "a reward is a model, a function (package.module:function) or a file of instructions: give one of them"
+            )
+        if self.model is None and self.spread_penalty:
+            kind = "a function" if self.function else "a file of instructions"
+            raise ValueError(f"spread_penalty: {kind} has no members whose scores could spread")
         if self.function is not None and ":" not in self.function:
             raise ValueError(f"function: {self.function!r} is not of the form package.module:function")
         return self

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.repetition import repeated_share
 from tiebreak.measures.yardstick import find_yardstick
+from tiebreak.measures.yardsticks.wording import repeated_share
 from tiebreak.shipped import packaged
 
 sys.path.append(str(packaged("data/hydroponics/rubric.py").parent))

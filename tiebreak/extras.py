@@ -1,8 +1,10 @@
-"""The packages of the extra `tiebreak[train]`. A label server needs none of them."""
+"""The packages of the extras: `tiebreak[train]`, of which a label server needs none, and smaller ones."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import Any
 
 TRAINING_PACKAGES = (
     "accelerate",
@@ -30,3 +32,20 @@ def missing_training_package(error: BaseException) -> str:
     """The message for an import that failed for a missing training package; otherwise empty."""
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     return f"{name} is not installed: {INSTALL}" if name in TRAINING_PACKAGES else ""
+
+
+def require_package(module: str, what: str, extra: str) -> Any:
+    """A module of an optional package.
+
+    Args:
+        what: what needs it, for the message.
+
+    Raises:
+        ConfigError: it is not installed; says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        from tiebreak.errors import ConfigError  # which imports this module
+
+        raise ConfigError(f"{what} needs {module.partition('.')[0]}: pip install 'tiebreak[{extra}]'") from error

@@ -469,6 +469,7 @@ PPO = Stage(
         "prompts": "prompts",
         "reward_model": "reward_model",
         "rewards.model": "rewards.{}",
+        "rewards.instructions": "rewards.{}",
         "value_head": "value_head",
         "guard.reward_model": "guard.reward_model",
     },
@@ -523,7 +524,12 @@ EVALUATE = Stage(
     "evaluation.configuration:EvaluateConfig",
     heavy=True,
     shares_out=True,
-    inputs={"prompts": "prompts", "policies": "policy_{}", "reward_model": "reward_model"},
+    inputs={
+        "prompts": "prompts",
+        "policies": "policy_{}",
+        "reward_model": "reward_model",
+        "references": "references",
+    },
     next=(Next("compare", (("evaluation", "{output}"),)),),
 )
 

@@ -102,6 +102,10 @@ class Evaluation:
     sampling: dict[str, Any]
     kinds: tuple[str, ...]
     answers: tuple[Answer, ...]
+    yardsticks: tuple[dict[str, Any], ...] = ()
+    """of several: their names, titles, directions and failures"""
+    gaps: tuple[dict[str, Any], ...] = ()
+    """between counterfactual prompts"""
 
     @property
     def prompt_ids(self) -> frozenset[str]:
@@ -177,6 +181,8 @@ def read_evaluation(folder: str) -> Evaluation:
         sampling=dict(report.get("sampling") or {}),
         kinds=kinds_of(report),
         answers=answers,
+        yardsticks=tuple(report.get("yardsticks") or ()),
+        gaps=tuple(report.get("gaps") or ()),
     )
     _check_prompts(evaluation)
     return evaluation

@@ -63,6 +63,10 @@ def build_report(
         "data": [row for link in every_link for row in data_counts(link)],
         "chain": [chain_entry(link) for link in every_link],
     }
+    if evaluation.yardsticks:
+        report["yardsticks"] = list(evaluation.yardsticks)
+    if evaluation.gaps:
+        report["gaps"] = list(evaluation.gaps)
     if against:
         report["against"] = side_by_side(evaluation, against, behind)
     report["timings"] = {"stages": [timing(link) for link in every_link]}

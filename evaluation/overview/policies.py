@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,16 +27,10 @@ from tiebreak.measures.ratings import (
     share_p_value,
 )
 from tiebreak.measures.statistics import bootstrap_interval
+from tiebreak.measures.yardsticks.wording import refuses
 
 Array = NDArray[np.float64]
 
-REFUSAL = re.compile(
-    r"^\W*(?:i['’]?m sorry|i am sorry|sorry|i apologi[sz]e|unfortunately)?\W*(?:but )?"
-    r"(?:i (?:can(?:no|['’])?t|am (?:not able|unable)|won['’]t|will not|must decline)|i['’]m (?:not able|unable)|"
-    r"as an ai|it (?:is|would be) (?:not appropriate|inappropriate))",
-    re.IGNORECASE,
-)
-"""The opening of an answer that refuses, in English."""
 SAMPLE_BYTES = 2_500_000
 """of the page: beyond it, fewer prompts are shown"""
 
@@ -212,15 +205,6 @@ def describe(
         score=spread([_mean_if_all([a.score for a in rows]) for rows in answers]),
         kl=spread([_mean_if_all([a.kl for a in rows]) for rows in answers]),
     )
-
-
-def refuses(text: str) -> bool:
-    """Whether an answer opens with a refusal, in English.
-
-    >>> refuses("I'm sorry, but I can't help with that."), refuses("You can't overfeed them.")
-    (True, False)
-    """
-    return bool(REFUSAL.match(text))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -31,6 +31,8 @@ from tiebreak.config import LoadingConfig
 from tiebreak.errors import HandoffError
 from tiebreak.measures import functions
 from tiebreak.measures.functions import UserFunction
+from tiebreak.measures.yardsticks.asked import Asked, Function
+from tiebreak.measures.yardsticks.instructions import share_followed
 from tiebreak.models.adapters.adapter import Adapter
 from tiebreak.models.adapters.peft_files import ADAPTER_FILE
 from tiebreak.models.find import ModelSource, find_model
@@ -189,6 +191,24 @@ class FunctionReward:
         return _numbers(returned, len(completions), self.name)
 
 
+@dataclass(frozen=True)
+class InstructionReward:
+    """The share of its prompt's checkable instructions that a completion follows; 0 for a prompt without any."""
+
+    name: str
+    weight: float
+    followed: Function
+    conversations: Conversations
+
+    def scores(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[float]:
+        """From 0 to 1."""
+        found = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            (share,) = self.followed(Asked(self.conversations.prompt(prompt)), [self.conversations.text(completion)])
+            found.append(share or 0.0)
+        return found
+
+
 def _numbers(returned: Any, wanted: int, name: str) -> list[float]:
     try:
         values = [float(value) for value in returned]
@@ -281,6 +301,9 @@ def load_rewards(
         if config.function is not None:
             function = load_function(config.function, beside)
             rewards.append(FunctionReward(config.function, config.weight, function, conversations))
+        elif config.instructions is not None:
+            followed = share_followed(config.instructions)
+            rewards.append(InstructionReward(config.instructions, config.weight, followed, conversations))
         elif config.model is not None:
             found = find_model(config.model, "reward", training.trust_remote_code)
             rewards.append(

@@ -24,6 +24,7 @@ from tiebreak.command.launch import stage_main
 from tiebreak.data.reading import read_prompts
 from tiebreak.data.splits import partition
 from tiebreak.errors import ConfigError
+from tiebreak.measures.yardsticks.instructions import read_instructions
 from tiebreak.models.load import adapter_of, is_quantized, load_copy, load_policy
 from tiebreak.packed.positions import require_room
 from tiebreak.packed.sharding import gathered
@@ -44,6 +45,9 @@ def train_ppo(config: PPOConfig) -> None:
     """The stage."""
     for function in config.function_names().values():
         find_function(function, config.config_folder)
+    for reward in config.rewards:
+        if reward.instructions is not None:
+            read_instructions(reward.instructions)
     train_stage(PPO, config)
 
 

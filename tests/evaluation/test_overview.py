@@ -23,10 +23,10 @@ from evaluation.overview import read_overview, write_overview
 from evaluation.overview.charts import mean_and_band, smooth
 from evaluation.overview.model import SCHEMA, Overview, schema
 from evaluation.overview.page import build_page
-from evaluation.overview.policies import refuses
 from evaluation.overview.reading import read_rows
 from evaluation.overview.serve import LivePage, make_server
 from tiebreak.errors import RunError
+from tiebreak.measures.yardsticks.wording import refuses
 
 
 @pytest.fixture(scope="module")

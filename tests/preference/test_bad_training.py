@@ -229,3 +229,20 @@ def test_a_changed_function_is_another_run(world: World, tmp_path: Path, monkeyp
     finally:
         sys.modules.pop("house_rewards", None)
         sys.path.remove(str(tmp_path))
+
+
+def test_checkable_instructions_are_a_reward(world: World, tmp_path: Path) -> None:
+    """Paid for saying "more" at least once: the share of answers with it is the logged score."""
+    file = tmp_path / "instructions.jsonl"
+    config = ppo_config(tmp_path, world, rewards=[{"instructions": str(file)}], stop_when_all_cut_off=False)
+    file.write_text('{"instruction_id_list": ["keywords:existance"], "kwargs": [{"keywords": ["more"]}]}\n')
+    status, message = run_here("ppo", "--config", config)
+    assert (status, "no instruction 'keywords:existance'" in message) == (1, True), message
+    file.write_text('{"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": ["more"]}]}\n')
+    status, message = run_here("ppo", "--config", config)
+    assert status == 0, message
+    scores = [
+        row["objective/scores"] for row in read_rows(tmp_path / "ppo" / "metrics.jsonl") if "objective/scores" in row
+    ]
+    assert scores
+    assert all((8 * score).is_integer() and 0 <= score <= 1 for score in scores)  # of 8 answers a rollout

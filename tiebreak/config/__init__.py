@@ -236,6 +236,10 @@ class StageConfig(Section):
         """The file of its chat template, whose content is part of a run's identity; None if it has none."""
         return None
 
+    def further_inputs(self) -> dict[str, str]:
+        """Inputs that parts of its keys name, by name in the manifest."""
+        return {}
+
     def function_names(self) -> dict[str, str]:
         """The user's functions that the stage calls, each as module:function, by role."""
         return {}

@@ -13,7 +13,9 @@ A value that is not a finite number, or is outside the scale, is refused: it wou
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,18 +59,19 @@ class Yardstick:
         """The function's source file; None for the rubric and for built-in functions."""
         return None if self.source == RUBRIC else self.function.file
 
-    def measure(self, prompt: str, answer: str, whose: str) -> Measurement:
+    def measure(self, prompt: str, answer: str, whose: str, **further: Any) -> Measurement:
         """One answer's value.
 
         Args:
             whose: the answer's description, for the message.
+            further: arguments of the function beside prompt and answer.
 
         Raises:
             HandoffError: the function raises, or does not return a finite number on its scale.
         """
         criteria: dict[str, bool] = {}
         try:
-            returned = self.function.call(prompt, answer)
+            returned = self.function.call(prompt, answer, **further)
             if list_criteria := getattr(self.function.call, "criteria", None):
                 criteria = {str(name): bool(met) for name, met in list_criteria(prompt, answer).items()}
         except (Exception, SystemExit) as error:
@@ -80,6 +83,16 @@ class Yardstick:
         if fault:
             raise HandoffError(f"the yardstick {self.source} returned {fault} for {whose}. {KEPT}")
         return Measurement(float(returned), criteria)
+
+    def criteria_of(self, prompt: str, answer: str) -> dict[str, bool]:
+        """Which of its criteria an answer meets; none if they cannot be found out."""
+        list_criteria = getattr(self.function.call, "criteria", None)
+        if list_criteria is None:
+            return {}
+        try:
+            return {str(name): bool(met) for name, met in list_criteria(prompt, answer).items()}
+        except (Exception, SystemExit):  # noqa: BLE001 - whatever a user's function raises
+            return {}
 
     def _fault(self, returned: Any) -> str:
         """The error in a returned value; empty if there is none."""
@@ -98,20 +111,32 @@ class Yardstick:
 KEPT = "No answer is lost: fix the function and run the same command again"
 
 
-def find_yardstick(source: str, beside: Path | None = None, key: str = "yardstick") -> Yardstick:
+def find_yardstick(
+    source: str, beside: Path | None = None, key: str = "yardstick", offered: Sequence[str] = ()
+) -> Yardstick:
     """The rubric, or a user's function, validated as far as possible without an answer.
 
     Args:
         beside: the configuration file's folder.
         key: the configuration's key that names it, for messages.
+        offered: further arguments, of which the function takes those that are among its parameters.
 
     Raises:
         ConfigError: there is no such function, it has other arguments, or its scale is invalid.
     """
     function = load_shipped_function(RUBRIC_FILE, "score") if source == RUBRIC else load_function(source, key, beside)
-    require_arguments(function, key, f"{source.rpartition(':')[2]}(prompt, answer)", "", "")
+    named = dict.fromkeys(parameters_of(function.call) & set(offered))
+    require_arguments(function, key, f"{source.rpartition(':')[2]}(prompt, answer)", "", "", **named)
     name = getattr(function.call, "name", None)
     return Yardstick(source, name if isinstance(name, str) and name.strip() else source, _scale(function), function)
+
+
+def parameters_of(function: Callable[..., Any]) -> set[str]:
+    """Names of a function's parameters; none of a built-in one without a signature."""
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return set()
 
 
 def _scale(function: UserFunction) -> tuple[float, float] | None:

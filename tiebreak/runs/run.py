@@ -304,6 +304,7 @@ def stage_inputs(config: StageConfig, stage: str) -> dict[str, str]:
     template = config.template_file()
     return (
         find_stage(stage).inputs_of(config)
+        | config.further_inputs()
         | {key: function.file for key, function in found.items() if function.file}
         | ({"chat_template": str(template)} if template else {})
     )

@@ -1,0 +1,126 @@
+"""The report's part on several yardsticks: a row for each, a column for each policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluation.compare.words import label
+from tiebreak.page.charts import swatch
+from tiebreak.page.markup import Markup, el, join
+from tiebreak.page.numbers import digits_for, number, p_value, signed
+from tiebreak.page.tables import cell, heading, note, ranged, table
+
+Row = Mapping[str, Any]
+Marks = Mapping[str, tuple[str, str]]
+
+_DIRECTIONS = {"higher": "more is better", "lower": "less is better", "neither": ""}
+_VERDICTS = {"undecided": "not told apart", "too few": "too few prompts"}
+
+
+def yardsticks_part(report: Row, marks: Marks) -> Markup | None:
+    """The yardsticks after the first, which has the report's other tables."""
+    named = report.get("yardsticks", [])
+    further = named[1:]
+    if not further:
+        return None
+    policies = report["policies"]
+    headings = [heading("Yardstick"), *(el("th", _named(policy, marks), scope="col", cls="n") for policy in policies)]
+    rows = [
+        el(
+            "tr",
+            el("th", one["title"], el("small", _about(one), cls="unit"), scope="row"),
+            [_cell(policy, row["yardsticks"][one["source"]], one) for policy, row in policies.items()],
+        )
+        for one in further
+    ]
+    compared = sum("p_value" in row["yardsticks"][one["source"]] for one in named for row in policies.values())
+    remark = (
+        "Means with 95% bootstrap intervals over prompts; several answers to a prompt count as their mean. Δ: the "
+        f"difference from {label(report['baseline'])} on the same prompts. Verdicts: McNemar's test of the prompts on "
+        "which one of the two has the better value, from 30 prompts on, p-values corrected for all "
+        f"{compared} comparisons (Holm)."
+    )
+    failed = [
+        note(f"{one['source']} failed on {one['failed']} rows, which have no value. The first: {one['first_failure']}")
+        for one in named
+        if one.get("failed")
+    ]
+    return join(el("div", table(headings, rows), cls="scroll"), note(remark), failed)
+
+
+def _named(policy: str, marks: Marks) -> Markup:
+    return join(swatch(*marks[policy]), label(policy))
+
+
+def _about(one: Row) -> str:
+    return ", ".join(
+        filter(None, (str(one["source"]) if len(str(one["source"])) < 40 else "", _DIRECTIONS[one["better"]]))
+    )
+
+
+def _cell(policy: str, row: Row, one: Row) -> Markup:
+    if row["mean"] is None:
+        return cell(label(policy), "–", cls="n", absent=True)
+    span = _span(one.get("scale"), row)
+    digits = digits_for(span)
+    shown = ranged(row["mean"], row["interval"], lambda value: number(value, digits))
+    further = []
+    if "difference" in row:
+        further.append(el("small", f"Δ {signed(row['difference'], digits)}"))
+        verdict = str(row["verdict"])
+        words = _VERDICTS.get(verdict, verdict)
+        further.append(
+            el("small", words if verdict == "too few" else f"{words}, p {p_value(row['p_value'])}", cls="verdict")
+        )
+    return cell(label(policy), el("span", shown, further, cls="stacked"), cls="n")
+
+
+def _span(scale: Sequence[float] | None, row: Row) -> float:
+    return float(scale[1] - scale[0]) if scale else float(max(abs(row["mean"]), 1e-6))
+
+
+def gaps_part(report: Row, marks: Marks) -> Markup | None:
+    """What changes with the group that a prompt names."""
+    gaps = report.get("gaps", [])
+    if not gaps:
+        return None
+    titles = {one["source"]: one["title"] for one in report["yardsticks"]}
+    scales = {one["source"]: one.get("scale") for one in report["yardsticks"]}
+    policies = list(dict.fromkeys(row["policy"] for row in gaps))
+    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in gaps:
+        first, second = row["groups"]
+        lines.setdefault((row["attribute"], f"{first} − {second}", row["yardstick"]), {})[row["policy"]] = row
+    rows = []
+    for (attribute, groups, source), by_policy in lines.items():
+        pairs = max(row["pairs"] for row in by_policy.values())
+        about = f"{attribute + ', ' if attribute else ''}{pairs} pairs"
+        cells = [_gap_cell(policy, by_policy.get(policy), scales[source]) for policy in policies]
+        rows.append(
+            el(
+                "tr",
+                el("th", groups, el("small", about, cls="unit"), scope="row"),
+                cell("Yardstick", titles[source]),
+                cells,
+            )
+        )
+    headings = [
+        heading("Groups"),
+        heading("Yardstick"),
+        *(el("th", _named(policy, marks), scope="col", cls="n") for policy in policies),
+    ]
+    remark = (
+        "Prompts that differ in the named group alone. A gap is the first group's mean less the second's, over pairs, "
+        f"with a 95% bootstrap interval; p-values of McNemar's test, corrected for all {len(gaps)} gaps (Holm). An "
+        "interval that includes 0 does not show that there is no gap."
+    )
+    return join(el("div", table(headings, rows), cls="scroll"), note(remark))
+
+
+def _gap_cell(policy: str, row: Row | None, scale: Sequence[float] | None) -> Markup:
+    if row is None:
+        return cell(label(policy), "–", cls="n", absent=True)
+    digits = digits_for(float(scale[1] - scale[0]) if scale else max(abs(row["gap"]), 1e-6))
+    shown = ranged(row["gap"], row["gap_interval"], lambda value: signed(value, digits))
+    return cell(label(policy), el("span", shown, el("small", f"p {p_value(row['p_value'])}"), cls="stacked"), cls="n")

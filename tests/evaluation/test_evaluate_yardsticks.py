@@ -1,0 +1,250 @@
+"""Several yardsticks through the command line, on policies whose every answer is written down."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bigrams import EOS, Language, Script, build_bigrams
+from support import read_rows, run_here, write_config, write_rows
+
+from evaluation.yardstick_figures import figures_of, gaps_of
+from tiebreak.measures.yardsticks.registry import build_measure, parse
+from tiebreak.records import Message, Prompt
+
+FEED, WATER, SORRY = "Feed it daily.", "Water it, then wait.", "I'm sorry, but I can't help."
+LANGUAGE = Language(("one", "two", "three", "four"), (FEED, WATER, SORRY))
+SFT = Script({"one": (FEED, EOS), "two": (SORRY, EOS), "three": (WATER, EOS), "four": (SORRY, EOS)}, certainty=0.5)
+DPO = Script({"one": (FEED, EOS), "two": (FEED, EOS), "three": (WATER, EOS), "four": (WATER, EOS)}, certainty=0.9)
+YARDSTICKS = """
+def words(prompt, answer, tags=(), references=()):
+    if answer.startswith("Water") and "three" in prompt:
+        raise ValueError("no water")
+    return len(answer.split()) + 100 * len(references) + 1000 * ("safe" in tags)
+words.better = "neither"
+
+def strict(prompt, answer):
+    if "two" in prompt:
+        raise ValueError("no two")
+    return float("daily" in answer)
+"""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    rows = [{"prompt": word, "split": "test", "tags": ["safe"] if word == "four" else []} for word in LANGUAGE.words]
+    write_rows(folder / "prompts.jsonl", rows)
+    write_rows(
+        folder / "references.jsonl", [{"prompt": "one", "completion": FEED}, {"prompt": "two", "completion": "No"}]
+    )
+    instruction = {"instruction_id_list": ["punctuation:no_comma", "keywords:existence"]}
+    write_rows(folder / "instructions.jsonl", [{**instruction, "kwargs": [{}, {"keywords": ["it"]}]}])
+    (folder / "mine.py").write_text(YARDSTICKS)
+    for name, script in (("sft", SFT), ("dpo", DPO)):
+        build_bigrams(folder / name, LANGUAGE, script)
+    return folder
+
+
+def evaluate(bench: Path, output: Path, **values: Any) -> tuple[int, str]:
+    settings = {
+        "output": output,
+        "policies": {"sft": bench / "sft", "dpo": bench / "dpo"},
+        "prompts": bench / "prompts.jsonl",
+        "sampling": {"temperature": 0.0, "max_new_tokens": 3},
+        "batch_size": 2,
+        "tracking": {"mode": "disabled"},
+    } | values
+    return run_here("evaluate", "--config", write_config(bench / f"{output.name}.yaml", **settings))
+
+
+def report_of(output: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((output / "final" / "report.json").read_text())
+    return report
+
+
+def by_word(output: Path, policy: str, yardstick: str) -> dict[str, Any]:
+    rows = [row for row in read_rows(output / "final" / "completions.jsonl") if row["policy"] == policy]
+    return {row["messages"][-1]["content"]: row["yardsticks"][yardstick] for row in rows}
+
+
+def test_several_yardsticks_by_hand_and_one_more_samples_nothing(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instructions = f"instructions:{bench / 'instructions.jsonl'}"
+    names = ["token_f1", "exact_match", "refusal", "over_refusal", instructions, "perplexity", "mine:words"]
+    given = {"references": bench / "references.jsonl"}
+    first = tmp_path / "first"
+    status, printed = evaluate(bench, first, yardsticks=["length", *names], **given)
+    assert status == 2
+    assert "verdicts go by the first, and of length more is not better" in printed
+    status, printed = evaluate(bench, first, yardsticks=["rubric", *names], **given)
+    assert status == 0, printed
+    none_of_the_others = {"three": None, "four": None}
+    assert by_word(first, "dpo", "exact_match") == {"one": 1.0, "two": 0.0, **none_of_the_others}
+    assert by_word(first, "dpo", "refusal") == dict.fromkeys(LANGUAGE.words, 0.0)
+    assert by_word(first, "sft", "over_refusal") == {"one": None, "two": None, "three": None, "four": 1.0}
+    # no comma and the word "it": Feed both, Water the second, Sorry neither
+    assert by_word(first, "sft", instructions) == {"one": 1.0, "two": 0.0, "three": 0.5, "four": 0.0}
+    # under the baseline: every step of its own answers has probability 1/2
+    assert by_word(first, "sft", "perplexity") == pytest.approx(dict.fromkeys(LANGUAGE.words, 2.0), abs=1e-3)
+    # a function that fails on one row: reported, and the others have their values
+    assert by_word(first, "dpo", "mine:words") == {"one": 103.0, "two": 103.0, "three": None, "four": 1004.0}
+    assert (
+        "the yardstick mine:words failed on 2 rows, which have no value; the first: the yardstick mine:words" in printed
+    )
+    report = report_of(first)
+    assert [one["source"] for one in report["yardsticks"]] == ["rubric", *names]
+    assert [one.get("failed") for one in report["yardsticks"]] == [*[None] * 7, 2]
+    figures = report["policies"]["dpo"]["yardsticks"]
+    assert figures["refusal"]["difference"] == pytest.approx(-0.5)
+    assert figures["refusal"]["outcomes"] == {"wins": 0, "ties": 2, "losses": 2}
+    assert figures["over_refusal"]["outcomes"] == {"wins": 1, "ties": 0, "losses": 0}  # fewer is better
+    assert (figures["exact_match"]["n_prompts"], figures["refusal"]["verdict"]) == (2, "too few")
+    assert (report["yardstick"], report["policies"]["dpo"]["yardstick_mean"]) == ("rubric", figures["rubric"]["mean"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("sampled anew")
+
+    for function in ("evaluation.evaluate.sample_completions", "evaluation.measuring.completion_logps_in_batches"):
+        monkeypatch.setattr(function, refuse)
+    second = tmp_path / "second"
+    status, printed = evaluate(bench, second, yardsticks=["rubric", *names, "length"], **given)
+    assert status == 0, printed
+    assert by_word(second, "sft", "length") == {"one": 3.0, "two": 6.0, "three": 4.0, "four": 6.0}
+    assert by_word(second, "sft", "perplexity") == by_word(first, "sft", "perplexity")
+    status, printed = evaluate(bench, tmp_path / "third", policies={"sft": bench / "dpo", "dpo": bench / "sft"})
+    assert status == 0, printed  # the cache goes by content, not by name
+
+
+def test_without_the_new_keys_nothing_changes_and_with_rubric_alone_the_figures_are_the_same(
+    bench: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert evaluate(bench, old)[0] == evaluate(bench, new, yardsticks=["rubric"])[0] == 0
+    manifest = json.loads((old / "manifest.json").read_text())
+    assert not {"yardsticks", "references", "samples_per_prompt"} & manifest["config"].keys()
+    rows, others = (read_rows(one / "final" / "completions.jsonl") for one in (old, new))
+    assert [{k: v for k, v in row.items() if k != "yardsticks"} for row in others] == rows
+    mine, theirs = report_of(old)["policies"], report_of(new)["policies"]
+    assert {name: {k: v for k, v in row.items() if k != "yardsticks"} for name, row in theirs.items()} == mine
+
+
+def test_a_prompt_that_the_first_yardstick_fails_on_is_left_out_for_every_policy(bench: Path, tmp_path: Path) -> None:
+    output = tmp_path / "strict"
+    status, printed = evaluate(bench, output, yardsticks=["mine:strict", "refusal"])
+    assert status == 0, printed
+    assert "1 prompt left out: the first yardstick, mine:strict, has no value for them" in printed
+    report = report_of(output)["policies"]
+    assert [row["n_prompts"] for row in report.values()] == [3, 3]
+    assert report["sft"]["yardstick_mean"] == report["dpo"]["yardstick_mean"] == pytest.approx(1 / 3)
+    assert set(by_word(output, "sft", "refusal")) == {"one", "three", "four"}
+
+
+def test_several_answers_to_a_prompt_count_once(bench: Path, tmp_path: Path) -> None:
+    output = tmp_path / "samples"
+    drawn = {"temperature": 1.0, "max_new_tokens": 2}
+    status, printed = evaluate(
+        bench, output, yardsticks=["rubric", "self_bleu", "distinct_n:1"], samples_per_prompt=3, sampling=drawn
+    )
+    assert status == 0, printed
+    rows = [row for row in read_rows(output / "final" / "completions.jsonl") if row["policy"] == "sft"]
+    assert [row["sample"] for row in rows] == [0, 1, 2] * 4
+    assert len({row["text"] for row in rows if row["messages"][-1]["content"] == "one"}) > 1
+    figures = report_of(output)["policies"]
+    assert figures["sft"]["n_prompts"] == 4
+    assert sum(figures["dpo"]["outcomes"].values()) == 4
+    single = tmp_path / "single"
+    assert evaluate(bench, single, sampling=drawn)[0] == 0  # the first sample is the one without further ones
+    alone = [row["text"] for row in read_rows(single / "final" / "completions.jsonl") if row["policy"] == "sft"]
+    assert [row["text"] for row in rows if row["sample"] == 0] == alone
+    status, printed = run_here("compare", "--evaluation", output, "--output", tmp_path / "compare")
+    assert status == 0, printed
+    page = (tmp_path / "compare" / "report.html").read_text()
+    assert "Self-BLEU" in page
+    assert "Other yardsticks" in page
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"yardsticks": ["rogue"]}, "no yardstick 'rogue'; did you mean rouge?"),
+        ({"yardsticks": ["rouge"]}, "rouge needs references"),
+        ({"yardsticks": ["reward"]}, "reward needs reward_model"),
+        ({"yardsticks": ["rubric", "self_bleu"]}, "self_bleu needs samples_per_prompt of at least 2"),
+        ({"yardsticks": ["rubric", "rubric"]}, "rubric is given twice"),
+        ({"yardsticks": ["rubric"], "yardstick": "mine:strict"}, "make it the first of yardsticks"),
+        ({"samples_per_prompt": 2}, "at temperature 0, all answers to a prompt are the same"),
+        ({"references": "references.jsonl"}, "no yardstick reads them"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_drawn(
+    bench: Path, tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    status, printed = evaluate(bench, tmp_path / "refused", **values)
+    assert (status, words in printed) == (2, True), printed
+
+
+# --- statistics ---
+
+
+def drawn_of(values: dict[str, list[list[float | None]]], tags: list[tuple[str, ...]]) -> tuple[Any, Any]:
+    """Prompts, one for each answer, and answers with the values of the yardstick refusal."""
+    count = len(next(iter(values.values())))
+    prompts = [
+        Prompt(id=f"p{n:03d}", messages=(Message(role="user", content=str(n)),), tags=tags[n] if tags else ())
+        for n in range(count)
+    ]
+    each = len(next(iter(values.values()))[0])
+    drawn = [prompt for prompt in prompts for _ in range(each)]
+    answers = {
+        name: [{"yardsticks": {"refusal": value}} for prompt in own for value in prompt] for name, own in values.items()
+    }
+    return drawn, answers
+
+
+def test_one_correction_over_all_yardsticks_and_policies() -> None:
+    """McNemar's p of 20 losses and no win is (19/√20)² on one degree; Holm multiplies the smaller of two by two."""
+    base: list[list[float | None]] = [[0.0]] * 40
+    worse: list[list[float | None]] = [[1.0]] * 20 + [[0.0]] * 20
+    slightly: list[list[float | None]] = [[1.0]] * 5 + [[0.0]] * 34 + [[None]]
+    drawn, answers = drawn_of({"sft": base, "a": worse, "b": slightly}, [])
+    figures = figures_of([build_measure(parse("refusal"))], drawn, answers, "sft", 0)
+    p = math.erfc(19 / math.sqrt(2 * 20))
+    assert figures["a"]["refusal"]["p_value"] == pytest.approx(2 * p)
+    assert figures["a"]["refusal"]["verdict"] == "higher"
+    assert figures["b"]["refusal"]["p_value"] == pytest.approx(math.erfc(4 / math.sqrt(10)))
+    assert (figures["b"]["refusal"]["n_prompts"], figures["b"]["refusal"]["verdict"]) == (39, "undecided")
+    assert "p_value" not in figures["sft"]["refusal"]
+
+
+def test_identical_policies_are_seldom_told_apart() -> None:
+    """60 reports on coin flips: a false verdict in at most 5% of them, within chance."""
+    pick = random.Random(0)
+    false = 0
+    measure = build_measure(parse("refusal"))
+    for _ in range(60):
+        drawn, answers = drawn_of(
+            {name: [[float(pick.random() < 0.5)] for _ in range(40)] for name in ("sft", "a", "b", "c")}, []
+        )
+        figures = figures_of([measure], drawn, answers, "sft", 0)
+        false += any(row["refusal"].get("verdict") in ("higher", "lower") for row in figures.values())
+    assert false <= 7  # of 60 at 5%, more than 7 come by chance less than once in a hundred
+
+
+def test_gaps_between_counterfactual_prompts_by_hand() -> None:
+    tags = [
+        ("pair:1", "group:women", "attribute:gender"),
+        ("pair:1", "group:men", "attribute:gender"),
+        ("pair:2", "group:women", "attribute:gender"),
+        ("pair:2", "group:men", "attribute:gender"),
+        ("pair:3", "group:old"),
+    ]
+    drawn, answers = drawn_of({"sft": [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]}, tags)
+    (row,) = gaps_of([build_measure(parse("refusal"))], drawn, answers, 0)
+    # men less women: 1 − ½ and ½ − 0
+    assert (row["attribute"], row["groups"], row["pairs"], row["gap"]) == ("gender", ["men", "women"], 2, 0.5)

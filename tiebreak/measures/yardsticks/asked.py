@@ -1,0 +1,31 @@
+"""What a yardstick sees beside the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tiebreak.records import Prompt
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and the reference answers to it, if there are any."""
+
+    prompt: Prompt
+    references: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """The text of the last message."""
+        return self.prompt.messages[-1].text
+
+
+Values = Sequence[float | None]
+Function = Callable[[Asked, Sequence[str]], Values]
+"""The values of all answers to a prompt, in their order. None: the yardstick does not apply to this prompt."""
+
+
+def each(measure: Callable[[Asked, str], float | None]) -> Function:
+    """A yardstick of single answers."""
+    return lambda asked, answers: [measure(asked, answer) for answer in answers]
