@@ -210,7 +210,7 @@ def _policies(report: Report, marks: Marks, measure: Measure) -> Markup:
     return join(el("div", table(headings, rows), cls="scroll"), note(remarks))
 
 
-_VERDICTS = {"better": "better", "worse": "worse", "undecided": "not told apart", "too few": "too few prompts"}
+_VERDICTS = {"better": "better", "worse": "worse", "undecided": "no clear difference", "too few": "too few prompts"}
 
 
 def _policy_row(name: str, row: Row, report: Report, marks: Marks, measure: Measure) -> Markup:

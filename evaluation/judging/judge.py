@@ -38,7 +38,7 @@ from tiebreak.tracking.recorder import track, track_again
 
 
 class Judge(Protocol):
-    """Whatever answers questions. It keeps its answers on disk as they come."""
+    """Answers questions, and writes each answer to disk at once."""
 
     model: str
     """its name, for records"""
@@ -84,7 +84,7 @@ def judge(config: JudgeConfig) -> None:
 
 
 def build_judge(config: JudgeConfig) -> Judge:
-    """The configured judge, refused before anything is asked if it cannot be."""
+    """The configured judge. A configuration that cannot work is refused here, before the first question."""
     instruction = Instruction(_guidelines(config), tuple(config.aspects), config.writes)
     if config.endpoint is not None:
         from evaluation.judging.endpoint import EndpointJudge

@@ -18,8 +18,7 @@ from pathlib import Path
 from evaluation.configuration import OverviewArguments
 from evaluation.overview.model import Overview
 from evaluation.overview.page import build_page
-from evaluation.overview.reading import find_runs, read_runs
-from evaluation.overview.report import build_overview, to_json
+from evaluation.overview.report import build_overview, read_overview, to_json
 from tiebreak.command.help import print_help, wants_help
 from tiebreak.config import load_config
 from tiebreak.errors import ConfigError, RunError, counted, exit_with_message
@@ -47,20 +46,6 @@ def _overview(words: list[str]) -> None:
         return
     page, report = write_overview(folders, given)
     print_overview(report, page)
-
-
-def read_overview(folders: Sequence[str], given: OverviewArguments) -> Overview:
-    """The content of the report on the runs in, and below, the folders.
-
-    Raises:
-        RunError: a folder does not exist, or there is no readable run.
-    """
-    output = Path(given.output).resolve()
-    found = [folder for folder in find_runs(folders) if Path(folder).resolve() != output]
-    records, left_out = read_runs(found)
-    if not records:
-        raise RunError("none of the runs can be read:\n" + "\n".join(f"  {why}" for why in left_out.values()))
-    return build_overview(records, left_out, given.title, given.samples)
 
 
 def write_overview(folders: Sequence[str], given: OverviewArguments) -> tuple[Path, Overview]:

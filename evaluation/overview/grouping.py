@@ -67,8 +67,8 @@ def group_names(records: Sequence[RunRecord]) -> dict[str, str]:
     names: dict[str, str] = {}
     for stage in dict.fromkeys(one.stage for one in records):
         firsts = {keys[one.id]: one for one in reversed(records) if one.stage == stage}
-        told_apart = _names_of(list(firsts.values())[::-1], stage)
-        by_key = dict(zip(list(firsts)[::-1], told_apart, strict=True))
+        unique_names = _names_of(list(firsts.values())[::-1], stage)
+        by_key = dict(zip(list(firsts)[::-1], unique_names, strict=True))
         names |= {one.id: by_key[keys[one.id]] for one in records if one.stage == stage}
     return names
 
@@ -86,11 +86,11 @@ def _names_of(firsts: Sequence[RunRecord], stage: str) -> list[str]:
     names = [f"{title}, {one}" if one else title for one in shown]
     again = {name for name in names if names.count(name) > 1}
     seen: dict[str, int] = {}
-    told_apart = []
+    unique_names = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
-        told_apart.append(f"{name} ({seen[name]})" if name in again else name)
-    return told_apart
+        unique_names.append(f"{name} ({seen[name]})" if name in again else name)
+    return unique_names
 
 
 def _last(key: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from evaluation.compare.reading import Evaluation, Link, kinds_of, read_evaluation
 from evaluation.compare.verdicts import headline as compare_headline
 from evaluation.compare.words import edge, label, listed
+from evaluation.configuration import OverviewArguments
 from evaluation.overview.curves import kl_charts, overlay
 from evaluation.overview.grouping import (
     ancestors_of,
@@ -22,13 +23,27 @@ from evaluation.overview.grouping import (
 )
 from evaluation.overview.model import Agreement, Cost, Edge, Field, Headline, Match, Node, Overview, RunRow
 from evaluation.overview.policies import evaluated_trails, make_fields
-from evaluation.overview.reading import RunRecord, is_number
-from tiebreak.errors import TiebreakError
+from evaluation.overview.reading import RunRecord, find_runs, is_number, read_runs
+from tiebreak.errors import RunError, TiebreakError
 from tiebreak.page.numbers import number, percent
 from tiebreak.stages import STAGES
 
 MOST_NODES = 40
 """of the lineage graph; with more, it shows groups instead"""
+
+
+def read_overview(folders: Sequence[str], given: OverviewArguments) -> Overview:
+    """The content of the report on the runs in, and below, the folders.
+
+    Raises:
+        RunError: a folder does not exist, or there is no readable run.
+    """
+    output = Path(given.output).resolve()
+    found = [folder for folder in find_runs(folders) if Path(folder).resolve() != output]
+    records, left_out = read_runs(found)
+    if not records:
+        raise RunError("none of the runs can be read:\n" + "\n".join(f"  {why}" for why in left_out.values()))
+    return build_overview(records, left_out, given.title, given.samples)
 
 
 def build_overview(records: Sequence[RunRecord], left_out: Mapping[str, str], title: str, samples: int) -> Overview:

@@ -13,9 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from evaluation.configuration import OverviewArguments
-from evaluation.overview import read_overview
 from evaluation.overview.page import build_page
 from evaluation.overview.reading import find_runs
+from evaluation.overview.report import read_overview
 from tiebreak.errors import TiebreakError
 from tiebreak.runs import run as runs
 from tiebreak.terminal import show

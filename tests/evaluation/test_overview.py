@@ -184,7 +184,7 @@ def test_hostile_text_and_odd_rows_make_a_page(tmp_path: Path) -> None:
     json.loads(page.split('id="report">')[1].split("</script>")[0])  # no NaN, which a browser refuses
 
 
-def test_copies_and_equal_names_are_told_apart(tmp_path: Path) -> None:
+def test_copies_and_equal_names_get_distinct_labels(tmp_path: Path) -> None:
     finished(tmp_path / "a" / "dpo", "dpo", {}, keys={"beta": 0.1})
     finished(tmp_path / "b" / "dpo", "dpo", {}, keys={"beta": 0.2})
     shutil.copytree(tmp_path / "a", tmp_path / "c")

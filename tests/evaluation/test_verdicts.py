@@ -220,7 +220,7 @@ def test_several_policies_against_one_baseline_are_held_to_a_stricter_level() ->
     assert figures["dpo"]["outcomes"] == {"wins": 21, "ties": 0, "losses": 9}
     page = Path("three-report/report.html").read_text(encoding="utf-8")
     assert "corrected for 3 comparisons with SFT (Holm)" in page
-    assert '<small class="verdict">not told apart, p 0.09</small>' in page
+    assert '<small class="verdict">no clear difference, p 0.09</small>' in page
 
 
 def test_the_verdict_and_the_interval_agree_where_there_is_one_comparison() -> None:
