@@ -19,7 +19,7 @@ from tiebreak.data.reading import Rules, read_demonstrations
 from tiebreak.errors import DataError, HandoffError, TiebreakError, counted
 from tiebreak.hashing import hash_file
 from tiebreak.measures.functions import where_raised
-from tiebreak.measures.yardstick import shortened
+from tiebreak.measures.yardstick import KEPT, shortened
 from tiebreak.measures.yardsticks.asked import Asked, Values
 from tiebreak.measures.yardsticks.registry import Measure, build_measure
 from tiebreak.models.find import find_model
@@ -164,7 +164,7 @@ def _try(measure: Measure, asked: Asked, answers: list[str]) -> dict[str, Any]:
     try:
         values: Values = measure.function(asked, answers)
     except TiebreakError as error:
-        return {"values": [None] * len(answers), "failure": str(error)}
+        return {"values": [None] * len(answers), "failure": str(error).removesuffix(f". {KEPT}")}
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's function raises
         message = f"{type(error).__name__}: {error} ({where_raised(measure.function, error)})"
         return {"values": [None] * len(answers), "failure": f"{message} on prompt {asked.prompt.id}"}

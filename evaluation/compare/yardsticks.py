@@ -67,7 +67,7 @@ def _cell(policy: str, row: Row, one: Row) -> Markup:
     shown = ranged(row["mean"], row["interval"], lambda value: number(value, digits))
     further = []
     if "difference" in row:
-        further.append(el("small", f"Δ {signed(row['difference'], digits)}"))
+        further.append(el("small", f"Δ {signed(row['difference'], digits)}", cls="verdict"))
         verdict = str(row["verdict"])
         words = _VERDICTS.get(verdict, verdict)
         further.append(
@@ -123,4 +123,8 @@ def _gap_cell(policy: str, row: Row | None, scale: Sequence[float] | None) -> Ma
         return cell(label(policy), "–", cls="n", absent=True)
     digits = digits_for(float(scale[1] - scale[0]) if scale else max(abs(row["gap"]), 1e-6))
     shown = ranged(row["gap"], row["gap_interval"], lambda value: signed(value, digits))
-    return cell(label(policy), el("span", shown, el("small", f"p {p_value(row['p_value'])}"), cls="stacked"), cls="n")
+    return cell(
+        label(policy),
+        el("span", shown, el("small", f"p {p_value(row['p_value'])}", cls="verdict"), cls="stacked"),
+        cls="n",
+    )

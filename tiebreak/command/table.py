@@ -129,6 +129,15 @@ EXPORT = Command(
     sources=(),
 )
 
+CARD = Command(
+    "card",
+    "tiebreak.card.command",
+    "write a model's card, or a technical file, from the manifests behind it",
+    "tiebreak.card.command:CardArguments",
+    positional="RUN",
+    sources=(),
+)
+
 CHAT = Command(
     "chat",
     "tiebreak.serving.chat",
@@ -161,7 +170,9 @@ WANDB = Command(
 )
 
 _RECIPES = {command.name: command for command in (INIT, RUN)}
-_BESIDE = {command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, SERVE, WANDB)}
+_BESIDE = {
+    command.name: command for command in (PLAN, RATERS, DATA, INSPECT, LINEAGE, CHAT, EXPORT, CARD, SERVE, WANDB)
+}
 
 COMMANDS: Mapping[str, Command] = ChainMap(_BESIDE, cast("dict[str, Command]", STAGES), _RECIPES)
 """In the order of the help page: a ChainMap goes through its last mapping first."""

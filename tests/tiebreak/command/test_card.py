@@ -1,0 +1,116 @@
+"""`tiebreak card`: every fact is a manifest's, everything else is the same for every model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study import finished
+from support import run_here
+
+from tiebreak.card.command import as_markdown, read_subject
+from tiebreak.card.content import Fact, look_up, shown
+from tiebreak.card.forms import BLANKS, FORMS, Subject
+
+FACT = re.compile(r"^- (?P<name>.*?): (?P<value>.*) \*\(from (?P<stage>\w+) (?P<run>\w+)\)\*$")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("card")
+    prompts = root / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Why?"}\n')
+    prepare = finished(root / "prepare", "prepare", {"data_0": str(prompts)}, counts={"prompts": {"train": 1234}})
+    sft = finished(
+        root / "sft", "sft", {"policy": "org/base", "demonstrations": prepare}, metrics={"eval_loss": 1.23456}
+    )
+    label = finished(root / "label", "label", {"pairs": prepare}, kinds={"human": 77}, judgments=77)
+    dpo = finished(root / "dpo", "dpo", {"policy": sft, "preferences": label}, metrics={"rewards/accuracies": 0.625})
+    figures = {"win_rate_vs_baseline": 0.6789, "win_rate_interval": [0.55, 0.78], "n_prompts": 64}
+    metrics = {"dpo": {**figures, "yardsticks": {"refusal": {"mean": 0.125}}}, "sft": {"n_prompts": 64}}
+    inputs = {"prompts": prepare, "policy_sft": sft, "policy_dpo": dpo}
+    finished(root / "evaluate", "evaluate", inputs, metrics=metrics)
+    return root
+
+
+def card_of(runs: Path, *words: str | Path, suffix: str = "md") -> str:
+    file = runs / f"out.{suffix}"
+    status, message = run_here("card", runs / "dpo", "--output", file, *words)
+    assert status == 0, message
+    return file.read_text()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_card_claims_nothing_that_no_manifest_says(runs: Path, form: str) -> None:
+    """Each fact is looked up by hand in the manifest that it names; all other lines are those of a model without facts."""
+    text = card_of(runs, "--form", form, "--evaluation", runs / "evaluate")
+    manifests = {
+        json.loads(file.read_text())["id"]: json.loads(file.read_text()) for file in runs.glob("*/manifest.json")
+    }
+    subject = read_subject(str(runs / "dpo"), str(runs / "evaluate"))
+    stated = [entry for part in FORMS[form](subject) for entry in part.entries if isinstance(entry, Fact)]
+    for one in stated:
+        manifest = manifests[one.run]
+        metric = one.key.removeprefix("metrics/")  # whose name may have a slash
+        value = (manifest.get("metrics") or {}).get(metric, look_up(manifest, one.key))
+        assert value is not None, one
+        assert shown(value) == one.shown
+        assert manifest["stage"] == one.stage
+    lines = text.splitlines()
+    facts = [found for line in lines if (found := FACT.match(line))]
+    assert len(facts) == len(stated) > 20
+    for wanted in ("1,234", "org/base", "0.6789", "0.55 to 0.78", "human 77", "1.235", "0.625"):
+        assert any(wanted in found["value"] for found in facts), wanted
+
+    empty: dict[str, Any] = {"id": "x", "stage": "dpo", "inputs": {}, "config": {}}
+    bare = as_markdown("T", FORMS[form](Subject(empty, [empty])), Subject(empty, [empty]), {}, form).splitlines()
+    constant = {line for line in bare if not FACT.match(line)}
+    constant |= {f"- **[blank: {name}]** {question}" for name, question in BLANKS.items()}
+    front = lines.index("---", 1) if form == "hub" else -1
+    claimed = {line for line in lines[front + 1 :] if not FACT.match(line)} - constant
+    claimed = {line for line in claimed if not line.startswith("# ")}  # the title has the run folder's name
+    assert claimed == set()
+
+
+def test_answers_fill_blanks_and_are_marked_as_the_providers(runs: Path) -> None:
+    answers = runs / "answers.yaml"
+    answers.write_text("licence: Apache-2.0, as the base's *\n")
+    text = card_of(runs, "--answers", answers)
+    assert "Apache-2.0, as the base's \\* *(stated by the provider)*" in text
+    assert "[blank: licence]" not in text
+    assert "base_model: org/base" in text
+    assert "[blank: evaluation]" in text  # none was named
+    answers.write_text("license: MIT\n")
+    status, message = run_here("card", runs / "dpo", "--answers", answers)
+    assert (status, "no blank license; there are provider" in message) == (2, True)
+
+
+def test_the_page_needs_no_network_and_shows_text_as_text(runs: Path) -> None:
+    text = card_of(runs, "--format", "html", "--form", "annex_iv", suffix="html")
+    assert "default-src &#x27;none&#x27;" in text
+    assert "9. Monitoring after release" in text
+    assert "1,234" in text
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_a_pdf_is_printed(runs: Path) -> None:
+    file = runs / "out.pdf"
+    status, message = run_here("card", runs / "dpo", "--format", "pdf", "--output", file)
+    assert status == 0, message
+    assert file.read_bytes().startswith(b"%PDF")
+
+
+def test_what_has_no_card_is_refused(runs: Path) -> None:
+    for words, expected in (
+        ([], "card takes one run"),
+        ([runs / "prepare"], "makes no model: name one of sft"),
+        ([runs / "sft", "--evaluation", runs / "dpo"], "is a run of dpo, not of evaluate"),
+        ([runs / "nothing"], "no finished run in"),
+    ):
+        status, message = run_here("card", *words)
+        assert status in (1, 2)
+        assert expected in message

@@ -1,0 +1,209 @@
+"""A model's card, from the manifests of the runs that it was made by; no model is loaded.
+
+    tiebreak card runs/quickstart/ppo --evaluation runs/quickstart/evaluate          # ppo/card.md, for the hub
+    tiebreak card runs/quickstart/ppo --form annex_iv --format html --answers answers.yaml
+
+Every fact names the manifest that it is from. What no manifest says is a marked blank with its question; `answers` is a
+file of `blank: answer`, which the card marks as stated by the provider.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from tiebreak.card.content import Blank, Fact, Part
+from tiebreak.card.forms import BLANKS, FORMS, NOTES, TITLES, Subject
+from tiebreak.command.help import print_help, wants_help
+from tiebreak.config import Section, load_config, read_yaml
+from tiebreak.errors import ConfigError, HandoffError, MachineError, counted, exit_with_message
+from tiebreak.page.document import build_document
+from tiebreak.page.markup import Markup, el
+from tiebreak.page.numbers import short
+from tiebreak.page.tables import note
+from tiebreak.records import write_text_atomically
+from tiebreak.runs.chain import manifest_chain
+from tiebreak.runs.run import read_manifest
+from tiebreak.stages import find_stage
+from tiebreak.terminal import show
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_STYLE = (
+    ".blank{border-left:3px solid #c90;padding-left:.6em}.from{opacity:.65;font-size:.85em}li{overflow-wrap:anywhere}"
+)
+
+
+class CardArguments(Section):
+    """`tiebreak card`. RUN is a finished run of sft, reward, dpo or ppo."""
+
+    form: Literal["hub", "annex_iv"] = "hub"
+    """hub: the headings of the hub's model card; annex_iv: a technical file under those of the EU AI Act's Annex IV"""
+    format: Literal["md", "html", "pdf"] = "md"
+    """pdf needs an installed Chromium or Chrome"""
+    evaluation: str | None = None
+    """a finished evaluate run that measured the model"""
+    answers: str | None = None
+    """a YAML file of blank: answer; tiebreak card prints the blanks' names"""
+    output: str | None = None
+    """the file; null: card.md, or technical-file.md, with the format's suffix, in the run folder"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `tiebreak card`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_message(lambda: print_help(["card", *words]) if wants_help(words) else _card(words))
+
+
+def _card(words: list[str]) -> None:
+    if not words or words[0].startswith("-"):
+        raise ConfigError("card takes one run: tiebreak card runs/quickstart/ppo [--evaluation RUN] [--form annex_iv]")
+    folder, given = words[0], load_config(CardArguments, words[1:], "card")
+    subject = read_subject(folder, given.evaluation)
+    answers = read_answers(given.answers) if given.answers else {}
+    parts = FORMS[given.form](subject)
+    title = f"{TITLES[given.form]}: {Path(folder).resolve().name}"
+    name = "card" if given.form == "hub" else "technical-file"
+    file = Path(given.output) if given.output else Path(folder) / f"{name}.{given.format}"
+    if given.format == "md":
+        write_text_atomically(file, as_markdown(title, parts, subject, answers, given.form))
+    elif given.format == "html":
+        write_text_atomically(file, as_page(title, parts, answers, given.form))
+    else:
+        write_pdf(file, as_page(title, parts, answers, given.form))
+    open_blanks = [one for part in parts for one in part.entries if isinstance(one, Blank) and one.id not in answers]
+    names = list(dict.fromkeys(one.id for one in open_blanks))
+    show(f"{file}: {counted(len(names), 'blank')} to fill in" + (f" ({', '.join(names)})" if names else ""))
+
+
+def read_subject(folder: str, evaluation: str | None) -> Subject:
+    """The model's manifest, those behind it, and its evaluation's.
+
+    Raises:
+        RunError: a run is not finished or not found.
+        HandoffError: the run made no model, or the evaluation did not measure it.
+    """
+    manifest = read_manifest(folder)
+    if not find_stage(str(manifest["stage"])).trains:
+        raise HandoffError(
+            f"{folder} is a run of {manifest['stage']}, which makes no model: name one of sft, reward, dpo, ppo"
+        )
+    chain = [one for _, one in manifest_chain(folder, as_far_as_known=True)]
+    if evaluation is None:
+        return Subject(manifest, chain)
+    measured = read_manifest(evaluation)
+    if measured["stage"] != "evaluate":
+        raise HandoffError(f"evaluation: {evaluation} is a run of {measured['stage']}, not of evaluate")
+    names = [
+        name for name, one in measured["inputs"].items() if one["id"] == manifest["id"] and name.startswith("policy_")
+    ]
+    if not names:
+        raise HandoffError(
+            f"evaluation: {evaluation} did not measure {folder}: name one that has it among its policies"
+        )
+    return Subject(manifest, chain, measured, names[0].removeprefix("policy_"))
+
+
+def read_answers(file: str) -> dict[str, str]:
+    """The provider's answers by blank.
+
+    Raises:
+        ConfigError: a blank is unknown, or an answer is no text.
+    """
+    answers = read_yaml(Path(file))
+    wrong = [name for name in answers if name not in BLANKS and name != "evaluation"]
+    if wrong:
+        raise ConfigError(f"{file}: no blank {', '.join(wrong)}; there are {', '.join(BLANKS)}")
+    empty = [name for name, answer in answers.items() if not str(answer or "").strip()]
+    if empty:
+        raise ConfigError(f"{file}: no answer to {', '.join(empty)}: leave it out, and the card has a blank")
+    return {name: " ".join(str(answer).split()) for name, answer in answers.items()}
+
+
+# --- forms of output ---
+
+
+def as_markdown(title: str, parts: Sequence[Part], subject: Subject, answers: Mapping[str, str], form: str) -> str:
+    """The card in Markdown, with the hub's front matter if it is its form."""
+    lines = ["---", yaml.safe_dump(_front_matter(subject), sort_keys=False).strip(), "---", ""] if form == "hub" else []
+    lines += [f"# {title}", ""]
+    lines += [NOTES[form], ""] if NOTES[form] else []
+    for part in parts:
+        lines += [f"{'#' * part.level} {part.title}", ""]
+        for entry in part.entries:
+            if isinstance(entry, Fact):
+                lines.append(f"- {entry.name}: {_plain(entry.shown)} *(from {entry.stage} {short(entry.run)})*")
+            elif entry.id in answers:
+                lines.append(f"- {entry.question} {_plain(answers[entry.id])} *(stated by the provider)*")
+            else:
+                lines.append(f"- **[blank: {entry.id}]** {entry.question}")
+        lines += [""] if part.entries else []
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text without a meaning in Markdown or HTML."""
+    return "".join(f"\\{one}" if one in "\\`*_[]<>|#" else one for one in text)
+
+
+def _front_matter(subject: Subject) -> dict[str, object]:
+    first = (subject.trained or [subject.manifest])[0]
+    base = (first["inputs"].get("policy") or {}).get("source", "")
+    hub_id = base and base.count("/") == 1 and not Path(base).exists() and not base.startswith((".", "/", "bundled:"))
+    kind = "text-classification" if subject.manifest["stage"] == "reward" else "text-generation"
+    tags = ["tiebreak", *dict.fromkeys(str(one["stage"]) for one in subject.trained)]
+    return {**({"base_model": base} if hub_id else {}), "pipeline_tag": kind, "tags": tags}
+
+
+def as_page(title: str, parts: Sequence[Part], answers: Mapping[str, str], form: str) -> str:
+    """The card as a page that opens without a network."""
+    header = el("div", el("h1", title), note(NOTES[form]) if NOTES[form] else None)
+    sections = [
+        (
+            f"part-{n}",
+            part.title,
+            el("ul", [_item(entry, answers) for entry in part.entries]) if part.entries else el("p"),
+        )
+        for n, part in enumerate(parts)
+    ]
+    return build_document(title, header, sections, {}, style=_STYLE)
+
+
+def _item(entry: Fact | Blank, answers: Mapping[str, str]) -> Markup:
+    if isinstance(entry, Fact):
+        where = el("span", f" from {entry.stage} {short(entry.run)}", cls="from")
+        return el("li", f"{entry.name}: ", el("b", entry.shown), where)
+    if entry.id in answers:
+        return el(
+            "li", entry.question, " ", el("b", answers[entry.id]), el("span", " stated by the provider", cls="from")
+        )
+    return el("li", el("b", f"[blank: {entry.id}] "), entry.question, cls="blank")
+
+
+def write_pdf(file: Path, page: str) -> None:
+    """Print the page with a browser.
+
+    Raises:
+        MachineError: there is none, or it failed.
+    """
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        raise MachineError("a PDF needs Chromium or Chrome, and none is installed: use --format html, and print it")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "card.html"
+        source.write_text(page, encoding="utf-8")
+        words = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+        words += ["--no-pdf-header-footer", f"--print-to-pdf={file.resolve()}", source.as_uri()]
+        result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    if result.returncode or not file.is_file():
+        raise MachineError(f"{browser} did not print {file}: {result.stderr.strip()[-300:]}; use --format html")
+
+
+if __name__ == "__main__":
+    main()

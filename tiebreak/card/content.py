@@ -1,0 +1,93 @@
+"""What a card says: facts, each with the manifest and the key that it is from, and blanks, each with its question.
+
+A fact is never worded from anything else, so that a card claims what a manifest says and no more. What no manifest can
+know, such as the purpose of a model, is a blank: its answer comes from the provider, and is marked as theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value of a manifest."""
+
+    name: str
+    value: Any
+    run: str
+    """the manifest's id"""
+    stage: str
+    key: str
+    """where it is in the manifest, the parts divided by /"""
+
+    @property
+    def shown(self) -> str:
+        return shown(self.value)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A question that no manifest answers."""
+
+    id: str
+    question: str
+
+
+Entry = Fact | Blank
+
+
+@dataclass(frozen=True)
+class Part:
+    """A heading with its entries."""
+
+    title: str
+    entries: tuple[Entry, ...]
+    level: int = 2
+
+
+def shown(value: Any) -> str:
+    """A value as a card prints it.
+
+    >>> shown(0.123456), shown({"train": 1200, "test": 3}), shown([0.25, 0.5]), shown(True)
+    ('0.1235', 'train 1,200, test 3', '0.25 to 0.5', 'yes')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        numbers = len(value) == 2 and all(isinstance(one, float) for one in value)
+        return (" to " if numbers else ", ").join(shown(one) for one in value)
+    return " ".join(str(value).split())
+
+
+def look_up(manifest: Manifest, key: str) -> Any:
+    """The value at a key whose parts are divided by /; None if it is not there."""
+    found: Any = manifest
+    for part in key.split("/"):
+        if not isinstance(found, Mapping) or part not in found:
+            return None
+        found = found[part]
+    return found
+
+
+def fact(manifest: Manifest, name: str, key: str) -> Iterator[Fact]:
+    """The fact at a key; none if the manifest lacks it or it is empty."""
+    value = look_up(manifest, key)
+    if value is None or value == {} or value == [] or value == "":
+        return
+    yield Fact(name, value, str(manifest["id"]), str(manifest["stage"]), key)
+
+
+def facts(manifests: Sequence[Manifest], name: str, key: str) -> list[Fact]:
+    """The fact at a key of each manifest that has it."""
+    return [one for manifest in manifests for one in fact(manifest, name, key)]

@@ -1,0 +1,275 @@
+"""The forms of a card: the hub's model card, and a technical file under the headings of the EU AI Act's Annex IV.
+
+The headings of Annex IV are those of Regulation (EU) 2024/1689, shortened. Which of them a model needs is a question for a
+lawyer; the form says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tiebreak.card.content import Blank, Entry, Fact, Manifest, Part, fact, facts
+from tiebreak.stages import find_stage
+
+_SETTINGS = (
+    "algorithm", "loss_type", "beta", "kl_coef", "rollouts", "episodes_per_rollout", "training/learning_rate",
+    "training/epochs", "training/max_steps", "training/per_device_batch_size", "training/gradient_accumulation_steps",
+    "training/max_length_tokens", "training/precision", "training/seed", "adapter/method", "adapter/r", "adapter/alpha",
+)  # fmt: skip
+_FIGURES = {
+    "yardstick_mean": "yardstick, mean",
+    "yardstick_interval": "yardstick, 95% interval",
+    "win_rate_vs_baseline": "win rate against the baseline",
+    "win_rate_interval": "win rate, 95% interval",
+    "score_mean": "score of the reward model, mean",
+    "kl_per_sequence": "KL from the baseline, nats per answer",
+    "length_tokens_mean": "length, tokens",
+    "unfinished_share": "share of answers cut off",
+    "repetition_mean": "share of repeated word sequences",
+    "n_prompts": "held-out prompts",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model, the runs that it was made by (inputs first), and an evaluation that measured it."""
+
+    manifest: Manifest
+    chain: Sequence[Manifest]
+    evaluation: Manifest | None = None
+    policy: str = ""
+    """its name in the evaluation"""
+
+    @property
+    def trained(self) -> list[Manifest]:
+        return [one for one in self.chain if find_stage(str(one["stage"])).trains]
+
+    @property
+    def data(self) -> list[Manifest]:
+        return [one for one in self.chain if find_stage(str(one["stage"])).makes == "data"]
+
+
+# --- groups of facts ---
+
+
+def _base(subject: Subject) -> list[Fact]:
+    first = subject.trained[:1] or [subject.manifest]
+    return [*facts(first, "base model", "inputs/policy/source"), *facts(first, "base, id", "inputs/policy/id")]
+
+
+def _steps(subject: Subject) -> list[Fact]:
+    found: list[Fact] = []
+    for one in subject.trained:
+        found += fact(one, f"{one['stage']}: run", "id")
+        for key in _SETTINGS:
+            found += fact(one, f"{one['stage']}: {key.rpartition('/')[2].replace('_', ' ')}", f"config/{key}")
+    return found
+
+
+def _data(subject: Subject) -> list[Fact]:
+    found: list[Fact] = []
+    for one in subject.chain:
+        for name, source in one["inputs"].items():
+            if source.get("kind") in ("file", "data", "name") and find_stage(str(one["stage"])).makes == "data":
+                found += fact(one, f"{one['stage']}: {name}", f"inputs/{name}/source")
+                found += fact(one, f"{one['stage']}: {name}, sha256 or version", f"inputs/{name}/id")
+        found += fact(one, f"{one['stage']}: rows", "counts")
+    return found
+
+
+def _cleaning(subject: Subject) -> list[Fact]:
+    return [
+        entry
+        for one in subject.data
+        for key, name in (
+            ("config/steps", "steps"),
+            ("config/anonymise", "anonymisation"),
+            ("config/near_duplicate", "near-duplicates, threshold"),
+            ("counts/dropped", "rows dropped"),
+        )
+        for entry in fact(one, f"{one['stage']}: {name}", key)
+    ]
+
+
+def _labelling(subject: Subject) -> list[Fact]:
+    found: list[Fact] = []
+    for one in subject.chain:
+        if one["stage"] == "label":
+            for key, name in (
+                ("kinds", "judgments, by kind of rater"),
+                ("judgments", "judgments"),
+                ("pairs", "pairs judged"),
+                ("preferences", "preferences"),
+                ("config/overlap", "raters a pair"),
+                ("config/guideline_version", "version of the guidelines"),
+                ("config/consent_version", "version of the consent"),
+                ("agreement", "agreement"),
+                ("event_log_head", "hash of the last judgment's event"),
+            ):
+                found += fact(one, f"label: {name}", key)
+    return found
+
+
+def _metrics(subject: Subject) -> list[Fact]:
+    found: list[Fact] = []
+    for one in subject.trained:
+        for key, title in find_stage(str(one["stage"])).metrics.items():
+            value = (one.get("metrics") or {}).get(key)
+            if value is not None:  # a metric's name may have a slash
+                found.append(
+                    Fact(f"{one['stage']}: {title}", value, str(one["id"]), str(one["stage"]), f"metrics/{key}")
+                )
+    return found
+
+
+def _evaluated(subject: Subject) -> list[Fact]:
+    one = subject.evaluation
+    if one is None:
+        return []
+    found = [*fact(one, "evaluation", "id"), *fact(one, "baseline", "config/baseline")]
+    found += [*fact(one, "yardstick", "config/yardsticks")] or [*fact(one, "yardstick", "config/yardstick")]
+    found += fact(one, "prompts, split", "config/split")
+    for key, name in _FIGURES.items():
+        found += fact(one, name, f"metrics/{subject.policy}/{key}")
+    named = ((one.get("metrics") or {}).get(subject.policy) or {}).get("yardsticks") or {}
+    for source in named:
+        for key in ("mean", "interval", "difference", "difference_interval", "verdict"):
+            value = named[source].get(key)
+            if value is not None:
+                place = f"metrics/{subject.policy}/yardsticks/{source}/{key}"
+                title = f"{source}, {key.replace('_', ' ')}"
+                found.append(Fact(title, value, str(one["id"]), "evaluate", place))
+    return found
+
+
+def _machine(subject: Subject) -> list[Fact]:
+    found: list[Fact] = []
+    for one in subject.trained:
+        for key in ("machine", "processes", "seconds", "peak_memory_bytes"):
+            found += fact(one, f"{one['stage']}: {key.replace('_', ' ')}", key)
+    return found
+
+
+def _software(subject: Subject) -> list[Fact]:
+    one = subject.manifest
+    return [*fact(one, "Tiebreak", "tiebreak"), *fact(one, "packages", "packages")]
+
+
+def _versions(subject: Subject) -> list[Fact]:
+    return [
+        entry
+        for one in subject.chain
+        for key, name in (("id", "run"), ("git_commit", "commit"), ("finished_at", "finished"))
+        for entry in fact(one, f"{one['stage']}: {name}", key)
+    ]
+
+
+# --- blanks ---
+
+BLANKS = {
+    "provider": "Who is the provider, and how can they be reached?",
+    "name_version": "Under which name and version is the model given out?",
+    "licence": "Which licence has the model, and does the base model's licence allow it?",
+    "data_licences": "Which licences do the prompts, demonstrations and judgments have, and who allowed their use?",
+    "languages": "For which languages is it meant?",
+    "purpose": "What is it for, by whom, and in which setting?",
+    "out_of_scope": "What must it not be used for?",
+    "affected": "Which persons or groups does it affect, and how?",
+    "integration": "Which hardware and software does it work with outside this file?",
+    "forms": "In which forms is it placed on the market (download, API, built into a product)?",
+    "interface": "What does its user see, and where are the instructions for use?",
+    "raters": "Who were the raters (expertise, country), how were they paid, and what did they consent to?",
+    "personal_data": "Is there personal data in the sources, on which legal basis, and for how long is it kept?",
+    "design": "Why was this method chosen, and what was given up for it?",
+    "oversight": "Who watches its answers, and how can they stop or correct it?",
+    "changes_planned": "Which changes are planned, and how will they be checked?",
+    "security": "What protects it against attacks, such as injected instructions and poisoned data?",
+    "limits": "In which cases does it fail, for whom, and how is that found out?",
+    "metrics_fit": "Why are these measures right for its purpose?",
+    "risks": "Which risks were found (Article 9), what was done, and what remains?",
+    "standards": "Which harmonised standards or other solutions were applied?",
+    "declaration": "Where is the EU declaration of conformity?",
+    "monitoring": "How is it watched after release, and how are incidents reported?",
+    "energy": "How much energy did training take? No watts were measured.",
+    "log_keeping": "Which events does the system log in use, and for how long (Article 12)?",
+    "marking": "How are its answers marked as made by a machine (Article 50)?",
+}
+
+
+def _blank(name: str) -> Blank:
+    return Blank(name, BLANKS[name])
+
+
+def _or_blank(found: Sequence[Fact], blank: str, question: str) -> list[Entry]:
+    return list(found) or [Blank(blank, question)]
+
+
+# --- the forms ---
+
+
+def hub(subject: Subject) -> list[Part]:
+    """The headings of the hub's model card."""
+    unmeasured = "Which evaluation measured it? Name one with --evaluation."
+    return [
+        Part("Model Details", (_blank("provider"), _blank("name_version"), _blank("licence"), *_base(subject))),
+        Part("Uses", (_blank("purpose"), _blank("out_of_scope"))),
+        Part("Bias, Risks, and Limitations", (_blank("limits"), _blank("affected"))),
+        Part("Training Details", ()),
+        Part("Training Data", (*_data(subject), _blank("data_licences")), 3),
+        Part("Preprocessing", (*_cleaning(subject), _blank("personal_data")), 3),
+        Part("Judgments", (*_labelling(subject), *((_blank("raters"),) if _labelling(subject) else ())), 3),
+        Part("Training Procedure", (*_steps(subject), *_metrics(subject)), 3),
+        Part("Evaluation", tuple(_or_blank(_evaluated(subject), "evaluation", unmeasured))),
+        Part("Environmental Impact", (*_machine(subject), _blank("energy"))),
+        Part("Technical Specifications", (*_software(subject), *_versions(subject))),
+    ]
+
+
+def annex_iv(subject: Subject) -> list[Part]:
+    """A technical file under the headings of Annex IV."""
+    unmeasured = "Which evaluation measured it? Name one with --evaluation."
+    blank = _blank
+    return [
+        Part(
+            "1. General description",
+            (
+                *(blank(name) for name in ("purpose", "provider", "name_version", "integration", "forms", "interface")),
+                *(blank(name) for name in ("languages", "licence")),
+                *_software(subject),
+                *_machine(subject),
+            ),
+        ),
+        Part("2. Elements and process of development", ()),
+        Part("2 (a) Methods and steps, pre-trained models", (*_base(subject), *_steps(subject)), 3),
+        Part("2 (b) Design and its reasons", (blank("design"),), 3),
+        Part("2 (d) Data: sources, labelling, cleaning", (*_data(subject), blank("data_licences")), 3),
+        Part("Labelling", (*_labelling(subject), blank("raters")), 4),
+        Part("Cleaning", (*_cleaning(subject), blank("personal_data")), 4),
+        Part("2 (e) Human oversight", (blank("oversight"),), 3),
+        Part("2 (f) Changes foreseen", (blank("changes_planned"),), 3),
+        Part(
+            "2 (g) Validation and testing",
+            (*_metrics(subject), *_or_blank(_evaluated(subject), "evaluation", unmeasured)),
+            3,
+        ),
+        Part("2 (h) Cybersecurity", (blank("security"),), 3),
+        Part("3. Monitoring, functioning and control", (blank("limits"), blank("affected"), blank("marking"))),
+        Part("4. Appropriateness of the metrics", (blank("metrics_fit"),)),
+        Part("5. Risk management", (blank("risks"),)),
+        Part("6. Changes through the lifecycle", tuple(_versions(subject))),
+        Part("7. Standards", (blank("standards"),)),
+        Part("8. Declaration of conformity", (blank("declaration"),)),
+        Part("9. Monitoring after release", (blank("monitoring"), blank("log_keeping"))),
+    ]
+
+
+FORMS: dict[str, Callable[[Subject], list[Part]]] = {"hub": hub, "annex_iv": annex_iv}
+NOTES = {
+    "hub": "",
+    "annex_iv": (
+        "The headings follow Annex IV of Regulation (EU) 2024/1689, shortened. Whether the model needs this file, and "
+        "whether it is complete, is for a lawyer to say."
+    ),
+}
+TITLES = {"hub": "Model card", "annex_iv": "Technical documentation"}
